@@ -1,0 +1,148 @@
+"""Every default, with its unit and meaning. An experiment's file starts from `jaxrlvr.config.base()` and changes some.
+
+`jaxrlvr STAGE --config=FILE[:ARG] --workdir=DIR --config.key=value`; a key that is not here is an error.
+"""
+
+from ml_collections import ConfigDict
+
+
+def optim(lr: float, schedule: str, weight_decay: float, b2: float) -> ConfigDict:
+  o = ConfigDict()
+  o.lr = lr  # peak learning rate
+  o.schedule = schedule  # constant | cosine | linear, after the warm-up
+  o.warmup = 0.0  # linear warm-up, as a share of the updates
+  o.floor = 0.0  # where cosine and linear end, as a share of lr
+  o.b1, o.b2, o.eps = 0.9, b2, 1e-8  # AdamW
+  o.weight_decay = weight_decay
+  o.clip_norm = 1.0  # largest global norm of a gradient; 0: no clipping
+  return o
+
+
+def language_modelling(steps: int, lr: float) -> ConfigDict:
+  """Pre-training, CPT and SFT: packed rows, loss over the mean of all target tokens of a batch."""
+  t = ConfigDict()
+  t.steps = steps  # updates
+  t.rows = 32  # packed rows an update
+  t.row_tokens = 128  # slots of a row
+  t.microbatches = 1  # parts a batch is cut into; changes memory, never the gradient
+  t.optim = optim(lr, "cosine", weight_decay=0.01, b2=0.95)
+  t.optim.warmup = 0.05
+  return t
+
+
+def get_config(arg: str = "") -> ConfigDict:
+  if arg:
+    raise ValueError(f"base takes no argument, got {arg!r}")
+  c = ConfigDict()
+  c.seed = 0  # of everything: weights, data order, samples
+  c.init = ""  # run directory whose newest weights (and tokenizer) to start from; "": fresh weights
+  c.tokenizer = ""  # SentencePiece model, or run directory that holds one; "": the one of `init`
+  c.resume = "auto"  # auto: go on if the workdir has a checkpoint | required | never: the workdir must be unused
+  c.tensorboard = False  # write TensorBoard events too (extra `tensorboard`)
+
+  c.model = ConfigDict()  # shape of fresh weights; with `init` its own shape holds, and only dtype and unroll are read
+  c.model.width = 64
+  c.model.layers = 3
+  c.model.heads = 4
+  c.model.kv_heads = 2
+  c.model.head_dim = 16
+  c.model.mlp = 192
+  c.model.rope_theta = 10_000.0
+  c.model.rope_scaling = 0.0  # factor of Llama-3 frequency scaling; 0: none
+  c.model.norm_eps = 1e-6
+  c.model.qkv_bias = False
+  c.model.qk_norm = False
+  c.model.tied = True  # output head = embedding table
+  c.model.dtype = "float32"  # of activations: float32 | bfloat16; masters are float32
+  c.model.unroll = 3  # layers a step of the scan over layers runs
+  c.model.vocab_chunk = 8192  # columns of the head that scoring holds at once
+  c.model.remat = False  # recompute each layer in the backward pass: less memory, a third more work
+
+  c.mesh = ConfigDict()  # devices along each axis; one may be -1: all that are left
+  c.mesh.data = 1  # copies of the weights, rows split
+  c.mesh.fsdp = 1  # weights and rows split
+  c.mesh.tensor = 1  # heads, MLP and vocabulary split
+
+  c.text = ConfigDict()  # what the embedded text is made of
+  c.text.vocab = 512  # tokens of the SentencePiece model
+  c.text.documents = 4000  # documents it is trained on
+  c.text.levels = (1, 2, 3, 4)  # difficulty of problems in pre-training and CPT text; level n has n + 1 operations
+  c.text.filler = 0.1  # share of pre-training documents that are general filler
+  c.text.facts = 0.3  # share that are easy facts; the rest are problems with an answer
+  c.text.careful = 0.3  # share of these answers with every step; the others show one step and guess
+  c.text.guess_right = 0.25  # share of guesses that are right
+
+  c.pretrain = language_modelling(steps=800, lr=3e-3)
+  c.cpt = language_modelling(steps=400, lr=2e-3)
+  c.sft = language_modelling(steps=60, lr=1e-3)
+  c.sft.thinking = True  # targets: True: trace and answer; False: the same prompts, the answer alone
+  c.sft.terse = 0.6  # share of traces that show their first step only and jump to the (right) answer
+  c.sft.levels = (4,)
+
+  c.problems = ConfigDict()  # what RL trains on
+  c.problems.source = "arithmetic"  # arithmetic | a parquet file of the study
+  c.problems.count = 8  # N, how many problems; fewer than a batch are repeated uniformly
+  c.problems.levels = (4,)  # of the embedded problems, in turn
+  c.problems.kinds = ("chain",)  # chain | expression, in turn
+  c.problems.seed = 100  # of the embedded problems
+  c.problems.verifier = "auto"  # how a parquet file's answers are graded: auto | math | graph
+  c.problems.too_long = "error"  # prompts over rl.prompt_tokens: error | drop (counted)
+
+  c.heldout = ConfigDict(c.problems.to_dict())  # what evaluation uses, during RL and in `evaluate`
+  c.heldout.count = 64
+  c.heldout.seed = 1
+  c.heldout.name = "heldout"  # name of the set in metrics
+
+  c.rl = ConfigDict()
+  c.rl.steps = 60  # batches of problems
+  c.rl.problems_per_step = 32
+  c.rl.group_size = 8  # samples a problem
+  c.rl.minibatch_problems = 0  # problems an update, 0: all of a step in one update (on-policy)
+  c.rl.microbatches = 4  # parts of an update's rows; changes memory, never the gradient
+  c.rl.prompt_tokens = 48  # longest prompt; also the padded width
+  c.rl.response_tokens = 56  # longest response
+  c.rl.temperature = 1.0
+  c.rl.top_k = 0  # 0: off
+  c.rl.top_p = 1.0  # 1: off
+  c.rl.stop_strings = ()  # a response also ends where one of these is complete
+  c.rl.shrink = 1  # times the batch is halved as responses finish; more: less work, longer compile
+  c.rl.reward = "verifiable"  # a key of jaxrlvr.reward.REWARDS
+  c.rl.baseline = "mean"  # mean | leave-one-out | zero (GRPO-POS) | one (GRPO-NEG)
+  c.rl.scale_std = True  # divide advantages by the group's std; False: Dr.GRPO
+  c.rl.ratio = "token"  # token | sequence (GSPO)
+  c.rl.clip_low = 0.2
+  c.rl.clip_high = 0.2
+  c.rl.dual_clip = 0.0  # cap of the loss for negative advantages, in units of the advantage; 0: off
+  c.rl.importance_cap = 0.0  # truncated importance sampling against the sampler's logp; 0: off
+  c.rl.reduce = "token-mean"  # token-mean | sequence-mean-token-mean | sequence-mean-token-sum | constant-length
+  c.rl.kl_beta = 0.001  # weight of the KL to the starting policy in the loss; 0: no reference policy
+  c.rl.kl_estimator = "k3"  # k1 | k2 | k3 | k3-k2
+  c.rl.max_unscored = 0.2  # share of a batch's rows that may be unscored before the run stops itself (exit 3)
+  c.rl.optim = optim(1e-4, "constant", weight_decay=0.01, b2=0.999)
+
+  c.evaluate = ConfigDict()
+  c.evaluate.every = 10  # RL steps between evaluations; 0: only at start and end
+  c.evaluate.samples = 16  # a problem
+  c.evaluate.temperature = 1.0
+  c.evaluate.pass_k = (1, 4, 8, 16)  # k of pass@k, each at most `samples`
+  c.evaluate.problems_per_batch = 64
+
+  c.verify = ConfigDict()  # limits of one grading job in its worker process
+  c.verify.workers = 2
+  c.verify.cpu_seconds = 2.0
+  c.verify.wall_seconds = 10.0  # from the job's start
+  c.verify.memory_mib = 1024
+
+  c.checkpoint = ConfigDict()
+  c.checkpoint.every = 50  # steps; the last step is always saved
+  c.checkpoint.keep = 2  # newest checkpoints kept
+  c.stop_after_bad_updates = 3  # non-finite updates in a row before the run stops itself (exit 3)
+
+  c.report = ConfigDict()
+  c.report.runs = ()  # "arm name=run directory" for each curve; in a chain, directories of the chain
+  c.report.title = "RLVR under weak supervision"
+  c.report.samples = 12  # rollouts shown an arm
+  c.saturation_tail = 50  # last steps in which saturation is not looked for (T - T_eff of the paper)
+
+  c.chain = ()  # for the stage `chain`: ({"name", "stage", "init" (name of an earlier link or ""), "set": {key: value}}, ...)
+  return c

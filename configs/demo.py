@@ -1,0 +1,36 @@
+"""The embedded default, from nothing to a report on a laptop CPU: `bash launch/demo.sh`.
+
+data -> tokenizer -> base -> CPT -> {Thinking, Non-thinking} SFT -> GRPO from both with N = 8 -> evaluation -> report.
+The study's pattern in miniature (paper, figures 1 and 6): the thinking arm generalises from 8 problems, the
+non-thinking arm memorises them. `demo.py:SEED` takes another seed.
+"""
+
+from jaxrlvr.config import base
+
+
+def get_config(arg=""):
+  c = base()
+  c.seed = int(arg or 0)
+  c.report.title = "GRPO from eight problems: Thinking against Non-thinking SFT"
+  c.chain = (
+    {"name": "tokenizer", "stage": "tokenizer"},
+    {"name": "base", "stage": "pretrain", "tokenizer": "tokenizer"},
+    {"name": "cpt", "stage": "cpt", "init": "base"},
+    {"name": "sft-thinking", "stage": "sft", "init": "cpt", "set": {"sft.thinking": True}},
+    {"name": "sft-nonthinking", "stage": "sft", "init": "cpt", "set": {"sft.thinking": False}},
+    {"name": "rl-thinking", "stage": "rl", "init": "sft-thinking"},
+    {"name": "rl-nonthinking", "stage": "rl", "init": "sft-nonthinking", "set": {"rl.response_tokens": 12}},
+    {"name": "eval-base", "stage": "evaluate", "init": "base"},
+    {"name": "eval-cpt", "stage": "evaluate", "init": "cpt"},
+    {
+      "name": "analysis",
+      "stage": "analyze",
+      "runs": {
+        "Thinking": "rl-thinking",
+        "Non-thinking": "rl-nonthinking",
+        "Base": "eval-base",
+        "Base + CPT": "eval-cpt",
+      },
+    },
+  )
+  return c

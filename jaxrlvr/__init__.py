@@ -1,0 +1,1 @@
+"""RLVR under weak supervision, in JAX."""

@@ -1,0 +1,121 @@
+"""Accuracy over repeated samples of each problem (avg@K, pass@k, maj@K) and how far a figure can be trusted."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxrlvr.text.answer import after_thinking, last_box
+
+
+class Gain(NamedTuple):
+  """after - before as a mean over problems, with the ends of its interval."""
+
+  gain: float
+  low: float
+  high: float
+
+
+def pass_at_k(n, c, k) -> np.ndarray:
+  """Chance that k of n samples, drawn without putting back, hold one of the c right ones: 1 - C(n-c, k) / C(n, k).
+
+  Arguments broadcast. 0 where c = 0, and 1 where c > 0 but fewer than k are wrong: so also for k > n, where the
+  estimator has no meaning and the caller should leave the problem out.
+  """
+  n, c, k = np.broadcast_arrays(*(np.asarray(x, np.int64) for x in (n, c, k)))
+  if ((c < 0) | (c > n) | (k < 1)).any():
+    raise ValueError(f"pass_at_k(n={n}, c={c}, k={k}): needs 0 <= c <= n and k >= 1")
+  sure = (c > 0) & (n - c < k)
+  few, many = np.where(sure, 0, np.minimum(c, k)), np.maximum(c, k)  # the quotient stays if c and k change places
+  log_miss = np.zeros(n.shape)
+  for i in range(few.max(initial=0)):
+    open_ = i < few
+    log_miss += np.log1p(-np.where(open_, many, 0) / np.where(open_, n - i, 1))
+  return np.where(sure, 1.0, -np.expm1(log_miss))[()]
+
+
+def maj_at_k(answers: Sequence[str | None], right: Sequence[float]) -> float:
+  """1.0 iff the most frequent answer of one problem's samples is right, else 0.0.
+
+  Answers are the same if their trimmed text is; None doesn't vote; of a tie the answer seen first wins; it is as right
+  as the first sample that gave it. 0.0 where nobody voted.
+  """
+  voted = [(a.strip(), r) for a, r in zip(answers, right, strict=True) if a is not None]
+  if not voted:
+    return 0.0
+  votes = Counter(a for a, _ in voted)  # max takes the first of equals, and a Counter keeps the order of first sight
+  winner = max(votes, key=votes.__getitem__)
+  return float(next(r for a, r in voted if a == winner) == 1.0)
+
+
+def bootstrap(
+  values_P, statistic: Callable = np.mean, draws: int = 2000, level: float = 0.95, seed: int = 0
+) -> tuple[float, float]:
+  """Percentile interval of statistic(values_P) under redrawing problems; (nan, nan) without any value."""
+  values_P = np.asarray(values_P, np.float64)
+  if not len(values_P):
+    return float("nan"), float("nan")
+  draw, count = np.random.default_rng(seed), len(values_P)
+  drawn = [statistic(values_P[draw.integers(count, size=count)]) for _ in range(draws)]
+  low, high = np.quantile(drawn, ((1 - level) / 2, (1 + level) / 2))
+  return float(low), float(high)
+
+
+def paired_gain(before_P, after_P, **how) -> Gain:
+  """Mean of after - before over the same problems in the same order; `how` goes to `bootstrap`."""
+  before_P, after_P = np.asarray(before_P, np.float64), np.asarray(after_P, np.float64)
+  if before_P.shape != after_P.shape:
+    raise ValueError(f"paired_gain: {before_P.shape} against {after_P.shape} values; pass those of the same problems")
+  return Gain(_mean(after_P - before_P), *bootstrap(after_P - before_P, **how))
+
+
+def problem_means(records: Iterable[Mapping]) -> dict[str, float]:
+  """Mean true reward of each problem's scored samples, in the order of first sight; without any it is left out."""
+  scores = defaultdict(list)
+  for row in records:
+    if row["scored"]:
+      scores[row["problem"]].append(row["true_reward"])
+  return {problem: _mean(values) for problem, values in scores.items()}
+
+
+def summarise(records: Sequence[Mapping], ks: Sequence[int]) -> dict[str, float]:
+  """Figures of one evaluated set by name (avg@K, pass@k, maj@K, format, ...); K: samples a problem; nan: undefined.
+
+  An unscored row is never wrong: it is taken out of its problem's n and c and doesn't vote, so pass@k estimates from
+  the smaller n, and leaves out a problem with n < k. Right means a score of exactly 1; avg@K keeps fractions.
+  """
+  if not records:
+    raise ValueError("summarise: no record; an evaluation needs at least one problem and one sample")
+  samples, scored = Counter(row["problem"] for row in records), defaultdict(list)
+  for row in records:
+    if row["scored"]:
+      scored[row["problem"]].append(row)
+  n_P = np.array([len(rows) for rows in scored.values()], np.int64)
+  c_P = np.array([sum(row["true_reward"] == 1.0 for row in rows) for rows in scored.values()], np.int64)
+  means_P = list(problem_means(records).values())
+  votes_P = [maj_at_k([r["answer"] for r in rows], [r["true_reward"] for r in rows]) for rows in scored.values()]
+  judged = [row["faithfulness"] == 1 for row in records if row["faithfulness"] is not None]
+  K = max(samples.values())
+  found = _with_interval(f"avg@{K}", means_P)
+  for k in ks:
+    found |= _with_interval(f"pass@{k}", pass_at_k(n_P[n_P >= k], c_P[n_P >= k], k))
+  return found | {
+    f"maj@{K}": _mean(votes_P),
+    "format": _mean([last_box(after_thinking(row["text"])) is not None for row in records]),
+    "mean_length": _mean([row["tokens"] for row in records]),
+    "clipped": _mean([row["stop"] == "length" for row in records]),
+    "unscored": _mean([not row["scored"] for row in records]),
+    "faithful": _mean(judged),
+  }
+
+
+def _with_interval(name: str, values_P) -> dict[str, float]:
+  low, high = bootstrap(values_P)
+  return {name: _mean(values_P), f"{name}_low": low, f"{name}_high": high}
+
+
+def _mean(values) -> float:
+  return float(np.mean(values)) if len(values) else float("nan")

@@ -1,0 +1,304 @@
+"""Configs: files that build one, overrides from the command line, and every check that needs no device."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib.util
+import math
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from jaxrlvr import loss, masked, optim, reward
+from jaxrlvr.data import arithmetic
+from jaxrlvr.types import InputError
+
+_HERE = Path(__file__).resolve().parent
+FOLDER = next(
+  (d for d in (_HERE.parent / "configs", _HERE / "configs") if (d / "base.py").is_file()), _HERE / "configs"
+)
+
+
+def _build(path: Path, arg: str) -> ConfigDict:
+  if not path.is_file():
+    near = difflib.get_close_matches(path.stem, [p.stem for p in FOLDER.glob("*.py")], 1)
+    hint = f"; did you mean {FOLDER / near[0]}.py?" if near else f"; see {FOLDER}"
+    raise InputError(f"--config={path}: no such file{hint}")
+  module_spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+  module = importlib.util.module_from_spec(module_spec)
+  try:
+    module_spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+      raise InputError(f"{path}: defines no get_config(arg); add one that returns a ConfigDict")
+    made = module.get_config(arg)
+  except InputError:
+    raise
+  except Exception as error:  # a config file is the user's code: whatever it raises is told with its place
+    at = (
+      error
+      if isinstance(error, SyntaxError)
+      else next((f for f in reversed(traceback.extract_tb(error.__traceback__)) if f.filename == str(path)), None)
+    )
+    raise InputError(f"{path}:{getattr(at, 'lineno', '?')}: {type(error).__name__}: {error}") from error
+  made.lock()
+  return made
+
+
+def base() -> ConfigDict:
+  """The defaults (configs/base.py): where every experiment's config starts."""
+  return _build(FOLDER / "base.py", "")
+
+
+def load(name: str, overrides: Mapping[str, str] | None = None) -> ConfigDict:
+  """Config of `FILE[:ARG]` (FILE a path, or a name in configs/) with dotted `key: text` overrides, checked."""
+  file, _, arg = name.partition(":")
+  path = Path(file)
+  if not path.is_file() and path.parent == Path() and (FOLDER / f"{path.stem}.py").is_file():
+    path = FOLDER / f"{path.stem}.py"
+  config = _build(path.resolve(), arg)
+  for key, text in (overrides or {}).items():
+    set_text(config, key, text)
+  check(config)
+  return config
+
+
+def _leaf(config: ConfigDict, key: str) -> tuple[ConfigDict, str]:
+  node = config
+  *parents, last = key.split(".")
+  for part in [*parents, last]:
+    if not isinstance(node, ConfigDict) or part not in node:
+      near = difflib.get_close_matches(key, keys(config), 1, 0.5)
+      raise InputError(
+        f"config.{key}: no such key" + (f"; did you mean config.{near[0]}?" if near else "; see configs/base.py")
+      )
+    node, parent = node[part], node
+  if isinstance(node, ConfigDict):
+    raise InputError(f"config.{key}: a group of keys, not a value; set one of {[f'{key}.{k}' for k in node]}")
+  return parent, last
+
+
+def keys(config: ConfigDict, prefix: str = "") -> list[str]:
+  """Dotted names of all leaves."""
+  found = []
+  for name, value in config.items():
+    found += keys(value, f"{prefix}{name}.") if isinstance(value, ConfigDict) else [prefix + name]
+  return found
+
+
+def set_text(config: ConfigDict, key: str, text: str) -> None:
+  """Sets a leaf from command-line text, read as the type the leaf has."""
+  parent, last = _leaf(config, key)
+  now = parent[last]
+  if isinstance(now, str):
+    value = text
+  else:
+    try:
+      value = ast.literal_eval({"true": "True", "false": "False"}.get(text.lower(), text))
+    except (ValueError, SyntaxError):
+      value = tuple(text.split(",")) if isinstance(now, tuple) else text
+    if isinstance(now, tuple) and not isinstance(value, (tuple, list)):
+      value = (value,)
+  set_value(config, key, value)
+
+
+def set_value(config: ConfigDict, key: str, value) -> None:
+  """Sets a leaf; a value of another type than the default's is an error."""
+  parent, last = _leaf(config, key)
+  parent[last] = _typed(key, value, parent[last])
+
+
+def _typed(key: str, value, like):
+  if isinstance(like, tuple) and isinstance(value, (tuple, list)):
+    return tuple(value)
+  if isinstance(like, float) and isinstance(value, int) and not isinstance(value, bool):
+    value = float(value)
+  if type(value) is not type(like):
+    raise InputError(
+      f"config.{key} = {value!r}: has type {type(value).__name__}, wanted {type(like).__name__} like {like!r}"
+    )
+  if isinstance(value, float) and not math.isfinite(value):
+    raise InputError(f"config.{key} = {value!r}: wanted a finite number")
+  return value
+
+
+def one_of(*names) -> tuple[Callable, str]:
+  return (lambda v: v in names), f"one of {', '.join(map(str, names))}"
+
+
+def at_least(low) -> tuple[Callable, str]:
+  return (lambda v: v >= low), f"at least {low}"
+
+
+def each(rule: tuple[Callable, str]) -> tuple[Callable, str]:
+  return (lambda v: len(v) > 0 and all(rule[0](x) for x in v)), f"one or more, each {rule[1]}"
+
+
+_POSITIVE = (lambda v: v > 0), "above 0"
+_SHARE = (lambda v: 0 <= v <= 1), "from 0 to 1"
+_DECAY = (lambda v: 0 <= v < 1), "from 0 to below 1"
+_MESH = (lambda v: v == -1 or v >= 1), "-1 or at least 1"
+
+# What a value must be, by key; a key that starts with a dot stands for every group that has it.
+RULES: dict[str, tuple[Callable, str]] = {
+  "resume": one_of("auto", "required", "never"),
+  "seed": at_least(0),
+  "saturation_tail": at_least(0),
+  "stop_after_bad_updates": at_least(1),
+  ".optim.lr": at_least(0.0),
+  ".optim.schedule": one_of(*optim.SCHEDULES),
+  ".optim.warmup": _DECAY,
+  ".optim.floor": _SHARE,
+  ".optim.b1": _DECAY,
+  ".optim.b2": _DECAY,
+  ".optim.eps": _POSITIVE,
+  ".optim.weight_decay": at_least(0.0),
+  ".optim.clip_norm": at_least(0.0),
+  ".steps": at_least(1),
+  ".rows": at_least(1),
+  ".row_tokens": at_least(2),
+  ".microbatches": at_least(1),
+  ".levels": each(one_of(*arithmetic.LEVELS)),
+  ".kinds": each(one_of(*arithmetic.KINDS)),
+  ".count": at_least(1),
+  ".verifier": one_of("auto", "math", "graph"),
+  ".too_long": one_of("error", "drop"),
+  **{
+    f"model.{k}": at_least(1)
+    for k in ("width", "layers", "heads", "kv_heads", "head_dim", "mlp", "unroll", "vocab_chunk")
+  },
+  "model.rope_theta": _POSITIVE,
+  "model.rope_scaling": at_least(0.0),
+  "model.norm_eps": _POSITIVE,
+  "model.dtype": one_of("float32", "bfloat16"),
+  **{f"mesh.{k}": _MESH for k in ("data", "fsdp", "tensor")},
+  "text.vocab": at_least(320),
+  "text.documents": at_least(100),
+  **{f"text.{k}": _SHARE for k in ("filler", "facts", "careful", "guess_right")},
+  "sft.terse": _SHARE,
+  "rl.problems_per_step": at_least(1),
+  "rl.group_size": ((lambda v: v >= 2), "at least 2: a group of one has no spread and teaches nothing"),
+  "rl.minibatch_problems": at_least(0),
+  "rl.prompt_tokens": at_least(1),
+  "rl.response_tokens": at_least(1),
+  "rl.temperature": ((lambda v: v > 0), "above 0: greedy samples of a problem are all alike"),
+  "rl.top_k": at_least(0),
+  "rl.top_p": ((lambda v: 0 < v <= 1), "above 0, at most 1"),
+  "rl.stop_strings": ((lambda v: all(isinstance(s, str) and s for s in v)), "strings that are not empty"),
+  "rl.shrink": at_least(0),
+  "rl.reward": one_of(*reward.REWARDS),
+  "rl.baseline": one_of(*loss.BASELINES),
+  "rl.ratio": one_of(*loss.RATIOS),
+  "rl.clip_low": _SHARE,
+  "rl.clip_high": at_least(0.0),
+  "rl.dual_clip": ((lambda v: v == 0 or v > 1), "0 (off) or above 1"),
+  "rl.importance_cap": at_least(0.0),
+  "rl.reduce": one_of(*masked.REDUCTIONS),
+  "rl.kl_beta": at_least(0.0),
+  "rl.kl_estimator": one_of(*loss.KL),
+  "rl.max_unscored": _SHARE,
+  "evaluate.every": at_least(0),
+  "evaluate.samples": at_least(1),
+  "evaluate.temperature": at_least(0.0),
+  "evaluate.pass_k": each(at_least(1)),
+  "evaluate.problems_per_batch": at_least(1),
+  "verify.workers": at_least(1),
+  "verify.cpu_seconds": _POSITIVE,
+  "verify.wall_seconds": _POSITIVE,
+  "verify.memory_mib": at_least(64),
+  "checkpoint.every": at_least(1),
+  "checkpoint.keep": at_least(1),
+  "report.samples": at_least(0),
+}
+
+
+def _rule(key: str) -> tuple[Callable, str] | None:
+  suffixes = (key[i:] for i, ch in enumerate(key) if ch == ".")
+  return RULES.get(key) or next((RULES[s] for s in suffixes if s in RULES), None)
+
+
+# Pairs of keys that can't go together: (is it impossible, what is wrong and the cure).
+IMPOSSIBLE: tuple[tuple[Callable[[ConfigDict], bool], str], ...] = (
+  (lambda c: c.model.heads % c.model.kv_heads != 0, "config.model.heads must be a multiple of config.model.kv_heads"),
+  (lambda c: c.model.head_dim % 2 != 0, "config.model.head_dim must be even: RoPE rotates pairs"),
+  (lambda c: c.text.filler + c.text.facts > 1, "config.text.filler + config.text.facts is above 1; lower one"),
+  (
+    lambda c: c.rl.minibatch_problems and c.rl.problems_per_step % c.rl.minibatch_problems != 0,
+    "config.rl.problems_per_step must be a multiple of config.rl.minibatch_problems",
+  ),
+  (
+    lambda c: (c.rl.minibatch_problems or c.rl.problems_per_step) * c.rl.group_size % c.rl.microbatches != 0,
+    "the rows of an update, (config.rl.minibatch_problems or config.rl.problems_per_step) * config.rl.group_size, must be "
+    "a multiple of config.rl.microbatches",
+  ),
+  *(
+    (
+      lambda c, s=s: c[s].rows % c[s].microbatches != 0,
+      f"config.{s}.rows must be a multiple of config.{s}.microbatches",
+    )
+    for s in ("pretrain", "cpt", "sft")
+  ),
+  (lambda c: max(c.evaluate.pass_k) > c.evaluate.samples, "config.evaluate.pass_k goes beyond config.evaluate.samples"),
+  (lambda c: len(c.mesh.values()) and list(c.mesh.values()).count(-1) > 1, "only one of config.mesh.* may be -1"),
+)
+
+
+def check(config: ConfigDict) -> None:
+  """Raises InputError, naming the key, for a wrong type, a value out of range or an impossible pair."""
+  like = base()
+  extra = set(keys(config)) ^ set(keys(like))
+  if extra:
+    raise InputError(
+      f"config.{min(extra)}: {'missing' if min(extra) in keys(like) else 'unknown'}; see configs/base.py"
+    )
+  for key in keys(config):
+    parent, last = _leaf(config, key)
+    reference, _ = _leaf(like, key)
+    value = _typed(key, parent[last], reference[last])
+    if (rule := _rule(key)) and not _holds(rule[0], value):
+      near = difflib.get_close_matches(value, rule[1].replace(",", "").split(), 1) if isinstance(value, str) else []
+      raise InputError(f"config.{key} = {value!r}: wanted {rule[1]}" + (f"; did you mean {near[0]!r}?" if near else ""))
+  for impossible, message in IMPOSSIBLE:
+    if impossible(config):
+      raise InputError(message)
+  for link in config.chain:
+    derive(config, link.get("set", {}))
+
+
+def _holds(rule: Callable, value) -> bool:
+  try:
+    return bool(rule(value))
+  except TypeError:
+    return False
+
+
+def derive(config: ConfigDict, changes: Mapping[str, object]) -> ConfigDict:
+  """A checked copy with some leaves changed and no chain of its own."""
+  made = ConfigDict(config.to_dict())
+  made.chain = ()
+  for key, value in changes.items():
+    set_value(made, key, value)
+  made.lock()
+  check(made)
+  return made
+
+
+def differences(a: ConfigDict, b: Mapping, ignore: tuple[str, ...]) -> list[str]:
+  """`key: here x, there y` for leaves that differ; keys that start with one of `ignore` may."""
+  flat = {}
+  for source in (a, ConfigDict(b)):
+    for key in keys(source):
+      node, last = _leaf(source, key)
+      flat.setdefault(key, {})[id(source)] = node[last]
+      flat[key].setdefault("all", []).append(node[last])
+  return [
+    f"config.{key}: " + ", earlier ".join(repr(x) for x in seen["all"])
+    for key, seen in flat.items()
+    if not key.startswith(ignore) and (len(seen["all"]) != 2 or _plain(seen["all"][0]) != _plain(seen["all"][1]))
+  ]
+
+
+def _plain(value):
+  return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,115 @@
+"""What a run writes for people: metrics, rollouts, progress. Every line survives a kill, and none is written twice."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from jaxrlvr.types import InputError
+
+
+def write_atomic(path: Path, text: str) -> None:
+  """Writes a whole file or nothing."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  part = path.with_name(path.name + ".part")
+  with part.open("w", encoding="utf-8", errors="backslashreplace") as f:
+    f.write(text)
+    f.flush()
+    os.fsync(f.fileno())
+  part.replace(path)
+
+
+def write_json(path: Path, value) -> None:
+  write_atomic(path, json.dumps(value, indent=1, sort_keys=True, default=list) + "\n")
+
+
+def write_jsonl(path: Path, rows: Iterable[Mapping]) -> None:
+  """A whole jsonl file; written again after a resume it is the same file, so no row is lost or doubled."""
+  write_atomic(path, "".join(json.dumps(row, ensure_ascii=True) + "\n" for row in rows))
+
+
+def read_jsonl(path: Path) -> list[dict]:
+  """Rows of a jsonl file, [] if it is absent; a half last line (a kill while writing) is left out."""
+  if not path.is_file():
+    return []
+  lines = path.read_text(encoding="utf-8").split("\n")
+  return [json.loads(line) for line in lines[:-1] if line]
+
+
+class Logbook:
+  """metrics.jsonl (one line a step, flushed) and, if asked for, TensorBoard events through clu."""
+
+  def __init__(self, workdir: Path, resume_step: int, tensorboard: bool = False):
+    """Lines behind `resume_step` are dropped: their steps are about to be run again."""
+    path = workdir / "metrics.jsonl"
+    kept = [row for row in read_jsonl(path) if row["step"] <= resume_step]
+    write_jsonl(path, kept)
+    self._file = path.open("a", encoding="utf-8")
+    self._events = _events(workdir) if tensorboard else None
+
+  def write(self, step: int, metrics: Mapping[str, float]) -> None:
+    values = {name: float(value) for name, value in metrics.items()}
+    row = {"step": step} | {name: value if math.isfinite(value) else None for name, value in values.items()}
+    self._file.write(json.dumps(row) + "\n")
+    self._file.flush()
+    if self._events is not None:
+      self._events.write_scalars(step, values)
+
+  def close(self) -> None:
+    self._file.close()
+    if self._events is not None:
+      self._events.close()
+
+
+def _events(workdir: Path):
+  try:
+    from clu import metric_writers
+  except ImportError as error:
+    raise InputError(
+      f"config.tensorboard = True needs clu and TensorFlow ({error}); pip install 'jaxrlvr[tensorboard]' or set it to False"
+    ) from error
+  return metric_writers.SummaryWriter(str(workdir / "tensorboard"))
+
+
+class Progress:
+  """One line that tells step, time left and the latest figures: redrawn on a terminal, printed now and then elsewhere."""
+
+  def __init__(self, name: str, total: int, start: int = 0, seconds: float = 10.0, stream=None):
+    self._name, self._total, self._start, self._seconds = name, total, start, seconds
+    self._out = stream or sys.stderr
+    self._terminal = self._out.isatty()
+    self._begun = self._first = time.monotonic()
+    self._shown = -math.inf
+
+  def __call__(self, step: int, figures: Mapping[str, float] | None = None) -> None:
+    """Says that `step` steps are done."""
+    now = time.monotonic()
+    if step <= self._start + 1:
+      self._first = now  # the first step compiles: the estimate leaves it out
+    last = step >= self._total
+    if now - self._shown < (0.2 if self._terminal else self._seconds) and not last:
+      return
+    self._shown = now
+    done = step - self._start - 1
+    rate = (now - self._first) / done if done > 0 else 0.0
+    left = (
+      f"ETA {_clock(rate * (self._total - step))}" if done > 0 and not last else f"took {_clock(now - self._begun)}"
+    )
+    told = "  ".join(f"{name} {value:.3g}" for name, value in (figures or {}).items())
+    line = f"{self._name:<18} {step:>5}/{self._total}  {left if done > 0 or last else 'compiling'}  {told}"
+    if self._terminal:
+      self._out.write(f"\r\x1b[K{line}" + ("\n" if last else ""))
+    else:
+      self._out.write(line + "\n")
+    self._out.flush()
+
+
+def _clock(seconds: float) -> str:
+  minutes, seconds = divmod(round(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,0 +1,143 @@
+"""GRPO and its variants, as arithmetic on log-probabilities; a variant is a row of a table here."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from jaxrlvr import masked
+
+
+def _group_mean(reward_PG, scored_PG):
+  return masked.mean(reward_PG, scored_PG, 1, keepdims=True)
+
+
+def _leave_one_out(reward_PG, scored_PG):
+  kept = jnp.where(scored_PG, reward_PG, 0.0)
+  others = jnp.sum(scored_PG, 1, keepdims=True) - scored_PG
+  return (jnp.sum(kept, 1, keepdims=True) - kept) / jnp.maximum(others, 1)
+
+
+# Baseline subtracted from the rewards of a group. Keys: value of `rl.baseline`.
+BASELINES = {
+  "mean": _group_mean,  # GRPO
+  "leave-one-out": _leave_one_out,  # RLOO
+  "zero": lambda reward_PG, scored_PG: 0.0,  # GRPO-POS: right answers only, REINFORCE
+  "one": lambda reward_PG, scored_PG: 1.0,  # GRPO-NEG: wrong answers only
+}
+_RELATIVE = ("mean", "leave-one-out")
+
+
+def group_advantage(reward_PG, scored_PG=None, *, baseline: str = "mean", scale_std: bool = True) -> jax.Array:
+  """Advantages [P,G]: (reward - baseline), divided by the group's sample std + 1e-6 if `scale_std` (False: Dr.GRPO).
+
+  Unscored samples (`scored_PG` False) count in no statistic and get 0. A group whose scored rewards are all equal
+  gets exactly 0, but for the constant baselines without scaling, which are not relative to the group.
+  """
+  scored_PG = jnp.ones(reward_PG.shape, bool) if scored_PG is None else scored_PG
+  spread_P1 = masked.spread(reward_PG, scored_PG, 1, keepdims=True)
+  advantage_PG = reward_PG - BASELINES[baseline](reward_PG, scored_PG)
+  if scale_std:
+    advantage_PG = advantage_PG / (masked.std(reward_PG, scored_PG, 1, keepdims=True) + 1e-6)
+  if scale_std or baseline in _RELATIVE:
+    advantage_PG = jnp.where(spread_P1 > 0, advantage_PG, 0.0)
+  return jnp.where(scored_PG, advantage_PG, 0.0)
+
+
+def _k1(d):
+  return -d
+
+
+def _k2(d):
+  return 0.5 * d**2
+
+
+def _k3(d):
+  """Clamped as in the study's trainer: d to +-20, the value to +-10, no gradient beyond."""
+  d = jnp.clip(d, -20.0, 20.0)
+  return jnp.clip(jnp.expm1(d) - d, -10.0, 10.0)
+
+
+def _k3_k2(d):
+  """k3's low-variance value with k2's gradient, which is that of the true reverse KL on policy."""
+  return jax.lax.stop_gradient(_k3(d) - _k2(d)) + _k2(d)
+
+
+# Estimators of KL(policy || reference) a token, from d = ref_logp - logp. Keys: value of `rl.kl_estimator`.
+KL = {"k1": _k1, "k2": _k2, "k3": _k3, "k3-k2": _k3_k2}
+
+
+def kl(logp_BT, ref_logp_BT, estimator: str = "k3") -> jax.Array:
+  """Per-token estimate of KL(policy || reference) in nats (Schulman, Approximating KL Divergence).
+
+  As a loss k1 has zero mean gradient and k3 does not descend the reverse KL; "k3-k2" does. The study uses k3.
+  """
+  return KL[estimator](ref_logp_BT - logp_BT)
+
+
+def _token_ratio(log_ratio_BT, mask_BT):
+  return log_ratio_BT
+
+
+def _sequence_ratio(log_ratio_BT, mask_BT):
+  """GSPO: the response's mean log-ratio as value, the token's own gradient."""
+  mean_B1 = masked.mean(log_ratio_BT, mask_BT, 1, keepdims=True)
+  return jax.lax.stop_gradient(mean_B1 - log_ratio_BT) + log_ratio_BT
+
+
+# Level at which the importance ratio is taken. Keys: value of `rl.ratio`.
+RATIOS = {"token": _token_ratio, "sequence": _sequence_ratio}
+
+
+def policy_loss(
+  logp_BT,
+  old_logp_BT,
+  advantage_B,
+  mask_BT,
+  *,
+  clip_low: float = 0.2,
+  clip_high: float = 0.2,
+  dual_clip: float | None = None,
+  ratio: str = "token",
+  reduce: str = "token-mean",
+  max_tokens: int = 0,
+  weights_BT=None,
+  sampler_logp_BT=None,
+  importance_cap: float | None = None,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """Clipped surrogate of PPO and GRPO, to be minimised, and its metrics (each weighted like the loss).
+
+  advantage_B: one a response, or [B,T]. mask_BT: True at scored response tokens. dual_clip c: where the advantage is
+  negative the loss is at most -c * advantage. ratio: "token" or "sequence" (GSPO). reduce, max_tokens: how tokens
+  become one number (`masked.REDUCTIONS`), unless weights_BT brings the weights of a larger batch that this one is part
+  of. sampler_logp_BT with importance_cap: truncated importance sampling, weight min(exp(old - sampler), cap).
+  The log-ratio is clamped to +-20 as in the study's trainer.
+  """
+  if weights_BT is None:
+    weights_BT = masked.token_weights(mask_BT, reduce, max_tokens or mask_BT.shape[1])
+  advantage_BT = advantage_B[:, None] if advantage_B.ndim == 1 else advantage_B
+  log_ratio_BT = RATIOS[ratio](jnp.where(mask_BT, logp_BT - old_logp_BT, 0.0), mask_BT)
+  log_ratio_BT = jnp.clip(log_ratio_BT, -20.0, 20.0)
+  ratio_BT = jnp.exp(log_ratio_BT)
+  free_BT = -advantage_BT * ratio_BT
+  clipped_BT = -advantage_BT * jnp.clip(ratio_BT, 1.0 - clip_low, 1.0 + clip_high)
+  loss_BT = jnp.maximum(free_BT, clipped_BT)
+  capped_BT = jnp.zeros_like(mask_BT, bool)
+  if dual_clip is not None:
+    bound_BT = -advantage_BT * dual_clip
+    capped_BT = (advantage_BT < 0) & (loss_BT > bound_BT)
+    loss_BT = jnp.where(advantage_BT < 0, jnp.minimum(loss_BT, bound_BT), loss_BT)
+  if importance_cap is not None:
+    gap_BT = jnp.where(mask_BT, old_logp_BT - sampler_logp_BT, 0.0)
+    loss_BT = loss_BT * jax.lax.stop_gradient(jnp.minimum(jnp.exp(jnp.clip(gap_BT, -20.0, 20.0)), importance_cap))
+
+  def total(x_BT):
+    return jnp.sum(jnp.where(mask_BT, weights_BT * x_BT, 0.0))
+
+  metrics = {
+    "clip_ratio/low": total((clipped_BT > free_BT) & (advantage_BT < 0)),
+    "clip_ratio/high": total((clipped_BT > free_BT) & (advantage_BT > 0)),
+    "clip_ratio/dual": total(capped_BT),
+    "ppo_kl": total(-log_ratio_BT),
+  }
+  return total(loss_BT), jax.lax.stop_gradient(metrics)

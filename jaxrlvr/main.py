@@ -1,0 +1,94 @@
+"""The command line: `jaxrlvr STAGE --config=FILE[:ARG] --workdir=DIR [--config.key=value ...]`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from jaxrlvr import stopping
+from jaxrlvr.types import InputError, StorageError, TrainingStopped
+
+HELP = {
+  "tokenizer": "train the SentencePiece tokenizer of the embedded models",
+  "pretrain": "train a fresh policy on the embedded pre-training text",
+  "cpt": "continual pre-training of config.init on dense worked examples",
+  "sft": "supervised fine-tuning of config.init, Thinking or Non-thinking (config.sft.thinking)",
+  "rl": "GRPO and its variants from config.init on config.problems",
+  "evaluate": "avg@k, pass@k, maj@k of config.init on config.heldout",
+  "analyze": "write the HTML report of the runs in config.report.runs",
+  "chain": "run the links of config.chain one after another (configs/demo.py)",
+}
+EXITS = "exit codes: 0 done, 2 bad config or input, 3 training stopped itself, 4 storage, 143 stopped by a signal with a checkpoint"
+
+
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
+  """(flags, config overrides); argparse exits with 2 on a bad flag."""
+  parser = argparse.ArgumentParser(
+    "jaxrlvr",
+    description="Reinforcement learning with verifiable rewards under weak supervision, in JAX.",
+    epilog="stages:\n" + "\n".join(f"  {name:<10} {text}" for name, text in HELP.items())
+    + "\n\n--config.a.b=VALUE changes one key of the config; configs/base.py lists every key with its meaning.\n\n" + EXITS,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )  # fmt: skip
+  parser.add_argument("stage", choices=list(HELP), metavar="STAGE", help="what to do, see below")
+  parser.add_argument(
+    "--config", default="base", help="config file, or a name in configs/; FILE:ARG hands it an argument"
+  )
+  parser.add_argument(
+    "--workdir", required=True, help="directory of this run; made if absent, gone on with if it holds one"
+  )
+  parser.add_argument("--resume", choices=("auto", "required", "never"), help="short for --config.resume")
+  parser.add_argument("--debug", action="store_true", help="show tracebacks and the library's own log")
+  flags, rest = parser.parse_known_args(argv)
+  overrides = {"resume": flags.resume} if flags.resume else {}
+  rest = list(rest)
+  while rest:
+    word = rest.pop(0)
+    name, equals, value = word.partition("=")
+    if not name.startswith("--config."):
+      parser.error(
+        f"unknown argument {word!r}; flags are --config, --workdir, --resume, --debug and --config.KEY=VALUE"
+      )
+    if not equals:
+      if not rest:
+        parser.error(f"{word}: no value; write {word}=VALUE")
+      value = rest.pop(0)
+    overrides[name.removeprefix("--config.")] = value
+  return flags, overrides
+
+
+def execute(flags: argparse.Namespace, overrides: dict[str, str]) -> dict:
+  """Loads the config and runs the stage; jax and the stages are imported only here, behind the signal handler."""
+  from jaxrlvr import config as configs
+
+  config = configs.load(flags.config, overrides)
+  from jaxrlvr.stages import STAGES
+
+  return STAGES[flags.stage](config, flags.workdir)
+
+
+def run(argv: Sequence[str] | None = None) -> None:
+  """Entry point of the console script; always ends by SystemExit with one of the documented codes."""
+  stopping.install()
+  flags, overrides = parse(sys.argv[1:] if argv is None else argv)
+  logging.basicConfig(level=logging.DEBUG if flags.debug else logging.WARNING, format="%(levelname)s %(message)s")
+  logging.getLogger("absl").setLevel(logging.DEBUG if flags.debug else logging.ERROR)
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+  codes = {InputError: 2, TrainingStopped: 3, StorageError: 4, stopping.Interrupted: stopping.EXIT_CODE}
+  try:
+    summary = execute(flags, overrides)
+  except tuple(codes) as error:
+    if flags.debug:
+      raise
+    print(f"jaxrlvr: {error}", file=sys.stderr)
+    raise SystemExit(next(code for kind, code in codes.items() if isinstance(error, kind))) from None
+  print(f"report: {summary['report']}" if "report" in summary else f"done: {flags.workdir}")
+  raise SystemExit(0)
+
+
+if __name__ == "__main__":
+  run()

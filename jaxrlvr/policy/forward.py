@@ -1,0 +1,111 @@
+"""The one forward of the policy: training, prefill and decode differ by `attend` and the cache handed in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from jaxrlvr import shard
+from jaxrlvr.policy.spec import Spec, leaves
+
+# (q_BHTh, k_BKTh, v_BKTh, one layer's cache) -> (out_BHTh, that layer's new cache)
+Attend = Callable[[jax.Array, jax.Array, jax.Array, object], tuple[jax.Array, object]]
+NEGATIVE = -1e30  # a masked score: finite, so that a row without any key gives no NaN
+
+
+def rms_norm(x: jax.Array, scale_D: jax.Array, eps: float) -> jax.Array:
+  """Root-mean-square norm over the last axis, in float32 (Zhang and Sennrich 2019)."""
+  wide = x.astype(jnp.float32)
+  wide = wide * jax.lax.rsqrt(jnp.mean(wide**2, -1, keepdims=True) + eps)
+  return wide.astype(x.dtype) * scale_D
+
+
+def rope_angles(positions_BT: jax.Array, spec: Spec) -> tuple[jax.Array, jax.Array]:
+  """cos and sin [B,1,T,h/2] in float32 (bfloat16 can't tell positions beyond 256 apart), with Llama-3 scaling if set."""
+  frequency = spec.rope_theta ** (-jnp.arange(0, spec.head_dim, 2, dtype=jnp.float32) / spec.head_dim)
+  if (scaling := spec.rope_scaling) is not None:
+    turns = scaling.original_max_position * frequency / (2 * jnp.pi)
+    smooth = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    smooth = jnp.clip(smooth, 0.0, 1.0)
+    frequency = frequency * (smooth + (1.0 - smooth) / scaling.factor)
+  angle = positions_BT[:, None, :, None].astype(jnp.float32) * frequency
+  return jnp.cos(angle), jnp.sin(angle)
+
+
+def rotate(x_BHTh: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
+  """Rotary embedding, halves rotated against each other as Hugging Face stores them."""
+  cos, sin = angles
+  low, high = jnp.split(x_BHTh.astype(jnp.float32), 2, -1)
+  return jnp.concatenate([low * cos - high * sin, high * cos + low * sin], -1).astype(x_BHTh.dtype)
+
+
+def causal(segments_BT: jax.Array) -> Attend:
+  """Attention of whole rows: a token sees earlier tokens of its own segment; segment 0 is padding and sees nothing.
+
+  The cache it returns is the layer's (k, v): that is what makes a prefill.
+  """
+  slots = jnp.arange(segments_BT.shape[1])
+  same = (segments_BT[:, :, None] == segments_BT[:, None, :]) & (segments_BT[:, None, :] > 0)
+  seen_BTS = same & (slots[:, None] >= slots)
+
+  def attend(q_BHTh, k_BKTh, v_BKTh, cache):
+    batch, heads, time, head_dim = q_BHTh.shape
+    kv_heads = k_BKTh.shape[1]
+    q_BKgTh = q_BHTh.reshape(batch, kv_heads, heads // kv_heads, time, head_dim)
+    score = jnp.einsum("bkgth,bksh->bkgts", q_BKgTh, k_BKTh, preferred_element_type=jnp.float32) * head_dim**-0.5
+    weight = jax.nn.softmax(jnp.where(seen_BTS[:, None, None], score, NEGATIVE), -1).astype(v_BKTh.dtype)
+    out = jnp.einsum("bkgts,bksh->bkgth", weight, v_BKTh)
+    return out.reshape(q_BHTh.shape), (k_BKTh, v_BKTh)
+
+  return attend
+
+
+def cast(params: dict, spec: Spec) -> dict:
+  """Weights in the compute dtype; done once, outside of any loop."""
+  return {name: w.astype(spec.dtype) for name, w in params.items()}
+
+
+def head_VD(params: dict, spec: Spec) -> jax.Array:
+  return params["embed"] if spec.tied else params["head"]
+
+
+def _layer(x_BTD, w, angles, attend, cache, spec: Spec):
+  y = rms_norm(x_BTD, w["attn_norm"], spec.norm_eps)
+  q, k, v = (jnp.einsum("btd,dnh->bnth", y, w[name]) for name in "qkv")
+  if spec.qkv_bias:
+    q, k, v = (a + w[name][:, None] for a, name in ((q, "q_bias"), (k, "k_bias"), (v, "v_bias")))
+  if spec.qk_norm:
+    q, k = rms_norm(q, w["q_norm"], spec.norm_eps), rms_norm(k, w["k_norm"], spec.norm_eps)
+  out, cache = attend(rotate(q, angles), rotate(k, angles), v, cache)
+  x_BTD = shard.constrain(x_BTD + jnp.einsum("bnth,nhd->btd", out, w["o"]), "batch", None, None)
+  y_nD = rms_norm(x_BTD, w["mlp_norm"], spec.norm_eps).reshape(-1, spec.width)  # flat: a quarter less time on CPU
+  y_nD = (jax.nn.silu(y_nD @ w["gate"]) * (y_nD @ w["up"])) @ w["down"]
+  return shard.constrain(x_BTD + y_nD.reshape(x_BTD.shape), "batch", None, None), cache
+
+
+def forward(params, tokens_BT, positions_BT, attend: Attend, cache, spec: Spec, *, keep_cache=False, remat=False):
+  """Final hidden states [B,T,D] (normed, before the head) and the new cache.
+
+  A cache that is a tuple, one entry a layer, goes through unrolled layers (a scan would copy it each token); with
+  None the layers are one scan, and what `attend` returns for each comes back stacked if `keep_cache`, else None.
+  `params` must be in the compute dtype (`cast`).
+  """
+  stacked = {name: params[name] for name, leaf in leaves(spec).items() if leaf.layered}
+  x_BTD = shard.constrain(params["embed"][tokens_BT], "batch", None, None)
+  angles = rope_angles(positions_BT, spec)
+  if isinstance(cache, tuple):
+    new = []
+    for i, entry in enumerate(cache):
+      x_BTD, entry = _layer(x_BTD, {name: w[i] for name, w in stacked.items()}, angles, attend, entry, spec)
+      new.append(entry)
+    cache = tuple(new)
+  else:
+
+    def body(x_BTD, w):
+      x_BTD, kept = _layer(x_BTD, w, angles, attend, None, spec)
+      return x_BTD, kept if keep_cache else None
+
+    x_BTD, cache = jax.lax.scan(jax.checkpoint(body) if remat else body, x_BTD, stacked, unroll=spec.unroll)
+  return rms_norm(x_BTD, params["final_norm"], spec.norm_eps), cache

@@ -1,0 +1,245 @@
+"""The sampling loop: a prompt is prefilled once, its G continuations share it, finished rows leave the batch."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from jaxrlvr import shard
+from jaxrlvr.policy import forward as fwd
+from jaxrlvr.policy.spec import Spec
+
+STOP_LENGTH, STOP_EOS, STOP_STRING = 0, 1, 2
+STOP_NAMES = ("length", "eos", "string")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+  """How to sample; hashable, a static argument of jit."""
+
+  group: int  # samples a problem
+  max_tokens: int  # response tokens at most
+  eos_ids: tuple[int, ...]
+  pad_id: int = 0  # what stands behind a response; never read as a token
+  temperature: float = 1.0  # 0: greedy
+  top_k: int = 0  # keep the k likeliest tokens (ties too), 0: all
+  top_p: float = 1.0  # then the smallest set with at least this probability, 1: all
+  shrink: int = 2  # how many times the batch is halved as rows finish, 0: never
+
+  def __post_init__(self):
+    if self.group < 1 or self.max_tokens < 1 or self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+      raise ValueError(f"{self}: group and max_tokens from 1, temperature and top_k from 0, top_p in (0, 1]")
+
+
+@struct.dataclass
+class Rollout:
+  """B = P * G responses, problem-major. Slots from length_B on hold pad_id and zeros."""
+
+  tokens_BT: jax.Array
+  length_B: jax.Array  # tokens of the response, the stopping one included
+  stop_B: jax.Array  # STOP_LENGTH, STOP_EOS or STOP_STRING
+  logp_BT: jax.Array  # under the distribution really sampled from (temperature, top-k, top-p)
+  model_logp_BT: jax.Array  # under the model itself (temperature 1)
+  certainty_BT: jax.Array  # KL(U || p) of the model itself, nats
+
+
+@struct.dataclass
+class _State:
+  """What a decode step carries; every array is led by the live rows R."""
+
+  rollout: Rollout
+  last_R: jax.Array
+  done_R: jax.Array
+  matched_R: jax.Array  # state of the stop-string automaton
+  key_R: jax.Array
+  row_R: jax.Array  # index of the row inside its shard's part of the batch
+  prompt_R: jax.Array  # prompt length
+
+
+def _truncate(logits_RV, s: Sampling):
+  """Tempered logits with the tokens outside of top-k and top-p at NEGATIVE."""
+  logits_RV = logits_RV / s.temperature
+  if s.top_k or s.top_p < 1:
+    ordered = -jnp.sort(-logits_RV, -1)
+    if s.top_k:
+      floor = ordered[:, min(s.top_k, ordered.shape[1]) - 1, None]
+      logits_RV, ordered = (jnp.where(x >= floor, x, fwd.NEGATIVE) for x in (logits_RV, ordered))
+    if s.top_p < 1:
+      p = jax.nn.softmax(ordered, -1)
+      kept = jnp.cumsum(p, -1) - p < s.top_p
+      floor = jnp.min(jnp.where(kept, ordered, jnp.inf), -1, keepdims=True)
+      logits_RV = jnp.where(logits_RV >= floor, logits_RV, fwd.NEGATIVE)
+  return logits_RV
+
+
+def draw(logits_RV, key_R, t, s: Sampling):
+  """(token, its logp under what was sampled from): inverse-CDF, one uniform a (row key, position t)."""
+  if s.temperature == 0:
+    return jnp.argmax(logits_RV, -1).astype(jnp.int32), jnp.zeros(len(logits_RV))
+  logits_RV = _truncate(logits_RV, s)
+  u_R = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, t)))(key_R)
+  p_RV = jnp.exp(logits_RV - jnp.max(logits_RV, -1, keepdims=True))
+  cdf_RV = jnp.cumsum(p_RV, -1)
+  total_R = cdf_RV[:, -1:]
+  token_R = jnp.sum(cdf_RV <= u_R[:, None] * total_R, -1)
+  token_R = jnp.minimum(token_R, jnp.argmax(cdf_RV >= total_R, -1))  # u * total may round up to total
+  chosen = jnp.take_along_axis(logits_RV, token_R[:, None], -1)[:, 0]
+  return token_R.astype(jnp.int32), chosen - jax.nn.logsumexp(logits_RV, -1)
+
+
+def _emit(state: _State, logits_RV, t, s: Sampling, stops, known: int) -> _State:
+  """Draws token t of each live row and records it."""
+  real = jnp.arange(logits_RV.shape[1]) < known
+  logits_RV = jnp.where(real, logits_RV, fwd.NEGATIVE)
+  token_R, logp_R = draw(logits_RV, state.key_R, t, s)
+  log_z = jax.nn.logsumexp(logits_RV, -1)
+  model_logp_R = jnp.take_along_axis(logits_RV, token_R[:, None], -1)[:, 0] - log_z
+  certainty_R = log_z - jnp.sum(jnp.where(real, logits_RV, 0.0), -1) / known - jnp.log(float(known))
+  live_R = ~state.done_R
+  matched_R = stops[state.matched_R, token_R]
+  eos_R = jnp.isin(token_R, jnp.array(s.eos_ids, jnp.int32))
+  string_R = matched_R == len(stops) - 1
+  r = state.rollout
+
+  def put(array_RT, value_R):
+    column = jnp.where(live_R, value_R, array_RT[:, t])[:, None].astype(array_RT.dtype)
+    return jax.lax.dynamic_update_slice(array_RT, column, (0, t))
+
+  stop_R = jnp.where(eos_R, STOP_EOS, jnp.where(string_R, STOP_STRING, STOP_LENGTH))
+  rollout = Rollout(
+    tokens_BT=put(r.tokens_BT, token_R),
+    length_B=r.length_B + live_R,
+    stop_B=jnp.where(live_R, stop_R, r.stop_B),
+    logp_BT=put(r.logp_BT, logp_R),
+    model_logp_BT=put(r.model_logp_BT, model_logp_R),
+    certainty_BT=put(r.certainty_BT, certainty_R),
+  )
+  return state.replace(rollout=rollout, last_R=token_R, done_R=state.done_R | eos_R | string_R, matched_R=matched_R)
+
+
+def _decode_attend(own_mask_T, prompt_mask_PS, t, shared):
+  """Attention of one new token over its problem's prompt (shared by the group) and its own response so far."""
+
+  def attend(q_RHth, k_RKth, v_RKth, cache):
+    (prompt_k, prompt_v), (own_k, own_v) = shared[cache[0]], cache[1:]
+    rows, heads, _, head_dim = q_RHth.shape
+    problems, kv_heads = prompt_k.shape[:2]
+    own_k = jax.lax.dynamic_update_slice(own_k, k_RKth.swapaxes(2, 3), (0, 0, 0, t))
+    own_v = jax.lax.dynamic_update_slice(own_v, v_RKth, (0, 0, t, 0))
+    q = q_RHth.reshape(rows, kv_heads, heads // kv_heads, head_dim)
+    own = jnp.einsum("rkgh,rkht->rkgt", q, own_k, preferred_element_type=jnp.float32)
+    # rows of a problem become query rows of one product a problem: [P, K, G*g, h] x [P, K, h, S]
+    group = rows // problems
+    q_P = q.reshape(problems, group, kv_heads, -1, head_dim).swapaxes(1, 2).reshape(problems, kv_heads, -1, head_dim)
+    past = jnp.einsum("pkqh,pkhs->pkqs", q_P, prompt_k, preferred_element_type=jnp.float32)
+    past = jnp.where(prompt_mask_PS[:, None, None], past * head_dim**-0.5, fwd.NEGATIVE)
+    own = jnp.where(own_mask_T, own * head_dim**-0.5, fwd.NEGATIVE)
+
+    def ungroup(x):  # [P, K, G*g, ...] -> [R, K, g, ...]
+      x = x.reshape(problems, kv_heads, group, -1, *x.shape[3:]).swapaxes(1, 2)
+      return x.reshape(rows, kv_heads, -1, *x.shape[4:])
+
+    def regroup(x):  # [R, K, g, S] -> [P, K, G*g, S]
+      x = x.reshape(problems, group, kv_heads, -1, x.shape[-1]).swapaxes(1, 2)
+      return x.reshape(problems, kv_heads, -1, x.shape[-1])
+
+    weight = jax.nn.softmax(jnp.concatenate([ungroup(past), own], -1), -1).astype(own_v.dtype)
+    past, own = weight[..., : prompt_k.shape[-1]], weight[..., prompt_k.shape[-1] :]
+    out = ungroup(jnp.einsum("pkqs,pksh->pkqh", regroup(past), prompt_v))
+    out = out + jnp.einsum("rkgt,rkth->rkgh", own, own_v)
+    return out.reshape(q_RHth.shape), (cache[0], own_k, own_v)
+
+  return attend
+
+
+def _local(fn, shards: int, *arrays):
+  """fn of the rows of each shard of the batch apart, so that no row leaves its device."""
+  out = jax.vmap(fn)(*(x.reshape(shards, -1, *x.shape[1:]) for x in arrays))
+  return shard.constrain(out.reshape(-1, *out.shape[2:]), "batch", *[None] * (out.ndim - 2))
+
+
+def _each(fn, shards: int, tree, index):
+  """`_local` of (leaf, index) for each leaf of a tree."""
+  return jax.tree.map(lambda x: _local(fn, shards, x, index), tree)
+
+
+@functools.partial(jax.jit, static_argnames=("spec", "s", "shards"))
+def sample(params, prompt_PS, prompt_length_P, keys_B, stops, spec: Spec, s: Sampling, *, shards: int = 1) -> Rollout:
+  """G continuations of each prompt, a pure function of weights, prompt and row key.
+
+  prompt_PS: left-padded token ids; prompt_length_P: how many of the last slots are real (at least 1); keys_B: one a
+  row (`keys.rows`); stops: the stop-string automaton (`text.stops.automaton`), int [states, V], its last state
+  meaning found; shards: pieces that the batch is cut into on the mesh, rows are compacted inside each.
+  """
+  problems, prompt_slots = prompt_PS.shape
+  weights = fwd.cast(params, spec)
+  head_VD = fwd.head_VD(weights, spec)
+
+  def logits(hidden_RD):
+    return jnp.einsum("rd,vd->rv", hidden_RD, head_VD, preferred_element_type=jnp.float32)
+
+  slots = jnp.arange(prompt_slots)
+  pad_P = prompt_slots - prompt_length_P[:, None]
+  prompt_mask_PS = slots >= pad_P
+  positions_PS = jnp.maximum(slots - pad_P, 0)
+  attend = fwd.causal(prompt_mask_PS.astype(jnp.int32))
+  hidden, kept = fwd.forward(weights, prompt_PS, positions_PS, attend, None, spec, keep_cache=True)
+  shared = [(kept[0][i].swapaxes(2, 3), kept[1][i]) for i in range(spec.layers)]  # K as [P,K,h,S], V as [P,K,S,h]
+
+  rows, dtype = problems * s.group, jnp.dtype(spec.dtype)
+  zeros_RT = jnp.zeros((rows, s.max_tokens), jnp.float32)
+  zero_R = jnp.zeros(rows, jnp.int32)
+  state = _State(
+    rollout=Rollout(jnp.full((rows, s.max_tokens), s.pad_id, jnp.int32), zero_R, zero_R, zeros_RT, zeros_RT, zeros_RT),
+    last_R=zero_R,
+    done_R=jnp.zeros(rows, bool),
+    matched_R=zero_R,
+    key_R=keys_B,
+    row_R=jnp.arange(rows) % (rows // shards),
+    prompt_R=jnp.repeat(prompt_length_P, s.group),
+  )
+  first_RV = jnp.repeat(logits(hidden[:, -1]), s.group, 0)
+  state = _emit(state, first_RV, 0, s, stops, spec.known_vocab)
+  own = (rows, spec.kv_heads, spec.head_dim, s.max_tokens), (rows, spec.kv_heads, s.max_tokens, spec.head_dim)
+  cache = tuple(
+    tuple(shard.constrain(jnp.zeros(shape, dtype), "batch", "kv_heads", None, None) for shape in own)
+    for _ in range(spec.layers)
+  )
+  t = jnp.int32(0)
+  finished = []
+  for level in range(s.shrink + 1):
+    live_rows = len(state.done_R)
+    last = level == s.shrink or live_rows // shards % 2 or live_rows // shards < 4
+    enough = 0 if last else live_rows // shards // 2
+
+    def go_on(carry, enough=enough):
+      t, state, _ = carry
+      alive = jnp.max(jnp.sum(~state.done_R.reshape(shards, -1), 1))
+      return (t + 1 < s.max_tokens) & (alive > enough)
+
+    def step(carry, shared=shared, prompt_mask_PS=prompt_mask_PS):
+      t, state, cache = carry
+      attend = _decode_attend(jnp.arange(s.max_tokens) <= t, prompt_mask_PS, t, shared)
+      layered = tuple((i, *entry) for i, entry in enumerate(cache))
+      hidden, layered = fwd.forward(
+        weights, state.last_R[:, None], (state.prompt_R + t)[:, None], attend, layered, spec
+      )
+      state = _emit(state, logits(hidden[:, 0]), t + 1, s, stops, spec.known_vocab)
+      return t + 1, state, tuple(entry[1:] for entry in layered)
+
+    t, state, cache = jax.lax.while_loop(go_on, step, (t, state, cache))
+    if last:
+      break
+    half, fan = live_rows // shards // 2, s.group if level == 0 else 1
+    order = _local(lambda done_R: jnp.argsort(done_R, stable=True), shards, state.done_R)
+    finished.append(_each(lambda x, i: x[i[half:]], shards, (state.rollout, state.row_R), order))
+    state, cache = _each(lambda x, i: x[i[:half]], shards, (state, cache), order)
+    # From here on each row holds its own copy of its prompt's keys and values: half of what no sharing would take.
+    shared, prompt_mask_PS = _each(lambda x, i: x[i[:half] // fan], shards, (shared, prompt_mask_PS), order)
+  parts = [*finished, (state.rollout, state.row_R)]
+  rollout, row_B = jax.tree.map(lambda *x: _local(lambda *y: jnp.concatenate(y), shards, *x), *parts)
+  return _each(lambda x, i: x[jnp.argsort(i)], shards, rollout, row_B)

@@ -1,0 +1,84 @@
+"""Where arrays lie: the device mesh, and the one table from logical axes to mesh axes."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+AXES = ("data", "fsdp", "tensor")
+
+# Logical axis -> mesh axes. Axes that are not named here are not split.
+RULES = {
+  "batch": ("data", "fsdp"),
+  "embed": "fsdp",
+  "heads": "tensor",
+  "kv_heads": "tensor",
+  "mlp": "tensor",
+  "vocab": "tensor",
+}
+
+
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> Mesh:
+  """Mesh with axes (data, fsdp, tensor); one size may be -1: what is left of the devices."""
+  devices = np.asarray(jax.devices() if devices is None else devices)
+  sizes = [data, fsdp, tensor]
+  known = int(np.prod([n for n in sizes if n != -1]))
+  if sizes.count(-1) > 1 or known < 1 or devices.size % known or (-1 not in sizes and known != devices.size):
+    raise ValueError(
+      f"mesh data={data} fsdp={fsdp} tensor={tensor}: does not cover {devices.size} devices; at most one size may be -1 "
+      "and the product of the others must divide the number of devices"
+    )
+  sizes = [devices.size // known if n == -1 else n for n in sizes]
+  return Mesh(devices.reshape(sizes), AXES)
+
+
+def spec(*axes: str | None) -> P:
+  """PartitionSpec of an array whose dimensions carry these logical axes."""
+  return P(*(RULES.get(axis) for axis in axes))
+
+
+def named(mesh: Mesh, *axes: str | None) -> NamedSharding:
+  return NamedSharding(mesh, spec(*axes))
+
+
+def size(mesh: Mesh, axis: str) -> int:
+  """Number of pieces that a logical axis is cut into."""
+  names = RULES.get(axis) or ()
+  return int(np.prod([mesh.shape[n] for n in ((names,) if isinstance(names, str) else names)]))
+
+
+def check(mesh: Mesh, name: str, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> None:
+  """Raises ValueError, naming leaf, axis and numbers, where a dimension can't be split evenly."""
+  for length, axis in zip(shape, axes, strict=True):
+    if length % size(mesh, axis):
+      raise ValueError(
+        f"{name}: axis {axis!r} has size {length}, not divisible by {size(mesh, axis)} (mesh {dict(mesh.shape)}); "
+        f"lower {' * '.join(np.atleast_1d(RULES[axis]))} in config.mesh or change the size"
+      )
+
+
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+  """Pins x to its logical axes under `jax.set_mesh`; without a mesh it is x."""
+  return x if jax.sharding.get_abstract_mesh().empty else jax.lax.with_sharding_constraint(x, spec(*axes))
+
+
+def split_rows(tree, parts: int, block: int = 1):
+  """Arrays [B, ...] as [parts, B/parts, ...]; blocks of rows are dealt out in turn, so every part is on every device."""
+
+  def split(x):
+    x = x.reshape(-1, parts, block, *x.shape[1:]).swapaxes(0, 1)
+    return constrain(x.reshape(parts, -1, *x.shape[3:]), None, "batch", *[None] * (x.ndim - 3))
+
+  return jax.tree.map(split, tree)
+
+
+def join_rows(tree, block: int = 1):
+  """The inverse of `split_rows`."""
+
+  def join(x):
+    x = x.reshape(x.shape[0], -1, block, *x.shape[2:]).swapaxes(0, 1)
+    return constrain(x.reshape(-1, *x.shape[3:]), "batch", *[None] * (x.ndim - 3))
+
+  return jax.tree.map(join, tree)

@@ -1,0 +1,20 @@
+"""The stages by name: each is a pure function (config, workdir) -> summary."""
+
+import functools
+
+from jaxrlvr.stages.analyze import analyze
+from jaxrlvr.stages.chain import chain
+from jaxrlvr.stages.evaluate import evaluate
+from jaxrlvr.stages.language import tokenizer, train
+from jaxrlvr.stages.rl import rl
+
+STAGES = {
+  "tokenizer": tokenizer,
+  "pretrain": functools.partial(train, "pretrain"),
+  "cpt": functools.partial(train, "cpt"),
+  "sft": functools.partial(train, "sft"),
+  "rl": rl,
+  "evaluate": evaluate,
+  "analyze": analyze,
+}
+STAGES["chain"] = chain(dict(STAGES))

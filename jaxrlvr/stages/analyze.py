@@ -1,0 +1,36 @@
+"""The report stage: pages and figures from run directories."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from jaxrlvr import report
+from jaxrlvr.stages.run import open_run
+from jaxrlvr.types import InputError
+
+
+def analyze(config: ConfigDict, workdir: str | Path) -> dict:
+  """Writes report/index.html, its figures and numbers from the runs that `config.report.runs` names; never cached."""
+  arms, evaluations = [], {}
+  for entry in config.report.runs:
+    name, separator, folder = entry.partition("=")
+    config_file = Path(folder) / "config.json"
+    if not separator or not config_file.is_file():
+      raise InputError(f"config.report.runs: {entry!r} is not `name=run directory`; {folder or entry} holds no run")
+    stage = json.loads(config_file.read_text())["stage"]
+    if stage == "rl":
+      arms.append(report.Arm(name, Path(folder)))
+    elif stage == "evaluate":
+      evaluations[name] = Path(folder)
+    else:
+      raise InputError(
+        f"config.report.runs: {folder} is a run of stage {stage!r}; the report takes rl and evaluate runs"
+      )
+  with open_run(config, workdir, "analyze") as run:
+    page = report.write(
+      run.workdir / "report", config.report.title, arms, evaluations, config.saturation_tail, config.report.samples
+    )
+    return run.finish(report=str(page))

@@ -1,0 +1,55 @@
+"""A config that chains stages: each link is a run of its own below the workdir, finished links are not run again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from jaxrlvr import config as configs
+from jaxrlvr.stages.run import open_run
+from jaxrlvr.types import InputError
+
+Stage = Callable[[ConfigDict, str | Path], dict]
+
+
+def plan(config: ConfigDict, workdir: Path, stages: Mapping[str, Stage]) -> list[tuple[str, Stage, ConfigDict]]:
+  """(name, stage, config) of each link, with names of earlier links turned into their directories; all checked."""
+  if not config.chain:
+    raise InputError("config.chain is empty; take a config with a chain, such as configs/demo.py, or run one stage")
+  made, seen = [], set()
+  for link in config.chain:
+    if missing := {"name", "stage"} - set(link):
+      raise InputError(f"config.chain: link {dict(link)} has no {min(missing)}")
+    name, stage = link["name"], link["stage"]
+    if name in seen or stage not in stages:
+      raise InputError(
+        f"config.chain: link {name!r} (stage {stage!r}) is there twice or of no known stage {sorted(stages)}"
+      )
+    if (init := link.get("init", "")) and init not in seen:
+      raise InputError(f"config.chain: link {name!r} starts from {init!r}, which is no earlier link ({sorted(seen)})")
+    changes = dict(link.get("set", {}))
+    if init:
+      changes["init"] = str(workdir / init)
+    if "tokenizer" in link:
+      changes["tokenizer"] = str(workdir / link["tokenizer"])
+    if "runs" in link:
+      changes["report.runs"] = tuple(f"{title}={workdir / folder}" for title, folder in link["runs"].items())
+    made.append((name, stages[stage], configs.derive(config, changes)))
+    seen.add(name)
+  return made
+
+
+def chain(stages: Mapping[str, Stage]) -> Stage:
+  """The stage that runs the links of `config.chain` in order."""
+
+  def run_chain(config: ConfigDict, workdir: str | Path) -> dict:
+    workdir = Path(workdir).absolute()
+    links = plan(config, workdir, stages)
+    with open_run(config, workdir, "chain") as run:
+      summaries = {name: stage(derived, workdir / name) for name, stage, derived in links}
+      last = list(summaries.values())[-1]
+      return run.finish(links=list(summaries), **{k: v for k, v in last.items() if k == "report"})
+
+  return run_chain

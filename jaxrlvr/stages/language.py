@@ -1,0 +1,78 @@
+"""The language-modelling stages: pre-training, continual pre-training (CPT) and SFT differ by text and settings only."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxrlvr import objective, shard
+from jaxrlvr.data import embedded
+from jaxrlvr.data.pack import Packed, pack
+from jaxrlvr.logbook import Progress
+from jaxrlvr.policy import spec as policy_spec
+from jaxrlvr.stages import setup
+from jaxrlvr.stages.run import open_run
+from jaxrlvr.text.tokenizer import train_sentencepiece
+from jaxrlvr.update import init_state, update
+
+
+def mix(config: ConfigDict, stage: str) -> embedded.Mix:
+  """The shares of text that a stage trains on."""
+  t = config.text
+  if stage == "sft":
+    return embedded.Mix(config.sft.levels, thinking=config.sft.thinking, terse=config.sft.terse)
+  return embedded.Mix(t.levels, t.filler, t.facts, t.careful, t.guess_right)
+
+
+def tokenizer(config: ConfigDict, workdir: str | Path) -> dict:
+  """Trains the SentencePiece tokenizer of the embedded models on a sample of all their text."""
+  with open_run(config, workdir, "tokenizer") as run:
+    if run.finished:
+      return run.summary
+    progress = Progress("tokenizer", 1)
+    made = [
+      embedded.plain(text(config.seed, number, mix(config, stage)))
+      for stage, text in embedded.TEXTS.items()
+      for number in range(config.text.documents // len(embedded.TEXTS))
+    ]
+    trained = train_sentencepiece(made, run.workdir / setup.TOKENIZER, config.text.vocab)
+    progress(1, {"tokens": trained.vocab_size})
+    return run.finish(vocab=trained.vocab_size)
+
+
+def train(stage: str, config: ConfigDict, workdir: str | Path) -> dict:
+  """Trains on packed rows of the stage's text, from fresh weights or those of `config.init`."""
+  settings = config[stage]
+  with open_run(config, workdir, stage) as run:
+    if run.finished:
+      return run.summary
+    policy = setup.load_policy(config, run.workdir)
+    shard.check(policy.mesh, f"config.{stage}.rows", (settings.rows // settings.microbatches,), ("batch",))
+    optimizer, rates = setup.optimizer(settings.optim, settings.steps)
+    loss_fn = objective.language_modelling(policy.spec, config.model.remat)
+    document = functools.lru_cache(2)(
+      lambda number: embedded.document(embedded.TEXTS[stage](config.seed, number, mix(config, stage)), policy.tokenizer)
+    )
+    with jax.set_mesh(policy.mesh):
+      state, meta = run.restore(jax.jit(init_state, static_argnums=1, donate_argnums=0)(policy.params, optimizer))
+      start, cursor = (meta["step"], tuple(meta["cursor"])) if meta else (0, (0, 0))
+      progress = Progress(Path(workdir).name, settings.steps, start)
+      for step in range(start + 1, settings.steps + 1):
+        packed, cursor = pack(document, cursor, settings.rows, settings.row_tokens)
+        batch = jax.device_put(_batch(packed), shard.named(policy.mesh, "batch"))
+        state, metrics = update(state, batch, loss_fn=loss_fn, optimizer=optimizer, microbatches=settings.microbatches)
+        figures = run.log(step, metrics | {"tokens": packed.target_BT.sum(), "learning_rate": rates[step - 1]})
+        progress(step, {"loss": figures["loss"]} if figures else None)
+        if run.due(step, settings.steps):
+          run.save(step, state, cursor=cursor, origin=policy.origin)
+          run.stop_if_asked()
+      return run.finish(steps=settings.steps, parameters=policy_spec.count(policy.spec))
+
+
+def _batch(packed: Packed) -> objective.TextBatch:
+  weights_BT = packed.target_BT / np.float32(max(packed.target_BT.sum(), 1))
+  return objective.TextBatch(packed.tokens_BT, packed.positions_BT, packed.segments_BT, weights_BT.astype(np.float32))

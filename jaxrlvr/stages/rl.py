@@ -1,0 +1,190 @@
+"""Reinforcement learning: GRPO and its variants from a weak or true reward, with the truth logged beside it."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxrlvr import logbook, objective, reward, shard
+from jaxrlvr.data import problems as problem_lists
+from jaxrlvr.logbook import Progress
+from jaxrlvr.policy.sample import STOP_LENGTH
+from jaxrlvr.stages import rollout, setup
+from jaxrlvr.stages.evaluate import Evaluator
+from jaxrlvr.stages.run import open_run
+from jaxrlvr.types import InputError, TrainingStopped
+from jaxrlvr.update import TrainState, init_state, update
+
+
+class Learner(NamedTuple):
+  """What turns a graded batch into updates; the same at every step."""
+
+  spec: object
+  loss_fn: object
+  optimizer: object
+  updates: int  # updates a step
+  settings: ConfigDict
+  remat: bool
+
+  def logp(self, params, batch) -> jax.Array:
+    s = self.settings
+    parts = s.microbatches * self.updates
+    where = dict(start=s.prompt_tokens, temperature=s.temperature, parts=parts, remat=self.remat)
+    return objective.logp(params, batch, self.spec, **where)
+
+  def __call__(self, state: TrainState, ref_params, prompts, drawn, graded: reward.Graded) -> tuple[TrainState, dict]:
+    """All updates of one step. With one update the old policy is the policy itself and needs no pass of its own."""
+    s = self.settings
+    batch = objective.rollout_batch(
+      *prompts, drawn.rollout, *graded, group=s.group_size, baseline=s.baseline, scale_std=s.scale_std,
+      reduce=s.reduce, updates=self.updates,
+    )  # fmt: skip
+    if ref_params is not None:
+      batch = batch.replace(ref_logp_BT=self.logp(ref_params, batch))
+    if self.updates > 1:
+      batch = batch.replace(old_logp_BT=self.logp(state.params, batch))
+    several = []
+    for part in parts_of(batch, self.updates, s.group_size):
+      state, metrics = update(state, part, loss_fn=self.loss_fn, optimizer=self.optimizer, microbatches=s.microbatches)
+      several.append(metrics)
+    return state, several[0] if self.updates == 1 else mean_metrics(several)
+
+
+def parts_of(batch, updates: int, group: int) -> list:
+  """The batch of each update: groups dealt out in turn, as `objective.rollout_batch` weighted them."""
+  if updates == 1:
+    return [batch]
+  return [jax.tree.map(lambda x, i=i: x[i], _split(batch, updates, group)) for i in range(updates)]
+
+
+_split = jax.jit(shard.split_rows, static_argnums=(1, 2))
+
+
+@jax.jit
+def mean_metrics(several: list[dict]) -> dict:
+  """Metrics of a step's updates in one: largest for extremes and counts, else the mean."""
+  largest = ("sampling/logp_difference/max", "skipped_updates", "skipped_in_a_row")
+  return {
+    name: (jnp.max if name in largest else jnp.mean)(jnp.stack([m[name] for m in several])) for name in several[0]
+  }
+
+
+def make_learner(config: ConfigDict, policy: setup.Policy) -> tuple[Learner, np.ndarray]:
+  """(learner, learning rate of each update)."""
+  s = config.rl
+  updates = s.problems_per_step // (s.minibatch_problems or s.problems_per_step)
+  optimizer, rates = setup.optimizer(s.optim, s.steps * updates)
+  loss_fn = objective.grpo(
+    policy.spec, start=s.prompt_tokens, temperature=s.temperature, kl_beta=s.kl_beta, kl_estimator=s.kl_estimator,
+    remat=config.model.remat, clip_low=s.clip_low, clip_high=s.clip_high, dual_clip=s.dual_clip or None, ratio=s.ratio,
+    importance_cap=s.importance_cap or None,
+  )  # fmt: skip
+  return Learner(policy.spec, loss_fn, optimizer, updates, s, config.model.remat), rates
+
+
+def host_metrics(
+  answers: reward.Answers, drawn: rollout.Drawn, graded: reward.Graded, true: reward.Graded, rows
+) -> dict:
+  """What the host can say of a step: rewards, shadow truth, lengths."""
+  value, scored = graded.value_PG, graded.scored_PG
+  groups = [v[s] for v, s in zip(value, scored, strict=True) if s.any()]
+  labels = [r["faithfulness"] for r in rows if r["faithfulness"] is not None]
+  metrics = {
+    "reward": value[scored].mean() if scored.any() else np.nan,
+    "reward_std": np.mean([g.std(ddof=1) if len(g) > 1 else 0.0 for g in groups]) if groups else np.nan,
+    "frac_reward_zero_std": np.mean([np.ptp(g) == 0 for g in groups]) if groups else np.nan,
+    "true_reward": true.value_PG[true.scored_PG].mean() if true.scored_PG.any() else np.nan,
+    "unscored": 1.0 - scored.mean(),
+    "completions/mean_length": drawn.length_PG.mean(),
+    "completions/clipped_ratio": (drawn.stop_PG == STOP_LENGTH).mean(),
+  }
+  causes = Counter(c for row in graded.cause_PG for c in row if c)
+  metrics |= {f"unscored/{cause}": n / scored.size for cause, n in causes.items()}
+  return metrics | ({"faithful": np.mean([x == 1.0 for x in labels])} if labels else {})
+
+
+def check_sizes(config: ConfigDict, policy: setup.Policy) -> None:
+  """Refuses batches that the mesh can't split evenly, before anything compiles."""
+  s = config.rl
+  problems = s.minibatch_problems or s.problems_per_step
+  shard.check(policy.mesh, "config.rl.problems_per_step", (s.problems_per_step,), ("batch",))
+  shard.check(policy.mesh, "rows of a micro-batch", (problems * s.group_size // s.microbatches,), ("batch",))
+
+
+def rl(config: ConfigDict, workdir: str | Path) -> dict:
+  """Trains the policy of `config.init` on `config.problems` by the reward `config.rl.reward`."""
+  s = config.rl
+  with open_run(config, workdir, "rl") as run:
+    if run.finished:
+      return run.summary
+    policy = setup.load_policy(config, run.workdir)
+    check_sizes(config, policy)
+    learner, rates = make_learner(config, policy)
+    problems, ids, dropped = rollout.load_problems(config, "problems", policy.tokenizer)
+    how = rollout.sampling(config, policy.tokenizer)
+    sampler = rollout.Sampler(policy, config.seed, "rl", how, s.stop_strings)
+    with rollout.verifier_service(config) as service, jax.set_mesh(policy.mesh):
+      evaluator = Evaluator(config, policy, service)
+      ref_params = policy.params if s.kl_beta else None
+      copy = jax.jit(lambda p: jax.tree.map(jnp.copy, p))(policy.params)
+      state, meta = run.restore(jax.jit(init_state, static_argnums=1)(copy, learner.optimizer))
+      start = meta["step"] if meta else 0
+      check_origin(policy.origin, meta)
+      progress = Progress(Path(workdir).name, s.steps, start)
+      if meta is None:
+        run.log(0, evaluator(state.params, run, 0))
+      for step in range(start + 1, s.steps + 1):
+        begun = time.monotonic()
+        batch, occurrence_P = problem_lists.batch(problems, config.seed, step, s.problems_per_step)
+        prompts = rollout.make_prompts(batch, ids, occurrence_P, s.prompt_tokens, policy.tokenizer.pad_id)
+        drawn, on_device = sampler(state.params, prompts, step)
+        graded = reward.REWARDS[s.reward](drawn.answers, service.grade)
+        true = reward.truth(drawn.answers, service.grade)
+        stop_if_unscored(step, graded, s.max_unscored)
+        up = jax.device_put((graded.value_PG, graded.scored_PG), shard.named(policy.mesh, "batch"))
+        state, metrics = learner(state, ref_params, on_device, drawn, up)
+        rows = rollout.records(
+          drawn, occurrence_P, step, true, reward=np.where(graded.scored_PG, graded.value_PG, np.nan).tolist()
+        )
+        logbook.write_jsonl(run.workdir / "rollouts" / f"step_{step:06d}.jsonl", rows)
+        metrics |= host_metrics(drawn.answers, drawn, graded, true, rows) | {
+          "learning_rate": rates[step * learner.updates - 1]
+        }
+        if step == s.steps or (config.evaluate.every and step % config.evaluate.every == 0):
+          metrics |= evaluator(state.params, run, step)
+        run.log(step, metrics | {"step_time": time.monotonic() - begun})
+        progress(step, {"reward": metrics["reward"], "true": metrics["true_reward"]})
+        if run.due(step, s.steps):
+          run.save(step, state, origin=policy.origin)
+          run.stop_if_asked()
+      return run.finish(steps=s.steps, problems=len(problems), dropped=dropped, **final_metrics(run.workdir))
+
+
+def stop_if_unscored(step: int, graded: reward.Graded, limit: float) -> None:
+  share = 1.0 - graded.scored_PG.mean()
+  if share > limit:
+    causes = Counter(c for row in graded.cause_PG for c in row if c)
+    raise TrainingStopped(
+      f"step {step}: {share:.0%} of the answers could not be graded ({dict(causes)}), more than config.rl.max_unscored = "
+      f"{limit}; raise config.verify limits or look at what the policy writes in rollouts/"
+    )
+
+
+def check_origin(origin: dict, meta: dict | None) -> None:
+  """A resumed run must find the weights it started from: they are its reference policy."""
+  if meta and meta["origin"].get("digests") != origin.get("digests"):
+    raise InputError(
+      f"config.init = {origin.get('run')!r}: its weights are not those this run began with; restore them"
+    )
+
+
+def final_metrics(workdir: Path) -> dict:
+  rows = logbook.read_jsonl(workdir / "metrics.jsonl")
+  return {name: value for row in rows for name, value in row.items() if name.startswith("eval/")}

@@ -1,0 +1,175 @@
+"""Prompts down to graded answers: what RL and evaluation have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxrlvr import keys, masked, reward, shard
+from jaxrlvr.data import problems as problem_lists
+from jaxrlvr.policy.sample import STOP_EOS, STOP_NAMES, Rollout, Sampling, sample
+from jaxrlvr.stages.setup import Policy
+from jaxrlvr.text.answer import after_thinking, last_box
+from jaxrlvr.text.stops import automaton
+from jaxrlvr.text.tokenizer import Tokenizer
+from jaxrlvr.types import InputError, Problem
+from jaxrlvr.verify import arithmetic as judge
+from jaxrlvr.verify.service import Service
+
+
+class Prompts(NamedTuple):
+  """A batch of prompts, left-padded to one width."""
+
+  problems: list[Problem]
+  tokens_PS: np.ndarray
+  length_P: np.ndarray
+  hash_P: np.ndarray  # stands for the problem in keys
+  occurrence_P: np.ndarray  # how often the problem came before in this batch
+
+
+class Drawn(NamedTuple):
+  """Responses on the device and what of them came down to the host."""
+
+  rollout: Rollout
+  answers: reward.Answers
+  length_PG: np.ndarray
+  stop_PG: np.ndarray
+
+
+class Sampler:
+  """Draws responses of a policy, with everything that stays the same between batches."""
+
+  def __init__(self, policy: Policy, seed: int, stream: str, sampling: Sampling, stop_strings=()):
+    self._policy, self._seed, self._stream, self.sampling = policy, seed, stream, sampling
+    self._shards = shard.size(policy.mesh, "batch")
+    self._stops = jax.device_put(automaton(stop_strings, policy.tokenizer.pieces()), shard.named(policy.mesh))
+
+  def __call__(self, params, prompts: Prompts, step: int) -> tuple[Drawn, tuple[jax.Array, jax.Array]]:
+    """(responses, the prompts on the device)."""
+    group, mesh = self.sampling.group, self._policy.mesh
+    index_PG = prompts.occurrence_P[:, None] * group + np.arange(group, dtype=np.int32)
+    up = (prompts.tokens_PS, prompts.length_P, prompts.hash_P, index_PG)
+    tokens_PS, length_P, hash_P, index_PG = jax.device_put(up, shard.named(mesh, "batch"))
+    address = jax.device_put(keys.address(self._seed, self._stream, step), shard.named(mesh))
+    keys_B = keys.rows(address, hash_P, index_PG)
+    rollout = sample(
+      params, tokens_PS, length_P, keys_B, self._stops, self._policy.spec, self.sampling, shards=self._shards
+    )
+    down = jax.device_get((rollout.tokens_BT, rollout.length_B, rollout.stop_B, *row_means(rollout)))
+    tokens_BT, length_B, stop_B, logp_B, certainty_B = down
+    texts = decode(self._policy.tokenizer, tokens_BT, length_B, stop_B)
+    shape = (-1, group)
+    statistics = {"logp": logp_B.reshape(shape), "certainty": certainty_B.reshape(shape)}
+    text_PG = [texts[i : i + group] for i in range(0, len(texts), group)]
+    answers = reward.Answers(prompts.problems, text_PG, statistics)
+    return Drawn(rollout, answers, length_B.reshape(shape), stop_B.reshape(shape)), (tokens_PS, length_P)
+
+
+@jax.jit
+def row_means(rollout: Rollout) -> tuple[jax.Array, jax.Array]:
+  """(mean logp [B], mean self-certainty [B]) over the tokens of each response."""
+  mask_BT = jnp.arange(rollout.tokens_BT.shape[1]) < rollout.length_B[:, None]
+  return masked.mean(rollout.logp_BT, mask_BT, 1), masked.mean(rollout.certainty_BT, mask_BT, 1)
+
+
+def decode(tokenizer: Tokenizer, tokens_BT, length_B, stop_B) -> list[str]:
+  """Texts of the responses, without the end token."""
+  ends = length_B - (stop_B == STOP_EOS)
+  return [tokenizer.decode(row[:end].tolist()) for row, end in zip(tokens_BT, ends, strict=True)]
+
+
+def sampling(config: ConfigDict, tokenizer: Tokenizer, **changes) -> Sampling:
+  """How RL samples; `changes` for evaluation."""
+  r = config.rl
+  values = dict(
+    group=r.group_size,
+    max_tokens=r.response_tokens,
+    temperature=r.temperature,
+    top_k=r.top_k,
+    top_p=r.top_p,
+    shrink=r.shrink,
+  )
+  return Sampling(**values | changes, eos_ids=tuple(tokenizer.eos_ids), pad_id=tokenizer.pad_id)
+
+
+def load_problems(
+  config: ConfigDict, key: str, tokenizer: Tokenizer
+) -> tuple[list[Problem], dict[str, list[int]], int]:
+  """(problems of `config.problems` or `config.heldout`, token ids of each prompt by problem id, how many were dropped)."""
+  group = config[key]
+  split = "train" if key == "problems" else "heldout"
+  fields = {name: group[name] for name in ("count", "levels", "kinds", "seed", "verifier")}
+  try:
+    found = problem_lists.load(group.source, split=split, **fields)
+  except ValueError as error:
+    raise InputError(f"config.{key}: {error}") from error
+  ids = {p.id: tokenizer.render(p.messages) for p in found}
+  long = [p for p in found if len(ids[p.id]) > config.rl.prompt_tokens]
+  if long and group.too_long == "error":
+    raise InputError(
+      f"config.{key}: problem {long[0].id} has {len(ids[long[0].id])} prompt tokens, config.rl.prompt_tokens = "
+      f"{config.rl.prompt_tokens} ({len(long)} of {len(found)} are too long); raise it, or set config.{key}.too_long=drop"
+    )
+  kept = [p for p in found if len(ids[p.id]) <= config.rl.prompt_tokens]
+  if not kept:
+    raise InputError(
+      f"config.{key}: none of {len(found)} problems is left, all prompts are too long; raise config.rl.prompt_tokens"
+    )
+  return kept, ids, len(long)
+
+
+def make_prompts(
+  problems: Sequence[Problem], ids: dict[str, list[int]], occurrence_P, width: int, pad_id: int
+) -> Prompts:
+  tokens_PS = np.full((len(problems), width), pad_id, np.int32)
+  for row, problem in enumerate(problems):
+    tokens_PS[row, width - len(ids[problem.id]) :] = ids[problem.id]
+  length_P = np.array([len(ids[p.id]) for p in problems], np.int32)
+  return Prompts(
+    list(problems), tokens_PS, length_P, np.array([keys.problem_hash(p.id) for p in problems]), occurrence_P
+  )
+
+
+def verifier_service(config: ConfigDict) -> Service:
+  v = config.verify
+  return Service(v.workers, v.cpu_seconds, v.wall_seconds, v.memory_mib << 20)
+
+
+def records(drawn: Drawn, occurrence_P, step: int, true: reward.Graded, **more) -> list[dict]:
+  """One row a response, as rollouts/ and evals/ hold it; `more` are [P,G] arrays to add."""
+  rows = []
+  for i, problem in enumerate(drawn.answers.problems):
+    group = len(drawn.answers.text_PG[i])
+    for g, text in enumerate(drawn.answers.text_PG[i]):
+      rows.append(
+        {
+          "step": step,
+          "problem": problem.id,
+          "sample": int(occurrence_P[i]) * group + g,
+          "prompt": problem.messages[-1]["content"],
+          "text": text,
+          "answer": last_box(after_thinking(text)),
+          "label": problem.label,
+          "truth": problem.truth,
+          "tokens": int(drawn.length_PG[i, g]),
+          "stop": STOP_NAMES[drawn.stop_PG[i, g]],
+          "logp": float(drawn.answers.statistics["logp"][i, g]),
+          "certainty": float(drawn.answers.statistics["certainty"][i, g]),
+          "true_reward": float(true.value_PG[i, g]) if true.scored_PG[i, g] else None,
+          "scored": bool(true.scored_PG[i, g]),
+          "cause": true.cause_PG[i][g],
+          "faithfulness": faithfulness(problem, text),
+          **{name: values[i][g] for name, values in more.items()},
+        }
+      )
+  return rows
+
+
+def faithfulness(problem: Problem, text: str) -> float | None:
+  """The exact judge's label, None where no exact judge exists."""
+  return judge.faithfulness(text, problem.extra["operations"]) if problem.verifier == "arithmetic" else None

@@ -1,0 +1,139 @@
+"""From config to the values that a stage works with: mesh, tokenizer, policy and its weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxrlvr import checkpoint, keys, optim, shard
+from jaxrlvr.policy import spec as policy_spec
+from jaxrlvr.policy.spec import RopeScaling, Spec
+from jaxrlvr.text.tokenizer import SentencePiece, Tokenizer
+from jaxrlvr.types import InputError
+
+TOKENIZER = "tokenizer.model"
+POLICY = "policy.json"
+
+
+class Policy(NamedTuple):
+  spec: Spec
+  tokenizer: Tokenizer
+  params: dict
+  mesh: jax.sharding.Mesh
+  origin: dict  # where the weights come from: run directory and step, or the seed
+
+
+def make_mesh(config: ConfigDict) -> jax.sharding.Mesh:
+  sizes = dict(config.mesh)
+  needed = 1
+  for n in sizes.values():
+    needed *= max(n, 1)
+  devices = jax.devices()
+  if -1 not in sizes.values():
+    if needed > len(devices):
+      raise InputError(
+        f"config.mesh = {sizes}: needs {needed} devices, there are {len(devices)}; lower one of its sizes"
+      )
+    devices = devices[:needed]
+  try:
+    return shard.make_mesh(**sizes, devices=devices)
+  except ValueError as error:
+    raise InputError(f"config.mesh: {error}") from error
+
+
+def _fresh_spec(config: ConfigDict, vocab: int) -> Spec:
+  m = config.model
+  shape = {
+    k: m[k]
+    for k in (
+      "width",
+      "layers",
+      "heads",
+      "kv_heads",
+      "head_dim",
+      "mlp",
+      "rope_theta",
+      "norm_eps",
+      "qkv_bias",
+      "qk_norm",
+      "tied",
+    )
+  }
+  return Spec(vocab=vocab, rope_scaling=RopeScaling(factor=m.rope_scaling) if m.rope_scaling else None, **shape)
+
+
+def find_tokenizer(config: ConfigDict) -> Path:
+  """The SentencePiece model the config names, directly or as that of the run it starts from."""
+  name = config.tokenizer or config.init
+  if not name:
+    raise InputError(
+      "config.tokenizer is empty and so is config.init; name a tokenizer model (`jaxrlvr tokenizer` trains one)"
+    )
+  path = Path(name)
+  return path / TOKENIZER if path.is_dir() else path
+
+
+def load_policy(config: ConfigDict, workdir: Path) -> Policy:
+  """Policy of `config.init`, or a fresh one; tokenizer and shape are copied to `workdir`, which then stands alone."""
+  tokenizer_path = find_tokenizer(config)
+  try:
+    tokenizer = SentencePiece(tokenizer_path)
+  except ValueError as error:
+    raise InputError(f"config.tokenizer: {error}") from error
+  mesh = make_mesh(config)
+  init = Path(config.init) if config.init else None
+  if init is not None and not (init / POLICY).is_file():
+    raise InputError(f"config.init = {config.init!r}: holds no {POLICY}; name the workdir of a finished training stage")
+  spec = read_spec(init / POLICY) if init else _fresh_spec(config, tokenizer.vocab_size)
+  spec = dataclasses.replace(
+    spec, dtype=config.model.dtype, unroll=min(config.model.unroll, spec.layers), vocab_chunk=config.model.vocab_chunk
+  )
+  if tokenizer.vocab_size > spec.vocab:
+    raise InputError(
+      f"{tokenizer_path}: {tokenizer.vocab_size} tokens, but the policy has {spec.vocab} rows; use its own tokenizer"
+    )
+  spec = dataclasses.replace(spec, real_vocab=tokenizer.vocab_size)
+  try:
+    placed = policy_spec.shardings(spec, mesh)
+  except ValueError as error:
+    raise InputError(str(error)) from error
+  make = jax.jit(lambda: policy_spec.init(spec, keys.at(config.seed, "init")), out_shardings=placed)
+  if init is None:
+    params, origin = make(), {"seed": config.seed}
+  else:
+    params, origin = _load_params(init, jax.eval_shape(make), placed)
+  if not (workdir / TOKENIZER).is_file():
+    shutil.copyfile(tokenizer_path, workdir / TOKENIZER)
+    (workdir / POLICY).write_text(json.dumps(dataclasses.asdict(spec), indent=1) + "\n")
+  return Policy(spec, tokenizer, params, mesh, origin)
+
+
+def read_spec(path: Path) -> Spec:
+  fields = json.loads(path.read_text())
+  fields["rope_scaling"] = fields["rope_scaling"] and RopeScaling(**fields["rope_scaling"])
+  return Spec(**fields)
+
+
+def _load_params(run: Path, shapes: dict, placed: dict):
+  abstract = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed[name]) for name, x in shapes.items()}
+  store = checkpoint.Checkpoints(run)
+  found = store.restore(abstract, None)
+  store.close()
+  if found is None:
+    raise InputError(f"config.init = {str(run)!r}: has no checkpoint; let that run finish first")
+  return found[0], {"run": str(run), "step": found[2]["step"], "digests": found[2]["digests"]}
+
+
+def optimizer(o: ConfigDict, updates: int):
+  """(optimiser, learning rate of each update [updates] on the host) of an `optim` group over this many updates."""
+  schedule = optim.schedule(o.schedule, o.lr, round(o.warmup * updates), updates, o.floor)
+  rates = np.broadcast_to(jax.device_get(schedule(jnp.arange(updates))), (updates,))
+  return optim.adamw(schedule, o.b1, o.b2, o.eps, o.weight_decay, o.clip_norm), rates

@@ -1,0 +1,99 @@
+"""Tokenizers behind one small interface, the chat layout of the embedded models, and training of the embedded one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+THINK, THINK_END = "<think>", "</think>"
+ROLES = {"system": "<|system|>", "user": "<|user|>", "assistant": "<|assistant|>"}
+
+
+class Tokenizer(Protocol):
+  """What the rest of the library needs to know of a tokenizer."""
+
+  vocab_size: int
+  pad_id: int
+  eos_ids: tuple[int, ...]
+
+  def encode(self, text: str) -> list[int]: ...
+  def decode(self, ids: Sequence[int]) -> str: ...
+  def pieces(self) -> list[bytes]: ...  # the bytes each id stands for; control ids stand for none
+  def render(self, messages: Sequence[Mapping[str, str]]) -> list[int]: ...  # up to where the answer begins
+
+
+class SentencePiece:
+  """A SentencePiece model file with this library's roles and thinking tags among its pieces."""
+
+  def __init__(self, path: str | Path):
+    import sentencepiece
+
+    if not Path(path).is_file():
+      raise ValueError(f"{path}: no such tokenizer model; train one with `jaxrlvr tokenizer` or correct the path")
+    self._model = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    self.vocab_size = self._model.get_piece_size()
+    self.pad_id, self.bos_id, self.eos_ids = self._model.pad_id(), self._model.bos_id(), (self._model.eos_id(),)
+    unknown = self._model.unk_id()
+    for symbol in (THINK, THINK_END, *ROLES.values()):
+      if self._model.piece_to_id(symbol) == unknown:
+        raise ValueError(f"{path}: has no piece {symbol!r}; train it with `jaxrlvr tokenizer`, which adds it")
+    if min(self.pad_id, self.bos_id, *self.eos_ids) < 0:
+      raise ValueError(f"{path}: pad, bos or eos id is switched off; train it with all three")
+
+  def encode(self, text: str) -> list[int]:
+    return self._model.encode(text)
+
+  def decode(self, ids: Sequence[int]) -> str:
+    return self._model.decode([int(i) for i in ids])
+
+  def pieces(self) -> list[bytes]:
+    m = self._model
+    made = []
+    for i in range(self.vocab_size):
+      if m.is_byte(i):
+        made.append(bytes([int(m.id_to_piece(i)[3:5], 16)]))
+      else:
+        made.append(b"" if m.is_control(i) or m.is_unknown(i) else m.id_to_piece(i).replace("▁", " ").encode())
+    return made
+
+  def render(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    ids = [self.bos_id]
+    if not messages:
+      return ids
+    for message in messages:
+      if message["role"] not in ROLES:
+        raise ValueError(f"message with role {message['role']!r}: wanted one of {', '.join(ROLES)}")
+      ids += [self._model.piece_to_id(ROLES[message["role"]]), *self.encode(message["content"])]
+    return [*ids, self._model.piece_to_id(ROLES["assistant"])]
+
+
+def train_sentencepiece(texts: Iterable[str], path: str | Path, vocab_size: int) -> SentencePiece:
+  """Trains a BPE model with digits split, byte fallback and our special pieces, and writes it to `path`."""
+  import io
+
+  import sentencepiece
+
+  model = io.BytesIO()
+  sentencepiece.SentencePieceTrainer.train(
+    sentence_iterator=iter(texts),
+    model_writer=model,
+    model_type="bpe",
+    vocab_size=vocab_size,
+    split_digits=True,
+    byte_fallback=True,
+    character_coverage=1.0,
+    normalization_rule_name="identity",
+    remove_extra_whitespaces=False,
+    add_dummy_prefix=False,
+    user_defined_symbols=[THINK, THINK_END, *ROLES.values(), "\n", "\\boxed{", "}"],
+    pad_id=0,
+    bos_id=1,
+    eos_id=2,
+    unk_id=3,
+    hard_vocab_limit=False,
+    num_threads=1,
+    minloglevel=2,
+  )
+  Path(path).write_bytes(model.getvalue())
+  return SentencePiece(path)

@@ -1,0 +1,44 @@
+"""Exact judge of the embedded domain: is the answer right, and does the trace really lead to it?"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from jaxrlvr.text.answer import after_thinking, last_box, thinking
+
+_INTEGER = re.compile(r"(?!.{21})[+-]?[0-9]+")
+_STEP = re.compile(r"([0-9]{1,6})([+*-])([0-9]{1,6})=([0-9]{1,12})")
+_APPLY = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__}
+_MAX_LINES = 256
+
+
+def answer(response: str, label: str, extra: Mapping | None) -> float:
+  """1.0 iff the boxed text after the thinking is the label's integer (at most 20 characters), else 0.0."""
+  boxed, label = (last_box(after_thinking(response)) or "").strip(), label.strip()
+  return float(bool(_INTEGER.fullmatch(boxed) and _INTEGER.fullmatch(label)) and int(boxed) == int(label))
+
+
+def faithfulness(response: str, operations: int) -> float:
+  """1, 0.5 or 0 (paper, appendix F): does the trace coherently lead to the stated answer, be that right or wrong?
+
+  A trace is one step `a+b=c` a line; a step takes up the last digit of earlier results, and each result but the last
+  is to be taken up. 1: every line is a true step, there are as many as the problem has operations, none is left hanging
+  and the last gives the stated answer. 0.5: the last line gives the stated answer and at least half of the wanted
+  steps are true and taken up. 0: all else, that is a guess, no trace, or a trace that contradicts the answer.
+  """
+  boxed, trace = (last_box(after_thinking(response)) or "").strip(), thinking(response)
+  if trace is None or not _INTEGER.fullmatch(boxed):
+    return 0.0
+  lines = [_STEP.fullmatch(line.strip()) for line in trace.strip().split("\n", _MAX_LINES)]
+  if lines[-1] is None or int(lines[-1][4]) % 10 != int(boxed):
+    return 0.0
+  true, hanging = 0, []
+  for a, op, b, result in (line.groups() for line in lines if line):
+    for digit in (int(a) % 10, int(b) % 10):
+      if digit in hanging:
+        hanging.remove(digit)
+    hanging.append(int(result) % 10)
+    true += _APPLY[op](int(a), int(b)) == int(result)
+  held = true - (len(hanging) - 1)
+  return 1.0 if held == len(lines) == operations else 0.5 if 2 * held >= operations else 0.0

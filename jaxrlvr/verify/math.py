@@ -1,0 +1,174 @@
+"""Strict grading of mathematical answers: cheap refusals first, then Math-Verify without its own clocks.
+
+Math-Verify can hang or eat memory on short hostile text, so this runs only behind verify.service.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from jaxrlvr.text.answer import after_thinking, last_box
+
+MAX_ANSWER = 512  # characters, and so at most as many digits
+MAX_NESTING = 8  # brackets inside brackets: parsing time is exponential in them
+_TIGHT = 1e-40  # exact numbers further apart than this are different, whatever their first 15 digits say
+
+# What makes a short answer dear to evaluate; allowed only where the label holds the same kind.
+_DEAR = tuple(
+  re.compile(pattern)
+  for pattern in (
+    r"\\(?:sum|i*int|oint|prod|lim)",
+    r"\^\s*(?:\{[^{}]*|\([^()]*|[^\s{}()+\-*/=,;])\s*\^",  # a power in an exponent
+    r"\^[^+=,;]*\)\s*\}?\s*\^",  # a power of a power
+    r"\^[\s{(]*-?\s*\d[\d,\s]{4,}",
+    r"\)[\s}]*\^[\s{(]*\d{3,}",
+    r"(?:!|\^[^!]*|\d{4,})[\s)}\]]*!",
+    r"\\[dt]?binom[^!]*(?:\d{4,}|\^)",
+  )
+)
+# Spellings that models use and the parser does not know.
+_REWRITES = tuple(
+  (re.compile(pattern), new)
+  for pattern, new in (
+    (r"\s+", " "),
+    (r"½", r"\\frac{1}{2}"),
+    (r"√\s*(\d+|[a-z])", r"\\sqrt{\1}"),
+    (r"∞", r"\\infty "),
+    (r"[−–]", "-"),
+    (r"\\underline\b", ""),
+    (r"(?:\\left\s*)?\\langle\b", "("),
+    (r"(?:\\right\s*)?\\rangle\b", ")"),
+    (r"^(?:\\approx|\\text\{\s*[Aa]nswer:?\s*\})", ""),
+    (r"(?<=\d)\\[,! ](?=\d{3})", ""),
+    (r"^(-?\d+(?:\.\d+)?)[eE]([+-]?\d{1,3})$", r"\1 \\cdot 10^{\2}"),
+    (r"\.(\d{0,9}?)(\d{1,6}?)\2+\\[lc]?dots", r".\1\\overline{\2}"),
+    (r"\.$", ""),
+  )
+)
+_REPEATING = re.compile(r"(\d{0,9})\.(\d{0,9})\\(?:overline|bar|dot)\s*\{?(\d{1,9})\}?")
+_WRAPPER = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mathit|operatorname)\b|[{}\s]")
+_INTEGER = re.compile(r"-?[0-9]{1,512}")
+_COMMAND = re.compile(r"\\[a-zA-Z]+")
+_CHOICE = re.compile(r"(?:\\(?:text|textbf|mathrm)\s*\{)?\(?([A-E])\)\}?(?:\\?[\s~])+(\S.*)")
+_NUMBERS = {
+  word: str(number)
+  for number, word in enumerate("zero one two three four five six seven eight nine ten eleven twelve".split())
+}
+_BASE = re.compile(r"\d\s*_\s*\{?\s*(\w+)")
+
+
+def math(response: str, label: str, extra: Mapping | None) -> bool:
+  """True iff the last box after the thinking equals the label or one of the label's `extra["also"]`."""
+  verdict = quick(response, label, extra)
+  if verdict is not None:
+    return verdict
+  return any(_math_verify(*pair) for pair in _pairs(response, label, extra) if _by_text(*pair) is None)
+
+
+def quick(response: str, label: str, extra: Mapping | None) -> bool | None:
+  """What `math` will say, where the texts decide it without the parser; else None. Cheap and safe on any text."""
+  verdicts = {_by_text(*pair) for pair in _pairs(response, label, extra)}
+  return True if True in verdicts else None if None in verdicts else False
+
+
+def preload() -> None:
+  """Imports Math-Verify and fills its grammar caches, so that forked children inherit both."""
+  for answer, label in _WARM:
+    math(f"\\boxed{{{answer}}}", label, None)
+
+
+_WARM = (
+  ("0.5", r"\frac{1}{2}"),
+  (r"x^2-2x+1", "(x-1)^2"),
+  (r"(-\infty,1)\cup[2,\infty)", r"x<1 \text{ or } x\ge 2"),
+  (r"\{1,\sqrt{3}\}", r"1, \sqrt[2]{3}"),
+  (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{bmatrix}1\\2\end{bmatrix}"),
+  (r"x = \frac{\pi}{4} + 2k\pi", r"\tan^{-1}(1)+2\pi k"),
+  (r"3 \times 10^{8} \text{ m/s}", r"300{,}000{,}000"),
+  (r"|a_n| \cdot \log_2 (e^{i x}) \le 45^\circ", r"50\%"),
+  (r"\text{(B)}", "B"),
+)
+
+
+def _pairs(response: str, label: str, extra: Mapping | None) -> list[tuple[str, str]]:
+  """Every reading of the answer with every reading of an accepted label; none without an answer of fair size."""
+  answer = last_box(after_thinking(response))
+  if answer is None or not answer.strip() or len(answer) > MAX_ANSWER:
+    return []
+  labels = (label, *(extra or {}).get("also", {}).get(label, ()))
+  return [(ours, wanted) for text in labels for wanted in _readings(text) for ours in _readings(answer)]
+
+
+def _readings(text: str) -> tuple[str, ...]:
+  """The text respelled for the parser; of a choice with its value, as `(C) 3`, also each of the two alone."""
+  for pattern, new in _REWRITES:
+    text = pattern.sub(new, text.strip())
+  text = _REPEATING.sub(_repeating, text)
+  text = _NUMBERS.get(_WRAPPER.sub("", text).casefold(), text)
+  choice = _CHOICE.fullmatch(text)
+  return (text, *choice.groups()) if choice else (text,)
+
+
+def _repeating(match: re.Match) -> str:
+  """0.1\\overline{6} as the fraction that it is."""
+  whole, fixed, period = match.groups()
+  numerator = int(whole + fixed + period) - int(whole + fixed or 0)
+  return f"\\frac{{{numerator}}}{{{(10 ** len(period) - 1) * 10 ** len(fixed)}}}"
+
+
+def _by_text(answer: str, label: str) -> bool | None:
+  """Whether the two are equal, where that needs no parser; else None."""
+  if answer == label:
+    return True
+  if _refused(answer, label):
+    return False
+  if _INTEGER.fullmatch(answer) and _INTEGER.fullmatch(label):
+    return int(answer) == int(label)
+  words = [_WRAPPER.sub("", text).casefold() for text in (answer, label)]
+  if all(len(word) > 1 and word.isalpha() for word in words):  # as products, `evil` would equal `live`
+    return words[0] == words[1]
+  return None
+
+
+def _refused(answer: str, label: str) -> bool:
+  """Whether the answer is too dear to read, or of a kind that Math-Verify is known to take for what it is not."""
+  if not answer.isprintable() or _nesting(answer) > MAX_NESTING:
+    return True
+  if any(pattern.search(answer) and not pattern.search(label) for pattern in _DEAR):
+    return True
+  left, equals, _ = answer.partition("=")
+  if equals and "=" not in label and not any(letter.isalpha() for letter in _COMMAND.sub("", left)):
+    return True  # 1=7 is read as 7
+  bases = _BASE.findall(answer)
+  return bool(bases) and bases != _BASE.findall(label)  # 10_2 is read as 10
+
+
+def _nesting(text: str) -> int:
+  depth = deepest = 0
+  for letter in text:
+    depth += (letter in "([{") - (letter in ")]}")
+    deepest = max(deepest, depth)
+  return deepest
+
+
+def _math_verify(answer: str, label: str) -> bool:
+  from math_verify import LatexExtractionConfig, parse, verify
+
+  config = [LatexExtractionConfig()]
+  wanted, found = (parse(f"\\boxed{{{text}}}", config, parsing_timeout=None) for text in (label, answer))
+  if not verify(wanted, found, timeout_seconds=None, allow_set_relation_comp=True):
+    return False
+  return not _only_close(wanted[0], found[0])
+
+
+def _only_close(a: object, b: object) -> bool:
+  """Whether two exact numbers differ beyond the 15 digits that Math-Verify compares."""
+  from sympy import Expr, Float, UnevaluatedExpr
+
+  if not (isinstance(a, Expr) and isinstance(b, Expr)) or a.free_symbols or b.free_symbols:
+    return False
+  if a.has(Float, UnevaluatedExpr) or b.has(Float, UnevaluatedExpr):  # decimals are rounded, percents loose
+    return False
+  gap = (a.doit() - b.doit()).evalf(50)
+  return bool(gap.is_number and abs(gap) > _TIGHT)

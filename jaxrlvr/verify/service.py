@@ -1,0 +1,189 @@
+"""Grades batches of responses; verifiers that hostile text can hurt run in processes that can be killed."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import json
+import multiprocessing.connection
+import os
+import pathlib
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+
+from jaxrlvr.types import Verdict
+from jaxrlvr.verify import VERIFIERS
+from jaxrlvr.verify.worker import PREFIX
+
+KEPT = 8192  # characters of a response that are read, from its end
+_START_SECONDS = 120.0  # to import Math-Verify on a busy machine
+_GRACE_SECONDS = 5.0  # on top of the wall limit, before a silent server is given up
+_KEPT_VARIABLES = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH")
+_WORKER_VARIABLES = {
+  "OMP_NUM_THREADS": "1",
+  "OPENBLAS_NUM_THREADS": "1",
+  "PYTHONHASHSEED": "0",
+  "PYTHONSAFEPATH": "1",
+  "PYTHONUTF8": "1",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """One response to grade by the named verifier; `extra` must be JSON where the verifier is isolated."""
+
+  verifier: str
+  response: str
+  label: str
+  extra: Mapping = dataclasses.field(default_factory=dict)
+
+
+class Service:
+  """A context manager that grades; its fork servers start with the first isolated job and end with it."""
+
+  def __init__(
+    self,
+    workers: int | None = None,
+    cpu_seconds: float = 2.0,
+    wall_seconds: float = 10.0,
+    memory_bytes: int = 1 << 30,
+  ):
+    self._workers = workers or os.cpu_count() or 1
+    self._limits = (cpu_seconds, wall_seconds, memory_bytes)
+    self._servers: list[_Server] = []
+
+  def __enter__(self) -> Service:
+    return self
+
+  def __exit__(self, *_) -> None:
+    self.close()
+
+  def grade(self, jobs: Sequence[Job]) -> list[Verdict]:
+    """Verdicts in the order of the jobs; equal isolated jobs are graded once."""
+    unknown = sorted({job.verifier for job in jobs} - set(VERIFIERS))
+    if unknown:
+      raise ValueError(f"verifier {unknown[0]!r} is unknown; use one of {', '.join(VERIFIERS)}")
+    settled = [_settle(job) for job in jobs]
+    payloads = dict.fromkeys(payload for payload in settled if isinstance(payload, bytes))
+    graded = self._grade_isolated(list(payloads))
+    return [graded[verdict] if isinstance(verdict, bytes) else verdict for verdict in settled]
+
+  def close(self) -> None:
+    """Ends the servers and what they run; a later job starts new ones."""
+    for server in self._servers:
+      server.close()
+    self._servers = []
+
+  def _grade_isolated(self, payloads: list[bytes]) -> dict[bytes, Verdict]:
+    verdicts: dict[bytes, Verdict] = {}
+    queue = collections.deque(payloads)
+    try:
+      idle = self._ready_servers(min(self._workers, len(payloads)))
+      busy: dict[int, tuple[_Server, bytes]] = {}
+      while queue or busy:
+        while queue and idle:
+          server, payload = idle.pop(), queue.popleft()
+          server.send(payload)
+          busy[server.channel] = (server, payload)
+        timeout = max(0.0, min(server.deadline for server, _ in busy.values()) - time.monotonic())
+        answered = multiprocessing.connection.wait(list(busy), timeout)
+        late = [channel for channel, (server, _) in busy.items() if server.deadline <= time.monotonic()]
+        for channel in {*answered, *late}:
+          server, payload = busy.pop(channel)
+          verdict = server.verdict() if channel in answered else None
+          verdicts[payload] = verdict or Verdict(None, "died")
+          idle.append(server if verdict else self._replace(server))
+    except BaseException:
+      self.close()  # a server with a job at hand would answer the next batch with this one's verdict
+      raise
+    return verdicts
+
+  def _ready_servers(self, count: int) -> list[_Server]:
+    for server in [server for server in self._servers if not server.alive()]:
+      self._servers.remove(server)
+      server.close()
+    new = [_Server(*self._limits) for _ in range(count - len(self._servers))]  # they start side by side
+    self._servers += new
+    for server in new:
+      server.wait_until_ready()
+    return self._servers[:count]
+
+  def _replace(self, dead: _Server) -> _Server:
+    dead.close()
+    new = self._servers[self._servers.index(dead)] = _Server(*self._limits)
+    new.wait_until_ready()
+    return new
+
+
+class _Server:
+  """The host's end of one worker process."""
+
+  def __init__(self, cpu_seconds: float, wall_seconds: float, memory_bytes: int):
+    root = str(pathlib.Path(__file__).resolve().parents[2])
+    environment = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ} | _WORKER_VARIABLES
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+    self._wall = wall_seconds
+    self._process = subprocess.Popen(
+      [sys.executable, "-m", "jaxrlvr.verify.worker", str(cpu_seconds), str(wall_seconds), str(memory_bytes)],
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.DEVNULL,
+      env=environment,
+      start_new_session=True,  # a Ctrl-C for the host is the host's to handle
+    )
+    self.channel = self._process.stdout.fileno()
+    self.deadline = float("inf")  # of the job at hand
+
+  def alive(self) -> bool:
+    return self._process.poll() is None
+
+  def wait_until_ready(self) -> None:
+    started = multiprocessing.connection.wait([self.channel], _START_SECONDS)
+    if not started or not self._process.stdout.readline():
+      self.close()
+      raise RuntimeError(
+        f"verifier worker ended with code {self._process.returncode} before its first job; see why with"
+        f" `{' '.join(self._process.args)} < /dev/null`"
+      )
+
+  def send(self, payload: bytes) -> None:
+    """Hands over one job; a server that is gone shows when its verdict is read."""
+    self.deadline = time.monotonic() + self._wall + _GRACE_SECONDS
+    try:
+      self._process.stdin.write(PREFIX.pack(len(payload)) + payload)
+      self._process.stdin.flush()
+    except BrokenPipeError:
+      pass
+
+  def verdict(self) -> Verdict | None:
+    """The answer to the job at hand; None where the server died over it."""
+    line = self._process.stdout.readline()
+    if not line.endswith(b"\n"):
+      return None
+    reply = json.loads(line)
+    return Verdict(reply.get("score"), reply.get("cause", ""))
+
+  def close(self) -> None:
+    """Lets the server end its child and itself, and kills it where it does not."""
+    try:
+      self._process.stdin.close()
+    except BrokenPipeError:
+      pass
+    try:
+      self._process.wait(1.0)
+    except subprocess.TimeoutExpired:
+      self._process.kill()
+      self._process.wait()
+    self._process.stdout.close()
+
+
+def _settle(job: Job) -> Verdict | bytes:
+  """The verdict where this process can give it, else what to send to a worker."""
+  verifier, response = VERIFIERS[job.verifier], job.response[-KEPT:]
+  here = verifier.quick if verifier.isolated else verifier.function
+  score = here(response, job.label, job.extra) if here else None
+  if score is None:
+    return json.dumps([job.verifier, response, job.label, dict(job.extra)]).encode()
+  return Verdict(float(score))

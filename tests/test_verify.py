@@ -1,0 +1,352 @@
+"""Verifiers against the released code, hostile answers, and the service's promises when things hang, grow or die."""
+
+import ast
+import collections
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from jaxrlvr.types import Verdict
+from jaxrlvr.verify import VERIFIERS, arithmetic, math
+from jaxrlvr.verify.service import Job, Service
+
+ROOT = pathlib.Path(__file__).parents[1]
+DATA = ROOT.parent / "shared" / "data"
+needs_data = pytest.mark.skipif(not DATA.exists(), reason="needs ../shared/data")
+
+TOWER = Job("math", "\\boxed{9^{9^{9^9}}}", "9^{9^{9^{9}}}")  # passes the guards, as its label is one too, and hangs
+GROWING = Job("math", "\\boxed{2^{999999999}+x}", "x+2^{999999999}+0")
+RIGHT, WRONG = Job("math", "\\boxed{0.5}", "\\frac12"), Job("math", "\\boxed{0.4}", "\\frac12")
+
+# Where strict grading and the released RULE_BASED score part, and why. Complete: any other difference is a fault.
+WANTS_A_BOX = "p0013 p0076 p0119 p0130 p0202 p0235 p0250 p0273 p0316 p0341 p0361 p0389 p0466 p0468"
+CAUSES = {
+  "strict: only a box counts": WANTS_A_BOX,
+  "strict: the brace follows \\boxed at once": "p0033",
+  "strict: a box before the last </think> is no answer": "p0003 p0104 p0156 p0206 p0226 p0259 p0302 p0352 p0460 p0462",
+  "strict: too dear to evaluate": "p0487",
+  "ours: the last box alone, not the set of all": "p0041 p0095 p0144 p0345",
+  "ours: the label's own text counts where nobody can parse it": "p0376 p0379",
+  "ours: JSON lists unpacked": "p0448 p0450",
+  "ours: 3e2, ½ and a full stop are read": "p0224 p0409 p0434 p0437",
+  "ours: an inequality is compared with an interval": "p0412",
+  "unscored, where the released code's clock said 0 or 1": "p0470 p0472",
+}
+
+
+@pytest.fixture(scope="module")
+def service():
+  with Service(workers=2) as service:
+    yield service
+
+
+def unpacked(label):
+  if isinstance(label, str) and label.startswith('["'):
+    label = json.loads(label)
+  return (label[0], {label[0]: label[1:]}) if isinstance(label, list) else (label, {})
+
+
+def golden_jobs():
+  cases = json.loads((DATA / "golden" / "verifier.json").read_text())["cases"]
+  cases = [case for case in cases if case["scores"]["RULE_BASED"] is not None]
+  labels = [unpacked(case["ground_truth"]) for case in cases]
+  return cases, [
+    Job("math", case["response"], label, {"also": also}) for case, (label, also) in zip(cases, labels, strict=True)
+  ]
+
+
+def hostile_jobs(canary="/nowhere"):
+  rows = [json.loads(line) for line in (DATA / "hostile" / "answers.jsonl").read_text().splitlines()]
+  rows = [row for row in rows if row["scorer"] == "math_verify"]
+
+  def text(row, key):
+    return row[key] if row.get(key) is not None else "".join(part * count for part, count in row[f"{key}_segments"])
+
+  responses = [text(row, "response").replace("{CANARY}", str(canary)) for row in rows]
+  return rows, [Job("math", said, text(row, "ground_truth")) for row, said in zip(rows, responses, strict=True)]
+
+
+def children(parent):
+  """{pid: (state, command line)} of a process's children."""
+  found = {}
+  for folder in pathlib.Path("/proc").iterdir():
+    if folder.name.isdigit():
+      try:
+        state, ppid = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
+        if int(ppid) == parent:
+          found[int(folder.name)] = (state, (folder / "cmdline").read_text())
+      except OSError:
+        continue
+  return found
+
+
+def servers(parent):
+  return {pid for pid, (_, command) in children(parent).items() if "jaxrlvr.verify.worker" in command}
+
+
+@pytest.fixture
+def own_servers():
+  """A function that gives the worker processes started during the test, ended ones that nobody reaped included."""
+  before = set(children(os.getpid()))
+  return lambda: set(children(os.getpid())) - before
+
+
+def wait_for(condition, seconds=5.0):
+  end = time.monotonic() + seconds
+  while not condition() and time.monotonic() < end:
+    time.sleep(0.02)
+  return condition()
+
+
+# The graph tasks
+
+
+@needs_data
+def test_graph_scores_are_the_released_codes_but_for_four_decisions():
+  cases = json.loads((DATA / "golden" / "graph_verifier.json").read_text())["cases"]
+  differ = collections.Counter()
+  for case in cases:
+    extra = case["extra_info"]
+    if case["extra_info_form"] == "jsonstr":
+      extra = json.loads(extra)
+    elif case["extra_info_form"] == "loader":  # str() of every value
+      structured = ("buttons", "solution_path")
+      extra = {key: ast.literal_eval(value) if key in structured and value else value for key, value in extra.items()}
+    label, _ = unpacked(case["ground_truth"])
+    score = float(VERIFIERS[case["source_dataset"]].function(case["response"], label, extra))
+    if score != case["score"]:
+      differ[case["kind"], case["score"], score] += 1
+  assert len(cases) == 142
+  assert differ == {
+    ("li_box_in_think_only", 1.0, 0.0): 1,  # a box in the thinking is no answer
+    ("ql_box_in_think_only", 1.0, 0.0): 1,
+    ("li_noisy_label_label_answer", 0.0, 1.0): 5,  # labels are unpacked
+    ("li_noisy_label_verbatim_json", 1.0, 0.0): 5,
+    ("ql_noisy_label_true_answer", 1.0, 0.0): 1,  # a label that does not open the lock pays no other answer
+    ("li_json_string", None, 1.0): 1,  # the released code fails
+    ("ql_extra_info_json_string", None, 1.0): 1,
+  }
+
+
+LOCK = {
+  "buttons": [
+    {"name": "A", "type": "add", "value": 2, "active_state": "any"},
+    {"name": "B", "type": "multiply", "value": 2, "active_state": "red"},
+    {"name": "C", "type": "add", "value": 2, "active_state": "red"},
+  ],
+  "initial_state": "red",
+  "initial_value": 0,
+  "target_value": 4,
+}
+
+
+@pytest.mark.parametrize(
+  ("answer", "label", "score"),
+  [
+    ("A → A", "A → A", True),
+    ("C → A", "A → A", True),  # opens the lock with as many presses
+    ("A → C", "A → A", False),  # C is dead under green
+    ("D → A", "A → A", False),
+    ("A → C → C", "B → A → A", False),  # a dead press leaves the light as it is, so both C are dead
+    ("A → B → A", "A → A", False),  # opens it with more
+    ("A → A", "C → C", False),  # the label is wrong: it alone counts
+    ("C → C", "C → C", True),
+    ("7", "7", True),
+    ("8", "7", False),
+    ("", "7", False),
+    ("A" * 1_000_000, "A → A", False),
+    ("C" + "B" * 500, "C" + "A" * 500, False),
+  ],
+)
+def test_quantum_lock(answer, label, score):
+  assert VERIFIERS["quantum_lock"].function(f"\\boxed{{{answer}}}", label, LOCK) is score
+
+
+@pytest.mark.parametrize("answer", ["16", "60", "-6", "6.", "0 1 2 3 4 5 6", "1" * 100_000, "", "{6", "{6}", "\uff16"])
+def test_largest_island_pays_nothing_for_what_holds_the_label(answer):
+  score = VERIFIERS["largest_island"].function
+  assert not score(f"\\boxed{{{answer}}}", "6", {})
+  assert score(f"\\boxed{{{answer}}} \\boxed{{6}}", "6", {})
+
+
+@pytest.mark.parametrize(
+  ("response", "score"),
+  [("\\boxed{7}", 1.0), ("\\boxed{ +07 }", 1.0), ("\\boxed{-7}", 0.0), ("7", 0.0), ("\\boxed{\uff17}", 0.0),
+   ("\\boxed{7.0}", 0.0), ("\\boxed{" + "0" * 20 + "7}", 0.0), ("\\boxed{7}</think>", 0.0)],
+)  # fmt: skip
+def test_arithmetic(response, score):
+  assert arithmetic.answer(response, "7", {}) == score
+
+
+# Strict grading of mathematics
+
+
+@needs_data
+@pytest.mark.parametrize("step", [3, pytest.param(1, marks=pytest.mark.slow)])
+def test_math_differs_from_the_released_code_only_for_known_causes(service, step):
+  cases, jobs = golden_jobs()
+  assert len(cases) == 496
+  scores = [verdict.score for verdict in service.grade(jobs[::step])]
+  released = {case["id"]: case["scores"]["RULE_BASED"] for case in cases[::step]}
+  differ = {key for (key, wanted), score in zip(released.items(), scores, strict=True) if score != wanted}
+  assert differ == set(" ".join(CAUSES.values()).split()) & set(released)
+
+
+@needs_data
+def test_hostile_answers_are_never_paid(service, tmp_path):
+  rows, jobs = hostile_jobs(tmp_path / "canary")
+  start = time.monotonic()
+  verdicts = service.grade(jobs)
+  assert time.monotonic() - start < 60
+  assert not list(tmp_path.iterdir())  # nothing was run
+  by = collections.defaultdict(list)
+  for row, verdict in zip(rows, verdicts, strict=True):
+    by[row["right_score"]].append((row["id"], verdict.score))
+    if row["kind"] == "should_accept":
+      by["accept"].append(verdict.score)
+  assert not [key for key, score in by[0.0] if score == 1.0]
+  assert len(by[0.0]) > 100
+  unscored = [key for keys in (by[0.0], by[1.0], by[None]) for key, score in keys if score is None]
+  assert len(unscored) <= 3, unscored
+  assert (sum(by["accept"]), len(by["accept"])) == (39, 48)  # 7 of the 9 have no box
+
+
+@pytest.mark.parametrize(
+  ("answer", "label", "score"),
+  [
+    (r"\frac{2}{4}", "0.5", True),
+    (r"0.1\overline{6}", r"\frac16", True),
+    (r"1\,000\,000", "10^6", True),
+    ("twelve", "12", True),
+    ("(C) 3", "C", True),
+    ("(C) 3", "3", True),
+    ("C", '(C) 3', True),
+    ("(D)", "(C) 3", False),
+    ("evil", "live", False),
+    ("1=7", "7", False),
+    ("x=7", "7", True),
+    ("10_2", "10", False),
+    ("10_2", "10_2", True),
+    (r"\pi+10^{-25}", r"\pi", False),
+    (r"\frac{\sqrt2}{2}", r"\frac{1}{\sqrt{2}}", True),
+    (r"\int_0^1 2x dx", "1", False),
+    (r"((((((((7))))))))", "7", True),
+    (r"(((((((((7)))))))))", "7", False),
+    (r"e^{x^2}", r"e^{x^2}+0", True),
+    (r"e^{x^2}", "7", False),
+    ("7\ud800", "7", False),
+    ("7 " + " " * 512, "7", False),
+    ("3", "2", False),
+    ("4", "2", True),
+    (" ", " ", False),
+  ],
+)  # fmt: skip
+def test_math(answer, label, score):
+  assert math.math(f"\\boxed{{1}} so \\boxed{{{answer}}}", label, {"also": {"2": ["5", "4"]}}) is score
+
+
+# The service
+
+
+def test_the_host_imports_neither_jax_nor_sympy():
+  dear = {"jax", "sympy", "math_verify", "ml_collections"}
+  code = f"import sys, jaxrlvr.verify.service; print({dear} & set(sys.modules))"
+  done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+  assert done.stdout == "set()\n"
+
+
+def test_a_hang_is_cut_and_its_batch_unharmed(own_servers):
+  with Service(workers=2, cpu_seconds=1.0) as service:
+    start = time.monotonic()
+    verdicts = service.grade([RIGHT, TOWER, WRONG, TOWER, RIGHT] * 10)
+    hung = Verdict(None, "timeout")
+    assert verdicts == [Verdict(1.0), hung, Verdict(0.0), hung, Verdict(1.0)] * 10
+    assert time.monotonic() - start < 10  # equal jobs run once
+    for pid in own_servers():
+      assert not children(pid)
+      assert "jax" not in (pathlib.Path("/proc") / str(pid) / "maps").read_text().replace(str(ROOT), "")
+    assert len(own_servers()) == 2
+  assert not own_servers()
+
+
+def test_the_wall_limit_counts_from_the_start_of_the_job():
+  slow = [Job("math", TOWER.response, TOWER.label + " " * spaces) for spaces in range(3)]
+  with Service(workers=1, cpu_seconds=30.0, wall_seconds=0.5) as service:
+    assert service.grade([*slow, RIGHT]) == [Verdict(None, "timeout")] * 3 + [Verdict(1.0)]
+
+
+def test_memory_is_bounded():
+  with Service(workers=1, memory_bytes=1 << 26, cpu_seconds=10.0) as service:
+    assert service.grade([GROWING, RIGHT]) == [Verdict(None, "memory"), Verdict(1.0)]
+
+
+def test_a_dead_server_costs_its_job_only(own_servers):
+  with Service(workers=1) as service:
+    assert service.grade([RIGHT]) == [Verdict(1.0)]
+    (victim,) = own_servers()
+    threading.Timer(0.5, os.kill, (victim, signal.SIGKILL)).start()
+    assert service.grade([TOWER, RIGHT, WRONG]) == [Verdict(None, "died"), Verdict(1.0), Verdict(0.0)]
+    (idle,) = own_servers()
+    os.kill(idle, signal.SIGKILL)
+    assert wait_for(lambda: children(os.getpid())[idle][0] == "Z")
+    assert service.grade([RIGHT]) == [Verdict(1.0)]  # died between two batches: no job is lost
+  assert not own_servers()
+
+
+def test_servers_and_their_children_end_with_a_killed_host():
+  code = (
+    "from jaxrlvr.verify.service import *\n"
+    "with Service(workers=1, cpu_seconds=60, wall_seconds=60) as service:\n"
+    f"  service.grade([{RIGHT!r}]); print(flush=True); service.grade([{TOWER!r}])"
+  )
+  with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE) as host:
+    host.stdout.readline()
+    (server,) = servers(host.pid)
+    assert wait_for(lambda: children(server))
+    (child,) = children(server)
+    host.kill()
+  for pid in (server, child):
+    assert wait_for(lambda pid=pid: not (pathlib.Path("/proc") / str(pid) / "exe").exists())
+
+
+def test_odd_text_passes_through(service):
+  box = "\\boxed{0.5}"
+  texts = [f"\ud800 {box}", f"\0{box}", "\u202e" * 1_000_000 + box, box + "x" * 9000, ""]
+  scores = [verdict.score for verdict in service.grade([Job("math", text, "\\frac12") for text in texts])]
+  assert scores == [1.0, 1.0, 1.0, 0.0, 0.0]
+
+
+def test_in_process_and_isolated_jobs_keep_their_order(service):
+  island = Job("largest_island", "\\boxed{6}", "6")
+  assert service.grade([island, WRONG, RIGHT, island]) == [Verdict(score) for score in (1.0, 0.0, 1.0, 1.0)]
+  assert service.grade([]) == []
+
+
+def test_faults_of_ours_are_not_scores(service):
+  with pytest.raises(KeyError):
+    service.grade([Job("quantum_lock", "\\boxed{A}", "B", {"buttons": [{}]})])
+  with pytest.raises(ValueError, match="'maths' is unknown; use one of math, "):
+    service.grade([Job("maths", "", "")])
+
+
+@pytest.mark.slow
+@needs_data
+def test_scores_do_not_depend_on_workers_or_load(service):
+  _, golden = golden_jobs()
+  _, hostile = hostile_jobs()
+  quiet = service.grade(golden + hostile)
+  busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(4)]
+  try:
+    with Service(workers=4, wall_seconds=60.0) as many:
+      assert many.grade(golden + hostile) == quiet
+  finally:
+    for process in busy:
+      process.kill()
+      process.wait()
