@@ -1,4 +1,4 @@
-"""What happened in each run, as one HTML page that loads nothing, its charts as PNG, and its numbers as JSON."""
+"""What happened in each run: one HTML page that loads nothing, its charts as PNG, and its numbers as JSON."""
 
 from __future__ import annotations
 
@@ -16,13 +16,10 @@ from jaxrlvr.analysis.saturation import saturation
 from jaxrlvr.logbook import read_jsonl, write_atomic
 from jaxrlvr.types import InputError
 
-ROSE = 0.05  # a training reward that rose by less, as a share of its scale, is said not to have risen
+ROSE = 0.05  # a training reward counts as risen if it rose by this share of its scale
 WINDOW = 5  # steps whose mean is called the first and the last training reward
 HEAD, TAIL = 1200, 500  # characters shown of a longer response
 _AVG = re.compile(r"eval/(.+)/avg@(\d+)")
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito: safe if colour-blind
-_DASHES = ((), (5, 2), (1.5, 1.5), (7, 2, 1.5, 2), (3, 1), (9, 3))  # on, off in line widths
-_MARKERS = "os^Dvp"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,30 +33,22 @@ class Arm:
 def write(
   folder: Path, title: str, arms: Sequence[Arm], evaluations: Mapping[str, Path], tail: int, samples: int
 ) -> Path:
-  """Writes index.html, *.png and report.json; returns the page's path. tail: of saturation; samples: shown an arm."""
-  if not arms:
-    raise InputError("report.runs is empty, and a report needs an arm; give it 'arm name=run directory'")
-  runs = [_Run.read(arm, index) for index, arm in enumerate(arms)]
-  sets = list(dict.fromkeys(name for run in runs for name in run.sets))
-  measures = [_measure(run, name, tail) for run in runs for name in sets or [None] if not sets or name in run.sets]
-  main = {run.name: next((m for m in measures if m["arm"] == run.name), None) for run in runs}
-  told = [_tell(run, main[run.name]) for run in runs]
-  lead = _lead(runs, told, main)
-  others = [_other(name, Path(workdir)) for name, workdir in evaluations.items()]
+  """Writes index.html (its path is returned), *.png and report.json; tail: of saturation, samples: shown an arm."""
+  names = [arm.name for arm in arms]
+  if not arms or len(set(names)) < len(names):
+    raise InputError(f"report.runs names the arms {names}: give at least one, each once, as 'arm name=run directory'")
+  runs = [_Run(arm.name, Path(arm.workdir), index) for index, arm in enumerate(arms)]
+  told = [_tell(run, _measure(run, tail)) for run in runs]
+  lead, others = _lead(runs, told), [_other(name, Path(workdir)) for name, workdir in evaluations.items()]
+  shown = [_samples(run, samples) for run in runs]
   folder = Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
-  charts = _charts(folder, runs, main, sets)
-  shown = [_samples(run, samples) for run in runs]
-  numbers = {
-    "title": title, "lead": lead, "arms": [run.facts() | tale for run, tale in zip(runs, told, strict=True)],
-    "measures": measures, "evaluations": others, "charts": [c["file"] for c in charts],
-    "samples": [{k: s[k] for k in ("arm", "file", "problem", "sample")} for group in shown for s in group],
-  }  # fmt: skip
+  charts = _charts(folder, runs, told)
+  origin = ("arm", "file", "problem", "sample")
+  numbers = {"title": title, "lead": lead, "arms": told, "evaluations": others, "charts": [c["file"] for c in charts]}
+  numbers["samples"] = [{name: s[name] for name in origin} for group in shown for s in group]
   write_atomic(folder / "report.json", json.dumps(numbers, indent=1, allow_nan=False) + "\n")
-  page = _render(
-    title=title, lead=lead, runs=runs, told=told, measures=measures, main=main, charts=charts, shown=shown,
-    others=others, many_sets=len(sets) > 1, tail=tail,
-  )  # fmt: skip
+  page = _render(runs, told, others, charts, shown, title=title, lead=lead, tail=tail)
   write_atomic(folder / "index.html", page)
   return folder / "index.html"
 
@@ -67,125 +56,116 @@ def write(
 # Reading
 
 
-@dataclasses.dataclass(frozen=True)
 class _Run:
-  name: str
-  workdir: Path
-  index: int
-  rows: Mapping[int, Mapping]  # of metrics.jsonl, by step
-  config: Mapping
-  finished: bool
-  notes: list[str]
+  """A run directory as far as it can be read; `notes` says what couldn't."""
 
-  @classmethod
-  def read(cls, arm: Arm, index: int) -> _Run:
-    workdir, notes = Path(arm.workdir), []
-    rows = {row["step"]: row for row in _rows(workdir / "metrics.jsonl", notes)}
-    config, summary = _json(workdir / "config.json", notes), _json(workdir / "summary.json", notes)
-    run = cls(arm.name, workdir, index, dict(sorted(rows.items())), config, bool(summary.get("finished")), notes)
+  def __init__(self, name: str, workdir: Path, index: int):
+    self.name, self.workdir, self.index, self.notes = name, workdir, index, []
+    rows = sorted(_read(read_jsonl, workdir / "metrics.jsonl", self.notes, []), key=lambda row: row["step"])
+    self.rows = {row["step"]: _finite(row) for row in rows}
+    self.config = _read(_json, workdir / "config.json", self.notes, {})
+    self.finished = bool(_read(_json, workdir / "summary.json", self.notes, {}).get("finished"))
+    self.last, self.planned = max(self.rows, default=0), self.at("rl.steps")
+    sets = _sets(name for row in self.rows.values() for name in row)
+    self.set, self.K = next(iter(sets.items()), (None, 0))
+    self.evals = self.series(f"eval/{self.set}/avg@{self.K}")
     if not workdir.is_dir():
-      notes.append(f"There is no directory {workdir}.")
+      self.notes.append(f"There is no directory {workdir}.")
     elif not rows:
-      notes.append("Nothing was logged: metrics.jsonl is absent or empty.")
-    if rows and not run.finished:
-      planned = _at(config, "rl.steps")
-      notes.append(f"Not finished: this is its state after step {run.last} of {planned or 'an unknown number'}.")
-    return run
+      self.notes.append("Nothing was logged: metrics.jsonl is absent or empty.")
+    elif not self.finished:
+      self.notes.append(f"Not finished: this is its state after step {self.last} of {self.planned or 'unknown'}.")
+    if len(sets) > 1:
+      self.notes.append(f"This page shows {self.set} and leaves out {_list(list(sets)[1:])}.")
 
-  @property
-  def last(self) -> int:
-    return max(self.rows, default=0)
-
-  @property
-  def sets(self) -> dict[str, int]:
-    """Samples a problem of each evaluated set, as the names of the metrics say."""
-    return _sets(name for row in self.rows.values() for name in row)
-
-  @property
-  def colour(self) -> str:
-    return _COLOURS[self.index % len(_COLOURS)]
-
-  @property
-  def dash(self) -> tuple:
-    return _DASHES[(self.index + self.index // len(_COLOURS)) % len(_DASHES)]
+  def at(self, path: str):
+    """A value of the run's config, None where it isn't there."""
+    value = self.config
+    for name in path.split("."):
+      value = value.get(name) if isinstance(value, Mapping) else None
+    return value
 
   def series(self, name: str) -> dict[int, float]:
     """{step: value} where it was logged and finite."""
     return {step: row[name] for step, row in self.rows.items() if row.get(name) is not None}
 
-  def records(self, set_name: str, step: int) -> list[dict]:
-    return _rows(self.workdir / "evals" / f"{set_name}_{step:06d}.jsonl", self.notes)
+  def eval_file(self, step: int) -> Path:
+    return self.workdir / "evals" / f"{self.set}_{step:06d}.jsonl"
 
-  def facts(self) -> dict:
-    wanted = {"problems": "problems.count", "steps": "rl.steps", "reward": "rl.reward", "seed": "seed"}
-    found = {name: _at(self.config, path) for name, path in wanted.items()}
-    return {"arm": self.name, "workdir": str(self.workdir), "finished": self.finished, "notes": self.notes} | found
+  def problem_means(self, step: int | None) -> dict[str, float]:
+    return {} if step is None else problem_means(_read(read_jsonl, self.eval_file(step), self.notes, []))
 
 
-def _rows(path: Path, notes: list[str]) -> list[dict]:
+def _read(how: Callable, path: Path, notes: list[str], otherwise):
   try:
-    return read_jsonl(path)
+    return how(path)
   except (ValueError, OSError) as error:
     notes.append(f"{path.name} can't be read and was left out: {error}.")
-    return []
+    return otherwise
 
 
-def _json(path: Path, notes: list[str]) -> dict:
-  try:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-  except (ValueError, OSError) as error:
-    notes.append(f"{path.name} can't be read and was left out: {error}.")
-    return {}
+def _json(path: Path) -> dict:
+  return _finite(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
-def _at(config: Mapping, path: str):
-  for name in path.split("."):
-    config = config.get(name) if isinstance(config, Mapping) else None
-  return config
+def _finite(row: Mapping) -> dict:
+  return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
 
 
 def _sets(names: Iterable[str]) -> dict[str, int]:
+  """Evaluated sets and their samples a problem, as the names of metrics tell them."""
   return {found[1]: int(found[2]) for found in map(_AVG.fullmatch, names) if found}
+
+
+def _figures(row: Mapping, set_name: str) -> dict:
+  prefix = f"eval/{set_name}/"
+  return {name.removeprefix(prefix): value for name, value in row.items() if name.startswith(prefix)}
+
+
+def _other(name: str, workdir: Path) -> dict:
+  """Figures of one measured policy: {name, note, sets: {set: {"K", metric: value}}}."""
+  notes: list[str] = []
+  summary = _read(_json, workdir / "summary.json", notes, {})
+  sets = {s: {"K": K} | _figures(summary, s) for s, K in _sets(summary).items()}
+  if not sets and not notes:
+    notes.append(f"Not measured: there is no evaluation in {workdir / 'summary.json'}.")
+  return {"name": name, "workdir": str(workdir), "note": " ".join(notes), "sets": sets}
 
 
 # Measuring
 
 
-def _measure(run: _Run, set_name: str | None, tail: int) -> dict:
-  """All numbers of one arm on one set (None: it was never evaluated); shares in 0..1, None where unknown."""
-  rewards, true = run.series("reward"), run.series("true_reward")
-  first, last = _ends(rewards)
-  true_first, true_last = _ends(true)
-  K = run.sets[set_name] if set_name is not None else 0
-  evals = run.series(f"eval/{set_name}/avg@{K}")
+def _measure(run: _Run, tail: int) -> dict:
+  """All numbers of one arm; shares in 0..1, None where unknown."""
+  rewards, true, evals = run.series("reward"), run.series("true_reward"), run.evals
   found = saturation([rewards.get(t) for t in range(1, max(rewards, default=0) + 1)], evals, tail)
   start, end = min(evals, default=None), max(evals, default=None)
   best = max(evals, key=evals.__getitem__, default=None)
-  gain, low, high, paired = _gain(run, set_name, start, end)
-  prefix = f"eval/{set_name}/"
-  names = [n for row in run.rows.values() for n in row if n.startswith(prefix) and not n.endswith(("_low", "_high"))]
-  change = {n.removeprefix(prefix): [run.rows[s].get(n) for s in (start, end)] for n in dict.fromkeys(names)}
+  figures = [_figures(run.rows[step], run.set) if step is not None else {} for step in (start, end)]
   return {
-    "arm": run.name, "set": set_name, "K": K, "start_step": start, "end_step": end, "best_step": best,
-    "start": evals.get(start), "end": evals.get(end), "best": evals.get(best), "change": change,
-    "gain": gain, "low": low, "high": high, "paired_problems": paired,
-    "reward_first": first, "reward_last": last, "reward_max": found.reward_max,
-    "true_first": true_first, "true_last": true_last,
-    "t_sat": found.t_sat, "gain_at_t_sat": found.gain, "residual": found.residual,
-    "between": found.between, "saturation_note": found.note,
+    "arm": run.name, "workdir": str(run.workdir), "finished": run.finished, "step": run.last, "set": run.set,
+    "K": run.K, "start_step": start, "start": evals.get(start), "best_step": best, "best": evals.get(best),
+    "end_step": end, "end": evals.get(end), "figures_start": figures[0], "figures_end": figures[1],
+    **dict(zip(("gain", "low", "high", "paired_problems"), _gain(run, start, end), strict=True)),
+    **dict(zip(("reward_first", "reward_last"), _ends(rewards), strict=True)),
+    **dict(zip(("true_first", "true_last"), _ends(true), strict=True)),
+    "t_sat": found.t_sat, "reward_max": found.reward_max, "gain_at_t_sat": found.gain, "residual": found.residual,
+    "read_between": found.between, "saturation_note": found.note,
   }  # fmt: skip
 
 
-def _gain(run: _Run, set_name: str | None, start: int | None, end: int | None):
-  """(gain, low, high, problems) from the per-problem records of both ends; without them the plain difference."""
-  if start is None or start == end:
+def _gain(run: _Run, start: int | None, end: int | None):
+  """(gain, low, high, problems) paired by problem; the plain difference where an end has no records."""
+  if start == end:
     return None, None, None, 0
-  before, after = (problem_means(run.records(set_name, step)) for step in (start, end))
+  paired = _pair(run.problem_means(start), run.problem_means(end))
+  return paired or (run.evals[end] - run.evals[start], None, None, 0)
+
+
+def _pair(before: Mapping[str, float], after: Mapping[str, float]):
+  """(gain, low, high, problems) over the problems that both have, None without any."""
   both = [problem for problem in before if problem in after]
-  if not both:
-    ends = run.series(f"eval/{set_name}/avg@{run.sets[set_name]}")
-    return ends[end] - ends[start], None, None, 0
-  return *paired_gain([before[p] for p in both], [after[p] for p in both]), len(both)
+  return (*paired_gain([before[p] for p in both], [after[p] for p in both]), len(both)) if both else None
 
 
 def _ends(series: Mapping[int, float]) -> tuple[float | None, float | None]:
@@ -198,35 +178,26 @@ def _mean(values: Sequence[float]) -> float:
   return math.fsum(values) / len(values)
 
 
-def _other(name: str, workdir: Path) -> dict:
-  """Figures of one measured policy, by set: {name, note, sets: {set: {metric: value}}}."""
-  notes: list[str] = []
-  summary = _json(workdir / "summary.json", notes)
-  sets = {s: {"K": k} for s, k in _sets(summary).items()}
-  for s, found in sets.items():
-    prefix = f"eval/{s}/"
-    found |= {n.removeprefix(prefix): v for n, v in summary.items() if n.startswith(prefix)}
-  note = " ".join(notes) or ("" if sets else f"Not measured: {workdir / 'summary.json'} holds no evaluation.")
-  return {"name": name, "workdir": str(workdir), "note": note, "sets": sets}
-
-
 # Telling
 
+VERDICTS = {  # kind: (in a word, what the lead says of such arms, what it means for one arm)
+  "gained": ("Gained", "gained on held-out problems", "What it learned carries over to problems it never trained on."),
+  "memorised": ("Memorised", "learned the training problems but not the task",
+                "The reward rose while held-out accuracy did not: it memorised its training problems."),
+  "misled": ("Misled", "learned to please the reward without getting more answers right",
+             "The reward rose while true accuracy did not, in training or held out: it learned what labels pay for."),
+  "flat": ("No change", "did not move measurably", "Neither the reward nor held-out accuracy rose measurably."),
+  "fell": ("Fell", "got worse on held-out problems", "Training made it worse on problems it never trained on."),
+  "open": ("No interval", "changed by an amount that can't be judged",
+           "Per-problem records are missing, so there is no interval, and this may be chance."),
+  "unmeasured": ("Not measured", "can't be judged for lack of two evaluations",
+                 "There are not two evaluations to compare."),
+}  # fmt: skip
 
-VERDICTS = {  # kind: (one arm in a word, how a count of such arms goes on)
-  "gained": ("Gained", "gained on held-out problems"),
-  "memorised": ("Memorised", "learned the training problems but not the task"),
-  "misled": ("Misled", "learned to please the reward without getting more answers right"),
-  "flat": ("No change", "did not move measurably"),
-  "fell": ("Fell", "got worse on held-out problems"),
-  "open": ("No interval", "changed by an amount that can't be judged: per-problem records are missing"),
-  "unmeasured": ("Not measured", "can't be compared: fewer than two evaluations"),
-}
 
-
-def _kind(m: Mapping | None) -> str:
-  """Key of VERDICTS. Held-out gain counts by its interval, training reward by ROSE of its scale."""
-  if m is None or m["gain"] is None:
+def _kind(m: Mapping) -> str:
+  """Key of VERDICTS: a held-out gain counts by its interval, training reward by ROSE."""
+  if m["gain"] is None:
     return "unmeasured"
   if m["low"] is None:
     return "open"
@@ -241,33 +212,22 @@ def _rose(first: float | None, last: float | None) -> bool:
   return first is not None and last - first >= ROSE * max(1.0, abs(first), abs(last))
 
 
-_MEANING = {
-  "gained": "So what it learned carries over to problems it was not trained on.",
-  "memorised": "The reward rose and held-out accuracy did not: it memorised its training problems.",
-  "misled": "The reward rose and the share of truly right answers did not, in training or held out: it learned what the"
-  " labels pay for.",
-  "flat": "Neither the training reward nor held-out accuracy moved measurably.",
-  "fell": "Training made it worse on problems it was not trained on.",
-  "open": "Without per-problem records there is no interval, so this may be chance.",
-  "unmeasured": "There are not two evaluations to compare, so nothing can be said about held-out problems.",
-}
+def _tell(run: _Run, m: dict) -> dict:
+  """The numbers with what they say: kind, word, and text in plain sentences."""
+  kind = _kind(m)
+  parts = [_held_out_sentence(m)] if m["gain"] is not None else []
+  parts += [_reward_sentence(m)] if m["reward_first"] is not None else []
+  parts += [VERDICTS[kind][2], *_side_effects(m)]
+  return m | {"kind": kind, "word": VERDICTS[kind][0], "text": " ".join(parts), "notes": run.notes}
 
 
-def _tell(run: _Run, m: Mapping | None) -> dict:
-  """{kind, word, text}: what happened in one arm, in sentences made of its numbers."""
-  kind, parts = _kind(m), []
-  if m and m["gain"] is not None:
-    interval = f"; 95 % interval {_points(m['low'])} to {_points(m['high'])}" if m["low"] is not None else ""
-    problems = f" over {m['paired_problems']} problems" if m["paired_problems"] else ""
-    parts.append(
-      f"Held-out accuracy (avg@{m['K']} on {m['set']}{problems}) went from {_percent(m['start'])} % at step"
-      f" {m['start_step']} to {_percent(m['end'])} % at step {m['end_step']} ({_points(m['gain'])} points{interval})."
-    )
-  if m and m["reward_first"] is not None:
-    parts.append(_reward_sentence(m))
-  parts.append(_MEANING[kind])
-  parts += _side_effects(m["change"]) if m and m["gain"] is not None else []
-  return {"kind": kind, "word": VERDICTS[kind][0], "text": " ".join(parts), "notes": run.notes}
+def _held_out_sentence(m: Mapping) -> str:
+  interval = f"; 95% interval {_points(m['low'])} to {_points(m['high'])}" if m["low"] is not None else ""
+  problems = f" over {m['paired_problems']} problems" if m["paired_problems"] else ""
+  return (
+    f"Accuracy on {m['set']} (avg@{m['K']}{problems}) went from {_percent(m['start'])}% at step {m['start_step']} to"
+    f" {_percent(m['end'])}% at step {m['end_step']}: {_points(m['gain'])} points{interval}."
+  )
 
 
 def _reward_sentence(m: Mapping) -> str:
@@ -279,52 +239,46 @@ def _reward_sentence(m: Mapping) -> str:
   return told + "."
 
 
-def _side_effects(change: Mapping) -> list[str]:
-  """Sentences on what else moved by ten points or more: faithfulness, and format, which can pass for reasoning."""
+def _side_effects(m: Mapping) -> list[str]:
+  """Sentences on faithfulness, on a format that moved by ten points (it can pass for reasoning), on ungraded rows."""
   told = []
-  before, after = change.get("faithful", (None, None))
-  if None not in (before, after):
-    told.append(f"Traces that truly lead to their answer: {_percent(before)} % before, {_percent(after)} % after.")
-  before, after = change.get("format", (None, None))
-  if None not in (before, after) and abs(after - before) >= 0.1:
+  first, last = (m["figures_start"], m["figures_end"]) if m["gain"] is not None else ({}, {})
+  both = {name: (first[name], last[name]) for name in first if None not in (first[name], last.get(name))}
+  if "faithful" in both:
+    told.append("Traces that lead to their answer: {}% before, {}% after.".format(*map(_percent, both["faithful"])))
+  if "format" in both and abs(both["format"][1] - both["format"][0]) >= 0.1:
     told.append(
-      f"Responses with a boxed answer went from {_percent(before)} % to {_percent(after)} %, so part of the change may"
-      " be format rather than reasoning."
+      "Responses with a boxed answer went from {}% to {} %, so part of the change may be format rather than"
+      " reasoning.".format(*map(_percent, both["format"]))
     )
+  if any(both.get("unscored", ())):
+    told.append("{}% of the first and {}% of the last responses could not be graded; they are left out, not counted"
+                " as wrong.".format(*map(_percent, both["unscored"])))  # fmt: skip
   return told
 
 
-def _lead(runs: Sequence[_Run], told: Sequence[Mapping], main: Mapping[str, Mapping | None]) -> str:
-  """The page's first paragraph: how many arms did what, and how the best ends against the others."""
-  counts = {kind: [r.name for r, t in zip(runs, told, strict=True) if t["kind"] == kind] for kind in VERDICTS}
-  parts = [f"{_names(names)} {VERDICTS[kind][1]}" for kind, names in counts.items() if names]
-  lead = "; ".join(parts) + "."
+def _lead(runs: Sequence[_Run], told: Sequence[Mapping]) -> str:
+  """The page's first paragraph: which arms did what, and how far the best ends above the others."""
+  named = {kind: [m["arm"] for m in told if m["kind"] == kind] for kind in VERDICTS}
+  lead = "; ".join(f"{_list(names)} {VERDICTS[kind][1]}" for kind, names in named.items() if names) + "."
+  best = max(zip(runs, told, strict=True), key=lambda pair: -1 if pair[1]["end"] is None else pair[1]["end"])
+  best_P, above = best[0].problem_means(best[1]["end_step"]), []
+  for run, m in zip(runs, told, strict=True):
+    paired = _pair(run.problem_means(m["end_step"]), best_P) if run is not best[0] and run.set == best[0].set else None
+    if paired:
+      interval = f"95% interval {_points(paired[1])} to {_points(paired[2])}"
+      above.append(f"{_percent(paired[0])} points above {run.name} ({interval})")
+  lead += f" On the same problems {best[0].name} ends {_list(above)}." if above else ""
   unfinished = [run.name for run in runs if not run.finished]
-  if unfinished:
-    lead += f" {_names(unfinished)}: not finished, so read {'it' if len(unfinished) == 1 else 'them'} as they stand."
-  ended = sorted((m for m in main.values() if m and m["end"] is not None), key=lambda m: -m["end"])
-  by_name = {run.name: run for run in runs}
-  for other in ended[1:]:
-    best = ended[0]
-    if other["set"] != best["set"]:
-      continue
-    a, b = (problem_means(by_name[m["arm"]].records(m["set"], m["end_step"])) for m in (other, best))
-    both = [p for p in a if p in b]
-    if both:
-      gain, low, high = paired_gain([a[p] for p in both], [b[p] for p in both])
-      lead += (
-        f" {best['arm']} ends {_points(gain)} points against {other['arm']} on the same {len(both)} problems"
-        f" (95 % interval {_points(low)} to {_points(high)})."
-      )
-  return lead
+  return lead + (f" Not finished yet: {_list(unfinished)}." if unfinished else "")
 
 
-def _names(names: Sequence[str]) -> str:
+def _list(names: Sequence[str]) -> str:
   return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
 
 
 def _percent(value: float | None) -> str:
-  return "–" if value is None else f"{100 * value:.1f}"
+  return "–" if value is None else f"{100 * value:.1f}".replace("-", "−")
 
 
 def _points(value: float | None) -> str:
@@ -335,8 +289,12 @@ def _number(value: float | None) -> str:
   return "–" if value is None else f"{value:.3g}" if abs(value) >= 1 else f"{value:.2f}"
 
 
+def _whole(value: float | None) -> str:
+  return "–" if value is None else f"{value:.0f}"
+
+
 def visible(text: str) -> str:
-  """The text with every character that prints nothing, moves the cursor or turns the writing direction as a sign."""
+  """The text with a sign for every character that prints nothing, moves the cursor or turns the writing direction."""
   return "".join(c if c.isprintable() or c in "\n\t" else _sign(ord(c)) for c in text)
 
 
@@ -344,27 +302,24 @@ def _sign(code: int) -> str:
   return chr(0x2400 + code) if code < 32 else f"⟨U+{code:04X}⟩"
 
 
-# Sample rollouts
+# Sample responses
 
 
 def _samples(run: _Run, count: int) -> list[dict]:
-  """About a third each of the first evaluation, the last one and the last training step; every kind in turn."""
-  places = []
-  for set_name in list(run.sets)[:1]:
-    steps = list(run.series(f"eval/{set_name}/avg@{run.sets[set_name]}"))
-    for step in dict.fromkeys(steps[:1] + steps[-1:]):
-      places.append((f"Evaluation at step {step}", run.workdir / "evals" / f"{set_name}_{step:06d}.jsonl"))
+  """About a third each of the first evaluation, the last one and the last training step."""
+  steps = list(dict.fromkeys([*list(run.evals)[:1], *list(run.evals)[-1:]]))
+  places = [(f"Evaluation at step {step}", run.eval_file(step)) for step in steps]
   trained = sorted((run.workdir / "rollouts").glob("step_*.jsonl"))[-1:]
-  places += [(f"Training step {int(path.stem.removeprefix('step_'))}", path) for path in trained]
-  chosen = []
+  places += [(f"Training at step {path.stem.removeprefix('step_').lstrip('0')}", path) for path in trained]
+  chosen: list[dict] = []
   for left, (where, path) in zip(range(len(places), 0, -1), places, strict=True):
-    quota = math.ceil((count - len(chosen)) / left)
-    chosen += [_sample(run, where, path, row) for row in _pick(_rows(path, run.notes), quota)]
+    rows = _pick(_read(read_jsonl, path, run.notes, []), math.ceil((count - len(chosen)) / left))
+    chosen += [_sample(run, where, path, row) for row in rows]
   return chosen
 
 
 def _pick(rows: Sequence[Mapping], count: int) -> list[Mapping]:
-  """`count` rows: right and wrong, faithful and not, paid and unpaid in turn; of each kind spread over the problems."""
+  """`count` rows: right and wrong, faithful and not, paid and unpaid in turn; those of a kind from many problems."""
   kinds: dict[tuple, dict] = {}
   for row in rows:
     kind = tuple(str(row.get(name)) for name in ("true_reward", "faithfulness", "reward"))
@@ -376,93 +331,78 @@ def _pick(rows: Sequence[Mapping], count: int) -> list[Mapping]:
 
 
 def _sample(run: _Run, where: str, path: Path, row: Mapping) -> dict:
-  text = row["text"]
+  names = ("problem", "sample", "tokens", "stop", "answer", "truth", "label", "reward", "true_reward", "faithfulness",
+           "scored", "cause")  # fmt: skip
+  text, prompt = row["text"], row.get("prompt") or row["problem"]
   left_out = max(0, len(text) - HEAD - TAIL)
-  head, rest = (text[:HEAD], text[-TAIL:]) if left_out else (text, "")
-  names = ("problem", "sample", "tokens", "stop", "answer", "truth", "label", "reward", "true_reward", "faithfulness")
-  found = {name: row.get(name) for name in names}
-  prompt = row.get("prompt") or ""
-  return found | {
-    "arm": run.name, "where": where, "file": str(path.relative_to(run.workdir)), "head": head, "rest": rest,
-    "left_out": left_out, "prompt": prompt[:HEAD] + (" …" if len(prompt) > HEAD else ""),
-    "scored": row.get("scored", True), "cause": row.get("cause") or "",
+  return {name: row.get(name) for name in names} | {
+    "arm": run.name, "where": where, "file": str(path.relative_to(run.workdir)), "left_out": left_out,
+    "head": text[:HEAD] if left_out else text, "rest": text[-TAIL:] if left_out else "",
+    "prompt": prompt[:HEAD] + (" …" if len(prompt) > HEAD else ""),
   }  # fmt: skip
 
 
 # Charts
 
-
-@dataclasses.dataclass(frozen=True)
-class _Chart:
-  file: str
-  title: str
-  caption: str
-  key: Callable[[_Run], str]  # name of the metric
-  scale: float = 1.0
-  dots: bool = False  # evaluated now and then, not every step
-
-
-def _wanted(sets: Sequence[str]) -> list[_Chart]:
-  charts = [
-    _Chart("reward.png", "Training reward", "What the run was paid for.", lambda run: "reward"),
-    _Chart("true_reward.png", "Training reward by the true labels", "The same rollouts, graded right.",
-           lambda run: "true_reward"),
-  ]  # fmt: skip
-  for i, name in enumerate(sets):
-    charts.append(_Chart(
-      f"heldout{i or ''}.png", f"Accuracy on {name}, avg@K, %", "Problems outside of training; band: 95 % interval.",
-      lambda run, name=name: f"eval/{name}/avg@{run.sets.get(name, 0)}", 100.0, True,
-    ))  # fmt: skip
-  if sets:
-    charts.append(_Chart(
-      "faithful.png", f"Faithful traces on {sets[0]}, %", "Responses whose trace leads to the stated answer.",
-      lambda run: f"eval/{sets[0]}/faithful", 100.0, True,
-    ))  # fmt: skip
-  return [
-    *charts,
-    _Chart("length.png", "Response length, tokens", "Mean over a step's rollouts.",
-           lambda run: "completions/mean_length"),
-    _Chart("kl.png", "KL to the starting policy, nats", "Mean over response tokens.", lambda run: "kl"),
-  ]  # fmt: skip
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito: safe if colour-blind
+_DASHES = ((), (5, 2), (1.5, 1.5), (7, 2, 1.5, 2), (3, 1), (9, 3))  # on, off in line widths
+_MARKERS = "os^Dvp"
+_CHARTS = (  # file, title, metric, caption; {set} and {K} are the run's; shares of an evaluation are drawn in %
+  ("reward.png", "Training reward", "reward", "What the run was paid for."),
+  ("true_reward.png", "Training reward by the true labels", "true_reward", "The same rollouts, graded by the truth."),
+  ("heldout.png", "Accuracy on {set}, avg@{K}, %", "eval/{set}/avg@{K}", "Never trained on. Band: 95% interval."),
+  ("length.png", "Response length, tokens", "completions/mean_length", "Mean over a step's rollouts."),
+  ("kl.png", "KL to the starting policy, nats", "kl", "Mean over response tokens."),
+  ("faithful.png", "Faithful traces on {set}, %", "eval/{set}/faithful", "Responses whose trace leads to the answer."),
+)
 
 
-def _charts(folder: Path, runs: Sequence[_Run], main: Mapping, sets: Sequence[str]) -> list[dict]:
-  """Draws each chart that any arm has values for: its PNG beside the page, and {file, title, caption, alt, data}."""
+def _style(run: _Run) -> tuple[str, tuple]:
+  """(colour, dashes) of an arm: no two of the first 36 share both."""
+  turn, place = divmod(run.index, len(_COLOURS))
+  return _COLOURS[place], _DASHES[(place + turn) % len(_DASHES)]
+
+
+def _charts(folder: Path, runs: Sequence[_Run], told: Sequence[Mapping]) -> list[dict]:
+  """Draws each chart that any arm has values for: PNG in the folder, and {file, caption, alt, data} for the page."""
   made = []
-  for chart in _wanted(sets):
-    series = [run.series(chart.key(run)) for run in runs]
-    if not any(series):
+  for file, title, metric, caption in _CHARTS:
+    scale = 100.0 if metric.startswith("eval/") else 1.0
+    lines = []
+    for run, m in zip(runs, told, strict=True):
+      name = metric.format(set=run.set, K=run.K)
+      lines += [(run, m, name, run.series(name))] if run.series(name) else []
+    if not lines:
       continue
-    png = _draw(chart, runs, series, [(main[run.name] or {}).get("t_sat") for run in runs])
-    (folder / chart.file).write_bytes(png)
-    ends = [f"{r.name}: {_number(list(s.values())[0] * chart.scale)} to {_number(list(s.values())[-1] * chart.scale)}"
-            for r, s in zip(runs, series, strict=True) if s]  # fmt: skip
-    alt = f"{chart.title} over steps. First to last value of " + "; ".join(ends) + "."
+    title = title.format(set=lines[0][0].set, K=lines[0][0].K)
+    png = _draw(title, lines, scale)
+    (folder / file).write_bytes(png)
+    ends = [(run.name, [_number(y * scale) for y in values.values()]) for run, _, _, values in lines]
+    alt = f"{title}, over steps. " + "; ".join(f"{name}: first {ys[0]}, last {ys[-1]}" for name, ys in ends) + "."
     data = "data:image/png;base64," + base64.b64encode(png).decode()
-    made.append({"file": chart.file, "title": chart.title, "caption": chart.caption, "alt": alt, "data": data})
+    made.append({"file": file, "caption": caption, "alt": alt, "data": data})
   return made
 
 
-def _draw(chart: _Chart, runs: Sequence[_Run], series: Sequence[Mapping], saturated: Sequence[int | None]) -> bytes:
+def _draw(title: str, lines: Sequence[tuple], scale: float) -> bytes:
+  """PNG of one chart; its ground is transparent, so that the page can turn it dark."""
   from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
 
   figure = Figure(figsize=(4.2, 2.9), dpi=180, layout="constrained", facecolor="none")
   FigureCanvasAgg(figure)
   axes = figure.add_subplot(facecolor="none")
-  handles, names = [], []
-  for run, values, t_sat in zip(runs, series, saturated, strict=True):
-    if not values:
-      continue
-    handles.append(_curve(axes, chart, run, values))
-    names.append(_plain(run.name))
-    if t_sat is not None:
-      axes.axvline(t_sat, color=run.colour, lw=0.9, alpha=0.75, dashes=(1, 2.5))
+  handles = [_curve(axes, run, name, values, scale) for run, _, name, values in lines]
   low, high = axes.get_ylim()
-  axes.set_ylim(min(0.0, low) if min(min(v.values(), default=0) for v in series) < 0 else 0.0, high)
-  _dress(axes, chart.title)
-  legend = figure.legend(handles, names, loc="outside lower center", ncols=min(3, len(names)), frameon=False,
-                         fontsize=7.5, handlelength=3.2, labelcolor="#333333")  # fmt: skip
+  axes.set_ylim(low if any(v < 0 for *_, values in lines for v in values.values()) else 0.0, high)
+  for run, m, *_ in lines:
+    if m["t_sat"] is not None:
+      axes.axvline(m["t_sat"], color=_style(run)[0], lw=0.9, alpha=0.8, dashes=(1, 2.5))
+      axes.text(m["t_sat"], 0.02, f" t_sat {m['t_sat']}", transform=axes.get_xaxis_transform(), rotation=90,
+                ha="right", va="bottom", fontsize=6.5, color=_style(run)[0])  # fmt: skip
+  _dress(axes, title)
+  legend = figure.legend(handles, [_plain(run.name) for run, *_ in lines], loc="outside lower center", fontsize=7.5,
+                         ncols=min(3, len(lines)), frameon=False, handlelength=3.2, labelcolor="#333333")  # fmt: skip
   for text in legend.get_texts():
     text.set_parse_math(False)
   out = io.BytesIO()
@@ -470,21 +410,20 @@ def _draw(chart: _Chart, runs: Sequence[_Run], series: Sequence[Mapping], satura
   return out.getvalue()
 
 
-def _curve(axes, chart: _Chart, run: _Run, values: Mapping[int, float]):
-  """One arm's line: each step thin and their running mean thick, or dots with their interval as a band."""
-  steps, ys = list(values), [v * chart.scale for v in values.values()]
-  style = {"color": run.colour, "lw": 1.6, "dashes": run.dash or (None, None)}
-  if chart.dots:
-    ends = [run.series(chart.key(run) + end) for end in ("_low", "_high")]
-    held = [s for s in steps if s in ends[0] and s in ends[1]]
-    if held:
-      axes.fill_between(
-        held, *([end[s] * chart.scale for s in held] for end in ends), color=run.colour, alpha=0.13, lw=0
-      )
+def _curve(axes, run: _Run, name: str, values: Mapping[int, float], scale: float):
+  """One arm's line: evaluations as marks with their interval as a band; steps thin, and thick their running mean."""
+  colour, dashes = _style(run)
+  steps, ys = list(values), [v * scale for v in values.values()]
+  style = {"color": colour, "lw": 1.6, "dashes": dashes or (None, None)}
+  if name.startswith("eval/"):
+    low, high = run.series(f"{name}_low"), run.series(f"{name}_high")
+    band = [(step, low[step] * scale, high[step] * scale) for step in steps if step in low and step in high]
+    if band:
+      axes.fill_between(*zip(*band, strict=True), color=colour, alpha=0.13, lw=0)
     return axes.plot(steps, ys, marker=_MARKERS[run.index % len(_MARKERS)], ms=3.6, **style)[0]
   half = len(ys) // 40
   if half:
-    axes.plot(steps, ys, color=run.colour, lw=0.6, alpha=0.35)
+    axes.plot(steps, ys, color=colour, lw=0.6, alpha=0.35)
   smooth = [_mean(ys[max(0, i - half) : i + half + 1]) for i in range(len(ys))]
   return axes.plot(steps, smooth, **style)[0]
 
@@ -501,6 +440,301 @@ def _dress(axes, title: str) -> None:
 
 
 def _plain(name: str) -> str:
-  """A label the chart's font can draw: ASCII, short, and never hidden by matplotlib for a leading underscore."""
+  """A label that the chart's font can draw: ASCII, short, and not hidden by matplotlib for a leading underscore."""
   name = visible(name).encode("ascii", "backslashreplace").decode()
   return (" " if name.startswith("_") else "") + (name if len(name) <= 40 else name[:37] + "...")
+
+
+# The page
+
+
+def _arrow(show: Callable, first, last) -> str:
+  return "–" if first is None and last is None else f"{show(first)} → {show(last)}"
+
+
+def _gain_row(m: Mapping) -> dict[str, str]:
+  """Cells of one arm in the table of gains, by heading."""
+  interval = f" ({_points(m['low'])} to {_points(m['high'])})" if m["low"] is not None else ""
+  between = f" ({'–'.join(map(str, sorted(set(m['read_between']))))})" if m["gain_at_t_sat"] is not None else ""
+  return {
+    "training reward": _arrow(_number, m["reward_first"], m["reward_last"]),
+    "by true labels": _arrow(_number, m["true_first"], m["true_last"]),
+    "start": _percent(m["start"]),
+    "best (step)": f"{_percent(m['best'])} ({m['best_step']})" if m["best"] is not None else "–",
+    "end": _percent(m["end"]),
+    "gain (95% interval)": _points(m["gain"]) + interval,
+    "t_sat": "–" if m["t_sat"] is None else str(m["t_sat"]),
+    "gain at t_sat (steps)": _points(m["gain_at_t_sat"]) + between,
+    "residual": _points(m["residual"]),
+  }
+
+
+_HEADINGS = {"format": "boxed answer", "faithful": "faithful trace", "mean_length": "tokens", "clipped": "cut off"}
+
+
+def _figure_cells(figures: Sequence[Mapping]) -> dict[str, str]:
+  """Cells of an evaluation (or of the first and the last) by heading: pass@k by k, but for 1 = avg@K, then the rest."""
+  names = [name for name in figures[-1] if re.fullmatch(r"(pass|maj)@[0-9]+|" + "|".join(_HEADINGS), name)]
+  ks = sorted((name for name in names if name.startswith("pass@")), key=lambda name: int(name[5:]))
+  names = [name for name in ks if name != "pass@1"] + [name for name in names if name not in ks]
+  cells = {}
+  for name in names:
+    told = [(_whole if name == "mean_length" else _percent)(one.get(name)) for one in figures]
+    cells[_HEADINGS.get(name, name)] = " → ".join(told)
+  return cells
+
+
+def _other_rows(other: Mapping) -> list[tuple[str, dict[str, str]]]:
+  """One row a set: avg@K with its interval, and the rest."""
+  rows = []
+  for name, found in other["sets"].items():
+    avg = f"avg@{found['K']}"
+    ends = [found.get(f"{avg}_{end}") for end in ("low", "high")]
+    interval = " ({} to {})".format(*map(_percent, ends)) if None not in ends else ""
+    rows.append((other["name"], {"set": name, avg: _percent(found[avg]) + interval} | _figure_cells([found])))
+  return rows
+
+
+def _bars(told: Sequence[Mapping]) -> dict[str, dict[str, float]]:
+  """Where each arm's zero, gain and interval lie on one scale for all, in percent of the bar's width."""
+  known = [m for m in told if m["low"] is not None]
+  low, high = min([0.0, *(m["low"] for m in known)]), max([1e-9, *(m["high"] for m in known)])
+
+  def at(x: float) -> float:
+    return round(4 + 92 * (x - low) / (high - low), 2)
+
+  spots = {"zero": lambda m: 0, "left": lambda m: m["low"], "right": lambda m: m["high"], "dot": lambda m: m["gain"]}
+  return {m["arm"]: {spot: at(of(m)) for spot, of in spots.items()} for m in known}
+
+
+def _render(runs: Sequence[_Run], told: Sequence[Mapping], others: Sequence[Mapping], charts, shown, **texts) -> str:
+  import jinja2
+
+  env = jinja2.Environment(
+    autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined,
+    finalize=lambda value: visible(value) if type(value) is str else value,  # not Markup: that is the template's own
+  )  # fmt: skip
+  env.filters |= {"points": _points, "number": _number}
+  quality = [(m["arm"], _figure_cells([m["figures_start"], m["figures_end"]])) for m in told if m["figures_end"]]
+  return env.from_string(_PAGE).render(
+    arms=list(zip(runs, told, shown, strict=True)), charts=charts, bars=_bars(told), others=others,
+    styles={run.name: (colour, [2 * d for d in dashes]) for run in runs for colour, dashes in [_style(run)]},
+    gains=[(m["arm"], _gain_row(m)) for m in told], quality=quality,
+    policies=[row for other in others for row in _other_rows(other)], window=WINDOW, rose=ROSE, **texts,
+  )  # fmt: skip
+
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{{ title }}</title>
+<style>
+:root { --ink: #1c2430; --soft: #5a6472; --line: #dfe2e7; --paper: #fff; --tint: #f5f6f8;
+  --good: #00664b; --bad: #a53d00 }
+@media screen and (prefers-color-scheme: dark) {
+  :root { --ink: #e3e6eb; --soft: #9aa4b2; --line: #2f3641; --paper: #13161b; --tint: #1b2027;
+    --good: #57c9a4; --bad: #f09a63 }
+  .chart img, .swatch { filter: invert(1) hue-rotate(180deg) }
+}
+* { box-sizing: border-box }
+body { margin: 0; background: var(--paper); color: var(--ink);
+  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif }
+main { max-width: 74rem; margin: 0 auto; padding: 2.5rem 1.25rem 4rem }
+h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .7rem; letter-spacing: -.015em; overflow-wrap: anywhere }
+h2 { font-size: 1.15rem; margin: 2.8rem 0 .4rem }
+h3 { font-size: 1rem; margin: 0; overflow-wrap: anywhere }
+p { margin: 0; max-width: 46rem; overflow-wrap: anywhere }
+.lead { font-size: 1.13rem; max-width: 52rem }
+.soft, caption, figcaption { color: var(--soft); font-size: .86rem }
+.note { color: var(--bad); font-size: .9rem; margin-top: .4rem }
+.swatch { vertical-align: middle; margin-right: .45rem }
+.arm { display: grid; grid-template-columns: 13rem 1fr 12rem; gap: .4rem 1.8rem; padding: 1.1rem 0;
+  border-top: 1px solid var(--line) }
+.score b { font-size: 1.55rem; font-weight: 650; font-variant-numeric: tabular-nums; letter-spacing: -.01em }
+.score .word { font-weight: 600 }
+.gained { color: var(--good) }
+.memorised, .misled, .fell { color: var(--bad) }
+.bar { position: relative; height: 1.1rem; margin-top: .2rem }
+.bar i { position: absolute; top: 0; bottom: 0 }
+.bar .zero { width: 1px; background: var(--soft) }
+.bar .span { top: calc(50% - 1px); height: 2px; background: var(--ink) }
+.bar .dot { width: .5rem; height: .5rem; top: calc(50% - .25rem); margin-left: -.25rem; border-radius: 50%;
+  background: var(--ink) }
+.charts, .samples { display: grid; gap: 1.5rem 1.3rem; margin-top: 1rem;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)) }
+.chart { margin: 0; break-inside: avoid }
+.chart img { width: 100%; height: auto; display: block }
+.scroll { overflow-x: auto }
+.scroll + .scroll { margin-top: 1.6rem }
+table { border-collapse: collapse; width: 100%; font-size: .88rem; margin: .5rem 0 }
+caption { text-align: left; padding-bottom: .3rem }
+thead th { color: var(--soft); font-weight: 500; vertical-align: bottom }
+th, td { text-align: left; padding: .45rem 1rem .45rem 0; border-bottom: 1px solid var(--line); vertical-align: top }
+tbody th { font-weight: 600; overflow-wrap: anywhere; min-width: 9rem }
+td { font-variant-numeric: tabular-nums; white-space: nowrap }
+details { border-top: 1px solid var(--line); padding: .7rem 0 }
+summary { cursor: pointer; font-weight: 600; overflow-wrap: anywhere }
+.samples { gap: 1rem }
+.sample { background: var(--tint); border-radius: 6px; padding: .8rem .9rem; min-width: 0; break-inside: avoid }
+.sample pre { font: .82rem/1.45 ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace;
+  margin: .5rem 0; white-space: pre-wrap; overflow-wrap: anywhere; max-height: 17rem; overflow: auto;
+  unicode-bidi: isolate; contain: paint }
+.sample .prompt { color: var(--soft) }
+.cut { color: var(--bad); font-style: italic }
+.labels { display: flex; flex-wrap: wrap; gap: .1rem .9rem; font-size: .82rem; margin: 0; padding: 0;
+  list-style: none }
+.labels li { overflow-wrap: anywhere; min-width: 0 }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .25rem 1.2rem; font-size: .88rem; margin: .6rem 0 0 }
+dt { font-weight: 600 }
+dd { margin: 0; color: var(--soft); max-width: 46rem }
+@media (max-width: 46rem) {
+  main { padding-top: 1.4rem }
+  .arm, dl { grid-template-columns: 1fr }
+  h1 { font-size: 1.5rem }
+  dd { margin-bottom: .4rem }
+  thead { display: none }
+  table, tbody, tr, caption, tbody th { display: block }
+  tr { padding: .6rem 0; border-bottom: 1px solid var(--line) }
+  tbody th, td { padding: .12rem 0; border: 0 }
+  td { display: flex; justify-content: space-between; gap: 1rem }
+  td::before { content: attr(data-label); color: var(--soft) }
+}
+@media print {
+  body { font-size: 10pt }
+  main { max-width: none; padding: 0 }
+  .charts { grid-template-columns: repeat(3, 1fr) }
+  .sample pre { max-height: none }
+  h2 { break-after: avoid }
+  .arm, tr { break-inside: avoid }
+}
+</style>
+</head>
+<body>
+{% macro swatch(name) %}
+<svg class="swatch" width="34" height="8" aria-hidden="true"><line x1="1" x2="33" y1="4" y2="4" stroke-width="2.6"
+ stroke="{{ styles[name][0] }}" stroke-dasharray="{{ styles[name][1]|join(' ') }}"/></svg>
+{%- endmacro %}
+{% macro table(rows, caption, arms=true) %}
+{% set headings = [] %}
+{% for _, row in rows %}
+{% for name in row if name not in headings %}{{ headings.append(name) or "" }}{% endfor %}
+{% endfor %}
+<div class="scroll"><table>
+<caption>{{ caption }}</caption>
+<thead><tr><td></td>{% for name in headings %}<th scope="col">{{ name }}</th>{% endfor %}</tr></thead>
+<tbody>
+{% for who, row in rows %}
+<tr><th scope="row">{% if arms %}{{ swatch(who) }}{% endif %}{{ who }}</th>
+{% for name in headings %}<td data-label="{{ name }}">{{ row[name] if name in row else "–" }}</td>{% endfor %}</tr>
+{% endfor %}
+</tbody></table></div>
+{% endmacro %}
+<main>
+<header><h1>{{ title }}</h1><p class="lead">{{ lead }}</p></header>
+
+<section>
+<h2>What happened in each arm</h2>
+{% for run, m, _ in arms %}
+<article class="arm">
+<div><h3>{{ swatch(run.name) }}{{ run.name }}</h3>
+<p class="soft">{{ run.last }}{{ " of %s" % run.planned if run.planned and run.planned != run.last }} steps
+{%- for what, path in (("problems", "problems.count"), ("reward", "rl.reward"), ("seed", "seed"))
+  if run.at(path) is not none %} · {{ what }} {{ run.at(path) }}{% endfor %}</p></div>
+<div><p>{{ m.text }}</p>{% for note in run.notes|unique %}<p class="note">{{ note }}</p>{% endfor %}</div>
+<div class="score"><span class="word {{ m.kind }}">{{ m.word }}</span>
+{% if m.gain is not none %}<br><b>{{ m.gain|points }}</b> <span class="soft">points held out</span>{% endif %}
+{% if run.name in bars %}{% set bar = bars[run.name] %}
+<div class="bar" aria-hidden="true"><i class="zero" style="left:{{ bar.zero }}%"></i>
+<i class="span" style="left:{{ bar.left }}%;width:{{ bar.right - bar.left }}%"></i>
+<i class="dot" style="left:{{ bar.dot }}%"></i></div>
+{% endif %}</div>
+</article>
+{% endfor %}
+</section>
+
+<section>
+<h2>Over training</h2>
+<p class="soft">{% if charts %}Dotted: t_sat, the step at which an arm's training reward saturated. Thick lines are
+running means of the thin ones.{% else %}No arm has logged anything to draw.{% endif %}</p>
+<div class="charts">
+{% for chart in charts %}
+<figure class="chart"><img src="{{ chart.data }}" alt="{{ chart.alt }}">
+<figcaption>{{ chart.caption }}</figcaption></figure>
+{% endfor %}
+</div>
+</section>
+
+<section>
+<h2>Gains</h2>
+{{ table(gains, "Held-out accuracy in %, gains in points; training reward as the mean of its first and of its last "
+ ~ window ~ " steps.") }}
+{% for run, m, _ in arms if m.saturation_note %}<p class="soft">{{ run.name }}: {{ m.saturation_note }}.</p>{% endfor %}
+{% if quality %}{{ table(quality, "First evaluation → last evaluation, in % but for tokens.") }}{% endif %}
+</section>
+
+{% if others %}
+<section>
+<h2>Other measured policies</h2>
+{% if policies %}{{ table(policies, "In % but for tokens; in brackets the 95% interval.", false) }}{% endif %}
+{% for other in others if other.note %}<p class="note">{{ other.name }}: {{ other.note }}</p>{% endfor %}
+</section>
+{% endif %}
+
+<section>
+<h2>Sample responses</h2>
+<p class="soft">Chosen to show each kind (right and wrong, faithful and not, paid and unpaid), not in proportion.
+Characters that print nothing are shown as signs such as ⟨U+202E⟩.</p>
+{% for run, _, samples in arms %}
+<details{{ " open" if loop.first }}>
+<summary>{{ swatch(run.name) }}{{ run.name }} · {{ samples|length }} responses</summary>
+<div class="samples">
+{% for s in samples %}
+<article class="sample">
+<p class="soft">{{ s.where }} · sample {{ s.sample }}</p>
+<pre class="prompt">{{ s.prompt }}</pre>
+<pre dir="ltr">{{ s.head }}{% if s.left_out %}
+<span class="cut"> … {{ "{:,}".format(s.left_out) }} characters left out … </span>
+{{ s.rest }}{% endif %}</pre>
+<ul class="labels">
+{% if s.scored %}<li class="{{ 'gained' if s.true_reward == 1 else 'fell' }}">
+true reward {{ "%g" % s.true_reward }}</li>
+{% else %}<li class="fell">unscored: {{ s.cause or "no cause given" }}</li>{% endif %}
+{% if s.reward is not none %}<li>reward {{ "%.3g" % s.reward }}</li>{% endif %}
+{% if s.faithfulness is not none %}<li>faithful {{ "%g" % s.faithfulness }}</li>{% endif %}
+<li>answer {{ s.answer if s.answer is not none else "none" }}</li><li>truth {{ s.truth }}</li>
+{% if s.label is not none and s.label != s.truth %}<li>label {{ s.label }}</li>{% endif %}
+<li>{{ s.tokens }} tokens, stop: {{ s.stop }}</li>
+</ul>
+</article>
+{% else %}<p class="soft">No recorded response was found.</p>
+{% endfor %}
+</div></details>
+{% endfor %}
+</section>
+
+<section>
+<h2>How to read this</h2>
+<dl>
+<dt>avg@K</dt><dd>Share of right answers over K samples of each problem, averaged over problems.</dd>
+<dt>pass@k, maj@K</dt><dd>Chance that at least one of k samples is right (unbiased estimate); share of problems whose
+most frequent answer is right.</dd>
+<dt>gain</dt><dd>Last minus first evaluation, paired by problem. The interval redraws problems: it says how much other
+problems could differ, not other seeds. The best evaluation is picked on the same problems, so it flatters.</dd>
+<dt>t_sat</dt><dd>First step with 99% of the largest training reward, not looked for in the last {{ tail }} steps.
+Accuracy at t_sat is read on the line between the evaluations at the steps in brackets; residual is the best accuracy
+from t_sat on minus that, never below 0.</dd>
+<dt>faithful</dt><dd>1: the trace leads to the stated answer, right or wrong; 0.5: in part; 0: a guess, no trace, or a
+trace that contradicts the answer. The tables give the share of 1.</dd>
+<dt>verdict</dt><dd>A gain or loss counts if its interval leaves out 0. A training reward counts as risen from
+{{ rose }} of its scale on.</dd>
+</dl>
+</section>
+</main>
+</body>
+</html>
+"""

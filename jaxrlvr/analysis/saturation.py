@@ -37,7 +37,7 @@ def saturation(reward_T: Sequence[float | None], evals: Mapping[int, float], tai
     return Saturation(None, reward_max, note=f"undefined: the largest reward, {reward_max:.3g}, is below 0")
   t_sat = int(reached[0])
   if t_sat > T - tail:
-    told = f"not saturated: 99 % of the largest reward is first reached at step {t_sat}, in the last {tail} of {T}"
+    told = f"not saturated: 99% of the largest reward is first reached at step {t_sat}, in the last {tail} of {T}"
     return Saturation(None, reward_max, note=told)
   value = value_at(evals, t_sat)
   if value is None:

@@ -56,7 +56,7 @@ def _stats_forward(hidden, head_VD, target, known, chunk, scale):
     return (
       new_top,
       total * shrink + jnp.sum(e, -1),
-      weighted * shrink + jnp.sum(e * logits, -1),
+      (weighted + (top - new_top) * total) * shrink + jnp.sum(e * (logits - new_top[..., None]), -1),
       plain + jnp.sum(jnp.where(real, logits, 0.0), -1),
       jnp.where(mine, here, chosen),
     ), None
@@ -65,7 +65,7 @@ def _stats_forward(hidden, head_VD, target, known, chunk, scale):
   start = (jnp.full_like(zero, fwd.NEGATIVE), zero, zero, zero, zero)
   (top, total, weighted, plain, chosen), _ = jax.lax.scan(step, start, (jnp.arange(len(pieces)), pieces))
   log_z = top + jnp.log(total)
-  entropy = log_z - weighted / total
+  entropy = jnp.log(total) - weighted / total  # relative to the largest logit, or float32 loses its small digits
   certainty = log_z - plain / known - jnp.log(float(known))
   return (chosen - log_z, entropy, certainty), (hidden, head_VD, target, log_z, entropy)
 

@@ -1,0 +1,71 @@
+"""A CPU with 8 fake devices and little compile-time optimisation: tests spend their time compiling."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+
+from pathlib import Path
+
+import jax
+import pytest
+
+from jaxrlvr import keys
+from jaxrlvr.policy import spec as policy_spec
+from jaxrlvr.policy.spec import RopeScaling, Spec
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def golden():
+  """Folder of golden data; absent in a user's clone."""
+  folder = SHARED / "golden"
+  if not folder.is_dir():
+    pytest.skip("the golden data of the study's development are not beside this checkout")
+  return folder
+
+
+@pytest.fixture(scope="session")
+def official():
+  folder = SHARED / "official"
+  if not folder.is_dir():
+    pytest.skip("the study's official data files are not beside this checkout")
+  return folder
+
+
+@pytest.fixture(scope="session")
+def spec():
+  """The plainest toy policy."""
+  return Spec(vocab=24, real_vocab=21, width=16, layers=2, heads=4, kv_heads=2, head_dim=4, mlp=32)
+
+
+@pytest.fixture(scope="session")
+def params(spec):
+  return jax.jit(lambda: policy_spec.init(spec, keys.at(3, "init")))()
+
+
+@pytest.fixture(scope="session")
+def rich_spec():
+  """Everything that Llama and Qwen differ in, switched on."""
+  return Spec(
+    vocab=32,
+    real_vocab=29,
+    width=16,
+    layers=2,
+    heads=4,
+    kv_heads=1,
+    head_dim=6,
+    mlp=24,
+    rope_scaling=RopeScaling(original_max_position=16),
+    qkv_bias=True,
+    qk_norm=True,
+    tied=False,
+    vocab_chunk=8,
+  )
+
+
+@pytest.fixture(scope="session")
+def rich_params(rich_spec):
+  made = jax.jit(lambda: policy_spec.init(rich_spec, keys.at(5, "init")))()
+  return {name: w + 0.1 if name.endswith(("bias", "norm")) else w for name, w in made.items()}

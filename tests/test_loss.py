@@ -1,0 +1,165 @@
+"""GRPO against the released code's numbers, plain REINFORCE and exact KL gradients."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrlvr import masked
+from jaxrlvr.loss import group_advantage, kl, policy_loss
+
+
+def test_advantages_equal_golden(golden):
+  for case in json.loads((golden / "grpo_advantages.json").read_text())["cases"]:
+    if case["G"] == 1:
+      continue  # a group of one is a config error here
+    group = np.array(case["group_index"])  # rows may be shuffled
+    rows_PG = np.argsort(group, kind="stable").reshape(case["P"], case["G"])
+    reward_PG = jnp.asarray(np.array(case["token_level_rewards"], np.float32).sum(1)[rows_PG])
+    for scale in (True, False):
+      want = case["expected_advantages"][f"norm_by_std_{str(scale).lower()}"]
+      worst = case["expected_advantages"][f"norm_by_std_{str(scale).lower()}_max_f32_vs_f64"]
+      want_BT, mask_BT = np.array(want, np.float32), np.array(case["response_mask"], bool)
+      got_B, flat = np.zeros(len(group), np.float32), (np.ptp(np.asarray(reward_PG), axis=1) == 0)[group]
+      got_B[rows_PG] = group_advantage(reward_PG, scale_std=scale)
+      got_BT = np.where(mask_BT, got_B[:, None], 0.0)
+      assert np.all(got_BT[flat] == 0)
+      tolerance = max(1e-5, 3 * worst)  # where rounding of the mean is blown up by 1 / (std + 1e-6)
+      np.testing.assert_allclose(got_BT[~flat], want_BT[~flat], rtol=1e-5, atol=tolerance, err_msg=case["name"])
+
+
+def test_equal_rewards_give_exactly_zero():
+  for value in (0.3, 1.0, 0.1):
+    assert np.all(np.asarray(group_advantage(jnp.full((2, 8), value, jnp.float32))) == 0)
+
+
+def test_unscored_rows_are_masked_not_zero():
+  reward = jnp.array([[1.0, 0.0, 1.0, np.nan], [1.0, 1.0, np.nan, np.nan]])
+  scored = jnp.isfinite(reward)
+  got = np.asarray(group_advantage(reward, scored))
+  np.testing.assert_allclose(got[0, :3], np.asarray(group_advantage(reward[:1, :3]))[0], rtol=1e-6)
+  assert got[0, 3] == 0 and np.all(got[1] == 0)
+
+
+def test_baselines():
+  reward = jnp.array([[1.0, 0.0, 0.0, 1.0]])
+  advantage = {b: np.asarray(group_advantage(reward, baseline=b, scale_std=False))[0] for b in ("zero", "one", "leave-one-out")}
+  np.testing.assert_allclose(advantage["zero"], [1, 0, 0, 1])
+  np.testing.assert_allclose(advantage["one"], [0, -1, -1, 0])
+  np.testing.assert_allclose(advantage["leave-one-out"], [2 / 3, -2 / 3, -2 / 3, 2 / 3], rtol=1e-6)
+
+
+MODES = {
+  "token-mean": "token-mean",
+  "seq-mean-token-sum": "sequence-mean-token-sum",
+  "seq-mean-token-mean": "sequence-mean-token-mean",
+}
+
+
+def test_policy_loss_and_gradient_equal_golden(golden):
+  compared = 0
+  for case in json.loads((golden / "policy_loss.json").read_text())["cases"]:
+    arrays = {k: jnp.asarray(case[k], jnp.float32) for k in ("old_log_prob", "log_prob", "ref_log_prob", "advantages")}
+    mask = jnp.asarray(case["response_mask"]) > 0
+    for result in case["results"]:
+      clip = result["clip"]
+      low, high = (clip.get(f"cliprange_{side}", clip["cliprange"]) for side in ("low", "high"))
+      settings = dict(clip_low=low, clip_high=high, dual_clip=clip.get("clip_ratio_c", 3.0))
+      mode = result["loss_agg_mode"]
+      settings["reduce"] = MODES.get(mode, "sequence-mean-token-sum")
+      per_row = mask.shape[0] if mode == "seq-mean-token-sum-norm" else None
+      if np.any(~np.asarray(mask).any(1)) and mode == "seq-mean-token-mean":
+        continue  # the released code gives nan for a row without tokens
+
+      def total(logp, settings=settings, per_row=per_row):
+        loss, metrics = policy_loss(logp, arrays["old_log_prob"], arrays["advantages"], mask, **settings)
+        return (loss * per_row / mask.shape[1] if per_row else loss), metrics
+
+      (loss, metrics), gradient = jax.value_and_grad(total, has_aux=True)(arrays["log_prob"])
+      np.testing.assert_allclose(loss, float(result["pg_loss"]), rtol=2e-5, atol=2e-6)
+      np.testing.assert_allclose(gradient, np.array(result["grad_log_prob"], np.float32), rtol=2e-5, atol=2e-6)
+      if mode == "token-mean":
+        clipped = metrics["clip_ratio/low"] + metrics["clip_ratio/high"]
+        np.testing.assert_allclose(clipped, float(result["pg_clipfrac"]), atol=1e-5)
+        np.testing.assert_allclose(metrics["clip_ratio/dual"], float(result["pg_clipfrac_lower"]), atol=1e-5)
+        np.testing.assert_allclose(metrics["ppo_kl"], float(result["ppo_kl"]), rtol=1e-4, atol=1e-5)
+      compared += 1
+  assert compared > 20
+
+
+def test_kl_equals_golden(golden):
+  data = np.load(golden / "kl_penalty.npz")
+  for case in sorted({n.split("/")[1] for n in data.files if n.startswith("kl/")}):
+    at = f"kl/{case}/"
+    logp, ref = jnp.asarray(data[at + "log_prob"]), jnp.asarray(data[at + "ref_log_prob"])
+    for ours, theirs in (("k1", "kl"), ("k2", "mse"), ("k3", "low_var_kl")):
+      np.testing.assert_allclose(kl(logp, ref, ours), data[at + theirs], rtol=1e-5, atol=2e-6, err_msg=f"{case} {ours}")
+      gradient = jax.grad(lambda x, ref=ref, ours=ours: kl(x, ref, ours).sum())(logp)
+      np.testing.assert_allclose(gradient, data[at + theirs + "_grad"], rtol=1e-5, atol=2e-6, err_msg=f"{case} {ours}")
+
+
+def test_kl_gradients_over_a_categorical():
+  """In expectation k1 as a loss has no gradient, k2 (and k3-k2) the reverse KL's, k3 another one."""
+  logits, ref = jnp.array([0.3, -1.0, 0.8, 0.1]), jnp.array([0.0, 0.5, -0.2, 0.4])
+
+  def expected(estimator):
+    def value(x):
+      logp = jax.nn.log_softmax(x)
+      return jnp.sum(jax.lax.stop_gradient(jnp.exp(logp)) * kl(logp, jax.nn.log_softmax(ref), estimator))
+
+    return value, jax.grad(value)(logits)
+
+  def true(x):
+    logp = jax.nn.log_softmax(x)
+    return jnp.sum(jnp.exp(logp) * (logp - jax.nn.log_softmax(ref)))
+
+  want = jax.grad(true)(logits)
+  np.testing.assert_allclose(expected("k1")[1], 0, atol=1e-6)
+  np.testing.assert_allclose(expected("k2")[1], want, atol=1e-6)
+  np.testing.assert_allclose(expected("k3-k2")[1], want, atol=1e-6)
+  assert np.abs(expected("k3")[1] - want).max() > 1e-2
+  np.testing.assert_allclose(expected("k3-k2")[0](logits), expected("k3")[0](logits), rtol=1e-6)
+  np.testing.assert_allclose(expected("k3")[0](logits), true(logits), rtol=1e-5)
+
+
+@pytest.mark.parametrize("reduce", list(masked.REDUCTIONS))
+def test_on_policy_gradient_is_reinforce(reduce):
+  keys = jax.random.split(jax.random.key(1), 2)
+  logp, advantage = -jax.random.uniform(keys[0], (4, 6)), jax.random.normal(keys[1], (4,))
+  mask = jnp.arange(6) < jnp.array([6, 3, 1, 5])[:, None]
+  weights = masked.token_weights(mask, reduce, 9)
+  got = jax.grad(lambda x: policy_loss(x, logp, advantage, mask, reduce=reduce, max_tokens=9, dual_clip=3.0)[0])(logp)
+  want = jax.grad(lambda x: -jnp.sum(weights * advantage[:, None] * x))(logp)
+  np.testing.assert_allclose(got, want, atol=1e-7)
+  by_hand = {
+    "token-mean": 1 / 15,
+    "sequence-mean-token-mean": 1 / (3 * 4),
+    "sequence-mean-token-sum": 1 / 4,
+    "constant-length": 1 / (4 * 9),
+  }
+  assert np.isclose(weights[1, 0], by_hand[reduce])
+
+
+def test_sequence_ratio_and_importance_cap():
+  old = jnp.zeros((1, 3))
+  logp = jnp.array([[0.3, 0.0, -0.6]])
+  mask = jnp.ones((1, 3), bool)
+  loss, _ = policy_loss(logp, old, jnp.ones(1), mask, ratio="sequence", clip_low=0.9, clip_high=0.9)
+  np.testing.assert_allclose(loss, -np.exp(-0.1), rtol=1e-6)
+  gradient = jax.grad(lambda x: policy_loss(x, old, jnp.ones(1), mask, ratio="sequence", clip_low=0.9, clip_high=0.9)[0])(logp)
+  np.testing.assert_allclose(gradient, -np.exp(-0.1) / 3 * np.ones((1, 3)), rtol=1e-6)
+  sampler = jnp.array([[-2.0, 0.0, 1.0]])
+  loss, _ = policy_loss(old, old, jnp.ones(1), mask, sampler_logp_BT=sampler, importance_cap=2.0)
+  np.testing.assert_allclose(loss, -(2.0 + 1.0 + np.exp(-1.0)) / 3, rtol=1e-6)
+
+
+def test_values_outside_the_mask_never_matter():
+  mask = jnp.array([[True, False]])
+  logp, old = jnp.array([[-0.5, jnp.inf]]), jnp.array([[-0.4, -jnp.inf]])
+
+  def value(x):
+    return policy_loss(x, old, jnp.ones(1), mask)[0]
+
+  assert np.isfinite(value(logp)) and np.all(np.isfinite(np.asarray(jax.grad(value)(logp))))

@@ -1,0 +1,167 @@
+"""The sampler against the scorer, exact probabilities, greedy golden tokens, and what a sample may depend on."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_policy import read_checkpoint
+
+from jaxrlvr import keys
+from jaxrlvr.policy.sample import STOP_EOS, STOP_LENGTH, STOP_STRING, Sampling, draw, sample
+from jaxrlvr.policy.score import score
+from jaxrlvr.text.stops import automaton
+
+EOS = (2, 5)
+NO_STOPS = automaton((), [b"x"] * 32)
+
+
+def prompts(lengths, width=6, seed=0, high=21):
+  rng = np.random.default_rng(seed)
+  tokens = np.zeros((len(lengths), width), np.int32)
+  for row, n in enumerate(lengths):
+    tokens[row, width - n :] = rng.integers(6, high, n)
+  return tokens, np.array(lengths, np.int32)
+
+
+def row_keys(problems, group, step=0, offset=0):
+  index = np.broadcast_to(np.arange(group, dtype=np.int32) + offset, (len(problems), group))
+  return keys.rows(keys.address(0, "test", step), np.array(problems, np.uint32), index)
+
+
+def check_against_scorer(params, spec, tokens_PS, length_P, rollout, s):
+  """Every recorded logp and certainty equals what the scorer says of the same tokens."""
+  rows, width = len(rollout.length_B), tokens_PS.shape[1]
+  prompt = np.repeat(tokens_PS, s.group, 0)
+  pad = width - np.repeat(length_P, s.group)[:, None]
+  slot = np.arange(width + s.max_tokens)
+  segments = ((slot >= pad) & (slot < width + np.asarray(rollout.length_B)[:, None])).astype(np.int32)
+  tokens = np.concatenate([prompt, rollout.tokens_BT], 1)
+  run = jax.jit(score, static_argnames=("spec", "start", "temperature"))
+  mask = np.arange(s.max_tokens) < np.asarray(rollout.length_B)[:, None]
+  where = (params, tokens, np.maximum(slot - pad, 0), segments)
+  plain = run(*where, spec=spec, start=width)
+  np.testing.assert_allclose(np.where(mask, rollout.model_logp_BT, 0), np.where(mask, plain.logp_BT, 0), atol=2e-5)
+  np.testing.assert_allclose(np.where(mask, rollout.certainty_BT, 0), np.where(mask, plain.certainty_BT, 0), atol=2e-5)
+  if not s.top_k and s.top_p == 1 and s.temperature:
+    tempered = run(*where, spec=spec, start=width, temperature=s.temperature)
+    np.testing.assert_allclose(np.where(mask, rollout.logp_BT, 0), np.where(mask, tempered.logp_BT, 0), atol=2e-5)
+  assert np.all(np.asarray(rollout.tokens_BT)[mask] < spec.known_vocab) and rows == len(prompt)
+
+
+@pytest.mark.parametrize("temperature,shrink", [(1.0, 2), (0.7, 0)])
+def test_sampler_equals_scorer(rich_spec, rich_params, temperature, shrink):
+  tokens, lengths = prompts([3, 6, 1, 5])
+  s = Sampling(group=4, max_tokens=12, eos_ids=EOS, pad_id=5, temperature=temperature, shrink=shrink)
+  r = sample(rich_params, tokens, lengths, row_keys([1, 2, 3, 4], 4), NO_STOPS, rich_spec, s)
+  assert len(set(np.asarray(r.length_B).tolist())) > 3  # rows end at different times, so the batch has shrunk
+  check_against_scorer(rich_params, rich_spec, tokens, lengths, r, s)
+  assert np.all(np.asarray(r.tokens_BT)[np.arange(12) >= np.asarray(r.length_B)[:, None]] == 5)  # pad may equal eos
+
+
+def test_a_sample_depends_on_its_address_only(spec, params):
+  """Other problems, their order, the batch's size, group size, padding width and shrinking change no sample."""
+  tokens, lengths = prompts([3, 6, 2, 4], high=20)
+  s = Sampling(group=4, max_tokens=10, eos_ids=EOS, shrink=2)
+  stops = automaton((), [b"x"] * 24)
+  full = sample(params, tokens, lengths, row_keys([11, 12, 13, 14], 4), stops, spec, s)
+  wide = np.pad(tokens[[2, 0]], ((0, 0), (3, 0)))
+  s_two = dataclasses.replace(s, group=2, shrink=0)
+  some = sample(params, wide, lengths[[2, 0]], row_keys([13, 11], 2, offset=2), stops, spec, s_two)
+  for name in ("tokens_BT", "length_B", "stop_B"):
+    rows = np.asarray(getattr(full, name)).reshape(4, 4, -1)[[2, 0], 2:]
+    np.testing.assert_array_equal(np.asarray(getattr(some, name)).reshape(2, 2, -1), rows)
+  other = sample(params, tokens, lengths, row_keys([11, 12, 13, 14], 4, step=1), stops, spec, s)
+  assert not np.array_equal(other.tokens_BT, full.tokens_BT)
+  first = np.asarray(full.tokens_BT).reshape(4, 4, -1)
+  assert len({row.tobytes() for row in first[0]}) > 1  # samples of a problem differ
+
+
+def test_stops(spec, params):
+  """EOS of any kind, a stop string across tokens, or the limit; which one is recorded, and nothing follows it."""
+  pieces = [bytes([97 + i % 3]) for i in range(24)]  # tokens spell a, b, c, a, ...
+  s = Sampling(group=64, max_tokens=14, eos_ids=EOS, shrink=1)
+  tokens, lengths = prompts([4], high=20)
+  r = sample(params, tokens, lengths, row_keys([1], 64), automaton(("abb", "cc"), pieces), spec, s)
+  stop, length, out = (np.asarray(x) for x in (r.stop_B, r.length_B, r.tokens_BT))
+  assert {STOP_LENGTH, STOP_EOS, STOP_STRING} == set(stop.tolist())
+  for row in range(64):
+    said = out[row, : length[row]]
+    text = "".join(chr(pieces[t][0]) for t in said)
+    cut = min([text.find(p) + len(p) for p in ("abb", "cc") if p in text], default=99)
+    if stop[row] == STOP_STRING:
+      assert cut == length[row] and said[-1] not in EOS
+    elif stop[row] == STOP_EOS:
+      assert said[-1] in EOS and not set(said[:-1].tolist()) & set(EOS) and cut >= length[row]
+    else:
+      assert length[row] == 14 and not set(said.tolist()) & set(EOS) and cut == 99
+
+
+def test_draws_follow_the_exact_distribution():
+  """Chi-square of 40,000 inverse-CDF draws against the truncated, tempered probabilities."""
+  logits = np.array([2.0, -9.0, 0.5, 1.0, -1.0, 0.9, -30.0, 0.2], np.float32)
+  n = 40_000
+  row = row_keys(range(n), 1)
+  for s, kept in (
+    (Sampling(1, 1, ()), range(8)),
+    (Sampling(1, 1, (), temperature=0.6), range(8)),
+    (Sampling(1, 1, (), top_k=3), (0, 3, 5)),
+    (Sampling(1, 1, (), top_p=0.6), (0, 3)),
+    (Sampling(1, 1, (), top_k=4, top_p=0.95), (0, 2, 3, 5)),
+  ):
+    token, logp = jax.jit(draw, static_argnums=3)(jnp.tile(logits, (n, 1)), row, 0, s)
+    scaled = logits / s.temperature
+    p = np.where(np.isin(np.arange(8), list(kept)), np.exp(scaled), 0)
+    p /= p.sum()
+    counts = np.bincount(np.asarray(token), minlength=8)
+    assert np.all(counts[p == 0] == 0)
+    expected = n * p
+    big = expected > 5
+    assert np.sum((counts[big] - expected[big]) ** 2 / expected[big]) < 30  # 7 degrees of freedom: p < 1e-4
+    np.testing.assert_allclose(logp, np.log(p[np.asarray(token)]), atol=1e-5)
+
+
+def test_greedy_equals_hugging_face(golden):
+  spec, params = read_checkpoint(golden / "hf_logits" / "qwen2_tied_bias")
+  expected = np.load(golden / "hf_logits" / "qwen2_tied_bias" / "expected.npz")
+  ids, lengths = expected["greedy/input_ids"], expected["greedy/attention_mask"].sum(1).astype(np.int32)
+  want = expected["greedy/new_tokens"]
+  s = Sampling(group=2, max_tokens=want.shape[1], eos_ids=(), temperature=0.0)
+  no_stops = automaton((), [b"x"] * spec.vocab)
+  r = sample(params, ids.astype(np.int32), lengths, row_keys(range(len(ids)), 2), no_stops, spec, s)
+  got = np.asarray(r.tokens_BT).reshape(len(ids), 2, -1)
+  safe = np.cumprod(expected["greedy/top2_margin"] > 1e-3, 1).astype(bool)
+  for twin in range(2):
+    assert np.array_equal(got[:, twin][safe], want[safe])
+  assert np.all(np.asarray(r.logp_BT) == 0) and safe.mean() > 0.5
+
+
+def test_finished_rows_leave_the_batch(spec, params):
+  """With halving, the decode loop of later stages runs on half of the rows."""
+  tokens, lengths = prompts([4, 4])
+  s = Sampling(group=8, max_tokens=6, eos_ids=EOS, shrink=2)
+  stops = automaton((), [b"x"] * 24)
+  text = str(jax.make_jaxpr(lambda p: sample(p, tokens, lengths, row_keys([1, 2], 8), stops, spec, s))(params))
+  assert all(f"f32[{rows},2,4,6]" in text for rows in (16, 8, 4))  # the KV caches of the three loops
+
+
+def test_bad_settings_are_refused():
+  for change in (dict(group=0), dict(max_tokens=0), dict(temperature=-1), dict(top_p=0)):
+    with pytest.raises(ValueError, match="top_p in"):
+      Sampling(**dict(group=1, max_tokens=1, eos_ids=()) | change)
+
+
+def test_automaton_finds_strings_however_they_are_cut():
+  """Against plain search on random text, random strings and random tokens."""
+  rng = np.random.default_rng(0)
+  for _ in range(50):
+    pieces = [b"", *("".join(rng.choice(list("abé"), rng.integers(1, 4))).encode() for _ in range(12))]
+    strings = ["".join(rng.choice(list("abé"), rng.integers(1, 5))) for _ in range(rng.integers(1, 4))]
+    table = automaton(strings, pieces)
+    state, text = 0, b""
+    for token in rng.integers(0, len(pieces), 20):
+      state, text = table[state, token], text + pieces[token]
+      assert (state == len(table) - 1) == any(s.encode() in text for s in strings)
+  with pytest.raises(ValueError, match="empty string"):
+    automaton(["a", ""], pieces)
