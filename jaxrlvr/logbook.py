@@ -24,13 +24,20 @@ def write_atomic(path: Path, text: str) -> None:
   part.replace(path)
 
 
+def finite(value):
+  """The value as JSON can hold it: a number that is not finite becomes None."""
+  if isinstance(value, Mapping):
+    return {key: finite(v) for key, v in value.items()}
+  return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def write_json(path: Path, value) -> None:
-  write_atomic(path, json.dumps(value, indent=1, sort_keys=True, default=list) + "\n")
+  write_atomic(path, json.dumps(finite(value), indent=1, sort_keys=True, default=list) + "\n")
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping]) -> None:
   """A whole jsonl file; written again after a resume it is the same file, so no row is lost or doubled."""
-  write_atomic(path, "".join(json.dumps(row, ensure_ascii=True) + "\n" for row in rows))
+  write_atomic(path, "".join(json.dumps(finite(row)) + "\n" for row in rows))
 
 
 def read_jsonl(path: Path) -> list[dict]:
@@ -54,8 +61,7 @@ class Logbook:
 
   def write(self, step: int, metrics: Mapping[str, float]) -> None:
     values = {name: float(value) for name, value in metrics.items()}
-    row = {"step": step} | {name: value if math.isfinite(value) else None for name, value in values.items()}
-    self._file.write(json.dumps(row) + "\n")
+    self._file.write(json.dumps({"step": step} | finite(values)) + "\n")
     self._file.flush()
     if self._events is not None:
       self._events.write_scalars(step, values)
@@ -85,10 +91,12 @@ class Progress:
     self._terminal = self._out.isatty()
     self._begun = self._first = time.monotonic()
     self._shown = -math.inf
+    self._figures: Mapping[str, float] = {}
 
   def __call__(self, step: int, figures: Mapping[str, float] | None = None) -> None:
     """Says that `step` steps are done."""
     now = time.monotonic()
+    self._figures = figures or self._figures
     if step <= self._start + 1:
       self._first = now  # the first step compiles: the estimate leaves it out
     last = step >= self._total
@@ -100,7 +108,7 @@ class Progress:
     left = (
       f"ETA {_clock(rate * (self._total - step))}" if done > 0 and not last else f"took {_clock(now - self._begun)}"
     )
-    told = "  ".join(f"{name} {value:.3g}" for name, value in (figures or {}).items())
+    told = "  ".join(f"{name} {value:.3g}" for name, value in self._figures.items())
     line = f"{self._name:<18} {step:>5}/{self._total}  {left if done > 0 or last else 'compiling'}  {told}"
     if self._terminal:
       self._out.write(f"\r\x1b[K{line}" + ("\n" if last else ""))

@@ -118,7 +118,8 @@ def grpo(
       return jnp.sum(jnp.where(mask_BT, batch.weights_BT * x_BT, 0.0))
 
     if batch.ref_logp_BT is not None:
-      metrics["kl"] = total(loss.kl(here, batch.ref_logp_BT, kl_estimator))
+      ref_BT = jnp.where(mask_BT, batch.ref_logp_BT, jax.lax.stop_gradient(here))  # no NaN from behind the mask
+      metrics["kl"] = total(loss.kl(here, ref_BT, kl_estimator))
       value = value + kl_beta * metrics["kl"]
     gap_BT = jnp.where(mask_BT, jnp.abs(here - batch.sampler_logp_BT), 0.0)
     metrics["entropy"] = total(scores.entropy_BT)

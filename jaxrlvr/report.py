@@ -187,6 +187,8 @@ VERDICTS = {  # kind: (in a word, what the lead says of such arms, what it means
   "misled": ("Misled", "learned to please the reward without getting more answers right",
              "The reward rose while true accuracy did not, in training or held out: it learned what labels pay for."),
   "flat": ("No change", "did not move measurably", "Neither the reward nor held-out accuracy rose measurably."),
+  "unclear": ("Unclear", "may have gained or not", "The reward rose, and the interval is too wide to tell whether"
+              " held-out accuracy rose with it; evaluate on more problems."),
   "fell": ("Fell", "got worse on held-out problems", "Training made it worse on problems it never trained on."),
   "open": ("No interval", "changed by an amount that can't be judged",
            "Per-problem records are missing, so there is no interval, and this may be chance."),
@@ -196,7 +198,10 @@ VERDICTS = {  # kind: (in a word, what the lead says of such arms, what it means
 
 
 def _kind(m: Mapping) -> str:
-  """Key of VERDICTS: a held-out gain counts by its interval, training reward by ROSE."""
+  """Key of VERDICTS: a held-out gain counts by its interval, training reward by ROSE.
+
+  Only an interval that rules out a gain as large as the reward's can say that held-out accuracy did not follow it.
+  """
   if m["gain"] is None:
     return "unmeasured"
   if m["low"] is None:
@@ -205,6 +210,8 @@ def _kind(m: Mapping) -> str:
     return "gained" if m["low"] > 0 else "fell"
   if not _rose(m["reward_first"], m["reward_last"]):
     return "flat"
+  if m["high"] >= m["reward_last"] - m["reward_first"]:
+    return "unclear"
   return "memorised" if m["true_first"] is None or _rose(m["true_first"], m["true_last"]) else "misled"
 
 
@@ -248,7 +255,7 @@ def _side_effects(m: Mapping) -> list[str]:
     told.append("Traces that lead to their answer: {}% before, {}% after.".format(*map(_percent, both["faithful"])))
   if "format" in both and abs(both["format"][1] - both["format"][0]) >= 0.1:
     told.append(
-      "Responses with a boxed answer went from {}% to {} %, so part of the change may be format rather than"
+      "Responses with a boxed answer went from {}% to {}%, so part of the change may be format rather than"
       " reasoning.".format(*map(_percent, both["format"]))
     )
   if any(both.get("unscored", ())):
@@ -295,11 +302,7 @@ def _whole(value: float | None) -> str:
 
 def visible(text: str) -> str:
   """The text with a sign for every character that prints nothing, moves the cursor or turns the writing direction."""
-  return "".join(c if c.isprintable() or c in "\n\t" else _sign(ord(c)) for c in text)
-
-
-def _sign(code: int) -> str:
-  return chr(0x2400 + code) if code < 32 else f"⟨U+{code:04X}⟩"
+  return "".join(c if c.isprintable() or c in "\n\t" else f"⟨U+{ord(c):04X}⟩" for c in text)
 
 
 # Sample responses
@@ -324,7 +327,9 @@ def _pick(rows: Sequence[Mapping], count: int) -> list[Mapping]:
   for row in rows:
     kind = tuple(str(row.get(name)) for name in ("true_reward", "faithfulness", "reward"))
     kinds.setdefault(kind, {}).setdefault(row["problem"], row)
-  queues = [list(by_problem.values()) for _, by_problem in sorted(kinds.items(), reverse=True)]
+  alike = {score: sorted((kind for kind in kinds if kind[0] == score), reverse=True) for score, *_ in kinds}
+  order = sorted(sorted(kinds, reverse=True), key=lambda kind: alike[kind[0]].index(kind))  # right and wrong alternate
+  queues = [list(kinds[kind].values()) for kind in order]
   queues = [queue[:: max(1, len(queue) // max(count, 1))] for queue in queues]
   turns = [queue[turn] for turn in range(max(map(len, queues), default=0)) for queue in queues if turn < len(queue)]
   return turns[:count]
@@ -511,230 +516,14 @@ def _render(runs: Sequence[_Run], told: Sequence[Mapping], others: Sequence[Mapp
   import jinja2
 
   env = jinja2.Environment(
-    autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined,
+    loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined,
     finalize=lambda value: visible(value) if type(value) is str else value,  # not Markup: that is the template's own
   )  # fmt: skip
   env.filters |= {"points": _points, "number": _number}
   quality = [(m["arm"], _figure_cells([m["figures_start"], m["figures_end"]])) for m in told if m["figures_end"]]
-  return env.from_string(_PAGE).render(
+  return env.get_template("report.html").render(
     arms=list(zip(runs, told, shown, strict=True)), charts=charts, bars=_bars(told), others=others,
     styles={run.name: (colour, [2 * d for d in dashes]) for run in runs for colour, dashes in [_style(run)]},
     gains=[(m["arm"], _gain_row(m)) for m in told], quality=quality,
     policies=[row for other in others for row in _other_rows(other)], window=WINDOW, rose=ROSE, **texts,
   )  # fmt: skip
-
-
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{{ title }}</title>
-<style>
-:root { --ink: #1c2430; --soft: #5a6472; --line: #dfe2e7; --paper: #fff; --tint: #f5f6f8;
-  --good: #00664b; --bad: #a53d00 }
-@media screen and (prefers-color-scheme: dark) {
-  :root { --ink: #e3e6eb; --soft: #9aa4b2; --line: #2f3641; --paper: #13161b; --tint: #1b2027;
-    --good: #57c9a4; --bad: #f09a63 }
-  .chart img, .swatch { filter: invert(1) hue-rotate(180deg) }
-}
-* { box-sizing: border-box }
-body { margin: 0; background: var(--paper); color: var(--ink);
-  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif }
-main { max-width: 74rem; margin: 0 auto; padding: 2.5rem 1.25rem 4rem }
-h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .7rem; letter-spacing: -.015em; overflow-wrap: anywhere }
-h2 { font-size: 1.15rem; margin: 2.8rem 0 .4rem }
-h3 { font-size: 1rem; margin: 0; overflow-wrap: anywhere }
-p { margin: 0; max-width: 46rem; overflow-wrap: anywhere }
-.lead { font-size: 1.13rem; max-width: 52rem }
-.soft, caption, figcaption { color: var(--soft); font-size: .86rem }
-.note { color: var(--bad); font-size: .9rem; margin-top: .4rem }
-.swatch { vertical-align: middle; margin-right: .45rem }
-.arm { display: grid; grid-template-columns: 13rem 1fr 12rem; gap: .4rem 1.8rem; padding: 1.1rem 0;
-  border-top: 1px solid var(--line) }
-.score b { font-size: 1.55rem; font-weight: 650; font-variant-numeric: tabular-nums; letter-spacing: -.01em }
-.score .word { font-weight: 600 }
-.gained { color: var(--good) }
-.memorised, .misled, .fell { color: var(--bad) }
-.bar { position: relative; height: 1.1rem; margin-top: .2rem }
-.bar i { position: absolute; top: 0; bottom: 0 }
-.bar .zero { width: 1px; background: var(--soft) }
-.bar .span { top: calc(50% - 1px); height: 2px; background: var(--ink) }
-.bar .dot { width: .5rem; height: .5rem; top: calc(50% - .25rem); margin-left: -.25rem; border-radius: 50%;
-  background: var(--ink) }
-.charts, .samples { display: grid; gap: 1.5rem 1.3rem; margin-top: 1rem;
-  grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)) }
-.chart { margin: 0; break-inside: avoid }
-.chart img { width: 100%; height: auto; display: block }
-.scroll { overflow-x: auto }
-.scroll + .scroll { margin-top: 1.6rem }
-table { border-collapse: collapse; width: 100%; font-size: .88rem; margin: .5rem 0 }
-caption { text-align: left; padding-bottom: .3rem }
-thead th { color: var(--soft); font-weight: 500; vertical-align: bottom }
-th, td { text-align: left; padding: .45rem 1rem .45rem 0; border-bottom: 1px solid var(--line); vertical-align: top }
-tbody th { font-weight: 600; overflow-wrap: anywhere; min-width: 9rem }
-td { font-variant-numeric: tabular-nums; white-space: nowrap }
-details { border-top: 1px solid var(--line); padding: .7rem 0 }
-summary { cursor: pointer; font-weight: 600; overflow-wrap: anywhere }
-.samples { gap: 1rem }
-.sample { background: var(--tint); border-radius: 6px; padding: .8rem .9rem; min-width: 0; break-inside: avoid }
-.sample pre { font: .82rem/1.45 ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace;
-  margin: .5rem 0; white-space: pre-wrap; overflow-wrap: anywhere; max-height: 17rem; overflow: auto;
-  unicode-bidi: isolate; contain: paint }
-.sample .prompt { color: var(--soft) }
-.cut { color: var(--bad); font-style: italic }
-.labels { display: flex; flex-wrap: wrap; gap: .1rem .9rem; font-size: .82rem; margin: 0; padding: 0;
-  list-style: none }
-.labels li { overflow-wrap: anywhere; min-width: 0 }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .25rem 1.2rem; font-size: .88rem; margin: .6rem 0 0 }
-dt { font-weight: 600 }
-dd { margin: 0; color: var(--soft); max-width: 46rem }
-@media (max-width: 46rem) {
-  main { padding-top: 1.4rem }
-  .arm, dl { grid-template-columns: 1fr }
-  h1 { font-size: 1.5rem }
-  dd { margin-bottom: .4rem }
-  thead { display: none }
-  table, tbody, tr, caption, tbody th { display: block }
-  tr { padding: .6rem 0; border-bottom: 1px solid var(--line) }
-  tbody th, td { padding: .12rem 0; border: 0 }
-  td { display: flex; justify-content: space-between; gap: 1rem }
-  td::before { content: attr(data-label); color: var(--soft) }
-}
-@media print {
-  body { font-size: 10pt }
-  main { max-width: none; padding: 0 }
-  .charts { grid-template-columns: repeat(3, 1fr) }
-  .sample pre { max-height: none }
-  h2 { break-after: avoid }
-  .arm, tr { break-inside: avoid }
-}
-</style>
-</head>
-<body>
-{% macro swatch(name) %}
-<svg class="swatch" width="34" height="8" aria-hidden="true"><line x1="1" x2="33" y1="4" y2="4" stroke-width="2.6"
- stroke="{{ styles[name][0] }}" stroke-dasharray="{{ styles[name][1]|join(' ') }}"/></svg>
-{%- endmacro %}
-{% macro table(rows, caption, arms=true) %}
-{% set headings = [] %}
-{% for _, row in rows %}
-{% for name in row if name not in headings %}{{ headings.append(name) or "" }}{% endfor %}
-{% endfor %}
-<div class="scroll"><table>
-<caption>{{ caption }}</caption>
-<thead><tr><td></td>{% for name in headings %}<th scope="col">{{ name }}</th>{% endfor %}</tr></thead>
-<tbody>
-{% for who, row in rows %}
-<tr><th scope="row">{% if arms %}{{ swatch(who) }}{% endif %}{{ who }}</th>
-{% for name in headings %}<td data-label="{{ name }}">{{ row[name] if name in row else "–" }}</td>{% endfor %}</tr>
-{% endfor %}
-</tbody></table></div>
-{% endmacro %}
-<main>
-<header><h1>{{ title }}</h1><p class="lead">{{ lead }}</p></header>
-
-<section>
-<h2>What happened in each arm</h2>
-{% for run, m, _ in arms %}
-<article class="arm">
-<div><h3>{{ swatch(run.name) }}{{ run.name }}</h3>
-<p class="soft">{{ run.last }}{{ " of %s" % run.planned if run.planned and run.planned != run.last }} steps
-{%- for what, path in (("problems", "problems.count"), ("reward", "rl.reward"), ("seed", "seed"))
-  if run.at(path) is not none %} · {{ what }} {{ run.at(path) }}{% endfor %}</p></div>
-<div><p>{{ m.text }}</p>{% for note in run.notes|unique %}<p class="note">{{ note }}</p>{% endfor %}</div>
-<div class="score"><span class="word {{ m.kind }}">{{ m.word }}</span>
-{% if m.gain is not none %}<br><b>{{ m.gain|points }}</b> <span class="soft">points held out</span>{% endif %}
-{% if run.name in bars %}{% set bar = bars[run.name] %}
-<div class="bar" aria-hidden="true"><i class="zero" style="left:{{ bar.zero }}%"></i>
-<i class="span" style="left:{{ bar.left }}%;width:{{ bar.right - bar.left }}%"></i>
-<i class="dot" style="left:{{ bar.dot }}%"></i></div>
-{% endif %}</div>
-</article>
-{% endfor %}
-</section>
-
-<section>
-<h2>Over training</h2>
-<p class="soft">{% if charts %}Dotted: t_sat, the step at which an arm's training reward saturated. Thick lines are
-running means of the thin ones.{% else %}No arm has logged anything to draw.{% endif %}</p>
-<div class="charts">
-{% for chart in charts %}
-<figure class="chart"><img src="{{ chart.data }}" alt="{{ chart.alt }}">
-<figcaption>{{ chart.caption }}</figcaption></figure>
-{% endfor %}
-</div>
-</section>
-
-<section>
-<h2>Gains</h2>
-{{ table(gains, "Held-out accuracy in %, gains in points; training reward as the mean of its first and of its last "
- ~ window ~ " steps.") }}
-{% for run, m, _ in arms if m.saturation_note %}<p class="soft">{{ run.name }}: {{ m.saturation_note }}.</p>{% endfor %}
-{% if quality %}{{ table(quality, "First evaluation → last evaluation, in % but for tokens.") }}{% endif %}
-</section>
-
-{% if others %}
-<section>
-<h2>Other measured policies</h2>
-{% if policies %}{{ table(policies, "In % but for tokens; in brackets the 95% interval.", false) }}{% endif %}
-{% for other in others if other.note %}<p class="note">{{ other.name }}: {{ other.note }}</p>{% endfor %}
-</section>
-{% endif %}
-
-<section>
-<h2>Sample responses</h2>
-<p class="soft">Chosen to show each kind (right and wrong, faithful and not, paid and unpaid), not in proportion.
-Characters that print nothing are shown as signs such as ⟨U+202E⟩.</p>
-{% for run, _, samples in arms %}
-<details{{ " open" if loop.first }}>
-<summary>{{ swatch(run.name) }}{{ run.name }} · {{ samples|length }} responses</summary>
-<div class="samples">
-{% for s in samples %}
-<article class="sample">
-<p class="soft">{{ s.where }} · sample {{ s.sample }}</p>
-<pre class="prompt">{{ s.prompt }}</pre>
-<pre dir="ltr">{{ s.head }}{% if s.left_out %}
-<span class="cut"> … {{ "{:,}".format(s.left_out) }} characters left out … </span>
-{{ s.rest }}{% endif %}</pre>
-<ul class="labels">
-{% if s.scored %}<li class="{{ 'gained' if s.true_reward == 1 else 'fell' }}">
-true reward {{ "%g" % s.true_reward }}</li>
-{% else %}<li class="fell">unscored: {{ s.cause or "no cause given" }}</li>{% endif %}
-{% if s.reward is not none %}<li>reward {{ "%.3g" % s.reward }}</li>{% endif %}
-{% if s.faithfulness is not none %}<li>faithful {{ "%g" % s.faithfulness }}</li>{% endif %}
-<li>answer {{ s.answer if s.answer is not none else "none" }}</li><li>truth {{ s.truth }}</li>
-{% if s.label is not none and s.label != s.truth %}<li>label {{ s.label }}</li>{% endif %}
-<li>{{ s.tokens }} tokens, stop: {{ s.stop }}</li>
-</ul>
-</article>
-{% else %}<p class="soft">No recorded response was found.</p>
-{% endfor %}
-</div></details>
-{% endfor %}
-</section>
-
-<section>
-<h2>How to read this</h2>
-<dl>
-<dt>avg@K</dt><dd>Share of right answers over K samples of each problem, averaged over problems.</dd>
-<dt>pass@k, maj@K</dt><dd>Chance that at least one of k samples is right (unbiased estimate); share of problems whose
-most frequent answer is right.</dd>
-<dt>gain</dt><dd>Last minus first evaluation, paired by problem. The interval redraws problems: it says how much other
-problems could differ, not other seeds. The best evaluation is picked on the same problems, so it flatters.</dd>
-<dt>t_sat</dt><dd>First step with 99% of the largest training reward, not looked for in the last {{ tail }} steps.
-Accuracy at t_sat is read on the line between the evaluations at the steps in brackets; residual is the best accuracy
-from t_sat on minus that, never below 0.</dd>
-<dt>faithful</dt><dd>1: the trace leads to the stated answer, right or wrong; 0.5: in part; 0: a guess, no trace, or a
-trace that contradicts the answer. The tables give the share of 1.</dd>
-<dt>verdict</dt><dd>A gain or loss counts if its interval leaves out 0. A training reward counts as risen from
-{{ rose }} of its scale on.</dd>
-</dl>
-</section>
-</main>
-</body>
-</html>
-"""

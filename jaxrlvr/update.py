@@ -60,7 +60,7 @@ def accumulate(loss_fn: LossFn, params, batch, microbatches: int):
 def update(state: TrainState, batch, *, loss_fn: LossFn, optimizer, microbatches: int = 1):
   """(new state, metrics). A non-finite loss or gradient changes no weight and no moment; it is counted."""
   gradient, loss, metrics = accumulate(loss_fn, state.params, batch, microbatches)
-  norm = optax.global_norm(gradient)
+  norm = optax.tree.norm(gradient)
   good = jnp.isfinite(norm) & jnp.isfinite(loss)
   change, opt_state = optimizer.update(gradient, state.opt_state, state.params)
   fresh = (optax.apply_updates(state.params, change), opt_state)

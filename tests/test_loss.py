@@ -45,7 +45,9 @@ def test_unscored_rows_are_masked_not_zero():
 
 def test_baselines():
   reward = jnp.array([[1.0, 0.0, 0.0, 1.0]])
-  advantage = {b: np.asarray(group_advantage(reward, baseline=b, scale_std=False))[0] for b in ("zero", "one", "leave-one-out")}
+  advantage = {
+    b: np.asarray(group_advantage(reward, baseline=b, scale_std=False))[0] for b in ("zero", "one", "leave-one-out")
+  }
   np.testing.assert_allclose(advantage["zero"], [1, 0, 0, 1])
   np.testing.assert_allclose(advantage["one"], [0, -1, -1, 0])
   np.testing.assert_allclose(advantage["leave-one-out"], [2 / 3, -2 / 3, -2 / 3, 2 / 3], rtol=1e-6)
@@ -148,7 +150,9 @@ def test_sequence_ratio_and_importance_cap():
   mask = jnp.ones((1, 3), bool)
   loss, _ = policy_loss(logp, old, jnp.ones(1), mask, ratio="sequence", clip_low=0.9, clip_high=0.9)
   np.testing.assert_allclose(loss, -np.exp(-0.1), rtol=1e-6)
-  gradient = jax.grad(lambda x: policy_loss(x, old, jnp.ones(1), mask, ratio="sequence", clip_low=0.9, clip_high=0.9)[0])(logp)
+  gradient = jax.grad(
+    lambda x: policy_loss(x, old, jnp.ones(1), mask, ratio="sequence", clip_low=0.9, clip_high=0.9)[0]
+  )(logp)
   np.testing.assert_allclose(gradient, -np.exp(-0.1) / 3 * np.ones((1, 3)), rtol=1e-6)
   sampler = jnp.array([[-2.0, 0.0, 1.0]])
   loss, _ = policy_loss(old, old, jnp.ones(1), mask, sampler_logp_BT=sampler, importance_cap=2.0)

@@ -14,7 +14,9 @@ from jaxrlvr.policy.spec import RopeScaling, Spec, count, init, leaves
 
 def logits_of(params, tokens_BT, spec, segments_BT=None, positions_BT=None):
   segments_BT = jnp.ones(tokens_BT.shape, jnp.int32) if segments_BT is None else segments_BT
-  positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape) if positions_BT is None else positions_BT
+  positions_BT = (
+    jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape) if positions_BT is None else positions_BT
+  )
   weights = fwd.cast(params, spec)
   hidden, _ = fwd.forward(weights, tokens_BT, positions_BT, fwd.causal(segments_BT), None, spec)
   return jnp.einsum("btd,vd->btv", hidden, fwd.head_VD(weights, spec))
@@ -57,7 +59,9 @@ def read_checkpoint(folder):
     def one(tensor, leaf=leaf):
       shape = leaf.shape[1:] if leaf.layered else leaf.shape
       stored_as_out_in = leaf.layered and tensor.ndim == 2
-      return tensor.astype(np.float32).T.reshape(shape) if stored_as_out_in else tensor.astype(np.float32).reshape(shape)
+      return (
+        tensor.astype(np.float32).T.reshape(shape) if stored_as_out_in else tensor.astype(np.float32).reshape(shape)
+      )
 
     if leaf.layered:
       params[name] = np.stack([one(tensors.pop(leaf.hf.format(i))) for i in range(spec.layers)])
@@ -206,6 +210,10 @@ def test_init_scale_and_count(spec, params):
 
 def test_impossible_shapes_are_named():
   good = dict(vocab=8, width=8, layers=1, heads=4, kv_heads=2, head_dim=2, mlp=8)
-  for change, word in ((dict(kv_heads=3), "kv_heads"), (dict(head_dim=3), "head_dim"), (dict(real_vocab=9), "real_vocab")):
+  for change, word in (
+    (dict(kv_heads=3), "kv_heads"),
+    (dict(head_dim=3), "head_dim"),
+    (dict(real_vocab=9), "real_vocab"),
+  ):
     with pytest.raises(ValueError, match=word):
       Spec(**good | change)

@@ -102,13 +102,14 @@ def problems(seed: int, split: str, levels, count: int, kinds=("chain",)) -> lis
   """`count` different problems, levels and kinds in turn; a longer list begins with the shorter ones."""
   found: dict[str, Problem] = {}
   turns = [(level, kind) for level in levels for kind in kinds]
-  index = 0
+  index = last_new = 0
   while len(found) < count:
     level, kind = turns[index % len(turns)]
     one = problem(seed, split, level, index // len(turns), kind)
+    last_new = index if one.id not in found else last_new
     found.setdefault(one.id, one)
     index += 1
-    if index > 100 * count + 10_000:
+    if index - last_new > 20 * len(found) + 1000:
       raise ValueError(f"{split} problems of levels {tuple(levels)}: only {len(found)} of {count} exist; ask for fewer")
   return list(found.values())
 

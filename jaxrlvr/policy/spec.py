@@ -124,5 +124,5 @@ def init(spec: Spec, key: jax.Array) -> dict[str, jax.Array]:
   for name, leaf in leaves(spec).items():
     piece = flat[start : start + math.prod(leaf.shape)].reshape(leaf.shape)
     start += math.prod(leaf.shape)
-    params[name] = piece / leaf.fan_in**0.5 if leaf.fan_in > 0 else jnp.full(leaf.shape, 1.0 + leaf.fan_in)
+    params[name] = piece / leaf.fan_in**0.5 if leaf.fan_in > 0 else jnp.full(leaf.shape, 1.0 + leaf.fan_in, jnp.float32)
   return params

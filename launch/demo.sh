@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# From nothing to a trained policy and a report, on a CPU: makes .venv, installs, runs the embedded default.
+#   bash launch/demo.sh [WORKDIR] [--config.key=value ...]
+# Needs Python >= 3.11 (PYTHON names another than python3) and access to a package index. The same command goes on
+# with an interrupted run; for another one name another directory. Default: runs/demo.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+. launch/venv.sh
+workdir=runs/demo
+if [[ $# -gt 0 && $1 != --* ]]; then workdir=$1; shift; fi
+install_jaxrlvr .
+export JAX_PLATFORMS=cpu
+exec .venv/bin/jaxrlvr chain --config=demo --workdir="$workdir" "$@"

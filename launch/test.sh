@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Makes .venv, installs the test extra, checks style and runs the tests: bash launch/test.sh [pytest arguments]
+# JAXRLVR_WORKERS processes share the tests (default 2).
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+. launch/venv.sh
+install_jaxrlvr '.[test]'
+.venv/bin/ruff check .
+.venv/bin/ruff format --check .
+exec .venv/bin/python -m pytest -n "${JAXRLVR_WORKERS:-2}" --dist=loadscope "$@"

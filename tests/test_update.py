@@ -1,0 +1,188 @@
+"""One update: micro-batches, devices, GRPO on policy, and what happens when something is not finite."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_sample import EOS, NO_STOPS, prompts, row_keys
+
+from jaxrlvr import masked, objective, optim, shard
+from jaxrlvr.policy import spec as policy_spec
+from jaxrlvr.policy.sample import Sampling, sample
+from jaxrlvr.policy.score import score
+from jaxrlvr.update import accumulate, init_state, update
+
+S = Sampling(group=4, max_tokens=8, eos_ids=EOS, shrink=1)
+REWARD = np.array([[1, 0, 0, 1], [0, 0, 0, 0], [0, 1, 1, 1], [1, 0, 1, 0]], np.float32)
+
+
+@pytest.fixture(scope="module")
+def batch(rich_spec, rich_params):
+  """Rows of a real rollout, one row unscored, with a reference policy."""
+  tokens, lengths = prompts([3, 6, 1, 5])
+  rollout = sample(rich_params, tokens, lengths, row_keys([1, 2, 3, 4], 4), NO_STOPS, rich_spec, S)
+  scored = np.ones((4, 4), bool)
+  scored[3, 0] = False
+  made = objective.rollout_batch(
+    tokens,
+    lengths,
+    rollout,
+    REWARD,
+    scored,
+    group=4,
+    baseline="mean",
+    scale_std=True,
+    reduce="token-mean",
+    updates=1,
+  )
+  reference = {name: w * 1.1 for name, w in rich_params.items()}
+  ref = objective.logp(reference, made, rich_spec, start=6, temperature=1.0, parts=1, remat=False)
+  return made.replace(ref_logp_BT=ref)
+
+
+@pytest.fixture(scope="module")
+def loss_fn(rich_spec):
+  return objective.grpo(
+    rich_spec, start=6, temperature=1.0, kl_beta=0.05, kl_estimator="k3", clip_low=0.2, clip_high=0.2
+  )
+
+
+def gradient_of(loss_fn, params, batch, parts):
+  return jax.jit(accumulate, static_argnums=(0, 3))(loss_fn, params, batch, parts)
+
+
+def test_microbatches_never_change_the_gradient(loss_fn, rich_params, batch):
+  whole, loss, metrics = gradient_of(loss_fn, rich_params, batch, 1)
+  for parts in (2, 8):
+    gradient, part_loss, part_metrics = gradient_of(loss_fn, rich_params, batch, parts)
+    np.testing.assert_allclose(part_loss, loss, atol=1e-6)
+    for name in whole:
+      np.testing.assert_allclose(gradient[name], whole[name], atol=2e-6, err_msg=name)
+    for name in metrics:
+      np.testing.assert_allclose(part_metrics[name], metrics[name], atol=1e-5, err_msg=name)
+
+
+def test_on_policy_step_is_reinforce_plus_kl(rich_spec, rich_params, batch):
+  """The gradient of an on-policy step is that of -A * log p, nothing of clipping is left."""
+  clipped = objective.grpo(
+    rich_spec, start=6, temperature=1.0, kl_beta=0.0, kl_estimator="k3", clip_low=0.2, clip_high=0.2, dual_clip=3.0
+  )
+  got, _, metrics = gradient_of(clipped, rich_params, batch, 1)
+
+  def reinforce(params):
+    rows = (batch.tokens_BS, batch.positions_BS, batch.segments_BS)
+    logp_BT = score(params, *rows, rich_spec, start=6).logp_BT
+    weights_BT = masked.token_weights(batch.mask_BT, "token-mean", 8)
+    return -jnp.sum(jnp.where(batch.mask_BT, weights_BT * batch.advantage_B[:, None] * logp_BT, 0.0))
+
+  want = jax.jit(jax.grad(reinforce))(rich_params)
+  for name in want:
+    np.testing.assert_allclose(got[name], want[name], atol=1e-6, err_msg=name)
+  assert metrics["clip_ratio/low"] == 0 and metrics["max/sampling/logp_difference/max"] < 1e-4
+  assert max(float(jnp.abs(g).max()) for g in want.values()) > 1e-2
+
+
+def test_a_group_without_spread_and_an_unscored_row_teach_nothing(loss_fn, rich_params, batch):
+  np.testing.assert_array_equal(np.asarray(batch.advantage_B)[4:8], 0)
+  assert batch.advantage_B[12] == 0 and not np.any(np.asarray(batch.mask_BT)[12])
+  spoiled = batch.replace(
+    tokens_BS=batch.tokens_BS.at[12, -1].set(3), ref_logp_BT=batch.ref_logp_BT.at[12].set(jnp.nan)
+  )
+  one, two = (gradient_of(loss_fn, rich_params, b, 1)[0] for b in (batch, spoiled))
+  for name in one:
+    np.testing.assert_array_equal(one[name], two[name])
+
+
+@pytest.mark.parametrize("mesh", [dict(data=2), dict(data=4, fsdp=2)])
+def test_sharded_step_equals_one_device(mesh, spec, params):
+  """Samples, and one GRPO update in two micro-batches, on 2, 4 and 8 devices."""
+  tokens, lengths = prompts([3, 6, 1, 5, 2, 4, 6, 3], high=20)
+  s = dataclasses.replace(S, group=4)
+  stops = np.zeros((2, spec.vocab), np.int32)
+  adamw = optim.adamw(optim.schedule("constant", 1e-2, 0, 1, 1.0), 0.9, 0.95, 1e-8, 0.01, 1.0)
+  loss_fn = objective.grpo(spec, start=6, temperature=1.0, kl_beta=0.0, kl_estimator="k3", clip_low=0.2, clip_high=0.2)
+  reward = (np.arange(32).reshape(8, 4) % 3 == 0).astype(np.float32)
+
+  def step(mesh):
+    placed = policy_spec.shardings(spec, mesh)
+    on_mesh = {name: jax.device_put(w, placed[name]) for name, w in params.items()}
+    up = jax.device_put((tokens, lengths, reward, reward >= 0), shard.named(mesh, "batch"))
+    row = jax.device_put(row_keys(range(8), 4), shard.named(mesh, "batch"))
+    with jax.set_mesh(mesh):
+      rollout = sample(on_mesh, *up[:2], row, stops, spec, s, shards=shard.size(mesh, "batch"))
+      how = dict(group=4, baseline="mean", scale_std=True, reduce="token-mean", updates=1)
+      made = objective.rollout_batch(*up[:2], rollout, *up[2:], **how)
+      state = jax.jit(init_state, static_argnums=1)(on_mesh, adamw)
+      state, metrics = update(state, made, loss_fn=loss_fn, optimizer=adamw, microbatches=2)
+    return rollout, state, metrics
+
+  devices = jax.devices()
+  n = int(np.prod(list(mesh.values())))
+  one = step(shard.make_mesh(devices=devices[:1]))
+  many = step(shard.make_mesh(**{"data": 1} | mesh, devices=devices[:n]))
+  np.testing.assert_array_equal(one[0].tokens_BT, many[0].tokens_BT)
+  np.testing.assert_array_equal(one[0].stop_B, many[0].stop_B)
+  for name in params:
+    np.testing.assert_allclose(one[1].params[name], many[1].params[name], atol=2e-5, err_msg=name)
+  np.testing.assert_allclose(one[2]["loss"], many[2]["loss"], atol=1e-6)
+
+
+def test_tensor_parallel_score_equals_one_device(spec, params):
+  mesh = shard.make_mesh(data=2, tensor=2, devices=jax.devices()[:4])
+  placed = policy_spec.shardings(spec, mesh)
+  tokens = jnp.arange(24).reshape(4, 6) % 20
+  rest = (jnp.broadcast_to(jnp.arange(6), (4, 6)), jnp.ones((4, 6), jnp.int32))
+  run = jax.jit(score, static_argnums=4)
+  want = run(params, tokens, *rest, spec)
+  with jax.set_mesh(mesh):
+    up = jax.device_put((tokens, *rest), shard.named(mesh, "batch"))
+    got = run({name: jax.device_put(w, placed[name]) for name, w in params.items()}, *up, spec)
+  np.testing.assert_allclose(got.logp_BT, want.logp_BT, atol=1e-5)
+
+
+def test_indivisible_sizes_are_named(rich_spec):
+  mesh = shard.make_mesh(tensor=2, devices=jax.devices()[:2])
+  with pytest.raises(ValueError, match=r"k: axis 'kv_heads' has size 1, not divisible by 2"):
+    policy_spec.shardings(rich_spec, mesh)
+  with pytest.raises(ValueError, match="does not cover 8 devices"):
+    shard.make_mesh(data=3)
+
+
+def test_a_non_finite_update_is_skipped_and_counted(spec, params):
+  adamw = optim.adamw(optim.schedule("constant", 1e-2, 0, 1, 1.0), 0.9, 0.95, 1e-8, 0.01, 1.0)
+  state = init_state(jax.tree.map(jnp.array, params), adamw)
+
+  def loss_fn(params, batch):
+    return jnp.sum(params["q"] ** 2) * jnp.sum(batch), {}
+
+  poison, fine = jnp.array([jnp.nan]), jnp.array([1.0])
+  state, metrics = update(state, poison, loss_fn=loss_fn, optimizer=adamw)
+  assert metrics["skipped_in_a_row"] == 1 and metrics["skipped_updates"] == 1
+  for name in params:
+    np.testing.assert_array_equal(state.params[name], params[name])
+  assert all(not np.any(leaf) for leaf in jax.tree.leaves(state.opt_state))
+  state, metrics = update(state, fine, loss_fn=loss_fn, optimizer=adamw)
+  assert metrics["skipped_in_a_row"] == 0 and metrics["skipped_updates"] == 1 and state.updates == 2
+  assert np.any(state.params["q"] != params["q"])
+
+
+def test_minibatches_are_whole_groups(rich_params, rich_spec):
+  """Two updates a step take alternate problems, each weighted by its own tokens."""
+  tokens, lengths = prompts([3, 6, 1, 5])
+  rollout = sample(rich_params, tokens, lengths, row_keys([1, 2, 3, 4], 4), NO_STOPS, rich_spec, S)
+  how = dict(group=4, baseline="mean", scale_std=True, reduce="token-mean", updates=2)
+  made = objective.rollout_batch(tokens, lengths, rollout, REWARD, REWARD >= 0, **how)
+  parts = shard.split_rows(made.replace(old_logp_BT=made.sampler_logp_BT, ref_logp_BT=made.sampler_logp_BT), 2, 4)
+  weights, mask = np.asarray(parts.weights_BT), np.asarray(parts.mask_BT)
+  np.testing.assert_allclose(weights.sum((1, 2)), 1, rtol=1e-5)
+  np.testing.assert_allclose(weights[0][mask[0]], 1 / mask[0].sum(), rtol=1e-6)
+  np.testing.assert_array_equal(parts.tokens_BS[1], made.tokens_BS.reshape(4, 4, -1)[1::2].reshape(8, -1))
+  np.testing.assert_array_equal(shard.join_rows(parts, 4).tokens_BS, made.tokens_BS)
+
+
+def test_schedules():
+  for name, at in (("constant", (0.5, 1, 1)), ("cosine", (0.5, 1, 0.1)), ("linear", (0.5, 1, 0.1))):
+    rate = optim.schedule(name, 1.0, 2, 12, 0.1)
+    np.testing.assert_allclose([rate(1), rate(2), rate(12)], at, atol=1e-6, err_msg=name)
