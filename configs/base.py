@@ -22,7 +22,7 @@ def language_modelling(steps: int, lr: float) -> ConfigDict:
   """Pre-training, CPT and SFT: packed rows, loss over the mean of all target tokens of a batch."""
   t = ConfigDict()
   t.steps = steps  # updates
-  t.rows = 32  # packed rows an update
+  t.rows = 16  # packed rows an update
   t.row_tokens = 128  # slots of a row
   t.microbatches = 1  # parts a batch is cut into; changes memory, never the gradient
   t.optim = optim(lr, "cosine", weight_decay=0.01, b2=0.95)
@@ -72,8 +72,8 @@ def get_config(arg: str = "") -> ConfigDict:
   c.text.careful = 0.3  # share of these answers with every step; the others show one step and guess
   c.text.guess_right = 0.25  # share of guesses that are right
 
-  c.pretrain = language_modelling(steps=500, lr=3e-3)
-  c.cpt = language_modelling(steps=250, lr=2e-3)
+  c.pretrain = language_modelling(steps=600, lr=3e-3)
+  c.cpt = language_modelling(steps=600, lr=3e-3)
   c.sft = language_modelling(steps=60, lr=1e-3)
   c.sft.thinking = True  # targets: True: trace and answer; False: the same prompts, the answer alone
   c.sft.terse = 0.6  # share of traces that show their first step only and jump to the (right) answer
@@ -118,7 +118,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c.rl.kl_beta = 0.001  # weight of the KL to the starting policy in the loss; 0: no reference policy
   c.rl.kl_estimator = "k3"  # k1 | k2 | k3 | k3-k2
   c.rl.max_unscored = 0.2  # share of a batch's rows that may be unscored before the run stops itself (exit 3)
-  c.rl.optim = optim(4e-5, "constant", weight_decay=0.01, b2=0.999)
+  c.rl.optim = optim(1e-4, "constant", weight_decay=0.01, b2=0.999)
 
   c.evaluate = ConfigDict()
   c.evaluate.every = 10  # RL steps between evaluations; 0: only at start and end
@@ -144,5 +144,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c.report.samples = 12  # rollouts shown an arm
   c.saturation_tail = 50  # last steps in which saturation is not looked for (T - T_eff of the paper)
 
-  c.chain = ()  # for the stage `chain`: ({"name", "stage", "init" (name of an earlier link or ""), "set": {key: value}}, ...)
+  # For the stage `chain`: links {"name", "stage"} and, where wanted, "init" and "tokenizer" (names of earlier links),
+  # "set" ({key: value} that differ from this config) and "runs" ({title: link} for a report).
+  c.chain = ()
   return c

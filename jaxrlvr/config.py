@@ -47,9 +47,9 @@ def _build(path: Path, arg: str) -> ConfigDict:
   return made
 
 
-def base() -> ConfigDict:
-  """The defaults (configs/base.py): where every experiment's config starts."""
-  return _build(FOLDER / "base.py", "")
+def base(name: str = "base", arg: str = "") -> ConfigDict:
+  """The defaults (configs/base.py), or another config of that folder: where an experiment's config starts."""
+  return _build(FOLDER / f"{name}.py", arg)
 
 
 def load(name: str, overrides: Mapping[str, str] | None = None) -> ConfigDict:
@@ -230,8 +230,8 @@ IMPOSSIBLE: tuple[tuple[Callable[[ConfigDict], bool], str], ...] = (
   ),
   (
     lambda c: (c.rl.minibatch_problems or c.rl.problems_per_step) * c.rl.group_size % c.rl.microbatches != 0,
-    "the rows of an update, (config.rl.minibatch_problems or config.rl.problems_per_step) * config.rl.group_size, must be "
-    "a multiple of config.rl.microbatches",
+    "the rows of an update, (config.rl.minibatch_problems or config.rl.problems_per_step) * config.rl.group_size, must "
+    "be a multiple of config.rl.microbatches",
   ),
   *(
     (

@@ -77,13 +77,13 @@ def _events(workdir: Path):
     from clu import metric_writers
   except ImportError as error:
     raise InputError(
-      f"config.tensorboard = True needs clu and TensorFlow ({error}); pip install 'jaxrlvr[tensorboard]' or set it to False"
+      f"config.tensorboard = True needs clu and TensorFlow ({error}); install the extra `tensorboard` or set it to False"
     ) from error
   return metric_writers.SummaryWriter(str(workdir / "tensorboard"))
 
 
 class Progress:
-  """One line that tells step, time left and the latest figures: redrawn on a terminal, printed now and then elsewhere."""
+  """A line with step, time left and the latest figures: redrawn on a terminal, printed now and then elsewhere."""
 
   def __init__(self, name: str, total: int, start: int = 0, seconds: float = 10.0, stream=None):
     self._name, self._total, self._start, self._seconds = name, total, start, seconds

@@ -21,7 +21,7 @@ HELP = {
   "analyze": "write the HTML report of the runs in config.report.runs",
   "chain": "run the links of config.chain one after another (configs/demo.py)",
 }
-EXITS = "exit codes: 0 done, 2 bad config or input, 3 training stopped itself, 4 storage, 143 stopped by a signal with a checkpoint"
+EXITS = "exit codes: 0 done, 2 bad config or input, 3 training stopped itself, 4 storage, 143 stopped by a signal, checkpoint saved"
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
@@ -30,7 +30,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     "jaxrlvr",
     description="Reinforcement learning with verifiable rewards under weak supervision, in JAX.",
     epilog="stages:\n" + "\n".join(f"  {name:<10} {text}" for name, text in HELP.items())
-    + "\n\n--config.a.b=VALUE changes one key of the config; configs/base.py lists every key with its meaning.\n\n" + EXITS,
+    + "\n\n--config.a.b=VALUE changes a key of the config; configs/base.py lists all with their meaning.\n\n" + EXITS,
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )  # fmt: skip

@@ -25,6 +25,7 @@ class TextBatch:
   weights_BT: jax.Array
 
 
+@functools.lru_cache  # the same function for the same values, so that stages share compiled programs
 def language_modelling(spec: Spec, remat: bool = False) -> LossFn:
   """Cross-entropy in nats a target token."""
 
@@ -69,7 +70,7 @@ def logp(
 def rollout_batch(
   prompt_PS, prompt_length_P, rollout: Rollout, reward_PG, scored_PG, *, group, baseline, scale_std, reduce, updates
 ) -> RolloutBatch:
-  """Rows for training, with advantages, and weights of each of the `updates` parts that `split_rows` makes of groups."""
+  """Rows for training, with advantages, and weights of each of the `updates` parts that `split_rows` makes."""
   slots, max_tokens = prompt_PS.shape[1], rollout.tokens_BT.shape[1]
   pad_B1 = slots - jnp.repeat(prompt_length_P, group)[:, None]
   slot_S = jnp.arange(slots + max_tokens)
@@ -91,12 +92,13 @@ def rollout_batch(
   )
 
 
+@functools.lru_cache
 def grpo(
   spec: Spec, *, start: int, temperature: float, kl_beta: float, kl_estimator: str, remat=False, **clipping
 ) -> LossFn:
-  """GRPO's loss of a `RolloutBatch`: clipped surrogate (`loss.policy_loss`, its keywords) + kl_beta * KL(policy || ref).
+  """GRPO's loss of a `RolloutBatch`: clipped surrogate (keywords of `loss.policy_loss`) + kl_beta * KL(policy || ref).
 
-  Metrics are weighted like the loss; "sampling/logp_difference" compares the sampler's log-probabilities with the scorer's.
+  Metrics are weighted like the loss; "sampling/logp_difference" is between the sampler's and the scorer's logp.
   """
 
   def loss_fn(params, batch: RolloutBatch):

@@ -1,7 +1,10 @@
-"""The optimiser: AdamW behind a clip by global norm, with a schedule from a literal table."""
+"""The optimiser: AdamW behind a clip by global norm, and learning rates from a literal table of schedules."""
 
 from __future__ import annotations
 
+import functools
+
+import numpy as np
 import optax
 
 
@@ -22,14 +25,20 @@ def _linear(peak, warmup, steps, floor):
 SCHEDULES = {"constant": _constant, "cosine": _cosine, "linear": _linear}
 
 
-def schedule(name: str, peak: float, warmup: int, steps: int, floor: float) -> optax.Schedule:
-  """Learning rate at each update: warm-up over `warmup` updates to `peak`, then as named, down to floor * peak."""
-  return SCHEDULES[name](peak, warmup, steps, floor)
+def rates(name: str, peak: float, warmup: int, steps: int, floor: float) -> np.ndarray:
+  """float32 learning rate of each of `steps` updates: warm-up to `peak`, then as named, down to floor * peak."""
+  schedule = SCHEDULES[name](peak, warmup, steps, floor)
+  return np.array(np.broadcast_to(schedule(np.arange(steps)), (steps,)), np.float32)
 
 
-def adamw(learning_rate: optax.Schedule, b1: float, b2: float, eps: float, weight_decay: float, clip_norm: float):
-  """AdamW on float32 masters, every weight decayed (as in the study's trainer), gradients clipped by global norm."""
+@functools.lru_cache
+def adamw(b1: float, b2: float, eps: float, weight_decay: float, clip_norm: float) -> optax.GradientTransformation:
+  """AdamW's step before it is scaled by the learning rate; every weight decays, as in the study's trainer.
+
+  Gradients are clipped by global norm (0: not). The rate is an argument of `update`, so one program serves all rates.
+  """
   return optax.chain(
     optax.clip_by_global_norm(clip_norm) if clip_norm > 0 else optax.identity(),
-    optax.adamw(learning_rate, b1, b2, eps, weight_decay=weight_decay),
+    optax.scale_by_adam(b1, b2, eps),
+    optax.add_decayed_weights(weight_decay),
   )

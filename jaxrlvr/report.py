@@ -516,7 +516,8 @@ def _render(runs: Sequence[_Run], told: Sequence[Mapping], others: Sequence[Mapp
   import jinja2
 
   env = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined,
+    loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+    undefined=jinja2.StrictUndefined,
     finalize=lambda value: visible(value) if type(value) is str else value,  # not Markup: that is the template's own
   )  # fmt: skip
   env.filters |= {"points": _points, "number": _number}

@@ -27,7 +27,7 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> M
   known = int(np.prod([n for n in sizes if n != -1]))
   if sizes.count(-1) > 1 or known < 1 or devices.size % known or (-1 not in sizes and known != devices.size):
     raise ValueError(
-      f"mesh data={data} fsdp={fsdp} tensor={tensor}: does not cover {devices.size} devices; at most one size may be -1 "
+      f"mesh data={data} fsdp={fsdp} tensor={tensor}: does not cover {devices.size} devices; at most one may be -1 "
       "and the product of the others must divide the number of devices"
     )
   sizes = [devices.size // known if n == -1 else n for n in sizes]
@@ -65,7 +65,7 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
 
 
 def split_rows(tree, parts: int, block: int = 1):
-  """Arrays [B, ...] as [parts, B/parts, ...]; blocks of rows are dealt out in turn, so every part is on every device."""
+  """Arrays [B, ...] as [parts, B/parts, ...]; blocks of rows are dealt out in turn: every part is on every device."""
 
   def split(x):
     x = x.reshape(-1, parts, block, *x.shape[1:]).swapaxes(0, 1)

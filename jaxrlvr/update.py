@@ -57,13 +57,16 @@ def accumulate(loss_fn: LossFn, params, batch, microbatches: int):
 
 
 @functools.partial(jax.jit, static_argnames=("loss_fn", "optimizer", "microbatches"), donate_argnames="state")
-def update(state: TrainState, batch, *, loss_fn: LossFn, optimizer, microbatches: int = 1):
-  """(new state, metrics). A non-finite loss or gradient changes no weight and no moment; it is counted."""
+def update(state: TrainState, batch, rate, *, loss_fn: LossFn, optimizer, microbatches: int = 1):
+  """(new state, metrics) after one step of learning rate `rate`.
+
+  A non-finite loss or gradient changes no weight and no moment; it is counted.
+  """
   gradient, loss, metrics = accumulate(loss_fn, state.params, batch, microbatches)
   norm = optax.tree.norm(gradient)
   good = jnp.isfinite(norm) & jnp.isfinite(loss)
   change, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-  fresh = (optax.apply_updates(state.params, change), opt_state)
+  fresh = (jax.tree.map(lambda w, step: w - rate * step, state.params, change), opt_state)
   params, opt_state = jax.tree.map(lambda new, old: jnp.where(good, new, old), fresh, (state.params, state.opt_state))
   state = TrainState(
     params,

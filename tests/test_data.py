@@ -15,7 +15,9 @@ from jaxrlvr.verify.arithmetic import answer, faithfulness
 
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory):
-  made = [embedded.plain(text(0, n, embedded.Mix((1, 4), 0.2, 0.3))) for text in embedded.TEXTS.values() for n in range(300)]
+  made = [
+    embedded.plain(text(0, n, embedded.Mix((1, 4), 0.2, 0.3))) for text in embedded.TEXTS.values() for n in range(300)
+  ]
   return train_sentencepiece(made, tmp_path_factory.mktemp("tokenizer") / "t.model", 400)
 
 
@@ -84,7 +86,11 @@ def test_text_of_each_stage(tokenizer):
   careful = [t for t in asked if faithfulness(t.text, t.problem.extra["operations"]) == 1]
   hasty = [t for t in asked if t not in careful]
   right = [answer(t.text, t.problem.truth, {}) for t in hasty]
-  assert abs(len(asked) / 3000 - 0.5) < 0.04 and abs(len(careful) / len(asked) - 0.4) < 0.05 and abs(np.mean(right) - 0.25) < 0.06
+  assert (
+    abs(len(asked) / 3000 - 0.5) < 0.04
+    and abs(len(careful) / len(asked) - 0.4) < 0.05
+    and abs(np.mean(right) - 0.25) < 0.06
+  )
   thinking = [embedded.sft(1, n, embedded.Mix((4,), terse=0.5)) for n in range(400)]
   direct = [embedded.sft(1, n, embedded.Mix((4,), thinking=False)) for n in range(400)]
   assert [t.problem.id for t in thinking] == [t.problem.id for t in direct]
@@ -148,7 +154,9 @@ def test_few_problems_are_repeated_uniformly():
   problems = [Problem(str(i), (), "", "", "arithmetic") for i in range(8)]
   first, occurrence = batch(problems, 0, 1, 32)
   assert all([p.id for p in first].count(str(i)) == 4 for i in range(8))
-  assert sorted(zip([p.id for p in first], occurrence.tolist(), strict=True)) == sorted((str(i), n) for i in range(8) for n in range(4))
+  assert sorted(zip([p.id for p in first], occurrence.tolist(), strict=True)) == sorted(
+    (str(i), n) for i in range(8) for n in range(4)
+  )
   many = [Problem(str(i), (), "", "", "arithmetic") for i in range(50)]
   epoch = [p.id for step in range(1, 26) for p in batch(many, 3, step, 10)[0]]
   assert all(sorted(epoch[i : i + 50]) == sorted(p.id for p in many) for i in range(0, 250, 50))

@@ -75,7 +75,7 @@ def test_policy_loss_and_gradient_equal_golden(golden):
       if np.any(~np.asarray(mask).any(1)) and mode == "seq-mean-token-mean":
         continue  # the released code gives nan for a row without tokens
 
-      def total(logp, settings=settings, per_row=per_row):
+      def total(logp, arrays=arrays, mask=mask, settings=settings, per_row=per_row):
         loss, metrics = policy_loss(logp, arrays["old_log_prob"], arrays["advantages"], mask, **settings)
         return (loss * per_row / mask.shape[1] if per_row else loss), metrics
 

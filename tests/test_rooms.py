@@ -52,14 +52,18 @@ def test_no_import_points_upward():
     for line, name in imports(path):
       if name.startswith("jaxrlvr."):
         other = name.split(".")[1]
-        assert LEVELS[other] <= LEVELS[room], f"{path}:{line}: level {LEVELS[room]} imports {other}, level {LEVELS[other]}"
+        assert LEVELS[other] <= LEVELS[room], (
+          f"{path}:{line}: level {LEVELS[room]} imports {other}, level {LEVELS[other]}"
+        )
 
 
 def test_rooms_without_jax_and_without_config():
   for room, path in rooms():
     for line, name in imports(path):
       top = name.split(".")[0]
-      assert not (room in NO_JAX and top in ("jax", "flax", "optax", "orbax")), f"{path}:{line}: {room} must not import {top}"
+      assert not (room in NO_JAX and top in ("jax", "flax", "optax", "orbax")), (
+        f"{path}:{line}: {room} must not import {top}"
+      )
       assert not (LEVELS[room] < 4 and top == "ml_collections"), f"{path}:{line}: configs stop at the stages"
 
 

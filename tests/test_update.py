@@ -101,7 +101,7 @@ def test_sharded_step_equals_one_device(mesh, spec, params):
   tokens, lengths = prompts([3, 6, 1, 5, 2, 4, 6, 3], high=20)
   s = dataclasses.replace(S, group=4)
   stops = np.zeros((2, spec.vocab), np.int32)
-  adamw = optim.adamw(optim.schedule("constant", 1e-2, 0, 1, 1.0), 0.9, 0.95, 1e-8, 0.01, 1.0)
+  adamw = optim.adamw(0.9, 0.95, 1e-8, 0.01, 1.0)
   loss_fn = objective.grpo(spec, start=6, temperature=1.0, kl_beta=0.0, kl_estimator="k3", clip_low=0.2, clip_high=0.2)
   reward = (np.arange(32).reshape(8, 4) % 3 == 0).astype(np.float32)
 
@@ -115,7 +115,7 @@ def test_sharded_step_equals_one_device(mesh, spec, params):
       how = dict(group=4, baseline="mean", scale_std=True, reduce="token-mean", updates=1)
       made = objective.rollout_batch(*up[:2], rollout, *up[2:], **how)
       state = jax.jit(init_state, static_argnums=1)(on_mesh, adamw)
-      state, metrics = update(state, made, loss_fn=loss_fn, optimizer=adamw, microbatches=2)
+      state, metrics = update(state, made, 1e-2, loss_fn=loss_fn, optimizer=adamw, microbatches=2)
     return rollout, state, metrics
 
   devices = jax.devices()
@@ -151,19 +151,19 @@ def test_indivisible_sizes_are_named(rich_spec):
 
 
 def test_a_non_finite_update_is_skipped_and_counted(spec, params):
-  adamw = optim.adamw(optim.schedule("constant", 1e-2, 0, 1, 1.0), 0.9, 0.95, 1e-8, 0.01, 1.0)
+  adamw = optim.adamw(0.9, 0.95, 1e-8, 0.01, 1.0)
   state = init_state(jax.tree.map(jnp.array, params), adamw)
 
   def loss_fn(params, batch):
     return jnp.sum(params["q"] ** 2) * jnp.sum(batch), {}
 
   poison, fine = jnp.array([jnp.nan]), jnp.array([1.0])
-  state, metrics = update(state, poison, loss_fn=loss_fn, optimizer=adamw)
+  state, metrics = update(state, poison, 1e-2, loss_fn=loss_fn, optimizer=adamw)
   assert metrics["skipped_in_a_row"] == 1 and metrics["skipped_updates"] == 1
   for name in params:
     np.testing.assert_array_equal(state.params[name], params[name])
   assert all(not np.any(leaf) for leaf in jax.tree.leaves(state.opt_state))
-  state, metrics = update(state, fine, loss_fn=loss_fn, optimizer=adamw)
+  state, metrics = update(state, fine, 1e-2, loss_fn=loss_fn, optimizer=adamw)
   assert metrics["skipped_in_a_row"] == 0 and metrics["skipped_updates"] == 1 and state.updates == 2
   assert np.any(state.params["q"] != params["q"])
 
@@ -182,7 +182,14 @@ def test_minibatches_are_whole_groups(rich_params, rich_spec):
   np.testing.assert_array_equal(shard.join_rows(parts, 4).tokens_BS, made.tokens_BS)
 
 
-def test_schedules():
-  for name, at in (("constant", (0.5, 1, 1)), ("cosine", (0.5, 1, 0.1)), ("linear", (0.5, 1, 0.1))):
-    rate = optim.schedule(name, 1.0, 2, 12, 0.1)
-    np.testing.assert_allclose([rate(1), rate(2), rate(12)], at, atol=1e-6, err_msg=name)
+def test_schedules_and_adamw():
+  for name, at in (("constant", (0.5, 1, 1)), ("cosine", (0.5, 1, 0.16)), ("linear", (0.5, 1, 0.19))):
+    rates = optim.rates(name, 1.0, 2, 12, 0.1)
+    assert len(rates) == 12
+    np.testing.assert_allclose(rates[[1, 2, 11]], at, atol=0.05, err_msg=name)
+  import optax
+
+  ours, theirs = optim.adamw(0.9, 0.95, 1e-8, 0.1, 0.0), optax.adamw(0.01, 0.9, 0.95, weight_decay=0.1)
+  w, g = jnp.array([0.5, -2.0]), jnp.array([0.3, 0.1])
+  change, _ = ours.update(g, ours.init(w), w)
+  np.testing.assert_allclose(-0.01 * change, theirs.update(g, theirs.init(w), w)[0], rtol=1e-6)

@@ -23,7 +23,7 @@ def rms_norm(x: jax.Array, scale_D: jax.Array, eps: float) -> jax.Array:
 
 
 def rope_angles(positions_BT: jax.Array, spec: Spec) -> tuple[jax.Array, jax.Array]:
-  """cos and sin [B,1,T,h/2] in float32 (bfloat16 can't tell positions beyond 256 apart), with Llama-3 scaling if set."""
+  """cos and sin [B,1,T,h/2] in float32 (bfloat16 can't tell positions beyond 256 apart), scaled if set."""
   frequency = spec.rope_theta ** (-jnp.arange(0, spec.head_dim, 2, dtype=jnp.float32) / spec.head_dim)
   if (scaling := spec.rope_scaling) is not None:
     turns = scaling.original_max_position * frequency / (2 * jnp.pi)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -167,33 +168,29 @@ def _each(fn, shards: int, tree, index):
   return jax.tree.map(lambda x: _local(fn, shards, x, index), tree)
 
 
-@functools.partial(jax.jit, static_argnames=("spec", "s", "shards"))
-def sample(params, prompt_PS, prompt_length_P, keys_B, stops, spec: Spec, s: Sampling, *, shards: int = 1) -> Rollout:
-  """G continuations of each prompt, a pure function of weights, prompt and row key.
+class _Prompt(NamedTuple):
+  """The shared part of attention: one entry a problem, or a row once the batch has shrunk."""
 
-  prompt_PS: left-padded token ids; prompt_length_P: how many of the last slots are real (at least 1); keys_B: one a
-  row (`keys.rows`); stops: the stop-string automaton (`text.stops.automaton`), int [states, V], its last state
-  meaning found; shards: pieces that the batch is cut into on the mesh, rows are compacted inside each.
-  """
-  problems, prompt_slots = prompt_PS.shape
-  weights = fwd.cast(params, spec)
-  head_VD = fwd.head_VD(weights, spec)
+  layers: list[tuple[jax.Array, jax.Array]]  # K [P,K,h,S] and V [P,K,S,h]: the layouts that decode reads fastest
+  mask_PS: jax.Array
 
-  def logits(hidden_RD):
-    return jnp.einsum("rd,vd->rv", hidden_RD, head_VD, preferred_element_type=jnp.float32)
 
-  slots = jnp.arange(prompt_slots)
-  pad_P = prompt_slots - prompt_length_P[:, None]
-  prompt_mask_PS = slots >= pad_P
-  positions_PS = jnp.maximum(slots - pad_P, 0)
-  attend = fwd.causal(prompt_mask_PS.astype(jnp.int32))
-  hidden, kept = fwd.forward(weights, prompt_PS, positions_PS, attend, None, spec, keep_cache=True)
-  shared = [(kept[0][i].swapaxes(2, 3), kept[1][i]) for i in range(spec.layers)]  # K as [P,K,h,S], V as [P,K,S,h]
+def _prefill(weights, prompt_PS, prompt_length_P, spec: Spec) -> tuple[jax.Array, _Prompt]:
+  """(final hidden state of the last prompt token [P,D], what later tokens attend to)."""
+  slots = jnp.arange(prompt_PS.shape[1])
+  pad_P1 = prompt_PS.shape[1] - prompt_length_P[:, None]
+  mask_PS = slots >= pad_P1
+  attend = fwd.causal(mask_PS.astype(jnp.int32))
+  positions_PS = jnp.maximum(slots - pad_P1, 0)
+  hidden, (k, v) = fwd.forward(weights, prompt_PS, positions_PS, attend, None, spec, keep_cache=True)
+  return hidden[:, -1], _Prompt([(k[i].swapaxes(2, 3), v[i]) for i in range(spec.layers)], mask_PS)
 
-  rows, dtype = problems * s.group, jnp.dtype(spec.dtype)
+
+def _fresh(keys_B, prompt_length_P, s: Sampling, shards: int) -> _State:
+  rows = len(keys_B)
   zeros_RT = jnp.zeros((rows, s.max_tokens), jnp.float32)
   zero_R = jnp.zeros(rows, jnp.int32)
-  state = _State(
+  return _State(
     rollout=Rollout(jnp.full((rows, s.max_tokens), s.pad_id, jnp.int32), zero_R, zero_R, zeros_RT, zeros_RT, zeros_RT),
     last_R=zero_R,
     done_R=jnp.zeros(rows, bool),
@@ -202,44 +199,73 @@ def sample(params, prompt_PS, prompt_length_P, keys_B, stops, spec: Spec, s: Sam
     row_R=jnp.arange(rows) % (rows // shards),
     prompt_R=jnp.repeat(prompt_length_P, s.group),
   )
-  first_RV = jnp.repeat(logits(hidden[:, -1]), s.group, 0)
+
+
+def _decode(weights, prompt: _Prompt, carry, enough: int, stops, spec: Spec, s: Sampling, shards: int):
+  """Decodes token after token until at most `enough` rows a shard are alive, or the length limit is reached."""
+
+  def go_on(carry):
+    t, state, _ = carry
+    alive = jnp.max(jnp.sum(~state.done_R.reshape(shards, -1), 1))
+    return (t + 1 < s.max_tokens) & (alive > enough)
+
+  def step(carry):
+    t, state, cache = carry
+    attend = _decode_attend(jnp.arange(s.max_tokens) <= t, prompt.mask_PS, t, prompt.layers)
+    layered = tuple((i, *entry) for i, entry in enumerate(cache))
+    positions_R1 = (state.prompt_R + t)[:, None]
+    hidden, layered = fwd.forward(weights, state.last_R[:, None], positions_R1, attend, layered, spec)
+    state = _emit(state, _logits(weights, hidden[:, 0], spec), t + 1, s, stops, spec.known_vocab)
+    return t + 1, state, tuple(entry[1:] for entry in layered)
+
+  return jax.lax.while_loop(go_on, step, carry)
+
+
+def _halve(prompt: _Prompt, state: _State, cache, fan: int, shards: int):
+  """(prompt, state, cache) of the half of the rows that holds all live ones, and what the other half has made.
+
+  From here on each row holds its own copy of its prompt's keys and values: half of what no sharing would take.
+  `fan` is how many rows share a prompt now.
+  """
+  half = len(state.done_R) // shards // 2
+  order = _local(lambda done_R: jnp.argsort(done_R, stable=True), shards, state.done_R)
+  finished = _each(lambda x, i: x[i[half:]], shards, (state.rollout, state.row_R), order)
+  state, cache = _each(lambda x, i: x[i[:half]], shards, (state, cache), order)
+  return _each(lambda x, i: x[i[:half] // fan], shards, prompt, order), state, cache, finished
+
+
+def _logits(weights, hidden_RD, spec: Spec) -> jax.Array:
+  return jnp.einsum("rd,vd->rv", hidden_RD, fwd.head_VD(weights, spec), preferred_element_type=jnp.float32)
+
+
+@functools.partial(jax.jit, static_argnames=("spec", "s", "shards"))
+def sample(params, prompt_PS, prompt_length_P, keys_B, stops, spec: Spec, s: Sampling, *, shards: int = 1) -> Rollout:
+  """G continuations of each prompt, a pure function of weights, prompt and row key.
+
+  prompt_PS: left-padded token ids; prompt_length_P: how many of the last slots are real (at least 1); keys_B: one a
+  row (`keys.rows`); stops: the stop-string automaton (`text.stops.automaton`), int [states, V], its last state
+  meaning found; shards: pieces that the batch is cut into on the mesh, rows are compacted inside each.
+  """
+  weights = fwd.cast(params, spec)
+  hidden_PD, prompt = _prefill(weights, prompt_PS, prompt_length_P, spec)
+  state = _fresh(keys_B, prompt_length_P, s, shards)
+  first_RV = jnp.repeat(_logits(weights, hidden_PD, spec), s.group, 0)
   state = _emit(state, first_RV, 0, s, stops, spec.known_vocab)
+  rows = len(keys_B)
   own = (rows, spec.kv_heads, spec.head_dim, s.max_tokens), (rows, spec.kv_heads, s.max_tokens, spec.head_dim)
+  axes = ("batch", "kv_heads", None, None)
   cache = tuple(
-    tuple(shard.constrain(jnp.zeros(shape, dtype), "batch", "kv_heads", None, None) for shape in own)
-    for _ in range(spec.layers)
+    tuple(shard.constrain(jnp.zeros(shape, spec.dtype), *axes) for shape in own) for _ in range(spec.layers)
   )
-  t = jnp.int32(0)
-  finished = []
+  t, finished, fan = jnp.int32(0), [], s.group
   for level in range(s.shrink + 1):
-    live_rows = len(state.done_R)
-    last = level == s.shrink or live_rows // shards % 2 or live_rows // shards < 4
-    enough = 0 if last else live_rows // shards // 2
-
-    def go_on(carry, enough=enough):
-      t, state, _ = carry
-      alive = jnp.max(jnp.sum(~state.done_R.reshape(shards, -1), 1))
-      return (t + 1 < s.max_tokens) & (alive > enough)
-
-    def step(carry, shared=shared, prompt_mask_PS=prompt_mask_PS):
-      t, state, cache = carry
-      attend = _decode_attend(jnp.arange(s.max_tokens) <= t, prompt_mask_PS, t, shared)
-      layered = tuple((i, *entry) for i, entry in enumerate(cache))
-      hidden, layered = fwd.forward(
-        weights, state.last_R[:, None], (state.prompt_R + t)[:, None], attend, layered, spec
-      )
-      state = _emit(state, logits(hidden[:, 0]), t + 1, s, stops, spec.known_vocab)
-      return t + 1, state, tuple(entry[1:] for entry in layered)
-
-    t, state, cache = jax.lax.while_loop(go_on, step, (t, state, cache))
+    here = len(state.done_R) // shards
+    last = level == s.shrink or here % 2 or here < 4
+    t, state, cache = _decode(weights, prompt, (t, state, cache), 0 if last else here // 2, stops, spec, s, shards)
     if last:
       break
-    half, fan = live_rows // shards // 2, s.group if level == 0 else 1
-    order = _local(lambda done_R: jnp.argsort(done_R, stable=True), shards, state.done_R)
-    finished.append(_each(lambda x, i: x[i[half:]], shards, (state.rollout, state.row_R), order))
-    state, cache = _each(lambda x, i: x[i[:half]], shards, (state, cache), order)
-    # From here on each row holds its own copy of its prompt's keys and values: half of what no sharing would take.
-    shared, prompt_mask_PS = _each(lambda x, i: x[i[:half] // fan], shards, (shared, prompt_mask_PS), order)
+    prompt, state, cache, made = _halve(prompt, state, cache, fan, shards)
+    finished, fan = [*finished, made], 1
   parts = [*finished, (state.rollout, state.row_R)]
   rollout, row_B = jax.tree.map(lambda *x: _local(lambda *y: jnp.concatenate(y), shards, *x), *parts)
   return _each(lambda x, i: x[jnp.argsort(i)], shards, rollout, row_B)

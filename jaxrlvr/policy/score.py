@@ -36,7 +36,7 @@ def _logits(hidden, piece, index, known, scale):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
 def token_stats(hidden, head_VD, target, known: int, chunk: int, scale: float):
-  """(logp, entropy, certainty) of `target` [...] under logits = scale * hidden @ head.T, columns >= `known` left out."""
+  """(logp, entropy, certainty) of `target` [...] under scale * hidden @ head.T, columns from `known` on left out."""
   return _stats_forward(hidden, head_VD, target, known, chunk, scale)[0]
 
 

@@ -30,6 +30,7 @@ def analyze(config: ConfigDict, workdir: str | Path) -> dict:
         f"config.report.runs: {folder} is a run of stage {stage!r}; the report takes rl and evaluate runs"
       )
   with open_run(config, workdir, "analyze") as run:
+    run.begin()
     page = report.write(
       run.workdir / "report", config.report.title, arms, evaluations, config.saturation_tail, config.report.samples
     )

@@ -48,6 +48,7 @@ def chain(stages: Mapping[str, Stage]) -> Stage:
     workdir = Path(workdir).absolute()
     links = plan(config, workdir, stages)
     with open_run(config, workdir, "chain") as run:
+      run.begin()
       summaries = {name: stage(derived, workdir / name) for name, stage, derived in links}
       last = list(summaries.values())[-1]
       return run.finish(links=list(summaries), **{k: v for k, v in last.items() if k == "report"})

@@ -53,10 +53,11 @@ def evaluate(config: ConfigDict, workdir: str | Path) -> dict:
   with open_run(config, workdir, "evaluate") as run:
     if run.finished:
       return run.summary
-    policy = setup.load_policy(config, run.workdir)
+    policy = setup.load_policy(config)
     progress = Progress(Path(workdir).name, 1)
     with rollout.verifier_service(config) as service, jax.set_mesh(policy.mesh):
       evaluator = Evaluator(config, policy, service)
+      run.begin()
       metrics = evaluator(policy.params, run, 0)
     progress(1, {k: v for k, v in metrics.items() if k.endswith((f"avg@{config.evaluate.samples}", "format"))})
     return run.finish(steps=0, dropped=evaluator.dropped, **metrics)

@@ -1,4 +1,4 @@
-"""The language-modelling stages: pre-training, continual pre-training (CPT) and SFT differ by text and settings only."""
+"""The language-modelling stages: pre-training, continual pre-training and SFT differ by text and settings only."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ def tokenizer(config: ConfigDict, workdir: str | Path) -> dict:
   with open_run(config, workdir, "tokenizer") as run:
     if run.finished:
       return run.summary
+    run.begin()
     progress = Progress("tokenizer", 1)
     made = [
       embedded.plain(text(config.seed, number, mix(config, stage)))
@@ -50,13 +51,15 @@ def train(stage: str, config: ConfigDict, workdir: str | Path) -> dict:
   with open_run(config, workdir, stage) as run:
     if run.finished:
       return run.summary
-    policy = setup.load_policy(config, run.workdir)
+    policy = setup.load_policy(config)
     shard.check(policy.mesh, f"config.{stage}.rows", (settings.rows // settings.microbatches,), ("batch",))
     optimizer, rates = setup.optimizer(settings.optim, settings.steps)
     loss_fn = objective.language_modelling(policy.spec, config.model.remat)
     document = functools.lru_cache(2)(
       lambda number: embedded.document(embedded.TEXTS[stage](config.seed, number, mix(config, stage)), policy.tokenizer)
     )
+    run.begin()
+    setup.keep(config, policy, run.workdir)
     with jax.set_mesh(policy.mesh):
       state, meta = run.restore(jax.jit(init_state, static_argnums=1, donate_argnums=0)(policy.params, optimizer))
       start, cursor = (meta["step"], tuple(meta["cursor"])) if meta else (0, (0, 0))
@@ -64,7 +67,9 @@ def train(stage: str, config: ConfigDict, workdir: str | Path) -> dict:
       for step in range(start + 1, settings.steps + 1):
         packed, cursor = pack(document, cursor, settings.rows, settings.row_tokens)
         batch = jax.device_put(_batch(packed), shard.named(policy.mesh, "batch"))
-        state, metrics = update(state, batch, loss_fn=loss_fn, optimizer=optimizer, microbatches=settings.microbatches)
+        state, metrics = update(
+          state, batch, rates[step - 1], loss_fn=loss_fn, optimizer=optimizer, microbatches=settings.microbatches
+        )
         figures = run.log(step, metrics | {"tokens": packed.target_BT.sum(), "learning_rate": rates[step - 1]})
         progress(step, {"loss": figures["loss"]} if figures else None)
         if run.due(step, settings.steps):

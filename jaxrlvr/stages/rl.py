@@ -39,7 +39,7 @@ class Learner(NamedTuple):
     where = dict(start=s.prompt_tokens, temperature=s.temperature, parts=parts, remat=self.remat)
     return objective.logp(params, batch, self.spec, **where)
 
-  def __call__(self, state: TrainState, ref_params, prompts, drawn, graded: reward.Graded) -> tuple[TrainState, dict]:
+  def __call__(self, state: TrainState, rates, ref_params, prompts, drawn, graded) -> tuple[TrainState, dict]:
     """All updates of one step. With one update the old policy is the policy itself and needs no pass of its own."""
     s = self.settings
     batch = objective.rollout_batch(
@@ -51,8 +51,10 @@ class Learner(NamedTuple):
     if self.updates > 1:
       batch = batch.replace(old_logp_BT=self.logp(state.params, batch))
     several = []
-    for part in parts_of(batch, self.updates, s.group_size):
-      state, metrics = update(state, part, loss_fn=self.loss_fn, optimizer=self.optimizer, microbatches=s.microbatches)
+    for part, rate in zip(parts_of(batch, self.updates, s.group_size), rates, strict=True):
+      state, metrics = update(
+        state, part, rate, loss_fn=self.loss_fn, optimizer=self.optimizer, microbatches=s.microbatches
+      )
       several.append(metrics)
     return state, several[0] if self.updates == 1 else mean_metrics(several)
 
@@ -124,7 +126,7 @@ def rl(config: ConfigDict, workdir: str | Path) -> dict:
   with open_run(config, workdir, "rl") as run:
     if run.finished:
       return run.summary
-    policy = setup.load_policy(config, run.workdir)
+    policy = setup.load_policy(config)
     check_sizes(config, policy)
     learner, rates = make_learner(config, policy)
     problems, ids, dropped = rollout.load_problems(config, "problems", policy.tokenizer)
@@ -132,6 +134,8 @@ def rl(config: ConfigDict, workdir: str | Path) -> dict:
     sampler = rollout.Sampler(policy, config.seed, "rl", how, s.stop_strings)
     with rollout.verifier_service(config) as service, jax.set_mesh(policy.mesh):
       evaluator = Evaluator(config, policy, service)
+      run.begin()
+      setup.keep(config, policy, run.workdir)
       ref_params = policy.params if s.kl_beta else None
       copy = jax.jit(lambda p: jax.tree.map(jnp.copy, p))(policy.params)
       state, meta = run.restore(jax.jit(init_state, static_argnums=1)(copy, learner.optimizer))
@@ -149,14 +153,13 @@ def rl(config: ConfigDict, workdir: str | Path) -> dict:
         true = reward.truth(drawn.answers, service.grade)
         stop_if_unscored(step, graded, s.max_unscored)
         up = jax.device_put((graded.value_PG, graded.scored_PG), shard.named(policy.mesh, "batch"))
-        state, metrics = learner(state, ref_params, on_device, drawn, up)
+        step_rates = rates[(step - 1) * learner.updates : step * learner.updates]
+        state, metrics = learner(state, step_rates, ref_params, on_device, drawn, up)
         rows = rollout.records(
           drawn, occurrence_P, step, true, reward=np.where(graded.scored_PG, graded.value_PG, np.nan).tolist()
         )
         logbook.write_jsonl(run.workdir / "rollouts" / f"step_{step:06d}.jsonl", rows)
-        metrics |= host_metrics(drawn.answers, drawn, graded, true, rows) | {
-          "learning_rate": rates[step * learner.updates - 1]
-        }
+        metrics |= host_metrics(drawn.answers, drawn, graded, true, rows) | {"learning_rate": step_rates[-1]}
         if step == s.steps or (config.evaluate.every and step % config.evaluate.every == 0):
           metrics |= evaluator(state.params, run, step)
         run.log(step, metrics | {"step_time": time.monotonic() - begun})
@@ -172,7 +175,7 @@ def stop_if_unscored(step: int, graded: reward.Graded, limit: float) -> None:
   if share > limit:
     causes = Counter(c for row in graded.cause_PG for c in row if c)
     raise TrainingStopped(
-      f"step {step}: {share:.0%} of the answers could not be graded ({dict(causes)}), more than config.rl.max_unscored = "
+      f"step {step}: {share:.0%} of the answers could not be graded ({dict(causes)}), over config.rl.max_unscored = "
       f"{limit}; raise config.verify limits or look at what the policy writes in rollouts/"
     )
 

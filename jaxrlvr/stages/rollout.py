@@ -100,7 +100,7 @@ def sampling(config: ConfigDict, tokenizer: Tokenizer, **changes) -> Sampling:
 def load_problems(
   config: ConfigDict, key: str, tokenizer: Tokenizer
 ) -> tuple[list[Problem], dict[str, list[int]], int]:
-  """(problems of `config.problems` or `config.heldout`, token ids of each prompt by problem id, how many were dropped)."""
+  """(problems of `config.problems` or `config.heldout`, prompt token ids by problem id, how many were dropped)."""
   group = config[key]
   split = "train" if key == "problems" else "heldout"
   fields = {name: group[name] for name in ("count", "levels", "kinds", "seed", "verifier")}
@@ -113,7 +113,7 @@ def load_problems(
   if long and group.too_long == "error":
     raise InputError(
       f"config.{key}: problem {long[0].id} has {len(ids[long[0].id])} prompt tokens, config.rl.prompt_tokens = "
-      f"{config.rl.prompt_tokens} ({len(long)} of {len(found)} are too long); raise it, or set config.{key}.too_long=drop"
+      f"{config.rl.prompt_tokens} ({len(long)} of {len(found)} are too long); raise it, or take config.{key}.too_long=drop"
     )
   kept = [p for p in found if len(ids[p.id]) <= config.rl.prompt_tokens]
   if not kept:

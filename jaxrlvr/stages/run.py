@@ -60,6 +60,11 @@ class Run:
   def finished(self) -> bool:
     return self.summary is not None
 
+  def begin(self) -> None:
+    """Writes config and manifest: call it when all input is checked, so that a refused run leaves no trace."""
+    logbook.write_json(self.workdir / "config.json", {"stage": self.stage, **self.config.to_dict()})
+    logbook.write_json(self.workdir / "manifest.json", manifest())
+
   def restore(self, state):
     """(state, meta) of the newest checkpoint, (state, None) for a fresh start; opens the logbook at that step."""
     self.checkpoints = checkpoint.Checkpoints(self.workdir, self.config.checkpoint.keep)
@@ -100,7 +105,7 @@ class Run:
     self._logbook.write(step, metrics)
     if bad >= self.config.stop_after_bad_updates:
       raise TrainingStopped(
-        f"step {step}: loss or gradient was not finite {bad} times in a row; weights and checkpoints are those of before. "
+        f"step {step}: loss or gradient was not finite {bad} times in a row; the weights are those of before. "
         f"Lower the learning rate (config.{self.stage}.optim.lr)"
       )
     return metrics
@@ -133,7 +138,7 @@ class Run:
 
 @contextlib.contextmanager
 def open_run(config: ConfigDict, workdir: str | Path, stage: str) -> Iterator[Run]:
-  """The run in `workdir`, locked against other processes, its config and manifest written.
+  """The run in `workdir`, locked against other processes; nothing is written until its `begin`.
 
   A directory that another config has used, or that holds something else, is refused; nothing in it is overwritten.
   """
@@ -142,9 +147,6 @@ def open_run(config: ConfigDict, workdir: str | Path, stage: str) -> Iterator[Ru
     earlier = _check_used(config, workdir, stage) if used else None
     if not used and config.resume == "required":
       raise InputError(f"{workdir}: holds no run, but config.resume = 'required'; use 'auto' to start afresh")
-    if earlier is None:
-      logbook.write_json(workdir / "config.json", {"stage": stage, **config.to_dict()})
-      logbook.write_json(workdir / "manifest.json", manifest())
     run = Run(config, workdir, stage, earlier)
     try:
       yield run

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+import optax
 from ml_collections import ConfigDict
 
-from jaxrlvr import checkpoint, keys, optim, shard
+from jaxrlvr import checkpoint, keys, logbook, optim, shard
 from jaxrlvr.policy import spec as policy_spec
 from jaxrlvr.policy.spec import RopeScaling, Spec
 from jaxrlvr.text.tokenizer import SentencePiece, Tokenizer
@@ -81,8 +81,8 @@ def find_tokenizer(config: ConfigDict) -> Path:
   return path / TOKENIZER if path.is_dir() else path
 
 
-def load_policy(config: ConfigDict, workdir: Path) -> Policy:
-  """Policy of `config.init`, or a fresh one; tokenizer and shape are copied to `workdir`, which then stands alone."""
+def load_policy(config: ConfigDict) -> Policy:
+  """Policy of `config.init`, or a fresh one."""
   tokenizer_path = find_tokenizer(config)
   try:
     tokenizer = SentencePiece(tokenizer_path)
@@ -110,10 +110,13 @@ def load_policy(config: ConfigDict, workdir: Path) -> Policy:
     params, origin = make(), {"seed": config.seed}
   else:
     params, origin = _load_params(init, jax.eval_shape(make), placed)
-  if not (workdir / TOKENIZER).is_file():
-    shutil.copyfile(tokenizer_path, workdir / TOKENIZER)
-    (workdir / POLICY).write_text(json.dumps(dataclasses.asdict(spec), indent=1) + "\n")
   return Policy(spec, tokenizer, params, mesh, origin)
+
+
+def keep(config: ConfigDict, policy: Policy, workdir: Path) -> None:
+  """Copies tokenizer and shape to `workdir`, which then stands alone as an `init`."""
+  shutil.copyfile(find_tokenizer(config), workdir / TOKENIZER)
+  logbook.write_json(workdir / POLICY, dataclasses.asdict(policy.spec))
 
 
 def read_spec(path: Path) -> Spec:
@@ -132,8 +135,7 @@ def _load_params(run: Path, shapes: dict, placed: dict):
   return found[0], {"run": str(run), "step": found[2]["step"], "digests": found[2]["digests"]}
 
 
-def optimizer(o: ConfigDict, updates: int):
-  """(optimiser, learning rate of each update [updates] on the host) of an `optim` group over this many updates."""
-  schedule = optim.schedule(o.schedule, o.lr, round(o.warmup * updates), updates, o.floor)
-  rates = np.broadcast_to(jax.device_get(schedule(jnp.arange(updates))), (updates,))
-  return optim.adamw(schedule, o.b1, o.b2, o.eps, o.weight_decay, o.clip_norm), rates
+def optimizer(o: ConfigDict, updates: int) -> tuple[optax.GradientTransformation, np.ndarray]:
+  """(optimiser, learning rate of each update [updates]) of an `optim` group over this many updates."""
+  rates = optim.rates(o.schedule, o.lr, round(o.warmup * updates), updates, o.floor)
+  return optim.adamw(o.b1, o.b2, o.eps, o.weight_decay, o.clip_norm), rates

@@ -1,0 +1,19 @@
+"""Every stage of the demo in seconds, with a policy too small to learn: shows that the machinery runs, no more."""
+
+from jaxrlvr.config import base
+
+
+def get_config(arg=""):
+  c = base("demo", arg)
+  c.model.width, c.model.layers, c.model.mlp, c.model.head_dim = 16, 2, 32, 4
+  c.text.documents = 600
+  for stage in (c.pretrain, c.cpt, c.sft):
+    stage.steps, stage.rows, stage.microbatches = 6, 4, 2
+  c.rl.steps, c.rl.problems_per_step, c.rl.group_size, c.rl.microbatches = 4, 8, 4, 2
+  c.rl.response_tokens = 12
+  c.problems.count, c.heldout.count = 4, 6
+  c.evaluate.every, c.evaluate.samples, c.evaluate.pass_k = 2, 4, (1, 4)
+  c.evaluate.problems_per_batch = 4
+  c.checkpoint.every = 3
+  c.saturation_tail = 1
+  return c

@@ -1,0 +1,275 @@
+"""The stages as a user runs them: the whole chain, resume after kill -9, refusals, and the study's own files."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jaxrlvr import checkpoint, logbook, main, stopping
+from jaxrlvr.types import StorageError
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(*argv):
+  """(exit code) of the command line, in this process."""
+  with pytest.raises(SystemExit) as stop:
+    main.run([str(a) for a in argv])
+  return stop.value.code
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory):
+  """Workdir of the smoke chain."""
+  workdir = tmp_path_factory.mktemp("chain") / "run"
+  assert run("chain", "--config=smoke", f"--workdir={workdir}") == 0
+  return workdir
+
+
+def test_chain_runs_every_stage_and_names_the_report(chain):
+  summary = json.loads((chain / "summary.json").read_text())
+  page = Path(summary["report"])
+  assert page.is_file() and "Thinking" in page.read_text()
+  assert all(json.loads((chain / link / "summary.json").read_text())["finished"] for link in summary["links"])
+  assert len(summary["links"]) == 10
+
+
+def test_finished_chain_is_not_run_again(chain):
+  before = {p: p.stat().st_mtime_ns for p in chain.rglob("metrics.jsonl")}
+  assert run("chain", "--config=smoke", f"--workdir={chain}") == 0
+  assert before == {p: p.stat().st_mtime_ns for p in chain.rglob("metrics.jsonl")}
+
+
+def test_rl_writes_what_the_design_promises(chain):
+  workdir = chain / "rl-thinking"
+  rows = logbook.read_jsonl(workdir / "metrics.jsonl")
+  assert [r["step"] for r in rows] == [0, 1, 2, 3, 4]
+  assert [r["step"] for r in rows if "eval/heldout/avg@4" in r] == [0, 2, 4]
+  named = (
+    "loss grad_norm kl entropy reward reward_std true_reward frac_reward_zero_std completions/mean_length learning_rate"
+  )
+  assert set((named + " completions/clipped_ratio step_time unscored sampling/logp_difference/max").split()) <= set(
+    rows[1]
+  )
+  assert all(r["sampling/logp_difference/max"] < 1e-4 for r in rows[1:])
+  ids = []
+  for step in range(1, 5):
+    drawn = logbook.read_jsonl(workdir / "rollouts" / f"step_{step:06d}.jsonl")
+    assert len(drawn) == 32 and len({r["problem"] for r in drawn}) == 4
+    ids += [(r["step"], r["problem"], r["sample"]) for r in drawn]
+    assert np.isclose(np.mean([r["reward"] for r in drawn]), rows[step]["reward"])
+    assert {"prompt", "text", "logp", "stop", "true_reward", "label", "truth", "faithfulness"} <= set(drawn[0])
+  assert len(set(ids)) == 128
+  held = logbook.read_jsonl(workdir / "evals" / "heldout_000002.jsonl")
+  assert len(held) == 24 and len({(r["problem"], r["sample"]) for r in held}) == 24
+  train = {r["problem"] for r in drawn}
+  assert not train & {r["problem"] for r in held}
+  for name in ("config.json", "manifest.json", "policy.json", "tokenizer.model"):
+    assert (workdir / name).is_file()
+  assert json.loads((workdir / "manifest.json").read_text())["packages"]["jax"] == jax.__version__
+
+
+def test_evaluation_samples_are_paired_over_steps(tmp_path, chain):
+  """The same keys at every step: an untrained step 0 of both runs of one policy gives the same responses."""
+  again = tmp_path / "again"
+  assert run("evaluate", "--config=smoke", f"--workdir={again}", f"--config.init={chain / 'sft-thinking'}") == 0
+  keep = ("problem", "sample", "text", "true_reward")
+  one, two = (
+    [{k: r[k] for k in keep} for r in logbook.read_jsonl(d / "evals" / "heldout_000000.jsonl")]
+    for d in (again, chain / "rl-thinking")
+  )
+  assert one == two
+
+
+def test_more_than_one_update_a_step_and_variants(tmp_path, chain):
+  """Minibatches, GSPO, leave-one-out, dual clip, importance sampling, stop strings: all at once through the stage."""
+  options = (
+    "minibatch_problems=4 ratio=sequence baseline=leave-one-out scale_std=False dual_clip=3.0 importance_cap=2.0"
+  )
+  options += " reduce=constant-length kl_estimator=k3-k2 top_k=50 top_p=0.9 stop_strings=} steps=2"
+  extra = [f"--config.rl.{o}" for o in options.split()]
+  workdir = tmp_path / "rl"
+  assert run("rl", "--config=smoke", f"--workdir={workdir}", f"--config.init={chain / 'sft-nonthinking'}", *extra) == 0
+  rows = logbook.read_jsonl(workdir / "metrics.jsonl")
+  assert len(rows) == 3 and all(np.isfinite(r["loss"]) for r in rows[1:])
+  saved = checkpoint.Checkpoints(workdir)
+  assert saved.steps()[-1] == 2
+  saved.close()
+  drawn = logbook.read_jsonl(workdir / "rollouts" / "step_000001.jsonl")
+  assert all(r["text"].count("}") == (r["stop"] == "string") for r in drawn)
+
+
+def command(workdir, init, *more, steps=10):
+  """RL of the smoke size as its own process."""
+  argv = [sys.executable, "-m", "jaxrlvr.main", "rl", "--config=smoke", f"--workdir={workdir}", f"--config.init={init}"]
+  argv += [f"--config.rl.steps={steps}", "--config.checkpoint.every=5", "--config.evaluate.every=5", *more]
+  environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0", "JAX_PLATFORMS": "cpu"}
+  return subprocess.Popen(argv, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def outcome(workdir):
+  """Everything a run leaves that must not depend on how often it was interrupted."""
+  metrics = [{k: v for k, v in r.items() if k != "step_time"} for r in logbook.read_jsonl(workdir / "metrics.jsonl")]
+  texts = {
+    p.relative_to(workdir).as_posix(): p.read_text() for d in ("rollouts", "evals") for p in (workdir / d).iterdir()
+  }
+  meta = json.loads(next((workdir / "checkpoints" / "10").rglob("metadata")).read_text())
+  return metrics, texts, meta["digests"]
+
+
+def test_killed_and_resumed_run_equals_an_unbroken_one_bit_for_bit(tmp_path, chain):
+  init = chain / "sft-thinking"
+  whole, broken = tmp_path / "whole", tmp_path / "broken"
+  unbroken, killed = command(whole, init), command(broken, init)
+  deadline = time.monotonic() + 240
+  while len(logbook.read_jsonl(broken / "metrics.jsonl")) < 7 and time.monotonic() < deadline and killed.poll() is None:
+    time.sleep(0.01)
+  killed.send_signal(signal.SIGKILL)
+  killed.communicate()
+  assert unbroken.communicate()[1] is not None and unbroken.returncode == 0
+  assert not (broken / "summary.json").exists() and (broken / "checkpoints" / "5").is_dir()
+  (broken / "rollouts" / "step_000007.jsonl.part").write_text('{"half')
+  resumed = command(broken, init, "--resume=required")
+  said = resumed.communicate()[1]
+  assert resumed.returncode == 0, said
+  assert "goes on from step 5" in said
+  (broken / "rollouts" / "step_000007.jsonl.part").unlink(missing_ok=True)
+  one, two = outcome(whole), outcome(broken)
+  assert one[0] == two[0] and len(one[0]) == 11
+  assert one[1] == two[1] and one[2] == two[2]
+
+
+def test_sigterm_saves_and_exits_143(tmp_path, chain):
+  process = command(tmp_path / "rl", chain / "sft-thinking", "--config.checkpoint.every=1000", steps=100000)
+  deadline = time.monotonic() + 240
+  while len(logbook.read_jsonl(tmp_path / "rl" / "metrics.jsonl")) < 3 and time.monotonic() < deadline:
+    time.sleep(0.02)
+  process.send_signal(signal.SIGTERM)
+  said = process.communicate()[1]
+  assert process.returncode == stopping.EXIT_CODE == 143 and "checkpoint saved" in said
+  steps = [r["step"] for r in logbook.read_jsonl(tmp_path / "rl" / "metrics.jsonl")]
+  saved = [int(p.name) for p in (tmp_path / "rl" / "checkpoints").iterdir() if p.name.isdigit()]
+  assert saved == [steps[-1]]
+
+
+def test_used_workdirs_are_never_overwritten(tmp_path, chain, capsys):
+  def refused(*argv):
+    assert run(*argv) == 2
+    return capsys.readouterr().err
+
+  rl = ("rl", "--config=smoke", f"--config.init={chain / 'sft-thinking'}")
+  used = f"--workdir={chain / 'rl-thinking'}"
+  assert "resume = 'never'" in refused(*rl, used, "--resume=never")
+  message = refused(*rl, used, "--config.rl.optim.lr=0.5")
+  assert "config.rl.optim.lr: 0.5, earlier 0.0001" in message
+  assert "stage 'rl', not 'sft'" in refused("sft", "--config=smoke", used)
+  assert "holds no run" in refused(*rl, f"--workdir={tmp_path / 'new'}", "--resume=required")
+  (tmp_path / "other").mkdir()
+  (tmp_path / "other" / "thesis.txt").write_text("mine")
+  assert "holds other files (thesis.txt" in refused(*rl, f"--workdir={tmp_path / 'other'}")
+  assert "can't be written" in refused(*rl, f"--workdir={tmp_path / 'other' / 'thesis.txt'}")
+  assert (tmp_path / "other" / "thesis.txt").read_text() == "mine"
+  with open(chain / "rl-thinking" / ".lock") as lock:
+    import fcntl
+
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    assert "in use by process" in refused(*rl, used)
+
+
+def test_bad_input_is_refused_before_compile(tmp_path, chain, capsys):
+  base = ("rl", "--config=smoke", f"--workdir={tmp_path / 'w'}")
+  init = f"--config.init={chain / 'sft-thinking'}"
+  for extra, words in (
+    ([], "config.tokenizer is empty"),
+    (["--config.init=/nowhere"], "tokenizer.model: no such tokenizer model"),
+    ([f"--config.init={chain / 'tokenizer'}"], "holds no policy.json"),
+    ([init, "--config.rl.prompt_tokens=4"], "raise it, or take config.problems.too_long=drop"),
+    ([init, "--config.rl.prompt_tokens=4", "--config.problems.too_long=drop"], "none of 4 problems is left"),
+    ([init, "--config.problems.source=absent.parquet"], "absent.parquet"),
+    ([init, "--config.mesh.data=16"], "needs 16 devices, there are 8"),
+    ([init, "--config.mesh.data=3", "--config.mesh.tensor=2"], "has size 8, not divisible by 3"),
+    ([init, "--config.report.title=x", "--config.rl.stepz=3"], "did you mean config.rl.steps?"),
+  ):
+    assert run(*base, *extra) == 2
+    message = capsys.readouterr().err
+    assert words in message and message.count("\n") == 1, message
+
+
+def test_torn_or_altered_checkpoints_are_passed_over(tmp_path, chain, caplog):
+  import shutil
+
+  store = tmp_path / "cpt"
+  shutil.copytree(chain / "cpt", store)
+  steps = sorted(int(p.name) for p in (store / "checkpoints").iterdir())
+  assert steps == [3, 6]
+  saved = checkpoint.Checkpoints(store)
+  shapes = {n: jax.ShapeDtypeStruct(np.shape(x), np.float32) for n, x in read_params(saved).items()}
+  assert saved.restore(shapes, None)[2]["step"] == 6
+  saved.close()
+  largest = max(
+    (p for p in (store / "checkpoints" / "6" / "params").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size
+  )
+  data = bytearray(largest.read_bytes())
+  data[len(data) // 2] ^= 1
+  largest.write_bytes(data)
+  saved = checkpoint.Checkpoints(store)
+  assert saved.restore(shapes, None)[2]["step"] == 3
+  assert re.search(r"checkpoints/6: passed over", caplog.text)
+  saved.close()
+  for folder in (store / "checkpoints").iterdir():
+    for file in folder.rglob("*"):
+      if file.is_file() and "params" in file.parts:
+        file.write_bytes(b"")
+  saved = checkpoint.Checkpoints(store)
+  with pytest.raises(StorageError, match="none of steps"):
+    saved.restore(shapes, None)
+  saved.close()
+
+
+def read_params(saved):
+  import orbax.checkpoint as ocp
+
+  args = ocp.args.Composite(params=ocp.args.StandardRestore())
+  return saved._manager.restore(saved.steps()[-1], args=args)["params"]
+
+
+@pytest.mark.parametrize("name", ["math/train/qwen-math-1.5b/sky_math_8", "graph/train/llama-8b/graph_8"])
+def test_rl_on_the_study_s_own_files(tmp_path, chain, official, name):
+  """Real prompts, real labels, real verifiers, byte fallback; the score means nothing at this size."""
+  heldout = official / (
+    "eval/non-think/amc_test" if "math" in name else "eval/non-think/test_quantum_lock_llama_8b_50_very_difficult_0"
+  )
+  options = {
+    "init": chain / "sft-thinking",
+    "problems.source": f"{official / name}.parquet",
+    "problems.count": 8,
+    "heldout.source": f"{heldout}.parquet",
+    "heldout.count": 4,
+    "heldout.too_long": "drop",
+    "rl.prompt_tokens": 1024,
+    "rl.steps": 1,
+    "rl.microbatches": 8,
+  }
+  extra = [f"--config.{k}={v}" for k, v in options.items()]
+  assert run("rl", "--config=smoke", f"--workdir={tmp_path / 'rl'}", *extra) == 0
+  rows = logbook.read_jsonl(tmp_path / "rl" / "rollouts" / "step_000001.jsonl")
+  assert len(rows) == 32 and len({r["problem"] for r in rows}) == 8
+  assert all(r["scored"] and r["true_reward"] in (0.0, 1.0) for r in rows)
+
+
+def test_help_lists_the_stages(capsys):
+  assert run("--help") == 0
+  text = capsys.readouterr().out
+  from jaxrlvr.stages import STAGES
+
+  assert set(main.HELP) == set(STAGES) and all(f"  {name} " in text for name in STAGES)
+  assert run("rl") == 2 and run("fly", "--workdir=x") == 2
+  assert "unknown argument '--lr=3'" in (run("rl", "--workdir=x", "--lr=3"), capsys.readouterr().err)[1]
