@@ -12,8 +12,8 @@ def optim(lr: float, schedule: str, weight_decay: float, b2: float) -> ConfigDic
   o.schedule = schedule  # constant | cosine | linear, after the warm-up
   o.warmup = 0.0  # linear warm-up, as a share of the updates
   o.floor = 0.0  # where cosine and linear end, as a share of lr
-  o.b1, o.b2, o.eps = 0.9, b2, 1e-8  # AdamW
-  o.weight_decay = weight_decay
+  o.b1, o.b2, o.eps = 0.9, b2, 1e-8  # AdamW: decay of the moments, what is added to the divisor
+  o.weight_decay = weight_decay  # share of a weight that an update takes off, times lr
   o.clip_norm = 1.0  # largest global norm of a gradient; 0: no clipping
   return o
 
@@ -41,17 +41,17 @@ def get_config(arg: str = "") -> ConfigDict:
   c.tensorboard = False  # write TensorBoard events too (extra `tensorboard`)
 
   c.model = ConfigDict()  # shape of fresh weights; with `init` its own shape holds, and only dtype and unroll are read
-  c.model.width = 64
-  c.model.layers = 3
-  c.model.heads = 4
-  c.model.kv_heads = 2
-  c.model.head_dim = 16
-  c.model.mlp = 192
-  c.model.rope_theta = 10_000.0
+  c.model.width = 64  # of the residual stream
+  c.model.layers = 3  # blocks of attention and MLP
+  c.model.heads = 4  # query heads
+  c.model.kv_heads = 2  # key and value heads, shared by the query heads (GQA)
+  c.model.head_dim = 16  # width of a head, even
+  c.model.mlp = 192  # hidden width of the SwiGLU MLP
+  c.model.rope_theta = 10_000.0  # base of the rotary frequencies
   c.model.rope_scaling = 0.0  # factor of Llama-3 frequency scaling; 0: none
-  c.model.norm_eps = 1e-6
-  c.model.qkv_bias = False
-  c.model.qk_norm = False
+  c.model.norm_eps = 1e-6  # of RMSNorm
+  c.model.qkv_bias = False  # biases on q, k and v (Qwen2)
+  c.model.qk_norm = False  # RMSNorm of q and k (Qwen3)
   c.model.tied = True  # output head = embedding table
   c.model.dtype = "float32"  # of activations: float32 | bfloat16; masters are float32
   c.model.unroll = 3  # layers a step of the scan over layers runs
@@ -77,7 +77,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c.sft = language_modelling(steps=60, lr=1e-3)
   c.sft.thinking = True  # targets: True: trace and answer; False: the same prompts, the answer alone
   c.sft.terse = 0.6  # share of traces that show their first step only and jump to the (right) answer
-  c.sft.levels = (4,)
+  c.sft.levels = (4,)  # difficulty of its problems
 
   c.problems = ConfigDict()  # what RL trains on
   c.problems.source = "arithmetic"  # arithmetic | a parquet file of the study
@@ -89,8 +89,8 @@ def get_config(arg: str = "") -> ConfigDict:
   c.problems.too_long = "error"  # prompts over rl.prompt_tokens: error | drop (counted)
 
   c.heldout = ConfigDict(c.problems.to_dict())  # what evaluation uses, during RL and in `evaluate`
-  c.heldout.count = 64
-  c.heldout.seed = 1
+  c.heldout.count = 64  # problems
+  c.heldout.seed = 1  # of the embedded problems
   c.heldout.name = "heldout"  # name of the set in metrics
 
   c.rl = ConfigDict()
@@ -101,7 +101,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c.rl.microbatches = 4  # parts of an update's rows; changes memory, never the gradient
   c.rl.prompt_tokens = 48  # longest prompt; also the padded width
   c.rl.response_tokens = 56  # longest response
-  c.rl.temperature = 1.0
+  c.rl.temperature = 1.0  # of sampling, and of the log-probabilities that are trained on
   c.rl.top_k = 0  # 0: off
   c.rl.top_p = 1.0  # 1: off
   c.rl.stop_strings = ()  # a response also ends where one of these is complete
@@ -110,8 +110,8 @@ def get_config(arg: str = "") -> ConfigDict:
   c.rl.baseline = "mean"  # mean | leave-one-out | zero (GRPO-POS) | one (GRPO-NEG)
   c.rl.scale_std = True  # divide advantages by the group's std; False: Dr.GRPO
   c.rl.ratio = "token"  # token | sequence (GSPO)
-  c.rl.clip_low = 0.2
-  c.rl.clip_high = 0.2
+  c.rl.clip_low = 0.2  # the ratio counts down to 1 - clip_low
+  c.rl.clip_high = 0.2  # and up to 1 + clip_high
   c.rl.dual_clip = 0.0  # cap of the loss for negative advantages, in units of the advantage; 0: off
   c.rl.importance_cap = 0.0  # truncated importance sampling against the sampler's logp; 0: off
   c.rl.reduce = "token-mean"  # token-mean | sequence-mean-token-mean | sequence-mean-token-sum | constant-length
@@ -123,15 +123,15 @@ def get_config(arg: str = "") -> ConfigDict:
   c.evaluate = ConfigDict()
   c.evaluate.every = 10  # RL steps between evaluations; 0: only at start and end
   c.evaluate.samples = 16  # a problem
-  c.evaluate.temperature = 1.0
+  c.evaluate.temperature = 1.0  # 0: greedy
   c.evaluate.pass_k = (1, 4, 8, 16)  # k of pass@k, each at most `samples`
-  c.evaluate.problems_per_batch = 64
+  c.evaluate.problems_per_batch = 64  # sampled at once; changes memory, never a sample
 
   c.verify = ConfigDict()  # limits of one grading job in its worker process
-  c.verify.workers = 2
-  c.verify.cpu_seconds = 2.0
+  c.verify.workers = 2  # jobs at a time
+  c.verify.cpu_seconds = 2.0  # then the worker is killed and the answer is unscored
   c.verify.wall_seconds = 10.0  # from the job's start
-  c.verify.memory_mib = 1024
+  c.verify.memory_mib = 1024  # MiB on top of what an idle worker takes
 
   c.checkpoint = ConfigDict()
   c.checkpoint.every = 50  # steps; the last step is always saved
@@ -140,7 +140,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
   c.report = ConfigDict()
   c.report.runs = ()  # "arm name=run directory" for each curve; in a chain, directories of the chain
-  c.report.title = "RLVR under weak supervision"
+  c.report.title = "RLVR under weak supervision"  # headline of the page
   c.report.samples = 12  # rollouts shown an arm
   c.saturation_tail = 50  # last steps in which saturation is not looked for (T - T_eff of the paper)
 

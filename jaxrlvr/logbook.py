@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -35,6 +36,11 @@ def write_json(path: Path, value) -> None:
   write_atomic(path, json.dumps(finite(value), indent=1, sort_keys=True, default=list) + "\n")
 
 
+def digest(value) -> str:
+  """Stands for a value that JSON can hold, or the repr of one that it can't."""
+  return hashlib.sha256(json.dumps(value, sort_keys=True, default=repr).encode()).hexdigest()
+
+
 def write_jsonl(path: Path, rows: Iterable[Mapping]) -> None:
   """A whole jsonl file; written again after a resume it is the same file, so no row is lost or doubled."""
   write_atomic(path, "".join(json.dumps(finite(row)) + "\n" for row in rows))
@@ -53,11 +59,11 @@ class Logbook:
 
   def __init__(self, workdir: Path, resume_step: int, tensorboard: bool = False):
     """Lines behind `resume_step` are dropped: their steps are about to be run again."""
+    self._events = _events(workdir) if tensorboard else None
     path = workdir / "metrics.jsonl"
     kept = [row for row in read_jsonl(path) if row["step"] <= resume_step]
     write_jsonl(path, kept)
     self._file = path.open("a", encoding="utf-8")
-    self._events = _events(workdir) if tensorboard else None
 
   def write(self, step: int, metrics: Mapping[str, float]) -> None:
     values = {name: float(value) for name, value in metrics.items()}
@@ -77,7 +83,7 @@ def _events(workdir: Path):
     from clu import metric_writers
   except ImportError as error:
     raise InputError(
-      f"config.tensorboard = True needs clu and TensorFlow ({error}); install the extra `tensorboard` or set it to False"
+      f"config.tensorboard = True needs clu and TensorFlow ({error}); install the extra `tensorboard` or choose False"
     ) from error
   return metric_writers.SummaryWriter(str(workdir / "tensorboard"))
 

@@ -21,7 +21,8 @@ HELP = {
   "analyze": "write the HTML report of the runs in config.report.runs",
   "chain": "run the links of config.chain one after another (configs/demo.py)",
 }
-EXITS = "exit codes: 0 done, 2 bad config or input, 3 training stopped itself, 4 storage, 143 stopped by a signal, checkpoint saved"
+EXITS = """exit codes:
+  0 done, 2 bad config or input, 3 training stopped itself, 4 storage, 143 stopped by a signal, checkpoint saved"""
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:

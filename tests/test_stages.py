@@ -189,7 +189,7 @@ def test_bad_input_is_refused_before_compile(tmp_path, chain, capsys):
   init = f"--config.init={chain / 'sft-thinking'}"
   for extra, words in (
     ([], "config.tokenizer is empty"),
-    (["--config.init=/nowhere"], "tokenizer.model: no such tokenizer model"),
+    (["--config.init=/nowhere"], "/nowhere: no such tokenizer model"),
     ([f"--config.init={chain / 'tokenizer'}"], "holds no policy.json"),
     ([init, "--config.rl.prompt_tokens=4"], "raise it, or take config.problems.too_long=drop"),
     ([init, "--config.rl.prompt_tokens=4", "--config.problems.too_long=drop"], "none of 4 problems is left"),
@@ -273,3 +273,26 @@ def test_help_lists_the_stages(capsys):
   assert set(main.HELP) == set(STAGES) and all(f"  {name} " in text for name in STAGES)
   assert run("rl") == 2 and run("fly", "--workdir=x") == 2
   assert "unknown argument '--lr=3'" in (run("rl", "--workdir=x", "--lr=3"), capsys.readouterr().err)[1]
+
+
+def test_nothing_is_compiled_after_the_first_steps(tmp_path, chain):
+  """Step 3 on, whatever the responses' lengths: no new program. Step 2 is the first with a fetched metric."""
+  seen = []
+
+  def listen(event, seconds, **_):
+    if event == "/jax/core/compile/backend_compile_duration":
+      seen.append(len(logbook.read_jsonl(tmp_path / "rl" / "metrics.jsonl")))
+
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  try:
+    options = [
+      "--config.rl.steps=8",
+      "--config.checkpoint.every=4",
+      "--config.evaluate.every=4",
+      "--config.rl.response_tokens=9",
+    ]
+    init = f"--config.init={chain / 'sft-thinking'}"
+    assert run("rl", "--config=smoke", f"--workdir={tmp_path / 'rl'}", init, *options) == 0
+  finally:
+    jax.monitoring.unregister_event_duration_listener(listen)
+  assert seen and max(seen) < 3, seen

@@ -22,7 +22,7 @@ class Evaluator:
   def __init__(self, config: ConfigDict, policy: setup.Policy, service: Service):
     self._config, self._policy, self._service = config, policy, service
     self.name = config.heldout.name
-    self._problems, self._ids, self.dropped = rollout.load_problems(config, "heldout", policy.tokenizer)
+    self.problems, self._ids, self.dropped = rollout.load_problems(config, "heldout", policy.tokenizer)
     e = config.evaluate
     how = rollout.sampling(config, policy.tokenizer, group=e.samples, temperature=e.temperature, top_k=0, top_p=1.0)
     self._sampler = rollout.Sampler(policy, config.seed, f"evaluate/{self.name}", how, config.rl.stop_strings)
@@ -31,10 +31,10 @@ class Evaluator:
     """Metrics `eval/<set>/...`; the responses go to evals/<set>_<step>.jsonl. The same keys at every step: paired."""
     c, made = self._config, []
     shards = shard.size(self._policy.mesh, "batch")
-    size = min(c.evaluate.problems_per_batch, len(self._problems))
+    size = min(c.evaluate.problems_per_batch, len(self.problems))
     size = -(-size // shards) * shards
-    for start in range(0, len(self._problems), size):
-      chunk = self._problems[start : start + size]
+    for start in range(0, len(self.problems), size):
+      chunk = self.problems[start : start + size]
       filled = chunk + [chunk[-1]] * (size - len(chunk))  # the last batch keeps its shape; what fills it is dropped
       occurrence_P = np.maximum(np.arange(size) - len(chunk) + 1, 0).astype(np.int32)
       prompts = rollout.make_prompts(filled, self._ids, occurrence_P, c.rl.prompt_tokens, self._policy.tokenizer.pad_id)
@@ -55,9 +55,9 @@ def evaluate(config: ConfigDict, workdir: str | Path) -> dict:
       return run.summary
     policy = setup.load_policy(config)
     progress = Progress(Path(workdir).name, 1)
-    with rollout.verifier_service(config) as service, jax.set_mesh(policy.mesh):
+    with rollout.verifier_service(config) as service, jax.set_mesh(policy.mesh), jax.transfer_guard("disallow"):
       evaluator = Evaluator(config, policy, service)
-      run.begin()
+      run.begin(heldout=evaluator.problems, tokenizer=policy.tokenizer.pieces())
       metrics = evaluator(policy.params, run, 0)
     progress(1, {k: v for k, v in metrics.items() if k.endswith((f"avg@{config.evaluate.samples}", "format"))})
     return run.finish(steps=0, dropped=evaluator.dropped, **metrics)

@@ -58,17 +58,18 @@ def train(stage: str, config: ConfigDict, workdir: str | Path) -> dict:
     document = functools.lru_cache(2)(
       lambda number: embedded.document(embedded.TEXTS[stage](config.seed, number, mix(config, stage)), policy.tokenizer)
     )
-    run.begin()
+    run.begin(tokenizer=policy.tokenizer.pieces())
     setup.keep(config, policy, run.workdir)
-    with jax.set_mesh(policy.mesh):
+    with jax.set_mesh(policy.mesh), jax.transfer_guard("disallow"):
       state, meta = run.restore(jax.jit(init_state, static_argnums=1, donate_argnums=0)(policy.params, optimizer))
       start, cursor = (meta["step"], tuple(meta["cursor"])) if meta else (0, (0, 0))
       progress = Progress(Path(workdir).name, settings.steps, start)
       for step in range(start + 1, settings.steps + 1):
         packed, cursor = pack(document, cursor, settings.rows, settings.row_tokens)
-        batch = jax.device_put(_batch(packed), shard.named(policy.mesh, "batch"))
+        places = (shard.named(policy.mesh, "batch"), shard.named(policy.mesh))
+        batch, rate = jax.device_put((_batch(packed), rates[step - 1]), places)
         state, metrics = update(
-          state, batch, rates[step - 1], loss_fn=loss_fn, optimizer=optimizer, microbatches=settings.microbatches
+          state, batch, rate, loss_fn=loss_fn, optimizer=optimizer, microbatches=settings.microbatches
         )
         figures = run.log(step, metrics | {"tokens": packed.target_BT.sum(), "learning_rate": rates[step - 1]})
         progress(step, {"loss": figures["loss"]} if figures else None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections import Counter
 from pathlib import Path
@@ -51,7 +52,8 @@ class Learner(NamedTuple):
     if self.updates > 1:
       batch = batch.replace(old_logp_BT=self.logp(state.params, batch))
     several = []
-    for part, rate in zip(parts_of(batch, self.updates, s.group_size), rates, strict=True):
+    parts = parts_of(batch, self.updates, s.group_size) if self.updates > 1 else [batch]
+    for part, rate in zip(parts, rates, strict=True):
       state, metrics = update(
         state, part, rate, loss_fn=self.loss_fn, optimizer=self.optimizer, microbatches=s.microbatches
       )
@@ -59,14 +61,11 @@ class Learner(NamedTuple):
     return state, several[0] if self.updates == 1 else mean_metrics(several)
 
 
+@functools.partial(jax.jit, static_argnums=(1, 2))
 def parts_of(batch, updates: int, group: int) -> list:
   """The batch of each update: groups dealt out in turn, as `objective.rollout_batch` weighted them."""
-  if updates == 1:
-    return [batch]
-  return [jax.tree.map(lambda x, i=i: x[i], _split(batch, updates, group)) for i in range(updates)]
-
-
-_split = jax.jit(shard.split_rows, static_argnums=(1, 2))
+  parts = shard.split_rows(batch, updates, group)
+  return [jax.tree.map(lambda x, i=i: x[i], parts) for i in range(updates)]
 
 
 @jax.jit
@@ -132,9 +131,9 @@ def rl(config: ConfigDict, workdir: str | Path) -> dict:
     problems, ids, dropped = rollout.load_problems(config, "problems", policy.tokenizer)
     how = rollout.sampling(config, policy.tokenizer)
     sampler = rollout.Sampler(policy, config.seed, "rl", how, s.stop_strings)
-    with rollout.verifier_service(config) as service, jax.set_mesh(policy.mesh):
+    with rollout.verifier_service(config) as service, jax.set_mesh(policy.mesh), jax.transfer_guard("disallow"):
       evaluator = Evaluator(config, policy, service)
-      run.begin()
+      run.begin(problems=problems, heldout=evaluator.problems, tokenizer=policy.tokenizer.pieces())
       setup.keep(config, policy, run.workdir)
       ref_params = policy.params if s.kl_beta else None
       copy = jax.jit(lambda p: jax.tree.map(jnp.copy, p))(policy.params)
@@ -154,7 +153,8 @@ def rl(config: ConfigDict, workdir: str | Path) -> dict:
         stop_if_unscored(step, graded, s.max_unscored)
         up = jax.device_put((graded.value_PG, graded.scored_PG), shard.named(policy.mesh, "batch"))
         step_rates = rates[(step - 1) * learner.updates : step * learner.updates]
-        state, metrics = learner(state, step_rates, ref_params, on_device, drawn, up)
+        rates_up = jax.device_put(list(step_rates), shard.named(policy.mesh))
+        state, metrics = learner(state, rates_up, ref_params, on_device, drawn, up)
         rows = rollout.records(
           drawn, occurrence_P, step, true, reward=np.where(graded.scored_PG, graded.value_PG, np.nan).tolist()
         )

@@ -113,7 +113,7 @@ def load_problems(
   if long and group.too_long == "error":
     raise InputError(
       f"config.{key}: problem {long[0].id} has {len(ids[long[0].id])} prompt tokens, config.rl.prompt_tokens = "
-      f"{config.rl.prompt_tokens} ({len(long)} of {len(found)} are too long); raise it, or take config.{key}.too_long=drop"
+      f"{config.rl.prompt_tokens} ({len(long)} of {len(found)} too long); raise it, or take config.{key}.too_long=drop"
     )
   kept = [p for p in found if len(ids[p.id]) <= config.rl.prompt_tokens]
   if not kept:

@@ -60,10 +60,21 @@ class Run:
   def finished(self) -> bool:
     return self.summary is not None
 
-  def begin(self) -> None:
-    """Writes config and manifest: call it when all input is checked, so that a refused run leaves no trace."""
+  def begin(self, **inputs) -> None:
+    """Writes config and manifest: call it when all input is checked, so that a refused run leaves no trace.
+
+    `inputs` are the data the run depends on, by name; a run that goes on must find the same.
+    """
+    digests = {name: logbook.digest(value) for name, value in inputs.items()}
+    file = self.workdir / "manifest.json"
+    before = json.loads(file.read_text())["inputs"] if file.is_file() else digests
+    for name in digests:
+      if before.get(name) != digests[name]:
+        raise InputError(
+          f"{self.workdir}: {name} are not those the run began with; restore them or choose another workdir"
+        )
     logbook.write_json(self.workdir / "config.json", {"stage": self.stage, **self.config.to_dict()})
-    logbook.write_json(self.workdir / "manifest.json", manifest())
+    logbook.write_json(file, manifest() | {"inputs": digests})
 
   def restore(self, state):
     """(state, meta) of the newest checkpoint, (state, None) for a fresh start; opens the logbook at that step."""
@@ -208,6 +219,7 @@ def manifest() -> dict:
     "python": platform.python_version(),
     "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
     "git": git.stdout.strip() or None,
+    "verifiers": logbook.digest([p.read_text() for p in sorted((here.parent / "verify").glob("*.py"))]),
     "devices": [str(d) for d in jax.devices()],
     "command": sys.argv[1:],
   }

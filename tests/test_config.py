@@ -1,0 +1,140 @@
+"""Configs: every key is read by somebody, and every mistake is named before anything compiles."""
+
+import re
+import tokenize
+from pathlib import Path
+
+import pytest
+
+from jaxrlvr import config as configs
+from jaxrlvr.types import InputError
+
+ROOT = Path(__file__).parents[1]
+
+BAD = (
+  ("rl.stepz=3", "config.rl.stepz: no such key; did you mean config.rl.steps?"),
+  ("rl=3", "config.rl: a group of keys"),
+  ("rl.steps=ten", "config.rl.steps = 'ten': has type str, wanted int"),
+  ("rl.steps=1.5", "has type float, wanted int"),
+  ("rl.steps=True", "has type bool, wanted int"),
+  ("rl.steps=0", "config.rl.steps = 0: wanted at least 1"),
+  ("rl.scale_std=1", "has type int, wanted bool"),
+  ("rl.optim.lr=nan", "config.rl.optim.lr = 'nan'"),
+  ("rl.optim.lr=1e999", "wanted a finite number"),
+  ("rl.optim.lr=-1", "wanted at least 0"),
+  ("rl.optim.schedule=cosin", "did you mean 'cosine'?"),
+  ("rl.reward=verifable", "did you mean 'verifiable'?"),
+  ("rl.reduce=mean", "wanted one of token-mean"),
+  ("rl.group_size=1", "a group of one has no spread"),
+  ("rl.minibatch_problems=5", "must be a multiple of config.rl.minibatch_problems"),
+  ("rl.microbatches=7", "must be a multiple of config.rl.microbatches"),
+  ("rl.dual_clip=0.5", "0 (off) or above 1"),
+  ("rl.temperature=0", "greedy samples"),
+  ("model.kv_heads=3", "multiple of config.model.kv_heads"),
+  ("model.head_dim=5", "must be even"),
+  ("model.dtype=float16", "one of float32, bfloat16"),
+  ("evaluate.pass_k=32", "goes beyond config.evaluate.samples"),
+  ("text.facts=0.95", "is above 1"),
+  ("sft.levels=9", "one or more, each one of 1, 2, 3, 4, 5"),
+  ("sft.levels=()", "one or more"),
+  ("problems.kinds=ring", "each one of chain, expression"),
+  ("resume=always", "one of auto, required, never"),
+  ("seed=-1", "wanted at least 0"),
+)
+
+
+@pytest.mark.parametrize("override,words", BAD, ids=[b[0] for b in BAD])
+def test_mistakes_are_named(override, words):
+  key, _, text = override.partition("=")
+  with pytest.raises(InputError) as error:
+    configs.load("base", {key: text})
+  assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_overrides_are_read_as_the_type_of_their_key():
+  c = configs.load(
+    "demo:3",
+    {
+      "rl.steps": "7",
+      "rl.optim.lr": "1",
+      "rl.scale_std": "false",
+      "sft.levels": "2,3",
+      "init": "a=b",
+      "rl.stop_strings": "x",
+    },
+  )
+  assert (c.rl.steps, c.rl.optim.lr, c.rl.scale_std, c.sft.levels, c.init) == (7, 1.0, False, (2, 3), "a=b")
+  assert isinstance(c.rl.optim.lr, float) and c.seed == 3 and c.rl.stop_strings == ("x",)
+
+
+def test_config_files_that_cannot_be_used(tmp_path):
+  for text, words in (
+    ("x = (\n", "SyntaxError"),
+    ("import no_such_module\n", "1: ModuleNotFoundError"),
+    ("x = 1\n", "defines no get_config"),
+    ("def get_config(arg):\n  return 1 / 0\n", "2: ZeroDivisionError"),
+    (
+      "from jaxrlvr.config import base\ndef get_config(arg):\n  c = base()\n  c.rl.stepz = 1\n  return c\n",
+      "4: AttributeError",
+    ),
+    (
+      "from jaxrlvr.config import base\ndef get_config(arg):\n  c = base()\n  c.rl.steps = 'a'\n  return c\n",
+      "4: TypeError",
+    ),
+    (
+      "from jaxrlvr.config import base\ndef get_config(arg):\n  c = base()\n  c.rl.steps = True\n  return c\n",
+      "type bool",
+    ),
+  ):
+    file = tmp_path / "mine.py"
+    file.write_text(text)
+    with pytest.raises(InputError) as error:
+      configs.load(str(file))
+    assert words in str(error.value), error.value
+  with pytest.raises(InputError, match=r"did you mean .*demo\.py"):
+    configs.load("demos")
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in (ROOT / "configs").glob("*.py")))
+def test_every_shipped_config_loads(name):
+  configs.load(name)
+
+
+def test_chains_are_checked_before_the_first_link_runs(tmp_path):
+  from jaxrlvr.stages import STAGES
+  from jaxrlvr.stages.chain import plan
+
+  def links(*chain):
+    c = configs.base()
+    c.chain = chain
+    return c
+
+  with pytest.raises(InputError, match="no such key; did you mean config.sft.thinking"):
+    configs.check(links({"name": "a", "stage": "sft", "set": {"sft.thinkin": True}}))
+  for chain, words in (
+    ((), "config.chain is empty"),
+    (({"name": "a", "stage": "sftt"},), "of no known stage"),
+    (({"name": "a", "stage": "sft", "init": "b"},), "no earlier link"),
+    (({"name": "a", "stage": "sft"}, {"name": "a", "stage": "sft"}), "there twice"),
+    (({"name": "a"},), "has no stage"),
+  ):
+    with pytest.raises(InputError, match=words):
+      plan(links(*chain), tmp_path, STAGES)
+
+
+def test_every_key_is_read_somewhere():
+  """A key that nobody reads is a silent no-op: each leaf's name stands in library code outside of config.py's rules."""
+  words = set()
+  for path in (ROOT / "jaxrlvr").rglob("*.py"):
+    if path.name != "config.py":
+      with path.open("rb") as f:
+        words |= {w for t in tokenize.tokenize(f.readline) for w in re.findall(r"\w+", t.string) if t.type in (1, 3)}
+  for key in configs.keys(configs.base()):
+    assert key.split(".")[-1] in words, f"config.{key} is read by nobody"
+
+
+def test_base_explains_every_key():
+  text = (ROOT / "configs" / "base.py").read_text().split("\n")
+  for before, line in zip(text, text[1:], strict=False):
+    if re.match(r"  [cto]\.[\w.]+(, o\.\w+)* = (?!ConfigDict|optim\(|language_modelling\(|0.05)", line):
+      assert "#" in line or "#" in before, f"no meaning: {line}"

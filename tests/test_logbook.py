@@ -1,0 +1,55 @@
+"""Files that survive a kill, and a progress line."""
+
+import io
+import json
+
+import pytest
+
+from jaxrlvr.logbook import Logbook, Progress, read_jsonl, write_json, write_jsonl
+from jaxrlvr.types import InputError
+
+
+def test_metrics_behind_the_checkpoint_are_dropped_and_written_again(tmp_path):
+  log = Logbook(tmp_path, -1)
+  for step in range(4):
+    log.write(step, {"loss": step, "bad": float("nan")})
+  log.close()
+  with (tmp_path / "metrics.jsonl").open("a") as f:
+    f.write('{"step": 4, "lo')  # a kill while writing
+  assert [r["step"] for r in read_jsonl(tmp_path / "metrics.jsonl")] == [0, 1, 2, 3]
+  log = Logbook(tmp_path, 2)
+  log.write(3, {"loss": 33.0})
+  log.close()
+  rows = read_jsonl(tmp_path / "metrics.jsonl")
+  assert [(r["step"], r["loss"]) for r in rows] == [(0, 0), (1, 1), (2, 2), (3, 33)] and rows[0]["bad"] is None
+
+
+def test_hostile_text_stays_one_line_a_row(tmp_path):
+  rows = [{"text": "a\nb\u2028\u0000\x1b[31m\ud800"}, {"text": "c"}]
+  write_jsonl(tmp_path / "r.jsonl", rows)
+  assert read_jsonl(tmp_path / "r.jsonl") == rows and (tmp_path / "r.jsonl").read_bytes().count(b"\n") == 2
+
+
+def test_json_has_no_nan(tmp_path):
+  write_json(tmp_path / "s.json", {"a": float("inf"), "b": {"c": float("nan")}, "d": (1, 2)})
+  text = (tmp_path / "s.json").read_text()
+  assert json.loads(text, parse_constant=pytest.fail) == {"a": None, "b": {"c": None}, "d": [1, 2]}
+
+
+def test_progress_tells_the_time_left(monkeypatch):
+  now = [0.0]
+  monkeypatch.setattr("jaxrlvr.logbook.time.monotonic", lambda: now[0])
+  out = io.StringIO()
+  progress = Progress("rl", 10, stream=out, seconds=0.0)
+  for step in range(1, 11):
+    now[0] += 30.0 if step == 1 else 2.0  # the first step compiles
+    progress(step, {"reward": step / 10})
+  lines = out.getvalue().split("\n")
+  assert "compiling" in lines[0] and "ETA 0:16" in lines[1] and "reward 0.2" in lines[1]
+  assert "10/10" in lines[9] and "took 0:48" in lines[9]
+
+
+def test_tensorboard_says_what_it_needs(tmp_path, monkeypatch):
+  monkeypatch.setitem(__import__("sys").modules, "clu", None)
+  with pytest.raises(InputError, match="extra `tensorboard`"):
+    Logbook(tmp_path, -1, tensorboard=True)
