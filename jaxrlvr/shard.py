@@ -7,6 +7,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxrlvr.types import InputError
+
 AXES = ("data", "fsdp", "tensor")
 
 # Logical axis -> mesh axes. Axes that are not named here are not split.
@@ -26,7 +28,7 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> M
   sizes = [data, fsdp, tensor]
   known = int(np.prod([n for n in sizes if n != -1]))
   if sizes.count(-1) > 1 or known < 1 or devices.size % known or (-1 not in sizes and known != devices.size):
-    raise ValueError(
+    raise InputError(
       f"mesh data={data} fsdp={fsdp} tensor={tensor}: does not cover {devices.size} devices; at most one may be -1 "
       "and the product of the others must divide the number of devices"
     )
@@ -50,10 +52,10 @@ def size(mesh: Mesh, axis: str) -> int:
 
 
 def check(mesh: Mesh, name: str, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> None:
-  """Raises ValueError, naming leaf, axis and numbers, where a dimension can't be split evenly."""
+  """Raises InputError, naming leaf, axis and numbers, where a dimension can't be split evenly."""
   for length, axis in zip(shape, axes, strict=True):
     if length % size(mesh, axis):
-      raise ValueError(
+      raise InputError(
         f"{name}: axis {axis!r} has size {length}, not divisible by {size(mesh, axis)} (mesh {dict(mesh.shape)}); "
         f"lower {' * '.join(np.atleast_1d(RULES[axis]))} in config.mesh or change the size"
       )

@@ -11,7 +11,7 @@ import hashlib
 import random
 from collections.abc import Callable
 
-from jaxrlvr.types import Problem
+from jaxrlvr.types import InputError, Problem
 
 LEVELS = (1, 2, 3, 4, 5)  # difficulty; level n has n + 1 operations
 KINDS = ("chain", "expression")
@@ -86,7 +86,7 @@ def _split_of(text: str) -> str:
 def problem(seed: int, split: str, level: int, index: int, kind: str = "chain", stream: str = "rl") -> Problem:
   """Problem number `index` of an endless stream. Train and held-out never share a text, whatever the seeds."""
   if split not in SPLITS or level not in LEVELS or kind not in KINDS:
-    raise ValueError(f"split {split!r}, level {level!r}, kind {kind!r}: take one each of {SPLITS}, {LEVELS}, {KINDS}")
+    raise InputError(f"split {split!r}, level {level!r}, kind {kind!r}: take one each of {SPLITS}, {LEVELS}, {KINDS}")
   draw = rng(seed, f"{stream}/{split}/{kind}", level, index)
   while True:
     tree = _draw_tree(draw, level + 1, kind)
@@ -110,7 +110,7 @@ def problems(seed: int, split: str, levels, count: int, kinds=("chain",)) -> lis
     found.setdefault(one.id, one)
     index += 1
     if index - last_new > 20 * len(found) + 1000:
-      raise ValueError(f"{split} problems of levels {tuple(levels)}: only {len(found)} of {count} exist; ask for fewer")
+      raise InputError(f"{split} problems of levels {tuple(levels)}: only {len(found)} of {count} exist; ask for fewer")
   return list(found.values())
 
 

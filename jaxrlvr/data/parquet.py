@@ -7,7 +7,7 @@ import json
 import pathlib
 from collections.abc import Mapping
 
-from jaxrlvr.types import Problem
+from jaxrlvr.types import InputError, Problem
 
 # Verifier by extra_info.source_dataset, with the keys of extra_info that it reads.
 _GRAPH = {
@@ -31,13 +31,13 @@ def load(path: str | pathlib.Path, verifier: str = "auto") -> list[Problem]:
   A ground truth that is a JSON list counts as any of its entries: the first is the label, the rest `extra["also"]`.
   """
   if verifier not in _CHOICES:
-    raise ValueError(f"verifier of a parquet file is {verifier!r}; use one of {', '.join(_CHOICES)}")
+    raise InputError(f"verifier of a parquet file is {verifier!r}; use one of {', '.join(_CHOICES)}")
   problems: dict[str, Problem] = {}
   for number, row in enumerate(_rows(path)):
     try:
       problem = _problem(row, verifier)
     except _Cell as error:
-      raise ValueError(f"{path}: row {number}, {error}; correct or drop the row") from None
+      raise InputError(f"{path}: row {number}, {error}; correct or drop the row") from None
     problems.setdefault(problem.id, problem)
   return list(problems.values())
 
@@ -51,13 +51,13 @@ def _rows(path: str | pathlib.Path) -> list[dict]:
       table = pyarrow.parquet.read_table(file)
   except (OSError, pyarrow.ArrowException) as error:
     reason = str(error).partition("\n")[0]
-    raise ValueError(f"{path}: not a readable parquet file ({reason}); fetch it again") from None
+    raise InputError(f"{path}: not a readable parquet file ({reason}); fetch it again") from None
   for column in ("prompt", "reward_model"):
     if column not in table.column_names:
       found = ", ".join(table.column_names)
-      raise ValueError(f"{path}: column {column} is missing, found {found}; wanted prompt, reward_model, extra_info")
+      raise InputError(f"{path}: column {column} is missing, found {found}; wanted prompt, reward_model, extra_info")
   if not table.num_rows:
-    raise ValueError(f"{path}: found 0 rows, wanted at least 1 problem")
+    raise InputError(f"{path}: found 0 rows, wanted at least 1 problem")
   return table.to_pylist()
 
 

@@ -13,6 +13,7 @@ from flax import struct
 from jaxrlvr import shard
 from jaxrlvr.policy import forward as fwd
 from jaxrlvr.policy.spec import Spec
+from jaxrlvr.types import InputError
 
 STOP_LENGTH, STOP_EOS, STOP_STRING = 0, 1, 2
 STOP_NAMES = ("length", "eos", "string")
@@ -33,7 +34,7 @@ class Sampling:
 
   def __post_init__(self):
     if self.group < 1 or self.max_tokens < 1 or self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
-      raise ValueError(f"{self}: group and max_tokens from 1, temperature and top_k from 0, top_p in (0, 1]")
+      raise InputError(f"{self}: group and max_tokens from 1, temperature and top_k from 0, top_p in (0, 1]")
 
 
 @struct.dataclass

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrlvr import shard
+from jaxrlvr.types import InputError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,13 +46,13 @@ class Spec:
 
   def __post_init__(self):
     if self.heads % self.kv_heads:
-      raise ValueError(f"heads = {self.heads} is not a multiple of kv_heads = {self.kv_heads}; change one of them")
+      raise InputError(f"heads = {self.heads} is not a multiple of kv_heads = {self.kv_heads}; change one of them")
     if self.head_dim % 2:
-      raise ValueError(f"head_dim = {self.head_dim} is odd; RoPE rotates pairs, so take an even one")
+      raise InputError(f"head_dim = {self.head_dim} is odd; RoPE rotates pairs, so take an even one")
     if not 0 <= self.real_vocab <= self.vocab:
-      raise ValueError(f"real_vocab = {self.real_vocab} must lie in 0..vocab = {self.vocab}")
+      raise InputError(f"real_vocab = {self.real_vocab} must lie in 0..vocab = {self.vocab}")
     if self.dtype not in ("float32", "bfloat16"):
-      raise ValueError(f"dtype = {self.dtype!r}: take 'float32' or 'bfloat16'")
+      raise InputError(f"dtype = {self.dtype!r}: take 'float32' or 'bfloat16'")
 
   @property
   def known_vocab(self) -> int:
@@ -107,7 +108,7 @@ def leaves(spec: Spec) -> dict[str, Leaf]:
 
 
 def shardings(spec: Spec, mesh: jax.sharding.Mesh) -> dict[str, jax.sharding.NamedSharding]:
-  """Where each weight lies; an indivisible dimension is a ValueError that names it."""
+  """Where each weight lies; an indivisible dimension is an InputError that names it."""
   for name, leaf in leaves(spec).items():
     shard.check(mesh, name, leaf.shape, leaf.axes)
   return {name: shard.named(mesh, *leaf.axes) for name, leaf in leaves(spec).items()}

@@ -106,7 +106,7 @@ def load_problems(
   fields = {name: group[name] for name in ("count", "levels", "kinds", "seed", "verifier")}
   try:
     found = problem_lists.load(group.source, split=split, **fields)
-  except ValueError as error:
+  except InputError as error:
     raise InputError(f"config.{key}: {error}") from error
   ids = {p.id: tokenizer.render(p.messages) for p in found}
   long = [p for p in found if len(ids[p.id]) > config.rl.prompt_tokens]

@@ -45,7 +45,7 @@ def make_mesh(config: ConfigDict) -> jax.sharding.Mesh:
     devices = devices[:needed]
   try:
     return shard.make_mesh(**sizes, devices=devices)
-  except ValueError as error:
+  except InputError as error:
     raise InputError(f"config.mesh: {error}") from error
 
 
@@ -86,7 +86,7 @@ def load_policy(config: ConfigDict) -> Policy:
   tokenizer_path = find_tokenizer(config)
   try:
     tokenizer = SentencePiece(tokenizer_path)
-  except ValueError as error:
+  except InputError as error:
     raise InputError(f"config.tokenizer: {error}") from error
   mesh = make_mesh(config)
   init = Path(config.init) if config.init else None
@@ -101,10 +101,7 @@ def load_policy(config: ConfigDict) -> Policy:
       f"{tokenizer_path}: {tokenizer.vocab_size} tokens, but the policy has {spec.vocab} rows; use its own tokenizer"
     )
   spec = dataclasses.replace(spec, real_vocab=tokenizer.vocab_size)
-  try:
-    placed = policy_spec.shardings(spec, mesh)
-  except ValueError as error:
-    raise InputError(str(error)) from error
+  placed = policy_spec.shardings(spec, mesh)
   make = jax.jit(lambda: policy_spec.init(spec, keys.at(config.seed, "init")), out_shardings=placed)
   if init is None:
     params, origin = make(), {"seed": config.seed}

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from jaxrlvr.types import InputError
+
 
 def automaton(strings: Sequence[str], pieces: Sequence[bytes]) -> np.ndarray:
   """int32 [states, V]: next state after a token, whatever way the text was cut into tokens.
@@ -15,7 +17,7 @@ def automaton(strings: Sequence[str], pieces: Sequence[bytes]) -> np.ndarray:
   """
   patterns = [s.encode() for s in strings]
   if b"" in patterns:
-    raise ValueError(f"stop strings {list(strings)!r}: an empty string would stop every response at once; remove it")
+    raise InputError(f"stop strings {list(strings)!r}: an empty string would stop every response at once; remove it")
   prefixes = sorted({p[:n] for p in patterns for n in range(len(p))} | {b""}, key=lambda p: (len(p), p))
   number = {prefix: i for i, prefix in enumerate(prefixes)}
   found = len(prefixes)

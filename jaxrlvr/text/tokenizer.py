@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from jaxrlvr.types import InputError
+
 THINK, THINK_END = "<think>", "</think>"
 ROLES = {"system": "<|system|>", "user": "<|user|>", "assistant": "<|assistant|>"}
 
@@ -30,16 +32,16 @@ class SentencePiece:
     import sentencepiece
 
     if not Path(path).is_file():
-      raise ValueError(f"{path}: no such tokenizer model; train one with `jaxrlvr tokenizer` or correct the path")
+      raise InputError(f"{path}: no such tokenizer model; train one with `jaxrlvr tokenizer` or correct the path")
     self._model = sentencepiece.SentencePieceProcessor(model_file=str(path))
     self.vocab_size = self._model.get_piece_size()
     self.pad_id, self.bos_id, self.eos_ids = self._model.pad_id(), self._model.bos_id(), (self._model.eos_id(),)
     unknown = self._model.unk_id()
     for symbol in (THINK, THINK_END, *ROLES.values()):
       if self._model.piece_to_id(symbol) == unknown:
-        raise ValueError(f"{path}: has no piece {symbol!r}; train it with `jaxrlvr tokenizer`, which adds it")
+        raise InputError(f"{path}: has no piece {symbol!r}; train it with `jaxrlvr tokenizer`, which adds it")
     if min(self.pad_id, self.bos_id, *self.eos_ids) < 0:
-      raise ValueError(f"{path}: pad, bos or eos id is switched off; train it with all three")
+      raise InputError(f"{path}: pad, bos or eos id is switched off; train it with all three")
 
   def encode(self, text: str) -> list[int]:
     return self._model.encode(text)
@@ -63,7 +65,7 @@ class SentencePiece:
       return ids
     for message in messages:
       if message["role"] not in ROLES:
-        raise ValueError(f"message with role {message['role']!r}: wanted one of {', '.join(ROLES)}")
+        raise InputError(f"message with role {message['role']!r}: wanted one of {', '.join(ROLES)}")
       ids += [self._model.piece_to_id(ROLES[message["role"]]), *self.encode(message["content"])]
     return [*ids, self._model.piece_to_id(ROLES["assistant"])]
 
