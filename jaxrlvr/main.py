@@ -79,7 +79,7 @@ def run(argv: Sequence[str] | None = None) -> None:
   logging.basicConfig(level=logging.DEBUG if flags.debug else logging.WARNING, format="%(levelname)s %(message)s")
   logging.getLogger("absl").setLevel(logging.DEBUG if flags.debug else logging.ERROR)
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-  codes = {InputError: 2, TrainingStopped: 3, StorageError: 4, stopping.Interrupted: stopping.EXIT_CODE}
+  codes = {InputError: 2, TrainingStopped: 3, StorageError: 4, OSError: 4, stopping.Interrupted: stopping.EXIT_CODE}
   try:
     summary = execute(flags, overrides)
   except tuple(codes) as error:

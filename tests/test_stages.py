@@ -296,3 +296,15 @@ def test_nothing_is_compiled_after_the_first_steps(tmp_path, chain):
   finally:
     jax.monitoring.unregister_event_duration_listener(listen)
   assert seen and max(seen) < 3, seen
+
+
+def test_a_finished_run_goes_on_where_more_steps_are_asked_for(tmp_path, chain):
+  """And ends as if it had been asked for them at once."""
+  init, more = f"--config.init={chain / 'sft-nonthinking'}", "--config.rl.steps=3"
+  base = ("rl", "--config=smoke", init, "--config.evaluate.every=0", "--config.checkpoint.every=50")
+  assert run(*base, f"--workdir={tmp_path / 'a'}", "--config.rl.steps=1") == 0
+  assert run(*base, f"--workdir={tmp_path / 'a'}", more) == 0
+  assert run(*base, f"--workdir={tmp_path / 'b'}", more) == 0
+  text = [(tmp_path / name / "rollouts" / "step_000003.jsonl").read_text() for name in "ab"]
+  assert text[0] == text[1]
+  assert json.loads((tmp_path / "a" / "summary.json").read_text())["steps"] == 3

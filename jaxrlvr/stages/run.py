@@ -22,8 +22,8 @@ from jaxrlvr import config as configs
 from jaxrlvr.types import InputError, StorageError, TrainingStopped
 
 _LOG = logging.getLogger(__name__)
-# Keys in which a resumed run may differ from the run it goes on with.
-MAY_CHANGE = (
+# Keys in which a resumed run may differ from the run it goes on with, by stage; the links of a chain check themselves.
+_HARMLESS = (
   "resume",
   "tensorboard",
   "checkpoint.",
@@ -33,6 +33,7 @@ MAY_CHANGE = (
   "chain",
   "evaluate.problems_per_batch",
 )
+MAY_CHANGE = {"analyze": ("",), "chain": ("",)}
 _PACKAGES = (
   "jax",
   "jaxlib",
@@ -199,14 +200,18 @@ def _check_used(config: ConfigDict, workdir: Path, stage: str) -> dict | None:
   before = json.loads((workdir / "config.json").read_text())
   if (other := before.pop("stage")) != stage:
     raise InputError(f"--workdir={workdir}: holds a run of stage {other!r}, not {stage!r}; choose another directory")
-  changed = configs.differences(config, before, MAY_CHANGE)
+  free = MAY_CHANGE.get(stage, _HARMLESS)
+  if stage == "rl" and config.rl.optim.schedule == "constant":  # more steps change no step that is done
+    free = (*free, "rl.steps")
+  changed = configs.differences(config, before, free)
   if changed:
     raise InputError(
       f"--workdir={workdir}: holds a run with another config; choose another directory or undo\n  "
       + "\n  ".join(changed)
     )
   summary = workdir / "summary.json"
-  return json.loads(summary.read_text()) if summary.is_file() else None
+  earlier = json.loads(summary.read_text()) if summary.is_file() else None
+  return None if earlier and stage == "rl" and config.rl.steps > earlier["steps"] else earlier
 
 
 def manifest() -> dict:
