@@ -134,7 +134,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c.verify.memory_mib = 1024  # MiB on top of what an idle worker takes
 
   c.checkpoint = ConfigDict()
-  c.checkpoint.every = 50  # steps; the last step is always saved
+  c.checkpoint.every = 10  # steps; the last step is always saved
   c.checkpoint.keep = 2  # newest checkpoints kept
   c.stop_after_bad_updates = 3  # non-finite updates in a row before the run stops itself (exit 3)
 

@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -21,48 +22,72 @@ def digests(tree) -> dict[str, str]:
   found = {}
   for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
     if getattr(leaf, "is_fully_addressable", True):
-      array = np.asarray(jax.device_get(leaf))
-      head = f"{array.dtype}{array.shape}".encode()
-      found[jax.tree_util.keystr(path)] = hashlib.blake2b(head + array.tobytes(), digest_size=16).hexdigest()
+      array = np.ascontiguousarray(jax.device_get(leaf))
+      state = hashlib.blake2b(f"{array.dtype}{array.shape}".encode(), digest_size=16)
+      state.update(array.reshape(-1).view(np.uint8))
+      found[jax.tree_util.keystr(path)] = state.hexdigest()
   return found
+
+
+@jax.jit
+def _all_finite(tree) -> jax.Array:
+  return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
+
+
+def _first_line(error: BaseException) -> str:
+  return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 class Checkpoints:
   """The checkpoints of one run directory. Saving is asynchronous; a save that failed is raised at the next call."""
 
-  def __init__(self, workdir: Path, keep: int = 2):
+  def __init__(self, workdir: Path, keep: int = 2, *, read_only: bool = False):
     self.folder = Path(workdir).resolve() / "checkpoints"
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
+    self._read_only = read_only
+    options = ocp.CheckpointManagerOptions(
+      max_to_keep=None if read_only else keep, create=not read_only, read_only=read_only
+    )
     self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=("params", "train", "meta"))
 
   def save(self, step: int, params, train, meta: dict) -> None:
     """Starts to save; `train` is the rest of the array tree, `meta` plain JSON (cursor, config, seed)."""
-    tree = {"params": params, "train": train}
-    for name, leaf in params.items():
-      if not bool(jax.device_get(jax.numpy.isfinite(leaf).all())):
-        raise StorageError(f"{self.folder}/{step}: not saved, weights {name} are not finite; the last checkpoint stays")
-    meta = {"format": FORMAT, "step": step, "digests": digests(tree), **meta}
-    try:
-      self._manager.save(
-        step,
-        args=ocp.args.Composite(
-          params=ocp.args.StandardSave(params), train=ocp.args.StandardSave(train), meta=ocp.args.JsonSave(meta)
-        ),
-      )
-    except Exception as error:
+    if not jax.device_get(_all_finite((params, train))):
       raise StorageError(
-        f"{self.folder}/{step}: could not be saved: {error}; free space or change the workdir"
-      ) from error
+        f"{self.folder}/{step}: not saved, a weight or moment is not finite; the last checkpoint stays"
+      )
+    meta = {"format": FORMAT, "step": step, "digests": digests({"params": params, "train": train}), **meta}
+    items = {
+      "params": ocp.args.StandardSave(params),
+      "train": ocp.args.StandardSave(train),
+      "meta": ocp.args.JsonSave(meta),
+    }
+    try:
+      saved = self._manager.save(step, args=ocp.args.Composite(**items))
+    except Exception as error:
+      raise self._failed(error) from error
+    if not saved:
+      raise StorageError(
+        f"{self.folder}/{step}: was refused, the folder holds steps {self.steps()}; use an own workdir"
+      )
+
+  def check(self) -> None:
+    """Raises StorageError if a save under way has failed by now."""
+    try:
+      self._manager.check_for_errors()
+    except Exception as error:
+      raise self._failed(error) from error
 
   def wait(self) -> None:
     """Returns when all saves are on disk."""
     try:
       self._manager.wait_until_finished()
     except Exception as error:
-      raise StorageError(f"{self.folder}: the last save failed: {error}; free space or change the workdir") from error
+      raise self._failed(error) from error
+
+  def _failed(self, error: BaseException) -> StorageError:
+    return StorageError(f"{self.folder}: a save failed: {_first_line(error)}; free space or change the workdir")
 
   def close(self) -> None:
-    self.wait()
     self._manager.close()
 
   def steps(self) -> list[int]:
@@ -72,17 +97,28 @@ class Checkpoints:
     """(params, train, meta) of the newest whole checkpoint, None if there is none.
 
     `params` and `train` say shapes, dtypes and shardings (arrays or ShapeDtypeStructs); train None: only weights.
-    A torn or altered checkpoint is passed over with a warning; if all are, StorageError: never a silent fresh start.
+    A torn or altered checkpoint is passed over with a warning, and put aside unless opened read-only; if all are,
+    StorageError: never a silent fresh start.
     """
-    steps = self.steps()
+    steps = self.steps() if self.folder.is_dir() else []
     for step in reversed(steps):
       try:
-        return self._restore(step, params, train)
+        found = self._restore(step, params, train)
       except Exception as error:
-        _LOG.warning("%s/%d: passed over, can't be restored: %s", self.folder, step, error)
+        _LOG.warning("%s/%d: passed over, can't be restored: %s", self.folder, step, _first_line(error))
+        continue
+      self._put_aside([s for s in steps if s > step])
+      return found
     if steps:
       raise StorageError(f"{self.folder}: none of steps {steps} can be restored; move the folder away to start afresh")
     return None
+
+  def _put_aside(self, torn: list[int]) -> None:
+    """Out of Orbax's sight: it would refuse to save steps up to the newest that it sees."""
+    if torn and not self._read_only:
+      for step in torn:
+        (self.folder / str(step)).rename(self.folder.parent / f"torn-checkpoint-{step}")
+      self._manager.reload()
 
   def _restore(self, step: int, params, train):
     wanted = {"meta": ocp.args.JsonRestore()}

@@ -6,6 +6,7 @@ import ast
 import difflib
 import importlib.util
 import math
+import re
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -34,6 +35,8 @@ def _build(path: Path, arg: str) -> ConfigDict:
     if not hasattr(module, "get_config"):
       raise InputError(f"{path}: defines no get_config(arg); add one that returns a ConfigDict")
     made = module.get_config(arg)
+    if not isinstance(made, ConfigDict):
+      raise InputError(f"{path}: get_config returns {type(made).__name__}; return a ConfigDict")
   except InputError:
     raise
   except Exception as error:  # a config file is the user's code: whatever it raises is told with its place
@@ -125,11 +128,12 @@ def _typed(key: str, value, like):
 
 
 def one_of(*names) -> tuple[Callable, str]:
-  return (lambda v: v in names), f"one of {', '.join(map(str, names))}"
+  return (lambda v: type(v) is type(names[0]) and v in names), f"one of {', '.join(map(str, names))}"
 
 
 def at_least(low) -> tuple[Callable, str]:
-  return (lambda v: v >= low), f"at least {low}"
+  """Inside of `each` too the value must be of the type of the bound."""
+  return (lambda v: type(v) is type(low) and v >= low), f"at least {low}"
 
 
 def each(rule: tuple[Callable, str]) -> tuple[Callable, str]:
@@ -144,7 +148,10 @@ _MESH = (lambda v: v == -1 or v >= 1), "-1 or at least 1"
 # What a value must be, by key; a key that starts with a dot stands for every group that has it.
 RULES: dict[str, tuple[Callable, str]] = {
   "resume": one_of("auto", "required", "never"),
-  "seed": at_least(0),
+  "seed": ((lambda v: 0 <= v < 2**32), "from 0 to 2**32 - 1"),
+  "heldout.name": ((lambda v: re.fullmatch(r"\w[\w.-]*", v)), "letters, digits, '_', '-' and '.'"),
+  "report.runs": ((lambda v: all(isinstance(x, str) for x in v)), "strings `name=run directory`"),
+  "chain": ((lambda v: all(isinstance(x, Mapping) for x in v)), "links {'name': ..., 'stage': ...}"),
   "saturation_tail": at_least(0),
   "stop_after_bad_updates": at_least(1),
   ".optim.lr": at_least(0.0),
@@ -287,17 +294,17 @@ def derive(config: ConfigDict, changes: Mapping[str, object]) -> ConfigDict:
 
 def differences(a: ConfigDict, b: Mapping, ignore: tuple[str, ...]) -> list[str]:
   """`key: here x, there y` for leaves that differ; keys that start with one of `ignore` may."""
-  flat = {}
-  for source in (a, ConfigDict(b)):
-    for key in keys(source):
-      node, last = _leaf(source, key)
-      flat.setdefault(key, {})[id(source)] = node[last]
-      flat[key].setdefault("all", []).append(node[last])
+  here, there = ({key: _get(c, key) for key in keys(c)} for c in (a, ConfigDict(b)))
   return [
-    f"config.{key}: " + ", earlier ".join(repr(x) for x in seen["all"])
-    for key, seen in flat.items()
-    if not key.startswith(ignore) and (len(seen["all"]) != 2 or _plain(seen["all"][0]) != _plain(seen["all"][1]))
+    f"config.{key}: {here.get(key)!r}, earlier {there.get(key)!r}"
+    for key in sorted({*here, *there})
+    if not key.startswith(ignore) and _plain(here.get(key)) != _plain(there.get(key))
   ]
+
+
+def _get(config: ConfigDict, key: str):
+  parent, last = _leaf(config, key)
+  return parent[last]
 
 
 def _plain(value):

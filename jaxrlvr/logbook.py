@@ -16,13 +16,17 @@ from jaxrlvr.types import InputError
 
 def write_atomic(path: Path, text: str) -> None:
   """Writes a whole file or nothing."""
-  path.parent.mkdir(parents=True, exist_ok=True)
+  path.parent.mkdir(exist_ok=True)  # no parents: a directory that was removed under a run is not made again
   part = path.with_name(path.name + ".part")
-  with part.open("w", encoding="utf-8", errors="backslashreplace") as f:
-    f.write(text)
-    f.flush()
-    os.fsync(f.fileno())
-  part.replace(path)
+  try:
+    with part.open("w", encoding="utf-8", errors="backslashreplace") as f:
+      f.write(text)
+      f.flush()
+      os.fsync(f.fileno())
+    part.replace(path)
+  except OSError:
+    part.unlink(missing_ok=True)
+    raise
 
 
 def finite(value):

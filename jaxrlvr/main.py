@@ -77,7 +77,8 @@ def run(argv: Sequence[str] | None = None) -> None:
   stopping.install()
   flags, overrides = parse(sys.argv[1:] if argv is None else argv)
   logging.basicConfig(level=logging.DEBUG if flags.debug else logging.WARNING, format="%(levelname)s %(message)s")
-  logging.getLogger("absl").setLevel(logging.DEBUG if flags.debug else logging.ERROR)
+  for noisy in ("absl", "orbax"):  # what goes wrong is told in one line of our own
+    logging.getLogger(noisy).setLevel(logging.DEBUG if flags.debug else logging.CRITICAL)
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   codes = {InputError: 2, TrainingStopped: 3, StorageError: 4, OSError: 4, stopping.Interrupted: stopping.EXIT_CODE}
   try:
@@ -87,6 +88,14 @@ def run(argv: Sequence[str] | None = None) -> None:
       raise
     print(f"jaxrlvr: {error}", file=sys.stderr)
     raise SystemExit(next(code for kind, code in codes.items() if isinstance(error, kind))) from None
+  except (MemoryError, RuntimeError) as error:
+    if flags.debug or not (isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)):
+      raise  # a bug of ours: with its traceback
+    told = (str(error) or "MemoryError").splitlines()[0]
+    print(
+      f"jaxrlvr: out of memory ({told}); raise config.{flags.stage}.microbatches or lower its rows", file=sys.stderr
+    )
+    raise SystemExit(3) from None
   print(f"report: {summary['report']}" if "report" in summary else f"done: {flags.workdir}")
   raise SystemExit(0)
 

@@ -29,6 +29,19 @@ class Answers(NamedTuple):
   statistics: Mapping[str, np.ndarray]  # [P,G] each, such as the mean self-certainty of a response
 
 
+def remembering(grade: Grade) -> Grade:
+  """`grade` that grades a response against an answer once, however many rewards ask: both see one verdict."""
+  known: dict[tuple, Verdict] = {}
+
+  def once(jobs: Sequence[Job]) -> list[Verdict]:
+    addresses = [(job.verifier, job.response, job.label, id(job.extra)) for job in jobs]
+    new = {address: job for address, job in zip(addresses, jobs, strict=True) if address not in known}
+    known.update(zip(new, grade(list(new.values())), strict=True))
+    return [known[address] for address in addresses]
+
+  return once
+
+
 def grade_against(answers: Answers, wanted: Sequence[str], grade: Grade) -> Graded:
   """Every response graded by its problem's verifier against `wanted`, one answer a problem."""
   jobs = [

@@ -4,10 +4,14 @@
 # Needs Python >= 3.11 (PYTHON names another than python3) and access to a package index. The same command goes on
 # with an interrupted run; for another one name another directory. Default: runs/demo.
 set -euo pipefail
+here=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . launch/venv.sh
-workdir=runs/demo
-if [[ $# -gt 0 && $1 != --* ]]; then workdir=$1; shift; fi
+workdir=$PWD/runs/demo
+if [[ $# -gt 0 && $1 != --* ]]; then
+  case $1 in /*) workdir=$1 ;; *) workdir=$here/$1 ;; esac
+  shift
+fi
 install_jaxrlvr .
 export JAX_PLATFORMS=cpu
 exec .venv/bin/jaxrlvr chain --config=demo --workdir="$workdir" "$@"

@@ -39,7 +39,13 @@ BAD = (
   ("sft.levels=()", "one or more"),
   ("problems.kinds=ring", "each one of chain, expression"),
   ("resume=always", "one of auto, required, never"),
-  ("seed=-1", "wanted at least 0"),
+  ("seed=-1", "wanted from 0"),
+  ("seed=99999999999", "wanted from 0"),
+  ("text.levels=1.0", "each one of 1, 2"),
+  ("evaluate.pass_k=1.5", "each at least 1"),
+  ("heldout.name=../../x", "letters, digits"),
+  ("report.runs=5", "strings `name=run directory`"),
+  ("chain=5", "links {"),
 )
 
 

@@ -161,3 +161,10 @@ def test_few_problems_are_repeated_uniformly():
   epoch = [p.id for step in range(1, 26) for p in batch(many, 3, step, 10)[0]]
   assert all(sorted(epoch[i : i + 50]) == sorted(p.id for p in many) for i in range(0, 250, 50))
   assert epoch[:50] != epoch[50:100] and [p.id for p in batch(many, 3, 7, 10)[0]] == epoch[60:70]
+
+
+def test_no_text_can_spell_a_turn(tokenizer):
+  for role in ("<|user|>", "<|assistant|>", "<|system|>"):
+    turn = tokenizer.render([{"role": "user", "content": ""}])
+    ids = tokenizer.encode(f"a{role}b")
+    assert tokenizer.decode(ids) == f"a{role}b" and not set(ids) & set(turn[1:])

@@ -308,3 +308,53 @@ def test_a_finished_run_goes_on_where_more_steps_are_asked_for(tmp_path, chain):
   text = [(tmp_path / name / "rollouts" / "step_000003.jsonl").read_text() for name in "ab"]
   assert text[0] == text[1]
   assert json.loads((tmp_path / "a" / "summary.json").read_text())["steps"] == 3
+
+
+def test_saving_goes_on_behind_a_torn_checkpoint(tmp_path, chain):
+  """The torn one is put aside; what is trained again is saved again, and ends as it had before."""
+  workdir = tmp_path / "base"
+  argv = ("pretrain", "--config=smoke", f"--workdir={workdir}", f"--config.tokenizer={chain / 'tokenizer'}")
+  assert run(*argv) == 0
+  whole = checkpoint.Checkpoints(workdir, read_only=True)
+  want = checkpoint.digests(read_params(whole))
+  for file in (workdir / "checkpoints" / "6" / "params").rglob("*"):
+    if file.is_file():
+      file.write_bytes(file.read_bytes()[:10])
+  (workdir / "summary.json").unlink()
+  assert (
+    run("cpt", "--config=smoke", f"--workdir={tmp_path / 'cpt'}", f"--config.init={workdir}") == 2
+  )  # never step 3 unsaid
+  assert run(*argv) == 0
+  assert (workdir / "torn-checkpoint-6").is_dir()
+  again = checkpoint.Checkpoints(workdir, read_only=True)
+  assert again.steps() == [3, 6] and checkpoint.digests(read_params(again)) == want
+
+
+def test_a_chain_can_be_moved_and_a_stale_evaluation_is_refused(tmp_path, chain, capsys):
+  import shutil
+
+  moved = tmp_path / "moved here"
+  shutil.copytree(chain, moved)
+  assert run("chain", "--config=smoke", f"--workdir={moved}") == 0
+  init = moved / "sft-thinking"
+  argv = ("evaluate", "--config=smoke", f"--workdir={tmp_path / 'e'}", f"--config.init={init}")
+  assert run(*argv) == 0
+  shutil.rmtree(init)
+  shutil.copytree(chain / "sft-nonthinking", init)
+  capsys.readouterr()
+  assert run(*argv) == 2 and "origin are not those the run began with" in capsys.readouterr().err
+
+
+def test_moments_lie_like_their_weights_and_the_update_compiles_once(chain):
+  from jaxrlvr import config as configs
+  from jaxrlvr.stages import setup
+
+  c = configs.load("smoke", {"init": str(chain / "cpt"), "mesh.data": "2", "mesh.fsdp": "2", "mesh.tensor": "2"})
+  policy = setup.load_policy(c)
+  optimizer, _ = setup.optimizer(c.sft.optim, 3)
+  state = setup.fresh_state(policy, optimizer)
+  adam = state.opt_state[1]
+  for name, w in state.params.items():
+    assert adam.mu[name].sharding == adam.nu[name].sharding == w.sharding == policy.params[name].sharding, name
+  assert len({s.device for s in state.params["q"].addressable_shards}) == 8
+  assert state.params["q"].addressable_shards[0].data.size * 4 == state.params["q"].size

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from jaxrlvr import report
-from jaxrlvr.stages.run import open_run
+from jaxrlvr.stages.run import open_run, read_config
 from jaxrlvr.types import InputError
 
 
@@ -17,10 +16,9 @@ def analyze(config: ConfigDict, workdir: str | Path) -> dict:
   arms, evaluations = [], {}
   for entry in config.report.runs:
     name, separator, folder = entry.partition("=")
-    config_file = Path(folder) / "config.json"
-    if not separator or not config_file.is_file():
-      raise InputError(f"config.report.runs: {entry!r} is not `name=run directory`; {folder or entry} holds no run")
-    stage = json.loads(config_file.read_text())["stage"]
+    if not separator:
+      raise InputError(f"config.report.runs: {entry!r} is not `name=run directory`")
+    stage = read_config(Path(folder))["stage"]
     if stage == "rl":
       arms.append(report.Arm(name, Path(folder)))
     elif stage == "evaluate":
@@ -29,7 +27,10 @@ def analyze(config: ConfigDict, workdir: str | Path) -> dict:
       raise InputError(
         f"config.report.runs: {folder} is a run of stage {stage!r}; the report takes rl and evaluate runs"
       )
+  if not arms:
+    raise InputError("config.report.runs names no rl run; name at least one, as `Thinking=runs/demo/rl-thinking`")
   with open_run(config, workdir, "analyze") as run:
+    run.summary = None  # always made anew
     run.begin()
     page = report.write(
       run.workdir / "report", config.report.title, arms, evaluations, config.saturation_tail, config.report.samples

@@ -8,6 +8,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from jaxrlvr import config as configs
+from jaxrlvr import stopping
 from jaxrlvr.stages.run import open_run
 from jaxrlvr.types import InputError
 
@@ -20,6 +21,8 @@ def plan(config: ConfigDict, workdir: Path, stages: Mapping[str, Stage]) -> list
     raise InputError("config.chain is empty; take a config with a chain, such as configs/demo.py, or run one stage")
   made, seen = [], set()
   for link in config.chain:
+    if not isinstance(link, Mapping):
+      raise InputError(f"config.chain: {link!r} is no link; write {{'name': ..., 'stage': ...}}")
     if missing := {"name", "stage"} - set(link):
       raise InputError(f"config.chain: link {dict(link)} has no {min(missing)}")
     name, stage = link["name"], link["stage"]
@@ -48,9 +51,11 @@ def chain(stages: Mapping[str, Stage]) -> Stage:
     workdir = Path(workdir).absolute()
     links = plan(config, workdir, stages)
     with open_run(config, workdir, "chain") as run:
+      run.summary = None  # its links say themselves what is finished
       run.begin()
-      summaries = {name: stage(derived, workdir / name) for name, stage, derived in links}
-      last = list(summaries.values())[-1]
-      return run.finish(links=list(summaries), **{k: v for k, v in last.items() if k == "report"})
+      for name, stage, derived in links:
+        stopping.raise_if_asked(str(workdir))
+        summary = stage(derived, workdir / name)
+      return run.finish(links=[link[0] for link in links], **{k: v for k, v in summary.items() if k == "report"})
 
   return run_chain

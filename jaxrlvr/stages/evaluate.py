@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxrlvr import logbook, reward, shard
+from jaxrlvr import logbook, reward, shard, stopping
 from jaxrlvr.analysis import passk
 from jaxrlvr.logbook import Progress
 from jaxrlvr.stages import rollout, setup
@@ -34,6 +34,8 @@ class Evaluator:
     size = min(c.evaluate.problems_per_batch, len(self.problems))
     size = -(-size // shards) * shards
     for start in range(0, len(self.problems), size):
+      if run.stage == "evaluate":  # RL saves when its step is done
+        stopping.raise_if_asked(str(run.workdir))
       chunk = self.problems[start : start + size]
       filled = chunk + [chunk[-1]] * (size - len(chunk))  # the last batch keeps its shape; what fills it is dropped
       occurrence_P = np.maximum(np.arange(size) - len(chunk) + 1, 0).astype(np.int32)
@@ -51,13 +53,14 @@ class Evaluator:
 def evaluate(config: ConfigDict, workdir: str | Path) -> dict:
   """Measures the policy of `config.init` on the problems of `config.heldout`."""
   with open_run(config, workdir, "evaluate") as run:
-    if run.finished:
-      return run.summary
     policy = setup.load_policy(config)
     progress = Progress(Path(workdir).name, 1)
     with rollout.verifier_service(config) as service, jax.set_mesh(policy.mesh), jax.transfer_guard("disallow"):
       evaluator = Evaluator(config, policy, service)
-      run.begin(heldout=evaluator.problems, tokenizer=policy.tokenizer.pieces())
+      inputs = {"tokenizer": policy.tokenizer.pieces(), "origin": policy.origin.get("digests")}
+      run.begin(heldout=evaluator.problems, **inputs)
+      if run.finished:
+        return run.summary
       metrics = evaluator(policy.params, run, 0)
     progress(1, {k: v for k, v in metrics.items() if k.endswith((f"avg@{config.evaluate.samples}", "format"))})
     return run.finish(steps=0, dropped=evaluator.dropped, **metrics)

@@ -17,7 +17,7 @@ from jaxrlvr.policy import spec as policy_spec
 from jaxrlvr.stages import setup
 from jaxrlvr.stages.run import open_run
 from jaxrlvr.text.tokenizer import train_sentencepiece
-from jaxrlvr.update import init_state, update
+from jaxrlvr.update import update
 
 
 def mix(config: ConfigDict, stage: str) -> embedded.Mix:
@@ -49,8 +49,6 @@ def train(stage: str, config: ConfigDict, workdir: str | Path) -> dict:
   """Trains on packed rows of the stage's text, from fresh weights or those of `config.init`."""
   settings = config[stage]
   with open_run(config, workdir, stage) as run:
-    if run.finished:
-      return run.summary
     policy = setup.load_policy(config)
     shard.check(policy.mesh, f"config.{stage}.rows", (settings.rows // settings.microbatches,), ("batch",))
     optimizer, rates = setup.optimizer(settings.optim, settings.steps)
@@ -58,10 +56,12 @@ def train(stage: str, config: ConfigDict, workdir: str | Path) -> dict:
     document = functools.lru_cache(2)(
       lambda number: embedded.document(embedded.TEXTS[stage](config.seed, number, mix(config, stage)), policy.tokenizer)
     )
-    run.begin(tokenizer=policy.tokenizer.pieces())
+    run.begin(tokenizer=policy.tokenizer.pieces(), origin=policy.origin.get("digests"))
+    if run.finished:
+      return run.summary
     setup.keep(config, policy, run.workdir)
     with jax.set_mesh(policy.mesh), jax.transfer_guard("disallow"):
-      state, meta = run.restore(jax.jit(init_state, static_argnums=1, donate_argnums=0)(policy.params, optimizer))
+      state, meta = run.restore(setup.fresh_state(policy, optimizer))
       start, cursor = (meta["step"], tuple(meta["cursor"])) if meta else (0, (0, 0))
       progress = Progress(Path(workdir).name, settings.steps, start)
       for step in range(start + 1, settings.steps + 1):

@@ -20,8 +20,8 @@ from jaxrlvr.policy.sample import STOP_LENGTH
 from jaxrlvr.stages import rollout, setup
 from jaxrlvr.stages.evaluate import Evaluator
 from jaxrlvr.stages.run import open_run
-from jaxrlvr.types import InputError, TrainingStopped
-from jaxrlvr.update import TrainState, init_state, update
+from jaxrlvr.types import TrainingStopped
+from jaxrlvr.update import TrainState, update
 
 
 class Learner(NamedTuple):
@@ -123,8 +123,6 @@ def rl(config: ConfigDict, workdir: str | Path) -> dict:
   """Trains the policy of `config.init` on `config.problems` by the reward `config.rl.reward`."""
   s = config.rl
   with open_run(config, workdir, "rl") as run:
-    if run.finished:
-      return run.summary
     policy = setup.load_policy(config)
     check_sizes(config, policy)
     learner, rates = make_learner(config, policy)
@@ -133,13 +131,14 @@ def rl(config: ConfigDict, workdir: str | Path) -> dict:
     sampler = rollout.Sampler(policy, config.seed, "rl", how, s.stop_strings)
     with rollout.verifier_service(config) as service, jax.set_mesh(policy.mesh), jax.transfer_guard("disallow"):
       evaluator = Evaluator(config, policy, service)
-      run.begin(problems=problems, heldout=evaluator.problems, tokenizer=policy.tokenizer.pieces())
+      inputs = {"tokenizer": policy.tokenizer.pieces(), "origin": policy.origin.get("digests")}
+      run.begin(problems=problems, heldout=evaluator.problems, **inputs)
+      if run.finished:
+        return run.summary
       setup.keep(config, policy, run.workdir)
       ref_params = policy.params if s.kl_beta else None
-      copy = jax.jit(lambda p: jax.tree.map(jnp.copy, p))(policy.params)
-      state, meta = run.restore(jax.jit(init_state, static_argnums=1)(copy, learner.optimizer))
+      state, meta = run.restore(setup.fresh_state(policy, learner.optimizer))
       start = meta["step"] if meta else 0
-      check_origin(policy.origin, meta)
       progress = Progress(Path(workdir).name, s.steps, start)
       if meta is None:
         run.log(0, evaluator(state.params, run, 0))
@@ -148,17 +147,16 @@ def rl(config: ConfigDict, workdir: str | Path) -> dict:
         batch, occurrence_P = problem_lists.batch(problems, config.seed, step, s.problems_per_step)
         prompts = rollout.make_prompts(batch, ids, occurrence_P, s.prompt_tokens, policy.tokenizer.pad_id)
         drawn, on_device = sampler(state.params, prompts, step)
-        graded = reward.REWARDS[s.reward](drawn.answers, service.grade)
-        true = reward.truth(drawn.answers, service.grade)
+        grade = reward.remembering(service.grade)
+        graded, true = reward.REWARDS[s.reward](drawn.answers, grade), reward.truth(drawn.answers, grade)
+        paid = np.where(graded.scored_PG, graded.value_PG, np.nan).tolist()
+        rows = rollout.records(drawn, occurrence_P, step, true, reward=paid)
+        logbook.write_jsonl(run.workdir / "rollouts" / f"step_{step:06d}.jsonl", rows)
         stop_if_unscored(step, graded, s.max_unscored)
         up = jax.device_put((graded.value_PG, graded.scored_PG), shard.named(policy.mesh, "batch"))
         step_rates = rates[(step - 1) * learner.updates : step * learner.updates]
         rates_up = jax.device_put(list(step_rates), shard.named(policy.mesh))
         state, metrics = learner(state, rates_up, ref_params, on_device, drawn, up)
-        rows = rollout.records(
-          drawn, occurrence_P, step, true, reward=np.where(graded.scored_PG, graded.value_PG, np.nan).tolist()
-        )
-        logbook.write_jsonl(run.workdir / "rollouts" / f"step_{step:06d}.jsonl", rows)
         metrics |= host_metrics(drawn.answers, drawn, graded, true, rows) | {"learning_rate": step_rates[-1]}
         if step == s.steps or (config.evaluate.every and step % config.evaluate.every == 0):
           metrics |= evaluator(state.params, run, step)
@@ -177,14 +175,6 @@ def stop_if_unscored(step: int, graded: reward.Graded, limit: float) -> None:
     raise TrainingStopped(
       f"step {step}: {share:.0%} of the answers could not be graded ({dict(causes)}), over config.rl.max_unscored = "
       f"{limit}; raise config.verify limits or look at what the policy writes in rollouts/"
-    )
-
-
-def check_origin(origin: dict, meta: dict | None) -> None:
-  """A resumed run must find the weights it started from: they are its reference policy."""
-  if meta and meta["origin"].get("digests") != origin.get("digests"):
-    raise InputError(
-      f"config.init = {origin.get('run')!r}: its weights are not those this run began with; restore them"
     )
 
 

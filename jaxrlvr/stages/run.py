@@ -24,6 +24,9 @@ from jaxrlvr.types import InputError, StorageError, TrainingStopped
 _LOG = logging.getLogger(__name__)
 # Keys in which a resumed run may differ from the run it goes on with, by stage; the links of a chain check themselves.
 _HARMLESS = (
+  "init",  # its weights count, not its path
+  "tokenizer",
+  "saturation_tail",
   "resume",
   "tensorboard",
   "checkpoint.",
@@ -62,9 +65,9 @@ class Run:
     return self.summary is not None
 
   def begin(self, **inputs) -> None:
-    """Writes config and manifest: call it when all input is checked, so that a refused run leaves no trace.
+    """Writes config and manifest: call it when all input is checked, so that a refused run leaves nothing behind.
 
-    `inputs` are the data the run depends on, by name; a run that goes on must find the same.
+    `inputs` are the data the run depends on, by name; a run that goes on, or is finished, must find the same.
     """
     digests = {name: logbook.digest(value) for name, value in inputs.items()}
     file = self.workdir / "manifest.json"
@@ -74,6 +77,10 @@ class Run:
         raise InputError(
           f"{self.workdir}: {name} are not those the run began with; restore them or choose another workdir"
         )
+    if self.finished:
+      _LOG.warning("%s: already finished, nothing is done again", self.workdir)
+      return
+    (self.workdir / "summary.json").unlink(missing_ok=True)  # of a run that now gets more steps
     logbook.write_json(self.workdir / "config.json", {"stage": self.stage, **self.config.to_dict()})
     logbook.write_json(file, manifest() | {"inputs": digests})
 
@@ -102,6 +109,7 @@ class Run:
 
   def log(self, step: int, metrics: Mapping) -> dict[str, float]:
     """Takes a step's metrics and returns those of the step before, fetched only now that the next step is under way."""
+    self.checkpoints.check()
     before = self.flush()
     self._pending = (step, metrics)
     return before
@@ -142,9 +150,14 @@ class Run:
     return self.summary
 
   def close(self) -> None:
+    """Closes files; a failed save is told, not raised, so that it hides no other error."""
     if self._logbook is not None:
       self._logbook.close()
     if self.checkpoints is not None:
+      try:
+        self.checkpoints.wait()
+      except StorageError as error:
+        _LOG.warning("%s", error)
       self.checkpoints.close()
 
 
@@ -183,7 +196,7 @@ def _locked(workdir: Path) -> Iterator[bool]:
         f"--workdir={workdir}: in use by {lock.read().strip()}; wait for it or choose another"
       ) from error
     used = (workdir / "config.json").is_file()
-    strangers = [p.name for p in workdir.iterdir() if p.name != ".lock"]
+    strangers = [p.name for p in workdir.iterdir() if p.name != ".lock" and p.suffix != ".part"]
     if strangers and not used:
       raise InputError(
         f"--workdir={workdir}: holds other files ({strangers[0]}, ...) and no run; choose another directory"
@@ -197,12 +210,13 @@ def _locked(workdir: Path) -> Iterator[bool]:
 def _check_used(config: ConfigDict, workdir: Path, stage: str) -> dict | None:
   if config.resume == "never":
     raise InputError(f"--workdir={workdir}: holds a run and config.resume = 'never'; choose another or use 'auto'")
-  before = json.loads((workdir / "config.json").read_text())
+  before = read_config(workdir)
   if (other := before.pop("stage")) != stage:
     raise InputError(f"--workdir={workdir}: holds a run of stage {other!r}, not {stage!r}; choose another directory")
   free = MAY_CHANGE.get(stage, _HARMLESS)
-  if stage == "rl" and config.rl.optim.schedule == "constant":  # more steps change no step that is done
-    free = (*free, "rl.steps")
+  longer = stage == "rl" and config.rl.steps > before["rl"]["steps"]
+  if longer and config.rl.optim.schedule == "constant" and not config.rl.optim.warmup:
+    free = (*free, "rl.steps")  # more steps change no step that is done
   changed = configs.differences(config, before, free)
   if changed:
     raise InputError(
@@ -211,19 +225,33 @@ def _check_used(config: ConfigDict, workdir: Path, stage: str) -> dict | None:
     )
   summary = workdir / "summary.json"
   earlier = json.loads(summary.read_text()) if summary.is_file() else None
-  return None if earlier and stage == "rl" and config.rl.steps > earlier["steps"] else earlier
+  return None if longer else earlier
+
+
+def read_config(workdir: Path) -> dict:
+  """The config and stage of the run in a directory; InputError where it holds none."""
+  try:
+    found = json.loads((workdir / "config.json").read_text())
+    if "stage" in found and "checkpoint" in found:
+      return found
+    problem = "config.json is another program's"
+  except (OSError, ValueError, TypeError) as error:
+    problem = f"config.json: {type(error).__name__}"
+  raise InputError(f"{workdir}: holds no run ({problem}); name another directory")
 
 
 def manifest() -> dict:
   """Versions and source state that the run's figures come from."""
   here = Path(__file__).resolve().parent
-  git = subprocess.run(
-    ["git", "-C", here, "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
-  )
+  command = ["git", "-C", here, "describe", "--always", "--dirty"]
+  try:
+    source = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
+  except OSError:  # no git on this machine
+    source = None
   return {
     "python": platform.python_version(),
     "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
-    "git": git.stdout.strip() or None,
+    "git": source,
     "verifiers": logbook.digest([p.read_text() for p in sorted((here.parent / "verify").glob("*.py"))]),
     "devices": [str(d) for d in jax.devices()],
     "command": sys.argv[1:],

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from ml_collections import ConfigDict
@@ -18,6 +19,7 @@ from jaxrlvr.policy import spec as policy_spec
 from jaxrlvr.policy.spec import RopeScaling, Spec
 from jaxrlvr.text.tokenizer import SentencePiece, Tokenizer
 from jaxrlvr.types import InputError
+from jaxrlvr.update import TrainState, init_state
 
 TOKENIZER = "tokenizer.model"
 POLICY = "policy.json"
@@ -117,19 +119,47 @@ def keep(config: ConfigDict, policy: Policy, workdir: Path) -> None:
 
 
 def read_spec(path: Path) -> Spec:
-  fields = json.loads(path.read_text())
-  fields["rope_scaling"] = fields["rope_scaling"] and RopeScaling(**fields["rope_scaling"])
-  return Spec(**fields)
+  try:
+    fields = json.loads(path.read_text())
+    fields["rope_scaling"] = fields["rope_scaling"] and RopeScaling(**fields["rope_scaling"])
+    return Spec(**fields)
+  except (ValueError, KeyError, TypeError) as error:
+    raise InputError(
+      f"{path}: is no policy of this version ({type(error).__name__}: {error}); take another run"
+    ) from error
 
 
 def _load_params(run: Path, shapes: dict, placed: dict):
   abstract = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed[name]) for name, x in shapes.items()}
-  store = checkpoint.Checkpoints(run)
+  store = checkpoint.Checkpoints(run, read_only=True)
   found = store.restore(abstract, None)
   store.close()
   if found is None:
     raise InputError(f"config.init = {str(run)!r}: has no checkpoint; let that run finish first")
-  return found[0], {"run": str(run), "step": found[2]["step"], "digests": found[2]["digests"]}
+  summary = run / "summary.json"
+  whole = json.loads(summary.read_text())["steps"] if summary.is_file() else None
+  if found[2]["step"] != whole:
+    raise InputError(
+      f"config.init = {str(run)!r}: step {found[2]['step']} is all of it that loads, its end is {whole}; finish it"
+    )
+  return found[0], {"run": str(run), "step": whole, "digests": digests_of_params(found[2])}
+
+
+def digests_of_params(meta: dict) -> dict[str, str]:
+  return {name: digest for name, digest in meta["digests"].items() if name.startswith("['params']")}
+
+
+def fresh_state(policy: Policy, optimizer: optax.GradientTransformation) -> TrainState:
+  """Training state at step 0, moments laid out like the weights they belong to; the policy's own weights stay."""
+  rest = shard.named(policy.mesh)
+  placed = policy_spec.shardings(policy.spec, policy.mesh)
+  shapes = jax.eval_shape(lambda p: init_state(p, optimizer), policy.params)
+  with jax.transfer_guard("allow"):  # optax builds small placeholders
+    moments = optax.tree.map_params(
+      optimizer, lambda _, place: place, shapes.opt_state, placed, transform_non_params=lambda _: rest
+    )
+  places = TrainState(placed, moments, rest, rest, rest)
+  return jax.jit(lambda p: init_state(jax.tree.map(jnp.copy, p), optimizer), out_shardings=places)(policy.params)
 
 
 def optimizer(o: ConfigDict, updates: int) -> tuple[optax.GradientTransformation, np.ndarray]:

@@ -33,7 +33,10 @@ class SentencePiece:
 
     if not Path(path).is_file():
       raise InputError(f"{path}: no such tokenizer model; train one with `jaxrlvr tokenizer` or correct the path")
-    self._model = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    try:
+      self._model = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    except (RuntimeError, OSError) as error:
+      raise InputError(f"{path}: is no SentencePiece model ({error}); train one with `jaxrlvr tokenizer`") from error
     self.vocab_size = self._model.get_piece_size()
     self.pad_id, self.bos_id, self.eos_ids = self._model.pad_id(), self._model.bos_id(), (self._model.eos_id(),)
     unknown = self._model.unk_id()
@@ -88,7 +91,8 @@ def train_sentencepiece(texts: Iterable[str], path: str | Path, vocab_size: int)
     normalization_rule_name="identity",
     remove_extra_whitespaces=False,
     add_dummy_prefix=False,
-    user_defined_symbols=[THINK, THINK_END, *ROLES.values(), "\n", "\\boxed{", "}"],
+    control_symbols=list(ROLES.values()),  # no text can spell a turn of the chat
+    user_defined_symbols=[THINK, THINK_END, "\n", "\\boxed{", "}"],
     pad_id=0,
     bos_id=1,
     eos_id=2,
