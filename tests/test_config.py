@@ -144,3 +144,17 @@ def test_base_explains_every_key():
   for before, line in zip(text, text[1:], strict=False):
     if re.match(r"  [cto]\.[\w.]+(, o\.\w+)* = (?!ConfigDict|optim\(|language_modelling\(|0.05)", line):
       assert "#" in line or "#" in before, f"no meaning: {line}"
+
+
+@pytest.mark.parametrize(
+  "body,words",
+  [
+    ("  c = base()\n  with c.unlocked():\n    c.rl.stepz = 1\n  return c\n", "config.rl.stepz: unknown"),
+    ("  c = base()\n  with c.unlocked():\n    del c.rl.steps\n  return c\n", "config.rl.steps: missing"),
+  ],
+)
+def test_a_config_with_other_keys_is_refused(tmp_path, body, words):
+  file = tmp_path / "mine.py"
+  file.write_text("from jaxrlvr.config import base\ndef get_config(arg):\n" + body)
+  with pytest.raises(InputError, match=words):
+    configs.load(str(file))

@@ -168,3 +168,19 @@ def test_no_text_can_spell_a_turn(tokenizer):
     turn = tokenizer.render([{"role": "user", "content": ""}])
     ids = tokenizer.encode(f"a{role}b")
     assert tokenizer.decode(ids) == f"a{role}b" and not set(ids) & set(turn[1:])
+
+
+def test_problems_differ_by_seed_and_stream():
+  def ids(seed, stream):
+    return [arithmetic.problem(seed, "train", 4, i, stream=stream).id for i in range(20)]
+
+  assert not set(ids(0, "rl")) & set(ids(1, "rl")) and not set(ids(0, "rl")) & set(ids(0, "sft"))
+  many = [Problem(str(i), (), "", "", "arithmetic") for i in range(50)]
+  assert [p.id for p in batch(many, 3, 1, 50)[0]] != [p.id for p in batch(many, 4, 1, 50)[0]]
+
+
+def test_render_is_roles_by_id_around_plain_text(tokenizer):
+  prompt = tokenizer.render([{"role": "system", "content": "a"}, {"role": "user", "content": "b"}])
+  names = [tokenizer._model.id_to_piece(i) for i in prompt]
+  assert [n for n in names if n.startswith("<")] == ["<s>", "<|system|>", "<|user|>", "<|assistant|>"]
+  assert tokenizer.decode(prompt).split() == ["ab"] and names[-1] == "<|assistant|>"

@@ -53,3 +53,23 @@ def test_tensorboard_says_what_it_needs(tmp_path, monkeypatch):
   monkeypatch.setitem(__import__("sys").modules, "clu", None)
   with pytest.raises(InputError, match="extra `tensorboard`"):
     Logbook(tmp_path, -1, tensorboard=True)
+
+
+def test_metrics_line_survives_and_has_no_nan(tmp_path):
+  log = Logbook(tmp_path, -1)
+  log.write(0, {"bad": float("nan")})
+  assert read_jsonl(tmp_path / "metrics.jsonl") == [{"step": 0, "bad": None}]  # flushed before close
+  log.close()
+  write_jsonl(tmp_path / "r.jsonl", [{"reward": float("nan")}])
+  assert read_jsonl(tmp_path / "r.jsonl") == [{"reward": None}]
+
+
+def test_a_kill_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
+  def killed(descriptor):
+    raise KeyboardInterrupt
+
+  write_json(tmp_path / "s.json", 1)
+  monkeypatch.setattr("jaxrlvr.logbook.os.fsync", killed)
+  with pytest.raises(KeyboardInterrupt):
+    write_json(tmp_path / "s.json", 2)
+  assert json.loads((tmp_path / "s.json").read_text()) == 1

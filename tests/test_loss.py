@@ -159,11 +159,60 @@ def test_sequence_ratio_and_importance_cap():
   np.testing.assert_allclose(loss, -(2.0 + 1.0 + np.exp(-1.0)) / 3, rtol=1e-6)
 
 
-def test_values_outside_the_mask_never_matter():
+@pytest.mark.parametrize("bad", [jnp.inf, jnp.nan])
+def test_values_outside_the_mask_never_matter(bad):
   mask = jnp.array([[True, False]])
-  logp, old = jnp.array([[-0.5, jnp.inf]]), jnp.array([[-0.4, -jnp.inf]])
+  logp, old = jnp.array([[-0.5, bad]]), jnp.array([[-0.4, -bad]])
 
   def value(x):
-    return policy_loss(x, old, jnp.ones(1), mask)[0]
+    return policy_loss(x, old, jnp.ones(1), mask, sampler_logp_BT=old, importance_cap=2.0, dual_clip=3.0)[0]
 
   assert np.isfinite(value(logp)) and np.all(np.isfinite(np.asarray(jax.grad(value)(logp))))
+
+
+def test_constant_baselines_learn_from_flat_groups():
+  flat = jnp.ones((1, 4))
+  np.testing.assert_array_equal(group_advantage(flat, baseline="zero", scale_std=False), flat)
+  np.testing.assert_array_equal(group_advantage(0 * flat, baseline="one", scale_std=False), -flat)
+
+
+def test_leave_one_out_without_the_unscored():
+  reward = jnp.array([[1.0, 0.0, 1.0, np.nan]])
+  how = dict(baseline="leave-one-out", scale_std=False)
+  got = np.asarray(group_advantage(reward, jnp.isfinite(reward), **how))
+  np.testing.assert_allclose(got[:, :3], group_advantage(reward[:, :3], **how), rtol=1e-6)
+  assert got[0, 3] == 0
+
+
+def test_sequence_ratio_details():
+  old, logp = jnp.zeros((1, 3)), jnp.array([[0.3, 0.0, -0.6]])
+  how = dict(ratio="sequence", clip_low=0.9, clip_high=0.9)
+  advantage, mask = jnp.array([[1.0, 2.0, 3.0]]), jnp.ones((1, 3), bool)
+  gradient = jax.grad(lambda x: policy_loss(x, old, advantage, mask, **how)[0])(logp)
+  np.testing.assert_allclose(gradient, -np.exp(-0.1) / 3 * advantage, rtol=1e-6)
+
+
+def test_sequence_ratio_mask():
+  old, logp = jnp.zeros((1, 3)), jnp.array([[0.3, 0.0, -0.6]])
+  how = dict(ratio="sequence", clip_low=0.9, clip_high=0.9)
+  loss, _ = policy_loss(logp, old, jnp.ones(1), jnp.array([[True, True, False]]), **how)
+  np.testing.assert_allclose(loss, -np.exp(0.15), rtol=1e-6)
+
+
+def test_clip_metrics_tell_low_from_high():
+  logp, advantage = jnp.array([[1.0, -1.0, -1.0, -1.0]]), jnp.array([[1.0, -1.0, -1.0, 1.0]])
+  metrics = policy_loss(logp, jnp.zeros((1, 4)), advantage, jnp.ones((1, 4), bool))[1]
+  assert metrics["clip_ratio/high"] == 0.25 and metrics["clip_ratio/low"] == 0.5
+
+
+@pytest.mark.parametrize("reduce", list(masked.REDUCTIONS))
+def test_unscored_rows_weigh_nothing(reduce):
+  mask = jnp.array([[True, True, False], [True, False, False], [False] * 3])
+  weights = masked.token_weights(mask, reduce, 9, jnp.array([True, True, False]))
+  np.testing.assert_allclose(weights[:2], masked.token_weights(mask[:2], reduce, 9), rtol=1e-6)
+  assert not np.any(weights[2])
+
+
+def test_empty_masks_give_zero():
+  x, none = jnp.array([[jnp.nan, 1.0]]), jnp.zeros((1, 2), bool)
+  assert masked.mean(x, none) == 0 and masked.std(x, none, 1) == 0 and masked.spread(x, none, 1) == 0

@@ -165,3 +165,24 @@ def test_automaton_finds_strings_however_they_are_cut():
       assert (state == len(table) - 1) == any(s.encode() in text for s in strings)
   with pytest.raises(ValueError, match="empty string"):
     automaton(["a", ""], pieces)
+
+
+def test_a_shrunken_batch_goes_on_with_its_own_prompts(rich_spec, rich_params):
+  """Rows that outlive the halving by many tokens still score as the scorer says."""
+  tokens, lengths = prompts([3, 6, 1, 5])
+  s = Sampling(group=8, max_tokens=24, eos_ids=tuple(range(0, 12, 2)), shrink=2)
+  r = sample(rich_params, tokens, lengths, row_keys([1, 2, 3, 4], 8), NO_STOPS, rich_spec, s)
+  ends = np.sort(np.asarray(r.length_B))
+  assert ends[-1] > ends[15] + 5 and ends[-1] > ends[23] + 3
+  check_against_scorer(rich_params, rich_spec, tokens, lengths, r, s)
+
+
+def test_positions_streams_and_problems_draw_apart():
+  """One row draws anew at each position; another stream or problem draws other tokens."""
+  flat, s = jnp.zeros((64, 21)), Sampling(1, 1, ())
+  row = row_keys(range(64), 1)
+  at = [np.asarray(draw(flat, row, t, s)[0]) for t in (0, 1)]
+  assert np.mean(at[0] == at[1]) < 0.3
+  other = keys.rows(keys.address(0, "other", 0), np.arange(64, dtype=np.uint32), np.zeros((64, 1), np.int32))
+  assert np.mean(at[0] == np.asarray(draw(flat, other, 0, s)[0])) < 0.3
+  assert len({int(keys.problem_hash(f"p{i}")) for i in range(100)}) == 100

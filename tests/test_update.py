@@ -9,6 +9,7 @@ import pytest
 from test_sample import EOS, NO_STOPS, prompts, row_keys
 
 from jaxrlvr import masked, objective, optim, shard
+from jaxrlvr.loss import policy_loss
 from jaxrlvr.policy import spec as policy_spec
 from jaxrlvr.policy.sample import Sampling, sample
 from jaxrlvr.policy.score import score
@@ -193,3 +194,93 @@ def test_schedules_and_adamw():
   w, g = jnp.array([0.5, -2.0]), jnp.array([0.3, 0.1])
   change, _ = ours.update(g, ours.init(w), w)
   np.testing.assert_allclose(-0.01 * change, theirs.update(g, theirs.init(w), w)[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+  "name,value,loss_fn",
+  [
+    ("loss", np.nan, lambda p, b: (jnp.sum(p["q"] ** 2) + jnp.sum(b), {})),  # the gradient is finite
+    ("gradient", 0.0, lambda p, b: (jnp.sum(jnp.sqrt(jnp.abs(p["q"]) * jnp.sum(b))), {})),  # the loss is 0
+  ],
+)
+def test_loss_or_gradient_alone_skips_an_update(spec, params, name, value, loss_fn):
+  adamw = optim.adamw(0.9, 0.95, 1e-8, 0.01, 1.0)
+  state = init_state(jax.tree.map(jnp.array, params), adamw)
+  state, metrics = update(state, jnp.array([value], jnp.float32), 1e-2, loss_fn=loss_fn, optimizer=adamw)
+  assert metrics["skipped_in_a_row"] == 1
+  np.testing.assert_array_equal(state.params["q"], params["q"])
+
+
+def test_a_step_goes_down_by_the_rate(params):
+  adamw = optim.adamw(0.9, 0.95, 1e-8, 0.1, 0.0)
+  state = init_state(jax.tree.map(jnp.array, params), adamw)
+  state, _ = update(state, jnp.ones(1), 3e-3, loss_fn=lambda p, b: (jnp.sum(p["q"] ** 2) * b[0], {}), optimizer=adamw)
+  q = np.asarray(params["q"])
+  np.testing.assert_allclose(q - state.params["q"], 3e-3 * (np.sign(q) + 0.1 * q), atol=1e-5)
+
+
+def test_every_setting_of_grpo_reaches_the_arithmetic(rich_spec, rich_params, batch):
+  how = dict(clip_low=0.01, clip_high=0.02, ratio="sequence", importance_cap=1.1)
+  fn = objective.grpo(rich_spec, start=6, temperature=0.7, kl_beta=0.5, kl_estimator="k1", **how)
+  away = batch.replace(old_logp_BT=batch.ref_logp_BT)
+  value, metrics = jax.jit(fn)(rich_params, away)
+  rows = (batch.tokens_BS, batch.positions_BS, batch.segments_BS)
+  here = jax.jit(score, static_argnames=("spec", "start", "temperature"))(
+    rich_params, *rows, spec=rich_spec, start=6, temperature=0.7
+  )
+  logp, mask, weights = here.logp_BT, batch.mask_BT, batch.weights_BT
+  surrogate, _ = policy_loss(
+    logp, away.old_logp_BT, batch.advantage_B, mask, weights_BT=weights, sampler_logp_BT=batch.sampler_logp_BT, **how
+  )
+  kl = jnp.sum(jnp.where(mask, weights * (logp - batch.ref_logp_BT), 0.0))
+  np.testing.assert_allclose(metrics["kl"], kl, rtol=1e-5)
+  np.testing.assert_allclose(value, surrogate + 0.5 * kl, rtol=1e-5)
+  np.testing.assert_allclose(metrics["entropy"], jnp.sum(weights * here.entropy_BT), rtol=1e-5)
+  parts = objective.logp(rich_params, batch, rich_spec, start=6, temperature=0.7, parts=2, remat=False)
+  np.testing.assert_allclose(np.where(mask, parts, 0), np.where(mask, logp, 0), atol=1e-5)
+
+
+def test_rollout_batch_masks_exactly_the_response(rich_spec, rich_params):
+  tokens, lengths = prompts([3, 6, 1, 5])
+  rollout = sample(rich_params, tokens, lengths, row_keys([1, 2, 3, 4], 4), NO_STOPS, rich_spec, S)
+  scored = np.ones((4, 4), bool)
+  scored[3, 0] = False
+  made = objective.rollout_batch(
+    tokens,
+    lengths,
+    rollout,
+    REWARD,
+    scored,
+    group=4,
+    baseline="zero",
+    scale_std=False,
+    reduce="sequence-mean-token-sum",
+    updates=1,
+  )
+  length = np.where(scored.reshape(-1), rollout.length_B, 0)
+  assert len(set(length.tolist())) > 3
+  np.testing.assert_array_equal(made.mask_BT.sum(1), length)
+  np.testing.assert_array_equal(made.advantage_B, np.where(scored, REWARD, 0).reshape(-1))
+  np.testing.assert_allclose(made.weights_BT, made.mask_BT / 15, rtol=1e-6)
+
+
+def test_language_modelling_is_the_mean_of_its_targets(rich_spec, rich_params):
+  tokens = jnp.arange(12).reshape(2, 6) % 29
+  positions, segments = jnp.broadcast_to(jnp.arange(6), (2, 6)), jnp.ones((2, 6), jnp.int32)
+  target = jnp.array([[0, 1, 1, 0, 1, 1], [0, 0, 0, 1, 1, 0]], bool)
+  loss, _ = objective.language_modelling(rich_spec)(
+    rich_params, objective.TextBatch(tokens, positions, segments, target / target.sum())
+  )
+  logp = score(rich_params, tokens, positions, segments, rich_spec).logp_BT
+  np.testing.assert_allclose(loss, -np.asarray(logp)[np.asarray(target[:, 1:])].mean(), rtol=1e-5)
+
+
+def test_rates_and_clip():
+  for name in ("constant", "cosine", "linear"):
+    assert np.isclose(optim.rates(name, 1.0, 2, 12, 0.1)[0], 0)
+  assert np.isclose(optim.rates("linear", 1.0, 0, 11, 0.1)[-1], 1 - 0.9 * 10 / 11, atol=1e-3)
+  w, g = jnp.zeros(2), jnp.array([3.0, 4.0])
+  clipped = optim.adamw(0.9, 0.95, 1.0, 0.0, 1.0)  # eps 1: Adam keeps the scale
+  np.testing.assert_allclose(
+    clipped.update(g, clipped.init(w), w)[0], np.array([0.6, 0.8]) / (1 + np.array([0.6, 0.8])), rtol=1e-5
+  )
