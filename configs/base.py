@@ -73,7 +73,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c.text.guess_right = 0.25  # share of guesses that are right
 
   c.pretrain = language_modelling(steps=600, lr=3e-3)
-  c.cpt = language_modelling(steps=600, lr=3e-3)
+  c.cpt = language_modelling(steps=800, lr=3e-3)
   c.sft = language_modelling(steps=60, lr=1e-3)
   c.sft.thinking = True  # targets: True: trace and answer; False: the same prompts, the answer alone
   c.sft.terse = 0.6  # share of traces that show their first step only and jump to the (right) answer
