@@ -143,6 +143,10 @@ def each(rule: tuple[Callable, str]) -> tuple[Callable, str]:
 _POSITIVE = (lambda v: v > 0), "above 0"
 _SHARE = (lambda v: 0 <= v <= 1), "from 0 to 1"
 _DECAY = (lambda v: 0 <= v < 1), "from 0 to below 1"
+_RATES = (
+  (lambda v: len(v) == 2 and all(isinstance(x, int | float) and 0 <= x <= 1 for x in v)),
+  "two rates from 0 to 1, as (0.1, 0.2)",
+)
 _MESH = (lambda v: v == -1 or v >= 1), "-1 or at least 1"
 
 # What a value must be, by key; a key that starts with a dot stands for every group that has it.
@@ -195,7 +199,10 @@ RULES: dict[str, tuple[Callable, str]] = {
   "rl.top_p": ((lambda v: 0 < v <= 1), "above 0, at most 1"),
   "rl.stop_strings": ((lambda v: all(isinstance(s, str) and s for s in v)), "strings that are not empty"),
   "rl.shrink": at_least(0),
-  "rl.reward": one_of(*reward.REWARDS),
+  "rl.votes": at_least(0),
+  "rl.noise": _RATES,
+  "rl.correction": one_of(*loss.CORRECTIONS),
+  "rl.correction_noise": ((lambda v: v == () or _RATES[0](v)), f"() or {_RATES[1]}"),
   "rl.baseline": one_of(*loss.BASELINES),
   "rl.ratio": one_of(*loss.RATIOS),
   "rl.clip_low": _SHARE,
@@ -240,6 +247,23 @@ IMPOSSIBLE: tuple[tuple[Callable[[ConfigDict], bool], str], ...] = (
     "the rows of an update, (config.rl.minibatch_problems or config.rl.problems_per_step) * config.rl.group_size, must "
     "be a multiple of config.rl.microbatches",
   ),
+  (
+    lambda c: c.rl.votes and not reward.votes(reward.parse(c.rl.reward)),
+    "config.rl.votes is set, but config.rl.reward looks at no other samples than those it pays; set it to 0",
+  ),
+  (
+    lambda c: 0 < c.rl.votes < c.rl.group_size,
+    "config.rl.votes is below config.rl.group_size: those that are trained on vote too; raise it, or 0 for no others",
+  ),
+  (
+    lambda c: (any(c.rl.noise) or c.rl.correction != "none") and not reward.is_binary(reward.parse(c.rl.reward)),
+    "config.rl.noise and config.rl.correction need a reward of 0 and 1; config.rl.reward is a sum or has real values",
+  ),
+  (
+    lambda c: c.rl.correction != "none" and sum(c.rl.correction_noise or c.rl.noise) >= 1,
+    "config.rl.correction needs rates (false positive, false negative) that sum to less than 1: beyond, paid answers "
+    "are no likelier to be right than others",
+  ),
   *(
     (
       lambda c, s=s: c[s].rows % c[s].microbatches != 0,
@@ -267,6 +291,10 @@ def check(config: ConfigDict) -> None:
     if (rule := _rule(key)) and not _holds(rule[0], value):
       near = difflib.get_close_matches(value, rule[1].replace(",", "").split(), 1) if isinstance(value, str) else []
       raise InputError(f"config.{key} = {value!r}: wanted {rule[1]}" + (f"; did you mean {near[0]!r}?" if near else ""))
+  try:
+    reward.parse(config.rl.reward)
+  except InputError as error:
+    raise InputError(f"config.rl.{error}") from None
   for impossible, message in IMPOSSIBLE:
     if impossible(config):
       raise InputError(message)

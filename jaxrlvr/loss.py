@@ -44,6 +44,35 @@ def group_advantage(reward_PG, scored_PG=None, *, baseline: str = "mean", scale_
   return jnp.where(scored_PG, advantage_PG, 0.0)
 
 
+def _backward(reward_PG, scored_PG, false_positive, false_negative, *, baseline, scale_std):
+  """Rewards replaced by their unbiased estimates; the std is that of a clean 0/1 reward with the estimated mean."""
+  clean_PG = (reward_PG - false_positive) / (1.0 - false_positive - false_negative)
+  advantage_PG = group_advantage(clean_PG, scored_PG, baseline=baseline, scale_std=False)
+  if not scale_std:
+    return advantage_PG
+  mean_P1 = jnp.clip(masked.mean(clean_PG, scored_PG, 1, keepdims=True), 0.0, 1.0)
+  count_P1 = jnp.sum(scored_PG, 1, keepdims=True)
+  std_P1 = jnp.sqrt(mean_P1 * (1.0 - mean_P1) * count_P1 / jnp.maximum(count_P1 - 1, 1))
+  return jnp.where(std_P1 > 0, advantage_PG / (std_P1 + 1e-6), 0.0)
+
+
+def _forward(reward_PG, scored_PG, false_positive, false_negative, *, baseline, scale_std):
+  """Weights whose mean is 0 for a truly right answer and -(1 - fp - fn) for a wrong one; no group statistics."""
+  return jnp.where(scored_PG, false_negative - (reward_PG < 0.5), 0.0)
+
+
+# What is made of a 0/1 reward whose channel pays wrong answers at the rate false_positive and withholds from right ones
+# at the rate false_negative. Inside the reward a correction would be affine, which group statistics cancel: these act
+# on advantages. Keys: value of `rl.correction`.
+CORRECTIONS = {
+  "none": lambda reward_PG, scored_PG, false_positive, false_negative, **how: group_advantage(
+    reward_PG, scored_PG, **how
+  ),
+  "backward": _backward,
+  "forward": _forward,
+}
+
+
 def _k1(d):
   return -d
 

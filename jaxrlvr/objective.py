@@ -66,29 +66,57 @@ def logp(
   return shard.join_rows(jax.lax.map(part, shard.split_rows(rows, parts)))
 
 
-@functools.partial(jax.jit, static_argnames=("group", "baseline", "scale_std", "reduce", "updates"))
-def rollout_batch(
-  prompt_PS, prompt_length_P, rollout: Rollout, reward_PG, scored_PG, *, group, baseline, scale_std, reduce, updates
-) -> RolloutBatch:
-  """Rows for training, with advantages, and weights of each of the `updates` parts that `split_rows` makes."""
+@functools.partial(jax.jit, static_argnames=("samples", "group"))
+def rollout_rows(prompt_PS, prompt_length_P, rollout: Rollout, *, samples: int, group: int) -> RolloutBatch:
+  """Rows to train on, not yet weighted: the first `group` of the `samples` responses to each prompt."""
+  if group < samples:
+    rollout = jax.tree.map(lambda x: _first_rows(x, samples, group), rollout)
   slots, max_tokens = prompt_PS.shape[1], rollout.tokens_BT.shape[1]
   pad_B1 = slots - jnp.repeat(prompt_length_P, group)[:, None]
   slot_S = jnp.arange(slots + max_tokens)
-  scored_B = scored_PG.reshape(-1)
-  mask_BT = (jnp.arange(max_tokens) < rollout.length_B[:, None]) & scored_B[:, None]
-  parts = shard.split_rows((mask_BT, scored_B), updates, group)
-  weights_BT = jax.vmap(lambda mask, rows: masked.token_weights(mask, reduce, max_tokens, rows))(*parts)
-  advantage_PG = loss.group_advantage(reward_PG, scored_PG, baseline=baseline, scale_std=scale_std)
+  mask_BT = jnp.arange(max_tokens) < rollout.length_B[:, None]
   return RolloutBatch(
     tokens_BS=jnp.concatenate([jnp.repeat(prompt_PS, group, 0), rollout.tokens_BT], 1),
     positions_BS=jnp.maximum(slot_S - pad_B1, 0),
     segments_BS=((slot_S >= pad_B1) & (slot_S < slots + rollout.length_B[:, None])).astype(jnp.int32),
     mask_BT=mask_BT,
-    weights_BT=shard.join_rows(weights_BT, group),
-    advantage_B=advantage_PG.reshape(-1),
+    weights_BT=mask_BT.astype(jnp.float32),
+    advantage_B=jnp.zeros(len(mask_BT)),
     sampler_logp_BT=rollout.logp_BT,
     old_logp_BT=None,
     ref_logp_BT=None,
+  )
+
+
+def _first_rows(x, samples: int, group: int):
+  x = x.reshape(-1, samples, *x.shape[1:])[:, :group]
+  return shard.constrain(x.reshape(-1, *x.shape[2:]), "batch", *[None] * (x.ndim - 2))
+
+
+@functools.partial(jax.jit, static_argnames=("baseline", "scale_std", "reduce", "updates", "correction", "noise"))
+def weigh(
+  rows: RolloutBatch,
+  reward_PG,
+  scored_PG,
+  *,
+  baseline,
+  scale_std,
+  reduce,
+  updates=1,
+  correction="none",
+  noise=(0.0, 0.0),
+) -> RolloutBatch:
+  """The rows with advantages, and weights of each of the `updates` parts that `split_rows` makes of them.
+
+  noise: the rates (false positive, false negative) that `correction` (`loss.CORRECTIONS`) assumes.
+  """
+  group, scored_B = reward_PG.shape[1], scored_PG.reshape(-1)
+  mask_BT = rows.mask_BT & scored_B[:, None]
+  parts = shard.split_rows((mask_BT, scored_B), updates, group)
+  weights_BT = jax.vmap(lambda mask, scored: masked.token_weights(mask, reduce, mask.shape[-1], scored))(*parts)
+  advantage_PG = loss.CORRECTIONS[correction](reward_PG, scored_PG, *noise, baseline=baseline, scale_std=scale_std)
+  return rows.replace(
+    mask_BT=mask_BT, weights_BT=shard.join_rows(weights_BT, group), advantage_B=advantage_PG.reshape(-1)
   )
 
 

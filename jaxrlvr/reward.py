@@ -1,24 +1,20 @@
-"""Rewards as values in one table: what RL is told about the answers of a batch."""
+"""Rewards as values in one table, and sums and products of them: what RL is told about the answers of a batch."""
 
 from __future__ import annotations
 
+import ast
+import difflib
+import functools
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from jaxrlvr.types import Problem, Verdict
+from jaxrlvr.text.answer import FORMATS, after_thinking, last_box
+from jaxrlvr.types import InputError, Problem, Verdict
 from jaxrlvr.verify.service import Job
-
-Grade = Callable[[Sequence[Job]], list[Verdict]]
-
-
-class Graded(NamedTuple):
-  """Outcome of each answer; where scored is False nobody could say, and the value means nothing."""
-
-  value_PG: np.ndarray  # float32
-  scored_PG: np.ndarray  # bool
-  cause_PG: list[list[str]]  # "" where scored
+from jaxrlvr.verify.vote import Election, Grade, elect
 
 
 class Answers(NamedTuple):
@@ -26,19 +22,33 @@ class Answers(NamedTuple):
 
   problems: Sequence[Problem]  # P
   text_PG: Sequence[Sequence[str]]
-  statistics: Mapping[str, np.ndarray]  # [P,G] each, such as the mean self-certainty of a response
+  statistics: Mapping[str, np.ndarray]  # [P,G] each: mean `certainty` and `entropy` a token, `sequence_logp`; nats
+  sample_PG: np.ndarray  # index among the samples of its problem at this step
+  seed: int = 0
+  step: int = 0
+
+
+class Graded(NamedTuple):
+  """Outcome of each answer; where scored is False nobody could say, and the value means nothing."""
+
+  value_PG: np.ndarray  # float32
+  scored_PG: np.ndarray  # bool
+  cause_PG: list[list[str]]  # why an answer is unscored; may tell more of a scored one (`types.Verdict`)
+  elections_P: list[Election] | None = None  # where the label was voted on
 
 
 def remembering(grade: Grade) -> Grade:
-  """`grade` that grades a response against an answer once, however many rewards ask: both see one verdict."""
+  """`grade` that grades a response against an answer once, however many rewards ask: all see one verdict."""
   known: dict[tuple, Verdict] = {}
 
   def once(jobs: Sequence[Job]) -> list[Verdict]:
     addresses = [(job.verifier, job.response, job.label, id(job.extra)) for job in jobs]
     new = {address: job for address, job in zip(addresses, jobs, strict=True) if address not in known}
     known.update(zip(new, grade(list(new.values())), strict=True))
+    kept_alive.extend(new.values())
     return [known[address] for address in addresses]
 
+  kept_alive: list[Job] = []  # or the id of an `extra` could come to mean another
   return once
 
 
@@ -52,11 +62,8 @@ def grade_against(answers: Answers, wanted: Sequence[str], grade: Grade) -> Grad
   verdicts = grade(jobs)
   shape = (len(answers.problems), -1)
   cause = np.array([v.cause for v in verdicts], object).reshape(shape).tolist()
-  value = np.array([v.score if v.score is not None else 0.0 for v in verdicts], np.float32).reshape(shape)
-  finite = np.isfinite(value)
-  return Graded(
-    np.where(finite, value, 0.0), finite & np.array([v.score is not None for v in verdicts]).reshape(shape), cause
-  )
+  value = np.array([v.score if v.score is not None else np.nan for v in verdicts], np.float32).reshape(shape)
+  return Graded(np.nan_to_num(value, posinf=0.0, neginf=0.0), np.isfinite(value), cause)
 
 
 def truth(answers: Answers, grade: Grade) -> Graded:
@@ -64,10 +71,180 @@ def truth(answers: Answers, grade: Grade) -> Graded:
   return grade_against(answers, [p.truth for p in answers.problems], grade)
 
 
-def verifiable(answers: Answers, grade: Grade) -> Graded:
-  """1 where the response's answer is the label's, which may be wrong, else 0."""
+def labels_right(problems: Sequence[Problem], grade: Grade) -> list[float | None]:
+  """Whether each label is a right answer, by the problem's verifier: 1.0, 0.0, or None where it can't say."""
+  jobs = [Job(p.verifier, f"\\boxed{{{p.label}}}", p.truth, p.extra) for p in problems]
+  return [verdict.score for verdict in grade(jobs)]
+
+
+def uniform(answers: Answers, stream: str) -> np.ndarray:
+  """[P,G] draws from [0, 1), each a function of (seed, stream, step, problem, sample) alone."""
+
+  def draw(problem: Problem, sample: int) -> float:
+    address = f"{answers.seed}/{stream}/{answers.step}/{sample}/{problem.id}".encode()
+    return int.from_bytes(hashlib.blake2b(address, digest_size=6).digest(), "little") / 2**48
+
+  pairs = zip(answers.problems, answers.sample_PG, strict=True)
+  return np.array([[draw(problem, sample) for sample in samples] for problem, samples in pairs])
+
+
+def _sure(value_PG) -> Graded:
+  """Values that need no verifier."""
+  value_PG = np.asarray(value_PG, np.float32)
+  return Graded(value_PG, np.isfinite(value_PG), [["" if np.isfinite(x) else "error" for x in row] for row in value_PG])
+
+
+def _format(answers: Answers, grade: Grade, *, name: str) -> Graded:
+  return _sure([[FORMATS[name](text) for text in texts] for texts in answers.text_PG])
+
+
+def _verifiable(answers: Answers, grade: Grade) -> Graded:
   return grade_against(answers, [p.label for p in answers.problems], grade)
 
 
-# Keys: value of `rl.reward`.
-REWARDS: dict[str, Callable[[Answers, Grade], Graded]] = {"verifiable": verifiable}
+def _inverse(answers: Answers, grade: Grade) -> Graded:
+  graded = _verifiable(answers, grade)
+  return graded._replace(value_PG=1.0 - graded.value_PG)
+
+
+def _statistic(answers: Answers, grade: Grade, *, name: str, sign: float) -> Graded:
+  return _sure(sign * answers.statistics[name])
+
+
+def _random(answers: Answers, grade: Grade, rate: float = 0.5) -> Graded:
+  return _sure(uniform(answers, "random reward") < rate)
+
+
+def _agreement(answers: Answers, voters_PG, grade: Grade) -> Graded:
+  """1 where a response gives the most frequent answer of those that vote; without any vote nobody is paid."""
+  answers_PG = [
+    [last_box(after_thinking(text)) if votes else None for text, votes in zip(*row, strict=True)]
+    for row in zip(answers.text_PG, voters_PG, strict=True)
+  ]
+  elections = elect(answers.problems, answers_PG, grade)
+  won_P = [None if e.winner is None else e.cluster_G[e.winner] for e in elections]
+  value = [[c is not None and c == won for c in e.cluster_G] for e, won in zip(elections, won_P, strict=True)]
+  cause = [e.cause_G for e in elections]
+  scored = np.array([[not c for c in row] for row in cause])
+  return Graded(np.array(value, np.float32), scored, cause, elections)
+
+
+def _majority(answers: Answers, grade: Grade, *, voter: Callable[[str], bool] = lambda text: True) -> Graded:
+  return _agreement(answers, [[voter(text) for text in texts] for texts in answers.text_PG], grade)
+
+
+def _wrong_label(answers: Answers, grade: Grade) -> Graded:
+  true = truth(answers, grade)
+  return _agreement(answers, true.scored_PG & (true.value_PG < 1), grade)._replace(elections_P=None)
+
+
+class Reward(NamedTuple):
+  """What one name in `rl.reward` stands for."""
+
+  function: Callable[..., Graded]  # (answers, grade, *the arguments written behind the name)
+  binary: bool = True  # worth 0 or 1
+  votes: bool = False  # looks at all `rl.votes` samples, those that are not trained on too
+
+
+# Keys: names in `rl.reward`.
+REWARDS: dict[str, Reward] = {
+  "verifiable": Reward(_verifiable),  # the answer is the label's, which may be wrong
+  "inverse": Reward(_inverse),  # the answer is not the label's
+  "wrong_label": Reward(_wrong_label, votes=True),  # it is the group's most frequent wrong answer
+  "majority_vote": Reward(_majority, votes=True),  # it is the group's most frequent answer (TTRL)
+  "majority_vote_thinking": Reward(  # the same, and only responses of the thinking format vote and are paid
+    functools.partial(_majority, voter=FORMATS["thinking_format"]), votes=True
+  ),
+  "self_certainty": Reward(functools.partial(_statistic, name="certainty", sign=1.0), binary=False),  # Intuitor
+  "token_entropy": Reward(functools.partial(_statistic, name="entropy", sign=-1.0), binary=False),  # - mean H(p)
+  "sequence_entropy": Reward(  # log p(response): minus the entropy over whole responses, from one sample
+    functools.partial(_statistic, name="sequence_logp", sign=1.0), binary=False
+  ),
+  "random": Reward(_random),  # random(0.3): 1 with this probability, else with 0.5
+  **{name: Reward(functools.partial(_format, name=name)) for name in FORMATS},
+}
+
+
+class Part(NamedTuple):
+  """One reward of an expression, with the arguments written behind it: `random(0.3)`."""
+
+  name: str
+  arguments: tuple[float, ...] = ()
+
+  def __str__(self) -> str:
+    return self.name + (f"({', '.join(map(str, self.arguments))})" if self.arguments else "")
+
+
+Terms = list[tuple[float, tuple[Part, ...]]]  # a sum of weighted products
+
+
+def parse(text: str) -> Terms:
+  """`0.7*verifiable*thinking_format + 0.3*one_box` as a sum of products; InputError for anything else."""
+  try:
+    tree = ast.parse(text.strip(), mode="eval").body
+  except (SyntaxError, ValueError) as error:
+    raise InputError(f"reward {text!r}: can't be read ({error}); write names, numbers, +, - and *") from None
+  terms = _terms(tree, text)
+  if not all(parts for _, parts in terms):
+    raise InputError(f"reward {text!r}: a number alone pays everybody the same; drop it")
+  return terms
+
+
+def _terms(node: ast.expr, text: str) -> Terms:
+  match node:
+    case ast.BinOp(left=left, op=ast.Add() | ast.Sub(), right=right):
+      sign = 1.0 if isinstance(node.op, ast.Add) else -1.0
+      return _terms(left, text) + [(sign * weight, parts) for weight, parts in _terms(right, text)]
+    case ast.BinOp(left=left, op=ast.Mult(), right=right):
+      return [(v * w, a + b) for v, a in _terms(left, text) for w, b in _terms(right, text)]
+    case ast.UnaryOp(op=ast.USub(), operand=operand):
+      return [(-weight, parts) for weight, parts in _terms(operand, text)]
+    case ast.Constant(value=int() | float() as value) if not isinstance(value, bool) and np.isfinite(value):
+      return [(float(value), ())]
+    case ast.Name(id=name):
+      return [(1.0, (_part(name, (), text),))]
+    case ast.Call(func=ast.Name(id=name), args=args, keywords=[]):
+      values = [term for arg in args for term in _terms(arg, text)]
+      if not any(parts for _, parts in values):
+        return [(1.0, (_part(name, tuple(weight for weight, _ in values), text),))]
+  raise InputError(f"reward {text!r}: {ast.unparse(node)!r} is not understood; write names, numbers, +, - and *")
+
+
+def _part(name: str, arguments: tuple[float, ...], text: str) -> Part:
+  if name not in REWARDS:
+    near = difflib.get_close_matches(name, REWARDS, 1)
+    hint = f"did you mean {near[0]!r}?" if near else f"use {', '.join(REWARDS)}"
+    raise InputError(f"reward {text!r}: there is no {name!r}; {hint}")
+  if arguments and (name != "random" or len(arguments) > 1 or not 0 <= arguments[0] <= 1):
+    raise InputError(f"reward {text!r}: {name}{arguments} is not understood; only random(RATE), RATE in [0, 1], is")
+  return Part(name, arguments)
+
+
+def is_binary(terms: Terms) -> bool:
+  """Is every value 0 or 1, so that it can be called right or wrong?"""
+  return len(terms) == 1 and terms[0][0] == 1.0 and all(REWARDS[part.name].binary for part in terms[0][1])
+
+
+def votes(terms: Terms) -> bool:
+  """Does a part look at more samples than are trained on?"""
+  return any(REWARDS[part.name].votes for _, parts in terms for part in parts)
+
+
+def evaluate(terms: Terms, answers: Answers, grade: Grade) -> tuple[Graded, dict[str, Graded]]:
+  """(the reward, its parts by name). An answer that one part can't score is unscored."""
+  parts = {part: None for _, factors in terms for part in factors}
+  graded = {part: REWARDS[part.name].function(answers, grade, *part.arguments) for part in parts}
+  value = sum(weight * np.prod([graded[part].value_PG for part in factors], 0) for weight, factors in terms)
+  scored = np.logical_and.reduce([g.scored_PG for g in graded.values()])
+  causes = [np.array(g.cause_PG, object) for g in graded.values()]
+  cause = functools.reduce(lambda a, b: np.where(a == "", b, a), causes)
+  elections = next((g.elections_P for g in graded.values() if g.elections_P), None)
+  whole = Graded(np.where(scored, value, 0.0).astype(np.float32), scored, cause.tolist(), elections)
+  return whole, {str(part): g for part, g in graded.items()}
+
+
+def noisy(graded: Graded, answers: Answers, false_positive: float, false_negative: float) -> Graded:
+  """A binary reward seen through a channel that pays a 0 and withholds a 1 at these rates."""
+  u_PG, paid = uniform(answers, "noise"), graded.value_PG == 1
+  value = np.where(paid, u_PG >= false_negative, u_PG < false_positive)
+  return graded._replace(value_PG=value.astype(np.float32))

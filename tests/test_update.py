@@ -19,6 +19,11 @@ S = Sampling(group=4, max_tokens=8, eos_ids=EOS, shrink=1)
 REWARD = np.array([[1, 0, 0, 1], [0, 0, 0, 0], [0, 1, 1, 1], [1, 0, 1, 0]], np.float32)
 
 
+def rollout_batch(prompts, lengths, rollout, rewards, scored, *, group, **how):
+  rows = objective.rollout_rows(prompts, lengths, rollout, samples=group, group=group)
+  return objective.weigh(rows, rewards, scored, **how)
+
+
 @pytest.fixture(scope="module")
 def batch(rich_spec, rich_params):
   """Rows of a real rollout, one row unscored, with a reference policy."""
@@ -26,7 +31,7 @@ def batch(rich_spec, rich_params):
   rollout = sample(rich_params, tokens, lengths, row_keys([1, 2, 3, 4], 4), NO_STOPS, rich_spec, S)
   scored = np.ones((4, 4), bool)
   scored[3, 0] = False
-  made = objective.rollout_batch(
+  made = rollout_batch(
     tokens,
     lengths,
     rollout,
@@ -114,7 +119,7 @@ def test_sharded_step_equals_one_device(mesh, spec, params):
     with jax.set_mesh(mesh):
       rollout = sample(on_mesh, *up[:2], row, stops, spec, s, shards=shard.size(mesh, "batch"))
       how = dict(group=4, baseline="mean", scale_std=True, reduce="token-mean", updates=1)
-      made = objective.rollout_batch(*up[:2], rollout, *up[2:], **how)
+      made = rollout_batch(*up[:2], rollout, *up[2:], **how)
       state = jax.jit(init_state, static_argnums=1)(on_mesh, adamw)
       state, metrics = update(state, made, 1e-2, loss_fn=loss_fn, optimizer=adamw, microbatches=2)
     return rollout, state, metrics
@@ -174,7 +179,7 @@ def test_minibatches_are_whole_groups(rich_params, rich_spec):
   tokens, lengths = prompts([3, 6, 1, 5])
   rollout = sample(rich_params, tokens, lengths, row_keys([1, 2, 3, 4], 4), NO_STOPS, rich_spec, S)
   how = dict(group=4, baseline="mean", scale_std=True, reduce="token-mean", updates=2)
-  made = objective.rollout_batch(tokens, lengths, rollout, REWARD, REWARD >= 0, **how)
+  made = rollout_batch(tokens, lengths, rollout, REWARD, REWARD >= 0, **how)
   parts = shard.split_rows(made.replace(old_logp_BT=made.sampler_logp_BT, ref_logp_BT=made.sampler_logp_BT), 2, 4)
   weights, mask = np.asarray(parts.weights_BT), np.asarray(parts.mask_BT)
   np.testing.assert_allclose(weights.sum((1, 2)), 1, rtol=1e-5)
@@ -245,7 +250,7 @@ def test_rollout_batch_masks_exactly_the_response(rich_spec, rich_params):
   rollout = sample(rich_params, tokens, lengths, row_keys([1, 2, 3, 4], 4), NO_STOPS, rich_spec, S)
   scored = np.ones((4, 4), bool)
   scored[3, 0] = False
-  made = objective.rollout_batch(
+  made = rollout_batch(
     tokens,
     lengths,
     rollout,

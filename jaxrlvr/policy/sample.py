@@ -47,6 +47,7 @@ class Rollout:
   logp_BT: jax.Array  # under the distribution really sampled from (temperature, top-k, top-p)
   model_logp_BT: jax.Array  # under the model itself (temperature 1)
   certainty_BT: jax.Array  # KL(U || p) of the model itself, nats
+  entropy_BT: jax.Array  # H(p) of the model itself, nats
 
 
 @struct.dataclass
@@ -98,7 +99,11 @@ def _emit(state: _State, logits_RV, t, s: Sampling, stops, known: int) -> _State
   real = jnp.arange(logits_RV.shape[1]) < known
   logits_RV = jnp.where(real, logits_RV, fwd.NEGATIVE)
   token_R, logp_R = draw(logits_RV, state.key_R, t, s)
-  log_z = jax.nn.logsumexp(logits_RV, -1)
+  shifted_RV = logits_RV - jnp.max(logits_RV, -1, keepdims=True)
+  e_RV = jnp.exp(shifted_RV)
+  total_R = jnp.sum(e_RV, -1)
+  entropy_R = jnp.log(total_R) - jnp.sum(e_RV * shifted_RV, -1) / total_R
+  log_z = jnp.max(logits_RV, -1) + jnp.log(total_R)
   model_logp_R = jnp.take_along_axis(logits_RV, token_R[:, None], -1)[:, 0] - log_z
   certainty_R = log_z - jnp.sum(jnp.where(real, logits_RV, 0.0), -1) / known - jnp.log(float(known))
   live_R = ~state.done_R
@@ -119,6 +124,7 @@ def _emit(state: _State, logits_RV, t, s: Sampling, stops, known: int) -> _State
     logp_BT=put(r.logp_BT, logp_R),
     model_logp_BT=put(r.model_logp_BT, model_logp_R),
     certainty_BT=put(r.certainty_BT, certainty_R),
+    entropy_BT=put(r.entropy_BT, entropy_R),
   )
   return state.replace(rollout=rollout, last_R=token_R, done_R=state.done_R | eos_R | string_R, matched_R=matched_R)
 
@@ -192,7 +198,7 @@ def _fresh(keys_B, prompt_length_P, s: Sampling, shards: int) -> _State:
   zeros_RT = jnp.zeros((rows, s.max_tokens), jnp.float32)
   zero_R = jnp.zeros(rows, jnp.int32)
   return _State(
-    rollout=Rollout(jnp.full((rows, s.max_tokens), s.pad_id, jnp.int32), zero_R, zero_R, zeros_RT, zeros_RT, zeros_RT),
+    rollout=Rollout(jnp.full((rows, s.max_tokens), s.pad_id, jnp.int32), zero_R, zero_R, *[zeros_RT] * 4),
     last_R=zero_R,
     done_R=jnp.zeros(rows, bool),
     matched_R=zero_R,

@@ -43,9 +43,7 @@ class Evaluator:
       drawn, _ = self._sampler(params, prompts, 0)
       kept = drawn.answers._replace(problems=chunk, text_PG=drawn.answers.text_PG[: len(chunk)])
       true = reward.truth(kept, self._service.grade)
-      made += rollout.records(
-        drawn._replace(answers=kept), occurrence_P, step, true, set=[[self.name] * c.evaluate.samples] * size
-      )
+      made += rollout.records(drawn._replace(answers=kept), step, true, set=[[self.name] * c.evaluate.samples] * size)
     logbook.write_jsonl(run.workdir / "evals" / f"{self.name}_{step:06d}.jsonl", made)
     return {f"eval/{self.name}/{name}": value for name, value in passk.summarise(made, c.evaluate.pass_k).items()}
 

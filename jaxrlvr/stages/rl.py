@@ -14,6 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxrlvr import logbook, objective, reward, shard
+from jaxrlvr.analysis import shadow
 from jaxrlvr.data import problems as problem_lists
 from jaxrlvr.logbook import Progress
 from jaxrlvr.policy.sample import STOP_LENGTH
@@ -40,17 +41,23 @@ class Learner(NamedTuple):
     where = dict(start=s.prompt_tokens, temperature=s.temperature, parts=parts, remat=self.remat)
     return objective.logp(params, batch, self.spec, **where)
 
-  def __call__(self, state: TrainState, rates, ref_params, prompts, drawn, graded) -> tuple[TrainState, dict]:
-    """All updates of one step. With one update the old policy is the policy itself and needs no pass of its own."""
+  def rows(self, params, ref_params, prompts, drawn: rollout.Drawn) -> objective.RolloutBatch:
+    """What needs no reward, so that the device scores while verifiers grade. With one update a step the old policy is
+    the policy itself and needs no pass of its own."""
     s = self.settings
-    batch = objective.rollout_batch(
-      *prompts, drawn.rollout, *graded, group=s.group_size, baseline=s.baseline, scale_std=s.scale_std,
-      reduce=s.reduce, updates=self.updates,
+    batch = objective.rollout_rows(*prompts, drawn.rollout, samples=s.votes or s.group_size, group=s.group_size)
+    return batch.replace(
+      ref_logp_BT=None if ref_params is None else self.logp(ref_params, batch),
+      old_logp_BT=self.logp(params, batch) if self.updates > 1 else None,
+    )
+
+  def __call__(self, state: TrainState, rates, rows, graded) -> tuple[TrainState, dict]:
+    """All updates of one step."""
+    s = self.settings
+    batch = objective.weigh(
+      rows, *graded, baseline=s.baseline, scale_std=s.scale_std, reduce=s.reduce, updates=self.updates,
+      correction=s.correction, noise=s.correction_noise or s.noise,
     )  # fmt: skip
-    if ref_params is not None:
-      batch = batch.replace(ref_logp_BT=self.logp(ref_params, batch))
-    if self.updates > 1:
-      batch = batch.replace(old_logp_BT=self.logp(state.params, batch))
     several = []
     parts = parts_of(batch, self.updates, s.group_size) if self.updates > 1 else [batch]
     for part, rate in zip(parts, rates, strict=True):
@@ -63,7 +70,7 @@ class Learner(NamedTuple):
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def parts_of(batch, updates: int, group: int) -> list:
-  """The batch of each update: groups dealt out in turn, as `objective.rollout_batch` weighted them."""
+  """The batch of each update: groups dealt out in turn, as `objective.weigh` weighted them."""
   parts = shard.split_rows(batch, updates, group)
   return [jax.tree.map(lambda x, i=i: x[i], parts) for i in range(updates)]
 
@@ -90,24 +97,59 @@ def make_learner(config: ConfigDict, policy: setup.Policy) -> tuple[Learner, np.
   return Learner(policy.spec, loss_fn, optimizer, updates, s, config.model.remat), rates
 
 
-def host_metrics(
-  answers: reward.Answers, drawn: rollout.Drawn, graded: reward.Graded, true: reward.Graded, rows
-) -> dict:
+class Judged(NamedTuple):
+  """What was made of a step's answers: [P, samples], votes that are not trained on included."""
+
+  paid: reward.Graded  # behind the noise
+  parts: dict[str, reward.Graded]
+  true: reward.Graded
+  label_right_P: list[float | None]  # of the label that was paid for: the vote's where there was one
+
+
+def judge(terms: reward.Terms, noise: tuple[float, float], answers: reward.Answers, grade: reward.Grade) -> Judged:
+  """The reward with its parts, and the truth beside it, which changes nothing of the reward."""
+  grade = reward.remembering(grade)
+  paid, parts = reward.evaluate(terms, answers, grade)
+  true = reward.truth(answers, grade)
+  if any(noise):
+    paid = reward.noisy(paid, answers, *noise)
+  if paid.elections_P is None:
+    return Judged(paid, parts, true, reward.labels_right(answers.problems, grade))
+  won = [(i, e.winner) for i, e in enumerate(paid.elections_P) if e.winner is not None]
+  return Judged(paid, parts, true, [float(true.value_PG[at]) if true.scored_PG[at] else None for at in won])
+
+
+def trained(graded: reward.Graded, group: int) -> reward.Graded:
+  """The first `group` samples of each problem."""
+  return graded._replace(
+    value_PG=graded.value_PG[:, :group],
+    scored_PG=graded.scored_PG[:, :group],
+    cause_PG=[row[:group] for row in graded.cause_PG],
+  )
+
+
+def host_metrics(judged: Judged, drawn: rollout.Drawn, rows, group: int, binary: bool) -> dict:
   """What the host can say of a step: rewards, shadow truth, lengths."""
-  value, scored = graded.value_PG, graded.scored_PG
+  paid, true = trained(judged.paid, group), trained(judged.true, group)
+  value, scored = paid.value_PG, paid.scored_PG
   groups = [v[s] for v, s in zip(value, scored, strict=True) if s.any()]
   labels = [r["faithfulness"] for r in rows if r["faithfulness"] is not None]
   metrics = {
     "reward": value[scored].mean() if scored.any() else np.nan,
     "reward_std": np.mean([g.std(ddof=1) if len(g) > 1 else 0.0 for g in groups]) if groups else np.nan,
     "frac_reward_zero_std": np.mean([np.ptp(g) == 0 for g in groups]) if groups else np.nan,
-    "true_reward": true.value_PG[true.scored_PG].mean() if true.scored_PG.any() else np.nan,
     "unscored": 1.0 - scored.mean(),
     "completions/mean_length": drawn.length_PG.mean(),
     "completions/clipped_ratio": (drawn.stop_PG == STOP_LENGTH).mean(),
   }
-  causes = Counter(c for row in graded.cause_PG for c in row if c)
+  for name, part in judged.parts.items():
+    kept = part.value_PG[:, :group][part.scored_PG[:, :group]]
+    metrics |= {f"rewards/{name}/mean": shadow.mean(kept), f"rewards/{name}/std": kept.std() if len(kept) else np.nan}
+  causes = Counter(c for row, s in zip(paid.cause_PG, scored, strict=True) for c in np.array(row, object)[~s])
   metrics |= {f"unscored/{cause}": n / scored.size for cause, n in causes.items()}
+  metrics |= shadow.truth(paid.value_PG, scored, true.value_PG, true.scored_PG, binary)
+  metrics |= shadow.labels(judged.label_right_P, judged.paid.elections_P)
+  metrics |= shadow.causes(true.cause_PG)
   return metrics | ({"faithful": np.mean([x == 1.0 for x in labels])} if labels else {})
 
 
@@ -137,6 +179,7 @@ def rl(config: ConfigDict, workdir: str | Path) -> dict:
         return run.summary
       setup.keep(config, policy, run.workdir)
       ref_params = policy.params if s.kl_beta else None
+      terms = reward.parse(s.reward)
       state, meta = run.restore(setup.fresh_state(policy, learner.optimizer))
       start = meta["step"] if meta else 0
       progress = Progress(Path(workdir).name, s.steps, start)
@@ -147,17 +190,19 @@ def rl(config: ConfigDict, workdir: str | Path) -> dict:
         batch, occurrence_P = problem_lists.batch(problems, config.seed, step, s.problems_per_step)
         prompts = rollout.make_prompts(batch, ids, occurrence_P, s.prompt_tokens, policy.tokenizer.pad_id)
         drawn, on_device = sampler(state.params, prompts, step)
-        grade = reward.remembering(service.grade)
-        graded, true = reward.REWARDS[s.reward](drawn.answers, grade), reward.truth(drawn.answers, grade)
-        paid = np.where(graded.scored_PG, graded.value_PG, np.nan).tolist()
-        rows = rollout.records(drawn, occurrence_P, step, true, reward=paid)
-        logbook.write_jsonl(run.workdir / "rollouts" / f"step_{step:06d}.jsonl", rows)
+        rows = learner.rows(state.params, ref_params, on_device, drawn)
+        judged = judge(terms, s.noise, drawn.answers, service.grade)
+        paid = np.where(judged.paid.scored_PG, judged.paid.value_PG, np.nan).tolist()
+        told = rollout.records(drawn, step, judged.true, reward=paid)
+        logbook.write_jsonl(run.workdir / "rollouts" / f"step_{step:06d}.jsonl", told)
+        graded = trained(judged.paid, s.group_size)
         stop_if_unscored(step, graded, s.max_unscored)
         up = jax.device_put((graded.value_PG, graded.scored_PG), shard.named(policy.mesh, "batch"))
         step_rates = rates[(step - 1) * learner.updates : step * learner.updates]
         rates_up = jax.device_put(list(step_rates), shard.named(policy.mesh))
-        state, metrics = learner(state, rates_up, ref_params, on_device, drawn, up)
-        metrics |= host_metrics(drawn.answers, drawn, graded, true, rows) | {"learning_rate": step_rates[-1]}
+        state, metrics = learner(state, rates_up, rows, up)
+        metrics |= host_metrics(judged, drawn, told, s.group_size, reward.is_binary(terms))
+        metrics |= {"learning_rate": step_rates[-1]}
         if step == s.steps or (config.evaluate.every and step % config.evaluate.every == 0):
           metrics |= evaluator(state.params, run, step)
         run.log(step, metrics | {"step_time": time.monotonic() - begun})
@@ -171,7 +216,7 @@ def rl(config: ConfigDict, workdir: str | Path) -> dict:
 def stop_if_unscored(step: int, graded: reward.Graded, limit: float) -> None:
   share = 1.0 - graded.scored_PG.mean()
   if share > limit:
-    causes = Counter(c for row in graded.cause_PG for c in row if c)
+    causes = Counter(np.array(graded.cause_PG, object)[~graded.scored_PG])
     raise TrainingStopped(
       f"step {step}: {share:.0%} of the answers could not be graded ({dict(causes)}), over config.rl.max_unscored = "
       f"{limit}; raise config.verify limits or look at what the policy writes in rollouts/"

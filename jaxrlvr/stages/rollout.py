@@ -60,21 +60,27 @@ class Sampler:
     rollout = sample(
       params, tokens_PS, length_P, keys_B, self._stops, self._policy.spec, self.sampling, shards=self._shards
     )
-    down = jax.device_get((rollout.tokens_BT, rollout.length_B, rollout.stop_B, *row_means(rollout)))
-    tokens_BT, length_B, stop_B, logp_B, certainty_B = down
+    down = jax.device_get((rollout.tokens_BT, rollout.length_B, rollout.stop_B, row_statistics(rollout)))
+    tokens_BT, length_B, stop_B, by_row = down
     texts = decode(self._policy.tokenizer, tokens_BT, length_B, stop_B)
     shape = (-1, group)
-    statistics = {"logp": logp_B.reshape(shape), "certainty": certainty_B.reshape(shape)}
+    statistics = {name: values_B.reshape(shape) for name, values_B in by_row.items()}
     text_PG = [texts[i : i + group] for i in range(0, len(texts), group)]
-    answers = reward.Answers(prompts.problems, text_PG, statistics)
+    samples_PG = prompts.occurrence_P[:, None] * group + np.arange(group)
+    answers = reward.Answers(prompts.problems, text_PG, statistics, samples_PG, self._seed, step)
     return Drawn(rollout, answers, length_B.reshape(shape), stop_B.reshape(shape)), (tokens_PS, length_P)
 
 
 @jax.jit
-def row_means(rollout: Rollout) -> tuple[jax.Array, jax.Array]:
-  """(mean logp [B], mean self-certainty [B]) over the tokens of each response."""
+def row_statistics(rollout: Rollout) -> dict[str, jax.Array]:
+  """Of each response [B]: means over its tokens, and the log-probability of the whole under the model itself."""
   mask_BT = jnp.arange(rollout.tokens_BT.shape[1]) < rollout.length_B[:, None]
-  return masked.mean(rollout.logp_BT, mask_BT, 1), masked.mean(rollout.certainty_BT, mask_BT, 1)
+  return {
+    "logp": masked.mean(rollout.logp_BT, mask_BT, 1),
+    "certainty": masked.mean(rollout.certainty_BT, mask_BT, 1),
+    "entropy": masked.mean(rollout.entropy_BT, mask_BT, 1),
+    "sequence_logp": jnp.sum(jnp.where(mask_BT, rollout.model_logp_BT, 0.0), 1),
+  }
 
 
 def decode(tokenizer: Tokenizer, tokens_BT, length_B, stop_B) -> list[str]:
@@ -87,7 +93,7 @@ def sampling(config: ConfigDict, tokenizer: Tokenizer, **changes) -> Sampling:
   """How RL samples; `changes` for evaluation."""
   r = config.rl
   values = dict(
-    group=r.group_size,
+    group=r.votes or r.group_size,
     max_tokens=r.response_tokens,
     temperature=r.temperature,
     top_k=r.top_k,
@@ -140,17 +146,16 @@ def verifier_service(config: ConfigDict) -> Service:
   return Service(v.workers, v.cpu_seconds, v.wall_seconds, v.memory_mib << 20)
 
 
-def records(drawn: Drawn, occurrence_P, step: int, true: reward.Graded, **more) -> list[dict]:
+def records(drawn: Drawn, step: int, true: reward.Graded, **more) -> list[dict]:
   """One row a response, as rollouts/ and evals/ hold it; `more` are [P,G] arrays to add."""
   rows = []
   for i, problem in enumerate(drawn.answers.problems):
-    group = len(drawn.answers.text_PG[i])
     for g, text in enumerate(drawn.answers.text_PG[i]):
       rows.append(
         {
           "step": step,
           "problem": problem.id,
-          "sample": int(occurrence_P[i]) * group + g,
+          "sample": int(drawn.answers.sample_PG[i][g]),
           "prompt": problem.messages[-1]["content"],
           "text": text,
           "answer": last_box(after_thinking(text)),
@@ -158,8 +163,7 @@ def records(drawn: Drawn, occurrence_P, step: int, true: reward.Graded, **more) 
           "truth": problem.truth,
           "tokens": int(drawn.length_PG[i, g]),
           "stop": STOP_NAMES[drawn.stop_PG[i, g]],
-          "logp": float(drawn.answers.statistics["logp"][i, g]),
-          "certainty": float(drawn.answers.statistics["certainty"][i, g]),
+          **{name: float(values[i, g]) for name, values in drawn.answers.statistics.items()},
           "true_reward": float(true.value_PG[i, g]) if true.scored_PG[i, g] else None,
           "scored": bool(true.scored_PG[i, g]),
           "cause": true.cause_PG[i][g],

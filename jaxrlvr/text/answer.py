@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 OPEN, CLOSE = "<think>", "</think>"
 _BOX = "\\boxed"
@@ -31,3 +32,25 @@ def thinking(text: str) -> str | None:
   """What stands between the first `<think>` and the last `</think>`; None unless both occur in this order."""
   start, end = text.find(OPEN), text.rfind(CLOSE)
   return text[start + len(OPEN) : end] if 0 <= start < end else None
+
+
+def _one_box(text: str) -> bool:
+  return text.count(_BOX) == 1 and last_box(text) is not None
+
+
+def _box_last(text: str) -> bool:
+  answer = last_box(text)
+  return answer is not None and text.rstrip().endswith(f"{_BOX}{{{answer}}}")
+
+
+def _thinking_format(text: str) -> bool:
+  return thinking(text) is not None and last_box(after_thinking(text)) is not None
+
+
+# What a response's form can be held to. Keys: names in `rl.reward`.
+FORMATS: dict[str, Callable[[str], bool]] = {
+  "think_tags": lambda text: thinking(text) is not None,  # <think>, and </think> behind it
+  "one_box": _one_box,  # exactly one box, and it closes
+  "box_last": _box_last,  # nothing but white space behind the last box
+  "thinking_format": _thinking_format,  # the tags, and a box behind them
+}

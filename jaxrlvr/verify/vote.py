@@ -1,0 +1,62 @@
+"""Elections: answers to one problem are the same if its verifier says so, and the most frequent one wins."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from jaxrlvr.types import Problem, Verdict
+from jaxrlvr.verify.service import Job
+
+Grade = Callable[[Sequence[Job]], list[Verdict]]
+_TRUTH = ("also", "solution_path")  # what a problem's `extra` knows of the answer, and voters must not
+
+
+class Election(NamedTuple):
+  """The votes on one problem; clusters are numbered by first sight."""
+
+  cluster_G: list[int | None]  # of each sample; None: it does not vote
+  winner: int | None  # the sample whose answer is the label: the first of the winning cluster; None: nobody voted
+  cause_G: list[str]  # why nobody could say whether the sample agrees with the winner; "" where one can
+  ratio: float  # votes for the winner / samples, those without an answer included
+  margin: float  # (votes for the winner - votes for the second) / samples
+
+
+def elect(problems: Sequence[Problem], answers_PG: Sequence[Sequence[str | None]], grade: Grade) -> list[Election]:
+  """An election a problem. None and blank answers don't vote; of a tie the cluster seen first wins.
+
+  Each answer is compared with the first one of every cluster so far, by the problem's verifier and without its labels;
+  it joins the first that it equals, else it opens a cluster. A comparison that nobody could make counts as unequal.
+  """
+  texts_P = [list(dict.fromkeys(a.strip() for a in answers if a and a.strip())) for answers in answers_PG]
+  places_P = [{texts[0]: 0} if texts else {} for texts in texts_P]  # text -> cluster
+  leaders_P = [texts[:1] for texts in texts_P]
+  doubts_P: list[dict[frozenset[int], str]] = [{} for _ in texts_P]
+  for turn in range(1, max(map(len, texts_P), default=0)):
+    voting = [i for i, texts in enumerate(texts_P) if turn < len(texts)]
+    jobs = [_compare(problems[i], texts_P[i][turn], leader) for i in voting for leader in leaders_P[i]]
+    verdicts = iter(grade(jobs))
+    for i in voting:
+      said = [next(verdicts) for _ in leaders_P[i]]
+      same = [cluster for cluster, verdict in enumerate(said) if verdict.score == 1]
+      places_P[i][texts_P[i][turn]] = same[0] if same else len(said)
+      if not same:
+        leaders_P[i].append(texts_P[i][turn])
+        doubts_P[i] |= {frozenset((c, len(said))): v.cause for c, v in enumerate(said) if v.score is None}
+  return [_count(*each) for each in zip(answers_PG, places_P, doubts_P, strict=True)]
+
+
+def _compare(problem: Problem, answer: str, leader: str) -> Job:
+  blind = {key: value for key, value in problem.extra.items() if key not in _TRUTH}
+  return Job(problem.verifier, f"\\boxed{{{answer}}}", leader, blind)
+
+
+def _count(answers_G, places: dict[str, int], doubts: dict[frozenset[int], str]) -> Election:
+  cluster_G = [places.get(a.strip()) if a else None for a in answers_G]
+  votes = Counter(c for c in cluster_G if c is not None).most_common(2)  # of equals, in the order of first sight
+  if not votes:
+    return Election(cluster_G, None, [""] * len(cluster_G), 0.0, 0.0)
+  (won, first), second = votes[0], votes[1][1] if len(votes) > 1 else 0
+  cause_G = [doubts.get(frozenset((c, won)), "") for c in cluster_G]
+  return Election(cluster_G, cluster_G.index(won), cause_G, first / len(cluster_G), (first - second) / len(cluster_G))

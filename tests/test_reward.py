@@ -1,0 +1,283 @@
+"""Rewards: every row of the table on answers made by hand, votes, expressions, noise, corrections, shadow truth."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from jaxrlvr import loss, reward
+from jaxrlvr.analysis import shadow
+from jaxrlvr.types import InputError, Problem, Verdict
+from jaxrlvr.verify.service import Service
+from jaxrlvr.verify.vote import elect
+
+THINK = "<think>\nso\n</think>\n"
+TEXTS = [
+  [f"{THINK}\\boxed{{4}}", "\\boxed{4}", "\\boxed{5}", "no idea"],
+  [f"{THINK}\\boxed{{7}} or so", "<think>\\boxed{6}</think>", f"{THINK}\\boxed{{7}}", "\\boxed{1} \\boxed{6}"],
+]
+STATISTICS = {
+  "certainty": np.array([[1.0, 2.0, 3.0, 4.0], [0.5, 0.25, 0.0, np.nan]]),
+  "entropy": np.array([[0.5, 0.0, 2.0, 1.0], [1.0, 1.0, 1.0, 1.0]]),
+  "sequence_logp": -np.arange(8.0).reshape(2, 4),
+}
+
+
+def problem(name, label, truth=None, verifier="arithmetic", **extra):
+  return Problem(name, ({"role": "user", "content": name},), label, truth or label, verifier, extra)
+
+
+PROBLEMS = [problem("a", "4"), problem("b", "6", "7")]
+
+
+def answers(problems=PROBLEMS, texts=TEXTS, statistics=STATISTICS, **more):
+  samples = np.tile(np.arange(len(texts[0])), (len(texts), 1))
+  return reward.Answers(problems, texts, statistics, samples, **more)
+
+
+def paid(expression, given=None, grade=None):
+  given = given or answers()
+  with Service(workers=1) as service:
+    return reward.evaluate(reward.parse(expression), given, reward.remembering(grade or service.grade))
+
+
+@pytest.mark.parametrize(
+  ("expression", "value"),
+  [
+    ("verifiable", [[1, 1, 0, 0], [0, 0, 0, 1]]),
+    ("inverse", [[0, 0, 1, 1], [1, 1, 1, 0]]),
+    ("majority_vote", [[1, 1, 0, 0], [1, 0, 1, 0]]),
+    ("majority_vote_thinking", [[1, 0, 0, 0], [1, 0, 1, 0]]),
+    ("wrong_label", [[0, 0, 1, 0], [0, 0, 0, 1]]),
+    ("think_tags", [[1, 0, 0, 0], [1, 1, 1, 0]]),
+    ("one_box", [[1, 1, 1, 0], [1, 1, 1, 0]]),
+    ("box_last", [[1, 1, 1, 0], [0, 0, 1, 1]]),
+    ("thinking_format", [[1, 0, 0, 0], [1, 0, 1, 0]]),
+    ("verifiable*thinking_format", [[1, 0, 0, 0], [0, 0, 0, 0]]),
+    ("self_certainty", [[1, 2, 3, 4], [0.5, 0.25, 0, np.nan]]),
+    ("token_entropy", [[-0.5, 0, -2, -1], [-1, -1, -1, -1]]),
+    ("sequence_entropy", [[0, -1, -2, -3], [-4, -5, -6, -7]]),
+    ("random(1)", [[1, 1, 1, 1], [1, 1, 1, 1]]),
+    ("random(0)", [[0, 0, 0, 0], [0, 0, 0, 0]]),
+    ("0.75*verifiable + 0.25*one_box", [[1, 1, 0.25, 0], [0.25, 0.25, 0.25, 0.75]]),
+    ("one_box - 2*(verifiable + think_tags)", [[-3, -1, 1, 0], [-1, -1, -1, -2]]),
+    ("-verifiable*0.5", [[-0.5, -0.5, 0, 0], [0, 0, 0, -0.5]]),
+  ],
+)
+def test_rewards(expression, value):
+  graded, parts = paid(expression)
+  value = np.array(value, np.float32)
+  np.testing.assert_array_equal(graded.scored_PG, np.isfinite(value))
+  np.testing.assert_allclose(graded.value_PG, np.nan_to_num(value))
+  assert graded.value_PG.dtype == np.float32
+  assert set(parts) == {str(part) for _, factors in reward.parse(expression) for part in factors}
+
+
+def test_every_row_of_the_table_pays_something_finite():
+  for name, row in reward.REWARDS.items():
+    graded, _ = paid(name)
+    assert np.isfinite(graded.value_PG).all() and graded.value_PG.any(), name
+    if row.binary:
+      assert set(graded.value_PG.ravel()) <= {0.0, 1.0}, name
+    assert reward.is_binary(reward.parse(name)) is row.binary
+
+
+@pytest.mark.parametrize(
+  ("text", "words"),
+  [
+    ("verifable", "did you mean 'verifiable'"),
+    ("best", "use verifiable"),
+    ("verifiable +", "can't be read"),
+    ("verifiable/2", "verifiable / 2"),
+    ("1.0", "a number alone"),
+    ("verifiable + 0.1", "a number alone"),
+    ("verifiable*True", "True"),
+    ("random(2)", "RATE in [0, 1]"),
+    ("one_box(0.5)", "only random"),
+    ("random(one_box)", "not understood"),
+    ("__import__('os').system('true')", "not understood"),
+    ("", "can't be read"),
+    ("1e999*verifiable", "1e309"),
+  ],
+)
+def test_expressions_that_mean_nothing_are_named(text, words):
+  with pytest.raises(InputError, match="reward") as error:
+    reward.parse(text)
+  assert words in str(error.value)
+
+
+def test_sums_and_reals_are_not_binary():
+  for text in ("2*verifiable", "verifiable + one_box", "self_certainty*verifiable"):
+    assert not reward.is_binary(reward.parse(text))
+  assert reward.is_binary(reward.parse("verifiable*random(0.2)"))
+  assert reward.votes(reward.parse("one_box + 0.1*majority_vote")) and not reward.votes(reward.parse("one_box"))
+
+
+# Three outcomes
+
+
+def test_what_nobody_could_grade_is_unscored_in_every_reward_that_asks():
+  def grade(jobs):
+    return [Verdict(None, "timeout") if "5" in job.response else Verdict(float("4" in job.response)) for job in jobs]
+
+  for expression in ("verifiable", "inverse", "0.5*verifiable + 0.5*one_box", "verifiable*think_tags"):
+    graded, _ = paid(expression, grade=grade)
+    assert graded.scored_PG.tolist() == [[True, True, False, True], [True] * 4], expression
+    assert graded.cause_PG[0] == ["", "", "timeout", ""] and graded.value_PG[0, 2] == 0
+
+
+def test_votes_that_nobody_could_compare_are_unscored():
+  def grade(jobs):
+    return [Verdict(None, "died") if {job.response, job.label} & {"\\boxed{5}", "5"} else Verdict(0.0) for job in jobs]
+
+  (election,) = elect([problem("a", "4")], [["4", "5", "4", "6", None]], grade)
+  assert election.cluster_G == [0, 1, 0, 2, None]
+  assert election.cause_G == ["", "died", "", "", ""]
+  (election,) = elect([problem("a", "4")], [["4", "5", "5", "6"]], grade)  # the doubtful one wins
+  assert election.cause_G == ["died", "", "", "died"]
+
+
+# Votes
+
+
+def test_an_election():
+  same = {("2", "1"), ("3", "2")}  # 2 equals 1, and 3 equals 2 but not 1
+
+  def grade(jobs):
+    assert all(set(job.extra) == {"other"} for job in jobs)  # voters see nothing of the truth
+    return [Verdict(float((job.response[7:-1], job.label) in same)) for job in jobs]
+
+  p = problem("a", "4", also={"1": ["9"]}, solution_path=["A"], other=1)
+  (election,) = elect([p], [["1", " 2 ", "3", "9", "3", "", None, " "]], grade)
+  assert election.cluster_G == [0, 0, 1, 2, 1, None, None, None]
+  assert (election.winner, election.ratio, election.margin) == (0, 0.25, 0.0)  # a tie: the first seen
+  (nobody,) = elect([p], [[None, ""]], grade)
+  assert (nobody.winner, nobody.ratio, nobody.cluster_G) == (None, 0.0, [None, None])
+
+
+def test_each_problem_has_its_own_election():
+  with Service(workers=1) as service:
+    elections = elect([problem("a", "1"), problem("b", "2")], [["3", "4", "4"], ["4", "3", "3"]], service.grade)
+  assert [e.winner for e in elections] == [1, 1]
+  assert [e.cluster_G for e in elections] == [[0, 1, 1], [0, 1, 1]]
+
+
+# Cases in which the released code pays otherwise, and why; everything else is equal.
+VOTES_DIFFER = {
+  "units_text": "its label is SymPy text that nobody matches",
+  "poly_forms": "its label is SymPy text that nobody matches",
+  "equation_forms": "its label is SymPy text that nobody matches",
+  "trig": "its label is SymPy text that nobody matches",
+  "inf": "its label is SymPy text that nobody matches",
+  "none_literal": "its label is SymPy text that nobody matches",
+  "list_forms": "equal answers are one cluster",
+  "scientific": "1.2e-3 is read",
+  "approx": "\\approx is read",
+  "thinking_box_inside_only": "a box in the thinking is no answer",
+}
+
+
+def test_majority_votes_of_the_released_code(golden):
+  cases = json.loads((golden / "majority_vote.json").read_text())["cases"]
+  given = answers([problem(c["name"], "", verifier="math") for c in cases], [c["responses"] for c in cases])
+  graded, _ = paid("majority_vote", given)
+  differ = {
+    c["name"] for c, value in zip(cases, graded.value_PG, strict=True) if list(value) != c["rewards_MAJORITY_VOTE"]
+  }
+  assert differ == set(VOTES_DIFFER)
+  for case, election, value in zip(cases, graded.elections_P, graded.value_PG, strict=True):
+    assert value.sum() == round(election.ratio * 16)  # everybody who voted for the label is paid
+    if case["majority_answer"] == "None" and case["name"] != "none_literal":
+      assert election.winner is None and not value.any()
+
+
+# Randomness that is addressed
+
+
+def many(order=slice(None), step=3, seed=1):
+  names = [f"p{i}" for i in range(200)][order]
+  return answers([problem(name, "1") for name in names], [["x"] * 40 for _ in names], {}, step=step, seed=seed)
+
+
+def test_random_rewards_and_noise_belong_to_the_sample():
+  value = paid("random(0.3)", many())[0].value_PG
+  assert abs(value.mean() - 0.3) < 0.015
+  np.testing.assert_array_equal(value, paid("random(0.3)", many())[0].value_PG)
+  np.testing.assert_array_equal(value[::-1], paid("random(0.3)", many(slice(None, None, -1)))[0].value_PG)
+  for other in (many(step=4), many(seed=2)):
+    assert (value != paid("random(0.3)", other)[0].value_PG).mean() > 0.2
+  noisy = reward.noisy(paid("random(0.3)", many())[0], many(), 0.0, 0.0)
+  np.testing.assert_array_equal(value, noisy.value_PG)
+  assert abs(np.corrcoef(value.ravel(), reward.uniform(many(), "noise").ravel())[0, 1]) < 0.1
+
+
+@pytest.mark.parametrize(("fp", "fn"), [(0.2, 0.0), (0.0, 0.4), (0.1, 0.3), (1.0, 1.0)])
+def test_noise_has_the_rates_asked_for(fp, fn):
+  clean = paid("random(0.5)", many())[0]
+  noisy = reward.noisy(clean, many(), fp, fn)
+  right = clean.value_PG == 1
+  assert abs((noisy.value_PG[~right] == 1).mean() - fp) < 0.02
+  assert abs((noisy.value_PG[right] == 0).mean() - fn) < 0.02
+
+
+# Corrections
+
+
+def test_corrections_differ_from_the_uncorrected_and_mean_what_they_say():
+  """The rates 0.1 and 0.3, over all noisy versions of a group weighted by their probability."""
+  fp, fn, truth = 0.1, 0.3, np.array([1, 1, 0, 0, 0, 0])
+  noisy = np.array(np.meshgrid(*[[0.0, 1.0]] * 6)).reshape(6, -1).T
+  chance = np.where(truth, np.where(noisy, 1 - fn, fn), np.where(noisy, fp, 1 - fp)).prod(1)
+  scored = np.ones(noisy.shape, bool)
+
+  def advantage(kind, **how):
+    how = {"baseline": "mean", "scale_std": True} | how
+    return np.asarray(loss.CORRECTIONS[kind](noisy, scored, fp, fn, **how))
+
+  def mean(x):
+    return chance @ x
+
+  plain = advantage("none")
+  np.testing.assert_allclose(plain, loss.group_advantage(noisy, scored), atol=1e-6)
+  for kind in ("backward", "forward"):
+    assert (np.abs(advantage(kind) - plain) > 0.05).any(1).mean() > 0.9, kind
+  np.testing.assert_allclose(mean(advantage("forward")), np.where(truth, 0, -(1 - fp - fn)), atol=1e-6)
+  unscaled = mean(advantage("backward", scale_std=False))
+  np.testing.assert_allclose(unscaled, truth - truth.mean(), atol=1e-5)  # that of the clean reward
+  np.testing.assert_allclose(mean(advantage("backward", baseline="zero", scale_std=False)), truth, atol=1e-5)
+  assert np.abs(mean(advantage("backward")) - mean(plain)).max() > 0.05
+  clean = np.asarray(loss.CORRECTIONS["backward"](noisy, scored, 0.0, 0.0, baseline="mean", scale_std=True))
+  np.testing.assert_allclose(clean, plain, atol=1e-5)
+
+
+def test_corrections_leave_out_the_unscored():
+  value, scored = np.array([[1.0, 0.0, 1.0, 0.0]]), np.array([[True, True, False, True]])
+  for kind in loss.CORRECTIONS:
+    full = loss.CORRECTIONS[kind](value, scored, 0.1, 0.1, baseline="mean", scale_std=True)
+    few = loss.CORRECTIONS[kind](value[:, [0, 1, 3]], scored[:, [0, 1, 3]], 0.1, 0.1, baseline="mean", scale_std=True)
+    assert full[0, 2] == 0
+    np.testing.assert_allclose(full[:, [0, 1, 3]], few, atol=1e-6)
+
+
+# Shadow truth
+
+
+def test_shadow_truth_counts_what_the_reward_gets_wrong():
+  value, true = np.array([[1, 1, 0, 0], [1, 0, 0, 1]]), np.array([[1, 0, 1, 0], [1, 1, 1, 0]])
+  scored, known = np.ones((2, 4), bool), np.ones((2, 4), bool)
+  scored[1, 3] = known[1, 2] = False
+  found = shadow.truth(value, scored, true, known, True)
+  assert found == pytest.approx(
+    {"true_reward": 4 / 7, "reward_accuracy": 3 / 6, "false_positive_rate": 1 / 2, "false_negative_rate": 2 / 4}
+  )
+  assert set(shadow.truth(value, scored, true, known, False)) == {"true_reward"}
+  assert shadow.causes([["unparseable", ""], ["timeout", ""]]) == {"unparseable": 0.25, "timeout": 0.25}
+  assert shadow.labels([1.0, None, 0.0], None) == {"label_accuracy": 0.5}
+  assert math.isnan(shadow.labels([], None)["label_accuracy"])
+
+
+def test_label_accuracy_is_by_the_verifier():
+  problems = [problem("a", "+4", "4"), problem("b", "3", "4"), problem("c", "1/2", "0.5", "math")]
+  with Service(workers=1) as service:
+    assert reward.labels_right(problems, service.grade) == [1.0, 0.0, 1.0]
