@@ -81,7 +81,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
   c.problems = ConfigDict()  # what RL trains on
   c.problems.source = "arithmetic"  # arithmetic | a parquet file of the study
-  c.problems.count = 8  # N, how many problems; fewer than a batch are repeated uniformly
+  c.problems.count = 8  # N, the first so many problems, 0: all; fewer than a batch are repeated uniformly
   c.problems.levels = (4,)  # of the embedded problems, in turn
   c.problems.kinds = ("chain",)  # chain | expression, in turn
   c.problems.seed = 100  # of the embedded problems
@@ -92,6 +92,23 @@ def get_config(arg: str = "") -> ConfigDict:
   c.heldout.count = 64  # problems
   c.heldout.seed = 1  # of the embedded problems
   c.heldout.name = "heldout"  # name of the set in metrics
+  c.heldout.sets = ()  # names in jaxrlvr.data.sets.EVAL_SETS, instead of one source
+  c.heldout.domain = ""  # math | science | graph-qwen | graph-llama: all its sets, with means inside and outside of it
+  c.heldout.at_most = 0  # problems of each of these sets; 0: all
+  c.heldout.folder = ""  # where the sets lie: the folder with think/ and non-think/ of the study's release
+  c.heldout.prompts = "non-think"  # think | non-think: whose prompts
+
+  c.filter = ConfigDict()
+  c.filter.samples = 16  # a problem
+  c.filter.low, c.filter.high = 1, 15  # how many of them a kept problem has right, at least and at most
+
+  c.subset = ConfigDict()
+  c.subset.count = 2048  # problems that are ordered; a later run takes the first N of them (problems.count)
+
+  c.corrupt = ConfigDict()
+  c.corrupt.samples = 96  # a problem
+  c.corrupt.gammas = (0.1, 0.3, 0.5, 0.7, 0.9)  # shares of the problems with a wrong label, one file each
+  c.corrupt.label = "wrong"  # wrong: the most frequent wrong answer | majority: the most frequent answer
 
   c.rl = ConfigDict()
   c.rl.steps = 60  # batches of problems
@@ -147,6 +164,11 @@ def get_config(arg: str = "") -> ConfigDict:
   c.report.title = "RLVR under weak supervision"  # headline of the page
   c.report.samples = 12  # rollouts shown an arm
   c.saturation_tail = 50  # last steps in which saturation is not looked for (T - T_eff of the paper)
+
+  c.paper = ConfigDict()  # what the study says of an experiment; goes to the summary and the report
+  c.paper.setting = ""  # model and domain
+  c.paper.figure = ""  # where the paper shows it
+  c.paper.expected = ""  # what it found
 
   # For the stage `chain`: links {"name", "stage"} and, where wanted, "init" and "tokenizer" (names of earlier links),
   # "set" ({key: value} that differ from this config) and "runs" ({title: link} for a report).

@@ -14,7 +14,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from jaxrlvr import loss, masked, optim, reward
-from jaxrlvr.data import arithmetic
+from jaxrlvr.data import arithmetic, sets
 from jaxrlvr.types import InputError
 
 _HERE = Path(__file__).resolve().parent
@@ -53,6 +53,24 @@ def _build(path: Path, arg: str) -> ConfigDict:
 def base(name: str = "base", arg: str = "") -> ConfigDict:
   """The defaults (configs/base.py), or another config of that folder: where an experiment's config starts."""
   return _build(FOLDER / f"{name}.py", arg)
+
+
+def words(arg: str, **choices: tuple[str, ...]) -> dict[str, str]:
+  """What the words of a config's argument choose: `words("64,math", domain=("math", "graph"), n=("8", "64"))`.
+
+  A choice that no word makes is the first of its values; `name=value` sets one to something that is not listed.
+  """
+  made = {name: values[0] for name, values in choices.items()}
+  for word in filter(None, arg.split(",")):
+    name, equals, value = word.partition("=")
+    if not equals:
+      name, value = next((n for n, values in choices.items() if word in values), ""), word
+    if name not in choices:
+      listed = [value for values in choices.values() for value in values if value]
+      near = difflib.get_close_matches(word, listed, 1)
+      raise InputError(f"{word!r} chooses nothing; " + (f"did you mean {near[0]!r}?" if near else f"words: {listed}"))
+    made[name] = value
+  return made
 
 
 def load(name: str, overrides: Mapping[str, str] | None = None) -> ConfigDict:
@@ -154,6 +172,9 @@ RULES: dict[str, tuple[Callable, str]] = {
   "resume": one_of("auto", "required", "never"),
   "seed": ((lambda v: 0 <= v < 2**32), "from 0 to 2**32 - 1"),
   "heldout.name": ((lambda v: re.fullmatch(r"\w[\w.-]*", v)), "letters, digits, '_', '-' and '.'"),
+  "heldout.sets": ((lambda v: all(x in sets.EVAL_SETS for x in v)), f"names among {', '.join(sets.EVAL_SETS)}"),
+  "heldout.domain": one_of("", *sets.DOMAINS),
+  "heldout.prompts": one_of("think", "non-think"),
   "report.runs": ((lambda v: all(isinstance(x, str) for x in v)), "strings `name=run directory`"),
   "chain": ((lambda v: all(isinstance(x, Mapping) for x in v)), "links {'name': ..., 'stage': ...}"),
   "saturation_tail": at_least(0),
@@ -173,8 +194,8 @@ RULES: dict[str, tuple[Callable, str]] = {
   ".microbatches": at_least(1),
   ".levels": each(one_of(*arithmetic.LEVELS)),
   ".kinds": each(one_of(*arithmetic.KINDS)),
-  ".count": at_least(1),
-  ".verifier": one_of("auto", "math", "graph"),
+  ".count": at_least(0),
+  ".verifier": one_of("auto", "math", "graph", "choice"),
   ".too_long": one_of("error", "drop"),
   **{
     f"model.{k}": at_least(1)
@@ -213,6 +234,17 @@ RULES: dict[str, tuple[Callable, str]] = {
   "rl.kl_beta": at_least(0.0),
   "rl.kl_estimator": one_of(*loss.KL),
   "rl.max_unscored": _SHARE,
+  "filter.samples": at_least(2),
+  "filter.low": at_least(0),
+  "filter.high": at_least(0),
+  "subset.count": at_least(1),
+  "corrupt.samples": at_least(2),
+  "corrupt.gammas": (
+    (lambda v: v and all(isinstance(x, int | float) and 0 <= x <= 1 for x in v)),
+    "shares from 0 to 1",
+  ),
+  "corrupt.label": one_of("wrong", "majority"),
+  "heldout.at_most": at_least(0),
   "evaluate.every": at_least(0),
   "evaluate.samples": at_least(1),
   "evaluate.temperature": at_least(0.0),
@@ -271,6 +303,7 @@ IMPOSSIBLE: tuple[tuple[Callable[[ConfigDict], bool], str], ...] = (
     )
     for s in ("pretrain", "cpt", "sft")
   ),
+  (lambda c: not c.filter.low <= c.filter.high <= c.filter.samples, "config.filter needs low <= high <= samples"),
   (lambda c: max(c.evaluate.pass_k) > c.evaluate.samples, "config.evaluate.pass_k goes beyond config.evaluate.samples"),
   (lambda c: len(c.mesh.values()) and list(c.mesh.values()).count(-1) > 1, "only one of config.mesh.* may be -1"),
 )

@@ -433,6 +433,20 @@ def _curve(axes, run: _Run, name: str, values: Mapping[int, float], scale: float
   return axes.plot(steps, smooth, **style)[0]
 
 
+def histogram(path: Path, bars: Sequence[int], title: str) -> None:
+  """A bar chart of counts as PNG; the first bar stands for 0."""
+  from matplotlib.backends.backend_agg import FigureCanvasAgg
+  from matplotlib.figure import Figure
+
+  figure = Figure(figsize=(4.2, 2.6), dpi=180, layout="constrained")
+  FigureCanvasAgg(figure)
+  axes = figure.add_subplot()
+  axes.bar_label(axes.bar(range(len(bars)), bars, color=_COLOURS[0]), fontsize=6.5)
+  axes.set_xlabel("samples solved", fontsize=7.5)
+  _dress(axes, title)
+  figure.savefig(path, metadata={"Software": None})
+
+
 def _dress(axes, title: str) -> None:
   axes.set_title(_plain(title), loc="left", fontsize=9, fontweight="bold", color="#222222", parse_math=False)
   axes.set_xlabel("step", fontsize=8, color="#555555")

@@ -22,7 +22,7 @@ def golden():
 
 def record(problem, sample, score, answer="1", text="\\boxed{1}", tokens=3, stop="eos", faithfulness=None):
   return {
-    "problem": problem, "sample": sample, "true_reward": score, "scored": score is not None, "answer": answer,
+    "problem": problem, "sample": sample, "true_reward": score, "scored": score is not None, "answer": answer, "cluster": None if answer is None else int(answer),
     "text": text, "tokens": tokens, "stop": stop, "faithfulness": faithfulness,
   }  # fmt: skip
 
@@ -71,18 +71,17 @@ def test_impossible_counts_are_refused(n, c, k):
 
 
 @pytest.mark.parametrize(
-  "answers, right, expected",
+  "clusters, right, expected",
   [
-    (["a", "b", "b"], [1, 0, 0], 0.0),
-    (["b", "a", "a", "b"], [1, 0, 0, 1], 1.0),  # tie: the first seen
-    (["a", "b", "b", "a"], [0, 1, 1, 0], 0.0),
-    ([None, None, None, "a"], [0, 0, 0, 1], 1.0),  # no answer doesn't vote
+    ([0, 1, 1], [1, 0, 0], 0.0),
+    ([1, 0, 0, 1], [1, 0, 0, 1], 1.0),  # tie: the first seen
+    ([0, 1, 1, 0], [0, 1, 1, 0], 0.0),
+    ([None, None, None, 0], [0, 0, 0, 1], 1.0),  # no answer doesn't vote
     ([None, None], [0, 0], 0.0),
-    (["a", " b", "b "], [0, 1, 1], 1.0),  # white space around doesn't split votes
   ],
 )
-def test_majority(answers, right, expected):
-  assert passk.maj_at_k(answers, right) == expected
+def test_majority(clusters, right, expected):
+  assert passk.maj_at_k(clusters, right) == expected
 
 
 def test_interval_covers_and_narrows():
@@ -139,6 +138,7 @@ def test_shares_of_responses():
     "format": 0.25, "mean_length": 8.0, "clipped": 0.25,
   }  # fmt: skip
   assert found["faithful"] == pytest.approx(1 / 3)
+  assert (found["avg@4"], found["if_extracted@4"], found["problems"]) == (0.25, 1.0, 1.0)
   assert math.isnan(passk.summarise(records_of([[1.0]]), ks=(2,))["faithful"])
   with pytest.raises(ValueError, match="no record"):
     passk.summarise([], ks=(1,))

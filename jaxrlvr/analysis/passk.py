@@ -37,18 +37,17 @@ def pass_at_k(n, c, k) -> np.ndarray:
   return np.where(sure, 1.0, -np.expm1(log_miss))[()]
 
 
-def maj_at_k(answers: Sequence[str | None], right: Sequence[float]) -> float:
+def maj_at_k(clusters: Sequence[int | None], right: Sequence[float]) -> float:
   """1.0 iff the most frequent answer of one problem's samples is right, else 0.0.
 
-  Answers are the same if their trimmed text is; None doesn't vote; of a tie the answer seen first wins; it is as right
-  as the first sample that gave it. 0.0 where nobody voted.
+  `clusters` says which answers are the same (`verify.vote`); None doesn't vote; of a tie the answer seen first wins; it
+  is as right as the first sample that gave it. 0.0 where nobody voted.
   """
-  voted = [(a.strip(), r) for a, r in zip(answers, right, strict=True) if a is not None]
+  voted = [(c, r) for c, r in zip(clusters, right, strict=True) if c is not None]
   if not voted:
     return 0.0
-  votes = Counter(a for a, _ in voted)  # max takes the first of equals, and a Counter keeps the order of first sight
-  winner = max(votes, key=votes.__getitem__)
-  return float(next(r for a, r in voted if a == winner) == 1.0)
+  winner = Counter(c for c, _ in voted).most_common(1)[0][0]  # of equals, the first seen
+  return float(next(r for c, r in voted if c == winner) == 1.0)
 
 
 def bootstrap(
@@ -84,6 +83,8 @@ def problem_means(records: Iterable[Mapping]) -> dict[str, float]:
 def summarise(records: Sequence[Mapping], ks: Sequence[int]) -> dict[str, float]:
   """Figures of one evaluated set by name (avg@K, pass@k, maj@K, format, ...); K: samples a problem; nan: undefined.
 
+  if_extracted@K is avg@K over the responses that hold an answer: what is left of a gain that is not one of format.
+
   An unscored row is never wrong: it is taken out of its problem's n and c and doesn't vote, so pass@k estimates from
   the smaller n, and leaves out a problem with n < k. Right means a score of exactly 1; avg@K keeps fractions.
   """
@@ -95,14 +96,16 @@ def summarise(records: Sequence[Mapping], ks: Sequence[int]) -> dict[str, float]
       scored[row["problem"]].append(row)
   n_P = np.array([len(rows) for rows in scored.values()], np.int64)
   c_P = np.array([sum(row["true_reward"] == 1.0 for row in rows) for rows in scored.values()], np.int64)
-  means_P = list(problem_means(records).values())
-  votes_P = [maj_at_k([r["answer"] for r in rows], [r["true_reward"] for r in rows]) for rows in scored.values()]
+  means_P = problem_means(records)
+  votes_P = [maj_at_k([r["cluster"] for r in rows], [r["true_reward"] for r in rows]) for rows in scored.values()]
   judged = [row["faithfulness"] == 1 for row in records if row["faithfulness"] is not None]
   K = max(samples.values())
   found = _with_interval(f"avg@{K}", means_P)
+  found |= _with_interval(f"if_extracted@{K}", problem_means(row for row in records if row["answer"] is not None))
   for k in ks:
     found |= _with_interval(f"pass@{k}", pass_at_k(n_P[n_P >= k], c_P[n_P >= k], k))
   return found | {
+    "problems": float(len(samples)),
     f"maj@{K}": _mean(votes_P),
     "format": _mean([last_box(after_thinking(row["text"])) is not None for row in records]),
     "mean_length": _mean([row["tokens"] for row in records]),
@@ -113,6 +116,7 @@ def summarise(records: Sequence[Mapping], ks: Sequence[int]) -> dict[str, float]
 
 
 def _with_interval(name: str, values_P) -> dict[str, float]:
+  values_P = list(values_P.values()) if isinstance(values_P, Mapping) else values_P
   low, high = bootstrap(values_P)
   return {name: _mean(values_P), f"{name}_low": low, f"{name}_high": high}
 

@@ -17,7 +17,7 @@ def load(source: str, *, split: str, count: int, levels, kinds, seed: int, verif
   found = parquet.load(source, verifier)
   if len(found) < count:
     raise InputError(f"{source}: holds {len(found)} different problems, {count} were asked for; lower the count")
-  return found[:count]
+  return found[:count] if count else found
 
 
 def batch(problems: Sequence[Problem], seed: int, step: int, size: int) -> tuple[list[Problem], np.ndarray]:

@@ -5,6 +5,7 @@ import functools
 from jaxrlvr.stages.analyze import analyze
 from jaxrlvr.stages.chain import chain
 from jaxrlvr.stages.evaluate import evaluate
+from jaxrlvr.stages.label import corrupt, filter_problems, subset
 from jaxrlvr.stages.language import tokenizer, train
 from jaxrlvr.stages.rl import rl
 
@@ -13,6 +14,9 @@ STAGES = {
   "pretrain": functools.partial(train, "pretrain"),
   "cpt": functools.partial(train, "cpt"),
   "sft": functools.partial(train, "sft"),
+  "filter": filter_problems,
+  "subset": subset,
+  "corrupt": corrupt,
   "rl": rl,
   "evaluate": evaluate,
   "analyze": analyze,

@@ -2,63 +2,139 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxrlvr import logbook, reward, shard, stopping
+from jaxrlvr import logbook, reward, stopping
 from jaxrlvr.analysis import passk
+from jaxrlvr.data import sets
 from jaxrlvr.logbook import Progress
 from jaxrlvr.stages import rollout, setup
 from jaxrlvr.stages.run import Run, open_run
+from jaxrlvr.types import InputError
 from jaxrlvr.verify.service import Service
+from jaxrlvr.verify.vote import elect
+
+_LOG = logging.getLogger(__name__)
 
 
 class Evaluator:
-  """The held-out problems of a config, ready to be sampled and graded at any step."""
+  """The held-out sets of a config, ready to be sampled and graded at any step."""
 
   def __init__(self, config: ConfigDict, policy: setup.Policy, service: Service):
     self._config, self._policy, self._service = config, policy, service
-    self.name = config.heldout.name
-    self.problems, self._ids, self.dropped = rollout.load_problems(config, "heldout", policy.tokenizer)
+    self._sets = held_out(config, policy)
     e = config.evaluate
-    how = rollout.sampling(config, policy.tokenizer, group=e.samples, temperature=e.temperature, top_k=0, top_p=1.0)
-    self._sampler = rollout.Sampler(policy, config.seed, f"evaluate/{self.name}", how, config.rl.stop_strings)
+    how = dict(group=e.samples, temperature=e.temperature, top_k=0, top_p=1.0)
+    self._samplers = {name: rollout.Sampler(config, policy, f"evaluate/{name}", **how) for name in self._sets}
+    largest = max(len(one.problems) for one in self._sets.values())
+    self._size = next(iter(self._samplers.values())).batch_size(e.problems_per_batch, largest)  # one shape for all
+    self.problems = [p for one in self._sets.values() for p in one.problems]
+    self.dropped = sum(one.dropped for one in self._sets.values())
+    self.batches = sum(-(-len(one.problems) // self._size) for one in self._sets.values())
 
-  def __call__(self, params, run: Run, step: int) -> dict[str, float]:
-    """Metrics `eval/<set>/...`; the responses go to evals/<set>_<step>.jsonl. The same keys at every step: paired."""
-    c, made = self._config, []
-    shards = shard.size(self._policy.mesh, "batch")
-    size = min(c.evaluate.problems_per_batch, len(self.problems))
-    size = -(-size // shards) * shards
-    for start in range(0, len(self.problems), size):
+  def __call__(self, params, run: Run, step: int, progress=lambda figures=None: None) -> dict[str, float]:
+    """Metrics `eval/<set>/...`, and means over the sets inside and outside of the training domain where it is known.
+
+    The responses go to evals/<set>_<step>.jsonl. The keys of samples are the same at every step: figures are paired.
+    """
+    found = {}
+    for name in self._sets:
+      rows = self._measure(params, run, name, step, progress)
+      logbook.write_jsonl(run.workdir / "evals" / f"{name}_{step:06d}.jsonl", rows)
+      found[name] = passk.summarise(rows, self._config.evaluate.pass_k)
+    metrics = {f"eval/{name}/{figure}": value for name, one in found.items() for figure, value in one.items()}
+    return metrics | self._domain_means(found)
+
+  def _measure(self, params, run: Run, name: str, step: int, progress) -> list[dict]:
+    made = []
+    for drawn in self._samplers[name].sweep(params, self._sets[name], self._size):
+      grade = reward.remembering(self._service.grade)
+      true = reward.truth(drawn.answers, grade)
+      answers_PG = [[rollout.answer(text) for text in texts] for texts in drawn.answers.text_PG]
+      votes = elect(drawn.answers.problems, answers_PG, grade)
+      made += rollout.records(drawn, step, true, cluster=[e.cluster_G for e in votes])
+      progress()
       if run.stage == "evaluate":  # RL saves when its step is done
         stopping.raise_if_asked(str(run.workdir))
-      chunk = self.problems[start : start + size]
-      filled = chunk + [chunk[-1]] * (size - len(chunk))  # the last batch keeps its shape; what fills it is dropped
-      occurrence_P = np.maximum(np.arange(size) - len(chunk) + 1, 0).astype(np.int32)
-      prompts = rollout.make_prompts(filled, self._ids, occurrence_P, c.rl.prompt_tokens, self._policy.tokenizer.pad_id)
-      drawn, _ = self._sampler(params, prompts, 0)
-      kept = drawn.answers._replace(problems=chunk, text_PG=drawn.answers.text_PG[: len(chunk)])
-      true = reward.truth(kept, self._service.grade)
-      made += rollout.records(drawn._replace(answers=kept), step, true, set=[[self.name] * c.evaluate.samples] * size)
-    logbook.write_jsonl(run.workdir / "evals" / f"{self.name}_{step:06d}.jsonl", made)
-    return {f"eval/{self.name}/{name}": value for name, value in passk.summarise(made, c.evaluate.pass_k).items()}
+    return made
+
+  def _domain_means(self, found: Mapping[str, Mapping]) -> dict[str, float]:
+    domain, key = sets.DOMAINS.get(self._config.heldout.domain), f"avg@{self._config.evaluate.samples}"
+    groups = {"in-domain": domain.inside, "out-of-domain": domain.outside} if domain else {}
+    means = {group: [found[name][key] for name in names if name in found] for group, names in groups.items()}
+    return {f"eval/{group}/{key}": float(np.mean(values)) for group, values in means.items() if values}
+
+
+def held_out(config: ConfigDict, policy: setup.Policy) -> dict[str, rollout.Loaded]:
+  """The problems of each set that `config.heldout` names, or of its one source."""
+  h = config.heldout
+  if not h.sets and not h.domain:
+    return {h.name: rollout.load_problems(config, "heldout", policy.tokenizer)}
+  try:
+    files, absent = sets.find(h.sets, h.domain, h.folder, h.prompts)
+  except InputError as error:
+    raise InputError(f"config.heldout: {error}") from error
+  if absent:
+    _LOG.warning("%s: not among the study's files and not in %s; left out", ", ".join(absent), h.folder)
+  loaded = {}
+  for name, file in files.items():
+    how = dict(source=str(file), verifier=sets.EVAL_SETS[name].verifier, count=0)
+    one = rollout.load_problems(config, "heldout", policy.tokenizer, **how)
+    loaded[name] = one._replace(problems=one.problems[: h.at_most or None])
+  return loaded
+
+
+def table(metrics: Mapping[str, float]) -> list[dict[str, str]]:
+  """One row a set, one column a figure, in percent but for lengths; intervals as `61.3 [58.0, 64.1]`."""
+  rows: dict[str, dict[str, str]] = {}
+  for key, value in metrics.items():
+    _, name, figure = key.split("/", 2)
+    if figure.endswith(("_low", "_high")):
+      continue
+    scale = 1 if figure in ("mean_length", "problems") else 100
+    ends = [metrics.get(f"{key}_{end}") for end in ("low", "high")]
+    interval = f" [{scale * ends[0]:.1f}, {scale * ends[1]:.1f}]" if None not in ends and value == value else ""
+    told = "-" if value != value else f"{scale * value:.{0 if figure == 'problems' else 1}f}"
+    rows.setdefault(name, {"set": name})[figure] = told + interval
+  return list(rows.values())
+
+
+def write_table(metrics: Mapping[str, float], run: Run) -> str:
+  """table.csv and table.md in the run directory; returns the latter's text."""
+  rows = table(metrics)
+  columns = list(dict.fromkeys(figure for row in rows for figure in row))
+  buffer = io.StringIO()
+  writer = csv.DictWriter(buffer, columns, restval="")
+  writer.writeheader()
+  writer.writerows(rows)
+  logbook.write_atomic(run.workdir / "table.csv", buffer.getvalue())
+  lines = [columns, ["---"] * len(columns), *([row.get(c, "") for c in columns] for row in rows)]
+  text = "".join("| " + " | ".join(line) + " |\n" for line in lines)
+  logbook.write_atomic(run.workdir / "table.md", text)
+  return text
 
 
 def evaluate(config: ConfigDict, workdir: str | Path) -> dict:
-  """Measures the policy of `config.init` on the problems of `config.heldout`."""
+  """Measures the policy of `config.init` on the problems of `config.heldout`; the figures also as table.md and .csv."""
   with open_run(config, workdir, "evaluate") as run:
     policy = setup.load_policy(config)
-    progress = Progress(Path(workdir).name, 1)
     with rollout.verifier_service(config) as service, jax.set_mesh(policy.mesh), jax.transfer_guard("disallow"):
       evaluator = Evaluator(config, policy, service)
       inputs = {"tokenizer": policy.tokenizer.pieces(), "origin": policy.origin.get("digests")}
       run.begin(heldout=evaluator.problems, **inputs)
       if run.finished:
         return run.summary
-      metrics = evaluator(policy.params, run, 0)
-    progress(1, {k: v for k, v in metrics.items() if k.endswith((f"avg@{config.evaluate.samples}", "format"))})
+      progress = Progress(Path(workdir).name, evaluator.batches)
+      done = iter(range(1, evaluator.batches + 1))
+      metrics = evaluator(policy.params, run, 0, lambda: progress(next(done)))
+    told = write_table(metrics, run)
+    print(told, end="")
     return run.finish(steps=0, dropped=evaluator.dropped, **metrics)

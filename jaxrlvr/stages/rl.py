@@ -169,8 +169,7 @@ def rl(config: ConfigDict, workdir: str | Path) -> dict:
     check_sizes(config, policy)
     learner, rates = make_learner(config, policy)
     problems, ids, dropped = rollout.load_problems(config, "problems", policy.tokenizer)
-    how = rollout.sampling(config, policy.tokenizer)
-    sampler = rollout.Sampler(policy, config.seed, "rl", how, s.stop_strings)
+    sampler = rollout.Sampler(config, policy, "rl")
     with rollout.verifier_service(config) as service, jax.set_mesh(policy.mesh), jax.transfer_guard("disallow"):
       evaluator = Evaluator(config, policy, service)
       inputs = {"tokenizer": policy.tokenizer.pieces(), "origin": policy.origin.get("digests")}
@@ -188,7 +187,7 @@ def rl(config: ConfigDict, workdir: str | Path) -> dict:
       for step in range(start + 1, s.steps + 1):
         begun = time.monotonic()
         batch, occurrence_P = problem_lists.batch(problems, config.seed, step, s.problems_per_step)
-        prompts = rollout.make_prompts(batch, ids, occurrence_P, s.prompt_tokens, policy.tokenizer.pad_id)
+        prompts = sampler.prompts(batch, ids, occurrence_P)
         drawn, on_device = sampler(state.params, prompts, step)
         rows = learner.rows(state.params, ref_params, on_device, drawn)
         judged = judge(terms, s.noise, drawn.answers, service.grade)
@@ -210,7 +209,8 @@ def rl(config: ConfigDict, workdir: str | Path) -> dict:
         if run.due(step, s.steps):
           run.save(step, state, origin=policy.origin)
           run.stop_if_asked()
-      return run.finish(steps=s.steps, problems=len(problems), dropped=dropped, **final_metrics(run.workdir))
+      told = dict(problems=len(problems), dropped=dropped, paper=config.paper.to_dict())
+      return run.finish(steps=s.steps, **told, **final_metrics(run.workdir))
 
 
 def stop_if_unscored(step: int, graded: reward.Graded, limit: float) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -41,13 +41,41 @@ class Drawn(NamedTuple):
   stop_PG: np.ndarray
 
 
+class Loaded(NamedTuple):
+  """Problems that fit, with their prompts."""
+
+  problems: list[Problem]
+  ids: dict[str, list[int]]  # prompt tokens by problem id
+  dropped: int  # problems left out, as their prompts are too long
+
+
 class Sampler:
   """Draws responses of a policy, with everything that stays the same between batches."""
 
-  def __init__(self, policy: Policy, seed: int, stream: str, sampling: Sampling, stop_strings=()):
-    self._policy, self._seed, self._stream, self.sampling = policy, seed, stream, sampling
+  def __init__(self, config: ConfigDict, policy: Policy, stream: str, **changes):
+    self._policy, self._seed, self._stream = policy, config.seed, stream
+    self._width = config.rl.prompt_tokens
+    self.sampling = sampling(config, policy.tokenizer, **changes)
     self._shards = shard.size(policy.mesh, "batch")
-    self._stops = jax.device_put(automaton(stop_strings, policy.tokenizer.pieces()), shard.named(policy.mesh))
+    stops = automaton(config.rl.stop_strings, policy.tokenizer.pieces())
+    self._stops = jax.device_put(stops, shard.named(policy.mesh))
+
+  def prompts(self, problems: Sequence[Problem], ids: dict[str, list[int]], occurrence_P) -> Prompts:
+    return make_prompts(problems, ids, occurrence_P, self._width, self._policy.tokenizer.pad_id)
+
+  def batch_size(self, wanted: int, largest: int) -> int:
+    """Problems a batch that the mesh can split, at least enough for `largest` where that is less than `wanted`."""
+    return -(-min(wanted, largest) // self._shards) * self._shards
+
+  def sweep(self, params, loaded: Loaded, size: int, start: int = 0) -> Iterator[Drawn]:
+    """Responses to all problems from number `start` on, in order, `size` problems at a time."""
+    for first in range(start, len(loaded.problems), size):
+      chunk = loaded.problems[first : first + size]
+      filled = chunk + [chunk[-1]] * (size - len(chunk))  # the batch keeps its shape; what fills it is dropped
+      occurrence_P = np.maximum(np.arange(size) - len(chunk) + 1, 0).astype(np.int32)
+      drawn, _ = self(params, self.prompts(filled, loaded.ids, occurrence_P), 0)
+      kept = drawn.answers._replace(problems=chunk, text_PG=drawn.answers.text_PG[: len(chunk)])
+      yield drawn._replace(answers=kept)
 
   def __call__(self, params, prompts: Prompts, step: int) -> tuple[Drawn, tuple[jax.Array, jax.Array]]:
     """(responses, the prompts on the device)."""
@@ -103,17 +131,20 @@ def sampling(config: ConfigDict, tokenizer: Tokenizer, **changes) -> Sampling:
   return Sampling(**values | changes, eos_ids=tuple(tokenizer.eos_ids), pad_id=tokenizer.pad_id)
 
 
-def load_problems(
-  config: ConfigDict, key: str, tokenizer: Tokenizer
-) -> tuple[list[Problem], dict[str, list[int]], int]:
-  """(problems of `config.problems` or `config.heldout`, prompt token ids by problem id, how many were dropped)."""
-  group = config[key]
+def read_problems(config: ConfigDict, key: str, **changes) -> list[Problem]:
+  """The problems of `config.problems` or `config.heldout`; `changes` of that group for this call."""
+  group = ConfigDict(config[key].to_dict() | changes)
   split = "train" if key == "problems" else "heldout"
   fields = {name: group[name] for name in ("count", "levels", "kinds", "seed", "verifier")}
   try:
-    found = problem_lists.load(group.source, split=split, **fields)
+    return problem_lists.load(group.source, split=split, **fields)
   except InputError as error:
     raise InputError(f"config.{key}: {error}") from error
+
+
+def load_problems(config: ConfigDict, key: str, tokenizer: Tokenizer, **changes) -> Loaded:
+  """`read_problems` with their prompts, those that are too long refused or dropped."""
+  group, found = config[key], read_problems(config, key, **changes)
   ids = {p.id: tokenizer.render(p.messages) for p in found}
   long = [p for p in found if len(ids[p.id]) > config.rl.prompt_tokens]
   if long and group.too_long == "error":
@@ -126,7 +157,7 @@ def load_problems(
     raise InputError(
       f"config.{key}: none of {len(found)} problems is left, all prompts are too long; raise config.rl.prompt_tokens"
     )
-  return kept, ids, len(long)
+  return Loaded(kept, ids, len(long))
 
 
 def make_prompts(
@@ -146,6 +177,11 @@ def verifier_service(config: ConfigDict) -> Service:
   return Service(v.workers, v.cpu_seconds, v.wall_seconds, v.memory_mib << 20)
 
 
+def answer(text: str) -> str | None:
+  """What a response answers."""
+  return last_box(after_thinking(text))
+
+
 def records(drawn: Drawn, step: int, true: reward.Graded, **more) -> list[dict]:
   """One row a response, as rollouts/ and evals/ hold it; `more` are [P,G] arrays to add."""
   rows = []
@@ -158,7 +194,7 @@ def records(drawn: Drawn, step: int, true: reward.Graded, **more) -> list[dict]:
           "sample": int(drawn.answers.sample_PG[i][g]),
           "prompt": problem.messages[-1]["content"],
           "text": text,
-          "answer": last_box(after_thinking(text)),
+          "answer": answer(text),
           "label": problem.label,
           "truth": problem.truth,
           "tokens": int(drawn.length_PG[i, g]),

@@ -1,0 +1,67 @@
+"""What all experiments of the study share (paper, section 2 and appendix B; settings of the released code).
+
+`study.py:MODEL,DOMAIN,N[,GAMMA][,REWARD][,BASELINE][,data=FOLDER][,tiny]`, words in any order; the experiments' own
+files (scarce, noisy, proxy, baselines, thinking) take the same. FOLDER holds the study's files (math/, science/,
+graph/, eval/); `config.init` is models/MODEL. `tiny`: the same run on a few problems, for an embedded policy on a CPU:
+it shows that every path runs, its scores mean nothing.
+"""
+
+from jaxrlvr.config import base, words
+from jaxrlvr.data.sets import TRAIN_FILES, train_file
+
+WORDS = dict(
+  model=tuple(dict.fromkeys(model for model, _ in TRAIN_FILES)),
+  domain=("math", "science", "graph"),
+  n=("8", "16", "32", "64", "128", "256", "512", "882", "1024", "2048"),
+  gamma=("0.0", "0.1", "0.3", "0.5", "0.7", "0.9"),
+  reward=("verifiable", "majority_vote", "self_certainty"),
+  baseline=("mean", "zero", "one"),
+  tiny=("", "tiny"),
+  data=("study-data",),
+)
+
+
+def get_config(arg=""):
+  chosen = words(arg, **WORDS)
+  model, domain, reward = chosen["model"], chosen["domain"], chosen["reward"]
+  thinking = model.endswith("-thinking")
+  c = base()
+  c.init = f"models/{model}"
+  c.model.dtype, c.model.remat = "bfloat16", True
+  c.mesh.fsdp = -1
+
+  c.rl.steps, c.rl.problems_per_step, c.rl.group_size, c.rl.microbatches = 496, 64, 8, 16
+  c.rl.prompt_tokens, c.rl.response_tokens, c.rl.shrink = 2048, 8192 if thinking else 2048, 3
+  c.rl.optim.lr, c.rl.dual_clip = 1e-6, 3.0  # the dual clip is always on in the released code
+  c.rl.reward, c.rl.baseline = reward, chosen["baseline"]
+  if reward == "majority_vote":
+    c.rl.votes = 16
+    c.rl.reward = "majority_vote_thinking" if thinking else "majority_vote"
+  elif thinking and reward == "verifiable":
+    c.rl.reward = "verifiable*thinking_format"
+  if thinking or reward == "majority_vote":
+    c.rl.minibatch_problems = 32  # two updates a step
+  if c.rl.baseline != "mean":
+    c.rl.scale_std, c.rl.reduce = False, "sequence-mean-token-sum"  # appendix E: no 1/len
+  c.checkpoint.every, c.saturation_tail = 25, 50
+
+  c.problems.source = train_file(chosen["data"], model, domain, chosen["n"], chosen["gamma"])
+  c.problems.count, c.problems.too_long = 0, "drop"
+  c.heldout.domain = domain + {"graph": "-qwen" if "qwen" in model else "-llama"}.get(domain, "")
+  c.heldout.folder, c.heldout.prompts = f"{chosen['data']}/eval", "think" if thinking else "non-think"
+  c.heldout.too_long = "drop"
+  c.evaluate.every, c.evaluate.samples, c.evaluate.pass_k, c.evaluate.problems_per_batch = 25, 16, (4, 8, 16), 32
+  c.paper.setting = f"{model}, {domain}"
+  if chosen["tiny"]:
+    shrink(c)
+  return c
+
+
+def shrink(c):
+  c.model.dtype, c.model.remat, c.mesh.fsdp = "float32", False, 1
+  c.rl.steps, c.rl.problems_per_step, c.rl.group_size, c.rl.microbatches = 2, 8, 4, 4
+  c.rl.minibatch_problems, c.rl.votes = min(c.rl.minibatch_problems, 4), min(c.rl.votes, 8)
+  c.rl.prompt_tokens, c.rl.response_tokens, c.rl.shrink = 1024, 8, 0
+  c.heldout.at_most = 2
+  c.evaluate.every, c.evaluate.samples, c.evaluate.pass_k, c.evaluate.problems_per_batch = 0, 4, (4,), 2
+  c.checkpoint.every, c.saturation_tail = 2, 0

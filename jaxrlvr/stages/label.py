@@ -1,0 +1,193 @@
+"""What a model's own samples say of problems: `filter` keeps those of a difficulty, `corrupt` gives others labels."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxrlvr import logbook, report, reward, stopping
+from jaxrlvr.data import problems as problem_lists
+from jaxrlvr.data import subset as subsets
+from jaxrlvr.logbook import Progress
+from jaxrlvr.stages import rollout, setup
+from jaxrlvr.stages.run import Run, open_run
+from jaxrlvr.types import InputError, Problem
+from jaxrlvr.verify.service import Job
+from jaxrlvr.verify.vote import Grade, elect
+
+_LOG = logging.getLogger(__name__)
+PROBLEMS = "problems.jsonl"
+
+
+class Survey(NamedTuple):
+  """A stage that samples many problems and writes one row about each."""
+
+  stage: str
+  order: Callable[[Sequence[Problem]], list[Problem]]  # in which they are sampled
+  measure: Callable[[rollout.Drawn, Grade], list[dict]]  # a row a problem, each with its id
+  enough: Callable[[Sequence[dict], int], bool]  # (rows so far, problems in all): may the rest be left out?
+  write: Callable[[Run, Sequence[Problem], Mapping[str, dict]], dict]  # (run, problems, rows by id) -> summary
+
+
+def survey(config: ConfigDict, workdir: str | Path, how: Survey) -> dict:
+  """Runs a survey of `config.problems` by the policy of `config.init`; one that goes on keeps its whole batches."""
+  samples = config[how.stage].samples
+  with open_run(config, workdir, how.stage) as run:
+    policy = setup.load_policy(config)
+    loaded = rollout.load_problems(config, "problems", policy.tokenizer)
+    ordered = loaded._replace(problems=how.order(loaded.problems))
+    sampler = rollout.Sampler(config, policy, how.stage, group=samples)
+    e, total = config.evaluate, len(loaded.problems)
+    size = sampler.batch_size(max(1, e.problems_per_batch * e.samples // samples), total)
+    with rollout.verifier_service(config) as service, jax.set_mesh(policy.mesh), jax.transfer_guard("disallow"):
+      inputs = {"tokenizer": policy.tokenizer.pieces(), "origin": policy.origin.get("digests")}
+      run.begin(problems=loaded.problems, **inputs)
+      if run.finished:
+        return run.summary
+      rows = [row for file in sorted((run.workdir / "rows").glob("*.jsonl")) for row in logbook.read_jsonl(file)]
+      progress = Progress(Path(workdir).name, total, len(rows))
+      batches = sampler.sweep(policy.params, ordered, size, len(rows))
+      while len(rows) < total and not how.enough(rows, total):
+        stopping.raise_if_asked(str(run.workdir))
+        made = how.measure(next(batches), reward.remembering(service.grade))
+        logbook.write_jsonl(run.workdir / "rows" / f"{len(rows):08d}.jsonl", made)
+        rows += made
+        progress(len(rows))
+    return run.finish(dropped=loaded.dropped, **how.write(run, loaded.problems, {row["id"]: row for row in rows}))
+
+
+def filter_problems(config: ConfigDict, workdir: str | Path) -> dict:
+  """Keeps the problems of which the policy of `config.init` solves `filter.low` to `filter.high` of its samples.
+
+  The kept ones go to problems.jsonl, with `extra["solved"]` and `extra["samples"]`; rows/ tells of all.
+  """
+  f = config.filter
+
+  def measure(drawn, grade):
+    true = reward.truth(drawn.answers, grade)
+    each = zip(drawn.answers.problems, true.value_PG, true.scored_PG, strict=True)
+    return [
+      {"id": p.id, "solved": int((value == 1)[scored].sum()), "scored": int(scored.sum())} for p, value, scored in each
+    ]
+
+  def write(run: Run, problems: Sequence[Problem], rows):
+    solved = {p.id: rows[p.id]["solved"] for p in problems}
+    kept = [
+      dataclasses.replace(p, extra={**p.extra, "solved": solved[p.id], "samples": f.samples})
+      for p in problems
+      if f.low <= solved[p.id] <= f.high and rows[p.id]["scored"]
+    ]
+    if not kept:
+      raise InputError(
+        f"none of {len(problems)} problems is solved {f.low} to {f.high} times in {f.samples}; {run.workdir}/rows tells "
+        "how often each is; take other problems, another policy, or another range in another workdir"
+      )
+    counts = Counter(solved.values())
+    bars = [counts[n] for n in range(f.samples + 1)]
+    report.histogram(run.workdir / "histogram.png", bars, f"Problems by solve@{f.samples}")
+    problem_lists.save(run.workdir / PROBLEMS, kept)
+    print(f"{run.workdir / PROBLEMS}: {len(kept)} of {len(problems)} problems are solved {f.low} to {f.high} times in "
+          f"{f.samples}; {bars[0]} never, {bars[-1]} always")  # fmt: skip
+    unscored = sum(f.samples - row["scored"] for row in rows.values())
+    return {"problems": len(problems), "kept": len(kept), "histogram": bars, "unscored": unscored}
+
+  return survey(config, workdir, Survey("filter", list, measure, lambda rows, total: False, write))
+
+
+def subset(config: ConfigDict, workdir: str | Path) -> dict:
+  """Orders filtered problems so that any first N are spread over the difficulties: problems.jsonl, easy to nest.
+
+  `config.problems` must hold what `filter` wrote; `problems.count` of a later run takes the first N.
+  """
+  with open_run(config, workdir, "subset") as run:
+    found = rollout.read_problems(config, "problems")
+    unknown = [p.id for p in found if not {"solved", "samples"} <= set(p.extra)]
+    if unknown:
+      raise InputError(
+        f"config.problems.source: problem {unknown[0]} does not say how often it was solved ({len(unknown)} of "
+        f"{len(found)} do not); run `jaxrlvr filter` first and name its problems.jsonl"
+      )
+    run.begin(problems=found)
+    if run.finished:
+      return run.summary
+    samples = max(p.extra["samples"] for p in found)
+    order = subsets.round_robin([p.extra["solved"] for p in found], config.seed, config.subset.count, samples)
+    problem_lists.save(run.workdir / PROBLEMS, [found[i] for i in order])
+    if len(order) < config.subset.count:
+      _LOG.warning("%d problems were asked for, %d of %d are of use", config.subset.count, len(order), len(found))
+    print(f"{run.workdir / PROBLEMS}: {len(order)} of {len(found)} problems")
+    counts = Counter(found[i].extra["solved"] for i in order)
+    return run.finish(problems=len(order), per_bin=[counts[n] for n in range(samples + 1)])
+
+
+def by_lot(seed: int, problems: Sequence[Problem]) -> list[Problem]:
+  """The problems in a random order that is a function of the seed and their ids, not of the order they come in."""
+  return sorted(problems, key=lambda p: hashlib.blake2b(f"{seed}/{p.id}".encode()).digest())
+
+
+def is_wrong(problem: Problem, answer: str, grade: Grade) -> bool:
+  """Wrong against the truth, and the truth wrong against it: a corrupted label must not pay the right answer."""
+  pairs = ((answer, problem.truth), (problem.truth, answer))
+  verdicts = grade([Job(problem.verifier, f"\\boxed{{{said}}}", wanted, problem.extra) for said, wanted in pairs])
+  return all(verdict.score == 0 for verdict in verdicts)
+
+
+# Which answers of the policy a new label may be: (problem, answer, grade). Keys: value of `corrupt.label`.
+LABELS: dict[str, Callable[[Problem, str, Grade], bool]] = {
+  "wrong": is_wrong,
+  "majority": lambda problem, answer, grade: True,
+}
+
+
+def corrupt(config: ConfigDict, workdir: str | Path) -> dict:
+  """Gives a share of the problems the label that the policy of `config.init` itself most often gives wrongly.
+
+  For each gamma of `corrupt.gammas` all problems go to gamma_G.jsonl, with a wrong label on the first gamma * N that
+  have one in a random order: what is corrupted at a small gamma is at a larger one (paper, section 3.2). The truth
+  stays beside the label. `corrupt.label` = "majority" takes the most frequent answer instead, right or wrong.
+  """
+  c = config.corrupt
+
+  def measure(drawn, grade):
+    problems, answers_PG = drawn.answers.problems, [list(map(rollout.answer, ts)) for ts in drawn.answers.text_PG]
+    rows = []
+    for problem, election, answers in zip(problems, elect(problems, answers_PG, grade), answers_PG, strict=True):
+      votes = Counter(cluster for cluster in election.cluster_G if cluster is not None).most_common()
+      leaders = ((answers[election.cluster_G.index(cluster)].strip(), n) for cluster, n in votes)
+      fit = (leader for leader in leaders if LABELS[c.label](problem, leader[0], grade))
+      label, n = next(fit, (None, 0))
+      rows.append({"id": problem.id, "truth": problem.truth, "label": label, "votes": n, "samples": c.samples})
+    return rows
+
+  def enough(rows: Sequence[dict], total: int) -> bool:
+    return sum(row["label"] is not None for row in rows) >= round(max(c.gammas) * total)
+
+  def write(run: Run, problems: Sequence[Problem], rows):
+    lot = [p.id for p in by_lot(config.seed, problems) if p.id in rows and rows[p.id]["label"] is not None]
+    files = {}
+    for gamma in c.gammas:
+      file, wanted = run.workdir / f"gamma_{gamma:.2f}.jsonl", round(gamma * len(problems))
+      chosen = set(lot[:wanted])
+      labelled = [_relabel(p, rows[p.id]["label"]) if p.id in chosen else p for p in problems]
+      problem_lists.save(file, labelled)
+      files[file.name] = {"gamma": gamma, "relabelled": len(chosen), "digest": logbook.digest(labelled)}
+      print(f"{file}: {len(chosen)} of {len(problems)} labels are the policy's own")
+      if len(chosen) < wanted:
+        _LOG.warning("%s: %d were asked for; the others have no such answer in %d samples", file, wanted, c.samples)
+    without = sorted(row["id"] for row in rows.values() if row["label"] is None)
+    return {"problems": len(problems), "sampled": len(rows), "without_such_answer": without, "files": files}
+
+  return survey(config, workdir, Survey("corrupt", lambda ps: by_lot(config.seed, ps), measure, enough, write))
+
+
+def _relabel(problem: Problem, label: str) -> Problem:
+  return dataclasses.replace(problem, label=label, extra={**problem.extra, "relabelled": True})
