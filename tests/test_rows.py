@@ -1,4 +1,4 @@
-"""Parquet files as the study left them, and what is said of broken ones."""
+"""Problems from files: the study's own, other layouts, our own sets, raw data sets, and what is said of broken ones."""
 
 import json
 import pathlib
@@ -7,7 +7,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from jaxrlvr.data.parquet import load
+from jaxrlvr.data import layout
 
 OFFICIAL = pathlib.Path(__file__).parents[2] / "shared" / "data" / "official"
 needs_official = pytest.mark.skipif(not OFFICIAL.exists(), reason="needs ../shared/data/official")
@@ -22,6 +22,10 @@ LOCK = {
   "target_value": 4,
   "solution_path": ["A", "A"],
 }
+
+
+def load(path, verifier="auto", **kwargs):
+  return layout.load(path, verifier, **kwargs).problems
 
 
 def row(prompt=PROMPT, label="2", extra_info=None):
@@ -131,7 +135,7 @@ def test_a_broken_file_is_named(tmp_path):
     load(tmp_path / "gone.parquet")
   for column in ("prompt", "reward_model"):
     path = write(tmp_path / "less.parquet", [{key: value for key, value in row().items() if key != column}])
-    with pytest.raises(ValueError, match=rf"less\.parquet: column {column} is missing"):
+    with pytest.raises(ValueError, match=rf"less\.parquet: row 0, column {column}\S* is missing"):
       load(path)
   none = pyarrow.Table.from_pylist([row()]).slice(0, 0)
   pyarrow.parquet.write_table(none, tmp_path / "none.parquet")
