@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import json
 import pathlib
@@ -44,7 +45,7 @@ def files(path: str | pathlib.Path, patterns: tuple[str, ...] = ()) -> list[path
   `patterns`: of a folder's files only those whose path ends like one of these.
   """
   path = pathlib.Path(path)
-  if (path / _TFDS).is_file():
+  if (path / _TFDS).is_file() and (path / "features.json").is_file():
     return [path / _TFDS]
   kinds = (".parquet", ".jsonl")
   if not path.is_dir():
@@ -69,32 +70,45 @@ def parse(text: str) -> object:
     raise ValueError("nested too deeply") from None
 
 
-def _parquet(path: pathlib.Path, columns: tuple[str, ...]) -> Iterator[Row]:
+@contextlib.contextmanager
+def parquet(path: pathlib.Path):
+  """The open file; whatever is wrong with it, then or while it is read, is an InputError."""
   import pyarrow
   import pyarrow.parquet
 
-  number = 0
   try:
     with open(path, "rb") as file:
-      table = pyarrow.parquet.ParquetFile(file)
-      wanted = [name for name in table.schema_arrow.names if not columns or name in columns]
-      for batch in table.iter_batches(256, columns=wanted):
-        for row in batch.to_pylist():
-          yield f"{path}: row {number}", row
-          number += 1
+      yield pyarrow.parquet.ParquetFile(file)
   except (OSError, pyarrow.ArrowException) as error:
     reason = str(error).partition("\n")[0]
     raise InputError(f"{path}: not a readable parquet file ({reason}); fetch it again") from None
 
 
-def _jsonl(path: pathlib.Path, columns: tuple[str, ...]) -> Iterator[Row]:
+@contextlib.contextmanager
+def lines(path: pathlib.Path):
+  """The open file in bytes."""
   try:
     with open(path, "rb") as file:
-      for number, line in enumerate(file, 1):
-        if line.strip():  # a blank line is no row
-          yield f"{path}:{number}", json_row(line, number == 1)
+      yield file
   except OSError as error:
     raise InputError(f"{path}: not a readable file ({error.strerror}); correct the path") from None
+
+
+def _parquet(path: pathlib.Path, columns: tuple[str, ...]) -> Iterator[Row]:
+  number = 0
+  with parquet(path) as table:
+    wanted = [name for name in table.schema_arrow.names if not columns or name in columns]
+    for batch in table.iter_batches(256, columns=wanted):
+      for row in batch.to_pylist():
+        yield f"{path}: row {number}", row
+        number += 1
+
+
+def _jsonl(path: pathlib.Path, columns: tuple[str, ...]) -> Iterator[Row]:
+  with lines(path) as file:
+    for number, line in enumerate(file, 1):
+      if line.strip():  # a blank line is no row
+        yield f"{path}:{number}", json_row(line, number == 1)
 
 
 def json_row(line: bytes, first: bool) -> Mapping | BadRow:
@@ -113,17 +127,21 @@ _TFDS = "dataset_info.json"
 
 
 def _tfds(path: pathlib.Path, columns: tuple[str, ...]) -> Iterator[Row]:
-  folder = path.parent
+  folder, package = path.parent, tfds()
   try:
-    source = tfds().builder_from_directory(folder).as_data_source(split="train")
-  except (OSError, ValueError, KeyError, NotImplementedError) as error:
+    source = package.builder_from_directory(folder).as_data_source(split="train")
+    for number in range(len(source)):
+      yield f"{folder}: row {number}", _plain_row(source[number])
+  except Exception as error:  # tfds, protobuf and ArrayRecord each have their own
     reason = str(error).strip().partition("\n")[0]
     raise InputError(f"{folder}: no readable tfds data set with a split train as ArrayRecord ({reason})") from None
-  for number in range(len(source)):
-    try:
-      yield f"{folder}: row {number}", {key: _plain(value) for key, value in source[number].items()}
-    except UnicodeDecodeError as error:
-      yield f"{folder}: row {number}", BadRow(f"not UTF-8 (byte {error.start} of a text)")
+
+
+def _plain_row(cells: Mapping) -> Mapping | BadRow:
+  try:
+    return _plain(cells)
+  except UnicodeDecodeError as error:
+    return BadRow(f"not UTF-8 (byte {error.start} of a text)")
 
 
 def tfds():

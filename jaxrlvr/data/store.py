@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import json
 import os
 import pathlib
@@ -115,6 +117,7 @@ def _write_tfds(path: pathlib.Path, problems: Sequence[Problem]) -> pathlib.Path
         cells = {field: getattr(problem, field) for field in FIELDS}
         yield number, cells | {field: _json(problem, cells[field]) for field in _NESTED}
 
-  builder = Problems(data_dir=path, file_format="array_record")
-  builder.download_and_prepare()
+  with contextlib.redirect_stdout(io.StringIO()):  # it prints
+    builder = Problems(data_dir=path, file_format="array_record")
+    builder.download_and_prepare()
   return pathlib.Path(builder.data_dir)
