@@ -74,7 +74,16 @@ def get_config(arg: str = "") -> ConfigDict:
 
   c.pretrain = language_modelling(steps=600, lr=3e-3)
   c.cpt = language_modelling(steps=800, lr=3e-3)
+  c.cpt.source = ""  # "": the embedded text | parquet or jsonl, a folder of such | nemotron-cc-math[:FOLDER]
+  c.cpt.column = ""  # of the text; "": the data set's own, else `text`
+  c.cpt.skip_bad = 0  # rows without text that are skipped (and counted) before one is an error
   c.sft = language_modelling(steps=60, lr=1e-3)
+  c.sft.source = ""  # "": the embedded prompts | parquet, jsonl, a folder of such or tfds | openthoughts-114k[:FOLDER]
+  c.sft.columns = ()  # `prompt=A`, `trace=B`, `solution=C` and, to check solutions, `label=D` or `boxed=D`
+  c.sft.system = ""  # system message of its prompts that have none
+  c.sft.max_tokens = 0  # longest prompt, trace and solution; longer ones are left out of both arms; 0: row_tokens
+  c.sft.verified = True  # leave out solutions that disagree with their label
+  c.sft.skip_bad = 0  # rows that can't be used, as in cpt
   c.sft.thinking = True  # targets: True: trace and answer; False: the same prompts, the answer alone
   c.sft.terse = 0.6  # share of traces that show their first step only and jump to the (right) answer
   c.sft.levels = (4,)  # difficulty of its problems

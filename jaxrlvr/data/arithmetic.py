@@ -78,7 +78,7 @@ def question(tree: Tree, kind: str) -> str:
   return f"Start with {start}, then {', '.join(moves)}. Last digit?"
 
 
-def _split_of(text: str) -> str:
+def split_of(text: str) -> str:
   digest = hashlib.blake2b(text.encode(), digest_size=4).digest()
   return SPLITS[int.from_bytes(digest, "little") % _HELDOUT_SHARE == 0]
 
@@ -91,7 +91,7 @@ def problem(seed: int, split: str, level: int, index: int, kind: str = "chain", 
   while True:
     tree = _draw_tree(draw, level + 1, kind)
     text = question(tree, kind)
-    if _split_of(text) == split:
+    if split_of(text) == split:
       break
   answer = str(steps(tree)[1])
   extra = {"level": level, "kind": kind, "operations": level + 1, "tree": tree}

@@ -79,7 +79,9 @@ def plain(made: Text) -> str:
 
 
 def document(made: Text, tokenizer: Tokenizer) -> Document:
-  """Token ids with end token."""
+  """Token ids with end token; none at all for a text that was left out ("" and no problem)."""
+  if not made.text and made.problem is None:
+    return Document([], 0)
   prompt = tokenizer.render(made.problem.messages if made.problem else ())
   ids = [*prompt, *tokenizer.encode(made.text), tokenizer.eos_ids[0]]
   return Document(ids, len(prompt) if made.masked else 0)

@@ -37,7 +37,7 @@ def pack(document: Callable[[int], Document], cursor: tuple[int, int], rows: int
     if len(one.ids) - used > take and len(one.ids) <= length:
       row, start, segment = row + 1, 0, 0
       continue
-    segment += 1
+    segment += take > 0  # a document may be empty
     where, inside = np.s_[row, start : start + take], np.arange(take)
     batch.tokens_BT[where], batch.positions_BT[where] = one.ids[used : used + take], inside
     batch.segments_BT[where] = segment

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -10,14 +11,16 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxrlvr import objective, shard
-from jaxrlvr.data import embedded
+from jaxrlvr.data import corpus, embedded
 from jaxrlvr.data.pack import Packed, pack
 from jaxrlvr.logbook import Progress
 from jaxrlvr.policy import spec as policy_spec
 from jaxrlvr.stages import setup
+from jaxrlvr.stages.rollout import verifier_service
 from jaxrlvr.stages.run import open_run
-from jaxrlvr.text.tokenizer import train_sentencepiece
+from jaxrlvr.text.tokenizer import Tokenizer, train_sentencepiece
 from jaxrlvr.update import update
+from jaxrlvr.verify.service import Job
 
 
 def mix(config: ConfigDict, stage: str) -> embedded.Mix:
@@ -45,6 +48,35 @@ def tokenizer(config: ConfigDict, workdir: str | Path) -> dict:
     return run.finish(vocab=trained.vocab_size)
 
 
+def texts(config: ConfigDict, stage: str, tokenizer: Tokenizer) -> tuple[Callable[[int], embedded.Text], dict]:
+  """(the stage's documents by number, what is known of the files that they come from)."""
+  settings = config[stage]
+  if stage == "pretrain" or not settings.source:
+    return functools.partial(_embedded, config.seed, stage, mix(config, stage)), {}
+  if stage == "cpt":
+    found = corpus.TextRows(settings.source, settings.column, config.seed, settings.skip_bad)
+    return found, {"rows": len(found)}
+  limit = settings.max_tokens or settings.row_tokens
+  with verifier_service(config) as service:
+    judge = functools.partial(_right, service) if settings.verified else None
+    found = corpus.pairs(settings.source, settings.columns, tokenizer, limit, settings.system, settings.skip_bad, judge)
+  known = {"problems": len(found.problems), **found.counts}
+  return corpus.responses(found.problems, config.seed, settings.thinking), known
+
+
+def _embedded(seed: int, stage: str, shares: embedded.Mix, number: int) -> embedded.Text:
+  return embedded.TEXTS[stage](seed, number, shares)
+
+
+def _right(service, pairs) -> list[bool]:
+  """Whether each solution agrees with its problem's label, where it has one."""
+  asked = [problem.label != "" for problem, _ in pairs]
+  also = [{"also": problem.extra["also"]} if "also" in problem.extra else {} for problem, _ in pairs]
+  jobs = [Job(p.verifier, solution, p.label, more) for (p, solution), more in zip(pairs, also, strict=True)]
+  verdicts = iter(service.grade([job for job, has in zip(jobs, asked, strict=True) if has]))
+  return [next(verdicts).score == 1.0 if has else True for has in asked]
+
+
 def train(stage: str, config: ConfigDict, workdir: str | Path) -> dict:
   """Trains on packed rows of the stage's text, from fresh weights or those of `config.init`."""
   settings = config[stage]
@@ -53,10 +85,11 @@ def train(stage: str, config: ConfigDict, workdir: str | Path) -> dict:
     shard.check(policy.mesh, f"config.{stage}.rows", (settings.rows // settings.microbatches,), ("batch",))
     optimizer, rates = setup.optimizer(settings.optim, settings.steps)
     loss_fn = objective.language_modelling(policy.spec, config.model.remat)
-    document = functools.lru_cache(2)(
-      lambda number: embedded.document(embedded.TEXTS[stage](config.seed, number, mix(config, stage)), policy.tokenizer)
+    text, known = texts(config, stage, policy.tokenizer)
+    document = functools.lru_cache(2)(lambda number: embedded.document(text(number), policy.tokenizer))
+    run.begin(
+      tokenizer=policy.tokenizer.pieces(), origin=policy.origin.get("digests"), **({"texts": known} if known else {})
     )
-    run.begin(tokenizer=policy.tokenizer.pieces(), origin=policy.origin.get("digests"))
     if run.finished:
       return run.summary
     setup.keep(config, policy, run.workdir)
@@ -76,7 +109,8 @@ def train(stage: str, config: ConfigDict, workdir: str | Path) -> dict:
         if run.due(step, settings.steps):
           run.save(step, state, cursor=cursor, origin=policy.origin)
           run.stop_if_asked()
-      return run.finish(steps=settings.steps, parameters=policy_spec.count(policy.spec))
+      more = {"texts": known | {"skipped": getattr(text, "skipped", 0)}} if known else {}
+      return run.finish(steps=settings.steps, parameters=policy_spec.count(policy.spec), **more)
 
 
 def _batch(packed: Packed) -> objective.TextBatch:

@@ -1,0 +1,100 @@
+"""Reasoning Gym problems from a seed: the two graph tasks of the study in five levels, and any other task by name."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+
+from jaxrlvr.data.arithmetic import LEVELS, SPLITS, split_of
+from jaxrlvr.data.layout import GRAPH
+from jaxrlvr.types import InputError, Problem
+
+SYSTEM = "Reason through the task step by step. Then state your final answer once, as \\boxed{answer}."
+
+
+def _island(side: tuple[int, int], islands: tuple[int, int], size: tuple[int, int]) -> dict[str, int]:
+  ranges = {"rows": side, "cols": side, "num_islands": islands, "island_size": size}
+  return {
+    f"{end}_{name}": value for name, pair in ranges.items() for end, value in zip(("min", "max"), pair, strict=True)
+  }
+
+
+# Settings of the generators by level. The islands' are those in the study's files. A lock of difficulty d is drawn
+# from 1..d; d = 1, 3, 5, 7, 9 explains how often each occurs there (2 as often as 3, 4 as 5, ..., none above 9).
+SETTINGS = {
+  "quantum_lock": tuple({"difficulty": 2 * level - 1} for level in LEVELS),
+  "largest_island": (
+    _island((3, 5), (2, 2), (3, 5)),
+    _island((5, 10), (2, 5), (5, 10)),
+    _island((10, 20), (2, 10), (5, 15)),
+    _island((20, 50), (2, 20), (5, 20)),
+    _island((50, 100), (2, 20), (5, 25)),
+  ),
+}
+_SIZE = 1 << 20  # problems a data set can count to; it makes each when asked
+_PATIENCE = 1000  # problems in a row that are of the other split or known already
+
+
+def problems(
+  seed: int, split: str, levels: Sequence[int], count: int, kinds=(*GRAPH,), system: str = ""
+) -> list[Problem]:
+  """`count` different problems, kinds and levels in turn; a longer list begins with the shorter ones.
+
+  Kinds are names of Reasoning Gym tasks; those that are not in SETTINGS take the levels of their curriculum, if they
+  have one. Train and held-out never share a question, whatever the seeds.
+  """
+  if split not in SPLITS or not set(levels) <= set(LEVELS):
+    raise InputError(f"split {split!r}, levels {tuple(levels)}: take one of {SPLITS} and some of {LEVELS}")
+  streams = [_stream(seed, split, level, kind, system or SYSTEM) for level in levels for kind in kinds]
+  found: dict[str, Problem] = {}
+  while len(found) < count:
+    for one in (next(streams[len(found) % len(streams)]) for _ in range(_PATIENCE)):
+      if one is not None and one.id not in found:
+        found[one.id] = one
+        break
+    else:
+      of = f"{split} problems of {', '.join(kinds)}, levels {tuple(levels)}"
+      raise InputError(f"{of}: found only {len(found)} of {count}; ask for fewer, or for other levels")
+  return list(found.values())
+
+
+def _stream(seed: int, split: str, level: int, kind: str, system: str) -> Iterator[Problem | None]:
+  """The task's problems, None for each that belongs to the other split."""
+  digest = hashlib.blake2b(f"{seed}/{split}/{kind}/{level}".encode(), digest_size=8).digest()
+  made = _data_set(kind, level, int.from_bytes(digest, "little") % (2**31 - _SIZE))  # it adds the index to its seed
+  for index in range(_SIZE):
+    entry = made[index]
+    yield _problem(entry, kind, level, system) if split_of(entry["question"]) == split else None
+
+
+def _data_set(kind: str, level: int, seed: int):
+  try:
+    import reasoning_gym
+    from reasoning_gym import factory
+  except ImportError:
+    raise InputError(f"problems of {kind}: Reasoning Gym is not installed; pip install 'jaxrlvr[gym]'") from None
+  if kind not in factory.DATASETS:
+    raise InputError(f"kind {kind!r} is no task of Reasoning Gym; take one of {', '.join(sorted(factory.DATASETS))}")
+  common = {"seed": seed, "size": _SIZE}
+  if kind in SETTINGS:
+    return reasoning_gym.create_dataset(kind, **common, **SETTINGS[kind][level - 1])
+  if not factory.has_curriculum(kind):
+    return reasoning_gym.create_dataset(kind, **common)
+  curriculum = factory.create_curriculum(kind)
+  curriculum.set_global_level(level - 1)
+  return reasoning_gym.create_dataset(kind, **vars(curriculum.generate_configuration(common)))
+
+
+def _problem(entry: dict, kind: str, level: int, system: str) -> Problem:
+  question, answer = entry["question"], str(entry["answer"])
+  entry = json.loads(json.dumps(dict(entry), default=str))  # plain values, as a saved problem has them
+  extra = entry["metadata"] if kind in GRAPH else {"source_dataset": kind, "entry": entry}
+  return Problem(
+    id=f"{kind}/{hashlib.sha1(question.encode()).hexdigest()[:16]}",
+    messages=({"role": "system", "content": system}, {"role": "user", "content": question}),
+    label=answer,
+    truth=answer,
+    verifier=kind if kind in GRAPH else "reasoning_gym",
+    extra=extra | {"level": level, "kind": kind},
+  )

@@ -1,0 +1,151 @@
+"""Training text from files: order, epochs, bad rows, and the two arms of SFT."""
+
+import json
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from jaxrlvr import config as configs
+from jaxrlvr.data import corpus, embedded
+from jaxrlvr.data.pack import pack
+from jaxrlvr.stages import language
+from jaxrlvr.text.tokenizer import train_sentencepiece
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+  texts = [embedded.plain(embedded.cpt(0, n, embedded.Mix((1, 3)))) for n in range(300)]
+  return train_sentencepiece(texts, tmp_path_factory.mktemp("tokenizer") / "t.model", 400)
+
+
+def write_jsonl(path, rows):
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  return path
+
+
+@pytest.fixture
+def folder(tmp_path):
+  """120 texts in three parquet row groups and a jsonl file of two blocks."""
+  table = pyarrow.Table.from_pylist([{"id": i, "text": f"p{i}"} for i in range(60)])
+  pyarrow.parquet.write_table(table, tmp_path / "a.parquet", row_group_size=20)
+  write_jsonl(tmp_path / "b.jsonl", [{"text": f"j{i}"} for i in range(60)])
+  return tmp_path
+
+
+def test_documents_are_a_function_of_seed_and_number(folder, monkeypatch):
+  monkeypatch.setattr(corpus, "LINES", 40)
+  made = corpus.TextRows(str(folder), "text", seed=1)
+  first, second = ([made(n).text for n in range(e * 120, e * 120 + 120)] for e in (0, 1))
+  everything = {f"p{i}" for i in range(60)} | {f"j{i}" for i in range(60)}
+  assert len(made) == 120 and set(first) == set(second) == everything and first != second
+  blocks = [{f"p{i}" for i in range(s, s + 20)} for s in (0, 20, 40)] + [{f"j{i}" for i in range(40)}]
+  assert any({*first[s : s + 20]} in blocks for s in range(0, 101, 20)) and first[:20] != sorted(first[:20])
+  again = corpus.TextRows(str(folder), "text", seed=1)
+  draw = np.random.default_rng(0).permutation(240)
+  assert [again(int(n)).text for n in draw] == [(first + second)[n] for n in draw]
+  other = corpus.TextRows(str(folder), "text", seed=2)
+  assert [other(n).text for n in range(120)] != first
+
+
+def test_text_rows_read_one_group_at_a_time(folder, monkeypatch):
+  read = []
+  original = corpus._read
+  monkeypatch.setattr(corpus, "_read", lambda block, column: read.append(block) or original(block, column))
+  made = corpus.TextRows(str(folder / "a.parquet"), "", seed=0)
+  assert len(made) == 60 and not read
+  assert all(made(n).text for n in range(60)) and len(read) == 3
+
+
+def test_rows_without_text_are_named_or_counted(tmp_path):
+  path = tmp_path / "a.parquet"
+  texts = ["a", None, "c", " ", "e"]
+  pyarrow.parquet.write_table(pyarrow.table({"text": texts}), path, row_group_size=2)
+  with pytest.raises(ValueError, match=r"a\.parquet: row [13], column text: found (None|' '), .* raise skip_bad = 0"):
+    [corpus.TextRows(str(path), "text", 0)(n) for n in range(5)]
+  made = corpus.TextRows(str(path), "text", 0, skip_bad=2)
+  assert sorted(made(n % 5).text for n in range(10)) == ["", "", "", "", "a", "a", "c", "c", "e", "e"]
+  assert made.skipped == 2
+  lines = tmp_path / "b.jsonl"
+  lines.write_bytes(b'\xef\xbb\xbf{"text": "a"}\n\n{"text": 1}\n{"te')
+  for skip, said in ((0, r"b\.jsonl:[34], "), (1, r"b\.jsonl:[34], .*skip_bad = 1")):
+    rows = corpus.TextRows(str(lines), "text", 0, skip)
+    assert len(rows) == 3
+    with pytest.raises(ValueError, match=said):
+      [rows(n) for n in range(3)]
+  with pytest.raises(ValueError, match=r"a\.parquet: column body is missing, found text"):
+    corpus.TextRows(str(path), "body", 0)
+  pyarrow.parquet.write_table(pyarrow.table({"text": pyarrow.array([None, None], pyarrow.string())}), path)
+  with pytest.raises(ValueError, match="column text: found None"):  # else packing would never end
+    [made(n) for made in [corpus.TextRows(str(path), "text", 0, 99)] for n in range(2)]
+
+
+def test_skipped_rows_leave_no_trace_in_a_batch(tmp_path, tokenizer):
+  pyarrow.parquet.write_table(pyarrow.table({"text": ["1+1=2", None, "2+2=4"]}), tmp_path / "a.parquet")
+  made = corpus.TextRows(str(tmp_path), "text", 0, skip_bad=1)
+  packed, _ = pack(lambda n: embedded.document(made(n), tokenizer), (0, 0), 2, 64)
+  for row in range(2):
+    segments = packed.segments_BT[row]
+    assert set(range(1, segments.max() + 1)) == set(segments[segments > 0])
+    for segment in range(1, segments.max()):
+      ids = packed.tokens_BT[row, segments == segment].tolist()
+      assert ids[0] == tokenizer.bos_id and ids[-1] == tokenizer.eos_ids[0]
+      assert tokenizer.decode(ids[1:-1]) in ("1+1=2", "2+2=4")
+
+
+COLUMNS = ("prompt=q", "trace=t", "solution=s", "label=a")
+
+
+def test_both_arms_train_on_the_same_prompts(tmp_path, tokenizer):
+  made = [{"q": f"{i}+1?", "t": f"{i}+1={i + 1}\n" * (1 + 9 * (i % 3 == 0)), "s": f"It is {i + 1}."} for i in range(12)]
+  made = [row | {"a": str(i + 1) if i != 4 else "0"} for i, row in enumerate(made)]
+  path = write_jsonl(tmp_path / "a.jsonl", [*made, made[0]])
+  asked = []
+
+  def verified(pairs):
+    asked.extend(pairs)
+    return [solution == f"It is {problem.label}." for problem, solution in pairs]
+
+  found, counts = corpus.pairs(str(path), COLUMNS, tokenizer, 50, verified=verified)
+  assert (counts["rows"], counts["copies"], counts["too_long"], counts["wrong"]) == (13, 1, 4, 1)
+  assert len(found) == 7 and len(asked) == 8  # only what fits is checked
+  lengths = [len(embedded.document(corpus.response(p, True), tokenizer).ids) for p in found]
+  assert max(lengths) <= 50
+  edge, counts = corpus.pairs(str(path), COLUMNS, tokenizer, max(lengths) - 1)
+  assert 0 < len(edge) < 8 and counts["too_long"] > 4 and counts["wrong"] == 0
+  thinking, direct = (corpus.responses(found, 3, arm) for arm in (True, False))
+  for number in range(21):
+    with_trace, alone = thinking(number), direct(number)
+    assert with_trace.problem is alone.problem and with_trace.masked and alone.masked
+    assert with_trace.text == f"<think>\n{alone.problem.extra['trace'].strip()}\n</think>\n\n{alone.text}"
+    document = embedded.document(alone, tokenizer)
+    assert document.prompt == len(tokenizer.render(alone.problem.messages))
+    assert tokenizer.decode(document.ids[document.prompt : -1]) == alone.problem.extra["solution"] == alone.text
+  orders = [[thinking(7 * e + n).problem.id for n in range(7)] for e in range(3)]
+  assert all(sorted(order) == sorted(orders[0]) for order in orders) and orders[0] != orders[1]
+  assert [thinking(n).problem.id for n in range(7)] == orders[0]
+  with pytest.raises(ValueError, match=r"no row is left to train on .*13 rows, .*too_long.*raise max_tokens = 5"):
+    corpus.pairs(str(path), COLUMNS, tokenizer, 5)
+  with pytest.raises(ValueError, match="no column for trace; add trace=COLUMN"):
+    corpus.pairs(str(path), ("prompt=q", "solution=s"), tokenizer, 50)
+  with pytest.raises(ValueError, match="no columns; name them"):
+    corpus.pairs(str(path), (), tokenizer, 50)
+
+
+def test_the_stages_take_their_text_from_files(folder, tokenizer):
+  """Solutions are checked against their labels by the problem's verifier."""
+  lines = [{"q": f"{i}+1?", "t": "...", "s": f"\\boxed{{{i + (i != 2)}}}", "a": f'["{i + 1}"]'} for i in range(4)]
+  path = write_jsonl(folder.parent / "sft.jsonl", lines)
+  config = configs.base()
+  text, known = language.texts(config, "cpt", tokenizer)
+  assert text(3) == embedded.cpt(0, 3, language.mix(config, "cpt")) and known == {}
+  changes = {"cpt.source": str(folder), "sft.source": str(path), "sft.columns": COLUMNS, "verify.workers": 1}
+  config = configs.derive(config, changes | {"sft.thinking": False})
+  text, known = language.texts(config, "cpt", tokenizer)
+  assert known == {"rows": 120} and {text(n).text for n in range(120)} >= {"p0", "j59"}
+  text, known = language.texts(config, "sft", tokenizer)
+  assert {text(n).text for n in range(3)} == {"\\boxed{1}", "\\boxed{2}", "\\boxed{4}"}
+  assert (known["problems"], known["wrong"], known["too_long"]) == (3, 1, 0)
+  text, known = language.texts(configs.derive(config, {"sft.verified": False}), "sft", tokenizer)
+  assert known["problems"] == 4

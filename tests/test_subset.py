@@ -1,0 +1,62 @@
+"""Subsets by difficulty, against the study's released subsets and golden cases."""
+
+import json
+import pathlib
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+
+from jaxrlvr.data.subset import bins, round_robin
+
+SHARED = pathlib.Path(__file__).parents[2] / "shared" / "data"
+GOLDEN = SHARED / "golden" / "difficulty_filter.json"
+needs_golden = pytest.mark.skipif(not GOLDEN.exists(), reason="needs ../shared/data/golden")
+
+
+@needs_golden
+def test_golden_cases():
+  for case in json.loads(GOLDEN.read_text())["cases"]:
+    counts = case["solve_counts"]
+    found = bins(counts)
+    kept = sorted(int(i) for members in found.values() for i in members)
+    assert len(kept) == case["n_kept"] and case["kept_indices"] in (None, kept), case["name"]
+    assert {str(number): len(members) for number, members in found.items()} == case["bin_sizes"], case["name"]
+    whole = round_robin(counts, 3, len(counts))
+    assert sorted(whole) == kept
+    for expected in case["expected"]:
+      picked = round_robin(counts, 3, expected["N"])
+      assert len(picked) == expected["selected"] and picked == whole[: len(picked)]
+      sequence = [counts[i] for i in picked]
+      assert {str(number): sequence.count(number) for number in found} == expected["per_bin"], case["name"]
+      if expected.get("bin_sequence") is not None:
+        assert sequence == expected["bin_sequence"], case["name"]
+
+
+@needs_golden
+def test_released_subsets_have_these_bins():
+  """Each subset that the study released is, bin by bin, as many problems as its 2048-problem file gives here."""
+  checked = 0
+  for released in json.loads(GOLDEN.read_text())["released_files"]:
+    path = SHARED / "official" / released["file"]
+    if not released.get("round_robin_on_2048_file_gives_same_counts") or not path.exists():
+      continue
+    model = {"llama-3b": "Llama-3.2-3B-Instruct", "qwen-math-1.5b": "Qwen2.5-Math-1.5B"}[path.parent.name]
+    whole = path.with_name(path.stem.rpartition("_")[0] + "_2048.parquet")
+    table = pyarrow.parquet.read_table(whole, columns=["prompt", "difficulty"]).to_pylist()
+    counts = list({json.dumps(row["prompt"]): int(row["difficulty"][model] or 0) for row in table}.values())
+    picked = [counts[i] for i in round_robin(counts, 0, released["unique_prompts"])]
+    assert {str(n): picked.count(n) for n in range(1, 16)} == released["per_bin"], released["file"]
+    checked += 1
+  assert checked >= 5
+
+
+def test_order_is_one_and_random_inside_a_bin():
+  counts = np.random.default_rng(0).integers(0, 5, 200)
+  whole = round_robin(counts, 1, 200, samples=4)
+  assert set(counts[whole]) == {1, 2, 3} and len(set(whole)) == len(whole) == int(((counts > 0) & (counts < 4)).sum())
+  assert round_robin(counts, 1, 8, samples=4) == whole[:8] != round_robin(counts, 2, 8, samples=4)
+  first = [i for i in whole if counts[i] == 2]
+  assert first != sorted(first)
+  with pytest.raises(ValueError, match="problem 2 is solved 17 times, wanted a whole number from 0 to 16"):
+    round_robin([0, 16, 17], 0, 1)
