@@ -89,17 +89,24 @@ def get_config(arg: str = "") -> ConfigDict:
   c.sft.levels = (4,)  # difficulty of its problems
 
   c.problems = ConfigDict()  # what RL trains on
-  c.problems.source = "arithmetic"  # arithmetic | a parquet file of the study
+  # arithmetic | graph | reasoning_gym: generated; a parquet or jsonl file, a folder of such, a tfds folder; or a raw
+  # set of the hub, skywork-or1 | scp-116k | openthoughts-114k, with NAME:FOLDER for a local copy
+  c.problems.source = "arithmetic"
+  c.problems.columns = ()  # `prompt=A`, `label=B`, ...: what holds what, see data/layout.py; (): as the study
+  c.problems.system = ""  # system message for prompts that have none
+  c.problems.skip_bad = 0  # rows that can't be used and are skipped (and counted) before one is an error
   c.problems.count = 8  # N, the first so many problems, 0: all; fewer than a batch are repeated uniformly
-  c.problems.levels = (4,)  # of the embedded problems, in turn
-  c.problems.kinds = ("chain",)  # chain | expression, in turn
-  c.problems.seed = 100  # of the embedded problems
-  c.problems.verifier = "auto"  # how a parquet file's answers are graded: auto | math | graph
+  c.problems.levels = (4,)  # 1 to 5, difficulty of generated problems, in turn
+  c.problems.kinds = ("chain",)  # in turn: chain | expression, or tasks of Reasoning Gym
+  c.problems.seed = 100  # of generated problems
+  c.problems.verifier = (
+    "auto"  # how answers to a file's problems are graded: auto (graph tasks by name, else math) | math | graph | choice
+  )
   c.problems.too_long = "error"  # prompts over rl.prompt_tokens: error | drop (counted)
 
   c.heldout = ConfigDict(c.problems.to_dict())  # what evaluation uses, during RL and in `evaluate`
   c.heldout.count = 64  # problems
-  c.heldout.seed = 1  # of the embedded problems
+  c.heldout.seed = 1  # of generated problems
   c.heldout.name = "heldout"  # name of the set in metrics
   c.heldout.sets = ()  # names in jaxrlvr.data.sets.EVAL_SETS, instead of one source
   c.heldout.domain = ""  # math | science | graph-qwen | graph-llama: all its sets, with means inside and outside of it

@@ -14,7 +14,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from jaxrlvr import loss, masked, optim, reward
-from jaxrlvr.data import arithmetic, sets
+from jaxrlvr.data import arithmetic, layout, sets
 from jaxrlvr.types import InputError
 
 _HERE = Path(__file__).resolve().parent
@@ -193,9 +193,9 @@ RULES: dict[str, tuple[Callable, str]] = {
   ".row_tokens": at_least(2),
   ".microbatches": at_least(1),
   ".levels": each(one_of(*arithmetic.LEVELS)),
-  ".kinds": each(one_of(*arithmetic.KINDS)),
+  ".kinds": each(((lambda v: isinstance(v, str)), "a name")),
   ".count": at_least(0),
-  ".verifier": one_of("auto", "math", "graph", "choice"),
+  ".verifier": one_of(*layout.VERIFIERS),
   ".too_long": one_of("error", "drop"),
   **{
     f"model.{k}": at_least(1)
@@ -210,7 +210,7 @@ RULES: dict[str, tuple[Callable, str]] = {
   "text.documents": at_least(100),
   **{f"text.{k}": _SHARE for k in ("filler", "facts", "careful", "guess_right")},
   "sft.terse": _SHARE,
-  "sft.columns": ((lambda v: all(isinstance(x, str) for x in v)), "strings `target=column`"),
+  ".columns": ((lambda v: all(isinstance(x, str) for x in v)), "strings `target=column`"),
   "sft.max_tokens": at_least(0),
   ".skip_bad": at_least(0),
   "rl.problems_per_step": at_least(1),

@@ -22,7 +22,8 @@ def golden():
 
 def record(problem, sample, score, answer="1", text="\\boxed{1}", tokens=3, stop="eos", faithfulness=None):
   return {
-    "problem": problem, "sample": sample, "true_reward": score, "scored": score is not None, "answer": answer, "cluster": None if answer is None else int(answer),
+    "problem": problem, "sample": sample, "true_reward": score, "scored": score is not None, "answer": answer,
+    "cluster": None if answer is None else int(answer),
     "text": text, "tokens": tokens, "stop": stop, "faithfulness": faithfulness,
   }  # fmt: skip
 

@@ -18,7 +18,7 @@ GRAPH = {
   "largest_island": (),
   "quantum_lock": ("buttons", "initial_state", "initial_value", "target_value"),
 }
-VERIFIERS = ("auto", "math", "graph")
+VERIFIERS = ("auto", "math", "graph", "choice")
 STUDY = ("prompt=prompt", "label=reward_model.ground_truth", "extra=extra_info?", "extra.data_source=data_source?")
 TARGETS = ("prompt", "label", "boxed", "truth", "id", "extra", "trace", "solution")
 _SHORT = 64  # characters of a solution without a box that is an answer as it stands
@@ -52,7 +52,7 @@ def load(
 ) -> Loaded:
   """The problems of whatever `rows.read` reads, in its order, and what became of every row.
 
-  `verifier`: "math"; "graph", by extra.source_dataset; or "auto": graph where that names a graph task, else math.
+  `verifier`: "math"; "choice"; "graph", by extra.source_dataset; or "auto": graph where that names one, else math.
   `columns`: entries `TARGET=COLUMN`, (): STUDY. A target is one of TARGETS or extra.NAME; `boxed` takes as the label
   the last box of a solution, or the whole of it if short. A column may be a path into structs or JSON text (`a.b`),
   have substitutes (`a|b`: the first that a row has), or be optional (`a?`). `COLUMN==VALUE` leaves out the other rows.
@@ -173,7 +173,7 @@ def _problem(row: Mapping, plan: _Map, verifier: str, system: str) -> Problem:
     messages=messages,
     label=labels[0],
     truth=truths[0],
-    verifier=extra["source_dataset"] if graph else "math",
+    verifier=extra["source_dataset"] if graph else "choice" if verifier == "choice" else "math",
     extra=extra | ({"also": also} if also else {}),
   )
 
@@ -202,7 +202,7 @@ def _is_graph(extra: Mapping, verifier: str) -> bool:
   task = extra.get("source_dataset")
   if verifier == "graph" and task not in GRAPH:
     raise BadCell("extra_info", task, f"a source_dataset among {', '.join(GRAPH)}")
-  if verifier == "math" or task not in GRAPH:
+  if verifier in ("math", "choice") or task not in GRAPH:
     return False
   if missing := [key for key in GRAPH[task] if key not in extra]:
     raise BadCell("extra_info", sorted(extra), f"the key {missing[0]}, which {task} needs")

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from jaxrlvr import logbook, report, reward, stopping
-from jaxrlvr.data import problems as problem_lists
+from jaxrlvr.data import store
 from jaxrlvr.data import subset as subsets
 from jaxrlvr.logbook import Progress
 from jaxrlvr.stages import rollout, setup
@@ -88,13 +87,13 @@ def filter_problems(config: ConfigDict, workdir: str | Path) -> dict:
     ]
     if not kept:
       raise InputError(
-        f"none of {len(problems)} problems is solved {f.low} to {f.high} times in {f.samples}; {run.workdir}/rows tells "
-        "how often each is; take other problems, another policy, or another range in another workdir"
+        f"none of {len(problems)} problems is solved {f.low} to {f.high} times in {f.samples}; {run.workdir}/rows tells"
+        " how often each is; take other problems, another policy, or another range in another workdir"
       )
     counts = Counter(solved.values())
     bars = [counts[n] for n in range(f.samples + 1)]
     report.histogram(run.workdir / "histogram.png", bars, f"Problems by solve@{f.samples}")
-    problem_lists.save(run.workdir / PROBLEMS, kept)
+    store.save(run.workdir / PROBLEMS, kept)
     print(f"{run.workdir / PROBLEMS}: {len(kept)} of {len(problems)} problems are solved {f.low} to {f.high} times in "
           f"{f.samples}; {bars[0]} never, {bars[-1]} always")  # fmt: skip
     unscored = sum(f.samples - row["scored"] for row in rows.values())
@@ -121,7 +120,7 @@ def subset(config: ConfigDict, workdir: str | Path) -> dict:
       return run.summary
     samples = max(p.extra["samples"] for p in found)
     order = subsets.round_robin([p.extra["solved"] for p in found], config.seed, config.subset.count, samples)
-    problem_lists.save(run.workdir / PROBLEMS, [found[i] for i in order])
+    store.save(run.workdir / PROBLEMS, [found[i] for i in order])
     if len(order) < config.subset.count:
       _LOG.warning("%d problems were asked for, %d of %d are of use", config.subset.count, len(order), len(found))
     print(f"{run.workdir / PROBLEMS}: {len(order)} of {len(found)} problems")
@@ -178,7 +177,7 @@ def corrupt(config: ConfigDict, workdir: str | Path) -> dict:
       file, wanted = run.workdir / f"gamma_{gamma:.2f}.jsonl", round(gamma * len(problems))
       chosen = set(lot[:wanted])
       labelled = [_relabel(p, rows[p.id]["label"]) if p.id in chosen else p for p in problems]
-      problem_lists.save(file, labelled)
+      store.save(file, labelled)
       files[file.name] = {"gamma": gamma, "relabelled": len(chosen), "digest": logbook.digest(labelled)}
       print(f"{file}: {len(chosen)} of {len(problems)} labels are the policy's own")
       if len(chosen) < wanted:

@@ -135,7 +135,9 @@ def read_problems(config: ConfigDict, key: str, **changes) -> list[Problem]:
   """The problems of `config.problems` or `config.heldout`; `changes` of that group for this call."""
   group = ConfigDict(config[key].to_dict() | changes)
   split = "train" if key == "problems" else "heldout"
-  fields = {name: group[name] for name in ("count", "levels", "kinds", "seed", "verifier")}
+  fields = {
+    name: group[name] for name in ("count", "levels", "kinds", "seed", "verifier", "columns", "system", "skip_bad")
+  }
   try:
     return problem_lists.load(group.source, split=split, **fields)
   except InputError as error:
