@@ -102,6 +102,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c.problems.verifier = (
     "auto"  # how answers to a file's problems are graded: auto (graph tasks by name, else math) | math | graph | choice
   )
+  c.problems.unreadable = "warn"  # problems whose label or truth the verifier can't read: warn | drop | error
   c.problems.too_long = "error"  # prompts over rl.prompt_tokens: error | drop (counted)
 
   c.heldout = ConfigDict(c.problems.to_dict())  # what evaluation uses, during RL and in `evaluate`
@@ -113,6 +114,9 @@ def get_config(arg: str = "") -> ConfigDict:
   c.heldout.at_most = 0  # problems of each of these sets; 0: all
   c.heldout.folder = ""  # where the sets lie: the folder with think/ and non-think/ of the study's release
   c.heldout.prompts = "non-think"  # think | non-think: whose prompts
+
+  c.prepare = ConfigDict()
+  c.prepare.format = "jsonl"  # jsonl | tfds (ArrayRecord, extra `tfds`)
 
   c.filter = ConfigDict()
   c.filter.samples = 16  # a problem
@@ -165,6 +169,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c.evaluate.problems_per_batch = 64  # sampled at once; changes memory, never a sample
 
   c.verify = ConfigDict()  # limits of one grading job in its worker process
+  c.verify.mode = "strict"  # strict | study: mathematics read as the released code does
   c.verify.workers = 2  # jobs at a time
   c.verify.cpu_seconds = 2.0  # then the worker is killed and the answer is unscored
   c.verify.wall_seconds = 10.0  # from the job's start

@@ -196,6 +196,9 @@ RULES: dict[str, tuple[Callable, str]] = {
   ".kinds": each(((lambda v: isinstance(v, str)), "a name")),
   ".count": at_least(0),
   ".verifier": one_of(*layout.VERIFIERS),
+  ".unreadable": one_of("warn", "drop", "error"),
+  "prepare.format": one_of("jsonl", "tfds"),
+  "verify.mode": one_of("strict", "study"),
   ".too_long": one_of("error", "drop"),
   **{
     f"model.{k}": at_least(1)

@@ -16,6 +16,7 @@ HELP = {
   "pretrain": "train a fresh policy on the embedded pre-training text",
   "cpt": "continual pre-training of config.init on dense worked examples",
   "sft": "supervised fine-tuning of config.init, Thinking or Non-thinking (config.sft.thinking)",
+  "prepare": "check the problems of any source and write them as one prepared set",
   "filter": "keep the problems that config.init sometimes solves (solve@16 from 1 to 15)",
   "subset": "order filtered problems so that the first N are spread over difficulties",
   "corrupt": "give problems the labels that config.init most often gets wrong (config.corrupt.gammas)",

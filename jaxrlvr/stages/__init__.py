@@ -7,6 +7,7 @@ from jaxrlvr.stages.chain import chain
 from jaxrlvr.stages.evaluate import evaluate
 from jaxrlvr.stages.label import corrupt, filter_problems, subset
 from jaxrlvr.stages.language import tokenizer, train
+from jaxrlvr.stages.prepare import prepare
 from jaxrlvr.stages.rl import rl
 
 STAGES = {
@@ -14,6 +15,7 @@ STAGES = {
   "pretrain": functools.partial(train, "pretrain"),
   "cpt": functools.partial(train, "cpt"),
   "sft": functools.partial(train, "sft"),
+  "prepare": prepare,
   "filter": filter_problems,
   "subset": subset,
   "corrupt": corrupt,

@@ -30,7 +30,7 @@ class Evaluator:
 
   def __init__(self, config: ConfigDict, policy: setup.Policy, service: Service):
     self._config, self._policy, self._service = config, policy, service
-    self._sets = held_out(config, policy)
+    self._sets = held_out(config, policy, service)
     e = config.evaluate
     how = dict(group=e.samples, temperature=e.temperature, top_k=0, top_p=1.0)
     self._samplers = {name: rollout.Sampler(config, policy, f"evaluate/{name}", **how) for name in self._sets}
@@ -73,11 +73,11 @@ class Evaluator:
     return {f"eval/{group}/{key}": float(np.mean(values)) for group, values in means.items() if values}
 
 
-def held_out(config: ConfigDict, policy: setup.Policy) -> dict[str, rollout.Loaded]:
+def held_out(config: ConfigDict, policy: setup.Policy, service: Service) -> dict[str, rollout.Loaded]:
   """The problems of each set that `config.heldout` names, or of its one source."""
   h = config.heldout
   if not h.sets and not h.domain:
-    return {h.name: rollout.load_problems(config, "heldout", policy.tokenizer)}
+    return {h.name: rollout.load_problems(config, "heldout", policy.tokenizer, service)}
   try:
     files, absent = sets.find(h.sets, h.domain, h.folder, h.prompts)
   except InputError as error:
@@ -87,7 +87,7 @@ def held_out(config: ConfigDict, policy: setup.Policy) -> dict[str, rollout.Load
   loaded = {}
   for name, file in files.items():
     how = dict(source=str(file), verifier=sets.EVAL_SETS[name].verifier, count=0)
-    one = rollout.load_problems(config, "heldout", policy.tokenizer, **how)
+    one = rollout.load_problems(config, "heldout", policy.tokenizer, service, **how)
     loaded[name] = one._replace(problems=one.problems[: h.at_most or None])
   return loaded
 

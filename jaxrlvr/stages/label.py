@@ -42,12 +42,12 @@ def survey(config: ConfigDict, workdir: str | Path, how: Survey) -> dict:
   samples = config[how.stage].samples
   with open_run(config, workdir, how.stage) as run:
     policy = setup.load_policy(config)
-    loaded = rollout.load_problems(config, "problems", policy.tokenizer)
-    ordered = loaded._replace(problems=how.order(loaded.problems))
     sampler = rollout.Sampler(config, policy, how.stage, group=samples)
-    e, total = config.evaluate, len(loaded.problems)
-    size = sampler.batch_size(max(1, e.problems_per_batch * e.samples // samples), total)
     with rollout.verifier_service(config) as service, jax.set_mesh(policy.mesh), jax.transfer_guard("disallow"):
+      loaded = rollout.load_problems(config, "problems", policy.tokenizer, service)
+      ordered = loaded._replace(problems=how.order(loaded.problems))
+      e, total = config.evaluate, len(loaded.problems)
+      size = sampler.batch_size(max(1, e.problems_per_batch * e.samples // samples), total)
       inputs = {"tokenizer": policy.tokenizer.pieces(), "origin": policy.origin.get("digests")}
       run.begin(problems=loaded.problems, **inputs)
       if run.finished:

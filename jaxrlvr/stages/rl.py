@@ -168,9 +168,9 @@ def rl(config: ConfigDict, workdir: str | Path) -> dict:
     policy = setup.load_policy(config)
     check_sizes(config, policy)
     learner, rates = make_learner(config, policy)
-    problems, ids, dropped = rollout.load_problems(config, "problems", policy.tokenizer)
     sampler = rollout.Sampler(config, policy, "rl")
     with rollout.verifier_service(config) as service, jax.set_mesh(policy.mesh), jax.transfer_guard("disallow"):
+      problems, ids, dropped = rollout.load_problems(config, "problems", policy.tokenizer, service)
       evaluator = Evaluator(config, policy, service)
       inputs = {"tokenizer": policy.tokenizer.pieces(), "origin": policy.origin.get("digests")}
       run.begin(problems=problems, heldout=evaluator.problems, **inputs)

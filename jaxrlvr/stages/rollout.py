@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -20,6 +21,8 @@ from jaxrlvr.text.tokenizer import Tokenizer
 from jaxrlvr.types import InputError, Problem
 from jaxrlvr.verify import arithmetic as judge
 from jaxrlvr.verify.service import Service
+
+_LOG = logging.getLogger(__name__)
 
 
 class Prompts(NamedTuple):
@@ -144,8 +147,8 @@ def read_problems(config: ConfigDict, key: str, **changes) -> list[Problem]:
     raise InputError(f"config.{key}: {error}") from error
 
 
-def load_problems(config: ConfigDict, key: str, tokenizer: Tokenizer, **changes) -> Loaded:
-  """`read_problems` with their prompts, those that are too long refused or dropped."""
+def load_problems(config: ConfigDict, key: str, tokenizer: Tokenizer, service: Service, **changes) -> Loaded:
+  """`read_problems` with their prompts; what is too long or has no readable label is refused, dropped or told."""
   group, found = config[key], read_problems(config, key, **changes)
   ids = {p.id: tokenizer.render(p.messages) for p in found}
   long = [p for p in found if len(ids[p.id]) > config.rl.prompt_tokens]
@@ -159,7 +162,29 @@ def load_problems(config: ConfigDict, key: str, tokenizer: Tokenizer, **changes)
     raise InputError(
       f"config.{key}: none of {len(found)} problems is left, all prompts are too long; raise config.rl.prompt_tokens"
     )
-  return Loaded(kept, ids, len(long))
+  return Loaded(readable(config, key, kept, service)[0], ids, len(long))
+
+
+def readable(
+  config: ConfigDict, key: str, problems: list[Problem], service: Service
+) -> tuple[list[Problem], list[tuple[Problem, str]]]:
+  """(problems to go on with, those whose label or truth the verifier can't read, and why), by `KEY.unreadable`."""
+  bad, action = service.unreadable(problems), config[key].unreadable
+  if not bad:
+    return problems, []
+  first, reason = bad[0]
+  told = (
+    f"config.{key}: {len(bad)} of {len(problems)} labels can't be read by their verifier, first that of problem "
+    + (f"{first.id}: label {first.label!r}, truth {first.truth!r} ({reason})")
+  )
+  if action == "error":
+    raise InputError(f"{told}; correct them, or take config.{key}.unreadable=drop")
+  _LOG.warning("%s; %s", told, "dropped" if action == "drop" else f"kept (config.{key}.unreadable)")
+  unfit = {problem.id for problem, _ in bad} if action == "drop" else set()
+  kept = [problem for problem in problems if problem.id not in unfit]
+  if not kept:
+    raise InputError(f"{told}; none is left")
+  return kept, bad
 
 
 def make_prompts(
@@ -176,7 +201,7 @@ def make_prompts(
 
 def verifier_service(config: ConfigDict) -> Service:
   v = config.verify
-  return Service(v.workers, v.cpu_seconds, v.wall_seconds, v.memory_mib << 20)
+  return Service(v.workers, v.cpu_seconds, v.wall_seconds, v.memory_mib << 20, v.mode)
 
 
 def answer(text: str) -> str | None:
