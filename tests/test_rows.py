@@ -10,7 +10,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from jaxrlvr.data import arithmetic, layout, problems, raw, store
+from jaxrlvr.data import arithmetic, corpus, layout, problems, raw, store
 from jaxrlvr.types import Problem
 from jaxrlvr.verify.arithmetic import answer, faithfulness
 
@@ -167,6 +167,9 @@ def test_a_column_map_reads_jsonl_parquet_and_folders_alike(tmp_path):
   assert load(lines, columns=PLAIN) == load(table, columns=PLAIN)
   assert load(lines, columns=PLAIN)[0] == first
   assert load(lines, columns=PLAIN)[1].extra == {"level": 4, "also": {"4": ["four"]}}
+  part = (*PLAIN[:2], "extra.deep=meta.level.x?", "extra.no=none?")
+  nulls = write_lines(tmp_path / "nulls.jsonl", [GOOD | {"meta": None}])
+  assert load(nulls, columns=part)[0].extra == {}
   said = load(table, columns=PLAIN, system="Be brief.")[0].messages
   assert [turn["role"] for turn in said] == ["system", "user"] and said[0]["content"] == "Be brief."
   (tmp_path / "in" / ".cache").mkdir()
@@ -323,6 +326,8 @@ def test_raw_sets_from_a_local_copy(tmp_path):
   for folder in ("open", "open/metadata"):
     (thought,), counts = problems.read(f"openthoughts-114k:{tmp_path / folder}")
     assert thought.label == "2" and thought.extra["trace"] == "One, two." and counts["other"] == 1
+  text = corpus.TextRows(f"nemotron-cc-math:{tmp_path / 'cc'}", "", 0)
+  assert len(text) == 1 and text(0).text == "Let $x$."
   with pytest.raises(ValueError, match="is plain text without problems"):
     problems.read(f"nemotron-cc-math:{tmp_path / 'cc'}")
   with pytest.raises(ValueError, match=r"holds no file like data/math-\*\.parquet"):
@@ -353,4 +358,4 @@ def test_raw_sets_from_the_hub(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, "huggingface_hub", None)
   with pytest.raises(ValueError, match=rf"pip install 'jaxrlvr\[hub\]', or {cure}"):
     problems.read("skywork-or1")
-  assert raw.find("a/b.parquet").path == "a/b.parquet"
+  assert raw.find("a/b.parquet") == ("a/b.parquet", raw.Raw(""))

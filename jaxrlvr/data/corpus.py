@@ -34,9 +34,9 @@ class TextRows:
   """
 
   def __init__(self, source: str, column: str, seed: int, skip_bad: int = 0):
-    place = raw.find(source)
+    path, place = raw.find(source)
     self._column, self._seed, self._skip_bad = column or place.text or "text", seed, skip_bad
-    blocks = [block for file in rows.files(place.path, place.patterns) for block in _blocks(file, self._column)]
+    blocks = [block for file in rows.files(path, place.patterns) for block in _blocks(file, self._column)]
     if not blocks:
       raise InputError(f"{source}: found 0 rows, wanted at least 1")
     self._blocks, self._bad = blocks, set()
@@ -117,13 +117,6 @@ def _read(block: _Block, column: str) -> Iterator[tuple[str, object]]:
         yield f"{block.file}:{number}", row.get(column) if isinstance(row, Mapping) else row
 
 
-class Pairs(NamedTuple):
-  """Prompts whose `extra` has a trace and a solution, and what became of every row."""
-
-  problems: list[Problem]
-  counts: Mapping[str, int]
-
-
 def pairs(
   source: str,
   columns: Sequence[str],
@@ -132,24 +125,24 @@ def pairs(
   system: str = "",
   skip_bad: int = 0,
   verified: Callable[[Sequence[tuple[Problem, str]]], Sequence[bool]] | None = None,
-) -> Pairs:
+) -> layout.Loaded:
   """The prompts of a source (as for `layout.load`; targets prompt, trace and solution) that both arms train on.
 
   Left out and counted: what is longer than `max_tokens` with its trace (too_long), and the problems whose solution
   `verified`, given (problem, solution) pairs, finds wrong.
   """
-  place = raw.find(source)
+  path, place = raw.find(source)
   wanted, columns = ("prompt", "trace", "solution"), columns or place.columns
   if not columns:
     raise InputError(f"{source}: no columns; name them, such as prompt=problem, trace=reasoning, solution=answer")
-  found, counts = layout.load(place.path, "auto", columns, system, skip_bad, wanted, place.patterns)
+  found, counts = layout.load(path, "auto", columns, system, skip_bad, wanted, place.patterns)
   short = [problem for problem in found if _tokens(problem, tokenizer, max_tokens) <= max_tokens]
   right = verified([(problem, problem.extra["solution"]) for problem in short]) if verified else [True] * len(short)
   kept = [problem for problem, keep in zip(short, right, strict=True) if keep]
   counts = {**counts, "too_long": len(found) - len(short), "wrong": len(short) - len(kept)}
   if not kept:
     raise InputError(f"{source}: no row is left to train on ({layout.told(counts)}); raise max_tokens = {max_tokens}")
-  return Pairs(kept, counts)
+  return layout.Loaded(kept, counts)
 
 
 def _tokens(problem: Problem, tokenizer: Tokenizer, enough: int) -> int:

@@ -49,7 +49,7 @@ def problems(
   streams = [_stream(seed, split, level, kind, system or SYSTEM) for level in levels for kind in kinds]
   found: dict[str, Problem] = {}
   while len(found) < count:
-    for one in (next(streams[len(found) % len(streams)]) for _ in range(_PATIENCE)):
+    for one in (next(streams[len(found) % len(streams)], None) for _ in range(_PATIENCE)):
       if one is not None and one.id not in found:
         found[one.id] = one
         break

@@ -139,6 +139,8 @@ def _cell(row: Mapping, source: str) -> object:
     raise BadRow(f"column {_paths(source)[0]} is missing, found {', '.join(map(str, row))}"[:200])
   cell = row[top]
   for part in rest:
+    if cell is None and source.endswith("?"):
+      return None
     cell = _struct(top, cell)
     top, cell = f"{top}.{part}", cell.get(part)
   return cell

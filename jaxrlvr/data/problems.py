@@ -12,10 +12,12 @@ from jaxrlvr.types import InputError, Problem
 
 _LOG = logging.getLogger(__name__)
 
-# Sources that make their problems: (seed, split, levels, count, kinds) -> problems.
+# Sources that make their problems: (seed, split, levels, count, kinds, system) -> problems.
 GENERATED: Mapping[str, Callable[..., list[Problem]]] = {
-  "arithmetic": arithmetic.problems,
-  "graph": lambda seed, split, levels, count, kinds: gym.problems(seed, split, levels, count),
+  "arithmetic": lambda seed, split, levels, count, kinds, system: arithmetic.problems(
+    seed, split, levels, count, kinds
+  ),
+  "graph": lambda seed, split, levels, count, kinds, system: gym.problems(seed, split, levels, count, system=system),
   "reasoning_gym": gym.problems,
 }
 
@@ -37,13 +39,11 @@ def load(
   if source in GENERATED:
     if not count:
       raise InputError(f"{source}: makes as many problems as are asked for; set the count")
-    return GENERATED[source](seed, split, levels, count, kinds)
+    return GENERATED[source](seed, split, levels, count, kinds, system)
   found, counts = read(source, verifier, columns, system, skip_bad)
   if len(found) < counts["rows"]:
     worth_a_look = counts["unanswered"] or counts["bad"] or counts["conflicts"]
     _LOG.log(logging.WARNING if worth_a_look else logging.INFO, "%s: %s", source, layout.told(counts))
-  if not count:
-    return found
   if len(found) < count:
     raise InputError(f"{source}: holds {len(found)} different problems, {count} were asked for; lower the count")
   return found[:count] if count else found
@@ -53,10 +53,10 @@ def read(
   source: str, verifier: str = "auto", columns: Sequence[str] = (), system: str = "", skip_bad: int = 0
 ) -> layout.Loaded:
   """All problems of a path or a raw data set (a key of raw.RAW), and what became of each row."""
-  place = raw.find(source)
+  path, place = raw.find(source)
   if place.text:
     raise InputError(f"{source}: is plain text without problems; use it for CPT")
-  return layout.load(place.path, verifier, columns or place.columns, system, skip_bad, patterns=place.patterns)
+  return layout.load(path, verifier, columns or place.columns, system, skip_bad, patterns=place.patterns)
 
 
 def batch(problems: Sequence[Problem], seed: int, step: int, size: int) -> tuple[list[Problem], np.ndarray]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pathlib
 import re
 from typing import NamedTuple
 
@@ -12,7 +11,7 @@ from jaxrlvr.types import InputError
 
 class Raw(NamedTuple):
   repository: str  # on the hub, of type dataset
-  patterns: tuple[str, ...]  # its files that are wanted
+  patterns: tuple[str, ...] = ()  # its files that are wanted
   columns: tuple[str, ...] = ()  # for layout.load
   text: str = ""  # column of plain text, where that is all there is
 
@@ -41,25 +40,15 @@ RAW = {
 }
 
 
-class Found(NamedTuple):
-  """Where a source's files are, and what is known of them."""
-
-  path: str
-  patterns: tuple[str, ...] = ()
-  columns: tuple[str, ...] = ()
-  text: str = ""
-
-
-def find(source: str) -> Found:
-  """The files of `NAME` (a key of RAW: the hub's local cache, else the network), `NAME:FOLDER` (a copy), or a path."""
-  name, _, folder = source.partition(":")
+def find(source: str) -> tuple[str, Raw]:
+  """(path, what is known of it) of `NAME` (from RAW: the hub's cache, else the network), `NAME:COPY`, or a path."""
+  name, _, copy = source.partition(":")
   if name not in RAW:
-    return Found(source)
-  entry = RAW[name]
-  return Found(folder or str(_snapshot(name, entry)), entry.patterns, entry.columns, entry.text)
+    return source, Raw("")
+  return copy or _snapshot(name, RAW[name]), RAW[name]
 
 
-def _snapshot(name: str, entry: Raw) -> pathlib.Path:
+def _snapshot(name: str, entry: Raw) -> str:
   cure = f"take {name}:FOLDER with a local copy of {entry.repository}"
   try:
     import huggingface_hub
@@ -71,7 +60,7 @@ def _snapshot(name: str, entry: Raw) -> pathlib.Path:
         entry.repository, repo_type="dataset", allow_patterns=list(entry.patterns), local_files_only=offline
       )
       if not offline or _complete(found, entry.patterns):
-        return pathlib.Path(found)
+        return str(found)
     except Exception as error:  # what it raises depends on its version and on the network's client
       reason = f"{type(error).__name__}: {error}".partition("\n")[0]
   raise InputError(f"{name}: {entry.repository} is neither in the hub's cache nor to be fetched ({reason}); {cure}")
