@@ -23,7 +23,9 @@ class Verdict:
   """What a verifier said: score in [0, 1], or None with the cause where it could not say (unscored, never 0)."""
 
   score: float | None
-  cause: str = ""  # "" where scored; else "timeout", "memory", "died", "error"
+  cause: str = (
+    ""  # "" where an answer was read; "unparseable" (score 0); unscored: "timeout", "memory", "died", "error"
+  )
 
 
 class InputError(ValueError):

@@ -14,7 +14,7 @@ import time
 import pytest
 
 from jaxrlvr.types import Verdict
-from jaxrlvr.verify import VERIFIERS, arithmetic, math
+from jaxrlvr.verify import VERIFIERS, arithmetic, choice, gym, math, study, verdicts
 from jaxrlvr.verify.service import Job, Service
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -23,6 +23,7 @@ needs_data = pytest.mark.skipif(not DATA.exists(), reason="needs ../shared/data"
 
 TOWER = Job("math", "\\boxed{9^{9^{9^9}}}", "9^{9^{9^{9}}}")  # passes the guards, as its label is one too, and hangs
 GROWING = Job("math", "\\boxed{2^{999999999}+x}", "x+2^{999999999}+0")
+SAYS = {True: verdicts.RIGHT, False: verdicts.WRONG, None: verdicts.UNPARSEABLE}
 RIGHT, WRONG = Job("math", "\\boxed{0.5}", "\\frac12"), Job("math", "\\boxed{0.4}", "\\frac12")
 
 # Where strict grading and the released RULE_BASED score part, and why. Complete: any other difference is a fault.
@@ -120,7 +121,7 @@ def test_graph_scores_are_the_released_codes_but_for_four_decisions():
       structured = ("buttons", "solution_path")
       extra = {key: ast.literal_eval(value) if key in structured and value else value for key, value in extra.items()}
     label, _ = unpacked(case["ground_truth"])
-    score = float(VERIFIERS[case["source_dataset"]].function(case["response"], label, extra))
+    score = VERIFIERS[case["source_dataset"]].function(case["response"], label, extra).score
     if score != case["score"]:
       differ[case["kind"], case["score"], score] += 1
   assert len(cases) == 142
@@ -160,29 +161,30 @@ LOCK = {
     ("C → C", "C → C", True),
     ("7", "7", True),
     ("8", "7", False),
-    ("", "7", False),
-    ("A" * 1_000_000, "A → A", False),
+    ("7", "A → A", None),
+    ("", "7", None),
+    ("A" * 1_000_000, "A → A", None),
     ("C" + "B" * 500, "C" + "A" * 500, False),
   ],
 )
 def test_quantum_lock(answer, label, score):
-  assert VERIFIERS["quantum_lock"].function(f"\\boxed{{{answer}}}", label, LOCK) is score
+  assert VERIFIERS["quantum_lock"].function(f"\\boxed{{{answer}}}", label, LOCK) == SAYS[score]
 
 
 @pytest.mark.parametrize("answer", ["16", "60", "-6", "6.", "0 1 2 3 4 5 6", "1" * 100_000, "", "{6", "{6}", "\uff16"])
 def test_largest_island_pays_nothing_for_what_holds_the_label(answer):
   score = VERIFIERS["largest_island"].function
-  assert not score(f"\\boxed{{{answer}}}", "6", {})
-  assert score(f"\\boxed{{{answer}}} \\boxed{{6}}", "6", {})
+  assert score(f"\\boxed{{{answer}}}", "6", {}) == SAYS[False if 0 < len(answer) < 100 and answer != "{6" else None]
+  assert score(f"\\boxed{{{answer}}} \\boxed{{6}}", "6", {}) == SAYS[True]
 
 
 @pytest.mark.parametrize(
   ("response", "score"),
-  [("\\boxed{7}", 1.0), ("\\boxed{ +07 }", 1.0), ("\\boxed{-7}", 0.0), ("7", 0.0), ("\\boxed{\uff17}", 0.0),
-   ("\\boxed{7.0}", 0.0), ("\\boxed{" + "0" * 20 + "7}", 0.0), ("\\boxed{7}</think>", 0.0)],
+  [("\\boxed{7}", True), ("\\boxed{ +07 }", True), ("\\boxed{-7}", False), ("7", None), ("\\boxed{\uff17}", None),
+   ("\\boxed{7.0}", None), ("\\boxed{" + "0" * 20 + "7}", None), ("\\boxed{7}</think>", None)],
 )  # fmt: skip
 def test_arithmetic(response, score):
-  assert arithmetic.answer(response, "7", {}) == score
+  assert arithmetic.answer(response, "7", {}) == SAYS[score]
 
 
 # Strict grading of mathematics
@@ -236,20 +238,22 @@ def test_hostile_answers_are_never_paid(service, tmp_path):
     ("10_2", "10_2", True),
     (r"\pi+10^{-25}", r"\pi", False),
     (r"\frac{\sqrt2}{2}", r"\frac{1}{\sqrt{2}}", True),
-    (r"\int_0^1 2x dx", "1", False),
+    (r"\int_0^1 2x dx", "1", None),
     (r"((((((((7))))))))", "7", True),
-    (r"(((((((((7)))))))))", "7", False),
+    (r"(((((((((7)))))))))", "7", None),
     (r"e^{x^2}", r"e^{x^2}+0", True),
-    (r"e^{x^2}", "7", False),
-    ("7\ud800", "7", False),
-    ("7 " + " " * 512, "7", False),
+    (r"e^{x^2}", "7", None),
+    ("7\ud800", "7", None),
+    ("7 " + " " * 512, "7", None),
+    (r"\frac", "7", None),
     ("3", "2", False),
     ("4", "2", True),
-    (" ", " ", False),
+    (" ", " ", None),
+    ("", "", None),
   ],
 )  # fmt: skip
 def test_math(answer, label, score):
-  assert math.math(f"\\boxed{{1}} so \\boxed{{{answer}}}", label, {"also": {"2": ["5", "4"]}}) is score
+  assert math.math(f"\\boxed{{1}} so \\boxed{{{answer}}}", label, {"also": {"2": ["5", "4"]}}) == SAYS[score]
 
 
 # The service

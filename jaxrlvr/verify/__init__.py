@@ -3,23 +3,37 @@
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from jaxrlvr.verify import arithmetic, graph, math
+from jaxrlvr.types import Verdict
+from jaxrlvr.verify import arithmetic, choice, graph, gym, math, study
 
 
 class Verifier(NamedTuple):
-  """A scoring function; whether hostile text can hurt it, so that it must run behind verify.service; a short cut.
+  """A scoring function; whether hostile text can hurt it, so that it must run behind verify.service; two short cuts.
 
-  `quick` is safe on any text and gives the function's score, or None where it takes the function to know it.
+  `quick` is safe on any text and gives the function's verdict, or None where it takes the function to know it.
+  `warm` does, once and before any text is seen, what every call would do again.
   """
 
-  function: Callable[[str, str, Mapping | None], float]
+  function: Callable[[str, str, Mapping | None], Verdict]
   isolated: bool
-  quick: Callable[[str, str, Mapping | None], float | None] | None = None
+  quick: Callable[[str, str, Mapping | None], Verdict | None] | None = None
+  warm: Callable[[], None] = lambda: None
 
 
+# Keys: Problem.verifier.
 VERIFIERS = {
-  "math": Verifier(math.math, isolated=True, quick=math.quick),
+  "math": Verifier(math.math, isolated=True, quick=math.quick, warm=math.warm),
   "largest_island": Verifier(graph.largest_island, isolated=False),
   "quantum_lock": Verifier(graph.quantum_lock, isolated=False),
   "arithmetic": Verifier(arithmetic.answer, isolated=False),
+  "choice": Verifier(choice.choice, isolated=False),
+  "reasoning_gym": Verifier(gym.gym, isolated=True, quick=gym.quick, warm=gym.warm),
+}
+
+# Keys: mode of verify.service.Service. "labels" is for its own use: a label is read as an answer to itself, and where
+# equal text would do, the parser still has to find something in it.
+MODES = {
+  "strict": VERIFIERS,
+  "study": VERIFIERS | {"math": Verifier(study.math, isolated=True)},
+  "labels": VERIFIERS | {"math": Verifier(math.readable, isolated=True, quick=math.quickly_readable)},
 }

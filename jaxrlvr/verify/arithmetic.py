@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from jaxrlvr.text.answer import after_thinking, last_box, thinking
+from jaxrlvr.text.answer import thinking
+from jaxrlvr.types import Verdict
+from jaxrlvr.verify.verdicts import RIGHT, UNPARSEABLE, WRONG, boxed
 
 _INTEGER = re.compile(r"(?!.{21})[+-]?[0-9]+")
 _STEP = re.compile(r"([0-9]{1,6})([+*-])([0-9]{1,6})=([0-9]{1,12})")
@@ -13,10 +15,12 @@ _APPLY = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__}
 _MAX_LINES = 256
 
 
-def answer(response: str, label: str, extra: Mapping | None) -> float:
-  """1.0 iff the boxed text after the thinking is the label's integer (at most 20 characters), else 0.0."""
-  boxed, label = (last_box(after_thinking(response)) or "").strip(), label.strip()
-  return float(bool(_INTEGER.fullmatch(boxed) and _INTEGER.fullmatch(label)) and int(boxed) == int(label))
+def answer(response: str, label: str, extra: Mapping | None) -> Verdict:
+  """Right iff the boxed text after the thinking is the label's integer (at most 20 characters)."""
+  said, label = (boxed(response) or "").strip(), label.strip()
+  if not _INTEGER.fullmatch(said):
+    return UNPARSEABLE
+  return RIGHT if _INTEGER.fullmatch(label) and int(said) == int(label) else WRONG
 
 
 def faithfulness(response: str, operations: int) -> float:
@@ -27,11 +31,11 @@ def faithfulness(response: str, operations: int) -> float:
   and the last gives the stated answer. 0.5: the last line gives the stated answer and at least half of the wanted
   steps are true and taken up. 0: all else, that is a guess, no trace, or a trace that contradicts the answer.
   """
-  boxed, trace = (last_box(after_thinking(response)) or "").strip(), thinking(response)
-  if trace is None or not _INTEGER.fullmatch(boxed):
+  said, trace = (boxed(response) or "").strip(), thinking(response)
+  if trace is None or not _INTEGER.fullmatch(said):
     return 0.0
   lines = [_STEP.fullmatch(line.strip()) for line in trace.strip().split("\n", _MAX_LINES)]
-  if lines[-1] is None or int(lines[-1][4]) % 10 != int(boxed):
+  if lines[-1] is None or int(lines[-1][4]) % 10 != int(said):
     return 0.0
   true, hanging = 0, []
   for a, op, b, result in (line.groups() for line in lines if line):

@@ -5,30 +5,32 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping
 
-from jaxrlvr.text.answer import after_thinking, last_box
+from jaxrlvr.types import Verdict
+from jaxrlvr.verify.verdicts import RIGHT, UNPARSEABLE, WRONG, boxed
 
-MAX_ANSWER = 512  # characters; the study's longest labels have about 100
 MAX_PRESSES = 64  # the study's longest solution has 15; bounds the numbers that the simulation can reach
 _OPERATIONS = {"add": operator.add, "subtract": operator.sub, "multiply": operator.mul}
 
 
-def largest_island(response: str, label: str, extra: Mapping | None) -> bool:
-  """True iff the boxed text after the thinking is the label, character for character."""
-  answer = last_box(after_thinking(response))
-  return bool(answer) and len(answer) <= MAX_ANSWER and answer == label
+def largest_island(response: str, label: str, extra: Mapping | None) -> Verdict:
+  """Right iff the boxed text after the thinking is the label, character for character."""
+  answer = boxed(response)
+  return UNPARSEABLE if answer is None else RIGHT if answer == label else WRONG
 
 
-def quantum_lock(response: str, label: str, extra: Mapping | None) -> bool:
-  """True iff the boxed presses are the label's, or, for a label that opens the lock, as many and open it too."""
-  answer = last_box(after_thinking(response))
-  if not answer or len(answer) > MAX_ANSWER:
-    return False
-  ours, wanted = _presses(answer), _presses(label)
+def quantum_lock(response: str, label: str, extra: Mapping | None) -> Verdict:
+  """Right iff the boxed presses are the label's, or, for a label that opens the lock, as many and open it too."""
+  answer, wanted = boxed(response), _presses(label)
+  if answer is None or wanted and not _presses(answer):
+    return UNPARSEABLE
   if not wanted:  # a wrong label that names no button can only be repeated
-    return answer == label
+    return RIGHT if answer == label else WRONG
+  return RIGHT if _same_or_as_good(_presses(answer), wanted, extra or {}) else WRONG
+
+
+def _same_or_as_good(ours: str, wanted: str, lock: Mapping) -> bool:
   if ours == wanted:
     return True
-  lock = extra or {}
   if len(ours) != len(wanted) or len(ours) > MAX_PRESSES or not lock.get("buttons"):
     return False
   genuine = len(wanted) == len(lock.get("solution_path") or wanted) and _opens(wanted, lock)

@@ -5,12 +5,13 @@ Math-Verify can hang or eat memory on short hostile text, so this runs only behi
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 
-from jaxrlvr.text.answer import after_thinking, last_box
+from jaxrlvr.types import Verdict
+from jaxrlvr.verify.verdicts import MAX_ANSWER, RIGHT, UNPARSEABLE, WRONG, best, boxed
 
-MAX_ANSWER = 512  # characters, and so at most as many digits
 MAX_NESTING = 8  # brackets inside brackets: parsing time is exponential in them
 _TIGHT = 1e-40  # exact numbers further apart than this are different, whatever their first 15 digits say
 
@@ -49,6 +50,7 @@ _REWRITES = tuple(
 _REPEATING = re.compile(r"(\d{0,9})\.(\d{0,9})\\(?:overline|bar|dot)\s*\{?(\d{1,9})\}?")
 _WRAPPER = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mathit|operatorname)\b|[{}\s]")
 _INTEGER = re.compile(r"-?[0-9]{1,512}")
+_NUMBER = re.compile(r"[+-]?[0-9]+(?:\.[0-9]+)?")
 _COMMAND = re.compile(r"\\[a-zA-Z]+")
 _CHOICE = re.compile(r"(?:\\(?:text|textbf|mathrm)\s*\{)?\(?([A-E])\)\}?(?:\\?[\s~])+(\S.*)")
 _NUMBERS = {
@@ -58,24 +60,38 @@ _NUMBERS = {
 _BASE = re.compile(r"\d\s*_\s*\{?\s*(\w+)")
 
 
-def math(response: str, label: str, extra: Mapping | None) -> bool:
-  """True iff the last box after the thinking equals the label or one of the label's `extra["also"]`."""
-  verdict = quick(response, label, extra)
-  if verdict is not None:
-    return verdict
-  return any(_math_verify(*pair) for pair in _pairs(response, label, extra) if _by_text(*pair) is None)
+def math(response: str, label: str, extra: Mapping | None) -> Verdict:
+  """Right iff the last box after the thinking equals the label or one of the label's `extra["also"]`."""
+  settled = quick(response, label, extra)
+  if settled is not None:
+    return settled
+  return best(_by_text(*pair) or _math_verify(*pair) for pair in _pairs(response, label, extra))
 
 
-def quick(response: str, label: str, extra: Mapping | None) -> bool | None:
+def quick(response: str, label: str, extra: Mapping | None) -> Verdict | None:
   """What `math` will say, where the texts decide it without the parser; else None. Cheap and safe on any text."""
-  verdicts = {_by_text(*pair) for pair in _pairs(response, label, extra)}
-  return True if True in verdicts else None if None in verdicts else False
+  return best(_by_text(*pair) for pair in _pairs(response, label, extra))
 
 
-def preload() -> None:
+def readable(response: str, label: str, extra: Mapping | None) -> Verdict:
+  """Right iff the parser finds something in the label, so that it can be compared with another spelling."""
+  settled = quickly_readable(response, label, extra)
+  return settled or best(RIGHT if _found(text) else UNPARSEABLE for text in _readings(label))
+
+
+def quickly_readable(response: str, label: str, extra: Mapping | None) -> Verdict | None:
+  """What `readable` will say of a number, a word, or a text that the guards refuse; else None."""
+  if not label.strip() or len(label) > MAX_ANSWER or _unreadable(label):
+    return UNPARSEABLE
+  words = [_WRAPPER.sub("", text) for text in _readings(label)]
+  return RIGHT if any(_NUMBER.fullmatch(word) or word.isalpha() for word in words) else None
+
+
+def warm() -> None:
   """Imports Math-Verify and fills its grammar caches, so that forked children inherit both."""
   for answer, label in _WARM:
     math(f"\\boxed{{{answer}}}", label, None)
+  _parse.cache_clear()
 
 
 _WARM = (
@@ -93,8 +109,8 @@ _WARM = (
 
 def _pairs(response: str, label: str, extra: Mapping | None) -> list[tuple[str, str]]:
   """Every reading of the answer with every reading of an accepted label; none without an answer of fair size."""
-  answer = last_box(after_thinking(response))
-  if answer is None or not answer.strip() or len(answer) > MAX_ANSWER:
+  answer = boxed(response)
+  if answer is None:
     return []
   labels = (label, *(extra or {}).get("also", {}).get(label, ()))
   return [(ours, wanted) for text in labels for wanted in _readings(text) for ours in _readings(answer)]
@@ -117,26 +133,32 @@ def _repeating(match: re.Match) -> str:
   return f"\\frac{{{numerator}}}{{{(10 ** len(period) - 1) * 10 ** len(fixed)}}}"
 
 
-def _by_text(answer: str, label: str) -> bool | None:
+def _by_text(answer: str, label: str) -> Verdict | None:
   """Whether the two are equal, where that needs no parser; else None."""
   if answer == label:
-    return True
-  if _refused(answer, label):
-    return False
+    return RIGHT
+  if _unreadable(answer) or _too_dear(answer, label):
+    return UNPARSEABLE
+  if _misread(answer, label):
+    return WRONG
   if _INTEGER.fullmatch(answer) and _INTEGER.fullmatch(label):
-    return int(answer) == int(label)
+    return RIGHT if int(answer) == int(label) else WRONG
   words = [_WRAPPER.sub("", text).casefold() for text in (answer, label)]
   if all(len(word) > 1 and word.isalpha() for word in words):  # as products, `evil` would equal `live`
-    return words[0] == words[1]
+    return RIGHT if words[0] == words[1] else WRONG
   return None
 
 
-def _refused(answer: str, label: str) -> bool:
-  """Whether the answer is too dear to read, or of a kind that Math-Verify is known to take for what it is not."""
-  if not answer.isprintable() or _nesting(answer) > MAX_NESTING:
-    return True
-  if any(pattern.search(answer) and not pattern.search(label) for pattern in _DEAR):
-    return True
+def _unreadable(text: str) -> bool:
+  return not text.isprintable() or _nesting(text) > MAX_NESTING
+
+
+def _too_dear(answer: str, label: str) -> bool:
+  return any(pattern.search(answer) and not pattern.search(label) for pattern in _DEAR)
+
+
+def _misread(answer: str, label: str) -> bool:
+  """Whether the answer is of a kind that Math-Verify is known to take for what it is not."""
   left, equals, _ = answer.partition("=")
   if equals and "=" not in label and not any(letter.isalpha() for letter in _COMMAND.sub("", left)):
     return True  # 1=7 is read as 7
@@ -152,14 +174,25 @@ def _nesting(text: str) -> int:
   return deepest
 
 
-def _math_verify(answer: str, label: str) -> bool:
-  from math_verify import LatexExtractionConfig, parse, verify
+def _math_verify(answer: str, label: str) -> Verdict:
+  from math_verify import verify
 
-  config = [LatexExtractionConfig()]
-  wanted, found = (parse(f"\\boxed{{{text}}}", config, parsing_timeout=None) for text in (label, answer))
-  if not verify(wanted, found, timeout_seconds=None, allow_set_relation_comp=True):
-    return False
-  return not _only_close(wanted[0], found[0])
+  wanted, found = _parse(label), _parse(answer)
+  if verify(wanted, found, timeout_seconds=None, allow_set_relation_comp=True):
+    return WRONG if _only_close(wanted[0], found[0]) else RIGHT
+  return WRONG if _found(answer) else UNPARSEABLE
+
+
+@functools.lru_cache(8)
+def _parse(text: str) -> list:
+  """What Math-Verify reads: SymPy objects, then the text itself."""
+  from math_verify import LatexExtractionConfig, parse
+
+  return parse(f"\\boxed{{{text}}}", [LatexExtractionConfig()], parsing_timeout=None)
+
+
+def _found(text: str) -> bool:
+  return any(not isinstance(item, str) for item in _parse(text))
 
 
 def _only_close(a: object, b: object) -> bool:

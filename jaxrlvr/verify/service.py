@@ -11,13 +11,13 @@ import pathlib
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from jaxrlvr.types import Verdict
-from jaxrlvr.verify import VERIFIERS
+from jaxrlvr.types import Problem, Verdict
+from jaxrlvr.verify import MODES, VERIFIERS
 from jaxrlvr.verify.worker import PREFIX
 
-KEPT = 8192  # characters of a response that are read, from its end
+KEPT = {"strict": 1 << 13, "study": 1 << 17}  # by mode: characters of a response that are read, from its end
 _START_SECONDS = 120.0  # to import Math-Verify on a busy machine
 _GRACE_SECONDS = 5.0  # on top of the wall limit, before a silent server is given up
 _KEPT_VARIABLES = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH")
@@ -41,15 +41,22 @@ class Job:
 
 
 class Service:
-  """A context manager that grades; its fork servers start with the first isolated job and end with it."""
+  """A context manager that grades; its fork servers start with the first isolated job and end with it.
+
+  `mode`: "strict", our own reading, or "study", the released code's reading of mathematics.
+  """
 
   def __init__(
     self,
     workers: int | None = None,
-    cpu_seconds: float = 2.0,
+    cpu_seconds: float = 1.5,
     wall_seconds: float = 10.0,
     memory_bytes: int = 1 << 30,
+    mode: str = "strict",
   ):
+    if mode not in KEPT:
+      raise ValueError(f"verifier mode {mode!r} is unknown; use one of {', '.join(KEPT)}")
+    self._mode = mode
     self._workers = workers or os.cpu_count() or 1
     self._limits = (cpu_seconds, wall_seconds, memory_bytes)
     self._servers: list[_Server] = []
@@ -65,9 +72,25 @@ class Service:
     unknown = sorted({job.verifier for job in jobs} - set(VERIFIERS))
     if unknown:
       raise ValueError(f"verifier {unknown[0]!r} is unknown; use one of {', '.join(VERIFIERS)}")
-    settled = [_settle(job) for job in jobs]
-    payloads = dict.fromkeys(payload for payload in settled if isinstance(payload, bytes))
-    graded = self._grade_isolated(list(payloads))
+    return self._grade([_settle(self._mode, job, job.response[-KEPT[self._mode] :]) for job in jobs])
+
+  def unreadable(self, problems: Iterable[Problem]) -> list[tuple[Problem, str]]:
+    """Problems with an answer (label, truth or alternative) that only its very text can match, and the reason."""
+    answers = [(problem, text) for problem in problems for text in _answers(problem)]
+    verdicts = self._grade(
+      [
+        _settle("labels", Job(problem.verifier, "", text, {**problem.extra, "also": {}}), f"\\boxed{{{text}}}")
+        for problem, text in answers
+      ]
+    )
+    return [
+      (problem, f"{problem.verifier} can't read {text[:80]!r}: {verdict.cause or 'it is not equal to itself'}")
+      for (problem, text), verdict in zip(answers, verdicts, strict=True)
+      if verdict.score != 1
+    ]
+
+  def _grade(self, settled: list[Verdict | bytes]) -> list[Verdict]:
+    graded = self._grade_isolated(list(dict.fromkeys(payload for payload in settled if isinstance(payload, bytes))))
     return [graded[verdict] if isinstance(verdict, bytes) else verdict for verdict in settled]
 
   def close(self) -> None:
@@ -162,8 +185,7 @@ class _Server:
     line = self._process.stdout.readline()
     if not line.endswith(b"\n"):
       return None
-    reply = json.loads(line)
-    return Verdict(reply.get("score"), reply.get("cause", ""))
+    return Verdict(*json.loads(line))
 
   def close(self) -> None:
     """Lets the server end its child and itself, and kills it where it does not."""
@@ -179,11 +201,16 @@ class _Server:
     self._process.stdout.close()
 
 
-def _settle(job: Job) -> Verdict | bytes:
+def _settle(mode: str, job: Job, response: str) -> Verdict | bytes:
   """The verdict where this process can give it, else what to send to a worker."""
-  verifier, response = VERIFIERS[job.verifier], job.response[-KEPT:]
+  verifier = MODES[mode][job.verifier]
   here = verifier.quick if verifier.isolated else verifier.function
-  score = here(response, job.label, job.extra) if here else None
-  if score is None:
-    return json.dumps([job.verifier, response, job.label, dict(job.extra)]).encode()
-  return Verdict(float(score))
+  verdict = here(response, job.label, job.extra) if here else None
+  if verdict is None:
+    return json.dumps([mode, job.verifier, response, job.label, dict(job.extra)]).encode()
+  return verdict
+
+
+def _answers(problem: Problem) -> list[str]:
+  also = problem.extra.get("also", {})
+  return list(dict.fromkeys(t for text in (problem.label, problem.truth) for t in (text, *also.get(text, ()))))

@@ -6,6 +6,7 @@ a child of its own that inherits the warm parser, obeys kernel limits and is kil
 
 from __future__ import annotations
 
+import functools
 import gc
 import json
 import math as numbers
@@ -17,7 +18,8 @@ import struct
 import sys
 import time
 
-from jaxrlvr.verify import VERIFIERS, math
+from jaxrlvr.types import Verdict
+from jaxrlvr.verify import MODES, VERIFIERS
 
 PREFIX = struct.Struct(">I")  # length of the job that follows
 _REPLY_BYTES = 4096  # a child's one write; at most PIPE_BUF, so it arrives whole
@@ -30,16 +32,22 @@ def main(cpu_seconds: float, wall_seconds: float, memory_bytes: int) -> None:
   nowhere = os.open(os.devnull, os.O_RDWR)
   for stream in (0, 1, 2):  # what a verifier reads or prints must not reach the host
     os.dup2(nowhere, stream)
-  math.preload()
-  gc.freeze()  # keeps the collector from touching, and so copying, pages that children share
-  reply = {"ready": True}
+  _warm("math")
+  reply = "ready"
   while True:
     replies.write(json.dumps(reply).encode() + b"\n")
     replies.flush()
     job = _receive(jobs)
     if job is None:
       return
+    _warm(job[1])
     reply = _supervise(job, jobs.fileno(), replies.fileno(), cpu_seconds, wall_seconds, memory_bytes)
+
+
+@functools.cache
+def _warm(verifier: str) -> None:
+  VERIFIERS[verifier].warm()
+  gc.freeze()  # keeps the collector from touching, and so copying, pages that children share
 
 
 def _receive(jobs) -> list | None:
@@ -49,8 +57,8 @@ def _receive(jobs) -> list | None:
   return json.loads(jobs.read(PREFIX.unpack(prefix)[0]))
 
 
-def _supervise(job: list, jobs: int, replies: int, cpu: float, wall: float, memory: int) -> dict:
-  """Runs one job in a child and returns {"score"} or {"cause"}; the child and its group are gone afterwards."""
+def _supervise(job: list, jobs: int, replies: int, cpu: float, wall: float, memory: int) -> list:
+  """Runs one job in a child and returns its [score, cause]; the child and its group are gone afterwards."""
   deadline = time.monotonic() + wall
   read, write = os.pipe()
   child = os.fork()
@@ -68,8 +76,8 @@ def _supervise(job: list, jobs: int, replies: int, cpu: float, wall: float, memo
     sys.exit()
   if reply:
     return json.loads(reply)
-  out_of_time = not ready or os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU
-  return {"cause": "timeout" if out_of_time else "died"}
+  out_of_time = not ready or os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGPROF, signal.SIGXCPU)
+  return [None, "timeout" if out_of_time else "died"]
 
 
 def _kill(child: int) -> None:
@@ -85,25 +93,25 @@ def _run(job: list, write: int, cpu: float, wall: float, memory: int) -> None:
   try:
     os.setpgid(0, 0)
     _limit(cpu, wall, memory)
-    name, response, label, extra = job
-    score = float(VERIFIERS[name].function(response, label, extra))
+    mode, name, response, label, extra = job
+    verdict = MODES[mode][name].function(response, label, extra)
     # A parser that swallowed its MemoryError says 0: not a verdict.
-    hungry = score == 0 and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 > memory / 2
-    reply = {"cause": "memory"} if hungry else {"score": score} if 0 <= score <= 1 else {"cause": "error"}
+    if verdict.score == 0 and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 > memory / 2:
+      verdict = Verdict(None, "memory")
   except MemoryError:
-    reply = {"cause": "memory"}
+    verdict = Verdict(None, "memory")
   except BaseException:
-    reply = {"cause": "error"}
+    verdict = Verdict(None, "error")
   try:
-    os.write(write, json.dumps(reply).encode())
+    os.write(write, json.dumps([verdict.score, verdict.cause]).encode())
   finally:
     os._exit(0)
 
 
 def _limit(cpu: float, wall: float, memory: int) -> None:
-  seconds = numbers.ceil(cpu)  # the kernel counts whole seconds
+  seconds = numbers.ceil(cpu) + 1  # the kernel counts whole seconds: a second line behind the timer's fractions
   for kind, soft, hard in (
-    (resource.RLIMIT_CPU, seconds, seconds + 1),  # soft: SIGXCPU, which tells a timeout from a crash
+    (resource.RLIMIT_CPU, seconds, seconds + 1),
     (resource.RLIMIT_FSIZE, 0, 0),
     (resource.RLIMIT_CORE, 0, 0),
     (resource.RLIMIT_NOFILE, _OPEN_FILES, _OPEN_FILES),
@@ -113,8 +121,12 @@ def _limit(cpu: float, wall: float, memory: int) -> None:
     with open("/proc/self/statm") as pages:
       size = int(pages.read().split()[0]) * resource.getpagesize() + memory
     resource.setrlimit(resource.RLIMIT_AS, (size, size))
-  signal.signal(signal.SIGALRM, signal.SIG_DFL)
-  signal.setitimer(signal.ITIMER_REAL, wall + 1)  # ends a child whose server was killed
+  for alarm, timer, after in (
+    (signal.SIGPROF, signal.ITIMER_PROF, cpu),
+    (signal.SIGALRM, signal.ITIMER_REAL, wall + 1),  # ends a child whose server was killed
+  ):
+    signal.signal(alarm, signal.SIG_DFL)
+    signal.setitimer(timer, after)
 
 
 if __name__ == "__main__":
