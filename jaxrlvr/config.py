@@ -309,6 +309,13 @@ IMPOSSIBLE: tuple[tuple[Callable[[ConfigDict], bool], str], ...] = (
     )
     for s in ("pretrain", "cpt", "sft")
   ),
+  *(
+    (
+      lambda c, g=g: c[g].source == "arithmetic" and not set(c[g].kinds) <= set(arithmetic.KINDS),
+      f"config.{g}.kinds of the source arithmetic: wanted each one of {', '.join(arithmetic.KINDS)}",
+    )
+    for g in ("problems", "heldout")
+  ),
   (lambda c: not c.filter.low <= c.filter.high <= c.filter.samples, "config.filter needs low <= high <= samples"),
   (lambda c: max(c.evaluate.pass_k) > c.evaluate.samples, "config.evaluate.pass_k goes beyond config.evaluate.samples"),
   (lambda c: len(c.mesh.values()) and list(c.mesh.values()).count(-1) > 1, "only one of config.mesh.* may be -1"),

@@ -77,6 +77,8 @@ class _Run:
       self.notes.append(f"Not finished: this is its state after step {self.last} of {self.planned or 'unknown'}.")
     if len(sets) > 1:
       self.notes.append(f"This page shows {self.set} and leaves out {_list(list(sets)[1:])}.")
+    if self.at("paper.expected"):
+      self.notes.append("The paper, {figure} ({setting}): {expected}.".format(**self.at("paper")))
 
   def at(self, path: str):
     """A value of the run's config, None where it isn't there."""

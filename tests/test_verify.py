@@ -14,7 +14,7 @@ import time
 import pytest
 
 from jaxrlvr.types import Verdict
-from jaxrlvr.verify import VERIFIERS, arithmetic, choice, gym, math, study, verdicts
+from jaxrlvr.verify import VERIFIERS, arithmetic, math, verdicts
 from jaxrlvr.verify.service import Job, Service
 
 ROOT = pathlib.Path(__file__).parents[1]
