@@ -62,6 +62,6 @@ def shrink(c):
   c.rl.steps, c.rl.problems_per_step, c.rl.group_size, c.rl.microbatches = 2, 8, 4, 4
   c.rl.minibatch_problems, c.rl.votes = min(c.rl.minibatch_problems, 4), min(c.rl.votes, 8)
   c.rl.prompt_tokens, c.rl.response_tokens, c.rl.shrink = 1024, 8, 0
-  c.heldout.at_most = 2
+  c.problems.count, c.heldout.at_most = 8, 2
   c.evaluate.every, c.evaluate.samples, c.evaluate.pass_k, c.evaluate.problems_per_batch = 0, 4, (4,), 2
   c.checkpoint.every, c.saturation_tail = 2, 0

@@ -87,8 +87,7 @@ def held_out(config: ConfigDict, policy: setup.Policy, service: Service) -> dict
   loaded = {}
   for name, file in files.items():
     how = dict(source=str(file), verifier=sets.EVAL_SETS[name].verifier, count=0)
-    one = rollout.load_problems(config, "heldout", policy.tokenizer, service, **how)
-    loaded[name] = one._replace(problems=one.problems[: h.at_most or None])
+    loaded[name] = rollout.load_problems(config, "heldout", policy.tokenizer, service, **how)
   return loaded
 
 

@@ -142,7 +142,7 @@ def read_problems(config: ConfigDict, key: str, **changes) -> list[Problem]:
     name: group[name] for name in ("count", "levels", "kinds", "seed", "verifier", "columns", "system", "skip_bad")
   }
   try:
-    return problem_lists.load(group.source, split=split, **fields)
+    return problem_lists.load(group.source, split=split, **fields)[: group.get("at_most") or None]
   except InputError as error:
     raise InputError(f"config.{key}: {error}") from error
 
@@ -162,11 +162,11 @@ def load_problems(config: ConfigDict, key: str, tokenizer: Tokenizer, service: S
     raise InputError(
       f"config.{key}: none of {len(found)} problems is left, all prompts are too long; raise config.rl.prompt_tokens"
     )
-  return Loaded(readable(config, key, kept, service)[0], ids, len(long))
+  return Loaded(readable(config, key, kept, service, changes.get("source", ""))[0], ids, len(long))
 
 
 def readable(
-  config: ConfigDict, key: str, problems: list[Problem], service: Service
+  config: ConfigDict, key: str, problems: list[Problem], service: Service, source: str = ""
 ) -> tuple[list[Problem], list[tuple[Problem, str]]]:
   """(problems to go on with, those whose label or truth the verifier can't read, and why), by `KEY.unreadable`."""
   bad, action = service.unreadable(problems), config[key].unreadable
@@ -174,8 +174,8 @@ def readable(
     return problems, []
   first, reason = bad[0]
   told = (
-    f"config.{key}: {len(bad)} of {len(problems)} labels can't be read by their verifier, first that of problem "
-    + (f"{first.id}: label {first.label!r}, truth {first.truth!r} ({reason})")
+    f"config.{key}: {source or config[key].source}: {len(bad)} of {len(problems)} labels can't be read by their "
+    f"verifier, the first that of problem {first.id} ({reason})"
   )
   if action == "error":
     raise InputError(f"{told}; correct them, or take config.{key}.unreadable=drop")
