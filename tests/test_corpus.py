@@ -40,13 +40,17 @@ def test_documents_are_a_function_of_seed_and_number(folder, monkeypatch):
   first, second = ([made(n).text for n in range(e * 120, e * 120 + 120)] for e in (0, 1))
   everything = {f"p{i}" for i in range(60)} | {f"j{i}" for i in range(60)}
   assert len(made) == 120 and set(first) == set(second) == everything and first != second
-  blocks = [{f"p{i}" for i in range(s, s + 20)} for s in (0, 20, 40)] + [{f"j{i}" for i in range(40)}]
-  assert any({*first[s : s + 20]} in blocks for s in range(0, 101, 20)) and first[:20] != sorted(first[:20])
+  blocks = [{f"p{i}" for i in range(s, s + 20)} for s in (0, 20, 40)]
+  blocks += [{f"j{i}" for i in range(40)}, {f"j{i}" for i in range(40, 60)}]
   again = corpus.TextRows(str(folder), "text", seed=1)
   draw = np.random.default_rng(0).permutation(240)
   assert [again(int(n)).text for n in draw] == [(first + second)[n] for n in draw]
-  other = corpus.TextRows(str(folder), "text", seed=2)
-  assert [other(n).text for n in range(120)] != first
+  other = [corpus.TextRows(str(folder), "text", seed=2)(n).text for n in range(120)]
+  inside = [[text for text in epoch if text in blocks[0]] for epoch in (first, second, other)]
+  assert inside[0] != inside[1] != inside[2] != inside[0]  # the rows of a block change places by epoch and by seed
+  turns = [[next(i for i, b in enumerate(blocks) if t in b) for t in dict.fromkeys(e)] for e in (first, second, other)]
+  turns = [list(dict.fromkeys(order)) for order in turns]
+  assert turns[0] != turns[1] and [0, 1, 2, 3, 4] not in turns  # and so do the blocks
 
 
 def test_text_rows_read_one_group_at_a_time(folder, monkeypatch):
@@ -65,7 +69,7 @@ def test_rows_without_text_are_named_or_counted(tmp_path):
   with pytest.raises(ValueError, match=r"a\.parquet: row [13], column text: found (None|' '), .* raise skip_bad = 0"):
     [corpus.TextRows(str(path), "text", 0)(n) for n in range(5)]
   made = corpus.TextRows(str(path), "text", 0, skip_bad=2)
-  assert sorted(made(n % 5).text for n in range(10)) == ["", "", "", "", "a", "a", "c", "c", "e", "e"]
+  assert sorted(made(n).text for n in range(10)) == ["", "", "", "", "a", "a", "c", "c", "e", "e"]
   assert made.skipped == 2
   lines = tmp_path / "b.jsonl"
   lines.write_bytes(b'\xef\xbb\xbf{"text": "a"}\n\n{"text": 1}\n{"te')
@@ -112,6 +116,7 @@ def test_both_arms_train_on_the_same_prompts(tmp_path, tokenizer):
   assert len(found) == 7 and len(asked) == 8  # only what fits is checked
   lengths = [len(embedded.document(corpus.response(p, True), tokenizer).ids) for p in found]
   assert max(lengths) <= 50
+  assert len(corpus.pairs(str(path), COLUMNS, tokenizer, max(lengths)).problems) == 8
   edge, counts = corpus.pairs(str(path), COLUMNS, tokenizer, max(lengths) - 1)
   assert 0 < len(edge) < 8 and counts["too_long"] > 4 and counts["wrong"] == 0
   thinking, direct = (corpus.responses(found, 3, arm) for arm in (True, False))
@@ -136,6 +141,7 @@ def test_both_arms_train_on_the_same_prompts(tmp_path, tokenizer):
 def test_the_stages_take_their_text_from_files(folder, tokenizer):
   """Solutions are checked against their labels by the problem's verifier."""
   lines = [{"q": f"{i}+1?", "t": "...", "s": f"\\boxed{{{i + (i != 2)}}}", "a": f'["{i + 1}"]'} for i in range(4)]
+  lines[3]["a"] = '["x", "4"]'
   path = write_jsonl(folder.parent / "sft.jsonl", lines)
   config = configs.base()
   text, known = language.texts(config, "cpt", tokenizer)
