@@ -37,7 +37,8 @@ CAUSES = {
   "ours: the last box alone, not the set of all": "p0041 p0095 p0144 p0345",
   "ours: the label's own text counts where nobody can parse it": "p0376 p0379",
   "ours: JSON lists unpacked": "p0448 p0450",
-  "ours: an introduction in the box is dropped": "p0018 p0081 p0124 p0165 p0321",
+  "ours: an introduction in the box is dropped": "p0018 p0081 p0124 p0165 p0278 p0321",
+  "ours: spacing is no part of an answer": "p0073",
   "ours: 3e2, ½ and a full stop are read": "p0224 p0409 p0434 p0437",
   "ours: an inequality is compared with an interval": "p0412",
   "unscored, where the released code's clock said 0 or 1": "p0470 p0472",
@@ -265,7 +266,7 @@ RESPELLED = {  # label: other ways to write it
   r"[3,\infty)": (r"x \ge 3", "x≥3", r"3\le x", r"[3,∞)", r"x\in[3,\infty)"),
   "(1,2)": ("1<x<2", r"\left(1,2\right)", r"\langle 1,2 \rangle", "⟨1,2⟩", r"\big(1,2\big)", "(1;2)"),
   "1000000": (r"1\,000\,000", "1,000,000", "1{,}000{,}000", "10^6", "10⁶", "1e6", r"1\;000\;000"),
-  r"\sqrt{2}": ("√2", "√(2)", "√{2}", "sqrt(2)", "sqrt2", "2^{1/2}", r"\sqrt2"),
+  r"\sqrt{2}": ("√2", "√(2)", "√{2}", "sqrt(2)", "1*sqrt(2)", "sqrt2", "2^{1/2}", r"\sqrt2"),
   r"\infty": ("∞", r"+\infty"),
   "10^{30}": ("1e30", "1E30", "10³⁰"),
   "0.0015": ("1.5e-3", "1.5*10^-3", "1.5 x 10^{-3}", "1.5 × 10⁻³", r"1.5\cdot10^{-3}"),
@@ -321,7 +322,7 @@ def test_numbers_need_no_worker():
 
 STUDY_CAUSES = {
   "ours: JSON lists unpacked": "p0376 p0379 p0448 p0450",
-  "unscored, where the released code's clock said 0": "p0469 p0470 p0474 p0477 p0479 p0482 p0495",
+  "unscored: over our CPU limit; the released code said 0": "p0469 p0470 p0474 p0475 p0477 p0479 p0482 p0495",
 }
 
 

@@ -44,7 +44,7 @@ _REWRITES = tuple(
     (f"[{_RAISED}]+", lambda signs: f"^{{{signs[0].translate(_PLAIN)}}}"),
     (f"[{_LOWERED}]+", lambda signs: f"_{{{signs[0].translate(_PLAIN)}}}"),
     (r"(?:√|" + _WORD + r"sqrt) ?(\d+|[a-z]\b)", r"\\sqrt{\1}"),
-    (r"√ ?\(([^()]+)\)", r"\\sqrt{\1}"),
+    (r"(?:√|" + _WORD + r"sqrt) ?\(([^()]+)\)", r"\\sqrt{\1}"),
     (r"√ ?(?=\{)", r"\\sqrt"),
     (r"∞", r"\\infty "),
     (r"∈", r"\\in "),
