@@ -7,7 +7,7 @@ it shows that every path runs, its scores mean nothing.
 """
 
 from jaxrlvr.config import base, words
-from jaxrlvr.data.sets import TRAIN_FILES, train_file
+from jaxrlvr.data.sets import DOMAINS, TRAIN_FILES, train_file
 
 WORDS = dict(
   model=tuple(dict.fromkeys(model for model, _ in TRAIN_FILES)),
@@ -59,9 +59,11 @@ def get_config(arg=""):
 
 def shrink(c):
   c.model.dtype, c.model.remat, c.mesh.fsdp = "float32", False, 1
-  c.rl.steps, c.rl.problems_per_step, c.rl.group_size, c.rl.microbatches = 2, 8, 4, 4
-  c.rl.minibatch_problems, c.rl.votes = min(c.rl.minibatch_problems, 4), min(c.rl.votes, 8)
+  c.rl.steps, c.rl.problems_per_step, c.rl.group_size, c.rl.microbatches = 2, 4, 2, 2
+  c.rl.minibatch_problems, c.rl.votes = min(c.rl.minibatch_problems, 2), min(c.rl.votes, 4)
   c.rl.prompt_tokens, c.rl.response_tokens, c.rl.shrink = 1024, 8, 0
   c.problems.count, c.heldout.at_most = 8, 2
-  c.evaluate.every, c.evaluate.samples, c.evaluate.pass_k, c.evaluate.problems_per_batch = 0, 4, (4,), 2
+  domain = DOMAINS[c.heldout.domain]
+  c.heldout.sets = (domain.inside[0], domain.outside[0])
+  c.evaluate.every, c.evaluate.samples, c.evaluate.pass_k, c.evaluate.problems_per_batch = 0, 2, (2,), 2
   c.checkpoint.every, c.saturation_tail = 2, 0

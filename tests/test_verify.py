@@ -13,8 +13,9 @@ import time
 
 import pytest
 
-from jaxrlvr.types import Verdict
-from jaxrlvr.verify import VERIFIERS, arithmetic, math, verdicts
+from jaxrlvr.data import parquet
+from jaxrlvr.types import InputError, Problem, Verdict
+from jaxrlvr.verify import VERIFIERS, arithmetic, choice, gym, math, study, verdicts
 from jaxrlvr.verify.service import Job, Service
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -24,7 +25,7 @@ needs_data = pytest.mark.skipif(not DATA.exists(), reason="needs ../shared/data"
 TOWER = Job("math", "\\boxed{9^{9^{9^9}}}", "9^{9^{9^{9}}}")  # passes the guards, as its label is one too, and hangs
 GROWING = Job("math", "\\boxed{2^{999999999}+x}", "x+2^{999999999}+0")
 SAYS = {True: verdicts.RIGHT, False: verdicts.WRONG, None: verdicts.UNPARSEABLE}
-RIGHT, WRONG = Job("math", "\\boxed{0.5}", "\\frac12"), Job("math", "\\boxed{0.4}", "\\frac12")
+RIGHT, WRONG = Job("math", "\\boxed{x+1}", "1+x"), Job("math", "\\boxed{x+2}", "1+x")
 
 # Where strict grading and the released RULE_BASED score part, and why. Complete: any other difference is a fault.
 WANTS_A_BOX = "p0013 p0076 p0119 p0130 p0202 p0235 p0250 p0273 p0316 p0341 p0361 p0389 p0466 p0468"
@@ -36,6 +37,8 @@ CAUSES = {
   "ours: the last box alone, not the set of all": "p0041 p0095 p0144 p0345",
   "ours: the label's own text counts where nobody can parse it": "p0376 p0379",
   "ours: JSON lists unpacked": "p0448 p0450",
+  "ours: an introduction in the box is dropped": "p0018 p0081 p0124 p0165 p0278 p0321",
+  "ours: spacing is no part of an answer": "p0073",
   "ours: 3e2, ½ and a full stop are read": "p0224 p0409 p0434 p0437",
   "ours: an inequality is compared with an interval": "p0412",
   "unscored, where the released code's clock said 0 or 1": "p0470 p0472",
@@ -256,6 +259,241 @@ def test_math(answer, label, score):
   assert math.math(f"\\boxed{{1}} so \\boxed{{{answer}}}", label, {"also": {"2": ["5", "4"]}}) == SAYS[score]
 
 
+RESPELLED = {  # label: other ways to write it
+  r"\frac{1}{3}": (r"0.\overline{3}", r"0.\bar{3}", "⅓", "1/3", r"\dfrac13", "0.333...", r"\left(\frac{1}{3}\right)"),
+  r"\frac{3}{4}": ("¾", "0.75", r"\tfrac34", r"\frac 34", r"\color{red}{\frac34}", r"\displaystyle\frac34"),
+  r"\frac52": (r"2\frac12", "2½", "2 1/2", "2.5", r"2\tfrac{1}{2}"),
+  r"[3,\infty)": (r"x \ge 3", "x≥3", r"3\le x", r"[3,∞)", r"x\in[3,\infty)"),
+  "(1,2)": ("1<x<2", r"\left(1,2\right)", r"\langle 1,2 \rangle", "⟨1,2⟩", r"\big(1,2\big)", "(1;2)"),
+  "1000000": (r"1\,000\,000", "1,000,000", "1{,}000{,}000", "10^6", "10⁶", "1e6", r"1\;000\;000"),
+  r"\sqrt{2}": ("√2", "√(2)", "√{2}", "sqrt(2)", "1*sqrt(2)", "sqrt2", "2^{1/2}", r"\sqrt2"),
+  r"\infty": ("∞", r"+\infty"),
+  "10^{30}": ("1e30", "1E30", "10³⁰"),
+  "0.0015": ("1.5e-3", "1.5*10^-3", "1.5 x 10^{-3}", "1.5 × 10⁻³", r"1.5\cdot10^{-3}"),
+  "7": ("7.", "7,", r"7\\", r"\underline{7}", r"\boldsymbol{7}", r"{\bf 7}", "**7**", "`7`", "<answer>7</answer>",
+        "seven", r"\text{seven}", "Answer: 7", r"\text{The answer is }7", r"\,7\,", "x = 7", "+7", "7.0", r"\(7\)",
+        "$7$", r"\hspace{1cm}7"),
+  "15": ("fifteen", r"\text{Fifteen}"),
+  "5": (r"\$5", "5 dollars", r"5\text{ cm}", "5 cm", r"5~\mathrm{kg}", r"\$5.00"),
+  r"50\%": ("50%", "50 percent", "50"),
+  "-5": ("−5", "–5"),
+  "6": ("2·3", "2×3", "2⋅3", "2*3"),
+  r"2\pi": ("2π", "2pi", "2*pi", r"\frac{4pi}{2}"),
+  "x^2": ("x²", "x*x", "x**2"),
+  "90": ("90°", r"90^\circ", r"90^{\circ}", "90 degrees"),
+  "3.14": ("≈3.14", "~3.14", r"\sim 3.14", r"\approx 3.14", "3.14..."),
+  r"\emptyset": ("∅", r"\varnothing", r"\text{no solution}", "No solutions"),
+  r"\ln 2": ("ln 2", "ln(2)", r"\ln(2)"),
+  r"\log_2 3": ("log_2 3", "log₂ 3"),
+  r"\pm 2": ("±2", "2,-2", r"x=-2 \text{ or } x=2"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("label", RESPELLED)
+def test_other_spellings_of_an_answer_are_read(label):
+  refused = [text for text in RESPELLED[label] if math.math(f"\\boxed{{{text}}}", label, None) != verdicts.RIGHT]
+  assert not refused
+  others = [other for other in ("11", "x+1", "(1,3)", r"\frac{2}{7}", r"\text{no}") if other != label]
+  paid = [text for text in RESPELLED[label] for other in others if math.math(f"\\boxed{{{text}}}", other, None).score]
+  assert not paid
+
+
+@pytest.mark.parametrize(
+  ("answer", "label"),
+  [("[1,2]", "(1,2)"), (r"-\infty", r"\infty"), (r"\ln 2", r"\log 2"), ("1, 234", "1,234"), ("2/3", "0.667"),
+   ("x²", "2x"), ("1/0", "0"), ("2 1/2", "1"), ("pie", r"\pi e"), ("0.33", r"\frac13"), ("7..8", "7.8")],
+)  # fmt: skip
+def test_what_only_looks_alike_is_not_paid(answer, label):
+  assert math.math(f"\\boxed{{{answer}}}", label, None).score == 0
+
+
+def test_numbers_need_no_worker():
+  for answer, label in (
+    ("7", "8"),
+    (r"\frac{2}{4}", "1/2"),
+    ("-0.50", r"-\frac12"),
+    ("( x + 1 , y )", r"\left(x+1,\,y\right)"),
+  ):
+    assert math.quick(f"\\boxed{{{answer}}}", label, None)
+  assert math.quick(r"\boxed{0.4999999}", "0.5", None) is None  # rounding is the parser's business
+
+
+# The study's reading of mathematics
+
+STUDY_CAUSES = {
+  "ours: JSON lists unpacked": "p0376 p0379 p0448 p0450",
+  "unscored: over our CPU limit; the released code said 0": "p0469 p0470 p0474 p0475 p0477 p0479 p0482 p0495",
+}
+
+
+@needs_data
+@pytest.mark.parametrize("step", [4, pytest.param(1, marks=pytest.mark.slow)])
+def test_study_mode_is_the_released_code_but_for_known_causes(step):
+  cases, jobs = golden_jobs()
+  with Service(workers=2, mode="study") as service:
+    scores = [verdict.score for verdict in service.grade(jobs[::step])]
+  plain = {
+    case["id"] for case, score in zip(cases[::step], scores, strict=True) if score != case["scores"]["RULE_BASED"]
+  }
+  assert plain == set(" ".join(STUDY_CAUSES.values()).split()) & {case["id"] for case in cases[::step]}
+  for case, score in zip(cases[::step], scores, strict=True):
+    if case["id"] not in plain and case["scores"]["RULE_BASED_THINKING_FORMAT"] is not None:
+      thinking = study.thinks(case["response"]) and score
+      assert thinking == case["scores"]["RULE_BASED_THINKING_FORMAT"], case["id"]
+
+
+@needs_data
+def test_the_studys_thinking_format():
+  cases, _ = golden_jobs()
+  assert {case["id"] for case in cases if study.thinks(case["response"]) != case["format"]["thinking"]} == set()
+
+
+def test_an_unknown_mode_names_the_choices():
+  with pytest.raises(ValueError, match="mode 'lax' is unknown; use one of strict, study"):
+    Service(mode="lax")
+
+
+# Multiple choice
+
+
+@pytest.mark.parametrize(
+  "answer",
+  ["C", "c", "(C)", "[C]", "C)", "C.", "C:", r"\text{C}", r"\textbf{(C)}", r"\mathrm{C}", r"\text{(C) }", "**C**",
+   "$C$", "C) 10^-4 eV", r"\textbf{(C)}\ 10^{-4}", "(C) 5 A", "C. a cat", "Option C", "choice (C)", "Answer: C",
+   "The answer is option C.", r"\left(C\right)"],
+)  # fmt: skip
+def test_choice_reads_one_letter(answer):
+  for label in ("C", "(C)", "c)"):
+    assert choice.choice(f"\\boxed{{A}} no, \\boxed{{{answer}}}", label, None) == verdicts.RIGHT
+  assert choice.choice(f"\\boxed{{{answer}}}", "B", None) == verdicts.WRONG
+
+
+@pytest.mark.parametrize(
+  "answer",
+  ["A or C", "(A) or (C)", "C) or A)", "(C) and (D)", "AC", "A C", "A, C", "C/D", "C+D", "(A)(C)", "C)D)", "C) x, D) y",
+   "A: B", "(C) B", "not C", "Cat", "C cat", "C_2", "C. A. B. D.", "C.x", "E.g.", "3", "option", "", "\u212a", "\u0421",
+   "Ç", "(C", "C" * 600],
+)  # fmt: skip
+def test_choice_reads_nothing_but_one_letter(answer):
+  for label in "ABCDK":
+    assert choice.choice(f"\\boxed{{{answer}}}", label, None) == verdicts.UNPARSEABLE
+
+
+def test_choice_is_quick_on_any_text():
+  start = time.monotonic()
+  for text in ("(" * 512, "A) " * 170, " " * 512, "answer " * 73, "\\text{" * 85, "the " * 128):
+    choice.letter(text)
+  assert time.monotonic() - start < 0.5
+
+
+# Reasoning Gym
+
+
+def gym_entries(seed=1, size=3):
+  reasoning_gym = pytest.importorskip("reasoning_gym")
+  for task in (*gym.EXACT, *gym.PLAYED):
+    for entry in reasoning_gym.create_dataset(task, size=size, seed=seed):
+      yield task, json.loads(json.dumps(entry, default=str))
+
+
+def damaged(answer):
+  return answer.replace(*("1", "3") if "1" in answer else ("e", "q")) if {"1", "e"} & set(answer) else answer + "7"
+
+
+def test_each_allowed_gym_task_pays_the_oracle_and_not_a_damaged_answer(service):
+  rows = [(task, entry, {"source_dataset": task, "entry": entry}) for task, entry in gym_entries()]
+  jobs = [
+    Job("reasoning_gym", f"\\boxed{{ {text} }}", entry["answer"], extra)
+    for _, entry, extra in rows
+    for text in (entry["answer"], damaged(entry["answer"]), "nan", "not " + entry["answer"], entry["answer"] * 2)
+  ]
+  scores = [verdict.score for verdict in service.grade(jobs)]
+  assert [task for n, (task, _, _) in enumerate(rows) if scores[5 * n] != 1] == []
+  assert {task for n, (task, _, _) in enumerate(rows) if any(scores[5 * n + 1 : 5 * n + 5])} == set()
+  assert None not in scores
+
+
+def test_gym_pays_other_solutions_and_no_noisy_label_but_itself(service):
+  pytest.importorskip("reasoning_gym")
+  puzzle = {"jug_capacities": [3, 5], "target": 3}
+  extra = {"source_dataset": "jugs", "entry": {"question": "", "answer": '["fill A"]', "metadata": {"puzzle": puzzle}}}
+  other = '\\boxed{["fill B", "pour B->A"]}'
+  noisy = '["fill B"]'
+  pairs = [(other, '["fill A"]'), (other, noisy), (f"\\boxed{{{noisy}}}", noisy), ("\\boxed{exit()}", noisy)]
+  assert service.grade([Job("reasoning_gym", said, label, extra) for said, label in pairs]) == [
+    SAYS[True],
+    SAYS[False],
+    SAYS[True],
+    SAYS[None],
+  ]
+
+
+@needs_data
+def test_hostile_gym_answers_are_never_paid(service, tmp_path):
+  reasoning_gym = pytest.importorskip("reasoning_gym")
+  rows = [json.loads(line) for line in (DATA / "hostile" / "answers.jsonl").read_text().splitlines()]
+  rows = [row for row in rows if row["scorer"] == "reasoning_gym"]
+  tested = 0
+  for row in rows:
+    task = row["ground_truth"]["dataset"]
+    said = row.get("response") or "".join(part * count for part, count in row.get("response_segments") or ())
+    if task not in (*gym.EXACT, *gym.PLAYED) or not isinstance(said, str):
+      continue
+    made = reasoning_gym.create_dataset(task, size=row["ground_truth"]["index"] + 1, seed=row["ground_truth"]["seed"])
+    entry = json.loads(json.dumps(made[row["ground_truth"]["index"]], default=str))
+    said = said.replace("{CANARY}", str(tmp_path / "canary")).replace("@ORACLE@", entry["answer"])
+    extra = {"source_dataset": task, "entry": entry}
+    (verdict,) = service.grade([Job("reasoning_gym", f"\\boxed{{{said}}}", entry["answer"], extra)])
+    tested += 1
+    assert verdict.score is not None and not (row["right_score"] == 0 and verdict.score), row["id"]
+  assert tested > 30
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("task", ["n_queens", "countdown", "complex_arithmetic", "nothing", None])
+def test_a_gym_task_off_the_list_is_refused_by_name(service, task):
+  with pytest.raises(InputError, match=f"{task!r} can't be graded safely; use one of acre, .*jugs"):
+    service.grade([Job("reasoning_gym", "\\boxed{7}", "7", {"source_dataset": task, "entry": {}})])
+
+
+# Labels that nobody could match
+
+
+def test_labels_that_the_verifier_cannot_read_are_named(service):
+  def problem(label, verifier="math", truth=None, **extra):
+    return Problem(f"{verifier}{label}", (), label, truth or label, verifier, extra)
+
+  fine = [problem(label) for label in ("7", r"\frac12", "x^2+1", "(1,2]", r"\text{Evelyn}", "3.5", r"50\%", "(C) 3")]
+  fine += [problem("5", "largest_island"), problem("A → B", "quantum_lock"), problem("(C)", "choice")]
+  fine += [problem("7", "arithmetic"), problem("2", "reasoning_gym", source_dataset="gcd", entry={"answer": "2"})]
+  lost = [problem(r"\frac"), problem(""), problem(r"2\serac{angle}{"), problem("7\0"), problem("x+1", truth=r"\sqrt{")]
+  lost += [problem("7", also={"7": [r"\frac{1"]}), problem("Cat", "choice"), problem("seven", "arithmetic")]
+  found = service.unreadable(fine + lost)
+  assert [named for named, _ in found] == lost
+  assert all(named.verifier in reason and "can't read" in reason for named, reason in found)
+
+
+@pytest.mark.slow
+def test_share_of_the_official_labels_that_can_be_read(service, official, capsys):
+  """Prints the table of the report; every label is accepted against itself, and nearly all are read."""
+  print_row = "{:58} {:>5} {:>8} {:>10}  {}".format
+  lines, answers, lost = [], 0, 0
+  for path in sorted(official.rglob("*.parquet")):
+    problems = parquet.load(path)
+    texts = [(problem, text) for problem in problems for text in dict.fromkeys((problem.label, problem.truth))]
+    itself = [Job(problem.verifier, f"\\boxed{{{text}}}", text, problem.extra) for problem, text in texts]
+    accepted = sum(verdict.score == 1 for verdict in service.grade(itself))
+    unreadable = service.unreadable(problems)
+    answers, lost = answers + len(texts), lost + len(unreadable)
+    shares = (f"{share / len(texts):.2%}" for share in (accepted, len(unreadable)))
+    lines.append(
+      print_row(str(path.relative_to(official)), len(texts), *shares, "; ".join(r for _, r in unreadable[:3]))
+    )
+  with capsys.disabled():
+    print("", print_row("file", "n", "itself", "unreadable", "first of them"), *lines, sep="\n")
+  assert lost < 0.01 * answers
+
+
 # The service
 
 
@@ -274,10 +512,21 @@ def test_a_hang_is_cut_and_its_batch_unharmed(own_servers):
     assert verdicts == [Verdict(1.0), hung, Verdict(0.0), hung, Verdict(1.0)] * 10
     assert time.monotonic() - start < 10  # equal jobs run once
     for pid in own_servers():
-      assert not children(pid)
+      assert len(children(pid)) <= 1
       assert "jax" not in (pathlib.Path("/proc") / str(pid) / "maps").read_text().replace(str(ROOT), "")
     assert len(own_servers()) == 2
   assert not own_servers()
+
+
+def test_fractions_of_a_cpu_second_count_and_each_job_has_its_own():
+  """A limit in whole seconds, or over all that a child did, would say otherwise; a child hands over after its share."""
+  with Service(workers=1, cpu_seconds=0.4) as short:
+    short.grade([RIGHT])
+    start = time.monotonic()
+    assert short.grade([TOWER]) == [Verdict(None, "timeout")]
+    assert time.monotonic() - start < 0.95
+    many = [Job("math", f"\\boxed{{x+{n}+y}}", f"y+{n}+x") for n in range(300)]
+    assert short.grade(many) == [Verdict(1.0)] * 300
 
 
 def test_the_wall_limit_counts_from_the_start_of_the_job():

@@ -22,13 +22,12 @@ EXACT = tuple(
   maze modulo_grid number_filtering number_sequence ransom_note rotate_matrix rotten_oranges simple_equations
   simple_geometry string_manipulation string_splitting string_synthesis syllogism word_sequence_reversal""".split()
 )
-# Several answers are right: the library plays them through. What it gets to see is spelled out here.
+# Several answers are right: the library plays them through. What it gets to see is spelled out here. (Two more such
+# tasks, graph_color and rush_hour, come without any answer, so that a problem of theirs has no label.)
 PLAYED = {
   "cryptarithm": r"[A-Z]=[0-9](?:, ?[A-Z]=[0-9])*",
-  "graph_color": r"\{[0-9\":,\s]*\}",
   "jugs": r"\[[a-zA-Z\",>\s-]*\]",
   "palindrome_generation": r"[A-Za-z]+",
-  "rush_hour": r"[A-Z][+-][0-9]{1,2}(?: [A-Z][+-][0-9]{1,2})*",
   "shortest_path": r"[a-z]+(?: [a-z]+)*",
   "tower_of_hanoi": r"(?:Move disk [0-9]{1,2} from Peg [0-9]{1,2} to Peg [0-9]{1,2}(?:\n|$))+",
 }

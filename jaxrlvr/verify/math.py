@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import functools
 import re
+import unicodedata
 from collections.abc import Mapping
+from fractions import Fraction
+from typing import NamedTuple
 
 from jaxrlvr.types import Verdict
 from jaxrlvr.verify.verdicts import MAX_ANSWER, RIGHT, UNPARSEABLE, WRONG, best, boxed
@@ -28,34 +31,61 @@ _DEAR = tuple(
     r"\\[dt]?binom[^!]*(?:\d{4,}|\^)",
   )
 )
-# Spellings that models use and the parser does not know.
+_RAISED, _LOWERED = "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "₀₁₂₃₄₅₆₇₈₉₊₋ₙ"
+_PLAIN = str.maketrans(_RAISED + _LOWERED, "0123456789+-n" * 2)
+_WORD = r"(?<![\\a-zA-Z])(?<!text\{)(?<!name\{)(?<!thrm\{)"  # starts a word that is neither command nor text
+# Spellings that models use and the parser does not know, in the order in which they are mended.
 _REWRITES = tuple(
   (re.compile(pattern), new)
   for pattern, new in (
-    (r"\s+", " "),
-    (r"½", r"\\frac{1}{2}"),
-    (r"√\s*(\d+|[a-z])", r"\\sqrt{\1}"),
+    (r"[\s~]+", " "),
+    (r"^(?:\*\*|`|<answer>)(.*?)(?:\*\*|`|</answer>)$", r"\1"),
+    (r"[¼-¾⅐-⅞]", lambda sign: "\\frac{" + unicodedata.normalize("NFKC", sign[0]).replace("⁄", "}{") + "}"),
+    (f"[{_RAISED}]+", lambda signs: f"^{{{signs[0].translate(_PLAIN)}}}"),
+    (f"[{_LOWERED}]+", lambda signs: f"_{{{signs[0].translate(_PLAIN)}}}"),
+    (r"(?:√|" + _WORD + r"sqrt) ?(\d+|[a-z]\b)", r"\\sqrt{\1}"),
+    (r"(?:√|" + _WORD + r"sqrt) ?\(([^()]+)\)", r"\\sqrt{\1}"),
+    (r"√ ?(?=\{)", r"\\sqrt"),
     (r"∞", r"\\infty "),
+    (r"∈", r"\\in "),
+    (r"[·⋅]", r"\\cdot "),
+    (r"°", r"^\\circ "),
     (r"[−–]", "-"),
-    (r"\\underline\b", ""),
-    (r"(?:\\left\s*)?\\langle\b", "("),
-    (r"(?:\\right\s*)?\\rangle\b", ")"),
-    (r"^(?:\\approx|\\text\{\s*[Aa]nswer:?\s*\})", ""),
-    (r"(?<=\d)\\[,! ](?=\d{3})", ""),
+    (r"\\varnothing\b|^(?:\\text ?\{)? ?[Nn]o (?:real )?solutions? ?\}?$", r"\\emptyset"),
+    (r"\\(?:underline|bf|boldsymbol|bm|[bB]igg?[lr]?)(?![a-zA-Z])", ""),
+    (r"\\(?:color|hspace) ?\{[a-zA-Z0-9. ]*\}", ""),
+    (r"(?:\\left ?)?\\langle\b|⟨", "("),
+    (r"(?:\\right ?)?\\rangle\b|⟩", ")"),
+    (r"^ ?(?:\\approx|\\sim|≈)", ""),
+    (r"^ ?(?:\\text ?\{)? ?(?:[Tt]he )?(?:final )?[Aa]nswer(?: is)? ?:? ?\}?", ""),
+    (_WORD + r"(pi|ln|log|sin|cos|tan)(?![a-zA-Z])", r"\\\1 "),
+    (r"(?<=[\w)}])\*\*(?=[\w({-])", "^"),
+    (r"\^ ?-(\d+)", r"^{-\1}"),
+    (r"(?<=\d) ?[x*] ?(?=10 ?\^)", r" \\cdot "),
+    (r"(?<=\d)\\[,!; ](?=\d{3})", ""),
+    (r"^(\d+) (\d+) ?/ ?(\d+)$", r"\1\\frac{\2}{\3}"),
     (r"^(-?\d+(?:\.\d+)?)[eE]([+-]?\d{1,3})$", r"\1 \\cdot 10^{\2}"),
-    (r"\.(\d{0,9}?)(\d{1,6}?)\2+\\[lc]?dots", r".\1\\overline{\2}"),
-    (r"\.$", ""),
+    (r"\.(\d{0,9}?)(\d{1,6}?)\2+(?:\\[lc]?dots|\.\.\.|…)", r".\1\\overline{\2}"),
+    (r"(?<=\d) (?:dollars?|cents?)$", ""),
+    (r"(?:\\\\|\\[,;:! ]|(?<!\\)[.,;…]| )+$", ""),
   )
 )
 _REPEATING = re.compile(r"(\d{0,9})\.(\d{0,9})\\(?:overline|bar|dot)\s*\{?(\d{1,9})\}?")
 _WRAPPER = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mathit|operatorname)\b|[{}\s]")
-_INTEGER = re.compile(r"-?[0-9]{1,512}")
-_NUMBER = re.compile(r"[+-]?[0-9]+(?:\.[0-9]+)?")
+_RATIONAL = re.compile(
+  r"([+-]?)(?:([0-9]+)(?:/([0-9]+)|(\.[0-9]+))?|\\[dt]?frac(?: ?\{([+-]?[0-9]+)\} ?\{([0-9]+)\}| ?([0-9])([0-9])))"
+)
+_SPACING = re.compile(r"\\(?:left|right)(?![a-zA-Z])|\\[!,;: ]|(?<![\d,]) | (?!\d)")
 _COMMAND = re.compile(r"\\[a-zA-Z]+")
 _CHOICE = re.compile(r"(?:\\(?:text|textbf|mathrm)\s*\{)?\(?([A-E])\)\}?(?:\\?[\s~])+(\S.*)")
 _NUMBERS = {
   word: str(number)
-  for number, word in enumerate("zero one two three four five six seven eight nine ten eleven twelve".split())
+  for number, word in enumerate(
+    (
+      "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
+      " eighteen nineteen twenty"
+    ).split()
+  )
 }
 _BASE = re.compile(r"\d\s*_\s*\{?\s*(\w+)")
 
@@ -83,8 +113,8 @@ def quickly_readable(response: str, label: str, extra: Mapping | None) -> Verdic
   """What `readable` will say of a number, a word, or a text that the guards refuse; else None."""
   if not label.strip() or len(label) > MAX_ANSWER or _unreadable(label):
     return UNPARSEABLE
-  words = [_WRAPPER.sub("", text) for text in _readings(label)]
-  return RIGHT if any(_NUMBER.fullmatch(word) or word.isalpha() for word in words) else None
+  texts = _readings(label)
+  return RIGHT if any(_rational(text) or _WRAPPER.sub("", text).isalpha() for text in texts) else None
 
 
 def warm() -> None:
@@ -141,12 +171,38 @@ def _by_text(answer: str, label: str) -> Verdict | None:
     return UNPARSEABLE
   if _misread(answer, label):
     return WRONG
-  if _INTEGER.fullmatch(answer) and _INTEGER.fullmatch(label):
-    return RIGHT if int(answer) == int(label) else WRONG
+  if _spelled(answer) == _spelled(label):
+    return RIGHT
+  ours, wanted = _rational(answer), _rational(label)
+  if ours and wanted and (ours.value == wanted.value or ours.exact and wanted.exact):
+    return RIGHT if ours.value == wanted.value else WRONG
   words = [_WRAPPER.sub("", text).casefold() for text in (answer, label)]
   if all(len(word) > 1 and word.isalpha() for word in words):  # as products, `evil` would equal `live`
     return RIGHT if words[0] == words[1] else WRONG
   return None
+
+
+def _spelled(text: str) -> str:
+  """The text without what only changes its looks; a space that may part two numbers stays."""
+  return _SPACING.sub("", text).replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
+
+
+class _Rational(NamedTuple):
+  value: Fraction
+  exact: bool  # a decimal is not: it may be rounded
+
+
+def _rational(text: str) -> _Rational | None:
+  """An integer, a fraction of two or a decimal; None for all else."""
+  match = _RATIONAL.fullmatch(text)
+  if not match:
+    return None
+  sign, whole, below, decimals, *fraction = match.groups()
+  top, bottom = fraction[:2] if fraction[0] else fraction[2:] if fraction[2] else (whole + (decimals or ""), below or 1)
+  if int(bottom) == 0:
+    return None
+  value = Fraction(top) / int(bottom)
+  return _Rational(-value if sign == "-" else value, decimals is None)
 
 
 def _unreadable(text: str) -> bool:
@@ -203,5 +259,5 @@ def _only_close(a: object, b: object) -> bool:
     return False
   if a.has(Float, UnevaluatedExpr) or b.has(Float, UnevaluatedExpr):  # decimals are rounded, percents loose
     return False
-  gap = (a.doit() - b.doit()).evalf(50)
-  return bool(gap.is_number and abs(gap) > _TIGHT)
+  gap = abs((a.doit() - b.doit()).evalf(50))
+  return bool(gap.is_comparable and gap > _TIGHT)

@@ -1,12 +1,12 @@
 """The fork server behind verify.service: `python -m jaxrlvr.verify.worker CPU_SECONDS WALL_SECONDS MEMORY_BYTES`.
 
-It reads length-prefixed JSON jobs from its standard input and answers each with one line of JSON. Every job runs in
-a child of its own that inherits the warm parser, obeys kernel limits and is killed with its group when it is over.
+It reads length-prefixed JSON jobs from its standard input and answers each with one line of JSON. Jobs run one after
+another in a child that inherits the warm parser and obeys kernel limits; a child that breaks one, dies, has grown or
+has done its share is killed with its group, and the next job gets a fresh one.
 """
 
 from __future__ import annotations
 
-import functools
 import gc
 import json
 import math as numbers
@@ -24,6 +24,8 @@ from jaxrlvr.verify import MODES, VERIFIERS
 PREFIX = struct.Struct(">I")  # length of the job that follows
 _REPLY_BYTES = 4096  # a child's one write; at most PIPE_BUF, so it arrives whole
 _OPEN_FILES = 32
+_SHARE = 256  # jobs a child does: a fork costs as much as an easy job or two
+_KEPT_GROWTH = 1 / 16  # of the memory limit: what a child may have grown by and still get another job
 
 
 def main(cpu_seconds: float, wall_seconds: float, memory_bytes: int) -> None:
@@ -33,100 +35,147 @@ def main(cpu_seconds: float, wall_seconds: float, memory_bytes: int) -> None:
   for stream in (0, 1, 2):  # what a verifier reads or prints must not reach the host
     os.dup2(nowhere, stream)
   _warm("math")
-  reply = "ready"
+  child = None
+  reply = b'"ready"'
   while True:
-    replies.write(json.dumps(reply).encode() + b"\n")
+    replies.write(reply + b"\n")
     replies.flush()
     job = _receive(jobs)
     if job is None:
       return
-    _warm(job[1])
-    reply = _supervise(job, jobs.fileno(), replies.fileno(), cpu_seconds, wall_seconds, memory_bytes)
+    name = json.loads(job)[1]
+    _warm(name)
+    if child is None or child.spent or name not in child.warmed:
+      if child:
+        child.end()
+      child = _Child((jobs.fileno(), replies.fileno()), cpu_seconds, wall_seconds, memory_bytes)
+    reply = child.run(job, jobs.fileno())
 
 
-@functools.cache
+_warmed: set[str] = set()
+
+
 def _warm(verifier: str) -> None:
-  VERIFIERS[verifier].warm()
-  gc.freeze()  # keeps the collector from touching, and so copying, pages that children share
+  if verifier not in _warmed:
+    VERIFIERS[verifier].warm()
+    gc.freeze()  # keeps the collector from touching, and so copying, pages that children share
+    _warmed.add(verifier)
 
 
-def _receive(jobs) -> list | None:
+def _receive(jobs) -> bytes | None:
   prefix = jobs.read(PREFIX.size)
-  if len(prefix) < PREFIX.size:
-    return None
-  return json.loads(jobs.read(PREFIX.unpack(prefix)[0]))
+  return jobs.read(PREFIX.unpack(prefix)[0]) if len(prefix) == PREFIX.size else None
 
 
-def _supervise(job: list, jobs: int, replies: int, cpu: float, wall: float, memory: int) -> list:
-  """Runs one job in a child and returns its [score, cause]; the child and its group are gone afterwards."""
-  deadline = time.monotonic() + wall
-  read, write = os.pipe()
-  child = os.fork()
-  if child == 0:
-    for inherited in (jobs, replies, read):
-      os.close(inherited)
-    _run(job, write, cpu, wall, memory)
-  os.close(write)
-  ready, _, _ = select.select([read, jobs], [], [], max(0.0, deadline - time.monotonic()))
-  reply = os.read(read, _REPLY_BYTES) if read in ready else b""
-  os.close(read)
-  _kill(child)
-  _, status = os.waitpid(child, 0)
-  if jobs in ready:  # one job at a time: input now is the end of the input
-    sys.exit()
-  if reply:
-    return json.loads(reply)
-  out_of_time = not ready or os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGPROF, signal.SIGXCPU)
-  return [None, "timeout" if out_of_time else "died"]
+class _Child:
+  """The server's end of the process that runs verifiers."""
 
+  def __init__(self, servers_own: tuple[int, ...], cpu: float, wall: float, memory: int):
+    self._wall, self._left, self.spent, self.warmed = wall, _SHARE, False, set(_warmed)
+    jobs, self._jobs = os.pipe()
+    self._verdicts, verdicts = os.pipe()
+    self._pid = os.fork()
+    if self._pid == 0:
+      for inherited in (*servers_own, self._jobs, self._verdicts):
+        os.close(inherited)
+      _serve(os.fdopen(jobs, "rb"), verdicts, cpu, wall, memory)
+    os.close(jobs)
+    os.close(verdicts)
 
-def _kill(child: int) -> None:
-  for kill in (os.killpg, os.kill):  # the second for a child that has not yet opened its group
+  def run(self, job: bytes, host: int) -> bytes:
+    """The child's [score, cause] for one job, or the cause of its death. Ends all where the host hangs up first."""
+    deadline = time.monotonic() + self._wall
     try:
-      kill(child, signal.SIGKILL)
-    except ProcessLookupError:
+      _write(self._jobs, PREFIX.pack(len(job)) + job)
+    except BrokenPipeError:
       pass
+    ready, _, _ = select.select([self._verdicts, host], [], [], max(0.0, deadline - time.monotonic()))
+    reply = os.read(self._verdicts, _REPLY_BYTES) if self._verdicts in ready else b""
+    if host in ready:  # one job at a time: input now is the end of the input
+      self.end()
+      sys.exit()
+    self._left -= 1
+    if reply:
+      score, cause, grown = json.loads(reply)
+      self.spent = grown or not self._left
+      return json.dumps([score, cause]).encode()
+    self.spent = True
+    status = self.end()
+    out_of_time = not ready or os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGPROF, signal.SIGXCPU)
+    return json.dumps([None, "timeout" if out_of_time else "died"]).encode()
+
+  def end(self) -> int | None:
+    """Kills the child and its group; its exit status, None where that was told before."""
+    if self._pid is None:
+      return None
+    for kill in (os.killpg, os.kill):  # the second for a child that has not yet opened its group
+      try:
+        kill(self._pid, signal.SIGKILL)
+      except ProcessLookupError:
+        pass
+    _, status = os.waitpid(self._pid, 0)
+    self._pid = None
+    os.close(self._jobs)
+    os.close(self._verdicts)
+    return status
 
 
-def _run(job: list, write: int, cpu: float, wall: float, memory: int) -> None:
-  """The child's whole life: limits, verifier, one write; it never returns."""
+def _write(pipe: int, data: bytes) -> None:
+  while data:
+    data = data[os.write(pipe, data) :]
+
+
+def _serve(jobs, verdicts: int, cpu: float, wall: float, memory: int) -> None:
+  """The child's whole life: limits, then one write for each job; it never returns."""
   try:
     os.setpgid(0, 0)
-    _limit(cpu, wall, memory)
-    mode, name, response, label, extra = job
-    verdict = MODES[mode][name].function(response, label, extra)
-    # A parser that swallowed its MemoryError says 0: not a verdict.
-    if verdict.score == 0 and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 > memory / 2:
-      verdict = Verdict(None, "memory")
-  except MemoryError:
-    verdict = Verdict(None, "memory")
-  except BaseException:
-    verdict = Verdict(None, "error")
-  try:
-    os.write(write, json.dumps([verdict.score, verdict.cause]).encode())
+    _limit(memory)
+    before = _peak()
+    while (job := _receive(jobs)) is not None:
+      _wind(cpu, wall)
+      verdict = _verdict(*json.loads(job))
+      signal.setitimer(signal.ITIMER_REAL, 0.0)  # an idle child has all the time
+      grown = _peak() - before
+      if verdict.score == 0 and grown > memory / 2:  # a parser that swallowed its MemoryError says 0: not a verdict
+        verdict = Verdict(None, "memory")
+      os.write(verdicts, json.dumps([verdict.score, verdict.cause, grown > memory * _KEPT_GROWTH]).encode())
   finally:
     os._exit(0)
 
 
-def _limit(cpu: float, wall: float, memory: int) -> None:
-  seconds = numbers.ceil(cpu) + 1  # the kernel counts whole seconds: a second line behind the timer's fractions
-  for kind, soft, hard in (
-    (resource.RLIMIT_CPU, seconds, seconds + 1),
-    (resource.RLIMIT_FSIZE, 0, 0),
-    (resource.RLIMIT_CORE, 0, 0),
-    (resource.RLIMIT_NOFILE, _OPEN_FILES, _OPEN_FILES),
-  ):
-    resource.setrlimit(kind, (soft, hard))
+def _verdict(mode: str, name: str, response: str, label: str, extra: dict) -> Verdict:
+  try:
+    return MODES[mode][name].function(response, label, extra)
+  except MemoryError:
+    return Verdict(None, "memory")
+  except BaseException:
+    return Verdict(None, "error")
+
+
+def _peak() -> int:
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _limit(memory: int) -> None:
+  for kind, limit in ((resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_NOFILE, _OPEN_FILES)):
+    resource.setrlimit(kind, (limit, limit))
   if sys.platform == "linux":
     with open("/proc/self/statm") as pages:
       size = int(pages.read().split()[0]) * resource.getpagesize() + memory
     resource.setrlimit(resource.RLIMIT_AS, (size, size))
+
+
+def _wind(cpu: float, wall: float) -> None:
+  """Starts the clocks of one job; each of them ends the process."""
   for alarm, timer, after in (
     (signal.SIGPROF, signal.ITIMER_PROF, cpu),
-    (signal.SIGALRM, signal.ITIMER_REAL, wall + 1),  # ends a child whose server was killed
+    (signal.SIGALRM, signal.ITIMER_REAL, wall + 1),  # for a child whose server was killed
   ):
     signal.signal(alarm, signal.SIG_DFL)
     signal.setitimer(timer, after)
+  used = resource.getrusage(resource.RUSAGE_SELF)
+  whole = numbers.ceil(used.ru_utime + used.ru_stime + cpu) + 1  # the kernel's own count, behind the timer's
+  resource.setrlimit(resource.RLIMIT_CPU, (whole, resource.RLIM_INFINITY))
 
 
 if __name__ == "__main__":
