@@ -178,7 +178,9 @@ def corrupt(config: ConfigDict, workdir: str | Path) -> dict:
       chosen = set(lot[:wanted])
       labelled = [_relabel(p, rows[p.id]["label"]) if p.id in chosen else p for p in problems]
       store.save(file, labelled)
-      files[file.name] = {"gamma": gamma, "relabelled": len(chosen), "digest": logbook.digest(labelled)}
+      with file.open("rb") as written:
+        digest = hashlib.file_digest(written, "sha256").hexdigest()
+      files[file.name] = {"gamma": gamma, "relabelled": len(chosen), "sha256": digest}
       print(f"{file}: {len(chosen)} of {len(problems)} labels are the policy's own")
       if len(chosen) < wanted:
         _LOG.warning("%s: %d were asked for; the others have no such answer in %d samples", file, wanted, c.samples)

@@ -1,0 +1,282 @@
+"""Weak supervision as a user runs it: rewards in RL, filter, subset, corrupt, prepare, sets, configs of the study."""
+
+import csv
+import dataclasses
+import hashlib
+import json
+import math
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxrlvr import config, logbook, main
+from jaxrlvr.data import store
+from jaxrlvr.stages import STAGES
+from jaxrlvr.types import InputError
+
+
+def run(stage, workdir, **changes):
+  """(exit code) of a stage of the smoke config; `__` in a key stands for a dot."""
+  argv = [stage, "--config=smoke", f"--workdir={workdir}"]
+  argv += [f"--config.{key.replace('__', '.')}={value}" for key, value in changes.items()]
+  with pytest.raises(SystemExit) as stop:
+    main.run([str(a) for a in argv])
+  return stop.value.code
+
+
+@pytest.fixture(scope="module")
+def init(tmp_path_factory):
+  """A policy that has learned to box a digit, and nothing about which."""
+  folder = tmp_path_factory.mktemp("policy")
+  assert run("tokenizer", folder / "tokenizer") == 0
+  how = dict(thinking=False, steps=80, rows=8, row_tokens=64, microbatches=1, optim__lr=0.01)
+  sft = {f"sft__{key}": value for key, value in how.items()}
+  assert run("sft", folder / "sft", tokenizer=folder / "tokenizer", checkpoint__every=100, **sft) == 0
+  return folder / "sft"
+
+
+QUICK = dict(rl__steps=2, evaluate__every=0, heldout__count=4, checkpoint__every=10)
+
+
+def metrics(workdir):
+  return logbook.read_jsonl(Path(workdir) / "metrics.jsonl")
+
+
+def rollouts(workdir, step=1):
+  return logbook.read_jsonl(Path(workdir) / "rollouts" / f"step_{step:06d}.jsonl")
+
+
+def problems(file):
+  return [store.from_row(row) for row in logbook.read_jsonl(Path(file))]
+
+
+def test_votes_are_drawn_beside_what_is_trained_on(tmp_path, init):
+  assert run("rl", tmp_path / "rl", init=init, rl__reward="majority_vote", rl__votes=12, **QUICK) == 0
+  rows = rollouts(tmp_path / "rl")
+  assert len(rows) == 8 * 12 and len({(r["problem"], r["sample"]) for r in rows}) == 96
+  last = metrics(tmp_path / "rl")[1]
+  groups = [rows[i : i + 12] for i in range(0, 96, 12)]
+  for group in groups:
+    votes = Counter(r["answer"] for r in group if r["answer"] is not None)
+    best = max(votes.values())
+    paid = {r["answer"] for r in group if r["reward"] == 1}
+    assert len(paid) == 1 and votes[paid.pop()] == best
+    assert all(r["reward"] == float(votes[r["answer"]] == best) or votes[r["answer"]] == best for r in group)
+  trained = [r for group in groups for r in group[:4]]
+  assert last["reward"] == pytest.approx(np.mean([r["reward"] for r in trained]))
+  assert last["true_reward"] == pytest.approx(np.mean([r["true_reward"] for r in trained]))
+  assert last["vote/majority_ratio"] == pytest.approx(np.mean([sum(r["reward"] for r in g) / 12 for g in groups]))
+  right = [next(r["true_reward"] for r in g if r["reward"] == 1) for g in groups]
+  assert last["label_accuracy"] == pytest.approx(np.mean(right))
+
+
+def test_parts_noise_and_correction_are_logged_and_change_training(tmp_path, init):
+  """The same seed: the same first rollouts, other updates."""
+  grad = {}
+  for name, more in {
+    "plain": {},
+    "again": {},
+    "noise": dict(rl__noise="(0.3,0.2)"),
+    "backward": dict(rl__noise="(0.3,0.2)", rl__correction="backward"),
+    "forward": dict(rl__noise="(0.3,0.2)", rl__correction="forward"),
+    "mixture": dict(rl__reward="0.5*verifiable + 0.5*random(0.25)*one_box"),
+    "entropy": dict(rl__reward="token_entropy"),
+  }.items():
+    assert run("rl", tmp_path / name, init=init, **(QUICK | dict(rl__steps=1) | more)) == 0
+    grad[name] = metrics(tmp_path / name)[1]["grad_norm"]
+    texts = [r["text"] for r in rollouts(tmp_path / name)]
+    assert texts == [r["text"] for r in rollouts(tmp_path / "plain")]
+  assert grad.pop("plain") == grad["again"]
+  assert len(set(grad.values())) == len(grad)
+  row, rows = metrics(tmp_path / "noise")[1], rollouts(tmp_path / "noise")
+  wrong = [r["reward"] for r in rows if r["true_reward"] == 0]
+  assert row["false_positive_rate"] == pytest.approx(np.mean(wrong)) and 0.05 < np.mean(wrong) < 0.7
+  assert [r["reward"] for r in rows] == [r["reward"] for r in rollouts(tmp_path / "forward")]
+  row = metrics(tmp_path / "mixture")[1]
+  assert {"rewards/verifiable/mean", "rewards/random(0.25)/std", "rewards/one_box/mean"} <= set(row)
+  assert "reward_accuracy" not in row and "true_reward" in row
+  entropy = [r["entropy"] for r in rollouts(tmp_path / "entropy")]
+  assert metrics(tmp_path / "entropy")[1]["reward"] == pytest.approx(-np.mean(entropy), rel=1e-5)
+
+
+def test_filter_subset_rl(tmp_path, init, capsys):
+  count = 48
+  assert run("filter", tmp_path / "filter", init=init, problems__count=count, filter__samples=8, filter__high=7) == 0
+  kept = problems(tmp_path / "filter" / "problems.jsonl")
+  summary = json.loads((tmp_path / "filter" / "summary.json").read_text())
+  rows = [r for f in sorted((tmp_path / "filter" / "rows").iterdir()) for r in logbook.read_jsonl(f)]
+  assert len(rows) == sum(summary["histogram"]) == count and len({r["id"] for r in rows}) == count
+  assert {p.id: p.extra["solved"] for p in kept} == {r["id"]: r["solved"] for r in rows if 1 <= r["solved"] <= 7}
+  assert 4 < len(kept) < count and (tmp_path / "filter" / "histogram.png").stat().st_size > 1000
+  source = tmp_path / "filter" / "problems.jsonl"
+  assert run("subset", tmp_path / "subset", problems__source=source, problems__count=0, subset__count=16) == 0
+  ordered = problems(tmp_path / "subset" / "problems.jsonl")
+  solved = [p.extra["solved"] for p in ordered]
+  assert solved[: len(set(solved))] == sorted(set(solved))  # one of each difficulty first
+  chosen = dict(problems__source=tmp_path / "subset" / "problems.jsonl", problems__count=3)
+  assert run("rl", tmp_path / "rl", init=init, **chosen, **QUICK) == 0
+  assert {r["problem"] for r in rollouts(tmp_path / "rl")} == {p.id for p in ordered[:3]}
+  # a source that was never filtered
+  assert run("subset", tmp_path / "no", problems__count=4) == 2
+  assert "run `jaxrlvr filter` first" in capsys.readouterr().err
+  assert (
+    run("filter", tmp_path / "none", init=init, problems__count=4, filter__samples=4, filter__low=4, filter__high=4)
+    == 2
+  )
+  assert "none of 4 problems" in capsys.readouterr().err
+
+
+def test_an_interrupted_filter_goes_on_behind_its_last_batch(tmp_path, init):
+  how = dict(init=init, problems__count=24, filter__samples=4, filter__high=3)
+  assert run("filter", tmp_path / "whole", **how) == 0
+  assert run("filter", tmp_path / "cut", **how) == 0
+  rows = tmp_path / "cut" / "rows"
+  files = sorted(rows.iterdir())
+  assert len(files) > 2
+  for file in files[1:]:
+    file.unlink()
+  (tmp_path / "cut" / "summary.json").unlink()
+  assert run("filter", tmp_path / "cut", **how) == 0
+  read = [(tmp_path / name / "problems.jsonl").read_text() for name in ("whole", "cut")]
+  assert read[0] == read[1] and len(list(rows.iterdir())) == len(files)
+
+
+def test_corrupt_rl(tmp_path, init):
+  how = dict(init=init, problems__count=20, corrupt__samples=24)
+  assert run("corrupt", tmp_path / "corrupt", corrupt__gammas="(0.2,0.5,0.9)", **how) == 0
+  sets = {g: problems(tmp_path / "corrupt" / f"gamma_{g:.2f}.jsonl") for g in (0.2, 0.5, 0.9)}
+  wrong = {g: {p.id for p in made if p.label != p.truth} for g, made in sets.items()}
+  assert [len(wrong[g]) for g in (0.2, 0.5, 0.9)] == [4, 10, 18] and wrong[0.2] < wrong[0.5] < wrong[0.9]
+  assert len({tuple(p.id for p in made) for made in sets.values()}) == 1
+  labels = [{p.id: p.label for p in made if p.id in wrong[0.2]} for made in sets.values()]
+  assert labels[0] == labels[1] == labels[2]
+  summary = json.loads((tmp_path / "corrupt" / "summary.json").read_text())
+  digest = hashlib.sha256((tmp_path / "corrupt" / "gamma_0.50.jsonl").read_bytes()).hexdigest()
+  assert summary["files"]["gamma_0.50.jsonl"] == {"gamma": 0.5, "relabelled": 10, "sha256": digest}
+  # another run, another order of problems, a smaller gamma: the same labels
+  shuffled = tmp_path / "shuffled.jsonl"
+  store.save(shuffled, problems_as_they_were(sets[0.9])[::-1])
+  how |= dict(problems__source=shuffled, corrupt__gammas="(0.5,)")
+  assert run("corrupt", tmp_path / "again", **how) == 0
+  again = problems(tmp_path / "again" / "gamma_0.50.jsonl")
+  assert {p.id: p.label for p in again} == {p.id: p.label for p in sets[0.5]}
+  source = tmp_path / "corrupt" / "gamma_0.90.jsonl"
+  assert run("rl", tmp_path / "rl", init=init, problems__source=source, problems__count=0, **QUICK) == 0
+  rows = rollouts(tmp_path / "rl")
+  share = np.mean([r["label"] == r["truth"] for r in rows])
+  assert metrics(tmp_path / "rl")[1]["label_accuracy"] == pytest.approx(share) and share < 0.6
+  assert all(r["reward"] == float(r["answer"] == r["label"]) for r in rows)
+
+
+def problems_as_they_were(made):
+  return [dataclasses.replace(p, label=p.truth) for p in made]
+
+
+def test_problems_without_a_wrong_answer_are_passed_over_and_told(tmp_path, init, caplog):
+  """Labels are what the policy says; those that it always says can't be corrupted."""
+  how = dict(init=init, problems__count=6, corrupt__samples=2, corrupt__gammas="(1.0,)", rl__temperature=0.01)
+  assert run("filter", tmp_path / "f", init=init, problems__count=40, filter__samples=2, filter__low=2, filter__high=2,
+             rl__temperature=0.01) == 0  # fmt: skip
+  how |= dict(problems__source=tmp_path / "f" / "problems.jsonl", problems__count=0)
+  assert run("corrupt", tmp_path / "c", **how) == 0
+  summary = json.loads((tmp_path / "c" / "summary.json").read_text())
+  assert summary["files"]["gamma_1.00.jsonl"]["relabelled"] == 0
+  assert len(summary["without_such_answer"]) == summary["problems"] > 0
+  assert "have no such answer in 2 samples" in caplog.text
+
+
+def test_majority_labels(tmp_path, init):
+  how = dict(init=init, problems__count=10, corrupt__samples=16, corrupt__label="majority", corrupt__gammas="(1.0,)")
+  assert run("corrupt", tmp_path / "m", **how) == 0
+  made = problems(tmp_path / "m" / "gamma_1.00.jsonl")
+  assert all(p.extra["relabelled"] for p in made) and len({p.label == p.truth for p in made}) == 2
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "tfds"])
+def test_prepared_sets_serve_as_sources(tmp_path, init, kind):
+  if kind == "tfds":
+    pytest.importorskip("tensorflow_datasets")
+  assert run("prepare", tmp_path / "p", problems__count=6, prepare__format=kind) == 0
+  path = tmp_path / "p" / ("problems.jsonl" if kind == "jsonl" else "problems")
+  how = dict(problems__source=path, problems__count=6, rl__reward="verifiable*one_box")
+  assert run("rl", tmp_path / "rl", init=init, **how, **QUICK) == 0
+  direct = {r["problem"] for r in rollouts(tmp_path / "rl")}
+  assert len(direct) == 6 and all(r["faithfulness"] is not None for r in rollouts(tmp_path / "rl"))
+
+
+def test_labels_that_nobody_can_read(tmp_path, init, caplog, capsys):
+  rows = [{"prompt": f"p{i}", "answer": label} for i, label in enumerate(("12", r"\frac12", "\\frac{", "4"))]
+  (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+  how = dict(problems__source=tmp_path / "q.jsonl", problems__columns="prompt=prompt,label=answer", problems__count=0)
+  assert run("prepare", tmp_path / "warn", **how) == 0
+  assert "1 of 4 labels can't be read" in caplog.text
+  (bad,) = logbook.read_jsonl(tmp_path / "warn" / "unreadable.jsonl")
+  assert bad["label"] == "\\frac{"
+  assert run("prepare", tmp_path / "drop", problems__unreadable="drop", **how) == 0
+  assert [p.label for p in problems(tmp_path / "drop" / "problems.jsonl")] == ["12", r"\frac12", "4"]
+  assert run("rl", tmp_path / "rl", init=init, problems__unreadable="error", **how, **QUICK) == 2
+  assert "problems.unreadable=drop" in capsys.readouterr().err
+
+
+def test_several_sets_in_one_table(tmp_path, init, official, capsys):
+  sets = ("amc", "gpqa-diamond", "quantum-lock-qwen")
+  how = dict(heldout__sets=",".join(sets), heldout__domain="math", heldout__at_most=3, heldout__too_long="drop")
+  how |= dict(heldout__folder=official / "eval", rl__prompt_tokens=1024, rl__response_tokens=8)
+  assert run("evaluate", tmp_path / "e", init=init, **how) == 0
+  summary = json.loads((tmp_path / "e" / "summary.json").read_text())
+  assert all(1 <= summary[f"eval/{name}/problems"] <= 3 for name in sets)
+  assert summary["eval/out-of-domain/avg@4"] == summary["eval/gpqa-diamond/avg@4"]
+  with open(tmp_path / "e" / "table.csv") as file:
+    table = {row["set"]: row for row in csv.DictReader(file)}
+  assert set(table) == {*sets, "in-domain", "out-of-domain"}
+  assert {"avg@4", "pass@4", "maj@4", "format", "if_extracted@4"} <= set(table["amc"])
+  told = capsys.readouterr().out
+  assert "| amc |" in told and told.startswith((tmp_path / "e" / "table.md").read_text()[:20])
+  assert run("evaluate", tmp_path / "n", init=init, heldout__domain="math", heldout__folder=tmp_path) == 2
+  assert "config.heldout.folder" in capsys.readouterr().err
+
+
+EXPERIMENTS = [
+  ("scarce", ""), ("scarce", "science,llama3.2-3b-instruct,64"), ("scarce", "graph,qwen2.5-math-7b"),
+  ("scarce", "llama3.2-3b-thinking,32"), ("noisy", "0.3"), ("noisy", "graph"), ("proxy", ""),
+  ("proxy", "self_certainty"), ("proxy", "llama3.2-3b-thinking"), ("baselines", ""), ("baselines", "one"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "arg"), EXPERIMENTS)
+def test_configs_of_the_study_run_small(tmp_path, init, official, name, arg):
+  """Their real prompts and labels on an embedded policy: every path runs, the score means nothing."""
+  words = ",".join(filter(None, (arg, "tiny", f"data={official}")))
+  c = config.load(f"{name}:{words}", {"init": str(init)})
+  summary = STAGES["rl"](c, tmp_path / "rl")
+  rows = metrics(tmp_path / "rl")
+  assert [r["step"] for r in rows] == [0, 1, 2] and all(math.isfinite(r["loss"]) for r in rows[1:])
+  assert "label_accuracy" in rows[1] and summary["paper"]["figure"]
+  assert any(key.startswith("eval/in-domain") for key in rows[-1])
+  full = config.load(f"{name}:{arg}")
+  assert full.rl.steps == 496 and full.rl.problems_per_step == 64 and full.rl.optim.lr == 1e-6
+  assert (full.rl.minibatch_problems == 32) == ("majority" in full.rl.reward or "thinking" in full.init)
+
+
+def test_settings_of_the_study():
+  c = config.load("scarce:qwen2.5-math-1.5b,math,8")
+  assert c.problems.source == "study-data/math/train/qwen-math-1.5b/sky_math_8.parquet"
+  assert (c.rl.kl_beta, c.rl.clip_low, c.rl.dual_clip, c.rl.reduce) == (0.001, 0.2, 3.0, "token-mean")
+  assert "302" in c.paper.expected and c.heldout.domain == "math"
+  c = config.load("noisy:graph,0.5")
+  assert c.problems.source.endswith("graph/noisy/qwen-math-7b/graph_882_gamma0.50.parquet")
+  c = config.load("proxy:llama3.2-3b-thinking")
+  assert (c.rl.reward, c.rl.votes, c.rl.group_size) == ("majority_vote_thinking", 16, 8)
+  c = config.load("baselines:one")
+  assert (c.rl.baseline, c.rl.scale_std, c.rl.reduce) == ("one", False, "sequence-mean-token-sum")
+  links = {link["name"]: link for link in config.load("thinking").chain}
+  assert len(links) == 1 + 4 + 12 and links["cpt-thinking-noisy"]["init"] == "cpt-thinking"
+  for words, told in (
+    ("scarce:quick", "chooses nothing"),
+    ("scarce:graph,8", "no graph problems"),
+    ("scarce:mth", "math"),
+  ):
+    with pytest.raises(InputError, match=told):
+      config.load(words)
