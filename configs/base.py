@@ -171,7 +171,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c.verify = ConfigDict()  # limits of one grading job in its worker process
   c.verify.mode = "strict"  # strict | study: mathematics read as the released code does
   c.verify.workers = 2  # jobs at a time
-  c.verify.cpu_seconds = 2.0  # then the worker is killed and the answer is unscored
+  c.verify.cpu_seconds = 1.5  # then the worker is killed and the answer is unscored
   c.verify.wall_seconds = 10.0  # from the job's start
   c.verify.memory_mib = 1024  # MiB on top of what an idle worker takes
 

@@ -34,6 +34,7 @@ def eval_rows(step, right_PK, texts):
       "step": step, "set": "quiz", "problem": f"q/{p}", "sample": k, "prompt": "How many?", "truth": "1",
       "text": texts[(p * K + k) % len(texts)], "tokens": 5, "stop": "eos", "logp": -0.5, "certainty": 1.0,
       "true_reward": float(right_PK[p, k]), "scored": True, "cause": "", "answer": str(int(right_PK[p, k])),
+      "cluster": int(right_PK[p, k]),
       "faithfulness": (1, 0.5, 0)[k % 3],
     }
     for p in range(P) for k in range(K)

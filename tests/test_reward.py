@@ -174,6 +174,7 @@ VOTES_DIFFER = {
   "list_forms": "equal answers are one cluster",
   "scientific": "1.2e-3 is read",
   "approx": "\\approx is read",
+  "power_forms": "2**10 is read",
   "thinking_box_inside_only": "a box in the thinking is no answer",
 }
 

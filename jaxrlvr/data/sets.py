@@ -1,4 +1,4 @@
-"""The study's evaluation sets by name, and which of them are inside and outside of each training domain."""
+"""The study's files by name: evaluation sets, inside and outside of each training domain, and training problems."""
 
 from __future__ import annotations
 

@@ -130,10 +130,13 @@ def _predict_locally() -> None:
 
   After an error (see the parser generator's notes on SLL and LL prediction) it parses again as it always did.
   """
-  from antlr4.atn.PredictionMode import PredictionMode
-  from latex2sympy2_extended.latex2sympy2 import _Latex2Sympy
+  try:
+    from antlr4.atn.PredictionMode import PredictionMode
+    from latex2sympy2_extended.latex2sympy2 import _Latex2Sympy
 
-  create = _Latex2Sympy.create_parser
+    create = _Latex2Sympy.create_parser
+  except (ImportError, AttributeError):  # a version that is built otherwise: slower, no worse
+    return
 
   def create_two_staged(self, text):
     parser = create(self, text)

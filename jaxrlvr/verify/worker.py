@@ -24,7 +24,7 @@ from jaxrlvr.verify import MODES, VERIFIERS
 PREFIX = struct.Struct(">I")  # length of the job that follows
 _REPLY_BYTES = 4096  # a child's one write; at most PIPE_BUF, so it arrives whole
 _OPEN_FILES = 32
-_SHARE = 256  # jobs a child does: a fork costs as much as an easy job or two
+_SHARE = 32  # jobs a child does: a fork costs as much as an easy job or two
 _KEPT_GROWTH = 1 / 16  # of the memory limit: what a child may have grown by and still get another job
 
 
