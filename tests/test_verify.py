@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-from jaxrlvr.data import parquet
+from jaxrlvr.data import layout
 from jaxrlvr.types import InputError, Problem, Verdict
 from jaxrlvr.verify import VERIFIERS, arithmetic, choice, gym, math, study, verdicts
 from jaxrlvr.verify.service import Job, Service
@@ -479,7 +479,7 @@ def test_share_of_the_official_labels_that_can_be_read(service, official, capsys
   print_row = "{:58} {:>5} {:>8} {:>10}  {}".format
   lines, answers, lost = [], 0, 0
   for path in sorted(official.rglob("*.parquet")):
-    problems = parquet.load(path)
+    problems = layout.load(path).problems
     texts = [(problem, text) for problem in problems for text in dict.fromkeys((problem.label, problem.truth))]
     itself = [Job(problem.verifier, f"\\boxed{{{text}}}", text, problem.extra) for problem, text in texts]
     accepted = sum(verdict.score == 1 for verdict in service.grade(itself))
