@@ -71,10 +71,10 @@ def truth(answers: Answers, grade: Grade) -> Graded:
   return grade_against(answers, [p.truth for p in answers.problems], grade)
 
 
-def labels_right(problems: Sequence[Problem], grade: Grade) -> list[float | None]:
-  """Whether each label is a right answer, by the problem's verifier: 1.0, 0.0, or None where it can't say."""
+def labels_right(problems: Sequence[Problem], grade: Grade) -> dict[str, float | None]:
+  """By problem id whether its label is a right answer, by its verifier: 1.0, 0.0, or None where that can't say."""
   jobs = [Job(p.verifier, f"\\boxed{{{p.label}}}", p.truth, p.extra) for p in problems]
-  return [verdict.score for verdict in grade(jobs)]
+  return {p.id: verdict.score for p, verdict in zip(problems, grade(jobs), strict=True)}
 
 
 def uniform(answers: Answers, stream: str) -> np.ndarray:

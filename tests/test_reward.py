@@ -281,4 +281,4 @@ def test_shadow_truth_counts_what_the_reward_gets_wrong():
 def test_label_accuracy_is_by_the_verifier():
   problems = [problem("a", "+4", "4"), problem("b", "3", "4"), problem("c", "1/2", "0.5", "math")]
   with Service(workers=1) as service:
-    assert reward.labels_right(problems, service.grade) == [1.0, 0.0, 1.0]
+    assert reward.labels_right(problems, service.grade) == {"a": 1.0, "b": 0.0, "c": 1.0}

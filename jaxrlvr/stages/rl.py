@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -106,15 +107,24 @@ class Judged(NamedTuple):
   label_right_P: list[float | None]  # of the label that was paid for: the vote's where there was one
 
 
-def judge(terms: reward.Terms, noise: tuple[float, float], answers: reward.Answers, grade: reward.Grade) -> Judged:
-  """The reward with its parts, and the truth beside it, which changes nothing of the reward."""
+def judge(
+  terms: reward.Terms,
+  noise: tuple[float, float],
+  answers: reward.Answers,
+  label_right: Mapping[str, float | None],
+  grade: reward.Grade,
+) -> Judged:
+  """The reward with its parts, and the truth beside it, which changes nothing of the reward.
+
+  label_right: whether the problems' own labels are right, by problem id.
+  """
   grade = reward.remembering(grade)
   paid, parts = reward.evaluate(terms, answers, grade)
   true = reward.truth(answers, grade)
   if any(noise):
     paid = reward.noisy(paid, answers, *noise)
   if paid.elections_P is None:
-    return Judged(paid, parts, true, reward.labels_right(answers.problems, grade))
+    return Judged(paid, parts, true, [label_right[problem.id] for problem in answers.problems])
   won = [(i, e.winner) for i, e in enumerate(paid.elections_P) if e.winner is not None]
   return Judged(paid, parts, true, [float(true.value_PG[at]) if true.scored_PG[at] else None for at in won])
 
@@ -177,6 +187,7 @@ def rl(config: ConfigDict, workdir: str | Path) -> dict:
       if run.finished:
         return run.summary
       setup.keep(config, policy, run.workdir)
+      label_right = reward.labels_right(problems, service.grade)
       ref_params = policy.params if s.kl_beta else None
       terms = reward.parse(s.reward)
       state, meta = run.restore(setup.fresh_state(policy, learner.optimizer))
@@ -190,7 +201,7 @@ def rl(config: ConfigDict, workdir: str | Path) -> dict:
         prompts = sampler.prompts(batch, ids, occurrence_P)
         drawn, on_device = sampler(state.params, prompts, step)
         rows = learner.rows(state.params, ref_params, on_device, drawn)
-        judged = judge(terms, s.noise, drawn.answers, service.grade)
+        judged = judge(terms, s.noise, drawn.answers, label_right, service.grade)
         paid = np.where(judged.paid.scored_PG, judged.paid.value_PG, np.nan).tolist()
         told = rollout.records(drawn, step, judged.true, reward=paid)
         logbook.write_jsonl(run.workdir / "rollouts" / f"step_{step:06d}.jsonl", told)
