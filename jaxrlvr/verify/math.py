@@ -63,6 +63,7 @@ _REWRITES = tuple(
     (r"\^ ?-(\d+)", r"^{-\1}"),
     (r"(?<=\d) ?[x*] ?(?=10 ?\^)", r" \\cdot "),
     (r"(?<=\d)\\[,!; ](?=\d{3})", ""),
+    (r"(?<=\d) (?=\d{3}(?: \d{3})*$)", ""),
     (r"^(\d+) (\d+) ?/ ?(\d+)$", r"\1\\frac{\2}{\3}"),
     (r"^(-?\d+(?:\.\d+)?)[eE]([+-]?\d{1,3})$", r"\1 \\cdot 10^{\2}"),
     (r"\.(\d{0,9}?)(\d{1,6}?)\2+(?:\\[lc]?dots|\.\.\.|…)", r".\1\\overline{\2}"),
@@ -75,7 +76,7 @@ _WRAPPER = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mathit|operatorname)\b|[{
 _RATIONAL = re.compile(
   r"([+-]?)(?:([0-9]+)(?:/([0-9]+)|(\.[0-9]+))?|\\[dt]?frac(?: ?\{([+-]?[0-9]+)\} ?\{([0-9]+)\}| ?([0-9])([0-9])))"
 )
-_SPACING = re.compile(r"\\(?:left|right)(?![a-zA-Z])|\\[!,;: ]|(?<![\d,]) | (?!\d)")
+_SPACING = re.compile(r"\\(?:left|right)(?![a-zA-Z])|\\[!,;: ](?!\d)|(?<!\d)\\[!,;: ]|(?<![\d,]) | (?!\d)")
 _COMMAND = re.compile(r"\\[a-zA-Z]+")
 _CHOICE = re.compile(r"(?:\\(?:text|textbf|mathrm)\s*\{)?\(?([A-E])\)\}?(?:\\?[\s~])+(\S.*)")
 _NUMBERS = {
