@@ -127,6 +127,29 @@ def test_what_nobody_could_grade_is_unscored_in_every_reward_that_asks():
     assert graded.cause_PG[0] == ["", "", "timeout", ""] and graded.value_PG[0, 2] == 0
 
 
+def test_what_is_unscored_is_no_wrong_answer():
+  def grade(jobs):
+    return [Verdict(None, "timeout") if "5" in job.response else Verdict(float("4" in job.response)) for job in jobs]
+
+  graded, _ = paid(
+    "wrong_label", answers([problem("a", "4")], [["\\boxed{5}", "\\boxed{5}", "\\boxed{6}", "\\boxed{4}"]]), grade
+  )
+  assert graded.value_PG.tolist() == [[0, 0, 1, 0]]
+
+
+def test_a_verdict_is_remembered_for_its_problem_alone():
+  """Two problems with the same label and the same answers, which only one of their verifiers' inputs tells apart."""
+  asked = []
+
+  def grade(jobs):
+    asked.extend(jobs)
+    return [Verdict(float(job.extra["n"])) for job in jobs]
+
+  problems = [problem("a", "4", n=1), problem("b", "4", n=0)]
+  graded, _ = paid("verifiable*verifiable", answers(problems, [["x", "x"], ["x", "y"]]), grade)
+  assert graded.value_PG.tolist() == [[1, 1], [0, 0]] and len(asked) == 3
+
+
 def test_votes_that_nobody_could_compare_are_unscored():
   def grade(jobs):
     return [Verdict(None, "died") if {job.response, job.label} & {"\\boxed{5}", "5"} else Verdict(0.0) for job in jobs]
@@ -142,7 +165,7 @@ def test_votes_that_nobody_could_compare_are_unscored():
 
 
 def test_an_election():
-  same = {("2", "1"), ("3", "2")}  # 2 equals 1, and 3 equals 2 but not 1
+  same = {("2", "1"), ("3", "2"), ("8", "1"), ("8", "9")}  # 2 equals 1, 3 equals 2 but not 1, and 8 equals two leaders
 
   def grade(jobs):
     assert all(set(job.extra) == {"other"} for job in jobs)  # voters see nothing of the truth
@@ -152,6 +175,8 @@ def test_an_election():
   (election,) = elect([p], [["1", " 2 ", "3", "9", "3", "", None, " "]], grade)
   assert election.cluster_G == [0, 0, 1, 2, 1, None, None, None]
   assert (election.winner, election.ratio, election.margin) == (0, 0.25, 0.0)  # a tie: the first seen
+  (both,) = elect([p], [["1", "9", "8"]], grade)
+  assert both.cluster_G == [0, 1, 0]  # the first that it equals
   (nobody,) = elect([p], [[None, ""]], grade)
   assert (nobody.winner, nobody.ratio, nobody.cluster_G) == (None, 0.0, [None, None])
 
@@ -252,6 +277,15 @@ def test_corrections_differ_from_the_uncorrected_and_mean_what_they_say():
   np.testing.assert_allclose(clean, plain, atol=1e-5)
 
 
+def test_backward_correction_in_numbers():
+  """Clean rewards are 1.5 and -1/6, their mean 2/3, so the std of a clean group of four is sqrt(2/3 * 1/3 * 4/3)."""
+  value, scored = np.array([[1.0, 1.0, 0.0, 0.0], [1.0, 1.0, 1.0, 0.0]]), np.ones((2, 4), bool)
+  found = np.asarray(loss.CORRECTIONS["backward"](value, scored, 0.1, 0.3, baseline="mean", scale_std=True))
+  std = math.sqrt(2 / 3 * 1 / 3 * 4 / 3)
+  np.testing.assert_allclose(found[0], np.array([5, 5, -5, -5]) / 6 / std, rtol=1e-4)
+  assert not found[1].any()  # 3 of 4 paid: more than the noise lets a clean group of right answers be
+
+
 def test_corrections_leave_out_the_unscored():
   value, scored = np.array([[1.0, 0.0, 1.0, 0.0]]), np.array([[True, True, False, True]])
   for kind in loss.CORRECTIONS:
@@ -265,12 +299,12 @@ def test_corrections_leave_out_the_unscored():
 
 
 def test_shadow_truth_counts_what_the_reward_gets_wrong():
-  value, true = np.array([[1, 1, 0, 0], [1, 0, 0, 1]]), np.array([[1, 0, 1, 0], [1, 1, 1, 0]])
+  value, true = np.array([[1, 1, 0, 0], [0, 0, 0, 1]]), np.array([[1, 0, 1, 0], [1, 0, 1, 0]])
   scored, known = np.ones((2, 4), bool), np.ones((2, 4), bool)
   scored[1, 3] = known[1, 2] = False
   found = shadow.truth(value, scored, true, known, True)
   assert found == pytest.approx(
-    {"true_reward": 4 / 7, "reward_accuracy": 3 / 6, "false_positive_rate": 1 / 2, "false_negative_rate": 2 / 4}
+    {"true_reward": 3 / 7, "reward_accuracy": 3 / 6, "false_positive_rate": 1 / 3, "false_negative_rate": 2 / 3}
   )
   assert set(shadow.truth(value, scored, true, known, False)) == {"true_reward"}
   assert shadow.causes([["unparseable", ""], ["timeout", ""]]) == {"unparseable": 0.25, "timeout": 0.25}
