@@ -444,8 +444,9 @@ def histogram(path: Path, bars: Sequence[int], title: str) -> None:
   FigureCanvasAgg(figure)
   axes = figure.add_subplot()
   axes.bar_label(axes.bar(range(len(bars)), bars, color=_COLOURS[0]), fontsize=6.5)
-  axes.set_xlabel("samples solved", fontsize=7.5)
   _dress(axes, title)
+  axes.set_xlabel("samples that are right", fontsize=7.5)
+  axes.set_axisbelow(True)
   figure.savefig(path, metadata={"Software": None})
 
 

@@ -299,12 +299,12 @@ def test_corrections_leave_out_the_unscored():
 
 
 def test_shadow_truth_counts_what_the_reward_gets_wrong():
-  value, true = np.array([[1, 1, 0, 0], [0, 0, 0, 1]]), np.array([[1, 0, 1, 0], [1, 0, 1, 0]])
+  value, true = np.array([[1, 1, 0, 1], [0, 0, 0, 1]]), np.array([[1, 0, 1, 0], [1, 0, 1, 0]])
   scored, known = np.ones((2, 4), bool), np.ones((2, 4), bool)
   scored[1, 3] = known[1, 2] = False
   found = shadow.truth(value, scored, true, known, True)
   assert found == pytest.approx(
-    {"true_reward": 3 / 7, "reward_accuracy": 3 / 6, "false_positive_rate": 1 / 3, "false_negative_rate": 2 / 3}
+    {"true_reward": 3 / 7, "reward_accuracy": 2 / 6, "false_positive_rate": 2 / 3, "false_negative_rate": 2 / 3}
   )
   assert set(shadow.truth(value, scored, true, known, False)) == {"true_reward"}
   assert shadow.causes([["unparseable", ""], ["timeout", ""]]) == {"unparseable": 0.25, "timeout": 0.25}
