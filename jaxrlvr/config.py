@@ -154,15 +154,22 @@ def at_least(low) -> tuple[Callable, str]:
   return (lambda v: type(v) is type(low) and v >= low), f"at least {low}"
 
 
-def each(rule: tuple[Callable, str]) -> tuple[Callable, str]:
-  return (lambda v: len(v) > 0 and all(rule[0](x) for x in v)), f"one or more, each {rule[1]}"
+def each(rule: tuple[Callable, str], empty: bool = False) -> tuple[Callable, str]:
+  how_many = "any number" if empty else "one or more"
+  return (lambda v: (empty or len(v) > 0) and all(rule[0](x) for x in v)), f"{how_many}, each {rule[1]}"
 
 
 _POSITIVE = (lambda v: v > 0), "above 0"
 _SHARE = (lambda v: 0 <= v <= 1), "from 0 to 1"
 _DECAY = (lambda v: 0 <= v < 1), "from 0 to below 1"
+
+
+def _is_share(x) -> bool:
+  return isinstance(x, int | float) and not isinstance(x, bool) and 0 <= x <= 1
+
+
 _RATES = (
-  (lambda v: len(v) == 2 and all(isinstance(x, int | float) and 0 <= x <= 1 for x in v)),
+  (lambda v: len(v) == 2 and all(map(_is_share, v))),
   "two rates from 0 to 1, as (0.1, 0.2)",
 )
 _MESH = (lambda v: v == -1 or v >= 1), "-1 or at least 1"
@@ -172,7 +179,7 @@ RULES: dict[str, tuple[Callable, str]] = {
   "resume": one_of("auto", "required", "never"),
   "seed": ((lambda v: 0 <= v < 2**32), "from 0 to 2**32 - 1"),
   "heldout.name": ((lambda v: re.fullmatch(r"\w[\w.-]*", v)), "letters, digits, '_', '-' and '.'"),
-  "heldout.sets": ((lambda v: all(x in sets.EVAL_SETS for x in v)), f"names among {', '.join(sets.EVAL_SETS)}"),
+  "heldout.sets": each(one_of(*sets.EVAL_SETS), empty=True),
   "heldout.domain": one_of("", *sets.DOMAINS),
   "heldout.prompts": one_of("think", "non-think"),
   "report.runs": ((lambda v: all(isinstance(x, str) for x in v)), "strings `name=run directory`"),
@@ -246,8 +253,8 @@ RULES: dict[str, tuple[Callable, str]] = {
   "subset.count": at_least(1),
   "corrupt.samples": at_least(2),
   "corrupt.gammas": (
-    (lambda v: v and all(isinstance(x, int | float) and 0 <= x <= 1 for x in v)),
-    "shares from 0 to 1",
+    (lambda v: v and all(map(_is_share, v)) and len({f"{x:.2f}" for x in v}) == len(v)),
+    "shares from 0 to 1 that differ in their first two decimals, as (0.1, 0.7)",
   ),
   "corrupt.label": one_of("wrong", "majority"),
   "heldout.at_most": at_least(0),
@@ -308,6 +315,10 @@ IMPOSSIBLE: tuple[tuple[Callable[[ConfigDict], bool], str], ...] = (
       f"config.{s}.rows must be a multiple of config.{s}.microbatches",
     )
     for s in ("pretrain", "cpt", "sft")
+  ),
+  (
+    lambda c: c.rl.correction == "forward" and (c.rl.baseline != "mean" or not c.rl.scale_std),
+    "config.rl.correction = 'forward' takes the place of baseline and scale_std; leave these at 'mean' and True",
   ),
   *(
     (

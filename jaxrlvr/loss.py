@@ -45,15 +45,19 @@ def group_advantage(reward_PG, scored_PG=None, *, baseline: str = "mean", scale_
 
 
 def _backward(reward_PG, scored_PG, false_positive, false_negative, *, baseline, scale_std):
-  """Rewards replaced by their unbiased estimates; the std is that of a clean 0/1 reward with the estimated mean."""
+  """Rewards replaced by their unbiased estimates; the std is that of a clean 0/1 reward with the estimated mean.
+
+  That mean is kept half an answer away from 0 and 1, where a group that is not all alike would have no std.
+  """
   clean_PG = (reward_PG - false_positive) / (1.0 - false_positive - false_negative)
   advantage_PG = group_advantage(clean_PG, scored_PG, baseline=baseline, scale_std=False)
   if not scale_std:
     return advantage_PG
-  mean_P1 = jnp.clip(masked.mean(clean_PG, scored_PG, 1, keepdims=True), 0.0, 1.0)
-  count_P1 = jnp.sum(scored_PG, 1, keepdims=True)
+  count_P1 = jnp.maximum(jnp.sum(scored_PG, 1, keepdims=True), 1)
+  mean_P1 = masked.mean(clean_PG, scored_PG, 1, keepdims=True)
+  mean_P1 = jnp.clip(mean_P1, 0.5 / count_P1, 1.0 - 0.5 / count_P1)
   std_P1 = jnp.sqrt(mean_P1 * (1.0 - mean_P1) * count_P1 / jnp.maximum(count_P1 - 1, 1))
-  return jnp.where(std_P1 > 0, advantage_PG / (std_P1 + 1e-6), 0.0)
+  return advantage_PG / (std_P1 + 1e-6)
 
 
 def _forward(reward_PG, scored_PG, false_positive, false_negative, *, baseline, scale_std):

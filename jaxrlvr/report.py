@@ -19,7 +19,7 @@ from jaxrlvr.types import InputError
 ROSE = 0.05  # a training reward counts as risen if it rose by this share of its scale
 WINDOW = 5  # steps whose mean is called the first and the last training reward
 HEAD, TAIL = 1200, 500  # characters shown of a longer response
-_AVG = re.compile(r"eval/(.+)/avg@(\d+)")
+_AVG = re.compile(r"eval/(?!(?:in|out-of)-domain/)(.+)/avg@(\d+)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +64,8 @@ class _Run:
     rows = sorted(_read(read_jsonl, workdir / "metrics.jsonl", self.notes, []), key=lambda row: row["step"])
     self.rows = {row["step"]: _finite(row) for row in rows}
     self.config = _read(_json, workdir / "config.json", self.notes, {})
-    self.finished = bool(_read(_json, workdir / "summary.json", self.notes, {}).get("finished"))
+    self.summary = _read(_json, workdir / "summary.json", self.notes, {})
+    self.finished = bool(self.summary.get("finished"))
     self.last, self.planned = max(self.rows, default=0), self.at("rl.steps")
     sets = _sets(name for row in self.rows.values() for name in row)
     self.set, self.K = next(iter(sets.items()), (None, 0))
@@ -82,7 +83,7 @@ class _Run:
 
   def at(self, path: str):
     """A value of the run's config, None where it isn't there."""
-    value = self.config
+    value = self.config | {"summary": self.summary}
     for name in path.split("."):
       value = value.get(name) if isinstance(value, Mapping) else None
     return value

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxrlvr.text.answer import FORMATS, after_thinking, last_box
+from jaxrlvr.text.answer import FORMATS, final
 from jaxrlvr.types import InputError, Problem, Verdict
 from jaxrlvr.verify.service import Job
 from jaxrlvr.verify.vote import Election, Grade, elect
@@ -118,7 +118,7 @@ def _random(answers: Answers, grade: Grade, rate: float = 0.5) -> Graded:
 def _agreement(answers: Answers, voters_PG, grade: Grade) -> Graded:
   """1 where a response gives the most frequent answer of those that vote; without any vote nobody is paid."""
   answers_PG = [
-    [last_box(after_thinking(text)) if votes else None for text, votes in zip(*row, strict=True)]
+    [final(text) if votes else None for text, votes in zip(*row, strict=True)]
     for row in zip(answers.text_PG, voters_PG, strict=True)
   ]
   elections = elect(answers.problems, answers_PG, grade)

@@ -85,7 +85,7 @@ def test_other_tasks_by_name(monkeypatch):
     assert get_score_answer_fn(p.extra["source_dataset"])(p.label, entry) == 1.0
   sums = [len(p.extra["entry"]["question"]) for p in made if p.extra["kind"] == "chain_sum"]
   assert max(sums[::2]) < max(sums[1::2])  # level 3 has longer sums
-  with pytest.raises(ValueError, match="kind 'chain' is no task of Reasoning Gym; take one of .*chain_sum"):
+  with pytest.raises(ValueError, match="kinds: 'chain' is no task of Reasoning Gym; use some of .*chain_sum"):
     gym.problems(0, "train", (1,), 1, ("chain",))
   with pytest.raises(ValueError, match="levels .7,."):
     gym.problems(0, "train", (7,), 1)

@@ -9,7 +9,7 @@ import pytest
 from jaxrlvr import loss, reward
 from jaxrlvr.analysis import shadow
 from jaxrlvr.types import InputError, Problem, Verdict
-from jaxrlvr.verify.service import Service
+from jaxrlvr.verify.service import Job, Service
 from jaxrlvr.verify.vote import elect
 
 THINK = "<think>\nso\n</think>\n"
@@ -54,6 +54,7 @@ def paid(expression, given=None, grade=None):
     ("one_box", [[1, 1, 1, 0], [1, 1, 1, 0]]),
     ("box_last", [[1, 1, 1, 0], [0, 0, 1, 1]]),
     ("thinking_format", [[1, 0, 0, 0], [1, 0, 1, 0]]),
+    ("study_thinking_format", [[1, 0, 0, 0], [1, 0, 1, 0]]),
     ("verifiable*thinking_format", [[1, 0, 0, 0], [0, 0, 0, 0]]),
     ("self_certainty", [[1, 2, 3, 4], [0.5, 0.25, 0, np.nan]]),
     ("token_entropy", [[-0.5, 0, -2, -1], [-1, -1, -1, -1]]),
@@ -181,6 +182,36 @@ def test_an_election():
   assert (nobody.winner, nobody.ratio, nobody.cluster_G) == (None, 0.0, [None, None])
 
 
+def test_what_a_verifier_can_not_read_does_not_vote():
+  garbage = {
+    "math": ["\\frac{", "9" * 5000, "." * 20_000, "7"],
+    "quantum_lock": ["none of them, nowhere", "???", "A"],
+    "choice": ["I do not know", "???", "C"],
+    "arithmetic": ["a lot", "\uff17", "7"],
+  }
+  with Service(workers=1) as service:
+    for verifier, answers in garbage.items():
+      (election,) = elect([problem("a", "", "-", verifier)], [[*answers[:-1] * 3, answers[-1]]], service.grade)
+      assert election.cluster_G == [None] * (3 * len(answers) - 3) + [0], verifier
+
+
+LOCK = {"buttons": [{"name": n, "type": "add", "value": 1, "active_state": "any"} for n in "ABC"],
+        "initial_state": "red", "initial_value": 0, "target_value": 2, "solution_path": ["A", "A"]}  # fmt: skip
+
+
+def test_right_answers_that_differ_are_not_pooled():
+  """Every press adds one, so any two open the lock; to know that is to judge, which voters can't."""
+  with Service(workers=1) as service:
+    lock = problem("a", "A → A", verifier="quantum_lock", **LOCK)
+    (election,) = elect([lock], [["A → B", "C → A", "A → A", "B", "B"]], service.grade)
+    assert election.cluster_G == [0, 1, 2, 3, 3] and election.winner == 3
+    assert service.grade([Job("quantum_lock", "\\boxed{C → B}", "A → A", LOCK)])[0].score == 1
+    played = problem("b", "aba", verifier="reasoning_gym", source_dataset="palindrome_generation",
+                     entry={"question": "aab", "answer": "aba", "metadata": {"letters": ["a", "a", "b"]}})  # fmt: skip
+    (election,) = elect([played], [["aba", "baab", "aba"]], service.grade)
+    assert election.cluster_G == [0, 1, 0]
+
+
 def test_each_problem_has_its_own_election():
   with Service(workers=1) as service:
     elections = elect([problem("a", "1"), problem("b", "2")], [["3", "4", "4"], ["4", "3", "3"]], service.grade)
@@ -283,7 +314,8 @@ def test_backward_correction_in_numbers():
   found = np.asarray(loss.CORRECTIONS["backward"](value, scored, 0.1, 0.3, baseline="mean", scale_std=True))
   std = math.sqrt(2 / 3 * 1 / 3 * 4 / 3)
   np.testing.assert_allclose(found[0], np.array([5, 5, -5, -5]) / 6 / std, rtol=1e-4)
-  assert not found[1].any()  # 3 of 4 paid: more than the noise lets a clean group of right answers be
+  std = math.sqrt(7 / 8 * 1 / 8 * 4 / 3)  # 3 of 4 paid: an estimated mean of 13/12, kept at 7/8
+  np.testing.assert_allclose(found[1], (np.array([1.5, 1.5, 1.5, -1 / 6]) - 13 / 12) / std, rtol=1e-4)
 
 
 def test_corrections_leave_out_the_unscored():

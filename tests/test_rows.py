@@ -136,7 +136,7 @@ def test_a_broken_file_is_named(tmp_path):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=rf"{name}\.parquet: not a readable parquet file"):
       load(path)
-  with pytest.raises(ValueError, match=r"gone\.parquet: not a readable parquet file"):
+  with pytest.raises(ValueError, match=r"gone\.parquet: no such file"):
     load(tmp_path / "gone.parquet")
   for column in ("prompt", "reward_model"):
     path = write(tmp_path / "less.parquet", [{key: value for key, value in row().items() if key != column}])

@@ -14,8 +14,9 @@ import time
 import pytest
 
 from jaxrlvr.data import layout
+from jaxrlvr.text.answer import FORMATS
 from jaxrlvr.types import InputError, Problem, Verdict
-from jaxrlvr.verify import VERIFIERS, arithmetic, choice, gym, math, study, verdicts
+from jaxrlvr.verify import VERIFIERS, arithmetic, choice, gym, math, verdicts
 from jaxrlvr.verify.service import Job, Service
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -235,6 +236,20 @@ def test_hostile_answers_are_never_paid(service, tmp_path):
     ("C", '(C) 3', True),
     ("(D)", "(C) 3", False),
     ("evil", "live", False),
+    (r"1.2 \times 10^{-20}", r"6.63 \times 10^{-34}", False),
+    ("0.0000001", "0.0000004", False),
+    (r"6.63e-34", r"6.63 \times 10^{-34}", True),
+    ("0.333333", r"\frac13", True),
+    ("(B) 3", "(A) 3", False),
+    ("(A) 4", "(A) 3", False),
+    ("(A) 3.0", "(A) 3", True),
+    (r"7 \text{ or } 8", "7", False),
+    (r"\frac27 \approx 0.29", r"\frac27", True),
+    (r"7\mod 8", "7", False),
+    (r"7 \text{ (or maybe 8)}", "7", False),
+    ("(1,2)", r"\{1,2\}", False),
+    (r"7\hspace{1cm}8", "78", False),
+    ("7", "9" * 600, None),
     (r"7\ 8", "78", False),
     (r"7\,8", "78", False),
     ("7 8", "78", False),
@@ -341,14 +356,16 @@ def test_study_mode_is_the_released_code_but_for_known_causes(step):
   assert plain == set(" ".join(STUDY_CAUSES.values()).split()) & {case["id"] for case in cases[::step]}
   for case, score in zip(cases[::step], scores, strict=True):
     if case["id"] not in plain and case["scores"]["RULE_BASED_THINKING_FORMAT"] is not None:
-      thinking = study.thinks(case["response"]) and score
+      thinking = FORMATS["study_thinking_format"](case["response"]) and score
       assert thinking == case["scores"]["RULE_BASED_THINKING_FORMAT"], case["id"]
 
 
 @needs_data
 def test_the_studys_thinking_format():
   cases, _ = golden_jobs()
-  assert {case["id"] for case in cases if study.thinks(case["response"]) != case["format"]["thinking"]} == set()
+  assert {
+    case["id"] for case in cases if FORMATS["study_thinking_format"](case["response"]) != case["format"]["thinking"]
+  } == set()
 
 
 def test_an_unknown_mode_names_the_choices():
@@ -586,8 +603,8 @@ def test_in_process_and_isolated_jobs_keep_their_order(service):
 
 
 def test_faults_of_ours_are_not_scores(service):
-  with pytest.raises(KeyError):
-    service.grade([Job("quantum_lock", "\\boxed{A}", "B", {"buttons": [{}]})])
+  broken = Job("quantum_lock", "\\boxed{A}", "B", {"buttons": [{}]})
+  assert service.grade([broken, RIGHT]) == [Verdict(None, "error"), Verdict(1.0)]
   with pytest.raises(ValueError, match="'maths' is unknown; use one of math, "):
     service.grade([Job("maths", "", "")])
 

@@ -13,8 +13,9 @@ import pytest
 
 from jaxrlvr import config, logbook, main
 from jaxrlvr.data import store
-from jaxrlvr.stages import STAGES
-from jaxrlvr.types import InputError
+from jaxrlvr.stages import STAGES, label
+from jaxrlvr.stages.evaluate import Evaluator
+from jaxrlvr.types import InputError, Problem, Verdict
 
 
 def run(stage, workdir, **changes):
@@ -168,6 +169,92 @@ def test_corrupt_rl(tmp_path, init):
   share = np.mean([r["label"] == r["truth"] for r in rows])
   assert metrics(tmp_path / "rl")[1]["label_accuracy"] == pytest.approx(share) and share < 0.6
   assert all(r["reward"] == float(r["answer"] == r["label"]) for r in rows)
+
+
+def test_what_corrupt_refuses(tmp_path, init, capsys):
+  labels = [("p", "4", "5"), ("q", "4", "4")]
+  made = [Problem(i, ({"role": "user", "content": i},), *rest, "arithmetic", {"operations": 1}) for i, *rest in labels]
+  store.save(tmp_path / "noisy.jsonl", made)
+  how = dict(init=init, problems__source=tmp_path / "noisy.jsonl", problems__count=0)
+  assert run("corrupt", tmp_path / "c", **how) == 2
+  assert "start from the true labels" in capsys.readouterr().err
+  for gammas in ("(0.5,0.501)", "(True,)", "(1.5,)", "()"):
+    assert run("corrupt", tmp_path / "g", init=init, corrupt__gammas=gammas) == 2
+    assert "config.corrupt.gammas" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  ("accepted", "wrong"),
+  [({("7", "8")}, False), ({("8", "7")}, False), (set(), True), ({("7", "7"), ("8", "8")}, True)],
+)
+def test_a_corrupted_label_must_not_pay_the_truth_either_way(accepted, wrong):
+  p = Problem("p", (), "8", "8", "arithmetic", {})
+
+  def grade(jobs):
+    return [Verdict(float((job.response[7:-1], job.label) in accepted)) for job in jobs]
+
+  assert label.is_wrong(p, "7", grade) is wrong
+  for verdict in (Verdict(None, "timeout"), Verdict(0.0, "unparseable")):
+    assert not label.is_wrong(p, "7", lambda jobs, v=verdict: [v for _ in jobs])
+
+
+def test_filter_counts_what_could_not_be_graded_apart(tmp_path, init, monkeypatch, caplog):
+  """One sample of four can't be graded, and of one problem none can."""
+  real, lost = label.reward.truth, []
+
+  def truth(answers, grade):
+    found = real(answers, grade)
+    lost[:] = lost or [answers.problems[0].id]
+    known = found.scored_PG & (np.arange(4) != 2) & np.array([[p.id not in lost] for p in answers.problems])
+    cause = [["" if k else "timeout" for k in row] for row in known]
+    return found._replace(scored_PG=known, cause_PG=cause, value_PG=np.where(known, found.value_PG, 1.0))
+
+  monkeypatch.setattr(label.reward, "truth", truth)
+  how = dict(init=init, problems__count=24, filter__samples=4, filter__low=0, filter__high=3)
+  assert run("filter", tmp_path / "f", **how) == 0
+  summary = json.loads((tmp_path / "f" / "summary.json").read_text())
+  assert summary["unscored"] == {"timeout": 23 + 4} and sum(summary["histogram"]) == 23
+  kept = problems(tmp_path / "f" / "problems.jsonl")
+  assert lost[0] not in {p.id for p in kept} and all(p.extra["solved"] < 4 for p in kept)
+  assert "27 samples could not be graded" in caplog.text and "1 problems are left out" in caplog.text
+
+
+def test_another_reading_of_answers_is_another_run(tmp_path, init, capsys):
+  how = dict(init=init, **QUICK)
+  assert run("rl", tmp_path / "rl", **how) == 0
+  assert run("rl", tmp_path / "rl", verify__cpu_seconds=3.0, **how) == 0
+  assert run("rl", tmp_path / "rl", verify__mode="study", **how) == 2
+  assert "config.verify.mode" in capsys.readouterr().err
+
+
+def test_rows_that_their_verifier_can_not_judge(tmp_path, capsys, caplog):
+  base = {"id": "p", "messages": [{"role": "user", "content": "?"}], "label": "1", "truth": "1", "extra": {}}
+  for more, told in (
+    ({"verifier": "maths"}, "verifier 'maths'; use one of math"),
+    ({"verifier": "arithmetic"}, "no extra.operations"),
+    ({"verifier": "quantum_lock"}, "no extra.buttons"),
+    ({"verifier": "math", "extra": {"also": ["x"]}}, "extra.also"),
+    ({"verifier": "reasoning_gym", "extra": {"source_dataset": "countdown", "entry": {}}}, "countdown"),
+  ):
+    (tmp_path / "p.jsonl").write_text(json.dumps(base | more) + "\n")
+    assert run("prepare", tmp_path / f"out-{told[:5]}", problems__source=tmp_path / "p.jsonl", problems__count=0) == 2
+    error = capsys.readouterr().err
+    assert told in error and "config.problems" in error
+  rows = [
+    base | {"id": f"p{i}", "messages": [{"role": "user", "content": str(i)}], "verifier": "math"} for i in range(9)
+  ]
+  (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+  assert run("prepare", tmp_path / "out", problems__source=tmp_path / "p.jsonl", problems__count=4) == 0
+  assert "the first 4 of 9 problems" in caplog.text
+
+
+def test_means_of_a_domain():
+  c = config.derive(config.base(), {"heldout.domain": "math"})
+  found = {"math500": {"avg@16": 0.5}, "amc": {"avg@16": 0.25}, "scp-hard": {"avg@16": 0.1}, "other": {"avg@16": 1.0}}
+  evaluator = object.__new__(Evaluator)
+  evaluator._config = c
+  means = evaluator._domain_means(found)
+  assert means == pytest.approx({"eval/in-domain/avg@16": 0.375, "eval/out-of-domain/avg@16": 0.1})
 
 
 def problems_as_they_were(made):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxrlvr.text.answer import after_thinking, last_box
+from jaxrlvr.text.answer import final
 
 
 class Gain(NamedTuple):
@@ -68,7 +68,7 @@ def paired_gain(before_P, after_P, **how) -> Gain:
   before_P, after_P = np.asarray(before_P, np.float64), np.asarray(after_P, np.float64)
   if before_P.shape != after_P.shape:
     raise ValueError(f"paired_gain: {before_P.shape} against {after_P.shape} values; pass those of the same problems")
-  return Gain(_mean(after_P - before_P), *bootstrap(after_P - before_P, **how))
+  return Gain(mean(after_P - before_P), *bootstrap(after_P - before_P, **how))
 
 
 def problem_means(records: Iterable[Mapping]) -> dict[str, float]:
@@ -77,7 +77,7 @@ def problem_means(records: Iterable[Mapping]) -> dict[str, float]:
   for row in records:
     if row["scored"]:
       scores[row["problem"]].append(row["true_reward"])
-  return {problem: _mean(values) for problem, values in scores.items()}
+  return {problem: mean(values) for problem, values in scores.items()}
 
 
 def summarise(records: Sequence[Mapping], ks: Sequence[int]) -> dict[str, float]:
@@ -106,20 +106,20 @@ def summarise(records: Sequence[Mapping], ks: Sequence[int]) -> dict[str, float]
     found |= _with_interval(f"pass@{k}", pass_at_k(n_P[n_P >= k], c_P[n_P >= k], k))
   return found | {
     "problems": float(len(samples)),
-    f"maj@{K}": _mean(votes_P),
-    "format": _mean([last_box(after_thinking(row["text"])) is not None for row in records]),
-    "mean_length": _mean([row["tokens"] for row in records]),
-    "clipped": _mean([row["stop"] == "length" for row in records]),
-    "unscored": _mean([not row["scored"] for row in records]),
-    "faithful": _mean(judged),
+    f"maj@{K}": mean(votes_P),
+    "format": mean([final(row["text"]) is not None for row in records]),
+    "mean_length": mean([row["tokens"] for row in records]),
+    "clipped": mean([row["stop"] == "length" for row in records]),
+    "unscored": mean([not row["scored"] for row in records]),
+    "faithful": mean(judged),
   }
 
 
 def _with_interval(name: str, values_P) -> dict[str, float]:
   values_P = list(values_P.values()) if isinstance(values_P, Mapping) else values_P
   low, high = bootstrap(values_P)
-  return {name: _mean(values_P), f"{name}_low": low, f"{name}_high": high}
+  return {name: mean(values_P), f"{name}_low": low, f"{name}_high": high}
 
 
-def _mean(values) -> float:
+def mean(values) -> float:
   return float(np.mean(values)) if len(values) else float("nan")

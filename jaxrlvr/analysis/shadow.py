@@ -4,14 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-
+from jaxrlvr.analysis.passk import mean
 from jaxrlvr.verify.vote import Election
-
-
-def mean(values) -> float:
-  """nan where there is nothing to take the mean of."""
-  return float(np.mean(values)) if len(values) else float("nan")
 
 
 def truth(value_PG, scored_PG, true_PG, true_scored_PG, binary: bool) -> Mapping[str, float]:

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 
-from jaxrlvr.data.arithmetic import LEVELS, SPLITS, split_of
+from jaxrlvr.data.arithmetic import KINDS, LEVELS, SPLITS, split_of
 from jaxrlvr.data.layout import GRAPH
 from jaxrlvr.types import InputError, Problem
 
@@ -59,6 +59,14 @@ def problems(
   return list(found.values())
 
 
+def graph_problems(seed: int, split: str, levels: Sequence[int], count: int, kinds, system: str = "") -> list[Problem]:
+  """`problems` of the study's two graph tasks; kinds that are the embedded domain's stand for both."""
+  kinds = tuple(kind for kind in kinds if kind not in KINDS) or tuple(GRAPH)
+  if unknown := sorted(set(kinds) - set(GRAPH)):
+    raise InputError(f"kinds: {unknown[0]!r} is no graph task; use {', '.join(GRAPH)}")
+  return problems(seed, split, levels, count, kinds, system)
+
+
 def _stream(seed: int, split: str, level: int, kind: str, system: str) -> Iterator[Problem | None]:
   """The task's problems, None for each that belongs to the other split."""
   digest = hashlib.blake2b(f"{seed}/{split}/{kind}/{level}".encode(), digest_size=8).digest()
@@ -75,7 +83,7 @@ def _data_set(kind: str, level: int, seed: int):
   except ImportError:
     raise InputError(f"problems of {kind}: Reasoning Gym is not installed; pip install 'jaxrlvr[gym]'") from None
   if kind not in factory.DATASETS:
-    raise InputError(f"kind {kind!r} is no task of Reasoning Gym; take one of {', '.join(sorted(factory.DATASETS))}")
+    raise InputError(f"kinds: {kind!r} is no task of Reasoning Gym; use some of {', '.join(sorted(factory.DATASETS))}")
   common = {"seed": seed, "size": _SIZE}
   if kind in SETTINGS:
     return reasoning_gym.create_dataset(kind, **common, **SETTINGS[kind][level - 1])

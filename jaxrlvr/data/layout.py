@@ -197,7 +197,7 @@ def _extra(row: Mapping, source: Mapping[str, str]) -> dict:
       extra[target.removeprefix("extra.")] = _cell(row, path)
     elif target in ("trace", "solution"):
       extra[target] = store.text(path, _cell(row, path))
-  return {key: value for key, value in extra.items() if value is not None}
+  return {key: value for key, value in extra.items() if value is not None and key != "also"}  # ours to write
 
 
 def _is_graph(extra: Mapping, verifier: str) -> bool:

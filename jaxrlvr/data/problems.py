@@ -17,7 +17,7 @@ GENERATED: Mapping[str, Callable[..., list[Problem]]] = {
   "arithmetic": lambda seed, split, levels, count, kinds, system: arithmetic.problems(
     seed, split, levels, count, kinds
   ),
-  "graph": lambda seed, split, levels, count, kinds, system: gym.problems(seed, split, levels, count, system=system),
+  "graph": gym.graph_problems,
   "reasoning_gym": gym.problems,
 }
 
@@ -46,6 +46,8 @@ def load(
     _LOG.log(logging.WARNING if worth_a_look else logging.INFO, "%s: %s", source, layout.told(counts))
   if len(found) < count:
     raise InputError(f"{source}: holds {len(found)} different problems, {count} were asked for; lower the count")
+  if 0 < count < len(found):
+    _LOG.warning("%s: the first %d of %d problems (count)", source, count, len(found))
   return found[:count] if count else found
 
 

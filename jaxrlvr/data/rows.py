@@ -79,6 +79,8 @@ def parquet(path: pathlib.Path):
   try:
     with open(path, "rb") as file:
       yield pyarrow.parquet.ParquetFile(file)
+  except FileNotFoundError:
+    raise InputError(f"{path}: no such file; correct the path") from None
   except (OSError, pyarrow.ArrowException) as error:
     reason = str(error).partition("\n")[0]
     raise InputError(f"{path}: not a readable parquet file ({reason}); fetch it again") from None

@@ -36,6 +36,9 @@ def from_row(row: Mapping) -> Problem:
     text(field, made[field])
   if not isinstance(made["extra"], Mapping):
     raise BadCell("extra", made["extra"], "a JSON object")
+  also = made["extra"].get("also", {})
+  if not isinstance(also, Mapping) or not all(isinstance(texts, list) for texts in also.values()):
+    raise BadCell("extra.also", also, "an object from an answer to the list of those that are as good")
   return Problem(**made | {"messages": messages("messages", made["messages"])})
 
 

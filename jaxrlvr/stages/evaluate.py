@@ -18,6 +18,7 @@ from jaxrlvr.data import sets
 from jaxrlvr.logbook import Progress
 from jaxrlvr.stages import rollout, setup
 from jaxrlvr.stages.run import Run, open_run
+from jaxrlvr.text.answer import final
 from jaxrlvr.types import InputError
 from jaxrlvr.verify.service import Service
 from jaxrlvr.verify.vote import elect
@@ -58,7 +59,7 @@ class Evaluator:
     for drawn in self._samplers[name].sweep(params, self._sets[name], self._size):
       grade = reward.remembering(self._service.grade)
       true = reward.truth(drawn.answers, grade)
-      answers_PG = [[rollout.answer(text) for text in texts] for texts in drawn.answers.text_PG]
+      answers_PG = [list(map(final, texts)) for texts in drawn.answers.text_PG]
       votes = elect(drawn.answers.problems, answers_PG, grade)
       made += rollout.records(drawn, step, true, cluster=[e.cluster_G for e in votes])
       progress()

@@ -19,8 +19,10 @@ from jaxrlvr.data import subset as subsets
 from jaxrlvr.logbook import Progress
 from jaxrlvr.stages import rollout, setup
 from jaxrlvr.stages.run import Run, open_run
+from jaxrlvr.text.answer import final
 from jaxrlvr.types import InputError, Problem
 from jaxrlvr.verify.service import Job
+from jaxrlvr.verify.verdicts import WRONG
 from jaxrlvr.verify.vote import Grade, elect
 
 _LOG = logging.getLogger(__name__)
@@ -73,17 +75,19 @@ def filter_problems(config: ConfigDict, workdir: str | Path) -> dict:
 
   def measure(drawn, grade):
     true = reward.truth(drawn.answers, grade)
-    each = zip(drawn.answers.problems, true.value_PG, true.scored_PG, strict=True)
+    each = zip(drawn.answers.problems, true.value_PG, true.scored_PG, true.cause_PG, strict=True)
     return [
-      {"id": p.id, "solved": int((value == 1)[scored].sum()), "scored": int(scored.sum())} for p, value, scored in each
-    ]
+      {"id": p.id, "solved": int((value == 1)[scored].sum()), "scored": int(scored.sum()),
+       "unscored": Counter(cause for cause, known in zip(causes, scored, strict=True) if not known)}
+      for p, value, scored, causes in each
+    ]  # fmt: skip
 
   def write(run: Run, problems: Sequence[Problem], rows):
-    solved = {p.id: rows[p.id]["solved"] for p in problems}
+    solved = {p.id: rows[p.id]["solved"] for p in problems if rows[p.id]["scored"]}
     kept = [
       dataclasses.replace(p, extra={**p.extra, "solved": solved[p.id], "samples": f.samples})
       for p in problems
-      if f.low <= solved[p.id] <= f.high and rows[p.id]["scored"]
+      if f.low <= solved.get(p.id, -1) <= f.high
     ]
     if not kept:
       raise InputError(
@@ -96,8 +100,11 @@ def filter_problems(config: ConfigDict, workdir: str | Path) -> dict:
     store.save(run.workdir / PROBLEMS, kept)
     print(f"{run.workdir / PROBLEMS}: {len(kept)} of {len(problems)} problems are solved {f.low} to {f.high} times in "
           f"{f.samples}; {bars[0]} never, {bars[-1]} always")  # fmt: skip
-    unscored = sum(f.samples - row["scored"] for row in rows.values())
-    return {"problems": len(problems), "kept": len(kept), "histogram": bars, "unscored": unscored}
+    unscored = sum((Counter(row["unscored"]) for row in rows.values()), Counter())
+    if unscored:
+      _LOG.warning("%d samples could not be graded (%s) and count as not solved; %d problems are left out, as none of "
+                   "theirs could", unscored.total(), dict(unscored), len(problems) - len(solved))  # fmt: skip
+    return {"problems": len(problems), "kept": len(kept), "histogram": bars, "unscored": dict(unscored)}
 
   return survey(config, workdir, Survey("filter", list, measure, lambda rows, total: False, write))
 
@@ -105,10 +112,10 @@ def filter_problems(config: ConfigDict, workdir: str | Path) -> dict:
 def subset(config: ConfigDict, workdir: str | Path) -> dict:
   """Orders filtered problems so that any first N are spread over the difficulties: problems.jsonl, easy to nest.
 
-  `config.problems` must hold what `filter` wrote; `problems.count` of a later run takes the first N.
+  `problems.source` is what `filter` wrote, all of it; `problems.count` of a later run takes the first N.
   """
   with open_run(config, workdir, "subset") as run:
-    found = rollout.read_problems(config, "problems")
+    found = rollout.read_problems(config, "problems", count=0)
     unknown = [p.id for p in found if not {"solved", "samples"} <= set(p.extra)]
     if unknown:
       raise InputError(
@@ -134,10 +141,13 @@ def by_lot(seed: int, problems: Sequence[Problem]) -> list[Problem]:
 
 
 def is_wrong(problem: Problem, answer: str, grade: Grade) -> bool:
-  """Wrong against the truth, and the truth wrong against it: a corrupted label must not pay the right answer."""
+  """Wrong against the truth, and the truth wrong against it: a corrupted label must not pay the right answer.
+
+  An answer of which nobody can say either is not taken.
+  """
   pairs = ((answer, problem.truth), (problem.truth, answer))
   verdicts = grade([Job(problem.verifier, f"\\boxed{{{said}}}", wanted, problem.extra) for said, wanted in pairs])
-  return all(verdict.score == 0 for verdict in verdicts)
+  return all(verdict == WRONG for verdict in verdicts)
 
 
 # Which answers of the policy a new label may be: (problem, answer, grade). Keys: value of `corrupt.label`.
@@ -156,8 +166,17 @@ def corrupt(config: ConfigDict, workdir: str | Path) -> dict:
   """
   c = config.corrupt
 
+  def order(problems: Sequence[Problem]) -> list[Problem]:
+    done = [p for p in problems if p.label != p.truth]
+    if done:
+      raise InputError(
+        f"config.problems: {len(done)} of {len(problems)} problems have a label that is not their truth, first "
+        f"{done[0].id} (label {done[0].label[:80]!r}, truth {done[0].truth[:80]!r}); start from the true labels"
+      )
+    return by_lot(config.seed, problems)
+
   def measure(drawn, grade):
-    problems, answers_PG = drawn.answers.problems, [list(map(rollout.answer, ts)) for ts in drawn.answers.text_PG]
+    problems, answers_PG = drawn.answers.problems, [list(map(final, ts)) for ts in drawn.answers.text_PG]
     rows = []
     for problem, election, answers in zip(problems, elect(problems, answers_PG, grade), answers_PG, strict=True):
       votes = Counter(cluster for cluster in election.cluster_G if cluster is not None).most_common()
@@ -187,7 +206,7 @@ def corrupt(config: ConfigDict, workdir: str | Path) -> dict:
     without = sorted(row["id"] for row in rows.values() if row["label"] is None)
     return {"problems": len(problems), "sampled": len(rows), "without_such_answer": without, "files": files}
 
-  return survey(config, workdir, Survey("corrupt", lambda ps: by_lot(config.seed, ps), measure, enough, write))
+  return survey(config, workdir, Survey("corrupt", order, measure, enough, write))
 
 
 def _relabel(problem: Problem, label: str) -> Problem:

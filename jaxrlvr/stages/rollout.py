@@ -15,10 +15,11 @@ from jaxrlvr import keys, masked, reward, shard
 from jaxrlvr.data import problems as problem_lists
 from jaxrlvr.policy.sample import STOP_EOS, STOP_NAMES, Rollout, Sampling, sample
 from jaxrlvr.stages.setup import Policy
-from jaxrlvr.text.answer import after_thinking, last_box
+from jaxrlvr.text.answer import final
 from jaxrlvr.text.stops import automaton
 from jaxrlvr.text.tokenizer import Tokenizer
 from jaxrlvr.types import InputError, Problem
+from jaxrlvr.verify import VERIFIERS
 from jaxrlvr.verify import arithmetic as judge
 from jaxrlvr.verify.service import Service
 
@@ -142,9 +143,24 @@ def read_problems(config: ConfigDict, key: str, **changes) -> list[Problem]:
     name: group[name] for name in ("count", "levels", "kinds", "seed", "verifier", "columns", "system", "skip_bad")
   }
   try:
-    return problem_lists.load(group.source, split=split, **fields)[: group.get("at_most") or None]
+    found = problem_lists.load(group.source, split=split, **fields)[: group.get("at_most") or None]
   except InputError as error:
     raise InputError(f"config.{key}: {error}") from error
+  for problem in found:
+    check_problem(f"config.{key}: {group.source}", problem)
+  return found
+
+
+def check_problem(where: str, problem: Problem) -> None:
+  """InputError for a problem that its verifier could not judge, whatever was answered."""
+  verifier = VERIFIERS.get(problem.verifier)
+  if verifier is None:
+    raise InputError(
+      f"{where}: problem {problem.id} has verifier {problem.verifier!r}; use one of {', '.join(VERIFIERS)}"
+    )
+  missing = [name for name in verifier.needs if name not in problem.extra]
+  if missing:
+    raise InputError(f"{where}: problem {problem.id} has no extra.{missing[0]}, which {problem.verifier} needs")
 
 
 def load_problems(config: ConfigDict, key: str, tokenizer: Tokenizer, service: Service, **changes) -> Loaded:
@@ -162,6 +178,9 @@ def load_problems(config: ConfigDict, key: str, tokenizer: Tokenizer, service: S
     raise InputError(
       f"config.{key}: none of {len(found)} problems is left, all prompts are too long; raise config.rl.prompt_tokens"
     )
+  if long:
+    _LOG.warning("config.%s: %s: %d of %d problems dropped, their prompts are over config.rl.prompt_tokens = %d",
+                 key, changes.get("source", group.source), len(long), len(found), config.rl.prompt_tokens)  # fmt: skip
   return Loaded(readable(config, key, kept, service, changes.get("source", ""))[0], ids, len(long))
 
 
@@ -169,7 +188,10 @@ def readable(
   config: ConfigDict, key: str, problems: list[Problem], service: Service, source: str = ""
 ) -> tuple[list[Problem], list[tuple[Problem, str]]]:
   """(problems to go on with, those whose label or truth the verifier can't read, and why), by `KEY.unreadable`."""
-  bad, action = service.unreadable(problems), config[key].unreadable
+  try:
+    bad, action = service.unreadable(problems), config[key].unreadable
+  except InputError as error:
+    raise InputError(f"config.{key}: {error}") from error
   if not bad:
     return problems, []
   first, reason = bad[0]
@@ -204,11 +226,6 @@ def verifier_service(config: ConfigDict) -> Service:
   return Service(v.workers, v.cpu_seconds, v.wall_seconds, v.memory_mib << 20, v.mode)
 
 
-def answer(text: str) -> str | None:
-  """What a response answers."""
-  return last_box(after_thinking(text))
-
-
 def records(drawn: Drawn, step: int, true: reward.Graded, **more) -> list[dict]:
   """One row a response, as rollouts/ and evals/ hold it; `more` are [P,G] arrays to add."""
   rows = []
@@ -221,7 +238,7 @@ def records(drawn: Drawn, step: int, true: reward.Graded, **more) -> list[dict]:
           "sample": int(drawn.answers.sample_PG[i][g]),
           "prompt": problem.messages[-1]["content"],
           "text": text,
-          "answer": answer(text),
+          "answer": final(text),
           "label": problem.label,
           "truth": problem.truth,
           "tokens": int(drawn.length_PG[i, g]),

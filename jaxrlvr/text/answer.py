@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 OPEN, CLOSE = "<think>", "</think>"
 _BOX = "\\boxed"
+_CLOSED_BOX = re.compile(r"\\boxed\{[^\n]*\}")
 _BRACE = re.compile(r"[{}]")
 
 
@@ -28,6 +29,11 @@ def after_thinking(text: str) -> str:
   return text.rpartition(CLOSE)[2]
 
 
+def final(text: str) -> str | None:
+  """What a response answers: the last box after the thinking."""
+  return last_box(after_thinking(text))
+
+
 def thinking(text: str) -> str | None:
   """What stands between the first `<think>` and the last `</think>`; None unless both occur in this order."""
   start, end = text.find(OPEN), text.rfind(CLOSE)
@@ -44,7 +50,11 @@ def _box_last(text: str) -> bool:
 
 
 def _thinking_format(text: str) -> bool:
-  return thinking(text) is not None and last_box(after_thinking(text)) is not None
+  return thinking(text) is not None and final(text) is not None
+
+
+def _study_thinking_format(text: str) -> bool:
+  return OPEN in text and bool(_CLOSED_BOX.search(text.partition(CLOSE)[2]))
 
 
 # What a response's form can be held to. Keys: names in `rl.reward`.
@@ -53,4 +63,5 @@ FORMATS: dict[str, Callable[[str], bool]] = {
   "one_box": _one_box,  # exactly one box, and it closes
   "box_last": _box_last,  # nothing but white space behind the last box
   "thinking_format": _thinking_format,  # the tags, and a box behind them
+  "study_thinking_format": _study_thinking_format,  # as released: tags anywhere, a box on one line behind the first
 }

@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from jaxrlvr.types import Verdict
 from jaxrlvr.verify.verdicts import RIGHT, UNPARSEABLE, WRONG, boxed
 
-_MARKUP = re.compile(r"\\(?:text(?:bf|it|rm)?|math(?:bf|it|rm|sf)|bf|rm|left|right|quad|[ ,;()])|[{}$~\s]")
+_MARKUP = re.compile(
+  r"\\(?:boldsymbol|bm|underline|text(?:bf|it|rm)?|math(?:bf|it|rm|sf)|bf|rm|left|right|quad|[ ,;()])|[{}$~\s]"
+)
 _INTRODUCTION = re.compile(
   r"(?:the )?(?:(?:correct|final|best) )?(?:answer|option|choice)(?: is)?(?: ?:)? ?", re.IGNORECASE
 )
@@ -23,7 +25,8 @@ _NAMED = tuple(
 _ANOTHER = re.compile(
   r"^ ?(?:[,&/;]|(?:or|and|nor|not|to)\b|[A-Z]$)"
   r"|(?:\b(?:or|and)|[,&/]) ?[A-Z]$"
-  r"|(?<![A-Za-z0-9])[A-Z] ?(?:[)\]:]|\.(?= |$))"
+  r"|(?<![A-Za-z0-9])[A-Za-z] ?(?:[)\]:]|\.(?= |$))"
+  r"|\b(?:not?|wrong|false|incorrect|except|but|neither|none)\b"
 )
 
 

@@ -36,7 +36,7 @@ PLAYED = {
 def gym(response: str, label: str, extra: Mapping | None) -> Verdict:
   """Right iff the last box after the thinking solves extra["entry"], a row of task extra["source_dataset"].
 
-  A label that does not solve it is right only as it stands, character for character.
+  A label that does not solve it is right only as it stands, character for character; so is any without the entry.
   """
   settled = quick(response, label, extra)
   if settled is not None:
@@ -58,7 +58,7 @@ def quick(response: str, label: str, extra: Mapping | None) -> Verdict | None:
     return UNPARSEABLE
   if task in PLAYED and importlib.util.find_spec("reasoning_gym") is None:
     raise InputError(f"Reasoning Gym task {task!r} needs its library; pip install 'jaxrlvr[gym]'")
-  return WRONG if task in EXACT else None
+  return WRONG if task in EXACT or "entry" not in extra else None
 
 
 def warm() -> None:

@@ -16,6 +16,7 @@ from jaxrlvr.types import Verdict
 from jaxrlvr.verify.verdicts import MAX_ANSWER, RIGHT, UNPARSEABLE, WRONG, best, boxed
 
 MAX_NESTING = 8  # brackets inside brackets: parsing time is exponential in them
+_LOOSE = 1e-3  # rounded numbers must agree to this share of their size
 _TIGHT = 1e-40  # exact numbers further apart than this are different, whatever their first 15 digits say
 
 # What makes a short answer dear to evaluate; allowed only where the label holds the same kind.
@@ -53,7 +54,7 @@ _REWRITES = tuple(
     (r"[−–]", "-"),
     (r"\\varnothing\b|^(?:\\text ?\{)? ?[Nn]o (?:real )?solutions? ?\}?$", r"\\emptyset"),
     (r"\\(?:underline|bf|boldsymbol|bm|[bB]igg?[lr]?)(?![a-zA-Z])", ""),
-    (r"\\(?:color|hspace) ?\{[a-zA-Z0-9. ]*\}", ""),
+    (r"\\(?:color|hspace) ?\{[a-zA-Z0-9. ]*\}", " "),
     (r"(?:\\left ?)?\\langle\b|⟨", "("),
     (r"(?:\\right ?)?\\rangle\b|⟩", ")"),
     (r"^ ?(?:\\approx|\\sim|≈)", ""),
@@ -88,6 +89,10 @@ _NUMBERS = {
     ).split()
   )
 }
+# Of two numbers with one of these between them Math-Verify may read one; right only for a label that has it too, or,
+# of the words, that has several answers.
+_BETWEEN = re.compile(r"(?<=.)(?:\\(?:equiv|[bp]?mod|neq?)(?![a-zA-Z])|[≠≡])")
+_HEDGE, _SEVERAL = re.compile(r"\b(?:or|not|maybe)\b"), re.compile(r"[,;]|\\pm|±|\b(?:or|and)\b")
 _BASE = re.compile(r"\d\s*_\s*\{?\s*(\w+)")
 
 
@@ -177,7 +182,15 @@ def _pairs(response: str, label: str, extra: Mapping | None) -> list[tuple[str, 
   if answer is None:
     return []
   labels = (label, *(extra or {}).get("also", {}).get(label, ()))
-  return [(ours, wanted) for text in labels for wanted in _readings(text) for ours in _readings(answer)]
+  short = (text for text in labels if len(text) <= MAX_ANSWER)
+  return [pair for text in short for pair in _paired(_readings(answer), _readings(text))]
+
+
+def _paired(ours: tuple[str, ...], wanted: tuple[str, ...]) -> list[tuple[str, str]]:
+  """Which readings to compare. Of two choices with their values both must agree: the letters do as they stand."""
+  if len(ours) > 1 and len(wanted) > 1:
+    return [(ours[2], wanted[2])] if ours[1] == wanted[1] else [(ours[1], wanted[1])]
+  return [(a, b) for b in wanted for a in ours]
 
 
 def _readings(text: str) -> tuple[str, ...]:
@@ -250,8 +263,12 @@ def _too_dear(answer: str, label: str) -> bool:
 def _misread(answer: str, label: str) -> bool:
   """Whether the answer is of a kind that Math-Verify is known to take for what it is not."""
   left, equals, _ = answer.partition("=")
-  if equals and "=" not in label and not any(letter.isalpha() for letter in _COMMAND.sub("", left)):
+  if equals and "=" not in label and not any(map(str.isalpha, _COMMAND.sub("", left))):
     return True  # 1=7 is read as 7
+  if _BETWEEN.search(answer) and not _BETWEEN.search(label) or _HEDGE.search(answer) and not _SEVERAL.search(label):
+    return True
+  if {answer[:1], label[:1]} == {"(", "\\"} and any(text.startswith("\\{") for text in (answer, label)):
+    return True  # a tuple is no set
   bases = _BASE.findall(answer)
   return bool(bases) and bases != _BASE.findall(label)  # 10_2 is read as 10
 
@@ -286,12 +303,15 @@ def _found(text: str) -> bool:
 
 
 def _only_close(a: object, b: object) -> bool:
-  """Whether two exact numbers differ beyond the 15 digits that Math-Verify compares."""
+  """Whether two numbers that Math-Verify takes for equal differ beyond its 15 digits or six decimals."""
   from sympy import Expr, Float, UnevaluatedExpr
 
   if not (isinstance(a, Expr) and isinstance(b, Expr)) or a.free_symbols or b.free_symbols:
     return False
-  if a.has(Float, UnevaluatedExpr) or b.has(Float, UnevaluatedExpr):  # decimals are rounded, percents loose
+  if a.has(UnevaluatedExpr) or b.has(UnevaluatedExpr):  # percents are loose
     return False
-  gap = abs((a.doit() - b.doit()).evalf(50))
-  return bool(gap.is_comparable and gap > _TIGHT)
+  gap, size = (abs(x.doit().evalf(50)) for x in (a - b, a))
+  if not (gap.is_comparable and size.is_comparable):
+    return False
+  rounded = a.has(Float) or b.has(Float)  # it compares six decimals, which is nothing to go by for 6.6e-34
+  return bool(gap > (_TIGHT if not rounded else size * _LOOSE))

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 
-from jaxrlvr.types import Problem, Verdict
+from jaxrlvr.types import InputError, Problem, Verdict
 from jaxrlvr.verify import MODES, VERIFIERS
 from jaxrlvr.verify.worker import PREFIX
 
@@ -205,7 +205,12 @@ def _settle(mode: str, job: Job, response: str) -> Verdict | bytes:
   """The verdict where this process can give it, else what to send to a worker."""
   verifier = MODES[mode][job.verifier]
   here = verifier.quick if verifier.isolated else verifier.function
-  verdict = here(response, job.label, job.extra) if here else None
+  try:
+    verdict = here(response, job.label, job.extra) if here else None
+  except InputError:
+    raise
+  except Exception:  # whatever is wrong with a problem must not end the run
+    verdict = Verdict(None, "error")
   if verdict is None:
     return json.dumps([mode, job.verifier, response, job.label, dict(job.extra)]).encode()
   return verdict

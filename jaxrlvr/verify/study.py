@@ -6,14 +6,10 @@ agree to six decimals. Its clocks are off, so this runs only behind verify.servi
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
-from jaxrlvr.text.answer import CLOSE, OPEN
 from jaxrlvr.types import Verdict
 from jaxrlvr.verify.verdicts import RIGHT, UNPARSEABLE, WRONG
-
-_CLOSED_BOX = re.compile(r"\\boxed\{[^\n]*\}")
 
 
 def math(response: str, label: str, extra: Mapping | None) -> Verdict:
@@ -28,8 +24,3 @@ def math(response: str, label: str, extra: Mapping | None) -> Verdict:
     if verify(parse(f"\\boxed{{{text}}}", [latex], parsing_timeout=None), found, timeout_seconds=None):
       return RIGHT
   return WRONG
-
-
-def thinks(response: str) -> bool:
-  """Whether RULE_BASED_THINKING_FORMAT pays: both think tags, and after the first `</think>` a box on one line."""
-  return OPEN in response and bool(_CLOSED_BOX.search(response.partition(CLOSE)[2]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from jaxrlvr.text.answer import after_thinking, last_box
+from jaxrlvr.text.answer import final
 from jaxrlvr.types import Verdict
 
 RIGHT, WRONG, UNPARSEABLE = Verdict(1.0), Verdict(0.0), Verdict(0.0, "unparseable")
@@ -13,7 +13,7 @@ MAX_ANSWER = 512  # characters; the study's longest labels have about 100
 
 def boxed(response: str, longest: int = MAX_ANSWER) -> str | None:
   """What the last box after the thinking holds; None where there is none, or it is blank or too long to read."""
-  answer = last_box(after_thinking(response))
+  answer = final(response)
   return answer if answer and not answer.isspace() and len(answer) <= longest else None
 
 

@@ -7,10 +7,14 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from jaxrlvr.types import Problem, Verdict
+from jaxrlvr.verify import VERIFIERS
 from jaxrlvr.verify.service import Job
+from jaxrlvr.verify.verdicts import MAX_ANSWER, UNPARSEABLE
 
 Grade = Callable[[Sequence[Job]], list[Verdict]]
-_TRUTH = ("also", "solution_path")  # what a problem's `extra` knows of the answer, and voters must not
+# What of a problem's `extra` tells right answers from wrong ones: voters see none of it, so that right answers that
+# differ stay apart as wrong ones do.
+_JUDGES = ("also", "solution_path", "buttons", "entry")
 
 
 class Election(NamedTuple):
@@ -24,21 +28,25 @@ class Election(NamedTuple):
 
 
 def elect(problems: Sequence[Problem], answers_PG: Sequence[Sequence[str | None]], grade: Grade) -> list[Election]:
-  """An election a problem. None and blank answers don't vote; of a tie the cluster seen first wins.
+  """An election a problem. Who gives no answer, or one that the verifier can't read, does not vote.
 
-  Each answer is compared with the first one of every cluster so far, by the problem's verifier and without its labels;
-  it joins the first that it equals, else it opens a cluster. A comparison that nobody could make counts as unequal.
+  Each answer is compared with the first one of every cluster so far, by the problem's verifier and without what it
+  knows of right answers; it joins the first that it equals, else it opens a cluster. A comparison that nobody could
+  make counts as unequal. Of a tie the cluster seen first wins.
   """
-  texts_P = [list(dict.fromkeys(a.strip() for a in answers if a and a.strip())) for answers in answers_PG]
-  places_P = [{texts[0]: 0} if texts else {} for texts in texts_P]  # text -> cluster
-  leaders_P = [texts[:1] for texts in texts_P]
+  texts_P = [list(dict.fromkeys(filter(None, map(_ballot, answers)))) for answers in answers_PG]
+  places_P: list[dict[str, int]] = [{} for _ in texts_P]  # text -> cluster
+  leaders_P: list[list[str]] = [[] for _ in texts_P]
   doubts_P: list[dict[frozenset[int], str]] = [{} for _ in texts_P]
-  for turn in range(1, max(map(len, texts_P), default=0)):
+  for turn in range(max(map(len, texts_P), default=0)):
     voting = [i for i, texts in enumerate(texts_P) if turn < len(texts)]
-    jobs = [_compare(problems[i], texts_P[i][turn], leader) for i in voting for leader in leaders_P[i]]
-    verdicts = iter(grade(jobs))
+    rivals_P = {i: leaders_P[i] or [VERIFIERS[problems[i].verifier].probe] for i in voting}
+    verdicts = iter(grade([_compare(problems[i], texts_P[i][turn], rival) for i in voting for rival in rivals_P[i]]))
     for i in voting:
-      said = [next(verdicts) for _ in leaders_P[i]]
+      said = [next(verdicts) for _ in rivals_P[i]]
+      if UNPARSEABLE in said:
+        continue
+      said = said if leaders_P[i] else []
       same = [cluster for cluster, verdict in enumerate(said) if verdict.score == 1]
       places_P[i][texts_P[i][turn]] = same[0] if same else len(said)
       if not same:
@@ -47,13 +55,19 @@ def elect(problems: Sequence[Problem], answers_PG: Sequence[Sequence[str | None]
   return [_count(*each) for each in zip(answers_PG, places_P, doubts_P, strict=True)]
 
 
-def _compare(problem: Problem, answer: str, leader: str) -> Job:
-  blind = {key: value for key, value in problem.extra.items() if key not in _TRUTH}
-  return Job(problem.verifier, f"\\boxed{{{answer}}}", leader, blind)
+def _ballot(answer: str | None) -> str:
+  """The answer as it is compared; "" where there is none, or one too long to read."""
+  answer = (answer or "").strip()
+  return answer if len(answer) <= MAX_ANSWER else ""
+
+
+def _compare(problem: Problem, answer: str, rival: str) -> Job:
+  blind = {key: value for key, value in problem.extra.items() if key not in _JUDGES}
+  return Job(problem.verifier, f"\\boxed{{{answer}}}", rival, blind)
 
 
 def _count(answers_G, places: dict[str, int], doubts: dict[frozenset[int], str]) -> Election:
-  cluster_G = [places.get(a.strip()) if a else None for a in answers_G]
+  cluster_G = [places.get(_ballot(answer)) for answer in answers_G]
   votes = Counter(c for c in cluster_G if c is not None).most_common(2)  # of equals, in the order of first sight
   if not votes:
     return Election(cluster_G, None, [""] * len(cluster_G), 0.0, 0.0)
