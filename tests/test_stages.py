@@ -241,30 +241,6 @@ def read_params(saved):
   return saved._manager.restore(saved.steps()[-1], args=args)["params"]
 
 
-@pytest.mark.parametrize("name", ["math/train/qwen-math-1.5b/sky_math_8", "graph/train/llama-8b/graph_8"])
-def test_rl_on_the_study_s_own_files(tmp_path, chain, official, name):
-  """Real prompts, real labels, real verifiers, byte fallback; the score means nothing at this size."""
-  heldout = official / (
-    "eval/non-think/amc_test" if "math" in name else "eval/non-think/test_quantum_lock_llama_8b_50_very_difficult_0"
-  )
-  options = {
-    "init": chain / "sft-thinking",
-    "problems.source": f"{official / name}.parquet",
-    "problems.count": 8,
-    "heldout.source": f"{heldout}.parquet",
-    "heldout.count": 4,
-    "heldout.too_long": "drop",
-    "rl.prompt_tokens": 1024,
-    "rl.steps": 1,
-    "rl.microbatches": 8,
-  }
-  extra = [f"--config.{k}={v}" for k, v in options.items()]
-  assert run("rl", "--config=smoke", f"--workdir={tmp_path / 'rl'}", *extra) == 0
-  rows = logbook.read_jsonl(tmp_path / "rl" / "rollouts" / "step_000001.jsonl")
-  assert len(rows) == 32 and len({r["problem"] for r in rows}) == 8
-  assert all(r["scored"] and r["true_reward"] in (0.0, 1.0) for r in rows)
-
-
 def test_help_lists_the_stages(capsys):
   assert run("--help") == 0
   text = capsys.readouterr().out

@@ -14,6 +14,7 @@ import jax
 from ml_collections import ConfigDict
 
 from jaxrlvr import logbook, report, reward, stopping
+from jaxrlvr.data import problems as problem_lists
 from jaxrlvr.data import store
 from jaxrlvr.data import subset as subsets
 from jaxrlvr.logbook import Progress
@@ -115,12 +116,13 @@ def subset(config: ConfigDict, workdir: str | Path) -> dict:
   `problems.source` is what `filter` wrote, all of it; `problems.count` of a later run takes the first N.
   """
   with open_run(config, workdir, "subset") as run:
-    found = rollout.read_problems(config, "problems", count=0)
+    generated = config.problems.source in problem_lists.GENERATED
+    found = [] if generated else rollout.read_problems(config, "problems", count=0)
     unknown = [p.id for p in found if not {"solved", "samples"} <= set(p.extra)]
-    if unknown:
+    if unknown or generated:
       raise InputError(
-        f"config.problems.source: problem {unknown[0]} does not say how often it was solved ({len(unknown)} of "
-        f"{len(found)} do not); run `jaxrlvr filter` first and name its problems.jsonl"
+        f"config.problems.source = {config.problems.source!r}: {len(unknown) if found else 'all'} of its problems do not "
+        "say how often they were solved; run `jaxrlvr filter` first and name its problems.jsonl"
       )
     run.begin(problems=found)
     if run.finished:
