@@ -121,7 +121,7 @@ def subset(config: ConfigDict, workdir: str | Path) -> dict:
     unknown = [p.id for p in found if not {"solved", "samples"} <= set(p.extra)]
     if unknown or generated:
       raise InputError(
-        f"config.problems.source = {config.problems.source!r}: {len(unknown) if found else 'all'} of its problems do not "
+        f"config.problems.source = {config.problems.source!r}: {len(unknown) or 'all'} of its problems do not "
         "say how often they were solved; run `jaxrlvr filter` first and name its problems.jsonl"
       )
     run.begin(problems=found)
