@@ -188,6 +188,17 @@ def test_minibatches_are_whole_groups(rich_params, rich_spec):
   np.testing.assert_array_equal(shard.join_rows(parts, 4).tokens_BS, made.tokens_BS)
 
 
+def test_the_first_samples_are_trained_on(rich_params, rich_spec):
+  tokens, lengths = prompts([3, 6, 1, 5])
+  rollout = sample(rich_params, tokens, lengths, row_keys([1, 2, 3, 4], 4), NO_STOPS, rich_spec, S)
+  every = objective.rollout_rows(tokens, lengths, rollout, samples=4, group=4)
+  first = objective.rollout_rows(tokens, lengths, rollout, samples=4, group=2)
+  for name in ("tokens_BS", "positions_BS", "segments_BS", "mask_BT", "sampler_logp_BT"):
+    wanted = np.asarray(getattr(every, name)).reshape(4, 4, -1)[:, :2].reshape(8, -1)
+    np.testing.assert_array_equal(getattr(first, name), wanted, err_msg=name)
+  assert len({tuple(row) for row in np.asarray(every.tokens_BS)}) == 16
+
+
 def test_schedules_and_adamw():
   for name, at in (("constant", (0.5, 1, 1)), ("cosine", (0.5, 1, 0.16)), ("linear", (0.5, 1, 0.19))):
     rates = optim.rates(name, 1.0, 2, 12, 0.1)

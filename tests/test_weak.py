@@ -129,6 +129,20 @@ def test_filter_subset_rl(tmp_path, init, capsys):
   assert "none of 4 problems" in capsys.readouterr().err
 
 
+def test_a_filter_keeps_its_range_alone(tmp_path, init):
+  how = dict(init=init, problems__count=24, filter__samples=4, filter__low=0, filter__high=0)
+  assert run("filter", tmp_path / "f", **how) == 0
+  assert {p.extra["solved"] for p in problems(tmp_path / "f" / "problems.jsonl")} == {0}
+  assert sum(json.loads((tmp_path / "f" / "summary.json").read_text())["histogram"][1:]) > 0
+
+
+def test_the_lot_depends_on_seed_and_ids_alone():
+  made = [Problem(f"p{i}", (), "1", "1", "math") for i in range(50)]
+  order = [p.id for p in label.by_lot(0, made)]
+  assert order == [p.id for p in label.by_lot(0, made[::-1])] != [p.id for p in made]
+  assert order != [p.id for p in label.by_lot(1, made)]
+
+
 def test_an_interrupted_filter_goes_on_behind_its_last_batch(tmp_path, init):
   how = dict(init=init, problems__count=24, filter__samples=4, filter__high=3)
   assert run("filter", tmp_path / "whole", **how) == 0
