@@ -8,7 +8,7 @@ import pyarrow.parquet
 import pytest
 
 from jaxrlvr import config as configs
-from jaxrlvr.data import corpus, embedded
+from jaxrlvr.data import corpus, embedded, rows
 from jaxrlvr.data.pack import pack
 from jaxrlvr.stages import language
 from jaxrlvr.text.tokenizer import train_sentencepiece
@@ -35,7 +35,7 @@ def folder(tmp_path):
 
 
 def test_documents_are_a_function_of_seed_and_number(folder, monkeypatch):
-  monkeypatch.setattr(corpus, "LINES", 40)
+  monkeypatch.setattr(rows, "LINES", 40)
   made = corpus.TextRows(str(folder), "text", seed=1)
   first, second = ([made(n).text for n in range(e * 120, e * 120 + 120)] for e in (0, 1))
   everything = {f"p{i}" for i in range(60)} | {f"j{i}" for i in range(60)}
@@ -55,8 +55,8 @@ def test_documents_are_a_function_of_seed_and_number(folder, monkeypatch):
 
 def test_text_rows_read_one_group_at_a_time(folder, monkeypatch):
   read = []
-  original = corpus._read
-  monkeypatch.setattr(corpus, "_read", lambda block, column: read.append(block) or original(block, column))
+  original = rows._row_group
+  monkeypatch.setattr(rows, "_row_group", lambda *group: read.append(group) or original(*group))
   made = corpus.TextRows(str(folder / "a.parquet"), "", seed=0)
   assert len(made) == 60 and not read
   assert all(made(n).text for n in range(60)) and len(read) == 3
@@ -74,10 +74,10 @@ def test_rows_without_text_are_named_or_counted(tmp_path):
   lines = tmp_path / "b.jsonl"
   lines.write_bytes(b'\xef\xbb\xbf{"text": "a"}\n\n{"text": 1}\n{"te')
   for skip, said in ((0, r"b\.jsonl:[34], "), (1, r"b\.jsonl:[34], .*skip_bad = 1")):
-    rows = corpus.TextRows(str(lines), "text", 0, skip)
-    assert len(rows) == 3
+    made = corpus.TextRows(str(lines), "text", 0, skip)
+    assert len(made) == 3
     with pytest.raises(ValueError, match=said):
-      [rows(n) for n in range(3)]
+      [made(n) for n in range(3)]
   with pytest.raises(ValueError, match=r"a\.parquet: column body is missing, found text"):
     corpus.TextRows(str(path), "body", 0)
   pyarrow.parquet.write_table(pyarrow.table({"text": pyarrow.array([None, None], pyarrow.string())}), path)

@@ -56,12 +56,8 @@ def steps(tree: Tree) -> tuple[list[tuple[int, str, int, int]], int]:
 def _write(tree: Tree) -> str:
   if isinstance(tree, int):
     return str(tree)
-  op, left, right = tree
-  return (
-    "".join(s if isinstance(t, int) else f"({s})" for t, s in ((left, _write(left)),))
-    + op
-    + (_write(right) if isinstance(right, int) else f"({_write(right)})")
-  )
+  left, right = (_write(side) if isinstance(side, int) else f"({_write(side)})" for side in tree[1:])
+  return left + tree[0] + right
 
 
 def _chain(tree: Tree) -> tuple[int, list[str]]:
@@ -164,15 +160,11 @@ def filler(draw: random.Random) -> str:
   return " ".join(f"{phrase()} {draw.choice(_VERBS)} {phrase()}." for _ in range(draw.randrange(2, 5)))
 
 
-def _random_step(draw: random.Random) -> tuple[int, str, int, int]:
-  return steps(_draw_tree(draw, 1, "chain"))[0][0]
-
-
-def facts(draw: random.Random, count: int = 8) -> str:
-  """Easy facts: single steps, last digits, and digits in words."""
+def facts(draw: random.Random) -> str:
+  """Eight easy facts: single steps, last digits, and digits in words."""
   made = []
-  for _ in range(count):
-    step = _random_step(draw)
+  for _ in range(8):
+    (step,), _ = steps(_draw_tree(draw, 1, "chain"))
     digit = step[3] % 10
     told = [line(step), f"the last digit of {step[3]} is {digit}", f"{_NUMBERS[digit]} is {digit}"]
     made += draw.choices(told, (8, 1, 1))

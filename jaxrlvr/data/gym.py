@@ -13,24 +13,19 @@ from jaxrlvr.types import InputError, Problem
 SYSTEM = "Reason through the task step by step. Then state your final answer once, as \\boxed{answer}."
 
 
-def _island(side: tuple[int, int], islands: tuple[int, int], size: tuple[int, int]) -> dict[str, int]:
-  ranges = {"rows": side, "cols": side, "num_islands": islands, "island_size": size}
-  return {
-    f"{end}_{name}": value for name, pair in ranges.items() for end, value in zip(("min", "max"), pair, strict=True)
-  }
-
-
 # Settings of the generators by level. The islands' are those in the study's files. A lock of difficulty d is drawn
 # from 1..d; d = 1, 3, 5, 7, 9 explains how often each occurs there (2 as often as 3, 4 as 5, ..., none above 9).
+_ISLAND = "min_rows max_rows min_cols max_cols min_num_islands max_num_islands min_island_size max_island_size".split()
+_ISLANDS = (
+  (3, 5, 3, 5, 2, 2, 3, 5),
+  (5, 10, 5, 10, 2, 5, 5, 10),
+  (10, 20, 10, 20, 2, 10, 5, 15),
+  (20, 50, 20, 50, 2, 20, 5, 20),
+  (50, 100, 50, 100, 2, 20, 5, 25),
+)
 SETTINGS = {
   "quantum_lock": tuple({"difficulty": 2 * level - 1} for level in LEVELS),
-  "largest_island": (
-    _island((3, 5), (2, 2), (3, 5)),
-    _island((5, 10), (2, 5), (5, 10)),
-    _island((10, 20), (2, 10), (5, 15)),
-    _island((20, 50), (2, 20), (5, 20)),
-    _island((50, 100), (2, 20), (5, 25)),
-  ),
+  "largest_island": tuple(dict(zip(_ISLAND, values, strict=True)) for values in _ISLANDS),
 }
 _SIZE = 1 << 20  # problems a data set can count to; it makes each when asked
 _PATIENCE = 1000  # problems in a row that are of the other split or known already

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import pathlib
 import re
@@ -35,12 +36,6 @@ class _Left(Exception):
   """A row left out for a reason that is no fault of it: the key of `counts`."""
 
 
-class _Map(NamedTuple):
-  sources: Mapping[str, str]  # by target
-  where: Sequence[tuple[str, str]]  # (column, value it must have)
-  tops: tuple[str, ...]  # top-level columns to read; (): all
-
-
 def load(
   path: str | pathlib.Path,
   verifier: str = "auto",
@@ -59,21 +54,23 @@ def load(
   Rows written by `store.save` need none of this. `system`: a system message for prompts without one. Of rows with one
   prompt the first counts: the others are copies, or conflicts where the label differs. More than `skip_bad` rows that
   can't be used are an error. A label that is a JSON list counts as any of its entries: the first is the label, the
-  rest `extra["also"]`. `wanted`: targets that `columns` must have. `patterns`: see
-  `rows.files`.
+  rest `extra["also"]`. `wanted`: targets that `columns` must have. `patterns`: see `rows.files`.
   """
   if verifier not in VERIFIERS:
     raise InputError(f"verifier of {path} is {verifier!r}; use one of {', '.join(VERIFIERS)}")
-  plan = _plan(columns, wanted)
+  source, where, tops = _plan(columns or STUDY, wanted)
   counts = dict.fromkeys(("rows", "other", "unanswered", "bad", "copies", "conflicts"), 0)
   found: dict[str, Problem] = {}  # by prompt
   owner: dict[str, str] = {}  # prompt by id
-  for place, row in rows.read(path, plan.tops, patterns):
+  for place, row in rows.read(path, tops if columns else (), patterns):
     counts["rows"] += 1
     try:
       if isinstance(row, BadRow):
         raise row
-      problem = store.from_row(row) if not columns and store.is_own(row) else _problem(row, plan, verifier, system)
+      if any(str(_cell(row, column)) != value for column, value in where.items()):
+        raise _Left("other")
+      own = not columns and all(field in row for field in store.FIELDS)
+      problem = store.from_row(row) if own else _problem(row, source, verifier, system)
       prompt = digest(problem.messages)
       if owner.setdefault(problem.id, prompt) != prompt:
         raise BadCell("id", problem.id, "an id that no other prompt has")
@@ -102,23 +99,20 @@ def digest(messages: Sequence[Mapping[str, str]]) -> str:
   return hashlib.sha1("\n".join(f"{m['role']}: {m['content']}" for m in messages).encode()).hexdigest()[:16]
 
 
-def _plan(columns: Sequence[str], wanted: Sequence[str]) -> _Map:
-  sources, where = {}, []
-  for entry in columns or STUDY:
+def _plan(columns: Sequence[str], wanted: Sequence[str]) -> tuple[dict[str, str], dict[str, str], tuple[str, ...]]:
+  """(source of each target, value that a row must have by column, top-level columns to read)."""
+  sources, where = {}, {}
+  for entry in columns:
     match = re.fullmatch(r"([^=]+?)(==?)([^=].*)", entry)
     if not match or match[2] == "=" and match[1] not in TARGETS and not match[1].startswith("extra."):
       targets = ", ".join(TARGETS)
       raise InputError(f"columns entry {entry!r}: wanted TARGET=COLUMN ({targets} or extra.NAME), or COLUMN==VALUE")
-    if match[2] == "==":
-      where.append((match[1], match[3]))
-    else:
-      sources[match[1]] = match[3]
+    (where if match[2] == "==" else sources)[match[1]] = match[3]
   for target in wanted:
     if target not in sources and not (target == "label" and "boxed" in sources):
       raise InputError(f"columns {', '.join(columns)}: no column for {target}; add {target}=COLUMN")
-  paths = [path for source in (*sources.values(), *(column for column, _ in where)) for path in _paths(source)]
-  tops = {part for path in paths for part in (path, path.partition(".")[0])}
-  return _Map(sources, where, tuple(sorted(tops)) if columns else ())
+  paths = [path for source in (*sources.values(), *where) for path in _paths(source)]
+  return sources, where, tuple(part for path in paths for part in (path, path.partition(".")[0]))
 
 
 def _paths(source: str) -> list[str]:
@@ -127,62 +121,42 @@ def _paths(source: str) -> list[str]:
 
 def _cell(row: Mapping, source: str) -> object:
   """The cell at a path; None where that is optional and not there."""
-  for path in _paths(source):
-    if path in row:
-      return row[path]
-    top, *rest = path.split(".")
-    if rest and top in row:
-      break
-  else:
-    if source.endswith("?"):
-      return None
-    raise BadRow(f"column {_paths(source)[0]} is missing, found {', '.join(map(str, row))}"[:200])
-  cell = row[top]
+  paths, optional = _paths(source), source.endswith("?")
+  path = next((path for path in paths if path in row or path.partition(".")[0] in row), None)
+  if path is None and not optional:
+    raise BadRow(f"column {paths[0]} is missing, found {', '.join(map(str, row))}"[:200])
+  if path is None or path in row:
+    return row.get(path)
+  name, *rest = path.split(".")
+  cell = row[name]
   for part in rest:
-    if cell is None and source.endswith("?"):
+    if cell is None and optional:
       return None
-    cell = _struct(top, cell)
-    top, cell = f"{top}.{part}", cell.get(part)
+    name, cell = f"{name}.{part}", store.struct(name, cell).get(part)
   return cell
 
 
-def _struct(column: str, cell: object) -> dict:
-  """A struct, a map or the text of a JSON object, as a dict."""
-  wanted = "a struct, a map or the text of a JSON object"
-  if isinstance(cell, str):
-    try:
-      cell = rows.parse(cell)
-    except ValueError:
-      raise BadCell(column, cell, wanted) from None
-  try:
-    return dict(cell)
-  except (TypeError, ValueError):
-    raise BadCell(column, cell, wanted) from None
-
-
-def _problem(row: Mapping, plan: _Map, verifier: str, system: str) -> Problem:
-  if any(str(_cell(row, column)) != value for column, value in plan.where):
-    raise _Left("other")
-  source = plan.sources
+def _problem(row: Mapping, source: Mapping[str, str], verifier: str, system: str) -> Problem:
   messages = _messages(source["prompt"], _cell(row, source["prompt"]), system)
   extra = _extra(row, source)
-  graph = _is_graph(extra, verifier)
+  verifier = _verifier(extra, verifier)
   labels = _labels(row, source)
-  truths = _truths(row, source, extra, graph) or labels
+  truths = _truths(row, source, extra, verifier) or labels
   also = {first: rest for first, *rest in (labels, truths) if rest}
   return Problem(
     id=str(_scalar("id", _cell(row, source["id"]))) if "id" in source else digest(messages),
     messages=messages,
     label=labels[0],
     truth=truths[0],
-    verifier=extra["source_dataset"] if graph else "choice" if verifier == "choice" else "math",
+    verifier=verifier,
     extra=extra | ({"also": also} if also else {}),
   )
 
 
 def _messages(column: str, cell: object, system: str) -> tuple[Mapping[str, str], ...]:
-  turns = ({"role": "user", "content": store.text(column, cell)},) if isinstance(cell, str) else None
-  turns = turns or store.messages(column, cell)
+  if isinstance(cell, str):
+    cell = [{"role": "user", "content": store.text(column, cell)}]
+  turns = store.messages(column, cell)
   if system and all(turn["role"] != "system" for turn in turns):
     return {"role": "system", "content": system}, *turns
   return turns
@@ -191,7 +165,7 @@ def _messages(column: str, cell: object, system: str) -> tuple[Mapping[str, str]
 def _extra(row: Mapping, source: Mapping[str, str]) -> dict:
   """What is not null of the columns for `extra`, `extra.NAME`, `trace` and `solution`."""
   whole = _cell(row, source["extra"]) if "extra" in source else None
-  extra = {} if whole in (None, "") else _struct(_paths(source["extra"])[0], whole)
+  extra = {} if whole in (None, "") else store.struct(_paths(source["extra"])[0], whole)
   for target, path in source.items():
     if target.startswith("extra."):
       extra[target.removeprefix("extra.")] = _cell(row, path)
@@ -200,15 +174,15 @@ def _extra(row: Mapping, source: Mapping[str, str]) -> dict:
   return {key: value for key, value in extra.items() if value is not None and key != "also"}  # ours to write
 
 
-def _is_graph(extra: Mapping, verifier: str) -> bool:
+def _verifier(extra: Mapping, asked: str) -> str:
   task = extra.get("source_dataset")
-  if verifier == "graph" and task not in GRAPH:
+  if asked == "graph" and task not in GRAPH:
     raise BadCell("extra_info", task, f"a source_dataset among {', '.join(GRAPH)}")
-  if verifier in ("math", "choice") or task not in GRAPH:
-    return False
+  if asked in ("math", "choice") or task not in GRAPH:
+    return "math" if asked == "auto" else asked
   if missing := [key for key in GRAPH[task] if key not in extra]:
     raise BadCell("extra_info", sorted(extra), f"the key {missing[0]}, which {task} needs")
-  return True
+  return task
 
 
 def _labels(row: Mapping, source: Mapping[str, str]) -> list[str]:
@@ -236,10 +210,8 @@ def _entries(column: str, cell: object) -> list[str]:
   """The accepted answers: the text, or the entries of a list of texts; `[1, 2]` is text, maybe an interval."""
   entries = cell
   if isinstance(cell, str) and cell.lstrip().startswith("["):
-    try:
+    with contextlib.suppress(ValueError):
       entries = rows.parse(cell)
-    except ValueError:
-      pass
   if not (isinstance(entries, list) and all(isinstance(entry, str) for entry in entries)):
     entries = [cell]
   try:
@@ -248,14 +220,14 @@ def _entries(column: str, cell: object) -> list[str]:
     raise BadCell(column, cell, "a non-empty text, or a JSON list of such") from None
 
 
-def _truths(row: Mapping, source: Mapping[str, str], extra: Mapping, graph: bool) -> list[str] | None:
+def _truths(row: Mapping, source: Mapping[str, str], extra: Mapping, verifier: str) -> list[str] | None:
   """The right answers where a row keeps them beside a label that may be wrong."""
   if "truth" in source:
     return _entries(source["truth"], _cell(row, source["truth"]))
   if "original_ground_truth" in extra:
     return _entries("extra_info.original_ground_truth", extra["original_ground_truth"])
-  if graph and "solution_path" in extra:
+  if verifier in GRAPH and "solution_path" in extra:
     return [" → ".join(extra["solution_path"])]
-  if graph and "solution" in extra:
+  if verifier in GRAPH and "solution" in extra:
     return [str(extra["solution"])]
   return None

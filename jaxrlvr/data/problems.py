@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -14,9 +16,7 @@ _LOG = logging.getLogger(__name__)
 
 # Sources that make their problems: (seed, split, levels, count, kinds, system) -> problems.
 GENERATED: Mapping[str, Callable[..., list[Problem]]] = {
-  "arithmetic": lambda seed, split, levels, count, kinds, system: arithmetic.problems(
-    seed, split, levels, count, kinds
-  ),
+  "arithmetic": lambda *asked: arithmetic.problems(*asked[:-1]),  # its prompts have no system message
   "graph": gym.graph_problems,
   "reasoning_gym": gym.problems,
 }
@@ -68,15 +68,21 @@ def batch(problems: Sequence[Problem], seed: int, step: int, size: int) -> tuple
   uniformly. A pure function of its arguments, so a resumed run needs no cursor but its step.
   """
   first = (step - 1) * size
-  picked = []
-  for slot in range(first, first + size):
-    epoch, place = divmod(slot, len(problems))
-    if place == 0 or slot == first:
-      order = np.random.default_rng([seed, epoch]).permutation(len(problems))
-    picked.append(problems[order[place]])
-  seen: dict[str, int] = {}
+  picked = [problems[shuffled(seed, slot, len(problems))] for slot in range(first, first + size)]
+  seen: Counter[str] = Counter()
   occurrence = []
   for problem in picked:
-    occurrence.append(seen.get(problem.id, 0))
-    seen[problem.id] = occurrence[-1] + 1
+    occurrence.append(seen[problem.id])
+    seen[problem.id] += 1
   return picked, np.array(occurrence, np.int32)
+
+
+def shuffled(seed: int, number: int, count: int) -> int:
+  """Which of `count` things comes as number 0, 1, ... of endless epochs, each in an order of its own."""
+  epoch, place = divmod(number, count)
+  return _order(seed, epoch, count)[place]
+
+
+@functools.lru_cache(4)
+def _order(seed: int, epoch: int, count: int) -> list[int]:
+  return np.random.default_rng([seed, epoch]).permutation(count).tolist()

@@ -67,10 +67,6 @@ def _snapshot(name: str, entry: Raw) -> str:
 
 
 def _complete(folder: str, patterns: tuple[str, ...]) -> bool:
-  """Whether a cached folder has files that match, and all N of those that are named `-of-N`."""
-  try:
-    names = [file.stem for file in rows.files(folder, patterns)]
-  except InputError:
-    return False
-  shards = [int(match[1]) for name in names if (match := re.search(r"-of-(\d+)$", name))]
-  return not shards or len(shards) >= max(shards)
+  """Whether a cached folder has all N of its files that are named `-of-N`; an error where no file matches."""
+  shards = [re.search(r"-of-(\d+)$", file.stem) for file in rows.files(folder, patterns)]
+  return len(shards) >= max(int(shard[1]) if shard else 0 for shard in shards)

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import functools
+import itertools
 import json
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
 
 from jaxrlvr.types import InputError
+
+LINES = 1024  # of a jsonl file that are read together, as the rows of a parquet row group are
 
 
 class BadRow(ValueError):
@@ -25,17 +30,32 @@ class BadCell(BadRow):
 Row = tuple[str, Mapping | BadRow]  # (place, columns); a row that can't be read at all is a BadRow
 
 
+class Block(NamedTuple):
+  """Rows that are read together: a row group of a parquet file, LINES lines of a jsonl file, a whole tfds set."""
+
+  size: int  # in rows, at least 1
+  read: Callable[[], Iterator[Row]]
+
+
 def read(path: str | pathlib.Path, columns: tuple[str, ...] = (), patterns: tuple[str, ...] = ()) -> Iterator[Row]:
   """The rows of a file, of all files below a folder in the order of their names, or of a tfds folder's split `train`.
 
   `columns`: the only ones wanted of parquet files, (): all. `patterns`: see `files`. No row at all is an error.
   """
-  count = 0
+  for block in blocks(path, columns, patterns):
+    yield from block.read()
+
+
+def blocks(
+  path: str | pathlib.Path, columns: tuple[str, ...] = (), patterns: tuple[str, ...] = (), need: str = ""
+) -> Iterator[Block]:
+  """The same, block by block and unread. `need`: a column that each parquet file must have."""
+  empty = True
   for file in files(path, patterns):
-    for row in _READERS[file.suffix](file, columns):
-      count += 1
-      yield row
-  if not count:
+    for block in _BLOCKS[file.suffix](file, columns, need):
+      empty = False
+      yield block
+  if empty:
     raise InputError(f"{path}: found 0 rows, wanted at least 1")
 
 
@@ -71,7 +91,7 @@ def parse(text: str) -> object:
 
 
 @contextlib.contextmanager
-def parquet(path: pathlib.Path):
+def _parquet(path: pathlib.Path):
   """The open file; whatever is wrong with it, then or while it is read, is an InputError."""
   import pyarrow
   import pyarrow.parquet
@@ -86,37 +106,55 @@ def parquet(path: pathlib.Path):
     raise InputError(f"{path}: not a readable parquet file ({reason}); fetch it again") from None
 
 
-@contextlib.contextmanager
-def lines(path: pathlib.Path):
-  """The open file in bytes."""
+def _row_groups(path: pathlib.Path, columns: tuple[str, ...], need: str) -> Iterator[Block]:
+  with _parquet(path) as table:
+    names = table.schema_arrow.names
+    sizes = [table.metadata.row_group(group).num_rows for group in range(table.num_row_groups)]
+  if need and need not in names:
+    raise InputError(f"{path}: column {need} is missing, found {', '.join(names)}")
+  wanted = [name for name in names if not columns or name in columns]
+  first = 0
+  for group, size in enumerate(sizes):
+    if size:
+      yield Block(size, functools.partial(_row_group, path, group, first, wanted))
+    first += size
+
+
+def _row_group(path: pathlib.Path, group: int, first: int, wanted: list[str]) -> Iterator[Row]:
+  with _parquet(path) as table:
+    batches = table.iter_batches(256, row_groups=[group], columns=wanted)
+    found = itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
+    yield from ((f"{path}: row {number}", row) for number, row in enumerate(found, first))
+
+
+def _line_blocks(path: pathlib.Path, columns: tuple[str, ...], need: str) -> Iterator[Block]:
+  start = first = 0
+  for lines in _lines(path):
+    if size := sum(not line.isspace() for line in lines):  # a blank line is no row
+      yield Block(size, functools.partial(_line_rows, path, start, first))
+    start, first = start + sum(map(len, lines)), first + len(lines)
+
+
+def _line_rows(path: pathlib.Path, start: int, first: int) -> Iterator[Row]:
+  for number, line in enumerate(next(_lines(path, start)), first + 1):
+    if not line.isspace():
+      yield f"{path}:{number}", _json_row(line, "utf-8-sig" if number == 1 else "utf-8")
+
+
+def _lines(path: pathlib.Path, start: int = 0) -> Iterator[list[bytes]]:
+  """The lines from a byte on, LINES at a time."""
   try:
     with open(path, "rb") as file:
-      yield file
+      file.seek(start)
+      while lines := list(itertools.islice(file, LINES)):
+        yield lines
   except OSError as error:
     raise InputError(f"{path}: not a readable file ({error.strerror}); correct the path") from None
 
 
-def _parquet(path: pathlib.Path, columns: tuple[str, ...]) -> Iterator[Row]:
-  number = 0
-  with parquet(path) as table:
-    wanted = [name for name in table.schema_arrow.names if not columns or name in columns]
-    for batch in table.iter_batches(256, columns=wanted):
-      for row in batch.to_pylist():
-        yield f"{path}: row {number}", row
-        number += 1
-
-
-def _jsonl(path: pathlib.Path, columns: tuple[str, ...]) -> Iterator[Row]:
-  with lines(path) as file:
-    for number, line in enumerate(file, 1):
-      if line.strip():  # a blank line is no row
-        yield f"{path}:{number}", json_row(line, number == 1)
-
-
-def json_row(line: bytes, first: bool) -> Mapping | BadRow:
-  """One line of jsonl; the first may begin with a byte-order mark."""
+def _json_row(line: bytes, encoding: str) -> Mapping | BadRow:
   try:
-    row = parse(line.decode("utf-8-sig" if first else "utf-8"))
+    row = parse(line.decode(encoding))
   except UnicodeDecodeError as error:
     return BadRow(f"not UTF-8 (byte {error.start} of the line)")
   except ValueError as error:
@@ -128,22 +166,16 @@ def json_row(line: bytes, first: bool) -> Mapping | BadRow:
 _TFDS = "dataset_info.json"
 
 
-def _tfds(path: pathlib.Path, columns: tuple[str, ...]) -> Iterator[Row]:
+def _tfds_block(path: pathlib.Path, columns: tuple[str, ...], need: str) -> Iterator[Block]:
   folder, package = path.parent, tfds()
   try:
     source = package.builder_from_directory(folder).as_data_source(split="train")
-    for number in range(len(source)):
-      yield f"{folder}: row {number}", _plain_row(source[number])
+    found = [(f"{folder}: row {number}", _plain(source[number])) for number in range(len(source))]
   except Exception as error:  # tfds, protobuf and ArrayRecord each have their own
     reason = str(error).strip().partition("\n")[0]
     raise InputError(f"{folder}: no readable tfds data set with a split train as ArrayRecord ({reason})") from None
-
-
-def _plain_row(cells: Mapping) -> Mapping | BadRow:
-  try:
-    return _plain(cells)
-  except UnicodeDecodeError as error:
-    return BadRow(f"not UTF-8 (byte {error.start} of a text)")
+  if found:
+    yield Block(len(found), lambda: iter(found))
 
 
 def tfds():
@@ -166,8 +198,8 @@ def _plain(value: object) -> object:
   return value.decode() if isinstance(value, bytes) else value
 
 
-_READERS: Mapping[str, Callable[[pathlib.Path, tuple[str, ...]], Iterator[Row]]] = {
-  ".parquet": _parquet,
-  ".jsonl": _jsonl,
-  ".json": _tfds,
+_BLOCKS: Mapping[str, Callable[[pathlib.Path, tuple[str, ...], str], Iterator[Block]]] = {
+  ".parquet": _row_groups,
+  ".jsonl": _line_blocks,
+  ".json": _tfds_block,
 }

@@ -61,14 +61,13 @@ def find(sets: Sequence[str], domain: str, folder: str, prompts: str) -> tuple[d
   wanted = tuple(sets) or (*DOMAINS[domain].inside, *DOMAINS[domain].outside)
   files = {name: Path(folder) / prompts / f"{EVAL_SETS[name].file}.parquet" for name in wanted}
   absent = [name for name, file in files.items() if not file.is_file()]
-  dispensable = [name for name in absent if not sets and not EVAL_SETS[name].released]
   for name in absent:
-    if name not in dispensable:
+    if sets or EVAL_SETS[name].released:
       raise InputError(
         f"set {name}: {files[name]} does not exist; point config.heldout.folder at the folder that holds "
         f"{prompts}/ with the study's files"
       )
-  return {name: file for name, file in files.items() if name not in dispensable}, dispensable
+  return {name: file for name, file in files.items() if name not in absent}, absent
 
 
 # The study's training files below its data folder, by (model they were filtered for, domain); KIND: train or noisy.

@@ -18,28 +18,33 @@ FIELDS = tuple(field.name for field in dataclasses.fields(Problem))
 _NESTED = ("messages", "extra")  # as JSON text in a tfds data set
 
 
-def is_own(columns: Mapping) -> bool:
-  """Whether a row was written by `save`."""
-  return all(field in columns for field in FIELDS)
-
-
 def from_row(row: Mapping) -> Problem:
   """A row that `save` wrote; what were tuples in `extra` are lists now."""
-  made = {field: row[field] for field in FIELDS}
-  for field in _NESTED:
-    if isinstance(made[field], str):
-      try:
-        made[field] = parse(made[field])
-      except ValueError:
-        raise BadCell(field, made[field], "JSON text") from None
-  for field in ("id", "label", "truth", "verifier"):
-    text(field, made[field])
-  if not isinstance(made["extra"], Mapping):
-    raise BadCell("extra", made["extra"], "a JSON object")
-  also = made["extra"].get("also", {})
-  if not isinstance(also, Mapping) or not all(isinstance(texts, list) for texts in also.values()):
+  texts = {field: text(field, row[field]) for field in FIELDS if field not in _NESTED}
+  extra = struct("extra", row["extra"])
+  also = extra.get("also", {})
+  if not isinstance(also, Mapping) or not all(isinstance(answers, list) for answers in also.values()):
     raise BadCell("extra.also", also, "an object from an answer to the list of those that are as good")
-  return Problem(**made | {"messages": messages("messages", made["messages"])})
+  turns = _parsed("messages", row["messages"], "JSON text")
+  return Problem(**texts, messages=messages("messages", turns), extra=extra)
+
+
+def _parsed(column: str, cell: object, wanted: str) -> object:
+  """The cell, or what it says where it is JSON text."""
+  try:
+    return parse(cell) if isinstance(cell, str) else cell
+  except ValueError:
+    raise BadCell(column, cell, wanted) from None
+
+
+def struct(column: str, cell: object) -> dict:
+  """A struct, a map or the text of a JSON object, as a dict."""
+  wanted = "a struct, a map or the text of a JSON object"
+  cell = _parsed(column, cell, wanted)
+  try:
+    return dict(cell)
+  except (TypeError, ValueError):
+    raise BadCell(column, cell, wanted) from None
 
 
 def text(column: str, cell: object) -> str:
@@ -57,12 +62,13 @@ def messages(column: str, cell: object) -> tuple[Mapping[str, str], ...]:
   """The cell's chat turns."""
   if not isinstance(cell, list) or not cell:
     raise BadCell(column, cell, "a non-empty list of messages")
+  turns = []
   for message in cell:
-    fields = [message.get(key) for key in ("role", "content")] if isinstance(message, Mapping) else [None]
-    if not all(isinstance(field, str) and field.strip() for field in fields):
-      raise BadCell(column, message, "a message with a role and a content")
-    text(column, message["content"])
-  return tuple({"role": message["role"], "content": message["content"]} for message in cell)
+    try:
+      turns.append({key: text(column, message[key]) for key in ("role", "content")})
+    except (TypeError, KeyError, BadCell):
+      raise BadCell(column, message, "a message with a role and a content, both text") from None
+  return tuple(turns)
 
 
 def save(path: str | pathlib.Path, problems: Sequence[Problem]) -> None:

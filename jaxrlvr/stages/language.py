@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxrlvr import objective, shard
+from jaxrlvr import logbook, objective, shard
 from jaxrlvr.data import corpus, embedded
 from jaxrlvr.data.pack import Packed, pack
 from jaxrlvr.logbook import Progress
@@ -55,12 +55,12 @@ def texts(config: ConfigDict, stage: str, tokenizer: Tokenizer) -> tuple[Callabl
     return functools.partial(_embedded, config.seed, stage, mix(config, stage)), {}
   if stage == "cpt":
     found = corpus.TextRows(settings.source, settings.column, config.seed, settings.skip_bad)
-    return found, {"rows": len(found)}
+    return found, {"rows": len(found), "first": logbook.digest([found(0), found(1)])}
   limit = settings.max_tokens or settings.row_tokens
   with verifier_service(config) as service:
     judge = functools.partial(_right, service) if settings.verified else None
     found = corpus.pairs(settings.source, settings.columns, tokenizer, limit, settings.system, settings.skip_bad, judge)
-  known = {"problems": len(found.problems), **found.counts}
+  known = {"problems": len(found.problems), "digest": logbook.digest(found.problems), **found.counts}
   return corpus.responses(found.problems, config.seed, settings.thinking), known
 
 
