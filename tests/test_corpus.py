@@ -149,9 +149,12 @@ def test_the_stages_take_their_text_from_files(folder, tokenizer):
   changes = {"cpt.source": str(folder), "sft.source": str(path), "sft.columns": COLUMNS, "verify.workers": 1}
   config = configs.derive(config, changes | {"sft.thinking": False})
   text, known = language.texts(config, "cpt", tokenizer)
-  assert known == {"rows": 120} and {text(n).text for n in range(120)} >= {"p0", "j59"}
+  assert known["rows"] == 120 and {text(n).text for n in range(120)} >= {"p0", "j59"}
   text, known = language.texts(config, "sft", tokenizer)
   assert {text(n).text for n in range(3)} == {"\\boxed{1}", "\\boxed{2}", "\\boxed{4}"}
   assert (known["problems"], known["wrong"], known["too_long"]) == (3, 1, 0)
+  assert known == language.texts(config, "sft", tokenizer)[1]
+  write_jsonl(path, [line | {"t": "!"} for line in lines])
+  assert known["digest"] != language.texts(config, "sft", tokenizer)[1]["digest"]  # as many rows, other text
   text, known = language.texts(configs.derive(config, {"sft.verified": False}), "sft", tokenizer)
   assert known["problems"] == 4
