@@ -344,7 +344,7 @@ EXPERIMENTS = [
   ("scarce", ""),
   ("noisy", "graph"),
   ("proxy", ""),
-  ("baselines", "one"),
+  pytest.param("baselines", "one", marks=SLOW),
   pytest.param("scarce", "llama3.2-3b-thinking,32", marks=SLOW),
   pytest.param("scarce", "science,llama3.2-3b-instruct,64", marks=SLOW),
   pytest.param("scarce", "graph,llama3.1-8b-instruct", marks=SLOW),
