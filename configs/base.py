@@ -99,9 +99,8 @@ def get_config(arg: str = "") -> ConfigDict:
   c.problems.levels = (4,)  # 1 to 5, difficulty of generated problems, in turn
   c.problems.kinds = ("chain",)  # in turn: chain | expression, or tasks of Reasoning Gym
   c.problems.seed = 100  # of generated problems
-  c.problems.verifier = (
-    "auto"  # how answers to a file's problems are graded: auto (graph tasks by name, else math) | math | graph | choice
-  )
+  # How answers to a file's problems are graded: auto (graph tasks by name, else math) | math | graph | choice.
+  c.problems.verifier = "auto"
   c.problems.unreadable = "warn"  # problems whose label or truth the verifier can't read: warn | drop | error
   c.problems.too_long = "error"  # prompts over rl.prompt_tokens: error | drop (counted)
 

@@ -317,6 +317,14 @@ IMPOSSIBLE: tuple[tuple[Callable[[ConfigDict], bool], str], ...] = (
     for s in ("pretrain", "cpt", "sft")
   ),
   (
+    lambda c: c.rl.correction != "none" and not any(c.rl.correction_noise or c.rl.noise),
+    "config.rl.correction assumes no noise at all; set config.rl.correction_noise, or config.rl.noise",
+  ),
+  (
+    lambda c: c.rl.correction == "none" and c.rl.correction_noise != (),
+    "config.rl.correction_noise is set, but config.rl.correction = 'none' reads it not; set it to ()",
+  ),
+  (
     lambda c: c.rl.correction == "forward" and (c.rl.baseline != "mean" or not c.rl.scale_std),
     "config.rl.correction = 'forward' takes the place of baseline and scale_std; leave these at 'mean' and True",
   ),

@@ -14,8 +14,8 @@ from jaxrlvr.types import InputError, StorageError, TrainingStopped
 HELP = {
   "tokenizer": "train the SentencePiece tokenizer of the embedded models",
   "pretrain": "train a fresh policy on the embedded pre-training text",
-  "cpt": "continual pre-training of config.init on dense worked examples",
-  "sft": "supervised fine-tuning of config.init, Thinking or Non-thinking (config.sft.thinking)",
+  "cpt": "continual pre-training of config.init on dense worked examples, or on config.cpt.source",
+  "sft": "supervised fine-tuning of config.init, Thinking or Non-thinking (config.sft.thinking, .source)",
   "prepare": "check the problems of any source and write them as one prepared set",
   "filter": "keep the problems that config.init sometimes solves (solve@16 from 1 to 15)",
   "subset": "order filtered problems so that the first N are spread over difficulties",

@@ -34,7 +34,7 @@ class Graded(NamedTuple):
   value_PG: np.ndarray  # float32
   scored_PG: np.ndarray  # bool
   cause_PG: list[list[str]]  # why an answer is unscored; may tell more of a scored one (`types.Verdict`)
-  elections_P: list[Election] | None = None  # where the label was voted on
+  elections_P: list[Election] | None = None  # where the label was voted on; of several votes in a sum the first
 
 
 def remembering(grade: Grade) -> Grade:

@@ -119,6 +119,10 @@ def test_filter_subset_rl(tmp_path, init, capsys):
   chosen = dict(problems__source=tmp_path / "subset" / "problems.jsonl", problems__count=3)
   assert run("rl", tmp_path / "rl", init=init, **chosen, **QUICK) == 0
   assert {r["problem"] for r in rollouts(tmp_path / "rl")} == {p.id for p in ordered[:3]}
+  mixed = [dataclasses.replace(p, extra=p.extra | {"samples": 4 + i % 2}) for i, p in enumerate(kept)]
+  store.save(tmp_path / "mixed.jsonl", mixed)
+  assert run("subset", tmp_path / "mixed", problems__source=tmp_path / "mixed.jsonl") == 2
+  assert "filter them alike" in capsys.readouterr().err
   # a source that was never filtered
   assert run("subset", tmp_path / "no", problems__count=4) == 2
   assert "run `jaxrlvr filter` first" in capsys.readouterr().err
@@ -368,6 +372,26 @@ def test_configs_of_the_study_run_small(tmp_path, init, official, name, arg):
   full = config.load(f"{name}:{arg}")
   assert full.rl.steps == 496 and full.rl.problems_per_step == 64 and full.rl.optim.lr == 1e-6
   assert (full.rl.minibatch_problems == 32) == ("majority" in full.rl.reward or "thinking" in full.init)
+
+
+@pytest.mark.parametrize(
+  ("changes", "told"),
+  [
+    ({"rl.votes": 16}, "config.rl.votes is set"),
+    ({"rl.votes": 4, "rl.reward": "majority_vote"}, "below config.rl.group_size"),
+    ({"rl.noise": (0.1, 0.1), "rl.reward": "self_certainty"}, "need a reward of 0 and 1"),
+    ({"rl.noise": (0.6, 0.5), "rl.correction": "backward"}, "less than 1"),
+    ({"rl.correction": "backward"}, "assumes no noise"),
+    ({"rl.correction_noise": (0.1, 0.1)}, "reads it not"),
+    ({"rl.noise": (0.1, 0.1), "rl.correction": "forward", "rl.scale_std": False}, "takes the place of baseline"),
+    ({"rl.noise": (0.1, 1.1)}, "two rates from 0 to 1"),
+    ({"filter.low": 9, "filter.high": 3}, "low <= high"),
+    ({"heldout.sets": ("nope",)}, "each one of math500"),
+  ],
+)
+def test_settings_that_can_not_go_together(changes, told):
+  with pytest.raises(InputError, match=told):
+    config.derive(config.base(), changes)
 
 
 def test_settings_of_the_study():

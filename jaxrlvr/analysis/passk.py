@@ -96,12 +96,13 @@ def summarise(records: Sequence[Mapping], ks: Sequence[int]) -> dict[str, float]
       scored[row["problem"]].append(row)
   n_P = np.array([len(rows) for rows in scored.values()], np.int64)
   c_P = np.array([sum(row["true_reward"] == 1.0 for row in rows) for rows in scored.values()], np.int64)
-  means_P = problem_means(records)
+  means_P = list(problem_means(records).values())
   votes_P = [maj_at_k([r["cluster"] for r in rows], [r["true_reward"] for r in rows]) for rows in scored.values()]
   judged = [row["faithfulness"] == 1 for row in records if row["faithfulness"] is not None]
   K = max(samples.values())
   found = _with_interval(f"avg@{K}", means_P)
-  found |= _with_interval(f"if_extracted@{K}", problem_means(row for row in records if row["answer"] is not None))
+  extracted = problem_means(row for row in records if row["answer"] is not None)
+  found |= _with_interval(f"if_extracted@{K}", list(extracted.values()))
   for k in ks:
     found |= _with_interval(f"pass@{k}", pass_at_k(n_P[n_P >= k], c_P[n_P >= k], k))
   return found | {
@@ -116,7 +117,6 @@ def summarise(records: Sequence[Mapping], ks: Sequence[int]) -> dict[str, float]
 
 
 def _with_interval(name: str, values_P) -> dict[str, float]:
-  values_P = list(values_P.values()) if isinstance(values_P, Mapping) else values_P
   low, high = bootstrap(values_P)
   return {name: mean(values_P), f"{name}_low": low, f"{name}_high": high}
 

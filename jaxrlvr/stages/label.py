@@ -127,7 +127,9 @@ def subset(config: ConfigDict, workdir: str | Path) -> dict:
     run.begin(problems=found)
     if run.finished:
       return run.summary
-    samples = max(p.extra["samples"] for p in found)
+    samples, *others = sorted({p.extra["samples"] for p in found})
+    if others:
+      raise InputError(f"config.problems.source: solved out of {samples} and of {others[0]} samples; filter them alike")
     order = subsets.round_robin([p.extra["solved"] for p in found], config.seed, config.subset.count, samples)
     store.save(run.workdir / PROBLEMS, [found[i] for i in order])
     if len(order) < config.subset.count:

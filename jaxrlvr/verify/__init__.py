@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+from jaxrlvr.data.layout import GRAPH
 from jaxrlvr.types import Verdict
 from jaxrlvr.verify import arithmetic, choice, graph, gym, math, study
 
@@ -28,7 +29,7 @@ class Verifier(NamedTuple):
 VERIFIERS = {
   "math": Verifier(math.math, isolated=True, quick=math.quick, warm=math.warm),
   "largest_island": Verifier(graph.largest_island, isolated=False),
-  "quantum_lock": Verifier(graph.quantum_lock, isolated=False, needs=graph.LOCK, probe="A"),
+  "quantum_lock": Verifier(graph.quantum_lock, isolated=False, needs=GRAPH["quantum_lock"], probe="A"),
   "arithmetic": Verifier(arithmetic.answer, isolated=False, needs=("operations",)),
   "choice": Verifier(choice.choice, isolated=False),
   "reasoning_gym": Verifier(gym.gym, isolated=True, quick=gym.quick, warm=gym.warm, needs=("source_dataset", "entry")),

@@ -9,7 +9,6 @@ from jaxrlvr.types import Verdict
 from jaxrlvr.verify.verdicts import RIGHT, UNPARSEABLE, WRONG, boxed
 
 MAX_PRESSES = 64  # the study's longest solution has 15; bounds the numbers that the simulation can reach
-LOCK = ("buttons", "initial_state", "initial_value", "target_value")  # what of `extra` the simulation reads
 _OPERATIONS = {"add": operator.add, "subtract": operator.sub, "multiply": operator.mul}
 
 

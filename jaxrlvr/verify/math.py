@@ -152,9 +152,9 @@ def _predict_locally() -> None:
     def two_staged():
       try:
         return math()
-      except RecursionError:  # too deep for the other way too
+      except (RecursionError, MemoryError):  # too much for the other way too
         raise
-      except Exception:
+      except Exception:  # the grammar's own listener raises nothing narrower where the text does not fit
         return create(self, text).math()
 
     parser.math = two_staged
@@ -267,7 +267,7 @@ def _misread(answer: str, label: str) -> bool:
     return True  # 1=7 is read as 7
   if _BETWEEN.search(answer) and not _BETWEEN.search(label) or _HEDGE.search(answer) and not _SEVERAL.search(label):
     return True
-  if {answer[:1], label[:1]} == {"(", "\\"} and any(text.startswith("\\{") for text in (answer, label)):
+  if any(a.startswith("(") and b.startswith("\\{") for a, b in ((answer, label), (label, answer))):
     return True  # a tuple is no set
   bases = _BASE.findall(answer)
   return bool(bases) and bases != _BASE.findall(label)  # 10_2 is read as 10
