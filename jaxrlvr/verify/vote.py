@@ -9,7 +9,7 @@ from typing import NamedTuple
 from jaxrlvr.types import Problem, Verdict
 from jaxrlvr.verify import VERIFIERS
 from jaxrlvr.verify.service import Job
-from jaxrlvr.verify.verdicts import MAX_ANSWER, UNPARSEABLE
+from jaxrlvr.verify.verdicts import UNPARSEABLE
 
 Grade = Callable[[Sequence[Job]], list[Verdict]]
 # What of a problem's `extra` tells right answers from wrong ones: voters see none of it, so that right answers that
@@ -56,9 +56,8 @@ def elect(problems: Sequence[Problem], answers_PG: Sequence[Sequence[str | None]
 
 
 def _ballot(answer: str | None) -> str:
-  """The answer as it is compared; "" where there is none, or one too long to read."""
-  answer = (answer or "").strip()
-  return answer if len(answer) <= MAX_ANSWER else ""
+  """The answer as it is compared; "" where there is none."""
+  return (answer or "").strip()
 
 
 def _compare(problem: Problem, answer: str, rival: str) -> Job:
