@@ -13,6 +13,7 @@ def optim(lr: float, schedule: str, weight_decay: float, b2: float) -> ConfigDic
   o.warmup = 0.0  # linear warm-up, as a share of the updates
   o.floor = 0.0  # where cosine and linear end, as a share of lr
   o.b1, o.b2, o.eps = 0.9, b2, 1e-8  # AdamW: decay of the moments, what is added to the divisor
+  o.moment = "float32"  # dtype of the first moment: float32 | bfloat16 (2 bytes a weight less)
   o.weight_decay = weight_decay  # share of a weight that an update takes off, times lr
   o.clip_norm = 1.0  # largest global norm of a gradient; 0: no clipping
   return o
@@ -56,12 +57,18 @@ def get_config(arg: str = "") -> ConfigDict:
   c.model.dtype = "float32"  # of activations: float32 | bfloat16; masters are float32
   c.model.unroll = 3  # layers a step of the scan over layers runs
   c.model.vocab_chunk = 8192  # columns of the head that scoring holds at once
-  c.model.remat = False  # recompute each layer in the backward pass: less memory, a third more work
+  c.model.attention = "auto"  # reference | xla | cudnn (GPU) | splash (TPU, Pallas); auto: the platform's
+  # What is kept of a layer for the backward pass: none (no recomputation: all is kept) | dots (the products with
+  # weights) | full (recomputes the layer from its input: least memory, a third more work).
+  c.model.remat = "none"
 
   c.mesh = ConfigDict()  # devices along each axis; one may be -1: all that are left
   c.mesh.data = 1  # copies of the weights, rows split
-  c.mesh.fsdp = 1  # weights and rows split
-  c.mesh.tensor = 1  # heads, MLP and vocabulary split
+  c.mesh.fsdp = -1  # weights and rows split
+  c.mesh.tensor = 1  # heads, MLP and vocabulary split; may exceed kv_heads, which are then repeated
+  # Pieces that the weights are cut into in sampling, as by `tensor`, and never gathered; rows are split over the other
+  # devices. 0: the fewest with which weights in the compute dtype take at most a quarter of a device's memory.
+  c.mesh.sample_tensor = 0
 
   c.text = ConfigDict()  # what the embedded text is made of
   c.text.vocab = 512  # tokens of the SentencePiece model
@@ -135,6 +142,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c.rl.group_size = 8  # samples a problem
   c.rl.minibatch_problems = 0  # problems an update, 0: all of a step in one update (on-policy)
   c.rl.microbatches = 4  # parts of an update's rows; changes memory, never the gradient
+  c.rl.sample_parts = 1  # parts that a step's problems are sampled in, one by one; changes memory, never a sample
   c.rl.prompt_tokens = 48  # longest prompt; also the padded width
   c.rl.response_tokens = 56  # longest response
   c.rl.temperature = 1.0  # of sampling, and of the log-probabilities that are trained on

@@ -11,6 +11,7 @@ from jaxrlvr.config import base
 def get_config(arg=""):
   c = base()
   c.seed = int(arg or 0)
+  c.mesh.fsdp = 1  # one device: this policy is too small to be shared out
   c.saturation_tail = 6  # a tenth of the run, as 50 of 496 in the study
   c.report.title = "GRPO from eight problems: Thinking against Non-thinking SFT"
   c.chain = (

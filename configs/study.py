@@ -27,8 +27,7 @@ def get_config(arg=""):
   thinking = model.endswith("-thinking")
   c = base()
   c.init = f"models/{model}"
-  c.model.dtype, c.model.remat = "bfloat16", True
-  c.mesh.fsdp = -1
+  c.model.dtype, c.model.remat, c.model.unroll = "bfloat16", "full", 1
 
   c.rl.steps, c.rl.problems_per_step, c.rl.group_size, c.rl.microbatches = 496, 64, 8, 16
   c.rl.prompt_tokens, c.rl.response_tokens, c.rl.shrink = 2048, 8192 if thinking else 2048, 3
@@ -58,7 +57,7 @@ def get_config(arg=""):
 
 
 def shrink(c):
-  c.model.dtype, c.model.remat, c.mesh.fsdp = "float32", False, 1
+  c.model.dtype, c.model.remat, c.mesh.fsdp = "float32", "none", 1
   c.rl.steps, c.rl.problems_per_step, c.rl.group_size, c.rl.microbatches = 2, 4, 2, 2
   c.rl.minibatch_problems, c.rl.votes = min(c.rl.minibatch_problems, 2), min(c.rl.votes, 4)
   c.rl.prompt_tokens, c.rl.response_tokens, c.rl.shrink = 1024, 8, 0

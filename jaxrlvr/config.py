@@ -15,6 +15,8 @@ from ml_collections import ConfigDict
 
 from jaxrlvr import loss, masked, optim, reward
 from jaxrlvr.data import arithmetic, layout, sets
+from jaxrlvr.policy.attention import ATTENTION
+from jaxrlvr.policy.forward import REMAT
 from jaxrlvr.types import InputError
 
 _HERE = Path(__file__).resolve().parent
@@ -193,6 +195,7 @@ RULES: dict[str, tuple[Callable, str]] = {
   ".optim.b1": _DECAY,
   ".optim.b2": _DECAY,
   ".optim.eps": _POSITIVE,
+  ".optim.moment": one_of("float32", "bfloat16"),
   ".optim.weight_decay": at_least(0.0),
   ".optim.clip_norm": at_least(0.0),
   ".steps": at_least(1),
@@ -215,6 +218,10 @@ RULES: dict[str, tuple[Callable, str]] = {
   "model.rope_scaling": at_least(0.0),
   "model.norm_eps": _POSITIVE,
   "model.dtype": one_of("float32", "bfloat16"),
+  "model.attention": one_of("auto", *ATTENTION),
+  "model.remat": one_of(*REMAT),
+  "mesh.sample_tensor": at_least(0),
+  "rl.sample_parts": at_least(1),
   **{f"mesh.{k}": _MESH for k in ("data", "fsdp", "tensor")},
   "text.vocab": at_least(320),
   "text.documents": at_least(100),
@@ -293,6 +300,10 @@ IMPOSSIBLE: tuple[tuple[Callable[[ConfigDict], bool], str], ...] = (
     "be a multiple of config.rl.microbatches",
   ),
   (
+    lambda c: c.rl.problems_per_step % c.rl.sample_parts != 0,
+    "config.rl.problems_per_step must be a multiple of config.rl.sample_parts",
+  ),
+  (
     lambda c: c.rl.votes and not reward.votes(reward.parse(c.rl.reward)),
     "config.rl.votes is set, but config.rl.reward looks at no other samples than those it pays; set it to 0",
   ),
@@ -337,7 +348,10 @@ IMPOSSIBLE: tuple[tuple[Callable[[ConfigDict], bool], str], ...] = (
   ),
   (lambda c: not c.filter.low <= c.filter.high <= c.filter.samples, "config.filter needs low <= high <= samples"),
   (lambda c: max(c.evaluate.pass_k) > c.evaluate.samples, "config.evaluate.pass_k goes beyond config.evaluate.samples"),
-  (lambda c: len(c.mesh.values()) and list(c.mesh.values()).count(-1) > 1, "only one of config.mesh.* may be -1"),
+  (
+    lambda c: [c.mesh.data, c.mesh.fsdp, c.mesh.tensor].count(-1) > 1,
+    "only one of config.mesh.data, .fsdp and .tensor may be -1",
+  ),
 )
 
 

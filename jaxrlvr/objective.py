@@ -26,11 +26,11 @@ class TextBatch:
 
 
 @functools.lru_cache  # the same function for the same values, so that stages share compiled programs
-def language_modelling(spec: Spec, remat: bool = False) -> LossFn:
+def language_modelling(spec: Spec) -> LossFn:
   """Cross-entropy in nats a target token."""
 
   def loss_fn(params, batch: TextBatch):
-    scores = score(params, batch.tokens_BT, batch.positions_BT, batch.segments_BT, spec, remat=remat)
+    scores = score(params, batch.tokens_BT, batch.positions_BT, batch.segments_BT, spec)
     weights_BT = batch.weights_BT[:, 1:]
     metrics = {"entropy": jnp.sum(jnp.where(weights_BT > 0, weights_BT * scores.entropy_BT, 0.0))}
     return -jnp.sum(jnp.where(weights_BT > 0, weights_BT * scores.logp_BT, 0.0)), metrics
@@ -53,14 +53,12 @@ class RolloutBatch:
   ref_logp_BT: jax.Array | None  # None: no KL
 
 
-@functools.partial(jax.jit, static_argnames=("spec", "parts", "temperature", "start", "remat"))
-def logp(
-  params, batch: RolloutBatch, spec: Spec, *, start: int, temperature: float, parts: int, remat: bool
-) -> jax.Array:
+@functools.partial(jax.jit, static_argnames=("spec", "parts", "temperature", "start"))
+def logp(params, batch: RolloutBatch, spec: Spec, *, start: int, temperature: float, parts: int) -> jax.Array:
   """log-probability [B,T] of the response tokens, `parts` of the rows at a time."""
 
   def part(rows):
-    return score(params, *rows, spec, start=start, temperature=temperature, remat=remat).logp_BT
+    return score(params, *rows, spec, start=start, temperature=temperature).logp_BT
 
   rows = (batch.tokens_BS, batch.positions_BS, batch.segments_BS)
   return shard.join_rows(jax.lax.map(part, shard.split_rows(rows, parts)))
@@ -121,9 +119,7 @@ def weigh(
 
 
 @functools.lru_cache
-def grpo(
-  spec: Spec, *, start: int, temperature: float, kl_beta: float, kl_estimator: str, remat=False, **clipping
-) -> LossFn:
+def grpo(spec: Spec, *, start: int, temperature: float, kl_beta: float, kl_estimator: str, **clipping) -> LossFn:
   """GRPO's loss of a `RolloutBatch`: clipped surrogate (keywords of `loss.policy_loss`) + kl_beta * KL(policy || ref).
 
   Metrics are weighted like the loss; "sampling/logp_difference" is between the sampler's and the scorer's logp.
@@ -131,7 +127,7 @@ def grpo(
 
   def loss_fn(params, batch: RolloutBatch):
     rows = (batch.tokens_BS, batch.positions_BS, batch.segments_BS)
-    scores = score(params, *rows, spec, start=start, temperature=temperature, remat=remat)
+    scores = score(params, *rows, spec, start=start, temperature=temperature)
     mask_BT, here = batch.mask_BT, scores.logp_BT
     old = jax.lax.stop_gradient(here) if batch.old_logp_BT is None else batch.old_logp_BT
     value, metrics = loss.policy_loss(

@@ -32,13 +32,16 @@ def rates(name: str, peak: float, warmup: int, steps: int, floor: float) -> np.n
 
 
 @functools.lru_cache
-def adamw(b1: float, b2: float, eps: float, weight_decay: float, clip_norm: float) -> optax.GradientTransformation:
+def adamw(
+  b1: float, b2: float, eps: float, weight_decay: float, clip_norm: float, moment: str = "float32"
+) -> optax.GradientTransformation:
   """AdamW's step before it is scaled by the learning rate; every weight decays, as in the study's trainer.
 
   Gradients are clipped by global norm (0: not). The rate is an argument of `update`, so one program serves all rates.
+  moment: dtype of the first moment. The second stays float32: with b2 = 0.999 a bfloat16 would round its decay away.
   """
   return optax.chain(
     optax.clip_by_global_norm(clip_norm) if clip_norm > 0 else optax.identity(),
-    optax.scale_by_adam(b1, b2, eps),
+    optax.scale_by_adam(b1, b2, eps, mu_dtype=moment),
     optax.add_decayed_weights(weight_decay),
   )

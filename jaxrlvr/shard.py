@@ -11,9 +11,13 @@ from jaxrlvr.types import InputError
 
 AXES = ("data", "fsdp", "tensor")
 
+ANY = P.UNCONSTRAINED  # in place of a logical axis: the compiler may choose
+
 # Logical axis -> mesh axes. Axes that are not named here are not split.
 RULES = {
   "batch": ("data", "fsdp"),
+  "copies": "data",  # rows of what is split along "embed" too
+  "everywhere": AXES,  # rows of work that no other axis shares
   "embed": "fsdp",
   "heads": "tensor",
   "kv_heads": "tensor",
@@ -36,19 +40,43 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> M
   return Mesh(devices.reshape(sizes), AXES)
 
 
-def spec(*axes: str | None) -> P:
+def sampling_mesh(mesh: Mesh, tensor: int) -> Mesh:
+  """The same devices for sampling: weights cut `tensor` ways and never gathered, rows split over what is left."""
+  return make_mesh(data=-1, tensor=tensor, devices=mesh.devices.reshape(-1))
+
+
+def spec(*axes) -> P:
   """PartitionSpec of an array whose dimensions carry these logical axes."""
-  return P(*(RULES.get(axis) for axis in axes))
+  return P(*(axis if axis is ANY else RULES.get(axis) for axis in axes))
 
 
 def named(mesh: Mesh, *axes: str | None) -> NamedSharding:
   return NamedSharding(mesh, spec(*axes))
 
 
-def size(mesh: Mesh, axis: str) -> int:
+def size(mesh: Mesh, axis: str | None) -> int:
   """Number of pieces that a logical axis is cut into."""
   names = RULES.get(axis) or ()
   return int(np.prod([mesh.shape[n] for n in ((names,) if isinstance(names, str) else names)]))
+
+
+def here(axis: str) -> int:
+  """`size` on the mesh of `jax.set_mesh`; 1 without a mesh."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return 1 if mesh.empty else size(mesh, axis)
+
+
+def kv_copies(kv_heads: int, pieces: int) -> int:
+  """How often each KV head is repeated so that every one of `pieces` devices along `tensor` has one of its own."""
+  return pieces // kv_heads if pieces % kv_heads == 0 else 1
+
+
+def place(mesh: Mesh, name: str, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> NamedSharding:
+  """Where an array lies; KV heads fewer than their pieces stay whole, and attention repeats them (`kv_copies`)."""
+  pairs = zip(shape, axes, strict=True)
+  axes = tuple(None if a == "kv_heads" and kv_copies(n, size(mesh, a)) > 1 else a for n, a in pairs)
+  check(mesh, name, shape, axes)
+  return named(mesh, *axes)
 
 
 def check(mesh: Mesh, name: str, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> None:
@@ -61,7 +89,7 @@ def check(mesh: Mesh, name: str, shape: tuple[int, ...], axes: tuple[str | None,
       )
 
 
-def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+def constrain(x: jax.Array, *axes) -> jax.Array:
   """Pins x to its logical axes under `jax.set_mesh`; without a mesh it is x."""
   return x if jax.sharding.get_abstract_mesh().empty else jax.lax.with_sharding_constraint(x, spec(*axes))
 

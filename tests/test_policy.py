@@ -18,7 +18,7 @@ def logits_of(params, tokens_BT, spec, segments_BT=None, positions_BT=None):
     jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape) if positions_BT is None else positions_BT
   )
   weights = fwd.cast(params, spec)
-  hidden, _ = fwd.forward(weights, tokens_BT, positions_BT, fwd.causal(segments_BT), None, spec)
+  hidden, _ = fwd.forward(weights, tokens_BT, positions_BT, fwd.causal(segments_BT, spec), None, spec)
   return jnp.einsum("btd,vd->btv", hidden, fwd.head_VD(weights, spec))
 
 
@@ -99,7 +99,7 @@ def test_no_token_sees_a_later_one(rich_spec, rich_params):
     ones = jnp.ones((1, 10), jnp.int32)
 
     def shifted(q, k, v, cache):
-      return fwd.causal(ones)(q, k + embed_extra, v + embed_extra, cache)
+      return fwd.causal(ones, rich_spec)(q, k + embed_extra, v + embed_extra, cache)
 
     hidden, _ = fwd.forward(weights, tokens, jnp.arange(10)[None], shifted, None, rich_spec)
     return hidden[0, 4].sum()

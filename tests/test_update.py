@@ -1,7 +1,5 @@
 """One update: micro-batches, devices, GRPO on policy, and what happens when something is not finite."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +8,6 @@ from test_sample import EOS, NO_STOPS, prompts, row_keys
 
 from jaxrlvr import masked, objective, optim, shard
 from jaxrlvr.loss import policy_loss
-from jaxrlvr.policy import spec as policy_spec
 from jaxrlvr.policy.sample import Sampling, sample
 from jaxrlvr.policy.score import score
 from jaxrlvr.update import accumulate, init_state, update
@@ -44,7 +41,7 @@ def batch(rich_spec, rich_params):
     updates=1,
   )
   reference = {name: w * 1.1 for name, w in rich_params.items()}
-  ref = objective.logp(reference, made, rich_spec, start=6, temperature=1.0, parts=1, remat=False)
+  ref = objective.logp(reference, made, rich_spec, start=6, temperature=1.0, parts=1)
   return made.replace(ref_logp_BT=ref)
 
 
@@ -99,61 +96,6 @@ def test_a_group_without_spread_and_an_unscored_row_teach_nothing(loss_fn, rich_
   one, two = (gradient_of(loss_fn, rich_params, b, 1)[0] for b in (batch, spoiled))
   for name in one:
     np.testing.assert_array_equal(one[name], two[name])
-
-
-@pytest.mark.parametrize("mesh", [dict(data=2), dict(data=4, fsdp=2)])
-def test_sharded_step_equals_one_device(mesh, spec, params):
-  """Samples, and one GRPO update in two micro-batches, on 2, 4 and 8 devices."""
-  tokens, lengths = prompts([3, 6, 1, 5, 2, 4, 6, 3], high=20)
-  s = dataclasses.replace(S, group=4)
-  stops = np.zeros((2, spec.vocab), np.int32)
-  adamw = optim.adamw(0.9, 0.95, 1e-8, 0.01, 1.0)
-  loss_fn = objective.grpo(spec, start=6, temperature=1.0, kl_beta=0.0, kl_estimator="k3", clip_low=0.2, clip_high=0.2)
-  reward = (np.arange(32).reshape(8, 4) % 3 == 0).astype(np.float32)
-
-  def step(mesh):
-    placed = policy_spec.shardings(spec, mesh)
-    on_mesh = {name: jax.device_put(w, placed[name]) for name, w in params.items()}
-    up = jax.device_put((tokens, lengths, reward, reward >= 0), shard.named(mesh, "batch"))
-    row = jax.device_put(row_keys(range(8), 4), shard.named(mesh, "batch"))
-    with jax.set_mesh(mesh):
-      rollout = sample(on_mesh, *up[:2], row, stops, spec, s, shards=shard.size(mesh, "batch"))
-      how = dict(group=4, baseline="mean", scale_std=True, reduce="token-mean", updates=1)
-      made = rollout_batch(*up[:2], rollout, *up[2:], **how)
-      state = jax.jit(init_state, static_argnums=1)(on_mesh, adamw)
-      state, metrics = update(state, made, 1e-2, loss_fn=loss_fn, optimizer=adamw, microbatches=2)
-    return rollout, state, metrics
-
-  devices = jax.devices()
-  n = int(np.prod(list(mesh.values())))
-  one = step(shard.make_mesh(devices=devices[:1]))
-  many = step(shard.make_mesh(**{"data": 1} | mesh, devices=devices[:n]))
-  np.testing.assert_array_equal(one[0].tokens_BT, many[0].tokens_BT)
-  np.testing.assert_array_equal(one[0].stop_B, many[0].stop_B)
-  for name in params:
-    np.testing.assert_allclose(one[1].params[name], many[1].params[name], atol=2e-5, err_msg=name)
-  np.testing.assert_allclose(one[2]["loss"], many[2]["loss"], atol=1e-6)
-
-
-def test_tensor_parallel_score_equals_one_device(spec, params):
-  mesh = shard.make_mesh(data=2, tensor=2, devices=jax.devices()[:4])
-  placed = policy_spec.shardings(spec, mesh)
-  tokens = jnp.arange(24).reshape(4, 6) % 20
-  rest = (jnp.broadcast_to(jnp.arange(6), (4, 6)), jnp.ones((4, 6), jnp.int32))
-  run = jax.jit(score, static_argnums=4)
-  want = run(params, tokens, *rest, spec)
-  with jax.set_mesh(mesh):
-    up = jax.device_put((tokens, *rest), shard.named(mesh, "batch"))
-    got = run({name: jax.device_put(w, placed[name]) for name, w in params.items()}, *up, spec)
-  np.testing.assert_allclose(got.logp_BT, want.logp_BT, atol=1e-5)
-
-
-def test_indivisible_sizes_are_named(rich_spec):
-  mesh = shard.make_mesh(tensor=2, devices=jax.devices()[:2])
-  with pytest.raises(ValueError, match=r"k: axis 'kv_heads' has size 1, not divisible by 2"):
-    policy_spec.shardings(rich_spec, mesh)
-  with pytest.raises(ValueError, match="does not cover 8 devices"):
-    shard.make_mesh(data=3)
 
 
 def test_a_non_finite_update_is_skipped_and_counted(spec, params):
@@ -252,7 +194,7 @@ def test_every_setting_of_grpo_reaches_the_arithmetic(rich_spec, rich_params, ba
   np.testing.assert_allclose(metrics["kl"], kl, rtol=1e-5)
   np.testing.assert_allclose(value, surrogate + 0.5 * kl, rtol=1e-5)
   np.testing.assert_allclose(metrics["entropy"], jnp.sum(weights * here.entropy_BT), rtol=1e-5)
-  parts = objective.logp(rich_params, batch, rich_spec, start=6, temperature=0.7, parts=2, remat=False)
+  parts = objective.logp(rich_params, batch, rich_spec, start=6, temperature=0.7, parts=2)
   np.testing.assert_allclose(np.where(mask, parts, 0), np.where(mask, logp, 0), atol=1e-5)
 
 

@@ -8,11 +8,18 @@ import jax
 import jax.numpy as jnp
 
 from jaxrlvr import shard
+from jaxrlvr.policy.attention import ATTENTION
 from jaxrlvr.policy.spec import Spec, leaves
 
 # (q_BHTh, k_BKTh, v_BKTh, one layer's cache) -> (out_BHTh, that layer's new cache)
 Attend = Callable[[jax.Array, jax.Array, jax.Array, object], tuple[jax.Array, object]]
-NEGATIVE = -1e30  # a masked score: finite, so that a row without any key gives no NaN
+
+# What the backward pass finds of a layer, the rest is computed again: a policy of `jax.checkpoint`, None: all is kept.
+REMAT = {
+  "none": None,
+  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # products with weights
+  "full": jax.checkpoint_policies.nothing_saveable,  # the layer's input
+}
 
 
 def rms_norm(x: jax.Array, scale_D: jax.Array, eps: float) -> jax.Array:
@@ -41,25 +48,13 @@ def rotate(x_BHTh: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
   return jnp.concatenate([low * cos - high * sin, high * cos + low * sin], -1).astype(x_BHTh.dtype)
 
 
-def causal(segments_BT: jax.Array) -> Attend:
-  """Attention of whole rows: a token sees earlier tokens of its own segment; segment 0 is padding and sees nothing.
+def causal(segments_BT: jax.Array, spec: Spec) -> Attend:
+  """Attention of whole rows: a token sees earlier tokens of its own segment; segment 0 is padding, whatever it sees.
 
   The cache it returns is the layer's (k, v): that is what makes a prefill.
   """
-  slots = jnp.arange(segments_BT.shape[1])
-  same = (segments_BT[:, :, None] == segments_BT[:, None, :]) & (segments_BT[:, None, :] > 0)
-  seen_BTS = same & (slots[:, None] >= slots)
-
-  def attend(q_BHTh, k_BKTh, v_BKTh, cache):
-    batch, heads, time, head_dim = q_BHTh.shape
-    kv_heads = k_BKTh.shape[1]
-    q_BKgTh = q_BHTh.reshape(batch, kv_heads, heads // kv_heads, time, head_dim)
-    score = jnp.einsum("bkgth,bksh->bkgts", q_BKgTh, k_BKTh, preferred_element_type=jnp.float32) * head_dim**-0.5
-    weight = jax.nn.softmax(jnp.where(seen_BTS[:, None, None], score, NEGATIVE), -1).astype(v_BKTh.dtype)
-    out = jnp.einsum("bkgts,bksh->bkgth", weight, v_BKTh)
-    return out.reshape(q_BHTh.shape), (k_BKTh, v_BKTh)
-
-  return attend
+  rows = ATTENTION[spec.attention]
+  return lambda q_BHTh, k_BKTh, v_BKTh, cache: (rows(q_BHTh, k_BKTh, v_BKTh, segments_BT), (k_BKTh, v_BKTh))
 
 
 def cast(params: dict, spec: Spec) -> dict:
@@ -78,6 +73,11 @@ def _layer(x_BTD, w, angles, attend, cache, spec: Spec):
     q, k, v = (a + w[name][:, None] for a, name in ((q, "q_bias"), (k, "k_bias"), (v, "v_bias")))
   if spec.qk_norm:
     q, k = rms_norm(q, w["q_norm"], spec.norm_eps), rms_norm(k, w["k_norm"], spec.norm_eps)
+  if (copies := shard.kv_copies(spec.kv_heads, shard.here("kv_heads"))) > 1:
+    k, v = jnp.repeat(k, copies, 1), jnp.repeat(v, copies, 1)
+  q, k, v = (
+    shard.constrain(a, "batch", axis, None, None) for a, axis in ((q, "heads"), (k, "kv_heads"), (v, "kv_heads"))
+  )
   out, cache = attend(rotate(q, angles), rotate(k, angles), v, cache)
   x_BTD = shard.constrain(x_BTD + jnp.einsum("bnth,nhd->btd", out, w["o"]), "batch", None, None)
   y_nD = rms_norm(x_BTD, w["mlp_norm"], spec.norm_eps).reshape(-1, spec.width)  # flat: a quarter less time on CPU
@@ -85,7 +85,7 @@ def _layer(x_BTD, w, angles, attend, cache, spec: Spec):
   return shard.constrain(x_BTD + y_nD.reshape(x_BTD.shape), "batch", None, None), cache
 
 
-def forward(params, tokens_BT, positions_BT, attend: Attend, cache, spec: Spec, *, keep_cache=False, remat=False):
+def forward(params, tokens_BT, positions_BT, attend: Attend, cache, spec: Spec, *, keep_cache=False):
   """Final hidden states [B,T,D] (normed, before the head) and the new cache.
 
   A cache that is a tuple, one entry a layer, goes through unrolled layers (a scan would copy it each token); with
@@ -93,7 +93,8 @@ def forward(params, tokens_BT, positions_BT, attend: Attend, cache, spec: Spec, 
   `params` must be in the compute dtype (`cast`).
   """
   stacked = {name: params[name] for name, leaf in leaves(spec).items() if leaf.layered}
-  x_BTD = shard.constrain(params["embed"][tokens_BT], "batch", None, None)
+  x_BTD = shard.constrain(params["embed"][tokens_BT], "copies", None, "embed")  # no device gathers the table
+  x_BTD = shard.constrain(x_BTD, "batch", None, None)
   angles = rope_angles(positions_BT, spec)
   if isinstance(cache, tuple):
     new = []
@@ -107,5 +108,6 @@ def forward(params, tokens_BT, positions_BT, attend: Attend, cache, spec: Spec, 
       x_BTD, kept = _layer(x_BTD, w, angles, attend, None, spec)
       return x_BTD, kept if keep_cache else None
 
-    x_BTD, cache = jax.lax.scan(jax.checkpoint(body) if remat else body, x_BTD, stacked, unroll=spec.unroll)
+    body = body if REMAT[spec.remat] is None else jax.checkpoint(body, policy=REMAT[spec.remat])
+    x_BTD, cache = jax.lax.scan(body, x_BTD, stacked, unroll=spec.unroll)
   return rms_norm(x_BTD, params["final_norm"], spec.norm_eps), cache

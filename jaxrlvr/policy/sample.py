@@ -12,7 +12,8 @@ from flax import struct
 
 from jaxrlvr import shard
 from jaxrlvr.policy import forward as fwd
-from jaxrlvr.policy.spec import Spec
+from jaxrlvr.policy.attention import NEGATIVE
+from jaxrlvr.policy.spec import Spec, shardings
 from jaxrlvr.types import InputError
 
 STOP_LENGTH, STOP_EOS, STOP_STRING = 0, 1, 2
@@ -70,12 +71,12 @@ def _truncate(logits_RV, s: Sampling):
     ordered = -jnp.sort(-logits_RV, -1)
     if s.top_k:
       floor = ordered[:, min(s.top_k, ordered.shape[1]) - 1, None]
-      logits_RV, ordered = (jnp.where(x >= floor, x, fwd.NEGATIVE) for x in (logits_RV, ordered))
+      logits_RV, ordered = (jnp.where(x >= floor, x, NEGATIVE) for x in (logits_RV, ordered))
     if s.top_p < 1:
       p = jax.nn.softmax(ordered, -1)
       kept = jnp.cumsum(p, -1) - p < s.top_p
       floor = jnp.min(jnp.where(kept, ordered, jnp.inf), -1, keepdims=True)
-      logits_RV = jnp.where(logits_RV >= floor, logits_RV, fwd.NEGATIVE)
+      logits_RV = jnp.where(logits_RV >= floor, logits_RV, NEGATIVE)
   return logits_RV
 
 
@@ -95,9 +96,11 @@ def draw(logits_RV, key_R, t, s: Sampling):
 
 
 def _emit(state: _State, logits_RV, t, s: Sampling, stops, known: int) -> _State:
-  """Draws token t of each live row and records it."""
+  """Draws token t of each live row and records it; each device looks at some rows over the whole vocabulary."""
+  if not len(logits_RV) % shard.here("everywhere"):
+    logits_RV = shard.constrain(logits_RV, "everywhere", None)
   real = jnp.arange(logits_RV.shape[1]) < known
-  logits_RV = jnp.where(real, logits_RV, fwd.NEGATIVE)
+  logits_RV = jnp.where(real, logits_RV, NEGATIVE)
   token_R, logp_R = draw(logits_RV, state.key_R, t, s)
   shifted_RV = logits_RV - jnp.max(logits_RV, -1, keepdims=True)
   e_RV = jnp.exp(shifted_RV)
@@ -144,8 +147,8 @@ def _decode_attend(own_mask_T, prompt_mask_PS, t, shared):
     group = rows // problems
     q_P = q.reshape(problems, group, kv_heads, -1, head_dim).swapaxes(1, 2).reshape(problems, kv_heads, -1, head_dim)
     past = jnp.einsum("pkqh,pkhs->pkqs", q_P, prompt_k, preferred_element_type=jnp.float32)
-    past = jnp.where(prompt_mask_PS[:, None, None], past * head_dim**-0.5, fwd.NEGATIVE)
-    own = jnp.where(own_mask_T, own * head_dim**-0.5, fwd.NEGATIVE)
+    past = jnp.where(prompt_mask_PS[:, None, None], past * head_dim**-0.5, NEGATIVE)
+    own = jnp.where(own_mask_T, own * head_dim**-0.5, NEGATIVE)
 
     def ungroup(x):  # [P, K, G*g, ...] -> [R, K, g, ...]
       x = x.reshape(problems, kv_heads, group, -1, *x.shape[3:]).swapaxes(1, 2)
@@ -167,7 +170,7 @@ def _decode_attend(own_mask_T, prompt_mask_PS, t, shared):
 def _local(fn, shards: int, *arrays):
   """fn of the rows of each shard of the batch apart, so that no row leaves its device."""
   out = jax.vmap(fn)(*(x.reshape(shards, -1, *x.shape[1:]) for x in arrays))
-  return shard.constrain(out.reshape(-1, *out.shape[2:]), "batch", *[None] * (out.ndim - 2))
+  return shard.constrain(out.reshape(-1, *out.shape[2:]), "batch", *[shard.ANY] * (out.ndim - 2))
 
 
 def _each(fn, shards: int, tree, index):
@@ -182,12 +185,12 @@ class _Prompt(NamedTuple):
   mask_PS: jax.Array
 
 
-def _prefill(weights, prompt_PS, prompt_length_P, spec: Spec) -> tuple[jax.Array, _Prompt]:
+def _read(weights, prompt_PS, prompt_length_P, spec: Spec) -> tuple[jax.Array, _Prompt]:
   """(final hidden state of the last prompt token [P,D], what later tokens attend to)."""
   slots = jnp.arange(prompt_PS.shape[1])
   pad_P1 = prompt_PS.shape[1] - prompt_length_P[:, None]
   mask_PS = slots >= pad_P1
-  attend = fwd.causal(mask_PS.astype(jnp.int32))
+  attend = fwd.causal(mask_PS.astype(jnp.int32), spec)
   positions_PS = jnp.maximum(slots - pad_P1, 0)
   hidden, (k, v) = fwd.forward(weights, prompt_PS, positions_PS, attend, None, spec, keep_cache=True)
   return hidden[:, -1], _Prompt([(k[i].swapaxes(2, 3), v[i]) for i in range(spec.layers)], mask_PS)
@@ -208,7 +211,7 @@ def _fresh(keys_B, prompt_length_P, s: Sampling, shards: int) -> _State:
   )
 
 
-def _decode(weights, prompt: _Prompt, carry, enough: int, stops, spec: Spec, s: Sampling, shards: int):
+def _steps(weights, prompt: _Prompt, carry, enough: int, stops, spec: Spec, s: Sampling, shards: int):
   """Decodes token after token until at most `enough` rows a shard are alive, or the length limit is reached."""
 
   def go_on(carry):
@@ -245,21 +248,28 @@ def _logits(weights, hidden_RD, spec: Spec) -> jax.Array:
   return jnp.einsum("rd,vd->rv", hidden_RD, fwd.head_VD(weights, spec), preferred_element_type=jnp.float32)
 
 
-@functools.partial(jax.jit, static_argnames=("spec", "s", "shards"))
-def sample(params, prompt_PS, prompt_length_P, keys_B, stops, spec: Spec, s: Sampling, *, shards: int = 1) -> Rollout:
-  """G continuations of each prompt, a pure function of weights, prompt and row key.
+@functools.lru_cache
+def lay_out(spec: Spec, mesh: jax.sharding.Mesh):
+  """The program that makes sampling's weights of the masters: cast, and laid out on sampling's mesh."""
+  return jax.jit(lambda params: fwd.cast(params, spec), out_shardings=shardings(spec, mesh))
 
-  prompt_PS: left-padded token ids; prompt_length_P: how many of the last slots are real (at least 1); keys_B: one a
-  row (`keys.rows`); stops: the stop-string automaton (`text.stops.automaton`), int [states, V], its last state
-  meaning found; shards: pieces that the batch is cut into on the mesh, rows are compacted inside each.
-  """
-  weights = fwd.cast(params, spec)
-  hidden_PD, prompt = _prefill(weights, prompt_PS, prompt_length_P, spec)
+
+@functools.partial(jax.jit, static_argnames=("spec", "s", "shards"))
+def prefill(weights, prompt_PS, prompt_length_P, keys_B, stops, spec: Spec, s: Sampling, *, shards: int = 1):
+  """(keys and values of the prompts, state after the first token of each response); arguments as of `sample`."""
+  weights = fwd.cast(weights, spec)
+  hidden_PD, prompt = _read(weights, prompt_PS, prompt_length_P, spec)
   state = _fresh(keys_B, prompt_length_P, s, shards)
   first_RV = jnp.repeat(_logits(weights, hidden_PD, spec), s.group, 0)
-  state = _emit(state, first_RV, 0, s, stops, spec.known_vocab)
-  rows = len(keys_B)
-  own = (rows, spec.kv_heads, spec.head_dim, s.max_tokens), (rows, spec.kv_heads, s.max_tokens, spec.head_dim)
+  return prompt, _emit(state, first_RV, 0, s, stops, spec.known_vocab)
+
+
+@functools.partial(jax.jit, static_argnames=("spec", "s", "shards"))
+def decode(weights, prompt: _Prompt, state: _State, stops, spec: Spec, s: Sampling, *, shards: int = 1) -> Rollout:
+  """All further tokens of the responses that `prefill` began."""
+  weights = fwd.cast(weights, spec)
+  rows, kv_heads = len(state.done_R), prompt.layers[0][0].shape[1]
+  own = (rows, kv_heads, spec.head_dim, s.max_tokens), (rows, kv_heads, s.max_tokens, spec.head_dim)
   axes = ("batch", "kv_heads", None, None)
   cache = tuple(
     tuple(shard.constrain(jnp.zeros(shape, spec.dtype), *axes) for shape in own) for _ in range(spec.layers)
@@ -268,7 +278,7 @@ def sample(params, prompt_PS, prompt_length_P, keys_B, stops, spec: Spec, s: Sam
   for level in range(s.shrink + 1):
     here = len(state.done_R) // shards
     last = level == s.shrink or here % 2 or here < 4
-    t, state, cache = _decode(weights, prompt, (t, state, cache), 0 if last else here // 2, stops, spec, s, shards)
+    t, state, cache = _steps(weights, prompt, (t, state, cache), 0 if last else here // 2, stops, spec, s, shards)
     if last:
       break
     prompt, state, cache, made = _halve(prompt, state, cache, fan, shards)
@@ -276,3 +286,15 @@ def sample(params, prompt_PS, prompt_length_P, keys_B, stops, spec: Spec, s: Sam
   parts = [*finished, (state.rollout, state.row_R)]
   rollout, row_B = jax.tree.map(lambda *x: _local(lambda *y: jnp.concatenate(y), shards, *x), *parts)
   return _each(lambda x, i: x[jnp.argsort(i)], shards, rollout, row_B)
+
+
+def sample(weights, prompt_PS, prompt_length_P, keys_B, stops, spec: Spec, s: Sampling, *, shards: int = 1) -> Rollout:
+  """G continuations of each prompt, a pure function of weights, prompt and row key; two programs.
+
+  weights: masters, or already in the compute dtype (`forward.cast`), which saves a copy; prompt_PS: left-padded token
+  ids; prompt_length_P: how many of the last slots are real (at least 1); keys_B: one a row (`keys.rows`); stops: the
+  stop-string automaton (`text.stops.automaton`), int [states, V], its last state meaning found; shards: pieces that
+  the batch is cut into on the mesh, rows are compacted inside each.
+  """
+  prompt, state = prefill(weights, prompt_PS, prompt_length_P, keys_B, stops, spec, s, shards=shards)
+  return decode(weights, prompt, state, stops, spec, s, shards=shards)

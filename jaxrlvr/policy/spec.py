@@ -41,6 +41,8 @@ class Spec:
   qk_norm: bool = False  # Qwen3
   tied: bool = True  # the head is the embedding table
   dtype: str = "float32"  # of activations; master weights are float32
+  attention: str = "reference"  # a name in policy.attention.ATTENTION: how whole rows attend
+  remat: str = "none"  # a name in policy.forward.REMAT: what the backward pass finds kept of a layer
   unroll: int = 1  # layers that one step of the scan over layers runs; all of them: faster and longer to compile
   vocab_chunk: int = 8192  # columns of the head that a scoring pass holds at once
 
@@ -109,9 +111,7 @@ def leaves(spec: Spec) -> dict[str, Leaf]:
 
 def shardings(spec: Spec, mesh: jax.sharding.Mesh) -> dict[str, jax.sharding.NamedSharding]:
   """Where each weight lies; an indivisible dimension is an InputError that names it."""
-  for name, leaf in leaves(spec).items():
-    shard.check(mesh, name, leaf.shape, leaf.axes)
-  return {name: shard.named(mesh, *leaf.axes) for name, leaf in leaves(spec).items()}
+  return {name: shard.place(mesh, name, leaf.shape, leaf.axes) for name, leaf in leaves(spec).items()}
 
 
 def count(spec: Spec) -> int:

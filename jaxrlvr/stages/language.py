@@ -84,7 +84,7 @@ def train(stage: str, config: ConfigDict, workdir: str | Path) -> dict:
     policy = setup.load_policy(config)
     shard.check(policy.mesh, f"config.{stage}.rows", (settings.rows // settings.microbatches,), ("batch",))
     optimizer, rates = setup.optimizer(settings.optim, settings.steps)
-    loss_fn = objective.language_modelling(policy.spec, config.model.remat)
+    loss_fn = objective.language_modelling(policy.spec)
     text, known = texts(config, stage, policy.tokenizer)
     document = functools.lru_cache(2)(lambda number: embedded.document(text(number), policy.tokenizer))
     run.begin(

@@ -34,12 +34,11 @@ class Learner(NamedTuple):
   optimizer: object
   updates: int  # updates a step
   settings: ConfigDict
-  remat: bool
 
   def logp(self, params, batch) -> jax.Array:
     s = self.settings
     parts = s.microbatches * self.updates
-    where = dict(start=s.prompt_tokens, temperature=s.temperature, parts=parts, remat=self.remat)
+    where = dict(start=s.prompt_tokens, temperature=s.temperature, parts=parts)
     return objective.logp(params, batch, self.spec, **where)
 
   def rows(self, params, ref_params, prompts, drawn: rollout.Drawn) -> objective.RolloutBatch:
@@ -92,10 +91,10 @@ def make_learner(config: ConfigDict, policy: setup.Policy) -> tuple[Learner, np.
   optimizer, rates = setup.optimizer(s.optim, s.steps * updates)
   loss_fn = objective.grpo(
     policy.spec, start=s.prompt_tokens, temperature=s.temperature, kl_beta=s.kl_beta, kl_estimator=s.kl_estimator,
-    remat=config.model.remat, clip_low=s.clip_low, clip_high=s.clip_high, dual_clip=s.dual_clip or None, ratio=s.ratio,
+    clip_low=s.clip_low, clip_high=s.clip_high, dual_clip=s.dual_clip or None, ratio=s.ratio,
     importance_cap=s.importance_cap or None,
   )  # fmt: skip
-  return Learner(policy.spec, loss_fn, optimizer, updates, s, config.model.remat), rates
+  return Learner(policy.spec, loss_fn, optimizer, updates, s), rates
 
 
 class Judged(NamedTuple):
@@ -168,6 +167,8 @@ def check_sizes(config: ConfigDict, policy: setup.Policy) -> None:
   s = config.rl
   problems = s.minibatch_problems or s.problems_per_step
   shard.check(policy.mesh, "config.rl.problems_per_step", (s.problems_per_step,), ("batch",))
+  part = s.problems_per_step // s.sample_parts
+  shard.check(policy.sample_mesh, "config.rl.problems_per_step / config.rl.sample_parts", (part,), ("batch",))
   shard.check(policy.mesh, "rows of a micro-batch", (problems * s.group_size // s.microbatches,), ("batch",))
 
 
@@ -178,7 +179,7 @@ def rl(config: ConfigDict, workdir: str | Path) -> dict:
     policy = setup.load_policy(config)
     check_sizes(config, policy)
     learner, rates = make_learner(config, policy)
-    sampler = rollout.Sampler(config, policy, "rl")
+    sampler = rollout.Sampler(config, policy, "rl", s.sample_parts)
     with rollout.verifier_service(config) as service, jax.set_mesh(policy.mesh), jax.transfer_guard("disallow"):
       problems, ids, dropped = rollout.load_problems(config, "problems", policy.tokenizer, service)
       evaluator = Evaluator(config, policy, service)
@@ -188,7 +189,7 @@ def rl(config: ConfigDict, workdir: str | Path) -> dict:
         return run.summary
       setup.keep(config, policy, run.workdir)
       label_right = reward.labels_right(problems, service.grade)
-      ref_params = policy.params if s.kl_beta else None
+      ref_params = setup.frozen(policy) if s.kl_beta else None
       terms = reward.parse(s.reward)
       state, meta = run.restore(setup.fresh_state(policy, learner.optimizer))
       start = meta["step"] if meta else 0
@@ -199,7 +200,8 @@ def rl(config: ConfigDict, workdir: str | Path) -> dict:
         begun = time.monotonic()
         batch, occurrence_P = problem_lists.batch(problems, config.seed, step, s.problems_per_step)
         prompts = sampler.prompts(batch, ids, occurrence_P)
-        drawn, on_device = sampler(state.params, prompts, step)
+        drawn = sampler(sampler.weights(state.params), prompts, step)
+        on_device = jax.device_put((prompts.tokens_PS, prompts.length_P), shard.named(policy.mesh, "batch"))
         rows = learner.rows(state.params, ref_params, on_device, drawn)
         judged = judge(terms, s.noise, drawn.answers, label_right, service.grade)
         paid = np.where(judged.paid.scored_PG, judged.paid.value_PG, np.nan).tolist()

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from jaxrlvr import keys, masked, reward, shard
 from jaxrlvr.data import problems as problem_lists
-from jaxrlvr.policy.sample import STOP_EOS, STOP_NAMES, Rollout, Sampling, sample
+from jaxrlvr.policy.sample import STOP_EOS, STOP_NAMES, Rollout, Sampling, lay_out, sample
 from jaxrlvr.stages.setup import Policy
 from jaxrlvr.text.answer import final
 from jaxrlvr.text.stops import automaton
@@ -56,13 +56,18 @@ class Loaded(NamedTuple):
 class Sampler:
   """Draws responses of a policy, with everything that stays the same between batches."""
 
-  def __init__(self, config: ConfigDict, policy: Policy, stream: str, **changes):
-    self._policy, self._seed, self._stream = policy, config.seed, stream
+  def __init__(self, config: ConfigDict, policy: Policy, stream: str, parts: int = 1, **changes):
+    """`parts` of a batch are sampled one after another; changes memory, never a sample. `changes` of `sampling`."""
+    self._policy, self._seed, self._stream, self._parts = policy, config.seed, stream, parts
     self._width = config.rl.prompt_tokens
     self.sampling = sampling(config, policy.tokenizer, **changes)
-    self._shards = shard.size(policy.mesh, "batch")
+    self._shards = shard.size(policy.sample_mesh, "batch")
     stops = automaton(config.rl.stop_strings, policy.tokenizer.pieces())
-    self._stops = jax.device_put(stops, shard.named(policy.mesh))
+    self._stops = jax.device_put(stops, shard.named(policy.sample_mesh))
+    self.weights = lay_out(policy.spec, policy.sample_mesh)  # of the policy's masters, what `__call__` takes
+    self._join = jax.jit(
+      lambda parts: jax.tree.map(lambda *x: jnp.concatenate(x), *parts), out_shardings=shard.named(policy.mesh, "batch")
+    )
 
   def prompts(self, problems: Sequence[Problem], ids: dict[str, list[int]], occurrence_P) -> Prompts:
     return make_prompts(problems, ids, occurrence_P, self._width, self._policy.tokenizer.pad_id)
@@ -73,25 +78,30 @@ class Sampler:
 
   def sweep(self, params, loaded: Loaded, size: int, start: int = 0) -> Iterator[Drawn]:
     """Responses to all problems from number `start` on, in order, `size` problems at a time."""
+    weights = self.weights(params)
     for first in range(start, len(loaded.problems), size):
       chunk = loaded.problems[first : first + size]
       filled = chunk + [chunk[-1]] * (size - len(chunk))  # the batch keeps its shape; what fills it is dropped
       occurrence_P = np.maximum(np.arange(size) - len(chunk) + 1, 0).astype(np.int32)
-      drawn, _ = self(params, self.prompts(filled, loaded.ids, occurrence_P), 0)
+      drawn = self(weights, self.prompts(filled, loaded.ids, occurrence_P), 0)
       kept = drawn.answers._replace(problems=chunk, text_PG=drawn.answers.text_PG[: len(chunk)])
       yield drawn._replace(answers=kept)
 
-  def __call__(self, params, prompts: Prompts, step: int) -> tuple[Drawn, tuple[jax.Array, jax.Array]]:
-    """(responses, the prompts on the device)."""
-    group, mesh = self.sampling.group, self._policy.mesh
+  def __call__(self, weights, prompts: Prompts, step: int) -> Drawn:
+    """Responses to a batch of prompts, laid out as training wants them."""
+    group, policy = self.sampling.group, self._policy
     index_PG = prompts.occurrence_P[:, None] * group + np.arange(group, dtype=np.int32)
-    up = (prompts.tokens_PS, prompts.length_P, prompts.hash_P, index_PG)
-    tokens_PS, length_P, hash_P, index_PG = jax.device_put(up, shard.named(mesh, "batch"))
-    address = jax.device_put(keys.address(self._seed, self._stream, step), shard.named(mesh))
-    keys_B = keys.rows(address, hash_P, index_PG)
-    rollout = sample(
-      params, tokens_PS, length_P, keys_B, self._stops, self._policy.spec, self.sampling, shards=self._shards
-    )
+    rows = (prompts.tokens_PS, prompts.length_P, prompts.hash_P, index_PG)
+    made = []
+    with jax.set_mesh(policy.sample_mesh):
+      address = jax.device_put(keys.address(self._seed, self._stream, step), shard.named(policy.sample_mesh))
+      for part in zip(*(np.split(x, self._parts) for x in rows), strict=True):
+        jax.block_until_ready(made[-1:])  # or the next part's cache is allocated beside this one's
+        tokens_PS, length_P, *addresses = jax.device_put(part, shard.named(policy.sample_mesh, "batch"))
+        keys_B = keys.rows(address, *addresses)
+        given = (weights, tokens_PS, length_P, keys_B, self._stops, policy.spec, self.sampling)
+        made.append(sample(*given, shards=self._shards))
+    rollout = self._join(made)
     down = jax.device_get((rollout.tokens_BT, rollout.length_B, rollout.stop_B, row_statistics(rollout)))
     tokens_BT, length_B, stop_B, by_row = down
     texts = decode(self._policy.tokenizer, tokens_BT, length_B, stop_B)
@@ -100,7 +110,7 @@ class Sampler:
     text_PG = [texts[i : i + group] for i in range(0, len(texts), group)]
     samples_PG = prompts.occurrence_P[:, None] * group + np.arange(group)
     answers = reward.Answers(prompts.problems, text_PG, statistics, samples_PG, self._seed, step)
-    return Drawn(rollout, answers, length_B.reshape(shape), stop_B.reshape(shape)), (tokens_PS, length_P)
+    return Drawn(rollout, answers, length_B.reshape(shape), stop_B.reshape(shape))
 
 
 @jax.jit

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +16,9 @@ import optax
 from ml_collections import ConfigDict
 
 from jaxrlvr import checkpoint, keys, logbook, optim, shard
+from jaxrlvr.policy import forward
 from jaxrlvr.policy import spec as policy_spec
+from jaxrlvr.policy.attention import resolve
 from jaxrlvr.policy.spec import RopeScaling, Spec
 from jaxrlvr.text.tokenizer import SentencePiece, Tokenizer
 from jaxrlvr.types import InputError
@@ -30,14 +33,13 @@ class Policy(NamedTuple):
   tokenizer: Tokenizer
   params: dict
   mesh: jax.sharding.Mesh
+  sample_mesh: jax.sharding.Mesh  # the same devices as sampling uses them
   origin: dict  # where the weights come from: run directory and step, or the seed
 
 
 def make_mesh(config: ConfigDict) -> jax.sharding.Mesh:
-  sizes = dict(config.mesh)
-  needed = 1
-  for n in sizes.values():
-    needed *= max(n, 1)
+  sizes = {name: config.mesh[name] for name in shard.AXES}
+  needed = math.prod(max(n, 1) for n in sizes.values())
   devices = jax.devices()
   if -1 not in sizes.values():
     if needed > len(devices):
@@ -49,6 +51,27 @@ def make_mesh(config: ConfigDict) -> jax.sharding.Mesh:
     return shard.make_mesh(**sizes, devices=devices)
   except InputError as error:
     raise InputError(f"config.mesh: {error}") from error
+
+
+def sampling_mesh(config: ConfigDict, spec: Spec, mesh: jax.sharding.Mesh, memory: int | None) -> jax.sharding.Mesh:
+  """The mesh that sampling uses; `memory` bytes a device decide where config.mesh.sample_tensor = 0, None: unknown."""
+  wanted, devices = config.mesh.sample_tensor, mesh.devices.size
+  whole = policy_spec.count(spec) * jnp.dtype(spec.dtype).itemsize
+  found = None
+  for cut in [wanted] if wanted else [n for n in range(mesh.shape["tensor"], devices + 1) if devices % n == 0]:
+    try:
+      made = shard.sampling_mesh(mesh, cut)
+      policy_spec.shardings(spec, made)
+    except InputError as error:
+      if wanted:
+        raise InputError(f"config.mesh.sample_tensor = {wanted}: {error}") from error
+      continue
+    found = made
+    if memory is None or whole / cut <= memory / 4:
+      break
+  if found is None:
+    raise InputError(f"config.mesh.sample_tensor: no cut of the weights fits {devices} devices; change config.mesh")
+  return found
 
 
 def _fresh_spec(config: ConfigDict, vocab: int) -> Spec:
@@ -95,9 +118,7 @@ def load_policy(config: ConfigDict) -> Policy:
   if init is not None and not (init / POLICY).is_file():
     raise InputError(f"config.init = {config.init!r}: holds no {POLICY}; name the workdir of a finished training stage")
   spec = read_spec(init / POLICY) if init else _fresh_spec(config, tokenizer.vocab_size)
-  spec = dataclasses.replace(
-    spec, dtype=config.model.dtype, unroll=min(config.model.unroll, spec.layers), vocab_chunk=config.model.vocab_chunk
-  )
+  spec = configured(config, spec, mesh.devices.flat[0].platform)
   if tokenizer.vocab_size > spec.vocab:
     raise InputError(
       f"{tokenizer_path}: {tokenizer.vocab_size} tokens, but the policy has {spec.vocab} rows; use its own tokenizer"
@@ -109,7 +130,15 @@ def load_policy(config: ConfigDict) -> Policy:
     params, origin = make(), {"seed": config.seed}
   else:
     params, origin = _load_params(init, jax.eval_shape(make), placed)
-  return Policy(spec, tokenizer, params, mesh, origin)
+  memory = (mesh.devices.flat[0].memory_stats() or {}).get("bytes_limit")
+  return Policy(spec, tokenizer, params, mesh, sampling_mesh(config, spec, mesh, memory), origin)
+
+
+def configured(config: ConfigDict, spec: Spec, platform: str) -> Spec:
+  """The spec with what a config says of how to compute, whatever the weights."""
+  m = config.model
+  how = dict(dtype=m.dtype, unroll=min(m.unroll, spec.layers), vocab_chunk=m.vocab_chunk, remat=m.remat)
+  return dataclasses.replace(spec, **how, attention=resolve(m.attention, platform, m.dtype))
 
 
 def keep(config: ConfigDict, policy: Policy, workdir: Path) -> None:
@@ -149,8 +178,14 @@ def digests_of_params(meta: dict) -> dict[str, str]:
   return {name: digest for name, digest in meta["digests"].items() if name.startswith("['params']")}
 
 
+def frozen(policy: Policy) -> dict:
+  """A copy of the policy's weights in the compute dtype, which is all that a forward pass reads of them."""
+  copy = jax.jit(lambda p: jax.tree.map(jnp.copy, forward.cast(p, policy.spec)))
+  return copy(policy.params)
+
+
 def fresh_state(policy: Policy, optimizer: optax.GradientTransformation) -> TrainState:
-  """Training state at step 0, moments laid out like the weights they belong to; the policy's own weights stay."""
+  """Training state at step 0, moments laid out like the weights they belong to; it takes the policy's own weights."""
   rest = shard.named(policy.mesh)
   placed = policy_spec.shardings(policy.spec, policy.mesh)
   shapes = jax.eval_shape(lambda p: init_state(p, optimizer), policy.params)
@@ -159,10 +194,10 @@ def fresh_state(policy: Policy, optimizer: optax.GradientTransformation) -> Trai
       optimizer, lambda _, place: place, shapes.opt_state, placed, transform_non_params=lambda _: rest
     )
   places = TrainState(placed, moments, rest, rest, rest)
-  return jax.jit(lambda p: init_state(jax.tree.map(jnp.copy, p), optimizer), out_shardings=places)(policy.params)
+  return jax.jit(lambda p: init_state(p, optimizer), out_shardings=places, donate_argnums=0)(policy.params)
 
 
 def optimizer(o: ConfigDict, updates: int) -> tuple[optax.GradientTransformation, np.ndarray]:
   """(optimiser, learning rate of each update [updates]) of an `optim` group over this many updates."""
   rates = optim.rates(o.schedule, o.lr, round(o.warmup * updates), updates, o.floor)
-  return optim.adamw(o.b1, o.b2, o.eps, o.weight_decay, o.clip_norm), rates
+  return optim.adamw(o.b1, o.b2, o.eps, o.weight_decay, o.clip_norm, o.moment), rates

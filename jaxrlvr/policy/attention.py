@@ -1,0 +1,89 @@
+"""Attention of whole rows, one function a platform; which one runs is a value of the config.
+
+Each takes q_BHTh, k_BKTh, v_BKTh (K divides H) and segments_BT, and returns out_BHTh: a token sees the tokens of its
+own segment up to itself, scores are scaled by 1/sqrt(h). What stands at padding (segment 0) is finite, without meaning.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from jaxrlvr import shard
+
+NEGATIVE = -1e30  # a masked score: finite, so that a row without any key gives no NaN
+_LANES = 128  # of a TPU: the kernel's blocks and head width are multiples
+
+
+def _seen_BTS(segments_BT: jax.Array) -> jax.Array:
+  slots = jnp.arange(segments_BT.shape[1])
+  return (segments_BT[:, :, None] == segments_BT[:, None, :]) & (slots[:, None] >= slots)
+
+
+def reference(q_BHTh, k_BKTh, v_BKTh, segments_BT):
+  """Plain products in the layout [B,K,..]: the fastest on CPU, and what the others are compared with."""
+  batch, _, time, head_dim = q_BHTh.shape
+  q_BKgTh = q_BHTh.reshape(batch, k_BKTh.shape[1], -1, time, head_dim)
+  score = jnp.einsum("bkgth,bksh->bkgts", q_BKgTh, k_BKTh, preferred_element_type=jnp.float32) * head_dim**-0.5
+  score = jnp.where(_seen_BTS(segments_BT)[:, None, None], score, NEGATIVE)
+  weight = jax.nn.softmax(score, -1).astype(v_BKTh.dtype)
+  return jnp.einsum("bkgts,bksh->bkgth", weight, v_BKTh).reshape(q_BHTh.shape)
+
+
+def _library(q_BHTh, k_BKTh, v_BKTh, segments_BT, implementation: str):
+  """`jax.nn.dot_product_attention`, which wants [B,T,heads,h]."""
+  q, k, v = (x.swapaxes(1, 2) for x in (q_BHTh, k_BKTh, v_BKTh))
+  mask = _seen_BTS(segments_BT)[:, None]
+  return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation=implementation).swapaxes(1, 2)
+
+
+def splash(q_BHTh, k_BKTh, v_BKTh, segments_BT, *, interpret: bool = False):
+  """The Pallas kernel for TPUs (splash attention): no [T,T] array, blocks above the diagonal are left out.
+
+  Widths are padded to the kernel's blocks. On a mesh each device works on its own rows and heads.
+  """
+  from jax.experimental.pallas.ops.tpu import splash_attention as kernels
+
+  time, head_dim = q_BHTh.shape[2:]
+  wide = -(-time // _LANES) * _LANES
+  block = next(n for n in (512, 384, 256, _LANES) if wide % n == 0)
+  sizes = kernels.BlockSizes(
+    block_q=block, block_kv=block, block_kv_compute=block, block_q_dkv=block, block_kv_dkv=block,
+    block_kv_dkv_compute=block, use_fused_bwd_kernel=True,
+  )  # fmt: skip
+
+  def local(q, k, v, segments):
+    more = ((0, 0), (0, 0), (0, wide - time), (0, -head_dim % _LANES))
+    q, k, v = (jnp.pad(x, more) for x in (q * head_dim**-0.5, k, v))
+    segments = jnp.pad(segments, ((0, 0), (0, wide - time)))
+    q = q.reshape(q.shape[0], k.shape[1], -1, *q.shape[2:])
+    mask = kernels.MultiHeadMask([kernels.CausalMask((wide, wide))] * q.shape[2])
+    kernel = kernels.make_splash_mqa_single_device(mask, block_sizes=sizes, interpret=interpret)
+    heads = jax.vmap(lambda q, k, v, ids: kernel(q, k, v, segment_ids=ids), (0, 0, 0, None))  # KV heads
+    out = jax.vmap(heads)(q, k, v, kernels.SegmentIds(segments, segments))
+    return out.reshape(out.shape[0], -1, *out.shape[3:])[:, :, :time, :head_dim]
+
+  if jax.sharding.get_abstract_mesh().empty:
+    return local(q_BHTh, k_BKTh, v_BKTh, segments_BT)
+  q, kv = (shard.spec("batch", axis, None, None) for axis in ("heads", "kv_heads"))
+  on_mesh = jax.shard_map(local, in_specs=(q, kv, kv, shard.spec("batch", None)), out_specs=q, check_vma=False)
+  return on_mesh(q_BHTh, k_BKTh, v_BKTh, segments_BT)
+
+
+# How whole rows attend. Keys: values of `model.attention` but for "auto".
+ATTENTION: dict[str, Callable] = {
+  "reference": reference,
+  "xla": functools.partial(_library, implementation="xla"),
+  "cudnn": functools.partial(_library, implementation="cudnn"),
+  "splash": splash,
+}
+# What "auto" takes, by platform and dtype of activations.
+AUTO = {("tpu", "float32"): "splash", ("tpu", "bfloat16"): "splash", ("gpu", "bfloat16"): "cudnn"}
+
+
+def resolve(name: str, platform: str, dtype: str) -> str:
+  """The function's name where `name` is "auto", else `name`."""
+  return AUTO.get((platform, dtype), "reference") if name == "auto" else name

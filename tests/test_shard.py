@@ -1,0 +1,188 @@
+"""Sharded equals unsharded: scores, samples, a GRPO and an SFT update on 8 fake devices; misfits are told."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_sample import prompts, row_keys
+from test_update import rollout_batch
+
+from jaxrlvr import objective, optim, shard
+from jaxrlvr.policy import attention, forward
+from jaxrlvr.policy import spec as policy_spec
+from jaxrlvr.policy.sample import Sampling, lay_out, sample
+from jaxrlvr.policy.score import score
+from jaxrlvr.types import InputError
+from jaxrlvr.update import init_state, update
+
+PROMPTS, LENGTHS = prompts([3, 6, 1, 5, 2, 4, 6, 3], high=20)
+S = Sampling(group=4, max_tokens=7, eos_ids=(2,), shrink=0)
+REWARD = (np.arange(32).reshape(8, 4) % 3 == 0).astype(np.float32)
+ADAMW = optim.adamw(0.9, 0.95, 1e-8, 0.01, 1.0)
+ROWS = 8, 12
+
+
+def text_batch():
+  draw = np.random.default_rng(0)
+  tokens = draw.integers(3, 20, ROWS).astype(np.int32)
+  segments = np.repeat([[1] * 5 + [2] * 6 + [0]], ROWS[0], 0).astype(np.int32)
+  positions = np.repeat([[*range(5), *range(6), 0]], ROWS[0], 0).astype(np.int32)
+  weights = (segments > 0) / np.float32((segments > 0).sum())
+  return objective.TextBatch(tokens, positions, segments, weights.astype(np.float32))
+
+
+def everything(spec, params, mesh, cut, shrink=0):
+  """(scores, rollout, weights after GRPO, weights after SFT, losses) on a mesh, sampled with weights cut `cut` ways."""
+  placed = policy_spec.shardings(spec, mesh)
+  up = functools.partial(jax.device_put, device=shard.named(mesh, "batch"))
+  sampling = shard.sampling_mesh(mesh, cut)
+  how = dict(group=4, baseline="mean", scale_std=True, reduce="token-mean", updates=1)
+  s = dataclasses.replace(S, shrink=shrink)
+  clip = dict(start=6, temperature=1.0, kl_beta=0.0, kl_estimator="k3", clip_low=0.2, clip_high=0.2)
+
+  def state():
+    return jax.jit(init_state, static_argnums=1)({k: jax.device_put(w, placed[k]) for k, w in params.items()}, ADAMW)
+
+  with jax.set_mesh(mesh):
+    text = up(text_batch())
+    read = jax.jit(score, static_argnums=4)
+    scores = read(state().params, text.tokens_BT, text.positions_BT, text.segments_BT, spec)
+    weights = lay_out(spec, sampling)(state().params)
+    with jax.set_mesh(sampling):
+      rows = jax.device_put((PROMPTS, LENGTHS, row_keys(range(8), 4)), shard.named(sampling, "batch"))
+      stops = np.zeros((2, spec.vocab), np.int32)
+      rollout = sample(weights, *rows, stops, spec, s, shards=shard.size(sampling, "batch"))
+    rollout = jax.device_put(rollout, shard.named(mesh, "batch"))
+    made = rollout_batch(*up((PROMPTS, LENGTHS)), rollout, *up((REWARD, REWARD >= 0)), **how)
+    grpo = functools.partial(update, optimizer=ADAMW, loss_fn=objective.grpo(spec, **clip))
+    after_rl, rl = grpo(state(), made, 1e-2, microbatches=2)
+    after_sft, sft = update(state(), text, 1e-2, loss_fn=objective.language_modelling(spec), optimizer=ADAMW)
+  return scores, rollout, after_rl.params, after_sft.params, (rl["loss"], sft["loss"])
+
+
+@pytest.fixture(scope="module")
+def alone(spec, params):
+  return everything(spec, params, shard.make_mesh(devices=jax.devices()[:1]), 1)
+
+
+MESHES = {  # name: sizes, pieces of the weights in sampling
+  "tensor beyond the KV heads": (dict(data=2, tensor=4), 4),
+  "all three axes": (dict(data=2, fsdp=2, tensor=2), 4),
+  "data": (dict(data=8), 1),
+  "fsdp, sampled in two pieces": (dict(fsdp=8, data=1), 2),
+}
+
+
+@pytest.mark.parametrize("mesh", [pytest.param(m, marks=[pytest.mark.slow] * (i > 1)) for i, m in enumerate(MESHES)])
+def test_sharded_equals_one_device(mesh, spec, params, alone):
+  sizes, cut = MESHES[mesh]
+  made = everything(dataclasses.replace(spec, remat="full"), params, shard.make_mesh(**sizes), cut, shrink=1)
+  for name in ("logp_BT", "entropy_BT", "certainty_BT"):
+    np.testing.assert_allclose(getattr(made[0], name), getattr(alone[0], name), atol=2e-5, err_msg=name)
+  np.testing.assert_array_equal(made[1].tokens_BT, alone[1].tokens_BT)
+  np.testing.assert_array_equal(made[1].stop_B, alone[1].stop_B)
+  np.testing.assert_allclose(made[1].logp_BT, alone[1].logp_BT, atol=2e-5)
+  for ours, theirs in zip(made[2:4], alone[2:4], strict=True):
+    for name in params:
+      np.testing.assert_allclose(ours[name], theirs[name], atol=3e-5, err_msg=name)
+  np.testing.assert_allclose(made[4], alone[4], atol=1e-6)
+
+
+def test_weights_for_sampling_are_cut_and_no_kv_head_is_lost(spec, params):
+  mesh = shard.make_mesh(data=1, fsdp=8)
+  weights = lay_out(dataclasses.replace(spec, dtype="bfloat16"), shard.sampling_mesh(mesh, 4))(params)
+  assert weights["q"].dtype == jnp.bfloat16
+  cut = {name: w.size // w.addressable_shards[0].data.size for name, w in weights.items()}
+  assert cut["q"] == cut["down"] == cut["embed"] == 4 and cut["k"] == cut["v"] == 1
+
+
+def test_indivisible_sizes_are_named(rich_spec):
+  mesh = shard.make_mesh(tensor=3, devices=jax.devices()[:3])
+  with pytest.raises(InputError, match=r"embed: axis 'vocab' has size 32, not divisible by 3 .*lower tensor in"):
+    policy_spec.shardings(rich_spec, mesh)
+  spec = dataclasses.replace(rich_spec, vocab=33, heads=6, kv_heads=2)
+  with pytest.raises(InputError, match=r"k: axis 'kv_heads' has size 2, not divisible by 3"):
+    policy_spec.shardings(spec, mesh)
+  with pytest.raises(InputError, match="does not cover 8 devices"):
+    shard.make_mesh(data=3)
+
+
+def grouped(dtype):
+  """Two KV heads for four query heads, three segments and padding on both sides, and a weighting of real slots."""
+  keys = jax.random.split(jax.random.key(0), 4)
+  q, out = (jax.random.normal(key, (2, 4, 150, 6), dtype) for key in keys[:2])
+  k, v = (jax.random.normal(key, (2, 2, 150, 6), dtype) for key in keys[2:])
+  segments = np.zeros((2, 150), np.int32)
+  segments[:, 4:60], segments[:, 60:61], segments[:, 61:140] = 1, 2, 3
+  return (q, k, v), jnp.array(segments), out * (segments > 0)[:, None, :, None]
+
+
+OTHERS = {
+  "xla": attention.ATTENTION["xla"],
+  "splash": functools.partial(attention.splash, interpret=True),
+}
+
+
+@pytest.mark.parametrize("dtype, atol", [("float32", 2e-5), ("bfloat16", 6e-2)])
+@pytest.mark.parametrize("name", OTHERS)
+def test_attention_equals_the_reference(name, dtype, atol):
+  qkv, segments, weights = grouped(dtype)
+
+  def run(attend):
+    def value(q, k, v):
+      out = jnp.where((segments > 0)[:, None, :, None], attend(q, k, v, segments), 0.0)
+      return jnp.sum((out * weights).astype(jnp.float32)), out
+
+    return jax.jit(jax.grad(value, (0, 1, 2), has_aux=True))(*qkv)
+
+  for ours, theirs in zip(*(jax.tree.leaves(run(f)) for f in (OTHERS[name], attention.reference)), strict=True):
+    np.testing.assert_allclose(ours.astype(np.float32), theirs.astype(np.float32), atol=atol)
+
+
+def test_splash_works_on_the_rows_and_heads_of_each_device():
+  qkv, segments, _ = grouped("float32")
+  mesh = shard.make_mesh(data=2, tensor=2, devices=jax.devices()[:4])
+  want = attention.reference(*qkv, segments)
+  with jax.set_mesh(mesh):
+    names = ("heads", "kv_heads", "kv_heads")
+    up = [jax.device_put(x, shard.named(mesh, "batch", name)) for x, name in zip(qkv, names, strict=True)]
+    got = jax.jit(OTHERS["splash"])(*up, jax.device_put(segments, shard.named(mesh, "batch")))
+  real = (segments > 0)[:, None, :, None]
+  np.testing.assert_allclose(jnp.where(real, got, 0), jnp.where(real, want, 0), atol=2e-5)
+  assert got.sharding.spec[:2] == (("data", "fsdp"), "tensor")
+
+
+def test_auto_takes_what_fits_the_platform():
+  cases = {("tpu", "bfloat16"): "splash", ("gpu", "bfloat16"): "cudnn", ("gpu", "float32"): "reference"}
+  assert {case: attention.resolve("auto", *case) for case in cases} == cases
+  assert attention.resolve("auto", "cpu", "float32") == "reference"
+  assert attention.resolve("xla", "tpu", "float32") == "xla"
+
+
+@pytest.mark.parametrize("remat", sorted(set(forward.REMAT) - {"none"}))
+def test_rematerialisation_changes_no_gradient(remat, spec, params):
+  batch = text_batch()
+
+  def gradient(how):
+    loss_fn = objective.language_modelling(dataclasses.replace(spec, remat=how))
+    return jax.jit(jax.grad(lambda p: loss_fn(p, batch)[0])), params
+
+  (f, p), (g, _) = gradient("none"), gradient(remat)
+  for ours, theirs in zip(*(jax.tree.leaves(h(p)) for h in (f, g)), strict=True):
+    np.testing.assert_allclose(ours, theirs, atol=1e-6)
+  count = [str(jax.make_jaxpr(h)(p)).count("dot_general") for h in (f, g)]
+  assert count[1] > count[0] if remat == "full" else count[1] >= count[0]
+
+
+def test_the_first_moment_may_be_bfloat16_and_the_second_may_not(spec, params):
+  adamw = optim.adamw(0.9, 0.999, 1e-8, 0.0, 0.0, "bfloat16")
+  state, _ = update(
+    jax.jit(init_state, static_argnums=1)(jax.tree.map(jnp.copy, params), adamw),
+    text_batch(), 1e-3, loss_fn=objective.language_modelling(spec), optimizer=adamw,
+  )  # fmt: skip
+  adam = state.opt_state[1]
+  assert {m.dtype for m in adam.mu.values()} == {jnp.dtype("bfloat16")}
+  assert {m.dtype for m in (*adam.nu.values(), *state.params.values())} == {jnp.dtype("float32")}
