@@ -196,27 +196,31 @@ status() {
   if [[ -n ${DRY_RUN:-} || $state == READY ]]; then worker all status; fi
 }
 
-# One word on all workers: idle, running, partial (some run and some don't), unknown, or an exit code. Of several
-# codes the one that says most: a host that stopped itself takes others along, which then end by other codes.
+# One word on all workers: idle, running, partial (some run, some failed or never started), foreign (running another
+# command), unknown (not all could be asked), or an exit code. Of several codes the one that says most: a host that
+# stopped itself takes others along, which then end by other codes.
 verdict() { # checksum of the command
-  local said seen running ended foreign code
-  said=$(worker all status 2>/dev/null) || true
-  said=$(grep '^worker ' <<<"$said") || true
-  seen=$(grep -c . <<<"$said") || true
-  running=$(grep -c ' running ' <<<"$said") || true
-  ended=$(grep -c ' ended ' <<<"$said") || true
-  foreign=$(grep ' running ' <<<"$said" | grep -vc " $1\$") || true
-  if [[ $seen != "$WORKERS" ]]; then echo unknown
-  elif [[ $foreign != 0 ]]; then echo foreign
-  elif [[ $running == "$WORKERS" ]]; then echo running
-  elif [[ $running != 0 ]]; then echo partial
-  elif [[ $ended != "$WORKERS" || $(grep -c " $1\$" <<<"$said") != "$WORKERS" ]]; then echo idle
+  local word how code sum seen=0 running=0 foreign=0 codes=() zeros=0
+  while read -r word _ how code sum; do
+    [[ $word == worker ]] || continue
+    seen=$((seen + 1))
+    case $how in
+      running) if [[ $sum == "$1" ]]; then running=$((running + 1)); else foreign=1; fi ;;
+      ended) if [[ $sum == "$1" ]]; then codes+=("$code"); fi ;;
+    esac
+  done < <(worker all status 2>/dev/null || true)
+  for code in ${codes[@]+"${codes[@]}"}; do if [[ $code == 0 ]]; then zeros=$((zeros + 1)); fi; done
+  if ((seen != WORKERS)); then echo unknown
+  elif ((foreign)); then echo foreign
+  elif ((running && running + zeros == WORKERS)); then echo running
+  elif ((running)); then echo partial
+  elif ((${#codes[@]} != WORKERS)); then echo idle
   else
-    for code in 2 3 4 '[1-9][0-9]*' lost 0; do
-      if grep -qE " ended $code " <<<"$said"; then
-        sed -nE "s/.* ended ($code) .*/\1/p" <<<"$said" | sed 1q
-        return
-      fi
+    for word in 2 3 4 '[1-9]*' lost 0; do
+      for code in "${codes[@]}"; do
+        # shellcheck disable=SC2053 # a pattern
+        if [[ $code == $word ]]; then echo "$code"; return; fi
+      done
     done
   fi
 }
