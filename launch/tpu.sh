@@ -138,7 +138,7 @@ while IFS= read -r -d "" path; do if [[ -e $path || -L $path ]]; then printf "%s
 
 # The archive that a worker keeps lists the files of the last sync: they go before the new ones come.
 UNPACK='set -e; mkdir -p jaxrlvr jaxrlvr-run; cd jaxrlvr
-flock --nonblock ../jaxrlvr-run/lock true || { echo "a run is going on; first launch/tpu.sh stop" >&2; exit 1; }
+flock --shared --nonblock ../jaxrlvr-run/lock true || { echo "a run is going on; first launch/tpu.sh stop" >&2; exit 1; }
 if [ -e ../jaxrlvr.tgz ]; then tar -tzf ../jaxrlvr.tgz --quoting-style=literal | xargs -d "\n" rm -f --; fi
 tar -xzf ../jaxrlvr.new.tgz; mv ../jaxrlvr.new.tgz ../jaxrlvr.tgz'
 
@@ -243,7 +243,9 @@ failed() { # what
 make() {
   local said
   say "creating $NAME ($TYPE)"
-  if ! said=$(create 2>&1); then
+  if said=$(create 2>&1); then
+    began=$SECONDS
+  else
     say "$said"
     if [[ $said == *[cC]apacity* || $said == *tockout* ]]; then sleep "${POLL:-60}"; else failed "create failed"; fi
   fi
@@ -272,7 +274,13 @@ babysit() {
       PREEMPTED | TERMINATED | FAILED | SUSPENDED)
         say "$NAME is $state: deleting it"
         prepared=""
-        delete --yes || failed "delete failed"
+        if ! delete --yes; then
+          failed "delete failed"
+        elif [[ $state == FAILED ]]; then
+          failed "the slice was refused or broke"
+        else
+          sleep "${POLL:-60}"
+        fi
         continue
         ;;
       STOPPED) fail 1 "$NAME was stopped by hand: start it, or launch/tpu.sh delete" ;;

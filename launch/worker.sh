@@ -31,6 +31,15 @@ setup() {
   .venv/bin/python -c 'import sys, jax, jaxrlvr; print(sys.argv[1], "ready: jax", jax.__version__)' "$host"
 }
 
+wait_for_pid() {
+  local n
+  for ((n = 0; n < 200; n++)); do
+    [[ ! -s $state/pid ]] || return 0
+    sleep 0.05
+  done
+  return 1
+}
+
 # Outlives the ssh connection that started it, and keeps the lock until the exit code is written.
 supervise() {
   local code=0
@@ -50,7 +59,7 @@ run() {
   printf '%s\0' "$@" | cksum | cut -d ' ' -f 1 >"$state/command"
   { printf '== %s jaxrlvr' "$(date -u +%FT%TZ)" && printf ' %q' "$@" && echo; } >>"$state/log"
   setsid bash launch/worker.sh supervise "$@" </dev/null >>"$state/log" 2>&1 &
-  while [[ ! -s $state/pid ]]; do sleep 0.05; done
+  wait_for_pid || { echo "$host: did not start; see $state/log" >&2; exit 1; }
   echo "$host: started as process $(cat "$state/pid")"
 }
 
@@ -77,7 +86,7 @@ status() {
 stop() {
   local pid
   if idle; then status; return; fi
-  while [[ ! -s $state/pid ]] && ! idle; do sleep 0.05; done
+  wait_for_pid || { echo "$host: no process to stop" >&2; exit 1; }
   pid=$(cat "$state/pid")
   kill -TERM "$pid" 2>/dev/null || true
   flock --timeout "$1" "$state/lock" true || { echo "$host: killed after $1 seconds"; kill -KILL "$pid" || true; }

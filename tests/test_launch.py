@@ -69,9 +69,10 @@ exit $code
 """
 
 RUN = r"""#!/usr/bin/env bash
-printf '%s\0' "$@" >"$HOME/arguments"
 trap 'echo saved; exit 143' TERM
+[[ $1 != cpt ]] || trap '' TERM
 echo "stage $1"
+printf '%s\0' "$@" >"$HOME/arguments.new" && mv "$HOME/arguments.new" "$HOME/arguments"
 [[ $1 != sft ]] || exit 3
 for n in $(seq 100); do sleep 0.1; done
 """
@@ -115,6 +116,13 @@ def gcloud(launch, text):
   path = launch.play / "bin" / "gcloud"
   path.write_text(text)
   path.chmod(0o755)
+
+
+def wait_for(path):
+  deadline = time.monotonic() + 10
+  while not path.exists():
+    assert time.monotonic() < deadline, f"no {path}"
+    time.sleep(0.05)
 
 
 def dry(launch, *words, **settings):
@@ -264,19 +272,26 @@ def test_two_hosts_from_sync_to_stop(launch):
   again = launch("run", "rl")
   assert again.returncode == 1 and again.stderr.count("a run is going on") == 2
   assert "a run is going on" in launch("sync").stderr
-  deadline = time.monotonic() + 10
-  while not all((home / "arguments").exists() for home in homes) and time.monotonic() < deadline:
-    time.sleep(0.05)
   for home in homes:
+    wait_for(home / "arguments")
     assert (home / "arguments").read_text().split("\0")[:-1] == [*odd, "--distributed"]
+    (home / "arguments").unlink()
   done = launch("stop", GRACE="10")
   assert re.findall(r"^worker (\S+) ended (\d+) \d+$", done.stdout, re.M) == [("home0", "143"), ("home1", "143")]
   said = launch("tail", "all").stdout
   assert all(f"home{n}: {text}" in said for n in (0, 1) for text in ("stage rl", "saved", "== "))
 
   assert launch("run", "sft").returncode == 0
-  time.sleep(0.3)
-  assert [(home / "jaxrlvr-run/exit").read_text() for home in homes] == ["3\n", "3\n"]
+  for home in homes:
+    wait_for(home / "jaxrlvr-run/exit")
+    assert (home / "jaxrlvr-run/exit").read_text() == "3\n"
+    (home / "arguments").unlink()
+  assert launch("run", "cpt").returncode == 0
+  for home in homes:
+    wait_for(home / "arguments")
+  done = launch("stop", GRACE="1")
+  assert done.stdout.count("killed after 1 seconds") == 2 and done.stdout.count(" ended 137 ") == 2
+  assert launch("stop").stdout.count(" ended 137 ") == 2
 
 
 STAGE = ("rl", "--config=base", "--workdir=gs://b/w")
@@ -354,6 +369,8 @@ def test_babysit_waits_for_capacity_without_end_but_not_for_other_refusals(babys
   assert (code, calls) == (0, "create " * 4 + BEGIN), said
   code, calls, said = babysit(["missing"] * 4, [], ["create Permission denied"] * 4, LIMIT="2")
   assert (code, calls) == (1, "create create") and "Permission denied" in said
+  code, calls, said = babysit(["missing", "FAILED"] * 3, [], QUEUED="1", LIMIT="2")
+  assert (code, calls) == (1, "create delete create delete") and "refused or broke" in said
 
 
 def test_babysit_tries_again_when_a_new_slice_takes_no_connection_yet(babysit):
