@@ -132,7 +132,8 @@ delete() {
 pack() {
   # shellcheck disable=SC2016 # for the inner bash
   local script='set -euo pipefail; mkdir -p build; git ls-files -z --cached --others --exclude-standard | \
-while IFS= read -r -d "" path; do if [[ -e $path || -L $path ]]; then printf "%s\0" "$path"; fi; done | tar -czf "$1" --null --no-recursion -T -'
+while IFS= read -r -d "" path; do if [[ -e $path || -L $path ]]; then printf "%s\0" "$path"; fi; done | \
+tar -czf "$1" --null --no-recursion -T -'
   step bash -c "${script//$'\\\n'/}" pack "build/$NAME.tgz"
 }
 
@@ -284,7 +285,12 @@ babysit() {
         continue
         ;;
       STOPPED) fail 1 "$NAME was stopped by hand: start it, or launch/tpu.sh delete" ;;
-      *) [[ $state == "$before" ]] || say "$NAME is $state: waiting" && before=$state && sleep "${POLL:-60}" && continue ;;
+      *)
+        [[ $state == "$before" ]] || say "$NAME is $state: waiting"
+        before=$state
+        sleep "${POLL:-60}"
+        continue
+        ;;
     esac
     now=$(verdict "$sum")
     [[ $now == "$before" ]] || say "$NAME is READY, the run: $now"

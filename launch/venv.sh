@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Sourced by the other scripts: makes .venv and installs this checkout in it, only where pyproject.toml has changed since.
+# Sourced by the other scripts: makes .venv and installs this checkout in it, where pyproject.toml has changed since.
 install_jaxrlvr() { # what to install, such as '.[test]', as pip takes it
   local python=${PYTHON:-python3} stamp
   if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
