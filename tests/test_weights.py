@@ -73,8 +73,9 @@ def load(folder, sizes=ALL):
   return model, weights.load(model, model.spec, shard.make_mesh(**sizes))
 
 
-@pytest.mark.parametrize("family", SPECS)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize(
+  ("family", "dtype"), [("llama", "bfloat16"), ("llama-tied", "float16"), ("qwen2", "float32"), ("qwen3", "bfloat16")]
+)
 def test_every_weight_lies_where_einsum_wants_it(tmp_path, family, dtype):
   """Heads and widths by their definition, from shards, on a mesh that cuts every axis."""
   spec = SPECS[family]
@@ -97,8 +98,7 @@ def test_every_weight_lies_where_einsum_wants_it(tmp_path, family, dtype):
   assert all(params[name].sharding == placed[name] for name in params)
 
 
-@pytest.mark.parametrize("family", SPECS)
-@pytest.mark.parametrize("shard_bytes", [1, 3000, 1 << 30])
+@pytest.mark.parametrize(("family", "shard_bytes"), [("llama", 1), ("qwen2", 3000), ("qwen3", 1 << 30)])
 def test_writing_is_the_inverse_of_reading(tmp_path, family, shard_bytes):
   spec, mesh = SPECS[family], shard.make_mesh(**ALL)
   placed = policy_spec.shardings(spec, mesh)

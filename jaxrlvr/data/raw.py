@@ -49,7 +49,7 @@ def find(source: str) -> tuple[str, Raw]:
     return source, Raw("")
   entry = RAW[name]
   cure = f"take {name}:FOLDER with a local copy of {entry.repository}"
-  return copy or _snapshot(name, cure, entry.patterns, repo_id=entry.repository, repo_type="dataset"), entry
+  return copy or _snapshot(name, cure, entry.patterns, entry.repository, repo_type="dataset"), entry
 
 
 def model(name: str) -> str:
@@ -57,27 +57,26 @@ def model(name: str) -> str:
   if Path(name).exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", name):
     return name
   repository, _, revision = name.partition("@")
-  place = {"repo_id": repository, "repo_type": "model"} | ({"revision": revision} if revision else {})
-  return _snapshot(
-    name, "name a folder that exists", ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"), **place
-  )
+  place = {"repo_type": "model"} | ({"revision": revision} if revision else {})
+  patterns = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
+  return _snapshot(name, "name a folder that exists", patterns, repository, **place)
 
 
-def _snapshot(name: str, cure: str, patterns: tuple[str, ...], **place) -> str:
+def _snapshot(name: str, cure: str, patterns: tuple[str, ...], repository: str, **place) -> str:
   try:
     import huggingface_hub
   except ImportError:
     raise InputError(f"{name}: huggingface_hub is not installed; pip install 'jaxrlvr[hub]', or {cure}") from None
   for offline in (True, False):
     try:
-      found = huggingface_hub.snapshot_download(allow_patterns=list(patterns), local_files_only=offline, **place)
+      fetch = {"allow_patterns": list(patterns), "local_files_only": offline, **place}
+      found = huggingface_hub.snapshot_download(repository, **fetch)
       dataset = place["repo_type"] == "dataset"
       if not offline or _complete(rows.files(found, patterns) if dataset else Path(found).glob("*.safetensors")):
         return str(found)
     except Exception as error:  # what it raises depends on its version and on the network's client
       reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-  where = place["repo_id"]
-  raise InputError(f"{name}: {where} is neither in the hub's cache nor to be fetched ({reason}); {cure}")
+  raise InputError(f"{name}: {repository} is neither in the hub's cache nor to be fetched ({reason}); {cure}")
 
 
 def _complete(files: Iterable[Path]) -> bool:

@@ -1,0 +1,172 @@
+"""Models through the stages: import, training from them, export; refusals first, parity with transformers when slow."""
+
+import dataclasses
+import json
+import re
+import shutil
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors import numpy as safetensors
+from test_hf import USER, make
+from test_stages import run
+from test_weights import SPECS, tensors_of, write
+
+from jaxrlvr import config as configs
+from jaxrlvr import weights
+from jaxrlvr.data import raw
+from jaxrlvr.stages import setup
+from jaxrlvr.text.hf import HuggingFace
+from jaxrlvr.types import InputError
+
+ROOT = Path(__file__).parents[1]
+PADDED = 352  # rows of the embedding, of which the tokenizer knows fewer
+
+
+def model(folder, family="llama", style="llama3", shards=2):
+  """A tiny random model with its tokenizer, weights small as at an initialisation."""
+  spec = dataclasses.replace(SPECS[family], vocab=PADDED, width=16, head_dim=4)
+  tensors = {name: w * 0.1 + name.endswith("norm.weight") for name, w in tensors_of(spec).items()}
+  write(folder, spec, {name: w.astype(np.float32) for name, w in tensors.items()}, shards=shards)
+  make(folder, style)
+  return folder
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory):
+  """(Hugging Face directory, the run directory that `import` makes of it)."""
+  base = tmp_path_factory.mktemp("models")
+  source = model(base / "hf")
+  assert run("import", "--config=base", f"--workdir={base / 'run'}", f"--config.model.path={source}") == 0
+  return source, base / "run"
+
+
+def test_import_stands_alone(imported, tmp_path):
+  source, workdir = imported
+  assert json.loads((workdir / "summary.json").read_text())["finished"]
+  moved = shutil.copytree(workdir, tmp_path / "moved")
+  direct = setup.load_policy(configs.load("smoke", {"model.path": str(source)}))
+  policy = setup.load_policy(configs.load("smoke", {"init": str(moved)}))
+  assert policy.spec == direct.spec and policy.origin["digests"] == direct.origin["digests"]
+  assert policy.spec.real_vocab == policy.tokenizer.vocab_size < policy.spec.vocab == PADDED
+  assert policy.tokenizer.render(USER) == HuggingFace(source).render(USER)
+  for name, w in direct.params.items():
+    np.testing.assert_array_equal(w, policy.params[name])
+  assert run("import", "--config=base", f"--workdir={workdir}", f"--config.model.path={source}") == 0
+
+
+def test_import_notices_other_weights(imported, tmp_path, capsys):
+  source, workdir = imported
+  other = shutil.copytree(source, tmp_path / "other")
+  file = other / "model-00001-of-00002.safetensors"
+  tensors = dict(safetensors.load_file(file))
+  name = min(tensors)
+  tensors[name] = tensors[name] + np.float32(1e-3)
+  safetensors.save_file(tensors, file)
+  assert run("import", "--config=base", f"--workdir={workdir}", f"--config.model.path={other}") == 2
+  assert "origin are not those the run began with" in capsys.readouterr().err
+
+
+def nan(folder):
+  tensors = tensors_of(dataclasses.replace(SPECS["llama"], vocab=PADDED, width=16, head_dim=4))
+  tensors["model.norm.weight"][3] = np.nan
+  safetensors.save_file(tensors, folder / "model.safetensors")
+  (folder / weights.INDEX).unlink()
+
+
+def edit(**config):
+  def change(folder):
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | config))
+
+  return change
+
+
+BAD = {
+  "nan": (nan, {}, "model.norm.weight holds a value that is not finite"),
+  "config": (edit(hidden_act="gelu"), {}, "config.model.path: .*config.json: hidden_act"),
+  "tokenizer": (lambda f: (f / "tokenizer.json").unlink(), {}, "holds neither tokenizer.json nor tokenizer.model"),
+  "rows": (lambda f: write(f, SPECS["llama"], shards=2), {}, "tokens, but the policy has 24 rows"),
+  "switch": (lambda f: None, {"model.think": "on"}, "config.model.think = 'on': .*no chat template that reads"),
+  "both": (lambda f: None, {"init": "x"}, "config.init and config.model.path are both set"),
+  "think": (lambda f: None, {"model.think": "yes"}, "wanted one of template, on, off"),
+  "dtype": (lambda f: None, {"export.dtype": "float16"}, "wanted one of float32, bfloat16"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_import_refuses(imported, tmp_path, capsys, case):
+  change, more, words = BAD[case]
+  folder = shutil.copytree(imported[0], tmp_path / "m")
+  change(folder)
+  extra = [f"--config.{key}={value}" for key, value in more.items()]
+  workdir = tmp_path / "run"
+  assert run("import", "--config=base", f"--workdir={workdir}", f"--config.model.path={folder}", *extra) == 2
+  told = capsys.readouterr().err
+  assert re.search(words, told) and told.count("\n") == 1
+  assert not (workdir / "policy.json").is_file()
+  assert run("evaluate", "--config=smoke", f"--workdir={tmp_path / 'e'}", f"--config.init={workdir}") == 2
+
+
+def test_stages_without_a_model_are_told(tmp_path, capsys):
+  assert run("import", "--config=base", f"--workdir={tmp_path / 'a'}") == 2
+  assert "config.model.path is empty" in capsys.readouterr().err
+  assert run("export", "--config=base", f"--workdir={tmp_path / 'b'}") == 2
+  assert "config.init is empty" in capsys.readouterr().err
+  assert run("import", "--config=base", f"--workdir={tmp_path / 'c'}", "--config.model.path=/no/such") == 2
+  assert "config.model.path: /no/such/config.json: can't be read" in capsys.readouterr().err
+
+
+def test_hub_names_resolve_offline_first(monkeypatch, tmp_path):
+  calls, cached = [], tmp_path / "cache"
+  cached.mkdir()
+
+  def snapshot_download(repository, repo_type, allow_patterns, local_files_only, revision=None):
+    calls.append((repository, repo_type, local_files_only, revision))
+    if not local_files_only:
+      raise OSError("no route to the hub")
+    return str(cached)
+
+  monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(snapshot_download=snapshot_download))
+  (cached / "model-00001-of-00002.safetensors").touch()
+  with pytest.raises(InputError, match="Qwen/Qwen2.5-1.5B is neither in the hub's cache nor to be fetched .*no route"):
+    raw.model("Qwen/Qwen2.5-1.5B")  # half of it is in the cache
+  (cached / "model-00002-of-00002.safetensors").touch()
+  calls.clear()
+  assert raw.model("Qwen/Qwen2.5-1.5B@v1.0") == str(cached)
+  assert calls == [("Qwen/Qwen2.5-1.5B", "model", True, "v1.0")]
+  assert raw.model(str(tmp_path)) == str(tmp_path) and raw.model("gs://a/b") == "gs://a/b"
+  monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+  with pytest.raises(InputError, match="huggingface_hub is not installed"):
+    raw.model("Qwen/Qwen2.5-1.5B")
+
+
+def test_export_is_read_back_and_serves_as_init(imported, tmp_path, capsys):
+  out = tmp_path / "out"
+  options = ("--config.export.shard_gib=0.000005", "--config.mesh.data=2", "--config.mesh.tensor=2")
+  assert run("export", "--config=smoke", f"--workdir={out}", f"--config.init={imported[1]}", *options) == 0
+  assert str(out / "model") in capsys.readouterr().out
+  got, want = weights.open_model(out / "model"), weights.open_model(imported[0])
+  assert got.spec == want.spec and len(got.files) > 2
+  for name, tensor in want.tensors.items():
+    half = tensor.read(0, tensor.shape[0]).astype(got.tensors[name].dtype)
+    np.testing.assert_array_equal(got.tensors[name].read(0, tensor.shape[0]), half, err_msg=name)
+  policy = setup.load_policy(configs.load("smoke", {"init": str(out)}))
+  assert policy.tokenizer.render(USER) == HuggingFace(imported[0]).render(USER)
+  assert policy.tokenizer.eos_ids == HuggingFace(imported[0]).eos_ids
+  assert json.loads((out / "model" / "generation_config.json").read_text())["temperature"] == 0.6
+
+
+def test_export_that_differs_is_not_finished(imported, tmp_path, capsys, monkeypatch):
+  plain = weights.save
+
+  def scrambled(folder, params, *rest):
+    plain(folder, params | {"final_norm": params["final_norm"] * 1.1}, *rest)
+
+  monkeypatch.setattr(weights, "save", scrambled)
+  assert run("export", "--config=smoke", f"--workdir={tmp_path / 'o'}", f"--config.init={imported[1]}") == 4
+  assert "read again, its log-probabilities differ" in capsys.readouterr().err
+  assert not (tmp_path / "o" / "summary.json").is_file() and not (tmp_path / "o" / "policy.json").is_file()
