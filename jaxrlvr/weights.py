@@ -237,6 +237,7 @@ def load(model: Model, spec: Spec, mesh: jax.sharding.Mesh) -> dict[str, jax.Arr
   for hf, name, leaf, layer in named(spec):
     one = _on_mesh(model.tensors[hf], leaf, mesh)
     params[name], finite = _fill(params[name], one, layer) if leaf.layered else _widen(one)
+    jax.block_until_ready(params[name])  # all devices: one that lags would keep its pieces of several tensors alive
     if not jax.device_get(finite):
       raise InputError(f"{model.tensors[hf].file}: tensor {hf} holds a value that is not finite; take another copy")
   return {name: params[name] for name in leaves(spec)}

@@ -2,12 +2,17 @@
 
 import dataclasses
 import json
+import os
 import re
 import shutil
+import subprocess
 import sys
+import time
 import types
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors import numpy as safetensors
@@ -18,9 +23,11 @@ from test_weights import SPECS, tensors_of, write
 from jaxrlvr import config as configs
 from jaxrlvr import weights
 from jaxrlvr.data import raw
+from jaxrlvr.policy.spec import Spec, count
 from jaxrlvr.stages import setup
 from jaxrlvr.text.hf import HuggingFace
 from jaxrlvr.types import InputError
+from jaxrlvr.weights import stored
 
 ROOT = Path(__file__).parents[1]
 PADDED = 352  # rows of the embedding, of which the tokenizer knows fewer
@@ -170,3 +177,49 @@ def test_export_that_differs_is_not_finished(imported, tmp_path, capsys, monkeyp
   assert run("export", "--config=smoke", f"--workdir={tmp_path / 'o'}", f"--config.init={imported[1]}") == 4
   assert "read again, its log-probabilities differ" in capsys.readouterr().err
   assert not (tmp_path / "o" / "summary.json").is_file() and not (tmp_path / "o" / "policy.json").is_file()
+
+
+MEASURE = """
+import re, sys
+import jax
+from jaxrlvr import shard, weights
+from jaxrlvr.policy.spec import count
+model = weights.open_model(sys.argv[1])
+mesh = shard.make_mesh(data=1, fsdp=4, tensor=2)
+status = lambda key: int(re.search(key + r":\\s*(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
+jax.block_until_ready(jax.jit(lambda: jax.numpy.ones(8), out_shardings=shard.named(mesh))())
+before = status("VmRSS")
+params = jax.block_until_ready(weights.load(model, model.spec, mesh))
+print(status("VmHWM") - before - 4 * count(model.spec), max(t.row_bytes * t.shape[0] for t in model.tensors.values()))
+"""
+
+
+@pytest.mark.slow
+def test_memory_stays_far_below_the_model(tmp_path):
+  """A bfloat16 checkpoint of 0.5 GB (JAXRLVR_TEST_GB=2: of 2) is imported, and loaded onto 8 devices."""
+  gigabytes = float(os.environ.get("JAXRLVR_TEST_GB", "0.5"))
+  width = 2048 if gigabytes >= 1 else 1024
+  spec = Spec(vocab=64_000, width=width, layers=1, heads=16, kv_heads=4, head_dim=width // 16, mlp=4 * width)
+  layer = count(dataclasses.replace(spec, layers=2)) - count(spec)
+  spec = dataclasses.replace(spec, layers=int((gigabytes * 5e8 - count(spec)) // layer))
+  source = tmp_path / "hf"
+  noise = np.random.default_rng(0).integers(0, 0x4000, 1 << 24, np.uint16).view(jnp.bfloat16)  # from 0 to 2, finite
+  shapes = {name: stored(leaf)[2] for name, _, leaf, _ in weights.named(spec)}
+  write(source, spec, {name: np.resize(noise, shape) for name, shape in shapes.items()}, shards=4)
+  make(source)
+  env = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+  workdir = tmp_path / "run"
+  command = [sys.executable, "-m", "jaxrlvr.main", "import", f"--workdir={workdir}", f"--config.model.path={source}"]
+  code = "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True); "
+  code += "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)"
+  began = time.monotonic()
+  told = subprocess.run([sys.executable, "-c", code, *command], env=env, check=True, capture_output=True, text=True)
+  took, imported = time.monotonic() - began, int(told.stdout.split()[-1])
+  began = time.monotonic()
+  command = [sys.executable, "-c", MEASURE, workdir / "model"]
+  told = subprocess.run(command, env=env, check=True, capture_output=True, text=True)
+  more, largest = map(int, told.stdout.split())
+  print(f"{2 * count(spec) / 1e9:.2f} GB: import {imported / 2**20:.0f} MiB and {took:.0f} s; load {more / 2**20:.0f} "
+        f"MiB over the arrays, the largest tensor has {largest / 2**20:.0f}, and {time.monotonic() - began:.0f} s")  # fmt: skip
+  assert imported < 1 << 30
+  assert more < largest + (1 << 29)
