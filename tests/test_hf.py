@@ -55,7 +55,9 @@ STYLES = {
   ),
   "llama3": dict(
     special=("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
-    config=dict(eos_token={"content": "<|eot_id|>"}, bos_token="<|begin_of_text|>", chat_template=LLAMA3),
+    config=dict(
+      eos_token={"__type": "AddedToken", "content": "<|eot_id|>"}, bos_token="<|begin_of_text|>", chat_template=LLAMA3
+    ),
     generation=dict(eos_token_id=["<|end_of_text|>", "<|eot_id|>"]),
   ),
 }
