@@ -321,3 +321,22 @@ def test_grpo_from_an_imported_model_and_out_again(tmp_path, family, style):
   np.testing.assert_allclose(their_logits(out / "model", [ids]), want, atol=1e-4)
   loaded = transformers.AutoModelForCausalLM.from_pretrained(out / "model")
   assert set(loaded.generation_config.eos_token_id) == set(policy.tokenizer.eos_ids)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_an_embedded_policy_goes_out_and_in(tmp_path):
+  transformers = pytest.importorskip("transformers")
+  tokenizer, trained, out = tmp_path / "tokenizer", tmp_path / "pretrain", tmp_path / "out"
+  assert run("tokenizer", "--config=smoke", f"--workdir={tokenizer}") == 0
+  start = f"--config.tokenizer={tokenizer}"
+  assert run("pretrain", "--config=smoke", f"--workdir={trained}", start, "--config.pretrain.steps=2") == 0
+  assert run("export", "--config=smoke", f"--workdir={out}", f"--config.init={trained}") == 0
+  policy = setup.load_policy(configs.load("smoke", {"model.path": str(out / "model")}))
+  theirs = transformers.AutoTokenizer.from_pretrained(out / "model")
+  ids = policy.tokenizer.render(USER)
+  assert theirs.apply_chat_template(USER, add_generation_prompt=True)["input_ids"] == ids
+  for text in ("<think>\n5*7=35\n</think>\n\\boxed{4}", " a  b ½"):
+    assert theirs.encode(text, add_special_tokens=False) == policy.tokenizer.encode(text)
+  want = logits_of(policy.params, jnp.asarray([ids]), policy.spec)
+  np.testing.assert_allclose(their_logits(out / "model", [ids]), want, atol=1e-4)

@@ -17,12 +17,25 @@ from jaxrlvr.policy import spec as policy_spec
 from jaxrlvr.policy.score import score
 from jaxrlvr.stages import setup
 from jaxrlvr.stages.run import open_run
+from jaxrlvr.text.tokenizer import SentencePiece
 from jaxrlvr.types import InputError, StorageError
 
 # How far what was exported may be from the policy with its weights rounded to the files' dtype, in nats a token.
 TOLERANCE = 1e-4
 _BITS = {"float32": (8, 23), "bfloat16": (8, 7)}  # of exponent and mantissa
 _GENERATION = "generation_config.json"
+_EMBEDDED = {  # tokenizer_config.json beside an embedded policy's tokenizer.model: AutoTokenizer then gives our ids
+  "tokenizer_class": "LlamaTokenizer",
+  "legacy": False,
+  "add_prefix_space": False,
+  "add_bos_token": False,
+  "bos_token": "<s>",
+  "eos_token": "</s>",
+  "pad_token": "<pad>",
+  "unk_token": "<unk>",
+  "chat_template": "{{ bos_token }}{% for m in messages %}{{ '<|' + m.role + '|>' + m.content }}{% endfor %}"
+  "{% if add_generation_prompt %}<|assistant|>{% endif %}",
+}
 
 
 def import_model(config: ConfigDict, workdir: str | Path) -> dict:
@@ -75,6 +88,8 @@ def export(config: ConfigDict, workdir: str | Path) -> dict:
     weights.save(epath.Path(folder), policy.params, spec, e.dtype, int(e.shard_gib * 2**30))
     origin, policy = policy.origin, None  # its weights leave the devices before the copy is loaded
     setup.keep_tokenizer(config, folder / setup.TOKENIZER, folder)
+    if isinstance(tokenizer, SentencePiece):
+      logbook.write_json(folder / "tokenizer_config.json", _EMBEDDED)
     logbook.write_json(folder / "config.json", told)
     file = folder / _GENERATION
     known = json.loads(file.read_text()) if file.is_file() else {}
