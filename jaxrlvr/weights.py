@@ -38,11 +38,25 @@ _ONLY = {
   "partial_rotary_factor": 1.0,
   "quantization_config": None,
 }
-_LLAMA3 = {  # key of rope_scaling: field of RopeScaling
-  "factor": "factor",
-  "low_freq_factor": "low_freq_factor",
-  "high_freq_factor": "high_freq_factor",
-  "original_max_position_embeddings": "original_max_position",
+# Keys of config.json: (field of Spec, type, what an absent key means; None: it must be there).
+_FIELDS = {
+  "vocab_size": ("vocab", int, None),
+  "hidden_size": ("width", int, None),
+  "num_hidden_layers": ("layers", int, None),
+  "num_attention_heads": ("heads", int, None),
+  "num_key_value_heads": ("kv_heads", int, 0),  # as many as heads
+  "head_dim": ("head_dim", int, 0),  # width / heads; 128 for Qwen3
+  "intermediate_size": ("mlp", int, None),
+  "max_position_embeddings": ("max_positions", int, 0),
+  "rope_theta": ("rope_theta", float, 10_000.0),
+  "rms_norm_eps": ("norm_eps", float, 1e-6),
+  "tie_word_embeddings": ("tied", bool, False),
+}
+_LLAMA3 = {  # the same of rope_scaling and RopeScaling
+  "factor": ("factor", float, None),
+  "low_freq_factor": ("low_freq_factor", float, None),
+  "high_freq_factor": ("high_freq_factor", float, None),
+  "original_max_position_embeddings": ("original_max_position", int, None),
 }
 _BLOCK = 64 << 20  # bytes of a tensor that a check holds at once
 _SAMPLE = 4096  # bytes at the start, middle and end of a tensor that its digest covers
@@ -83,6 +97,7 @@ class Model(NamedTuple):
 
   @property
   def files(self) -> list[str]:
+    """Names of the files that hold its weights."""
     return sorted({tensor.file.name for tensor in self.tensors.values()})
 
 
@@ -129,7 +144,7 @@ def open_model(folder: str | os.PathLike) -> Model:
         f"{tensor.file}: tensor {name} has shape {list(tensor.shape)}, wanted {list(shape)}{why}; "
         "take config.json and weights of one model"
       )
-  for name in found.keys() - wanted.keys():
+  for name in sorted(found.keys() - wanted.keys()):
     if not name.endswith("rotary_emb.inv_freq"):  # a buffer in old files, which the config determines
       raise InputError(f"{found[name].file}: tensor {name} is not of this architecture; take the model's own files")
   return Model(folder, spec, {name: found[name] for name in wanted})
@@ -140,11 +155,16 @@ def read_spec(folder: epath.Path) -> Spec:
   file = folder / "config.json"
   c = _json(file)
 
-  def take(key: str, kind=int, default=None, where=c):
-    value = default if where.get(key) is None else where[key]
-    if isinstance(value, bool) != (kind is bool) or not isinstance(value, (int, float) if kind is float else kind):
-      raise InputError(f"{file}: {key} = {value!r}, wanted a value of type {kind.__name__}; correct it")
-    return kind(value)
+  def take(table: Mapping, where: Mapping) -> dict:
+    made = {}
+    for key, (field, kind, absent) in table.items():
+      found = absent if where.get(key) is None else where[key]
+      value = float(found) if kind is float and type(found) is int else found
+      if type(value) is not kind or (value is not absent and kind is not bool and not value > 0):
+        wanted = "true or false" if kind is bool else f"a positive {kind.__name__}"
+        raise InputError(f"{file}: {key} = {json.dumps(found)}, wanted {wanted}; take the model's own file")
+      made[field] = value
+    return made
 
   def refuse(key: str, value, wanted) -> InputError:
     return InputError(f"{file}: {key} = {json.dumps(value)} is not computed here, wanted {wanted}; take another model")
@@ -166,28 +186,14 @@ def read_spec(folder: epath.Path) -> Spec:
     raise refuse("rope_type", kind, "default or llama3")
   if other := rope.keys() - {"rope_type", "type", "rope_theta", "partial_rotary_factor", *_LLAMA3}:
     raise refuse(f"rope parameter {min(other)}", rope[min(other)], "none of this name")
-  scaling = {field: take(key, float, None, rope) for key, field in _LLAMA3.items()} if kind == "llama3" else None
-  if scaling:
-    scaling["original_max_position"] = int(scaling["original_max_position"])
-  width, heads = take("hidden_size"), take("num_attention_heads")
+  fields = take(_FIELDS, c | {key: value for key, value in rope.items() if key == "rope_theta"}) | switches
+  fields["kv_heads"] = fields["kv_heads"] or fields["heads"]
+  fields["head_dim"] = fields["head_dim"] or (128 if "qk_norm" in switches else fields["width"] // fields["heads"])
+  scaling = RopeScaling(**take(_LLAMA3, rope)) if kind == "llama3" else None
   try:
-    return Spec(
-      vocab=take("vocab_size"),
-      width=width,
-      layers=take("num_hidden_layers"),
-      heads=heads,
-      kv_heads=take("num_key_value_heads", default=heads),
-      head_dim=take("head_dim", default=128 if "qk_norm" in switches else width // heads),
-      mlp=take("intermediate_size"),
-      max_positions=take("max_position_embeddings", default=0),
-      rope_theta=take("rope_theta", float, take("rope_theta", float, 10_000.0), rope),
-      rope_scaling=scaling and RopeScaling(**scaling),
-      norm_eps=take("rms_norm_eps", float, 1e-6),
-      tied=take("tie_word_embeddings", bool, False),
-      **switches,
-    )
+    return Spec(**fields, rope_scaling=scaling)
   except InputError as error:
-    raise InputError(str(error) if str(error).startswith(str(file)) else f"{file}: {error}") from None
+    raise InputError(f"{file}: {error}") from None
 
 
 def config_of(spec: Spec, dtype: str, ids: Mapping) -> dict:
@@ -196,28 +202,15 @@ def config_of(spec: Spec, dtype: str, ids: Mapping) -> dict:
   kind = next((kind for kind, (_, on) in FAMILIES.items() if on == switches), None)
   if kind is None:
     raise InputError(f"a policy with {' and '.join(switches)} is of no family that transformers knows; switch one off")
-  scaling = spec.rope_scaling
+  scaling = spec.rope_scaling and {key: getattr(spec.rope_scaling, field) for key, (field, _, _) in _LLAMA3.items()}
   return {
     "architectures": [FAMILIES[kind][0]],
     "model_type": kind,
-    "vocab_size": spec.vocab,
-    "hidden_size": spec.width,
-    "num_hidden_layers": spec.layers,
-    "num_attention_heads": spec.heads,
-    "num_key_value_heads": spec.kv_heads,
-    "head_dim": spec.head_dim,
-    "intermediate_size": spec.mlp,
+    **{key: getattr(spec, field) for key, (field, _, _) in _FIELDS.items()},
     "max_position_embeddings": spec.max_positions or 2048,
-    "rope_theta": spec.rope_theta,
-    "rope_scaling": scaling
-    and {"rope_type": "llama3"} | {key: getattr(scaling, field) for key, field in _LLAMA3.items()},
-    "rms_norm_eps": spec.norm_eps,
-    "tie_word_embeddings": spec.tied,
-    "torch_dtype": dtype,
+    "rope_scaling": scaling and scaling | {"rope_type": "llama3"},
     "hidden_act": "silu",
-    "use_cache": True,
-    **({"attention_bias": False} if kind != "qwen2" else {"use_sliding_window": False}),
-    **({"mlp_bias": False} if kind == "llama" else {}),
+    "torch_dtype": dtype,
     **ids,
   }
 
@@ -279,8 +272,10 @@ def check_finite(model: Model) -> None:
 
 
 def digest(model: Model) -> str:
-  """Stands for the weights however they are cut into files: name, kind and shape of each tensor with 4 KiB of its
-  start, middle and end. That tells other weights, also those of a short training run; it is no check of every byte."""
+  """Stands for the weights, however they are cut into files: name, kind, shape and 3 * 4 KiB of each tensor.
+
+  That tells other weights, also those of a short training run; it is no check of every byte.
+  """
   state = hashlib.sha256()
   for name, tensor in sorted(model.tensors.items()):
     size = math.prod(tensor.shape) * tensor.dtype.itemsize
@@ -292,12 +287,12 @@ def digest(model: Model) -> str:
   return state.hexdigest()
 
 
-def save(folder: epath.Path, params: Mapping[str, jax.Array], spec: Spec, dtype: str, shard_bytes: int) -> None:
+def save(folder: str | os.PathLike, params: Mapping[str, jax.Array], spec: Spec, dtype: str, shard_bytes: int) -> None:
   """Writes safetensors of at most `shard_bytes` (or one tensor) each, and their index where there are several.
 
   Each tensor is made whole on every device, in the file's dtype, and written before the next: the host holds one.
   """
-  code = next(code for code, known in DTYPES.items() if known == jnp.dtype(dtype))
+  folder, code = epath.Path(folder), next(code for code, known in DTYPES.items() if known == jnp.dtype(dtype))
   shards = [[]]
   for entry in named(spec):
     if shards[-1] and _size(shards[-1], dtype) + _size([entry], dtype) > shard_bytes:

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from safetensors import numpy as safetensors
 from test_hf import STYLES, USER, make
 from test_policy import logits_of
@@ -24,8 +25,9 @@ from test_weights import SPECS, tensors_of, write
 from jaxrlvr import config as configs
 from jaxrlvr import logbook, shard, weights
 from jaxrlvr.data import raw
+from jaxrlvr.policy.score import score
 from jaxrlvr.policy.spec import Spec, count
-from jaxrlvr.stages import setup
+from jaxrlvr.stages import chain, setup
 from jaxrlvr.text.hf import HuggingFace
 from jaxrlvr.types import InputError
 from jaxrlvr.weights import stored
@@ -38,8 +40,10 @@ def model(folder, family="llama", style="llama3", shards=2):
   """A tiny random model with its tokenizer, weights small as at an initialisation."""
   spec = dataclasses.replace(SPECS[family], vocab=PADDED, width=16, head_dim=4)
   tensors = {name: w * 0.1 + name.endswith("norm.weight") for name, w in tensors_of(spec).items()}
+  known = make(folder, style).get_vocab_size()
+  for name in {"model.embed_tokens.weight", "lm_head.weight"} & tensors.keys():
+    tensors[name][known:] *= 10  # whoever looked at the padding would choose it
   write(folder, spec, {name: w.astype(np.float32) for name, w in tensors.items()}, shards=shards)
-  make(folder, style)
   return folder
 
 
@@ -64,6 +68,28 @@ def test_import_stands_alone(imported, tmp_path):
   for name, w in direct.params.items():
     np.testing.assert_array_equal(w, policy.params[name])
   assert run("import", "--config=base", f"--workdir={workdir}", f"--config.model.path={source}") == 0
+
+
+def test_padded_rows_are_never_scored(imported):
+  policy = setup.load_policy(configs.load("smoke", {"init": str(imported[1])}))
+  known, spec = policy.spec.real_vocab, policy.spec
+  tokens = jnp.asarray(np.random.default_rng(0).integers(0, known, (2, 12)))
+  positions = jnp.broadcast_to(jnp.arange(12), tokens.shape)
+  found = jax.jit(score, static_argnums=4)(policy.params, tokens, positions, jnp.ones_like(tokens), spec)
+  logits = logits_of(policy.params, tokens, spec)[:, :-1]
+  assert np.mean(np.argmax(logits, -1) >= known) > 0.5
+  logp = jax.nn.log_softmax(logits[..., :known])
+  np.testing.assert_allclose(found.logp_BT, jnp.take_along_axis(logp, tokens[:, 1:, None], -1)[..., 0], atol=1e-5)
+  np.testing.assert_allclose(found.entropy_BT, -jnp.sum(jnp.exp(logp) * logp, -1), atol=1e-4)
+  np.testing.assert_allclose(found.certainty_BT, -jnp.mean(logp, -1) - np.log(known), atol=1e-4)
+
+
+def test_a_chain_may_start_from_a_model():
+  c = ConfigDict(configs.load("smoke").to_dict())
+  c.model.path = "a/model"
+  c.chain = ({"name": "one", "stage": "sft"}, {"name": "two", "stage": "rl", "init": "one"})
+  links = [config for _, _, config in chain.plan(c, Path("/w"), {"sft": None, "rl": None})]
+  assert [(link.model.path, link.init) for link in links] == [("a/model", ""), ("", "/w/one")]
 
 
 def test_import_notices_other_weights(imported, tmp_path, capsys):
@@ -272,7 +298,7 @@ def test_logits_equal_transformers_both_ways(tmp_path, family, size):
   out = tmp_path / "out"
   out.mkdir()
   (out / "config.json").write_text(json.dumps(weights.config_of(found.spec, "float32", {"eos_token_id": [1, 2]})))
-  weights.save(weights.epath.Path(out), params, found.spec, "float32", 10_000 if size == "10KB" else 1 << 30)
+  weights.save(out, params, found.spec, "float32", 10_000 if size == "10KB" else 1 << 30)
   np.testing.assert_array_equal(their_logits(out, tokens), want)
 
 

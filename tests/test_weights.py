@@ -104,7 +104,7 @@ def test_writing_is_the_inverse_of_reading(tmp_path, family, shard_bytes):
   placed = policy_spec.shardings(spec, mesh)
   params = jax.jit(lambda: policy_spec.init(spec, keys.at(1, "init")), out_shardings=placed)()
   (tmp_path / "config.json").write_text(json.dumps(weights.config_of(spec, "float32", {})))
-  weights.save(weights.epath.Path(tmp_path), params, spec, "float32", shard_bytes)
+  weights.save(tmp_path, params, spec, "float32", shard_bytes)
   model, again = load(tmp_path)
   assert model.spec == spec and params.keys() == again.keys()
   for name in params:
@@ -166,7 +166,7 @@ CONFIGS = {
   "linear": (dict(rope_scaling={"type": "linear", "factor": 2.0}), "linear"),
   "dynamic": (dict(rope_parameters={"rope_type": "dynamic", "factor": 2.0}), "dynamic"),
   "rope key": (dict(rope_scaling={"rope_type": "default", "beta": 2.0}), "rope parameter beta"),
-  "factor": (dict(rope_scaling={"rope_type": "llama3"}), "factor = None, wanted a value of type float"),
+  "factor": (dict(rope_scaling={"rope_type": "llama3"}), "factor = null, wanted a positive float"),
   "rotary": (dict(partial_rotary_factor=0.5), "partial_rotary_factor = 0.5"),
   "rotary in rope": (dict(rope_parameters={"partial_rotary_factor": 0.5}), "partial_rotary_factor = 0.5"),
   "window": (dict(use_sliding_window=True), "use_sliding_window = true"),
@@ -178,8 +178,10 @@ CONFIGS = {
   "mistral": (dict(model_type="mistral"), 'model_type = "mistral" is not computed here, wanted one of llama, qwen2'),
   "moe": (dict(model_type="qwen3_moe"), "qwen3_moe"),
   "class": (dict(architectures=["LlamaForSequenceClassification"]), "LlamaForSequenceClassification"),
-  "type": (dict(hidden_size="64"), "hidden_size = '64', wanted a value of type int"),
-  "absent": (dict(num_hidden_layers="absent"), "num_hidden_layers = None"),
+  "type": (dict(hidden_size="64"), 'hidden_size = "64", wanted a positive int'),
+  "absent": (dict(num_hidden_layers="absent"), "num_hidden_layers = null"),
+  "zero": (dict(num_attention_heads=0), "num_attention_heads = 0, wanted a positive int"),
+  "bool": (dict(tie_word_embeddings="no"), 'tie_word_embeddings = "no", wanted true or false'),
   "heads": (dict(num_key_value_heads=3), "config.json: heads = 4 is not a multiple of kv_heads = 3"),
 }
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from etils import epath
 from ml_collections import ConfigDict
 
 from jaxrlvr import logbook, shard, weights
@@ -85,7 +84,7 @@ def export(config: ConfigDict, workdir: str | Path) -> dict:
     folder = run.workdir / setup.MODEL
     folder.mkdir(exist_ok=True)
     want = probe(policy.params, spec, mesh, e.dtype)
-    weights.save(epath.Path(folder), policy.params, spec, e.dtype, int(e.shard_gib * 2**30))
+    weights.save(folder, policy.params, spec, e.dtype, int(e.shard_gib * 2**30))
     origin, policy = policy.origin, None  # its weights leave the devices before the copy is loaded
     setup.keep_tokenizer(config, folder / setup.TOKENIZER, folder)
     if isinstance(tokenizer, SentencePiece):
