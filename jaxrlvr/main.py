@@ -13,6 +13,8 @@ from jaxrlvr.types import InputError, StorageError, TrainingStopped
 
 HELP = {
   "tokenizer": "train the SentencePiece tokenizer of the embedded models",
+  "import": "check the Hugging Face model of config.model.path and keep a copy as a run directory",
+  "export": "write config.init as a Hugging Face directory and load it again",
   "pretrain": "train a fresh policy on the embedded pre-training text",
   "cpt": "continual pre-training of config.init on dense worked examples, or on config.cpt.source",
   "sft": "supervised fine-tuning of config.init, Thinking or Non-thinking (config.sft.thinking, .source)",

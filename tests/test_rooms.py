@@ -25,6 +25,7 @@ LEVELS = {
   "checkpoint": 3,
   "logbook": 3,
   "report": 3,
+  "weights": 3,
   "config": 4,
   "stages": 4,
   "main": 5,

@@ -34,7 +34,7 @@ def plan(config: ConfigDict, workdir: Path, stages: Mapping[str, Stage]) -> list
       raise InputError(f"config.chain: link {name!r} starts from {init!r}, which is no earlier link ({sorted(seen)})")
     changes = dict(link.get("set", {}))
     if init:
-      changes["init"] = str(workdir / init)
+      changes |= {"init": str(workdir / init), "model.path": ""}
     if "tokenizer" in link:
       changes["tokenizer"] = str(workdir / link["tokenizer"])
     if "runs" in link:

@@ -25,6 +25,7 @@ _LOG = logging.getLogger(__name__)
 # Keys in which a resumed run may differ from the run it goes on with, by stage; the links of a chain check themselves.
 _HARMLESS = (
   "init",  # its weights count, not its path
+  "model.path",
   "tokenizer",
   "saturation_tail",
   "resume",
@@ -48,6 +49,7 @@ _PACKAGES = (
   "orbax-checkpoint",
   "ml-collections",
   "sentencepiece",
+  "tokenizers",
   "math-verify",
   "numpy",
 )
