@@ -38,6 +38,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c.init = ""  # run directory whose newest weights (and tokenizer) to start from; "": fresh weights
   c.tokenizer = ""  # SentencePiece model, or run directory that holds one; "": the one of `init`
   c.resume = "auto"  # auto: go on if the workdir has a checkpoint | required | never: the workdir must be unused
+  c.compile_cache = "auto"  # folder of compiled programs; auto: ~/.cache/jaxrlvr but none on CPU; "": none
   c.tensorboard = False  # write TensorBoard events too (extra `tensorboard`)
 
   c.model = ConfigDict()  # shape of fresh weights; with `init` its own shape holds, and only dtype and unroll are read
@@ -62,6 +63,10 @@ def get_config(arg: str = "") -> ConfigDict:
   c.mesh.data = 1  # copies of the weights, rows split
   c.mesh.fsdp = 1  # weights and rows split
   c.mesh.tensor = 1  # heads, MLP and vocabulary split
+
+  c.hosts = ConfigDict()  # of several processes (--distributed)
+  c.hosts.deadline_seconds = 1200.0  # that a process waits for the others; longer than they differ in compiling
+  c.hosts.silence_seconds = 60.0  # without a sign of life, and a process counts as dead
 
   c.text = ConfigDict()  # what the embedded text is made of
   c.text.vocab = 512  # tokens of the SentencePiece model

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from jaxrlvr import remote
 from jaxrlvr.data import layout, rows
 from jaxrlvr.types import InputError
 
@@ -44,8 +45,8 @@ def find(source: str) -> tuple[str, Raw]:
   """(path, what is known of it) of `NAME` (from RAW: the hub's cache, else the network), `NAME:COPY`, or a path."""
   name, _, copy = source.partition(":")
   if name not in RAW:
-    return source, Raw("")
-  return copy or _snapshot(name, RAW[name]), RAW[name]
+    return remote.local(source), Raw("")
+  return remote.local(copy) or _snapshot(name, RAW[name]), RAW[name]
 
 
 def _snapshot(name: str, entry: Raw) -> str:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxrlvr import keys, masked, reward, shard
+from jaxrlvr import hosts, keys, masked, reward, shard
 from jaxrlvr.data import problems as problem_lists
 from jaxrlvr.policy.sample import STOP_EOS, STOP_NAMES, Rollout, Sampling, sample
 from jaxrlvr.stages.setup import Policy
@@ -62,7 +62,7 @@ class Sampler:
     self.sampling = sampling(config, policy.tokenizer, **changes)
     self._shards = shard.size(policy.mesh, "batch")
     stops = automaton(config.rl.stop_strings, policy.tokenizer.pieces())
-    self._stops = jax.device_put(stops, shard.named(policy.mesh))
+    self._stops = hosts.put(stops, shard.named(policy.mesh))
 
   def prompts(self, problems: Sequence[Problem], ids: dict[str, list[int]], occurrence_P) -> Prompts:
     return make_prompts(problems, ids, occurrence_P, self._width, self._policy.tokenizer.pad_id)
@@ -86,13 +86,13 @@ class Sampler:
     group, mesh = self.sampling.group, self._policy.mesh
     index_PG = prompts.occurrence_P[:, None] * group + np.arange(group, dtype=np.int32)
     up = (prompts.tokens_PS, prompts.length_P, prompts.hash_P, index_PG)
-    tokens_PS, length_P, hash_P, index_PG = jax.device_put(up, shard.named(mesh, "batch"))
-    address = jax.device_put(keys.address(self._seed, self._stream, step), shard.named(mesh))
+    tokens_PS, length_P, hash_P, index_PG = hosts.put(up, shard.named(mesh, "batch"))
+    address = hosts.put(keys.address(self._seed, self._stream, step), shard.named(mesh))
     keys_B = keys.rows(address, hash_P, index_PG)
     rollout = sample(
       params, tokens_PS, length_P, keys_B, self._stops, self._policy.spec, self.sampling, shards=self._shards
     )
-    down = jax.device_get((rollout.tokens_BT, rollout.length_B, rollout.stop_B, row_statistics(rollout)))
+    down = hosts.fetch((rollout.tokens_BT, rollout.length_B, rollout.stop_B, row_statistics(rollout)))
     tokens_BT, length_B, stop_B, by_row = down
     texts = decode(self._policy.tokenizer, tokens_BT, length_B, stop_B)
     shape = (-1, group)
@@ -223,7 +223,7 @@ def make_prompts(
 
 def verifier_service(config: ConfigDict) -> Service:
   v = config.verify
-  return Service(v.workers, v.cpu_seconds, v.wall_seconds, v.memory_mib << 20, v.mode)
+  return Service(v.workers, v.cpu_seconds, v.wall_seconds, v.memory_mib << 20, v.mode, hosts.share)
 
 
 def records(drawn: Drawn, step: int, true: reward.Graded, **more) -> list[dict]:

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from jaxrlvr import checkpoint, keys, logbook, optim, shard
+from jaxrlvr import checkpoint, hosts, keys, logbook, optim, shard
 from jaxrlvr.policy import spec as policy_spec
 from jaxrlvr.policy.spec import RopeScaling, Spec
 from jaxrlvr.text.tokenizer import SentencePiece, Tokenizer
@@ -39,12 +39,19 @@ def make_mesh(config: ConfigDict) -> jax.sharding.Mesh:
   for n in sizes.values():
     needed *= max(n, 1)
   devices = jax.devices()
+  if jax.process_count() != hosts.count():
+    raise InputError(f"this is one of {jax.process_count()} processes; start each with --distributed, see README")
   if -1 not in sizes.values():
     if needed > len(devices):
       raise InputError(
         f"config.mesh = {sizes}: needs {needed} devices, there are {len(devices)}; lower one of its sizes"
       )
     devices = devices[:needed]
+    if {d.process_index for d in devices} != set(range(hosts.count())):
+      raise InputError(
+        f"config.mesh = {sizes}: leaves a process without any of its {needed} devices; "
+        f"let them cover all {jax.device_count()}"
+      )
   try:
     return shard.make_mesh(**sizes, devices=devices)
   except InputError as error:

@@ -1,0 +1,98 @@
+"""Folders on an object store (gs://): read from a local copy, and written as whole objects from a local folder."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import tempfile
+from pathlib import Path, PurePath
+
+from etils import epath
+
+from jaxrlvr.types import InputError, StorageError
+
+
+def is_remote(name) -> bool:
+  return "://" in os.fspath(name)
+
+
+def path(name) -> Path | epath.Path:
+  """The place as a path that reads and writes there; a local one is absolute."""
+  return epath.Path(name) if is_remote(name) else Path(name).absolute()
+
+
+@contextlib.contextmanager
+def _told(kind: type[Exception], place):
+  """Whatever a store's package raises, as our own error."""
+  try:
+    yield
+  except (InputError, StorageError):
+    raise
+  except Exception as error:
+    reason = (str(error) or type(error).__name__).splitlines()[0]
+    raise kind(f"{place}: can't be reached ({reason}); see name, access and the extra `gcs`") from error
+
+
+def _files(folder, left: tuple[str, ...]):
+  for file in sorted(folder.iterdir()):
+    if file.name in left or file.suffix == ".part":
+      continue
+    yield from _files(file, left) if file.is_dir() else [file]
+
+
+def pull(place, folder: Path, left: tuple[str, ...] = ()) -> None:
+  """Copies the place's files to the local folder, but for those of these names and below folders of these names."""
+  with _told(InputError, place):
+    for file in _files(place, left):
+      here = folder / PurePath(file).relative_to(PurePath(place))
+      here.parent.mkdir(parents=True, exist_ok=True)
+      here.write_bytes(file.read_bytes())
+
+
+class Mirror:
+  """Brings a place to what a local folder holds; what has not changed since is left alone."""
+
+  def __init__(self, folder: Path, place):
+    self._folder, self._place = folder, place
+    self._known = self._now()
+
+  def _now(self) -> dict[str, tuple[int, int]]:
+    files = {file.relative_to(self._folder).as_posix(): file.stat() for file in _files(self._folder, ())}
+    return {name: (stat.st_mtime_ns, stat.st_size) for name, stat in files.items()}
+
+  def push(self) -> None:
+    """An object is there whole or not at all; a summary, which says that all is done, goes last."""
+    now = self._now()
+    with _told(StorageError, self._place):
+      for name in self._known.keys() - now.keys():
+        (self._place / name).unlink()
+      for name in sorted(now, key=lambda name: (name == "summary.json", name)):
+        if self._known.get(name) != now[name]:
+          (self._place / name).parent.mkdir(parents=True, exist_ok=True)
+          (self._place / name).write_bytes((self._folder / name).read_bytes())
+    self._known = now
+
+
+@functools.cache
+def _copies() -> tempfile.TemporaryDirectory:
+  return tempfile.TemporaryDirectory(prefix="jaxrlvr-")  # goes with the process
+
+
+@functools.cache
+def _copy(name: str) -> Path:
+  place, here = epath.Path(name), Path(tempfile.mkdtemp(dir=_copies().name)) / PurePath(name).name
+  with _told(InputError, name):
+    if place.is_dir():
+      here.mkdir()
+      pull(place, here, ("checkpoints",))
+    elif place.exists():
+      here.write_bytes(place.read_bytes())
+    else:
+      raise InputError(f"{name}: is not there; correct the path")
+  return here
+
+
+def local(name: str) -> str:
+  """The name, or that of a local copy (without checkpoints) of what it names on a store, one in a process."""
+  return str(_copy(name)) if is_remote(name) else name
