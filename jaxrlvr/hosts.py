@@ -193,21 +193,31 @@ class _Watch:
     self.arrivals, self.where, self.since = 0, "the start", None
     self.told = ""  # what this process says of its end
     self.verdict = ""  # what another has said
-    self.leaving = False
+    self.leaving = False  # this process ends by itself: what others say is not for it
+    self.over = threading.Event()
+    self.threads = [threading.Thread(target=work, daemon=True) for work in (self._beat, self._look)]
     self.answered = time.monotonic()
     self.seen: Mapping[int, tuple[list, float]] = {}
 
   def start(self) -> None:
     self.seen = {k: ([0, 0, "the start", "?"], time.monotonic()) for k in range(count())}
-    for work in (self._beat, self._look):
-      threading.Thread(target=work, daemon=True).start()
+    for thread in self.threads:
+      thread.start()
+
+  def stop(self) -> None:
+    """Call it before the service ends, and before Python does: a thread inside of the service's client crashes both."""
+    self.over.set()
+    for thread in self.threads:
+      thread.join()
 
   def arrive(self, where: str) -> None:
     self.arrivals, self.where, self.since = self.arrivals + 1, where, time.monotonic()
 
   def _beat(self) -> None:
     client = global_state.client
-    for beat in itertools.count():
+    beat = 0
+    while not self.over.wait(_BEAT if beat else 0.0):
+      beat += 1
       sign = json.dumps([beat, self.arrivals, self.where, platform.node()]).encode()
       try:
         client.key_value_set_bytes(f"jaxrlvr-life/{index()}", sign, allow_overwrite=True)
@@ -216,17 +226,14 @@ class _Watch:
         rows = dict(client.key_value_dir_get_bytes("jaxrlvr-life/"))
         self.verdict = rows.get("jaxrlvr-life/end", b"").decode()
       except RuntimeError:  # the service is gone, or too busy to answer: `judge` waits for `silence`
-        time.sleep(_BEAT)
         continue
       now = time.monotonic()
       self.answered = now
       signs = {k: json.loads(rows.get(f"jaxrlvr-life/{k}", b"null")) or old for k, (old, _) in self.seen.items()}
       self.seen = {k: (new, self.seen[k][1] if new == self.seen[k][0] else now) for k, new in signs.items()}
-      time.sleep(_BEAT)
 
   def _look(self) -> None:
-    while not self.leaving:
-      time.sleep(_BEAT / 2)
+    while not self.over.wait(_BEAT / 2):
       told = self.verdict or self.judge(time.monotonic())
       if told and not self.leaving:
         self.told = told  # for the others
@@ -275,6 +282,7 @@ def leave(code: int, told: str) -> None:
   if code in (0, stopping.EXIT_CODE):
     gather(lambda: None)
     _watch.leaving = True
+    _watch.stop()
     jax.distributed.shutdown()
     return
   _watch.leaving = True

@@ -44,7 +44,7 @@ def _files(folder, left: tuple[str, ...]):
 def pull(place, folder: Path, left: tuple[str, ...] = ()) -> None:
   """Copies the place's files to the local folder, but for those of these names and below folders of these names."""
   with _told(InputError, place):
-    for file in _files(place, left):
+    for file in _files(place, left) if place.exists() else ():  # a store has no empty folder
       here = folder / PurePath(file).relative_to(PurePath(place))
       here.parent.mkdir(parents=True, exist_ok=True)
       here.write_bytes(file.read_bytes())

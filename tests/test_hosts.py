@@ -98,7 +98,8 @@ def test_two_processes_do_what_one_does(tmp_path):
   assert stop.value.code == 0
   (code0, out0, err0), (code1, out1, err1) = outcomes(both)
   assert (code0, code1) == (0, 0), err0 + err1
-  assert "done: " in out0 and "done: " not in out1 and "2/2" in err0 and err1 == ""
+  said = [line for line in err1.splitlines() if "spmd_partitioner" not in line]
+  assert "done: " in out0 and "done: " not in out1 and "2/2" in err0 and not said, said
   assert files(tmp_path / "one") == files(tmp_path / "two")
   for stage, steps in (("sft", [1, 2, 3]), ("rl", [0, 1, 2])):
     lines = [logbook.read_jsonl(tmp_path / name / stage / "metrics.jsonl") for name in ("one", "two")]
