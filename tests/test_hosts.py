@@ -30,7 +30,7 @@ def get_config(arg=""):
     {"name": "tokenizer", "stage": "tokenizer"},
     {"name": "sft", "stage": "sft", "tokenizer": "tokenizer"},
     {"name": "rl", "stage": "rl", "init": "sft"},
-  )
+  )[:int(arg)]
   return c
 """
 
@@ -88,31 +88,34 @@ def same(one, two):
     )
 
 
-def test_two_processes_do_what_one_does(tmp_path):
+@pytest.mark.parametrize("links", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_two_processes_do_what_one_does(tmp_path, links):
   """SFT, then RL, on a mesh over the devices of both: metrics, texts and files."""
   config = tmp_path / "tiny.py"
   config.write_text(TINY)
-  both = start(command("chain", tmp_path / "two", f"--config={config}", "--distributed"), devices=4)
+  both = start(command("chain", tmp_path / "two", f"--config={config}:{links}", "--distributed"), devices=4)
   with pytest.raises(SystemExit) as stop:
-    main.run(["chain", f"--workdir={tmp_path / 'one'}", f"--config={config}"])
+    main.run(["chain", f"--workdir={tmp_path / 'one'}", f"--config={config}:{links}"])
   assert stop.value.code == 0
   (code0, out0, err0), (code1, out1, err1) = outcomes(both)
   assert (code0, code1) == (0, 0), err0 + err1
   said = [line for line in err1.splitlines() if "spmd_partitioner" not in line]
-  assert "done: " in out0 and "done: " not in out1 and "2/2" in err0 and not said, said
+  assert "done: " in out0 and "done: " not in out1 and "3/3" in err0 and not said, said
   assert files(tmp_path / "one") == files(tmp_path / "two")
-  for stage, steps in (("sft", [1, 2, 3]), ("rl", [0, 1, 2])):
+  for stage, steps in (("sft", [1, 2, 3]), ("rl", [0, 1, 2]))[: links - 1]:
     lines = [logbook.read_jsonl(tmp_path / name / stage / "metrics.jsonl") for name in ("one", "two")]
     assert [row["step"] for row in lines[1]] == steps
     for one, two in zip(*lines, strict=True):
       same(one, two)
   assert lines[1][1]["grad_norm"] > 0
+  devices = json.loads((tmp_path / "two" / stage / "manifest.json").read_text())["devices"]
+  assert len(devices) == 8
+  if links == 2:
+    return
   for name in ("rollouts/step_000001.jsonl", "rollouts/step_000002.jsonl", "evals/heldout_000002.jsonl"):
     rows = [logbook.read_jsonl(tmp_path / run / "rl" / name) for run in ("one", "two")]
     keep = ("problem", "sample", "text", "true_reward", "cause")
     assert [[r[k] for k in keep] for r in rows[0]] == [[r[k] for k in keep] for r in rows[1]] and rows[0]
-  checked = json.loads((tmp_path / "two" / "rl" / "manifest.json").read_text())["devices"]
-  assert len(checked) == 8
 
 
 @pytest.fixture(scope="module")
