@@ -129,6 +129,11 @@ def test_a_run_of_many_steps_goes_up_now_and_then(tmp_path, bucket, monkeypatch)
   with runs.open_run(configs.load("smoke"), f"{bucket}/run", "sft") as one:
     one.begin()
     assert [row["step"] for row in logbook.read_jsonl(one.workdir / "metrics.jsonl")] == [1, 2, 3, 4]
+    one.restore(state)
+    one.log(1, {"loss": 0.5})
+    one.flush()
+    assert lines() == [1, 2, 3, 4]
+  assert lines() == [1]  # without a checkpoint it began again, and ended early
 
 
 def test_local_names_stay_what_they_are(tmp_path, monkeypatch):

@@ -175,14 +175,12 @@ class Run:
   def raise_if_asked(self) -> None:
     """For loops that have nothing to save."""
     if hosts.any_asked():
-      self._push()
       raise stopping.Interrupted(f"{self.home}: stopped by a signal; the same command goes on")
 
   def stop_if_asked(self) -> None:
     """Call right behind a save: ends the run if a signal asked for it."""
     if self._is_asked():
       self.checkpoints.wait()
-      self._push()
       raise stopping.Interrupted(f"{self.home}: stopped by a signal, checkpoint saved; the same command goes on")
 
   def finish(self, **summary) -> dict:
@@ -199,14 +197,15 @@ class Run:
     return summary
 
   def close(self) -> None:
-    """Closes files; a failed save is told, not raised, so that it hides no other error."""
+    """Closes files and sends what is left; what fails is told, not raised, so that it hides no other error."""
     if self._logbook is not None:
       self._logbook.close()
-    if self.checkpoints is not None:
+    for last in (self._push, *([self.checkpoints.wait] if self.checkpoints is not None else [])):
       try:
-        self.checkpoints.wait()
+        last()
       except StorageError as error:
         _LOG.warning("%s", error)
+    if self.checkpoints is not None:
       self.checkpoints.close()
 
 
