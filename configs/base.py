@@ -39,6 +39,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c.init = ""  # run directory whose newest weights (and tokenizer) to start from; "": model.path, or fresh weights
   c.tokenizer = ""  # SentencePiece model, run or Hugging Face directory that holds one; "": that of init or model.path
   c.resume = "auto"  # auto: go on if the workdir has a checkpoint | required | never: the workdir must be unused
+  c.compile_cache = "auto"  # folder of compiled programs; auto: ~/.cache/jaxrlvr but none on CPU; "": none
   c.tensorboard = False  # write TensorBoard events too (extra `tensorboard`)
 
   # Shape of fresh weights; with `init` or `path` its own shape holds, and only how to compute is read from here.
@@ -72,6 +73,10 @@ def get_config(arg: str = "") -> ConfigDict:
   # Pieces that the weights are cut into in sampling, as by `tensor`, and never gathered; rows are split over the other
   # devices. 0: the fewest with which weights in the compute dtype take at most a quarter of a device's memory.
   c.mesh.sample_tensor = 0
+
+  c.hosts = ConfigDict()  # of several processes (--distributed)
+  c.hosts.deadline_seconds = 1200.0  # that a process waits for the others; longer than they differ in compiling
+  c.hosts.silence_seconds = 60.0  # without a sign of life, and a process counts as dead
 
   c.text = ConfigDict()  # what the embedded text is made of
   c.text.vocab = 512  # tokens of the SentencePiece model

@@ -277,6 +277,8 @@ RULES: dict[str, tuple[Callable, str]] = {
   "verify.cpu_seconds": _POSITIVE,
   "verify.wall_seconds": _POSITIVE,
   "verify.memory_mib": at_least(64),
+  "hosts.deadline_seconds": _POSITIVE,
+  "hosts.silence_seconds": at_least(2.0),
   "checkpoint.every": at_least(1),
   "checkpoint.keep": at_least(1),
   "report.samples": at_least(0),

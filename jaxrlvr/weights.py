@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from jaxrlvr import shard
+from jaxrlvr import hosts, shard
 from jaxrlvr.policy import spec as policy_spec
 from jaxrlvr.policy.spec import Leaf, RopeScaling, Spec, leaves
 from jaxrlvr.types import InputError
@@ -231,7 +231,7 @@ def load(model: Model, spec: Spec, mesh: jax.sharding.Mesh) -> dict[str, jax.Arr
     one = _on_mesh(model.tensors[hf], leaf, mesh)
     params[name], finite = _fill(params[name], one, layer) if leaf.layered else _widen(one)
     jax.block_until_ready(params[name])  # all devices: one that lags would keep its pieces of several tensors alive
-    if not jax.device_get(finite):
+    if not hosts.fetch(finite):
       raise InputError(f"{model.tensors[hf].file}: tensor {hf} holds a value that is not finite; take another copy")
   return {name: params[name] for name in leaves(spec)}
 
@@ -314,7 +314,7 @@ def save(folder: str | os.PathLike, params: Mapping[str, jax.Array], spec: Spec,
     with file.open("wb") as f:
       f.write(len(text).to_bytes(8, "little") + text)
       for _, name, leaf, layer in entries:
-        f.write(np.ascontiguousarray(jax.device_get(take(params[name], layer, leaf=leaf, dtype=dtype))).view(np.uint8))
+        f.write(np.ascontiguousarray(hosts.fetch(take(params[name], layer, leaf=leaf, dtype=dtype))).view(np.uint8))
   if len(shards) > 1:
     told = {"metadata": {"total_size": sum(_size(entries, dtype) for entries in shards)}, "weight_map": weight_map}
     (folder / INDEX).write_text(json.dumps(told, indent=1))

@@ -11,6 +11,8 @@ LEVELS = {
   "masked": 0,
   "keys": 0,
   "stopping": 0,
+  "remote": 0,
+  "hosts": 1,
   "shard": 1,
   "policy": 1,
   "loss": 1,
@@ -30,7 +32,7 @@ LEVELS = {
   "stages": 4,
   "main": 5,
 }
-NO_JAX = ("text", "data", "verify", "analysis", "reward", "types", "logbook", "report", "stopping")
+NO_JAX = ("text", "data", "verify", "analysis", "reward", "types", "logbook", "report", "stopping", "remote")
 
 
 def rooms():

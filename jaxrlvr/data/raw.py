@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from jaxrlvr import remote
 from jaxrlvr.data import layout, rows
 from jaxrlvr.types import InputError
 
@@ -46,10 +47,10 @@ def find(source: str) -> tuple[str, Raw]:
   """(path, what is known of it) of `NAME` (from RAW: the hub's cache, else the network), `NAME:COPY`, or a path."""
   name, _, copy = source.partition(":")
   if name not in RAW:
-    return source, Raw("")
+    return remote.local(source), Raw("")
   entry = RAW[name]
   cure = f"take {name}:FOLDER with a local copy of {entry.repository}"
-  return copy or _snapshot(name, cure, entry.patterns, entry.repository, repo_type="dataset"), entry
+  return remote.local(copy) or _snapshot(name, cure, entry.patterns, entry.repository, repo_type="dataset"), entry
 
 
 def model(name: str) -> str:

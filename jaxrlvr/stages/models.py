@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxrlvr import logbook, shard, weights
+from jaxrlvr import hosts, logbook, shard, weights
 from jaxrlvr.policy import spec as policy_spec
 from jaxrlvr.policy.score import score
 from jaxrlvr.stages import setup
@@ -115,7 +115,7 @@ def probe(params, spec: policy_spec.Spec, mesh: jax.sharding.Mesh, dtype: str = 
   rows = shard.size(mesh, "batch")
   tokens_BT = np.random.default_rng(0).integers(0, spec.known_vocab, (rows, 16)).astype(np.int32)
   positions_BT, segments_BT = np.broadcast_to(np.arange(16, dtype=np.int32), tokens_BT.shape), np.ones_like(tokens_BT)
-  up = jax.device_put((tokens_BT, positions_BT, segments_BT), shard.named(mesh, "batch"))
+  up = hosts.put((tokens_BT, positions_BT, segments_BT), shard.named(mesh, "batch"))
   with jax.set_mesh(mesh):
     found = jax.jit(run)(params, *up)
-  return np.stack(jax.device_get((found.logp_BT, found.entropy_BT, found.certainty_BT)))
+  return np.stack(hosts.fetch((found.logp_BT, found.entropy_BT, found.certainty_BT)))

@@ -13,10 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from etils import epath
 from ml_collections import ConfigDict
 
-from jaxrlvr import checkpoint, keys, logbook, optim, shard, weights
+from jaxrlvr import checkpoint, hosts, keys, logbook, optim, remote, shard, weights
 from jaxrlvr.data import raw
 from jaxrlvr.policy import forward
 from jaxrlvr.policy import spec as policy_spec
@@ -46,12 +45,19 @@ def make_mesh(config: ConfigDict) -> jax.sharding.Mesh:
   sizes = {name: config.mesh[name] for name in shard.AXES}
   needed = math.prod(max(n, 1) for n in sizes.values())
   devices = jax.devices()
+  if jax.process_count() != hosts.count():
+    raise InputError(f"this is one of {jax.process_count()} processes; start each with --distributed, see README")
   if -1 not in sizes.values():
     if needed > len(devices):
       raise InputError(
         f"config.mesh = {sizes}: needs {needed} devices, there are {len(devices)}; lower one of its sizes"
       )
     devices = devices[:needed]
+    if {d.process_index for d in devices} != set(range(hosts.count())):
+      raise InputError(
+        f"config.mesh = {sizes}: leaves a process without any of its {needed} devices; "
+        f"let them cover all {jax.device_count()}"
+      )
   try:
     return shard.make_mesh(**sizes, devices=devices)
   except InputError as error:
@@ -107,7 +113,7 @@ def find_model(config: ConfigDict) -> weights.Model | None:
       return weights.open_model(raw.model(config.model.path))
   except InputError as error:
     raise InputError(f"config.model.path: {error}") from error
-  folder = epath.Path(config.init) / MODEL
+  folder = remote.path(config.init) / MODEL
   return weights.open_model(folder) if config.init and folder.is_dir() else None
 
 
@@ -119,17 +125,17 @@ def find_tokenizer(config: ConfigDict) -> Path:
       "config.tokenizer is empty and so are config.init and config.model.path; name a tokenizer model (`jaxrlvr "
       "tokenizer` trains one)"
     )
-  path = Path(name)
+  path = remote.path(name)
   if path.name == hf.TOKENIZER:
-    return path.parent
+    return Path(remote.local(str(path.parent), hf.FILES))
   for folder in (path, path / FOLDER, path / MODEL):
     if (folder / hf.TOKENIZER).is_file():
-      return folder
+      return Path(remote.local(str(folder), hf.FILES))
     if (folder / TOKENIZER).is_file():
-      return folder / TOKENIZER
+      return Path(remote.local(str(folder / TOKENIZER)))
   if path.is_dir() and config.init != name:
     raise InputError(f"config.tokenizer: {path}: holds neither {hf.TOKENIZER} nor {TOKENIZER}; name a folder that does")
-  return path / TOKENIZER if path.is_dir() else path
+  return path / TOKENIZER if path.is_dir() else Path(remote.local(str(path)))
 
 
 def read_tokenizer(config: ConfigDict) -> Tokenizer:
@@ -159,7 +165,7 @@ def load_policy(config: ConfigDict) -> Policy:
   """Policy of `config.init` or `config.model.path`, or a fresh one."""
   model, tokenizer = find_model(config), read_tokenizer(config)
   mesh = make_mesh(config)
-  init = Path(config.init) if config.init else None
+  init = remote.path(config.init) if config.init else None
   if init is not None and not (init / POLICY).is_file():
     raise InputError(f"config.init = {config.init!r}: holds no {POLICY}; name the workdir of a finished training stage")
   stated = read_spec(init / POLICY) if init else _fresh_spec(config, tokenizer.vocab_size)
