@@ -108,13 +108,13 @@ def _fresh_spec(config: ConfigDict, vocab: int) -> Spec:
 
 def find_model(config: ConfigDict) -> weights.Model | None:
   """The checked Hugging Face directory of `config.model.path`, or that of an imported `config.init`; None: neither."""
+  run = remote.path(config.init)
+  if not config.model.path and not ((run / POLICY).is_file() and (run / MODEL).is_dir()):
+    return None
   try:
-    if config.model.path:
-      return weights.open_model(raw.model(config.model.path))
+    return weights.open_model(raw.model(config.model.path) if config.model.path else run / MODEL)
   except InputError as error:
-    raise InputError(f"config.model.path: {error}") from error
-  folder = remote.path(config.init) / MODEL
-  return weights.open_model(folder) if config.init and folder.is_dir() else None
+    raise InputError(f"config.{'model.path' if config.model.path else 'init'}: {error}") from error
 
 
 def find_tokenizer(config: ConfigDict) -> Path:
