@@ -169,7 +169,7 @@ def load_policy(config: ConfigDict) -> Policy:
   if init is not None and not (init / POLICY).is_file():
     raise InputError(f"config.init = {config.init!r}: holds no {POLICY}; name the workdir of a finished training stage")
   stated = read_spec(init / POLICY) if init else _fresh_spec(config, tokenizer.vocab_size)
-  device = mesh.devices.flat[0]
+  device = mesh.local_devices[0]
   spec = check_rows(tokenizer, configured(config, model.spec if model else stated, device.platform))
   memory = (device.memory_stats() or {}).get("bytes_limit")
   sample_mesh = sampling_mesh(config, spec, mesh, memory)
