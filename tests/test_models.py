@@ -151,7 +151,7 @@ def test_import_refuses(imported, tmp_path, capsys, case):
   assert re.search(words, told) and told.count("\n") == 1
   assert not (workdir / "policy.json").is_file()
   assert run("evaluate", "--config=smoke", f"--workdir={tmp_path / 'e'}", f"--config.init={workdir}") == 2
-  assert f"config.{'init' if case == 'nan' else ''}" in capsys.readouterr().err
+  assert "config.init = " in capsys.readouterr().err
 
 
 def test_stages_without_a_model_are_told(tmp_path, capsys):

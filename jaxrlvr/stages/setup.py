@@ -109,7 +109,7 @@ def _fresh_spec(config: ConfigDict, vocab: int) -> Spec:
 def find_model(config: ConfigDict) -> weights.Model | None:
   """The checked Hugging Face directory of `config.model.path`, or that of an imported `config.init`; None: neither."""
   run = remote.path(config.init)
-  if not config.model.path and not ((run / POLICY).is_file() and (run / MODEL).is_dir()):
+  if not config.model.path and not (config.init and (run / MODEL).is_dir()):
     return None
   try:
     return weights.open_model(raw.model(config.model.path) if config.model.path else run / MODEL)
@@ -163,11 +163,11 @@ def check_rows(tokenizer: Tokenizer, spec: Spec) -> Spec:
 
 def load_policy(config: ConfigDict) -> Policy:
   """Policy of `config.init` or `config.model.path`, or a fresh one."""
-  model, tokenizer = find_model(config), read_tokenizer(config)
-  mesh = make_mesh(config)
   init = remote.path(config.init) if config.init else None
   if init is not None and not (init / POLICY).is_file():
     raise InputError(f"config.init = {config.init!r}: holds no {POLICY}; name the workdir of a finished training stage")
+  model, tokenizer = find_model(config), read_tokenizer(config)
+  mesh = make_mesh(config)
   stated = read_spec(init / POLICY) if init else _fresh_spec(config, tokenizer.vocab_size)
   device = mesh.local_devices[0]
   spec = check_rows(tokenizer, configured(config, model.spec if model else stated, device.platform))
