@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Plans a run for a TPU slice on a machine without a TPU: makes .venv-tpu with libtpu, compiles there, rents nothing.
+#   bash launch/plan.sh --config=section3_rl:llama3.2-3b-instruct,v5e-8 --workdir=runs/plan [--config.key=value ...]
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+. launch/venv.sh
+install_jaxrlvr '.[tpu]' .venv-tpu
+export JAX_PLATFORMS=cpu
+exec .venv-tpu/bin/jaxrlvr plan "$@"
