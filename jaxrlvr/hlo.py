@@ -70,7 +70,7 @@ def _trips(line: str, found: dict[str, list[str]], unknown: float) -> float:
     lines += [x for name in _CALLS.findall(inner) for x in found.get(name, ())]
   constants = [m[1] for x in lines if (m := re.search(r" = [su]32\[\]\S* constant\((\d+)\)", x))]
   compared = [x for x in lines if " compare(" in x]
-  plain = len(compared) == len(constants) == 1 and "direction=LT" in compared[0] and not any(" and(" in x for x in lines)
+  plain = len(compared) == len(constants) == 1 and "direction=LT" in compared[0]
   return int(constants[0]) if plain else unknown
 
 

@@ -81,7 +81,7 @@ def find(name: str) -> Slice:
       return Slice(name, kind, grid)
     raise InputError(f"{name!r}: {kind} chips lie in {CHIPS[kind].dimensions} dimensions; such as {_near(kind, known)}")
   kind = plain.split("-")[0]
-  near = _near(kind, known) if kind in CHIPS else ", ".join(difflib.get_close_matches(plain, known, 4, 0.3) or CHIPS)
+  near = _near(kind, known) if kind in CHIPS else ", ".join(difflib.get_close_matches(plain, known, 4) or known)
   raise InputError(f"{name!r} is no TPU slice; wanted a name as {near}, or chips in a grid as v5e:2x4")
 
 
