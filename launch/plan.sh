@@ -4,6 +4,6 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . launch/venv.sh
-install_jaxrlvr '.[tpu]' .venv-tpu
+VENV=.venv-tpu install_jaxrlvr '.[tpu]'
 export JAX_PLATFORMS=cpu
 exec .venv-tpu/bin/jaxrlvr plan "$@"
