@@ -97,10 +97,8 @@ def level_steps(rows: int, most: int, mean: float, shrink: int) -> list[tuple[in
   return found
 
 
-def decode(
-  spec: Spec, rows: int, group: int, prompt: int, most: int, levels: list[tuple[int, float]], cut: Cut
-) -> Cost:
-  """All tokens but the first of `rows` responses: weights and the whole cache are read for every token."""
+def decode(spec: Spec, group: int, prompt: int, most: int, levels: list[tuple[int, float]], cut: Cut) -> Cost:
+  """All tokens but the first of a chip's responses: weights and the whole cache are read for every token."""
   total = Cost(0, 0, 0)
   kv = 2 * spec.layers * max(spec.kv_heads, cut.tensor) / cut.tensor * spec.head_dim * _width(spec)  # bytes a slot
   dense = 2 * (spec.layers * products(spec) + spec.vocab * spec.width) / cut.tensor

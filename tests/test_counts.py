@@ -62,7 +62,7 @@ def test_decoding(rich_spec, rich_params):
   jaxpr = jax.make_jaxpr(lambda *x: sampler.decode(rich_params, *x, stops, spec=spec, s=s))(*begun).jaxpr
   levels = counts.level_steps(6, 5, 5, 0)
   assert levels == [(6, 4)]
-  counted = counts.decode(spec, 6, 2, width, 5, levels, ONE)
+  counted = counts.decode(spec, 2, width, 5, levels, ONE)
   assert counted.flops == multiplied(jaxpr, steps=4)
 
 

@@ -48,40 +48,38 @@ TRIES = (
 )
 
 
-def search(config: ConfigDict, stage: str, capacity: float, measure: Callable, tries=TRIES):
-  """(config, its programs measured, changes made) after lowering what does not fit, as far as `tries` go.
+def search(config: ConfigDict, stage: str, capacity: float, measure: Callable):
+  """(config, its programs measured, changes made) after lowering what does not fit, as far as TRIES go.
 
   measure(config, names or None, before): programs by name, those in `names` compiled anew; InputError for settings
   that the mesh can't split. A try is kept where the program that did not fit needs less memory with it.
   """
-  made, changes, spent = measure(config, None, {}), {}, set()
+  made, changes = measure(config, None, {}), {}
+  tries = [t._replace(key=stage + t.key if t.key.startswith(".") else t.key) for t in TRIES]
+  left = {name: [t for t in tries if name in t.helps and t.key in configs.keys(config)] for name in made}
   while bad := next((name for name, m in made.items() if m.total > capacity or m.refused), None):
-    for i, t in enumerate(tries):
-      now, room = made[bad], capacity - made[bad].arguments - made[bad].beside - made[bad].output
-      key = f"{stage}{t.key}" if t.key.startswith(".") else t.key
-      hopeless = t.eases == "temporaries" and room <= 0
-      if bad not in t.helps or (i, bad) in spent or hopeless or key not in configs.keys(config):
-        continue
-      better = _better(config, key, t, now, room, measure, made, bad)
-      if better is None:
-        spent.add((i, bad))
-        continue
-      config, made, changes[key] = better
+    now = made[bad]
+    room = capacity - now.arguments - now.beside - now.output
+    hopeful = [t for t in left[bad] if t.eases != "temporaries" or room > 0]
+    if not hopeful:
       break
+    better = _better(config, hopeful[0], bad, room, made, measure)
+    if better is None:
+      left[bad].remove(hopeful[0])
     else:
-      return config, made, changes
+      config, made, changes[hopeful[0].key] = better
   return config, made, changes
 
 
-def _better(config, key: str, t: Try, now: Measured, room: float, measure: Callable, made: dict, bad: str):
-  value = functools.reduce(lambda node, part: node[part], key.split("."), config)
-  for wanted in t.next(value, now.temporaries / room if room > 0 else math.inf):
+def _better(config: ConfigDict, t: Try, bad: str, room: float, made: dict[str, Measured], measure: Callable):
+  value = functools.reduce(lambda node, part: node[part], t.key.split("."), config)
+  for wanted in t.next(value, made[bad].temporaries / room if room > 0 else math.inf):
     try:
-      changed = configs.derive(config, {key: wanted} | ({"mesh.data": 1} if key == "mesh.fsdp" else {}))
+      changed = configs.derive(config, {t.key: wanted} | ({"mesh.data": 1} if t.key == "mesh.fsdp" else {}))
       found = measure(changed, t.helps, made)
     except InputError:
       continue
-    if found[bad].total < now.total or (math.isinf(now.total) and not found[bad].refused):
+    if found[bad].total < made[bad].total:
       return changed, found, wanted
   return None
 

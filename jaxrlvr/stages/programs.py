@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from jaxrlvr import counts, hlo, keys, objective, shard, tpu
 from jaxrlvr.policy import sample as sampler
 from jaxrlvr.policy import spec as policy_spec
-from jaxrlvr.policy.spec import Spec
+from jaxrlvr.policy.sample import Rollout
 from jaxrlvr.stages import rl, rollout, setup
 from jaxrlvr.types import InputError
 from jaxrlvr.update import update
@@ -70,9 +70,8 @@ def _rows(mesh, tree):
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shard.named(mesh, "batch")), tree)
 
 
-def _cut(spec: Spec, mesh) -> counts.Cut:
-  weights = mesh.shape["fsdp"] * mesh.shape["tensor"]
-  return counts.Cut(shard.size(mesh, "batch"), shard.size(mesh, "mlp"), weights)
+def _cut(mesh) -> counts.Cut:
+  return counts.Cut(shard.size(mesh, "batch"), mesh.shape["tensor"], mesh.shape["fsdp"] * mesh.shape["tensor"])
 
 
 def _in(mesh, function):
@@ -104,89 +103,93 @@ def abstract_policy(config: ConfigDict, where: tpu.Slice, devices) -> setup.Poli
 
 def of(config: ConfigDict, where: tpu.Slice, devices) -> tuple[setup.Policy, list[Program]]:
   """(abstract policy, programs in the order of a step) of `config.plan.stage`."""
-  policy, stage = abstract_policy(config, where, devices), config.plan.stage
-  return policy, (rl_programs(config, policy) if stage == "rl" else language_programs(config, stage, policy))
+  policy = abstract_policy(config, where, devices)
+  return policy, (rl_programs if config.plan.stage == "rl" else language_programs)(config, policy)
 
 
-def language_programs(config: ConfigDict, stage: str, policy: setup.Policy) -> list[Program]:
-  s, spec, mesh = config[stage], policy.spec, policy.mesh
-  shard.check(mesh, f"config.{stage}.rows", (s.rows // s.microbatches,), ("batch",))
-  optimizer, _ = setup.optimizer(s.optim, s.steps)
-  shape = (s.rows, s.row_tokens)
+def language_programs(config: ConfigDict, policy: setup.Policy) -> list[Program]:
+  """An update of `stages.language`."""
+  stage, shape = config.plan.stage, (config[config.plan.stage].rows, config[config.plan.stage].row_tokens)
+  s = config[stage]
+  shard.check(policy.mesh, f"config.{stage}.rows", (s.rows // s.microbatches,), ("batch",))
   fields = [jax.ShapeDtypeStruct(shape, dtype) for dtype in (*[jnp.int32] * 3, jnp.float32)]
-  batch = _rows(mesh, objective.TextBatch(*fields))
-  loss_fn = objective.language_modelling(spec)
-  return [_update(config, policy, s, batch, loss_fn, optimizer, shape, s.row_tokens - 1, 1, 0)]
+  batch, optimizer = _rows(policy.mesh, objective.TextBatch(*fields)), setup.optimizer(s.optim, s.steps)[0]
+  return [_update(policy, s, batch, shape, objective.language_modelling(policy.spec), optimizer, shape[1] - 1)]
 
 
-def _update(config, policy, s, batch, loss_fn, optimizer, shape, scored: int, times: int, beside: float) -> Program:
+def _update(policy, s, batch, shape, loss_fn, optimizer, scored: int, times: int = 1, beside: float = 0) -> Program:
   state = _abstract(*setup.state_shapes(policy, optimizer))
   rate = jax.ShapeDtypeStruct((), jnp.float32, sharding=shard.named(policy.mesh))
   given = dict(loss_fn=loss_fn, optimizer=optimizer, microbatches=s.microbatches)
   moment = jnp.dtype(s.optim.moment).itemsize
-  cost = counts.update(policy.spec, *shape, scored, s.microbatches, moment, _cut(policy.spec, policy.mesh))
+  cost = counts.update(policy.spec, *shape, scored, s.microbatches, moment, _cut(policy.mesh))
   lower = _in(policy.mesh, lambda _: update.lower(state, batch, rate, **given))
   return Program("update", times, _bytes((state, batch)), beside, lower, cost, math.prod(shape))
 
 
 def rl_programs(config: ConfigDict, policy: setup.Policy) -> list[Program]:
-  """A step of RL: `stages.rl` with shapes in the place of arrays."""
-  s, spec, mesh, sample_mesh = config.rl, policy.spec, policy.mesh, policy.sample_mesh
+  """A step of `stages.rl`: sampling in parts, scoring by the reference and the old policy, updates."""
+  s, spec, mesh = config.rl, policy.spec, policy.mesh
   rl.check_sizes(config, policy)
   learner, _ = rl.make_learner(config, policy)
-  sampling = rollout.sampling(config, SimpleNamespace(eos_ids=(0,), pad_id=0))  # any ids make the same program
-  problems, shards = s.problems_per_step // s.sample_parts, shard.size(sample_mesh, "batch")
-  rows, mean = problems * sampling.group, config.plan.mean_tokens or s.response_tokens
-  masters, state = policy.params, _abstract(*setup.state_shapes(policy, learner.optimizer))
-  half = {name: jax.ShapeDtypeStruct(x.shape, spec.dtype, sharding=x.sharding) for name, x in masters.items()}
+  state = _bytes(_abstract(*setup.state_shapes(policy, learner.optimizer)))
+  half = {name: jax.ShapeDtypeStruct(x.shape, spec.dtype, sharding=x.sharding) for name, x in policy.params.items()}
   reference = half if s.kl_beta else {}
-  resident = _bytes((state, reference))
-  weights = _abstract(half, policy_spec.shardings(spec, sample_mesh))
-  stops = 2 + sum(map(len, s.stop_strings))
-  whole = shard.named(sample_mesh)
-  stops = jax.ShapeDtypeStruct((stops, spec.vocab), jnp.int32, sharding=whole)
-  prompts = _rows(sample_mesh, _prompts(problems, s.prompt_tokens))
-  row_keys = _rows(sample_mesh, jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows)))
+  programs, drawn = _sampling(config, policy, half, state + _bytes(reference))
+  batch = _batch(config, policy, drawn, learner)
+  rows, slots = s.problems_per_step * s.group_size, s.prompt_tokens + s.response_tokens
+  read, scored = reference or policy.params, batch.replace(ref_logp_BT=None, old_logp_BT=None)
+  programs += [
+    Program(
+      "score", bool(s.kl_beta) + (learner.updates > 1), _bytes((scored, read)),
+      state + _bytes(reference) - _bytes(read),
+      _in(mesh, lambda _: objective.logp.lower(read, scored, **learner.scoring())),
+      counts.forward(spec, rows, slots, s.response_tokens, _cut(mesh)), rows * slots,
+    )
+  ]  # fmt: skip
+  part = jax.eval_shape(functools.partial(rl.parts_of, updates=learner.updates, group=s.group_size), batch)[0]
+  beside = _bytes(reference) + (_bytes(batch) if learner.updates > 1 else 0)
+  shape, how = (rows // learner.updates, slots), (learner.loss_fn, learner.optimizer, s.response_tokens)
+  programs.append(_update(policy, s, _rows(mesh, part), shape, *how, learner.updates, beside))
+  return [p for p in programs if p.times]
+
+
+def _sampling(config: ConfigDict, policy: setup.Policy, half: dict, resident: float) -> tuple[list[Program], Rollout]:
+  """(programs of `rollout.Sampler`, shapes of what they draw in one part); `half`: weights in the compute dtype."""
+  s, spec, mesh = config.rl, policy.spec, policy.sample_mesh
+  sampling = rollout.sampling(config, SimpleNamespace(eos_ids=(0,), pad_id=0))  # any ids make the same program
+  problems, shards = s.problems_per_step // s.sample_parts, shard.size(mesh, "batch")
+  rows, mean = problems * sampling.group, config.plan.mean_tokens or s.response_tokens
+  weights = _abstract(half, policy_spec.shardings(spec, mesh))
+  stops = (2 + sum(map(len, s.stop_strings)), spec.vocab)
+  stops = jax.ShapeDtypeStruct(stops, jnp.int32, sharding=shard.named(mesh))
+  row_keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
+  asked = (weights, *_rows(mesh, (*_prompts(problems, s.prompt_tokens), row_keys)), stops)
   how = dict(spec=spec, s=sampling, shards=shards)
-  asked = (weights, *prompts, row_keys, stops)
-  with jax.set_mesh(sample_mesh):
+  with jax.set_mesh(mesh):
     begun = jax.eval_shape(functools.partial(sampler.prefill, **how), *asked)
 
   def decode(done):
-    if (places := done["prefill"].results) is None:
-      return None
-    return sampler.decode.lower(weights, *_abstract(begun, places), stops, **how)
+    places = done["prefill"].results
+    return places and sampler.decode.lower(weights, *_abstract(begun, places), stops, **how)
 
-  cut, sample_cut = _cut(spec, mesh), _cut(spec, sample_mesh)
   levels = counts.level_steps(rows // shards, s.response_tokens, mean, s.shrink)
-  here = dict(prompt=s.prompt_tokens, most=s.response_tokens, levels=levels, cut=sample_cut)
-  shares = [0.5**level for level in range(len(levels))]
-  trips = sum(x * steps for x, (_, steps) in zip(shares, levels, strict=True)) / sum(shares)  # batches shrink by level
-  rows_all, slots = s.problems_per_step * s.group_size, s.prompt_tokens + s.response_tokens
-  batch = _batch(config, policy, begun[1].rollout, learner)
-  minor = rows_all // learner.updates
-  scores = bool(s.kl_beta) + (learner.updates > 1)
-  score = counts.forward(spec, rows_all, slots, s.response_tokens, cut)
-  score_weights = reference or masters
-  relaid = counts.Cost(0, 0, _bytes((masters, weights)))
-  scored = (batch.replace(ref_logp_BT=None, old_logp_BT=None), score_weights)
-  found = [
-    Program("lay out", 1, _bytes(masters), resident - _bytes(masters),
-            _in(sample_mesh, lambda _: sampler.lay_out(spec, sample_mesh).lower(masters)), relaid, 0),
-    Program("prefill", s.sample_parts, _bytes(asked), resident,
-            _in(sample_mesh, lambda _: sampler.prefill.lower(*asked, **how)),
-            counts.forward(spec, problems, s.prompt_tokens, 1, sample_cut), problems * s.prompt_tokens),
-    Program("decode", s.sample_parts, 0, resident, _in(sample_mesh, decode),
-            counts.decode(spec, rows, sampling.group, **here), rows * mean, trips),
-    Program("score", scores, _bytes(scored), _bytes((state, reference)) - _bytes(score_weights),
-            _in(mesh, lambda _: objective.logp.lower(*scored[::-1], **learner.scoring())), score, rows_all * slots),
-  ]  # fmt: skip
-  part = jax.eval_shape(functools.partial(rl.parts_of, updates=learner.updates, group=s.group_size), batch)[0]
-  step = _update(
-    config, policy, s, _rows(mesh, part), learner.loss_fn, learner.optimizer, (minor, slots), s.response_tokens,
-    learner.updates, _bytes(reference) + (_bytes(batch) if learner.updates > 1 else 0),
-  )  # fmt: skip
-  return [p for p in (*found, step) if p.times]
+  sizes = [live / levels[0][0] for live, _ in levels]
+  trips = sum(n * steps for n, (_, steps) in zip(sizes, levels, strict=True)) / sum(sizes)  # as what is sent shrinks
+  masters = _bytes(policy.params)
+  work = (
+    counts.Cost(0, 0, masters + _bytes(weights)),
+    counts.forward(spec, problems, s.prompt_tokens, 1, _cut(mesh)),
+    counts.decode(spec, sampling.group, s.prompt_tokens, s.response_tokens, levels, _cut(mesh)),
+  )
+  lay_out, prefill = sampler.lay_out(spec, mesh), functools.partial(sampler.prefill.lower, *asked, **how)
+  return [
+    Program("lay out", 1, masters, resident - masters, _in(mesh, lambda _: lay_out.lower(policy.params)), work[0], 0),
+    Program("prefill", s.sample_parts, _bytes(asked), resident, _in(mesh, lambda _: prefill()), work[1],
+            problems * s.prompt_tokens),
+    Program("decode", s.sample_parts, _bytes((weights, stops, _rows(mesh, begun))), resident, _in(mesh, decode),
+            work[2], rows * mean, trips),
+  ], begun[1].rollout  # fmt: skip
 
 
 def _prompts(problems: int, width: int):
@@ -248,9 +251,8 @@ def open_topology(where: tpu.Slice):
   from jax.experimental import topologies
 
   quiet = {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5e-8", "TPU_WORKER_HOSTNAMES": "localhost"}
-  for name, value in (
-    quiet | {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
-  ).items():  # no TPU is held: plans may run side by side
+  beside = {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}  # no TPU is held: several may plan at once
+  for name, value in (quiet | beside).items():
     os.environ.setdefault(name, value)
   jax.config.update("jax_platforms", "cpu")
   cores = {"chip_config_name": "megacore"} if where.kind == "v4" else {}  # or each TensorCore is a device
