@@ -245,7 +245,9 @@ def _halve(prompt: _Prompt, state: _State, cache, fan: int, shards: int):
 
 
 def _logits(weights, hidden_RD, spec: Spec) -> jax.Array:
-  return jnp.einsum("rd,vd->rv", hidden_RD, fwd.head_VD(weights, spec), preferred_element_type=jnp.float32)
+  """Made where each device's part of the head lies: else the head would be gathered for every token."""
+  logits_RV = jnp.einsum("rd,vd->rv", hidden_RD, fwd.head_VD(weights, spec), preferred_element_type=jnp.float32)
+  return shard.constrain(logits_RV, "batch", "vocab")
 
 
 @functools.lru_cache
