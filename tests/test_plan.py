@@ -215,6 +215,8 @@ def test_the_bound_is_the_slowest_of_three():
   row = report([program], {"score": made}, chip, 0.5)["score"]
   assert (row["bound_by"], row["bound_seconds"], row["estimated_seconds"]) == ("network", 4, 8)
   assert (row["tokens_per_second"], row["mfu"]) == (10, 20 / 8 / 10)
+  row = report([program], {"score": made._replace(sent=None)}, chip, 0.5)["score"]
+  assert row["bound_by"] == "compute" and "| nan |" in table({"score": row}, 100)
 
 
 def test_without_libtpu_the_cure_is_named(tmp_path):

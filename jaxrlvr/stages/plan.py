@@ -88,13 +88,15 @@ def report(listed: list[Program], made: dict[str, Measured], chip: tpu.Chip, eff
   """A row a program: memory as compiled, work as counted, and the time that follows from the chip's figures."""
   rows = {}
   for p in listed:
-    m, sent = made[p.name], sum(t.bytes for t in made[p.name].sent.values())
+    m, network = made[p.name], made[p.name].sent
+    sent = math.nan if network is None else sum(t.bytes for t in network.values())
     limits = {"compute": p.cost.flops / chip.flops, "memory": p.cost.bytes / chip.bandwidth, "network": sent / chip.ici}
+    limits = {name: seconds for name, seconds in limits.items() if not math.isnan(seconds)}
     by = max(limits, key=limits.get)
     seconds = limits[by] / efficiency
     rows[p.name] = m._asdict() | {
       "times": p.times, "total": m.total, "flops": p.cost.flops, "model_flops": p.cost.model_flops,
-      "bytes": p.cost.bytes, "sent_bytes": sent, "sent": {k: t._asdict() for k, t in m.sent.items()},
+      "bytes": p.cost.bytes, "sent_bytes": sent, "sent": network and {k: t._asdict() for k, t in network.items()},
       "bound_seconds": limits[by], "bound_by": by, "estimated_seconds": seconds,
       "tokens_per_second": p.tokens / seconds, "mfu": p.cost.model_flops / seconds / chip.flops,
     }  # fmt: skip
@@ -184,7 +186,8 @@ def describe(config: ConfigDict, told: dict, where: tpu.Slice) -> str:
 {table(told["programs"], told["capacity"])}
 
 Memory (GiB a chip) is what libtpu's compiler allots; *beside* is what the run holds in memory meanwhile. FLOPs and
-bytes moved to and from HBM are counted from shapes, bytes sent are those of the compiled collectives; all of one chip.
+bytes moved to and from HBM are counted from shapes, bytes sent are those of the compiled collectives (nan: they can't
+be read, and the network is left out); all of one chip.
 
 **Estimates, nothing here was run:** a step {told["step_seconds"]:.1f} s, {told["steps"]} steps {told["hours"]:.1f} h,
 {told["chip_hours"]:.0f} chip-hours. Assumed: {length}programs reach {told["efficiency"]:.0%} (plan.efficiency) of what
