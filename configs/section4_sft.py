@@ -1,6 +1,6 @@
 """SFT of the study (paper, section 4) on a TPU slice: `section4_sft.py:MODEL,TOPOLOGY[,data=FOLDER]`.
 
-Settings are those of thinking.py; how the work is cut was found by `jaxrlvr plan` (README).
+Settings are those of thinking.py; how the work is cut is for `jaxrlvr plan` to check (README).
 """
 
 from jaxrlvr.config import base, words

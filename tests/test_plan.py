@@ -16,9 +16,10 @@ from jax.sharding import PartitionSpec as P
 
 from jaxrlvr import config as configs
 from jaxrlvr import counts, hlo, tpu
-from jaxrlvr.stages import STAGES
+from jaxrlvr.stages import STAGES, programs
 from jaxrlvr.stages.plan import report, search, table, verdict
 from jaxrlvr.stages.programs import Measured, Program, compile_program
+from jaxrlvr.stages.rl import check_sizes
 from jaxrlvr.types import InputError
 
 ROOT = Path(__file__).parents[1]
@@ -226,6 +227,38 @@ def test_without_libtpu_the_cure_is_named(tmp_path):
     STAGES["plan"](configs.base(), tmp_path)
   with pytest.raises(InputError, match=r"config\.plan\.topology: 'v5e-9'"):
     STAGES["plan"](configs.load("base", {"plan.topology": "v5e-9"}), tmp_path)
+
+
+def test_programs_of_a_step_without_a_tpu():
+  """On fake devices: what shapes say of the arguments is what the compiler finds, and decode follows prefill."""
+  changes = {"rl.shrink": 0, "model.attention": "reference", "model.vocab": 64, "mesh.fsdp": -1, "model.layers": 1}
+  config = configs.derive(configs.load("smoke"), changes | {"rl.sample_parts": 1, "rl.microbatches": 2})
+  policy, listed = programs.of(config, tpu.find("v5e-8"), jax.devices())
+  assert [(p.name, p.times) for p in listed] == [(n, 1) for n in ("lay out", "prefill", "decode", "score", "update")]
+  rows = 8 * config.rl.group_size
+  assert listed[-1].tokens == rows * (config.rl.prompt_tokens + config.rl.response_tokens)
+  half = programs._bytes(policy.params)  # the reference, in the compute dtype: float32 here
+  assert [p.beside - listed[1].beside for p in listed] == [-half, 0, 0, -half, half - listed[1].beside]
+  made = {}
+  for program in listed[:4]:
+    made[program.name] = m = compile_program(program, made, 8)
+    if program.name != "decode":  # K and V may be cut along heads too
+      unread = program.arguments if program.name == "score" else 0  # it reads no reward: dropped when lowered
+      assert m.arguments <= program.arguments <= m.arguments + unread, program.name
+  assert listed[-1].lower(made).out_info is not None
+
+
+@pytest.mark.parametrize("name", ["", "llama3.2-3b-instruct,v6e-8,8192", "llama3.1-8b-instruct,v5p-16"])
+def test_presets_are_cut_evenly(name):
+  config = configs.load(f"section3_rl:{name}")
+  policy = programs.abstract_policy(config, tpu.find(config.plan.topology), jax.devices())
+  check_sizes(config, policy)
+  assert (config.rl.problems_per_step, config.rl.group_size, config.rl.minibatch_problems) == (64, 8, 0)
+
+
+def test_a_policy_of_unknown_vocabulary_is_refused():
+  with pytest.raises(InputError, match=r"set config\.model\.vocab"):
+    programs.abstract_policy(configs.load("demo"), tpu.find("v5e-8"), jax.devices())
 
 
 PUBLISHED = {

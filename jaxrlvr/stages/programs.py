@@ -21,7 +21,8 @@ from jaxrlvr import counts, hlo, keys, objective, shard, tpu
 from jaxrlvr.policy import sample as sampler
 from jaxrlvr.policy import spec as policy_spec
 from jaxrlvr.policy.sample import Rollout
-from jaxrlvr.stages import rl, rollout, setup
+from jaxrlvr.stages import rollout, setup
+from jaxrlvr.stages.rl import Learner, check_sizes, make_learner, parts_of
 from jaxrlvr.types import InputError
 from jaxrlvr.update import update
 
@@ -62,8 +63,7 @@ def _abstract(shapes, places):
 
 def _bytes(tree) -> int:
   """Of one chip."""
-  leaves = [x for x in jax.tree.leaves(tree) if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)]
-  return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
+  return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 def _rows(mesh, tree):
@@ -130,8 +130,8 @@ def _update(policy, s, batch, shape, loss_fn, optimizer, scored: int, times: int
 def rl_programs(config: ConfigDict, policy: setup.Policy) -> list[Program]:
   """A step of `stages.rl`: sampling in parts, scoring by the reference and the old policy, updates."""
   s, spec, mesh = config.rl, policy.spec, policy.mesh
-  rl.check_sizes(config, policy)
-  learner, _ = rl.make_learner(config, policy)
+  check_sizes(config, policy)
+  learner, _ = make_learner(config, policy)
   state = _bytes(_abstract(*setup.state_shapes(policy, learner.optimizer)))
   half = {name: jax.ShapeDtypeStruct(x.shape, spec.dtype, sharding=x.sharding) for name, x in policy.params.items()}
   reference = half if s.kl_beta else {}
@@ -147,7 +147,7 @@ def rl_programs(config: ConfigDict, policy: setup.Policy) -> list[Program]:
       counts.forward(spec, rows, slots, s.response_tokens, _cut(mesh)), rows * slots,
     )
   ]  # fmt: skip
-  part = jax.eval_shape(functools.partial(rl.parts_of, updates=learner.updates, group=s.group_size), batch)[0]
+  part = jax.eval_shape(functools.partial(parts_of, updates=learner.updates, group=s.group_size), batch)[0]
   beside = _bytes(reference) + (_bytes(batch) if learner.updates > 1 else 0)
   shape, how = (rows // learner.updates, slots), (learner.loss_fn, learner.optimizer, s.response_tokens)
   programs.append(_update(policy, s, _rows(mesh, part), shape, *how, learner.updates, beside))
@@ -196,7 +196,7 @@ def _prompts(problems: int, width: int):
   return jax.ShapeDtypeStruct((problems, width), jnp.int32), jax.ShapeDtypeStruct((problems,), jnp.int32)
 
 
-def _batch(config: ConfigDict, policy: setup.Policy, part, learner: rl.Learner) -> objective.RolloutBatch:
+def _batch(config: ConfigDict, policy: setup.Policy, part, learner: Learner) -> objective.RolloutBatch:
   """Rows to train on, as `Learner.rows` makes them of all parts."""
   s = config.rl
   made = jax.tree.map(lambda x: jax.ShapeDtypeStruct((x.shape[0] * s.sample_parts, *x.shape[1:]), x.dtype), part)
