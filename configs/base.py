@@ -36,12 +36,16 @@ def get_config(arg: str = "") -> ConfigDict:
     raise ValueError(f"base takes no argument, got {arg!r}")
   c = ConfigDict()
   c.seed = 0  # of everything: weights, data order, samples
-  c.init = ""  # run directory whose newest weights (and tokenizer) to start from; "": fresh weights
-  c.tokenizer = ""  # SentencePiece model, or run directory that holds one; "": the one of `init`
+  c.init = ""  # run directory whose newest weights (and tokenizer) to start from; "": model.path, or fresh weights
+  c.tokenizer = ""  # SentencePiece model, run or Hugging Face directory that holds one; "": that of init or model.path
   c.resume = "auto"  # auto: go on if the workdir has a checkpoint | required | never: the workdir must be unused
+  c.compile_cache = "auto"  # folder of compiled programs; auto: ~/.cache/jaxrlvr but none on CPU; "": none
   c.tensorboard = False  # write TensorBoard events too (extra `tensorboard`)
 
-  c.model = ConfigDict()  # shape of fresh weights; with `init` its own shape holds, and only dtype and unroll are read
+  # Shape of fresh weights; with `init` or `path` its own shape holds, and only how to compute is read from here.
+  c.model = ConfigDict()
+  c.model.path = ""  # Hugging Face directory of a Llama, Qwen2 or Qwen3, or ORG/NAME[@REVISION] of the hub
+  c.model.think = "template"  # thinking in its chat template: template (its own default) | on | off
   c.model.vocab = 0  # rows of the embedding table; 0: as many as the tokenizer has tokens
   c.model.width = 64  # of the residual stream
   c.model.layers = 3  # blocks of attention and MLP
@@ -70,6 +74,10 @@ def get_config(arg: str = "") -> ConfigDict:
   # Pieces that the weights are cut into in sampling, as by `tensor`, and never gathered; rows are split over the other
   # devices. 0: the fewest with which weights in the compute dtype take at most a quarter of a device's memory.
   c.mesh.sample_tensor = 0
+
+  c.hosts = ConfigDict()  # of several processes (--distributed)
+  c.hosts.deadline_seconds = 1200.0  # that a process waits for the others; longer than they differ in compiling
+  c.hosts.silence_seconds = 60.0  # without a sign of life, and a process counts as dead
 
   c.text = ConfigDict()  # what the embedded text is made of
   c.text.vocab = 512  # tokens of the SentencePiece model
@@ -187,6 +195,10 @@ def get_config(arg: str = "") -> ConfigDict:
   c.checkpoint.every = 10  # steps; the last step is always saved
   c.checkpoint.keep = 2  # newest checkpoints kept
   c.stop_after_bad_updates = 3  # non-finite updates in a row before the run stops itself (exit 3)
+
+  c.export = ConfigDict()
+  c.export.dtype = "float32"  # of the weights in the files: float32, as trained | bfloat16, half the size and rounded
+  c.export.shard_gib = 5.0  # GiB, largest file; a larger tensor is a file of its own
 
   c.report = ConfigDict()
   c.report.runs = ()  # "arm name=run directory" for each curve; in a chain, directories of the chain

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from pathlib import Path
 
@@ -11,22 +10,35 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from jaxrlvr import hosts, remote
 from jaxrlvr.types import StorageError
 
-FORMAT = 1
+FORMAT = 2
 _LOG = logging.getLogger(__name__)
 
 
 def digests(tree) -> dict[str, str]:
-  """Digest of the bytes, shape and dtype of each leaf that this process holds whole."""
-  found = {}
-  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-    if getattr(leaf, "is_fully_addressable", True):
-      array = np.ascontiguousarray(jax.device_get(leaf))
-      state = hashlib.blake2b(f"{array.dtype}{array.shape}".encode(), digest_size=16)
-      state.update(array.reshape(-1).view(np.uint8))
-      found[jax.tree_util.keystr(path)] = state.hexdigest()
-  return found
+  """Digest of the bits, shape and dtype of each leaf: 64 bits, the same however the leaf is cut over devices."""
+  named = {jax.tree_util.keystr(path): jnp.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+  sums = hosts.fetch({name: _sums(leaf) for name, leaf in named.items()})
+  return {name: f"{x.dtype}{list(x.shape)}:{sums[name][0]:08x}{sums[name][1]:08x}" for name, x in named.items()}
+
+
+@jax.jit
+def _sums(x: jax.Array) -> jax.Array:
+  """Two sums over the elements' bits, each mixed (as by MurmurHash3) with its place; integers, so in any order."""
+  bits = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}").astype(jnp.uint32)
+  place, step = jnp.zeros(x.shape, jnp.uint32), 1
+  for axis in reversed(range(x.ndim)):
+    place += jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * np.uint32(step % 2**32)
+    step *= x.shape[axis]
+  found = []
+  for salt in (0x9E3779B1, 0x85EBCA77):
+    h = bits ^ (place * np.uint32(salt) + np.uint32(salt >> 7))
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+      h = (h ^ (h >> shift)) * np.uint32(factor)
+    found.append(jnp.sum(h ^ (h >> 16), dtype=jnp.uint32))
+  return jnp.stack(found)
 
 
 @jax.jit
@@ -41,17 +53,18 @@ def _first_line(error: BaseException) -> str:
 class Checkpoints:
   """The checkpoints of one run directory. Saving is asynchronous; a save that failed is raised at the next call."""
 
-  def __init__(self, workdir: Path, keep: int = 2, *, read_only: bool = False):
-    self.folder = Path(workdir).resolve() / "checkpoints"
+  def __init__(self, workdir: str | Path, keep: int = 2, *, read_only: bool = False):
+    self.folder = remote.path(workdir) / "checkpoints"
     self._read_only = read_only
     options = ocp.CheckpointManagerOptions(
       max_to_keep=None if read_only else keep, create=not read_only, read_only=read_only
     )
-    self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=("params", "train", "meta"))
+    with hosts.waiting("the checkpoints"):
+      self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=("params", "train", "meta"))
 
   def save(self, step: int, params, train, meta: dict) -> None:
-    """Starts to save; `train` is the rest of the array tree, `meta` plain JSON (cursor, config, seed)."""
-    if not jax.device_get(_all_finite((params, train))):
+    """Starts to save, on all processes; `train` is the rest of the array tree, `meta` plain JSON (cursor, seed)."""
+    if not hosts.fetch(_all_finite((params, train))):
       raise StorageError(
         f"{self.folder}/{step}: not saved, a weight or moment is not finite; the last checkpoint stays"
       )
@@ -62,7 +75,8 @@ class Checkpoints:
       "meta": ocp.args.JsonSave(meta),
     }
     try:
-      saved = self._manager.save(step, args=ocp.args.Composite(**items))
+      with hosts.waiting(f"checkpoint {step}"):
+        saved = self._manager.save(step, args=ocp.args.Composite(**items))
     except Exception as error:
       raise self._failed(error) from error
     if not saved:
@@ -80,7 +94,8 @@ class Checkpoints:
   def wait(self) -> None:
     """Returns when all saves are on disk."""
     try:
-      self._manager.wait_until_finished()
+      with hosts.waiting("the last save"):
+        self._manager.wait_until_finished()
     except Exception as error:
       raise self._failed(error) from error
 
@@ -100,12 +115,15 @@ class Checkpoints:
     A torn or altered checkpoint is passed over with a warning, and put aside unless opened read-only; if all are,
     StorageError: never a silent fresh start.
     """
-    steps = self.steps() if self.folder.is_dir() else []
+    steps = hosts.first(lambda: self.steps() if self.folder.is_dir() else [])
     for step in reversed(steps):
+      found, problem = None, ""
       try:
         found = self._restore(step, params, train)
       except Exception as error:
-        _LOG.warning("%s/%d: passed over, can't be restored: %s", self.folder, step, _first_line(error))
+        problem = _first_line(error)
+      if problems := list(filter(None, hosts.gather(lambda told=problem: told))):  # all take it or none
+        _LOG.warning("%s/%d: passed over, can't be restored: %s", self.folder, step, problems[0])
         continue
       self._put_aside([s for s in steps if s > step])
       return found
@@ -116,16 +134,19 @@ class Checkpoints:
   def _put_aside(self, torn: list[int]) -> None:
     """Out of Orbax's sight: it would refuse to save steps up to the newest that it sees."""
     if torn and not self._read_only:
-      for step in torn:
-        (self.folder / str(step)).rename(self.folder.parent / f"torn-checkpoint-{step}")
+      hosts.first(lambda: [self._rename(step) for step in torn])
       self._manager.reload()
+
+  def _rename(self, step: int) -> None:
+    (self.folder / str(step)).rename(self.folder.parent / f"torn-checkpoint-{step}")
 
   def _restore(self, step: int, params, train):
     wanted = {"meta": ocp.args.JsonRestore()}
     for name, tree in (("params", params), ("train", train)):
       if tree is not None:
         wanted[name] = ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, tree))
-    got = self._manager.restore(step, args=ocp.args.Composite(**wanted))
+    with hosts.waiting(f"checkpoint {step}"):
+      got = self._manager.restore(step, args=ocp.args.Composite(**wanted))
     meta = got["meta"]
     if meta.get("format") != FORMAT:
       raise StorageError(f"has format {meta.get('format')}, this version reads {FORMAT}")

@@ -223,6 +223,9 @@ RULES: dict[str, tuple[Callable, str]] = {
   "model.remat": one_of(*REMAT),
   "mesh.sample_tensor": at_least(0),
   "rl.sample_parts": at_least(1),
+  "model.think": one_of("template", "on", "off"),
+  "export.dtype": one_of("float32", "bfloat16"),
+  "export.shard_gib": _POSITIVE,
   **{f"mesh.{k}": _MESH for k in ("data", "fsdp", "tensor")},
   "text.vocab": at_least(320),
   "text.documents": at_least(100),
@@ -275,6 +278,8 @@ RULES: dict[str, tuple[Callable, str]] = {
   "verify.cpu_seconds": _POSITIVE,
   "verify.wall_seconds": _POSITIVE,
   "verify.memory_mib": at_least(64),
+  "hosts.deadline_seconds": _POSITIVE,
+  "hosts.silence_seconds": at_least(2.0),
   "checkpoint.every": at_least(1),
   "checkpoint.keep": at_least(1),
   "report.samples": at_least(0),
@@ -291,6 +296,10 @@ def _rule(key: str) -> tuple[Callable, str] | None:
 
 # Pairs of keys that can't go together: (is it impossible, what is wrong and the cure).
 IMPOSSIBLE: tuple[tuple[Callable[[ConfigDict], bool], str], ...] = (
+  (
+    lambda c: c.init and c.model.path,
+    "config.init and config.model.path are both set, and a policy starts from one; clear the other (--config.init=)",
+  ),
   (lambda c: c.model.heads % c.model.kv_heads != 0, "config.model.heads must be a multiple of config.model.kv_heads"),
   (lambda c: c.model.head_dim % 2 != 0, "config.model.head_dim must be even: RoPE rotates pairs"),
   (lambda c: c.text.filler + c.text.facts > 1, "config.text.filler + config.text.facts is above 1; lower one"),

@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 
 from jaxrlvr import stopping
@@ -13,6 +14,8 @@ from jaxrlvr.types import InputError, StorageError, TrainingStopped
 
 HELP = {
   "tokenizer": "train the SentencePiece tokenizer of the embedded models",
+  "import": "check the Hugging Face model of config.model.path and keep a copy as a run directory",
+  "export": "write config.init as a Hugging Face directory and load it again",
   "pretrain": "train a fresh policy on the embedded pre-training text",
   "cpt": "continual pre-training of config.init on dense worked examples, or on config.cpt.source",
   "sft": "supervised fine-tuning of config.init, Thinking or Non-thinking (config.sft.thinking, .source)",
@@ -48,6 +51,9 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     "--workdir", required=True, help="directory of this run; made if absent, gone on with if it holds one"
   )
   parser.add_argument("--resume", choices=("auto", "required", "never"), help="short for --config.resume")
+  parser.add_argument(
+    "--distributed", action="store_true", help="this is one of several processes, each started with the same words"
+  )
   parser.add_argument("--debug", action="store_true", help="show tracebacks and the library's own log")
   flags, rest = parser.parse_known_args(argv)
   overrides = {"resume": flags.resume} if flags.resume else {}
@@ -57,7 +63,8 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     name, equals, value = word.partition("=")
     if not name.startswith("--config."):
       parser.error(
-        f"unknown argument {word!r}; flags are --config, --workdir, --resume, --debug and --config.KEY=VALUE"
+        f"unknown argument {word!r}; flags are --config, --workdir, --resume, --distributed, --debug "
+        "and --config.KEY=VALUE"
       )
     if not equals:
       if not rest:
@@ -72,6 +79,10 @@ def execute(flags: argparse.Namespace, overrides: dict[str, str]) -> dict:
   from jaxrlvr import config as configs
 
   config = configs.load(flags.config, overrides)
+  if flags.distributed:
+    from jaxrlvr import hosts
+
+    hosts.initialise(config.hosts.deadline_seconds, config.hosts.silence_seconds)
   from jaxrlvr.stages import STAGES
 
   return STAGES[flags.stage](config, flags.workdir)
@@ -85,24 +96,38 @@ def run(argv: Sequence[str] | None = None) -> None:
   for noisy in ("absl", "orbax"):  # what goes wrong is told in one line of our own
     logging.getLogger(noisy).setLevel(logging.DEBUG if flags.debug else logging.CRITICAL)
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+  code, told = attempt(flags, overrides)
+  if flags.distributed:
+    from jaxrlvr import hosts
+
+    hosts.leave(code, told)
+  raise SystemExit(code)
+
+
+def attempt(flags: argparse.Namespace, overrides: dict[str, str]) -> tuple[int, str]:
+  """(exit code, what was told of it); raises what only a bug can raise."""
   codes = {InputError: 2, TrainingStopped: 3, StorageError: 4, OSError: 4, stopping.Interrupted: stopping.EXIT_CODE}
   try:
     summary = execute(flags, overrides)
-  except tuple(codes) as error:
-    if flags.debug:
-      raise
-    print(f"jaxrlvr: {error}", file=sys.stderr)
-    raise SystemExit(next(code for kind, code in codes.items() if isinstance(error, kind))) from None
-  except (MemoryError, RuntimeError) as error:
-    if flags.debug or not (isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)):
-      raise  # a bug of ours: with its traceback
-    told = (str(error) or "MemoryError").splitlines()[0]
-    print(
-      f"jaxrlvr: out of memory ({told}); raise config.{flags.stage}.microbatches or lower its rows", file=sys.stderr
-    )
-    raise SystemExit(3) from None
+  except Exception as error:
+    code = next((code for kind, code in codes.items() if isinstance(error, kind)), 1)
+    told = str(error)
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in told):
+      told = (told or "MemoryError").splitlines()[0]
+      told = f"out of memory ({told}); raise config.{flags.stage}.microbatches or lower its rows"
+      code = 3
+    if flags.distributed and code in (1, 4):
+      from jaxrlvr import hosts
+
+      hosts.await_verdict()
+    if flags.debug or code == 1:
+      if not flags.distributed:
+        raise  # code 1: a bug of ours, with its traceback
+      traceback.print_exc()
+    print(f"jaxrlvr: {told}", file=sys.stderr)
+    return code, told
   print(f"report: {summary['report']}" if "report" in summary else f"done: {flags.workdir}")
-  raise SystemExit(0)
+  return 0, ""
 
 
 if __name__ == "__main__":

@@ -27,9 +27,3 @@ def _handle(number, frame) -> None:
 
 def asked() -> bool:
   return bool(_asked)
-
-
-def raise_if_asked(what: str) -> None:
-  """For loops that have nothing to save: ends them where a signal has asked for it."""
-  if _asked:
-    raise Interrupted(f"{what}: stopped by a signal; the same command does it again")

@@ -257,7 +257,7 @@ def test_presets_are_cut_evenly(name):
 
 
 def test_a_policy_of_unknown_vocabulary_is_refused():
-  with pytest.raises(InputError, match=r"set config\.model\.vocab"):
+  with pytest.raises(InputError, match=r"set config\.model\.vocab to plan"):
     programs.abstract_policy(configs.load("demo"), tpu.find("v5e-8"), jax.devices())
 
 

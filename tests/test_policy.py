@@ -1,15 +1,16 @@
 """The forward against Hugging Face's logits, causality, isolation of segments, and scoring without [B,T,V]."""
 
-import json
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxrlvr import shard, weights
 from jaxrlvr.policy import forward as fwd
 from jaxrlvr.policy.score import score, token_stats
-from jaxrlvr.policy.spec import RopeScaling, Spec, count, init, leaves
+from jaxrlvr.policy.spec import Spec, count, init
 
 
 def logits_of(params, tokens_BT, spec, segments_BT=None, positions_BT=None):
@@ -23,52 +24,10 @@ def logits_of(params, tokens_BT, spec, segments_BT=None, positions_BT=None):
 
 
 def read_checkpoint(folder):
-  """(spec, params) of a Hugging Face directory, through the leaf table's names."""
-  safetensors = pytest.importorskip("safetensors.numpy")
-  ml_dtypes = pytest.importorskip("ml_dtypes")
-  assert ml_dtypes
-  c = json.loads((folder / "config.json").read_text())
-  rope = c.get("rope_scaling") or c.get("rope_parameters") or {}
-  scaled = rope.get("rope_type") == "llama3"
-  spec = Spec(
-    vocab=c["vocab_size"],
-    width=c["hidden_size"],
-    layers=c["num_hidden_layers"],
-    heads=c["num_attention_heads"],
-    kv_heads=c["num_key_value_heads"],
-    head_dim=c.get("head_dim") or c["hidden_size"] // c["num_attention_heads"],
-    mlp=c["intermediate_size"],
-    rope_theta=c.get("rope_theta") or rope["rope_theta"],
-    rope_scaling=RopeScaling(
-      rope["factor"], rope["low_freq_factor"], rope["high_freq_factor"], rope["original_max_position_embeddings"]
-    )
-    if scaled
-    else None,
-    norm_eps=c["rms_norm_eps"],
-    qkv_bias=c["model_type"] == "qwen2",
-    qk_norm=c["model_type"] == "qwen3",
-    tied=c["tie_word_embeddings"],
-    vocab_chunk=100,
-  )
-  tensors = {}
-  for file in sorted(folder.glob("*.safetensors")):
-    tensors |= safetensors.load_file(file)
-  params = {}
-  for name, leaf in leaves(spec).items():
-
-    def one(tensor, leaf=leaf):
-      shape = leaf.shape[1:] if leaf.layered else leaf.shape
-      stored_as_out_in = leaf.layered and tensor.ndim == 2
-      return (
-        tensor.astype(np.float32).T.reshape(shape) if stored_as_out_in else tensor.astype(np.float32).reshape(shape)
-      )
-
-    if leaf.layered:
-      params[name] = np.stack([one(tensors.pop(leaf.hf.format(i))) for i in range(spec.layers)])
-    else:
-      params[name] = one(tensors.pop(leaf.hf))
-  assert not tensors, f"unread tensors {list(tensors)}"
-  return spec, params
+  """(spec, params) of a Hugging Face directory, on one device."""
+  model = weights.open_model(folder)
+  spec = dataclasses.replace(model.spec, vocab_chunk=100)
+  return spec, weights.load(model, spec, shard.make_mesh(devices=jax.devices()[:1]))
 
 
 @pytest.mark.parametrize(
@@ -192,8 +151,6 @@ def test_entropy_and_logp_equal_golden(golden):
 def test_bfloat16_stays_near_float32(golden):
   spec, params = read_checkpoint(golden / "hf_logits" / "llama_bf16")
   expected = np.load(golden / "hf_logits" / "llama_bf16" / "expected.npz")
-  import dataclasses
-
   half = dataclasses.replace(spec, dtype="bfloat16")
   got = np.asarray(jax.jit(logits_of, static_argnums=2)(params, expected["plain/input_ids"], half), np.float32)
   theirs = np.abs(expected["plain/logits_computed_in_bf16"] - expected["plain/logits"]).max()

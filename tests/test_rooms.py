@@ -11,6 +11,8 @@ LEVELS = {
   "masked": 0,
   "keys": 0,
   "stopping": 0,
+  "remote": 0,
+  "hosts": 1,
   "shard": 1,
   "policy": 1,
   "loss": 1,
@@ -28,11 +30,25 @@ LEVELS = {
   "checkpoint": 3,
   "logbook": 3,
   "report": 3,
+  "weights": 3,
   "config": 4,
   "stages": 4,
   "main": 5,
 }
-NO_JAX = ("text", "data", "verify", "analysis", "reward", "types", "logbook", "report", "stopping", "tpu", "hlo")
+NO_JAX = (
+  "text",
+  "data",
+  "verify",
+  "analysis",
+  "reward",
+  "types",
+  "logbook",
+  "report",
+  "stopping",
+  "remote",
+  "tpu",
+  "hlo",
+)
 
 
 def rooms():

@@ -1,10 +1,13 @@
-"""Raw data sets of the study by name: where the Hugging Face hub keeps them, and which column holds what."""
+"""The Hugging Face hub: the raw data sets of the study by name, which column holds what, and models by name."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from pathlib import Path
 from typing import NamedTuple
 
+from jaxrlvr import remote
 from jaxrlvr.data import layout, rows
 from jaxrlvr.types import InputError
 
@@ -44,29 +47,40 @@ def find(source: str) -> tuple[str, Raw]:
   """(path, what is known of it) of `NAME` (from RAW: the hub's cache, else the network), `NAME:COPY`, or a path."""
   name, _, copy = source.partition(":")
   if name not in RAW:
-    return source, Raw("")
-  return copy or _snapshot(name, RAW[name]), RAW[name]
-
-
-def _snapshot(name: str, entry: Raw) -> str:
+    return remote.local(source), Raw("")
+  entry = RAW[name]
   cure = f"take {name}:FOLDER with a local copy of {entry.repository}"
+  return remote.local(copy) or _snapshot(name, cure, entry.patterns, entry.repository, repo_type="dataset"), entry
+
+
+def model(name: str) -> str:
+  """The folder of a model: a path as it is, `ORG/NAME` or `ORG/NAME@REVISION` from the hub's cache or the network."""
+  if Path(name).exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", name):
+    return name
+  repository, _, revision = name.partition("@")
+  place = {"repo_type": "model"} | ({"revision": revision} if revision else {})
+  patterns = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
+  return _snapshot(name, "name a folder that exists", patterns, repository, **place)
+
+
+def _snapshot(name: str, cure: str, patterns: tuple[str, ...], repository: str, **place) -> str:
   try:
     import huggingface_hub
   except ImportError:
     raise InputError(f"{name}: huggingface_hub is not installed; pip install 'jaxrlvr[hub]', or {cure}") from None
   for offline in (True, False):
     try:
-      found = huggingface_hub.snapshot_download(
-        entry.repository, repo_type="dataset", allow_patterns=list(entry.patterns), local_files_only=offline
-      )
-      if not offline or _complete(found, entry.patterns):
+      fetch = {"allow_patterns": list(patterns), "local_files_only": offline, **place}
+      found = huggingface_hub.snapshot_download(repository, **fetch)
+      dataset = place["repo_type"] == "dataset"
+      if not offline or _complete(rows.files(found, patterns) if dataset else Path(found).glob("*.safetensors")):
         return str(found)
     except Exception as error:  # what it raises depends on its version and on the network's client
       reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-  raise InputError(f"{name}: {entry.repository} is neither in the hub's cache nor to be fetched ({reason}); {cure}")
+  raise InputError(f"{name}: {repository} is neither in the hub's cache nor to be fetched ({reason}); {cure}")
 
 
-def _complete(folder: str, patterns: tuple[str, ...]) -> bool:
-  """Whether a cached folder has all N of its files that are named `-of-N`; an error where no file matches."""
-  shards = [re.search(r"-of-(\d+)$", file.stem) for file in rows.files(folder, patterns)]
-  return len(shards) >= max(int(shard[1]) if shard else 0 for shard in shards)
+def _complete(files: Iterable[Path]) -> bool:
+  """Whether there are files in a cached folder, and all N of those that are named `-of-N`."""
+  shards = [re.search(r"-of-(\d+)$", file.stem) for file in files]
+  return len(shards) >= max((int(shard[1]) if shard else 0 for shard in shards), default=1)

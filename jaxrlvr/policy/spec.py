@@ -34,6 +34,7 @@ class Spec:
   head_dim: int
   mlp: int
   real_vocab: int = 0  # rows the tokenizer knows, 0: all; the rest is padding, never sampled or scored
+  max_positions: int = 0  # the model was made for, 0: unknown; computes nothing, goes in and out with the model
   rope_theta: float = 10_000.0
   rope_scaling: RopeScaling | None = None
   norm_eps: float = 1e-6

@@ -7,12 +7,15 @@ from jaxrlvr.stages.chain import chain
 from jaxrlvr.stages.evaluate import evaluate
 from jaxrlvr.stages.label import corrupt, filter_problems, subset
 from jaxrlvr.stages.language import tokenizer, train
+from jaxrlvr.stages.models import export, import_model
 from jaxrlvr.stages.plan import plan
 from jaxrlvr.stages.prepare import prepare
 from jaxrlvr.stages.rl import rl
 
 STAGES = {
   "tokenizer": tokenizer,
+  "import": import_model,
+  "export": export,
   "pretrain": functools.partial(train, "pretrain"),
   "cpt": functools.partial(train, "cpt"),
   "sft": functools.partial(train, "sft"),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from jaxrlvr import report
+from jaxrlvr import remote, report
 from jaxrlvr.stages.run import open_run, read_config
 from jaxrlvr.types import InputError
 
@@ -18,6 +18,7 @@ def analyze(config: ConfigDict, workdir: str | Path) -> dict:
     name, separator, folder = entry.partition("=")
     if not separator:
       raise InputError(f"config.report.runs: {entry!r} is not `name=run directory`")
+    folder = remote.local(folder)
     stage = read_config(Path(folder))["stage"]
     if stage == "rl":
       arms.append(report.Arm(name, Path(folder)))
@@ -35,4 +36,4 @@ def analyze(config: ConfigDict, workdir: str | Path) -> dict:
     page = report.write(
       run.workdir / "report", config.report.title, arms, evaluations, config.saturation_tail, config.report.samples
     )
-    return run.finish(report=str(page))
+    return run.finish(report=str(run.home / page.relative_to(run.workdir)))

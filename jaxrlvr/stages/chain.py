@@ -8,7 +8,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from jaxrlvr import config as configs
-from jaxrlvr import stopping
+from jaxrlvr import remote
 from jaxrlvr.stages.run import open_run
 from jaxrlvr.types import InputError
 
@@ -34,7 +34,7 @@ def plan(config: ConfigDict, workdir: Path, stages: Mapping[str, Stage]) -> list
       raise InputError(f"config.chain: link {name!r} starts from {init!r}, which is no earlier link ({sorted(seen)})")
     changes = dict(link.get("set", {}))
     if init:
-      changes["init"] = str(workdir / init)
+      changes |= {"init": str(workdir / init), "model.path": ""}
     if "tokenizer" in link:
       changes["tokenizer"] = str(workdir / link["tokenizer"])
     if "runs" in link:
@@ -48,13 +48,13 @@ def chain(stages: Mapping[str, Stage]) -> Stage:
   """The stage that runs the links of `config.chain` in order."""
 
   def run_chain(config: ConfigDict, workdir: str | Path) -> dict:
-    workdir = Path(workdir).absolute()
+    workdir = remote.path(workdir)
     links = plan(config, workdir, stages)
     with open_run(config, workdir, "chain") as run:
       run.summary = None  # its links say themselves what is finished
       run.begin()
       for name, stage, derived in links:
-        stopping.raise_if_asked(str(workdir))
+        run.raise_if_asked()
         summary = stage(derived, workdir / name)
       return run.finish(links=[link[0] for link in links], **{k: v for k, v in summary.items() if k == "report"})
 

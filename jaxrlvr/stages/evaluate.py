@@ -12,10 +12,9 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxrlvr import logbook, reward, stopping
+from jaxrlvr import logbook, remote, reward
 from jaxrlvr.analysis import passk
 from jaxrlvr.data import sets
-from jaxrlvr.logbook import Progress
 from jaxrlvr.stages import rollout, setup
 from jaxrlvr.stages.run import Run, open_run
 from jaxrlvr.text.answer import final
@@ -64,7 +63,7 @@ class Evaluator:
       made += rollout.records(drawn, step, true, cluster=[e.cluster_G for e in votes])
       progress()
       if run.stage == "evaluate":  # RL saves when its step is done
-        stopping.raise_if_asked(str(run.workdir))
+        run.raise_if_asked()
     return made
 
   def _domain_means(self, found: Mapping[str, Mapping]) -> dict[str, float]:
@@ -80,7 +79,7 @@ def held_out(config: ConfigDict, policy: setup.Policy, service: Service) -> dict
   if not h.sets and not h.domain:
     return {h.name: rollout.load_problems(config, "heldout", policy.tokenizer, service)}
   try:
-    files, absent = sets.find(h.sets, h.domain, h.folder, h.prompts)
+    files, absent = sets.find(h.sets, h.domain, remote.local(h.folder), h.prompts)
   except InputError as error:
     raise InputError(f"config.heldout: {error}") from error
   if absent:
@@ -132,7 +131,7 @@ def evaluate(config: ConfigDict, workdir: str | Path) -> dict:
       run.begin(heldout=evaluator.problems, **inputs)
       if run.finished:
         return run.summary
-      progress = Progress(Path(workdir).name, evaluator.batches)
+      progress = run.progress(evaluator.batches)
       done = iter(range(1, evaluator.batches + 1))
       metrics = evaluator(policy.params, run, 0, lambda: progress(next(done)))
     told = write_table(metrics, run)

@@ -13,11 +13,10 @@ from typing import NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from jaxrlvr import logbook, report, reward, stopping
+from jaxrlvr import hosts, logbook, report, reward
 from jaxrlvr.data import problems as problem_lists
 from jaxrlvr.data import store
 from jaxrlvr.data import subset as subsets
-from jaxrlvr.logbook import Progress
 from jaxrlvr.stages import rollout, setup
 from jaxrlvr.stages.run import Run, open_run
 from jaxrlvr.text.answer import final
@@ -55,11 +54,12 @@ def survey(config: ConfigDict, workdir: str | Path, how: Survey) -> dict:
       run.begin(problems=loaded.problems, **inputs)
       if run.finished:
         return run.summary
-      rows = [row for file in sorted((run.workdir / "rows").glob("*.jsonl")) for row in logbook.read_jsonl(file)]
-      progress = Progress(Path(workdir).name, total, len(rows))
+      files = sorted((run.workdir / "rows").glob("*.jsonl"))
+      rows = hosts.first(lambda: [row for file in files for row in logbook.read_jsonl(file)])
+      progress = run.progress(total, len(rows))
       batches = sampler.sweep(policy.params, ordered, size, len(rows))
       while len(rows) < total and not how.enough(rows, total):
-        stopping.raise_if_asked(str(run.workdir))
+        run.raise_if_asked()
         made = how.measure(next(batches), reward.remembering(service.grade))
         logbook.write_jsonl(run.workdir / "rows" / f"{len(rows):08d}.jsonl", made)
         rows += made
@@ -92,14 +92,14 @@ def filter_problems(config: ConfigDict, workdir: str | Path) -> dict:
     ]
     if not kept:
       raise InputError(
-        f"none of {len(problems)} problems is solved {f.low} to {f.high} times in {f.samples}; {run.workdir}/rows tells"
+        f"none of {len(problems)} problems is solved {f.low} to {f.high} times in {f.samples}; {run.home}/rows tells"
         " how often each is; take other problems, another policy, or another range in another workdir"
       )
     counts = Counter(solved.values())
     bars = [counts[n] for n in range(f.samples + 1)]
     report.histogram(run.workdir / "histogram.png", bars, f"Problems by solve@{f.samples}")
     store.save(run.workdir / PROBLEMS, kept)
-    print(f"{run.workdir / PROBLEMS}: {len(kept)} of {len(problems)} problems are solved {f.low} to {f.high} times in "
+    print(f"{run.home / PROBLEMS}: {len(kept)} of {len(problems)} problems are solved {f.low} to {f.high} times in "
           f"{f.samples}; {bars[0]} never, {bars[-1]} always")  # fmt: skip
     unscored = sum((Counter(row["unscored"]) for row in rows.values()), Counter())
     if unscored:
@@ -134,7 +134,7 @@ def subset(config: ConfigDict, workdir: str | Path) -> dict:
     store.save(run.workdir / PROBLEMS, [found[i] for i in order])
     if len(order) < config.subset.count:
       _LOG.warning("%d problems were asked for, %d of %d are of use", config.subset.count, len(order), len(found))
-    print(f"{run.workdir / PROBLEMS}: {len(order)} of {len(found)} problems")
+    print(f"{run.home / PROBLEMS}: {len(order)} of {len(found)} problems")
     counts = Counter(found[i].extra["solved"] for i in order)
     return run.finish(problems=len(order), per_bin=[counts[n] for n in range(samples + 1)])
 
@@ -204,9 +204,11 @@ def corrupt(config: ConfigDict, workdir: str | Path) -> dict:
       with file.open("rb") as written:
         digest = hashlib.file_digest(written, "sha256").hexdigest()
       files[file.name] = {"gamma": gamma, "relabelled": len(chosen), "sha256": digest}
-      print(f"{file}: {len(chosen)} of {len(problems)} labels are the policy's own")
+      print(f"{run.home / file.name}: {len(chosen)} of {len(problems)} labels are the policy's own")
       if len(chosen) < wanted:
-        _LOG.warning("%s: %d were asked for; the others have no such answer in %d samples", file, wanted, c.samples)
+        _LOG.warning(
+          "%s: %d were asked for; the others have no such answer in %d samples", file.name, wanted, c.samples
+        )
     without = sorted(row["id"] for row in rows.values() if row["label"] is None)
     return {"problems": len(problems), "sampled": len(rows), "without_such_answer": without, "files": files}
 

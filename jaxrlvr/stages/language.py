@@ -10,10 +10,9 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxrlvr import logbook, objective, shard
+from jaxrlvr import hosts, logbook, objective, shard
 from jaxrlvr.data import corpus, embedded
 from jaxrlvr.data.pack import Packed, pack
-from jaxrlvr.logbook import Progress
 from jaxrlvr.policy import spec as policy_spec
 from jaxrlvr.stages import setup
 from jaxrlvr.stages.rollout import verifier_service
@@ -37,7 +36,7 @@ def tokenizer(config: ConfigDict, workdir: str | Path) -> dict:
     if run.finished:
       return run.summary
     run.begin()
-    progress = Progress("tokenizer", 1)
+    progress = run.progress(1)
     made = [
       embedded.plain(text(config.seed, number, mix(config, stage)))
       for stage, text in embedded.TEXTS.items()
@@ -96,11 +95,11 @@ def train(stage: str, config: ConfigDict, workdir: str | Path) -> dict:
     with jax.set_mesh(policy.mesh), jax.transfer_guard("disallow"):
       state, meta = run.restore(setup.fresh_state(policy, optimizer))
       start, cursor = (meta["step"], tuple(meta["cursor"])) if meta else (0, (0, 0))
-      progress = Progress(Path(workdir).name, settings.steps, start)
+      progress = run.progress(settings.steps, start)
       for step in range(start + 1, settings.steps + 1):
         packed, cursor = pack(document, cursor, settings.rows, settings.row_tokens)
         places = (shard.named(policy.mesh, "batch"), shard.named(policy.mesh))
-        batch, rate = jax.device_put((_batch(packed), rates[step - 1]), places)
+        batch, rate = hosts.put((_batch(packed), rates[step - 1]), places)
         state, metrics = update(
           state, batch, rate, loss_fn=loss_fn, optimizer=optimizer, microbatches=settings.microbatches
         )

@@ -35,8 +35,8 @@ def prepare(config: ConfigDict, workdir: str | Path) -> dict:
     told = [{"id": p.id, "label": p.label, "truth": p.truth, "reason": reason} for p, reason in unreadable]
     logbook.write_jsonl(run.workdir / "unreadable.jsonl", told)
     accepted = sum(verdict.score == 1 for verdict in verdicts) / len(kept)
-    print(f"{path}: {len(kept)} of {len(found)} problems; labels accepted against themselves: {accepted:.2%}; "
-          f"unreadable: {len(unreadable)}")  # fmt: skip
+    print(f"{run.home / path.name}: {len(kept)} of {len(found)} problems; labels accepted against themselves: "
+          f"{accepted:.2%}; unreadable: {len(unreadable)}")  # fmt: skip
     noisy = sum(p.label != p.truth for p in kept)
     counts = {"problems": len(kept), "unreadable": len(unreadable), "label_is_not_truth": noisy}
     return run.finish(**counts, accepted=accepted, digest=logbook.digest(kept))

@@ -9,7 +9,6 @@ import os
 import re
 import time
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -17,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from jaxrlvr import counts, hlo, keys, objective, shard, tpu
+from jaxrlvr import counts, hlo, keys, objective, remote, shard, tpu
 from jaxrlvr.policy import sample as sampler
 from jaxrlvr.policy import spec as policy_spec
 from jaxrlvr.policy.sample import Rollout
@@ -84,16 +83,14 @@ def _in(mesh, function):
 
 def abstract_policy(config: ConfigDict, where: tpu.Slice, devices) -> setup.Policy:
   """The policy of a config on a slice: shapes and places of its weights, and no weight."""
-  init = Path(config.init, setup.POLICY)
-  if config.init and init.is_file():
-    spec = setup.read_spec(init)
-  elif config.model.vocab:
-    spec = setup.fresh_spec(config, config.model.vocab)
-  else:
+  model, init = setup.find_model(config), remote.path(config.init) / setup.POLICY
+  if model is None and not init.is_file() and not config.model.vocab:
     raise InputError(
-      f"config.model.vocab = 0 and config.init = {config.init!r} holds no {setup.POLICY}: the number of tokens is not "
-      "known; set config.model.vocab"
+      f"config.model.vocab = 0, and neither config.init = {config.init!r} nor config.model.path holds a model; name one "
+      "that does, or set config.model.vocab to plan for the shape of config.model"
     )
+  stated = setup.read_spec(init) if init.is_file() else setup.fresh_spec(config, config.model.vocab)
+  spec = model.spec if model else stated
   mesh, spec = setup.make_mesh(config, devices), setup.configured(config, spec, "tpu")
   shapes = jax.eval_shape(lambda: policy_spec.init(spec, keys.at(0, "init")))
   params = _abstract(shapes, policy_spec.shardings(spec, mesh))

@@ -14,10 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxrlvr import logbook, objective, reward, shard
+from jaxrlvr import hosts, logbook, objective, reward, shard
 from jaxrlvr.analysis import shadow
 from jaxrlvr.data import problems as problem_lists
-from jaxrlvr.logbook import Progress
 from jaxrlvr.policy.sample import STOP_LENGTH
 from jaxrlvr.stages import rollout, setup
 from jaxrlvr.stages.evaluate import Evaluator
@@ -196,7 +195,7 @@ def rl(config: ConfigDict, workdir: str | Path) -> dict:
       terms = reward.parse(s.reward)
       state, meta = run.restore(setup.fresh_state(policy, learner.optimizer))
       start = meta["step"] if meta else 0
-      progress = Progress(Path(workdir).name, s.steps, start)
+      progress = run.progress(s.steps, start)
       if meta is None:
         run.log(0, evaluator(state.params, run, 0))
       for step in range(start + 1, s.steps + 1):
@@ -204,7 +203,7 @@ def rl(config: ConfigDict, workdir: str | Path) -> dict:
         batch, occurrence_P = problem_lists.batch(problems, config.seed, step, s.problems_per_step)
         prompts = sampler.prompts(batch, ids, occurrence_P)
         drawn = sampler(sampler.weights(state.params), prompts, step)
-        on_device = jax.device_put((prompts.tokens_PS, prompts.length_P), shard.named(policy.mesh, "batch"))
+        on_device = hosts.put((prompts.tokens_PS, prompts.length_P), shard.named(policy.mesh, "batch"))
         rows = learner.rows(state.params, ref_params, on_device, drawn)
         judged = judge(terms, s.noise, drawn.answers, label_right, service.grade)
         paid = np.where(judged.paid.scored_PG, judged.paid.value_PG, np.nan).tolist()
@@ -212,9 +211,9 @@ def rl(config: ConfigDict, workdir: str | Path) -> dict:
         logbook.write_jsonl(run.workdir / "rollouts" / f"step_{step:06d}.jsonl", told)
         graded = trained(judged.paid, s.group_size)
         stop_if_unscored(step, graded, s.max_unscored)
-        up = jax.device_put((graded.value_PG, graded.scored_PG), shard.named(policy.mesh, "batch"))
+        up = hosts.put((graded.value_PG, graded.scored_PG), shard.named(policy.mesh, "batch"))
         step_rates = rates[(step - 1) * learner.updates : step * learner.updates]
-        rates_up = jax.device_put(list(step_rates), shard.named(policy.mesh))
+        rates_up = hosts.put(list(step_rates), shard.named(policy.mesh))
         state, metrics = learner(state, rates_up, rows, up)
         metrics |= host_metrics(judged, drawn, told, s.group_size, reward.is_binary(terms))
         metrics |= {"learning_rate": step_rates[-1]}

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxrlvr import keys, masked, reward, shard
+from jaxrlvr import hosts, keys, masked, reward, shard
 from jaxrlvr.data import problems as problem_lists
 from jaxrlvr.policy.sample import STOP_EOS, STOP_NAMES, Rollout, Sampling, lay_out, sample
 from jaxrlvr.stages.setup import Policy
@@ -63,7 +63,7 @@ class Sampler:
     self.sampling = sampling(config, policy.tokenizer, **changes)
     self._shards = shard.size(policy.sample_mesh, "batch")
     stops = automaton(config.rl.stop_strings, policy.tokenizer.pieces())
-    self._stops = jax.device_put(stops, shard.named(policy.sample_mesh))
+    self._stops = hosts.put(stops, shard.named(policy.sample_mesh))
     self.weights = lay_out(policy.spec, policy.sample_mesh)  # of the policy's masters, what `__call__` takes
     self._join = jax.jit(
       lambda parts: jax.tree.map(lambda *x: jnp.concatenate(x), *parts), out_shardings=shard.named(policy.mesh, "batch")
@@ -94,15 +94,15 @@ class Sampler:
     rows = (prompts.tokens_PS, prompts.length_P, prompts.hash_P, index_PG)
     made = []
     with jax.set_mesh(policy.sample_mesh):
-      address = jax.device_put(keys.address(self._seed, self._stream, step), shard.named(policy.sample_mesh))
+      address = hosts.put(keys.address(self._seed, self._stream, step), shard.named(policy.sample_mesh))
       for part in zip(*(np.split(x, self._parts) for x in rows), strict=True):
         jax.block_until_ready(made[-1:])  # or the next part's cache is allocated beside this one's
-        tokens_PS, length_P, *addresses = jax.device_put(part, shard.named(policy.sample_mesh, "batch"))
+        tokens_PS, length_P, *addresses = hosts.put(part, shard.named(policy.sample_mesh, "batch"))
         keys_B = keys.rows(address, *addresses)
         given = (weights, tokens_PS, length_P, keys_B, self._stops, policy.spec, self.sampling)
         made.append(sample(*given, shards=self._shards))
     rollout = self._join(made)
-    down = jax.device_get((rollout.tokens_BT, rollout.length_B, rollout.stop_B, row_statistics(rollout)))
+    down = hosts.fetch((rollout.tokens_BT, rollout.length_B, rollout.stop_B, row_statistics(rollout)))
     tokens_BT, length_B, stop_B, by_row = down
     texts = decode(self._policy.tokenizer, tokens_BT, length_B, stop_B)
     shape = (-1, group)
@@ -233,7 +233,7 @@ def make_prompts(
 
 def verifier_service(config: ConfigDict) -> Service:
   v = config.verify
-  return Service(v.workers, v.cpu_seconds, v.wall_seconds, v.memory_mib << 20, v.mode)
+  return Service(v.workers, v.cpu_seconds, v.wall_seconds, v.memory_mib << 20, v.mode, hosts.share)
 
 
 def records(drawn: Drawn, step: int, true: reward.Graded, **more) -> list[dict]:

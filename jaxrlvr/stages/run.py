@@ -1,4 +1,4 @@
-"""A run directory, held by one process: what is in it, whether to go on, and where to write."""
+"""A run directory, held by one run: what is in it, whether to go on, and where to write."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import jax
 from ml_collections import ConfigDict
 
-from jaxrlvr import checkpoint, logbook, stopping
+from jaxrlvr import checkpoint, hosts, logbook, remote, stopping
 from jaxrlvr import config as configs
 from jaxrlvr.types import InputError, StorageError, TrainingStopped
 
@@ -25,6 +27,7 @@ _LOG = logging.getLogger(__name__)
 # Keys in which a resumed run may differ from the run it goes on with, by stage; the links of a chain check themselves.
 _HARMLESS = (
   "init",  # its weights count, not its path
+  "model.path",
   "tokenizer",
   "saturation_tail",
   "resume",
@@ -38,8 +41,11 @@ _HARMLESS = (
   "mesh.",
   "chain",
   "evaluate.problems_per_batch",
+  "hosts.",
+  "compile_cache",
 )
 MAY_CHANGE = {"analyze": ("",), "chain": ("",)}
+_PUSH_SECONDS = 60.0  # at most, between two times that a store gets what is new, but for saves
 _PACKAGES = (
   "jax",
   "jaxlib",
@@ -48,19 +54,27 @@ _PACKAGES = (
   "orbax-checkpoint",
   "ml-collections",
   "sentencepiece",
+  "tokenizers",
   "math-verify",
   "numpy",
 )
 
 
 class Run:
-  """One stage at work in its directory: checkpoints, logbook, progress."""
+  """One stage at work in its directory: checkpoints, logbook, progress.
 
-  def __init__(self, config: ConfigDict, workdir: Path, stage: str, earlier: dict | None):
-    self.config, self.workdir, self.stage = config, workdir, stage
+  `home` is that directory, `workdir` where this process writes and reads back: the same where it is local and the
+  process is the first, else a folder that ends with the run. That of the first goes up to a `home` on a store.
+  """
+
+  def __init__(self, config: ConfigDict, home: Path, workdir: Path, stage: str, earlier: dict | None):
+    self.config, self.home, self.workdir, self.stage = config, home, workdir, stage
     self.summary = earlier  # of the finished run this directory already holds, else None
     self.checkpoints = None
     self._logbook = None
+    self._mirror = remote.Mirror(workdir, home) if remote.is_remote(home) and not hosts.index() else None
+    self._pushed = time.monotonic()
+    self._asked = False  # by a signal to any process, as of the last metrics
     self._pending: tuple[int, Mapping] | None = None
 
   @property
@@ -72,48 +86,67 @@ class Run:
 
     `inputs` are the data the run depends on, by name; a run that goes on, or is finished, must find the same.
     """
-    digests = {name: logbook.digest(value) for name, value in inputs.items()}
+    hosts.first(lambda: self._begin({name: logbook.digest(value) for name, value in inputs.items()}))
+
+  def _begin(self, digests: Mapping[str, str]) -> None:
     file = self.workdir / "manifest.json"
     before = json.loads(file.read_text())["inputs"] if file.is_file() else digests
     for name in digests:
       if before.get(name) != digests[name]:
         raise InputError(
-          f"{self.workdir}: {name} are not those the run began with; restore them or choose another workdir"
+          f"{self.home}: {name} are not those the run began with; restore them or choose another workdir"
         )
     if self.finished:
-      _LOG.warning("%s: already finished, nothing is done again", self.workdir)
+      _LOG.warning("%s: already finished, nothing is done again", self.home)
       return
     (self.workdir / "summary.json").unlink(missing_ok=True)  # of a run that now gets more steps
     logbook.write_json(self.workdir / "config.json", {"stage": self.stage, **self.config.to_dict()})
     logbook.write_json(file, manifest() | {"inputs": digests})
+    self._push()
 
   def restore(self, state):
     """(state, meta) of the newest checkpoint, (state, None) for a fresh start; opens the logbook at that step."""
-    self.checkpoints = checkpoint.Checkpoints(self.workdir, self.config.checkpoint.keep)
+    self.checkpoints = checkpoint.Checkpoints(self.home, self.config.checkpoint.keep)
     train = {"opt_state": state.opt_state, "counts": (state.updates, state.skipped, state.skipped_in_a_row)}
     found = self.checkpoints.restore(state.params, train)
     if found is None and self.config.resume == "required":
-      raise InputError(f"{self.workdir}: has no checkpoint, but config.resume = 'required'; use 'auto' to start afresh")
+      raise InputError(f"{self.home}: has no checkpoint, but config.resume = 'required'; use 'auto' to start afresh")
     step = found[2]["step"] if found else -1
     self._logbook = logbook.Logbook(self.workdir, step, self.config.tensorboard)
     if found is None:
       return state, None
-    _LOG.warning("%s: goes on from step %d", self.workdir, step)
+    _LOG.warning("%s: goes on from step %d", self.home, step)
     params, train, meta = found
     return type(state)(params, train["opt_state"], *train["counts"]), meta
 
   def save(self, step: int, state, **meta) -> None:
     """Writes the metrics of this step, then starts to save a checkpoint that resumes right behind it."""
     self.flush()
-    if not (self.workdir / "config.json").is_file():
-      raise StorageError(f"{self.workdir}: was removed while the run was at step {step}; nothing was saved there")
+    hosts.first(lambda: self._check_is_there(step))
     train = {"opt_state": state.opt_state, "counts": (state.updates, state.skipped, state.skipped_in_a_row)}
     self.checkpoints.save(step, state.params, train, {"seed": self.config.seed, "stage": self.stage, **meta})
+
+  def _check_is_there(self, step: int) -> None:
+    if not (self.home / "config.json").exists():
+      raise StorageError(f"{self.home}: was removed while the run was at step {step}; nothing was saved there")
+    self._push()
+
+  def _push(self) -> None:
+    if self._mirror is not None:
+      self._mirror.push()
+      self._pushed = time.monotonic()
+
+  def progress(self, total: int, start: int = 0) -> logbook.Progress:
+    return logbook.Progress(self.home.name, total, start, stream=sys.stdout if hosts.index() else None)
 
   def log(self, step: int, metrics: Mapping) -> dict[str, float]:
     """Takes a step's metrics and returns those of the step before, fetched only now that the next step is under way."""
     self.checkpoints.check()
     before = self.flush()
+    if time.monotonic() - self._pushed > _PUSH_SECONDS:
+      self._push()
+    if hosts.count() > 1:
+      metrics = {**metrics, "asked": hosts.anywhere(stopping.asked())}
     self._pending = (step, metrics)
     return before
 
@@ -123,7 +156,8 @@ class Run:
       return {}
     step, metrics = self._pending
     self._pending = None
-    metrics = jax.device_get(metrics)
+    metrics = hosts.fetch(metrics)
+    self._asked = bool(metrics.pop("asked", self._asked))
     bad = int(metrics.pop("skipped_in_a_row", 0))
     self._logbook.write(step, metrics)
     if bad >= self.config.stop_after_bad_updates:
@@ -135,51 +169,104 @@ class Run:
 
   def due(self, step: int, total: int) -> bool:
     """Is this step to be saved?"""
-    return step % self.config.checkpoint.every == 0 or step == total or stopping.asked()
+    return step % self.config.checkpoint.every == 0 or step == total or self._is_asked()
+
+  def _is_asked(self) -> bool:
+    return self._asked if hosts.count() > 1 else stopping.asked()
+
+  def raise_if_asked(self) -> None:
+    """For loops that have nothing to save."""
+    if hosts.any_asked():
+      raise stopping.Interrupted(f"{self.home}: stopped by a signal; the same command goes on")
 
   def stop_if_asked(self) -> None:
     """Call right behind a save: ends the run if a signal asked for it."""
-    if stopping.asked():
+    if self._is_asked():
       self.checkpoints.wait()
-      raise stopping.Interrupted(f"{self.workdir}: stopped by a signal, checkpoint saved; the same command goes on")
+      raise stopping.Interrupted(f"{self.home}: stopped by a signal, checkpoint saved; the same command goes on")
 
   def finish(self, **summary) -> dict:
     """Waits for the disk, then marks the run as finished."""
     if self.checkpoints is not None:
       self.flush()
       self.checkpoints.wait()
-    self.summary = {"stage": self.stage, "finished": True, **summary}
-    logbook.write_json(self.workdir / "summary.json", self.summary)
+    self.summary = hosts.first(lambda: self._finish({"stage": self.stage, "finished": True, **summary}))
     return self.summary
 
+  def _finish(self, summary: dict) -> dict:
+    logbook.write_json(self.workdir / "summary.json", summary)
+    self._push()
+    return summary
+
   def close(self) -> None:
-    """Closes files; a failed save is told, not raised, so that it hides no other error."""
+    """Closes files and sends what is left; what fails is told, not raised, so that it hides no other error."""
     if self._logbook is not None:
       self._logbook.close()
-    if self.checkpoints is not None:
+    for last in (self._push, *([self.checkpoints.wait] if self.checkpoints is not None else [])):
       try:
-        self.checkpoints.wait()
+        last()
       except StorageError as error:
         _LOG.warning("%s", error)
+    if self.checkpoints is not None:
       self.checkpoints.close()
 
 
 @contextlib.contextmanager
 def open_run(config: ConfigDict, workdir: str | Path, stage: str) -> Iterator[Run]:
-  """The run in `workdir`, locked against other processes; nothing is written until its `begin`.
+  """The run in `workdir`, locked against other runs; nothing is written until its `begin`.
 
   A directory that another config has used, or that holds something else, is refused; nothing in it is overwritten.
+  On an object store there are no locks: two runs must not be given one directory.
   """
-  workdir = Path(workdir).absolute()
-  with _locked(workdir) as used:
-    earlier = _check_used(config, workdir, stage) if used else None
-    if not used and config.resume == "required":
-      raise InputError(f"{workdir}: holds no run, but config.resume = 'required'; use 'auto' to start afresh")
-    run = Run(config, workdir, stage, earlier)
-    try:
-      yield run
-    finally:
-      run.close()
+  home = remote.path(workdir)
+  set_compile_cache(config.compile_cache)
+  with contextlib.ExitStack() as stack:
+
+    def look() -> dict | None:
+      used = stack.enter_context(_claimed(home) if remote.is_remote(home) else _locked(home))
+      if not used and config.resume == "required":
+        raise InputError(f"{home}: holds no run, but config.resume = 'required'; use 'auto' to start afresh")
+      return _check_used(config, home, stage) if used else None
+
+    earlier = hosts.first(look)
+    own = home
+    if hosts.index() or remote.is_remote(home):
+      own = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="jaxrlvr-")))
+      if not hosts.index():
+        remote.pull(home, own, ("checkpoints", "rollouts", "evals"))
+    run = Run(config, home, own, stage, earlier)
+    stack.callback(run.close)
+    yield run
+
+
+def set_compile_cache(folder: str) -> None:
+  """Where compiled programs are kept between runs; on a CPU, whose programs fit no other, only where a folder is named.
+
+  A folder that jax itself was told of (JAX_COMPILATION_CACHE_DIR) stays."""
+  if folder == "auto":
+    if jax.config.jax_compilation_cache_dir or jax.default_backend() == "cpu":
+      return
+    folder = str(Path("~/.cache/jaxrlvr").expanduser())
+  jax.config.update("jax_compilation_cache_dir", folder or None)
+
+
+@contextlib.contextmanager
+def _claimed(home) -> Iterator[bool]:
+  """Whether a run is at this place on a store, which can't be locked."""
+  try:
+    used = (home / "config.json").exists()
+    strangers = [] if used or not home.exists() else [p.name for p in home.iterdir()]
+    home.mkdir(parents=True, exist_ok=True)
+  except Exception as error:  # each store's package has its own
+    reason = (str(error) or type(error).__name__).splitlines()[0]
+    raise InputError(f"--workdir={home}: can't be reached ({reason}); see name, access and the extra `gcs`") from error
+  _refuse(home, strangers)
+  yield used
+
+
+def _refuse(home, strangers: list[str]) -> None:
+  if strangers:
+    raise InputError(f"--workdir={home}: holds other files ({strangers[0]}, ...) and no run; choose another directory")
 
 
 @contextlib.contextmanager
@@ -200,10 +287,8 @@ def _locked(workdir: Path) -> Iterator[bool]:
       ) from error
     used = (workdir / "config.json").is_file()
     strangers = [p.name for p in workdir.iterdir() if p.name != ".lock" and p.suffix != ".part"]
-    if strangers and not used:
-      raise InputError(
-        f"--workdir={workdir}: holds other files ({strangers[0]}, ...) and no run; choose another directory"
-      )
+    if not used:
+      _refuse(workdir, strangers)
     lock.truncate(0)
     lock.write(f"process {os.getpid()} on {platform.node()}")
     lock.flush()

@@ -15,17 +15,21 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from jaxrlvr import checkpoint, keys, logbook, optim, shard
+from jaxrlvr import checkpoint, hosts, keys, logbook, optim, remote, shard, weights
+from jaxrlvr.data import raw
 from jaxrlvr.policy import forward
 from jaxrlvr.policy import spec as policy_spec
 from jaxrlvr.policy.attention import resolve
 from jaxrlvr.policy.spec import RopeScaling, Spec
+from jaxrlvr.text import hf
 from jaxrlvr.text.tokenizer import SentencePiece, Tokenizer
 from jaxrlvr.types import InputError
 from jaxrlvr.update import TrainState, init_state
 
 TOKENIZER = "tokenizer.model"
 POLICY = "policy.json"
+MODEL, FOLDER = "model", "tokenizer"  # in a run directory: a Hugging Face model, and the files of its tokenizer
+THINK = {"template": None, "on": True, "off": False}
 
 
 class Policy(NamedTuple):
@@ -34,13 +38,15 @@ class Policy(NamedTuple):
   params: dict
   mesh: jax.sharding.Mesh
   sample_mesh: jax.sharding.Mesh  # the same devices as sampling uses them
-  origin: dict  # where the weights come from: run directory and step, or the seed
+  origin: dict  # where the weights come from: run directory and step, a model's folder, or the seed
 
 
 def make_mesh(config: ConfigDict, devices=None) -> jax.sharding.Mesh:
   """The mesh of config.mesh over these devices (default: all there are)."""
   sizes = {name: config.mesh[name] for name in shard.AXES}
   needed = math.prod(max(n, 1) for n in sizes.values())
+  if devices is None and jax.process_count() != hosts.count():
+    raise InputError(f"this is one of {jax.process_count()} processes; start each with --distributed, see README")
   devices = jax.devices() if devices is None else devices
   if -1 not in sizes.values():
     if needed > len(devices):
@@ -48,6 +54,11 @@ def make_mesh(config: ConfigDict, devices=None) -> jax.sharding.Mesh:
         f"config.mesh = {sizes}: needs {needed} devices, there are {len(devices)}; lower one of its sizes"
       )
     devices = devices[:needed]
+    if {d.process_index for d in devices} != set(range(hosts.count())):
+      raise InputError(
+        f"config.mesh = {sizes}: leaves a process without any of its {needed} devices; "
+        f"let them cover all {jax.device_count()}"
+      )
   try:
     return shard.make_mesh(**sizes, devices=devices)
   except InputError as error:
@@ -97,43 +108,84 @@ def fresh_spec(config: ConfigDict, vocab: int) -> Spec:
   return Spec(vocab=vocab, rope_scaling=RopeScaling(factor=m.rope_scaling) if m.rope_scaling else None, **shape)
 
 
+def find_model(config: ConfigDict) -> weights.Model | None:
+  """The checked Hugging Face directory of `config.model.path`, or that of an imported `config.init`; None: neither."""
+  try:
+    if config.model.path:
+      return weights.open_model(raw.model(config.model.path))
+  except InputError as error:
+    raise InputError(f"config.model.path: {error}") from error
+  folder = remote.path(config.init) / MODEL
+  return weights.open_model(folder) if config.init and folder.is_dir() else None
+
+
 def find_tokenizer(config: ConfigDict) -> Path:
-  """The SentencePiece model the config names, directly or as that of the run it starts from."""
-  name = config.tokenizer or config.init
+  """What the config names, directly or with its policy: a SentencePiece file, or a folder with tokenizer.json."""
+  name = config.tokenizer or config.init or (config.model.path and raw.model(config.model.path))
   if not name:
     raise InputError(
-      "config.tokenizer is empty and so is config.init; name a tokenizer model (`jaxrlvr tokenizer` trains one)"
+      "config.tokenizer is empty and so are config.init and config.model.path; name a tokenizer model (`jaxrlvr "
+      "tokenizer` trains one)"
     )
-  path = Path(name)
-  return path / TOKENIZER if path.is_dir() else path
+  path = remote.path(name)
+  if path.name == hf.TOKENIZER:
+    return Path(remote.local(str(path.parent), hf.FILES))
+  for folder in (path, path / FOLDER, path / MODEL):
+    if (folder / hf.TOKENIZER).is_file():
+      return Path(remote.local(str(folder), hf.FILES))
+    if (folder / TOKENIZER).is_file():
+      return Path(remote.local(str(folder / TOKENIZER)))
+  if path.is_dir() and config.init != name:
+    raise InputError(f"config.tokenizer: {path}: holds neither {hf.TOKENIZER} nor {TOKENIZER}; name a folder that does")
+  return path / TOKENIZER if path.is_dir() else Path(remote.local(str(path)))
+
+
+def read_tokenizer(config: ConfigDict) -> Tokenizer:
+  path, think = find_tokenizer(config), THINK[config.model.think]
+  try:
+    tokenizer = hf.HuggingFace(path, think) if path.is_dir() else SentencePiece(path)
+  except InputError as error:
+    raise InputError(f"config.tokenizer: {error}") from error
+  if think is not None:
+    try:
+      tokenizer.render(({"role": "user", "content": ""},), think)
+    except InputError as error:
+      raise InputError(f"config.model.think = {config.model.think!r}: {error}") from error
+  return tokenizer
+
+
+def check_rows(tokenizer: Tokenizer, spec: Spec) -> Spec:
+  """The shape with the rows that the tokenizer knows; InputError where it knows more than there are."""
+  if tokenizer.vocab_size > spec.vocab:
+    raise InputError(
+      f"config.tokenizer: {tokenizer.vocab_size} tokens, but the policy has {spec.vocab} rows; use its own tokenizer"
+    )
+  return dataclasses.replace(spec, real_vocab=tokenizer.vocab_size)
 
 
 def load_policy(config: ConfigDict) -> Policy:
-  """Policy of `config.init`, or a fresh one."""
-  tokenizer_path = find_tokenizer(config)
-  try:
-    tokenizer = SentencePiece(tokenizer_path)
-  except InputError as error:
-    raise InputError(f"config.tokenizer: {error}") from error
+  """Policy of `config.init` or `config.model.path`, or a fresh one."""
+  model, tokenizer = find_model(config), read_tokenizer(config)
   mesh = make_mesh(config)
-  init = Path(config.init) if config.init else None
+  init = remote.path(config.init) if config.init else None
   if init is not None and not (init / POLICY).is_file():
     raise InputError(f"config.init = {config.init!r}: holds no {POLICY}; name the workdir of a finished training stage")
-  spec = read_spec(init / POLICY) if init else fresh_spec(config, config.model.vocab or tokenizer.vocab_size)
-  spec = configured(config, spec, mesh.devices.flat[0].platform)
-  if tokenizer.vocab_size > spec.vocab:
-    raise InputError(
-      f"{tokenizer_path}: {tokenizer.vocab_size} tokens, but the policy has {spec.vocab} rows; use its own tokenizer"
-    )
-  spec = dataclasses.replace(spec, real_vocab=tokenizer.vocab_size)
+  stated = read_spec(init / POLICY) if init else fresh_spec(config, config.model.vocab or tokenizer.vocab_size)
+  device = mesh.devices.flat[0]
+  spec = check_rows(tokenizer, configured(config, model.spec if model else stated, device.platform))
+  memory = (device.memory_stats() or {}).get("bytes_limit")
+  sample_mesh = sampling_mesh(config, spec, mesh, memory)
   placed = policy_spec.shardings(spec, mesh)
   make = jax.jit(lambda: policy_spec.init(spec, keys.at(config.seed, "init")), out_shardings=placed)
-  if init is None:
+  if model is not None:
+    params, origin = weights.load(model, spec, mesh), origin_of(model)
+  elif init is None:
     params, origin = make(), {"seed": config.seed}
   else:
     params, origin = _load_params(init, jax.eval_shape(make), placed)
-  memory = (mesh.devices.flat[0].memory_stats() or {}).get("bytes_limit")
-  return Policy(spec, tokenizer, params, mesh, sampling_mesh(config, spec, mesh, memory), origin)
+  if isinstance(tokenizer, hf.HuggingFace):  # its template and end tokens are not among its pieces
+    origin["digests"] = {**origin.get("digests", {}), "tokenizer": tokenizer.digest}
+  return Policy(spec, tokenizer, params, mesh, sample_mesh, origin)
 
 
 def configured(config: ConfigDict, spec: Spec, platform: str) -> Spec:
@@ -143,10 +195,27 @@ def configured(config: ConfigDict, spec: Spec, platform: str) -> Spec:
   return dataclasses.replace(spec, **how, attention=resolve(m.attention, platform, m.dtype))
 
 
+def origin_of(model: weights.Model) -> dict:
+  config = (model.folder / "config.json").read_text()
+  return {"model": str(model.folder), "digests": {"weights": weights.digest(model), "config": logbook.digest(config)}}
+
+
 def keep(config: ConfigDict, policy: Policy, workdir: Path) -> None:
   """Copies tokenizer and shape to `workdir`, which then stands alone as an `init`."""
-  shutil.copyfile(find_tokenizer(config), workdir / TOKENIZER)
+  keep_tokenizer(config, workdir / TOKENIZER, workdir / FOLDER)
   logbook.write_json(workdir / POLICY, dataclasses.asdict(policy.spec))
+
+
+def keep_tokenizer(config: ConfigDict, file: Path, folder: Path) -> None:
+  """Copies a SentencePiece model to `file`, or the files of another tokenizer into `folder`."""
+  source = find_tokenizer(config)
+  if not source.is_dir():
+    shutil.copyfile(source, file)
+    return
+  folder.mkdir(exist_ok=True)
+  for name in hf.FILES:
+    if (source / name).is_file():
+      shutil.copyfile(source / name, folder / name)
 
 
 def read_spec(path: Path) -> Spec:

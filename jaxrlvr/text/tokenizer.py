@@ -22,7 +22,8 @@ class Tokenizer(Protocol):
   def encode(self, text: str) -> list[int]: ...
   def decode(self, ids: Sequence[int]) -> str: ...
   def pieces(self) -> list[bytes]: ...  # the bytes each id stands for; control ids stand for none
-  def render(self, messages: Sequence[Mapping[str, str]]) -> list[int]: ...  # up to where the answer begins
+  # Up to where the answer begins. `think`: thinking on or off, for chat templates that know a switch.
+  def render(self, messages: Sequence[Mapping[str, str]], think: bool | None = None) -> list[int]: ...
 
 
 class SentencePiece:
@@ -62,7 +63,9 @@ class SentencePiece:
         made.append(b"" if m.is_control(i) or m.is_unknown(i) else m.id_to_piece(i).replace("▁", " ").encode())
     return made
 
-  def render(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+  def render(self, messages: Sequence[Mapping[str, str]], think: bool | None = None) -> list[int]:
+    if think is not None:
+      raise InputError("the embedded chat layout has no switch for thinking; leave it to the template")
     ids = [self.bos_id]
     if not messages:
       return ids

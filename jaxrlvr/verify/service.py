@@ -11,7 +11,7 @@ import pathlib
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from jaxrlvr.types import InputError, Problem, Verdict
 from jaxrlvr.verify import MODES, VERIFIERS
@@ -44,6 +44,7 @@ class Service:
   """A context manager that grades; its fork servers start with the first isolated job and end with it.
 
   `mode`: "strict", our own reading, or "study", the released code's reading of mathematics.
+  `share`: what calls the grading with the jobs, or with this process's part of them, and returns all verdicts.
   """
 
   def __init__(
@@ -53,10 +54,11 @@ class Service:
     wall_seconds: float = 10.0,
     memory_bytes: int = 1 << 30,
     mode: str = "strict",
+    share: Callable = lambda grade, asked: grade(asked),
   ):
     if mode not in KEPT:
       raise ValueError(f"verifier mode {mode!r} is unknown; use one of {', '.join(KEPT)}")
-    self._mode = mode
+    self._mode, self._share = mode, share
     self._workers = workers or os.cpu_count() or 1
     self._limits = (cpu_seconds, wall_seconds, memory_bytes)
     self._servers: list[_Server] = []
@@ -72,24 +74,25 @@ class Service:
     unknown = sorted({job.verifier for job in jobs} - set(VERIFIERS))
     if unknown:
       raise ValueError(f"verifier {unknown[0]!r} is unknown; use one of {', '.join(VERIFIERS)}")
-    return self._grade([_settle(self._mode, job, job.response[-KEPT[self._mode] :]) for job in jobs])
+    return self._share(self._grade, [(self._mode, job, job.response[-KEPT[self._mode] :]) for job in jobs])
 
   def unreadable(self, problems: Iterable[Problem]) -> list[tuple[Problem, str]]:
     """Problems with an answer (label, truth or alternative) that only its very text can match, and the reason."""
     answers = [(problem, text) for problem in problems for text in _answers(problem)]
-    verdicts = self._grade(
-      [
-        _settle("labels", Job(problem.verifier, "", text, {**problem.extra, "also": {}}), f"\\boxed{{{text}}}")
-        for problem, text in answers
-      ]
-    )
+    asked = [
+      ("labels", Job(problem.verifier, "", text, {**problem.extra, "also": {}}), f"\\boxed{{{text}}}")
+      for problem, text in answers
+    ]
+    verdicts = self._share(self._grade, asked)
     return [
       (problem, f"{problem.verifier} can't read {text[:80]!r}: {verdict.cause or 'it is not equal to itself'}")
       for (problem, text), verdict in zip(answers, verdicts, strict=True)
       if verdict.score != 1
     ]
 
-  def _grade(self, settled: list[Verdict | bytes]) -> list[Verdict]:
+  def _grade(self, asked: Sequence[tuple[str, Job, str]]) -> list[Verdict]:
+    """Verdicts on (mode, job, what is read of its response)."""
+    settled = [_settle(*one) for one in asked]
     graded = self._grade_isolated(list(dict.fromkeys(payload for payload in settled if isinstance(payload, bytes))))
     return [graded[verdict] if isinstance(verdict, bytes) else verdict for verdict in settled]
 

@@ -1,0 +1,121 @@
+"""Models in and out: `import` makes a run directory of a Hugging Face model, `export` a Hugging Face model of a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxrlvr import hosts, logbook, shard, weights
+from jaxrlvr.policy import spec as policy_spec
+from jaxrlvr.policy.score import score
+from jaxrlvr.stages import setup
+from jaxrlvr.stages.run import open_run
+from jaxrlvr.text.tokenizer import SentencePiece
+from jaxrlvr.types import InputError, StorageError
+
+# How far what was exported may be from the policy with its weights rounded to the files' dtype, in nats a token.
+TOLERANCE = 1e-4
+_BITS = {"float32": (8, 23), "bfloat16": (8, 7)}  # of exponent and mantissa
+_GENERATION = "generation_config.json"
+_EMBEDDED = {  # tokenizer_config.json beside an embedded policy's tokenizer.model: AutoTokenizer then gives our ids
+  "tokenizer_class": "LlamaTokenizer",
+  "legacy": False,
+  "add_prefix_space": False,
+  "add_bos_token": False,
+  "bos_token": "<s>",
+  "eos_token": "</s>",
+  "pad_token": "<pad>",
+  "unk_token": "<unk>",
+  "chat_template": "{{ bos_token }}{% for m in messages %}{{ '<|' + m.role + '|>' + m.content }}{% endfor %}"
+  "{% if add_generation_prompt %}<|assistant|>{% endif %}",
+}
+
+
+def import_model(config: ConfigDict, workdir: str | Path) -> dict:
+  """Checks every tensor of `config.model.path` and keeps a copy: a run directory that serves as `config.init`."""
+  if not config.model.path:
+    raise InputError("config.model.path is empty; name a Hugging Face directory, or ORG/NAME of the hub")
+  with open_run(config, workdir, "import") as run:
+    model, tokenizer = setup.find_model(config), setup.read_tokenizer(config)
+    spec = setup.check_rows(tokenizer, model.spec)
+    origin = setup.origin_of(model)
+    run.begin(tokenizer=tokenizer.pieces(), origin=origin["digests"])
+    if run.finished:
+      return run.summary
+    folder = run.workdir / setup.MODEL
+    folder.mkdir(exist_ok=True)
+    for name in ("config.json", _GENERATION, weights.INDEX, *model.files):
+      if (model.folder / name).is_file():
+        with (model.folder / name).open("rb") as source, (folder / name).open("wb") as copy:
+          shutil.copyfileobj(source, copy, 1 << 24)
+    copied = weights.open_model(folder)
+    if weights.digest(copied) != origin["digests"]["weights"]:
+      raise StorageError(f"{folder}: is not what {model.folder} held at first; import it again")
+    weights.check_finite(copied)
+    setup.keep_tokenizer(config, run.workdir / setup.TOKENIZER, run.workdir / setup.FOLDER)
+    logbook.write_json(run.workdir / setup.POLICY, dataclasses.asdict(spec))  # last: now it is an init
+    return run.finish(steps=0, parameters=policy_spec.count(spec), origin=origin)
+
+
+def export(config: ConfigDict, workdir: str | Path) -> dict:
+  """Writes the policy of `config.init` to WORKDIR/model, a Hugging Face directory, and loads it again to compare."""
+  if not (config.init or config.model.path):
+    raise InputError("config.init is empty; name the run directory to export")
+  e = config.export
+  with open_run(config, workdir, "export") as run:
+    policy = setup.load_policy(config)
+    spec, tokenizer, mesh = dataclasses.replace(policy.spec, dtype="float32"), policy.tokenizer, policy.mesh
+    stops = list(tokenizer.eos_ids)
+    ids = {
+      "bos_token_id": tokenizer.bos_id,
+      "eos_token_id": stops if len(stops) > 1 else stops[0],
+      "pad_token_id": tokenizer.pad_id,
+    }
+    told = weights.config_of(spec, e.dtype, ids)
+    run.begin(tokenizer=tokenizer.pieces(), origin=policy.origin.get("digests"))
+    if run.finished:
+      return run.summary
+    folder = run.workdir / setup.MODEL
+    folder.mkdir(exist_ok=True)
+    want = probe(policy.params, spec, mesh, e.dtype)
+    weights.save(folder, policy.params, spec, e.dtype, int(e.shard_gib * 2**30))
+    origin, policy = policy.origin, None  # its weights leave the devices before the copy is loaded
+    setup.keep_tokenizer(config, folder / setup.TOKENIZER, folder)
+    if isinstance(tokenizer, SentencePiece):
+      logbook.write_json(folder / "tokenizer_config.json", _EMBEDDED)
+    logbook.write_json(folder / "config.json", told)
+    file = folder / _GENERATION
+    known = json.loads(file.read_text()) if file.is_file() else {}
+    logbook.write_json(file, known | {name: i for name, i in ids.items() if i is not None})
+    got = probe(weights.load(weights.open_model(folder), spec, mesh), spec, mesh)
+    difference = float(np.abs(got - want).max())
+    if not difference <= TOLERANCE:
+      raise StorageError(
+        f"{folder}: read again, its log-probabilities differ by {difference:.2g} from the policy's, over {TOLERANCE}; "
+        "don't use it, and export to another disk"
+      )
+    logbook.write_json(run.workdir / setup.POLICY, dataclasses.asdict(spec))
+    print(f"Hugging Face directory: {folder} (read again; largest difference {difference:.2g} nats)")
+    return run.finish(steps=0, difference=difference, origin=origin)
+
+
+def probe(params, spec: policy_spec.Spec, mesh: jax.sharding.Mesh, dtype: str = "float32") -> np.ndarray:
+  """Log-probability, entropy and self-certainty of random tokens, which together read every logit, in float32 and
+  with weights rounded to `dtype`."""
+
+  def run(params, *batch):
+    return score({name: jax.lax.reduce_precision(w, *_BITS[dtype]) for name, w in params.items()}, *batch, spec)
+
+  rows = shard.size(mesh, "batch")
+  tokens_BT = np.random.default_rng(0).integers(0, spec.known_vocab, (rows, 16)).astype(np.int32)
+  positions_BT, segments_BT = np.broadcast_to(np.arange(16, dtype=np.int32), tokens_BT.shape), np.ones_like(tokens_BT)
+  up = hosts.put((tokens_BT, positions_BT, segments_BT), shard.named(mesh, "batch"))
+  with jax.set_mesh(mesh):
+    found = jax.jit(run)(params, *up)
+  return np.stack(hosts.fetch((found.logp_BT, found.entropy_BT, found.certainty_BT)))

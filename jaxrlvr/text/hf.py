@@ -1,0 +1,203 @@
+"""Tokenizers of Hugging Face directories: tokenizer.json, its special tokens and its chat template."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import jinja2
+import jinja2.ext
+import jinja2.meta
+import jinja2.sandbox
+import tokenizers
+
+from jaxrlvr.text.tokenizer import THINK, THINK_END
+from jaxrlvr.types import InputError
+
+TOKENIZER = "tokenizer.json"
+# What a directory needs to stand alone as a tokenizer; config.json and generation_config.json name stop tokens.
+FILES = (
+  TOKENIZER,
+  "tokenizer_config.json",
+  "chat_template.jinja",
+  "special_tokens_map.json",
+  "added_tokens.json",
+  "vocab.json",
+  "merges.txt",
+  "tokenizer.model",
+  "generation_config.json",
+  "config.json",
+)
+_BREAK = "\ufdd0"  # a noncharacter: cuts a text in two before it becomes tokens
+
+
+class HuggingFace:
+  """The tokenizer of a Hugging Face directory, and its chat template as transformers renders it.
+
+  Text of messages and responses never becomes a control token: one that it spells is cut into ordinary ones. (That is
+  the only difference from transformers' apply_chat_template.) The thinking tags are text, whatever the directory says.
+  `strftime_now` is not known to templates: a prompt must not depend on the day, and Llama's then use a fixed date.
+  Without a template a prompt is the start token, if there is one, and each message's text with a blank line behind it.
+  """
+
+  def __init__(self, folder: str | Path, think: bool | None = None):
+    """`think`: what the template is told as `enable_thinking`; None: nothing."""
+    self._folder, self._think = Path(folder), think
+    try:
+      self._model = tokenizers.Tokenizer.from_file(str(self._folder / TOKENIZER))
+    except Exception as error:  # the library raises nothing narrower
+      raise InputError(f"{self._folder / TOKENIZER}: is no tokenizer ({error}); take the model's own file") from error
+    self._model.no_truncation()
+    self._model.no_padding()
+    config = self._json("tokenizer_config.json")
+    added = self._model.get_added_tokens_decoder()
+    control = {i: token.content for i, token in added.items() if token.special}
+    self._control = {i: text for i, text in control.items() if text not in (THINK, THINK_END)}
+    spelled = "|".join(re.escape(text) for text in self._control.values() if len(text) > 1)
+    self._spelled = re.compile(f"(?=(?:{spelled}))(.)", re.S) if spelled else None
+    self.vocab_size = max(self._model.get_vocab(with_added_tokens=True).values()) + 1
+    self._names = {name: text for name in ("bos", "eos", "pad", "unk") if (text := _text(config.get(f"{name}_token")))}
+    special = {name: self._id(text) for name, text in self._names.items()}
+    self.bos_id = special.get("bos")
+    stops = [special["eos"]] if "eos" in special else []
+    for found in (
+      self._json("generation_config.json").get("eos_token_id"),
+      self._json("config.json").get("eos_token_id"),
+    ):
+      stops += found if isinstance(found, list) else [] if found is None else [found]
+    self.eos_ids = tuple(dict.fromkeys(stops))
+    if not self.eos_ids or not all(isinstance(i, int) and 0 <= i < self.vocab_size for i in self.eos_ids):
+      raise InputError(
+        f"{self._folder}: end tokens {list(self.eos_ids)}, wanted at least one id below {self.vocab_size}; "
+        "set eos_token in tokenizer_config.json, or eos_token_id in generation_config.json"
+      )
+    self.pad_id = special.get("pad", self.eos_ids[0])
+    self._template, self._switch = self._compile(config)
+
+  @property
+  def digest(self) -> str:
+    """Stands for everything that turns messages into tokens."""
+    files = (self._folder / name for name in FILES)
+    return hashlib.sha256(b"\0".join(file.read_bytes() for file in files if file.is_file())).hexdigest()
+
+  def encode(self, text: str) -> list[int]:
+    return self._ids(self._cut(text))
+
+  def decode(self, ids: Sequence[int]) -> str:
+    return self._model.decode([int(i) for i in ids if int(i) not in self._control], skip_special_tokens=False)
+
+  def pieces(self) -> list[bytes]:
+    decoder = json.dumps(self._json(TOKENIZER).get("decoder"), ensure_ascii=False)
+    if "ByteLevel" in decoder:
+      table = _byte_alphabet()
+    elif "ByteFallback" in decoder or "Metaspace" in decoder or "▁" in decoder:
+      table = None
+    else:
+      raise InputError(
+        f"{self._folder / TOKENIZER}: is of a kind whose tokens have no bytes; wanted byte-level or ▁ BPE"
+      )
+    added = self._model.get_added_tokens_decoder()
+    made = []
+    for i in range(self.vocab_size):
+      text = self._model.id_to_token(i)
+      if text is None or i in self._control:
+        made.append(b"")
+      elif i in added:
+        made.append(added[i].content.encode())
+      elif table is not None:
+        made.append(b"".join(bytes([table[c]]) if c in table else c.encode() for c in text))
+      else:
+        byte = re.fullmatch(r"<0x([0-9A-F]{2})>", text)
+        made.append(bytes.fromhex(byte[1]) if byte else text.replace("▁", " ").encode())
+    return made
+
+  def render(self, messages: Sequence[Mapping[str, str]], think: bool | None = None) -> list[int]:
+    think = self._think if think is None else think
+    if think is not None and not self._switch:
+      raise InputError(f"{self._folder}: has no chat template that reads enable_thinking; leave the switch to it")
+    start = [] if self.bos_id is None else [self.bos_id]
+    if not messages:
+      return start
+    cut = [{**message, "content": self._cut(message["content"])} for message in messages]
+    if self._template is None:
+      return [*start, *self._ids("".join(message["content"] + "\n\n" for message in cut))]
+    more = {f"{name}_token": text for name, text in self._names.items()}
+    more |= {} if think is None else {"enable_thinking": think}
+    try:
+      text = self._template.render(messages=cut, tools=None, documents=None, add_generation_prompt=True, **more)
+    except (jinja2.TemplateError, TypeError, ValueError) as error:
+      roles = [message["role"] for message in messages]
+      raise InputError(f"{self._folder}: its chat template refuses messages of roles {roles}: {error}") from error
+    return self._ids(text)
+
+  def _json(self, name: str) -> dict:
+    file = self._folder / name
+    try:
+      return json.loads(file.read_text()) if file.is_file() else {}
+    except ValueError as error:
+      raise InputError(f"{file}: is no JSON ({error}); take the model's own file") from error
+
+  def _id(self, text: str) -> int:
+    found = self._model.token_to_id(text)
+    if found is None:
+      raise InputError(f"{self._folder}: tokenizer_config.json names {text!r}, which {TOKENIZER} does not know")
+    return found
+
+  def _cut(self, text: str) -> str:
+    """A break behind the first character of each control token that the text spells."""
+    text = text.replace(_BREAK, "")
+    return self._spelled.sub(rf"\1{_BREAK}", text) if self._spelled else text
+
+  def _ids(self, text: str) -> list[int]:
+    return [i for part in text.split(_BREAK) for i in self._model.encode(part, add_special_tokens=False).ids]
+
+  def _compile(self, config: Mapping) -> tuple[jinja2.Template | None, bool]:
+    """(template, whether it reads enable_thinking); set up as transformers does, without a clock."""
+    file = self._folder / "chat_template.jinja"
+    source = file.read_text() if file.is_file() else config.get("chat_template")
+    if isinstance(source, list):
+      by_name = {one["name"]: one["template"] for one in source}
+      if "default" not in by_name:
+        raise InputError(f"{self._folder}: chat templates {sorted(by_name)}, wanted one named 'default'")
+      source = by_name["default"]
+    if source is None:
+      return None, False
+
+    def refuse(message):
+      raise jinja2.TemplateError(message)
+
+    def tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
+      return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+    extensions = [_Generation, jinja2.ext.loopcontrols]
+    env = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
+    env.filters["tojson"], env.globals["raise_exception"] = tojson, refuse
+    try:
+      known = jinja2.meta.find_undeclared_variables(env.parse(source))
+      return env.from_string(source), "enable_thinking" in known
+    except jinja2.TemplateError as error:
+      raise InputError(f"{self._folder}: its chat template can't be read: {error}; take the model's own") from error
+
+
+class _Generation(jinja2.ext.Extension):
+  """`{% generation %}`, which marks the assistant's part for others, stands for what it encloses."""
+
+  tags = {"generation"}
+
+  def parse(self, parser):
+    next(parser.stream)
+    return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _text(token) -> str | None:
+  return token["content"] if isinstance(token, Mapping) else token
+
+
+def _byte_alphabet() -> dict[str, int]:
+  """The characters that stand for bytes in a byte-level BPE vocabulary (Radford et al. 2019)."""
+  plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+  rest = [b for b in range(256) if b not in plain]
+  return {chr(b): b for b in plain} | {chr(256 + i): b for i, b in enumerate(rest)}
