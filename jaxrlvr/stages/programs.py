@@ -86,8 +86,8 @@ def abstract_policy(config: ConfigDict, where: tpu.Slice, devices) -> setup.Poli
   model, init = setup.find_model(config), remote.path(config.init) / setup.POLICY
   if model is None and not init.is_file() and not config.model.vocab:
     raise InputError(
-      f"config.model.vocab = 0, and neither config.init = {config.init!r} nor config.model.path holds a model; name one "
-      "that does, or set config.model.vocab to plan for the shape of config.model"
+      f"config.model.vocab = 0, and neither config.init = {config.init!r} nor config.model.path holds a model; name "
+      "one that does, or set config.model.vocab to plan for the shape of config.model"
     )
   stated = setup.read_spec(init) if init.is_file() else setup.fresh_spec(config, config.model.vocab)
   spec = model.spec if model else stated
