@@ -286,9 +286,12 @@ def test_published_shapes_have_the_published_number_of_weights():
 
 
 def run_plan(tmp_path, *words):
-  if not importlib.util.find_spec("libtpu"):
+  """`jaxrlvr plan` where libtpu is: in the environment that launch/plan.sh makes, or in this one."""
+  apart = ROOT / ".venv-tpu" / "bin" / "python"
+  if not apart.is_file() and not importlib.util.find_spec("libtpu"):
     pytest.skip("needs libtpu, which has an environment of its own: launch/plan.sh makes it")
-  command = [sys.executable, "-m", "jaxrlvr.main", "plan", f"--workdir={tmp_path}", *words]
+  python = str(apart) if apart.is_file() else sys.executable
+  command = [python, "-m", "jaxrlvr.main", "plan", f"--workdir={tmp_path}", *words]
   env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"}
   return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env, check=False)
 
