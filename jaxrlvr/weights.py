@@ -94,11 +94,7 @@ class Model(NamedTuple):
   folder: epath.Path
   spec: Spec
   tensors: dict[str, Tensor]
-
-  @property
-  def files(self) -> list[str]:
-    """Names of the files that hold its weights."""
-    return sorted({tensor.file.name for tensor in self.tensors.values()})
+  files: tuple[str, ...]  # names of its safetensors files
 
 
 def stored(leaf: Leaf) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
@@ -130,6 +126,7 @@ def open_model(folder: str | os.PathLike) -> Model:
   folder = epath.Path(folder)
   spec = read_spec(folder)
   found = _tensors(folder)
+  files = tuple(sorted({tensor.file.name for tensor in found.values()}))
   wanted = {name: stored(leaf)[2] for name, _, leaf, _ in named(spec)}
   if spec.tied and "lm_head.weight" in found and "model.embed_tokens.weight" in found:
     _same(found["model.embed_tokens.weight"], found.pop("lm_head.weight"))
@@ -147,7 +144,7 @@ def open_model(folder: str | os.PathLike) -> Model:
   for name in sorted(found.keys() - wanted.keys()):
     if not name.endswith("rotary_emb.inv_freq"):  # a buffer in old files, which the config determines
       raise InputError(f"{found[name].file}: tensor {name} is not of this architecture; take the model's own files")
-  return Model(folder, spec, {name: found[name] for name in wanted})
+  return Model(folder, spec, {name: found[name] for name in wanted}, files)
 
 
 def read_spec(folder: epath.Path) -> Spec:

@@ -166,6 +166,15 @@ def test_no_text_spells_a_control_token(tmp_path):
   assert said in ours.decode(ids) and ours.encode("<think>")[0] in ids
 
 
+def test_thinking_tags_are_text_also_where_they_are_special(tmp_path):
+  model = make(tmp_path)
+  model.add_special_tokens(["<think>", "</think>"])
+  model.save(str(tmp_path / "tokenizer.json"))
+  ours, text = HuggingFace(tmp_path), "<think>5</think>"
+  ids = ours.encode(text)
+  assert len(ids) == 3 and ours.decode(ids) == text and b"".join(ours.pieces()[i] for i in ids) == text.encode()
+
+
 def test_templates_by_file_and_by_name(tmp_path):
   make(tmp_path, chat_template=[{"name": "tool_use", "template": "x"}, {"name": "default", "template": "{{ 'ab' }}"}])
   assert HuggingFace(tmp_path).render(USER) == HuggingFace(tmp_path).encode("ab")

@@ -27,7 +27,8 @@ from jaxrlvr import logbook, shard, weights
 from jaxrlvr.data import raw
 from jaxrlvr.policy.score import score
 from jaxrlvr.policy.spec import Spec, count
-from jaxrlvr.stages import chain, setup
+from jaxrlvr.stages import setup
+from jaxrlvr.stages.chain import plan
 from jaxrlvr.text.hf import HuggingFace
 from jaxrlvr.types import InputError
 from jaxrlvr.weights import stored
@@ -88,8 +89,15 @@ def test_a_chain_may_start_from_a_model():
   c = ConfigDict(configs.load("smoke").to_dict())
   c.model.path = "a/model"
   c.chain = ({"name": "one", "stage": "sft"}, {"name": "two", "stage": "rl", "init": "one"})
-  links = [config for _, _, config in chain.plan(c, Path("/w"), {"sft": None, "rl": None})]
+  links = [config for _, _, config in plan(c, Path("/w"), {"sft": None, "rl": None})]
   assert [(link.model.path, link.init) for link in links] == [("a/model", ""), ("", "/w/one")]
+
+
+def test_another_chat_template_is_another_origin(imported, tmp_path):
+  folder = shutil.copytree(imported[0], tmp_path / "m")
+  (folder / "chat_template.jinja").write_text("{{ messages[-1].content }}")
+  one, two = (setup.load_policy(configs.load("smoke", {"model.path": str(f)})).origin for f in (imported[0], folder))
+  assert {name for name in one["digests"] if one["digests"][name] != two["digests"][name]} == {"tokenizer"}
 
 
 def test_import_notices_other_weights(imported, tmp_path, capsys):
@@ -143,6 +151,7 @@ def test_import_refuses(imported, tmp_path, capsys, case):
   assert re.search(words, told) and told.count("\n") == 1
   assert not (workdir / "policy.json").is_file()
   assert run("evaluate", "--config=smoke", f"--workdir={tmp_path / 'e'}", f"--config.init={workdir}") == 2
+  assert f"config.{'init' if case == 'nan' else ''}" in capsys.readouterr().err
 
 
 def test_stages_without_a_model_are_told(tmp_path, capsys):

@@ -155,6 +155,14 @@ def test_a_tied_head_and_old_buffers_may_be_there(tmp_path):
           "model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(3, np.float32)}  # fmt: skip
   model, params = load(write(tmp_path, TINY, tensors | more))
   assert "head" not in params and set(model.tensors) == set(tensors)
+  shards = sorted(tensors | more)
+  apart = {name: name == "lm_head.weight" for name in shards}  # a shard of its own
+  for part, file in enumerate(("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")):
+    safetensors.save_file({n: w for n, w in (tensors | more).items() if apart[n] == part}, tmp_path / file)
+  index = {name: f"model-0000{1 + apart[name]}-of-00002.safetensors" for name in shards}
+  (tmp_path / weights.INDEX).write_text(json.dumps({"weight_map": index}))
+  assert len(weights.open_model(tmp_path).files) == 2
+  (tmp_path / weights.INDEX).unlink()
   more["lm_head.weight"][23, 7] += 1
   with pytest.raises(InputError, match="lm_head.weight differs from model.embed_tokens.weight"):
     weights.open_model(write(tmp_path, TINY, tensors | more))

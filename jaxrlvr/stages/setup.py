@@ -110,13 +110,13 @@ def fresh_spec(config: ConfigDict, vocab: int) -> Spec:
 
 def find_model(config: ConfigDict) -> weights.Model | None:
   """The checked Hugging Face directory of `config.model.path`, or that of an imported `config.init`; None: neither."""
+  run = remote.path(config.init)
+  if not config.model.path and not ((run / POLICY).is_file() and (run / MODEL).is_dir()):
+    return None
   try:
-    if config.model.path:
-      return weights.open_model(raw.model(config.model.path))
+    return weights.open_model(raw.model(config.model.path) if config.model.path else run / MODEL)
   except InputError as error:
-    raise InputError(f"config.model.path: {error}") from error
-  folder = remote.path(config.init) / MODEL
-  return weights.open_model(folder) if config.init and folder.is_dir() else None
+    raise InputError(f"config.{'model.path' if config.model.path else 'init'}: {error}") from error
 
 
 def find_tokenizer(config: ConfigDict) -> Path:
@@ -171,7 +171,7 @@ def load_policy(config: ConfigDict) -> Policy:
   if init is not None and not (init / POLICY).is_file():
     raise InputError(f"config.init = {config.init!r}: holds no {POLICY}; name the workdir of a finished training stage")
   stated = read_spec(init / POLICY) if init else fresh_spec(config, config.model.vocab or tokenizer.vocab_size)
-  device = mesh.devices.flat[0]
+  device = mesh.local_devices[0]
   spec = check_rows(tokenizer, configured(config, model.spec if model else stated, device.platform))
   memory = (device.memory_stats() or {}).get("bytes_limit")
   sample_mesh = sampling_mesh(config, spec, mesh, memory)
