@@ -46,6 +46,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c.model = ConfigDict()
   c.model.path = ""  # Hugging Face directory of a Llama, Qwen2 or Qwen3, or ORG/NAME[@REVISION] of the hub
   c.model.think = "template"  # thinking in its chat template: template (its own default) | on | off
+  c.model.vocab = 0  # rows of the embedding table; 0: as many as the tokenizer has tokens
   c.model.width = 64  # of the residual stream
   c.model.layers = 3  # blocks of attention and MLP
   c.model.heads = 4  # query heads
@@ -204,6 +205,12 @@ def get_config(arg: str = "") -> ConfigDict:
   c.report.title = "RLVR under weak supervision"  # headline of the page
   c.report.samples = 12  # rollouts shown an arm
   c.saturation_tail = 50  # last steps in which saturation is not looked for (T - T_eff of the paper)
+
+  c.plan = ConfigDict()
+  c.plan.stage = "rl"  # what is planned: rl | pretrain | cpt | sft
+  c.plan.topology = "v5e-8"  # TPU slice, by gcloud's name (v5p-16 has 8 chips) or libtpu's (v5e:2x4)
+  c.plan.efficiency = 0.5  # share of the roofline that programs are taken to reach
+  c.plan.mean_tokens = 0  # of a response, an assumption; 0: rl.response_tokens
 
   c.paper = ConfigDict()  # what the study says of an experiment; goes to the summary and the report
   c.paper.setting = ""  # model and domain

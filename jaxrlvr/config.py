@@ -214,6 +214,7 @@ RULES: dict[str, tuple[Callable, str]] = {
     f"model.{k}": at_least(1)
     for k in ("width", "layers", "heads", "kv_heads", "head_dim", "mlp", "unroll", "vocab_chunk")
   },
+  "model.vocab": at_least(0),
   "model.rope_theta": _POSITIVE,
   "model.rope_scaling": at_least(0.0),
   "model.norm_eps": _POSITIVE,
@@ -282,6 +283,9 @@ RULES: dict[str, tuple[Callable, str]] = {
   "checkpoint.every": at_least(1),
   "checkpoint.keep": at_least(1),
   "report.samples": at_least(0),
+  "plan.stage": one_of("rl", "pretrain", "cpt", "sft"),
+  "plan.efficiency": ((lambda v: 0 < v <= 1), "above 0, at most 1"),
+  "plan.mean_tokens": at_least(0),
 }
 
 
@@ -356,6 +360,10 @@ IMPOSSIBLE: tuple[tuple[Callable[[ConfigDict], bool], str], ...] = (
     for g in ("problems", "heldout")
   ),
   (lambda c: not c.filter.low <= c.filter.high <= c.filter.samples, "config.filter needs low <= high <= samples"),
+  (
+    lambda c: c.plan.mean_tokens > c.rl.response_tokens,
+    "config.plan.mean_tokens is above config.rl.response_tokens; lower it",
+  ),
   (lambda c: max(c.evaluate.pass_k) > c.evaluate.samples, "config.evaluate.pass_k goes beyond config.evaluate.samples"),
   (
     lambda c: [c.mesh.data, c.mesh.fsdp, c.mesh.tensor].count(-1) > 1,

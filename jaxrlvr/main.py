@@ -26,6 +26,7 @@ HELP = {
   "rl": "GRPO and its variants from config.init on config.problems",
   "evaluate": "avg@k, pass@k, maj@k of config.init on config.heldout",
   "analyze": "write the HTML report of the runs in config.report.runs",
+  "plan": "compile config.plan.stage for a TPU slice on a CPU: memory, limits, hours (launch/plan.sh)",
   "chain": "run the links of config.chain one after another (configs/demo.py)",
 }
 EXITS = """exit codes:

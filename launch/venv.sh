@@ -1,17 +1,18 @@
 # shellcheck shell=bash
-# Sourced by the other scripts: makes .venv and installs this checkout in it, where pyproject.toml has changed since.
+# Sourced by the other scripts: makes .venv (VENV names another) and installs this checkout in it, where pyproject.toml
+# has changed since.
 install_jaxrlvr() { # what to install, such as '.[test]', as pip takes it
-  local python=${PYTHON:-python3} stamp
-  if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
+  local python=${PYTHON:-python3} venv=${VENV:-.venv} stamp
+  if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
     "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
       { echo "needs Python >= 3.11, $python is $("$python" -V 2>&1); set PYTHON=/path/to/python3.11" >&2; exit 2; }
-    echo "making .venv ..."
-    "$python" -m venv --clear .venv
+    echo "making $venv ..."
+    "$python" -m venv --clear "$venv"
   fi
-  stamp=".venv/.installed-$(printf %s "$*" | tr -c 'a-z\n' '_')"
+  stamp="$venv/.installed-$(printf %s "$*" | tr -c 'a-z\n' '_')"
   if [[ ! -e $stamp ]] || ! cmp -s pyproject.toml "$stamp"; then
-    echo "installing $* into .venv (once, some minutes) ..."
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable "$@"
+    echo "installing $* into $venv (once, some minutes) ..."
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable "$@"
     cp pyproject.toml "$stamp"
   fi
 }

@@ -19,6 +19,9 @@ LEVELS = {
   "optim": 1,
   "update": 1,
   "objective": 1,
+  "tpu": 1,
+  "hlo": 1,
+  "counts": 1,
   "text": 1,
   "data": 1,
   "verify": 2,
@@ -32,7 +35,20 @@ LEVELS = {
   "stages": 4,
   "main": 5,
 }
-NO_JAX = ("text", "data", "verify", "analysis", "reward", "types", "logbook", "report", "stopping", "remote")
+NO_JAX = (
+  "text",
+  "data",
+  "verify",
+  "analysis",
+  "reward",
+  "types",
+  "logbook",
+  "report",
+  "stopping",
+  "remote",
+  "tpu",
+  "hlo",
+)
 
 
 def rooms():

@@ -8,6 +8,7 @@ from jaxrlvr.stages.evaluate import evaluate
 from jaxrlvr.stages.label import corrupt, filter_problems, subset
 from jaxrlvr.stages.language import tokenizer, train
 from jaxrlvr.stages.models import export, import_model
+from jaxrlvr.stages.plan import plan
 from jaxrlvr.stages.prepare import prepare
 from jaxrlvr.stages.rl import rl
 
@@ -25,5 +26,6 @@ STAGES = {
   "rl": rl,
   "evaluate": evaluate,
   "analyze": analyze,
+  "plan": plan,
 }
 STAGES["chain"] = chain(dict(STAGES))

@@ -34,11 +34,14 @@ class Learner(NamedTuple):
   updates: int  # updates a step
   settings: ConfigDict
 
-  def logp(self, params, batch) -> jax.Array:
+  def scoring(self) -> dict:
+    """Keywords of `objective.logp`."""
     s = self.settings
     parts = s.microbatches * self.updates
-    where = dict(start=s.prompt_tokens, temperature=s.temperature, parts=parts)
-    return objective.logp(params, batch, self.spec, **where)
+    return dict(spec=self.spec, start=s.prompt_tokens, temperature=s.temperature, parts=parts)
+
+  def logp(self, params, batch) -> jax.Array:
+    return objective.logp(params, batch, **self.scoring())
 
   def rows(self, params, ref_params, prompts, drawn: rollout.Drawn) -> objective.RolloutBatch:
     """What needs no reward, so that the device scores while verifiers grade. With one update a step the old policy is

@@ -41,12 +41,13 @@ class Policy(NamedTuple):
   origin: dict  # where the weights come from: run directory and step, a model's folder, or the seed
 
 
-def make_mesh(config: ConfigDict) -> jax.sharding.Mesh:
+def make_mesh(config: ConfigDict, devices=None) -> jax.sharding.Mesh:
+  """The mesh of config.mesh over these devices (default: all there are)."""
   sizes = {name: config.mesh[name] for name in shard.AXES}
   needed = math.prod(max(n, 1) for n in sizes.values())
-  devices = jax.devices()
-  if jax.process_count() != hosts.count():
+  if devices is None and jax.process_count() != hosts.count():
     raise InputError(f"this is one of {jax.process_count()} processes; start each with --distributed, see README")
+  devices = jax.devices() if devices is None else devices
   if -1 not in sizes.values():
     if needed > len(devices):
       raise InputError(
@@ -85,7 +86,8 @@ def sampling_mesh(config: ConfigDict, spec: Spec, mesh: jax.sharding.Mesh, memor
   return found
 
 
-def _fresh_spec(config: ConfigDict, vocab: int) -> Spec:
+def fresh_spec(config: ConfigDict, vocab: int) -> Spec:
+  """The shape that config.model gives to fresh weights."""
   m = config.model
   shape = {
     k: m[k]
@@ -168,7 +170,7 @@ def load_policy(config: ConfigDict) -> Policy:
     raise InputError(f"config.init = {config.init!r}: holds no {POLICY}; name the workdir of a finished training stage")
   model, tokenizer = find_model(config), read_tokenizer(config)
   mesh = make_mesh(config)
-  stated = read_spec(init / POLICY) if init else _fresh_spec(config, tokenizer.vocab_size)
+  stated = read_spec(init / POLICY) if init else fresh_spec(config, config.model.vocab or tokenizer.vocab_size)
   device = mesh.local_devices[0]
   spec = check_rows(tokenizer, configured(config, model.spec if model else stated, device.platform))
   memory = (device.memory_stats() or {}).get("bytes_limit")
@@ -254,7 +256,13 @@ def frozen(policy: Policy) -> dict:
 
 
 def fresh_state(policy: Policy, optimizer: optax.GradientTransformation) -> TrainState:
-  """Training state at step 0, moments laid out like the weights they belong to; it takes the policy's own weights."""
+  """Training state at step 0; it takes the policy's own weights."""
+  _, places = state_shapes(policy, optimizer)
+  return jax.jit(lambda p: init_state(p, optimizer), out_shardings=places, donate_argnums=0)(policy.params)
+
+
+def state_shapes(policy: Policy, optimizer: optax.GradientTransformation) -> tuple[TrainState, TrainState]:
+  """(shapes, shardings) of the training state; moments are laid out like the weights they belong to."""
   rest = shard.named(policy.mesh)
   placed = policy_spec.shardings(policy.spec, policy.mesh)
   shapes = jax.eval_shape(lambda p: init_state(p, optimizer), policy.params)
@@ -262,8 +270,7 @@ def fresh_state(policy: Policy, optimizer: optax.GradientTransformation) -> Trai
     moments = optax.tree.map_params(
       optimizer, lambda _, place: place, shapes.opt_state, placed, transform_non_params=lambda _: rest
     )
-  places = TrainState(placed, moments, rest, rest, rest)
-  return jax.jit(lambda p: init_state(p, optimizer), out_shardings=places, donate_argnums=0)(policy.params)
+  return shapes, TrainState(placed, moments, rest, rest, rest)
 
 
 def optimizer(o: ConfigDict, updates: int) -> tuple[optax.GradientTransformation, np.ndarray]:

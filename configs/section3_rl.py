@@ -1,0 +1,34 @@
+"""RL of the study (paper, section 3) on a TPU slice, at published sizes: `section3_rl.py:MODEL,TOPOLOGY[,TOKENS]`.
+
+The study's settings hold (64 problems, 8 samples, one update a step); TOKENS is the longest response. How the work is
+cut is for `jaxrlvr plan` to check (README tells which of these it has); another slice is `topology=NAME`, and plan says
+what to lower. `data=FOLDER` as in study.py.
+"""
+
+from jaxrlvr.config import base, set_value, words
+
+# (model, topology, tokens of a response) -> what cuts the work.
+CUTS = {
+  ("qwen2.5-math-1.5b", "v5e-8", "2048"): {"rl.microbatches": 16, "rl.sample_parts": 1},
+  ("llama3.2-3b-instruct", "v5e-8", "2048"): {"rl.microbatches": 32, "rl.sample_parts": 8},
+  ("llama3.2-3b-instruct", "v5e-16", "8192"): {"rl.microbatches": 32, "rl.sample_parts": 8},
+  ("llama3.2-3b-instruct", "v6e-8", "8192"): {"rl.microbatches": 64, "rl.sample_parts": 8},
+  ("qwen2.5-math-7b", "v5e-32", "2048"): {"rl.microbatches": 16, "rl.sample_parts": 2},
+  ("qwen2.5-math-7b", "v5p-16", "2048"): {"rl.microbatches": 16, "rl.sample_parts": 1},
+  ("llama3.1-8b-instruct", "v5e-32", "2048"): {"rl.microbatches": 16, "rl.sample_parts": 2},
+  ("llama3.1-8b-instruct", "v5p-16", "2048"): {"rl.microbatches": 16, "rl.sample_parts": 1},
+}
+DOMAINS = {"qwen2.5-math-7b": "graph", "llama3.1-8b-instruct": "graph"}  # what the study trains them on
+MODELS, SLICES, TOKENS = (tuple(dict.fromkeys(column)) for column in zip(*CUTS, strict=True))
+
+
+def get_config(arg=""):
+  chosen = words(arg, model=MODELS, topology=SLICES, tokens=TOKENS, data=("study-data",))
+  model, topology, tokens = chosen["model"], chosen["topology"], chosen["tokens"]
+  c = base("study", f"{model},{DOMAINS.get(model, 'math')},data={chosen['data']}")
+  c.model.update(base("shape", model).model)
+  c.rl.response_tokens, c.rl.shrink = int(tokens), 1
+  c.plan.stage, c.plan.topology = "rl", topology
+  for key, value in CUTS.get((model, topology, tokens), {}).items():
+    set_value(c, key, value)
+  return c

@@ -1,0 +1,41 @@
+"""Published shapes of models (their config.json): `shape.py:MODEL` is the defaults with this model's shape.
+
+`init` is models/MODEL; planning needs no file of it. What is fine-tuned from a model has its shape: a name may go on
+behind it (llama3.2-3b-instruct).
+"""
+
+from jaxrlvr.config import base, words
+
+LLAMA = dict(vocab=128256, rope_theta=500_000.0, norm_eps=1e-5, head_dim=128)
+QWEN2 = dict(vocab=151936, rope_theta=1e6, norm_eps=1e-6, head_dim=128, qkv_bias=True)
+QWEN3 = dict(vocab=151936, rope_theta=1e6, norm_eps=1e-6, head_dim=128, qk_norm=True)
+
+
+def size(family, width, layers, heads, kv_heads, mlp, **more):
+  return family | dict(width=width, layers=layers, heads=heads, kv_heads=kv_heads, mlp=mlp) | more
+
+
+SHAPES = {
+  "llama3.2-1b": size(LLAMA, 2048, 16, 32, 8, 8192, head_dim=64, rope_scaling=32.0),
+  "llama3.2-3b": size(LLAMA, 3072, 28, 24, 8, 8192, rope_scaling=32.0),
+  "llama3.1-8b": size(LLAMA, 4096, 32, 32, 8, 14336, rope_scaling=8.0, tied=False),
+  "qwen2.5-0.5b": size(QWEN2, 896, 24, 14, 2, 4864, head_dim=64),
+  "qwen2.5-1.5b": size(QWEN2, 1536, 28, 12, 2, 8960),
+  "qwen2.5-7b": size(QWEN2, 3584, 28, 28, 4, 18944, vocab=152064, tied=False),
+  "qwen2.5-math-1.5b": size(QWEN2, 1536, 28, 12, 2, 8960, rope_theta=10_000.0),
+  "qwen2.5-math-7b": size(QWEN2, 3584, 28, 28, 4, 18944, vocab=152064, tied=False, rope_theta=10_000.0),
+  "qwen3-0.6b": size(QWEN3, 1024, 28, 16, 8, 3072),
+  "qwen3-1.7b": size(QWEN3, 2048, 28, 16, 8, 6144),
+  "qwen3-4b": size(QWEN3, 2560, 36, 32, 8, 9728),
+  "qwen3-8b": size(QWEN3, 4096, 36, 32, 8, 12288, tied=False),
+}
+SUFFIXES = ("", "-instruct", "-thinking", "-nonthinking")
+
+
+def get_config(arg=""):
+  model = words(arg, model=tuple(name + more for name in SHAPES for more in SUFFIXES))["model"]
+  c = base()
+  c.init = f"models/{model}"
+  c.model.dtype, c.model.remat, c.model.unroll = "bfloat16", "full", 1
+  c.model.update(next(shape for name, shape in SHAPES.items() if model.startswith(name)))
+  return c

@@ -1,0 +1,87 @@
+"""Work counted from shapes agrees with what the traced programs really multiply."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxrlvr import counts, objective
+from jaxrlvr.policy import sample as sampler
+from jaxrlvr.policy import spec as policy_spec
+from jaxrlvr.policy.score import score
+
+ONE = counts.Cut(1, 1, 1)
+
+
+def multiplied(jaxpr, steps=1):
+  """FLOPs of all products in a jaxpr; a scan's body counts its length, a while loop's `steps`."""
+  total = 0
+  for eqn in jaxpr.eqns:
+    if eqn.primitive.name == "dot_general":
+      (contracted, _), _ = eqn.params["dimension_numbers"]
+      total += 2 * math.prod(eqn.outvars[0].aval.shape) * math.prod(eqn.invars[0].aval.shape[i] for i in contracted)
+    times = {"scan": eqn.params.get("length"), "while": steps}.get(eqn.primitive.name, 1)
+    for value in eqn.params.values():
+      for inner in value if isinstance(value, (tuple, list)) else (value,):
+        if hasattr(inner := getattr(inner, "jaxpr", inner), "eqns"):
+          total += times * multiplied(inner, steps)
+  return total
+
+
+def text(spec, rows, time):
+  ints = jax.ShapeDtypeStruct((rows, time), jnp.int32)
+  return objective.TextBatch(ints, ints, ints, jax.ShapeDtypeStruct((rows, time), jnp.float32))
+
+
+def test_a_scoring_pass(spec, params):
+  batch = text(spec, 3, 10)
+  rows = (batch.tokens_BT, batch.positions_BT, batch.segments_BT)
+  jaxpr = jax.make_jaxpr(lambda *x: score(*x, spec=spec, start=4))(params, *rows).jaxpr
+  assert counts.forward(spec, 3, 10, 6, ONE).flops == multiplied(jaxpr)
+
+
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+def test_an_update(spec, params, remat):
+  """The backward pass of the real loss, with what is computed again; dead products are left out as XLA does."""
+  spec = dataclasses.replace(spec, remat=remat)
+  gradient = jax.grad(lambda *x: objective.language_modelling(spec)(*x)[0])
+  jaxpr = jax.make_jaxpr(gradient)(params, text(spec, 3, 10)).jaxpr
+  counted = counts.update(spec, 3, 10, 9, 1, 4, ONE)
+  assert counted.flops == multiplied(jaxpr)
+  assert counted.model_flops < counted.flops
+
+
+def test_decoding(rich_spec, rich_params):
+  s = sampler.Sampling(group=2, max_tokens=5, eos_ids=(0,), shrink=0)
+  spec, problems, width = rich_spec, 3, 4
+  keys_B, stops = jax.random.split(jax.random.key(0), 6), jnp.zeros((2, spec.vocab), jnp.int32)
+  prompt_PS, length_P = jnp.ones((problems, width), jnp.int32), jnp.full(problems, width)
+  begun = jax.eval_shape(lambda: sampler.prefill(rich_params, prompt_PS, length_P, keys_B, stops, spec=spec, s=s))
+  jaxpr = jax.make_jaxpr(lambda *x: sampler.decode(rich_params, *x, stops, spec=spec, s=s))(*begun).jaxpr
+  levels = counts.level_steps(6, 5, 5, 0)
+  assert levels == [(6, 4)]
+  counted = counts.decode(spec, 2, width, 5, levels, ONE)
+  assert counted.flops == multiplied(jaxpr, steps=4)
+
+
+def test_levels_of_the_batch_have_the_mean_length():
+  levels = counts.level_steps(1024, 1001, 250, 9)
+  assert [rows for rows, _ in levels] == [1024 // 2**n for n in range(10)]
+  assert sum(steps for _, steps in levels) == pytest.approx(1000)
+  lower = sum(rows / 2 * steps for rows, steps in levels) / 1024
+  upper = sum(rows * steps for rows, steps in levels) / 1024
+  assert lower < 250 < upper
+  assert counts.level_steps(1024, 1001, 1001, 2)[0] == (1024, 1000)
+
+
+def test_chips_share_the_work_and_weights_are_read_by_each(spec):
+  whole = counts.update(spec, 8, 10, 9, 2, 4, ONE)
+  shared = counts.update(spec, 8, 10, 9, 2, 4, counts.Cut(4, 2, 8))
+  assert shared.flops == whole.flops / 8
+  assert shared.bytes > whole.bytes / 8
+  more = counts.update(spec, 8, 10, 9, 4, 4, ONE)
+  assert more.bytes - whole.bytes == 2 * policy_spec.count(spec) * (8 + 2 * 4)  # gradient and weights, twice as often
+  less = counts.update(spec, 8, 10, 9, 2, 2, ONE)
+  assert whole.bytes - less.bytes == 4 * policy_spec.count(spec)
