@@ -189,7 +189,7 @@ def test_bad_input_is_refused_before_compile(tmp_path, chain, capsys):
   init = f"--config.init={chain / 'sft-thinking'}"
   for extra, words in (
     ([], "config.tokenizer is empty"),
-    (["--config.init=/nowhere"], "/nowhere: no such tokenizer model"),
+    (["--config.init=/nowhere"], "config.init = '/nowhere': holds no policy.json"),
     ([f"--config.init={chain / 'tokenizer'}"], "holds no policy.json"),
     ([init, "--config.rl.prompt_tokens=4"], "raise it, or take config.problems.too_long=drop"),
     ([init, "--config.rl.prompt_tokens=4", "--config.problems.too_long=drop"], "none of 4 problems is left"),
