@@ -72,7 +72,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c.mesh.fsdp = -1  # weights and rows split
   c.mesh.tensor = 1  # heads, MLP and vocabulary split; may exceed kv_heads, which are then repeated
   # Pieces that the weights are cut into in sampling, as by `tensor`, and never gathered; rows are split over the other
-  # devices. 0: the fewest with which weights in the compute dtype take at most a quarter of a device's memory.
+  # devices. 0: as many as there are KV heads, more if the weights then take over a quarter of a device; few on CPU.
   c.mesh.sample_tensor = 0
 
   c.hosts = ConfigDict()  # of several processes (--distributed)

@@ -186,3 +186,17 @@ def test_the_first_moment_may_be_bfloat16_and_the_second_may_not(spec, params):
   adam = state.opt_state[1]
   assert {m.dtype for m in adam.mu.values()} == {jnp.dtype("bfloat16")}
   assert {m.dtype for m in (*adam.nu.values(), *state.params.values())} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize(
+  "heads, memory, cut",
+  [((8, 4), 1 << 30, 4), ((8, 2), 1 << 30, 2), ((8, 2), 6_000, 8), ((8, 2), None, 1), ((6, 2), 6_000, 2)],
+)
+def test_sampling_is_cut_by_kv_heads_and_by_memory(heads, memory, cut):
+  """8 devices; 1,976 to 2,488 weights, and 6 heads go in 1, 2, 3 or 6 pieces alone."""
+  from jaxrlvr import config as configs
+  from jaxrlvr.stages import setup
+
+  spec = policy_spec.Spec(vocab=24, width=16, layers=1, heads=heads[0], kv_heads=heads[1], head_dim=4, mlp=24)
+  made = setup.sampling_mesh(configs.base(), spec, shard.make_mesh(data=1, fsdp=8), memory)
+  assert dict(made.shape) == {"data": 8 // cut, "fsdp": 1, "tensor": cut}

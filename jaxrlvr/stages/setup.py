@@ -66,7 +66,11 @@ def make_mesh(config: ConfigDict, devices=None) -> jax.sharding.Mesh:
 
 
 def sampling_mesh(config: ConfigDict, spec: Spec, mesh: jax.sharding.Mesh, memory: int | None) -> jax.sharding.Mesh:
-  """The mesh that sampling uses; `memory` bytes a device decide where config.mesh.sample_tensor = 0, None: unknown."""
+  """The mesh that sampling uses: config.mesh.sample_tensor, or where it is 0 what suits devices of `memory` bytes.
+
+  None: unknown (a CPU), few pieces. Else as many as there are KV heads, for a device then reads least of weights and
+  cache for a token; more where the weights would still take over a quarter of its memory.
+  """
   wanted, devices = config.mesh.sample_tensor, mesh.devices.size
   whole = policy_spec.count(spec) * jnp.dtype(spec.dtype).itemsize
   found = None
@@ -78,9 +82,9 @@ def sampling_mesh(config: ConfigDict, spec: Spec, mesh: jax.sharding.Mesh, memor
       if wanted:
         raise InputError(f"config.mesh.sample_tensor = {wanted}: {error}") from error
       continue
-    found = made
-    if memory is None or whole / cut <= memory / 4:
+    if found is not None and (memory is None or (cut > spec.kv_heads and whole / found.shape["tensor"] <= memory / 4)):
       break
+    found = made
   if found is None:
     raise InputError(f"config.mesh.sample_tensor: no cut of the weights fits {devices} devices; change config.mesh")
   return found
