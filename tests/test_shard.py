@@ -193,7 +193,7 @@ def test_the_first_moment_may_be_bfloat16_and_the_second_may_not(spec, params):
   [((8, 4), 1 << 30, 4), ((8, 2), 1 << 30, 2), ((8, 2), 6_000, 8), ((8, 2), None, 1), ((6, 2), 6_000, 2)],
 )
 def test_sampling_is_cut_by_kv_heads_and_by_memory(heads, memory, cut):
-  """8 devices; 1,976 to 2,488 weights, and 6 heads go in 1, 2, 3 or 6 pieces alone."""
+  """8 devices, about 2,000 weights; 6 heads divide by 2 of its divisors alone."""
   from jaxrlvr import config as configs
   from jaxrlvr.stages import setup
 

@@ -61,6 +61,11 @@ class Sampler:
     self._policy, self._seed, self._stream, self._parts = policy, config.seed, stream, parts
     self._width = config.rl.prompt_tokens
     self.sampling = sampling(config, policy.tokenizer, **changes)
+    most, made_for = self._width + self.sampling.max_tokens, policy.spec.max_positions
+    if 0 < made_for < most:
+      _LOG.warning(
+        "config.rl.prompt_tokens + response_tokens = %d: the model was made for %d positions", most, made_for
+      )
     self._shards = shard.size(policy.sample_mesh, "batch")
     stops = automaton(config.rl.stop_strings, policy.tokenizer.pieces())
     self._stops = hosts.put(stops, shard.named(policy.sample_mesh))
