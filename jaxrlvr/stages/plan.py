@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import functools
 import math
@@ -34,7 +35,8 @@ def _more(value: int, excess: float) -> list[int]:
   return [value * 2**n for n in range(power, 0, -1)]
 
 
-_ALL = ("lay out", "prefill", "decode", "score", "update")
+_SAMPLING = ("lay out", "prefill", "decode")
+_ALL = (*_SAMPLING, "score", "update")
 # What to lower, in the order of what it costs in speed.
 TRIES = (
   Try(".microbatches", ("score", "update"), "temporaries", _more),
@@ -42,7 +44,7 @@ TRIES = (
   Try("model.remat", ("update",), "temporaries", lambda v, _: {"none": ["dots", "full"], "dots": ["full"]}.get(v, [])),
   Try("model.vocab_chunk", ("score", "update"), "temporaries", lambda v, _: [v // 2] if v > 2048 else []),
   Try("mesh.fsdp", _ALL, "arguments", lambda v, _: [-1] if v != -1 else []),
-  Try("mesh.sample_tensor", ("lay out", "prefill", "decode"), "arguments", lambda v, _: [2 * v] if v else [2, 4, 8]),
+  Try("mesh.sample_tensor", _SAMPLING, "arguments", lambda v, _: [2 * v] if v else [2, 4, 8]),
   Try(".optim.moment", _ALL, "arguments", lambda v, _: ["bfloat16"] if v == "float32" else []),
   Try("mesh.tensor", _ALL, "temporaries", lambda v, _: [2 * v]),
 )
@@ -132,13 +134,20 @@ def plan(config: ConfigDict, workdir: str | Path) -> dict:
 
   def measure(config, names, before):
     made = {}
-    for program in programs.of(config, where, devices)[1]:
-      if names is None or program.name in names:
-        made[program.name] = m = programs.compile_program(program, made, len(devices))
-        print(f"{program.name}: {m.total / tpu.GIB:.2f} GiB a chip, compiled in {m.seconds:.0f} s", flush=True)
-      else:
-        made[program.name] = before[program.name]._replace(beside=program.beside)
-    return made
+
+    def compile_lane(lane: list[Program]) -> None:
+      for program in lane:
+        if names is None or program.name in names:
+          made[program.name] = m = programs.compile_program(program, made, len(devices))
+          print(f"{program.name}: {m.total / tpu.GIB:.2f} GiB a chip, compiled in {m.seconds:.0f} s", flush=True)
+        else:
+          made[program.name] = before[program.name]._replace(beside=program.beside)
+
+    listed = programs.of(config, where, devices)[1]
+    sampling = [program for program in listed if program.name in _SAMPLING]  # decode goes on from prefill
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+      list(pool.map(compile_lane, (sampling, [program for program in listed if program not in sampling])))
+    return {program.name: made[program.name] for program in listed}
 
   fitted, made, changes = search(config, stage, where.chip.hbm, measure)
   policy, listed = programs.of(fitted, where, devices)
