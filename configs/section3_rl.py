@@ -10,7 +10,7 @@ from jaxrlvr.config import base, set_value, words
 # (model, topology, tokens of a response) -> what cuts the work.
 CUTS = {
   ("qwen2.5-math-1.5b", "v5e-8", "2048"): {"rl.microbatches": 16, "rl.sample_parts": 1},
-  ("llama3.2-3b-instruct", "v5e-8", "2048"): {"rl.microbatches": 32, "rl.sample_parts": 4},
+  ("llama3.2-3b-instruct", "v5e-8", "2048"): {"rl.microbatches": 64, "rl.sample_parts": 4},
   ("llama3.2-3b-instruct", "v5e-16", "8192"): {"rl.microbatches": 32, "rl.sample_parts": 8},
   ("llama3.2-3b-instruct", "v6e-8", "8192"): {"rl.microbatches": 64, "rl.sample_parts": 8},
   ("qwen2.5-math-7b", "v5e-32", "2048"): {"rl.microbatches": 16, "rl.sample_parts": 1},
