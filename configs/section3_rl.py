@@ -31,4 +31,5 @@ def get_config(arg=""):
   c.plan.stage, c.plan.topology = "rl", topology
   for key, value in CUTS.get((model, topology, tokens), {}).items():
     set_value(c, key, value)
+  c.evaluate.problems_per_batch //= c.rl.sample_parts  # as many responses at a time as a part of RL
   return c

@@ -20,12 +20,17 @@ _LOG = logging.getLogger(__name__)
 def digests(tree) -> dict[str, str]:
   """Digest of the bits, shape and dtype of each leaf: 64 bits, the same however the leaf is cut over devices."""
   named = {jax.tree_util.keystr(path): jnp.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-  sums = hosts.fetch({name: _sums(leaf) for name, leaf in named.items()})
+  sums = hosts.fetch(_sums(named))
   return {name: f"{x.dtype}{list(x.shape)}:{sums[name][0]:08x}{sums[name][1]:08x}" for name, x in named.items()}
 
 
 @jax.jit
-def _sums(x: jax.Array) -> jax.Array:
+def _sums(named: dict[str, jax.Array]) -> dict[str, jax.Array]:
+  """One program for all leaves: several at once, each with collectives, may meet in another order on each device."""
+  return {name: _sum(leaf) for name, leaf in named.items()}
+
+
+def _sum(x: jax.Array) -> jax.Array:
   """Two sums over the elements' bits, each mixed (as by MurmurHash3) with its place; integers, so in any order."""
   bits = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}").astype(jnp.uint32)
   place, step = jnp.zeros(x.shape, jnp.uint32), 1

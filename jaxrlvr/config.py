@@ -359,6 +359,11 @@ IMPOSSIBLE: tuple[tuple[Callable[[ConfigDict], bool], str], ...] = (
     )
     for g in ("problems", "heldout")
   ),
+  (lambda c: c.cpt.column and not c.cpt.source, "config.cpt.column is set, but config.cpt.source is the embedded text"),
+  (
+    lambda c: (c.sft.columns or c.sft.system) and not c.sft.source,
+    "config.sft.columns or .system is set, but config.sft.source is the embedded prompts; clear them, or name a source",
+  ),
   (lambda c: not c.filter.low <= c.filter.high <= c.filter.samples, "config.filter needs low <= high <= samples"),
   (
     lambda c: c.plan.mean_tokens > c.rl.response_tokens,

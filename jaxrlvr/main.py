@@ -29,6 +29,15 @@ HELP = {
   "plan": "compile config.plan.stage for a TPU slice on a CPU: memory, limits, hours (launch/plan.sh)",
   "chain": "run the links of config.chain one after another (configs/demo.py)",
 }
+MEMORY = {  # what to change where a stage runs out of it
+  **{
+    stage: f"raise config.{stage}.microbatches, or take config.model.remat=full" for stage in ("pretrain", "cpt", "sft")
+  },
+  "rl": "raise config.rl.sample_parts (sampling) or config.rl.microbatches (training), or lower "
+  "config.evaluate.problems_per_batch (evaluation)",
+  **dict.fromkeys(("evaluate", "filter", "corrupt"), "lower config.evaluate.problems_per_batch"),
+}
+MEMORY_OF_OTHERS = "take a machine with more, or more devices (config.mesh.fsdp)"
 EXITS = """exit codes:
   0 done, 2 bad config or input, 3 training stopped itself, 4 storage, 143 stopped by a signal, checkpoint saved"""
 
@@ -114,7 +123,7 @@ def attempt(flags: argparse.Namespace, overrides: dict[str, str]) -> tuple[int, 
     told = str(error)
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in told):
       told = (told or "MemoryError").splitlines()[0]
-      told = f"out of memory ({told}); raise config.{flags.stage}.microbatches or lower its rows"
+      told = f"out of memory ({told}); {MEMORY.get(flags.stage, MEMORY_OF_OTHERS)}"
       code = 3
     if flags.distributed and code in (1, 4):
       from jaxrlvr import hosts

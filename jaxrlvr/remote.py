@@ -24,7 +24,7 @@ def path(name) -> Path | epath.Path:
 
 
 @contextlib.contextmanager
-def _told(kind: type[Exception], place):
+def told(kind: type[Exception], place):
   """Whatever a store's package raises, as our own error."""
   try:
     yield
@@ -51,7 +51,7 @@ def _transfer(source, target) -> None:
 
 def pull(place, folder: Path, left: tuple[str, ...] = ()) -> None:
   """Copies the place's files to the local folder, but for those of these names and below folders of these names."""
-  with _told(InputError, place):
+  with told(InputError, place):
     for file in _files(place, left) if place.exists() else ():  # a store has no empty folder
       _transfer(file, folder / PurePath(file).relative_to(PurePath(place)))
 
@@ -70,7 +70,7 @@ class Mirror:
   def push(self) -> None:
     """An object is there whole or not at all; a summary, which says that all is done, goes last."""
     now = self._now()
-    with _told(StorageError, self._place):
+    with told(StorageError, self._place):
       for name in self._known.keys() - now.keys():
         (self._place / name).unlink()
       for name in sorted(now, key=lambda name: (name == "summary.json", name)):
@@ -87,7 +87,7 @@ def _copies() -> tempfile.TemporaryDirectory:
 @functools.cache
 def _copy(name: str, only: tuple[str, ...]) -> Path:
   place, here = epath.Path(name), Path(tempfile.mkdtemp(dir=_copies().name)) / PurePath(name).name
-  with _told(InputError, name):
+  with told(InputError, name):
     if place.is_dir():
       here.mkdir()
       if not only:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -150,14 +151,26 @@ def open_model(folder: str | os.PathLike) -> Model:
 def read_spec(folder: epath.Path) -> Spec:
   """The shape that a config.json (of transformers 4 or 5) states; InputError for what isn't computed here."""
   file = folder / "config.json"
-  c = _json(file)
+  with _readable(file):
+    return _spec(file, _json(file))
 
+
+@contextlib.contextmanager
+def _readable(file: epath.Path) -> Iterator[None]:
+  """A value of another JSON type than is read there, as our own error."""
+  try:
+    yield
+  except (TypeError, AttributeError) as error:
+    raise InputError(f"{file}: holds a value of a wrong type ({error}); take the model's own file") from error
+
+
+def _spec(file: epath.Path, c: Mapping) -> Spec:
   def take(table: Mapping, where: Mapping) -> dict:
     made = {}
     for key, (field, kind, absent) in table.items():
       found = absent if where.get(key) is None else where[key]
       value = float(found) if kind is float and type(found) is int else found
-      if type(value) is not kind or (value is not absent and kind is not bool and not value > 0):
+      if type(value) is not kind or (value is not absent and kind is not bool and not 0 < value < math.inf):
         wanted = "true or false" if kind is bool else f"a positive {kind.__name__}"
         raise InputError(f"{file}: {key} = {json.dumps(found)}, wanted {wanted}; take the model's own file")
       made[field] = value
@@ -340,13 +353,16 @@ def _json(file: epath.Path) -> dict:
 def _tensors(folder: epath.Path) -> dict[str, Tensor]:
   """Every tensor of the folder by name, from the headers of the files that its index, or its only file, names."""
   if (folder / INDEX).is_file():
-    index = _json(folder / INDEX).get("weight_map", {})
-  elif (folder / SINGLE).is_file():
+    with _readable(folder / INDEX):
+      return _shards(folder, _json(folder / INDEX).get("weight_map", {}))
+  if (folder / SINGLE).is_file():
     return _header(folder / SINGLE)
-  else:
-    pickles = [p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth")]
-    what = f"only pickle files ({min(pickles)}), which can run code" if pickles else f"neither {SINGLE} nor {INDEX}"
-    raise InputError(f"{folder}: holds {what}; save the model as safetensors (transformers: save_pretrained)")
+  pickles = [p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth")]
+  what = f"only pickle files ({min(pickles)}), which can run code" if pickles else f"neither {SINGLE} nor {INDEX}"
+  raise InputError(f"{folder}: holds {what}; save the model as safetensors (transformers: save_pretrained)")
+
+
+def _shards(folder: epath.Path, index: Mapping[str, str]) -> dict[str, Tensor]:
   found = {}
   for name in sorted(set(index.values())):
     if "/" in name or not (folder / name).is_file():

@@ -151,7 +151,7 @@ ship() {
 
 sync() { pack && ship; }
 
-setup() { worker all setup ".${EXTRAS:+[$EXTRAS]}" 'jax[tpu]'; }
+setup() { worker all setup ".[gcs${EXTRAS:+,$EXTRAS}]" 'jax[tpu]'; }
 
 start() {
   local word
@@ -194,6 +194,7 @@ status() {
   local state
   state=$(slice)
   if [[ -n ${DRY_RUN:-} ]]; then echo "$state"; else echo "slice $NAME $state"; fi
+  [[ $state != unknown ]] || fail 1 "gcloud did not answer; see its message"
   if [[ -n ${DRY_RUN:-} || $state == READY ]]; then worker all status; fi
 }
 

@@ -163,8 +163,12 @@ DESCRIBE = "gcloud compute tpus tpu-vm describe slice '--format=value(state)' --
 @pytest.mark.parametrize(
   "words, settings, expected",
   [
-    (["setup"], {}, [f"{SSH} '--command={WORKER} setup . '\\''jax[tpu]'\\''' {KEEP}"]),
-    (["setup"], {"EXTRAS": "gym"}, [f"{SSH} '--command={WORKER} setup '\\''.[gym]'\\'' '\\''jax[tpu]'\\''' {KEEP}"]),
+    (["setup"], {}, [f"{SSH} '--command={WORKER} setup '\\''.[gcs]'\\'' '\\''jax[tpu]'\\''' {KEEP}"]),
+    (
+      ["setup"],
+      {"EXTRAS": "gym"},
+      [f"{SSH} '--command={WORKER} setup '\\''.[gcs,gym]'\\'' '\\''jax[tpu]'\\''' {KEEP}"],
+    ),
     (
       ["run", "rl", "--config=demo", "--workdir=gs://b/w"],
       {},

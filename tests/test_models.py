@@ -201,6 +201,7 @@ def test_export_is_read_back_and_serves_as_init(imported, tmp_path, capsys):
   assert policy.tokenizer.render(USER) == HuggingFace(imported[0]).render(USER)
   assert policy.tokenizer.eos_ids == HuggingFace(imported[0]).eos_ids
   assert json.loads((out / "model" / "generation_config.json").read_text())["temperature"] == 0.6
+  assert "pad_token_id" not in json.loads((out / "model" / "config.json").read_text())
 
 
 def test_export_that_differs_is_not_finished(imported, tmp_path, capsys, monkeypatch):

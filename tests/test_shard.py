@@ -10,7 +10,7 @@ import pytest
 from test_sample import prompts, row_keys
 from test_update import rollout_batch
 
-from jaxrlvr import objective, optim, shard
+from jaxrlvr import checkpoint, objective, optim, shard
 from jaxrlvr.policy import attention, forward
 from jaxrlvr.policy import spec as policy_spec
 from jaxrlvr.policy.sample import Sampling, lay_out, sample
@@ -186,6 +186,16 @@ def test_the_first_moment_may_be_bfloat16_and_the_second_may_not(spec, params):
   adam = state.opt_state[1]
   assert {m.dtype for m in adam.mu.values()} == {jnp.dtype("bfloat16")}
   assert {m.dtype for m in (*adam.nu.values(), *state.params.values())} == {jnp.dtype("float32")}
+
+
+def test_digests_are_those_of_one_device_and_come_from_one_program(spec, params):
+  """Leaf by leaf they hung on meshes split along fsdp and tensor, sooner or later."""
+  mesh = shard.make_mesh(data=2, fsdp=2, tensor=2)
+  places = policy_spec.shardings(spec, mesh)
+  cut = {name: jax.device_put(w, places[name]) for name, w in params.items()}
+  want = checkpoint.digests(params)
+  assert all(checkpoint.digests(cut) == want for _ in range(40))
+  assert checkpoint.digests(params | {"k": params["k"].at[0, 1, 1, 1].add(1e-6)}) != want
 
 
 @pytest.mark.parametrize(

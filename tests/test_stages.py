@@ -194,6 +194,7 @@ def test_bad_input_is_refused_before_compile(tmp_path, chain, capsys):
     ([init, "--config.rl.prompt_tokens=4"], "raise it, or take config.problems.too_long=drop"),
     ([init, "--config.rl.prompt_tokens=4", "--config.problems.too_long=drop"], "none of 4 problems is left"),
     ([init, "--config.problems.source=absent.parquet"], "absent.parquet"),
+    ([init, "--config.mesh.tensor=3"], "axis 'vocab' has size 512, not divisible by 3"),
     ([init, "--config.mesh.data=16"], "needs 16 devices, there are 8"),
     ([init, "--config.mesh.data=3", "--config.mesh.tensor=2"], "has size 8, not divisible by 3"),
     ([init, "--config.report.title=x", "--config.rl.stepz=3"], "did you mean config.rl.steps?"),

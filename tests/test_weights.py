@@ -190,6 +190,10 @@ CONFIGS = {
   "absent": (dict(num_hidden_layers="absent"), "num_hidden_layers = null"),
   "zero": (dict(num_attention_heads=0), "num_attention_heads = 0, wanted a positive int"),
   "bool": (dict(tie_word_embeddings="no"), 'tie_word_embeddings = "no", wanted true or false'),
+  "infinite": (dict(rms_norm_eps=float("inf")), "rms_norm_eps = Infinity, wanted a positive float"),
+  "rope text": (dict(rope_parameters="x"), "config.json: holds a value of a wrong type"),
+  "layer number": (dict(layer_types=5), "config.json: holds a value of a wrong type"),
+  "model list": (dict(model_type=["llama"]), "config.json: holds a value of a wrong type"),
   "heads": (dict(num_key_value_heads=3), "config.json: heads = 4 is not a multiple of kv_heads = 3"),
 }
 

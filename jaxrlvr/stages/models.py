@@ -72,11 +72,7 @@ def export(config: ConfigDict, workdir: str | Path) -> dict:
     policy = setup.load_policy(config)
     spec, tokenizer, mesh = dataclasses.replace(policy.spec, dtype="float32"), policy.tokenizer, policy.mesh
     stops = list(tokenizer.eos_ids)
-    ids = {
-      "bos_token_id": tokenizer.bos_id,
-      "eos_token_id": stops if len(stops) > 1 else stops[0],
-      "pad_token_id": tokenizer.pad_id,
-    }
+    ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": stops if len(stops) > 1 else stops[0]}
     told = weights.config_of(spec, e.dtype, ids)
     run.begin(tokenizer=tokenizer.pieces(), origin=policy.origin.get("digests"))
     if run.finished:
@@ -92,6 +88,7 @@ def export(config: ConfigDict, workdir: str | Path) -> dict:
     logbook.write_json(folder / "config.json", told)
     file = folder / _GENERATION
     known = json.loads(file.read_text()) if file.is_file() else {}
+    ids["pad_token_id"] = tokenizer.pad_id  # not in config.json: its embedding would not be trained any more
     logbook.write_json(file, known | {name: i for name, i in ids.items() if i is not None})
     got = probe(weights.load(weights.open_model(folder), spec, mesh), spec, mesh)
     difference = float(np.abs(got - want).max())

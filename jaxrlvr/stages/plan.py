@@ -13,7 +13,7 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from jaxrlvr import config as configs
-from jaxrlvr import logbook, tpu
+from jaxrlvr import logbook, remote, tpu
 from jaxrlvr.policy import spec as policy_spec
 from jaxrlvr.stages import programs
 from jaxrlvr.stages.programs import Measured, Program
@@ -125,6 +125,10 @@ def table(rows: dict, capacity: float) -> str:
 
 def plan(config: ConfigDict, workdir: str | Path) -> dict:
   """Writes plan.json and plan.md; InputError, with the cure, where the run does not fit as configured."""
+  if remote.is_remote(workdir):
+    raise InputError(
+      f"--workdir={workdir}: a plan is two small files for the machine it is made on; name a local folder"
+    )
   p, stage, workdir = config.plan, config.plan.stage, Path(workdir)
   try:
     where = tpu.find(p.topology)
@@ -187,13 +191,19 @@ def describe(config: ConfigDict, told: dict, where: tpu.Slice) -> str:
   """plan.md."""
   chip, rl = where.chip, told["stage"] == "rl"
   length = f"responses of {told['mean_tokens']} of {config.rl.response_tokens} tokens in the mean; " if rl else ""
+  rows = config.evaluate.problems_per_batch * config.evaluate.samples
+  part = config.rl.problems_per_step * (config.rl.votes or config.rl.group_size) // config.rl.sample_parts
+  more = f"""
+**Evaluation samples {rows} responses at a time, a part of RL {part}:** it needs more memory than this plan tells,
+unless config.evaluate.problems_per_batch is at most {max(part // config.evaluate.samples, 1)}.
+"""
   return f"""# {told["stage"]} on {where.name}: {verdict(told, where)}
 
 {told["parameters"] / 1e9:.2f} billion weights on {where.chips} {where.kind} chips ({where.topology}), mesh
 {told["mesh"]}, sampling {told["sample_mesh"] if rl else "none"}, attention {told["attention"]}.
 
 {table(told["programs"], told["capacity"])}
-
+{more if rl and rows > part else ""}
 Memory (GiB a chip) is what libtpu's compiler allots; *beside* is what the run holds in memory meanwhile. FLOPs and
 bytes moved to and from HBM are counted from shapes, bytes sent are those of the compiled collectives (nan: they can't
 be read, and the network is left out); all of one chip.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -61,14 +62,9 @@ class Sampler:
     self._policy, self._seed, self._stream, self._parts = policy, config.seed, stream, parts
     self._width = config.rl.prompt_tokens
     self.sampling = sampling(config, policy.tokenizer, **changes)
-    most, made_for = self._width + self.sampling.max_tokens, policy.spec.max_positions
-    if 0 < made_for < most:
-      _LOG.warning(
-        "config.rl.prompt_tokens + response_tokens = %d: the model was made for %d positions", most, made_for
-      )
+    _warn_of_length(self._width + self.sampling.max_tokens, policy.spec.max_positions)
     self._shards = shard.size(policy.sample_mesh, "batch")
-    stops = automaton(config.rl.stop_strings, policy.tokenizer.pieces())
-    self._stops = hosts.put(stops, shard.named(policy.sample_mesh))
+    self._stops = hosts.put(_stops(config.rl.stop_strings, policy.tokenizer), shard.named(policy.sample_mesh))
     self.weights = lay_out(policy.spec, policy.sample_mesh)  # of the policy's masters, what `__call__` takes
     self._join = jax.jit(
       lambda parts: jax.tree.map(lambda *x: jnp.concatenate(x), *parts), out_shardings=shard.named(policy.mesh, "batch")
@@ -116,6 +112,17 @@ class Sampler:
     samples_PG = prompts.occurrence_P[:, None] * group + np.arange(group)
     answers = reward.Answers(prompts.problems, text_PG, statistics, samples_PG, self._seed, step)
     return Drawn(rollout, answers, length_B.reshape(shape), stop_B.reshape(shape))
+
+
+@functools.lru_cache(2)  # each evaluation set has a sampler of its own
+def _stops(strings: tuple[str, ...], tokenizer: Tokenizer) -> np.ndarray:
+  return automaton(strings, tokenizer.pieces())
+
+
+@functools.cache
+def _warn_of_length(most: int, made_for: int) -> None:
+  if 0 < made_for < most:
+    _LOG.warning("config.rl.prompt_tokens + response_tokens = %d: the model was made for %d positions", most, made_for)
 
 
 @jax.jit

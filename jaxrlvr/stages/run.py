@@ -41,6 +41,11 @@ _HARMLESS = (
   "mesh.",
   "chain",
   "evaluate.problems_per_batch",
+  "rl.sample_parts",
+  *(f"{stage}.microbatches" for stage in ("pretrain", "cpt", "sft", "rl")),
+  *(f"model.{name}" for name in ("attention", "remat", "unroll", "vocab_chunk")),
+  "plan.",
+  "export.",
   "hosts.",
   "compile_cache",
 )
@@ -253,13 +258,10 @@ def set_compile_cache(folder: str) -> None:
 @contextlib.contextmanager
 def _claimed(home) -> Iterator[bool]:
   """Whether a run is at this place on a store, which can't be locked."""
-  try:
+  with remote.told(InputError, f"--workdir={home}"):
     used = (home / "config.json").exists()
     strangers = [] if used or not home.exists() else [p.name for p in home.iterdir()]
     home.mkdir(parents=True, exist_ok=True)
-  except Exception as error:  # each store's package has its own
-    reason = (str(error) or type(error).__name__).splitlines()[0]
-    raise InputError(f"--workdir={home}: can't be reached ({reason}); see name, access and the extra `gcs`") from error
   _refuse(home, strangers)
   yield used
 
@@ -305,6 +307,12 @@ def _check_used(config: ConfigDict, workdir: Path, stage: str) -> dict | None:
   longer = stage == "rl" and config.rl.steps > before["rl"]["steps"]
   if longer and config.rl.optim.schedule == "constant" and not config.rl.optim.warmup:
     free = (*free, "rl.steps")  # more steps change no step that is done
+  unknown = sorted(set(configs.keys(config)) ^ set(configs.keys(ConfigDict(before))))
+  if unknown:
+    raise InputError(
+      f"--workdir={workdir}: holds a run of another version of jaxrlvr (config.{unknown[0]} is new or gone); go on "
+      "with that version (git in manifest.json), or choose another directory"
+    )
   changed = configs.differences(config, before, free)
   if changed:
     raise InputError(

@@ -177,9 +177,9 @@ def load_policy(config: ConfigDict) -> Policy:
   stated = read_spec(init / POLICY) if init else fresh_spec(config, config.model.vocab or tokenizer.vocab_size)
   device = mesh.local_devices[0]
   spec = check_rows(tokenizer, configured(config, model.spec if model else stated, device.platform))
+  placed = policy_spec.shardings(spec, mesh)
   memory = (device.memory_stats() or {}).get("bytes_limit")
   sample_mesh = sampling_mesh(config, spec, mesh, memory)
-  placed = policy_spec.shardings(spec, mesh)
   make = jax.jit(lambda: policy_spec.init(spec, keys.at(config.seed, "init")), out_shardings=placed)
   if model is not None:
     params, origin = weights.load(model, spec, mesh), origin_of(model)

@@ -136,7 +136,10 @@ class HuggingFace:
   def _json(self, name: str) -> dict:
     file = self._folder / name
     try:
-      return json.loads(file.read_text()) if file.is_file() else {}
+      found = json.loads(file.read_text()) if file.is_file() else {}
+      if not isinstance(found, dict):
+        raise ValueError(f"a {type(found).__name__}, wanted an object")
+      return found
     except ValueError as error:
       raise InputError(f"{file}: is no JSON ({error}); take the model's own file") from error
 
