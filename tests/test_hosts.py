@@ -165,6 +165,7 @@ def test_a_process_that_is_gone_is_named_and_nobody_waits_for_it(tmp_path, token
   assert time.monotonic() - begun < 30
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_process_stops_both_and_one_can_go_on(tmp_path, tokenizer):
   program = training(tokenizer, tmp_path / "w")
   both = start([*program, "--distributed"], devices=1)

@@ -346,8 +346,8 @@ def test_several_sets_in_one_table(tmp_path, init, official, capsys):
 SLOW = pytest.mark.slow
 EXPERIMENTS = [
   ("scarce", ""),
-  ("noisy", "graph"),
-  ("proxy", ""),
+  pytest.param("noisy", "graph", marks=SLOW),
+  pytest.param("proxy", "", marks=SLOW),
   pytest.param("baselines", "one", marks=SLOW),
   pytest.param("scarce", "llama3.2-3b-thinking,32", marks=SLOW),
   pytest.param("scarce", "science,llama3.2-3b-instruct,64", marks=SLOW),
