@@ -199,7 +199,7 @@ unless config.evaluate.problems_per_batch is at most {max(part // config.evaluat
 """
   return f"""# {told["stage"]} on {where.name}: {verdict(told, where)}
 
-{told["parameters"] / 1e9:.2f} billion weights on {where.chips} {where.kind} chips ({where.topology}), mesh
+{told["parameters"]:,} weights on {where.chips} {where.kind} chips ({where.topology}), mesh
 {told["mesh"]}, sampling {told["sample_mesh"] if rl else "none"}, attention {told["attention"]}.
 
 {table(told["programs"], told["capacity"])}
@@ -208,7 +208,7 @@ Memory (GiB a chip) is what libtpu's compiler allots; *beside* is what the run h
 bytes moved to and from HBM are counted from shapes, bytes sent are those of the compiled collectives (nan: they can't
 be read, and the network is left out); all of one chip.
 
-**Estimates, nothing here was run:** a step {told["step_seconds"]:.1f} s, {told["steps"]} steps {told["hours"]:.1f} h,
-{told["chip_hours"]:.0f} chip-hours. Assumed: {length}programs reach {told["efficiency"]:.0%} (plan.efficiency) of what
+**Estimates, nothing here was run:** a step {told["step_seconds"]:.4g} s, {told["steps"]} steps {told["hours"]:.4g} h,
+{told["chip_hours"]:.4g} chip-hours. Assumed: {length}programs reach {told["efficiency"]:.0%} (plan.efficiency) of what
 {chip.flops / 1e12:.0f} TFLOP/s, {chip.bandwidth / 1e9:.0f} GB/s of HBM and {chip.ici / 1e9:.0f} GB/s between chips
 allow. Not counted: evaluation, checkpoints, input, grading, compilation."""
