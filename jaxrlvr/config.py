@@ -244,6 +244,8 @@ RULES: dict[str, tuple[Callable, str]] = {
   "rl.top_p": ((lambda v: 0 < v <= 1), "above 0, at most 1"),
   "rl.stop_strings": ((lambda v: all(isinstance(s, str) and s for s in v)), "strings that are not empty"),
   "rl.shrink": at_least(0),
+  "rl.cache_blocks": at_least(0),
+  "rl.sample_int8": ((lambda v: set(v) <= {"weights", "cache"}), 'some of "weights", "cache"'),
   "rl.votes": at_least(0),
   "rl.noise": _RATES,
   "rl.correction": one_of(*loss.CORRECTIONS),
@@ -323,6 +325,10 @@ IMPOSSIBLE: tuple[tuple[Callable[[ConfigDict], bool], str], ...] = (
   (
     lambda c: 0 < c.rl.votes < c.rl.group_size,
     "config.rl.votes is below config.rl.group_size: those that are trained on vote too; raise it, or 0 for no others",
+  ),
+  (
+    lambda c: c.rl.sample_int8 and not c.rl.importance_cap,
+    "config.rl.sample_int8 samples from rounded numbers; set config.rl.importance_cap (2.0, say) to correct it",
   ),
   (
     lambda c: (any(c.rl.noise) or c.rl.correction != "none") and not reward.is_binary(reward.parse(c.rl.reward)),

@@ -97,15 +97,30 @@ def level_steps(rows: int, most: int, mean: float, shrink: int) -> list[tuple[in
   return found
 
 
-def decode(spec: Spec, group: int, prompt: int, most: int, levels: list[tuple[int, float]], cut: Cut) -> Cost:
-  """All tokens but the first of a chip's responses: weights and the whole cache are read for every token."""
-  total = Cost(0, 0, 0)
-  kv = 2 * spec.layers * max(spec.kv_heads, cut.tensor) / cut.tensor * spec.head_dim * _width(spec)  # bytes a slot
+def read_slots(begun: float, steps: float, slots: int) -> float:
+  """Mean slots of a row's cache that `steps` decode steps after the first `begun` read: whole blocks of `slots`."""
+  total, block = 0.0, int(begun // slots)
+  while block * slots < begun + steps:
+    total += (block + 1) * slots * (min(begun + steps, (block + 1) * slots) - max(begun, block * slots))
+    block += 1
+  return total / steps if steps else slots
+
+
+def decode(
+  spec: Spec, group: int, prompt: int, slots: int, levels: list[tuple[int, float]], cut: Cut, int8: tuple[str, ...] = ()
+) -> Cost:
+  """All tokens but the first of a chip's responses: weights and the cache so far, in blocks of `slots` tokens, are read
+  for every token. int8: as of `policy.sample.Sampling`."""
+  total, begun = Cost(0, 0, 0), 0.0
+  slot = spec.head_dim * (1 if "cache" in int8 else _width(spec)) + 4 * ("cache" in int8)
+  kv = 2 * spec.layers * max(spec.kv_heads, cut.tensor) / cut.tensor * slot  # bytes a slot
   dense = 2 * (spec.layers * products(spec) + spec.vocab * spec.width) / cut.tensor
+  weights = (1 if "weights" in int8 else _width(spec)) * count(spec) / cut.tensor
   for level, (live, steps) in enumerate(levels):
-    attend = 4 * spec.layers * spec.heads * spec.head_dim / cut.tensor * (prompt + most)
+    own = read_slots(begun, steps, slots)
+    attend = 4 * spec.layers * spec.heads * spec.head_dim / cut.tensor * (prompt + own)
     prompts = live / group if level == 0 else live
-    moved = _width(spec) * count(spec) / cut.tensor + kv * (prompts * prompt + live * most)
-    moved += live * spec.vocab / cut.tensor * 4 * 2
+    moved = weights + kv * (prompts * prompt + live * own) + live * spec.vocab / cut.tensor * 4 * 2
     total += Cost(live * (dense + attend), live * (dense + attend), moved) * steps
+    begun += steps
   return total

@@ -16,13 +16,9 @@ import argparse
 import json
 import os
 import resource
-import statistics
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 
@@ -40,9 +36,7 @@ class Size(NamedTuple):
 
 
 def _model(vocab, width, layers, heads, kv_heads, mlp):
-  return dict(
-    vocab=vocab, width=width, layers=layers, heads=heads, kv_heads=kv_heads, head_dim=width // heads, mlp=mlp
-  )
+  return dict(vocab=vocab, width=width, layers=layers, heads=heads, kv_heads=kv_heads, head_dim=width // heads, mlp=mlp)
 
 
 SIZES = {

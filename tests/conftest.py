@@ -69,3 +69,17 @@ def rich_spec():
 def rich_params(rich_spec):
   made = jax.jit(lambda: policy_spec.init(rich_spec, keys.at(5, "init")))()
   return {name: w + 0.1 if name.endswith(("bias", "norm")) else w for name, w in made.items()}
+
+
+@pytest.fixture
+def compilations():
+  """A list that grows by the seconds of each compilation of this process."""
+  seconds = []
+
+  def told(event, duration, **_):
+    if event == "/jax/core/compile/backend_compile_duration":
+      seconds.append(duration)
+
+  jax.monitoring.register_event_duration_secs_listener(told)
+  yield seconds
+  jax.monitoring.unregister_event_duration_listener(told)

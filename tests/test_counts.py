@@ -58,12 +58,20 @@ def test_decoding(rich_spec, rich_params):
   spec, problems, width = rich_spec, 3, 4
   keys_B, stops = jax.random.split(jax.random.key(0), 6), jnp.zeros((2, spec.vocab), jnp.int32)
   prompt_PS, length_P = jnp.ones((problems, width), jnp.int32), jnp.full(problems, width)
-  begun = jax.eval_shape(lambda: sampler.prefill(rich_params, prompt_PS, length_P, keys_B, stops, spec=spec, s=s))
-  jaxpr = jax.make_jaxpr(lambda *x: sampler.decode(rich_params, *x, stops, spec=spec, s=s))(*begun).jaxpr
+  weights = sampler.lay_out(spec)(rich_params)
+  prompt, state = sampler.prefill(weights, prompt_PS, length_P, keys_B, stops, spec=spec, s=s)
+  given = (prompt, (), sampler.empty_block(prompt, state, s), state, jnp.int32(0))
+  jaxpr = jax.make_jaxpr(lambda *x: sampler.decode(weights, *x, stops, spec=spec, s=s, enough=0))(*given).jaxpr
   levels = counts.level_steps(6, 5, 5, 0)
   assert levels == [(6, 4)]
   counted = counts.decode(spec, 2, width, 5, levels, ONE)
   assert counted.flops == multiplied(jaxpr, steps=4)
+
+
+def test_blocks_of_the_cache_are_read_from_where_they_begin():
+  assert counts.read_slots(0, 128, 32) == (32 + 64 + 96 + 128) / 4
+  assert counts.read_slots(48, 32, 32) == (64 + 96) / 2
+  assert counts.read_slots(0, 4, 5) == 5
 
 
 def test_levels_of_the_batch_have_the_mean_length():

@@ -9,8 +9,11 @@ import pytest
 from test_policy import read_checkpoint
 
 from jaxrlvr import keys
-from jaxrlvr.policy.sample import STOP_EOS, STOP_LENGTH, STOP_STRING, Sampling, draw, sample
+from jaxrlvr.policy import sample as sampler
+from jaxrlvr.policy.int8 import plain
+from jaxrlvr.policy.sample import STOP_EOS, STOP_LENGTH, STOP_STRING, Sampling, decode, draw, lay_out, sample
 from jaxrlvr.policy.score import score
+from jaxrlvr.policy.spec import leaves
 from jaxrlvr.text.stops import automaton
 
 EOS = (2, 5)
@@ -137,13 +140,59 @@ def test_greedy_equals_hugging_face(golden):
   assert np.all(np.asarray(r.logp_BT) == 0) and safe.mean() > 0.5
 
 
-def test_finished_rows_leave_the_batch(spec, params):
-  """With halving, the decode loop of later stages runs on half of the rows."""
+def test_finished_rows_leave_the_batch_and_nothing_compiles_later(spec, params, compilations, monkeypatch):
+  """With halving, later decode programs run on fewer rows; the first call has compiled all that any lengths need."""
   tokens, lengths = prompts([4, 4])
-  s = Sampling(group=8, max_tokens=6, eos_ids=EOS, shrink=2)
+  s = Sampling(group=8, max_tokens=9, eos_ids=tuple(range(0, 12, 2)), shrink=2, blocks=3)
   stops = automaton((), [b"x"] * 24)
-  text = str(jax.make_jaxpr(lambda p: sample(p, tokens, lengths, row_keys([1, 2], 8), stops, spec, s))(params))
-  assert all(f"f32[{rows},2,4,6]" in text for rows in (16, 8, 4))  # the KV caches of the three loops
+  ran = []
+
+  def watched(weights, prompt, blocks, live, state, *rest, **how):
+    ran.append((len(state.done_R), len(blocks)))
+    return decode(weights, prompt, blocks, live, state, *rest, **how)
+
+  monkeypatch.setattr(sampler, "decode", watched)
+  sample(params, tokens, lengths, row_keys([1, 2], 8), stops, spec, s)
+  assert {(rows, n) for rows in (16, 8, 4) for n in range(3)} <= set(ran)  # warmed up
+  before, walked = len(compilations), len(ran)
+  for step in range(8):
+    sample(params, tokens, lengths, row_keys([1, 2], 8, step), stops, spec, s)
+  assert {rows for rows, _ in ran[walked:]} == {16, 8, 4} and len(compilations) == before
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 5])
+def test_blocks_of_the_cache_change_no_sample(rich_spec, rich_params, blocks):
+  tokens, lengths = prompts([3, 6])
+  s = Sampling(group=4, max_tokens=11, eos_ids=EOS, shrink=1, blocks=blocks)
+  r = sample(rich_params, tokens, lengths, row_keys([1, 2], 4), NO_STOPS, rich_spec, s)
+  one = dataclasses.replace(s, blocks=1)
+  want = sample(rich_params, tokens, lengths, row_keys([1, 2], 4), NO_STOPS, rich_spec, one)
+  np.testing.assert_array_equal(r.tokens_BT, want.tokens_BT)
+  check_against_scorer(rich_params, rich_spec, tokens, lengths, r, s)
+
+
+@pytest.mark.parametrize("int8", [("weights",), ("cache",), ("weights", "cache")])
+def test_eight_bits_are_near_and_their_logp_is_that_of_what_was_sampled(rich_spec, rich_params, int8):
+  """Rounded weights are a policy of their own, which the scorer finds again; a rounded cache is near the exact one."""
+  tokens, lengths = prompts([3, 6])
+  s = Sampling(group=8, max_tokens=8, eos_ids=(), shrink=0, int8=int8)
+  r = sample(rich_params, tokens, lengths, row_keys([1, 2], 8), NO_STOPS, rich_spec, s)
+  laid, table = lay_out(rich_spec, None, int8)(rich_params), leaves(rich_spec)
+  rounded = {
+    name: jnp.stack([plain(x, jnp.float32) for x in laid[name]]) if leaf.layered else plain(laid[name], jnp.float32)
+    for name, leaf in table.items()
+  }
+  if "cache" not in int8:
+    check_against_scorer(rounded, rich_spec, tokens, lengths, r, s)
+  plainly = dataclasses.replace(s, int8=())
+  exact = sample(rich_params, tokens, lengths, row_keys([1, 2], 8), NO_STOPS, rich_spec, plainly)
+  gap = np.abs(np.asarray(r.logp_BT[:, 0] - exact.logp_BT[:, 0]))[np.asarray(r.tokens_BT == exact.tokens_BT)[:, 0]]
+  assert (gap.max() > 0 or "weights" not in int8) and gap.max() < 0.1
+  for name, leaf in table.items():
+    off = np.abs(np.asarray(rounded[name] - rich_params[name]))
+    assert off.max() <= np.abs(rich_params[name]).max() / 254 + 1e-6 and (off.max() > 0) == (
+      "weights" in int8 and bool(leaf.summed)
+    ), name
 
 
 def test_bad_settings_are_refused():

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from jaxrlvr import shard
 from jaxrlvr.policy.attention import ATTENTION
+from jaxrlvr.policy.int8 import plain
 from jaxrlvr.policy.spec import Spec, leaves
 
 # (q_BHTh, k_BKTh, v_BKTh, one layer's cache) -> (out_BHTh, that layer's new cache)
@@ -49,12 +50,9 @@ def rotate(x_BHTh: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
 
 
 def causal(segments_BT: jax.Array, spec: Spec) -> Attend:
-  """Attention of whole rows: a token sees earlier tokens of its own segment; segment 0 is padding, whatever it sees.
-
-  The cache it returns is the layer's (k, v): that is what makes a prefill.
-  """
+  """Attention of whole rows: a token sees earlier tokens of its own segment; segment 0 is padding, whatever it sees."""
   rows = ATTENTION[spec.attention]
-  return lambda q_BHTh, k_BKTh, v_BKTh, cache: (rows(q_BHTh, k_BKTh, v_BKTh, segments_BT), (k_BKTh, v_BKTh))
+  return lambda q_BHTh, k_BKTh, v_BKTh, cache: (rows(q_BHTh, k_BKTh, v_BKTh, segments_BT), None)
 
 
 def cast(params: dict, spec: Spec) -> dict:
@@ -67,8 +65,10 @@ def head_VD(params: dict, spec: Spec) -> jax.Array:
 
 
 def _layer(x_BTD, w, angles, attend, cache, spec: Spec):
+  w = {name: plain(x, spec.dtype) for name, x in w.items()}
   y = rms_norm(x_BTD, w["attn_norm"], spec.norm_eps)
-  q, k, v = (jnp.einsum("btd,dnh->bnth", y, w[name]) for name in "qkv")
+  # transposed by hand: an einsum to "bnth" would make, on CPU, [n*h, b*t] and read it column by column
+  q, k, v = (jnp.einsum("btd,dnh->btnh", y, w[name]).swapaxes(1, 2) for name in "qkv")
   if spec.qkv_bias:
     q, k, v = (a + w[name][:, None] for a, name in ((q, "q_bias"), (k, "k_bias"), (v, "v_bias")))
   if spec.qk_norm:
@@ -79,23 +79,25 @@ def _layer(x_BTD, w, angles, attend, cache, spec: Spec):
     shard.constrain(a, "batch", axis, None, None) for a, axis in ((q, "heads"), (k, "kv_heads"), (v, "kv_heads"))
   )
   out, cache = attend(rotate(q, angles), rotate(k, angles), v, cache)
-  x_BTD = shard.constrain(x_BTD + jnp.einsum("bnth,nhd->btd", out, w["o"]), "batch", None, None)
+  x_BTD = shard.constrain(x_BTD + jnp.einsum("btnh,nhd->btd", out.swapaxes(1, 2), w["o"]), "batch", None, None)
   y_nD = rms_norm(x_BTD, w["mlp_norm"], spec.norm_eps).reshape(-1, spec.width)  # flat: a quarter less time on CPU
   y_nD = (jax.nn.silu(y_nD @ w["gate"]) * (y_nD @ w["up"])) @ w["down"]
   return shard.constrain(x_BTD + y_nD.reshape(x_BTD.shape), "batch", None, None), cache
 
 
-def forward(params, tokens_BT, positions_BT, attend: Attend, cache, spec: Spec, *, keep_cache=False):
+def forward(params, tokens_BT, positions_BT, attend: Attend, cache, spec: Spec, angles=None):
   """Final hidden states [B,T,D] (normed, before the head) and the new cache.
 
-  A cache that is a tuple, one entry a layer, goes through unrolled layers (a scan would copy it each token); with
-  None the layers are one scan, and what `attend` returns for each comes back stacked if `keep_cache`, else None.
-  `params` must be in the compute dtype (`cast`).
+  A cache that is a tuple, one entry a layer, goes through unrolled layers (a scan would copy it each token) and comes
+  back as one; with None the layers are one scan, and nothing comes back. `params` must be in the compute dtype
+  (`cast`) or 8 bits, weights of layers stacked or, for unrolled layers, a tuple with those of each. angles:
+  `rope_angles` of the positions, from a loop that makes them once for all its tokens.
   """
   stacked = {name: params[name] for name, leaf in leaves(spec).items() if leaf.layered}
-  x_BTD = shard.constrain(params["embed"][tokens_BT], "copies", None, "embed")  # no device gathers the table
+  x_BTD = plain(jax.tree.map(lambda table: table[tokens_BT], params["embed"]), spec.dtype)
+  x_BTD = shard.constrain(x_BTD, "copies", None, "embed")  # no device gathers the table
   x_BTD = shard.constrain(x_BTD, "batch", None, None)
-  angles = rope_angles(positions_BT, spec)
+  angles = rope_angles(positions_BT, spec) if angles is None else angles
   if isinstance(cache, tuple):
     new = []
     for i, entry in enumerate(cache):
@@ -105,8 +107,7 @@ def forward(params, tokens_BT, positions_BT, attend: Attend, cache, spec: Spec, 
   else:
 
     def body(x_BTD, w):
-      x_BTD, kept = _layer(x_BTD, w, angles, attend, None, spec)
-      return x_BTD, kept if keep_cache else None
+      return _layer(x_BTD, w, angles, attend, None, spec)[0], None
 
     body = body if REMAT[spec.remat] is None else jax.checkpoint(body, policy=REMAT[spec.remat])
     x_BTD, cache = jax.lax.scan(body, x_BTD, stacked, unroll=spec.unroll)

@@ -13,11 +13,13 @@ from flax import struct
 from jaxrlvr import shard
 from jaxrlvr.policy import forward as fwd
 from jaxrlvr.policy.attention import NEGATIVE
-from jaxrlvr.policy.spec import Spec, shardings
+from jaxrlvr.policy.int8 import Int8, plain, quantise
+from jaxrlvr.policy.spec import Spec, leaves
 from jaxrlvr.types import InputError
 
 STOP_LENGTH, STOP_EOS, STOP_STRING = 0, 1, 2
 STOP_NAMES = ("length", "eos", "string")
+_PIECE = 128  # columns of the vocabulary that are summed up together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,10 +34,19 @@ class Sampling:
   top_k: int = 0  # keep the k likeliest tokens (ties too), 0: all
   top_p: float = 1.0  # then the smallest set with at least this probability, 1: all
   shrink: int = 2  # how many times the batch is halved as rows finish, 0: never
+  blocks: int = 0  # pieces of the cache of responses, allocated and read only once they are reached; 0: by max_tokens
+  int8: tuple[str, ...] = ()  # what is kept in 8 bits: "weights", "cache"
 
   def __post_init__(self):
     if self.group < 1 or self.max_tokens < 1 or self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
       raise InputError(f"{self}: group and max_tokens from 1, temperature and top_k from 0, top_p in (0, 1]")
+    if self.blocks < 0 or not set(self.int8) <= {"weights", "cache"}:
+      raise InputError(f"{self}: blocks from 0, int8 of 'weights' and 'cache'")
+
+  @property
+  def slots(self) -> int:
+    """Tokens of a block of the cache."""
+    return -(-self.max_tokens // (self.blocks or min(4, -(-self.max_tokens // 64))))
 
 
 @struct.dataclass
@@ -80,6 +91,16 @@ def _truncate(logits_RV, s: Sampling):
   return logits_RV
 
 
+def _invert(mass_RN, at_R):
+  """(first index at which the running sum of `mass` exceeds `at`, what of `at` is left there); its mass is not 0."""
+  sum_RN = jnp.cumsum(mass_RN, -1)
+  index_R = jnp.sum(sum_RN <= at_R[:, None], -1)
+  last_R = mass_RN.shape[1] - 1 - jnp.argmax(mass_RN[:, ::-1] > 0, -1)  # rounding may put `at` beyond the whole
+  index_R = jnp.minimum(index_R, last_R)
+  before_R = jnp.take_along_axis(sum_RN - mass_RN, index_R[:, None], -1)[:, 0]
+  return index_R, jnp.maximum(at_R - before_R, 0.0)
+
+
 def draw(logits_RV, key_R, t, s: Sampling):
   """(token, its logp under what was sampled from): inverse-CDF, one uniform a (row key, position t)."""
   if s.temperature == 0:
@@ -87,10 +108,12 @@ def draw(logits_RV, key_R, t, s: Sampling):
   logits_RV = _truncate(logits_RV, s)
   u_R = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, t)))(key_R)
   p_RV = jnp.exp(logits_RV - jnp.max(logits_RV, -1, keepdims=True))
-  cdf_RV = jnp.cumsum(p_RV, -1)
-  total_R = cdf_RV[:, -1:]
-  token_R = jnp.sum(cdf_RV <= u_R[:, None] * total_R, -1)
-  token_R = jnp.minimum(token_R, jnp.argmax(cdf_RV >= total_R, -1))  # u * total may round up to total
+  more = -p_RV.shape[1] % _PIECE
+  p_RNC = jnp.pad(p_RV, ((0, 0), (0, more))).reshape(len(p_RV), -1, _PIECE)  # two short sums instead of one over V
+  mass_RN = jnp.sum(p_RNC, -1)
+  piece_R, left_R = _invert(mass_RN, u_R * jnp.sum(mass_RN, -1))
+  inside_R, _ = _invert(jnp.take_along_axis(p_RNC, piece_R[:, None, None], 1)[:, 0], left_R)
+  token_R = piece_R * _PIECE + inside_R
   chosen = jnp.take_along_axis(logits_RV, token_R[:, None], -1)[:, 0]
   return token_R.astype(jnp.int32), chosen - jax.nn.logsumexp(logits_RV, -1)
 
@@ -132,37 +155,84 @@ def _emit(state: _State, logits_RV, t, s: Sampling, stops, known: int) -> _State
   return state.replace(rollout=rollout, last_R=token_R, done_R=state.done_R | eos_R | string_R, matched_R=matched_R)
 
 
-def _decode_attend(own_mask_T, prompt_mask_PS, t, shared):
-  """Attention of one new token over its problem's prompt (shared by the group) and its own response so far."""
+@struct.dataclass
+class _Slots:
+  """What attention reads of one layer; N rows or problems, S slots, in the layouts that decode reads fastest."""
+
+  k_NKhS: jax.Array | Int8
+  v_NKSh: jax.Array | Int8
+
+
+class _Prompt(NamedTuple):
+  """The shared part of attention: one entry a problem, or a row once the batch has shrunk."""
+
+  layers: tuple[_Slots, ...]
+  mask_PS: jax.Array
+
+
+def _slots(k_NKSh, v_NKSh, s: Sampling) -> _Slots:
+  k_NKhS = k_NKSh.swapaxes(2, 3)
+  return _Slots(quantise(k_NKhS, (2,)), quantise(v_NKSh, (3,))) if "cache" in s.int8 else _Slots(k_NKhS, v_NKSh)
+
+
+def _scores(q_NKqh, slots: _Slots):
+  """float32 scores [N,K,q,S] of the queries."""
+  k_NKhS, dtype = slots.k_NKhS, q_NKqh.dtype
+  scale = q_NKqh.shape[-1] ** -0.5
+  if isinstance(k_NKhS, Int8):  # the scale of a slot goes behind the product: 8 bits are all that is read
+    k_NKhS, scale = k_NKhS.value.astype(dtype), k_NKhS.scale * scale
+  return jnp.einsum("nkqh,nkhs->nkqs", q_NKqh, k_NKhS, preferred_element_type=jnp.float32) * scale
+
+
+def _mixed(weight_NKqS, slots: _Slots, dtype):
+  """float32 sums [N,K,q,h] of the values, weighted."""
+  v_NKSh = slots.v_NKSh
+  if isinstance(v_NKSh, Int8):
+    weight_NKqS, v_NKSh = weight_NKqS * v_NKSh.scale.swapaxes(2, 3), v_NKSh.value.astype(dtype)
+  return jnp.einsum("nkqs,nksh->nkqh", weight_NKqS.astype(dtype), v_NKSh, preferred_element_type=jnp.float32)
+
+
+def _decode_attend(prompt: _Prompt, blocks, slot, s: Sampling):
+  """Attention of one new token over its problem's prompt (shared by the group) and its own response so far.
+
+  Each part is weighted relative to the largest score of all, and the sums are put together at the end: scores of
+  different parts are never copied beside each other.
+  """
 
   def attend(q_RHth, k_RKth, v_RKth, cache):
-    (prompt_k, prompt_v), (own_k, own_v) = shared[cache[0]], cache[1:]
-    rows, heads, _, head_dim = q_RHth.shape
-    problems, kv_heads = prompt_k.shape[:2]
-    own_k = jax.lax.dynamic_update_slice(own_k, k_RKth.swapaxes(2, 3), (0, 0, 0, t))
-    own_v = jax.lax.dynamic_update_slice(own_v, v_RKth, (0, 0, t, 0))
-    q = q_RHth.reshape(rows, kv_heads, heads // kv_heads, head_dim)
-    own = jnp.einsum("rkgh,rkht->rkgt", q, own_k, preferred_element_type=jnp.float32)
-    # rows of a problem become query rows of one product a problem: [P, K, G*g, h] x [P, K, h, S]
-    group = rows // problems
-    q_P = q.reshape(problems, group, kv_heads, -1, head_dim).swapaxes(1, 2).reshape(problems, kv_heads, -1, head_dim)
-    past = jnp.einsum("pkqh,pkhs->pkqs", q_P, prompt_k, preferred_element_type=jnp.float32)
-    past = jnp.where(prompt_mask_PS[:, None, None], past * head_dim**-0.5, NEGATIVE)
-    own = jnp.where(own_mask_T, own * head_dim**-0.5, NEGATIVE)
+    layer, live = cache
+    rows, _, _, head_dim = q_RHth.shape
+    problems, kv_heads = len(prompt.mask_PS), k_RKth.shape[1]
 
-    def ungroup(x):  # [P, K, G*g, ...] -> [R, K, g, ...]
-      x = x.reshape(problems, kv_heads, group, -1, *x.shape[3:]).swapaxes(1, 2)
-      return x.reshape(rows, kv_heads, -1, *x.shape[4:])
-
-    def regroup(x):  # [R, K, g, S] -> [P, K, G*g, S]
-      x = x.reshape(problems, group, kv_heads, -1, x.shape[-1]).swapaxes(1, 2)
+    def to_problems(x):  # [R, K, g, n] -> [P, K, G*g, n]: rows of a problem become queries of one product
+      x = x.reshape(problems, rows // problems, kv_heads, -1, x.shape[-1]).swapaxes(1, 2)
       return x.reshape(problems, kv_heads, -1, x.shape[-1])
 
-    weight = jax.nn.softmax(jnp.concatenate([ungroup(past), own], -1), -1).astype(own_v.dtype)
-    past, own = weight[..., : prompt_k.shape[-1]], weight[..., prompt_k.shape[-1] :]
-    out = ungroup(jnp.einsum("pkqs,pksh->pkqh", regroup(past), prompt_v))
-    out = out + jnp.einsum("rkgt,rkth->rkgh", own, own_v)
-    return out.reshape(q_RHth.shape), (cache[0], own_k, own_v)
+    def to_rows(x):  # and back
+      x = x.reshape(problems, kv_heads, rows // problems, -1, x.shape[-1]).swapaxes(1, 2)
+      return x.reshape(rows, kv_heads, -1, x.shape[-1])
+
+    def write(old, new):  # along the axis of slots, the only one whose lengths differ
+      start = [slot if n != m else 0 for n, m in zip(new.shape, old.shape, strict=True)]
+      return jax.lax.dynamic_update_slice(old, new, start)
+
+    live = jax.tree.map(write, live, _slots(k_RKth, v_RKth, s))
+    q_RKgh = q_RHth.reshape(rows, kv_heads, -1, head_dim)
+    own = [*(block[layer] for block in blocks), live]
+    own_scores = [_scores(q_RKgh, part) for part in own]
+    own_scores[-1] = jnp.where(jnp.arange(s.slots) <= slot, own_scores[-1], NEGATIVE)
+    shared = prompt.layers[layer]
+    past = jnp.where(prompt.mask_PS[:, None, None], _scores(to_problems(q_RKgh), shared), NEGATIVE)
+    tops = [to_rows(jnp.max(past, -1, keepdims=True)), *(jnp.max(x, -1, keepdims=True) for x in own_scores)]
+    top = functools.reduce(jnp.maximum, tops)
+    past = jnp.exp(past - to_problems(top))
+    own_scores = [jnp.exp(x - top) for x in own_scores]
+    total = to_rows(jnp.sum(past, -1, keepdims=True)) + sum(jnp.sum(x, -1, keepdims=True) for x in own_scores)
+    dtype = q_RHth.dtype
+    out = to_rows(_mixed(past, shared, dtype)) + sum(
+      _mixed(x, part, dtype) for x, part in zip(own_scores, own, strict=True)
+    )
+    return (out / total).astype(dtype).reshape(q_RHth.shape), (layer, live)
 
   return attend
 
@@ -178,22 +248,19 @@ def _each(fn, shards: int, tree, index):
   return jax.tree.map(lambda x: _local(fn, shards, x, index), tree)
 
 
-class _Prompt(NamedTuple):
-  """The shared part of attention: one entry a problem, or a row once the batch has shrunk."""
-
-  layers: list[tuple[jax.Array, jax.Array]]  # K [P,K,h,S] and V [P,K,S,h]: the layouts that decode reads fastest
-  mask_PS: jax.Array
-
-
-def _read(weights, prompt_PS, prompt_length_P, spec: Spec) -> tuple[jax.Array, _Prompt]:
+def _read(weights, prompt_PS, prompt_length_P, spec: Spec, s: Sampling) -> tuple[jax.Array, _Prompt]:
   """(final hidden state of the last prompt token [P,D], what later tokens attend to)."""
   slots = jnp.arange(prompt_PS.shape[1])
   pad_P1 = prompt_PS.shape[1] - prompt_length_P[:, None]
   mask_PS = slots >= pad_P1
-  attend = fwd.causal(mask_PS.astype(jnp.int32), spec)
+  rows = fwd.causal(mask_PS.astype(jnp.int32), spec)
   positions_PS = jnp.maximum(slots - pad_P1, 0)
-  hidden, (k, v) = fwd.forward(weights, prompt_PS, positions_PS, attend, None, spec, keep_cache=True)
-  return hidden[:, -1], _Prompt([(k[i].swapaxes(2, 3), v[i]) for i in range(spec.layers)], mask_PS)
+
+  def attend(q_PHSh, k_PKSh, v_PKSh, _):
+    return rows(q_PHSh, k_PKSh, v_PKSh, None)[0], _slots(k_PKSh, v_PKSh, s)
+
+  hidden, layers = fwd.forward(weights, prompt_PS, positions_PS, attend, (None,) * spec.layers, spec)
+  return hidden[:, -1], _Prompt(layers, mask_PS)
 
 
 def _fresh(keys_B, prompt_length_P, s: Sampling, shards: int) -> _State:
@@ -211,27 +278,103 @@ def _fresh(keys_B, prompt_length_P, s: Sampling, shards: int) -> _State:
   )
 
 
-def _steps(weights, prompt: _Prompt, carry, enough: int, stops, spec: Spec, s: Sampling, shards: int):
-  """Decodes token after token until at most `enough` rows a shard are alive, or the length limit is reached."""
+def _alive(state: _State, shards: int):
+  """Live rows of the shard that has most."""
+  return jnp.max(jnp.sum(~state.done_R.reshape(shards, -1), 1))
+
+
+def _logits(weights, hidden_RD, spec: Spec) -> jax.Array:
+  """Made where each device's part of the head lies: else the head would be gathered for every token."""
+  head_VD = plain(fwd.head_VD(weights, spec), hidden_RD.dtype)
+  logits_RV = jnp.einsum("rd,vd->rv", hidden_RD, head_VD, preferred_element_type=jnp.float32)
+  return shard.constrain(logits_RV, "batch", "vocab")
+
+
+def places(spec: Spec, mesh: jax.sharding.Mesh, int8: tuple[str, ...] = ()) -> dict:
+  """Where the weights that `lay_out` makes lie."""
+
+  def place(name, leaf):
+    shape, axes = leaf.shape[leaf.layered :], leaf.axes[leaf.layered :]
+    whole = shard.place(mesh, name, shape, axes)
+    if "weights" in int8 and leaf.summed:
+      shape = tuple(1 if i in leaf.summed else n for i, n in enumerate(shape))
+      scale = shard.place(mesh, name, shape, tuple(None if i in leaf.summed else a for i, a in enumerate(axes)))
+      whole = Int8(whole, scale)
+    return (whole,) * spec.layers if leaf.layered else whole
+
+  return {name: place(name, leaf) for name, leaf in leaves(spec).items()}
+
+
+@functools.lru_cache
+def lay_out(spec: Spec, mesh: jax.sharding.Mesh | None = None, int8: tuple[str, ...] = ()):
+  """The program that makes sampling's weights of the masters: in the compute dtype (or 8 bits, "weights" in `int8`),
+  each layer's by itself, which a decode step reads without a copy, and laid out on sampling's mesh if one is given."""
+  table = leaves(spec)
+
+  def make(name, w):
+    return quantise(w, table[name].summed) if "weights" in int8 and table[name].summed else w.astype(spec.dtype)
+
+  def laid_out(params):
+    return {
+      name: tuple(make(name, w[i]) for i in range(spec.layers)) if table[name].layered else make(name, w)
+      for name, w in params.items()
+    }
+
+  return jax.jit(laid_out, out_shardings=places(spec, mesh, int8) if mesh else None)
+
+
+@functools.partial(jax.jit, static_argnames=("spec", "s", "shards"))
+def prefill(weights, prompt_PS, prompt_length_P, keys_B, stops, spec: Spec, s: Sampling, *, shards: int = 1):
+  """(keys and values of the prompts, state after the first token of each response); arguments as of `sample`."""
+  hidden_PD, prompt = _read(weights, prompt_PS, prompt_length_P, spec, s)
+  state = _fresh(keys_B, prompt_length_P, s, shards)
+  first_RV = jnp.repeat(_logits(weights, hidden_PD, spec), s.group, 0)
+  return prompt, _emit(state, first_RV, 0, s, stops, spec.known_vocab)
+
+
+@functools.partial(jax.jit, static_argnames="s")
+def empty_block(prompt: _Prompt, state: _State, s: Sampling) -> tuple[_Slots, ...]:
+  """Room for the keys and values of the next `s.slots` tokens of each live row."""
+  rows = len(state.done_R)
+
+  def room(x, slots):
+    shape = (rows, *(s.slots if axis == slots else n for axis, n in enumerate(x.shape[1:], 1)))
+    return shard.constrain(jnp.zeros(shape, x.dtype), "batch", "kv_heads", None, None)
+
+  return tuple(
+    _Slots(*(jax.tree.map(functools.partial(room, slots=a), x) for x, a in ((layer.k_NKhS, 3), (layer.v_NKSh, 2))))
+    for layer in prompt.layers
+  )
+
+
+@functools.partial(jax.jit, static_argnames=("spec", "s", "enough", "shards"), donate_argnames="live")
+def decode(weights, prompt: _Prompt, blocks, live, state: _State, t, stops, spec, s: Sampling, *, enough, shards=1):
+  """(live block, state, t, live rows of the fullest shard) once at most `enough` of these are left, the block is full
+  or `s.max_tokens` are made. blocks: the full ones; t: tokens of each response so far, less one."""
+  first = len(blocks) * s.slots
+  # [1,1,M,h/2] of all positions: a compiler would put the cosines into the loop, and there into every layer
+  table = fwd.rope_angles(jnp.arange(prompt.mask_PS.shape[1] + s.max_tokens)[None], spec)
 
   def go_on(carry):
     t, state, _ = carry
-    alive = jnp.max(jnp.sum(~state.done_R.reshape(shards, -1), 1))
-    return (t + 1 < s.max_tokens) & (alive > enough)
+    return (t < min(first + s.slots, s.max_tokens - 1)) & (_alive(state, shards) > enough)
 
   def step(carry):
-    t, state, cache = carry
-    attend = _decode_attend(jnp.arange(s.max_tokens) <= t, prompt.mask_PS, t, prompt.layers)
-    layered = tuple((i, *entry) for i, entry in enumerate(cache))
+    t, state, live = carry
+    attend = _decode_attend(prompt, blocks, t - first, s)
     positions_R1 = (state.prompt_R + t)[:, None]
-    hidden, layered = fwd.forward(weights, state.last_R[:, None], positions_R1, attend, layered, spec)
+    angles = tuple(x[0, 0, positions_R1][:, None] for x in table)
+    layers = tuple(enumerate(live))
+    hidden, cache = fwd.forward(weights, state.last_R[:, None], positions_R1, attend, layers, spec, angles)
     state = _emit(state, _logits(weights, hidden[:, 0], spec), t + 1, s, stops, spec.known_vocab)
-    return t + 1, state, tuple(entry[1:] for entry in layered)
+    return t + 1, state, tuple(block for _, block in cache)
 
-  return jax.lax.while_loop(go_on, step, carry)
+  t, state, live = jax.lax.while_loop(go_on, step, (t, state, live))
+  return live, state, t, _alive(state, shards)
 
 
-def _halve(prompt: _Prompt, state: _State, cache, fan: int, shards: int):
+@functools.partial(jax.jit, static_argnames=("fan", "shards"))
+def halve(prompt: _Prompt, state: _State, cache, *, fan: int, shards: int = 1):
   """(prompt, state, cache) of the half of the rows that holds all live ones, and what the other half has made.
 
   From here on each row holds its own copy of its prompt's keys and values: half of what no sharing would take.
@@ -244,59 +387,91 @@ def _halve(prompt: _Prompt, state: _State, cache, fan: int, shards: int):
   return _each(lambda x, i: x[i[:half] // fan], shards, prompt, order), state, cache, finished
 
 
-def _logits(weights, hidden_RD, spec: Spec) -> jax.Array:
-  """Made where each device's part of the head lies: else the head would be gathered for every token."""
-  logits_RV = jnp.einsum("rd,vd->rv", hidden_RD, fwd.head_VD(weights, spec), preferred_element_type=jnp.float32)
-  return shard.constrain(logits_RV, "batch", "vocab")
-
-
-@functools.lru_cache
-def lay_out(spec: Spec, mesh: jax.sharding.Mesh):
-  """The program that makes sampling's weights of the masters: cast, and laid out on sampling's mesh."""
-  return jax.jit(lambda params: fwd.cast(params, spec), out_shardings=shardings(spec, mesh))
-
-
-@functools.partial(jax.jit, static_argnames=("spec", "s", "shards"))
-def prefill(weights, prompt_PS, prompt_length_P, keys_B, stops, spec: Spec, s: Sampling, *, shards: int = 1):
-  """(keys and values of the prompts, state after the first token of each response); arguments as of `sample`."""
-  weights = fwd.cast(weights, spec)
-  hidden_PD, prompt = _read(weights, prompt_PS, prompt_length_P, spec)
-  state = _fresh(keys_B, prompt_length_P, s, shards)
-  first_RV = jnp.repeat(_logits(weights, hidden_PD, spec), s.group, 0)
-  return prompt, _emit(state, first_RV, 0, s, stops, spec.known_vocab)
-
-
-@functools.partial(jax.jit, static_argnames=("spec", "s", "shards"))
-def decode(weights, prompt: _Prompt, state: _State, stops, spec: Spec, s: Sampling, *, shards: int = 1) -> Rollout:
-  """All further tokens of the responses that `prefill` began."""
-  weights = fwd.cast(weights, spec)
-  rows, kv_heads = len(state.done_R), prompt.layers[0][0].shape[1]
-  own = (rows, kv_heads, spec.head_dim, s.max_tokens), (rows, kv_heads, s.max_tokens, spec.head_dim)
-  axes = ("batch", "kv_heads", None, None)
-  cache = tuple(
-    tuple(shard.constrain(jnp.zeros(shape, spec.dtype), *axes) for shape in own) for _ in range(spec.layers)
-  )
-  t, finished, fan = jnp.int32(0), [], s.group
-  for level in range(s.shrink + 1):
-    here = len(state.done_R) // shards
-    last = level == s.shrink or here % 2 or here < 4
-    t, state, cache = _steps(weights, prompt, (t, state, cache), 0 if last else here // 2, stops, spec, s, shards)
-    if last:
-      break
-    prompt, state, cache, made = _halve(prompt, state, cache, fan, shards)
-    finished, fan = [*finished, made], 1
-  parts = [*finished, (state.rollout, state.row_R)]
+@functools.partial(jax.jit, static_argnames="shards")
+def _collect(parts, *, shards: int) -> Rollout:
+  """All responses in the order in which they were asked for, from (rollout, row) of those that ended together."""
   rollout, row_B = jax.tree.map(lambda *x: _local(lambda *y: jnp.concatenate(y), shards, *x), *parts)
   return _each(lambda x, i: x[jnp.argsort(i)], shards, rollout, row_B)
 
 
-def sample(weights, prompt_PS, prompt_length_P, keys_B, stops, spec: Spec, s: Sampling, *, shards: int = 1) -> Rollout:
-  """G continuations of each prompt, a pure function of weights, prompt and row key; two programs.
+_start = jax.jit(lambda: jnp.int32(0))
+_ended = jax.jit(lambda state: state.replace(done_R=jnp.ones_like(state.done_R)))
 
-  weights: masters, or already in the compute dtype (`forward.cast`), which saves a copy; prompt_PS: left-padded token
-  ids; prompt_length_P: how many of the last slots are real (at least 1); keys_B: one a row (`keys.rows`); stops: the
+
+class _Loop(NamedTuple):
+  """The programs of `sample` after the prompts are read, and the order in which they run."""
+
+  weights: dict
+  stops: jax.Array
+  spec: Spec
+  s: Sampling
+  shards: int
+
+  def enough(self, rows: int, halvings: int) -> int:
+    """Live rows a shard at which the batch is halved; 0: it is small enough, or was halved as often as it may be."""
+    here = rows // self.shards
+    return 0 if halvings == self.s.shrink or here % 2 or here < 4 else here // 2
+
+  def decode(self, prompt, blocks, live, state, t, halvings):
+    enough = self.enough(len(state.done_R), halvings)
+    given = (self.weights, prompt, blocks, live, state, t, self.stops, self.spec, self.s)
+    return *decode(*given, enough=enough, shards=self.shards), enough
+
+  def halve(self, prompt, state, cache, halvings):
+    return halve(prompt, state, cache, fan=1 if halvings else self.s.group, shards=self.shards)
+
+  def warm(self, prompt, state) -> None:
+    """Runs every program that responses of any length can need, without a step: nothing compiles later on."""
+    state, parts, most = _ended(state), [], -(-self.s.max_tokens // self.s.slots)
+    for halvings in range(self.s.shrink + 1):
+      blocks = ()
+      for _ in range(most):
+        live, state, _, _, enough = self.decode(
+          prompt, blocks, empty_block(prompt, state, self.s), state, _start(), halvings
+        )
+        blocks = (*blocks, live)
+        halved = self.halve(prompt, state, (blocks[:-1], live), halvings) if enough else None
+      _collect([*parts, (state.rollout, state.row_R)], shards=self.shards)
+      if halved is None:
+        return
+      prompt, state, _, made = halved
+      parts.append(made)
+
+  def run(self, prompt, state) -> Rollout:
+    t, blocks, parts = _start(), (), []
+    live = empty_block(prompt, state, self.s)
+    while True:
+      live, state, t, alive, enough = self.decode(prompt, blocks, live, state, t, len(parts))
+      made, left = map(int, jax.device_get((t, alive)))
+      if not left or made + 1 >= self.s.max_tokens:
+        return _collect([*parts, (state.rollout, state.row_R)], shards=self.shards)
+      if left <= enough:
+        prompt, state, (blocks, live), part = self.halve(prompt, state, (blocks, live), len(parts))
+        parts.append(part)
+      if made == (len(blocks) + 1) * self.s.slots:
+        blocks, live = (*blocks, live), empty_block(prompt, state, self.s)
+
+
+_WARM = set()  # what `sample` has run
+
+
+def sample(weights, prompt_PS, prompt_length_P, keys_B, stops, spec: Spec, s: Sampling, *, shards: int = 1) -> Rollout:
+  """G continuations of each prompt, a pure function of weights, prompt and row key.
+
+  weights: masters, or as `lay_out` makes them, which saves that work; prompt_PS: left-padded token ids;
+  prompt_length_P: how many of the last slots are real (at least 1); keys_B: one a row (`keys.rows`); stops: the
   stop-string automaton (`text.stops.automaton`), int [states, V], its last state meaning found; shards: pieces that
   the batch is cut into on the mesh, rows are compacted inside each.
+
+  The host chooses between programs as responses end: their number is at most (halvings + 1) * blocks of the cache, and
+  the first call of a shape compiles them all.
   """
+  if not isinstance(weights["q"], tuple):
+    weights = lay_out(spec, None, s.int8)(weights)
   prompt, state = prefill(weights, prompt_PS, prompt_length_P, keys_B, stops, spec, s, shards=shards)
-  return decode(weights, prompt, state, stops, spec, s, shards=shards)
+  loop = _Loop(weights, stops, spec, s, shards)
+  shape = (spec, s, shards, prompt_PS.shape, stops.shape, jax.sharding.get_abstract_mesh())
+  if shape not in _WARM:
+    loop.warm(prompt, state)
+    _WARM.add(shape)
+  return loop.run(prompt, state)

@@ -75,6 +75,13 @@ class Leaf:
   def layered(self) -> bool:
     return self.axes[0] == "layers"
 
+  @property
+  def summed(self) -> tuple[int, ...]:
+    """Axes of one layer's weight that a product with it sums over; (): it is in no product."""
+    if self.axes[0] == "vocab":
+      return (1,)
+    return () if self.fan_in <= 0 else (0,) if self.shape[self.layered] == self.fan_in else (0, 1)
+
 
 def leaves(spec: Spec) -> dict[str, Leaf]:
   """Every weight of the policy by name, in one literal table."""

@@ -132,7 +132,7 @@ def rl_programs(config: ConfigDict, policy: setup.Policy) -> list[Program]:
   state = _bytes(_abstract(*setup.state_shapes(policy, learner.optimizer)))
   half = {name: jax.ShapeDtypeStruct(x.shape, spec.dtype, sharding=x.sharding) for name, x in policy.params.items()}
   reference = half if s.kl_beta else {}
-  programs, drawn = _sampling(config, policy, half, state + _bytes(reference))
+  programs, drawn = _sampling(config, policy, state + _bytes(reference))
   batch = _batch(config, policy, drawn, learner)
   rows, slots = s.problems_per_step * s.group_size, s.prompt_tokens + s.response_tokens
   read, scored = reference or policy.params, batch.replace(ref_logp_BT=None, old_logp_BT=None)
@@ -151,41 +151,50 @@ def rl_programs(config: ConfigDict, policy: setup.Policy) -> list[Program]:
   return [p for p in programs if p.times]
 
 
-def _sampling(config: ConfigDict, policy: setup.Policy, half: dict, resident: float) -> tuple[list[Program], Rollout]:
-  """(programs of `rollout.Sampler`, shapes of what they draw in one part); `half`: weights in the compute dtype."""
+def _sampling(config: ConfigDict, policy: setup.Policy, resident: float) -> tuple[list[Program], Rollout]:
+  """(programs of `rollout.Sampler`, shapes of what they draw in one part); decode is the one with all its cache."""
   s, spec, mesh = config.rl, policy.spec, policy.sample_mesh
-  sampling = rollout.sampling(config, SimpleNamespace(eos_ids=(0,), pad_id=0))  # any ids make the same program
+  tokenizer = SimpleNamespace(eos_ids=(0,), pad_id=0)  # any ids make the same program
+  sampling = rollout.sampling(config, tokenizer, int8=s.sample_int8)
   problems, shards = s.problems_per_step // s.sample_parts, shard.size(mesh, "batch")
   rows, mean = problems * sampling.group, config.plan.mean_tokens or s.response_tokens
-  weights = _abstract(half, policy_spec.shardings(spec, mesh))
+  lay_out = sampler.lay_out(spec, mesh, sampling.int8)
+  weights = _abstract(jax.eval_shape(lay_out, policy.params), sampler.places(spec, mesh, sampling.int8))
   stops = (2 + sum(map(len, s.stop_strings)), spec.vocab)
-  stops = jax.ShapeDtypeStruct(stops, jnp.int32, sharding=shard.named(mesh))
+  stops, t = (jax.ShapeDtypeStruct(n, jnp.int32, sharding=shard.named(mesh)) for n in (stops, ()))
   row_keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
   asked = (weights, *_rows(mesh, (*_prompts(problems, s.prompt_tokens), row_keys)), stops)
   how = dict(spec=spec, s=sampling, shards=shards)
   with jax.set_mesh(mesh):
     begun = jax.eval_shape(functools.partial(sampler.prefill, **how), *asked)
+    live = jax.eval_shape(functools.partial(sampler.empty_block, s=sampling), *begun)
+  place = shard.named(mesh, "batch", "kv_heads", None, None)
+  live = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), live)
+  blocks = (live,) * (-(-s.response_tokens // sampling.slots) - 1)
+  levels = counts.level_steps(rows // shards, s.response_tokens, mean, s.shrink)
 
   def decode(done):
-    places = done["prefill"].results
-    return places and sampler.decode.lower(weights, *_abstract(begun, places), stops, **how)
+    if not (found := done["prefill"].results):
+      return None
+    prompt, state = _abstract(begun, found)
+    enough = levels[0][0] // 2 if len(levels) > 1 else 0
+    return sampler.decode.lower(weights, prompt, blocks, live, state, t, stops, **how, enough=enough)
 
-  levels = counts.level_steps(rows // shards, s.response_tokens, mean, s.shrink)
   sizes = [live / levels[0][0] for live, _ in levels]
   trips = sum(n * steps for n, (_, steps) in zip(sizes, levels, strict=True)) / sum(sizes)  # as what is sent shrinks
   masters = _bytes(policy.params)
   work = (
     counts.Cost(0, 0, masters + _bytes(weights)),
     counts.forward(spec, problems, s.prompt_tokens, 1, _cut(mesh)),
-    counts.decode(spec, sampling.group, s.prompt_tokens, s.response_tokens, levels, _cut(mesh)),
+    counts.decode(spec, sampling.group, s.prompt_tokens, sampling.slots, levels, _cut(mesh), sampling.int8),
   )
-  lay_out, prefill = sampler.lay_out(spec, mesh), functools.partial(sampler.prefill.lower, *asked, **how)
+  prefill = functools.partial(sampler.prefill.lower, *asked, **how)
   return [
     Program("lay out", 1, masters, resident - masters, _in(mesh, lambda _: lay_out.lower(policy.params)), work[0], 0),
     Program("prefill", s.sample_parts, _bytes(asked), resident, _in(mesh, lambda _: prefill()), work[1],
             problems * s.prompt_tokens),
-    Program("decode", s.sample_parts, _bytes((weights, stops, _rows(mesh, begun))), resident, _in(mesh, decode),
-            work[2], rows * mean, trips),
+    Program("decode", s.sample_parts, _bytes((weights, stops, t, blocks, live, _rows(mesh, begun))), resident,
+            _in(mesh, decode), work[2], rows * mean, trips),
   ], begun[1].rollout  # fmt: skip
 
 

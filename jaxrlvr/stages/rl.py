@@ -181,7 +181,7 @@ def rl(config: ConfigDict, workdir: str | Path) -> dict:
     policy = setup.load_policy(config)
     check_sizes(config, policy)
     learner, rates = make_learner(config, policy)
-    sampler = rollout.Sampler(config, policy, "rl", s.sample_parts)
+    sampler = rollout.Sampler(config, policy, "rl", s.sample_parts, int8=s.sample_int8)
     with rollout.verifier_service(config) as service, jax.set_mesh(policy.mesh), jax.transfer_guard("disallow"):
       problems, ids, dropped = rollout.load_problems(config, "problems", policy.tokenizer, service)
       evaluator = Evaluator(config, policy, service)

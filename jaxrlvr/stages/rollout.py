@@ -65,7 +65,9 @@ class Sampler:
     _warn_of_length(self._width + self.sampling.max_tokens, policy.spec.max_positions)
     self._shards = shard.size(policy.sample_mesh, "batch")
     self._stops = hosts.put(_stops(config.rl.stop_strings, policy.tokenizer), shard.named(policy.sample_mesh))
-    self.weights = lay_out(policy.spec, policy.sample_mesh)  # of the policy's masters, what `__call__` takes
+    self.weights = lay_out(
+      policy.spec, policy.sample_mesh, self.sampling.int8
+    )  # of the policy's masters, what `__call__` takes
     self._join = jax.jit(
       lambda parts: jax.tree.map(lambda *x: jnp.concatenate(x), *parts), out_shardings=shard.named(policy.mesh, "batch")
     )
@@ -153,6 +155,7 @@ def sampling(config: ConfigDict, tokenizer: Tokenizer, **changes) -> Sampling:
     top_k=r.top_k,
     top_p=r.top_p,
     shrink=r.shrink,
+    blocks=r.cache_blocks,
   )
   return Sampling(**values | changes, eos_ids=tuple(tokenizer.eos_ids), pad_id=tokenizer.pad_id)
 
