@@ -45,7 +45,7 @@ class Worker:
   def __init__(self, name: str, size: str, args: argparse.Namespace):
     self.name, self.rounds = name, []
     hidden = {"cpu": {"CUDA_VISIBLE_DEVICES": ""}}.get(args.device, {})
-    env = {key: value for key, value in os.environ.items() if not key.startswith(("JAX_", "XLA_"))} | hidden
+    env = {key: value for key, value in os.environ.items() if not key.startswith("JAX_")} | hidden
     platform = {"gpu": "cuda"}.get(args.device, args.device)
     env |= {"JAX_PLATFORMS": platform, "PYTHONPATH": f"{ROOT}:{env.get('PYTHONPATH', '')}", "HF_HUB_OFFLINE": "1"}
     self._log = tempfile.TemporaryFile("w+")
@@ -175,13 +175,14 @@ class Bench:
       self._progress(f"{name}: failed, {error}", left)
 
   def ceilings(self, size: str) -> None:
+    flags = {"xla_flags": os.environ["XLA_FLAGS"]} if "XLA_FLAGS" in os.environ else {}
     for worker in self.measure(["ceilings"], size):
       shapes = {
         key: _spread([r["matmul_gflops"][key] for r in worker.rounds]) for key in worker.rounds[0]["matmul_gflops"]
       }
       read = _spread([r["read_gb_s"] for r in worker.rounds])
       self.limits = max(s[0] for s in shapes.values()) * 1e9, read[0] * 1e9
-      self.write({"name": "ceilings", "size": size, "matmul_gflops": shapes, "read_gb_s": read})
+      self.write({"name": "ceilings", "size": size, "matmul_gflops": shapes, "read_gb_s": read} | flags)
       self.table.append(f"\nat most {self.limits[0] / 1e9:.0f} GFLOP/s and {read[0]:.1f} GB/s\n")
 
   def work(self, name: str, peers: Sequence[str], size: str) -> None:
