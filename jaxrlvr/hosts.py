@@ -77,7 +77,9 @@ def initialise(deadline: float, silence: float) -> None:
   _watch = _Watch(deadline, silence)
   _watch.start()
   if index():
-    sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
     logging.getLogger("jaxrlvr").setLevel(logging.ERROR)
 
 

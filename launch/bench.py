@@ -1,309 +1,314 @@
 """Speed of jaxrlvr's parts beside the machine's limits and, where they are installed, its peers: one JSON line each.
 
   python launch/bench.py --size=S --core=0                      all parts, pinned to core 0
-  python launch/bench.py --size=M --only=sample,update --rounds=9
+  python launch/bench.py --size=M --only=sample,update --rounds=9 --out=bench.jsonl
   python launch/bench.py --size=section3_rl:qwen2.5-math-1.5b,v5e-8 --device=gpu
+  python launch/bench.py --grow                                 time and memory as each size is doubled
 
-Every measurement is a process of its own that compiles, warms up and then does the work once a round; rounds of all of
-them are interleaved, so that what disturbs the machine disturbs all alike. Peers need `pip install -e ".[bench]"`.
-A line holds medians with the spread; `share` is the part of the roofline (limits measured first, work counted from
-shapes) that was reached, `ratio` on a line "A / B" is how many times faster A was, round by round.
+Every measurement is a process of its own that compiles, warms up and then does the work once a round. One work after
+another, ours and its peers are up together and their rounds interleaved, so that what disturbs the machine disturbs
+all alike. Peers need `pip install -e ".[bench]"`. Spreads are [median, least, most] over the rounds. `share` is the
+part of the roofline that was reached: ceilings are measured first, FLOPs and bytes counted from shapes. `ratio` on a
+line "A / B" is how many times the tokens/s of B (by wall) A had, round by round. `step` is whole GRPO iterations of the
+stage, `device` what of them is not the host's: sampling and update alone. `idle` is the share of the time they leave.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib.util
 import json
+import math
 import os
-import resource
+import signal
+import statistics
+import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench_works import NEEDED, OURS, PEERS, Size, model, serve
+
+ROOT = Path(__file__).parents[1]
 
 
-class Size(NamedTuple):
-  """A model, and how much work of each kind."""
-
-  model: dict  # fields of policy.spec.Spec
-  problems: int  # sampled at once
-  group: int  # responses to each
-  prompt: int  # tokens
-  response: int
-  rows: int  # of an update; prompt + response tokens each
-  micro: int  # rows of a micro-batch
-  problems_per_step: int  # of a whole GRPO step
+class Failed(Exception):
+  """A worker that has ended; says why."""
 
 
-def _model(vocab, width, layers, heads, kv_heads, mlp):
-  return dict(vocab=vocab, width=width, layers=layers, heads=heads, kv_heads=kv_heads, head_dim=width // heads, mlp=mlp)
+class Worker:
+  """A measurement in a process of its own: ready when made."""
 
-
-SIZES = {
-  "S": Size(_model(512, 256, 6, 8, 4, 768), 64, 8, 64, 128, 64, 16, 8),
-  "M": Size(_model(32000, 768, 12, 12, 4, 2048), 8, 8, 64, 64, 16, 16, 1),
-}
-MEAN = 32  # tokens of a response whose length varies: one in MEAN tokens of the vocabulary ends it
-
-
-class Work(NamedTuple):
-  """One measurement, ready to run."""
-
-  once: Callable[[], dict | None]  # does the work to the end
-  tokens: int  # made or worked through
-  flops: float = 0.0  # as counted from shapes
-  bytes: float = 0.0
-
-
-def _size(name: str) -> Size:
-  if name in SIZES:
-    return SIZES[name]
-  from jaxrlvr.config import base
-
-  path, _, arg = name.partition(":")
-  c = base(path, arg)
-  rl, m = c.rl, c.model
-  fields = ("vocab", "width", "layers", "heads", "kv_heads", "head_dim", "mlp", "rope_theta", "qkv_bias", "tied")
-  model = {name: m[name] for name in fields} | {"dtype": "bfloat16"}
-  rows = rl.problems_per_step * rl.group_size
-  return Size(
-    model, rl.problems_per_step, rl.group_size, rl.prompt_tokens, rl.response_tokens, rows, rows // rl.microbatches,
-    rl.problems_per_step,
-  )  # fmt: skip
-
-
-# ---- ours ----
-
-
-def _ours(size: Size):
-  import jax
-  import numpy as np
-
-  from jaxrlvr.policy import attention
-  from jaxrlvr.policy import spec as policy_spec
-
-  platform, dtype = jax.default_backend(), size.model.get("dtype", "float32")
-  layers = size.model["layers"]
-  spec = policy_spec.Spec(
-    **size.model, attention=attention.resolve("auto", platform, dtype), unroll=layers if platform == "cpu" else 1
-  )
-  params = jax.jit(policy_spec.init, static_argnums=0)(spec, jax.random.key(0))
-  return spec, params, np.random.default_rng(0)
-
-
-def _sample(size: Size, problems: int, group: int, response: int, eos=(), shrink: int = 0) -> Work:
-  import jax
-
-  from jaxrlvr import counts
-  from jaxrlvr.policy import forward
-  from jaxrlvr.policy.sample import Sampling, sample
-
-  spec, params, random = _ours(size)
-  weights = jax.block_until_ready(jax.jit(lambda p: forward.cast(p, spec))(params))
-  prompts = jax.device_put(random.integers(2, spec.vocab, (problems, size.prompt)).astype("int32"))
-  lengths = jax.device_put(random.integers(size.prompt, size.prompt + 1, problems).astype("int32"))
-  stops = jax.numpy.zeros((2, spec.vocab), jax.numpy.int32)
-  settings = Sampling(group=group, max_tokens=response, eos_ids=tuple(eos), shrink=shrink)
-  key, calls = jax.random.key(1), iter(range(10**6))
-
-  def once():
-    keys = jax.random.split(jax.random.fold_in(key, next(calls)), problems * group)
-    out = jax.block_until_ready(sample(weights, prompts, lengths, keys, stops, spec, settings))
-    return {"mean_tokens": round(float(out.length_B.mean()), 1)}
-
-  cut, rows = counts.Cut(1, 1, 1), problems * group
-  cost = counts.forward(spec, problems, size.prompt, 1, cut)
-  mean = MEAN if eos else response
-  if response > 1:
-    levels = counts.level_steps(rows, response, mean, shrink)
-    cost += counts.decode(spec, group, size.prompt, response, levels, cut)
-  return Work(once, rows * mean if response > 1 else problems * size.prompt, cost.flops, cost.bytes)
-
-
-def _train(size: Size, kind: str) -> Work:
-  import jax
-  import jax.numpy as jnp
-
-  from jaxrlvr import counts, objective, optim
-  from jaxrlvr.update import init_state, update
-
-  spec, params, random = _ours(size)
-  rows, slots, start = size.rows, size.prompt + size.response, size.prompt
-  tokens_BS = jnp.asarray(random.integers(2, spec.vocab, (rows, slots)), jnp.int32)
-  positions_BS, segments_BS = jnp.broadcast_to(jnp.arange(slots), (rows, slots)), jnp.ones((rows, slots), jnp.int32)
-  cut, micro = counts.Cut(1, 1, 1), rows // size.micro
-  if kind == "sft":
-    weights_BS = jnp.full((rows, slots), 1.0 / (rows * (slots - 1)))
-    batch, loss = objective.TextBatch(tokens_BS, positions_BS, segments_BS, weights_BS), None
-    loss, scored = objective.language_modelling(spec), slots - 1
-  else:
-    zero_BT = jnp.zeros((rows, size.response))
-    batch = objective.RolloutBatch(
-      tokens_BS, positions_BS, segments_BS, zero_BT == 0, zero_BT + 1.0 / zero_BT.size,
-      jnp.asarray(random.normal(size=rows), jnp.float32), zero_BT - 6, None, None,
+  def __init__(self, name: str, size: str, args: argparse.Namespace):
+    self.name, self.rounds = name, []
+    hidden = {"cpu": {"CUDA_VISIBLE_DEVICES": ""}}.get(args.device, {})
+    env = {key: value for key, value in os.environ.items() if not key.startswith("JAX_")} | hidden
+    platform = {"gpu": "cuda"}.get(args.device, args.device)
+    env |= {"JAX_PLATFORMS": platform, "PYTHONPATH": f"{ROOT}:{env.get('PYTHONPATH', '')}", "HF_HUB_OFFLINE": "1"}
+    self._log = tempfile.TemporaryFile("w+")
+    self._process = subprocess.Popen(
+      [sys.executable, __file__, f"--worker={name}", f"--size={size}", f"--core={args.core}"],
+      stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True, env=env, start_new_session=True,
     )  # fmt: skip
-    loss = objective.grpo(spec, start=start, temperature=1.0, kl_beta=0.0, kl_estimator="k3")
-    scored = size.response
-  if kind == "score":
+    try:
+      self.ready = self._read()
+    except BaseException:
+      self.end()
+      raise
 
-    def once():
-      jax.block_until_ready(objective.logp(params, batch, spec, start=start, temperature=1.0, parts=micro))
+  def _read(self) -> dict:
+    line = self._process.stdout.readline()
+    if line:
+      return json.loads(line)
+    code = self._process.wait()
+    self._log.seek(0)
+    said = [line.strip() for line in self._log.read().splitlines() if line.strip()]
+    raise Failed(f"exit code {code}: {said[-1][:500] if said else 'said nothing'}")
 
-    return Work(once, rows * slots, *counts.forward(spec, rows, slots, scored, cut)[::2])
-  optimizer = optim.adamw(0.9, 0.999, 1e-8, 0.01, 1.0)
-  box = [init_state(params, optimizer)]
+  def round(self) -> None:
+    try:
+      self._process.stdin.write("go\n")
+      self._process.stdin.flush()
+    except BrokenPipeError:
+      pass  # reading says why
+    self.rounds.append(self._read())
 
-  def once():
-    box[0], metrics = update(box[0], batch, 1e-4, loss_fn=loss, optimizer=optimizer, microbatches=micro)
-    jax.block_until_ready((box[0], metrics))
+  def end(self) -> None:
+    """Lets it tidy up, then kills it with its children."""
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+      self._process.stdin.close()
+      self._process.wait(5)
+    with contextlib.suppress(ProcessLookupError):
+      os.killpg(self._process.pid, signal.SIGKILL)
+    self._process.wait()
+    self._process.stdout.close()
+    self._log.close()
 
-  return Work(once, rows * slots, *counts.update(spec, rows, slots, scored, micro, 4, cut)[::2])
+  def rates(self) -> list[float]:
+    """Tokens a second, round by round; where lengths are drawn, of those that were made."""
+    return [self._tokens(r) / r["wall_s"] for r in self.rounds]
+
+  def _tokens(self, told: dict) -> float:
+    return told.get("tokens", self.ready["tokens"])
+
+  def line(self, limits: tuple[float, float] | None) -> dict:
+    wall = [r["wall_s"] for r in self.rounds]
+    flops, moved, last = self.ready["flops"], self.ready["bytes"], self.rounds[-1]
+    told = {"rounds": len(wall), "wall_s": _spread(wall), "cpu_s": _spread([r["cpu_s"] for r in self.rounds])}
+    if self.ready["tokens"]:
+      per_cpu = [self._tokens(r) / max(r["cpu_s"], 1e-9) for r in self.rounds]
+      told |= {
+        "tokens": statistics.median(map(self._tokens, self.rounds)),
+        "tokens_s": _spread(self.rates()),
+        "tokens_cpu_s": _spread(per_cpu),
+      }
+    if flops:
+      middle = statistics.median(wall)
+      told |= {"flop_s": _short(flops / middle), "bytes_s": _short(moved / middle)}
+    if flops and limits:
+      told["share"] = _short(max(flops / limits[0], moved / limits[1]) / middle)
+    made = {key: _short(last[key]) for key in ("peak_mib", "device_peak_mib") if key in last}
+    compiled = {key: _short(self.ready[key]) for key in ("warmup_s", "compiles", "compile_s")}
+    return told | compiled | {"recompiles": last["recompiles"]} | made
 
 
-def _varied_eos(size: Size) -> range:
-  return range(2, 2 + size.model["vocab"] // MEAN)
+def _short(x: float) -> float:
+  return float(f"{x:.4g}") if isinstance(x, float) else x
 
 
-OURS = {
-  "prefill": lambda s: _sample(s, s.problems, 1, 1),
-  "sample": lambda s: _sample(s, s.problems, s.group, s.response),
-  "unshared": lambda s: _sample(s, s.problems * s.group, 1, s.response),
-  "varied": lambda s: _sample(s, s.problems, s.group, s.response, _varied_eos(s), 3),
-  "score": lambda s: _train(s, "score"),
-  "update": lambda s: _train(s, "update"),
-  "sft": lambda s: _train(s, "sft"),
+def _spread(values: Sequence[float]) -> list[float]:
+  return [_short(f(values)) for f in (statistics.median, min, max)]
+
+
+class Bench:
+  """Runs workers, writes lines, keeps the table."""
+
+  def __init__(self, args: argparse.Namespace, total: int):
+    self.args, self.limits, self.table = args, None, []
+    self._total, self._done, self._begun = total, 0, time.monotonic()
+
+  def write(self, line: dict) -> None:
+    line = {key: line[key] for key in ("name",) if key in line} | {"device": self.args.device} | line
+    print(json.dumps(line), flush=True)
+    if self.args.out:
+      with open(self.args.out, "a") as file:
+        file.write(json.dumps(line) + "\n")
+
+  def _progress(self, told: str, steps: int = 1) -> None:
+    self._done += steps
+    spent = time.monotonic() - self._begun
+    left = spent / self._done * (self._total - self._done)
+    print(f"[{self._done}/{self._total}, {spent:.0f} s, {left:.0f} s to go] {told}", file=sys.stderr, flush=True)
+
+  def measure(self, names: Sequence[str], size: str) -> list[Worker]:
+    """Those of these workers that came through all rounds; the others are told with their reason."""
+    up, rounds = [], self.args.rounds
+    try:
+      for name in names:
+        with self._told(name, size, rounds + 1):
+          up.append(Worker(name, size, self.args))
+          self._progress(f"{name}: ready after {up[-1].ready['warmup_s']:.1f} s")
+      for number in range(1, rounds + 1):
+        for worker in list(up):
+          with self._told(worker.name, size, rounds - number + 1) as lost:
+            worker.round()
+            self._progress(f"{worker.name}: round {number} in {worker.rounds[-1]['wall_s']:.2f} s")
+          if lost:
+            up.remove(worker)
+            worker.end()
+      return up
+    finally:
+      for worker in up:
+        worker.end()
+
+  @contextlib.contextmanager
+  def _told(self, name: str, size: str, left: int):
+    lost = []
+    try:
+      yield lost
+    except Failed as error:
+      lost.append(name)
+      self.write({"name": name, "size": size, "failed": str(error)})
+      self._progress(f"{name}: failed, {error}", left)
+
+  def ceilings(self, size: str) -> None:
+    flags = {"xla_flags": os.environ["XLA_FLAGS"]} if "XLA_FLAGS" in os.environ else {}
+    for worker in self.measure(["ceilings"], size):
+      shapes = {
+        key: _spread([r["matmul_gflops"][key] for r in worker.rounds]) for key in worker.rounds[0]["matmul_gflops"]
+      }
+      read = _spread([r["read_gb_s"] for r in worker.rounds])
+      self.limits = max(s[0] for s in shapes.values()) * 1e9, read[0] * 1e9
+      self.write({"name": "ceilings", "size": size, "matmul_gflops": shapes, "read_gb_s": read} | flags)
+      self.table.append(f"\nat most {self.limits[0] / 1e9:.0f} GFLOP/s and {read[0]:.1f} GB/s\n")
+
+  def work(self, name: str, peers: Sequence[str], size: str) -> None:
+    """Ours with its peers, and how they compare."""
+    workers = self.measure([name, *(f"{name}/{peer}" for peer in peers)], size)
+    for worker in workers:
+      line = worker.line(self.limits)
+      self.write({"name": worker.name, "size": size} | line)
+      share = f"{line['share']:.0%}" if "share" in line else ""
+      cells = (
+        *line["tokens_s"],
+        line["tokens_cpu_s"][0],
+        line["warmup_s"],
+        line.get("device_peak_mib", line["peak_mib"]),
+      )
+      self._row(worker.name, "{:.0f} ({:.0f} to {:.0f})".format(*cells), *(f"{x:.0f}" for x in cells[3:]), share)
+    ours = next((worker for worker in workers if worker.name == name), None)
+    for peer in workers if ours else ():
+      if peer is not ours:
+        ratio = _spread([a / b for a, b in zip(ours.rates(), peer.rates(), strict=True)])
+        line = {"name": f"{name} / {peer.name.partition('/')[2]}", "size": size, "ratio": ratio}
+        if peer.name == "step/device":
+          walls = zip(ours.rounds, peer.rounds, strict=True)
+          line |= {"idle": _short(1 - ratio[0]), "host_s": _spread([a["wall_s"] - b["wall_s"] for a, b in walls])}
+        self.write(line)
+        self._row(line["name"], "x {} ({} to {})".format(*ratio), "", "", "", "")
+
+  def _row(self, *cells: str) -> None:
+    if not any(row.startswith("| --") for row in self.table):
+      self.table += ["| | tokens/s | a CPU second | warm-up s | peak MiB | share |", "| --- |" + " --- |" * 5]
+    self.table.append(f"| {' | '.join(cells)} |")
+
+
+# ---- growth ----
+
+SMALL = Size(model(512, 128, 2, 4, 4, 384), 8, 4, 32, 32, 32, 32, 4)
+WIDER = ("width", "heads", "kv_heads", "mlp")
+# What is grown -> the small size with `times` as much of it.
+GROWN = {
+  "batch": lambda s, times: s._replace(problems=s.problems * times, rows=s.rows * times, micro=s.micro * times),
+  "response": lambda s, times: s._replace(response=s.response * times),
+  "width": lambda s, times: s._replace(model=s.model | {key: s.model[key] * times for key in WIDER}),
+  "vocabulary": lambda s, times: s._replace(model=s.model | {"vocab": s.model["vocab"] * times}),
+  "group": lambda s, times: s._replace(group=s.group * times),
 }
-
-# ---- peers ----
-
-
-def _llama(size: Size):
-  import torch
-  from transformers import LlamaConfig, LlamaForCausalLM
-
-  torch.set_num_threads(len(os.sched_getaffinity(0)))
-  torch.manual_seed(0)
-  m, device = size.model, "cuda" if torch.cuda.is_available() else "cpu"
-  config = LlamaConfig(
-    vocab_size=m["vocab"], hidden_size=m["width"], intermediate_size=m["mlp"], num_hidden_layers=m["layers"],
-    num_attention_heads=m["heads"], num_key_value_heads=m["kv_heads"], head_dim=m["head_dim"],
-    max_position_embeddings=size.prompt + size.response, tie_word_embeddings=m.get("tied", True),
-    bos_token_id=1, eos_token_id=None, pad_token_id=0,
-  )  # fmt: skip
-  return torch, LlamaForCausalLM(config).to(device, getattr(torch, m.get("dtype", "float32")))
+TIMES = (1, 2, 4, 8)
 
 
-def _generate(size: Size, problems: int, group: int, eos=None) -> Work:
-  torch, model = _llama(size)
-  model.eval()
-  prompts = torch.randint(2, size.model["vocab"], (problems, size.prompt), device=model.device)
-  prompts = prompts.repeat_interleave(group, 0)
-  least = {} if eos else {"min_new_tokens": size.response}
-
-  def once():
-    with torch.inference_mode():
-      out = model.generate(
-        prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=size.response, do_sample=True, top_k=0,
-        temperature=1.0, top_p=1.0, pad_token_id=0, eos_token_id=eos and list(eos), cache_implementation="static",
-        **least,
-      )  # fmt: skip
-    made = out[:, size.prompt :]
-    if eos:
-      return {"mean_tokens": round(float((made != 0).sum(1).float().mean()), 1)}
-    assert made.shape[1] == size.response, made.shape
-
-  return Work(once, problems * group * (MEAN if eos else size.response))
-
-
-def _torch_update(size: Size, compiled: bool) -> Work:
-  """The clipped loss on the responses' log-probabilities, backward, and AdamW."""
-  torch, model = _llama(size)
-  model.train()
-  optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.01)
-  slots, rows = size.prompt + size.response, size.rows
-  tokens = torch.randint(2, size.model["vocab"], (rows, slots), device=model.device)
-  advantage, old = torch.randn(rows, device=model.device), torch.full((rows, size.response), -6.0, device=model.device)
-
-  def loss_fn(tokens, old, advantage):
-    given = dict(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False)
-    logits = model(**given, logits_to_keep=size.response + 1).logits[:, :-1].float()
-    chosen = torch.gather(logits, 2, tokens[:, size.prompt :, None])[..., 0]
-    ratio = torch.exp(chosen - torch.logsumexp(logits, -1) - old)
-    plain, clipped = ratio * advantage[:, None], ratio.clamp(0.8, 1.2) * advantage[:, None]
-    return -torch.minimum(plain, clipped).mean()
-
-  loss_fn = torch.compile(loss_fn) if compiled else loss_fn
-  parts = rows // size.micro
-
-  def once():
-    for part in zip(*(x.split(size.micro) for x in (tokens, old, advantage)), strict=True):
-      (loss_fn(*part) / parts).backward()
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return {"grad": 0} if model.device.type == "cpu" else torch.cuda.synchronize()
-
-  return Work(once, rows * slots)
+def grow(bench: Bench, works: Sequence[str]) -> None:
+  """Time and memory as each size is doubled, all else fixed; the exponent, and where memory ends."""
+  bench.table += ["| | doubled | wall s | exponent | peak MiB | memory ends at |", "| --- |" + " --- |" * 5]
+  for work, what in _growths(works):
+    points = []
+    for times in TIMES:
+      for worker in bench.measure([work], json.dumps(GROWN[what](SMALL, times)._asdict())):
+        last = worker.rounds[-1]
+        wall, peak = (
+          statistics.median(r["wall_s"] for r in worker.rounds),
+          last.get("device_peak_mib", last["peak_mib"]),
+        )
+        points.append((times, wall, peak, last["memory_mib"]))
+        bench.write({"name": f"{work} by {what}", "times": times, "wall_s": _short(wall), "peak_mib": _short(peak)})
+    if len(points) > 1:
+      times, walls, peaks, memory = zip(*points, strict=True)
+      exponent = _slope([math.log(t) for t in times], [math.log(w) for w in walls])
+      a_time = _slope(times, peaks)
+      ends = times[-1] + (memory[0] - peaks[-1]) / a_time if a_time > 0 else math.inf
+      told = dict(exponent=_short(exponent), mib_a_time=_short(a_time), ends_at_times=_short(ends))
+      bench.write({"name": f"{work} by {what}", "fit": told})
+      cells = (
+        work,
+        what,
+        ", ".join(f"{w:.3g}" for w in walls),
+        f"{exponent:.2f}",
+        f"{peaks[-1]:.0f}",
+        f"{ends:.0f} times",
+      )
+      bench.table.append(f"| {' | '.join(cells)} |")
 
 
-# (name of the peer, our work that is the same) -> the peer's
-PEERS = {
-  ("transformers", "sample"): lambda s: _generate(s, s.problems, s.group),
-  ("transformers", "unshared"): lambda s: _generate(s, s.problems * s.group, 1),
-  ("transformers", "varied"): lambda s: _generate(s, s.problems, s.group, _varied_eos(s)),
-  ("torch", "update"): lambda s: _torch_update(s, False),
-  ("torch.compile", "update"): lambda s: _torch_update(s, True),
-}
-
-# ---- a worker process ----
+def _growths(works: Sequence[str]) -> list[tuple[str, str]]:
+  return [(work, what) for work in works for what in GROWN if (work, what) != ("update", "group")]  # there a batch
 
 
-def _usage() -> tuple[float, float]:
-  """(CPU seconds with those of ended children, peak resident MiB)."""
-  own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
-  return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime, own.ru_maxrss / 1024
-
-
-def _watch_compiles() -> list[float]:
-  """Seconds of each compilation of this process, from now on."""
-  seconds = []
-  if "jax" in sys.modules:
-    import jax
-
-    def told(event, duration, **_):
-      if event == "/jax/core/compile/backend_compile_duration":
-        seconds.append(duration)
-
-    jax.monitoring.register_event_duration_secs_listener(told)
-  return seconds
-
-
-def serve(name: str, size: str) -> None:
-  """Says ready after the warm-up, then does the work once for every line of stdin and says what it took."""
-  peer, _, work = name.rpartition("/")
-  if not peer:
-    import jax  # noqa: F401
-  compiles = _watch_compiles()
-  begun = time.perf_counter()
-  found = (PEERS[peer, work] if peer else OURS[work])(_size(size))
-  found.once()
-  ready = dict(tokens=found.tokens, flops=found.flops, bytes=found.bytes, warmup_s=time.perf_counter() - begun)
-  print(json.dumps(ready | {"compiles": len(compiles), "compile_s": sum(compiles)}), flush=True)
-  before = len(compiles)
-  for _ in sys.stdin:
-    cpu, begun = _usage()[0], time.perf_counter()
-    more = found.once() or {}
-    wall = time.perf_counter() - begun
-    told = dict(wall_s=wall, cpu_s=_usage()[0] - cpu, peak_mib=_usage()[1], recompiles=len(compiles) - before)
-    print(json.dumps(told | more), flush=True)
+def _slope(x: Sequence[float], y: Sequence[float]) -> float:
+  return statistics.linear_regression(x, y).slope
 
 
 def main() -> None:
   p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  p.add_argument("--worker")
-  p.add_argument("--size", default="S")
+  p.add_argument("--size", default="S", help="XS, S, M, or CONFIG:ARG with the sizes of its model and of rl")
+  p.add_argument("--only", default="", help=f"of {', '.join(OURS)}; ceilings always are")
+  p.add_argument("--rounds", type=int, default=5)
+  p.add_argument("--core", type=int, default=-1, help="that all of it is pinned to; -1: any")
+  p.add_argument("--device", default="cpu", choices=("cpu", "gpu", "tpu"))
+  p.add_argument("--peers", default="auto", choices=("auto", "none"), help="auto: those that are installed")
+  p.add_argument("--out", help="file that the lines are appended to")
+  p.add_argument("--grow", action="store_true", help="instead: sample and update (or --only) as their sizes double")
+  p.add_argument("--worker", help=argparse.SUPPRESS)
   args = p.parse_args()
+  if args.core >= 0:
+    os.sched_setaffinity(0, {args.core})
   if args.worker:
     return serve(args.worker, args.size)
+  works = args.only.split(",") if args.only else ["sample", "update"] if args.grow else list(OURS)
+  if unknown := [name for name in works if name not in OURS]:
+    p.error(f"--only: there is no {unknown[0]!r}; take of {', '.join(OURS)}")
+  found = {peer for peer, module in NEEDED.items() if importlib.util.find_spec(module)}
+  found &= {"device"} if args.peers == "none" or args.device == "tpu" else found
+  plan = {
+    name: [peer for peer, work in PEERS if work == name and peer in found] for name in works if name != "ceilings"
+  }
+  units = len(_growths(works)) * len(TIMES) if args.grow else 1 + sum(1 + len(peers) for peers in plan.values())
+  bench = Bench(args, units * (args.rounds + 1))
+  signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+  try:
+    if args.grow:
+      grow(bench, works)
+    else:
+      bench.ceilings(args.size)
+      for name, peers in plan.items():
+        bench.work(name, peers, args.size)
+  except KeyboardInterrupt:
+    sys.exit(130)
+  finally:
+    print("\n".join(bench.table), file=sys.stderr)
 
 
 if __name__ == "__main__":

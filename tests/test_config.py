@@ -106,6 +106,14 @@ def test_every_shipped_config_loads(name):
   configs.load(name)
 
 
+@pytest.mark.parametrize("words, parts", [("cpt,v6e-64", 1), ("sft", 8), ("sft,topology=v5e-64", 64)])
+def test_the_cut_of_a_preset_is_that_of_its_stage_and_slice(words, parts):
+  c = configs.load(f"section4:{words},data=here")
+  stage, *place = words.split(",")
+  assert (c.plan.stage, c[stage].microbatches, c.heldout.folder) == (stage, parts, "here/eval")
+  assert c.plan.topology == (place[0].removeprefix("topology=") if place else "v5e-16")
+
+
 def test_chains_are_checked_before_the_first_link_runs(tmp_path):
   from jaxrlvr.stages import STAGES
   from jaxrlvr.stages.chain import plan

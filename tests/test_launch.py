@@ -1,5 +1,6 @@
 """launch/*.sh without Google Cloud: what they would run, and what they do with a gcloud that is played."""
 
+import json
 import os
 import re
 import shlex
@@ -415,3 +416,23 @@ def test_shellcheck():
     pytest.skip("no shellcheck on PATH; the test extra brings one")
   done = subprocess.run([shellcheck, "-x", *map(str, SCRIPTS)], text=True, capture_output=True, cwd=LAUNCH.parent)
   assert done.returncode == 0, done.stdout
+
+
+def test_bench_says_how_fast_an_update_is(tmp_path):
+  out = tmp_path / "lines.jsonl"
+  words = ["--size=XS", "--rounds=1", "--peers=none", "--only=update", f"--out={out}"]
+  done = subprocess.run([sys.executable, LAUNCH / "bench.py", *words], text=True, capture_output=True)
+  assert done.returncode == 0 and done.stdout == out.read_text(), done.stderr
+  ceilings, update = (json.loads(line) for line in done.stdout.splitlines())
+  assert ceilings["name"] == "ceilings" and ceilings["read_gb_s"][0] > 0
+  assert (update["name"], update["size"], update["rounds"], update["tokens"]) == ("update", "XS", 1, 16 * 16)
+  assert update["compiles"] > 0 == update["recompiles"] and update["peak_mib"] > 100
+  assert update["tokens_s"][0] == pytest.approx(update["tokens"] / update["wall_s"][0], rel=1e-3)
+  assert update["share"] > 0 and "| update |" in done.stderr
+
+
+def test_bench_tells_why_a_worker_failed():
+  words = ["--size=none:of-these", "--rounds=1", "--peers=none", "--only=update"]
+  done = subprocess.run([sys.executable, LAUNCH / "bench.py", *words], text=True, capture_output=True)
+  told = [json.loads(line) for line in done.stdout.splitlines()]
+  assert [line["name"] for line in told] == ["ceilings", "update"] and "no such file" in told[1]["failed"]

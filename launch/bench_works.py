@@ -1,0 +1,541 @@
+"""What `bench.py` measures: ceilings of the machine, parts of jaxrlvr, their peers; and the process that does one."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import resource
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Size(NamedTuple):
+  """A model, and how much work of each kind."""
+
+  model: dict  # fields of policy.spec.Spec
+  problems: int  # sampled at once
+  group: int  # responses to each
+  prompt: int  # tokens
+  response: int
+  rows: int  # of an update; prompt + response tokens each
+  micro: int  # rows of a micro-batch
+  problems_per_step: int  # of a whole GRPO step
+
+  def of_a_step(self) -> Size:
+    rows = self.problems_per_step * self.group
+    return self._replace(problems=self.problems_per_step, rows=rows, micro=min(self.micro, rows))
+
+
+def model(vocab, width, layers, heads, kv_heads, mlp):
+  return dict(vocab=vocab, width=width, layers=layers, heads=heads, kv_heads=kv_heads, head_dim=width // heads, mlp=mlp)
+
+
+SIZES = {
+  "XS": Size(model(64, 32, 2, 4, 2, 64), 4, 4, 8, 8, 16, 8, 4),
+  "S": Size(model(512, 256, 6, 8, 4, 768), 64, 8, 64, 128, 64, 16, 8),
+  "M": Size(model(32000, 768, 12, 12, 4, 2048), 8, 8, 64, 64, 16, 16, 1),
+}
+MEAN = 32  # tokens of a response whose length varies: one in MEAN tokens of the vocabulary ends it
+
+
+class Work(NamedTuple):
+  """One measurement, ready to run."""
+
+  once: Callable[[], dict | None]  # does the work to the end
+  tokens: int  # made or worked through
+  flops: float = 0.0  # as counted from shapes
+  bytes: float = 0.0
+  done: Callable[[], object] = lambda: None  # at the end
+
+
+def _size(name: str) -> Size:
+  """Of a name above, of CONFIG:ARG, or of a Size as JSON."""
+  if name in SIZES:
+    return SIZES[name]
+  if name.startswith("{"):
+    return Size(**json.loads(name))
+  from jaxrlvr.config import base
+
+  path, _, arg = name.partition(":")
+  c = base(path, arg)
+  rl, m = c.rl, c.model
+  fields = ("vocab", "width", "layers", "heads", "kv_heads", "head_dim", "mlp", "rope_theta", "qkv_bias", "tied")
+  model = {name: m[name] for name in (*fields, "dtype", "remat")}
+  rows = rl.problems_per_step * rl.group_size
+  return Size(
+    model, rl.problems_per_step, rl.group_size, rl.prompt_tokens, rl.response_tokens, rows, rows // rl.microbatches,
+    rl.problems_per_step,
+  )  # fmt: skip
+
+
+# ---- ours ----
+
+
+def _spec(size: Size):
+  import jax
+
+  from jaxrlvr.policy import attention
+  from jaxrlvr.policy.spec import Spec
+
+  platform, dtype = jax.default_backend(), size.model.get("dtype", "float32")
+  unroll = size.model["layers"] if platform == "cpu" else 1
+  return Spec(**size.model, attention=attention.resolve("auto", platform, dtype), unroll=unroll)
+
+
+def _ours(size: Size):
+  """(spec, fresh weights, what draws the data)"""
+  import jax
+  import numpy as np
+
+  from jaxrlvr.policy import spec as policy_spec
+
+  spec = _spec(size)
+  params = jax.jit(policy_spec.init, static_argnums=0)(spec, jax.random.key(0))
+  return spec, params, np.random.default_rng(0)
+
+
+def _sample_cost(size: Size, problems: int, group: int, response: int, mean: float, shrink: int):
+  from jaxrlvr import counts
+
+  spec, one = _spec(size), counts.Cut(1, 1, 1)
+  cost = counts.forward(spec, problems, size.prompt, 1, one)
+  if response > 1:
+    levels = counts.level_steps(problems * group, response, mean, shrink)
+    cost += counts.decode(spec, group, size.prompt, response, levels, one)
+  return cost
+
+
+def _update_cost(size: Size, scored: int):
+  from jaxrlvr import counts
+
+  slots, parts = size.prompt + size.response, size.rows // size.micro
+  return counts.update(_spec(size), size.rows, slots, scored, parts, 4, counts.Cut(1, 1, 1))
+
+
+def _sample(size: Size, problems: int, group: int, response: int, eos=(), shrink: int = 0) -> Work:
+  import jax
+
+  from jaxrlvr.policy import forward
+  from jaxrlvr.policy.sample import Sampling, sample
+
+  spec, params, random = _ours(size)
+  weights = jax.block_until_ready(jax.jit(lambda p: forward.cast(p, spec))(params))
+  prompts = jax.device_put(random.integers(2, spec.vocab, (problems, size.prompt)).astype("int32"))
+  lengths = jax.device_put(random.integers(size.prompt, size.prompt + 1, problems).astype("int32"))
+  stops = jax.numpy.zeros((2, spec.vocab), jax.numpy.int32)
+  settings = Sampling(group=group, max_tokens=response, eos_ids=tuple(eos), shrink=shrink)
+  key, calls, rows = jax.random.key(1), iter(range(10**6)), problems * group
+
+  def once():
+    keys = jax.random.split(jax.random.fold_in(key, next(calls)), rows)
+    out = jax.block_until_ready(sample(weights, prompts, lengths, keys, stops, spec, settings))
+    return {"tokens": int(out.length_B.sum())} if eos else {}
+
+  share = len(eos) / spec.vocab
+  mean = (1 - (1 - share) ** response) / share if eos else response
+  cost = _sample_cost(size, problems, group, response, mean, shrink)
+  return Work(once, rows * response if response > 1 else rows * size.prompt, cost.flops, cost.bytes)
+
+
+def _train(size: Size, kind: str) -> Work:
+  import jax
+  import jax.numpy as jnp
+
+  from jaxrlvr import counts, objective, optim
+  from jaxrlvr.update import init_state, update
+
+  spec, params, random = _ours(size)
+  rows, slots, start = size.rows, size.prompt + size.response, size.prompt
+  tokens_BS = jnp.asarray(random.integers(2, spec.vocab, (rows, slots)), jnp.int32)
+  positions_BS, segments_BS = jnp.broadcast_to(jnp.arange(slots), (rows, slots)), jnp.ones((rows, slots), jnp.int32)
+  micro = rows // size.micro
+  if kind == "sft":
+    weights_BS = jnp.full((rows, slots), 1.0 / (rows * (slots - 1)))
+    batch = objective.TextBatch(tokens_BS, positions_BS, segments_BS, weights_BS)
+    loss, scored = objective.language_modelling(spec), slots - 1
+  else:
+    zero_BT = jnp.zeros((rows, size.response))
+    batch = objective.RolloutBatch(
+      tokens_BS, positions_BS, segments_BS, zero_BT == 0, zero_BT + 1.0 / zero_BT.size,
+      jnp.asarray(random.normal(size=rows), jnp.float32), zero_BT - 6, None, None,
+    )  # fmt: skip
+    loss = objective.grpo(spec, start=start, temperature=1.0, kl_beta=0.0, kl_estimator="k3")
+    scored = size.response
+  if kind == "score":
+
+    def once():
+      jax.block_until_ready(objective.logp(params, batch, spec, start=start, temperature=1.0, parts=micro))
+
+    cost = counts.forward(spec, rows, slots, scored, counts.Cut(1, 1, 1))
+    return Work(once, rows * slots, cost.flops, cost.bytes)
+  optimizer, cost = optim.adamw(0.9, 0.999, 1e-8, 0.01, 1.0), _update_cost(size, scored)
+  box = [init_state(params, optimizer)]
+
+  def once():
+    box[0], metrics = update(box[0], batch, 1e-4, loss_fn=loss, optimizer=optimizer, microbatches=micro)
+    jax.block_until_ready((box[0], metrics))
+
+  return Work(once, rows * slots, cost.flops, cost.bytes)
+
+
+def _varied_eos(size: Size) -> range:
+  return range(2, 2 + size.model["vocab"] // MEAN)
+
+
+def _ceilings(size: Size) -> Work:
+  """GFLOP/s of matrix products as the size has them and of a large one, GB/s of reading; in the size's dtype."""
+  import jax
+  import jax.numpy as jnp
+
+  m, dtype = size.model, size.model.get("dtype", "float32")
+  host, slots = jax.default_backend() == "cpu", size.prompt + size.response
+  big, work, length = (2048, 2e9, 2**28) if host else (8192, 2e13, 2**32)
+  shapes = [
+    (big, big, big), (size.problems * size.group, m["width"], m["mlp"]), (size.micro * slots, m["width"], m["mlp"]),
+    (size.micro * size.response, m["width"], m["vocab"]),
+  ]  # fmt: skip
+  product, reads = jax.jit(jnp.matmul), (jax.jit(jnp.sum), jax.jit(lambda x: x @ x[0]))
+  x = jnp.ones((length // jnp.dtype(dtype).itemsize // 4096, 4096), dtype)
+
+  def seconds(function, given, times):
+    begun = time.perf_counter()
+    jax.block_until_ready([function(*given) for _ in range(times)][-1])
+    return (time.perf_counter() - begun) / times
+
+  def once():
+    found = {}
+    for a, b, c in shapes:
+      given, flops = (jnp.ones((a, b), dtype), jnp.ones((b, c), dtype)), 2 * a * b * c
+      seconds(product, given, 1)
+      found[f"{a}x{b}x{c}"] = flops / 1e9 / seconds(product, given, min(1000, math.ceil(work / flops)))
+    best = [seconds(read, (x,), 4) for read in reads]
+    return {"matmul_gflops": found, "read_gb_s": x.nbytes / 1e9 / min(best)}
+
+  return Work(once, 0)
+
+
+class Gate:
+  """Lets a loop in another thread go round once at a time: it waits in `arrive`, `once` lets it go round."""
+
+  def __init__(self, loop: Callable[[], object]):
+    self._go, self._come, self._failed, self._loop = threading.Semaphore(0), threading.Semaphore(0), [], loop
+    self.thread = threading.Thread(target=self._run, daemon=True)
+
+  def _run(self) -> None:
+    try:
+      self._loop()
+      raise RuntimeError("the loop ended before the rounds did")
+    except BaseException as error:  # told by the thread that waits
+      self._failed.append(error)
+      self._come.release()
+
+  def arrive(self) -> None:
+    self._come.release()
+    self._go.acquire()
+
+  def once(self) -> None:
+    """From one arrival to the next: a whole iteration, wherever in it the gate stands."""
+    if not self.thread.ident:
+      self.thread.start()
+      self._come.acquire()  # compiles, makes the first responses
+    if not self._failed:
+      self._go.release()
+      self._come.acquire()
+    if self._failed:
+      raise self._failed[0]
+
+
+def _words(size: Size):
+  """The vocabulary t0, t1, ... as a tokenizer; t1 ends."""
+  from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+  made = Tokenizer(models.WordLevel({f"\u2581t{i}": i for i in range(size.model["vocab"])}, unk_token="\u2581t2"))
+  made.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
+  made.decoder = decoders.Metaspace()
+  return made
+
+
+def _prompts(size: Size, count: int) -> list[str]:
+  import numpy as np
+
+  drawn = np.random.default_rng(0).integers(2, size.model["vocab"], (count, size.prompt))
+  return [" ".join(f"t{i}" for i in row) for row in drawn]
+
+
+def _model_folder(size: Size, folder: Path) -> None:
+  """A Hugging Face directory whose policy never draws the token that ends.
+
+  No layer writes to one dimension of the residual stream: it stays positive, and that token's row is negative there.
+  """
+  import jax
+
+  from jaxrlvr import shard, weights
+  from jaxrlvr.policy import spec as policy_spec
+
+  spec, params, _ = _ours(size)
+  mesh, head = shard.make_mesh(devices=jax.devices()[:1]), "embed" if spec.tied else "head"
+  params["o"], params["down"] = params["o"].at[..., 0].set(0.0), params["down"].at[..., 0].set(0.0)
+  params["embed"] = params["embed"].at[:, 0].set(2.0)
+  params[head] = params[head].at[1, 0].set(-40.0)
+  ids = {"eos_token_id": 1, "bos_token_id": None, "pad_token_id": 0}
+  config = weights.config_of(spec, "float32", ids)
+  (folder / "config.json").write_text(json.dumps(config))
+  weights.save(folder, jax.device_put(params, policy_spec.shardings(spec, mesh)), spec, "float32", 2**40)
+  _words(size).save(str(folder / "tokenizer.json"))
+  named = {"eos_token": "\u2581t1", "pad_token": "\u2581t0"}
+  (folder / "tokenizer_config.json").write_text(json.dumps(named))
+
+
+def _step(size: Size) -> Work:
+  """Iterations of the stage, from one reward to the next."""
+  from jaxrlvr import config as configs
+  from jaxrlvr import logbook, reward
+  from jaxrlvr.stages.rl import rl
+
+  size, folder = size.of_a_step(), Path(tempfile.mkdtemp())
+  rows = [{"prompt": text, "answer": "A"} for text in _prompts(size, 16 * size.problems)]
+  logbook.write_jsonl(folder / "problems.jsonl", rows)
+  (folder / "model").mkdir()
+  _model_folder(size, folder / "model")
+  settings = {
+    "model.path": folder / "model", "model.dtype": size.model.get("dtype", "float32"), "model.unroll": 64,
+    "model.remat": size.model.get("remat", "none"), "mesh.fsdp": 1, "problems.count": 0, "heldout.count": 1,
+    "evaluate.samples": 1, "evaluate.pass_k": "1,", "evaluate.problems_per_batch": 1, "checkpoint.every": 10**9,
+    "rl.steps": 10**5, "rl.problems_per_step": size.problems, "rl.group_size": size.group, "rl.kl_beta": 0.0,
+    "rl.microbatches": size.rows // size.micro, "rl.prompt_tokens": size.prompt, "rl.response_tokens": size.response,
+    "rl.shrink": 0, "rl.reward": "gated", "rl.optim.lr": 1e-6,
+    **{f"{use}.source": folder / "problems.jsonl" for use in ("problems", "heldout")},
+    **{f"{use}.columns": "prompt=prompt,label=answer" for use in ("problems", "heldout")},
+    **{f"{use}.verifier": "choice" for use in ("problems", "heldout")},
+  }  # fmt: skip
+
+  def gated(answers, grade):
+    gate.arrive()
+    return reward.REWARDS["random"].function(answers, grade)
+
+  reward.REWARDS["gated"] = reward.Reward(gated)
+  given = configs.load("base", {key: str(value) for key, value in settings.items()})
+  gate = Gate(lambda: rl(given, folder / "run"))
+
+  def once():
+    gate.once()
+    length = [row[name] for row in logbook.read_jsonl(folder / "run" / "metrics.jsonl") if name in row]
+    return {"tokens": round(length[-1] * size.rows)} if length else {}
+
+  name = "completions/mean_length"
+  cost = _sample_cost(size, size.problems, size.group, size.response, size.response, 0)
+  cost += _update_cost(size, size.response)
+  tokens = size.rows * size.response
+  return Work(once, tokens, cost.flops, cost.bytes, lambda: shutil.rmtree(folder, ignore_errors=True))
+
+
+def _device(size: Size) -> Work:
+  size = size.of_a_step()
+  drawn, trained = _sample(size, size.problems, size.group, size.response), _train(size, "update")
+
+  def once():
+    drawn.once()
+    trained.once()
+
+  return Work(once, drawn.tokens, drawn.flops + trained.flops, drawn.bytes + trained.bytes)
+
+
+OURS = {
+  "ceilings": _ceilings,
+  "prefill": lambda s: _sample(s, s.problems, 1, 1),
+  "sample": lambda s: _sample(s, s.problems, s.group, s.response),
+  "unshared": lambda s: _sample(s, s.problems * s.group, 1, s.response),
+  "varied": lambda s: _sample(s, s.problems, s.group, s.response, _varied_eos(s), 3),
+  "score": lambda s: _train(s, "score"),
+  "update": lambda s: _train(s, "update"),
+  "sft": lambda s: _train(s, "sft"),
+  "step": _step,
+}
+
+# ---- peers ----
+
+
+def _llama(size: Size):
+  os.environ["OMP_NUM_THREADS"] = str(len(os.sched_getaffinity(0)))  # for threads that torch is not told of
+  import torch
+  from transformers import LlamaConfig, LlamaForCausalLM
+
+  torch.set_num_threads(len(os.sched_getaffinity(0)))
+  torch.manual_seed(0)
+  m, device = size.model, "cuda" if torch.cuda.is_available() else "cpu"
+  config = LlamaConfig(
+    vocab_size=m["vocab"], hidden_size=m["width"], intermediate_size=m["mlp"], num_hidden_layers=m["layers"],
+    num_attention_heads=m["heads"], num_key_value_heads=m["kv_heads"], head_dim=m["head_dim"],
+    max_position_embeddings=size.prompt + size.response, tie_word_embeddings=m.get("tied", True),
+    bos_token_id=1, eos_token_id=None, pad_token_id=0,
+  )  # fmt: skip
+  return torch, LlamaForCausalLM(config).to(device, getattr(torch, m.get("dtype", "float32")))
+
+
+def _generate(size: Size, problems: int, group: int, eos=None) -> Work:
+  torch, model = _llama(size)
+  model.eval()
+  prompts = torch.randint(2, size.model["vocab"], (problems, size.prompt), device=model.device)
+  prompts = prompts.repeat_interleave(group, 0)
+  least = {} if eos else {"min_new_tokens": size.response}
+
+  def once():
+    with torch.inference_mode():
+      out = model.generate(
+        prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=size.response, do_sample=True, top_k=0,
+        temperature=1.0, top_p=1.0, pad_token_id=0, eos_token_id=eos and list(eos), cache_implementation="static",
+        **least,
+      )  # fmt: skip
+    made = out[:, size.prompt :]
+    if eos:
+      return {"tokens": int((made != 0).sum())}
+    assert made.shape[1] == size.response, made.shape
+
+  return Work(once, problems * group * size.response)
+
+
+def _torch_update(size: Size, compiled: bool) -> Work:
+  """The clipped loss on the responses' log-probabilities, backward, and AdamW."""
+  torch, model = _llama(size)
+  model.train()
+  optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.01)
+  slots, rows = size.prompt + size.response, size.rows
+  tokens = torch.randint(2, size.model["vocab"], (rows, slots), device=model.device)
+  advantage, old = torch.randn(rows, device=model.device), torch.full((rows, size.response), -6.0, device=model.device)
+
+  def loss_fn(tokens, old, advantage):
+    given = dict(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False)
+    logits = model(**given, logits_to_keep=size.response + 1).logits[:, :-1].float()
+    chosen = torch.gather(logits, 2, tokens[:, size.prompt :, None])[..., 0]
+    ratio = torch.exp(chosen - torch.logsumexp(logits, -1) - old)
+    plain, clipped = ratio * advantage[:, None], ratio.clamp(0.8, 1.2) * advantage[:, None]
+    return -torch.minimum(plain, clipped).mean()
+
+  loss_fn = torch.compile(loss_fn) if compiled else loss_fn
+  parts = rows // size.micro
+
+  def once():
+    for part in zip(*(x.split(size.micro) for x in (tokens, old, advantage)), strict=True):
+      (loss_fn(*part) / parts).backward()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return {"grad": 0} if model.device.type == "cpu" else torch.cuda.synchronize()
+
+  return Work(once, rows * slots)
+
+
+def _trl(size: Size) -> Work:
+  """TRL's trainer on the work of `step`, from one reward to the next."""
+  from datasets import Dataset
+  from transformers import PreTrainedTokenizerFast
+  from trl import GRPOConfig, GRPOTrainer
+
+  size, folder = size.of_a_step(), Path(tempfile.mkdtemp())
+  torch, model = _llama(size)
+  model.config.eos_token_id = model.generation_config.eos_token_id = 1
+  special = dict(pad_token="\u2581t0", eos_token="\u2581t1", unk_token="\u2581t2")
+  config = GRPOConfig(
+    output_dir=str(folder), use_cpu=model.device.type == "cpu", bf16=model.dtype == torch.bfloat16, fp16=False,
+    per_device_train_batch_size=size.micro, gradient_accumulation_steps=size.rows // size.micro,
+    num_generations=size.group, max_completion_length=size.response, temperature=1.0, top_k=0, top_p=1.0, beta=0.0,
+    learning_rate=1e-6, max_steps=10**5, gradient_checkpointing=False, report_to=[], logging_steps=10**6,
+    save_strategy="no", disable_tqdm=True, loss_type="grpo", cache_implementation="static",
+    generation_kwargs={"min_new_tokens": size.response},
+  )  # fmt: skip
+  made = []
+
+  def reward(completion_ids, **_):
+    gate.arrive()
+    made.append(sum(map(len, completion_ids)))
+    return [sum(i % 2 for i in ids) / len(ids) for ids in completion_ids]
+
+  trainer = GRPOTrainer(
+    model=model, reward_funcs=reward, args=config,
+    train_dataset=Dataset.from_dict({"prompt": _prompts(size, 16 * size.problems)}),
+    processing_class=PreTrainedTokenizerFast(tokenizer_object=_words(size), **special),
+  )  # fmt: skip
+  gate = Gate(trainer.train)
+
+  def once():
+    gate.once()
+    return {"tokens": made[-1]}
+
+  return Work(once, size.rows * size.response, done=lambda: shutil.rmtree(folder, ignore_errors=True))
+
+
+# (name of the peer, our work that is the same) -> the peer's
+PEERS = {
+  ("transformers", "sample"): lambda s: _generate(s, s.problems, s.group),
+  ("transformers", "unshared"): lambda s: _generate(s, s.problems * s.group, 1),
+  ("transformers", "varied"): lambda s: _generate(s, s.problems, s.group, _varied_eos(s)),
+  ("torch", "update"): lambda s: _torch_update(s, False),
+  ("torch.compile", "update"): lambda s: _torch_update(s, True),
+  ("device", "step"): _device,
+  ("trl", "step"): _trl,
+}
+NEEDED = {"transformers": "transformers", "torch": "torch", "torch.compile": "torch", "trl": "trl", "device": "jax"}
+
+# ---- a worker process ----
+
+
+def _cpu_seconds() -> float:
+  """Of this process and of children that ended."""
+  used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+  return sum(u.ru_utime + u.ru_stime for u in used)
+
+
+def _memory() -> dict:
+  """Peaks and the most there is, MiB; of the accelerator where jax has one."""
+  found = {"peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+  found["memory_mib"] = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**20
+  if "jax" in sys.modules:
+    import jax
+
+    if told := jax.local_devices()[0].memory_stats():
+      found |= {"device_peak_mib": told["peak_bytes_in_use"] / 2**20, "memory_mib": told["bytes_limit"] / 2**20}
+  return found
+
+
+def _watch_compiles() -> list[float]:
+  """Seconds of each compilation of this process, from now on."""
+  import jax
+
+  seconds = []
+
+  def told(event, duration, **_):
+    if event == "/jax/core/compile/backend_compile_duration":
+      seconds.append(duration)
+
+  jax.monitoring.register_event_duration_secs_listener(told)
+  return seconds
+
+
+def serve(name: str, size: str) -> None:
+  """Warms up, says ready, then does the work once for every line of stdin and says what it took."""
+  out = os.fdopen(os.dup(1), "w", buffering=1)
+  os.dup2(2, 1)  # what others print is no answer
+  work, _, peer = name.partition("/")
+  compiles = [] if peer not in ("", "device") else _watch_compiles()
+  begun = time.perf_counter()
+  found = (PEERS[peer, work] if peer else OURS[work])(_size(size))
+  try:
+    found.once()
+    ready = dict(tokens=found.tokens, flops=found.flops, bytes=found.bytes, warmup_s=time.perf_counter() - begun)
+    print(json.dumps(ready | {"compiles": len(compiles), "compile_s": sum(compiles)}), file=out)
+    before = len(compiles)
+    for _ in sys.stdin:
+      cpu, begun = _cpu_seconds(), time.perf_counter()
+      more = found.once() or {}
+      told = {"wall_s": time.perf_counter() - begun, "cpu_s": _cpu_seconds() - cpu}
+      print(json.dumps(told | _memory() | {"recompiles": len(compiles) - before} | more), file=out)
+  finally:
+    found.done()
+    sys.stderr.flush()
+  os._exit(0)  # threads of a gate wait for good
