@@ -108,14 +108,14 @@ def kl(logp_BT, ref_logp_BT, estimator: str = "k3") -> jax.Array:
   return KL[estimator](ref_logp_BT - logp_BT)
 
 
-def _token_ratio(log_ratio_BT, mask_BT):
+def _token_ratio(log_ratio_BT, mask_BT, segments_BT):
   return log_ratio_BT
 
 
-def _sequence_ratio(log_ratio_BT, mask_BT):
+def _sequence_ratio(log_ratio_BT, mask_BT, segments_BT):
   """GSPO: the response's mean log-ratio as value, the token's own gradient."""
-  mean_B1 = masked.mean(log_ratio_BT, mask_BT, 1, keepdims=True)
-  return jax.lax.stop_gradient(mean_B1 - log_ratio_BT) + log_ratio_BT
+  mean_BT = masked.segment_mean(log_ratio_BT, mask_BT, segments_BT)
+  return jax.lax.stop_gradient(mean_BT - log_ratio_BT) + log_ratio_BT
 
 
 # Level at which the importance ratio is taken. Keys: value of `rl.ratio`.
@@ -135,21 +135,24 @@ def policy_loss(
   reduce: str = "token-mean",
   max_tokens: int = 0,
   weights_BT=None,
+  segments_BT=None,
   sampler_logp_BT=None,
   importance_cap: float | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Clipped surrogate of PPO and GRPO, to be minimised, and its metrics (each weighted like the loss).
 
   advantage_B: one a response, or [B,T]. mask_BT: True at scored response tokens. dual_clip c: where the advantage is
-  negative the loss is at most -c * advantage. ratio: "token" or "sequence" (GSPO). reduce, max_tokens: how tokens
-  become one number (`masked.REDUCTIONS`), unless weights_BT brings the weights of a larger batch that this one is part
-  of. sampler_logp_BT with importance_cap: truncated importance sampling, weight min(exp(old - sampler), cap).
+  negative the loss is at most -c * advantage. ratio: "token" or "sequence" (GSPO), a sequence being slots of equal
+  segments_BT (None: a row). reduce, max_tokens: how tokens become one number (`masked.REDUCTIONS`), unless weights_BT
+  brings the weights of a larger batch that this one is part of. sampler_logp_BT with importance_cap: truncated
+  importance sampling, weight min(exp(old - sampler), cap).
   The log-ratio is clamped to +-20 as in the study's trainer.
   """
   if weights_BT is None:
     weights_BT = masked.token_weights(mask_BT, reduce, max_tokens or mask_BT.shape[1])
   advantage_BT = advantage_B[:, None] if advantage_B.ndim == 1 else advantage_B
-  log_ratio_BT = RATIOS[ratio](jnp.where(mask_BT, logp_BT - old_logp_BT, 0.0), mask_BT)
+  segments_BT = jnp.zeros(mask_BT.shape, jnp.int32) if segments_BT is None else segments_BT
+  log_ratio_BT = RATIOS[ratio](jnp.where(mask_BT, logp_BT - old_logp_BT, 0.0), mask_BT, segments_BT)
   log_ratio_BT = jnp.clip(log_ratio_BT, -20.0, 20.0)
   ratio_BT = jnp.exp(log_ratio_BT)
   free_BT = -advantage_BT * ratio_BT

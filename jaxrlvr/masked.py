@@ -26,20 +26,31 @@ def spread(x: jax.Array, mask: jax.Array, axis: int, keepdims: bool = False) -> 
   return jnp.maximum(high - low, 0.0)
 
 
-def _token_mean(mask_BT, rows_B, max_tokens):
-  return mask_BT / jnp.maximum(jnp.sum(mask_BT), 1)
+def segment_mean(x_BT: jax.Array, mask_BT: jax.Array, segments_BT: jax.Array) -> jax.Array:
+  """`mean` along each run of equal numbers in segments_BT, at each of its slots."""
+  run_BT = jnp.cumsum(jnp.diff(segments_BT, axis=1, prepend=segments_BT[:, :1]) != 0, 1)
+
+  def row(x_T, run_T):
+    return jax.ops.segment_sum(x_T, run_T, len(run_T))[run_T]
+
+  total_BT, count_BT = (jax.vmap(row)(x, run_BT) for x in (jnp.where(mask_BT, x_BT, 0.0), mask_BT.astype(jnp.float32)))
+  return total_BT / jnp.maximum(count_BT, 1)
 
 
-def _sequence_mean_token_mean(mask_BT, rows_B, max_tokens):
-  return mask_BT / jnp.maximum(jnp.sum(mask_BT, 1, keepdims=True), 1) / jnp.maximum(jnp.sum(rows_B), 1)
+def _token_mean(length_B, rows_B, max_tokens):
+  return jnp.ones_like(length_B) / jnp.maximum(jnp.sum(length_B), 1)
 
 
-def _sequence_mean_token_sum(mask_BT, rows_B, max_tokens):
-  return mask_BT / jnp.maximum(jnp.sum(rows_B), 1)
+def _sequence_mean_token_mean(length_B, rows_B, max_tokens):
+  return 1 / jnp.maximum(length_B, 1) / jnp.maximum(jnp.sum(rows_B), 1)
 
 
-def _constant_length(mask_BT, rows_B, max_tokens):
-  return mask_BT / (jnp.maximum(jnp.sum(rows_B), 1) * max_tokens)
+def _sequence_mean_token_sum(length_B, rows_B, max_tokens):
+  return jnp.ones_like(length_B) / jnp.maximum(jnp.sum(rows_B), 1)
+
+
+def _constant_length(length_B, rows_B, max_tokens):
+  return jnp.ones_like(length_B) / (jnp.maximum(jnp.sum(rows_B), 1) * max_tokens)
 
 
 # How token losses become one number. Keys: value of `rl.reduce`.
@@ -51,10 +62,17 @@ REDUCTIONS = {
 }
 
 
-def token_weights(mask_BT: jax.Array, reduce: str, max_tokens: int, rows_B: jax.Array | None = None) -> jax.Array:
-  """Weights w_BT with loss = sum(w_BT * token_loss_BT); made once for a whole batch, so micro-batches only add up.
+def response_weights(length_B: jax.Array, rows_B: jax.Array, reduce: str, max_tokens: int) -> jax.Array:
+  """Weight of each token of responses of `length_B` tokens, 0 where `rows_B` is False: such a row counts in no mean.
 
-  `rows_B` says which rows count in a mean over rows (default: all); `max_tokens` is the constant of constant-length.
+  loss = sum(weight * token loss); made once for a whole batch, so micro-batches only add up. `max_tokens` is the
+  constant of constant-length.
   """
-  rows_B = jnp.ones(mask_BT.shape[0], bool) if rows_B is None else rows_B
-  return REDUCTIONS[reduce](mask_BT.astype(jnp.float32), rows_B, max_tokens)
+  length_B = jnp.where(rows_B, length_B, 0).astype(jnp.float32)
+  return jnp.where(rows_B, REDUCTIONS[reduce](length_B, rows_B, max_tokens), 0.0)
+
+
+def token_weights(mask_BT: jax.Array, reduce: str, max_tokens: int) -> jax.Array:
+  """`response_weights` at the tokens of a batch whose rows all count."""
+  rows_B = jnp.ones(mask_BT.shape[0], bool)
+  return mask_BT * response_weights(jnp.sum(mask_BT, 1), rows_B, reduce, max_tokens)[:, None]

@@ -40,118 +40,115 @@ def language_modelling(spec: Spec) -> LossFn:
 
 @struct.dataclass
 class RolloutBatch:
-  """Prompt and response side by side, left-padded prompts: the response begins at the same slot in every row."""
+  """Prompts and their responses, any number one behind another on a row."""
 
-  tokens_BS: jax.Array  # S prompt slots, then T response slots
-  positions_BS: jax.Array
-  segments_BS: jax.Array  # 1 at real tokens, 0 at padding
-  mask_BT: jax.Array  # scored response tokens
-  weights_BT: jax.Array  # of the update these rows belong to
-  advantage_B: jax.Array
-  sampler_logp_BT: jax.Array
-  old_logp_BT: jax.Array | None  # None: the policy itself, one update a step
-  ref_logp_BT: jax.Array | None  # None: no KL
+  tokens_RS: jax.Array
+  positions_RS: jax.Array
+  segments_RS: jax.Array  # 1 + the response's number, 0: padding
+  weights_RS: jax.Array  # of the update these rows belong to; 0 where nothing is trained on; 1 before `grade`
+  advantage_RS: jax.Array
+  sampler_logp_RS: jax.Array
+  old_logp_RS: jax.Array | None  # None: the policy itself, one update a step
+  ref_logp_RS: jax.Array | None  # None: no KL
 
 
-@functools.partial(jax.jit, static_argnames=("spec", "parts", "temperature", "start"))
-def logp(params, batch: RolloutBatch, spec: Spec, *, start: int, temperature: float, parts: int) -> jax.Array:
-  """log-probability [B,T] of the response tokens, `parts` of the rows at a time."""
+@functools.partial(jax.jit, static_argnames=("spec", "parts", "temperature"))
+def logp(params, batch: RolloutBatch, live, spec: Spec, *, temperature: float, parts: int) -> jax.Array:
+  """log-probability [R,S] of the tokens in the first `live` of `parts` parts of the rows, 0 in the others."""
+  rows = shard.split_rows((batch.tokens_RS, batch.positions_RS, batch.segments_RS), parts)
 
-  def part(rows):
-    return score(params, *rows, spec, start=start, temperature=temperature).logp_BT
+  def part(i, done):
+    found = score(params, *shard.part(rows, i), spec, temperature=temperature).logp_BT
+    return jax.lax.dynamic_update_index_in_dim(done, jnp.pad(found, ((0, 0), (1, 0))), i, 0)
 
-  rows = (batch.tokens_BS, batch.positions_BS, batch.segments_BS)
-  return shard.join_rows(jax.lax.map(part, shard.split_rows(rows, parts)))
+  none = shard.constrain(jnp.zeros(rows[0].shape), None, "batch", None)
+  return shard.join_rows(jax.lax.fori_loop(0, live, part, none))
 
 
 @functools.partial(jax.jit, static_argnames=("samples", "group"))
-def rollout_rows(prompt_PS, prompt_length_P, rollout: Rollout, *, samples: int, group: int) -> RolloutBatch:
-  """Rows to train on, not yet weighted: the first `group` of the `samples` responses to each prompt."""
-  if group < samples:
-    rollout = jax.tree.map(lambda x: _first_rows(x, samples, group), rollout)
-  slots, max_tokens = prompt_PS.shape[1], rollout.tokens_BT.shape[1]
-  pad_B1 = slots - jnp.repeat(prompt_length_P, group)[:, None]
-  slot_S = jnp.arange(slots + max_tokens)
-  mask_BT = jnp.arange(max_tokens) < rollout.length_B[:, None]
+def lay_out(prompt_PS, prompt_length_P, rollout: Rollout, segments_RS, positions_RS, *, samples: int, group: int):
+  """`RolloutBatch` with prompt and response where `data.pack.place` says.
+
+  Numbers count the first `group` of the `samples` responses to each prompt. Prompts are padded on the left.
+  """
+  number_RS = jnp.maximum(segments_RS - 1, 0)
+  problem_RS = number_RS // group
+  row_RS = problem_RS * samples + number_RS % group
+  prompt_RS = jnp.where(segments_RS > 0, prompt_length_P[problem_RS], 1)  # so that padding is no response
+  slot_RS = jnp.maximum(positions_RS - prompt_RS, 0)
+  whole = [shard.constrain(x, None, None) for x in (prompt_PS, rollout.tokens_BT, rollout.logp_BT)]
+  prompt_PS, tokens_BT, logp_BT = whole
+  given_RS = prompt_PS[problem_RS, prompt_PS.shape[1] - prompt_RS + jnp.minimum(positions_RS, prompt_RS - 1)]
+  answers_RS = positions_RS >= prompt_RS
+  weights_RS = answers_RS.astype(jnp.float32)
   return RolloutBatch(
-    tokens_BS=jnp.concatenate([jnp.repeat(prompt_PS, group, 0), rollout.tokens_BT], 1),
-    positions_BS=jnp.maximum(slot_S - pad_B1, 0),
-    segments_BS=((slot_S >= pad_B1) & (slot_S < slots + rollout.length_B[:, None])).astype(jnp.int32),
-    mask_BT=mask_BT,
-    weights_BT=mask_BT.astype(jnp.float32),
-    advantage_B=jnp.zeros(len(mask_BT)),
-    sampler_logp_BT=rollout.logp_BT,
-    old_logp_BT=None,
-    ref_logp_BT=None,
+    tokens_RS=jnp.where(answers_RS, tokens_BT[row_RS, slot_RS], given_RS),
+    positions_RS=positions_RS,
+    segments_RS=segments_RS,
+    weights_RS=weights_RS,
+    advantage_RS=jnp.zeros_like(weights_RS),
+    sampler_logp_RS=jnp.where(answers_RS, logp_BT[row_RS, slot_RS], 0.0),
+    old_logp_RS=None,
+    ref_logp_RS=None,
   )
 
 
-def _first_rows(x, samples: int, group: int):
-  x = x.reshape(-1, samples, *x.shape[1:])[:, :group]
-  return shard.constrain(x.reshape(-1, *x.shape[2:]), "batch", *[None] * (x.ndim - 2))
-
-
-@functools.partial(jax.jit, static_argnames=("baseline", "scale_std", "reduce", "updates", "correction", "noise"))
+@functools.partial(
+  jax.jit, static_argnames=("max_tokens", "baseline", "scale_std", "reduce", "updates", "correction", "noise")
+)
 def weigh(
-  rows: RolloutBatch,
-  reward_PG,
-  scored_PG,
-  *,
-  baseline,
-  scale_std,
-  reduce,
-  updates=1,
-  correction="none",
+  length_PG, reward_PG, scored_PG, *, max_tokens, baseline, scale_std, reduce, updates=1, correction="none",
   noise=(0.0, 0.0),
-) -> RolloutBatch:
-  """The rows with advantages, and weights of each of the `updates` parts that `split_rows` makes of them.
+):  # fmt: skip
+  """(weight of a token, advantage) of each response [P,G]; problem p belongs to update p % updates and its means.
 
   noise: the rates (false positive, false negative) that `correction` (`loss.CORRECTIONS`) assumes.
   """
-  group, scored_B = reward_PG.shape[1], scored_PG.reshape(-1)
-  mask_BT = rows.mask_BT & scored_B[:, None]
-  parts = shard.split_rows((mask_BT, scored_B), updates, group)
-  weights_BT = jax.vmap(lambda mask, scored: masked.token_weights(mask, reduce, mask.shape[-1], scored))(*parts)
-  advantage_PG = loss.CORRECTIONS[correction](reward_PG, scored_PG, *noise, baseline=baseline, scale_std=scale_std)
-  return rows.replace(
-    mask_BT=mask_BT, weights_BT=shard.join_rows(weights_BT, group), advantage_B=advantage_PG.reshape(-1)
-  )
+
+  def weights(length_B, scored_B):
+    return masked.response_weights(length_B, scored_B, reduce, max_tokens)
+
+  parts = (x.reshape(-1, updates, x.shape[1]).swapaxes(0, 1).reshape(updates, -1) for x in (length_PG, scored_PG))
+  weight_PG = jax.vmap(weights)(*parts).reshape(updates, -1, length_PG.shape[1]).swapaxes(0, 1).reshape(length_PG.shape)
+  return weight_PG, loss.CORRECTIONS[correction](reward_PG, scored_PG, *noise, baseline=baseline, scale_std=scale_std)
+
+
+@jax.jit
+def grade(batch: RolloutBatch, weight_PG, advantage_PG) -> RolloutBatch:
+  """The batch with what `weigh` found for its responses."""
+  number_RS = jnp.maximum(batch.segments_RS - 1, 0)
+  found = (batch.weights_RS * x.reshape(-1)[number_RS] for x in (weight_PG, advantage_PG))
+  return batch.replace(**dict(zip(("weights_RS", "advantage_RS"), found, strict=True)))
 
 
 @functools.lru_cache
-def grpo(spec: Spec, *, start: int, temperature: float, kl_beta: float, kl_estimator: str, **clipping) -> LossFn:
+def grpo(spec: Spec, *, temperature: float, kl_beta: float, kl_estimator: str, **clipping) -> LossFn:
   """GRPO's loss of a `RolloutBatch`: clipped surrogate (keywords of `loss.policy_loss`) + kl_beta * KL(policy || ref).
 
-  Metrics are weighted like the loss; "sampling/logp_difference" is between the sampler's and the scorer's logp.
+  Metrics are weighted like the loss; "sampling/logp_difference" is between the sampler's and the scorer's logp. Means
+  that responses without advantage would change are over those in the batch.
   """
 
   def loss_fn(params, batch: RolloutBatch):
-    rows = (batch.tokens_BS, batch.positions_BS, batch.segments_BS)
-    scores = score(params, *rows, spec, start=start, temperature=temperature)
-    mask_BT, here = batch.mask_BT, scores.logp_BT
-    old = jax.lax.stop_gradient(here) if batch.old_logp_BT is None else batch.old_logp_BT
-    value, metrics = loss.policy_loss(
-      here,
-      old,
-      batch.advantage_B,
-      mask_BT,
-      weights_BT=batch.weights_BT,
-      sampler_logp_BT=batch.sampler_logp_BT,
-      **clipping,
-    )
+    here = score(params, batch.tokens_RS, batch.positions_RS, batch.segments_RS, spec, temperature=temperature).logp_BT
+    batch = jax.tree.map(lambda x_RS: x_RS[:, 1:], batch)
+    weights, mask, sampler = batch.weights_RS, batch.weights_RS > 0, batch.sampler_logp_RS
+    old = jax.lax.stop_gradient(here) if batch.old_logp_RS is None else batch.old_logp_RS
+    how = dict(weights_BT=weights, segments_BT=batch.segments_RS, sampler_logp_BT=sampler)
+    value, metrics = loss.policy_loss(here, old, batch.advantage_RS, mask, **how, **clipping)
 
-    def total(x_BT):
-      return jnp.sum(jnp.where(mask_BT, batch.weights_BT * x_BT, 0.0))
+    def total(x):
+      return jnp.sum(jnp.where(mask, weights * x, 0.0))
 
-    if batch.ref_logp_BT is not None:
-      ref_BT = jnp.where(mask_BT, batch.ref_logp_BT, jax.lax.stop_gradient(here))  # no NaN from behind the mask
-      metrics["kl"] = total(loss.kl(here, ref_BT, kl_estimator))
+    metrics["mean/ppo_kl"] = metrics.pop("ppo_kl")
+    if batch.ref_logp_RS is not None:
+      ref = jnp.where(mask, batch.ref_logp_RS, jax.lax.stop_gradient(here))  # no NaN from behind the mask
+      metrics["kl"] = total(loss.kl(here, ref, kl_estimator))
       value = value + kl_beta * metrics["kl"]
-    gap_BT = jnp.where(mask_BT, jnp.abs(here - batch.sampler_logp_BT), 0.0)
-    metrics["entropy"] = total(scores.entropy_BT)
-    metrics["self_certainty"] = total(scores.certainty_BT)
-    metrics["sampling/logp_difference/mean"] = total(gap_BT)
-    metrics["max/sampling/logp_difference/max"] = jnp.max(gap_BT)
+    gap = jnp.where(mask, jnp.abs(here - sampler), 0.0)
+    metrics["seen"] = total(1.0)
+    metrics["mean/sampling/logp_difference/mean"] = total(gap)
+    metrics["max/sampling/logp_difference/max"] = jnp.max(gap)
     return value, jax.lax.stop_gradient(metrics)
 
   return loss_fn

@@ -104,6 +104,11 @@ def split_rows(tree, parts: int, block: int = 1):
   return jax.tree.map(split, tree)
 
 
+def part(parts, i):
+  """Part number i of what `split_rows` made."""
+  return jax.tree.map(lambda x: constrain(x[i], "batch", *[None] * (x.ndim - 2)), parts)
+
+
 def join_rows(tree, block: int = 1):
   """The inverse of `split_rows`."""
 

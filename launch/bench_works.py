@@ -101,6 +101,12 @@ def _ours(size: Size):
   return spec, params, np.random.default_rng(0)
 
 
+def _sampling(group: int, response: int, shrink: int, eos=()):
+  from jaxrlvr.policy.sample import Sampling
+
+  return Sampling(group=group, max_tokens=response, eos_ids=tuple(eos), shrink=shrink)
+
+
 def _sample_cost(size: Size, problems: int, group: int, response: int, mean: float, shrink: int):
   from jaxrlvr import counts
 
@@ -108,7 +114,7 @@ def _sample_cost(size: Size, problems: int, group: int, response: int, mean: flo
   cost = counts.forward(spec, problems, size.prompt, 1, one)
   if response > 1:
     levels = counts.level_steps(problems * group, response, mean, shrink)
-    cost += counts.decode(spec, group, size.prompt, response, levels, one)
+    cost += counts.decode(spec, group, size.prompt, _sampling(group, response, shrink).slots, levels, one)
   return cost
 
 
@@ -122,15 +128,14 @@ def _update_cost(size: Size, scored: int):
 def _sample(size: Size, problems: int, group: int, response: int, eos=(), shrink: int = 0) -> Work:
   import jax
 
-  from jaxrlvr.policy import forward
-  from jaxrlvr.policy.sample import Sampling, sample
+  from jaxrlvr.policy.sample import lay_out, sample
 
   spec, params, random = _ours(size)
-  weights = jax.block_until_ready(jax.jit(lambda p: forward.cast(p, spec))(params))
+  weights = jax.block_until_ready(lay_out(spec)(params))
   prompts = jax.device_put(random.integers(2, spec.vocab, (problems, size.prompt)).astype("int32"))
   lengths = jax.device_put(random.integers(size.prompt, size.prompt + 1, problems).astype("int32"))
   stops = jax.numpy.zeros((2, spec.vocab), jax.numpy.int32)
-  settings = Sampling(group=group, max_tokens=response, eos_ids=tuple(eos), shrink=shrink)
+  settings = _sampling(group, response, shrink, eos)
   key, calls, rows = jax.random.key(1), iter(range(10**6)), problems * group
 
   def once():
@@ -152,30 +157,29 @@ def _train(size: Size, kind: str) -> Work:
   from jaxrlvr.update import init_state, update
 
   spec, params, random = _ours(size)
-  rows, slots, start = size.rows, size.prompt + size.response, size.prompt
-  tokens_BS = jnp.asarray(random.integers(2, spec.vocab, (rows, slots)), jnp.int32)
-  positions_BS, segments_BS = jnp.broadcast_to(jnp.arange(slots), (rows, slots)), jnp.ones((rows, slots), jnp.int32)
+  rows, slots = size.rows, size.prompt + size.response
+  tokens_RS = jnp.asarray(random.integers(2, spec.vocab, (rows, slots)), jnp.int32)
+  positions_RS, segments_RS = jnp.broadcast_to(jnp.arange(slots), (rows, slots)), jnp.ones((rows, slots), jnp.int32)
   micro = rows // size.micro
   if kind == "sft":
-    weights_BS = jnp.full((rows, slots), 1.0 / (rows * (slots - 1)))
-    batch = objective.TextBatch(tokens_BS, positions_BS, segments_BS, weights_BS)
-    loss, scored = objective.language_modelling(spec), slots - 1
+    batch = objective.TextBatch(tokens_RS, positions_RS, segments_RS, jnp.full((rows, slots), 1 / (rows * (slots - 1))))
+    loss = objective.language_modelling(spec)
   else:
-    zero_BT = jnp.zeros((rows, size.response))
+    weights_RS = jnp.where(positions_RS >= size.prompt, 1 / (rows * size.response), 0.0)
+    advantage_RS = jnp.broadcast_to(random.normal(size=(rows, 1)).astype("float32"), (rows, slots))
+    old_RS = jnp.full((rows, slots), -6.0)
     batch = objective.RolloutBatch(
-      tokens_BS, positions_BS, segments_BS, zero_BT == 0, zero_BT + 1.0 / zero_BT.size,
-      jnp.asarray(random.normal(size=rows), jnp.float32), zero_BT - 6, None, None,
+      tokens_RS, positions_RS, segments_RS, weights_RS, advantage_RS, old_RS, None, None
     )  # fmt: skip
-    loss = objective.grpo(spec, start=start, temperature=1.0, kl_beta=0.0, kl_estimator="k3")
-    scored = size.response
+    loss = objective.grpo(spec, temperature=1.0, kl_beta=0.0, kl_estimator="k3")
   if kind == "score":
 
     def once():
-      jax.block_until_ready(objective.logp(params, batch, spec, start=start, temperature=1.0, parts=micro))
+      jax.block_until_ready(objective.logp(params, batch, micro, spec, temperature=1.0, parts=micro))
 
-    cost = counts.forward(spec, rows, slots, scored, counts.Cut(1, 1, 1))
+    cost = counts.forward(spec, rows, slots, slots - 1, counts.Cut(1, 1, 1))
     return Work(once, rows * slots, cost.flops, cost.bytes)
-  optimizer, cost = optim.adamw(0.9, 0.999, 1e-8, 0.01, 1.0), _update_cost(size, scored)
+  optimizer, cost = optim.adamw(0.9, 0.999, 1e-8, 0.01, 1.0), _update_cost(size, slots - 1)
   box = [init_state(params, optimizer)]
 
   def once():

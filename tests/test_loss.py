@@ -199,6 +199,13 @@ def test_sequence_ratio_mask():
   np.testing.assert_allclose(loss, -np.exp(0.15), rtol=1e-6)
 
 
+def test_sequence_ratio_of_packed_rows():
+  """Two responses on a row, the second masked in part: each has its own mean."""
+  segments, mask = jnp.array([[0, 4, 4, 2, 2, 2]]), jnp.array([[False, True, True, False, True, True]])
+  x = jnp.array([[9.0, 1.0, 2.0, jnp.nan, 5.0, 7.0]])
+  np.testing.assert_allclose(masked.segment_mean(x, mask, segments), [[0, 1.5, 1.5, 6, 6, 6]])
+
+
 def test_clip_metrics_tell_low_from_high():
   logp, advantage = jnp.array([[1.0, -1.0, -1.0, -1.0]]), jnp.array([[1.0, -1.0, -1.0, 1.0]])
   metrics = policy_loss(logp, jnp.zeros((1, 4)), advantage, jnp.ones((1, 4), bool))[1]
@@ -208,7 +215,8 @@ def test_clip_metrics_tell_low_from_high():
 @pytest.mark.parametrize("reduce", list(masked.REDUCTIONS))
 def test_unscored_rows_weigh_nothing(reduce):
   mask = jnp.array([[True, True, False], [True, False, False], [False] * 3])
-  weights = masked.token_weights(mask, reduce, 9, jnp.array([True, True, False]))
+  kept = jnp.array([True, True, False])
+  weights = mask * masked.response_weights(jnp.array([2, 1, 3]), kept, reduce, 9)[:, None]
   np.testing.assert_allclose(weights[:2], masked.token_weights(mask[:2], reduce, 9), rtol=1e-6)
   assert not np.any(weights[2])
 

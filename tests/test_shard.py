@@ -39,9 +39,9 @@ def everything(spec, params, mesh, cut, shrink=0):
   placed = policy_spec.shardings(spec, mesh)
   up = functools.partial(jax.device_put, device=shard.named(mesh, "batch"))
   sampling = shard.sampling_mesh(mesh, cut)
-  how = dict(group=4, baseline="mean", scale_std=True, reduce="token-mean", updates=1)
+  how = dict(group=4, baseline="mean", scale_std=True, reduce="token-mean")
   s = dataclasses.replace(S, shrink=shrink)
-  clip = dict(start=6, temperature=1.0, kl_beta=0.0, kl_estimator="k3", clip_low=0.2, clip_high=0.2)
+  clip = dict(temperature=1.0, kl_beta=0.0, kl_estimator="k3", clip_low=0.2, clip_high=0.2)
 
   def state():
     return jax.jit(init_state, static_argnums=1)({k: jax.device_put(w, placed[k]) for k, w in params.items()}, ADAMW)
@@ -56,9 +56,10 @@ def everything(spec, params, mesh, cut, shrink=0):
       stops = np.zeros((2, spec.vocab), np.int32)
       rollout = sample(weights, *rows, stops, spec, s, shards=shard.size(sampling, "batch"))
     rollout = jax.device_put(rollout, shard.named(mesh, "batch"))
-    made = rollout_batch(*up((PROMPTS, LENGTHS)), rollout, *up((REWARD, REWARD >= 0)), **how)
+    [(made, live)] = rollout_batch(PROMPTS, LENGTHS, rollout, REWARD, REWARD >= 0, **how, share=True, parts=2)
+    made = up(made)
     grpo = functools.partial(update, optimizer=ADAMW, loss_fn=objective.grpo(spec, **clip))
-    after_rl, rl = grpo(state(), made, 1e-2, microbatches=2)
+    after_rl, rl = grpo(state(), made, 1e-2, live, microbatches=2)
     after_sft, sft = update(state(), text, 1e-2, loss_fn=objective.language_modelling(spec), optimizer=ADAMW)
   return scores, rollout, after_rl.params, after_sft.params, (rl["loss"], sft["loss"])
 

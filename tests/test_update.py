@@ -6,59 +6,90 @@ import numpy as np
 import pytest
 from test_sample import EOS, NO_STOPS, prompts, row_keys
 
-from jaxrlvr import masked, objective, optim, shard
+from jaxrlvr import masked, objective, optim
+from jaxrlvr.data import pack
 from jaxrlvr.loss import policy_loss
 from jaxrlvr.policy.sample import Sampling, sample
 from jaxrlvr.policy.score import score
+from jaxrlvr.types import InputError
 from jaxrlvr.update import accumulate, init_state, update
 
 S = Sampling(group=4, max_tokens=8, eos_ids=EOS, shrink=1)
 REWARD = np.array([[1, 0, 0, 1], [0, 0, 0, 0], [0, 1, 1, 1], [1, 0, 1, 0]], np.float32)
 
 
-def rollout_batch(prompts, lengths, rollout, rewards, scored, *, group, **how):
-  rows = objective.rollout_rows(prompts, lengths, rollout, samples=group, group=group)
-  return objective.weigh(rows, rewards, scored, **how)
+def rollout_batch(
+  prompts,
+  lengths,
+  rollout,
+  rewards,
+  scored,
+  *,
+  group,
+  share=False,
+  skip=False,
+  parts=1,
+  updates=1,
+  scores=None,
+  **how,
+):
+  """[(batch, its live parts)] of each update; packed if `share`, responses without advantage left out if `skip`."""
+  length_PG = np.asarray(rollout.length_B).reshape(-1, group)
+  total_B = (lengths[:, None] + length_PG).reshape(-1)
+  width = prompts.shape[1] + rollout.tokens_BT.shape[1]
+  how = dict(max_tokens=rollout.tokens_BT.shape[1], updates=updates) | how
+  weight_PG, advantage_PG = objective.weigh(length_PG, rewards, scored, **how)
+  made = []
+  for update_of in range(updates):
+    mine = np.arange(total_B.size).reshape(-1, updates, group)[:, update_of].reshape(-1)
+    kept = mine[np.asarray(advantage_PG).reshape(-1)[mine] != 0] if skip else mine
+    placed = pack.place(total_B, kept, len(mine), width, parts, share)
+    where = placed.segments_RS, placed.positions_RS
+    batch = objective.lay_out(prompts, lengths, rollout, *where, samples=group, group=group)
+    batch = batch.replace(**(scores or (lambda *_: {}))(batch, placed.live))
+    made.append((objective.grade(batch, weight_PG, advantage_PG), np.int32(placed.live)))
+  return made
 
 
 @pytest.fixture(scope="module")
-def batch(rich_spec, rich_params):
-  """Rows of a real rollout, one row unscored, with a reference policy."""
+def drawn(rich_spec, rich_params):
+  """Prompts, their lengths, responses."""
   tokens, lengths = prompts([3, 6, 1, 5])
-  rollout = sample(rich_params, tokens, lengths, row_keys([1, 2, 3, 4], 4), NO_STOPS, rich_spec, S)
-  scored = np.ones((4, 4), bool)
-  scored[3, 0] = False
-  made = rollout_batch(
-    tokens,
-    lengths,
-    rollout,
-    REWARD,
-    scored,
-    group=4,
-    baseline="mean",
-    scale_std=True,
-    reduce="token-mean",
-    updates=1,
-  )
-  reference = {name: w * 1.1 for name, w in rich_params.items()}
-  ref = objective.logp(reference, made, rich_spec, start=6, temperature=1.0, parts=1)
-  return made.replace(ref_logp_BT=ref)
+  return tokens, lengths, sample(rich_params, tokens, lengths, row_keys([1, 2, 3, 4], 4), NO_STOPS, rich_spec, S)
+
+
+SCORED = np.arange(16).reshape(4, 4) != 12
+PLAIN = dict(group=4, baseline="mean", scale_std=True, reduce="token-mean")
+
+
+def reference(spec, params, parts, *fields):
+  """Other policies' scores for these fields."""
+
+  def scores(batch, live):
+    other = {name: w * 1.1 for name, w in params.items()}
+    return {f: objective.logp(other, batch, live, spec, temperature=1.0, parts=parts) for f in fields}
+
+  return scores
+
+
+@pytest.fixture(scope="module")
+def batch(rich_spec, rich_params, drawn):
+  """Rows of a real rollout, one response a row, one unscored, with a reference policy."""
+  how = PLAIN | dict(scores=reference(rich_spec, rich_params, 1, "ref_logp_RS"))
+  return rollout_batch(*drawn, REWARD, SCORED, **how)[0][0]
 
 
 @pytest.fixture(scope="module")
 def loss_fn(rich_spec):
-  return objective.grpo(
-    rich_spec, start=6, temperature=1.0, kl_beta=0.05, kl_estimator="k3", clip_low=0.2, clip_high=0.2
-  )
+  return objective.grpo(rich_spec, temperature=1.0, kl_beta=0.05, kl_estimator="k3", clip_low=0.2, clip_high=0.2)
 
 
-def gradient_of(loss_fn, params, batch, parts):
-  return jax.jit(accumulate, static_argnums=(0, 3))(loss_fn, params, batch, parts)
+gradient_of = jax.jit(accumulate, static_argnums=(0, 3))  # (loss_fn, params, batch, parts[, live])
 
 
 def test_microbatches_never_change_the_gradient(loss_fn, rich_params, batch):
   whole, loss, metrics = gradient_of(loss_fn, rich_params, batch, 1)
-  for parts in (2, 8):
+  for parts in (4,):
     gradient, part_loss, part_metrics = gradient_of(loss_fn, rich_params, batch, parts)
     np.testing.assert_allclose(part_loss, loss, atol=1e-6)
     for name in whole:
@@ -70,15 +101,14 @@ def test_microbatches_never_change_the_gradient(loss_fn, rich_params, batch):
 def test_on_policy_step_is_reinforce_plus_kl(rich_spec, rich_params, batch):
   """The gradient of an on-policy step is that of -A * log p, nothing of clipping is left."""
   clipped = objective.grpo(
-    rich_spec, start=6, temperature=1.0, kl_beta=0.0, kl_estimator="k3", clip_low=0.2, clip_high=0.2, dual_clip=3.0
+    rich_spec, temperature=1.0, kl_beta=0.0, kl_estimator="k3", clip_low=0.2, clip_high=0.2, dual_clip=3.0
   )
   got, _, metrics = gradient_of(clipped, rich_params, batch, 1)
 
   def reinforce(params):
-    rows = (batch.tokens_BS, batch.positions_BS, batch.segments_BS)
-    logp_BT = score(params, *rows, rich_spec, start=6).logp_BT
-    weights_BT = masked.token_weights(batch.mask_BT, "token-mean", 8)
-    return -jnp.sum(jnp.where(batch.mask_BT, weights_BT * batch.advantage_B[:, None] * logp_BT, 0.0))
+    logp = score(params, batch.tokens_RS, batch.positions_RS, batch.segments_RS, rich_spec).logp_BT
+    mask, advantage = batch.weights_RS[:, 1:] > 0, batch.advantage_RS[:, 1:]
+    return -jnp.sum(jnp.where(mask, masked.token_weights(mask, "token-mean", 8) * advantage * logp, 0.0))
 
   want = jax.jit(jax.grad(reinforce))(rich_params)
   for name in want:
@@ -88,14 +118,76 @@ def test_on_policy_step_is_reinforce_plus_kl(rich_spec, rich_params, batch):
 
 
 def test_a_group_without_spread_and_an_unscored_row_teach_nothing(loss_fn, rich_params, batch):
-  np.testing.assert_array_equal(np.asarray(batch.advantage_B)[4:8], 0)
-  assert batch.advantage_B[12] == 0 and not np.any(np.asarray(batch.mask_BT)[12])
-  spoiled = batch.replace(
-    tokens_BS=batch.tokens_BS.at[12, -1].set(3), ref_logp_BT=batch.ref_logp_BT.at[12].set(jnp.nan)
-  )
+  np.testing.assert_array_equal(np.asarray(batch.advantage_RS)[4:8], 0)
+  assert not np.any(batch.advantage_RS[12]) and not np.any(batch.weights_RS[12])
+  spoiled = batch.replace(tokens_RS=batch.tokens_RS.at[12, 7].set(3), ref_logp_RS=batch.ref_logp_RS.at[12].set(jnp.nan))
   one, two = (gradient_of(loss_fn, rich_params, b, 1)[0] for b in (batch, spoiled))
   for name in one:
     np.testing.assert_array_equal(one[name], two[name])
+
+
+# Settings of the loss, settings of the weights, updates a step.
+PACKED = {
+  "token mean": (dict(kl_beta=0.0), {}, 1),
+  "constant length, KL": (dict(kl_beta=0.5), dict(reduce="constant-length"), 1),
+  "sequence mean, two updates": (dict(kl_beta=0.0, clip_high=0.05), dict(reduce="sequence-mean-token-mean"), 2),
+  "GSPO, two updates": (dict(kl_beta=0.0, ratio="sequence", clip_low=1e-3, importance_cap=1.1), {}, 2),
+}
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_packed_rows_have_the_gradient_of_single_ones(name, rich_spec, rich_params, drawn):
+  """With all that can be left out left out."""
+  given, how, updates = PACKED[name]
+  fn = objective.grpo(rich_spec, temperature=1.0, kl_estimator="k3", **given)
+  fields = ("ref_logp_RS",) * (given["kl_beta"] > 0) + ("old_logp_RS",) * (updates > 1)
+
+  def gradients(parts, **layout):
+    scores = reference(rich_spec, rich_params, parts, *fields)
+    made = rollout_batch(*drawn, REWARD, SCORED, **PLAIN | how, updates=updates, parts=parts, scores=scores, **layout)
+    return [(batch, live, gradient_of(fn, rich_params, batch, parts, live)) for batch, live in made]
+
+  packed = gradients(8 // updates, share=True, skip=not given["kl_beta"])
+  assert min(live for _, live, _ in packed) < 8 // updates
+  for (*_, (got, loss, metrics)), (*_, (want, want_loss, want_metrics)) in zip(packed, gradients(1), strict=True):
+    np.testing.assert_allclose(loss, want_loss, atol=1e-6)
+    for leaf in want:
+      np.testing.assert_allclose(got[leaf], want[leaf], atol=2e-6, err_msg=leaf)
+    for metric in ("clip_ratio/low", "clip_ratio/high"):
+      np.testing.assert_allclose(metrics[metric], want_metrics[metric], atol=1e-6)
+    assert max(float(jnp.abs(g).max()) for g in want.values()) > 1e-3
+
+
+def test_a_step_without_any_advantage_still_steps(rich_spec, rich_params, drawn):
+  """Nothing is looked at, the gradient is 0, and weight decay and moments go on as on the slow path."""
+  adamw = optim.adamw(0.9, 0.95, 1e-8, 0.1, 1.0)
+  fn = objective.grpo(rich_spec, temperature=1.0, kl_beta=0.0, kl_estimator="k3")
+  ends = []
+  for layout in (dict(), dict(share=True, skip=True)):
+    [(batch, live)] = rollout_batch(*drawn, REWARD * 0 + 1, SCORED, **PLAIN, parts=2, **layout)
+    state = init_state(jax.tree.map(jnp.array, rich_params), adamw)
+    state, metrics = update(state, batch, 1e-2, live, loss_fn=fn, optimizer=adamw, microbatches=2)
+    assert live == (0 if layout else 2) and metrics["grad_norm"] == metrics["loss"] == metrics["skipped_updates"] == 0
+    ends.append(state)
+  jax.tree.map(np.testing.assert_array_equal, *ends)
+  assert np.any(ends[0].params["q"] != rich_params["q"])
+
+
+def test_other_lengths_compile_nothing(rich_spec, rich_params, drawn):
+  fn = objective.grpo(rich_spec, temperature=1.0, kl_beta=0.0, kl_estimator="k3")
+  adamw, before, lives = optim.adamw(0.9, 0.95, 1e-8, 0.1, 1.0), None, set()
+  state = init_state(jax.tree.map(jnp.array, rich_params), adamw)
+  for longest in (8, 8, 3, 1):
+    tokens, lengths, rollout = drawn
+    rollout = rollout.replace(length_B=np.minimum(rollout.length_B, longest))
+    [(batch, live)] = rollout_batch(tokens, lengths, rollout, REWARD, SCORED, **PLAIN, parts=4, share=True, skip=True)
+    state, _ = update(state, batch, 1e-2, live, loss_fn=fn, optimizer=adamw, microbatches=4)
+    objective.logp(rich_params, batch, live, rich_spec, temperature=1.0, parts=4)
+    lives.add(int(live))
+    sizes = update._cache_size(), objective.logp._cache_size(), objective.lay_out._cache_size()
+    assert len(lives) == 1 or sizes == before
+    before = sizes
+  assert len(lives) > 1
 
 
 def test_a_non_finite_update_is_skipped_and_counted(spec, params):
@@ -116,29 +208,54 @@ def test_a_non_finite_update_is_skipped_and_counted(spec, params):
   assert np.any(state.params["q"] != params["q"])
 
 
-def test_minibatches_are_whole_groups(rich_params, rich_spec):
+def test_minibatches_are_whole_groups(drawn):
   """Two updates a step take alternate problems, each weighted by its own tokens."""
-  tokens, lengths = prompts([3, 6, 1, 5])
-  rollout = sample(rich_params, tokens, lengths, row_keys([1, 2, 3, 4], 4), NO_STOPS, rich_spec, S)
-  how = dict(group=4, baseline="mean", scale_std=True, reduce="token-mean", updates=2)
-  made = rollout_batch(tokens, lengths, rollout, REWARD, REWARD >= 0, **how)
-  parts = shard.split_rows(made.replace(old_logp_BT=made.sampler_logp_BT, ref_logp_BT=made.sampler_logp_BT), 2, 4)
-  weights, mask = np.asarray(parts.weights_BT), np.asarray(parts.mask_BT)
-  np.testing.assert_allclose(weights.sum((1, 2)), 1, rtol=1e-5)
-  np.testing.assert_allclose(weights[0][mask[0]], 1 / mask[0].sum(), rtol=1e-6)
-  np.testing.assert_array_equal(parts.tokens_BS[1], made.tokens_BS.reshape(4, 4, -1)[1::2].reshape(8, -1))
-  np.testing.assert_array_equal(shard.join_rows(parts, 4).tokens_BS, made.tokens_BS)
+  whole = rollout_batch(*drawn, REWARD, REWARD >= 0, **PLAIN)[0][0]
+  for part, (made, _) in enumerate(rollout_batch(*drawn, REWARD, REWARD >= 0, **PLAIN, updates=2)):
+    weights = np.asarray(made.weights_RS)
+    np.testing.assert_allclose(weights[weights > 0], 1 / np.sum(weights > 0), rtol=1e-6)
+    np.testing.assert_array_equal(
+      sorted(made.tokens_RS.tolist()), sorted(whole.tokens_RS.reshape(4, 4, -1)[part::2].reshape(8, -1).tolist())
+    )
 
 
-def test_the_first_samples_are_trained_on(rich_params, rich_spec):
-  tokens, lengths = prompts([3, 6, 1, 5])
-  rollout = sample(rich_params, tokens, lengths, row_keys([1, 2, 3, 4], 4), NO_STOPS, rich_spec, S)
-  every = objective.rollout_rows(tokens, lengths, rollout, samples=4, group=4)
-  first = objective.rollout_rows(tokens, lengths, rollout, samples=4, group=2)
-  for name in ("tokens_BS", "positions_BS", "segments_BS", "mask_BT", "sampler_logp_BT"):
-    wanted = np.asarray(getattr(every, name)).reshape(4, 4, -1)[:, :2].reshape(8, -1)
-    np.testing.assert_array_equal(getattr(first, name), wanted, err_msg=name)
-  assert len({tuple(row) for row in np.asarray(every.tokens_BS)}) == 16
+def test_the_first_samples_are_trained_on(drawn):
+  tokens, lengths, rollout = drawn
+  width, length_PG = tokens.shape[1] + S.max_tokens, np.asarray(rollout.length_B).reshape(4, 4)
+  made = {}
+  for group in (4, 2):
+    total_B = (lengths[:, None] + length_PG[:, :group]).reshape(-1)
+    placed = pack.place(total_B, range(len(total_B)), len(total_B), width, 1, False)
+    rows = objective.lay_out(*drawn, placed.segments_RS, placed.positions_RS, samples=4, group=group)
+    order = np.argsort(np.asarray(rows.segments_RS)[:, 0])
+    made[group] = jax.tree.map(lambda x, order=order: np.asarray(x)[order], rows)
+  for name in ("tokens_RS", "positions_RS", "weights_RS", "sampler_logp_RS"):
+    wanted = getattr(made[4], name).reshape(4, 4, -1)[:, :2].reshape(8, -1)
+    np.testing.assert_array_equal(getattr(made[2], name), wanted, err_msg=name)
+  assert len({tuple(row) for row in made[4].tokens_RS}) == 16
+
+
+def test_placing_responses():
+  lengths = np.random.default_rng(0).integers(1, 12, 40)
+  numbers = np.flatnonzero(np.arange(40) % 5)
+  placed = pack.place(lengths, numbers, 40, 12, 5)
+  again = pack.place(lengths, numbers[::-1], 40, 12, 5)
+  np.testing.assert_array_equal(placed.segments_RS, again.segments_RS)
+  found, counted = np.unique(placed.segments_RS, return_counts=True)
+  np.testing.assert_array_equal(found[1:] - 1, numbers)
+  np.testing.assert_array_equal(counted[1:], lengths[numbers])
+  for number in numbers:
+    here = placed.segments_RS == number + 1
+    assert np.sum(here.any(1)) == 1
+    np.testing.assert_array_equal(placed.positions_RS[here], np.arange(lengths[number]))
+    assert np.ptp(np.flatnonzero(here.any(0))) == lengths[number] - 1
+  full = (placed.segments_RS > 0).any(1).reshape(8, 5).sum(0)  # rows of each micro-batch, as split_rows deals them
+  assert placed.live == np.sum(full > 0) and np.all(np.diff(full) <= 0) and full.sum() <= 1.2 * counted[1:].sum() / 12
+  alone = pack.place(lengths, numbers, 40, 12, 5, share=False)
+  assert np.all([len(set(row) - {0}) <= 1 for row in alone.segments_RS]) and alone.live == 4
+  assert pack.place(lengths, [], 40, 12, 5).live == 0
+  with pytest.raises(InputError, match="finds no room on 2 rows of 12"):
+    pack.place(lengths, numbers, 2, 12, 1)
 
 
 def test_schedules_and_adamw():
@@ -179,47 +296,36 @@ def test_a_step_goes_down_by_the_rate(params):
 
 def test_every_setting_of_grpo_reaches_the_arithmetic(rich_spec, rich_params, batch):
   how = dict(clip_low=0.01, clip_high=0.02, ratio="sequence", importance_cap=1.1)
-  fn = objective.grpo(rich_spec, start=6, temperature=0.7, kl_beta=0.5, kl_estimator="k1", **how)
-  away = batch.replace(old_logp_BT=batch.ref_logp_BT)
-  value, metrics = jax.jit(fn)(rich_params, away)
-  rows = (batch.tokens_BS, batch.positions_BS, batch.segments_BS)
-  here = jax.jit(score, static_argnames=("spec", "start", "temperature"))(
-    rich_params, *rows, spec=rich_spec, start=6, temperature=0.7
-  )
-  logp, mask, weights = here.logp_BT, batch.mask_BT, batch.weights_BT
+  fn = objective.grpo(rich_spec, temperature=0.7, kl_beta=0.5, kl_estimator="k1", **how)
+  value, metrics = jax.jit(fn)(rich_params, batch.replace(old_logp_RS=batch.ref_logp_RS))
+  here = objective.logp(rich_params, batch, 1, rich_spec, temperature=0.7, parts=1)
+  mask, weights, ref = batch.weights_RS > 0, batch.weights_RS, batch.ref_logp_RS
   surrogate, _ = policy_loss(
-    logp, away.old_logp_BT, batch.advantage_B, mask, weights_BT=weights, sampler_logp_BT=batch.sampler_logp_BT, **how
+    here, ref, batch.advantage_RS, mask, weights_BT=weights, sampler_logp_BT=batch.sampler_logp_RS, **how
   )
-  kl = jnp.sum(jnp.where(mask, weights * (logp - batch.ref_logp_BT), 0.0))
+  kl = jnp.sum(jnp.where(mask, weights * (here - ref), 0.0))
   np.testing.assert_allclose(metrics["kl"], kl, rtol=1e-5)
   np.testing.assert_allclose(value, surrogate + 0.5 * kl, rtol=1e-5)
-  np.testing.assert_allclose(metrics["entropy"], jnp.sum(weights * here.entropy_BT), rtol=1e-5)
-  parts = objective.logp(rich_params, batch, rich_spec, start=6, temperature=0.7, parts=2)
-  np.testing.assert_allclose(np.where(mask, parts, 0), np.where(mask, logp, 0), atol=1e-5)
+  parts = objective.logp(rich_params, batch, 2, rich_spec, temperature=0.7, parts=2)
+  np.testing.assert_allclose(np.where(mask, parts, 0), np.where(mask, here, 0), atol=1e-5)
 
 
-def test_rollout_batch_masks_exactly_the_response(rich_spec, rich_params):
-  tokens, lengths = prompts([3, 6, 1, 5])
-  rollout = sample(rich_params, tokens, lengths, row_keys([1, 2, 3, 4], 4), NO_STOPS, rich_spec, S)
-  scored = np.ones((4, 4), bool)
-  scored[3, 0] = False
-  made = rollout_batch(
-    tokens,
-    lengths,
-    rollout,
-    REWARD,
-    scored,
-    group=4,
-    baseline="zero",
-    scale_std=False,
-    reduce="sequence-mean-token-sum",
-    updates=1,
-  )
-  length = np.where(scored.reshape(-1), rollout.length_B, 0)
+def test_rollout_batch_weighs_exactly_the_response(drawn):
+  how = PLAIN | dict(baseline="zero", scale_std=False, reduce="sequence-mean-token-sum")
+  [(made, _)] = rollout_batch(*drawn, REWARD, SCORED, **how)
+  number_R = np.asarray(made.segments_RS)[:, 0] - 1
+  length = np.where(SCORED.reshape(-1), drawn[2].length_B, 0)[number_R]
   assert len(set(length.tolist())) > 3
-  np.testing.assert_array_equal(made.mask_BT.sum(1), length)
-  np.testing.assert_array_equal(made.advantage_B, np.where(scored, REWARD, 0).reshape(-1))
-  np.testing.assert_allclose(made.weights_BT, made.mask_BT / 15, rtol=1e-6)
+  mask = np.asarray(made.weights_RS) > 0
+  np.testing.assert_array_equal(mask.sum(1), length)
+  np.testing.assert_array_equal(np.max(made.advantage_RS, 1), np.where(SCORED, REWARD, 0).reshape(-1)[number_R])
+  np.testing.assert_allclose(made.weights_RS, mask / 15, rtol=1e-6)
+  prompt, response = drawn[1][number_R // 4], np.asarray(drawn[2].tokens_BT)[number_R]
+  for row, begin, n in zip(range(16), prompt, length, strict=True):
+    if n:
+      np.testing.assert_array_equal(np.flatnonzero(mask[row]), np.arange(begin, begin + n))
+      np.testing.assert_array_equal(made.tokens_RS[row, begin : begin + n], response[row, :n])
+      np.testing.assert_array_equal(made.tokens_RS[row, :begin], drawn[0][number_R[row] // 4, 6 - begin :])
 
 
 def test_language_modelling_is_the_mean_of_its_targets(rich_spec, rich_params):

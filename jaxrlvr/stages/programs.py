@@ -21,7 +21,7 @@ from jaxrlvr.policy import sample as sampler
 from jaxrlvr.policy import spec as policy_spec
 from jaxrlvr.policy.sample import Rollout
 from jaxrlvr.stages import rollout, setup
-from jaxrlvr.stages.rl import Learner, check_sizes, make_learner, parts_of
+from jaxrlvr.stages.rl import Learner, check_sizes, make_learner
 from jaxrlvr.types import InputError
 from jaxrlvr.update import update
 
@@ -111,43 +111,47 @@ def language_programs(config: ConfigDict, policy: setup.Policy) -> list[Program]
   shard.check(policy.mesh, f"config.{stage}.rows", (s.rows // s.microbatches,), ("batch",))
   fields = [jax.ShapeDtypeStruct(shape, dtype) for dtype in (*[jnp.int32] * 3, jnp.float32)]
   batch, optimizer = _rows(policy.mesh, objective.TextBatch(*fields)), setup.optimizer(s.optim, s.steps)[0]
-  return [_update(policy, s, batch, shape, objective.language_modelling(policy.spec), optimizer, shape[1] - 1)]
+  return [_update(policy, s, batch, objective.language_modelling(policy.spec), optimizer)]
 
 
-def _update(policy, s, batch, shape, loss_fn, optimizer, scored: int, times: int = 1, beside: float = 0) -> Program:
+def _update(policy, s, batch, loss_fn, optimizer, times: int = 1, beside: float = 0, live=None, trips: int = 0):
+  """`Program` of an update; with `live`, the shape of a number of micro-batches, `trips` of them are run."""
+  trips, (rows, slots) = trips or s.microbatches, jax.tree.leaves(batch)[0].shape
+  shape = (rows // s.microbatches * trips, slots)
   state = _abstract(*setup.state_shapes(policy, optimizer))
   rate = jax.ShapeDtypeStruct((), jnp.float32, sharding=shard.named(policy.mesh))
   given = dict(loss_fn=loss_fn, optimizer=optimizer, microbatches=s.microbatches)
   moment = jnp.dtype(s.optim.moment).itemsize
-  cost = counts.update(policy.spec, *shape, scored, s.microbatches, moment, _cut(policy.mesh))
-  lower = _in(policy.mesh, lambda _: update.lower(state, batch, rate, **given))
-  return Program("update", times, _bytes((state, batch)), beside, lower, cost, math.prod(shape))
+  cost = counts.update(policy.spec, *shape, slots - 1, trips, moment, _cut(policy.mesh))
+  lower = _in(policy.mesh, lambda _: update.lower(state, batch, rate, live, **given))
+  return Program("update", times, _bytes((state, batch)), beside, lower, cost, math.prod(shape), trips)
 
 
 def rl_programs(config: ConfigDict, policy: setup.Policy) -> list[Program]:
   """A step of `stages.rl`: sampling in parts, scoring by the reference and the old policy, updates."""
   s, spec, mesh = config.rl, policy.spec, policy.mesh
+  whole = shard.named(mesh)
   check_sizes(config, policy)
   learner, _ = make_learner(config, policy)
   state = _bytes(_abstract(*setup.state_shapes(policy, learner.optimizer)))
   half = {name: jax.ShapeDtypeStruct(x.shape, spec.dtype, sharding=x.sharding) for name, x in policy.params.items()}
   reference = half if s.kl_beta else {}
-  programs, drawn = _sampling(config, policy, state + _bytes(reference))
-  batch = _batch(config, policy, drawn, learner)
-  rows, slots = s.problems_per_step * s.group_size, s.prompt_tokens + s.response_tokens
-  read, scored = reference or policy.params, batch.replace(ref_logp_BT=None, old_logp_BT=None)
+  programs, _ = _sampling(config, policy, state + _bytes(reference))
+  batch = _batch(config, policy, learner)
+  slots, mean = batch.tokens_RS.shape[1], config.plan.mean_tokens or s.response_tokens
+  trips = math.ceil(s.microbatches * (s.prompt_tokens + mean) / slots) if s.pack else s.microbatches
+  rows, live = batch.tokens_RS.shape[0] // s.microbatches * trips, jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
+  read, scored = reference or policy.params, batch.replace(ref_logp_RS=None, old_logp_RS=None)
   programs += [
     Program(
-      "score", bool(s.kl_beta) + (learner.updates > 1), _bytes((scored, read)),
+      "score", (bool(s.kl_beta) + (learner.updates > 1)) * learner.updates, _bytes((scored, read)),
       state + _bytes(reference) - _bytes(read),
-      _in(mesh, lambda _: objective.logp.lower(read, scored, **learner.scoring())),
-      counts.forward(spec, rows, slots, s.response_tokens, _cut(mesh)), rows * slots,
+      _in(mesh, lambda _: objective.logp.lower(read, scored, live, **learner.scoring())),
+      counts.forward(spec, rows, slots, slots - 1, _cut(mesh)), rows * slots, trips,
     )
   ]  # fmt: skip
-  part = jax.eval_shape(functools.partial(parts_of, updates=learner.updates, group=s.group_size), batch)[0]
-  beside = _bytes(reference) + (_bytes(batch) if learner.updates > 1 else 0)
-  shape, how = (rows // learner.updates, slots), (learner.loss_fn, learner.optimizer, s.response_tokens)
-  programs.append(_update(policy, s, _rows(mesh, part), shape, *how, learner.updates, beside))
+  beside, how = _bytes(reference) + (learner.updates - 1) * _bytes(batch), (learner.loss_fn, learner.optimizer)
+  programs.append(_update(policy, s, batch, *how, learner.updates, beside, live, trips))
   return [p for p in programs if p.times]
 
 
@@ -202,18 +206,13 @@ def _prompts(problems: int, width: int):
   return jax.ShapeDtypeStruct((problems, width), jnp.int32), jax.ShapeDtypeStruct((problems,), jnp.int32)
 
 
-def _batch(config: ConfigDict, policy: setup.Policy, part, learner: Learner) -> objective.RolloutBatch:
-  """Rows to train on, as `Learner.rows` makes them of all parts."""
+def _batch(config: ConfigDict, policy: setup.Policy, learner: Learner) -> objective.RolloutBatch:
+  """The rows of an update, as `Learner.parts` makes them."""
   s = config.rl
-  made = jax.tree.map(lambda x: jax.ShapeDtypeStruct((x.shape[0] * s.sample_parts, *x.shape[1:]), x.dtype), part)
-  samples = s.votes or s.group_size
-  rows = functools.partial(objective.rollout_rows, samples=samples, group=s.group_size)
-  batch = jax.eval_shape(rows, *_prompts(s.problems_per_step, s.prompt_tokens), made)
-  logp_BT = batch.sampler_logp_BT
-  batch = batch.replace(
-    ref_logp_BT=logp_BT if s.kl_beta else None, old_logp_BT=logp_BT if learner.updates > 1 else None
-  )
-  return _rows(policy.mesh, batch)
+  shape = (s.problems_per_step * s.group_size // learner.updates, s.prompt_tokens + s.response_tokens)
+  ints, floats = (jax.ShapeDtypeStruct(shape, dtype) for dtype in (jnp.int32, jnp.float32))
+  scores = floats if learner.updates > 1 else None, floats if s.kl_beta else None
+  return _rows(policy.mesh, objective.RolloutBatch(*[ints] * 3, *[floats] * 3, *scores))
 
 
 def compile_program(program: Program, done: dict, devices: int) -> Measured:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from ml_collections import ConfigDict
 
 from jaxrlvr import hosts, logbook, objective, reward, shard
 from jaxrlvr.analysis import shadow
+from jaxrlvr.data import pack
 from jaxrlvr.data import problems as problem_lists
 from jaxrlvr.policy.sample import STOP_LENGTH
 from jaxrlvr.stages import rollout, setup
@@ -25,10 +25,17 @@ from jaxrlvr.types import TrainingStopped
 from jaxrlvr.update import TrainState, update
 
 
+class Part(NamedTuple):
+  """What one update trains on."""
+
+  batch: objective.RolloutBatch
+  live: jax.Array  # its micro-batches that hold responses, the first ones
+
+
 class Learner(NamedTuple):
   """What turns a graded batch into updates; the same at every step."""
 
-  spec: object
+  policy: setup.Policy
   loss_fn: object
   optimizer: object
   updates: int  # updates a step
@@ -37,52 +44,56 @@ class Learner(NamedTuple):
   def scoring(self) -> dict:
     """Keywords of `objective.logp`."""
     s = self.settings
-    parts = s.microbatches * self.updates
-    return dict(spec=self.spec, start=s.prompt_tokens, temperature=s.temperature, parts=parts)
+    return dict(spec=self.policy.spec, temperature=s.temperature, parts=s.microbatches)
 
-  def logp(self, params, batch) -> jax.Array:
-    return objective.logp(params, batch, **self.scoring())
-
-  def rows(self, params, ref_params, prompts, drawn: rollout.Drawn) -> objective.RolloutBatch:
-    """What needs no reward, so that the device scores while verifiers grade. With one update a step the old policy is
-    the policy itself and needs no pass of its own."""
+  def weigh(self, length_PG, reward_PG, scored_PG):
+    """(weight of a token, advantage) of each response [P,G], on the device."""
     s = self.settings
-    batch = objective.rollout_rows(*prompts, drawn.rollout, samples=s.votes or s.group_size, group=s.group_size)
-    return batch.replace(
-      ref_logp_BT=None if ref_params is None else self.logp(ref_params, batch),
-      old_logp_BT=self.logp(params, batch) if self.updates > 1 else None,
-    )
-
-  def __call__(self, state: TrainState, rates, rows, graded) -> tuple[TrainState, dict]:
-    """All updates of one step."""
-    s = self.settings
-    batch = objective.weigh(
-      rows, *graded, baseline=s.baseline, scale_std=s.scale_std, reduce=s.reduce, updates=self.updates,
-      correction=s.correction, noise=s.correction_noise or s.noise,
+    return objective.weigh(
+      *hosts.put((length_PG, reward_PG, scored_PG), shard.named(self.policy.mesh)), max_tokens=s.response_tokens,
+      baseline=s.baseline, scale_std=s.scale_std, reduce=s.reduce, updates=self.updates, correction=s.correction,
+      noise=s.correction_noise or s.noise,
     )  # fmt: skip
-    several = []
-    parts = parts_of(batch, self.updates, s.group_size) if self.updates > 1 else [batch]
-    for part, rate in zip(parts, rates, strict=True):
-      state, metrics = update(
-        state, part, rate, loss_fn=self.loss_fn, optimizer=self.optimizer, microbatches=s.microbatches
+
+  def parts(self, params, ref_params, prompts: rollout.Prompts, drawn: rollout.Drawn, kept_PG=None) -> list[Part]:
+    """The batch of each update with its scores; responses that are not kept (None: all are) are left out.
+
+    Groups are dealt out to the updates in turn. With one update a step the old policy is the policy itself and needs
+    no pass of its own.
+    """
+    s, mesh, made = self.settings, self.policy.mesh, []
+    length_B = (prompts.length_P[:, None] + drawn.length_PG[:, : s.group_size]).reshape(-1)
+    kept_B = np.ones(len(length_B), bool) if kept_PG is None or not s.pack else kept_PG.reshape(-1)
+    shape = len(length_B) // self.updates, s.prompt_tokens + s.response_tokens
+    problems = hosts.put((prompts.tokens_PS, prompts.length_P), shard.named(mesh))
+    for mine in np.arange(len(length_B)).reshape(-1, self.updates, s.group_size).swapaxes(0, 1):
+      placed = pack.place(length_B, mine[kept_B[mine]], *shape, s.microbatches, s.pack)
+      where = hosts.put((placed.segments_RS, placed.positions_RS), shard.named(mesh, "batch"))
+      live = hosts.put(np.int32(placed.live), shard.named(mesh))
+      of = dict(samples=s.votes or s.group_size, group=s.group_size)
+      batch = objective.lay_out(*problems, drawn.rollout, *where, **of)
+      old, ref = (
+        None if who is None else objective.logp(who, batch, live, **self.scoring())
+        for who in (params if self.updates > 1 else None, ref_params)
       )
+      made.append(Part(batch.replace(old_logp_RS=old, ref_logp_RS=ref), live))
+    return made
+
+  def __call__(self, state: TrainState, rates, parts: list[Part], weight_PG, advantage_PG) -> tuple[TrainState, dict]:
+    """All updates of one step."""
+    several, how = [], dict(loss_fn=self.loss_fn, optimizer=self.optimizer, microbatches=self.settings.microbatches)
+    for part, rate in zip(parts, rates, strict=True):
+      state, metrics = update(state, objective.grade(part.batch, weight_PG, advantage_PG), rate, part.live, **how)
       several.append(metrics)
     return state, several[0] if self.updates == 1 else mean_metrics(several)
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def parts_of(batch, updates: int, group: int) -> list:
-  """The batch of each update: groups dealt out in turn, as `objective.weigh` weighted them."""
-  parts = shard.split_rows(batch, updates, group)
-  return [jax.tree.map(lambda x, i=i: x[i], parts) for i in range(updates)]
-
-
 @jax.jit
 def mean_metrics(several: list[dict]) -> dict:
-  """Metrics of a step's updates in one: largest for extremes and counts, else the mean."""
+  """Metrics of a step's updates in one: largest for extremes and counts, else the mean of those that have a value."""
   largest = ("sampling/logp_difference/max", "skipped_updates", "skipped_in_a_row")
   return {
-    name: (jnp.max if name in largest else jnp.mean)(jnp.stack([m[name] for m in several])) for name in several[0]
+    name: (jnp.max if name in largest else jnp.nanmean)(jnp.stack([m[name] for m in several])) for name in several[0]
   }
 
 
@@ -92,11 +103,11 @@ def make_learner(config: ConfigDict, policy: setup.Policy) -> tuple[Learner, np.
   updates = s.problems_per_step // (s.minibatch_problems or s.problems_per_step)
   optimizer, rates = setup.optimizer(s.optim, s.steps * updates)
   loss_fn = objective.grpo(
-    policy.spec, start=s.prompt_tokens, temperature=s.temperature, kl_beta=s.kl_beta, kl_estimator=s.kl_estimator,
+    policy.spec, temperature=s.temperature, kl_beta=s.kl_beta, kl_estimator=s.kl_estimator,
     clip_low=s.clip_low, clip_high=s.clip_high, dual_clip=s.dual_clip or None, ratio=s.ratio,
     importance_cap=s.importance_cap or None,
   )  # fmt: skip
-  return Learner(policy.spec, loss_fn, optimizer, updates, s), rates
+  return Learner(policy, loss_fn, optimizer, updates, s), rates
 
 
 class Judged(NamedTuple):
@@ -140,7 +151,7 @@ def trained(graded: reward.Graded, group: int) -> reward.Graded:
 
 
 def host_metrics(judged: Judged, drawn: rollout.Drawn, rows, group: int, binary: bool) -> dict:
-  """What the host can say of a step: rewards, shadow truth, lengths."""
+  """What the host can say of a step: rewards, shadow truth, lengths, and what the sampler saw of every response."""
   paid, true = trained(judged.paid, group), trained(judged.true, group)
   value, scored = paid.value_PG, paid.scored_PG
   groups = [v[s] for v, s in zip(value, scored, strict=True) if s.any()]
@@ -153,6 +164,8 @@ def host_metrics(judged: Judged, drawn: rollout.Drawn, rows, group: int, binary:
     "completions/mean_length": drawn.length_PG.mean(),
     "completions/clipped_ratio": (drawn.stop_PG == STOP_LENGTH).mean(),
   }
+  for name, statistic in (("entropy", "entropy"), ("self_certainty", "certainty")):
+    metrics[name] = np.average(drawn.answers.statistics[statistic][:, :group], weights=drawn.length_PG[:, :group])
   for name, part in judged.parts.items():
     kept = part.value_PG[:, :group][part.scored_PG[:, :group]]
     metrics |= {f"rewards/{name}/mean": shadow.mean(kept), f"rewards/{name}/std": kept.std() if len(kept) else np.nan}
@@ -203,18 +216,21 @@ def rl(config: ConfigDict, workdir: str | Path) -> dict:
         batch, occurrence_P = problem_lists.batch(problems, config.seed, step, s.problems_per_step)
         prompts = sampler.prompts(batch, ids, occurrence_P)
         drawn = sampler(sampler.weights(state.params), prompts, step)
-        on_device = hosts.put((prompts.tokens_PS, prompts.length_P), shard.named(policy.mesh, "batch"))
-        rows = learner.rows(state.params, ref_params, on_device, drawn)
+        given = (state.params, ref_params, prompts, drawn)
+        parts = None if ref_params is None else learner.parts(*given)  # the device scores while verifiers grade
         judged = judge(terms, s.noise, drawn.answers, label_right, service.grade)
         paid = np.where(judged.paid.scored_PG, judged.paid.value_PG, np.nan).tolist()
         told = rollout.records(drawn, step, judged.true, reward=paid)
         logbook.write_jsonl(run.workdir / "rollouts" / f"step_{step:06d}.jsonl", told)
         graded = trained(judged.paid, s.group_size)
         stop_if_unscored(step, graded, s.max_unscored)
-        up = hosts.put((graded.value_PG, graded.scored_PG), shard.named(policy.mesh, "batch"))
+        lengths_PG = drawn.length_PG[:, : s.group_size]
+        weight_PG, advantage_PG = learner.weigh(lengths_PG, graded.value_PG, graded.scored_PG)
+        if parts is None:  # without a KL term a response without advantage has no gradient
+          parts = learner.parts(*given, hosts.fetch(advantage_PG) != 0)
         step_rates = rates[(step - 1) * learner.updates : step * learner.updates]
         rates_up = hosts.put(list(step_rates), shard.named(policy.mesh))
-        state, metrics = learner(state, rates_up, rows, up)
+        state, metrics = learner(state, rates_up, parts, weight_PG, advantage_PG)
         metrics |= host_metrics(judged, drawn, told, s.group_size, reward.is_binary(terms))
         metrics |= {"learning_rate": step_rates[-1]}
         if step == s.steps or (config.evaluate.every and step % config.evaluate.every == 0):

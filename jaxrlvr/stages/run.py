@@ -42,6 +42,7 @@ _HARMLESS = (
   "chain",
   "evaluate.problems_per_batch",
   "rl.sample_parts",
+  "rl.pack",
   *(f"{stage}.microbatches" for stage in ("pretrain", "cpt", "sft", "rl")),
   *(f"model.{name}" for name in ("attention", "remat", "unroll", "vocab_chunk")),
   "plan.",
