@@ -62,7 +62,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c.model.dtype = "float32"  # of activations: float32 | bfloat16; masters are float32
   c.model.unroll = 3  # layers a step of the scan over layers runs
   c.model.vocab_chunk = 8192  # columns of the head that scoring holds at once
-  c.model.attention = "auto"  # reference | xla | cudnn (GPU) | splash (TPU, Pallas); auto: the platform's
+  c.model.attention = "auto"  # reference | mapped | xla | cudnn (GPU) | splash (TPU, Pallas); auto: the platform's
   # What is kept of a layer for the backward pass: none (no recomputation: all is kept) | dots (the products with
   # weights) | full (recomputes the layer from its input: least memory, a third more work).
   c.model.remat = "none"

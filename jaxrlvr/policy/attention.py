@@ -33,6 +33,37 @@ def reference(q_BHTh, k_BKTh, v_BKTh, segments_BT):
   return jnp.einsum("bkgts,bksh->bkgth", weight, v_BKTh).reshape(q_BHTh.shape)
 
 
+def mapped(q_BHTh, k_BKTh, v_BKTh, segments_BT):
+  """One row and KV head after another, whose scores stay in a CPU's cache and are made again in the backward pass."""
+
+  @jax.checkpoint
+  def one(x):
+    q_gTh, k_Th, v_Th, seen_TS = x
+    score = jnp.einsum("nh,sh->ns", q_gTh.reshape(-1, q_gTh.shape[-1]), k_Th, preferred_element_type=jnp.float32)
+    score = (score * q_gTh.shape[-1] ** -0.5).reshape(len(q_gTh), *seen_TS.shape)
+    weight = jax.nn.softmax(jnp.where(seen_TS, score, NEGATIVE), -1).astype(v_Th.dtype)
+    return (weight.reshape(-1, weight.shape[-1]) @ v_Th).reshape(q_gTh.shape)
+
+  def row(x):
+    *heads, segments_1T = x
+    seen_TS = _seen_BTS(segments_1T[None])[0]
+    return jax.lax.map(lambda head: one((*head, seen_TS)), tuple(heads))
+
+  def local(q, k, v, segments):
+    return jax.lax.map(row, (q.reshape(*k.shape[:2], -1, *q.shape[2:]), k, v, segments)).reshape(q.shape)
+
+  return _on_mesh(local, q_BHTh, k_BKTh, v_BKTh, segments_BT)
+
+
+def _on_mesh(local, q_BHTh, k_BKTh, v_BKTh, segments_BT):
+  """Each device works on its own rows and heads."""
+  if jax.sharding.get_abstract_mesh().empty:
+    return local(q_BHTh, k_BKTh, v_BKTh, segments_BT)
+  q, kv = (shard.spec("batch", axis, None, None) for axis in ("heads", "kv_heads"))
+  on_mesh = jax.shard_map(local, in_specs=(q, kv, kv, shard.spec("batch", None)), out_specs=q, check_vma=False)
+  return on_mesh(q_BHTh, k_BKTh, v_BKTh, segments_BT)
+
+
 def _library(q_BHTh, k_BKTh, v_BKTh, segments_BT, implementation: str):
   """`jax.nn.dot_product_attention`, which wants [B,T,heads,h]."""
   q, k, v = (x.swapaxes(1, 2) for x in (q_BHTh, k_BKTh, v_BKTh))
@@ -66,16 +97,13 @@ def splash(q_BHTh, k_BKTh, v_BKTh, segments_BT, *, interpret: bool = False):
     out = jax.vmap(heads)(q, k, v, kernels.SegmentIds(segments, segments))
     return out.reshape(out.shape[0], -1, *out.shape[3:])[:, :, :time, :head_dim]
 
-  if jax.sharding.get_abstract_mesh().empty:
-    return local(q_BHTh, k_BKTh, v_BKTh, segments_BT)
-  q, kv = (shard.spec("batch", axis, None, None) for axis in ("heads", "kv_heads"))
-  on_mesh = jax.shard_map(local, in_specs=(q, kv, kv, shard.spec("batch", None)), out_specs=q, check_vma=False)
-  return on_mesh(q_BHTh, k_BKTh, v_BKTh, segments_BT)
+  return _on_mesh(local, q_BHTh, k_BKTh, v_BKTh, segments_BT)
 
 
 # How whole rows attend. Keys: values of `model.attention` but for "auto".
 ATTENTION: dict[str, Callable] = {
   "reference": reference,
+  "mapped": mapped,
   "xla": functools.partial(_library, implementation="xla"),
   "cudnn": functools.partial(_library, implementation="cudnn"),
   "splash": splash,
