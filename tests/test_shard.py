@@ -161,7 +161,7 @@ def test_splash_works_on_the_rows_and_heads_of_each_device():
 def test_auto_takes_what_fits_the_platform():
   cases = {("tpu", "bfloat16"): "splash", ("gpu", "bfloat16"): "cudnn", ("gpu", "float32"): "reference"}
   assert {case: attention.resolve("auto", *case) for case in cases} == cases
-  assert attention.resolve("auto", "cpu", "float32") == "reference"
+  assert attention.resolve("auto", "cpu", "float32") == "mapped"
   assert attention.resolve("xla", "tpu", "float32") == "xla"
 
 

@@ -24,7 +24,7 @@ def _seen_BTS(segments_BT: jax.Array) -> jax.Array:
 
 
 def reference(q_BHTh, k_BKTh, v_BKTh, segments_BT):
-  """Plain products in the layout [B,K,..]: the fastest on CPU, and what the others are compared with."""
+  """Plain products in the layout [B,K,..]: what the others are compared with."""
   batch, _, time, head_dim = q_BHTh.shape
   q_BKgTh = q_BHTh.reshape(batch, k_BKTh.shape[1], -1, time, head_dim)
   score = jnp.einsum("bkgth,bksh->bkgts", q_BKgTh, k_BKTh, preferred_element_type=jnp.float32) * head_dim**-0.5
@@ -109,7 +109,12 @@ ATTENTION: dict[str, Callable] = {
   "splash": splash,
 }
 # What "auto" takes, by platform and dtype of activations.
-AUTO = {("tpu", "float32"): "splash", ("tpu", "bfloat16"): "splash", ("gpu", "bfloat16"): "cudnn"}
+AUTO = {
+  ("cpu", "float32"): "mapped",
+  ("gpu", "bfloat16"): "cudnn",
+  ("tpu", "float32"): "splash",
+  ("tpu", "bfloat16"): "splash",
+}
 
 
 def resolve(name: str, platform: str, dtype: str) -> str:
