@@ -30,16 +30,19 @@ def rms_norm(x: jax.Array, scale_D: jax.Array, eps: float) -> jax.Array:
   return wide.astype(x.dtype) * scale_D
 
 
-def rope_angles(positions_BT: jax.Array, spec: Spec) -> tuple[jax.Array, jax.Array]:
-  """cos and sin [B,1,T,h/2] in float32 (bfloat16 can't tell positions beyond 256 apart), scaled if set."""
+def rope_table(most: int, spec: Spec) -> tuple[jax.Array, jax.Array]:
+  """cos and sin [most, h/2] of positions 0.., in float32 (bfloat16 can't tell those beyond 256 apart), scaled if set.
+
+  A table, because a compiler would put the cosines of each element into each layer.
+  """
   frequency = spec.rope_theta ** (-jnp.arange(0, spec.head_dim, 2, dtype=jnp.float32) / spec.head_dim)
   if (scaling := spec.rope_scaling) is not None:
     turns = scaling.original_max_position * frequency / (2 * jnp.pi)
     smooth = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
     smooth = jnp.clip(smooth, 0.0, 1.0)
     frequency = frequency * (smooth + (1.0 - smooth) / scaling.factor)
-  angle = positions_BT[:, None, :, None].astype(jnp.float32) * frequency
-  return jnp.cos(angle), jnp.sin(angle)
+  angle_Mh = jnp.arange(most, dtype=jnp.float32)[:, None] * frequency
+  return jnp.cos(angle_Mh), jnp.sin(angle_Mh)
 
 
 def rotate(x_BHTh: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
@@ -85,19 +88,20 @@ def _layer(x_BTD, w, angles, attend, cache, spec: Spec):
   return shard.constrain(x_BTD + y_nD.reshape(x_BTD.shape), "batch", None, None), cache
 
 
-def forward(params, tokens_BT, positions_BT, attend: Attend, cache, spec: Spec, angles=None):
+def forward(params, tokens_BT, positions_BT, attend: Attend, cache, spec: Spec, table=None):
   """Final hidden states [B,T,D] (normed, before the head) and the new cache.
 
   A cache that is a tuple, one entry a layer, goes through unrolled layers (a scan would copy it each token) and comes
   back as one; with None the layers are one scan, and nothing comes back. `params` must be in the compute dtype
-  (`cast`) or 8 bits, weights of layers stacked or, for unrolled layers, a tuple with those of each. angles:
-  `rope_angles` of the positions, from a loop that makes them once for all its tokens.
+  (`cast`) or 8 bits, weights of layers stacked or, for unrolled layers, a tuple with those of each.
+  Positions lie below T, or in `table` (`rope_table`), which a loop makes once for all its tokens.
   """
   stacked = {name: params[name] for name, leaf in leaves(spec).items() if leaf.layered}
   x_BTD = plain(jax.tree.map(lambda table: table[tokens_BT], params["embed"]), spec.dtype)
   x_BTD = shard.constrain(x_BTD, "copies", None, "embed")  # no device gathers the table
   x_BTD = shard.constrain(x_BTD, "batch", None, None)
-  angles = rope_angles(positions_BT, spec) if angles is None else angles
+  table = rope_table(positions_BT.shape[1], spec) if table is None else table
+  angles = tuple(x_Mh[positions_BT][:, None] for x_Mh in table)
   if isinstance(cache, tuple):
     new = []
     for i, entry in enumerate(cache):

@@ -352,8 +352,7 @@ def decode(weights, prompt: _Prompt, blocks, live, state: _State, t, stops, spec
   """(live block, state, t, live rows of the fullest shard) once at most `enough` of these are left, the block is full
   or `s.max_tokens` are made. blocks: the full ones; t: tokens of each response so far, less one."""
   first = len(blocks) * s.slots
-  # [1,1,M,h/2] of all positions: a compiler would put the cosines into the loop, and there into every layer
-  table = fwd.rope_angles(jnp.arange(prompt.mask_PS.shape[1] + s.max_tokens)[None], spec)
+  table = fwd.rope_table(prompt.mask_PS.shape[1] + s.max_tokens, spec)
 
   def go_on(carry):
     t, state, _ = carry
@@ -363,9 +362,8 @@ def decode(weights, prompt: _Prompt, blocks, live, state: _State, t, stops, spec
     t, state, live = carry
     attend = _decode_attend(prompt, blocks, t - first, s)
     positions_R1 = (state.prompt_R + t)[:, None]
-    angles = tuple(x[0, 0, positions_R1][:, None] for x in table)
     layers = tuple(enumerate(live))
-    hidden, cache = fwd.forward(weights, state.last_R[:, None], positions_R1, attend, layers, spec, angles)
+    hidden, cache = fwd.forward(weights, state.last_R[:, None], positions_R1, attend, layers, spec, table)
     state = _emit(state, _logits(weights, hidden[:, 0], spec), t + 1, s, stops, spec.known_vocab)
     return t + 1, state, tuple(block for _, block in cache)
 
