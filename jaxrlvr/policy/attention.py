@@ -1,7 +1,7 @@
 """Attention of whole rows, one function a platform; which one runs is a value of the config.
 
 Each takes q_BHTh, k_BKTh, v_BKTh (K divides H) and segments_BT, and returns out_BHTh: a token sees the tokens of its
-own segment up to itself, scores are scaled by 1/sqrt(h). What stands at padding (segment 0) is finite, without meaning.
+own segment, whose slots stand side by side, up to itself; scores are scaled by 1/sqrt(h). What stands at padding (segment 0) is finite, without meaning.
 """
 
 from __future__ import annotations
@@ -20,8 +20,12 @@ _LANES = 128  # of a TPU: the kernel's blocks and head width are multiples
 
 
 def _seen_BTS(segments_BT: jax.Array) -> jax.Array:
+  """From the first slot of its segment on: a comparison with one number a query, which compilers turn into vectors."""
   slots = jnp.arange(segments_BT.shape[1])
-  return (segments_BT[:, :, None] == segments_BT[:, None, :]) & (slots[:, None] >= slots)
+  changes_BT = jnp.pad(segments_BT[:, 1:] != segments_BT[:, :-1], ((0, 0), (1, 0)))
+  first_BT = jax.lax.cummax(jnp.where(changes_BT, slots, 0), axis=1)
+  after_BTS = (slots - first_BT[..., None]).astype(jnp.uint32)  # before it: beyond all numbers
+  return after_BTS <= (slots - first_BT)[..., None].astype(jnp.uint32)
 
 
 def reference(q_BHTh, k_BKTh, v_BKTh, segments_BT):
