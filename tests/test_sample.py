@@ -1,6 +1,7 @@
 """The sampler against the scorer, exact probabilities, greedy golden tokens, and what a sample may depend on."""
 
 import dataclasses
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from test_policy import read_checkpoint
 
-from jaxrlvr import keys
+from jaxrlvr import keys, shard
 from jaxrlvr.policy import sample as sampler
 from jaxrlvr.policy.int8 import plain
 from jaxrlvr.policy.sample import STOP_EOS, STOP_LENGTH, STOP_STRING, Sampling, decode, draw, lay_out, sample
@@ -235,3 +236,28 @@ def test_positions_streams_and_problems_draw_apart():
   other = keys.rows(keys.address(0, "other", 0), np.arange(64, dtype=np.uint32), np.zeros((64, 1), np.int32))
   assert np.mean(at[0] == np.asarray(draw(flat, other, 0, s)[0])) < 0.3
   assert len({int(keys.problem_hash(f"p{i}")) for i in range(100)}) == 100
+
+
+@pytest.mark.parametrize("cores,threads", [(1, 1), (2, 2), (3, 2)])
+def test_a_cpu_samples_a_part_of_the_batch_on_each_core(spec, params, monkeypatch, cores, threads):
+  """As many parts as divide the problems, and the samples of one."""
+  ran, part = [], sampler._part
+  monkeypatch.setattr(sampler, "_part", lambda *given: (ran.append(threading.get_ident()), part(*given))[1])
+  monkeypatch.setattr(sampler.os, "sched_getaffinity", lambda _: range(cores), raising=False)
+  tokens, lengths = prompts([3, 6, 2, 4], high=20)
+  given = (params, tokens, lengths, row_keys([11, 12, 13, 14], 4), automaton((), [b"x"] * 24), spec)
+  s = Sampling(group=4, max_tokens=10, eos_ids=EOS, shrink=0)
+  whole = sample(*given, s)  # too few rows for two threads
+  assert ran == [threading.get_ident()]
+  monkeypatch.setattr(sampler, "_ROWS", 4)
+  parts = sample(*given, s)
+  assert len(ran) == 1 + threads and (threading.get_ident() in ran[1:]) == (threads == 1)
+  for name in ("tokens_BT", "length_B", "stop_B"):
+    np.testing.assert_array_equal(getattr(parts, name), getattr(whole, name))
+  np.testing.assert_allclose(parts.model_logp_BT, whole.model_logp_BT, atol=1e-5)
+
+
+def test_several_devices_share_a_batch_by_the_mesh_alone(spec, params):
+  mesh = shard.make_mesh(data=2, devices=jax.devices()[:2])
+  spread = jax.device_put(params, shard.named(mesh))
+  assert sampler._threads(spread, 64, 64) == 1

@@ -1,7 +1,8 @@
 """Attention of whole rows, one function a platform; which one runs is a value of the config.
 
 Each takes q_BHTh, k_BKTh, v_BKTh (K divides H) and segments_BT, and returns out_BHTh: a token sees the tokens of its
-own segment, whose slots stand side by side, up to itself; scores are scaled by 1/sqrt(h). What stands at padding (segment 0) is finite, without meaning.
+own segment, whose slots stand side by side, up to itself; scores are scaled by 1/sqrt(h). What stands at padding
+(segment 0) is finite, without meaning.
 """
 
 from __future__ import annotations

@@ -458,7 +458,7 @@ _ROWS = 64  # of a thread on a CPU, at least
 
 
 def _threads(weights, problems: int, group: int) -> int:
-  """Parts of the batch that are sampled at once: on a CPU one a core, since most of a step is too small to share out."""
+  """Parts of the batch that are sampled at once: on a CPU one a core, for most of a step is too small to share out."""
   (device, *others) = jax.tree.leaves(weights)[0].sharding.device_set
   if device.platform != "cpu" or others:
     return 1
@@ -468,7 +468,7 @@ def _threads(weights, problems: int, group: int) -> int:
 
 @functools.partial(jax.jit, static_argnums=1)
 def _cut(arrays, parts: int):
-  return [jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:])[i], arrays) for i in range(parts)]
+  return list(zip(*(jnp.split(x, parts) for x in arrays), strict=True))
 
 
 _join = jax.jit(lambda made: jax.tree.map(lambda *x: jnp.concatenate(x), *made))

@@ -153,8 +153,8 @@ def _stats_backward(known, chunk, scale, kept, gradient):
 
     def tokens(i, carry):
       d_hidden, d_piece = carry
-      here, aim, log_z, entropy, g_logp, g_entropy, g_certainty = (x[:, i, :, None] for x in (hidden, target, *by_token))
-      here = here[:, :, 0]
+      aim, log_z, entropy, g_logp, g_entropy, g_certainty = (x[:, i, :, None] for x in (target, *by_token))
+      here = hidden[:, i]
       logp = _logits(here, piece, scale) - log_z
       p = jnp.exp(logp)
       d = g_logp * ((aim == id_C) - p) - g_entropy * p * (logp + entropy)
