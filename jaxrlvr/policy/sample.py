@@ -466,9 +466,10 @@ def _threads(weights, problems: int, group: int) -> int:
   return max(n for n in range(1, most + 1) if n == 1 or not (problems % n or problems // n * group < _ROWS))
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def _cut(arrays, parts: int):
-  return list(zip(*(jnp.split(x, parts) for x in arrays), strict=True))
+@functools.partial(jax.jit, static_argnums=2)
+def _cut(arrays, stops, parts: int):
+  """(arrays of each part, stops), all on the device."""
+  return list(zip(*(jnp.split(x, parts) for x in arrays), strict=True)), stops
 
 
 _join = jax.jit(lambda made: jax.tree.map(lambda *x: jnp.concatenate(x), *made))
@@ -483,20 +484,20 @@ def sample(weights, prompt_PS, prompt_length_P, keys_B, stops, spec: Spec, s: Sa
   the batch is cut into on the mesh, rows are compacted inside each.
 
   The host chooses between programs as responses end: their number is at most (halvings + 1) * blocks of the cache, and
-  the first call of a shape compiles them all.
+  the first call of a shape compiles them all. On a CPU each core samples a part of the batch, if it has rows enough.
   """
   if not isinstance(weights["q"], tuple):
     weights = lay_out(spec, None, s.int8)(weights)
-  mesh = jax.sharding.get_mesh()
-
-  def part(given):
-    with contextlib.nullcontext() if mesh.empty else jax.set_mesh(mesh):  # which a thread does not know
-      return _part(weights, *given, stops, spec, s, shards)
-
   parts, given = _threads(weights, len(prompt_PS), s.group), (prompt_PS, prompt_length_P, keys_B)
   if parts == 1:
     return _part(weights, *given, stops, spec, s, shards)
-  first, *rest = _cut(given, parts)
+  (first, *rest), stops = _cut(given, stops, parts)
+  mesh = jax.sharding.get_mesh()  # a thread knows neither mesh nor guard
+
+  def part(given):
+    with contextlib.nullcontext() if mesh.empty else jax.set_mesh(mesh), jax.transfer_guard("disallow"):
+      return _part(weights, *given, stops, spec, s, shards)
+
   with concurrent.futures.ThreadPoolExecutor(parts) as pool:
     made = pool.submit(part, first)
     if _shape(first[0], stops, spec, s, shards) not in _WARM:
