@@ -10,7 +10,7 @@ def get_config(arg=""):
   for stage in (c.pretrain, c.cpt, c.sft):
     stage.steps, stage.rows, stage.microbatches = 6, 4, 2
   c.rl.steps, c.rl.problems_per_step, c.rl.group_size, c.rl.microbatches = 4, 8, 4, 2
-  c.rl.response_tokens = 12
+  c.rl.response_tokens, c.rl.shrink = 12, 1
   c.problems.count, c.heldout.count = 4, 6
   c.evaluate.every, c.evaluate.samples, c.evaluate.pass_k = 2, 4, (1, 4)
   c.evaluate.problems_per_batch = 4
