@@ -69,7 +69,7 @@ def test_rl_writes_what_the_design_promises(chain):
     assert {"prompt", "text", "logp", "stop", "true_reward", "label", "truth", "faithfulness"} <= set(drawn[0])
   assert len(set(ids)) == 128
   held = logbook.read_jsonl(workdir / "evals" / "heldout_000002.jsonl")
-  assert len(held) == 24 and len({(r["problem"], r["sample"]) for r in held}) == 24
+  assert len(held) == 40 and len({(r["problem"], r["sample"]) for r in held}) == 40
   train = {r["problem"] for r in drawn}
   assert not train & {r["problem"] for r in held}
   for name in ("config.json", "manifest.json", "policy.json", "tokenizer.model"):

@@ -81,7 +81,8 @@ def batch(rich_spec, rich_params, drawn):
 
 @pytest.fixture(scope="module")
 def loss_fn(rich_spec):
-  return objective.grpo(rich_spec, temperature=1.0, kl_beta=0.05, kl_estimator="k3", clip_low=0.2, clip_high=0.2)
+  how = dict(clip_low=0.2, clip_high=0.2, dual_clip=3.0)
+  return objective.grpo(rich_spec, temperature=1.0, kl_beta=0.05, kl_estimator="k3", **how)
 
 
 gradient_of = jax.jit(accumulate, static_argnums=(0, 3))  # (loss_fn, params, batch, parts[, live])
@@ -98,17 +99,15 @@ def test_microbatches_never_change_the_gradient(loss_fn, rich_params, batch):
       np.testing.assert_allclose(part_metrics[name], metrics[name], atol=1e-5, err_msg=name)
 
 
-def test_on_policy_step_is_reinforce_plus_kl(rich_spec, rich_params, batch):
-  """The gradient of an on-policy step is that of -A * log p, nothing of clipping is left."""
-  clipped = objective.grpo(
-    rich_spec, temperature=1.0, kl_beta=0.0, kl_estimator="k3", clip_low=0.2, clip_high=0.2, dual_clip=3.0
-  )
-  got, _, metrics = gradient_of(clipped, rich_params, batch, 1)
+def test_on_policy_step_is_reinforce_plus_kl(loss_fn, rich_spec, rich_params, batch):
+  """The gradient of an on-policy step is that of -A * log p and of k3, nothing of clipping is left."""
+  got, _, metrics = gradient_of(loss_fn, rich_params, batch, 1)
 
   def reinforce(params):
     logp = score(params, batch.tokens_RS, batch.positions_RS, batch.segments_RS, rich_spec).logp_BT
-    mask, advantage = batch.weights_RS[:, 1:] > 0, batch.advantage_RS[:, 1:]
-    return -jnp.sum(jnp.where(mask, masked.token_weights(mask, "token-mean", 8) * advantage * logp, 0.0))
+    mask, advantage, ref = batch.weights_RS[:, 1:] > 0, batch.advantage_RS[:, 1:], batch.ref_logp_RS[:, 1:]
+    k3 = jnp.exp(ref - logp) - (ref - logp) - 1
+    return -jnp.sum(jnp.where(mask, masked.token_weights(mask, "token-mean", 8) * (advantage * logp - 0.05 * k3), 0.0))
 
   want = jax.jit(jax.grad(reinforce))(rich_params)
   for name in want:
@@ -129,9 +128,12 @@ def test_a_group_without_spread_and_an_unscored_row_teach_nothing(loss_fn, rich_
 # Settings of the loss, settings of the weights, updates a step.
 PACKED = {
   "token mean": (dict(kl_beta=0.0), {}, 1),
-  "constant length, KL": (dict(kl_beta=0.5), dict(reduce="constant-length"), 1),
-  "sequence mean, two updates": (dict(kl_beta=0.0, clip_high=0.05), dict(reduce="sequence-mean-token-mean"), 2),
-  "GSPO, two updates": (dict(kl_beta=0.0, ratio="sequence", clip_low=1e-3, importance_cap=1.1), {}, 2),
+  "constant length, KL, two updates": (dict(kl_beta=0.5, clip_high=0.05), dict(reduce="constant-length"), 2),
+  "GSPO, two updates": (
+    dict(kl_beta=0.0, ratio="sequence", clip_low=1e-3, importance_cap=1.1),
+    dict(reduce="sequence-mean-token-mean"),
+    2,
+  ),
 }
 
 

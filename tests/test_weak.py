@@ -20,7 +20,7 @@ from jaxrlvr.types import InputError, Problem, Verdict
 
 def run(stage, workdir, **changes):
   """(exit code) of a stage of the smoke config; `__` in a key stands for a dot."""
-  argv = [stage, "--config=smoke", f"--workdir={workdir}"]
+  argv = [stage, "--config=smoke", f"--workdir={workdir}", "--config.rl.shrink=0"]
   argv += [f"--config.{key.replace('__', '.')}={value}" for key, value in changes.items()]
   with pytest.raises(SystemExit) as stop:
     main.run([str(a) for a in argv])
