@@ -7,4 +7,4 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 install_jaxrlvr '.[test]'
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
-exec .venv/bin/python -m pytest -n "${JAXRLVR_WORKERS:-2}" --dist=loadscope "$@"
+exec .venv/bin/python -m pytest -n "${JAXRLVR_WORKERS:-2}" --dist=loadscope --no-loadscope-reorder "$@"

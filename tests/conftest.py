@@ -36,6 +36,14 @@ def pytest_configure(config):
     jax.config.update(name, value)
 
 
+FIRST = ("stages", "sample", "update", "weak", "shard", "hosts")  # the longest modules, so that workers end together
+
+
+def pytest_collection_modifyitems(items):
+  order = [f"test_{name}" for name in FIRST]
+  items.sort(key=lambda item: order.index(item.module.__name__) if item.module.__name__ in order else len(order))
+
+
 def pytest_unconfigure(config):
   if config.own_programs:
     shutil.rmtree(config.own_programs)

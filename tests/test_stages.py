@@ -325,7 +325,7 @@ def test_nothing_is_compiled_after_the_first_steps(tmp_path, chain, monkeypatch)
   monkeypatch.setattr(sample, "_WARM", set())
   jax.monitoring.register_event_duration_secs_listener(listen)
   try:
-    options = ["--config.rl.steps=8", "--config.checkpoint.every=4", "--config.evaluate.every=4"]
+    options = ["--config.rl.steps=8", "--config.checkpoint.every=1", "--config.evaluate.every=4"]
     init = f"--config.init={chain / 'sft-thinking'}"
     assert run("rl", "--config=smoke", f"--workdir={tmp_path / 'rl'}", init, *options) == 0
   finally:

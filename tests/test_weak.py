@@ -38,7 +38,7 @@ def init(tmp_path_factory):
   return folder / "sft"
 
 
-QUICK = dict(rl__steps=2, evaluate__every=0, heldout__count=4, checkpoint__every=10)
+QUICK = dict(rl__steps=2, evaluate__every=0, heldout__count=8, checkpoint__every=10)
 
 
 def metrics(workdir):
