@@ -127,10 +127,10 @@ def test_filter_subset_rl(tmp_path, init, capsys):
   assert run("subset", tmp_path / "no", problems__count=4) == 2
   assert "run `jaxrlvr filter` first" in capsys.readouterr().err
   assert (
-    run("filter", tmp_path / "none", init=init, problems__count=4, filter__samples=4, filter__low=4, filter__high=4)
+    run("filter", tmp_path / "none", init=init, problems__count=8, filter__samples=4, filter__low=4, filter__high=4)
     == 2
   )
-  assert "none of 4 problems" in capsys.readouterr().err
+  assert "none of 8 problems" in capsys.readouterr().err
 
 
 def test_a_filter_keeps_its_range_alone(tmp_path, init):
