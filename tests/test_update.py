@@ -125,10 +125,10 @@ def test_a_group_without_spread_and_an_unscored_row_teach_nothing(loss_fn, rich_
     np.testing.assert_array_equal(one[name], two[name])
 
 
-# Settings of the loss, settings of the weights, updates a step.
+# Settings of the loss, settings of the weights, updates a step. With KL there is an old policy too.
 PACKED = {
   "token mean": (dict(kl_beta=0.0), {}, 1),
-  "constant length, KL, two updates": (dict(kl_beta=0.5, clip_high=0.05), dict(reduce="constant-length"), 2),
+  "constant length, KL": (dict(kl_beta=0.5, clip_high=0.05), dict(reduce="constant-length"), 1),
   "GSPO, two updates": (
     dict(kl_beta=0.0, ratio="sequence", clip_low=1e-3, importance_cap=1.1),
     dict(reduce="sequence-mean-token-mean"),
@@ -142,8 +142,7 @@ def test_packed_rows_have_the_gradient_of_single_ones(name, rich_spec, rich_para
   """With all that can be left out left out."""
   given, how, updates = PACKED[name]
   fn = objective.grpo(rich_spec, temperature=1.0, kl_estimator="k3", **given)
-  fields = ("ref_logp_RS",) * (given["kl_beta"] > 0) + ("old_logp_RS",) * (updates > 1)
-
+  fields = ("ref_logp_RS", "old_logp_RS") if given["kl_beta"] else ("old_logp_RS",) * (updates > 1)
   parts = 8 // updates
 
   def gradients(**layout):
