@@ -9,7 +9,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from jaxrlvr import stopping
+from jaxrlvr import pages, stopping
 from jaxrlvr.types import InputError, StorageError, TrainingStopped
 
 HELP = {
@@ -100,6 +100,7 @@ def execute(flags: argparse.Namespace, overrides: dict[str, str]) -> dict:
 def run(argv: Sequence[str] | None = None) -> None:
   """Entry point of the console script; always ends by SystemExit with one of the documented codes."""
   stopping.install()
+  pages.keep()
   flags, overrides = parse(sys.argv[1:] if argv is None else argv)
   logging.basicConfig(level=logging.DEBUG if flags.debug else logging.WARNING, format="%(levelname)s %(message)s")
   for noisy in ("absl", "orbax"):  # what goes wrong is told in one line of our own

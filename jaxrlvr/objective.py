@@ -30,7 +30,8 @@ def language_modelling(spec: Spec) -> LossFn:
   """Cross-entropy in nats a target token."""
 
   def loss_fn(params, batch: TextBatch):
-    scores = score(params, batch.tokens_BT, batch.positions_BT, batch.segments_BT, spec)
+    wanted_BT = batch.weights_BT > 0
+    scores = score(params, batch.tokens_BT, batch.positions_BT, batch.segments_BT, spec, wanted_BT=wanted_BT)
     weights_BT = batch.weights_BT[:, 1:]
     metrics = {"entropy": jnp.sum(jnp.where(weights_BT > 0, weights_BT * scores.entropy_BT, 0.0))}
     return -jnp.sum(jnp.where(weights_BT > 0, weights_BT * scores.logp_BT, 0.0)), metrics
@@ -54,11 +55,13 @@ class RolloutBatch:
 
 @functools.partial(jax.jit, static_argnames=("spec", "parts", "temperature"))
 def logp(params, batch: RolloutBatch, live, spec: Spec, *, temperature: float, parts: int) -> jax.Array:
-  """log-probability [R,S] of the tokens in the first `live` of `parts` parts of the rows, 0 in the others."""
-  rows = shard.split_rows((batch.tokens_RS, batch.positions_RS, batch.segments_RS), parts)
+  """log-probability [R,S] of the responses' tokens in the first `live` of `parts` parts of the rows, else 0."""
+  rows = (batch.tokens_RS, batch.positions_RS, batch.segments_RS, batch.weights_RS > 0)
+  rows = shard.split_rows(rows, parts)
 
   def part(i, done):
-    found = score(params, *shard.part(rows, i), spec, temperature=temperature).logp_BT
+    *where, wanted_RS = shard.part(rows, i)
+    found = score(params, *where, spec, temperature=temperature, wanted_BT=wanted_RS).logp_BT
     return jax.lax.dynamic_update_index_in_dim(done, jnp.pad(found, ((0, 0), (1, 0))), i, 0)
 
   none = shard.constrain(jnp.zeros(rows[0].shape), None, "batch", None)
@@ -130,7 +133,8 @@ def grpo(spec: Spec, *, temperature: float, kl_beta: float, kl_estimator: str, *
   """
 
   def loss_fn(params, batch: RolloutBatch):
-    here = score(params, batch.tokens_RS, batch.positions_RS, batch.segments_RS, spec, temperature=temperature).logp_BT
+    where, wanted_RS = (batch.tokens_RS, batch.positions_RS, batch.segments_RS), batch.weights_RS > 0
+    here = score(params, *where, spec, temperature=temperature, wanted_BT=wanted_RS).logp_BT
     batch = jax.tree.map(lambda x_RS: x_RS[:, 1:], batch)
     weights, mask, sampler = batch.weights_RS, batch.weights_RS > 0, batch.sampler_logp_RS
     old = jax.lax.stop_gradient(here) if batch.old_logp_RS is None else batch.old_logp_RS

@@ -179,7 +179,8 @@ def _train(size: Size, kind: str) -> Work:
 
     cost = counts.forward(spec, rows, slots, slots - 1, counts.Cut(1, 1, 1))
     return Work(once, rows * slots, cost.flops, cost.bytes)
-  optimizer, cost = optim.adamw(0.9, 0.999, 1e-8, 0.01, 1.0), _update_cost(size, slots - 1)
+  optimizer = optim.adamw(0.9, 0.999, 1e-8, 0.01, 1.0)
+  cost = _update_cost(size, size.response if kind == "update" else slots - 1)
   box = [init_state(params, optimizer)]
 
   def once():
@@ -526,7 +527,12 @@ def serve(name: str, size: str) -> None:
   out = os.fdopen(os.dup(1), "w", buffering=1)
   os.dup2(2, 1)  # what others print is no answer
   work, _, peer = name.partition("/")
-  compiles = [] if peer not in ("", "device") else _watch_compiles()
+  ours = peer in ("", "device")
+  if ours:
+    from jaxrlvr import pages
+
+    pages.keep()  # as the command line does
+  compiles = _watch_compiles() if ours else []
   begun = time.perf_counter()
   found = (PEERS[peer, work] if peer else OURS[work])(_size(size))
   try:

@@ -23,6 +23,9 @@ def multiplied(jaxpr, steps=1):
       (contracted, _), _ = eqn.params["dimension_numbers"]
       total += 2 * math.prod(eqn.outvars[0].aval.shape) * math.prod(eqn.invars[0].aval.shape[i] for i in contracted)
     times = {"scan": eqn.params.get("length"), "while": steps}.get(eqn.primitive.name, 1)
+    if eqn.primitive.name == "cond":  # what differs by platform, the same products in each
+      total += max(multiplied(branch.jaxpr, steps) for branch in eqn.params["branches"])
+      continue
     for value in eqn.params.values():
       for inner in value if isinstance(value, (tuple, list)) else (value,):
         if hasattr(inner := getattr(inner, "jaxpr", inner), "eqns"):

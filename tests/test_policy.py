@@ -9,6 +9,7 @@ import pytest
 
 from jaxrlvr import shard, weights
 from jaxrlvr.policy import forward as fwd
+from jaxrlvr.policy import score as score_module
 from jaxrlvr.policy.score import score, token_stats
 from jaxrlvr.policy.spec import Spec, count, init
 
@@ -98,7 +99,7 @@ def test_chunked_statistics_and_gradients_equal_plain_ones(chunk):
     return chosen, -jnp.sum(jnp.exp(logp) * logp, -1), -jnp.mean(logp, -1) - jnp.log(known)
 
   def ours(hidden, head):
-    return token_stats(hidden, head, target, known, chunk, scale)
+    return token_stats(hidden, head, target, jnp.ones(target.shape, bool), known, chunk, scale)
 
   def mixed(fn):
     return lambda h, w: sum(jnp.sum(jnp.sin(jnp.arange(15.0).reshape(3, 5) + i) * x) for i, x in enumerate(fn(h, w)))
@@ -110,6 +111,31 @@ def test_chunked_statistics_and_gradients_equal_plain_ones(chunk):
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("pieces,wanted", [(1, 11), (4, 11), (4, 0), (4, 30)])
+def test_unwanted_tokens_cost_no_logits_and_change_nothing(monkeypatch, pieces, wanted):
+  """Statistics and gradients are those of the wanted tokens alone, however the tokens are cut into pieces."""
+  monkeypatch.setattr(score_module, "_TOKENS", 30 // pieces)
+  keys = jax.random.split(jax.random.key(1), 4)
+  hidden, head = jax.random.normal(keys[0], (3, 10, 8)), jax.random.normal(keys[1], (20, 8))
+  target = jax.random.randint(keys[2], (3, 10), 0, 20)
+  mask = jnp.zeros(30, bool).at[jax.random.permutation(keys[3], 30)[:wanted]].set(True).reshape(3, 10)
+  factor = jnp.sin(jnp.arange(30.0)).reshape(3, 10)
+
+  def total(hidden, head, how):
+    stats = token_stats(hidden, head, target, how, 20, 7, 1.0)
+    return sum(jnp.sum(jnp.where(mask, factor * (i + 1) * x, 0.0)) for i, x in enumerate(stats)), stats
+
+  run = jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True))
+  (got, stats), grads = run(hidden.at[0, 0].set(jnp.where(mask[0, 0], hidden[0, 0], jnp.inf)), head, mask)
+  (want, _), expected = run(hidden, head, jnp.ones((3, 10), bool))
+  np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+  for x, y in zip(grads, expected, strict=True):
+    np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6)
+  assert all(np.all(np.asarray(x)[~np.asarray(mask)] == 0) for x in stats)
+  order = score_module._order(mask)
+  assert int(order.live) == -(-wanted // (-(-30 // pieces)))
+
+
 def test_no_array_over_batch_time_and_vocabulary(rich_spec, rich_params):
   """Neither forward nor backward of scoring holds all logits at once."""
   tokens = jnp.zeros((2, 9), jnp.int32)
@@ -119,11 +145,12 @@ def test_no_array_over_batch_time_and_vocabulary(rich_spec, rich_params):
     return score(params, tokens, ones, ones, rich_spec).logp_BT.sum()
 
   text = str(jax.make_jaxpr(jax.value_and_grad(loss))(rich_params))
-  assert "f32[2,8,8]" in text  # one chunk of the head
-  assert "2,8,29]" not in text and "2,8,32]" not in text and "2,9,32]" not in text
+  assert "f32[1,16,8]" in text  # one chunk of the head for the 2 * 8 tokens of a shard
+  for tokens in ("2,8", "16", "2,9", "18"):
+    assert f"{tokens},29]" not in text and f"{tokens},32]" not in text
 
 
-stats = jax.jit(token_stats, static_argnums=(3, 4, 5))
+stats = jax.jit(token_stats, static_argnums=(4, 5, 6))
 
 
 def test_self_certainty_equals_golden(golden):
@@ -133,7 +160,8 @@ def test_self_certainty_equals_golden(golden):
   for case in cases:
     logits = data[f"{case}/logits"]
     vocab = logits.shape[-1]
-    got = stats(logits, np.eye(vocab), np.zeros(logits.shape[:-1], np.int32), vocab, 16, 1.0)[2]
+    target = np.zeros(logits.shape[:-1], np.int32)
+    got = stats(logits, np.eye(vocab), target, np.ones(target.shape, bool), vocab, 16, 1.0)[2]
     want = data[f"{case}/paper_kl_uniform_float64"]
     np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-5, err_msg=case)
 
@@ -145,7 +173,9 @@ def test_entropy_and_logp_equal_golden(golden):
     at = f"logits/{case}/"
     logits, temperature = data[at + "logits"], float(data[at + "temperature"])
     vocab = logits.shape[-1]
-    logp, entropy, _ = stats(logits, np.eye(vocab), data[at + "labels"], vocab, 7, 1 / temperature)
+    target = data[at + "labels"]
+    every = np.ones(target.shape, bool)
+    logp, entropy, _ = stats(logits, np.eye(vocab), target, every, vocab, 7, 1 / temperature)
     np.testing.assert_allclose(logp, data[at + "logprobs_float64"], rtol=1e-5, atol=2e-5, err_msg=case)
     np.testing.assert_allclose(entropy, data[at + "entropy_float64"], rtol=1e-5, atol=2e-5, err_msg=case)
 

@@ -120,7 +120,10 @@ def start(argv):
 
 def outcome(workdir):
   """Everything a run leaves that must not depend on how often it was interrupted."""
-  metrics = [{k: v for k, v in r.items() if k != "step_time"} for r in logbook.read_jsonl(workdir / "metrics.jsonl")]
+  metrics = [
+    {k: v for k, v in r.items() if k not in ("step_time", "idle")}
+    for r in logbook.read_jsonl(workdir / "metrics.jsonl")
+  ]
   texts = {
     p.relative_to(workdir).as_posix(): p.read_text() for d in ("rollouts", "evals") for p in (workdir / d).iterdir()
   }

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxrlvr import shard
 
 NEGATIVE = -1e30  # a masked score: finite, so that a row without any key gives no NaN
+_SCORES = 2**23  # that `mapped` has at once, if a row has no more
 _LANES = 128  # of a TPU: the kernel's blocks and head width are multiples
 
 
@@ -34,25 +35,59 @@ def reference(q_BHTh, k_BKTh, v_BKTh, segments_BT):
 
 
 def mapped(q_BHTh, k_BKTh, v_BKTh, segments_BT):
-  """One row and KV head after another, whose scores stay in a CPU's cache and are made again in the backward pass."""
-
-  @jax.checkpoint
-  def one(x):
-    q_gTh, k_Th, v_Th, seen_TS = x
-    score = jnp.einsum("nh,sh->ns", q_gTh.reshape(-1, q_gTh.shape[-1]), k_Th, preferred_element_type=jnp.float32)
-    score = (score * q_gTh.shape[-1] ** -0.5).reshape(len(q_gTh), *seen_TS.shape)
-    weight = jax.nn.softmax(jnp.where(seen_TS, score, NEGATIVE), -1).astype(v_Th.dtype)
-    return (weight.reshape(-1, weight.shape[-1]) @ v_Th).reshape(q_gTh.shape)
-
-  def row(x):
-    *heads, segments_1T = x
-    seen_TS = _seen_BTS(segments_1T[None])[0]
-    return jax.lax.map(lambda head: one((*head, seen_TS)), tuple(heads))
+  """Some rows after others, whose scores are made again in the backward pass: for CPUs, in little memory."""
 
   def local(q, k, v, segments):
-    return jax.lax.map(row, (q.reshape(*k.shape[:2], -1, *q.shape[2:]), k, v, segments)).reshape(q.shape)
+    rows, heads, time, _ = q.shape
+    block = max(n for n in range(1, rows + 1) if n == 1 or (rows % n == 0 and n * heads * time**2 <= _SCORES))
+    given = (q.reshape(*k.shape[:2], -1, *q.shape[2:]), k, v, segments)
+    if block == rows:
+      return _rows(*given).reshape(q.shape)
+    given = [x.reshape(-1, block, *x.shape[1:]) for x in given]
+    return jax.lax.map(lambda x: _rows(*x), tuple(given)).reshape(q.shape)
 
   return _on_mesh(local, q_BHTh, k_BKTh, v_BKTh, segments_BT)
+
+
+def _masked_scores(q_BKgTh, k_BKTh, segments_BT):
+  score = jnp.einsum("bkgth,bksh->bkgts", q_BKgTh, k_BKTh, preferred_element_type=jnp.float32)
+  return jnp.where(_seen_BTS(segments_BT)[:, None, None], score * q_BKgTh.shape[-1] ** -0.5, NEGATIVE)
+
+
+@jax.custom_vjp
+def _rows(q_BKgTh, k_BKTh, v_BKTh, segments_BT):
+  return _rows_forward(q_BKgTh, k_BKTh, v_BKTh, segments_BT)[0]
+
+
+def _rows_forward(q_BKgTh, k_BKTh, v_BKTh, segments_BT):
+  score = _masked_scores(q_BKgTh, k_BKTh, segments_BT)
+  top = jnp.max(score, -1, keepdims=True)
+  weight = jnp.exp(score - top)
+  total = jnp.sum(weight, -1, keepdims=True)
+  mixed = jnp.einsum("bkgts,bksh->bkgth", weight.astype(v_BKTh.dtype), v_BKTh, preferred_element_type=jnp.float32)
+  out = (mixed / total).astype(q_BKgTh.dtype)
+  return out, (q_BKgTh, k_BKTh, v_BKTh, segments_BT, out, top + jnp.log(total))
+
+
+def _rows_backward(kept, d_out):
+  """As FlashAttention's (Dao et al. 2022, appendix B), whole rows at a time."""
+  q, k, v, segments_BT, out, log_total = kept
+  wide = dict(preferred_element_type=jnp.float32)
+  weight = jnp.exp(_masked_scores(q, k, segments_BT) - log_total)
+  d_weight = jnp.einsum("bkgth,bksh->bkgts", d_out, v, **wide)
+  mean = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), -1, keepdims=True)
+  d_score = (weight * (d_weight - mean) * q.shape[-1] ** -0.5).astype(q.dtype)
+
+  def summed(weight, x):  # over queries; a CPU is slow unless the narrow side is transposed
+    x_BKhn = jax.lax.optimization_barrier(x.reshape(*x.shape[:2], -1, x.shape[-1]).swapaxes(2, 3))
+    weight_BKnS = weight.reshape(*weight.shape[:2], -1, weight.shape[-1])
+    return jax.lax.optimization_barrier(jnp.einsum("bkhn,bkns->bkhs", x_BKhn, weight_BKnS)).swapaxes(2, 3)
+
+  d_q = jnp.einsum("bkgts,bksh->bkgth", d_score, k)
+  return d_q, summed(d_score, q), summed(weight.astype(v.dtype), d_out), None
+
+
+_rows.defvjp(_rows_forward, _rows_backward)
 
 
 def _on_mesh(local, q_BHTh, k_BKTh, v_BKTh, segments_BT):

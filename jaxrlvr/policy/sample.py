@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import contextlib
 import dataclasses
 import functools
+import os
 from typing import NamedTuple
 
 import jax
@@ -451,6 +454,24 @@ class _Loop(NamedTuple):
 
 
 _WARM = set()  # what `sample` has run
+_ROWS = 64  # of a thread on a CPU, at least
+
+
+def _threads(weights, problems: int, group: int) -> int:
+  """Parts of the batch that are sampled at once: on a CPU one a core, since most of a step is too small to share out."""
+  (device, *others) = jax.tree.leaves(weights)[0].sharding.device_set
+  if device.platform != "cpu" or others:
+    return 1
+  most = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(), problems)
+  return max(n for n in range(1, most + 1) if n == 1 or not (problems % n or problems // n * group < _ROWS))
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _cut(arrays, parts: int):
+  return [jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:])[i], arrays) for i in range(parts)]
+
+
+_join = jax.jit(lambda made: jax.tree.map(lambda *x: jnp.concatenate(x), *made))
 
 
 def sample(weights, prompt_PS, prompt_length_P, keys_B, stops, spec: Spec, s: Sampling, *, shards: int = 1) -> Rollout:
@@ -466,10 +487,32 @@ def sample(weights, prompt_PS, prompt_length_P, keys_B, stops, spec: Spec, s: Sa
   """
   if not isinstance(weights["q"], tuple):
     weights = lay_out(spec, None, s.int8)(weights)
+  mesh = jax.sharding.get_mesh()
+
+  def part(given):
+    with contextlib.nullcontext() if mesh.empty else jax.set_mesh(mesh):  # which a thread does not know
+      return _part(weights, *given, stops, spec, s, shards)
+
+  parts, given = _threads(weights, len(prompt_PS), s.group), (prompt_PS, prompt_length_P, keys_B)
+  if parts == 1:
+    return _part(weights, *given, stops, spec, s, shards)
+  first, *rest = _cut(given, parts)
+  with concurrent.futures.ThreadPoolExecutor(parts) as pool:
+    made = pool.submit(part, first)
+    if _shape(first[0], stops, spec, s, shards) not in _WARM:
+      made.result()  # compiles what the others run
+    rest = list(pool.map(part, rest))
+    return _join([made.result(), *rest])
+
+
+def _shape(prompt_PS, stops, spec, s, shards):
+  return spec, s, shards, prompt_PS.shape, stops.shape, jax.sharding.get_abstract_mesh()
+
+
+def _part(weights, prompt_PS, prompt_length_P, keys_B, stops, spec: Spec, s: Sampling, shards: int) -> Rollout:
   prompt, state = prefill(weights, prompt_PS, prompt_length_P, keys_B, stops, spec, s, shards=shards)
   loop = _Loop(weights, stops, spec, s, shards)
-  shape = (spec, s, shards, prompt_PS.shape, stops.shape, jax.sharding.get_abstract_mesh())
-  if shape not in _WARM:
+  if (shape := _shape(prompt_PS, stops, spec, s, shards)) not in _WARM:
     loop.warm(prompt, state)
     _WARM.add(shape)
   return loop.run(prompt, state)

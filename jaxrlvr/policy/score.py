@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,8 @@ from jaxrlvr import shard
 from jaxrlvr.policy import forward as fwd
 from jaxrlvr.policy.attention import NEGATIVE
 from jaxrlvr.policy.spec import Spec
+
+_TOKENS, _PARTS = 256, 8  # tokens whose logits are made at once, at least, and pieces of a micro-batch, at most
 
 
 @struct.dataclass
@@ -51,79 +54,140 @@ def _join(pieces, vocab: int) -> jax.Array:
   return x.reshape(-1, x.shape[-1])[:vocab]
 
 
+class _Order(NamedTuple):
+  """The tokens of each of s shards in p pieces of n, those that are wanted first."""
+
+  index_SN: jax.Array  # into a shard's tokens; what fills the last piece repeats one
+  back_SM: jax.Array  # where a shard's tokens stand in it
+  live: jax.Array  # pieces that hold a wanted token, in the fullest shard
+
+  def pieces(self, x):
+    """[B, T, ...] as [s, p, n, ...]."""
+    shards, tokens = self.back_SM.shape
+    x = x.reshape(shards, tokens, *x.shape[2:])
+    index = self.index_SN.reshape(*self.index_SN.shape, *[1] * (x.ndim - 2))
+    x = jnp.take_along_axis(x, index, 1).reshape(shards, _parts(tokens), -1, *x.shape[2:])
+    return shard.constrain(x, "batch", *[None] * (x.ndim - 1))
+
+  def rows(self, x, like):
+    """The inverse, with the leading axes of `like` [B, T]."""
+    x = x.reshape(x.shape[0], -1, *x.shape[3:])
+    x = jnp.take_along_axis(x, self.back_SM.reshape(*self.back_SM.shape, *[1] * (x.ndim - 2)), 1)
+    return shard.constrain(x.reshape(*like.shape, *x.shape[2:]), "batch", *[None] * (x.ndim - 1))
+
+
+def _parts(tokens: int) -> int:
+  return max(1, min(_PARTS, tokens // _TOKENS))
+
+
+def _order(wanted_BT: jax.Array) -> _Order:
+  shards = shard.here("batch")
+  wanted_SM = wanted_BT.reshape(shards, -1)
+  tokens = wanted_SM.shape[1]
+  index_SM = jnp.argsort(~wanted_SM, axis=1, stable=True)
+  filled = jnp.pad(index_SM, ((0, 0), (0, -tokens % _parts(tokens))))
+  size = filled.shape[1] // _parts(tokens)
+  live = -(-jnp.max(jnp.sum(wanted_SM, 1)) // size)
+  return _Order(filled, jnp.argsort(index_SM, axis=1), live)
+
+
 def _logits(hidden, piece, scale):
   """Scaled float32 logits [..., columns] of one piece."""
   return jnp.einsum("...d,vd->...v", hidden, piece, preferred_element_type=jnp.float32) * scale
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
-def token_stats(hidden, head_VD, target, known: int, chunk: int, scale: float):
-  """(logp, entropy, certainty) of `target` [...] under scale * hidden @ head.T, columns from `known` on left out."""
-  return _stats_forward(hidden, head_VD, target, known, chunk, scale)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def token_stats(hidden_BTD, head_VD, target_BT, wanted_BT, known: int, chunk: int, scale: float):
+  """(logp, entropy, certainty) of `target` under scale * hidden @ head.T, columns from `known` on left out.
+
+  What is not wanted is 0 and costs next to nothing.
+  """
+  return _stats_forward(hidden_BTD, head_VD, target_BT, wanted_BT, known, chunk, scale)[0]
 
 
-def _stats_forward(hidden, head_VD, target, known, chunk, scale):
-  pieces, ids = _chunks(head_VD, chunk)
+def _stats_forward(hidden_BTD, head_VD, target_BT, wanted_BT, known, chunk, scale):
+  order = _order(wanted_BT)
+  hidden, target = order.pieces(hidden_BTD), order.pieces(target_BT)
 
   def step(carry, xs):
-    top, total, weighted, plain, chosen = carry
     piece, id_C = xs
-    logits, real = _logits(hidden, piece, scale), id_C < known
-    new_top = jnp.maximum(top, jnp.max(jnp.where(real, logits, -jnp.inf), -1))
-    e = jnp.where(real, jnp.exp(logits - new_top[..., None]), 0.0)
-    shrink = jnp.exp(top - new_top)
-    return (
-      new_top,
-      total * shrink + jnp.sum(e, -1),
-      (weighted + (top - new_top) * total) * shrink + jnp.sum(e * (logits - new_top[..., None]), -1),
-      plain + jnp.sum(jnp.where(real, logits, 0.0), -1),
-      chosen + jnp.sum(jnp.where(target[..., None] == id_C, logits, 0.0), -1),
-    ), None
+    real = id_C < known
 
-  zero = jnp.zeros(hidden.shape[:-1], jnp.float32)
+    def tokens(i, carry):
+      here, aim, top, total, weighted, plain, chosen = (x[:, i] for x in (hidden, target, *carry))
+      logits = _logits(here, piece, scale)
+      new_top = jnp.maximum(top, jnp.max(jnp.where(real, logits, -jnp.inf), -1))
+      e = jnp.where(real, jnp.exp(logits - new_top[..., None]), 0.0)
+      shrink = jnp.exp(top - new_top)
+      new = (
+        new_top,
+        total * shrink + jnp.sum(e, -1),
+        (weighted + (top - new_top) * total) * shrink + jnp.sum(e * (logits - new_top[..., None]), -1),
+        plain + jnp.sum(jnp.where(real, logits, 0.0), -1),
+        chosen + jnp.sum(jnp.where(aim[..., None] == id_C, logits, 0.0), -1),
+      )
+      return tuple(x.at[:, i].set(y) for x, y in zip(carry, new, strict=True))
+
+    return jax.lax.fori_loop(0, order.live, tokens, carry), None
+
+  zero = jnp.zeros(target.shape, jnp.float32)
   start = (jnp.full_like(zero, NEGATIVE), zero, zero, zero, zero)
-  (top, total, weighted, plain, chosen), _ = jax.lax.scan(step, start, (pieces, ids))
+  (top, total, weighted, plain, chosen), _ = jax.lax.scan(step, start, _chunks(head_VD, chunk))
+  total = jnp.where(total > 0, total, 1.0)  # of tokens in no live piece
   log_z = top + jnp.log(total)
   entropy = jnp.log(total) - weighted / total  # relative to the largest logit, or float32 loses its small digits
   certainty = log_z - plain / known - jnp.log(float(known))
-  return (chosen - log_z, entropy, certainty), (hidden, head_VD, target, log_z, entropy)
+  stats = (jnp.where(wanted_BT, order.rows(x, target_BT), 0.0) for x in (chosen - log_z, entropy, certainty))
+  return tuple(stats), (hidden_BTD, head_VD, target_BT, wanted_BT, log_z, entropy)
 
 
 def _stats_backward(known, chunk, scale, kept, gradient):
-  hidden, head_VD, target, log_z, entropy = kept
-  g_logp, g_entropy, g_certainty = gradient
-  pieces, ids = _chunks(head_VD, chunk)
+  hidden_BTD, head_VD, target_BT, wanted_BT, log_z, entropy = kept
+  order = _order(wanted_BT)
+  hidden, target = order.pieces(hidden_BTD), order.pieces(target_BT)
+  by_token = (log_z, entropy, *(order.pieces(jnp.where(wanted_BT, g_BT, 0.0)) for g_BT in gradient))
 
   def step(d_hidden, xs):
     piece, id_C = xs
-    logits, real = _logits(hidden, piece, scale), id_C < known
-    logp = logits - log_z[..., None]
-    p = jnp.exp(logp)
-    hit = target[..., None] == id_C
-    d = g_logp[..., None] * (hit - p) - g_entropy[..., None] * p * (logp + entropy[..., None])
-    d = jnp.where(real, d + g_certainty[..., None] * (p - 1.0 / known), 0.0) * scale
-    d = d.astype(piece.dtype)
-    d_hidden += jnp.einsum("...v,vd->...d", d, piece, preferred_element_type=jnp.float32)
-    flat = d.reshape(-1, d.shape[-1]), hidden.reshape(-1, hidden.shape[-1])
-    d_piece = jnp.einsum("nv,nd->vd", *flat, preferred_element_type=jnp.float32)
-    return d_hidden, shard.constrain(d_piece, "vocab", "embed")
+    real = id_C < known
+
+    def tokens(i, carry):
+      d_hidden, d_piece = carry
+      here, aim, log_z, entropy, g_logp, g_entropy, g_certainty = (x[:, i, :, None] for x in (hidden, target, *by_token))
+      here = here[:, :, 0]
+      logp = _logits(here, piece, scale) - log_z
+      p = jnp.exp(logp)
+      d = g_logp * ((aim == id_C) - p) - g_entropy * p * (logp + entropy)
+      d = jnp.where(real, d + g_certainty * (p - 1.0 / known), 0.0) * scale
+      d = d.astype(piece.dtype)
+      d_here = jnp.einsum("snv,vd->snd", d, piece, preferred_element_type=jnp.float32)
+      d_piece += jnp.einsum("snv,snd->svd", d, here, preferred_element_type=jnp.float32)
+      return d_hidden.at[:, i].add(d_here), d_piece
+
+    none = shard.constrain(jnp.zeros((len(hidden), *piece.shape), jnp.float32), "batch", "vocab", None)
+    d_hidden, d_piece = jax.lax.fori_loop(0, order.live, tokens, (d_hidden, none))
+    return d_hidden, shard.constrain(jnp.sum(d_piece, 0), "vocab", "embed")  # shards add up once a piece
 
   zero = jnp.zeros(hidden.shape, jnp.float32)
-  d_hidden, d_head = jax.lax.scan(step, zero, (pieces, ids))
-  return d_hidden.astype(hidden.dtype), _join(d_head, len(head_VD)).astype(head_VD.dtype), None
+  d_hidden, d_head = jax.lax.scan(step, zero, _chunks(head_VD, chunk))
+  d_hidden = order.rows(d_hidden, target_BT)
+  return d_hidden.astype(hidden_BTD.dtype), _join(d_head, len(head_VD)).astype(head_VD.dtype), None, None
 
 
 token_stats.defvjp(_stats_forward, _stats_backward)
 
 
-def score(params, tokens_BT, positions_BT, segments_BT, spec: Spec, *, start=1, temperature=1.0) -> Scores:
+def score(
+  params, tokens_BT, positions_BT, segments_BT, spec: Spec, *, start=1, temperature=1.0, wanted_BT=None
+) -> Scores:
   """Statistics [B, T-start] of tokens start..T-1, each given the tokens of its segment before it.
 
   `params` are the float32 masters. A token whose predecessor lies in another segment has no context: mask it out.
+  wanted_BT: tokens to look at (None: all); the others' statistics are 0, and their logits are not made.
   """
   weights = fwd.cast(params, spec)
   hidden_BTD, _ = fwd.forward(weights, tokens_BT, positions_BT, fwd.causal(segments_BT, spec), None, spec)
-  hidden, target = hidden_BTD[:, start - 1 : -1], tokens_BT[:, start:]
-  return Scores(
-    *token_stats(hidden, fwd.head_VD(weights, spec), target, spec.known_vocab, spec.vocab_chunk, 1 / temperature)
-  )
+  wanted_BT = jnp.ones(tokens_BT.shape, bool) if wanted_BT is None else wanted_BT
+  hidden, target, wanted = hidden_BTD[:, start - 1 : -1], tokens_BT[:, start:], wanted_BT[:, start:]
+  how = spec.known_vocab, spec.vocab_chunk, 1 / temperature
+  return Scores(*token_stats(hidden, fwd.head_VD(weights, spec), target, wanted, *how))

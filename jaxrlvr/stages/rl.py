@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from jaxrlvr import hosts, logbook, objective, reward, shard
 from jaxrlvr.analysis import shadow
+from jaxrlvr.busy import Busy
 from jaxrlvr.data import pack
 from jaxrlvr.data import problems as problem_lists
 from jaxrlvr.policy.sample import STOP_LENGTH
@@ -194,7 +195,8 @@ def rl(config: ConfigDict, workdir: str | Path) -> dict:
     policy = setup.load_policy(config)
     check_sizes(config, policy)
     learner, rates = make_learner(config, policy)
-    sampler = rollout.Sampler(config, policy, "rl", s.sample_parts, int8=s.sample_int8)
+    busy = Busy()
+    sampler = rollout.Sampler(config, policy, "rl", s.sample_parts, busy, int8=s.sample_int8)
     with rollout.verifier_service(config) as service, jax.set_mesh(policy.mesh), jax.transfer_guard("disallow"):
       problems, ids, dropped = rollout.load_problems(config, "problems", policy.tokenizer, service)
       evaluator = Evaluator(config, policy, service)
@@ -218,23 +220,25 @@ def rl(config: ConfigDict, workdir: str | Path) -> dict:
         drawn = sampler(sampler.weights(state.params), prompts, step)
         given = (state.params, ref_params, prompts, drawn)
         parts = None if ref_params is None else learner.parts(*given)  # the device scores while verifiers grade
+        busy.watch([part.batch.ref_logp_RS for part in parts or ()])
         judged = judge(terms, s.noise, drawn.answers, label_right, service.grade)
-        paid = np.where(judged.paid.scored_PG, judged.paid.value_PG, np.nan).tolist()
-        told = rollout.records(drawn, step, judged.true, reward=paid)
-        logbook.write_jsonl(run.workdir / "rollouts" / f"step_{step:06d}.jsonl", told)
-        graded = trained(judged.paid, s.group_size)
-        stop_if_unscored(step, graded, s.max_unscored)
-        lengths_PG = drawn.length_PG[:, : s.group_size]
+        graded, lengths_PG = trained(judged.paid, s.group_size), drawn.length_PG[:, : s.group_size]
         weight_PG, advantage_PG = learner.weigh(lengths_PG, graded.value_PG, graded.scored_PG)
         if parts is None:  # without a KL term a response without advantage has no gradient
           parts = learner.parts(*given, hosts.fetch(advantage_PG) != 0)
         step_rates = rates[(step - 1) * learner.updates : step * learner.updates]
         rates_up = hosts.put(list(step_rates), shard.named(policy.mesh))
         state, metrics = learner(state, rates_up, parts, weight_PG, advantage_PG)
+        busy.watch(metrics)  # while the device updates, the host writes, and prepares the next step
+        paid = np.where(judged.paid.scored_PG, judged.paid.value_PG, np.nan).tolist()
+        told = rollout.records(drawn, step, judged.true, reward=paid)
+        logbook.write_jsonl(run.workdir / "rollouts" / f"step_{step:06d}.jsonl", told)
+        stop_if_unscored(step, graded, s.max_unscored)
         metrics |= host_metrics(judged, drawn, told, s.group_size, reward.is_binary(terms))
-        metrics |= {"learning_rate": step_rates[-1]}
+        metrics |= {"learning_rate": step_rates[-1], "idle": busy.idle()}
         if step == s.steps or (config.evaluate.every and step % config.evaluate.every == 0):
           metrics |= evaluator(state.params, run, step)
+          busy.idle()  # what evaluation leaves idle is not a step's
         run.log(step, metrics | {"step_time": time.monotonic() - begun})
         progress(step, {"reward": metrics["reward"], "true": metrics["true_reward"]})
         if run.due(step, s.steps):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import time
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxrlvr import hosts, keys, masked, reward, shard
+from jaxrlvr.busy import Busy
 from jaxrlvr.data import problems as problem_lists
 from jaxrlvr.policy.sample import STOP_EOS, STOP_NAMES, Rollout, Sampling, lay_out, sample
 from jaxrlvr.stages.setup import Policy
@@ -57,9 +59,10 @@ class Loaded(NamedTuple):
 class Sampler:
   """Draws responses of a policy, with everything that stays the same between batches."""
 
-  def __init__(self, config: ConfigDict, policy: Policy, stream: str, parts: int = 1, **changes):
+  def __init__(self, config: ConfigDict, policy: Policy, stream: str, parts: int = 1, busy=None, **changes):
     """`parts` of a batch are sampled one after another; changes memory, never a sample. `changes` of `sampling`."""
     self._policy, self._seed, self._stream, self._parts = policy, config.seed, stream, parts
+    self._busy = busy or Busy()
     self._width = config.rl.prompt_tokens
     self.sampling = sampling(config, policy.tokenizer, **changes)
     _warn_of_length(self._width + self.sampling.max_tokens, policy.spec.max_positions)
@@ -92,7 +95,7 @@ class Sampler:
 
   def __call__(self, weights, prompts: Prompts, step: int) -> Drawn:
     """Responses to a batch of prompts, laid out as training wants them."""
-    group, policy = self.sampling.group, self._policy
+    group, policy, begun = self.sampling.group, self._policy, time.monotonic()
     index_PG = prompts.occurrence_P[:, None] * group + np.arange(group, dtype=np.int32)
     rows = (prompts.tokens_PS, prompts.length_P, prompts.hash_P, index_PG)
     made = []
@@ -106,6 +109,7 @@ class Sampler:
         made.append(sample(*given, shards=self._shards))
     rollout = self._join(made)
     down = hosts.fetch((rollout.tokens_BT, rollout.length_B, rollout.stop_B, row_statistics(rollout)))
+    self._busy.add(begun, time.monotonic())
     tokens_BT, length_B, stop_B, by_row = down
     texts = decode(self._policy.tokenizer, tokens_BT, length_B, stop_B)
     shape = (-1, group)
