@@ -10,10 +10,10 @@ def get_config(arg=""):
   for stage in (c.pretrain, c.cpt, c.sft):
     stage.steps, stage.rows, stage.microbatches = 6, 4, 2
   c.rl.steps, c.rl.problems_per_step, c.rl.group_size, c.rl.microbatches = 4, 8, 4, 2
-  c.rl.response_tokens = 12
-  c.problems.count, c.heldout.count = 4, 6
+  c.rl.response_tokens, c.rl.shrink = 12, 1
+  c.problems.count, c.heldout.count = 4, 10
   c.evaluate.every, c.evaluate.samples, c.evaluate.pass_k = 2, 4, (1, 4)
-  c.evaluate.problems_per_batch = 4
+  c.evaluate.problems_per_batch = 8  # the rows of a step of RL: the same programs sample
   c.checkpoint.every = 3
   c.saturation_tail = 1
   return c

@@ -61,8 +61,8 @@ def shrink(c):
   c.rl.steps, c.rl.problems_per_step, c.rl.group_size, c.rl.microbatches = 2, 4, 2, 2
   c.rl.minibatch_problems, c.rl.votes = min(c.rl.minibatch_problems, 2), min(c.rl.votes, 4)
   c.rl.prompt_tokens, c.rl.response_tokens, c.rl.shrink = 1024, 8, 0
-  c.problems.count, c.heldout.at_most = 8, 2
+  c.problems.count, c.heldout.at_most = 8, 4
   domain = DOMAINS[c.heldout.domain]
   c.heldout.sets = (domain.inside[0], domain.outside[0])
-  c.evaluate.every, c.evaluate.samples, c.evaluate.pass_k, c.evaluate.problems_per_batch = 0, 2, (2,), 2
+  c.evaluate.every, c.evaluate.samples, c.evaluate.pass_k, c.evaluate.problems_per_batch = 0, 2, (2,), 4
   c.checkpoint.every, c.saturation_tail = 2, 0

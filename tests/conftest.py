@@ -1,6 +1,11 @@
-"""A CPU with 8 fake devices and little compile-time optimisation: tests spend their time compiling."""
+"""A CPU with 8 fake devices and little compile-time optimisation: tests spend their time compiling.
+
+A program is compiled once a session: pytest's processes, and those that tests start, share a folder of compiled ones.
+"""
 
 import os
+import shutil
+import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
@@ -15,6 +20,33 @@ from jaxrlvr.policy import spec as policy_spec
 from jaxrlvr.policy.spec import RopeScaling, Spec
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+
+def pytest_configure(config):
+  """Names the folder of compiled programs: a new one, or that of JAX_COMPILATION_CACHE_DIR."""
+  given = os.environ.get("JAX_COMPILATION_CACHE_DIR")  # pytest's other processes get it from the first
+  config.own_programs = None if given else tempfile.mkdtemp(prefix="jaxrlvr-tests-")
+  for name, value in {
+    "jax_compilation_cache_dir": given or config.own_programs,
+    "jax_compilation_cache_max_size": 1 << 30,  # a limit, so that JAX locks the folder for each access
+    "jax_persistent_cache_min_compile_time_secs": 0.1,
+    "jax_persistent_cache_min_entry_size_bytes": 0,
+  }.items():
+    os.environ[name.upper()] = str(value)
+    jax.config.update(name, value)
+
+
+FIRST = ("stages", "sample", "update", "weak", "shard", "hosts")  # the longest modules, so that workers end together
+
+
+def pytest_collection_modifyitems(items):
+  order = [f"test_{name}" for name in FIRST]
+  items.sort(key=lambda item: order.index(item.module.__name__) if item.module.__name__ in order else len(order))
+
+
+def pytest_unconfigure(config):
+  if config.own_programs:
+    shutil.rmtree(config.own_programs)
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrlvr import masked
-from jaxrlvr.loss import group_advantage, kl, policy_loss
+from jaxrlvr import loss, masked
+
+group_advantage = jax.jit(loss.group_advantage, static_argnames=("baseline", "scale_std"))
+kl = jax.jit(loss.kl, static_argnums=2)
+policy_loss = jax.jit(loss.policy_loss, static_argnames=("ratio", "reduce", "max_tokens"))
 
 
 def test_advantages_equal_golden(golden):
@@ -76,11 +79,11 @@ def test_policy_loss_and_gradient_equal_golden(golden):
         continue  # the released code gives nan for a row without tokens
 
       def total(logp, arrays=arrays, mask=mask, settings=settings, per_row=per_row):
-        loss, metrics = policy_loss(logp, arrays["old_log_prob"], arrays["advantages"], mask, **settings)
-        return (loss * per_row / mask.shape[1] if per_row else loss), metrics
+        value, metrics = policy_loss(logp, arrays["old_log_prob"], arrays["advantages"], mask, **settings)
+        return (value * per_row / mask.shape[1] if per_row else value), metrics
 
-      (loss, metrics), gradient = jax.value_and_grad(total, has_aux=True)(arrays["log_prob"])
-      np.testing.assert_allclose(loss, float(result["pg_loss"]), rtol=2e-5, atol=2e-6)
+      (value, metrics), gradient = jax.value_and_grad(total, has_aux=True)(arrays["log_prob"])
+      np.testing.assert_allclose(value, float(result["pg_loss"]), rtol=2e-5, atol=2e-6)
       np.testing.assert_allclose(gradient, np.array(result["grad_log_prob"], np.float32), rtol=2e-5, atol=2e-6)
       if mode == "token-mean":
         clipped = metrics["clip_ratio/low"] + metrics["clip_ratio/high"]
@@ -148,15 +151,15 @@ def test_sequence_ratio_and_importance_cap():
   old = jnp.zeros((1, 3))
   logp = jnp.array([[0.3, 0.0, -0.6]])
   mask = jnp.ones((1, 3), bool)
-  loss, _ = policy_loss(logp, old, jnp.ones(1), mask, ratio="sequence", clip_low=0.9, clip_high=0.9)
-  np.testing.assert_allclose(loss, -np.exp(-0.1), rtol=1e-6)
+  value, _ = policy_loss(logp, old, jnp.ones(1), mask, ratio="sequence", clip_low=0.9, clip_high=0.9)
+  np.testing.assert_allclose(value, -np.exp(-0.1), rtol=1e-6)
   gradient = jax.grad(
     lambda x: policy_loss(x, old, jnp.ones(1), mask, ratio="sequence", clip_low=0.9, clip_high=0.9)[0]
   )(logp)
   np.testing.assert_allclose(gradient, -np.exp(-0.1) / 3 * np.ones((1, 3)), rtol=1e-6)
   sampler = jnp.array([[-2.0, 0.0, 1.0]])
-  loss, _ = policy_loss(old, old, jnp.ones(1), mask, sampler_logp_BT=sampler, importance_cap=2.0)
-  np.testing.assert_allclose(loss, -(2.0 + 1.0 + np.exp(-1.0)) / 3, rtol=1e-6)
+  value, _ = policy_loss(old, old, jnp.ones(1), mask, sampler_logp_BT=sampler, importance_cap=2.0)
+  np.testing.assert_allclose(value, -(2.0 + 1.0 + np.exp(-1.0)) / 3, rtol=1e-6)
 
 
 @pytest.mark.parametrize("bad", [jnp.inf, jnp.nan])
@@ -195,8 +198,8 @@ def test_sequence_ratio_details():
 def test_sequence_ratio_mask():
   old, logp = jnp.zeros((1, 3)), jnp.array([[0.3, 0.0, -0.6]])
   how = dict(ratio="sequence", clip_low=0.9, clip_high=0.9)
-  loss, _ = policy_loss(logp, old, jnp.ones(1), jnp.array([[True, True, False]]), **how)
-  np.testing.assert_allclose(loss, -np.exp(0.15), rtol=1e-6)
+  value, _ = policy_loss(logp, old, jnp.ones(1), jnp.array([[True, True, False]]), **how)
+  np.testing.assert_allclose(value, -np.exp(0.15), rtol=1e-6)
 
 
 def test_sequence_ratio_of_packed_rows():

@@ -64,7 +64,7 @@ def test_no_token_sees_a_later_one(rich_spec, rich_params):
     hidden, _ = fwd.forward(weights, tokens, jnp.arange(10)[None], shifted, None, rich_spec)
     return hidden[0, 4].sum()
 
-  gradient = jax.grad(loss_at_4)(jnp.zeros((1, 1, 10, 6)))
+  gradient = jax.jit(jax.grad(loss_at_4))(jnp.zeros((1, 1, 10, 6)))
   assert np.all(np.asarray(gradient)[0, 0, 5:] == 0) and np.all(np.abs(np.asarray(gradient)[0, 0, :5]).sum(-1) > 0)
 
 
@@ -104,7 +104,7 @@ def test_chunked_statistics_and_gradients_equal_plain_ones(chunk):
   def mixed(fn):
     return lambda h, w: sum(jnp.sum(jnp.sin(jnp.arange(15.0).reshape(3, 5) + i) * x) for i, x in enumerate(fn(h, w)))
 
-  for got, want in zip(ours(hidden, head), plain(hidden, head), strict=True):
+  for got, want in zip(jax.jit(ours)(hidden, head), jax.jit(plain)(hidden, head), strict=True):
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
   grads = [jax.jit(jax.grad(mixed(fn), (0, 1)))(hidden, head) for fn in (ours, plain)]
   for got, want in zip(*grads, strict=True):
@@ -150,6 +150,9 @@ def test_no_array_over_batch_time_and_vocabulary(rich_spec, rich_params):
     assert f"{tokens},29]" not in text and f"{tokens},32]" not in text
 
 
+stats = jax.jit(token_stats, static_argnums=(4, 5, 6))
+
+
 def test_self_certainty_equals_golden(golden):
   data = np.load(golden / "self_certainty.npz")
   cases = sorted({name.rsplit("/", 1)[0] for name in data.files if name.endswith("/logits")})
@@ -157,8 +160,8 @@ def test_self_certainty_equals_golden(golden):
   for case in cases:
     logits = data[f"{case}/logits"]
     vocab = logits.shape[-1]
-    target = jnp.zeros(logits.shape[:-1], jnp.int32)
-    got = token_stats(jnp.asarray(logits), jnp.eye(vocab), target, jnp.ones(target.shape, bool), vocab, 16, 1.0)[2]
+    target = np.zeros(logits.shape[:-1], np.int32)
+    got = stats(logits, np.eye(vocab), target, np.ones(target.shape, bool), vocab, 16, 1.0)[2]
     want = data[f"{case}/paper_kl_uniform_float64"]
     np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-5, err_msg=case)
 
@@ -170,9 +173,9 @@ def test_entropy_and_logp_equal_golden(golden):
     at = f"logits/{case}/"
     logits, temperature = data[at + "logits"], float(data[at + "temperature"])
     vocab = logits.shape[-1]
-    target = jnp.asarray(data[at + "labels"])
-    every = jnp.ones(target.shape, bool)
-    logp, entropy, _ = token_stats(jnp.asarray(logits), jnp.eye(vocab), target, every, vocab, 7, 1 / temperature)
+    target = data[at + "labels"]
+    every = np.ones(target.shape, bool)
+    logp, entropy, _ = stats(logits, np.eye(vocab), target, every, vocab, 7, 1 / temperature)
     np.testing.assert_allclose(logp, data[at + "logprobs_float64"], rtol=1e-5, atol=2e-5, err_msg=case)
     np.testing.assert_allclose(entropy, data[at + "entropy_float64"], rtol=1e-5, atol=2e-5, err_msg=case)
 

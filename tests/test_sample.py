@@ -19,6 +19,8 @@ from jaxrlvr.text.stops import automaton
 
 EOS = (2, 5)
 NO_STOPS = automaton((), [b"x"] * 32)
+PLAIN_STOPS = automaton((), [b"x"] * 24)  # of the plain policy
+HALVED = Sampling(group=4, max_tokens=9, eos_ids=(2, 5, 8, 11), shrink=1, blocks=3)  # several tests share its programs
 
 
 def prompts(lengths, width=6, seed=0, high=21):
@@ -54,12 +56,30 @@ def check_against_scorer(params, spec, tokens_PS, length_P, rollout, s):
   assert np.all(np.asarray(rollout.tokens_BT)[mask] < spec.known_vocab) and rows == len(prompt)
 
 
-@pytest.mark.parametrize("temperature,shrink", [(1.0, 2), (0.7, 0)])
-def test_sampler_equals_scorer(rich_spec, rich_params, temperature, shrink):
+def test_finished_rows_leave_the_batch_and_nothing_compiles_later(spec, params, compilations, monkeypatch):
+  """With halving, later decode programs run on fewer rows; the first call has compiled all that any lengths need."""
+  tokens, lengths = prompts([3, 6, 2, 4], high=20)
+  ran = []
+
+  def watched(weights, prompt, blocks, live, state, *rest, **how):
+    ran.append((len(state.done_R), len(blocks)))
+    return decode(weights, prompt, blocks, live, state, *rest, **how)
+
+  monkeypatch.setattr(sampler, "decode", watched)
+  monkeypatch.setattr(sampler, "_WARM", set())
+  sample(params, tokens, lengths, row_keys([11, 12, 13, 14], 4), PLAIN_STOPS, spec, HALVED)
+  assert {(rows, n) for rows in (16, 8) for n in range(3)} <= set(ran)  # warmed up
+  before, walked = len(compilations), len(ran)
+  for step in range(8):
+    sample(params, tokens, lengths, row_keys([11, 12, 13, 14], 4, step), PLAIN_STOPS, spec, HALVED)
+  assert {rows for rows, _ in ran[walked:]} == {16, 8} and len(compilations) == before
+
+
+def test_sampler_equals_scorer(rich_spec, rich_params):
   tokens, lengths = prompts([3, 6, 1, 5])
-  s = Sampling(group=4, max_tokens=12, eos_ids=EOS, pad_id=5, temperature=temperature, shrink=shrink)
+  s = Sampling(group=4, max_tokens=12, eos_ids=EOS, pad_id=5, temperature=0.7, shrink=0)
   r = sample(rich_params, tokens, lengths, row_keys([1, 2, 3, 4], 4), NO_STOPS, rich_spec, s)
-  assert len(set(np.asarray(r.length_B).tolist())) > 3  # rows end at different times, so the batch has shrunk
+  assert len(set(np.asarray(r.length_B).tolist())) > 3
   check_against_scorer(rich_params, rich_spec, tokens, lengths, r, s)
   assert np.all(np.asarray(r.tokens_BT)[np.arange(12) >= np.asarray(r.length_B)[:, None]] == 5)  # pad may equal eos
 
@@ -67,16 +87,14 @@ def test_sampler_equals_scorer(rich_spec, rich_params, temperature, shrink):
 def test_a_sample_depends_on_its_address_only(spec, params):
   """Other problems, their order, the batch's size, group size, padding width and shrinking change no sample."""
   tokens, lengths = prompts([3, 6, 2, 4], high=20)
-  s = Sampling(group=4, max_tokens=10, eos_ids=EOS, shrink=2)
-  stops = automaton((), [b"x"] * 24)
-  full = sample(params, tokens, lengths, row_keys([11, 12, 13, 14], 4), stops, spec, s)
+  full = sample(params, tokens, lengths, row_keys([11, 12, 13, 14], 4), PLAIN_STOPS, spec, HALVED)
   wide = np.pad(tokens[[2, 0]], ((0, 0), (3, 0)))
-  s_two = dataclasses.replace(s, group=2, shrink=0)
-  some = sample(params, wide, lengths[[2, 0]], row_keys([13, 11], 2, offset=2), stops, spec, s_two)
+  s_two = dataclasses.replace(HALVED, group=2, shrink=0, blocks=1)
+  some = sample(params, wide, lengths[[2, 0]], row_keys([13, 11], 2, offset=2), PLAIN_STOPS, spec, s_two)
   for name in ("tokens_BT", "length_B", "stop_B"):
     rows = np.asarray(getattr(full, name)).reshape(4, 4, -1)[[2, 0], 2:]
     np.testing.assert_array_equal(np.asarray(getattr(some, name)).reshape(2, 2, -1), rows)
-  other = sample(params, tokens, lengths, row_keys([11, 12, 13, 14], 4, step=1), stops, spec, s)
+  other = sample(params, tokens, lengths, row_keys([11, 12, 13, 14], 4, step=1), PLAIN_STOPS, spec, HALVED)
   assert not np.array_equal(other.tokens_BT, full.tokens_BT)
   first = np.asarray(full.tokens_BT).reshape(4, 4, -1)
   assert len({row.tobytes() for row in first[0]}) > 1  # samples of a problem differ
@@ -141,35 +159,15 @@ def test_greedy_equals_hugging_face(golden):
   assert np.all(np.asarray(r.logp_BT) == 0) and safe.mean() > 0.5
 
 
-def test_finished_rows_leave_the_batch_and_nothing_compiles_later(spec, params, compilations, monkeypatch):
-  """With halving, later decode programs run on fewer rows; the first call has compiled all that any lengths need."""
-  tokens, lengths = prompts([4, 4])
-  s = Sampling(group=8, max_tokens=9, eos_ids=tuple(range(0, 12, 2)), shrink=2, blocks=3)
-  stops = automaton((), [b"x"] * 24)
-  ran = []
-
-  def watched(weights, prompt, blocks, live, state, *rest, **how):
-    ran.append((len(state.done_R), len(blocks)))
-    return decode(weights, prompt, blocks, live, state, *rest, **how)
-
-  monkeypatch.setattr(sampler, "decode", watched)
-  sample(params, tokens, lengths, row_keys([1, 2], 8), stops, spec, s)
-  assert {(rows, n) for rows in (16, 8, 4) for n in range(3)} <= set(ran)  # warmed up
-  before, walked = len(compilations), len(ran)
-  for step in range(8):
-    sample(params, tokens, lengths, row_keys([1, 2], 8, step), stops, spec, s)
-  assert {rows for rows, _ in ran[walked:]} == {16, 8, 4} and len(compilations) == before
-
-
-@pytest.mark.parametrize("blocks", [3])
-def test_blocks_of_the_cache_change_no_sample(rich_spec, rich_params, blocks):
-  tokens, lengths = prompts([3, 6])
-  s = Sampling(group=4, max_tokens=11, eos_ids=EOS, shrink=1, blocks=blocks)
-  r = sample(rich_params, tokens, lengths, row_keys([1, 2], 4), NO_STOPS, rich_spec, s)
-  one = dataclasses.replace(s, blocks=1)
-  want = sample(rich_params, tokens, lengths, row_keys([1, 2], 4), NO_STOPS, rich_spec, one)
-  np.testing.assert_array_equal(r.tokens_BT, want.tokens_BT)
-  check_against_scorer(rich_params, rich_spec, tokens, lengths, r, s)
+def test_blocks_of_the_cache_and_halving_change_no_sample(spec, params):
+  tokens, lengths = prompts([3, 6, 2, 4], high=20)
+  whole = dataclasses.replace(HALVED, blocks=1, shrink=0)
+  for step in range(4):
+    given = (params, tokens, lengths, row_keys([11, 12, 13, 14], 4, step), PLAIN_STOPS, spec)
+    r, want = sample(*given, HALVED), sample(*given, whole)
+    np.testing.assert_array_equal(r.tokens_BT, want.tokens_BT)
+    check_against_scorer(params, spec, tokens, lengths, r, HALVED)
+    assert np.sum(np.asarray(r.length_B) > 2 * HALVED.slots) > 1  # rows that read all blocks
 
 
 @pytest.mark.parametrize("int8", [("weights",), ("cache",)])
@@ -179,10 +177,15 @@ def test_eight_bits_are_near_and_their_logp_is_that_of_what_was_sampled(rich_spe
   s = Sampling(group=8, max_tokens=8, eos_ids=(), shrink=0, int8=int8)
   r = sample(rich_params, tokens, lengths, row_keys([1, 2], 8), NO_STOPS, rich_spec, s)
   laid, table = lay_out(rich_spec, None, int8)(rich_params), leaves(rich_spec)
-  rounded = {
-    name: jnp.stack([plain(x, jnp.float32) for x in laid[name]]) if leaf.layered else plain(laid[name], jnp.float32)
-    for name, leaf in table.items()
-  }
+
+  @jax.jit
+  def as_masters(laid):
+    return {
+      name: jnp.stack([plain(x, jnp.float32) for x in laid[name]]) if leaf.layered else plain(laid[name], jnp.float32)
+      for name, leaf in table.items()
+    }
+
+  rounded = as_masters(laid)
   if "cache" not in int8:
     check_against_scorer(rounded, rich_spec, tokens, lengths, r, s)
   plainly = dataclasses.replace(s, int8=())
@@ -217,14 +220,22 @@ def test_automaton_finds_strings_however_they_are_cut():
     automaton(["a", ""], pieces)
 
 
-def test_a_shrunken_batch_goes_on_with_its_own_prompts(rich_spec, rich_params):
-  """Rows that outlive the halving by many tokens still score as the scorer says."""
+def test_a_shrunken_batch_goes_on_with_its_own_prompts(rich_spec, rich_params, compilations):
+  """Rows that outlive two halvings by many tokens still score as the scorer says.
+
+  What they need was compiled by a first call whose rows all ended at once.
+  """
   tokens, lengths = prompts([3, 6, 1, 5])
-  s = Sampling(group=8, max_tokens=24, eos_ids=tuple(range(0, 12, 2)), shrink=2)
-  r = sample(rich_params, tokens, lengths, row_keys([1, 2, 3, 4], 8), NO_STOPS, rich_spec, s)
+  s = Sampling(group=8, max_tokens=24, eos_ids=tuple(range(0, 12, 2)), pad_id=4, shrink=2)
+  given = (rich_params, tokens, lengths, row_keys([1, 2, 3, 4], 8))
+  at_once = sample(*given, np.full_like(NO_STOPS, len(NO_STOPS) - 1), rich_spec, s)
+  before = len(compilations)
+  r = sample(*given, NO_STOPS, rich_spec, s)
+  assert np.all(np.asarray(at_once.length_B) == 1) and len(compilations) == before
   ends = np.sort(np.asarray(r.length_B))
   assert ends[-1] > ends[15] + 5 and ends[-1] > ends[23] + 3
   check_against_scorer(rich_params, rich_spec, tokens, lengths, r, s)
+  assert np.all(np.asarray(r.tokens_BT)[np.arange(24) >= np.asarray(r.length_B)[:, None]] == s.pad_id)
 
 
 def test_positions_streams_and_problems_draw_apart():

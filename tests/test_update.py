@@ -14,7 +14,7 @@ from jaxrlvr.policy.score import score
 from jaxrlvr.types import InputError
 from jaxrlvr.update import accumulate, init_state, update
 
-S = Sampling(group=4, max_tokens=8, eos_ids=EOS, shrink=1)
+S = Sampling(group=4, max_tokens=8, eos_ids=EOS, shrink=0)
 REWARD = np.array([[1, 0, 0, 1], [0, 0, 0, 0], [0, 1, 1, 1], [1, 0, 1, 0]], np.float32)
 
 
@@ -81,7 +81,8 @@ def batch(rich_spec, rich_params, drawn):
 
 @pytest.fixture(scope="module")
 def loss_fn(rich_spec):
-  return objective.grpo(rich_spec, temperature=1.0, kl_beta=0.05, kl_estimator="k3", clip_low=0.2, clip_high=0.2)
+  how = dict(clip_low=0.2, clip_high=0.2, dual_clip=3.0)
+  return objective.grpo(rich_spec, temperature=1.0, kl_beta=0.05, kl_estimator="k3", **how)
 
 
 gradient_of = jax.jit(accumulate, static_argnums=(0, 3))  # (loss_fn, params, batch, parts[, live])
@@ -98,17 +99,15 @@ def test_microbatches_never_change_the_gradient(loss_fn, rich_params, batch):
       np.testing.assert_allclose(part_metrics[name], metrics[name], atol=1e-5, err_msg=name)
 
 
-def test_on_policy_step_is_reinforce_plus_kl(rich_spec, rich_params, batch):
-  """The gradient of an on-policy step is that of -A * log p, nothing of clipping is left."""
-  clipped = objective.grpo(
-    rich_spec, temperature=1.0, kl_beta=0.0, kl_estimator="k3", clip_low=0.2, clip_high=0.2, dual_clip=3.0
-  )
-  got, _, metrics = gradient_of(clipped, rich_params, batch, 1)
+def test_on_policy_step_is_reinforce_plus_kl(loss_fn, rich_spec, rich_params, batch):
+  """The gradient of an on-policy step is that of -A * log p and of k3, nothing of clipping is left."""
+  got, _, metrics = gradient_of(loss_fn, rich_params, batch, 1)
 
   def reinforce(params):
     logp = score(params, batch.tokens_RS, batch.positions_RS, batch.segments_RS, rich_spec).logp_BT
-    mask, advantage = batch.weights_RS[:, 1:] > 0, batch.advantage_RS[:, 1:]
-    return -jnp.sum(jnp.where(mask, masked.token_weights(mask, "token-mean", 8) * advantage * logp, 0.0))
+    mask, advantage, ref = batch.weights_RS[:, 1:] > 0, batch.advantage_RS[:, 1:], batch.ref_logp_RS[:, 1:]
+    k3 = jnp.exp(ref - logp) - (ref - logp) - 1
+    return -jnp.sum(jnp.where(mask, masked.token_weights(mask, "token-mean", 8) * (advantage * logp - 0.05 * k3), 0.0))
 
   want = jax.jit(jax.grad(reinforce))(rich_params)
   for name in want:
@@ -126,12 +125,15 @@ def test_a_group_without_spread_and_an_unscored_row_teach_nothing(loss_fn, rich_
     np.testing.assert_array_equal(one[name], two[name])
 
 
-# Settings of the loss, settings of the weights, updates a step.
+# Settings of the loss, settings of the weights, updates a step. With KL there is an old policy too.
 PACKED = {
   "token mean": (dict(kl_beta=0.0), {}, 1),
-  "constant length, KL": (dict(kl_beta=0.5), dict(reduce="constant-length"), 1),
-  "sequence mean, two updates": (dict(kl_beta=0.0, clip_high=0.05), dict(reduce="sequence-mean-token-mean"), 2),
-  "GSPO, two updates": (dict(kl_beta=0.0, ratio="sequence", clip_low=1e-3, importance_cap=1.1), {}, 2),
+  "constant length, KL": (dict(kl_beta=0.5, clip_high=0.05), dict(reduce="constant-length"), 1),
+  "GSPO, two updates": (
+    dict(kl_beta=0.0, ratio="sequence", clip_low=1e-3, importance_cap=1.1),
+    dict(reduce="sequence-mean-token-mean"),
+    2,
+  ),
 }
 
 
@@ -140,16 +142,17 @@ def test_packed_rows_have_the_gradient_of_single_ones(name, rich_spec, rich_para
   """With all that can be left out left out."""
   given, how, updates = PACKED[name]
   fn = objective.grpo(rich_spec, temperature=1.0, kl_estimator="k3", **given)
-  fields = ("ref_logp_RS",) * (given["kl_beta"] > 0) + ("old_logp_RS",) * (updates > 1)
+  fields = ("ref_logp_RS", "old_logp_RS") if given["kl_beta"] else ("old_logp_RS",) * (updates > 1)
+  parts = 8 // updates
 
-  def gradients(parts, **layout):
+  def gradients(**layout):
     scores = reference(rich_spec, rich_params, parts, *fields)
     made = rollout_batch(*drawn, REWARD, SCORED, **PLAIN | how, updates=updates, parts=parts, scores=scores, **layout)
     return [(batch, live, gradient_of(fn, rich_params, batch, parts, live)) for batch, live in made]
 
-  packed = gradients(8 // updates, share=True, skip=not given["kl_beta"])
-  assert min(live for _, live, _ in packed) < 8 // updates
-  for (*_, (got, loss, metrics)), (*_, (want, want_loss, want_metrics)) in zip(packed, gradients(1), strict=True):
+  packed, single = gradients(share=True, skip=not given["kl_beta"]), gradients()
+  assert min(live for _, live, _ in packed) < parts == min(live for _, live, _ in single)
+  for (*_, (got, loss, metrics)), (*_, (want, want_loss, want_metrics)) in zip(packed, single, strict=True):
     np.testing.assert_allclose(loss, want_loss, atol=1e-6)
     for leaf in want:
       np.testing.assert_allclose(got[leaf], want[leaf], atol=2e-6, err_msg=leaf)
@@ -164,10 +167,10 @@ def test_a_step_without_any_advantage_still_steps(rich_spec, rich_params, drawn)
   fn = objective.grpo(rich_spec, temperature=1.0, kl_beta=0.0, kl_estimator="k3")
   ends = []
   for layout in (dict(), dict(share=True, skip=True)):
-    [(batch, live)] = rollout_batch(*drawn, REWARD * 0 + 1, SCORED, **PLAIN, parts=2, **layout)
+    [(batch, live)] = rollout_batch(*drawn, REWARD * 0 + 1, SCORED, **PLAIN, parts=4, **layout)
     state = init_state(jax.tree.map(jnp.array, rich_params), adamw)
-    state, metrics = update(state, batch, 1e-2, live, loss_fn=fn, optimizer=adamw, microbatches=2)
-    assert live == (0 if layout else 2) and metrics["grad_norm"] == metrics["loss"] == metrics["skipped_updates"] == 0
+    state, metrics = update(state, batch, 1e-2, live, loss_fn=fn, optimizer=adamw, microbatches=4)
+    assert live == (0 if layout else 4) and metrics["grad_norm"] == metrics["loss"] == metrics["skipped_updates"] == 0
     ends.append(state)
   jax.tree.map(np.testing.assert_array_equal, *ends)
   assert np.any(ends[0].params["q"] != rich_params["q"])
@@ -332,10 +335,10 @@ def test_language_modelling_is_the_mean_of_its_targets(rich_spec, rich_params):
   tokens = jnp.arange(12).reshape(2, 6) % 29
   positions, segments = jnp.broadcast_to(jnp.arange(6), (2, 6)), jnp.ones((2, 6), jnp.int32)
   target = jnp.array([[0, 1, 1, 0, 1, 1], [0, 0, 0, 1, 1, 0]], bool)
-  loss, _ = objective.language_modelling(rich_spec)(
+  loss, _ = jax.jit(objective.language_modelling(rich_spec))(
     rich_params, objective.TextBatch(tokens, positions, segments, target / target.sum())
   )
-  logp = score(rich_params, tokens, positions, segments, rich_spec).logp_BT
+  logp = jax.jit(score, static_argnums=4)(rich_params, tokens, positions, segments, rich_spec).logp_BT
   np.testing.assert_allclose(loss, -np.asarray(logp)[np.asarray(target[:, 1:])].mean(), rtol=1e-5)
 
 

@@ -20,7 +20,7 @@ from jaxrlvr.types import InputError, Problem, Verdict
 
 def run(stage, workdir, **changes):
   """(exit code) of a stage of the smoke config; `__` in a key stands for a dot."""
-  argv = [stage, "--config=smoke", f"--workdir={workdir}"]
+  argv = [stage, "--config=smoke", f"--workdir={workdir}", "--config.rl.shrink=0"]
   argv += [f"--config.{key.replace('__', '.')}={value}" for key, value in changes.items()]
   with pytest.raises(SystemExit) as stop:
     main.run([str(a) for a in argv])
@@ -38,7 +38,8 @@ def init(tmp_path_factory):
   return folder / "sft"
 
 
-QUICK = dict(rl__steps=2, evaluate__every=0, heldout__count=4, checkpoint__every=10)
+TWELVE = dict(corrupt__samples=12, evaluate__problems_per_batch=24)  # eight problems at once, as in RL with 12 votes
+QUICK = dict(rl__steps=2, evaluate__every=0, heldout__count=8, checkpoint__every=10)
 
 
 def metrics(workdir):
@@ -127,10 +128,10 @@ def test_filter_subset_rl(tmp_path, init, capsys):
   assert run("subset", tmp_path / "no", problems__count=4) == 2
   assert "run `jaxrlvr filter` first" in capsys.readouterr().err
   assert (
-    run("filter", tmp_path / "none", init=init, problems__count=4, filter__samples=4, filter__low=4, filter__high=4)
+    run("filter", tmp_path / "none", init=init, problems__count=8, filter__samples=4, filter__low=4, filter__high=4)
     == 2
   )
-  assert "none of 4 problems" in capsys.readouterr().err
+  assert "none of 8 problems" in capsys.readouterr().err
 
 
 def test_a_filter_keeps_its_range_alone(tmp_path, init):
@@ -163,7 +164,7 @@ def test_an_interrupted_filter_goes_on_behind_its_last_batch(tmp_path, init):
 
 
 def test_corrupt_rl(tmp_path, init):
-  how = dict(init=init, problems__count=20, corrupt__samples=16)
+  how = dict(init=init, problems__count=20, **TWELVE)
   assert run("corrupt", tmp_path / "corrupt", corrupt__gammas="(0.2,0.5,0.9)", **how) == 0
   sets = {g: problems(tmp_path / "corrupt" / f"gamma_{g:.2f}.jsonl") for g in (0.2, 0.5, 0.9)}
   wrong = {g: {p.id for p in made if p.label != p.truth} for g, made in sets.items()}
@@ -281,11 +282,11 @@ def problems_as_they_were(made):
 
 def test_problems_without_a_wrong_answer_are_passed_over_and_told(tmp_path, init, caplog):
   """Labels are what the policy says; those that it always says can't be corrupted."""
-  how = dict(init=init, problems__count=6, corrupt__samples=4, corrupt__gammas="(1.0,)", rl__temperature=0.01)
-  assert run("filter", tmp_path / "f", init=init, problems__count=40, filter__samples=4, filter__low=4, filter__high=4,
-             rl__temperature=0.01) == 0  # fmt: skip
+  how = dict(init=init, rl__temperature=0.01, evaluate__problems_per_batch=2)
+  always = dict(filter__samples=4, filter__low=4, filter__high=4)
+  assert run("filter", tmp_path / "f", problems__count=40, **always, **how) == 0
   how |= dict(problems__source=tmp_path / "f" / "problems.jsonl", problems__count=0)
-  assert run("corrupt", tmp_path / "c", **how) == 0
+  assert run("corrupt", tmp_path / "c", corrupt__samples=4, corrupt__gammas="(1.0,)", **how) == 0
   summary = json.loads((tmp_path / "c" / "summary.json").read_text())
   assert summary["files"]["gamma_1.00.jsonl"]["relabelled"] == 0
   assert len(summary["without_such_answer"]) == summary["problems"] > 0
@@ -293,8 +294,8 @@ def test_problems_without_a_wrong_answer_are_passed_over_and_told(tmp_path, init
 
 
 def test_majority_labels(tmp_path, init):
-  how = dict(init=init, problems__count=10, corrupt__samples=16, corrupt__label="majority", corrupt__gammas="(1.0,)")
-  assert run("corrupt", tmp_path / "m", **how) == 0
+  how = dict(init=init, problems__count=10, corrupt__label="majority", corrupt__gammas="(1.0,)")
+  assert run("corrupt", tmp_path / "m", **how, **TWELVE) == 0
   made = problems(tmp_path / "m" / "gamma_1.00.jsonl")
   assert all(p.extra["relabelled"] for p in made) and len({p.label == p.truth for p in made}) == 2
 
