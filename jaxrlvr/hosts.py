@@ -81,6 +81,7 @@ def initialise(deadline: float, silence: float) -> None:
     os.dup2(nowhere, 1)
     os.close(nowhere)
     logging.getLogger("jaxrlvr").setLevel(logging.ERROR)
+  jax.devices()  # all wait for each other in this; later on one might ask while another waits elsewhere
 
 
 def put(tree, places):

@@ -14,8 +14,8 @@ import resource
 from jaxrlvr import pages
 assert pages.keep() is {told}
 import jax, jax.numpy as jnp
-work = jax.jit(lambda x: jnp.sort(x * 2)[::2].sum())  # temporaries of 64 MiB and more
-x = jnp.ones(2**24)
+work = jax.jit(lambda x: ((x @ x.T) @ x).sum())  # 64 MiB of temporaries, which malloc maps and unmaps if not told
+x = jnp.ones((4096, 8))
 def faults():
   before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
   work(x).block_until_ready()

@@ -42,8 +42,8 @@ def free_port():
 
 
 def start(program, devices, number=2, **more):
-  """`number` processes of this program, with `devices` devices each, that find each other; each compiles."""
-  shared = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"} | {
+  """`number` processes of this program, with `devices` devices each, that find each other."""
+  shared = os.environ | {
     "JAX_PLATFORMS": "cpu",
     "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0",
     "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}",
