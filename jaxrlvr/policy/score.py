@@ -110,7 +110,7 @@ def _stats_forward(hidden_BTD, head_VD, target_BT, wanted_BT, known, chunk, scal
   hidden, target = order.pieces(hidden_BTD), order.pieces(target_BT)
 
   def step(carry, xs):
-    piece, id_C = xs
+    piece, id_C = shard.constrain(xs[0], "vocab", None), xs[1]  # gathered once, not for each piece of the tokens
     real = id_C < known
 
     def tokens(i, carry):
@@ -148,7 +148,7 @@ def _stats_backward(known, chunk, scale, kept, gradient):
   by_token = (log_z, entropy, *(order.pieces(jnp.where(wanted_BT, g_BT, 0.0)) for g_BT in gradient))
 
   def step(d_hidden, xs):
-    piece, id_C = xs
+    piece, id_C = shard.constrain(xs[0], "vocab", None), xs[1]  # gathered once, not for each piece of the tokens
     real = id_C < known
 
     def tokens(i, carry):
