@@ -53,13 +53,11 @@ def test_rl_writes_what_the_design_promises(chain):
   rows = logbook.read_jsonl(workdir / "metrics.jsonl")
   assert [r["step"] for r in rows] == [0, 1, 2, 3, 4]
   assert [r["step"] for r in rows if "eval/heldout/avg@4" in r] == [0, 2, 4]
-  named = (
-    "loss grad_norm kl entropy reward reward_std true_reward frac_reward_zero_std completions/mean_length learning_rate"
-  )
+  named = "loss grad_norm kl idle entropy reward reward_std true_reward frac_reward_zero_std completions/mean_length learning_rate"
   assert set((named + " completions/clipped_ratio step_time unscored sampling/logp_difference/max").split()) <= set(
     rows[1]
   )
-  assert all(r["sampling/logp_difference/max"] < 1e-4 for r in rows[1:])
+  assert all(r["sampling/logp_difference/max"] < 1e-4 and 0 <= r["idle"] < 1 for r in rows[1:])
   ids = []
   for step in range(1, 5):
     drawn = logbook.read_jsonl(workdir / "rollouts" / f"step_{step:06d}.jsonl")
@@ -319,7 +317,7 @@ def test_moments_lie_like_their_weights_and_the_update_compiles_once(chain):
 
 
 def test_nothing_is_compiled_after_the_first_steps(tmp_path, chain, monkeypatch):
-  """Step 3 on, whatever the responses' lengths: no new program. Step 2 is the first with a fetched metric."""
+  """Step 3 on, whatever prompts and responses: no new program. Step 2 is the first with a fetched metric."""
   seen = []
 
   def listen(event, seconds, **_):
@@ -331,6 +329,7 @@ def test_nothing_is_compiled_after_the_first_steps(tmp_path, chain, monkeypatch)
   jax.monitoring.register_event_duration_secs_listener(listen)
   try:
     options = ["--config.rl.steps=8", "--config.checkpoint.every=1", "--config.evaluate.every=4"]
+    options += ["--config.problems.levels=(1,2,3,4)", "--config.problems.count=20"]
     init = f"--config.init={chain / 'sft-thinking'}"
     assert run("rl", "--config=smoke", f"--workdir={tmp_path / 'rl'}", init, *options) == 0
   finally:
