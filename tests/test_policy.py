@@ -119,7 +119,7 @@ def test_unwanted_tokens_cost_no_logits_and_change_nothing(monkeypatch, pieces, 
   hidden, head = jax.random.normal(keys[0], (3, 10, 8)), jax.random.normal(keys[1], (20, 8))
   target = jax.random.randint(keys[2], (3, 10), 0, 20)
   mask = jnp.zeros(30, bool).at[jax.random.permutation(keys[3], 30)[:wanted]].set(True).reshape(3, 10)
-  factor = jnp.sin(jnp.arange(30.0)).reshape(3, 10)
+  factor = jnp.cos(jnp.arange(30.0)).reshape(3, 10)
 
   def total(hidden, head, how):
     stats = token_stats(hidden, head, target, how, 20, 7, 1.0)
@@ -127,7 +127,9 @@ def test_unwanted_tokens_cost_no_logits_and_change_nothing(monkeypatch, pieces, 
 
   run = jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True))
   (got, stats), grads = run(hidden.at[0, 0].set(jnp.where(mask[0, 0], hidden[0, 0], jnp.inf)), head, mask)
-  (want, _), expected = run(hidden, head, jnp.ones((3, 10), bool))
+  monkeypatch.setattr(score_module, "_TOKENS", 30)
+  (want, _), expected = jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True))(hidden, head, jnp.ones((3, 10), bool))
+  monkeypatch.setattr(score_module, "_TOKENS", 30 // pieces)
   np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
   for x, y in zip(grads, expected, strict=True):
     np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6)

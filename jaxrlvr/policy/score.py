@@ -57,7 +57,7 @@ def _join(pieces, vocab: int) -> jax.Array:
 class _Order(NamedTuple):
   """The tokens of each of s shards in p pieces of n, those that are wanted first."""
 
-  index_SN: jax.Array  # into a shard's tokens; what fills the last piece repeats one
+  index_SN: jax.Array  # into a shard's tokens; beyond them what fills the last piece, 0 in `pieces`
   back_SM: jax.Array  # where a shard's tokens stand in it
   live: jax.Array  # pieces that hold a wanted token, in the fullest shard
 
@@ -66,7 +66,7 @@ class _Order(NamedTuple):
     shards, tokens = self.back_SM.shape
     x = x.reshape(shards, tokens, *x.shape[2:])
     index = self.index_SN.reshape(*self.index_SN.shape, *[1] * (x.ndim - 2))
-    x = jnp.take_along_axis(x, index, 1).reshape(shards, _parts(tokens), -1, *x.shape[2:])
+    x = jnp.take_along_axis(x, index, 1, mode="fill", fill_value=0).reshape(shards, _parts(tokens), -1, *x.shape[2:])
     return shard.constrain(x, "batch", *[None] * (x.ndim - 1))
 
   def rows(self, x, like):
@@ -85,7 +85,7 @@ def _order(wanted_BT: jax.Array) -> _Order:
   wanted_SM = wanted_BT.reshape(shards, -1)
   tokens = wanted_SM.shape[1]
   index_SM = jnp.argsort(~wanted_SM, axis=1, stable=True)
-  filled = jnp.pad(index_SM, ((0, 0), (0, -tokens % _parts(tokens))))
+  filled = jnp.pad(index_SM, ((0, 0), (0, -tokens % _parts(tokens))), constant_values=tokens)
   size = filled.shape[1] // _parts(tokens)
   live = -(-jnp.max(jnp.sum(wanted_SM, 1)) // size)
   return _Order(filled, jnp.argsort(index_SM, axis=1), live)
