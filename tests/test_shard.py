@@ -152,6 +152,14 @@ def test_attention_equals_the_reference(name, dtype, atol):
     np.testing.assert_allclose(ours.astype(np.float32), theirs.astype(np.float32), atol=atol)
 
 
+def test_rows_with_many_scores_are_mapped_one_by_one(monkeypatch):
+  monkeypatch.setattr(attention, "_SCORES", 4 * 150**2)  # those of one row of two
+  qkv, segments, _ = grouped("float32")
+  assert "scan" in str(jax.make_jaxpr(attention.mapped)(*qkv, segments))
+  for ours, theirs in zip(attended(attention.mapped, "float32"), reference("float32"), strict=True):
+    np.testing.assert_allclose(ours, theirs, atol=2e-5)
+
+
 def test_splash_works_on_the_rows_and_heads_of_each_device():
   qkv, segments, _ = grouped("float32")
   mesh = shard.make_mesh(data=2, tensor=2, devices=jax.devices()[:4])

@@ -59,10 +59,14 @@ class Loaded(NamedTuple):
 class Sampler:
   """Draws responses of a policy, with everything that stays the same between batches."""
 
-  def __init__(self, config: ConfigDict, policy: Policy, stream: str, parts: int = 1, busy=None, **changes):
-    """`parts` of a batch are sampled one after another; changes memory, never a sample. `changes` of `sampling`."""
+  def __init__(
+    self, config: ConfigDict, policy: Policy, stream: str, parts: int = 1, busy: Busy | None = None, **changes
+  ):
+    """`parts` of a batch are sampled one after another; changes memory, never a sample. `changes` of `sampling`.
+
+    `busy` is told when the devices sampled."""
     self._policy, self._seed, self._stream, self._parts = policy, config.seed, stream, parts
-    self._busy = busy or Busy()
+    self._busy = busy
     self._width = config.rl.prompt_tokens
     self.sampling = sampling(config, policy.tokenizer, **changes)
     _warn_of_length(self._width + self.sampling.max_tokens, policy.spec.max_positions)
@@ -109,7 +113,8 @@ class Sampler:
         made.append(sample(*given, shards=self._shards))
     rollout = self._join(made)
     down = hosts.fetch((rollout.tokens_BT, rollout.length_B, rollout.stop_B, row_statistics(rollout)))
-    self._busy.add(begun, time.monotonic())
+    if self._busy is not None:
+      self._busy.add(begun, time.monotonic())
     tokens_BT, length_B, stop_B, by_row = down
     texts = decode(self._policy.tokenizer, tokens_BT, length_B, stop_B)
     shape = (-1, group)
