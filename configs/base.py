@@ -152,6 +152,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c.rl.minibatch_problems = 0  # problems an update, 0: all of a step in one update (on-policy)
   c.rl.microbatches = 4  # parts of an update's rows; changes memory, never the gradient
   c.rl.pack = True  # several responses a row of an update, none without a gradient; False: one a row, all of them
+  c.rl.branches = -1  # pieces of a row of an update that share a prompt (in CPUs' attention); 0: none; -1: by lengths
   c.rl.sample_parts = 1  # parts that a step's problems are sampled in, one by one; changes memory, never a sample
   c.rl.prompt_tokens = 48  # longest prompt; also the padded width
   c.rl.response_tokens = 56  # longest response

@@ -237,6 +237,7 @@ RULES: dict[str, tuple[Callable, str]] = {
   "rl.problems_per_step": at_least(1),
   "rl.group_size": ((lambda v: v >= 2), "at least 2: a group of one has no spread and teaches nothing"),
   "rl.minibatch_problems": at_least(0),
+  "rl.branches": at_least(-1),
   "rl.prompt_tokens": at_least(1),
   "rl.response_tokens": at_least(1),
   "rl.temperature": ((lambda v: v > 0), "above 0: greedy samples of a problem are all alike"),

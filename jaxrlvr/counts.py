@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from jaxrlvr.policy.spec import Spec, count
+from jaxrlvr.types import Branches
 
 
 class Cost(NamedTuple):
@@ -37,38 +38,50 @@ def products(spec: Spec) -> int:
   return spec.width * (2 * spec.heads + 2 * spec.kv_heads) * spec.head_dim + 3 * spec.width * spec.mlp
 
 
-def _seen(spec: Spec, time: int) -> float:
-  """Pairs of slots that whole-row attention computes, a head and row."""
-  return time * (time + min(_SPLASH, time)) / 2 if spec.attention == "splash" else time * time
+def _pairs(spec: Spec, time: int, branches: Branches | None) -> tuple[float, float]:
+  """Pairs of slots that whole-row attention computes, a head and row, and those of them that are wanted."""
+  if branches is not None:
+    prompt, count, piece = branches
+    wanted = prompt * (prompt + 1) / 2 + count * piece * (prompt + (piece + 1) / 2)
+    return prompt**2 + count * piece * (prompt + piece), wanted
+  return time * (time + min(_SPLASH, time)) / 2 if spec.attention == "splash" else time**2, time * (time + 1) / 2
 
 
 def _width(spec: Spec) -> int:
   return 2 if spec.dtype == "bfloat16" else 4
 
 
-def _activations(spec: Spec, time: int, tensor: int) -> float:
-  """Bytes a token that pass between the operations of a layer: each array is written once and read once."""
+def _activations(spec: Spec, seen: float, tensor: int) -> float:
+  """Bytes a token that pass between the operations of a layer: each array is written once and read once.
+
+  seen: slots that a token is compared with.
+  """
   inner = (2 * spec.heads + 2 * spec.kv_heads) * spec.head_dim + 3 * spec.mlp
-  scores = 0 if spec.attention == "splash" else 2 * 4 * spec.heads * time  # float32 [T, T], before and after softmax
+  scores = 0 if spec.attention == "splash" else 2 * 4 * spec.heads * seen  # float32 [T, T], before and after softmax
   return 2 * _width(spec) * (5 * spec.width + inner / tensor) + 2 * scores / tensor
 
 
-def forward(spec: Spec, rows: int, time: int, scored: int, cut: Cut) -> Cost:
+def forward(spec: Spec, rows: int, time: int, scored: int, cut: Cut, branches: Branches | None = None) -> Cost:
   """A pass over `rows` rows of `time` slots, with the head at `scored` of them."""
+  seen, wanted = _pairs(spec, time, branches)
   attend, layer, head = 4 * spec.heads * spec.head_dim * rows, 2 * rows * time * products(spec), 2 * spec.width
-  flops = spec.layers * (layer + attend * _seen(spec, time)) + head * spec.vocab * rows * scored
-  model = spec.layers * (layer + attend * time * (time + 1) / 2) + head * spec.vocab * rows * scored
-  here = rows / cut.batch
-  moved = spec.layers * here * time * _activations(spec, time, cut.tensor) + 8 * here * scored * spec.vocab / cut.tensor
+  flops = spec.layers * (layer + attend * seen) + head * spec.vocab * rows * scored
+  model = spec.layers * (layer + attend * wanted) + head * spec.vocab * rows * scored
+  here, passed = rows / cut.batch, _activations(spec, seen / time, cut.tensor)
+  moved = spec.layers * here * time * passed + 8 * here * scored * spec.vocab / cut.tensor
   chips = cut.batch * cut.tensor
   return Cost(flops / chips, model / chips, moved + _width(spec) * count(spec) / cut.tensor)
 
 
-def update(spec: Spec, rows: int, time: int, scored: int, microbatches: int, moment_bytes: int, cut: Cut) -> Cost:
+def update(
+  spec: Spec, rows: int, time: int, scored: int, microbatches: int, moment_bytes: int, cut: Cut,
+  branches: Branches | None = None,
+) -> Cost:  # fmt: skip
   """Gradient over all micro-batches, and AdamW's step on the weights of this chip."""
-  once = forward(spec, rows, time, 0, cut)
+  once = forward(spec, rows, time, 0, cut, branches)
   head = 2 * spec.width * spec.vocab * rows * scored / (cut.batch * cut.tensor)
-  attend = spec.layers * 4 * spec.heads * spec.head_dim * rows * _seen(spec, time) / (cut.batch * cut.tensor)
+  seen = rows * _pairs(spec, time, branches)[0]
+  attend = spec.layers * 4 * spec.heads * spec.head_dim * seen / (cut.batch * cut.tensor)
   down = spec.layers * 2 * rows * time * spec.width * spec.mlp / (cut.batch * cut.tensor)  # nothing needs it again
   again = {"none": 0, "dots": attend, "full": once.flops - down}[spec.remat]
   kernel = attend / 2 if spec.attention == "splash" else 0  # its backward pass computes the scores again

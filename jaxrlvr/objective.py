@@ -12,6 +12,7 @@ from jaxrlvr import loss, masked, shard
 from jaxrlvr.policy.sample import Rollout
 from jaxrlvr.policy.score import score
 from jaxrlvr.policy.spec import Spec
+from jaxrlvr.types import Branches
 from jaxrlvr.update import LossFn
 
 
@@ -41,7 +42,7 @@ def language_modelling(spec: Spec) -> LossFn:
 
 @struct.dataclass
 class RolloutBatch:
-  """Prompts and their responses, any number one behind another on a row."""
+  """Prompts and their responses, any number one behind another on a row, or responses behind a prompt they share."""
 
   tokens_RS: jax.Array
   positions_RS: jax.Array
@@ -51,6 +52,7 @@ class RolloutBatch:
   sampler_logp_RS: jax.Array
   old_logp_RS: jax.Array | None  # None: the policy itself, one update a step
   ref_logp_RS: jax.Array | None  # None: no KL
+  branches: Branches | None = struct.field(pytree_node=False, default=None)  # None: each response has its own prompt
 
 
 @functools.partial(jax.jit, static_argnames=("spec", "parts", "temperature"))
@@ -61,16 +63,20 @@ def logp(params, batch: RolloutBatch, live, spec: Spec, *, temperature: float, p
 
   def part(i, done):
     *where, wanted_RS = shard.part(rows, i)
-    found = score(params, *where, spec, temperature=temperature, wanted_BT=wanted_RS).logp_BT
+    how = dict(temperature=temperature, wanted_BT=wanted_RS, branches=batch.branches)
+    found = score(params, *where, spec, **how).logp_BT
     return jax.lax.dynamic_update_index_in_dim(done, jnp.pad(found, ((0, 0), (1, 0))), i, 0)
 
   none = shard.constrain(jnp.zeros(rows[0].shape), None, "batch", None)
   return shard.join_rows(jax.lax.fori_loop(0, live, part, none))
 
 
-@functools.partial(jax.jit, static_argnames=("samples", "group"))
-def lay_out(prompt_PS, prompt_length_P, rollout: Rollout, segments_RS, positions_RS, *, samples: int, group: int):
-  """`RolloutBatch` with prompt and response where `data.pack.place` says.
+@functools.partial(jax.jit, static_argnames=("samples", "group", "branches"))
+def lay_out(
+  prompt_PS, prompt_length_P, rollout: Rollout, segments_RS, positions_RS, *, samples: int, group: int,
+  branches: Branches | None = None,
+) -> RolloutBatch:  # fmt: skip
+  """Prompt and response where `data.pack.place`, or `branch`, says.
 
   Numbers count the first `group` of the `samples` responses to each prompt. Prompts are padded on the left.
   """
@@ -93,6 +99,7 @@ def lay_out(prompt_PS, prompt_length_P, rollout: Rollout, segments_RS, positions
     sampler_logp_RS=jnp.where(answers_RS, logp_BT[row_RS, slot_RS], 0.0),
     old_logp_RS=None,
     ref_logp_RS=None,
+    branches=branches,
   )
 
 
@@ -134,7 +141,8 @@ def grpo(spec: Spec, *, temperature: float, kl_beta: float, kl_estimator: str, *
 
   def loss_fn(params, batch: RolloutBatch):
     where, wanted_RS = (batch.tokens_RS, batch.positions_RS, batch.segments_RS), batch.weights_RS > 0
-    here = score(params, *where, spec, temperature=temperature, wanted_BT=wanted_RS).logp_BT
+    how = dict(temperature=temperature, wanted_BT=wanted_RS, branches=batch.branches)
+    here = score(params, *where, spec, **how).logp_BT
     batch = jax.tree.map(lambda x_RS: x_RS[:, 1:], batch)
     weights, mask, sampler = batch.weights_RS, batch.weights_RS > 0, batch.sampler_logp_RS
     old = jax.lax.stop_gradient(here) if batch.old_logp_RS is None else batch.old_logp_RS

@@ -118,11 +118,21 @@ def _sample_cost(size: Size, problems: int, group: int, response: int, mean: flo
   return cost
 
 
-def _update_cost(size: Size, scored: int):
+def _branches(size: Size):
+  from jaxrlvr.types import Branches
+
+  return Branches(size.prompt, size.group, size.response)
+
+
+def _update_cost(size: Size, scored: int, branches=None):
+  """scored: tokens of a row."""
   from jaxrlvr import counts
 
-  slots, parts = size.prompt + size.response, size.rows // size.micro
-  return counts.update(_spec(size), size.rows, slots, scored, parts, 4, counts.Cut(1, 1, 1))
+  parts, shape = size.rows // size.micro, (size.rows, size.prompt + size.response)
+  if branches is not None:
+    prompt, count, piece = branches
+    shape, scored = (size.rows // count, prompt + count * piece), scored * count
+  return counts.update(_spec(size), *shape, scored, parts, 4, counts.Cut(1, 1, 1), branches)
 
 
 def _sample(size: Size, problems: int, group: int, response: int, eos=(), shrink: int = 0) -> Work:
@@ -149,6 +159,20 @@ def _sample(size: Size, problems: int, group: int, response: int, eos=(), shrink
   return Work(once, rows * response if response > 1 else rows * size.prompt, cost.flops, cost.bytes)
 
 
+def _grouped(batch, branches):
+  """Responses of single rows behind the prompts of their groups' first ones."""
+  import jax
+  import jax.numpy as jnp
+
+  prompt, count, piece = branches
+  numbers_R1 = jnp.arange(len(batch.tokens_RS))[:, None] + 1
+
+  def join(x_RS):
+    return jnp.concatenate([x_RS[::count, :prompt], x_RS[:, prompt:].reshape(-1, count * piece)], 1)
+
+  return jax.tree.map(join, batch.replace(segments_RS=batch.segments_RS * numbers_R1)).replace(branches=branches)
+
+
 def _train(size: Size, kind: str) -> Work:
   import jax
   import jax.numpy as jnp
@@ -171,6 +195,8 @@ def _train(size: Size, kind: str) -> Work:
     batch = objective.RolloutBatch(
       tokens_RS, positions_RS, segments_RS, weights_RS, advantage_RS, old_RS, None, None
     )  # fmt: skip
+    if kind == "grouped":  # the same, but that every group has one prompt
+      batch = _grouped(batch, _branches(size))
     loss = objective.grpo(spec, temperature=1.0, kl_beta=0.0, kl_estimator="k3")
   if kind == "score":
 
@@ -180,7 +206,8 @@ def _train(size: Size, kind: str) -> Work:
     cost = counts.forward(spec, rows, slots, slots - 1, counts.Cut(1, 1, 1))
     return Work(once, rows * slots, cost.flops, cost.bytes)
   optimizer = optim.adamw(0.9, 0.999, 1e-8, 0.01, 1.0)
-  cost = _update_cost(size, size.response if kind == "update" else slots - 1)
+  scored = slots - 1 if kind == "sft" else size.response
+  cost = _update_cost(size, scored, _branches(size) if kind == "grouped" else None)
   box = [init_state(params, optimizer)]
 
   def once():
@@ -315,7 +342,7 @@ def _step(size: Size) -> Work:
     "evaluate.samples": 1, "evaluate.pass_k": "1,", "evaluate.problems_per_batch": 1, "checkpoint.every": 10**9,
     "rl.steps": 10**5, "rl.problems_per_step": size.problems, "rl.group_size": size.group, "rl.kl_beta": 0.0,
     "rl.microbatches": size.rows // size.micro, "rl.prompt_tokens": size.prompt, "rl.response_tokens": size.response,
-    "rl.shrink": 0, "rl.reward": "gated", "rl.optim.lr": 1e-6,
+    "rl.shrink": 0, "rl.branches": size.group, "rl.reward": "gated", "rl.optim.lr": 1e-6,
     **{f"{use}.source": folder / "problems.jsonl" for use in ("problems", "heldout")},
     **{f"{use}.columns": "prompt=prompt,label=answer" for use in ("problems", "heldout")},
     **{f"{use}.verifier": "choice" for use in ("problems", "heldout")},
@@ -336,14 +363,14 @@ def _step(size: Size) -> Work:
 
   name = "completions/mean_length"
   cost = _sample_cost(size, size.problems, size.group, size.response, size.response, 0)
-  cost += _update_cost(size, size.response)
+  cost += _update_cost(size, size.response, _branches(size))
   tokens = size.rows * size.response
   return Work(once, tokens, cost.flops, cost.bytes, lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
 def _device(size: Size) -> Work:
   size = size.of_a_step()
-  drawn, trained = _sample(size, size.problems, size.group, size.response), _train(size, "update")
+  drawn, trained = _sample(size, size.problems, size.group, size.response), _train(size, "grouped")
 
   def once():
     drawn.once()
@@ -360,6 +387,7 @@ OURS = {
   "varied": lambda s: _sample(s, s.problems, s.group, s.response, _varied_eos(s), 3),
   "score": lambda s: _train(s, "score"),
   "update": lambda s: _train(s, "update"),
+  "grouped": lambda s: _train(s, "grouped"),
   "sft": lambda s: _train(s, "sft"),
   "step": _step,
 }
@@ -482,6 +510,8 @@ PEERS = {
   ("transformers", "varied"): lambda s: _generate(s, s.problems, s.group, _varied_eos(s)),
   ("torch", "update"): lambda s: _torch_update(s, False),
   ("torch.compile", "update"): lambda s: _torch_update(s, True),
+  ("torch", "grouped"): lambda s: _torch_update(s, False),
+  ("torch.compile", "grouped"): lambda s: _torch_update(s, True),
   ("device", "step"): _device,
   ("trl", "step"): _trl,
 }

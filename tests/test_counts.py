@@ -11,6 +11,7 @@ from jaxrlvr import counts, objective
 from jaxrlvr.policy import sample as sampler
 from jaxrlvr.policy import spec as policy_spec
 from jaxrlvr.policy.score import score
+from jaxrlvr.types import Branches
 
 ONE = counts.Cut(1, 1, 1)
 
@@ -43,6 +44,9 @@ def test_a_scoring_pass(spec, params):
   rows = (batch.tokens_BT, batch.positions_BT, batch.segments_BT)
   jaxpr = jax.make_jaxpr(lambda *x: score(*x, spec=spec, start=4))(params, *rows).jaxpr
   assert counts.forward(spec, 3, 10, 6, ONE).flops == multiplied(jaxpr)
+  branches = Branches(2, 2, 4)
+  jaxpr = jax.make_jaxpr(lambda *x: score(*x, spec=spec, start=4, branches=branches))(params, *rows).jaxpr
+  assert counts.forward(spec, 3, 10, 6, ONE, branches).flops == multiplied(jaxpr)
 
 
 @pytest.mark.parametrize("remat", ["none", "dots", "full"])

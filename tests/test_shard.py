@@ -15,7 +15,7 @@ from jaxrlvr.policy import attention, forward
 from jaxrlvr.policy import spec as policy_spec
 from jaxrlvr.policy.sample import Sampling, lay_out, sample
 from jaxrlvr.policy.score import score
-from jaxrlvr.types import InputError
+from jaxrlvr.types import Branches, InputError
 from jaxrlvr.update import init_state, update
 
 PROMPTS, LENGTHS = prompts([3, 6, 1, 5, 2, 4, 6, 3], high=20)
@@ -34,7 +34,7 @@ def text_batch():
   return objective.TextBatch(tokens, positions, segments, weights.astype(np.float32))
 
 
-def everything(spec, params, mesh, cut, shrink=0):
+def everything(spec, params, mesh, cut, shrink=0, branches=None):
   """(scores, rollout, weights after GRPO, weights after SFT, losses) on a mesh, sampled with weights cut `cut` ways."""
   placed = policy_spec.shardings(spec, mesh)
   up = functools.partial(jax.device_put, device=shard.named(mesh, "batch"))
@@ -56,7 +56,8 @@ def everything(spec, params, mesh, cut, shrink=0):
       stops = np.zeros((2, spec.vocab), np.int32)
       rollout = sample(weights, *rows, stops, spec, s, shards=shard.size(sampling, "batch"))
     rollout = jax.device_put(rollout, shard.named(mesh, "batch"))
-    [(made, live)] = rollout_batch(PROMPTS, LENGTHS, rollout, REWARD, REWARD >= 0, **how, share=True, parts=2)
+    how |= dict(share=True, parts=2, branches=branches)
+    [(made, live)] = rollout_batch(PROMPTS, LENGTHS, rollout, REWARD, REWARD >= 0, **how)
     made = up(made)
     grpo = functools.partial(update, optimizer=ADAMW, loss_fn=objective.grpo(spec, **clip))
     after_rl, rl = grpo(state(), made, 1e-2, live, microbatches=2)
@@ -80,7 +81,9 @@ MESHES = {  # name: sizes, pieces of the weights in sampling
 @pytest.mark.parametrize("mesh", [pytest.param(m, marks=[pytest.mark.slow] * (i > 0)) for i, m in enumerate(MESHES)])
 def test_sharded_equals_one_device(mesh, spec, params, alone):
   sizes, cut = MESHES[mesh]
-  made = everything(dataclasses.replace(spec, remat="full"), params, shard.make_mesh(**sizes), cut, shrink=1)
+  other = dataclasses.replace(spec, remat="full", attention="mapped")
+  branches = Branches(PROMPTS.shape[1], 2, S.max_tokens)
+  made = everything(other, params, shard.make_mesh(**sizes), cut, shrink=1, branches=branches)
   for name in ("logp_BT", "entropy_BT", "certainty_BT"):
     np.testing.assert_allclose(getattr(made[0], name), getattr(alone[0], name), atol=2e-5, err_msg=name)
   np.testing.assert_array_equal(made[1].tokens_BT, alone[1].tokens_BT)
@@ -127,7 +130,7 @@ def attended(attend, dtype):
   qkv, segments, weights = grouped(dtype)
 
   def value(q, k, v):
-    out = jnp.where((segments > 0)[:, None, :, None], attend(q, k, v, segments), 0.0)
+    out = jnp.where((segments > 0)[:, None, :, None], attend(q, k, v, segments, segments[:, :0]), 0.0)
     return jnp.sum((out * weights).astype(jnp.float32)), out
 
   return jax.tree.leaves(jax.jit(jax.grad(value, (0, 1, 2), has_aux=True))(*qkv))
@@ -155,7 +158,7 @@ def test_attention_equals_the_reference(name, dtype, atol):
 def test_rows_with_many_scores_are_mapped_one_by_one(monkeypatch):
   monkeypatch.setattr(attention, "_SCORES", 4 * 150**2)  # those of one row of two
   qkv, segments, _ = grouped("float32")
-  assert "scan" in str(jax.make_jaxpr(attention.mapped)(*qkv, segments))
+  assert "scan" in str(jax.make_jaxpr(attention.mapped)(*qkv, segments, segments[:, :0]))
   for ours, theirs in zip(attended(attention.mapped, "float32"), reference("float32"), strict=True):
     np.testing.assert_allclose(ours, theirs, atol=2e-5)
 
@@ -163,11 +166,12 @@ def test_rows_with_many_scores_are_mapped_one_by_one(monkeypatch):
 def test_splash_works_on_the_rows_and_heads_of_each_device():
   qkv, segments, _ = grouped("float32")
   mesh = shard.make_mesh(data=2, tensor=2, devices=jax.devices()[:4])
-  want = attention.reference(*qkv, segments)
+  none = segments[:, :0]
+  want = attention.reference(*qkv, segments, none)
   with jax.set_mesh(mesh):
     names = ("heads", "kv_heads", "kv_heads")
     up = [jax.device_put(x, shard.named(mesh, "batch", name)) for x, name in zip(qkv, names, strict=True)]
-    got = jax.jit(OTHERS["splash"])(*up, jax.device_put(segments, shard.named(mesh, "batch")))
+    got = jax.jit(OTHERS["splash"])(*up, *jax.device_put((segments, none), shard.named(mesh, "batch")))
   real = (segments > 0)[:, None, :, None]
   np.testing.assert_allclose(jnp.where(real, got, 0), jnp.where(real, want, 0), atol=2e-5)
   assert got.sharding.spec[:2] == (("data", "fsdp"), "tensor")

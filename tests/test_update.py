@@ -1,17 +1,22 @@
 """One update: micro-batches, devices, GRPO on policy, and what happens when something is not finite."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_sample import EOS, NO_STOPS, prompts, row_keys
 
-from jaxrlvr import masked, objective, optim
+from jaxrlvr import config as configs
+from jaxrlvr import masked, objective, optim, shard
 from jaxrlvr.data import pack
 from jaxrlvr.loss import policy_loss
 from jaxrlvr.policy.sample import Sampling, sample
 from jaxrlvr.policy.score import score
-from jaxrlvr.types import InputError
+from jaxrlvr.stages import setup
+from jaxrlvr.stages.rl import branches_of
+from jaxrlvr.types import Branches, InputError
 from jaxrlvr.update import accumulate, init_state, update
 
 S = Sampling(group=4, max_tokens=8, eos_ids=EOS, shrink=0)
@@ -31,6 +36,7 @@ def rollout_batch(
   parts=1,
   updates=1,
   scores=None,
+  branches=None,
   **how,
 ):
   """[(batch, its live parts)] of each update; packed if `share`, responses without advantage left out if `skip`."""
@@ -43,9 +49,13 @@ def rollout_batch(
   for update_of in range(updates):
     mine = np.arange(total_B.size).reshape(-1, updates, group)[:, update_of].reshape(-1)
     kept = mine[np.asarray(advantage_PG).reshape(-1)[mine] != 0] if skip else mine
-    placed = pack.place(total_B, kept, len(mine), width, parts, share)
+    if branches is None:
+      placed = pack.place(total_B, kept, len(mine), width, parts, share)
+    else:
+      rows = len(mine) // branches.count
+      placed = pack.branch(lengths, length_PG.reshape(-1), kept, group, rows, branches, parts, share)
     where = placed.segments_RS, placed.positions_RS
-    batch = objective.lay_out(prompts, lengths, rollout, *where, samples=group, group=group)
+    batch = objective.lay_out(prompts, lengths, rollout, *where, samples=group, group=group, branches=branches)
     batch = batch.replace(**(scores or (lambda *_: {}))(batch, placed.live))
     made.append((objective.grade(batch, weight_PG, advantage_PG), np.int32(placed.live)))
   return made
@@ -139,7 +149,7 @@ PACKED = {
 
 @pytest.mark.parametrize("name", PACKED)
 def test_packed_rows_have_the_gradient_of_single_ones(name, rich_spec, rich_params, drawn):
-  """With all that can be left out left out."""
+  """With all that can be left out left out; and so have rows whose responses share a prompt."""
   given, how, updates = PACKED[name]
   fn = objective.grpo(rich_spec, temperature=1.0, kl_estimator="k3", **given)
   fields = ("ref_logp_RS", "old_logp_RS") if given["kl_beta"] else ("old_logp_RS",) * (updates > 1)
@@ -150,9 +160,14 @@ def test_packed_rows_have_the_gradient_of_single_ones(name, rich_spec, rich_para
     made = rollout_batch(*drawn, REWARD, SCORED, **PLAIN | how, updates=updates, parts=parts, scores=scores, **layout)
     return [(batch, live, gradient_of(fn, rich_params, batch, parts, live)) for batch, live in made]
 
-  packed, single = gradients(share=True, skip=not given["kl_beta"]), gradients()
+  kept = dict(share=True, skip=not given["kl_beta"])
+  packed, single = gradients(**kept), gradients()
   assert min(live for _, live, _ in packed) < parts == min(live for _, live, _ in single)
-  for (*_, (got, loss, metrics)), (*_, (want, want_loss, want_metrics)) in zip(packed, single, strict=True):
+  branched = gradients(**kept, branches=Branches(7, 2, 14))  # pieces with room for more than one response
+  pieces = [piece for batch, *_ in branched for piece in batch.segments_RS[:, 7:].reshape(-1, 14).tolist()]
+  assert {0, 1, 2} <= {len(set(piece) - {0}) for piece in pieces}
+  compared = [*zip(packed, single, strict=True), *zip(branched, single, strict=True)]
+  for (*_, (got, loss, metrics)), (*_, (want, want_loss, want_metrics)) in compared:
     np.testing.assert_allclose(loss, want_loss, atol=1e-6)
     for leaf in want:
       np.testing.assert_allclose(got[leaf], want[leaf], atol=2e-6, err_msg=leaf)
@@ -259,6 +274,58 @@ def test_placing_responses():
   assert pack.place(lengths, [], 40, 12, 5).live == 0
   with pytest.raises(InputError, match="finds no room on 2 rows of 12"):
     pack.place(lengths, numbers, 2, 12, 1)
+
+
+def test_placing_responses_behind_their_prompts():
+  prompts, lengths = np.array([3, 1, 5, 2]), np.array([4, 2, 1, 4, 4, 4, 4, 4, 1, 1, 1, 1, 3, 2, 4, 1])
+  numbers = [n for n in range(16) if n != 7]
+  placed = pack.branch(prompts, lengths, numbers, 4, 8, Branches(5, 2, 4), 4)
+  made = {frozenset(row) - {0} for row in placed.segments_RS.tolist() if any(row)}
+  want = [{1, 4}, {2, 3}, {5, 6}, {7}, {9, 10, 11, 12}, {15, 13, 16}, {14}]
+  assert made == set(map(frozenset, want)) and placed.live == 4
+  for segments, positions in zip(placed.segments_RS, placed.positions_RS, strict=True):
+    held = [n for n in dict.fromkeys(segments[5:]) if n]
+    if not held:
+      continue
+    prompt = prompts[(held[0] - 1) // 4]
+    assert segments[:5].tolist() == [0] * (5 - prompt) + [held[0]] * prompt
+    assert positions[5 - prompt : 5].tolist() == list(range(prompt))
+    for number in held:
+      [slots] = np.nonzero(segments[5:] == number)
+      assert np.ptp(slots) + 1 == len(slots) == lengths[number - 1] and len(set(slots // 4)) == 1
+      assert positions[5 + slots].tolist() == list(range(prompt, prompt + len(slots)))
+  alone = pack.branch(prompts, lengths, numbers, 4, 8, Branches(5, 2, 4), 4, share=False)
+  assert sum(len(set(row[at : at + 4]) - {0}) for row in alone.segments_RS.tolist() for at in (5, 9)) == 15
+  with pytest.raises(InputError, match="finds no room on 2 rows of 13"):
+    pack.branch(prompts, lengths, numbers, 4, 2, Branches(5, 2, 4), 1)
+
+
+@pytest.mark.parametrize(
+  "wanted, lengths, attention, made",
+  [
+    (-1, [64] * 4, "mapped", Branches(64, 4, 128)),  # a quarter of the slots
+    (-1, [12] * 4, "mapped", None),  # so short that a row of short responses would stand empty
+    (-1, [20] * 7 + [61], "mapped", Branches(64, 2, 128)),
+    (-1, [64] * 4, "splash", None),
+    (0, [64] * 4, "mapped", None),
+    (8, [3] * 4, "mapped", Branches(8, 8, 128)),
+    (4, [64], "splash", "'splash' can't share a prompt; take 0"),
+    (3, [64], "mapped", "must divide config.rl.group_size = 8"),
+    (8, [64], "mapped-16", "64 responses .* multiple of 16 "),
+  ],
+)
+def test_rows_share_a_prompt_where_that_saves_slots(wanted, lengths, attention, made, rich_spec):
+  changes = dict(branches=wanted, prompt_tokens=64, response_tokens=128, problems_per_step=8, microbatches=8)
+  attention, _, parts = attention.partition("-")
+  changes |= {"microbatches": int(parts or 8)}
+  config = configs.load("base", {f"rl.{name}": str(value) for name, value in changes.items()})
+  spec = dataclasses.replace(rich_spec, attention=attention)
+  policy = setup.Policy(spec, None, {}, shard.make_mesh(devices=jax.devices()[:1]), None, {})
+  if isinstance(made, str):
+    with pytest.raises(InputError, match=made):
+      branches_of(config, policy, lengths)
+  else:
+    assert branches_of(config, policy, lengths) == made
 
 
 def test_schedules_and_adamw():

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxrlvr import shard
-from jaxrlvr.policy.attention import ATTENTION
+from jaxrlvr.policy import attention
 from jaxrlvr.policy.int8 import plain
 from jaxrlvr.policy.spec import Spec, leaves
+from jaxrlvr.types import Branches
 
 # (q_BHTh, k_BKTh, v_BKTh, one layer's cache) -> (out_BHTh, that layer's new cache)
 Attend = Callable[[jax.Array, jax.Array, jax.Array, object], tuple[jax.Array, object]]
@@ -56,10 +57,10 @@ def rotate(x_BHTh: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
   return jnp.concatenate([low * cos - high * sin, high * cos + low * sin], -1).astype(x_BHTh.dtype)
 
 
-def causal(segments_BT: jax.Array, spec: Spec) -> Attend:
-  """Attention of whole rows: a token sees earlier tokens of its own segment; segment 0 is padding, whatever it sees."""
-  rows = ATTENTION[spec.attention]
-  return lambda q_BHTh, k_BKTh, v_BKTh, cache: (rows(q_BHTh, k_BKTh, v_BKTh, segments_BT), None)
+def causal(segments_BT: jax.Array, spec: Spec, branches: Branches | None = None) -> Attend:
+  """Attention of whole rows: a token sees earlier tokens of its own segment and, in rows with branches, the prompt;
+  segment 0 is padding, whatever it sees."""
+  return lambda q, k, v, cache: (attention.attend(spec.attention, q, k, v, segments_BT, branches), None)
 
 
 def cast(params: dict, spec: Spec) -> dict:

@@ -122,7 +122,8 @@ def _update(policy, s, batch, loss_fn, optimizer, times: int = 1, beside: float 
   rate = jax.ShapeDtypeStruct((), jnp.float32, sharding=shard.named(policy.mesh))
   given = dict(loss_fn=loss_fn, optimizer=optimizer, microbatches=s.microbatches)
   moment = jnp.dtype(s.optim.moment).itemsize
-  cost = counts.update(policy.spec, *shape, slots - 1, trips, moment, _cut(policy.mesh))
+  how = _cut(policy.mesh), getattr(batch, "branches", None)
+  cost = counts.update(policy.spec, *shape, slots - 1, trips, moment, *how)
   lower = _in(policy.mesh, lambda _: update.lower(state, batch, rate, live, **given))
   return Program("update", times, _bytes((state, batch)), beside, lower, cost, math.prod(shape), trips)
 
@@ -139,7 +140,8 @@ def rl_programs(config: ConfigDict, policy: setup.Policy) -> list[Program]:
   programs, _ = _sampling(config, policy, state + _bytes(reference))
   batch = _batch(config, policy, learner)
   slots, mean = batch.tokens_RS.shape[1], config.plan.mean_tokens or s.response_tokens
-  trips = math.ceil(s.microbatches * (s.prompt_tokens + mean) / slots) if s.pack else s.microbatches
+  prompt, texts, _ = learner.branches or (s.prompt_tokens, 1, 0)
+  trips = math.ceil(s.microbatches * (prompt + texts * mean) / slots) if s.pack else s.microbatches
   rows, live = batch.tokens_RS.shape[0] // s.microbatches * trips, jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
   read, scored = reference or policy.params, batch.replace(ref_logp_RS=None, old_logp_RS=None)
   programs += [
@@ -147,7 +149,7 @@ def rl_programs(config: ConfigDict, policy: setup.Policy) -> list[Program]:
       "score", (bool(s.kl_beta) + (learner.updates > 1)) * learner.updates, _bytes((scored, read)),
       state + _bytes(reference) - _bytes(read),
       _in(mesh, lambda _: objective.logp.lower(read, scored, live, **learner.scoring())),
-      counts.forward(spec, rows, slots, slots - 1, _cut(mesh)), rows * slots, trips,
+      counts.forward(spec, rows, slots, slots - 1, _cut(mesh), learner.branches), rows * slots, trips,
     )
   ]  # fmt: skip
   beside, how = _bytes(reference) + (learner.updates - 1) * _bytes(batch), (learner.loss_fn, learner.optimizer)
@@ -208,11 +210,9 @@ def _prompts(problems: int, width: int):
 
 def _batch(config: ConfigDict, policy: setup.Policy, learner: Learner) -> objective.RolloutBatch:
   """The rows of an update, as `Learner.parts` makes them."""
-  s = config.rl
-  shape = (s.problems_per_step * s.group_size // learner.updates, s.prompt_tokens + s.response_tokens)
-  ints, floats = (jax.ShapeDtypeStruct(shape, dtype) for dtype in (jnp.int32, jnp.float32))
-  scores = floats if learner.updates > 1 else None, floats if s.kl_beta else None
-  return _rows(policy.mesh, objective.RolloutBatch(*[ints] * 3, *[floats] * 3, *scores))
+  ints, floats = (jax.ShapeDtypeStruct(learner.shape(), dtype) for dtype in (jnp.int32, jnp.float32))
+  scores = floats if learner.updates > 1 else None, floats if config.rl.kl_beta else None
+  return _rows(policy.mesh, objective.RolloutBatch(*[ints] * 3, *[floats] * 3, *scores, learner.branches))
 
 
 def compile_program(program: Program, done: dict, devices: int) -> Measured:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,11 +18,12 @@ from jaxrlvr.analysis import shadow
 from jaxrlvr.busy import Busy
 from jaxrlvr.data import pack
 from jaxrlvr.data import problems as problem_lists
+from jaxrlvr.policy.attention import WHOLE_TEXTS
 from jaxrlvr.policy.sample import STOP_LENGTH
 from jaxrlvr.stages import rollout, setup
 from jaxrlvr.stages.evaluate import Evaluator
 from jaxrlvr.stages.run import open_run
-from jaxrlvr.types import TrainingStopped
+from jaxrlvr.types import Branches, InputError, TrainingStopped
 from jaxrlvr.update import TrainState, update
 
 
@@ -40,6 +41,7 @@ class Learner(NamedTuple):
   loss_fn: object
   optimizer: object
   updates: int  # updates a step
+  branches: Branches | None  # how rows share a prompt
   settings: ConfigDict
 
   def scoring(self) -> dict:
@@ -56,6 +58,22 @@ class Learner(NamedTuple):
       noise=s.correction_noise or s.noise,
     )  # fmt: skip
 
+  def shape(self) -> tuple[int, int]:
+    """(rows, slots) of an update."""
+    s, branches = self.settings, self.branches
+    responses = s.problems_per_step * s.group_size // self.updates
+    if branches is None:
+      return responses, s.prompt_tokens + s.response_tokens
+    return responses // branches.count, branches.prompt + branches.count * branches.piece
+
+  def place(self, prompt_P, length_PG, numbers) -> pack.Placed:
+    """Where these responses stand in the rows of an update."""
+    s, (rows, slots) = self.settings, self.shape()
+    if self.branches is None:
+      return pack.place((prompt_P[:, None] + length_PG).reshape(-1), numbers, rows, slots, s.microbatches, s.pack)
+    given = prompt_P, length_PG.reshape(-1), numbers, s.group_size, rows, self.branches
+    return pack.branch(*given, s.microbatches, s.pack)
+
   def parts(self, params, ref_params, prompts: rollout.Prompts, drawn: rollout.Drawn, kept_PG=None) -> list[Part]:
     """The batch of each update with its scores; responses that are not kept (None: all are) are left out.
 
@@ -63,15 +81,14 @@ class Learner(NamedTuple):
     no pass of its own.
     """
     s, mesh, made = self.settings, self.policy.mesh, []
-    length_B = (prompts.length_P[:, None] + drawn.length_PG[:, : s.group_size]).reshape(-1)
-    kept_B = np.ones(len(length_B), bool) if kept_PG is None or not s.pack else kept_PG.reshape(-1)
-    shape = len(length_B) // self.updates, s.prompt_tokens + s.response_tokens
+    length_PG = drawn.length_PG[:, : s.group_size]
+    kept_B = np.ones(length_PG.size, bool) if kept_PG is None or not s.pack else kept_PG.reshape(-1)
     problems = hosts.put((prompts.tokens_PS, prompts.length_P), shard.named(mesh))
-    for mine in np.arange(len(length_B)).reshape(-1, self.updates, s.group_size).swapaxes(0, 1):
-      placed = pack.place(length_B, mine[kept_B[mine]], *shape, s.microbatches, s.pack)
+    for mine in np.arange(length_PG.size).reshape(-1, self.updates, s.group_size).swapaxes(0, 1):
+      placed = self.place(prompts.length_P, length_PG, mine[kept_B[mine]])
       where = hosts.put((placed.segments_RS, placed.positions_RS), shard.named(mesh, "batch"))
       live = hosts.put(np.int32(placed.live), shard.named(mesh))
-      of = dict(samples=s.votes or s.group_size, group=s.group_size)
+      of = dict(samples=s.votes or s.group_size, group=s.group_size, branches=self.branches)
       batch = objective.lay_out(*problems, drawn.rollout, *where, **of)
       old, ref = (
         None if who is None else objective.logp(who, batch, live, **self.scoring())
@@ -98,8 +115,33 @@ def mean_metrics(several: list[dict]) -> dict:
   }
 
 
-def make_learner(config: ConfigDict, policy: setup.Policy) -> tuple[Learner, np.ndarray]:
-  """(learner, learning rate of each update)."""
+_SHORT = 1 / 8  # of the longest response: down to such a mean, rows with branches are to hold no more slots than others
+
+
+def branches_of(config: ConfigDict, policy: setup.Policy, length_P: Sequence[int]) -> Branches | None:
+  """What `rl.branches` says of prompts of these lengths (no lengths: as long as they may be); None: no sharing."""
+  s, whole = config.rl, policy.spec.attention in WHOLE_TEXTS
+  if s.branches > 0 and whole:
+    raise InputError(
+      f"config.rl.branches = {s.branches}: model.attention {policy.spec.attention!r} can't share a prompt; take 0"
+    )
+  if s.branches == 0 or whole or (s.branches < 0 and not len(length_P)):
+    return None
+  prompt = min(-(-max(length_P, default=s.prompt_tokens) // 8) * 8, s.prompt_tokens)
+  responses = (s.minibatch_problems or s.problems_per_step) * s.group_size
+  parts, piece = s.microbatches * shard.size(policy.mesh, "batch"), s.response_tokens
+  most = s.branches if s.branches > 0 else (s.group_size * (np.mean(length_P) + _SHORT * piece) - prompt) / piece
+  fits = [n for n in range(1, s.group_size + 1) if s.group_size % n == 0 and responses % (n * parts) == 0 and n <= most]
+  if s.branches > 0 and s.branches not in fits:
+    raise InputError(
+      f"config.rl.branches = {s.branches}: must divide config.rl.group_size = {s.group_size}, and {responses} "
+      f"responses of an update / branches must be a multiple of {parts} (micro-batches x pieces of the mesh)"
+    )
+  return Branches(prompt, fits[-1], piece) if fits and (fits[-1] > 1 or s.branches > 0) else None
+
+
+def make_learner(config: ConfigDict, policy: setup.Policy, length_P: Sequence[int] = ()) -> tuple[Learner, np.ndarray]:
+  """(learner, learning rate of each update) for prompts of these lengths."""
   s = config.rl
   updates = s.problems_per_step // (s.minibatch_problems or s.problems_per_step)
   optimizer, rates = setup.optimizer(s.optim, s.steps * updates)
@@ -108,7 +150,7 @@ def make_learner(config: ConfigDict, policy: setup.Policy) -> tuple[Learner, np.
     clip_low=s.clip_low, clip_high=s.clip_high, dual_clip=s.dual_clip or None, ratio=s.ratio,
     importance_cap=s.importance_cap or None,
   )  # fmt: skip
-  return Learner(policy, loss_fn, optimizer, updates, s), rates
+  return Learner(policy, loss_fn, optimizer, updates, branches_of(config, policy, length_P), s), rates
 
 
 class Judged(NamedTuple):
@@ -194,11 +236,11 @@ def rl(config: ConfigDict, workdir: str | Path) -> dict:
   with open_run(config, workdir, "rl") as run:
     policy = setup.load_policy(config)
     check_sizes(config, policy)
-    learner, rates = make_learner(config, policy)
     busy = Busy()
     sampler = rollout.Sampler(config, policy, "rl", s.sample_parts, busy, int8=s.sample_int8)
     with rollout.verifier_service(config) as service, jax.set_mesh(policy.mesh), jax.transfer_guard("disallow"):
       problems, ids, dropped = rollout.load_problems(config, "problems", policy.tokenizer, service)
+      learner, rates = make_learner(config, policy, [len(ids[problem.id]) for problem in problems])
       evaluator = Evaluator(config, policy, service)
       inputs = {"tokenizer": policy.tokenizer.pieces(), "origin": policy.origin.get("digests")}
       run.begin(problems=problems, heldout=evaluator.problems, **inputs)

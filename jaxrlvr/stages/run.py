@@ -43,6 +43,7 @@ _HARMLESS = (
   "evaluate.problems_per_batch",
   "rl.sample_parts",
   "rl.pack",
+  "rl.branches",
   *(f"{stage}.microbatches" for stage in ("pretrain", "cpt", "sft", "rl")),
   *(f"model.{name}" for name in ("attention", "remat", "unroll", "vocab_chunk")),
   "plan.",
