@@ -420,12 +420,12 @@ def test_shellcheck():
 
 def test_bench_says_how_fast_an_update_is(tmp_path):
   out = tmp_path / "lines.jsonl"
-  words = ["--size=XS", "--rounds=1", "--peers=none", "--only=update", f"--out={out}"]
+  words = ["--size=smoke", "--rounds=1", "--peers=none", "--only=update", f"--out={out}"]
   done = subprocess.run([sys.executable, LAUNCH / "bench.py", *words], text=True, capture_output=True)
   assert done.returncode == 0 and done.stdout == out.read_text(), done.stderr
   ceilings, update = (json.loads(line) for line in done.stdout.splitlines())
   assert ceilings["name"] == "ceilings" and ceilings["read_gb_s"][0] > 0
-  assert (update["name"], update["size"], update["rounds"], update["tokens"]) == ("update", "XS", 1, 16 * 16)
+  assert (update["name"], update["size"], update["rounds"], update["tokens"]) == ("update", "smoke", 1, 32 * 60)
   assert update["compiles"] > 0 == update["recompiles"] and update["peak_mib"] > 100
   assert update["tokens_s"][0] == pytest.approx(update["tokens"] / update["wall_s"][0], rel=1e-3)
   assert update["share"] > 0 and "| update |" in done.stderr
