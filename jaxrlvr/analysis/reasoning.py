@@ -112,12 +112,13 @@ def diversity(clusters: Sequence[int]) -> float:
 
 
 def diversities(name: str, clusters_P: Sequence[Sequence[int | None]]) -> dict[str, float]:
-  """Mean Div over the problems that have a response in a cluster, with interval, and what it is made of.
+  """Mean Div over the problems of which something can be said, with interval, and what it is made of.
 
-  n_eff and clusters are means over these problems; left_out counts the responses in no cluster.
+  n_eff and clusters are means over these problems; left_out counts the responses in no cluster. A problem of which half
+  or more are left out is left out itself: the first response founds a cluster unasked, which is no diversity of 0.
   """
   kept_P = [[c for c in clusters if c is not None] for clusters in clusters_P]
-  some_P = [kept for kept in kept_P if kept]
+  some_P = [kept for kept, clusters in zip(kept_P, clusters_P, strict=True) if 2 * len(kept) > len(clusters)]
   return with_interval(name, [diversity(kept) for kept in some_P]) | {
     f"{name}/n_eff": mean([effective(kept) for kept in some_P]),
     f"{name}/clusters": mean([len(set(kept)) for kept in some_P]),
