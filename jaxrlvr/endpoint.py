@@ -31,16 +31,12 @@ _PATIENCE = 8  # prompts in a row that an outage may take before nothing is aske
 _CURES = {  # of status codes after which no further call makes sense
   **dict.fromkeys((301, 302, 303, 307, 308, 404, 405), "correct the URL, which ends where /chat/completions begins, or "
                   "the model"),
-  **dict.fromkeys((401, 403), "see the key in the environment variable, and what it may do"),
+  **dict.fromkeys((401, 403), "see the key in the environment variable {!r} (key_variable), and what it may "
+                  "do"),
   402: "the account has to be paid for",
 }  # fmt: skip
-_NOT_AN_ANSWER = (
-  ValueError,
-  LookupError,
-  TypeError,
-  ArithmeticError,
-  RecursionError,
-)  # what garbage in the place of JSON may raise
+# What garbage in the place of JSON may raise.
+_NOT_AN_ANSWER = (ValueError, LookupError, TypeError, ArithmeticError, RecursionError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +158,7 @@ class Client:
     if status == 429 or status >= 500:
       return _Reply(None, trouble, again)
     if status in _CURES:
-      return _Reply(None, f"{trouble}; {_CURES[status]}", hopeless=True)
+      return _Reply(None, f"{trouble}; {_CURES[status].format(self._endpoint.key_variable)}", hopeless=True)
     if not 200 <= status < 300:
       return _Reply(None, trouble + self._reason(data))
     if len(data) > _MOST_BYTES:

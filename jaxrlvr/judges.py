@@ -1,4 +1,7 @@
-"""Judges of reasoning as values: does a trace lead to its answer, are two strategies the same? They read files."""
+"""Judges of reasoning as values: does a trace lead to its answer, are two strategies the same?
+
+Beside the measures in analysis/reasoning, not among them: a judge may read files, the environment and the network.
+"""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ class Server:
   """Plays an endpoint: `play(handler, number, request)` answers request number 1, 2, ..."""
 
   def __init__(self, play):
-    self.requests, self.keys, self.most, self._now = [], [], 0, 0
+    self.requests, self.keys = [], []
     lock, server = threading.Lock(), self
 
     class Handler(BaseHTTPRequestHandler):
@@ -19,15 +19,10 @@ class Server:
           server.requests.append(request)
           server.keys.append(self.headers["Authorization"])
           number = len(server.requests)
-          server._now += 1
-          server.most = max(server.most, server._now)
         try:
           play(self, number, request)
         except OSError:
           self.close_connection = True  # the client went away
-        finally:
-          with lock:
-            server._now -= 1
 
       def log_message(self, *_):
         pass

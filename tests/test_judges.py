@@ -75,7 +75,7 @@ def test_verdict_lines():
   line = f"VERDICT {mark}: "
   for said, want in (
     (f"Well.\n{line}1", 1.0), (f"{line}0.5\n", 0.5), (f"**{line}0**", 0.0), (f"  `{line}1`  \r\n", 1.0),
-    (f"<think>\n{line}0\nor {line}1?</think>\n{line}0.5", 0.5),
+    (f"<think>\n{line}0\nor {line}1?</think>\n{line}0.5", 0.5), (f"I'll end with {line}0 or so.\n{line}1", 1.0),
     ("", None), (None, None), ("VERDICT: 1", None), (f"verdict {mark}: 1", None), (f"{line}", None), (f"{line}2", None),
     (f"{line}1.0", None), (f"{line}1 or 0.5", None), (f"{line}1\n{line}0", None), (f"{line}1\n{line}1", None),
     (f"{line}1\n{line}maybe", None), (f"I say {line}1", None), (f"VERDICT {mark}0: 1", None), (f"{line}same", None),
@@ -149,6 +149,7 @@ def test_replay(tmp_path):
   file = tmp_path / "v.jsonl"
   other = ONE._replace(text="Two.")
   rows = [("faithfulness", (ONE,), 1), ("faithfulness", (other,), None), ("strategy", (ONE, other), False)]
+  rows.append(("faithfulness", (ONE,), None))  # asked again at another step, without an answer
   logbook.write_jsonl(file, ({"key": judges.key(task, q), "verdict": v} for task, q, v in rows))
   judge = judges.JUDGES["replay"](Settings(file=str(file)))
   assert judge.faithfulness([ONE, other, ONE._replace(text="3")]) == [1.0, None, None]

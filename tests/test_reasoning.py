@@ -191,6 +191,7 @@ def test_strategies_of_the_embedded_domain():
   assert strategy(trace("13-8=5")) != strategy(trace("18-3=15"))
   two = trace("1+2=3", "4*7=28", "3+8=11")
   assert strategy(two) == strategy(trace("4*7=28", "1+2=3", "8+3=11"))  # neither needs the other
+  assert strategy(trace("1+2=3", "4*7=28")) == strategy(trace("1+2=9", "4*7=28"))  # a slip in what is left hanging
   assert strategy("\\boxed{1}") == strategy(trace()) == strategy(trace("well")) == ()
   assert strategy("<think>\n7+5=12\n2*3") == strategy(trace("7+5=12", "hm"))
   assert len(strategy(trace(*["3+3=6"] * 3000))) < 300
