@@ -31,6 +31,23 @@ def language_modelling(steps: int, lr: float) -> ConfigDict:
   return t
 
 
+def judge(name: str) -> ConfigDict:
+  """Where verdicts on reasoning come from."""
+  o = ConfigDict()
+  o.name = name  # exact (embedded arithmetic, needs no model) | http (chat completions) | replay (a former judging's)
+  o.url = ""  # http: of the endpoint, up to where /chat/completions begins
+  o.model = ""  # http: its name there
+  o.key_variable = ""  # http: environment variable that holds the key; "": none is sent
+  o.request = '{"temperature": 0}'  # http: further fields of each request, a JSON object
+  o.timeout_seconds = 60.0  # http: of a call
+  o.deadline_seconds = 180.0  # http: of a verdict, with all retries; what then is not there is missing
+  o.retries = 5  # http: after 429, 5xx, timeouts and lost connections, with growing waits
+  o.concurrency = 8  # http: calls at a time
+  o.price_in, o.price_out = 0.0, 0.0  # http: of a million tokens of prompts and of answers, for the cost; 0: unknown
+  o.file = ""  # replay: the verdicts.jsonl of a former judging
+  return o
+
+
 def get_config(arg: str = "") -> ConfigDict:
   if arg:
     raise ValueError(f"base takes no argument, got {arg!r}")
@@ -187,6 +204,16 @@ def get_config(arg: str = "") -> ConfigDict:
   c.evaluate.temperature = 1.0  # 0: greedy
   c.evaluate.pass_k = (1, 4, 8, 16)  # k of pass@k, each at most `samples`
   c.evaluate.problems_per_batch = 64  # sampled at once; changes memory, never a sample
+
+  c.judge = judge("exact")  # who judges reasoning
+  c.judge.second = judge("")  # who judges the same again, for kappa; name "": nobody
+  c.judge.run = ""  # run directory of a stage rl or evaluate, whose recorded responses are judged
+  c.judge.set = ""  # name of the evaluated set they come from (evals/); "": what was trained on (rollouts/)
+  c.judge.steps = ()  # at which steps; (): the first, t_sat where there is one, and the last that are recorded
+  c.judge.problems = 8  # problems, the same at each step
+  c.judge.samples = 16  # responses a problem, fewer where fewer are recorded
+  c.judge.max_missing = 0.2  # share of a step's verdicts that may be missing before the stage stops itself (exit 3)
+  c.judge.cache = ""  # folder of verdicts of http, which other runs may share; "": in the run directory
 
   c.verify = ConfigDict()  # limits of one grading job in its worker process
   c.verify.mode = "strict"  # strict | study: mathematics read as the released code does

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from jaxrlvr import loss, masked, optim, reward
+from jaxrlvr import judges, loss, masked, optim, reward
 from jaxrlvr.data import arithmetic, layout, sets
 from jaxrlvr.policy.attention import ATTENTION
 from jaxrlvr.policy.forward import REMAT
@@ -277,11 +277,24 @@ RULES: dict[str, tuple[Callable, str]] = {
   "evaluate.temperature": at_least(0.0),
   "evaluate.pass_k": each(at_least(1)),
   "evaluate.problems_per_batch": at_least(1),
+  "judge.name": one_of(*judges.JUDGES),
+  "judge.second.name": one_of("", *judges.JUDGES),
+  ".key_variable": ((lambda v: re.fullmatch(r"([A-Z_][A-Z0-9_]*)?", v)), "the name of an environment variable"),
+  ".timeout_seconds": _POSITIVE,
+  ".deadline_seconds": _POSITIVE,
+  ".retries": at_least(0),
+  ".concurrency": at_least(1),
+  ".price_in": at_least(0.0),
+  ".price_out": at_least(0.0),
+  "judge.cache": ((lambda v: "://" not in v), "a local folder"),
+  "judge.steps": each(at_least(0), empty=True),
+  "judge.problems": at_least(1),
+  "judge.samples": at_least(1),
+  "judge.max_missing": _SHARE,
   "verify.workers": at_least(1),
   "verify.cpu_seconds": _POSITIVE,
   "verify.wall_seconds": _POSITIVE,
   "verify.memory_mib": at_least(64),
-  "hosts.deadline_seconds": _POSITIVE,
   "hosts.silence_seconds": at_least(2.0),
   "checkpoint.every": at_least(1),
   "checkpoint.keep": at_least(1),

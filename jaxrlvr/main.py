@@ -25,6 +25,7 @@ HELP = {
   "corrupt": "give problems the labels that config.init most often gets wrong (config.corrupt.gammas)",
   "rl": "GRPO and its variants from config.init on config.problems",
   "evaluate": "avg@k, pass@k, maj@k of config.init on config.heldout",
+  "judge": "faithfulness and diversity of the responses that config.judge.run recorded",
   "analyze": "write the HTML report of the runs in config.report.runs",
   "plan": "compile config.plan.stage for a TPU slice on a CPU: memory, limits, hours (launch/plan.sh)",
   "chain": "run the links of config.chain one after another (configs/demo.py)",

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from serving import Server
 
 from jaxrlvr import keys
 from jaxrlvr.policy import spec as policy_spec
@@ -115,3 +116,17 @@ def compilations():
   jax.monitoring.register_event_duration_secs_listener(told)
   yield seconds
   jax.monitoring.unregister_event_duration_listener(told)
+
+
+@pytest.fixture
+def serve():
+  """Starts a `serving.Server` of a play; all end with the test."""
+  servers = []
+
+  def start(play):
+    servers.append(Server(play))
+    return servers[-1]
+
+  yield start
+  for server in servers:
+    server.close()

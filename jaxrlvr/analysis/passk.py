@@ -53,12 +53,18 @@ def maj_at_k(clusters: Sequence[int | None], right: Sequence[float]) -> float:
 def bootstrap(
   values_P, statistic: Callable = np.mean, draws: int = 2000, level: float = 0.95, seed: int = 0
 ) -> tuple[float, float]:
-  """Percentile interval of statistic(values_P) under redrawing problems; (nan, nan) without any value."""
+  """Percentile interval of statistic(values_P) under redrawing problems; (nan, nan) without any value.
+
+  A draw in which the statistic is undefined (nan) is left out.
+  """
   values_P = np.asarray(values_P, np.float64)
   if not len(values_P):
     return float("nan"), float("nan")
   draw, count = np.random.default_rng(seed), len(values_P)
-  drawn = [statistic(values_P[draw.integers(count, size=count)]) for _ in range(draws)]
+  drawn = np.array([statistic(values_P[draw.integers(count, size=count)]) for _ in range(draws)])
+  drawn = drawn[~np.isnan(drawn)]
+  if not len(drawn):
+    return float("nan"), float("nan")
   low, high = np.quantile(drawn, ((1 - level) / 2, (1 + level) / 2))
   return float(low), float(high)
 
@@ -100,11 +106,11 @@ def summarise(records: Sequence[Mapping], ks: Sequence[int]) -> dict[str, float]
   votes_P = [maj_at_k([r["cluster"] for r in rows], [r["true_reward"] for r in rows]) for rows in scored.values()]
   judged = [row["faithfulness"] == 1 for row in records if row["faithfulness"] is not None]
   K = max(samples.values())
-  found = _with_interval(f"avg@{K}", means_P)
+  found = with_interval(f"avg@{K}", means_P)
   extracted = problem_means(row for row in records if row["answer"] is not None)
-  found |= _with_interval(f"if_extracted@{K}", list(extracted.values()))
+  found |= with_interval(f"if_extracted@{K}", list(extracted.values()))
   for k in ks:
-    found |= _with_interval(f"pass@{k}", pass_at_k(n_P[n_P >= k], c_P[n_P >= k], k))
+    found |= with_interval(f"pass@{k}", pass_at_k(n_P[n_P >= k], c_P[n_P >= k], k))
   return found | {
     "problems": float(len(samples)),
     f"maj@{K}": mean(votes_P),
@@ -116,9 +122,11 @@ def summarise(records: Sequence[Mapping], ks: Sequence[int]) -> dict[str, float]
   }
 
 
-def _with_interval(name: str, values_P) -> dict[str, float]:
-  low, high = bootstrap(values_P)
-  return {name: mean(values_P), f"{name}_low": low, f"{name}_high": high}
+def with_interval(name: str, values_P, statistic: Callable = np.mean) -> dict[str, float]:
+  """A statistic over problems as NAME, NAME_low, NAME_high; nan without any value."""
+  low, high = bootstrap(values_P, statistic)
+  value = statistic(np.asarray(values_P, np.float64)) if len(values_P) else np.nan
+  return {name: float(value), f"{name}_low": low, f"{name}_high": high}
 
 
 def mean(values) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import re
 from collections.abc import Callable
 
 from jaxrlvr.types import InputError, Problem
@@ -18,6 +19,8 @@ KINDS = ("chain", "expression")
 SPLITS = ("train", "heldout")
 _FACTORS = (3, 7, 9)  # coprime to 10: multiplying by them loses nothing of the digit
 _HELDOUT_SHARE = 8  # one problem in so many is held out, by a hash of its text
+
+_QUESTION = re.compile(r"(Start with \d, then [+*-]\d(, [+*-]\d)*|Work out [\d()+*-]+)\. Last digit\?")
 
 Tree = int | tuple[str, "Tree", "Tree"]  # a digit, or (operator, left, right)
 
@@ -72,6 +75,11 @@ def question(tree: Tree, kind: str) -> str:
     return f"Work out {_write(tree)}. Last digit?"
   start, moves = _chain(tree)
   return f"Start with {start}, then {', '.join(moves)}. Last digit?"
+
+
+def operations(text: str) -> int | None:
+  """How many operations a question of this domain asks for; None for any other text."""
+  return sum(map(text.count, "+-*")) if _QUESTION.fullmatch(text) else None
 
 
 def split_of(text: str) -> str:

@@ -5,6 +5,7 @@ import functools
 from jaxrlvr.stages.analyze import analyze
 from jaxrlvr.stages.chain import chain
 from jaxrlvr.stages.evaluate import evaluate
+from jaxrlvr.stages.judge import judge
 from jaxrlvr.stages.label import corrupt, filter_problems, subset
 from jaxrlvr.stages.language import tokenizer, train
 from jaxrlvr.stages.models import export, import_model
@@ -25,6 +26,7 @@ STAGES = {
   "corrupt": corrupt,
   "rl": rl,
   "evaluate": evaluate,
+  "judge": judge,
   "analyze": analyze,
   "plan": plan,
 }

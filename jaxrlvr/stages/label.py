@@ -141,7 +141,11 @@ def subset(config: ConfigDict, workdir: str | Path) -> dict:
 
 def by_lot(seed: int, problems: Sequence[Problem]) -> list[Problem]:
   """The problems in a random order that is a function of the seed and their ids, not of the order they come in."""
-  return sorted(problems, key=lambda p: hashlib.blake2b(f"{seed}/{p.id}".encode()).digest())
+  return sorted(problems, key=lambda p: lot(seed, p.id))
+
+
+def lot(seed: int, problem_id: str) -> bytes:
+  return hashlib.blake2b(f"{seed}/{problem_id}".encode()).digest()
 
 
 def is_wrong(problem: Problem, answer: str, grade: Grade) -> bool:
@@ -194,11 +198,11 @@ def corrupt(config: ConfigDict, workdir: str | Path) -> dict:
     return sum(row["label"] is not None for row in rows) >= round(max(c.gammas) * total)
 
   def write(run: Run, problems: Sequence[Problem], rows):
-    lot = [p.id for p in by_lot(config.seed, problems) if p.id in rows and rows[p.id]["label"] is not None]
+    drawn = [p.id for p in by_lot(config.seed, problems) if p.id in rows and rows[p.id]["label"] is not None]
     files = {}
     for gamma in c.gammas:
       file, wanted = run.workdir / f"gamma_{gamma:.2f}.jsonl", round(gamma * len(problems))
-      chosen = set(lot[:wanted])
+      chosen = set(drawn[:wanted])
       labelled = [_relabel(p, rows[p.id]["label"]) if p.id in chosen else p for p in problems]
       store.save(file, labelled)
       with file.open("rb") as written:

@@ -46,6 +46,12 @@ _HARMLESS = (
   "rl.branches",
   *(f"{stage}.microbatches" for stage in ("pretrain", "cpt", "sft", "rl")),
   *(f"model.{name}" for name in ("attention", "remat", "unroll", "vocab_chunk")),
+  *(f"judge.{name}" for name in ("run", "cache", "max_missing")),  # its responses count, not their path
+  *(
+    f"judge.{which}{name}"
+    for which in ("", "second.")
+    for name in ("url", "key_variable", "timeout_seconds", "deadline_seconds", "retries", "concurrency", "price_")
+  ),
   "plan.",
   "export.",
   "hosts.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from jaxrlvr.text.answer import thinking
+from jaxrlvr.text.answer import OPEN, thinking
 from jaxrlvr.types import Verdict
 from jaxrlvr.verify.verdicts import RIGHT, UNPARSEABLE, WRONG, boxed
 
@@ -46,3 +46,26 @@ def faithfulness(response: str, operations: int) -> float:
     true += _APPLY[op](int(a), int(b)) == int(result)
   held = true - (len(hanging) - 1)
   return 1.0 if held == len(lines) == operations else 0.5 if 2 * held >= operations else 0.0
+
+
+def strategy(response: str) -> tuple[str, ...]:
+  """What the trace does: a formula for each result that no later step takes up, the same operations on the same digits.
+
+  Steps stand where their result is taken up, so that only steps of which neither needs the other may change places;
+  so may the sides of + and *, and a slip in a result changes nothing. Of equal digits the formula that sorts first is
+  taken up. A line that is no step is passed over: () is an answer without steps.
+  """
+  trace = thinking(response)
+  lines = (response.partition(OPEN)[2] if trace is None else trace).split("\n", _MAX_LINES)
+  hanging: list[tuple[str, str]] = []  # (last digit, formula) of results that are not taken up
+  for step in filter(None, (_STEP.fullmatch(line.strip()) for line in lines)):
+    sides = [_taken_up(step[i][-1], hanging) for i in (1, 3)]
+    formula = step[2].join(sides if step[2] == "-" else sorted(sides))
+    hanging = sorted([*hanging, (step[4][-1], f"({formula})")])
+  return tuple(sorted(formula for _, formula in hanging))
+
+
+def _taken_up(digit: str, hanging: list[tuple[str, str]]) -> str:
+  """The formula of a result with this last digit, which is then no longer hanging; else the digit itself."""
+  at = next((i for i, (last, _) in enumerate(hanging) if last == digit), None)
+  return digit if at is None else hanging.pop(at)[1]
