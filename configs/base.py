@@ -141,8 +141,9 @@ def get_config(arg: str = "") -> ConfigDict:
   c.heldout.count = 64  # problems
   c.heldout.seed = 1  # of generated problems
   c.heldout.name = "heldout"  # name of the set in metrics
-  c.heldout.sets = ()  # names in jaxrlvr.data.sets.EVAL_SETS, instead of one source
-  c.heldout.domain = ""  # math | science | graph-qwen | graph-llama: all its sets, with means inside and outside of it
+  c.heldout.sets = ()  # names in jaxrlvr.data.sets (EVAL_SETS, GENERATED), instead of one source
+  # arithmetic | math | science | graph-qwen | graph-llama: all its sets, with means inside and outside of it
+  c.heldout.domain = ""
   c.heldout.at_most = 0  # problems of each of these sets; 0: all
   c.heldout.folder = ""  # where the sets lie: the folder with think/ and non-think/ of the study's release
   c.heldout.prompts = "non-think"  # think | non-think: whose prompts
@@ -248,7 +249,11 @@ def get_config(arg: str = "") -> ConfigDict:
   c.paper.figure = ""  # where the paper shows it
   c.paper.expected = ""  # what it found
 
-  # For the stage `chain`: links {"name", "stage"} and, where wanted, "init" and "tokenizer" (names of earlier links),
-  # "set" ({key: value} that differ from this config) and "runs" ({title: link} for a report).
+  c.study = ConfigDict()  # how the stage `study` runs the links of a chain
+  c.study.jobs = 1  # links at once, each a process with its share of the cores; 0: none, only the commands are written
+
+  # For the stages `chain` and `study`: links {"name", "stage"} and, where wanted, "init" and "tokenizer" (names of
+  # earlier links), "set" ({key: value} that differ from this config), "files" ({key: path below an earlier link, which
+  # it begins with}), "runs" ({title: link} for a report) and, of rl links of a study, "cell": {"arm", "setting", "n"}.
   c.chain = ()
   return c

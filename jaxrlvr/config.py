@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import difflib
 import importlib.util
+import json
 import math
 import re
 import traceback
@@ -30,6 +31,8 @@ def _build(path: Path, arg: str) -> ConfigDict:
     near = difflib.get_close_matches(path.stem, [p.stem for p in FOLDER.glob("*.py")], 1)
     hint = f"; did you mean {FOLDER / near[0]}.py?" if near else f"; see {FOLDER}"
     raise InputError(f"--config={path}: no such file{hint}")
+  if path.suffix == ".json":
+    return _recorded(path)
   module_spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
   module = importlib.util.module_from_spec(module_spec)
   try:
@@ -48,6 +51,19 @@ def _build(path: Path, arg: str) -> ConfigDict:
       else next((f for f in reversed(traceback.extract_tb(error.__traceback__)) if f.filename == str(path)), None)
     )
     raise InputError(f"{path}:{getattr(at, 'lineno', '?')}: {type(error).__name__}: {error}") from error
+  made.lock()
+  return made
+
+
+def _recorded(path: Path) -> ConfigDict:
+  """The config that a run directory's config.json holds; what it does not name is as in configs/base.py."""
+  try:
+    given = ConfigDict({key: value for key, value in json.loads(path.read_text()).items() if key != "stage"})
+  except (OSError, ValueError, TypeError, AttributeError) as error:
+    raise InputError(f"{path}: is no config of a run ({type(error).__name__}: {error})") from error
+  made = base()
+  for key in keys(given):
+    set_value(made, key, _get(given, key))
   made.lock()
   return made
 
@@ -181,10 +197,11 @@ RULES: dict[str, tuple[Callable, str]] = {
   "resume": one_of("auto", "required", "never"),
   "seed": ((lambda v: 0 <= v < 2**32), "from 0 to 2**32 - 1"),
   "heldout.name": ((lambda v: re.fullmatch(r"\w[\w.-]*", v)), "letters, digits, '_', '-' and '.'"),
-  "heldout.sets": each(one_of(*sets.EVAL_SETS), empty=True),
+  "heldout.sets": each(one_of(*sets.EVAL_SETS, *sets.GENERATED), empty=True),
   "heldout.domain": one_of("", *sets.DOMAINS),
   "heldout.prompts": one_of("think", "non-think"),
   "report.runs": ((lambda v: all(isinstance(x, str) for x in v)), "strings `name=run directory`"),
+  "study.jobs": at_least(0),
   "chain": ((lambda v: all(isinstance(x, Mapping) for x in v)), "links {'name': ..., 'stage': ...}"),
   "saturation_tail": at_least(0),
   "stop_after_bad_updates": at_least(1),

@@ -28,6 +28,7 @@ HELP = {
   "judge": "faithfulness and diversity of the responses that config.judge.run recorded",
   "analyze": "write the HTML report of the runs in config.report.runs",
   "plan": "compile config.plan.stage for a TPU slice on a CPU: memory, limits, hours (launch/plan.sh)",
+  "study": "run the links of config.chain side by side, then report on them (configs/miniature.py)",
   "chain": "run the links of config.chain one after another (configs/demo.py)",
 }
 MEMORY = {  # what to change where a stage runs out of it

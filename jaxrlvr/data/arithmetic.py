@@ -3,6 +3,7 @@
 A problem is a chain ("Start with 7, then +5, *3, ...") or a bracketed expression, of which only the last digit is
 asked. Carrying on with the last digit of each result is exact, so every step is one of about 200 small facts; the
 answer without the steps is close to a uniform digit. A thinking trace is one line a step: `7+5=12`, then `2*3=6`.
+The kind "large" is a chain of numbers of two digits, of which the last one counts.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ from collections.abc import Callable
 from jaxrlvr.types import InputError, Problem
 
 LEVELS = (1, 2, 3, 4, 5)  # difficulty; level n has n + 1 operations
-KINDS = ("chain", "expression")
+KINDS = ("chain", "expression", "large")
 SPLITS = ("train", "heldout")
 _FACTORS = (3, 7, 9)  # coprime to 10: multiplying by them loses nothing of the digit
 _HELDOUT_SHARE = 8  # one problem in so many is held out, by a hash of its text
 
-_QUESTION = re.compile(r"(Start with \d, then [+*-]\d(, [+*-]\d)*|Work out [\d()+*-]+)\. Last digit\?")
+_QUESTION = re.compile(r"(Start with \d+, then [+*-]\d+(, [+*-]\d+)*|Work out [\d()+*-]+)\. Last digit\?")
 
-Tree = int | tuple[str, "Tree", "Tree"]  # a digit, or (operator, left, right)
+Tree = int | tuple[str, "Tree", "Tree"]  # a number, or (operator, left, right)
 
 
 def rng(seed: int, stream: str, *address: int) -> random.Random:
@@ -31,14 +32,15 @@ def rng(seed: int, stream: str, *address: int) -> random.Random:
 
 
 def _draw_tree(draw: random.Random, operations: int, kind: str) -> Tree:
+  tens = 10 * draw.randrange(1, 10) if kind == "large" else 0
   if operations == 0:
-    return draw.randrange(10)
+    return tens + draw.randrange(10)
   op = draw.choice("+-*")
   inner = draw.randrange(operations) if kind == "expression" and op != "*" else 0  # operations of the right branch
   left = _draw_tree(draw, operations - 1 - inner, kind)
   if inner:
     return op, left, _draw_tree(draw, inner, kind)
-  return op, left, draw.choice(_FACTORS) if op == "*" else draw.randrange(1, 10)
+  return op, left, tens + (draw.choice(_FACTORS) if op == "*" else draw.randrange(1, 10))
 
 
 def steps(tree: Tree) -> tuple[list[tuple[int, str, int, int]], int]:
@@ -47,7 +49,7 @@ def steps(tree: Tree) -> tuple[list[tuple[int, str, int, int]], int]:
   A difference borrows a ten first (`13-8=5`), so that no result is negative and every line is true as it stands.
   """
   if isinstance(tree, int):
-    return [], tree
+    return [], tree % 10
   op, left, right = tree
   left_steps, a = steps(left)
   right_steps, b = steps(right)

@@ -1,8 +1,8 @@
-"""The study's files by name: evaluation sets, inside and outside of each training domain, and training problems."""
+"""Evaluation sets by name, the study's files and the embedded domain's, inside and outside of each training domain."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,6 +36,14 @@ EVAL_SETS: dict[str, EvalSet] = {
 }
 
 
+# Sets of the embedded domain: what differs from the problems of config.heldout. Keys as above.
+GENERATED: dict[str, Mapping] = {
+  "arithmetic": {},
+  "arithmetic-longer": {"levels": (5,)},  # more operands
+  "arithmetic-large": {"kinds": ("large",)},  # of two digits
+}
+
+
 class Domain(NamedTuple):
   inside: tuple[str, ...]
   outside: tuple[str, ...]
@@ -46,6 +54,7 @@ _SCIENCE = ("scp-hard", "gpqa-diamond", "mmlu-sci", "supergpqa", "scibench")
 _BEYOND_GRAPH = ("math500", "aime24", "minerva", "gpqa-diamond", "scp-hard")
 # Keys: values of `heldout.domain` (paper, appendix B.1; the graph tests were drawn once a model family).
 DOMAINS: dict[str, Domain] = {
+  "arithmetic": Domain(("arithmetic",), ("arithmetic-longer", "arithmetic-large")),
   "math": Domain(_MATH, _SCIENCE),
   "science": Domain(_SCIENCE, ("math500", "amc", "minerva", "olympiad")),
   "graph-qwen": Domain(("quantum-lock-qwen", "largest-island-qwen"), _BEYOND_GRAPH),
@@ -53,12 +62,18 @@ DOMAINS: dict[str, Domain] = {
 }
 
 
+def named(sets: Sequence[str], domain: str) -> tuple[str, ...]:
+  """`sets`, or all those of `domain` where there is none."""
+  return tuple(sets) or (*DOMAINS[domain].inside, *DOMAINS[domain].outside)
+
+
 def find(sets: Sequence[str], domain: str, folder: str, prompts: str) -> tuple[dict[str, Path], list[str]]:
   """(file of each set that is asked for, the domain's sets that the user does not have and the study never released).
 
-  `sets` by name, all those of `domain` where none is named; `prompts`: "think" or "non-think".
+  `sets` by name, all those of `domain` where none is named; `prompts`: "think" or "non-think". The embedded domain's
+  sets (`GENERATED`) have no file and are left out.
   """
-  wanted = tuple(sets) or (*DOMAINS[domain].inside, *DOMAINS[domain].outside)
+  wanted = tuple(name for name in named(sets, domain) if name not in GENERATED)
   files = {name: Path(folder) / prompts / f"{EVAL_SETS[name].file}.parquet" for name in wanted}
   absent = [name for name, file in files.items() if not file.is_file()]
   for name in absent:

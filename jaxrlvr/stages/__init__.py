@@ -12,6 +12,7 @@ from jaxrlvr.stages.models import export, import_model
 from jaxrlvr.stages.plan import plan
 from jaxrlvr.stages.prepare import prepare
 from jaxrlvr.stages.rl import rl
+from jaxrlvr.stages.study import study
 
 STAGES = {
   "tokenizer": tokenizer,
@@ -30,4 +31,4 @@ STAGES = {
   "analyze": analyze,
   "plan": plan,
 }
-STAGES["chain"] = chain(dict(STAGES))
+STAGES |= {"chain": chain(dict(STAGES)), "study": study(dict(STAGES))}

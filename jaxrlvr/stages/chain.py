@@ -37,11 +37,21 @@ def plan(config: ConfigDict, workdir: Path, stages: Mapping[str, Stage]) -> list
       changes |= {"init": str(workdir / init), "model.path": ""}
     if "tokenizer" in link:
       changes["tokenizer"] = str(workdir / link["tokenizer"])
+    for key, file in link.get("files", {}).items():
+      if file.split("/")[0] not in seen:
+        raise InputError(f"config.chain: link {name!r} takes {key} from {file!r}, of no earlier link ({sorted(seen)})")
+      changes[key] = str(workdir / file)
     if "runs" in link:
       changes["report.runs"] = tuple(f"{title}={workdir / folder}" for title, folder in link["runs"].items())
     made.append((name, stages[stage], configs.derive(config, changes)))
     seen.add(name)
   return made
+
+
+def needs(link: Mapping) -> set[str]:
+  """Names of the links that this one starts from."""
+  named = (link.get("init"), link.get("tokenizer"), *(file.split("/")[0] for file in link.get("files", {}).values()))
+  return {name for name in (*named, *link.get("runs", {}).values()) if name}
 
 
 def chain(stages: Mapping[str, Stage]) -> Stage:

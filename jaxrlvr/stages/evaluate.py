@@ -84,11 +84,13 @@ def held_out(config: ConfigDict, policy: setup.Policy, service: Service) -> dict
     raise InputError(f"config.heldout: {error}") from error
   if absent:
     _LOG.warning("%s: not among the study's files and not in %s; left out", ", ".join(absent), h.folder)
-  loaded = {}
+  generated = (name for name in sets.named(h.sets, h.domain) if name in sets.GENERATED)
+  changes = {name: {"source": "arithmetic"} | sets.GENERATED[name] for name in generated}
   for name, file in files.items():
-    how = dict(source=str(file), verifier=sets.EVAL_SETS[name].verifier, count=0)
-    loaded[name] = rollout.load_problems(config, "heldout", policy.tokenizer, service, **how)
-  return loaded
+    changes[name] = dict(source=str(file), verifier=sets.EVAL_SETS[name].verifier, count=0)
+  return {
+    name: rollout.load_problems(config, "heldout", policy.tokenizer, service, **how) for name, how in changes.items()
+  }
 
 
 def table(metrics: Mapping[str, float]) -> list[dict[str, str]]:

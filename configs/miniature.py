@@ -1,0 +1,69 @@
+"""The study in miniature, on the embedded domain and a CPU: `jaxrlvr study --config=miniature --workdir=runs/miniature`.
+
+{Base, CPT} x {Thinking, Non-thinking SFT} x {N = 8, N = 512, gamma = 0.7, majority vote, self-certainty}, each cell a
+run of 60 steps judged exactly, for so many seeds: `miniature.py:SEEDS[,tiny]`, 3 by default. Sizes and rates are those
+of configs/demo.py; `tiny` shows in a minute that every path runs, and its scores mean nothing.
+"""
+
+from jaxrlvr.config import base, words
+
+MODELS = {  # curve: (what SFT starts from, sft.thinking, longest response)
+  "Base + Thinking": ("base", True, 56),
+  "Base + Non-thinking": ("base", False, 12),
+  "CPT + Thinking": ("cpt", True, 56),
+  "CPT + Non-thinking": ("cpt", False, 12),
+}
+MANY = 512  # problems, where they are not scarce
+
+
+def settings(corrupt):
+  """Panel: (n, what of the config differs, files of other links)."""
+  labels = {"problems.source": f"{corrupt}/gamma_0.70.jsonl"}
+  voted = {"problems.count": MANY, "rl.reward": "majority_vote", "rl.votes": 16}
+  return {
+    "N = 8": (8, {"problems.count": 8}, {}),
+    f"N = {MANY}": (MANY, {"problems.count": MANY}, {}),
+    "gamma = 0.7": (None, {"problems.count": 0}, labels),
+    "majority vote": (None, voted, {}),
+    "self-certainty": (None, {"problems.count": MANY, "rl.reward": "self_certainty"}, {}),
+  }
+
+
+def short(name):
+  return "-".join(part for part in name.lower().replace("+", " ").replace("=", " ").split())
+
+
+def links(seed):
+  """All runs of a seed, in an order that works."""
+  own = {"seed": seed, "problems.seed": 100 + seed}
+  made = [
+    {"name": f"tokenizer-{seed}", "stage": "tokenizer", "set": own},
+    {"name": f"base-{seed}", "stage": "pretrain", "tokenizer": f"tokenizer-{seed}", "set": own},
+    {"name": f"cpt-{seed}", "stage": "cpt", "init": f"base-{seed}", "set": own},
+  ]
+  for arm, (start, thinking, tokens) in MODELS.items():
+    sft, wrong = f"{short(arm)}-{seed}", f"{short(arm)}-labels-{seed}"
+    own = own | {"rl.response_tokens": tokens}
+    made.append({"name": sft, "stage": "sft", "init": f"{start}-{seed}", "set": own | {"sft.thinking": thinking}})
+    made.append({"name": wrong, "stage": "corrupt", "init": sft, "set": own | {"problems.count": MANY}})
+    for setting, (n, changes, files) in settings(wrong).items():
+      name = f"{short(arm)}-{short(setting)}-{seed}"
+      cell = {"arm": arm, "setting": setting, "n": n}
+      made.append({"name": name, "stage": "rl", "init": sft, "set": own | changes, "files": files, "cell": cell})
+      made.append({"name": f"{name}-judged", "stage": "judge", "set": own, "files": {"judge.run": name}})
+  return made
+
+
+def get_config(arg=""):
+  chosen = words(arg, seeds=("3", "1", "2", "4", "5"), tiny=("", "tiny"))
+  c = base("smoke" if chosen["tiny"] else "demo")
+  c.report.title = "When can a small policy learn to reason from weak supervision?"
+  c.heldout.domain = "arithmetic"
+  c.corrupt.gammas, c.corrupt.samples = (0.7,), 32
+  c.judge.set, c.judge.steps = "arithmetic", tuple(range(0, c.rl.steps + 1, c.evaluate.every))
+  c.study.jobs = 2
+  c.chain = tuple(link for seed in range(int(chosen["seeds"])) for link in links(seed))
+  if chosen["tiny"]:
+    c.corrupt.samples, c.evaluate.samples = 4, 2
+    c.evaluate.pass_k = (1, 2)
+  return c
