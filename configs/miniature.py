@@ -1,4 +1,4 @@
-"""The study in miniature, on the embedded domain and a CPU: `jaxrlvr study --config=miniature --workdir=runs/miniature`.
+"""The study in miniature, on the embedded domain and CPUs: `jaxrlvr study --config=miniature --workdir=runs/miniature`.
 
 {Base, CPT} x {Thinking, Non-thinking SFT} x {N = 8, N = 512, gamma = 0.7, majority vote, self-certainty}, each cell a
 run of 60 steps judged exactly, for so many seeds: `miniature.py:SEEDS[,tiny]`, 3 by default. Sizes and rates are those

@@ -1,5 +1,6 @@
 """Configs: every key is read by somebody, and every mistake is named before anything compiles."""
 
+import json
 import re
 import tokenize
 from pathlib import Path
@@ -134,6 +135,26 @@ def test_chains_are_checked_before_the_first_link_runs(tmp_path):
   ):
     with pytest.raises(InputError, match=words):
       plan(links(*chain), tmp_path, STAGES)
+
+
+def test_a_run_s_config_is_a_config(tmp_path):
+  made = configs.load("demo", {"rl.stop_strings": "a,b", "rl.noise": "(0.1, 0)", "rl.steps": "3"})
+  file = tmp_path / "config.json"
+  file.write_text(json.dumps({"stage": "rl", **made.to_dict()}))
+  assert configs.load(str(file)).to_dict() == made.to_dict()
+  older = json.loads(file.read_text())
+  del older["rl"]["branches"]
+  file.write_text(json.dumps(older))
+  assert configs.load(str(file), {"rl.steps": "4"}).rl.branches == -1
+  mistakes = {
+    "[1]": "is no config of a run",
+    '{"rl": {"stepz": 1}}': "did you mean config.rl.steps",
+    "{": "is no config",
+  }
+  for text, told in mistakes.items():
+    file.write_text(text)
+    with pytest.raises(InputError, match=told):
+      configs.load(str(file))
 
 
 def test_every_key_is_read_somewhere():

@@ -1,6 +1,7 @@
 """The embedded domain, its text and tokenizer, packing, and the order of problems."""
 
 import random
+import re
 
 import numpy as np
 import pytest
@@ -36,6 +37,9 @@ def test_answers_are_the_last_digit_and_traces_are_faithful(kind):
       p = arithmetic.problem(0, "train", level, index, kind)
       tree, n = p.extra["tree"], p.extra["operations"]
       assert n == level + 1 and int(p.truth) == plain_value(tree) % 10 and p.label == p.truth
+      asked = p.messages[0]["content"]
+      assert arithmetic.operations(asked) == n
+      assert all(len(number) == (2 if kind == "large" else 1) for number in re.findall(r"\d+", asked))
       if kind == "expression":
         text = p.messages[0]["content"].removeprefix("Work out ").split(". Last")[0]
         assert eval(text) % 10 == int(p.truth)

@@ -86,6 +86,23 @@ def test_evaluation_samples_are_paired_over_steps(tmp_path, chain):
   assert one == two
 
 
+def test_a_recorded_config_runs_again_and_the_domain_has_sets_outside_of_it(tmp_path, chain):
+  recorded, workdir = f"--config={chain / 'eval-base' / 'config.json'}", tmp_path / "again"
+  assert run("evaluate", recorded, f"--workdir={workdir}") == 0
+  of = [json.loads((folder / "config.json").read_text()) for folder in (workdir, chain / "eval-base")]
+  assert of[0] == of[1]
+  workdir = tmp_path / "sets"
+  assert run("evaluate", recorded, f"--workdir={workdir}", "--config.heldout.domain=arithmetic") == 0
+  found = json.loads((workdir / "summary.json").read_text())
+  sets = {file.name: logbook.read_jsonl(file) for file in (workdir / "evals").glob("*.jsonl")}
+  assert set(sets) == {f"{name}_000000.jsonl" for name in ("arithmetic", "arithmetic-longer", "arithmetic-large")}
+  assert all(r["prompt"].count(",") == 6 for r in sets["arithmetic-longer_000000.jsonl"])
+  assert all(re.match(r"Start with \d\d,", r["prompt"]) for r in sets["arithmetic-large_000000.jsonl"])
+  outside = [found[f"eval/arithmetic-{name}/avg@4"] for name in ("longer", "large")]
+  assert found["eval/out-of-domain/avg@4"] == pytest.approx(np.mean(outside))
+  assert found["eval/in-domain/avg@4"] == found["eval/arithmetic/avg@4"]
+
+
 def test_more_than_one_update_a_step_and_variants(tmp_path, chain):
   """Minibatches, GSPO, leave-one-out, dual clip, importance sampling, stop strings: all at once through the stage."""
   options = (

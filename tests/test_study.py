@@ -1,0 +1,95 @@
+"""A grid of runs side by side: order, failures, what is not run again, and what a report gets to know of it."""
+
+import json
+import shlex
+
+import pytest
+
+from jaxrlvr import config as configs
+from jaxrlvr import main, stopping
+from jaxrlvr.stages import STAGES
+from jaxrlvr.stages.chain import needs, plan
+from jaxrlvr.stages.study import cells, study
+from jaxrlvr.types import InputError, TrainingStopped
+
+
+def of_links(*links, jobs=2):
+  config = configs.load("smoke", {"study.jobs": str(jobs)})
+  return configs.derive(config, {"text.documents": 120, "chain": links})
+
+
+TOKENIZER = {"name": "words", "stage": "tokenizer"}
+NO_RUN = {"name": "bad", "stage": "judge", "files": {"judge.run": "words"}}  # a tokenizer has no responses
+
+
+@pytest.fixture
+def stages():
+  """The stages, of which the report only says what it was asked for."""
+  return STAGES | {"report": lambda config, workdir: {"report": f"{config.report.runs}"}}
+
+
+def test_what_fails_is_told_and_the_others_go_on(tmp_path, stages, capsys):
+  other = {"name": "more", "stage": "tokenizer", "set": {"text.vocab": 340}}
+  behind = {"name": "behind", "stage": "judge", "files": {"judge.run": "bad"}}
+  config = of_links(TOKENIZER, NO_RUN, behind, other)
+  run = study(stages)
+  with pytest.raises(TrainingStopped, match=r"2 of 4 links are not finished; failed: bad \(exit code 2\)") as told:
+    run(config, tmp_path)
+  assert f"Thinking against Non-thinking SFT={tmp_path}'" in str(told.value)  # what was finished is reported on
+  assert "words': has no rollouts/" in (tmp_path / "links" / "bad.log").read_text()
+  assert f"bad: exit code 2, see {tmp_path}" in capsys.readouterr().err and not (tmp_path / "behind").exists()
+  made = {name: (tmp_path / name / "summary.json").stat().st_mtime_ns for name in ("words", "more")}
+  summary = run(of_links(TOKENIZER, other), tmp_path)
+  assert summary["finished"] and summary["links"] == 2
+  assert made == {name: (tmp_path / name / "summary.json").stat().st_mtime_ns for name in made}
+  started = (tmp_path / "links" / "words.log").read_text()
+  with pytest.raises(TrainingStopped):
+    run(of_links(TOKENIZER | {"set": {"text.vocab": 341}}), tmp_path)  # another config is not taken for done
+  assert (tmp_path / "links" / "words.log").read_text() != started
+
+
+def test_without_jobs_it_writes_the_commands(tmp_path, stages):
+  config = of_links(TOKENIZER, NO_RUN, jobs=0)
+  study(stages)(config, tmp_path)
+  lines = [shlex.split(line) for line in (tmp_path / "commands.txt").read_text().splitlines()]
+  assert [line[:2] for line in lines] == [["jaxrlvr", "tokenizer"], ["jaxrlvr", "judge"]]
+  flags, overrides = main.parse(lines[1][1:])
+  loaded = configs.load(flags.config, overrides)
+  assert loaded.judge.run == str(tmp_path / "words") and flags.workdir == str(tmp_path / "bad")
+  assert loaded.text.documents == 120 and loaded.chain == ()
+
+
+def test_a_signal_ends_the_links_too(tmp_path, stages, monkeypatch):
+  long = {"name": "long", "stage": "pretrain", "tokenizer": "words", "set": {"pretrain.steps": 10**6}}
+  asked = []
+
+  def when_it_runs():
+    log = tmp_path / "links" / "long.log"
+    if log.is_file() and "long" in log.read_text():
+      asked.append(True)
+    return bool(asked)
+
+  monkeypatch.setattr(stopping, "asked", when_it_runs)
+  with pytest.raises(stopping.Interrupted):
+    study(stages)(of_links(TOKENIZER, long), tmp_path)
+  assert (
+    "stopped" in (tmp_path / "links" / "long.log").read_text() and not (tmp_path / "long" / "summary.json").exists()
+  )
+
+
+def test_links_name_what_they_start_from(tmp_path):
+  with pytest.raises(InputError, match="link 'bad' takes judge.run from 'words', of no earlier link"):
+    plan(of_links(NO_RUN), tmp_path, STAGES)
+  assert needs({"init": "a", "tokenizer": "b", "files": {"x": "c/d.jsonl"}, "runs": {"t": "e"}}) == set("abce")
+
+
+def test_the_miniature_has_all_cells():
+  config = configs.load("miniature:2")
+  found = cells(config.chain, "title")["cells"]
+  assert len(found) == 2 * 4 * 5 == len({(c["arm"], c["setting"], c["seed"]) for c in found})
+  assert {c["seed"] for c in found} == {0, 1} and {c["n"] for c in found} == {8, 512, None}
+  links = {link["name"]: link for link in config.chain}
+  assert all(links[c["judged"]]["files"]["judge.run"] == c["rl"] == c["name"] for c in found)
+  noisy = [link for link in config.chain if link["stage"] == "rl" and "0.7" in link["cell"]["setting"]]
+  assert all(link["files"]["problems.source"].startswith(f"{link['init'][:-2]}-labels-") for link in noisy)
+  json.dumps(cells(config.chain, ""))
