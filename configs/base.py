@@ -100,6 +100,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c.text.vocab = 512  # tokens of the SentencePiece model
   c.text.documents = 4000  # documents it is trained on
   c.text.levels = (1, 2, 3, 4)  # difficulty of problems in pre-training and CPT text; level n has n + 1 operations
+  c.text.kinds = ("chain",)  # kinds of these problems, in turn: chain | expression | large (data/arithmetic.py)
   c.text.filler = 0.1  # share of pre-training documents that are general filler
   c.text.facts = 0.3  # share that are easy facts; the rest are problems with an answer
   c.text.careful = 0.3  # share of these answers with every step; the others show one step and guess

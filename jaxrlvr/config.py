@@ -245,6 +245,7 @@ RULES: dict[str, tuple[Callable, str]] = {
   "export.shard_gib": _POSITIVE,
   **{f"mesh.{k}": _MESH for k in ("data", "fsdp", "tensor")},
   "text.vocab": at_least(320),
+  "text.kinds": each(one_of(*arithmetic.KINDS)),
   "text.documents": at_least(100),
   **{f"text.{k}": _SHARE for k in ("filler", "facts", "careful", "guess_right")},
   "sft.terse": _SHARE,

@@ -95,6 +95,10 @@ def test_text_of_each_stage(tokenizer):
     and abs(len(careful) / len(asked) - 0.4) < 0.05
     and abs(np.mean(right) - 0.25) < 0.06
   )
+  both = [embedded.cpt(1, n, mix._replace(kinds=("chain", "large"))) for n in range(100)]
+  assert [bool(re.match(r"Start with \d\d,", embedded.plain(made))) for made in both] == [
+    n % 2 == 1 for n in range(100)
+  ]
   thinking = [embedded.sft(1, n, embedded.Mix((4,), terse=0.5)) for n in range(400)]
   direct = [embedded.sft(1, n, embedded.Mix((4,), thinking=False)) for n in range(400)]
   assert [t.problem.id for t in thinking] == [t.problem.id for t in direct]

@@ -21,6 +21,7 @@ class Mix(NamedTuple):
   guess_right: float = 0.25
   thinking: bool = True
   terse: float = 0.0
+  kinds: tuple[str, ...] = ("chain",)  # of problems, in turn
 
 
 class Text(NamedTuple):
@@ -31,8 +32,9 @@ class Text(NamedTuple):
   masked: bool = False  # the prompt is context only
 
 
-def _problem(seed: int, stream: str, draw, number: int, levels) -> Problem:
-  return arithmetic.problem(seed, "train", draw.choice(levels), number, stream=stream)
+def _problem(seed: int, stream: str, draw, number: int, mix: Mix) -> Problem:
+  kind = mix.kinds[number % len(mix.kinds)]
+  return arithmetic.problem(seed, "train", draw.choice(mix.levels), number, kind, stream)
 
 
 def pretrain(seed: int, number: int, mix: Mix) -> Text:
@@ -43,7 +45,7 @@ def pretrain(seed: int, number: int, mix: Mix) -> Text:
     return Text(arithmetic.filler(draw))
   if kind < mix.filler + mix.facts:
     return Text(arithmetic.facts(draw))
-  problem = _problem(seed, "pretrain", draw, number, mix.levels)
+  problem = _problem(seed, "pretrain", draw, number, mix)
   tree = problem.extra["tree"]
   careful = draw.random() < mix.careful
   return Text(arithmetic.careful(tree) if careful else arithmetic.hasty(tree, draw, mix.guess_right), problem)
@@ -52,7 +54,7 @@ def pretrain(seed: int, number: int, mix: Mix) -> Text:
 def cpt(seed: int, number: int, mix: Mix) -> Text:
   """A worked example with every step, in one of several wordings; one of them is that of the answers."""
   draw = arithmetic.rng(seed, "cpt", number)
-  problem = _problem(seed, "cpt", draw, number, mix.levels)
+  problem = _problem(seed, "cpt", draw, number, mix)
   wording, tree = draw.choice(arithmetic.WORDINGS), problem.extra["tree"]
   if wording is arithmetic.careful:
     return Text(wording(tree), problem)
@@ -62,7 +64,7 @@ def cpt(seed: int, number: int, mix: Mix) -> Text:
 def sft(seed: int, number: int, mix: Mix) -> Text:
   """A prompt and its right answer: behind a right trace (complete, or terse) if `thinking`, else alone."""
   draw = arithmetic.rng(seed, "sft", number)
-  problem = _problem(seed, "sft", draw, number, mix.levels)
+  problem = _problem(seed, "sft", draw, number, mix)
   tree = problem.extra["tree"]
   if not mix.thinking:
     return Text(arithmetic.direct(tree), problem, True)

@@ -27,7 +27,7 @@ def mix(config: ConfigDict, stage: str) -> embedded.Mix:
   t = config.text
   if stage == "sft":
     return embedded.Mix(config.sft.levels, thinking=config.sft.thinking, terse=config.sft.terse)
-  return embedded.Mix(t.levels, t.filler, t.facts, t.careful, t.guess_right)
+  return embedded.Mix(t.levels, t.filler, t.facts, t.careful, t.guess_right, kinds=t.kinds)
 
 
 def tokenizer(config: ConfigDict, workdir: str | Path) -> dict:
