@@ -203,6 +203,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
   c.evaluate = ConfigDict()
   c.evaluate.every = 10  # RL steps between evaluations; 0: only at start and end
+  c.rl.stop_when_memorising = False  # end the run, as if finished, at an evaluation by which it memorises
   c.evaluate.samples = 16  # a problem
   c.evaluate.temperature = 1.0  # 0: greedy
   c.evaluate.pass_k = (1, 4, 8, 16)  # k of pass@k, each at most `samples`

@@ -382,6 +382,10 @@ IMPOSSIBLE: tuple[tuple[Callable[[ConfigDict], bool], str], ...] = (
   ),
   (lambda c: c.cpt.column and not c.cpt.source, "config.cpt.column is set, but config.cpt.source is the embedded text"),
   (
+  (
+    lambda c: c.rl.stop_when_memorising and not c.evaluate.every,
+    "config.rl.stop_when_memorising needs evaluations to see it by; set config.evaluate.every",
+  ),
     lambda c: (c.sft.columns or c.sft.system) and not c.sft.source,
     "config.sft.columns or .system is set, but config.sft.source is the embedded prompts; clear them, or name a source",
   ),

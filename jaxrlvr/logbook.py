@@ -101,9 +101,9 @@ class Progress:
     self._terminal = self._out.isatty()
     self._begun = self._first = time.monotonic()
     self._shown = -math.inf
-    self._figures: Mapping[str, float] = {}
+    self._figures: Mapping[str, float | str] = {}
 
-  def __call__(self, step: int, figures: Mapping[str, float] | None = None) -> None:
+  def __call__(self, step: int, figures: Mapping[str, float | str] | None = None) -> None:
     """Says that `step` steps are done."""
     now = time.monotonic()
     self._figures = figures or self._figures
@@ -118,7 +118,7 @@ class Progress:
     left = (
       f"ETA {_clock(rate * (self._total - step))}" if done > 0 and not last else f"took {_clock(now - self._begun)}"
     )
-    told = "  ".join(f"{name} {value:.3g}" for name, value in self._figures.items())
+    told = "  ".join(f"{name} {v if isinstance(v, str) else f'{v:.3g}'}" for name, v in self._figures.items())
     line = f"{self._name:<18} {step:>5}/{self._total}  {left if done > 0 or last else 'compiling'}  {told}"
     if self._terminal:
       self._out.write(f"\r\x1b[K{line}" + ("\n" if last else ""))

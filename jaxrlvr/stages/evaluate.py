@@ -39,17 +39,19 @@ class Evaluator:
     self.problems = [p for one in self._sets.values() for p in one.problems]
     self.dropped = sum(one.dropped for one in self._sets.values())
     self.batches = sum(-(-len(one.problems) // self._size) for one in self._sets.values())
+    self.means: dict[str, float] = {}  # of the last evaluation: mean true reward of each problem, by set/problem
 
   def __call__(self, params, run: Run, step: int, progress=lambda figures=None: None) -> dict[str, float]:
     """Metrics `eval/<set>/...`, and means over the sets inside and outside of the training domain where it is known.
 
     The responses go to evals/<set>_<step>.jsonl. The keys of samples are the same at every step: figures are paired.
     """
-    found = {}
+    found, self.means = {}, {}
     for name in self._sets:
       rows = self._measure(params, run, name, step, progress)
       logbook.write_jsonl(run.workdir / "evals" / f"{name}_{step:06d}.jsonl", rows)
       found[name] = passk.summarise(rows, self._config.evaluate.pass_k)
+      self.means |= {f"{name}/{problem}": value for problem, value in passk.problem_means(rows).items()}
     metrics = {f"eval/{name}/{figure}": value for name, one in found.items() for figure, value in one.items()}
     return metrics | self._domain_means(found)
 
