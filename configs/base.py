@@ -165,6 +165,10 @@ def get_config(arg: str = "") -> ConfigDict:
   c.corrupt.gammas = (0.1, 0.3, 0.5, 0.7, 0.9)  # shares of the problems with a wrong label, one file each
   c.corrupt.label = "wrong"  # wrong: the most frequent wrong answer | majority: the most frequent answer
 
+  c.diagnose = ConfigDict()
+  c.diagnose.problems = 64  # of problems.source, whatever problems.count is; fewer where a file holds fewer
+  c.diagnose.samples = 16  # a problem; what the paper calls solve@16
+
   c.rl = ConfigDict()
   c.rl.steps = 60  # batches of problems
   c.rl.problems_per_step = 32
@@ -199,18 +203,18 @@ def get_config(arg: str = "") -> ConfigDict:
   c.rl.kl_beta = 0.001  # weight of the KL to the starting policy in the loss; 0: no reference policy
   c.rl.kl_estimator = "k3"  # k1 | k2 | k3 | k3-k2
   c.rl.max_unscored = 0.2  # share of a batch's rows that may be unscored before the run stops itself (exit 3)
+  c.rl.stop_when_memorising = False  # end the run, as if finished, at an evaluation by which it memorises
   c.rl.optim = optim(1e-4, "constant", weight_decay=0.01, b2=0.999)
 
   c.evaluate = ConfigDict()
   c.evaluate.every = 10  # RL steps between evaluations; 0: only at start and end
-  c.rl.stop_when_memorising = False  # end the run, as if finished, at an evaluation by which it memorises
   c.evaluate.samples = 16  # a problem
   c.evaluate.temperature = 1.0  # 0: greedy
   c.evaluate.pass_k = (1, 4, 8, 16)  # k of pass@k, each at most `samples`
   c.evaluate.problems_per_batch = 64  # sampled at once; changes memory, never a sample
 
   c.judge = judge("exact")  # who judges reasoning
-  c.judge.second = judge("")  # who judges the same again, for kappa; name "": nobody
+  c.judge.second = judge("")  # who judges the same again, for kappa (stage judge); name "": nobody
   c.judge.run = ""  # run directory of a stage rl or evaluate, whose recorded responses are judged
   c.judge.set = ""  # name of the evaluated set they come from (evals/); "": what was trained on (rollouts/)
   c.judge.steps = ()  # at which steps; (): the first, t_sat where there is one, and the last that are recorded

@@ -271,6 +271,8 @@ RULES: dict[str, tuple[Callable, str]] = {
     "shares from 0 to 1 that differ in their first two decimals, as (0.1, 0.7)",
   ),
   "corrupt.label": one_of("wrong", "majority"),
+  "diagnose.problems": at_least(1),
+  "diagnose.samples": at_least(2),
   "heldout.at_most": at_least(0),
   "evaluate.every": at_least(0),
   "evaluate.samples": at_least(1),
@@ -284,9 +286,9 @@ RULES: dict[str, tuple[Callable, str]] = {
   ".deadline_seconds": _POSITIVE,
   ".retries": at_least(0),
   ".concurrency": at_least(1),
+  ".tokens": at_least(1),
   ".price_in": at_least(0.0),
   ".price_out": at_least(0.0),
-  ".tokens": at_least(1),
   "judge.cache": ((lambda v: "://" not in v), "a local folder"),
   "judge.steps": each(at_least(0), empty=True),
   "judge.problems": at_least(1),
@@ -380,12 +382,12 @@ IMPOSSIBLE: tuple[tuple[Callable[[ConfigDict], bool], str], ...] = (
     )
     for g in ("problems", "heldout")
   ),
-  (lambda c: c.cpt.column and not c.cpt.source, "config.cpt.column is set, but config.cpt.source is the embedded text"),
-  (
   (
     lambda c: c.rl.stop_when_memorising and not c.evaluate.every,
     "config.rl.stop_when_memorising needs evaluations to see it by; set config.evaluate.every",
   ),
+  (lambda c: c.cpt.column and not c.cpt.source, "config.cpt.column is set, but config.cpt.source is the embedded text"),
+  (
     lambda c: (c.sft.columns or c.sft.system) and not c.sft.source,
     "config.sft.columns or .system is set, but config.sft.source is the embedded prompts; clear them, or name a source",
   ),

@@ -20,7 +20,7 @@ from jaxrlvr.stages.run import Run, open_run
 from jaxrlvr.text.answer import final
 from jaxrlvr.types import InputError
 from jaxrlvr.verify.service import Service
-from jaxrlvr.verify.vote import elect
+from jaxrlvr.verify.vote import Grade, elect
 
 _LOG = logging.getLogger(__name__)
 
@@ -58,11 +58,7 @@ class Evaluator:
   def _measure(self, params, run: Run, name: str, step: int, progress) -> list[dict]:
     made = []
     for drawn in self._samplers[name].sweep(params, self._sets[name], self._size):
-      grade = reward.remembering(self._service.grade)
-      true = reward.truth(drawn.answers, grade)
-      answers_PG = [list(map(final, texts)) for texts in drawn.answers.text_PG]
-      votes = elect(drawn.answers.problems, answers_PG, grade)
-      made += rollout.records(drawn, step, true, cluster=[e.cluster_G for e in votes])
+      made += graded(drawn, step, reward.remembering(self._service.grade))
       progress()
       if run.stage == "evaluate":  # RL saves when its step is done
         run.raise_if_asked()
@@ -73,6 +69,14 @@ class Evaluator:
     groups = {"in-domain": domain.inside, "out-of-domain": domain.outside} if domain else {}
     means = {group: [found[name][key] for name in names if name in found] for group, names in groups.items()}
     return {f"eval/{group}/{key}": float(np.mean(values)) for group, values in means.items() if values}
+
+
+def graded(drawn: rollout.Drawn, step: int, grade: Grade) -> list[dict]:
+  """Rows of these responses, graded against the truth, each with the `cluster` of equal answers it belongs to."""
+  true = reward.truth(drawn.answers, grade)
+  answers_PG = [list(map(final, texts)) for texts in drawn.answers.text_PG]
+  votes = elect(drawn.answers.problems, answers_PG, grade)
+  return rollout.records(drawn, step, true, cluster=[e.cluster_G for e in votes])
 
 
 def held_out(config: ConfigDict, policy: setup.Policy, service: Service) -> dict[str, rollout.Loaded]:
