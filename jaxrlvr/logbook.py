@@ -40,6 +40,12 @@ def write_json(path: Path, value) -> None:
   write_atomic(path, json.dumps(finite(value), indent=1, sort_keys=True, default=list) + "\n")
 
 
+def markdown(columns: Iterable, rows: Iterable[Iterable]) -> str:
+  """A table in Markdown, each line ended."""
+  columns = list(columns)
+  return "".join("| " + " | ".join(map(str, line)) + " |\n" for line in (columns, ["---"] * len(columns), *rows))
+
+
 def digest(value) -> str:
   """Stands for a value that JSON can hold, or the repr of one that it can't."""
   return hashlib.sha256(json.dumps(value, sort_keys=True, default=repr).encode()).hexdigest()

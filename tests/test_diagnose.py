@@ -40,6 +40,8 @@ def test_diagnosis_is_that_of_the_samples(diagnosed, init):  # noqa: F811
   assert found["figures"]["avg@8"] == pytest.approx(sum(solved) / 192)
   assert found["figures"]["pass@8"] == pytest.approx(sum(n > 0 for n in solved) / 24)
   chosen = sorted(sampled, key=lambda p: lot(0, p))[:4]
+  verdicts = logbook.read_jsonl(diagnosed / "verdicts.jsonl")
+  assert {r["problem"] for r in verdicts} == set(chosen)
   labels = [r["faithfulness"] for p in chosen for r in sampled[p]]
   assert found["figures"]["F(1)/all"] == pytest.approx(labels.count(1.0) / 32)
   assert found["judging"] | {"verdicts": 0} == {"judge": "exact", "problems": 4, "responses": 32, "verdicts": 0,
@@ -70,14 +72,14 @@ def test_diagnosis_goes_on_and_is_not_done_again(diagnosed, init):  # noqa: F811
 
 
 def test_without_a_judge_nothing_is_said_of_reasoning(tmp_path, init):  # noqa: F811
-  """Of a file of fewer problems than are asked for."""
-  store.save(tmp_path / "mine.jsonl", arithmetic.problems(7, "train", (1,), 20, ("chain",)))
+  """Of the first problems of a file, as many as are asked for."""
+  store.save(tmp_path / "mine.jsonl", arithmetic.problems(7, "train", (1,), 30, ("chain",)))
   (tmp_path / "none.jsonl").touch()
   more = dict(problems__source=tmp_path / "mine.jsonl", problems__count=3)
   more |= dict(judge__name="replay", judge__file=tmp_path / "none.jsonl")
   assert run("diagnose", tmp_path / "w", init=init, **(SMALL | more)) == 0
   found, page = told(tmp_path / "w"), (tmp_path / "w" / "diagnosis.md").read_text()
-  assert len(rows(tmp_path / "w")) == 20 and found["judging"]["missing"] == found["judging"]["verdicts"] > 0
+  assert len(rows(tmp_path / "w")) == 24 and found["judging"]["missing"] == found["judging"]["verdicts"] > 0
   assert all(found["figures"][name] is None for name in ("F(1)/all", "F(1)/correct", "diversity"))
   assert "| F(1)/correct | not measured |" in page and "are **not measured**" in page
   assert found["figures"]["usable_problems"] >= 8  # so that nothing but the judge is missing
@@ -87,16 +89,17 @@ def test_without_a_judge_nothing_is_said_of_reasoning(tmp_path, init):  # noqa: 
 def test_a_hugging_face_model_and_a_policy_as_judge(tmp_path, init):  # noqa: F811
   """A judge whose prompts must be shorter than any rubric gives no verdict, and each that is missing is counted."""
   source = model(tmp_path / "hf")
-  how = dict(model__path=source, rl__prompt_tokens=160, judge__name="local", judge__model=init, judge__tokens=6)
-  how |= dict(judge__concurrency=3)
-  how |= dict(diagnose__problems=4, diagnose__samples=2, judge__problems=2, judge__prompt_tokens=64)
+  store.save(tmp_path / "three.jsonl", arithmetic.problems(7, "train", (1,), 3, ("chain",)))
+  how = dict(model__path=source, rl__prompt_tokens=160, problems__source=tmp_path / "three.jsonl")
+  how |= dict(judge__name="local", judge__model=init, judge__tokens=6, judge__prompt_tokens=64, judge__concurrency=3)
+  how |= dict(diagnose__problems=4, diagnose__samples=2, judge__problems=2)
   assert run("diagnose", tmp_path / "w", **how) == 0
   found = told(tmp_path / "w")
   judging, used = found["judging"], found["judging"]["usage"]
   assert judging["judge"] == "local" and judging["missing"] == judging["verdicts"] >= 4 and not judging["measured"]
   assert used["missing"] == used["too_long"] == judging["missing"] and used["calls"] == 0
   assert f"--config.model.path={source}" in (tmp_path / "w" / "diagnosis.md").read_text()
-  assert found["predictions"][0]["regime"] == "can't say"
+  assert found["predictions"][0]["regime"] == "can't say" and len(rows(tmp_path / "w")) == 3 == sum(found["histogram"])
 
 
 def test_local_judge(tmp_path, init):  # noqa: F811

@@ -1,10 +1,12 @@
-"""The live phase: running curves by name, the warning of a real run, and the stop by it."""
+"""The live phase: running curves by name, and what a run makes of it (the stop of a real run: test_diagnose.py)."""
 
 import numpy as np
 import pytest
 
+from jaxrlvr import logbook
 from jaxrlvr.analysis.passk import Gain
 from jaxrlvr.analysis.saturation import phase
+from jaxrlvr.stages.rl import Watch
 
 FLAT, UP, DOWN = Gain(0.0, -0.02, 0.02), Gain(0.1, 0.02, 0.2), Gain(-0.1, -0.2, -0.02)
 
@@ -60,3 +62,34 @@ def test_memorising_needs_a_plateau_without_gain_or_a_rise_with_a_loss():
   assert [phase(rising, gain) for gain in (FLAT, UP, DOWN)] == ["rising", "rising", "memorising"]
   assert phase(np.full(60, 0.3) + np.random.default_rng(0).normal(0, 0.05, 60), DOWN) == "flat"
   assert phase(level, Gain(*[float("nan")] * 3)) == "saturated"
+
+
+def test_a_run_watches_itself_the_same_way_from_wherever_it_goes_on(tmp_path, caplog):
+  """Rewards rise and level off, held-out accuracy does not move; evaluations at every 16th step."""
+  rewards = [float("nan"), *curve(10, 70, 0.005)]
+  before = {"s/a": 0.0, "s/b": 0.5, "s/gone": 1.0}
+
+  def means(step):
+    return {"s/a": 0.5, "s/b": 1.0, "s/new": 0.0} if step < 30 else {"s/a": 0.0, "s/b": 0.5}
+
+  def go(watch, start):
+    made = []
+    for step, reward in enumerate(rewards[start:], start + 1):
+      more = means(step) if step % 16 == 0 else None
+      made.append({"step": step, "reward": reward, **watch(step, {"reward": reward}, more), "stops": watch.stops})
+    return made
+
+  rows = go(Watch([], before, True), 0)
+  gains = {r["step"]: r["heldout_gain"] for r in rows if "heldout_gain" in r}
+  assert gains == {16: 0.5, 32: 0.0, 48: 0.0, 64: 0.0, 80: 0.0}
+  first = next(r["step"] for r in rows if r["memorising"])
+  assert 32 <= first and caplog.text.count("memorising") == 1 and f"step {first}: memorising" in caplog.text
+  assert [r["step"] for r in rows if r["stops"]] == [s for s in gains if s >= first]
+  assert not any(r["stops"] for r in go(Watch([], before, False), 0))
+  logbook.write_jsonl(tmp_path / "metrics.jsonl", rows)
+  back = logbook.read_jsonl(tmp_path / "metrics.jsonl")
+  for start in (1, 20, 40, first, 70):
+    caplog.clear()
+    assert go(Watch(back[:start], before, True), start) == rows[start:]
+    assert caplog.text.count("memorising") == (start < first)
+    assert Watch(back[:start], before, True).stops == rows[start - 1]["stops"]

@@ -30,6 +30,7 @@ CASES = {  # figures: regimes of scarce, noisy, vote, and their rules
   "open, wrong votes": (faithful(OPEN, vote_right=NO), (UNKNOWN, UNKNOWN, COLLAPSES), (12, 12, 10)),
   "unjudged": (faithful(NONE), (UNKNOWN,) * 3, (5,) * 3),
   "unboxed": (faithful(YES, format=NO), (UNKNOWN,) * 3, (2,) * 3),
+  "perhaps cut off": (faithful(NO, clipped=OPEN, format=OPEN), (MEMORISES, MEMORISES, COLLAPSES), (6, 6, 7)),
   "cut off": (faithful(NO, clipped=YES), (UNKNOWN,) * 3, (3,) * 3),
   "seven usable": (faithful(NO, usable=7.0), (UNKNOWN,) * 3, (4,) * 3),
   "eight usable": (faithful(NO, usable=8.0), (MEMORISES, MEMORISES, COLLAPSES), (6, 6, 7)),

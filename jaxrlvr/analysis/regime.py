@@ -26,21 +26,21 @@ DOMAINS = ("math", "quantum_lock", "largest_island")  # verifiers of its domains
 
 # What to do, the stage that does it, and its options beside config, workdir and policy; words in capitals are yours.
 ADVICE: dict[str, tuple[str, str, str]] = {
-  "go": ("go: RL on eight problems", "rl", "--config.problems.count=8"),
+  "go": ("go: RL on eight problems", "rl", " --config.problems.count=8"),
   "go noisy": ("go with the labels there are, and watch true_reward where truths are known", "rl",
-               "--config.problems.source=YOURS"),
+               " --config.problems.source=YOURS"),
   "go vote": ("go, and watch label_accuracy and vote/majority_ratio", "rl",
-              "--config.rl.reward=majority_vote --config.rl.votes=16"),
-  "sft": ("Thinking SFT first, which the study finds necessary", "sft", "--config.sft.thinking=True"),
+              " --config.rl.reward=majority_vote --config.rl.votes=16"),
+  "sft": ("Thinking SFT first, which the study finds necessary", "sft", " --config.sft.thinking=True"),
   "cpt": ("CPT on the domain before that SFT: amplifies it and does not replace it", "cpt", ""),
   "format": ("teach the answer's format, or take a verifier that reads what is written", "sft", ""),
-  "length": ("allow longer responses, diagnose again", "diagnose", "--config.rl.response_tokens=MORE"),
-  "problems": ("other problems: keep those solved 1 to 15 times in 16", "filter", "--config.problems.count=MORE"),
+  "length": ("allow longer responses, diagnose again", "diagnose", " --config.rl.response_tokens=MORE"),
+  "problems": ("other problems: keep those solved 1 to 15 times in 16", "filter", " --config.problems.count=MORE"),
   "judge": ("measure faithfulness: a judge over http, or a policy as judge", "diagnose",
-            "--config.judge.name=local --config.judge.model=RUN"),
-  "more": ("judge more problems, for a narrower interval", "diagnose", "--config.judge.problems=32"),
+            " --config.judge.name=local --config.judge.model=RUN"),
+  "more": ("judge more problems, for a narrower interval", "diagnose", " --config.judge.problems=32"),
   "reward": ("another reward: true labels for eight problems", "rl",
-             "--config.problems.count=8 --config.rl.reward=verifiable"),
+             " --config.problems.count=8 --config.rl.reward=verifiable"),
 }  # fmt: skip
 
 

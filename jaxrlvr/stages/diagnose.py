@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -69,9 +69,9 @@ def diagnose(config: ConfigDict, workdir: str | Path) -> dict:
     logbook.write_json(run.workdir / "diagnosis.json", made)
     page = sections(config, made, said)
     logbook.write_atomic(
-      run.workdir / "diagnosis.md", "\n".join(f"{title}\n\n{text}\n" for title, text in page.items())
+      run.workdir / "diagnosis.md", "\n".join(f"{title}\n\n{text.rstrip()}\n" for title, text in page.items())
     )
-    print(page[_MEASURED] + "\n\n" + page[_PREDICTED] + f"\n\nthe page: {run.home / 'diagnosis.md'}")
+    print(page[_MEASURED] + "\n" + page[_PREDICTED] + f"\nthe page: {run.home / 'diagnosis.md'}")
     return made
 
   count = d.problems if config.problems.source in problem_lists.GENERATED else 0
@@ -98,7 +98,7 @@ def sections(config: ConfigDict, made: Mapping, said: Sequence[regime.Prediction
   """The page, by headings."""
   K, figures, judging = config.diagnose.samples, made["figures"], made["judging"]
   start = f"--config.model.path={config.model.path}" if config.model.path else f"--config.init={config.init}"
-  names = {name.format(K=K): meaning for name, meaning in TOLD.items()}
+  measured = [(name, value(figures, name), meaning) for name, meaning in ((n.format(K=K), m) for n, m in TOLD.items())]
   todo = {key: regime.ADVICE[key] for p in said for key in p.advice}
   return {
     "# Diagnosis before RL": f"`{start}`, {made['billions']:.3g} billion weights; {figures['problems']:.0f} problems "
@@ -108,9 +108,9 @@ def sections(config: ConfigDict, made: Mapping, said: Sequence[regime.Prediction
     f"{judging['verdicts']} verdicts are missing"
     + ("." if judging["measured"] else ": faithfulness and diversity are **not measured**."),
     _MEASURED: "With 95 % intervals over problems.\n\n"
-    + table(("figure", "value", "what it is"), ((n, value(figures, n), meaning) for n, meaning in names.items())),
-    f"## How many problems are solved how often in {K}": table(range(K + 1), [made["histogram"]]),
-    _PREDICTED: table(
+    + logbook.markdown(("figure", "value", "what it is"), measured),
+    f"## How many problems are solved how often in {K}": logbook.markdown(range(K + 1), [made["histogram"]]),
+    _PREDICTED: logbook.markdown(
       ("setting", "prediction", "how sure", "because", "rule", "advice"),
       ((regime.SETTINGS[p.setting], f"**{p.regime}**", p.sure or "-", regime.RULES[p.rule - 1].when, p.rule,
         regime.ADVICE[p.advice[0]][0]) for p in said),
@@ -122,22 +122,16 @@ def sections(config: ConfigDict, made: Mapping, said: Sequence[regime.Prediction
     f"references', if fewer than {regime.N} problems were judged, and if fewer than {regime.K} correct responses were "
     f"labelled (here {figures['labelled/correct']:.0f}). This policy is {'' if made['near'] else '**not** '}among "
     "the references' sizes and domains.\n\n"
-    + table(
+    + logbook.markdown(
       ("rule", "settings", "if", "then", "at most", "why"),
       ((i, ", ".join(r.settings), r.when, r.regime, r.sure or "-", r.why) for i, r in enumerate(regime.RULES, 1)),
     ),
     "## References": "RL on N = 8 problems in the paper (arXiv 2604.18574): the step at which training saturates.\n\n"
-    + table(("model", "domain", "t_sat"), regime.REFERENCES),
+    + logbook.markdown(("model", "domain", "t_sat"), regime.REFERENCES),
     "## Next": "CONFIG is the config of this diagnosis; words in capitals are yours.\n\n```\n" + "".join(
-      f"# {why}\njaxrlvr {stage} --config=CONFIG --workdir=runs/{key.replace(' ', '-')} {start} {options}".rstrip() + "\n"
+      f"# {why}\njaxrlvr {stage} --config=CONFIG --workdir=runs/{key.replace(' ', '-')} {start}{options}\n"
       for key, (why, stage, options) in todo.items()) + "```",
   }  # fmt: skip
-
-
-def table(columns: Iterable, rows: Iterable[Iterable]) -> str:
-  """A table in Markdown."""
-  columns = list(columns)
-  return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in (columns, ["---"] * len(columns), *rows))
 
 
 def value(figures: Mapping[str, float], name: str) -> str:

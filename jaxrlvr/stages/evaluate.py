@@ -121,8 +121,7 @@ def write_table(metrics: Mapping[str, float], run: Run) -> str:
   writer.writeheader()
   writer.writerows(rows)
   logbook.write_atomic(run.workdir / "table.csv", buffer.getvalue())
-  lines = [columns, ["---"] * len(columns), *([row.get(c, "") for c in columns] for row in rows)]
-  text = "".join("| " + " | ".join(line) + " |\n" for line in lines)
+  text = logbook.markdown(columns, ([row.get(c, "") for c in columns] for row in rows))
   logbook.write_atomic(run.workdir / "table.md", text)
   return text
 
