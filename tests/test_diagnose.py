@@ -177,6 +177,7 @@ def test_rl_warns_stops_and_goes_on_without_the_stop(tmp_path, init, caplog):  #
   assert caplog.text.count("memorising:") == 1
 
   assert run("rl", stopped, **how) == 0  # told to go on
-  assert [r["step"] for r in logbook.read_jsonl(stopped / "metrics.jsonl")] == list(range(27))
+  more = logbook.read_jsonl(stopped / "metrics.jsonl")
+  assert [r["step"] for r in more] == list(range(27)) and more[26]["heldout_gain"] == 0  # against step 0 all the same
   summary = json.loads((stopped / "summary.json").read_text())
   assert summary["steps"] == 26 and "stopped" not in summary
