@@ -34,15 +34,18 @@ def language_modelling(steps: int, lr: float) -> ConfigDict:
 def judge(name: str) -> ConfigDict:
   """Where verdicts on reasoning come from."""
   o = ConfigDict()
-  o.name = name  # exact (embedded arithmetic, needs no model) | http (chat completions) | replay (a former judging's)
+  # exact (embedded arithmetic, needs no model) | http (chat completions) | local (a policy) | replay (former verdicts)
+  o.name = name
   o.url = ""  # http: of the endpoint, up to where /chat/completions begins
-  o.model = ""  # http: its name there
+  o.model = ""  # http: its name there; local: run directory of a policy, as of `import`
   o.key_variable = ""  # http: environment variable that holds the key; "": none is sent
   o.request = '{"temperature": 0}'  # http: further fields of each request, a JSON object
   o.timeout_seconds = 60.0  # http: of a call
   o.deadline_seconds = 180.0  # http: of a verdict, with all retries; what then is not there is missing
   o.retries = 5  # http: after 429, 5xx, timeouts and lost connections, with growing waits
-  o.concurrency = 8  # http: calls at a time
+  o.concurrency = 8  # http: calls at a time; local: prompts sampled at once
+  o.prompt_tokens = 4096  # local: longest request, also the padded width; a longer one has no verdict
+  o.tokens = 1024  # local: longest response
   o.price_in, o.price_out = 0.0, 0.0  # http: of a million tokens of prompts and of answers, for the cost; 0: unknown
   o.file = ""  # replay: the verdicts.jsonl of a former judging
   return o
@@ -164,6 +167,10 @@ def get_config(arg: str = "") -> ConfigDict:
   c.corrupt.gammas = (0.1, 0.3, 0.5, 0.7, 0.9)  # shares of the problems with a wrong label, one file each
   c.corrupt.label = "wrong"  # wrong: the most frequent wrong answer | majority: the most frequent answer
 
+  c.diagnose = ConfigDict()
+  c.diagnose.problems = 64  # of problems.source, whatever problems.count is; fewer where a file holds fewer
+  c.diagnose.samples = 16  # a problem; what the paper calls solve@16
+
   c.rl = ConfigDict()
   c.rl.steps = 60  # batches of problems
   c.rl.problems_per_step = 32
@@ -198,6 +205,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c.rl.kl_beta = 0.001  # weight of the KL to the starting policy in the loss; 0: no reference policy
   c.rl.kl_estimator = "k3"  # k1 | k2 | k3 | k3-k2
   c.rl.max_unscored = 0.2  # share of a batch's rows that may be unscored before the run stops itself (exit 3)
+  c.rl.stop_when_memorising = False  # end the run, as if finished, at an evaluation by which it memorises
   c.rl.optim = optim(1e-4, "constant", weight_decay=0.01, b2=0.999)
 
   c.evaluate = ConfigDict()
@@ -208,14 +216,14 @@ def get_config(arg: str = "") -> ConfigDict:
   c.evaluate.problems_per_batch = 64  # sampled at once; changes memory, never a sample
 
   c.judge = judge("exact")  # who judges reasoning
-  c.judge.second = judge("")  # who judges the same again, for kappa; name "": nobody
+  c.judge.second = judge("")  # who judges the same again, for kappa (stage judge); name "": nobody
   c.judge.run = ""  # run directory of a stage rl or evaluate, whose recorded responses are judged
   c.judge.set = ""  # name of the evaluated set they come from (evals/); "": what was trained on (rollouts/)
   c.judge.steps = ()  # at which steps; (): the first, t_sat where there is one, and the last that are recorded
   c.judge.problems = 8  # problems, the same at each step
   c.judge.samples = 16  # responses a problem, fewer where fewer are recorded
   c.judge.max_missing = 0.2  # share of a step's verdicts that may be missing before the stage stops itself (exit 3)
-  c.judge.cache = ""  # folder of verdicts of http, which other runs may share; "": in the run directory
+  c.judge.cache = ""  # folder of verdicts of http and local, which other runs may share; "": in the run directory
 
   c.verify = ConfigDict()  # limits of one grading job in its worker process
   c.verify.mode = "strict"  # strict | study: mathematics read as the released code does

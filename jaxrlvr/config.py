@@ -256,7 +256,7 @@ RULES: dict[str, tuple[Callable, str]] = {
   "rl.group_size": ((lambda v: v >= 2), "at least 2: a group of one has no spread and teaches nothing"),
   "rl.minibatch_problems": at_least(0),
   "rl.branches": at_least(-1),
-  "rl.prompt_tokens": at_least(1),
+  ".prompt_tokens": at_least(1),
   "rl.response_tokens": at_least(1),
   "rl.temperature": ((lambda v: v > 0), "above 0: greedy samples of a problem are all alike"),
   "rl.top_k": at_least(0),
@@ -289,6 +289,8 @@ RULES: dict[str, tuple[Callable, str]] = {
     "shares from 0 to 1 that differ in their first two decimals, as (0.1, 0.7)",
   ),
   "corrupt.label": one_of("wrong", "majority"),
+  "diagnose.problems": at_least(1),
+  "diagnose.samples": at_least(2),
   "heldout.at_most": at_least(0),
   "evaluate.every": at_least(0),
   "evaluate.samples": at_least(1),
@@ -302,6 +304,7 @@ RULES: dict[str, tuple[Callable, str]] = {
   ".deadline_seconds": _POSITIVE,
   ".retries": at_least(0),
   ".concurrency": at_least(1),
+  ".tokens": at_least(1),
   ".price_in": at_least(0.0),
   ".price_out": at_least(0.0),
   "judge.cache": ((lambda v: "://" not in v), "a local folder"),
@@ -396,6 +399,10 @@ IMPOSSIBLE: tuple[tuple[Callable[[ConfigDict], bool], str], ...] = (
       f"config.{g}.kinds of the source arithmetic: wanted each one of {', '.join(arithmetic.KINDS)}",
     )
     for g in ("problems", "heldout")
+  ),
+  (
+    lambda c: c.rl.stop_when_memorising and not c.evaluate.every,
+    "config.rl.stop_when_memorising needs evaluations to see it by; set config.evaluate.every",
   ),
   (lambda c: c.cpt.column and not c.cpt.source, "config.cpt.column is set, but config.cpt.source is the embedded text"),
   (

@@ -197,11 +197,17 @@ class Settings:
   endpoint: endpoint.Endpoint | None = None
   cache: Path = Path("cache")
   file: str = ""  # verdicts of a former judging, as jsonl rows with `key` and `verdict`
+  local: tuple[endpoint.Complete, str, Counter] | None = None  # of a policy: what completes, its identity, its counts
 
 
 def _http(settings: Settings) -> Judge:
   client = endpoint.Client(settings.endpoint)
   return from_completion(client, client.identity, settings.cache, client.counts)
+
+
+def _local(settings: Settings) -> Judge:
+  complete, identity, counts = settings.local
+  return from_completion(complete, identity, settings.cache, counts)
 
 
 def _replay(settings: Settings) -> Judge:
@@ -230,4 +236,4 @@ def _exact(settings: Settings) -> Judge:
   return Judge(ask)
 
 
-JUDGES: dict[str, Callable[[Settings], Judge]] = {"exact": _exact, "http": _http, "replay": _replay}
+JUDGES: dict[str, Callable[[Settings], Judge]] = {"exact": _exact, "http": _http, "local": _local, "replay": _replay}

@@ -40,6 +40,12 @@ def write_json(path: Path, value) -> None:
   write_atomic(path, json.dumps(finite(value), indent=1, sort_keys=True, default=list) + "\n")
 
 
+def markdown(columns: Iterable, rows: Iterable[Iterable]) -> str:
+  """A table in Markdown, each line ended."""
+  columns = list(columns)
+  return "".join("| " + " | ".join(map(str, line)) + " |\n" for line in (columns, ["---"] * len(columns), *rows))
+
+
 def digest(value) -> str:
   """Stands for a value that JSON can hold, or the repr of one that it can't."""
   return hashlib.sha256(json.dumps(value, sort_keys=True, default=repr).encode()).hexdigest()
@@ -101,9 +107,9 @@ class Progress:
     self._terminal = self._out.isatty()
     self._begun = self._first = time.monotonic()
     self._shown = -math.inf
-    self._figures: Mapping[str, float] = {}
+    self._figures: Mapping[str, float | str] = {}
 
-  def __call__(self, step: int, figures: Mapping[str, float] | None = None) -> None:
+  def __call__(self, step: int, figures: Mapping[str, float | str] | None = None) -> None:
     """Says that `step` steps are done."""
     now = time.monotonic()
     self._figures = figures or self._figures
@@ -118,7 +124,7 @@ class Progress:
     left = (
       f"ETA {_clock(rate * (self._total - step))}" if done > 0 and not last else f"took {_clock(now - self._begun)}"
     )
-    told = "  ".join(f"{name} {value:.3g}" for name, value in self._figures.items())
+    told = "  ".join(f"{name} {v if isinstance(v, str) else f'{v:.3g}'}" for name, v in self._figures.items())
     line = f"{self._name:<18} {step:>5}/{self._total}  {left if done > 0 or last else 'compiling'}  {told}"
     if self._terminal:
       self._out.write(f"\r\x1b[K{line}" + ("\n" if last else ""))

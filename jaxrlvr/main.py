@@ -23,6 +23,7 @@ HELP = {
   "filter": "keep the problems that config.init sometimes solves (solve@16 from 1 to 15)",
   "subset": "order filtered problems so that the first N are spread over difficulties",
   "corrupt": "give problems the labels that config.init most often gets wrong (config.corrupt.gammas)",
+  "diagnose": "before RL: measure config.init, and predict what RL does to it under each weak setting",
   "rl": "GRPO and its variants from config.init on config.problems",
   "evaluate": "avg@k, pass@k, maj@k of config.init on config.heldout",
   "judge": "faithfulness and diversity of the responses that config.judge.run recorded",
@@ -37,7 +38,7 @@ MEMORY = {  # what to change where a stage runs out of it
   },
   "rl": "raise config.rl.sample_parts (sampling) or config.rl.microbatches (training), or lower "
   "config.evaluate.problems_per_batch (evaluation)",
-  **dict.fromkeys(("evaluate", "filter", "corrupt"), "lower config.evaluate.problems_per_batch"),
+  **dict.fromkeys(("evaluate", "filter", "corrupt", "diagnose"), "lower config.evaluate.problems_per_batch"),
 }
 MEMORY_OF_OTHERS = "take a machine with more, or more devices (config.mesh.fsdp)"
 EXITS = """exit codes:

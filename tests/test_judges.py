@@ -352,7 +352,7 @@ def test_stage_refuses_bad_input_before_any_work(recorded, tmp_path, capsys):
     (recorded, ["judge.steps=(1,7)"], "step 7 is not recorded; there are 1, 2, 3, 4"),
     (apart, [], "no problem is at all of the steps"),
     (torn, [], "can't be read as recorded responses"),
-    (recorded, ["judge.name=oracle"], "config.judge.name = 'oracle': wanted one of exact, http, replay"),
+    (recorded, ["judge.name=oracle"], "config.judge.name = 'oracle': wanted one of exact, http, local, replay"),
     (recorded, ["judge.problems=0"], "wanted at least 1"),
     (recorded, http, "config.judge: url ''"),
     (recorded, [*http, "judge.url=ftp://h/v1"], "http://localhost:8000/v1"),

@@ -7,7 +7,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from jaxrlvr.analysis.passk import Gain
+
 SHARE = 0.99  # of the largest reward: reached, a run counts as saturated
+_WINDOW = 10  # steps at least that are averaged over before a running curve is called anything
+_CLEARLY = 4.0  # standard errors that a rise must have
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,3 +64,31 @@ def gap(large: Mapping[int, float], small: Mapping[int, float], t_sat: int | Non
   """G(n', n) = M_n' - M_n, both read at t_sat of the run with n < n' problems; None where one can't be read."""
   values = (None, None) if t_sat is None else (value_at(large, t_sat), value_at(small, t_sat))
   return None if None in values else values[0] - values[1]
+
+
+def phase(reward_T: Sequence[float | None], gain: Gain | None = None) -> str:
+  """Where a run that goes on stands, by its rewards so far: early, flat, rising, saturated or memorising.
+
+  Compared are means over windows of W rewards, W the third of those that are there (not None or nan), at least 10.
+  early: there are fewer than 2 W, or none was above 0. flat: no window is clearly above the first one, that is by 4
+  standard errors of such a difference (from successive rewards, which a slow rise hardly enters). saturated: it has
+  risen clearly, and a window that ended W steps ago or earlier already had 0.99 of the last one's mean; or, whatever
+  it was before, each of the last 2 W rewards has 0.99 of the largest. So t_sat of the definition lies behind by W steps
+  or more, and a rise that noise hides is not taken for a plateau. Else rising.
+
+  memorising: saturated, and `gain`, of evaluation over the same problems since step 0, has 0 or less in its interval;
+  or risen clearly while all of that interval lies below 0.
+  """
+  reward_T = np.array([np.nan if r is None else r for r in reward_T], np.float64)
+  reward_T = reward_T[np.isfinite(reward_T)]
+  W = max(_WINDOW, len(reward_T) // 3)
+  if len(reward_T) < 2 * W or reward_T.max() <= 0:
+    return "early"
+  means = np.convolve(reward_T, np.full(W, 1 / W), "valid")
+  error = np.sqrt(np.mean(np.diff(reward_T) ** 2) / W)  # of a difference: sqrt(2 / W) times the noise of one reward
+  full = reward_T[-2 * W :].min() >= SHARE * reward_T.max()
+  risen = means.max() - means[0] > _CLEARLY * error
+  saturated = full or (risen and means[: len(means) - W].max() >= SHARE * means[-1])
+  if gain is not None and ((saturated and gain.low <= 0) or (risen and gain.high < 0)):
+    return "memorising"
+  return "saturated" if saturated else "rising" if risen else "flat"

@@ -4,6 +4,7 @@ import functools
 
 from jaxrlvr.stages.analyze import analyze
 from jaxrlvr.stages.chain import chain
+from jaxrlvr.stages.diagnose import diagnose
 from jaxrlvr.stages.evaluate import evaluate
 from jaxrlvr.stages.judge import judge
 from jaxrlvr.stages.label import corrupt, filter_problems, subset
@@ -25,6 +26,7 @@ STAGES = {
   "filter": filter_problems,
   "subset": subset,
   "corrupt": corrupt,
+  "diagnose": diagnose,
   "rl": rl,
   "evaluate": evaluate,
   "judge": judge,

@@ -20,7 +20,7 @@ from jaxrlvr.stages.run import Run, open_run
 from jaxrlvr.text.answer import final
 from jaxrlvr.types import InputError
 from jaxrlvr.verify.service import Service
-from jaxrlvr.verify.vote import elect
+from jaxrlvr.verify.vote import Grade, elect
 
 _LOG = logging.getLogger(__name__)
 
@@ -39,28 +39,26 @@ class Evaluator:
     self.problems = [p for one in self._sets.values() for p in one.problems]
     self.dropped = sum(one.dropped for one in self._sets.values())
     self.batches = sum(-(-len(one.problems) // self._size) for one in self._sets.values())
+    self.means: dict[str, float] = {}  # of the last evaluation: mean true reward of each problem, by set/problem
 
   def __call__(self, params, run: Run, step: int, progress=lambda figures=None: None) -> dict[str, float]:
     """Metrics `eval/<set>/...`, and means over the sets inside and outside of the training domain where it is known.
 
     The responses go to evals/<set>_<step>.jsonl. The keys of samples are the same at every step: figures are paired.
     """
-    found = {}
+    found, self.means = {}, {}
     for name in self._sets:
       rows = self._measure(params, run, name, step, progress)
       logbook.write_jsonl(run.workdir / "evals" / f"{name}_{step:06d}.jsonl", rows)
       found[name] = passk.summarise(rows, self._config.evaluate.pass_k)
+      self.means |= {f"{name}/{problem}": value for problem, value in passk.problem_means(rows).items()}
     metrics = {f"eval/{name}/{figure}": value for name, one in found.items() for figure, value in one.items()}
     return metrics | self._domain_means(found)
 
   def _measure(self, params, run: Run, name: str, step: int, progress) -> list[dict]:
     made = []
     for drawn in self._samplers[name].sweep(params, self._sets[name], self._size):
-      grade = reward.remembering(self._service.grade)
-      true = reward.truth(drawn.answers, grade)
-      answers_PG = [list(map(final, texts)) for texts in drawn.answers.text_PG]
-      votes = elect(drawn.answers.problems, answers_PG, grade)
-      made += rollout.records(drawn, step, true, cluster=[e.cluster_G for e in votes])
+      made += graded(drawn, step, reward.remembering(self._service.grade))
       progress()
       if run.stage == "evaluate":  # RL saves when its step is done
         run.raise_if_asked()
@@ -71,6 +69,14 @@ class Evaluator:
     groups = {"in-domain": domain.inside, "out-of-domain": domain.outside} if domain else {}
     means = {group: [found[name][key] for name in names if name in found] for group, names in groups.items()}
     return {f"eval/{group}/{key}": float(np.mean(values)) for group, values in means.items() if values}
+
+
+def graded(drawn: rollout.Drawn, step: int, grade: Grade) -> list[dict]:
+  """Rows of these responses, graded against the truth, each with the `cluster` of equal answers it belongs to."""
+  true = reward.truth(drawn.answers, grade)
+  answers_PG = [list(map(final, texts)) for texts in drawn.answers.text_PG]
+  votes = elect(drawn.answers.problems, answers_PG, grade)
+  return rollout.records(drawn, step, true, cluster=[e.cluster_G for e in votes])
 
 
 def held_out(config: ConfigDict, policy: setup.Policy, service: Service) -> dict[str, rollout.Loaded]:
@@ -117,8 +123,7 @@ def write_table(metrics: Mapping[str, float], run: Run) -> str:
   writer.writeheader()
   writer.writerows(rows)
   logbook.write_atomic(run.workdir / "table.csv", buffer.getvalue())
-  lines = [columns, ["---"] * len(columns), *([row.get(c, "") for c in columns] for row in rows)]
-  text = "".join("| " + " | ".join(line) + " |\n" for line in lines)
+  text = logbook.markdown(columns, ([row.get(c, "") for c in columns] for row in rows))
   logbook.write_atomic(run.workdir / "table.md", text)
   return text
 

@@ -6,18 +6,20 @@ import dataclasses
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from jaxrlvr import endpoint, hosts, judges, logbook, remote
+from jaxrlvr import config as configs
+from jaxrlvr import endpoint, hosts, judges, logbook, remote, stopping
 from jaxrlvr.analysis import reasoning
 from jaxrlvr.analysis.saturation import saturation
 from jaxrlvr.judges import Judge, Response
+from jaxrlvr.stages import rollout, setup
 from jaxrlvr.stages.label import lot
 from jaxrlvr.stages.run import Run, open_run, read_config
-from jaxrlvr.types import InputError, TrainingStopped
+from jaxrlvr.types import InputError, Problem, TrainingStopped
 
 _READ = ("step", "problem", "sample", "prompt", "text", "true_reward")  # of a recorded response
 _TOLD = ("F(1)/all", "diversity", "faithful_diversity")  # printed at the end
@@ -28,11 +30,38 @@ def make(config: ConfigDict, group: ConfigDict, cache: Path) -> Judge:
   try:
     fields = {f.name: group[f.name] for f in dataclasses.fields(endpoint.Endpoint) if f.name in group}
     place = endpoint.Endpoint(**fields) if group.name == "http" else None
+    policy = local(config, group) if group.name == "local" else None
     return judges.JUDGES[group.name](
-      judges.Settings(place, Path(config.judge.cache or cache), remote.local(group.file))
+      judges.Settings(place, Path(config.judge.cache or cache), remote.local(group.file), policy)
     )
   except InputError as error:
-    raise InputError(f"config.judge{'' if group is config.judge else '.second'}: {error}") from error
+    told = str(error).replace("config.init", "model")  # where a policy judges
+    raise InputError(f"config.judge{'' if group is config.judge else '.second'}: {told}") from error
+
+
+def local(config: ConfigDict, group: ConfigDict) -> tuple[endpoint.Complete, str, Counter]:
+  """(what completes prompts by the policy of `group.model`, greedily; what it depends on; counts of what it did)."""
+  if not group.model:
+    raise InputError("model is empty; name the run directory of a policy (`jaxrlvr import` makes one of a model)")
+  how = {"init": group.model, "model.path": "", "tokenizer": "", "rl.prompt_tokens": group.prompt_tokens}
+  how |= {"rl.response_tokens": group.tokens, "rl.stop_strings": (), "plan.mean_tokens": 0}
+  policy = setup.load_policy(own := configs.derive(config, how))
+  sampler = rollout.Sampler(own, policy, "judge", group=1, temperature=0.0, top_k=0, top_p=1.0)
+  size, counts = sampler.batch_size(group.concurrency, group.concurrency), Counter()
+
+  def complete(prompts: list[str]) -> Iterator[str | None]:
+    asked = [Problem(str(i), ({"role": "user", "content": text},), "", "", "") for i, text in enumerate(prompts)]
+    ids = {p.id: policy.tokenizer.render(p.messages) for p in asked}
+    fits = [p for p in asked if len(ids[p.id]) <= group.prompt_tokens]
+    counts.update(calls=len(fits), too_long=len(asked) - len(fits), prompt_tokens=sum(len(ids[p.id]) for p in fits))
+    batches = sampler.sweep(policy.params, rollout.Loaded(fits, ids, 0), size)
+    texts = (text for drawn in batches for (text,) in drawn.answers.text_PG)
+    for p in asked:
+      yield next(texts) if len(ids[p.id]) <= group.prompt_tokens and not stopping.asked() else None
+
+  made = {"weights": policy.origin["digests"], "tokenizer": logbook.digest(policy.tokenizer.pieces())}
+  made |= {"tokens": group.tokens, "dtype": config.model.dtype, "think": config.model.think}
+  return complete, json.dumps(made, sort_keys=True), counts
 
 
 def recorded(folder: Path, name: str) -> dict[int, Path]:
@@ -153,7 +182,7 @@ def judge(config: ConfigDict, workdir: str | Path) -> dict:
   """
   j = config.judge
   if hosts.count() > 1:
-    raise InputError("the stage judge needs no devices and runs as one process; leave out --distributed")
+    raise InputError("the stage judge runs as one process; leave out --distributed")
   with open_run(config, workdir, "judge") as run:
     panel = {"first": make(config, j, run.workdir / "cache")}
     if j.second.name:

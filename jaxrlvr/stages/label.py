@@ -37,6 +37,8 @@ class Survey(NamedTuple):
   measure: Callable[[rollout.Drawn, Grade], list[dict]]  # a row a problem, each with its id
   enough: Callable[[Sequence[dict], int], bool]  # (rows so far, problems in all): may the rest be left out?
   write: Callable[[Run, Sequence[Problem], Mapping[str, dict]], dict]  # (run, problems, rows by id) -> summary
+  load: Mapping[str, object] = {}  # what of config.problems is to be otherwise
+  prepare: Callable[[Run, setup.Policy], None] = lambda run, policy: None  # refuses what else can't be used
 
 
 def survey(config: ConfigDict, workdir: str | Path, how: Survey) -> dict:
@@ -44,9 +46,10 @@ def survey(config: ConfigDict, workdir: str | Path, how: Survey) -> dict:
   samples = config[how.stage].samples
   with open_run(config, workdir, how.stage) as run:
     policy = setup.load_policy(config)
+    how.prepare(run, policy)
     sampler = rollout.Sampler(config, policy, how.stage, group=samples)
     with rollout.verifier_service(config) as service, jax.set_mesh(policy.mesh), jax.transfer_guard("disallow"):
-      loaded = rollout.load_problems(config, "problems", policy.tokenizer, service)
+      loaded = rollout.load_problems(config, "problems", policy.tokenizer, service, **how.load)
       ordered = loaded._replace(problems=how.order(loaded.problems))
       e, total = config.evaluate, len(loaded.problems)
       size = sampler.batch_size(max(1, e.problems_per_batch * e.samples // samples), total)

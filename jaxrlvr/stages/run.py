@@ -44,6 +44,7 @@ _HARMLESS = (
   "rl.sample_parts",
   "rl.pack",
   "rl.branches",
+  "rl.stop_when_memorising",
   *(f"{stage}.microbatches" for stage in ("pretrain", "cpt", "sft", "rl")),
   *(f"model.{name}" for name in ("attention", "remat", "unroll", "vocab_chunk")),
   *(f"judge.{name}" for name in ("run", "cache", "max_missing")),  # its responses count, not their path
@@ -312,7 +313,10 @@ def _check_used(config: ConfigDict, workdir: Path, stage: str) -> dict | None:
   if (other := before.pop("stage")) != stage:
     raise InputError(f"--workdir={workdir}: holds a run of stage {other!r}, not {stage!r}; choose another directory")
   free = MAY_CHANGE.get(stage, _HARMLESS)
-  longer = stage == "rl" and config.rl.steps > before["rl"]["steps"]
+  summary = workdir / "summary.json"
+  earlier = json.loads(summary.read_text()) if summary.is_file() else None
+  unstopped = earlier and "stopped" in earlier and not config.rl.stop_when_memorising
+  longer = stage == "rl" and (config.rl.steps > before["rl"]["steps"] or unstopped)
   if longer and config.rl.optim.schedule == "constant" and not config.rl.optim.warmup:
     free = (*free, "rl.steps")  # more steps change no step that is done
   unknown = sorted(set(configs.keys(config)) ^ set(configs.keys(ConfigDict(before))))
@@ -327,8 +331,6 @@ def _check_used(config: ConfigDict, workdir: Path, stage: str) -> dict | None:
       f"--workdir={workdir}: holds a run with another config; choose another directory or undo\n  "
       + "\n  ".join(changed)
     )
-  summary = workdir / "summary.json"
-  earlier = json.loads(summary.read_text()) if summary.is_file() else None
   return None if longer else earlier
 
 

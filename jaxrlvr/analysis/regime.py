@@ -1,0 +1,124 @@
+"""What RL will probably do to a policy under each weak setting, by one table of rules over figures taken before RL."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+GENERALISES, MEMORISES, COLLAPSES, UNKNOWN = "generalises", "memorises", "collapses", "can't say"
+SURE = ("low", "medium", "high")
+SETTINGS = {
+  "scarce": "N = 8 problems, true labels",
+  "noisy": "70 % wrong labels (gamma 0.7)",
+  "vote": "majority vote, no labels",
+  "certainty": "self-certainty, no labels",
+}
+_LABELLED = ("scarce", "noisy", "vote")
+N, K = 8, 16  # problems of the scarce setting, and those that the study judged; responses it judged of each
+# What the paper reports of RL on N = 8 problems: model, domain, t_sat.
+REFERENCES = (
+  ("Qwen2.5-Math-1.5B", "Math", 302), ("Qwen2.5-1.5B", "Math", 170), ("Llama3.2-3B-Instruct", "Math", 55),
+  ("Qwen2.5-Math-1.5B", "Science", 268), ("Llama3.2-3B-Instruct", "Science", 61),
+  ("Qwen2.5-Math-7B", "Graph", 150), ("Llama3.1-8B-Instruct", "Graph", 29),
+)  # fmt: skip
+SIZES = (1.5, 8.0)  # billions of weights of the smallest and the largest of these
+DOMAINS = ("math", "quantum_lock", "largest_island")  # verifiers of its domains
+
+# What to do, the stage that does it, and its options beside config, workdir and policy; words in capitals are yours.
+ADVICE: dict[str, tuple[str, str, str]] = {
+  "go": ("go: RL on eight problems", "rl", " --config.problems.count=8"),
+  "go noisy": ("go with the labels there are, and watch true_reward where truths are known", "rl",
+               " --config.problems.source=YOURS"),
+  "go vote": ("go, and watch label_accuracy and vote/majority_ratio", "rl",
+              " --config.rl.reward=majority_vote --config.rl.votes=16"),
+  "sft": ("Thinking SFT first, which the study finds necessary", "sft", " --config.sft.thinking=True"),
+  "cpt": ("CPT on the domain before that SFT: amplifies it and does not replace it", "cpt", ""),
+  "format": ("teach the answer's format, or take a verifier that reads what is written", "sft", ""),
+  "length": ("allow longer responses, diagnose again", "diagnose", " --config.rl.response_tokens=MORE"),
+  "problems": ("other problems: keep those solved 1 to 15 times in 16", "filter", " --config.problems.count=MORE"),
+  "judge": ("measure faithfulness: a judge over http, or a policy as judge", "diagnose",
+            " --config.judge.name=local --config.judge.model=RUN"),
+  "more": ("judge more problems, for a narrower interval", "diagnose", " --config.judge.problems=32"),
+  "reward": ("another reward: true labels for eight problems", "rl",
+             " --config.problems.count=8 --config.rl.reward=verifiable"),
+}  # fmt: skip
+
+
+def mostly(figures: Mapping[str, float], name: str) -> bool | None:
+  """Is it above one half? True or False where the whole interval says so; None: it does not, or nothing was measured.
+
+  One half is ours and means "most of them": the paper's page gives no figure for any of these.
+  """
+  low, high = figures[f"{name}_low"], figures[f"{name}_high"]
+  return True if low > 0.5 else False if high < 0.5 else None
+
+
+class Rule(NamedTuple):
+  settings: Sequence[str]
+  when: str
+  holds: Callable[[Mapping[str, float]], bool]
+  regime: str
+  sure: str  # at most
+  why: str
+  advice: Sequence[str]
+
+
+_F = "F(1)/correct"  # of the responses that true labels pay, the share whose trace carries the answer
+# Of each setting the first rule that holds counts.
+RULES = (
+  Rule(("certainty",), "in any case", lambda f: True, COLLAPSES, "high", "paper: self-certainty collapses everywhere",
+       ("reward",)),
+  Rule(_LABELLED, "most responses hold no answer", lambda f: mostly(f, "format") is False, UNKNOWN, "",
+       "ours: what is not read is not paid", ("format",)),
+  Rule(_LABELLED, "most responses are cut off", lambda f: mostly(f, "clipped") is True, UNKNOWN, "",
+       "ours: what is cut off is not paid", ("length",)),
+  Rule(_LABELLED, "fewer than 8 problems are solved at least once and not always",
+       lambda f: f["usable_problems"] < N, UNKNOWN, "",
+       "paper: problems kept have solve@16 from 1 to 15, the smallest set has 8", ("problems", "cpt")),
+  Rule(_LABELLED, "faithfulness of correct responses was not measured", lambda f: not f[_F] >= 0, UNKNOWN, "",
+       "paper: it, not diversity, tells the regimes apart", ("judge",)),
+  Rule(("scarce", "noisy"), "most correct responses are not faithful", lambda f: mostly(f, _F) is False, MEMORISES,
+       "medium", "paper: unfaithful before RL, early saturation (t_sat of Llama3.2-3B: 55, 61; of Qwen2.5-1.5B: 170), "
+       "and worse from gamma 0.5 on", ("sft", "cpt")),
+  Rule(("vote",), "most correct responses are not faithful", lambda f: mostly(f, _F) is False, COLLAPSES, "medium",
+       "paper: only Qwen-Math holds, the others spike and collapse", ("sft", "cpt")),
+  Rule(("scarce",), "most correct responses are faithful", lambda f: mostly(f, _F) is True, GENERALISES, "medium",
+       "paper: faithful before RL, long pre-saturation phase, which generalises from 8 problems", ("go",)),
+  Rule(("noisy",), "most correct responses are faithful", lambda f: mostly(f, _F) is True, GENERALISES, "low",
+       "paper: Qwen holds to gamma 0.7 on Math and Science, but degrades at 0.5 on Graph", ("go noisy",)),
+  Rule(("vote",), "most votes are wrong", lambda f: mostly(f, "vote_right") is False, COLLAPSES, "low",
+       "ours: it would be paid for its own errors", ("cpt", "problems")),
+  Rule(("vote",), "most correct responses are faithful, most votes right",
+       lambda f: mostly(f, _F) is True and mostly(f, "vote_right") is True, GENERALISES, "low",
+       "paper: of all models only Qwen-Math holds", ("go vote",)),
+  Rule(_LABELLED, "one half lies inside of an interval", lambda f: True, UNKNOWN, "", "ours", ("more",)),
+)  # fmt: skip
+
+
+class Prediction(NamedTuple):
+  setting: str
+  regime: str
+  sure: str  # low, medium, high; "" where nothing is said
+  rule: int  # number in RULES, from 1
+  advice: Sequence[str]
+
+
+def predict(figures: Mapping[str, float], near: bool, judged: int) -> list[Prediction]:
+  """One prediction a setting, from figures with intervals; nan: not measured.
+
+  Each of these lowers by a level how sure it is: the policy is not `near` the references, fewer than 8 problems were
+  judged, fewer than 16 correct responses have a label (their interval may then be narrow by chance).
+  """
+  doubts = (not near) + (judged < N) + (figures["labelled/correct"] < K)
+  made = []
+  for setting in SETTINGS:
+    number, rule = next((i, r) for i, r in enumerate(RULES, 1) if setting in r.settings and r.holds(figures))
+    lowered = doubts if setting in _LABELLED else not near  # the others ask no judge
+    sure = SURE[max(0, SURE.index(rule.sure) - lowered)] if rule.sure else ""
+    made.append(Prediction(setting, rule.regime, sure, number, rule.advice))
+  return made
+
+
+def is_near(billions: float, verifiers: Iterable[str]) -> bool:
+  """Are size and domains among those of the study?"""
+  return SIZES[0] <= round(billions, 1) <= SIZES[1] and set(verifiers) <= set(DOMAINS)

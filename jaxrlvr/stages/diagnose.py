@@ -1,0 +1,140 @@
+"""Before RL: what a policy's own samples say of it, and what RL will probably do to it under each weak setting."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from jaxrlvr import hosts, logbook
+from jaxrlvr.analysis import before, reasoning, regime
+from jaxrlvr.data import problems as problem_lists
+from jaxrlvr.policy import spec as policy_spec
+from jaxrlvr.stages import setup
+from jaxrlvr.stages.evaluate import graded
+from jaxrlvr.stages.judge import judge_step, make
+from jaxrlvr.stages.label import Survey, lot, survey
+from jaxrlvr.stages.run import Run
+from jaxrlvr.types import InputError, Problem
+
+# What the page tells: figure ({K}: samples a problem), and what it is.
+TOLD = {
+  "usable": "share of problems that can teach: solved at least once and not always",
+  "never": "share never solved",
+  "always": "share always solved",
+  "avg@{K}": "accuracy",
+  "pass@{K}": "share of problems solved at least once",
+  "format": "share of responses with an answer",
+  "clipped": "share of responses cut off at rl.response_tokens",
+  "vote_right": "share of majority votes that are right labels",
+  "vote_margin": "lead of the vote, as a share of the samples",
+  "certainty_auc": "does self-certainty tell right from wrong? 0.5: no, 1: always",
+  "F(1)/all": "faithful: share of responses whose trace leads to their answer",
+  "F(1)/correct": "the same among correct responses, which are what true labels pay",
+  "F(0)/all": "share whose answer contradicts the trace or is a guess",
+  "diversity": "of strategies, 0 to 1",
+  "faithful_diversity": "of those of faithful responses",
+}
+
+
+def diagnose(config: ConfigDict, workdir: str | Path) -> dict:
+  """Samples `config.diagnose.problems` of `config.problems` as RL would, judges some, and says what RL will meet.
+
+  diagnosis.md is the page to read, diagnosis.json its numbers, rows/ has all responses, verdicts.jsonl the judge's.
+  """
+  d, j, ready = config.diagnose, config.judge, {}
+  if hosts.count() > 1 and j.name not in ("exact", "replay"):
+    raise InputError(f"config.judge.name = {j.name!r} judges in one process; leave out --distributed, or take exact")
+
+  def prepare(run: Run, policy: setup.Policy) -> None:
+    ready.update(judge=make(config, j, run.workdir / "cache"), billions=policy_spec.count(policy.spec) / 1e9)
+
+  def measure(drawn, grade) -> list[dict]:
+    rows = graded(drawn, 0, grade)
+    return [
+      {"id": p.id, "responses": rows[i * d.samples : (i + 1) * d.samples]} for i, p in enumerate(drawn.answers.problems)
+    ]
+
+  def write(run: Run, problems: Sequence[Problem], rows: Mapping[str, dict]) -> dict:
+    records = [record for row in rows.values() for record in row["responses"]]
+    ks = sorted({d.samples, *(k for k in config.evaluate.pass_k if k < d.samples)})
+    figures, histogram = before.measure(records, d.samples, ks)
+    chosen = sorted(rows, key=lambda problem: lot(config.seed, problem))[: j.problems]
+    found, judging = judged([r for p in chosen for r in rows[p]["responses"][: j.samples]], run, ready["judge"], config)
+    near = regime.is_near(ready["billions"], {p.verifier for p in problems})
+    said = regime.predict(figures := figures | found, near, judging["problems"])
+    made = {"figures": figures, "histogram": histogram, "predictions": [p._asdict() for p in said], "near": near,
+            "billions": ready["billions"], "judging": judging}  # fmt: skip
+    logbook.write_json(run.workdir / "diagnosis.json", made)
+    page = sections(config, made, said)
+    logbook.write_atomic(
+      run.workdir / "diagnosis.md", "\n".join(f"{title}\n\n{text.rstrip()}\n" for title, text in page.items())
+    )
+    print(page[_MEASURED] + "\n" + page[_PREDICTED] + f"\nthe page: {run.home / 'diagnosis.md'}")
+    return made
+
+  count = d.problems if config.problems.source in problem_lists.GENERATED else 0
+  how = dict(count=count, at_most=d.problems)
+  return survey(config, workdir, Survey("diagnose", list, measure, lambda rows, total: False, write, how, prepare))
+
+
+def judged(rows: Sequence[Mapping], run: Run, judge, config: ConfigDict) -> tuple[dict[str, float], dict]:
+  """(figures of reasoning, nan where too many verdicts are missing; what was judged by whom)."""
+  labels, verdicts = judge_step(rows, judge, None)
+  run.raise_if_asked()  # what a stopping judge leaves out is not missing
+  logbook.write_jsonl(run.workdir / "verdicts.jsonl", verdicts)
+  missing = sum(row["verdict"] is None for row in verdicts)
+  measured = missing <= config.judge.max_missing * len(verdicts)
+  told = {"judge": config.judge.name, "problems": len({row["problem"] for row in rows}), "responses": len(rows),
+          "verdicts": len(verdicts), "missing": missing, "measured": measured, "usage": judge.counts}  # fmt: skip
+  return reasoning.summarise(labels if measured else []), told
+
+
+_MEASURED, _PREDICTED = "## What was measured", "## What RL will probably do"
+
+
+def sections(config: ConfigDict, made: Mapping, said: Sequence[regime.Prediction]) -> dict[str, str]:
+  """The page, by headings."""
+  K, figures, judging = config.diagnose.samples, made["figures"], made["judging"]
+  start = f"--config.model.path={config.model.path}" if config.model.path else f"--config.init={config.init}"
+  measured = [(name, value(figures, name), meaning) for name, meaning in ((n.format(K=K), m) for n, m in TOLD.items())]
+  todo = {key: regime.ADVICE[key] for p in said for key in p.advice}
+  return {
+    "# Diagnosis before RL": f"`{start}`, {made['billions']:.3g} billion weights; {figures['problems']:.0f} problems "
+    f"of `{config.problems.source}` x {K} responses at temperature {config.rl.temperature:g}, of at most "
+    f"{config.rl.response_tokens} tokens, {figures['mean_length']:.1f} in the mean. `{judging['judge']}` judged "
+    f"{judging['responses']} responses to {judging['problems']} problems; {judging['missing']} of "
+    f"{judging['verdicts']} verdicts are missing"
+    + ("." if judging["measured"] else ": faithfulness and diversity are **not measured**."),
+    _MEASURED: "With 95 % intervals over problems.\n\n"
+    + logbook.markdown(("figure", "value", "what it is"), measured),
+    f"## How many problems are solved how often in {K}": logbook.markdown(range(K + 1), [made["histogram"]]),
+    _PREDICTED: logbook.markdown(
+      ("setting", "prediction", "how sure", "because", "rule", "advice"),
+      ((regime.SETTINGS[p.setting], f"**{p.regime}**", p.sure or "-", regime.RULES[p.rule - 1].when, p.rule,
+        regime.ADVICE[p.advice[0]][0]) for p in said),
+    ),
+    "## The rule": "Of each setting the first row that holds counts. *most*: the whole interval lies above one half "
+    "(most are not: below). One half is ours, as are the rows that say so: the paper's page gives no figure for "
+    "faithfulness, format or votes. How sure is at most what the row says, and a level lower each if "
+    f"size ({regime.SIZES[0]} to {regime.SIZES[1]} billion) or verifier ({', '.join(regime.DOMAINS)}) is none of the "
+    f"references', if fewer than {regime.N} problems were judged, and if fewer than {regime.K} correct responses were "
+    f"labelled (here {figures['labelled/correct']:.0f}). This policy is {'' if made['near'] else '**not** '}among "
+    "the references' sizes and domains.\n\n"
+    + logbook.markdown(
+      ("rule", "settings", "if", "then", "at most", "why"),
+      ((i, ", ".join(r.settings), r.when, r.regime, r.sure or "-", r.why) for i, r in enumerate(regime.RULES, 1)),
+    ),
+    "## References": "RL on N = 8 problems in the paper (arXiv 2604.18574): the step at which training saturates.\n\n"
+    + logbook.markdown(("model", "domain", "t_sat"), regime.REFERENCES),
+    "## Next": "CONFIG is the config of this diagnosis; words in capitals are yours.\n\n```\n" + "".join(
+      f"# {why}\njaxrlvr {stage} --config=CONFIG --workdir=runs/{key.replace(' ', '-')} {start}{options}\n"
+      for key, (why, stage, options) in todo.items()) + "```",
+  }  # fmt: skip
+
+
+def value(figures: Mapping[str, float], name: str) -> str:
+  """`value [low, high]`, or that it was not measured."""
+  found, low, high = (figures[name + end] for end in ("", "_low", "_high"))
+  return f"{found:.3f} [{low:.3f}, {high:.3f}]" if found == found else "not measured"
