@@ -1,8 +1,9 @@
 """The study in miniature, on the embedded domain and CPUs: `jaxrlvr study --config=miniature --workdir=runs/miniature`.
 
 {Base, CPT} x {Thinking, Non-thinking SFT} x {N = 8, N = 512, gamma = 0.7, majority vote, self-certainty}, each cell a
-run of 60 steps judged exactly, for so many seeds: `miniature.py:SEEDS[,tiny]`, 3 by default. Evaluation is inside of the
-domain and outside: a sixth operand, and numbers of two digits, which pre-training and CPT show and SFT and RL don't.
+run of 60 steps judged exactly, for so many seeds: `miniature.py:SEEDS[,tiny]`, 3 by default. Evaluation is inside of
+the domain and outside: a sixth operand, and numbers of two digits, which pre-training and CPT show and SFT and RL
+don't.
 
 Sizes and rates are those of configs/demo.py. One thing was searched, on seed 0: the updates of pre-training. After 600
 to 1,750 of them the base answers no better than chance, so that RL has nothing to select from; after 2,500 each of its
