@@ -52,7 +52,9 @@ def draw(title: str, lines: Sequence[Line]) -> dict[str, bytes]:
                          ncols=min(2, len(lines)), frameon=False, handlelength=3.2, labelcolor="#333333")  # fmt: skip
   for text in legend.get_texts():
     text.set_parse_math(False)
-  return {"png": _save(figure, "png"), "svg": _save(figure, "svg")}
+  png = _save(figure, "png")
+  figure.set_layout_engine("none")  # the layout is made; the second file need not make it again
+  return {"png": png, "svg": _save(figure, "svg")}
 
 
 def _figure(height: float, ground: str):

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxrlvr import figures
-from jaxrlvr.analysis.passk import bootstrap, interval, mean, paired_gain
+from jaxrlvr.analysis.passk import interval, mean, paired_gain, redrawn
 from jaxrlvr.analysis.saturation import drawn_gap, gap, value_at
 from jaxrlvr.figures import visible
 from jaxrlvr.logbook import read_jsonl, write_atomic
@@ -249,7 +249,8 @@ def _value(values: Iterable[float | None], drawn: Sequence = (), show: Callable 
     return Value(None, show=show)
   drawn = [d for d in drawn if d is not None]
   ends = interval(np.mean(drawn, 0)) if len(drawn) == len(known) else (None, None)
-  return Value(mean(known), *ends, *(bootstrap(known) if len(known) > 1 else (None, None)), show)
+  seeds = interval(redrawn([[v] for v in known])[:, 0]) if len(known) > 1 else (None, None)
+  return Value(mean(known), *ends, *seeds, show)
 
 
 def _logged(places: Sequence[tuple[Mapping[int, Mapping], int]], metric: str, show: Callable = _percent) -> Value:
@@ -524,8 +525,10 @@ def _line(index: int, arm: str, runs: Sequence[Run], metric: str, set_name: str 
   low, high = run.series(f"{name}_low"), run.series(f"{name}_high")
   band = {s: (low[s] * scale, high[s] * scale) for s in curves[having[0]] if s in low and s in high}
   seeds = [{step: y * scale for step, y in curves[i].items()} for i in having]
-  t_sat = _value([runs[i].t_sat for i in having]).value
-  return figures.Line(arm, index, seeds, band, t_sat, "/" in name and not name.startswith("completions"))
+  saturated = [runs[i].t_sat for i in having if runs[i].t_sat is not None]
+  return figures.Line(
+    arm, index, seeds, band, mean(saturated) if saturated else None, "/" in name and not name.startswith("completions")
+  )
 
 
 def _paid_wrongly(run: Run) -> bool:

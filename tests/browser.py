@@ -43,7 +43,9 @@ class Tab:
     while b"\0" not in self._rest:
       if not select.select([self._read], [], [], max(0, end - time.monotonic()))[0]:
         raise TimeoutError(f"no answer from the browser in {seconds} s")
-      self._rest += os.read(self._read, 1 << 20)
+      some = os.read(self._read, 1 << 20)
+      assert some, "the browser ended"
+      self._rest += some
     message, _, self._rest = self._rest.partition(b"\0")
     return json.loads(message)
 
@@ -67,7 +69,7 @@ def tab(program, profile):
   from_read, from_write = os.pipe()
   command = [program, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-dev-shm-usage",
              "--disable-background-networking", f"--user-data-dir={profile}", "--remote-debugging-pipe"]  # fmt: skip
-  shell = ["sh", "-c", f'exec "$@" 3<&{to_read} 4>&{from_write}', "sh"]
+  shell = ["sh", "-c", f'exec "$@" 3</proc/self/fd/{to_read} 4>/proc/self/fd/{from_write}', "sh"]
   quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
   with subprocess.Popen([*shell, *command], pass_fds=(to_read, from_write), **quiet) as process:
     os.close(to_read)

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from jaxrlvr import main, report, results
-from jaxrlvr.analysis import reasoning
-from jaxrlvr.analysis.passk import summarise
+from jaxrlvr.analysis.passk import pass_at_k
 from jaxrlvr.results import Cell
 from jaxrlvr.stages.report import gather, named
 from jaxrlvr.types import InputError
@@ -46,6 +45,14 @@ def eval_rows(step, right_PK, texts):
   ]  # fmt: skip
 
 
+def figures(rows):
+  """What an evaluation logs of rows, the intervals made up."""
+  score_PK = np.array([row["true_reward"] for row in rows]).reshape(P, K)
+  found = {f"avg@{K}": score_PK.mean()} | {f"pass@{k}": pass_at_k(K, score_PK.sum(1), k).mean() for k in (1, 2, 4)}
+  found |= {f"{name}_{end}": value + d for name, value in found.items() for end, d in (("low", -0.1), ("high", 0.1))}
+  return found | {"format": 1.0, "faithful": 0.3, "unscored": 0.0, "mean_length": 5.0, "problems": float(P)}
+
+
 def make_run(
   path, accuracy, reward, true=None, steps=STEPS, planned=STEPS, texts=("\\boxed{1}",), seed=0, finished=True, **config
 ):
@@ -60,8 +67,7 @@ def make_run(
       right_PK = draw.permutation(np.arange(P * K) < round(accuracy(x) * P * K)).reshape(P, K)
       made = eval_rows(step, right_PK, texts)
       write_jsonl(path / "evals" / f"quiz_{step:06d}.jsonl", made)
-      figures = {f"eval/quiz/{name}": value for name, value in summarise(made, (1, 2, 4)).items()}
-      row |= {name: None if math.isnan(value) else value for name, value in figures.items()}
+      row |= {f"eval/quiz/{name}": value for name, value in figures(made).items()}
     rows.append(row)
   write_jsonl(path / "metrics.jsonl", rows)
   paid = [row | {"reward": 1.0, "label": "7"} for row in eval_rows(steps, np.zeros((P, K)), texts)]
@@ -69,12 +75,12 @@ def make_run(
   config = {"stage": "rl", "checkpoint": {}, "seed": 3, "rl": {"steps": planned, "reward": "verifiable"}} | config
   (path / "config.json").write_text(json.dumps(config))
   if finished:
-    figures = {name: value for name, value in rows[-1].items() if name.startswith("eval/")}
-    (path / "summary.json").write_text(json.dumps({"stage": "rl", "steps": steps, "finished": True} | figures))
+    last = {name: value for name, value in rows[-1].items() if name.startswith("eval/")}
+    (path / "summary.json").write_text(json.dumps({"stage": "rl", "steps": steps, "finished": True} | last))
   return path
 
 
-def judge_run(path, of, steps=(0, STEPS)):
+def judge_run(path, of, steps=(0, STEPS), spread=0.5):
   """A judge's directory over evaluated responses of the run `of`: the label of sample k is (1, 0, 0.5, 1)[k]."""
   for step in steps:
     judged = [
@@ -83,8 +89,9 @@ def judge_run(path, of, steps=(0, STEPS)):
       for p in range(8) for k in range(K)
     ]  # fmt: skip
     write_jsonl(path / "judged" / f"step_{step:06d}.jsonl", judged)
-  made = {step: reasoning.summarise(results.read_jsonl(path / "judged" / f"step_{step:06d}.jsonl")) for step in steps}
-  write_jsonl(path / "metrics.jsonl", [{"step": step} | found for step, found in made.items()])
+  made = {"F(1)/all": 0.5, "F(1)/all_low": 0.4, "F(1)/all_high": 0.6, "F(0.5)/all": 0.25, "F(0)/all": 0.25,
+          "diversity_low": 0.1, "diversity_high": 0.9, "faithful_diversity": 0.2, "labelled/all": 32.0}  # fmt: skip
+  write_jsonl(path / "metrics.jsonl", [{"step": step, "diversity": spread - step / 100} | made for step in steps])
   (path / "config.json").write_text(
     json.dumps({"stage": "judge", "checkpoint": {}, "judge": {"run": str(of), "set": "quiz"}})
   )
@@ -328,7 +335,7 @@ def test_not_finite_values_are_unknown(tmp_path):
 # A study: 2 arms x 2 settings x 2 seeds, judged; its numbers worked out here by other means
 
 RATES = {"Base": 0.3, "CPT + Thinking": 0.6}  # what an arm gains from N = 64
-SLOPES = {8: 4.0, 64: 2.0}  # by N, of the reward; seed 1 is slower
+SLOPES = {8: 4.0, 64: 3.0}  # by N, of the reward; seed 1 is slower
 
 
 def share_of(arm, n, seed):
@@ -350,7 +357,7 @@ def studied(tmp_path_factory):
         paper = {"expected": "t_sat 55", "figure": "figure 1", "setting": "llama"} if (a, n) == (1, 8) else {}
         how = {"seed": 10 * a + n + seed, "paper": paper, "rl": {"steps": STEPS, "reward": "verifiable"}}
         made = make_run(root / "rl" / name, share_of(arm, n, seed), reward_of(n, seed), **how)
-        judge_run(root / "judged" / name, made)
+        judge_run(root / "judged" / name, made, spread=0.5 + 0.1 * seed)
         cells.append({"name": name, "arm": arm, "setting": f"N = {n}", "n": n, "seed": seed, "rl": f"rl/{name}",
                       "judged": f"judged/{name}"})  # fmt: skip
   cells.append(cells[-1] | {"name": "lost", "arm": "Base", "setting": "majority", "n": None, "rl": "rl/lost"})
@@ -426,8 +433,8 @@ def test_study_evaluations_and_judgements(studied):
   )
   row = next(r for r in table(root / "page", "reasoning") if (r["arm"], r["step"]) == ("CPT + Thinking", "0"))
   assert (float(row["faithful"]), float(row["in part"]), row["runs"], float(row["kappa"])) == (0.5, 0.25, "2", 0.7)
-  even, odd = reasoning.diversity([0, 1, 0, 1]), reasoning.diversity([0, 1, 2, 0])
-  assert float(row["diversity"]) == pytest.approx((even + odd) / 2)
+  ends = [float(row[f"diversity{end}"]) for end in ("", " seeds low", " seeds high")]
+  assert ends == pytest.approx([0.55, 0.5, 0.6])
 
 
 def test_study_page(studied):
@@ -500,13 +507,14 @@ def test_gather_sorts_runs_and_matches_judges(two, studied, tmp_path):
 @pytest.mark.skipif(not browser.find(), reason="no Chromium on this machine")
 def test_in_a_browser(tmp_path):
   run = make_run(tmp_path / "run", lambda x: 0.5, fast, texts=tuple(HOSTILE.values()))
-  make(tmp_path / "page", [Cell("<i>arm</i>", run)], samples=40)
+  shown = make(tmp_path / "page", [Cell("<i>arm</i>", run)], samples=40)[-1]
+  late = [row for row in shown if row["step"] == STEPS]
   with browser.tab(browser.find(), tmp_path / "profile") as tab:
     tab.open((tmp_path / "page" / "index.html").as_uri())
-    assert tab.value("list.children.length") == 12 and "1 to 12 of 120" in tab.value("count.textContent")
+    assert tab.value("list.children.length") == 12 and tab.value("count.textContent") == f"1 to 12 of {len(shown)}"
     pick = "const s = document.querySelector('select[name=Step]'); s.value = '20'; s.dispatchEvent(new Event('change'))"
     tab.value(f"{{ {pick} }}")
-    assert "of 80" in tab.value("count.textContent")
+    assert tab.value("count.textContent") == f"1 to 12 of {len(late)}" and len(late) < len(shown)
     tab.value("document.getElementById('on').click()")
     assert tab.value("count.textContent").startswith("13 to 24")
     assert tab.value("[...list.querySelectorAll('article > p:first-child')].every(p => /step 20/.test(p.textContent))")
