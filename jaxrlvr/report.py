@@ -236,10 +236,12 @@ class Value(NamedTuple):
   show: Callable = _percent
 
   def small(self) -> list[str]:
-    """The intervals in words."""
-    show = self.show
-    told = [f"{show(self.low)} to {show(self.high)}"] if self.low is not None else []
-    return told + ([f"seeds {show(self.seeds_low)} to {show(self.seeds_high)}"] if self.seeds_low is not None else [])
+    """The intervals in words, but for those that say no more than the value."""
+    told = []
+    for word, ends in (("", (self.low, self.high)), ("seeds ", (self.seeds_low, self.seeds_high))):
+      low, high = map(self.show, ends)
+      told += [f"{word}{low} to {high}"] if None not in ends and (low, high) != 2 * (self.show(self.value),) else []
+    return told
 
 
 def _value(values: Iterable[float | None], drawn: Sequence = (), show: Callable = _percent) -> Value:
@@ -377,7 +379,7 @@ def _run_rows(groups: Groups, told: Mapping[str, Mapping], policies: Sequence[Ru
             for name, key in (("reward", "reward"), ("true reward", "true")) for end in ("first", "last")}  # fmt: skip
     rows.append({
       "run": run.name, "setting": run.setting, "arm": run.arm, "n": run.cell.n, "seed": run.cell.seed,
-      "state": "finished" if run.finished else "not finished" if run.rows else "not there", "steps": run.last,
+      "state": run.state, "steps": run.last,
       "t_sat": Value(run.t_sat, show=_step), **ends, "directory": str(run.workdir), "notes": " ".join(run.notes),
     })  # fmt: skip
   return rows + [{"run": p.name, "directory": str(p.workdir), "notes": " ".join(p.notes)} for p in policies]

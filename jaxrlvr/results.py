@@ -61,6 +61,7 @@ class Run:
     self.summary = self._json(self.workdir / "summary.json")
     self.rows = self._metrics(self.workdir) or ({0: self.summary} if measured_sets(self.summary) else {})
     self.finished = bool(self.summary.get("finished"))
+    self.state = "finished" if self.finished else "not finished" if self.rows else "not there"
     self.last, self.planned = max(self.rows, default=0), self.at("rl.steps")
     self.sets = measured_sets(name for row in self.rows.values() for name in row)  # and means of sets, the last ones
     self.set, self.K = next(iter(self.sets.items()), (None, 0))

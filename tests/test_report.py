@@ -441,6 +441,9 @@ def test_study_page(studied):
   root, title, cells, html, page, numbers, shown = studied
   assert title == "Weak <supervision>" and len(cells) == 10 and cells[0].judged == root / "judged" / "b-8-0"
   assert "What happened in each run" not in page.text and "1 of 10 runs are not there or not finished." in page.text
+  states = {row["run"]: row["state"] for row in table(root / "page", "runs")}
+  assert states.pop("lost") == "not there" and set(states.values()) == {"finished"}
+  assert "seeds 100.0 to 100.0" not in page.text and "seeds 4 to 6" in page.text
   assert "CPT + Thinking: 4 of 4 gained on held-out problems." in page.text
   assert f"There is no directory {root / 'rl' / 'lost'}." in page.text
   charts = set(numbers["charts"])
