@@ -52,6 +52,8 @@ def write(
   shown, recorded, each = _responses(groups, samples)
   folder = Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
+  for former in (path for form in ("png", "svg", "csv") for path in folder.glob(f"*.{form}")):
+    former.unlink()  # of a report on other runs
   policies = [Run(Cell(name, workdir), tail) for name, workdir in evaluations.items()]
   charts, tables = _charts(folder, groups), _tables(groups, told, policies)
   for name, _, rows in tables:
@@ -379,8 +381,8 @@ def _run_rows(groups: Groups, told: Mapping[str, Mapping], policies: Sequence[Ru
             for name, key in (("reward", "reward"), ("true reward", "true")) for end in ("first", "last")}  # fmt: skip
     rows.append({
       "run": run.name, "setting": run.setting, "arm": run.arm, "n": run.cell.n, "seed": run.cell.seed,
-      "state": run.state, "steps": run.last,
-      "t_sat": Value(run.t_sat, show=_step), **ends, "directory": str(run.workdir), "notes": " ".join(run.notes),
+      "state": run.state, "steps": run.last, "t_sat": Value(run.t_sat, show=_step), **ends,
+      "directory": str(run.workdir), "notes": " ".join(run.notes),
     })  # fmt: skip
   return rows + [{"run": p.name, "directory": str(p.workdir), "notes": " ".join(p.notes)} for p in policies]
 
@@ -405,7 +407,7 @@ def _csv(rows: Sequence[Mapping]) -> str:
 
 
 def _slug(name: str) -> str:
-  return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40] or "x"
+  return re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-")[:40] or "x"
 
 
 # Responses
@@ -438,9 +440,8 @@ def _place(run: Run, where: str, step: int, samples: int, path: Path) -> tuple[l
 
 def _places(run: Run) -> list[tuple[str, int, Path]]:
   """(set or "training", step, file): evaluations at first and last, training at first, t_sat and last, judged steps."""
-  trained = {
-    int(p.stem[5:]): p for p in sorted((run.workdir / "rollouts").glob("step_*.jsonl")) if p.stem[5:].isdigit()
-  }
+  files = (run.workdir / "rollouts").glob("step_*.jsonl")
+  trained = {int(path.stem[5:]): path for path in files if path.stem[5:].isdigit()}
   steps = [s for s in {min(trained, default=0), max(trained, default=0), run.t_sat} if s in trained]
   found = {("training", step) for step in steps} | {(run.set, s) for s in (*list(run.evals)[:1], *list(run.evals)[-1:])}
   found |= {(run.judged_set or "training", step) for step in run.judged_steps}
@@ -493,19 +494,20 @@ _CHARTS = (  # file, title, metric, caption, scale; {set} and {K} are those of e
 def _charts(folder: Path, groups: Groups) -> list[dict]:
   """Draws each metric for each setting that has values: PNG and SVG in the folder, {file, ...} for the page."""
   made: list[dict] = []
-  arms = {arm: index for index, arm in enumerate(dict.fromkeys(arm for _, arm in groups))}
-  settings = list(dict.fromkeys(setting for setting, _ in groups))
-  for setting in settings:
+  arms = list(dict.fromkeys(arm for _, arm in groups))
+  for setting in dict.fromkeys(setting for setting, _ in groups):
     shown = {arm: runs for (other, arm), runs in groups.items() if other == setting}
+    runs = [run for some in shown.values() for run in some]
+    misled = any(run.series("true_reward") != run.series("reward") for run in runs)
     for key, title, metric, caption, scale in _CHARTS:
-      for name in _names(r for runs in shown.values() for r in runs) if "{set}" in metric else [None]:
-        lines = [line for arm, runs in shown.items() if (line := _line(arms[arm], arm, runs, metric, name, scale))]
-        if not lines or (metric == "true_reward" and not any(_paid_wrongly(r) for rs in shown.values() for r in rs)):
+      for name in _names(runs) if "{set}" in metric else [""]:
+        found = (_line(arms.index(arm), arm, some, metric, name, scale) for arm, some in shown.items())
+        lines = [line for line in found if line and (misled or metric != "true_reward")]
+        if not lines:
           continue
-        K = next((run.sets[name] for runs in shown.values() for run in runs if name in run.sets), 0)
+        K = next((run.sets[name] for run in runs if name in run.sets), 0)
         told = title.format(set=name, K=K) + (f" · {setting}" if setting else "")
-        parts = [key, *([_slug(name)] if name else []), *([_slug(setting)] if setting else [])]
-        file = "_".join(parts)
+        file = "_".join([key, *(_slug(part) for part in (name, setting) if part)])
         file += f"_{len(made)}" if file in (one["file"] for one in made) else ""
         drawn = figures.draw(told, lines)
         for form, content in drawn.items():
@@ -516,25 +518,18 @@ def _charts(folder: Path, groups: Groups) -> list[dict]:
   return made
 
 
-def _line(index: int, arm: str, runs: Sequence[Run], metric: str, set_name: str | None, scale: float):
+def _line(index: int, arm: str, runs: Sequence[Run], metric: str, set_name: str, scale: float) -> figures.Line | None:
   """The arm's curve over its seeds, None where no run has values."""
-  names = [metric.format(set=set_name, K=run.sets.get(set_name)) for run in runs]
-  curves = [run.series(name) for run, name in zip(runs, names, strict=True)]
-  having = [i for i, curve in enumerate(curves) if curve]
+  names = [(run, metric.format(set=set_name, K=run.sets.get(set_name))) for run in runs]
+  having = [(run, name) for run, name in names if run.series(name)]
   if not having:
     return None
-  run, name = runs[having[0]], names[having[0]]
-  low, high = run.series(f"{name}_low"), run.series(f"{name}_high")
-  band = {s: (low[s] * scale, high[s] * scale) for s in curves[having[0]] if s in low and s in high}
-  seeds = [{step: y * scale for step, y in curves[i].items()} for i in having]
-  saturated = [runs[i].t_sat for i in having if runs[i].t_sat is not None]
-  return figures.Line(
-    arm, index, seeds, band, mean(saturated) if saturated else None, "/" in name and not name.startswith("completions")
-  )
-
-
-def _paid_wrongly(run: Run) -> bool:
-  return run.series("true_reward") != run.series("reward")
+  seeds = [{step: y * scale for step, y in run.series(name).items()} for run, name in having]
+  low, high = (having[0][0].series(f"{having[0][1]}_{end}") for end in ("low", "high"))
+  band = {step: (low[step] * scale, high[step] * scale) for step in seeds[0] if step in low and step in high}
+  saturated = [run.t_sat for run, _ in having if run.t_sat is not None]
+  sparse = metric.startswith(("eval/", "judge/"))
+  return figures.Line(arm, index, seeds, band, mean(saturated) if saturated else None, sparse)
 
 
 def _alt(title: str, lines: Sequence[figures.Line]) -> str:

@@ -59,7 +59,8 @@ class Run:
     self.notes, self._tail, self._means, self._redrawn = [], tail, {}, {}
     self.config = self._json(self.workdir / "config.json")
     self.summary = self._json(self.workdir / "summary.json")
-    self.rows = self._metrics(self.workdir) or ({0: self.summary} if measured_sets(self.summary) else {})
+    measured = {self.summary.get("steps") or 0: self.summary} if measured_sets(self.summary) else {}
+    self.rows = self._metrics(self.workdir) or measured
     self.finished = bool(self.summary.get("finished"))
     self.state = "finished" if self.finished else "not finished" if self.rows else "not there"
     self.last, self.planned = max(self.rows, default=0), self.at("rl.steps")

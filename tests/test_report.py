@@ -152,7 +152,8 @@ def two(tmp_path_factory):
   make_run(root / "good", lambda x: 0.2 + 0.6 * x, fast, seed=1)
   make_run(root / "bad", lambda x: 0.25, fast, seed=2)
   (root / "start").mkdir()
-  (root / "start" / "summary.json").write_bytes((root / "bad" / "summary.json").read_bytes())
+  summary = json.loads((root / "bad" / "summary.json").read_text()) | {"stage": "evaluate", "steps": 0}
+  (root / "start" / "summary.json").write_text(json.dumps(summary))
   cells = [Cell("good $arm_1$", root / "good"), Cell("_bad", root / "bad")]
   return root, *make(root / "page", cells, {"Start": root / "start", "Lost": root / "nowhere"})
 
@@ -285,8 +286,11 @@ def test_page_stays_small(tmp_path, monkeypatch):
 def test_same_input_same_page(two, tmp_path):
   root, html, *_ = two
   cells = [Cell("good $arm_1$", root / "good"), Cell("_bad", root / "bad")]
+  (tmp_path / "page").mkdir()
+  (tmp_path / "page" / "former.csv").write_text("of other runs")
   again = make(tmp_path / "page", cells, {"Start": root / "start", "Lost": root / "nowhere"})[0]
   assert again == html
+  assert {p.name for p in (root / "page").iterdir()} == {p.name for p in (tmp_path / "page").iterdir()}
   for path in (root / "page").glob("*.*"):
     assert path.read_bytes() == (tmp_path / "page" / path.name).read_bytes(), path
 
@@ -326,7 +330,7 @@ def test_not_finite_values_are_unknown(tmp_path):
   run = make_run(tmp_path / "run", lambda x: 0.25, fast)
   (tmp_path / "again").mkdir()
   summary = json.loads((run / "summary.json").read_text()) | {"eval/quiz/pass@4": math.nan}
-  (tmp_path / "again" / "summary.json").write_text(json.dumps(summary))
+  (tmp_path / "again" / "summary.json").write_text(json.dumps(summary | {"steps": 0}))
   make(tmp_path / "page", [Cell("run", run)], {"again": tmp_path / "again"})
   row = table(tmp_path / "page", "evaluations-quiz")[-1]
   assert row["arm"] == "again" and row["pass@4"] == "" and row["avg@4"]
@@ -447,7 +451,7 @@ def test_study_page(studied):
   assert "CPT + Thinking: 4 of 4 gained on held-out problems." in page.text
   assert f"There is no directory {root / 'rl' / 'lost'}." in page.text
   charts = set(numbers["charts"])
-  for setting in ("n-8", "n-64"):
+  for setting in ("N-8", "N-64"):
     assert {f"{name}_{setting}" for name in ("reward", "eval_quiz", "judged-faithful", "judged-diversity",
                                              "judged-faithful-diversity")} <= charts  # fmt: skip
   judged = {(row["run"], row["step"], row["sample"]): row["faithful"] for row in shown if row["where"] == "quiz"}
