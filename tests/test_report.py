@@ -17,6 +17,7 @@ from jaxrlvr.stages.report import gather, named
 from jaxrlvr.types import InputError
 
 P, K, STEPS = 12, 4, 20
+RECORDED, JUDGED = (1, 0.5, 0, 1), (0.5, 1, 1, 0)  # labels by sample: of the run itself, and of a judge of 8 problems
 HOSTILE = {
   "script": "<script>alert(1)</script><img src=http://evil.example/x onerror=alert(2)>\\boxed{1}",
   "ansi": "\x1b[31mred\x1b[0m\x07\x00",
@@ -39,7 +40,7 @@ def eval_rows(step, right_PK, texts):
       "text": texts[(p * K + k) % len(texts)], "tokens": 5, "stop": "eos", "logp": -0.5, "certainty": 1.0,
       "true_reward": float(right_PK[p, k]), "scored": True, "cause": "", "answer": str(int(right_PK[p, k])),
       "cluster": int(right_PK[p, k]),
-      "faithfulness": (1, 0.5, 0)[k % 3],
+      "faithfulness": RECORDED[k],
     }
     for p in range(P) for k in range(K)
   ]  # fmt: skip
@@ -54,7 +55,17 @@ def figures(rows):
 
 
 def make_run(
-  path, accuracy, reward, true=None, steps=STEPS, planned=STEPS, texts=("\\boxed{1}",), seed=0, finished=True, **config
+  path,
+  accuracy,
+  reward,
+  true=None,
+  steps=STEPS,
+  planned=STEPS,
+  texts=("\\boxed{1}",),
+  seed=0,
+  finished=True,
+  more=(("kl", 0.01), ("completions/mean_length", 30.0)),
+  **config,
 ):
   """A run directory whose held-out accuracy and rewards follow the given functions of the share of steps done."""
   draw, rows = np.random.default_rng(seed), []
@@ -62,7 +73,7 @@ def make_run(
     x = step / planned
     row = {"step": step}
     if step:
-      row |= {"reward": reward(x), "true_reward": (true or reward)(x), "kl": 0.01 * x, "completions/mean_length": 30.0}
+      row |= {"reward": reward(x), "true_reward": (true or reward)(x)} | dict(more)
     if step % 10 == 0:
       right_PK = draw.permutation(np.arange(P * K) < round(accuracy(x) * P * K)).reshape(P, K)
       made = eval_rows(step, right_PK, texts)
@@ -81,10 +92,10 @@ def make_run(
 
 
 def judge_run(path, of, steps=(0, STEPS), spread=0.5):
-  """A judge's directory over evaluated responses of the run `of`: the label of sample k is (1, 0, 0.5, 1)[k]."""
+  """A judge's directory over evaluated responses of the run `of`: the label of sample k is JUDGED[k]."""
   for step in steps:
     judged = [
-      {"step": step, "problem": f"q/{p}", "sample": k, "correct": k == 0, "faithfulness": (1, 0, 0.5, 1)[k], "key": "",
+      {"step": step, "problem": f"q/{p}", "sample": k, "correct": k == 0, "faithfulness": JUDGED[k], "key": "",
        "cluster": k % (1 + p % 2 + (step == 0))}
       for p in range(8) for k in range(K)
     ]  # fmt: skip
@@ -360,7 +371,7 @@ def studied(tmp_path_factory):
         name = f"{'bt'[a]}-{n}-{seed}"
         paper = {"expected": "t_sat 55", "figure": "figure 1", "setting": "llama"} if (a, n) == (1, 8) else {}
         how = {"seed": 10 * a + n + seed, "paper": paper, "rl": {"steps": STEPS, "reward": "verifiable"}}
-        made = make_run(root / "rl" / name, share_of(arm, n, seed), reward_of(n, seed), **how)
+        made = make_run(root / "rl" / name, share_of(arm, n, seed), reward_of(n, seed), more=(), **how)
         judge_run(root / "judged" / name, made, spread=0.5 + 0.1 * seed)
         cells.append({"name": name, "arm": arm, "setting": f"N = {n}", "n": n, "seed": seed, "rl": f"rl/{name}",
                       "judged": f"judged/{name}"})  # fmt: skip
@@ -368,7 +379,7 @@ def studied(tmp_path_factory):
   cells.append(cells[0] | {"name": "unjudged", "setting": "majority", "n": None, "judged": ""})
   (root / results.STUDY).write_text(json.dumps({"title": "Weak <supervision>", "cells": cells}))
   title, found = results.study(root)
-  return root, title, found, *make(root / "page", found, samples=2)
+  return root, title, found, *make(root / "page", found, samples=6)
 
 
 def worked_out(root, arm, n, seed):
@@ -454,12 +465,17 @@ def test_study_page(studied):
   for setting in ("N-8", "N-64"):
     assert {f"{name}_{setting}" for name in ("reward", "eval_quiz", "judged-faithful", "judged-diversity",
                                              "judged-faithful-diversity")} <= charts  # fmt: skip
-  judged = {(row["run"], row["step"], row["sample"]): row["faithful"] for row in shown if row["where"] == "quiz"}
-  assert all(label == (1, 0, 0.5, 1)[k] for (run, _, k), label in judged.items() if run == "b-8-0") and len(html) < 4e6
+  labels = [
+    (row["run"], int(row["problem"][2:]) < 8, row["sample"], row["faithful"]) for row in shown if row["where"] == "quiz"
+  ]
+  assert len({run for run, *_ in labels}) == 9 and {judged for _, judged, *_ in labels} == {True, False}
+  for run, judged, k, label in labels:
+    assert label == (JUDGED if judged and run != "unjudged" else RECORDED)[k]
+  assert len(html) < 4e6
 
 
 def test_domain_means_have_intervals_of_their_sets(tmp_path):
-  run = make_run(tmp_path / "run", lambda x: 0.2 + 0.6 * x, fast, heldout={"domain": "math"})
+  run = make_run(tmp_path / "run", lambda x: 0.2 + 0.6 * x, fast, more=(), heldout={"domain": "math"})
   rows = results.read_jsonl(run / "metrics.jsonl")
   for name, other in (("math500", 0), ("amc", 1)):
     for row in (r for r in rows if "eval/quiz/avg@4" in r):
