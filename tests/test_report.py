@@ -10,7 +10,7 @@ import browser
 import numpy as np
 import pytest
 
-from jaxrlvr import main, report, results
+from jaxrlvr import figures, main, report, results
 from jaxrlvr.analysis.passk import pass_at_k
 from jaxrlvr.results import Cell
 from jaxrlvr.stages.report import gather, named
@@ -46,7 +46,7 @@ def eval_rows(step, right_PK, texts):
   ]  # fmt: skip
 
 
-def figures(rows):
+def logged(rows):
   """What an evaluation logs of rows, the intervals made up."""
   score_PK = np.array([row["true_reward"] for row in rows]).reshape(P, K)
   found = {f"avg@{K}": score_PK.mean()} | {f"pass@{k}": pass_at_k(K, score_PK.sum(1), k).mean() for k in (1, 2, 4)}
@@ -78,7 +78,7 @@ def make_run(
       right_PK = draw.permutation(np.arange(P * K) < round(accuracy(x) * P * K)).reshape(P, K)
       made = eval_rows(step, right_PK, texts)
       write_jsonl(path / "evals" / f"quiz_{step:06d}.jsonl", made)
-      row |= {f"eval/quiz/{name}": value for name, value in figures(made).items()}
+      row |= {f"eval/quiz/{name}": value for name, value in logged(made).items()}
     rows.append(row)
   write_jsonl(path / "metrics.jsonl", rows)
   paid = [row | {"reward": 1.0, "label": "7"} for row in eval_rows(steps, np.zeros((P, K)), texts)]
@@ -229,6 +229,11 @@ def test_charts_are_beside_the_page_and_inside_it(two):
     assert "</svg>" in (root / "page" / f"{file}.svg").read_text()
   alts = [value for _, name, value in page.attributes if name == "alt"]
   assert any("good $arm_1$: first 0.35, last 0.96;" in alt for alt in alts)
+
+
+def test_labels_keep_what_the_font_draws():
+  told = figures._plain("_γ = 0.7 · é 中\u202e")
+  assert told == " _γ = 0.7 · é \\u4e2d\\u27e8U+202E\\u27e9" and len(figures._plain("x" * 50)) == 40
 
 
 def test_other_policies_and_missing_ones_are_told(two):
