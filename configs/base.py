@@ -242,9 +242,9 @@ def get_config(arg: str = "") -> ConfigDict:
   c.export.shard_gib = 5.0  # GiB, largest file; a larger tensor is a file of its own
 
   c.report = ConfigDict()
-  c.report.runs = ()  # "arm name=run directory" for each curve; in a chain, directories of the chain
-  c.report.title = "RLVR under weak supervision"  # headline of the page
-  c.report.samples = 12  # rollouts shown an arm
+  c.report.runs = ()  # "name=run directory", or a directory alone, of rl, evaluate and judge runs and of studies
+  c.report.title = ""  # headline of the page; "": that of the study
+  c.report.samples = 12  # responses that the page holds of each run and step, fewer where it would grow too large
   c.saturation_tail = 50  # last steps in which saturation is not looked for (T - T_eff of the paper)
 
   c.plan = ConfigDict()

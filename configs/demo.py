@@ -26,7 +26,7 @@ def get_config(arg=""):
     {"name": "eval-cpt", "stage": "evaluate", "init": "cpt"},
     {
       "name": "analysis",
-      "stage": "analyze",
+      "stage": "report",
       "runs": {
         "Thinking": "rl-thinking",
         "Non-thinking": "rl-nonthinking",

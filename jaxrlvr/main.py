@@ -27,7 +27,7 @@ HELP = {
   "rl": "GRPO and its variants from config.init on config.problems",
   "evaluate": "avg@k, pass@k, maj@k of config.init on config.heldout",
   "judge": "faithfulness and diversity of the responses that config.judge.run recorded",
-  "analyze": "write the HTML report of the runs in config.report.runs",
+  "report": "write the HTML report of RUN... (rl, evaluate and judge runs, a study), or of config.report.runs",
   "plan": "compile config.plan.stage for a TPU slice on a CPU: memory, limits, hours (launch/plan.sh)",
   "study": "run the links of config.chain side by side, then report on them (configs/miniature.py)",
   "chain": "run the links of config.chain one after another (configs/demo.py)",
@@ -69,10 +69,13 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
   parser.add_argument("--debug", action="store_true", help="show tracebacks and the library's own log")
   flags, rest = parser.parse_known_args(argv)
   overrides = {"resume": flags.resume} if flags.resume else {}
-  rest = list(rest)
+  rest, runs = list(rest), []
   while rest:
     word = rest.pop(0)
     name, equals, value = word.partition("=")
+    if flags.stage == "report" and not word.startswith("-"):
+      runs.append(word)
+      continue
     if not name.startswith("--config."):
       parser.error(
         f"unknown argument {word!r}; flags are --config, --workdir, --resume, --distributed, --debug "
@@ -83,6 +86,8 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
         parser.error(f"{word}: no value; write {word}=VALUE")
       value = rest.pop(0)
     overrides[name.removeprefix("--config.")] = value
+  if runs:
+    overrides["report.runs"] = repr(tuple(runs))
   return flags, overrides
 
 

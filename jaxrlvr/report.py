@@ -1,168 +1,96 @@
-"""What happened in each run: one HTML page that loads nothing, its charts as PNG, and its numbers as JSON."""
+"""What happened in each run: one HTML page that loads nothing, its charts as PNG and SVG, its tables as CSV."""
 
 from __future__ import annotations
 
 import base64
-import dataclasses
+import csv
+import functools
+import hashlib
 import io
+import itertools
 import json
-import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from jaxrlvr.analysis.passk import paired_gain, problem_means
-from jaxrlvr.analysis.saturation import saturation
+import numpy as np
+
+from jaxrlvr import figures
+from jaxrlvr.analysis.passk import interval, mean, paired_gain, redrawn
+from jaxrlvr.analysis.saturation import drawn_gap, gap, value_at
+from jaxrlvr.figures import visible
 from jaxrlvr.logbook import read_jsonl, write_atomic
+from jaxrlvr.results import Cell, Run, series
 from jaxrlvr.types import InputError
 
 ROSE = 0.05  # a training reward counts as risen if it rose by this share of its scale
 WINDOW = 5  # steps whose mean is called the first and the last training reward
+STORIES = 8  # runs, and no more, are each told in sentences
 HEAD, TAIL = 1200, 500  # characters shown of a longer response
-_AVG = re.compile(r"eval/(?!(?:in|out-of)-domain/)(.+)/avg@(\d+)")
-
-
-@dataclasses.dataclass(frozen=True)
-class Arm:
-  """One curve of the report: a run of the stage rl."""
-
-  name: str
-  workdir: Path
+EMBEDDED = 1_500_000, 40  # characters of responses, and charts, that the page itself holds at most
+Groups = Mapping[tuple[str, str], Sequence[Run]]  # runs of the seeds, by (setting, arm)
 
 
 def write(
-  folder: Path, title: str, arms: Sequence[Arm], evaluations: Mapping[str, Path], tail: int, samples: int
+  folder: Path, title: str, cells: Sequence[Cell], evaluations: Mapping[str, Path], tail: int, samples: int
 ) -> Path:
-  """Writes index.html (its path is returned), *.png and report.json; tail: of saturation, samples: shown an arm."""
-  names = [arm.name for arm in arms]
-  if not arms or len(set(names)) < len(names):
-    raise InputError(f"report.runs names the arms {names}: give at least one, each once, as 'arm name=run directory'")
-  runs = [_Run(arm.name, Path(arm.workdir), index) for index, arm in enumerate(arms)]
-  told = [_tell(run, _measure(run, tail)) for run in runs]
-  lead, others = _lead(runs, told), [_other(name, Path(workdir)) for name, workdir in evaluations.items()]
-  shown = [_samples(run, samples) for run in runs]
+  """Writes index.html (its path is returned), charts, tables and report.json.
+
+  `evaluations`: runs of the stage evaluate by name; tail: of saturation; samples: responses shown an arm and step.
+  """
+  names = [cell.name for cell in cells]
+  if not cells or len(set(names)) < len(names):
+    raise InputError(f"the report's runs are named {names}: give at least one rl run, and each name once")
+  runs = [Run(cell, tail) for cell in cells]
+  groups: dict[tuple[str, str], list[Run]] = {}
+  for run in sorted(runs, key=lambda run: list(dict.fromkeys(r.setting for r in runs)).index(run.setting)):
+    groups.setdefault((run.setting, run.arm), []).append(run)
+  told = [_tell(run) for run in runs]
+  lead = _lead(runs, told)
+  shown, recorded, each = _responses(groups, samples)
   folder = Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
-  charts = _charts(folder, runs, told)
-  origin = ("arm", "file", "problem", "sample")
-  numbers = {"title": title, "lead": lead, "arms": told, "evaluations": others, "charts": [c["file"] for c in charts]}
-  numbers["samples"] = [{name: s[name] for name in origin} for group in shown for s in group]
+  for former in (path for form in ("png", "svg", "csv") for path in folder.glob(f"*.{form}")):
+    former.unlink()  # of a report on other runs
+  policies = [Run(Cell(name, workdir), tail) for name, workdir in evaluations.items()]
+  charts, tables = _charts(folder, groups), _tables(groups, told, policies)
+  for name, _, rows in tables:
+    write_atomic(folder / f"{name}.csv", _csv(rows))
+  numbers = {"title": title, "lead": lead, "arms": told, "charts": [c["file"] for c in charts],
+             "tables": [name for name, *_ in tables], "responses": len(shown)}  # fmt: skip
   write_atomic(folder / "report.json", json.dumps(numbers, indent=1, allow_nan=False) + "\n")
-  page = _render(runs, told, others, charts, shown, title=title, lead=lead, tail=tail)
+  page = _render(
+    list(zip(runs, told, strict=True)) if len(runs) <= STORIES else [], charts, tables, shown, title=title, lead=lead,
+    tail=tail, recorded=recorded, each=each, rose=ROSE, settings=list(dict.fromkeys(run.setting for run in runs)),
+  )  # fmt: skip
   write_atomic(folder / "index.html", page)
   return folder / "index.html"
 
 
-# Reading
+# Telling one run
 
 
-class _Run:
-  """A run directory as far as it can be read; `notes` says what couldn't."""
-
-  def __init__(self, name: str, workdir: Path, index: int):
-    self.name, self.workdir, self.index, self.notes = name, workdir, index, []
-    rows = sorted(_read(read_jsonl, workdir / "metrics.jsonl", self.notes, []), key=lambda row: row["step"])
-    self.rows = {row["step"]: _finite(row) for row in rows}
-    self.config = _read(_json, workdir / "config.json", self.notes, {})
-    self.summary = _read(_json, workdir / "summary.json", self.notes, {})
-    self.finished = bool(self.summary.get("finished"))
-    self.last, self.planned = max(self.rows, default=0), self.at("rl.steps")
-    sets = _sets(name for row in self.rows.values() for name in row)
-    self.set, self.K = next(iter(sets.items()), (None, 0))
-    self.evals = self.series(f"eval/{self.set}/avg@{self.K}")
-    if not workdir.is_dir():
-      self.notes.append(f"There is no directory {workdir}.")
-    elif not rows:
-      self.notes.append("Nothing was logged: metrics.jsonl is absent or empty.")
-    elif not self.finished:
-      self.notes.append(f"Not finished: this is its state after step {self.last} of {self.planned or 'unknown'}.")
-    if len(sets) > 1:
-      self.notes.append(f"This page shows {self.set} and leaves out {_list(list(sets)[1:])}.")
-    if self.at("paper.expected"):
-      self.notes.append("The paper, {figure} ({setting}): {expected}.".format(**self.at("paper")))
-
-  def at(self, path: str):
-    """A value of the run's config, None where it isn't there."""
-    value = self.config | {"summary": self.summary}
-    for name in path.split("."):
-      value = value.get(name) if isinstance(value, Mapping) else None
-    return value
-
-  def series(self, name: str) -> dict[int, float]:
-    """{step: value} where it was logged and finite."""
-    return {step: row[name] for step, row in self.rows.items() if row.get(name) is not None}
-
-  def eval_file(self, step: int) -> Path:
-    return self.workdir / "evals" / f"{self.set}_{step:06d}.jsonl"
-
-  def problem_means(self, step: int | None) -> dict[str, float]:
-    return {} if step is None else problem_means(_read(read_jsonl, self.eval_file(step), self.notes, []))
-
-
-def _read(how: Callable, path: Path, notes: list[str], otherwise):
-  try:
-    return how(path)
-  except (ValueError, OSError) as error:
-    notes.append(f"{path.name} can't be read and was left out: {error}.")
-    return otherwise
-
-
-def _json(path: Path) -> dict:
-  return _finite(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
-
-
-def _finite(row: Mapping) -> dict:
-  return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
-
-
-def _sets(names: Iterable[str]) -> dict[str, int]:
-  """Evaluated sets and their samples a problem, as the names of metrics tell them."""
-  return {found[1]: int(found[2]) for found in map(_AVG.fullmatch, names) if found}
-
-
-def _figures(row: Mapping, set_name: str) -> dict:
-  prefix = f"eval/{set_name}/"
-  return {name.removeprefix(prefix): value for name, value in row.items() if name.startswith(prefix)}
-
-
-def _other(name: str, workdir: Path) -> dict:
-  """Figures of one measured policy: {name, note, sets: {set: {"K", metric: value}}}."""
-  notes: list[str] = []
-  summary = _read(_json, workdir / "summary.json", notes, {})
-  sets = {s: {"K": K} | _figures(summary, s) for s, K in _sets(summary).items()}
-  if not sets and not notes:
-    notes.append(f"Not measured: there is no evaluation in {workdir / 'summary.json'}.")
-  return {"name": name, "workdir": str(workdir), "note": " ".join(notes), "sets": sets}
-
-
-# Measuring
-
-
-def _measure(run: _Run, tail: int) -> dict:
-  """All numbers of one arm; shares in 0..1, None where unknown."""
-  rewards, true, evals = run.series("reward"), run.series("true_reward"), run.evals
-  found = saturation([rewards.get(t) for t in range(1, max(rewards, default=0) + 1)], evals, tail)
-  start, end = min(evals, default=None), max(evals, default=None)
-  best = max(evals, key=evals.__getitem__, default=None)
-  figures = [_figures(run.rows[step], run.set) if step is not None else {} for step in (start, end)]
-  return {
-    "arm": run.name, "workdir": str(run.workdir), "finished": run.finished, "step": run.last, "set": run.set,
-    "K": run.K, "start_step": start, "start": evals.get(start), "best_step": best, "best": evals.get(best),
-    "end_step": end, "end": evals.get(end), "figures_start": figures[0], "figures_end": figures[1],
-    **dict(zip(("gain", "low", "high", "paired_problems"), _gain(run, start, end), strict=True)),
-    **dict(zip(("reward_first", "reward_last"), _ends(rewards), strict=True)),
-    **dict(zip(("true_first", "true_last"), _ends(true), strict=True)),
-    "t_sat": found.t_sat, "reward_max": found.reward_max, "gain_at_t_sat": found.gain, "residual": found.residual,
-    "read_between": found.between, "saturation_note": found.note,
+def _tell(run: Run) -> dict:
+  """The numbers of a run on its first set, and what they say: kind, word, and text in plain sentences."""
+  evals, start, end = run.evals, min(run.evals, default=None), max(run.evals, default=None)
+  gain = (None, None, None, 0)
+  if start != end:
+    paired = _pair(*(run.problem_means(run.set, step) for step in (start, end)))
+    gain = paired or (evals[end] - evals[start], None, None, 0)
+  m = {
+    "arm": run.name, "set": run.set, "K": run.K, "start_step": start, "start": evals.get(start), "end_step": end,
+    "end": evals.get(end), "t_sat": run.t_sat, "notes": run.notes,
+    **dict(zip(("gain", "low", "high", "paired_problems"), gain, strict=True)),
+    **dict(zip(("reward_first", "reward_last"), _ends(run.series("reward")), strict=True)),
+    **dict(zip(("true_first", "true_last"), _ends(run.series("true_reward")), strict=True)),
   }  # fmt: skip
-
-
-def _gain(run: _Run, start: int | None, end: int | None):
-  """(gain, low, high, problems) paired by problem; the plain difference where an end has no records."""
-  if start == end:
-    return None, None, None, 0
-  paired = _pair(run.problem_means(start), run.problem_means(end))
-  return paired or (run.evals[end] - run.evals[start], None, None, 0)
+  kind = _kind(m)
+  parts = [_held_out_sentence(m)] if m["gain"] is not None else []
+  parts += [_reward_sentence(m)] if m["reward_first"] is not None else []
+  parts += [VERDICTS[kind][2], *(_side_effects(run, start, end) if m["gain"] is not None else [])]
+  return m | {"kind": kind, "word": VERDICTS[kind][0], "text": " ".join(parts)}
 
 
 def _pair(before: Mapping[str, float], after: Mapping[str, float]):
@@ -174,14 +102,8 @@ def _pair(before: Mapping[str, float], after: Mapping[str, float]):
 def _ends(series: Mapping[int, float]) -> tuple[float | None, float | None]:
   values = list(series.values())
   width = max(1, min(WINDOW, len(values) // 2))
-  return (_mean(values[:width]), _mean(values[-width:])) if values else (None, None)
+  return (mean(values[:width]), mean(values[-width:])) if values else (None, None)
 
-
-def _mean(values: Sequence[float]) -> float:
-  return math.fsum(values) / len(values)
-
-
-# Telling
 
 VERDICTS = {  # kind: (in a word, what the lead says of such arms, what it means for one arm)
   "gained": ("Gained", "gained on held-out problems", "What it learned carries over to problems it never trained on."),
@@ -222,15 +144,6 @@ def _rose(first: float | None, last: float | None) -> bool:
   return first is not None and last - first >= ROSE * max(1.0, abs(first), abs(last))
 
 
-def _tell(run: _Run, m: dict) -> dict:
-  """The numbers with what they say: kind, word, and text in plain sentences."""
-  kind = _kind(m)
-  parts = [_held_out_sentence(m)] if m["gain"] is not None else []
-  parts += [_reward_sentence(m)] if m["reward_first"] is not None else []
-  parts += [VERDICTS[kind][2], *_side_effects(m)]
-  return m | {"kind": kind, "word": VERDICTS[kind][0], "text": " ".join(parts), "notes": run.notes}
-
-
 def _held_out_sentence(m: Mapping) -> str:
   interval = f"; 95% interval {_points(m['low'])} to {_points(m['high'])}" if m["low"] is not None else ""
   problems = f" over {m['paired_problems']} problems" if m["paired_problems"] else ""
@@ -244,43 +157,51 @@ def _reward_sentence(m: Mapping) -> str:
   told = f"Its training reward went from {_number(m['reward_first'])} to {_number(m['reward_last'])}"
   if m["true_first"] is not None and abs(m["reward_last"] - m["true_last"]) >= ROSE:
     told += f" (by the true labels from {_number(m['true_first'])} to {_number(m['true_last'])})"
-  if m["t_sat"] is not None and m["reward_max"] > 0:
+  if m["t_sat"] is not None:
     told += f" and saturated at step {m['t_sat']}"
   return told + "."
 
 
-def _side_effects(m: Mapping) -> list[str]:
+def _side_effects(run: Run, start: int, end: int) -> list[str]:
   """Sentences on faithfulness, on a format that moved by ten points (it can pass for reasoning), on ungraded rows."""
+  ends = {name: [run.rows[step].get(f"eval/{run.set}/{name}") for step in (start, end)]
+          for name in ("faithful", "format", "unscored")}  # fmt: skip
+  both = {name: values for name, values in ends.items() if None not in values}
   told = []
-  first, last = (m["figures_start"], m["figures_end"]) if m["gain"] is not None else ({}, {})
-  both = {name: (first[name], last[name]) for name in first if None not in (first[name], last.get(name))}
   if "faithful" in both:
     told.append("Traces that lead to their answer: {}% before, {}% after.".format(*map(_percent, both["faithful"])))
   if "format" in both and abs(both["format"][1] - both["format"][0]) >= 0.1:
-    told.append(
-      "Responses with a boxed answer went from {}% to {}%, so part of the change may be format rather than"
-      " reasoning.".format(*map(_percent, both["format"]))
-    )
+    told.append("Responses with a boxed answer went from {}% to {}%, so part of the change may be format rather than"
+                " reasoning.".format(*map(_percent, both["format"])))  # fmt: skip
   if any(both.get("unscored", ())):
     told.append("{}% of the first and {}% of the last responses could not be graded; they are left out, not counted"
                 " as wrong.".format(*map(_percent, both["unscored"])))  # fmt: skip
   return told
 
 
-def _lead(runs: Sequence[_Run], told: Sequence[Mapping]) -> str:
-  """The page's first paragraph: which arms did what, and how far the best ends above the others."""
+def _lead(runs: Sequence[Run], told: Sequence[Mapping]) -> str:
+  """The page's first paragraph: which runs did what and, of a few, how far the best ends above the others."""
+  absent = [run.name for run in runs if not run.finished]
+  if len(runs) > STORIES:
+    kinds: dict[str, Counter] = {}
+    for run, m in zip(runs, told, strict=True):
+      kinds.setdefault(run.arm, Counter())[m["kind"]] += 1
+    lead = " ".join(
+      f"{arm}: " + ", ".join(f"{n} of {count.total()} {VERDICTS[kind][1]}" for kind, n in count.most_common()) + "."
+      for arm, count in kinds.items()
+    )
+    return lead + (f" {len(absent)} of {len(runs)} runs are not there or not finished." if absent else "")
   named = {kind: [m["arm"] for m in told if m["kind"] == kind] for kind in VERDICTS}
   lead = "; ".join(f"{_list(names)} {VERDICTS[kind][1]}" for kind, names in named.items() if names) + "."
   best = max(zip(runs, told, strict=True), key=lambda pair: -1 if pair[1]["end"] is None else pair[1]["end"])
-  best_P, above = best[0].problem_means(best[1]["end_step"]), []
+  best_P, above = best[0].problem_means(best[0].set, best[1]["end_step"]), []
   for run, m in zip(runs, told, strict=True):
-    paired = _pair(run.problem_means(m["end_step"]), best_P) if run is not best[0] and run.set == best[0].set else None
-    if paired:
-      interval = f"95% interval {_points(paired[1])} to {_points(paired[2])}"
-      above.append(f"{_percent(paired[0])} points above {run.name} ({interval})")
+    same = run is not best[0] and run.set == best[0].set
+    if paired := _pair(run.problem_means(run.set, m["end_step"]), best_P) if same else None:
+      ends = f"95% interval {_points(paired[1])} to {_points(paired[2])}"
+      above.append(f"{_percent(paired[0])} points above {run.name} ({ends})")
   lead += f" On the same problems {best[0].name} ends {_list(above)}." if above else ""
-  unfinished = [run.name for run in runs if not run.finished]
-  return lead + (f" Not finished yet: {_list(unfinished)}." if unfinished else "")
+  return lead + (f" Not finished yet: {_list(absent)}." if absent else "")
 
 
 def _list(names: Sequence[str]) -> str:
@@ -299,29 +220,233 @@ def _number(value: float | None) -> str:
   return "–" if value is None else f"{value:.3g}" if abs(value) >= 1 else f"{value:.2f}"
 
 
-def _whole(value: float | None) -> str:
+def _step(value: float | None) -> str:
   return "–" if value is None else f"{value:.0f}"
 
 
-def visible(text: str) -> str:
-  """The text with a sign for every character that prints nothing, moves the cursor or turns the writing direction."""
-  return "".join(c if c.isprintable() or c in "\n\t" else f"⟨U+{ord(c):04X}⟩" for c in text)
+# Tables
 
 
-# Sample responses
+class Value(NamedTuple):
+  """A figure over the runs of a place with 95% intervals, over problems and over seeds; `show` writes it."""
+
+  value: float | None
+  low: float | None = None
+  high: float | None = None
+  seeds_low: float | None = None
+  seeds_high: float | None = None
+  show: Callable = _percent
+
+  def small(self) -> list[str]:
+    """The intervals in words, but for those that say no more than the value."""
+    told = []
+    for word, ends in (("", (self.low, self.high)), ("seeds ", (self.seeds_low, self.seeds_high))):
+      low, high = map(self.show, ends)
+      told += [f"{word}{low} to {high}"] if None not in ends and (low, high) != 2 * (self.show(self.value),) else []
+    return told
 
 
-def _samples(run: _Run, count: int) -> list[dict]:
-  """About a third each of the first evaluation, the last one and the last training step."""
-  steps = list(dict.fromkeys([*list(run.evals)[:1], *list(run.evals)[-1:]]))
-  places = [(f"Evaluation at step {step}", run.eval_file(step)) for step in steps]
-  trained = sorted((run.workdir / "rollouts").glob("step_*.jsonl"))[-1:]
-  places += [(f"Training at step {path.stem.removeprefix('step_').lstrip('0')}", path) for path in trained]
-  chosen: list[dict] = []
-  for left, (where, path) in zip(range(len(places), 0, -1), places, strict=True):
-    rows = _pick(_read(read_jsonl, path, run.notes, []), math.ceil((count - len(chosen)) / left))
-    chosen += [_sample(run, where, path, row) for row in rows]
-  return chosen
+def _value(values: Iterable[float | None], drawn: Sequence = (), show: Callable = _percent) -> Value:
+  """Mean of what runs have; intervals from each run's redrawn figures (the same problems) and from redrawn runs."""
+  known = [v for v in values if v is not None]
+  if not known:
+    return Value(None, show=show)
+  drawn = [d for d in drawn if d is not None]
+  ends = interval(np.mean(drawn, 0)) if len(drawn) == len(known) else (None, None)
+  seeds = interval(redrawn([[v] for v in known])[:, 0]) if len(known) > 1 else (None, None)
+  return Value(mean(known), *ends, *seeds, show)
+
+
+def _logged(places: Sequence[tuple[Mapping[int, Mapping], int]], metric: str, show: Callable = _percent) -> Value:
+  """A metric at (metrics by step, step) of each run, between two steps on the line; of one run with logged interval."""
+  value = _value([value_at(series(rows, metric), step) for rows, step in places], show=show)
+  told = places[0][0].get(places[0][1], {}) if len(places) == 1 else {}
+  return value._replace(low=told.get(f"{metric}_low"), high=told.get(f"{metric}_high"))
+
+
+def _tables(groups: Groups, told: Sequence[Mapping], policies: Sequence[Run]) -> list[tuple[str, str, list]]:
+  """(file name, caption, rows {column: text, number or Value}) of each table that has a row."""
+  sets = _names(run for some in (*groups.values(), policies) for run in some)
+  made = [
+    ("saturation", "Table 1. Until training saturates, and after: gains and residual in points.", _table_1(groups)),
+    ("gap", "Large-small gap G(n', n), in points: accuracy with n' problems minus that with n, both at n's t_sat.",
+     _gap_rows(groups)),
+    *(
+      (f"evaluations-{_slug(name)}", f"Accuracy on {name}, in % but for tokens (the paper's tables 3 to 7).",
+       _evaluation_rows(name, groups, policies))
+      for name in sets
+    ),
+    ("reasoning", "Judged responses, in % but for diversity and kappa.", _reasoning_rows(groups)),
+    ("runs", "Every run.", _run_rows(groups, {m["arm"]: m for m in told}, policies)),
+  ]  # fmt: skip
+  return [one for one in made if one[2]]
+
+
+def _names(runs: Iterable) -> list[str]:
+  """Sets that any of the runs measured."""
+  return list(dict.fromkeys(name for run in runs for name in run.sets))
+
+
+def _table_1(groups: Groups) -> list[dict]:
+  rows = []
+  for (setting, arm), runs in groups.items():
+    saturated = [run.t_sat for run in runs if run.t_sat is not None]
+    place = {"setting": setting, "arm": arm, "set": "not evaluated", "saturated": f"{len(saturated)} of {len(runs)}",
+             "t_sat": _value(saturated, show=_step)}  # fmt: skip
+    paper = next((p for run in runs if (p := run.at("paper")) and p.get("expected")), None)
+    says = {"the paper": f"{paper.get('figure')} ({paper.get('setting')}): {paper['expected']}"} if paper else {}
+    for name in _names(runs):
+      having = [run for run in runs if name in run.sets]
+      found, drawn = [run.saturation(name) for run in having], [run.phases(name) for run in having]
+      whole = [c[max(c)] - c[min(c)] if len(c) > 1 else None for c in (run.curve(name) for run in having)]
+      gains = {"gain until t_sat": [one.gain for one in found], "residual": [one.residual for one in found],
+               "gain to the end": whole}  # fmt: skip
+      rows.append(place | {"set": name} | {
+        column: _value(values, [d[i] for d in drawn], _points) for i, (column, values) in enumerate(gains.items())
+      } | {"note": "; ".join(dict.fromkeys(one.note for one in found if one.note))} | says)  # fmt: skip
+    rows += [] if _names(runs) else [place]
+  return rows
+
+
+def _gap_rows(groups: Groups) -> list[dict]:
+  """Of cells of one arm, seed and reward that differ in n."""
+  rows = []
+  for ((setting, arm), small), ((other, same), large) in itertools.product(groups.items(), repeat=2):
+    pairs = [
+      (b, a) for a in small for b in large
+      if same == arm and None not in (a.cell.n, b.cell.n) and a.cell.n < b.cell.n and a.cell.seed == b.cell.seed
+      and a.at("rl.reward") == b.at("rl.reward")
+    ]  # fmt: skip
+    for name in _names(small) if pairs else ():
+      found = [gap(b.curve(name), a.curve(name), a.t_sat) for b, a in pairs]
+      value = _value(found, [drawn_gap(b.redrawn(name), a.redrawn(name), a.t_sat) for b, a in pairs], _points)
+      rows.append({"arm": arm, "set": name, "between": f"{other} − {setting}", "n'": pairs[0][0].cell.n,
+                   "n": pairs[0][1].cell.n, "pairs": len(pairs), "G(n', n)": value})  # fmt: skip
+  return rows
+
+
+_HEADINGS = {"format": "boxed", "faithful": "faithful", "mean_length": "tokens", "clipped": "cut off"}
+_EVALUATED = re.compile(r"(avg|pass(?!@1$)|maj)@\d+|" + "|".join(_HEADINGS))
+_MOMENTS = {"first": min, "t_sat": None, "best": lambda curve: max(curve, key=curve.get), "last": max}
+
+
+def _evaluation_rows(name: str, groups: Groups, policies: Sequence[Run]) -> list[dict]:
+  """First, t_sat, best and last evaluation of each place on one set, and what the stage evaluate measured."""
+  found = []
+  for (setting, arm), runs in groups.items():
+    curves = [(run, curve) for run in runs if (curve := run.curve(name))]
+    for at, of in _MOMENTS.items():
+      places = [(run.rows, of(curve) if of else run.t_sat) for run, curve in curves]
+      found.append(({"setting": setting, "arm": arm, "at": at}, [p for p in places if p[1] is not None]))
+  found += [({"arm": policy.name, "at": "no RL"}, [(policy.rows, 0)]) for policy in policies if name in policy.sets]
+  prefix, rows = f"eval/{name}/", []
+  for place, places in found:
+    place |= {"step": _value([step for _, step in places], show=_step)}
+    keys = {key for metrics, _ in places for row in metrics.values() for key in row if key.startswith(prefix)}
+    for metric in sorted(filter(_EVALUATED.fullmatch, (key.removeprefix(prefix) for key in keys)), key=_order):
+      show = _step if metric == "mean_length" else _percent
+      place[_HEADINGS.get(metric, metric)] = _logged(places, prefix + metric, show)
+    rows += [place] if places else []
+  return rows
+
+
+def _order(metric: str) -> tuple:
+  """avg@K, pass@k by k, maj@K, then the rest."""
+  kind, _, k = metric.partition("@")
+  return (("avg", "pass", "maj", *_HEADINGS).index(kind), int(k or 0))
+
+
+_JUDGED = {  # heading: metric of a judged step, how it is written
+  "faithful": ("F(1)/all", _percent), "in part": ("F(0.5)/all", _percent), "not": ("F(0)/all", _percent),
+  "faithful, right": ("F(1)/correct", _percent), "faithful, wrong": ("F(1)/incorrect", _percent),
+  "diversity": ("diversity", _number), "faithful diversity": ("faithful_diversity", _number),
+  "labelled": ("labelled/all", _step), "missing": ("missing/all", _step), "kappa": ("kappa", _number),
+}  # fmt: skip
+
+
+def _reasoning_rows(groups: Groups) -> list[dict]:
+  rows = []
+  for (setting, arm), runs in groups.items():
+    for step in sorted({step for run in runs for step in run.judged_steps}):
+      places = [(run.rows, step) for run in runs if step in run.judged_steps]
+      row = {"setting": setting, "arm": arm, "step": step, "runs": len(places)}
+      rows.append(row | {name: _logged(places, f"judge/{metric}", show) for name, (metric, show) in _JUDGED.items()})
+  return rows
+
+
+def _run_rows(groups: Groups, told: Mapping[str, Mapping], policies: Sequence[Run]) -> list[dict]:
+  rows = []
+  for run in (run for runs in groups.values() for run in runs):
+    ends = {f"{name} {end}": Value(told[run.name][f"{key}_{end}"], show=_number)
+            for name, key in (("reward", "reward"), ("true reward", "true")) for end in ("first", "last")}  # fmt: skip
+    rows.append({
+      "run": run.name, "setting": run.setting, "arm": run.arm, "n": run.cell.n, "seed": run.cell.seed,
+      "state": run.state, "steps": run.last, "t_sat": Value(run.t_sat, show=_step), **ends,
+      "directory": str(run.workdir), "notes": " ".join(run.notes),
+    })  # fmt: skip
+  return rows + [{"run": p.name, "directory": str(p.workdir), "notes": " ".join(p.notes)} for p in policies]
+
+
+def _columns(rows: Sequence[Mapping]) -> list[str]:
+  """Columns in which any row says something."""
+  said = {name for row in rows for name, v in row.items() if (v.value if isinstance(v, Value) else v) not in (None, "")}
+  return list(dict.fromkeys(name for row in rows for name in row if name in said))
+
+
+def _csv(rows: Sequence[Mapping]) -> str:
+  """Shares in 0..1, ends of intervals in columns of their own; an empty field is an unknown value."""
+  table = {}
+  for name in _columns(rows):
+    for i, end in enumerate(("", " low", " high", " seeds low", " seeds high")):
+      column = [row[name][i] if isinstance(row.get(name), Value) else None if i else row.get(name) for row in rows]
+      if not i or any(x is not None for x in column):
+        table[name + end] = column
+  out = io.StringIO()
+  csv.writer(out, lineterminator="\n").writerows([table, *zip(*table.values(), strict=True)])
+  return out.getvalue()
+
+
+def _slug(name: str) -> str:
+  return re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-")[:40] or "x"
+
+
+# Responses
+
+_FIELDS = "problem sample tokens stop answer truth label reward true_reward scored cause".split()
+
+
+def _responses(groups: Groups, samples: int) -> tuple[list[dict], int, int]:
+  """(responses shown, how many are recorded there, shown at most of a run and step): as many as fit into the page."""
+  places, recorded = [], 0
+  for run in (run for runs in groups.values() for run in runs):
+    for where, step, path in _places(run):
+      some, count = run.read(functools.partial(_place, run, where, step, samples), path, ([], 0))
+      places.append(some)
+      recorded += count
+  each, lengths = samples, [[len(json.dumps(one)) for one in some] for some in places]
+  while each > 1 and sum(sum(some[:each]) for some in lengths) > EMBEDDED[0]:
+    each -= 1
+  return [one for some in places for one in some[:each]], recorded, each
+
+
+def _place(run: Run, where: str, step: int, samples: int, path: Path) -> tuple[list[dict], int]:
+  """(responses of a file that are worth showing, how many it has)."""
+  rows = read_jsonl(path)
+  for row in rows if where == (run.judged_set or "training") else ():
+    label = run.labels.get((step, row["problem"], row["sample"]))
+    row["faithfulness"] = row.get("faithfulness") if label is None else label
+  return [_response(run, where, step, row) for row in _pick(rows, samples)], len(rows)
+
+
+def _places(run: Run) -> list[tuple[str, int, Path]]:
+  """(set or "training", step, file): evaluations at first and last, training at first, t_sat and last, judged steps."""
+  files = (run.workdir / "rollouts").glob("step_*.jsonl")
+  trained = {int(path.stem[5:]): path for path in files if path.stem[5:].isdigit()}
+  steps = [s for s in {min(trained, default=0), max(trained, default=0), run.t_sat} if s in trained]
+  found = {("training", step) for step in steps} | {(run.set, s) for s in (*list(run.evals)[:1], *list(run.evals)[-1:])}
+  found |= {(run.judged_set or "training", step) for step in run.judged_steps}
+  files = [(w, s, trained.get(s) if w == "training" else run.eval_file(w, s)) for w, s in sorted(found)]
+  return [place for place in files if place[2] is not None]
 
 
 def _pick(rows: Sequence[Mapping], count: int) -> list[Mapping]:
@@ -338,211 +463,106 @@ def _pick(rows: Sequence[Mapping], count: int) -> list[Mapping]:
   return turns[:count]
 
 
-def _sample(run: _Run, where: str, path: Path, row: Mapping) -> dict:
-  names = ("problem", "sample", "tokens", "stop", "answer", "truth", "label", "reward", "true_reward", "faithfulness",
-           "scored", "cause")  # fmt: skip
+def _response(run: Run, where: str, step: int, row: Mapping) -> dict:
+  """What the page shows of a recorded response, with nothing in it that moves a cursor or turns the writing."""
   text, prompt = row["text"], row.get("prompt") or row["problem"]
   left_out = max(0, len(text) - HEAD - TAIL)
-  return {name: row.get(name) for name in names} | {
-    "arm": run.name, "where": where, "file": str(path.relative_to(run.workdir)), "left_out": left_out,
+  made = {name: row.get(name) for name in _FIELDS} | {
+    "run": run.name, "setting": run.setting, "arm": run.arm, "where": where, "step": step, "left_out": left_out,
+    "faithful": row.get("faithfulness"), "prompt": prompt[:HEAD] + (" …" if len(prompt) > HEAD else ""),
     "head": text[:HEAD] if left_out else text, "rest": text[-TAIL:] if left_out else "",
-    "prompt": prompt[:HEAD] + (" …" if len(prompt) > HEAD else ""),
   }  # fmt: skip
+  return {name: visible(value) if isinstance(value, str) else value for name, value in made.items()}
 
 
 # Charts
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito: safe if colour-blind
-_DASHES = ((), (5, 2), (1.5, 1.5), (7, 2, 1.5, 2), (3, 1), (9, 3))  # on, off in line widths
-_MARKERS = "os^Dvp"
-_CHARTS = (  # file, title, metric, caption; {set} and {K} are the run's; shares of an evaluation are drawn in %
-  ("reward.png", "Training reward", "reward", "What the run was paid for."),
-  ("true_reward.png", "Training reward by the true labels", "true_reward", "The same rollouts, graded by the truth."),
-  ("heldout.png", "Accuracy on {set}, avg@{K}, %", "eval/{set}/avg@{K}", "Never trained on. Band: 95% interval."),
-  ("length.png", "Response length, tokens", "completions/mean_length", "Mean over a step's rollouts."),
-  ("kl.png", "KL to the starting policy, nats", "kl", "Mean over response tokens."),
-  ("faithful.png", "Faithful traces on {set}, %", "eval/{set}/faithful", "Responses whose trace leads to the answer."),
+_CHARTS = (  # file, title, metric, caption, scale; {set} and {K} are those of each evaluated set
+  ("reward", "Training reward", "reward", "What the run was paid for.", 1),
+  ("true-reward", "Training reward by the true labels", "true_reward", "The same rollouts, graded by the truth.", 1),
+  ("eval", "Accuracy on {set}, avg@{K}, %", "eval/{set}/avg@{K}", "Never trained on.", 100),
+  ("length", "Response length, tokens", "completions/mean_length", "Mean over a step's rollouts.", 1),
+  ("kl", "KL to the starting policy, nats", "kl", "Mean over response tokens.", 1),
+  ("faithful", "Faithful traces in training, %", "faithful", "Responses whose trace leads to the answer.", 100),
+  ("eval-faithful", "Faithful traces on {set}, %", "eval/{set}/faithful", "Trace leads to the answer.", 100),
+  ("judged-faithful", "Faithful, as judged: F(1), %", "judge/F(1)/all", "Judged responses labelled 1.", 100),
+  ("judged-diversity", "Diversity of strategies", "judge/diversity", "As judged.", 1),
+  ("judged-faithful-diversity", "Faithful diversity", "judge/faithful_diversity", "Of those labelled 1.", 1),
 )
 
 
-def _style(run: _Run) -> tuple[str, tuple]:
-  """(colour, dashes) of an arm: no two of the first 36 share both."""
-  turn, place = divmod(run.index, len(_COLOURS))
-  return _COLOURS[place], _DASHES[(place + turn) % len(_DASHES)]
-
-
-def _charts(folder: Path, runs: Sequence[_Run], told: Sequence[Mapping]) -> list[dict]:
-  """Draws each chart that any arm has values for: PNG in the folder, and {file, caption, alt, data} for the page."""
-  made = []
-  for file, title, metric, caption in _CHARTS:
-    scale = 100.0 if metric.startswith("eval/") else 1.0
-    lines = []
-    for run, m in zip(runs, told, strict=True):
-      name = metric.format(set=run.set, K=run.K)
-      lines += [(run, m, name, run.series(name))] if run.series(name) else []
-    if not lines:
-      continue
-    title = title.format(set=lines[0][0].set, K=lines[0][0].K)
-    png = _draw(title, lines, scale)
-    (folder / file).write_bytes(png)
-    ends = [(run.name, [_number(y * scale) for y in values.values()]) for run, _, _, values in lines]
-    alt = f"{title}, over steps. " + "; ".join(f"{name}: first {ys[0]}, last {ys[-1]}" for name, ys in ends) + "."
-    data = "data:image/png;base64," + base64.b64encode(png).decode()
-    made.append({"file": file, "caption": caption, "alt": alt, "data": data})
+def _charts(folder: Path, groups: Groups) -> list[dict]:
+  """Draws each metric for each setting that has values: PNG and SVG in the folder, {file, ...} for the page."""
+  made: list[dict] = []
+  arms = list(dict.fromkeys(arm for _, arm in groups))
+  for setting in dict.fromkeys(setting for setting, _ in groups):
+    shown = {arm: runs for (other, arm), runs in groups.items() if other == setting}
+    runs = [run for some in shown.values() for run in some]
+    misled = any(run.series("true_reward") != run.series("reward") for run in runs)
+    for key, title, metric, caption, scale in _CHARTS:
+      for name in _names(runs) if "{set}" in metric else [""]:
+        found = (_line(arms.index(arm), arm, some, metric, name, scale) for arm, some in shown.items())
+        lines = [line for line in found if line and (misled or metric != "true_reward")]
+        if not lines:
+          continue
+        K = next((run.sets[name] for run in runs if name in run.sets), 0)
+        told = title.format(set=name, K=K) + (f" · {setting}" if setting else "")
+        file = "_".join([key, *(_slug(part) for part in (name, setting) if part)])
+        file += f"_{len(made)}" if file in (one["file"] for one in made) else ""
+        drawn = figures.draw(told, lines)
+        for form, content in drawn.items():
+          (folder / f"{file}.{form}").write_bytes(content)
+        data = "data:image/png;base64," + base64.b64encode(drawn["png"]).decode()
+        made.append({"file": file, "setting": setting, "caption": caption, "alt": _alt(told, lines),
+                     "data": data if len(made) < EMBEDDED[1] else ""})  # fmt: skip
   return made
 
 
-def _draw(title: str, lines: Sequence[tuple], scale: float) -> bytes:
-  """PNG of one chart; its ground is transparent, so that the page can turn it dark."""
-  from matplotlib.backends.backend_agg import FigureCanvasAgg
-  from matplotlib.figure import Figure
-
-  figure = Figure(figsize=(4.2, 2.9), dpi=180, layout="constrained", facecolor="none")
-  FigureCanvasAgg(figure)
-  axes = figure.add_subplot(facecolor="none")
-  handles = [_curve(axes, run, name, values, scale) for run, _, name, values in lines]
-  low, high = axes.get_ylim()
-  axes.set_ylim(low if any(v < 0 for *_, values in lines for v in values.values()) else 0.0, high)
-  for run, m, *_ in lines:
-    if m["t_sat"] is not None:
-      axes.axvline(m["t_sat"], color=_style(run)[0], lw=0.9, alpha=0.8, dashes=(1, 2.5))
-      axes.text(m["t_sat"], 0.02, f" t_sat {m['t_sat']}", transform=axes.get_xaxis_transform(), rotation=90,
-                ha="right", va="bottom", fontsize=6.5, color=_style(run)[0])  # fmt: skip
-  _dress(axes, title)
-  legend = figure.legend(handles, [_plain(run.name) for run, *_ in lines], loc="outside lower center", fontsize=7.5,
-                         ncols=min(3, len(lines)), frameon=False, handlelength=3.2, labelcolor="#333333")  # fmt: skip
-  for text in legend.get_texts():
-    text.set_parse_math(False)
-  out = io.BytesIO()
-  figure.savefig(out, format="png", metadata={"Software": None})
-  return out.getvalue()
+def _line(index: int, arm: str, runs: Sequence[Run], metric: str, set_name: str, scale: float) -> figures.Line | None:
+  """The arm's curve over its seeds, None where no run has values."""
+  names = [(run, metric.format(set=set_name, K=run.sets.get(set_name))) for run in runs]
+  having = [(run, name) for run, name in names if run.series(name)]
+  if not having:
+    return None
+  seeds = [{step: y * scale for step, y in run.series(name).items()} for run, name in having]
+  low, high = (having[0][0].series(f"{having[0][1]}_{end}") for end in ("low", "high"))
+  band = {step: (low[step] * scale, high[step] * scale) for step in seeds[0] if step in low and step in high}
+  saturated = [run.t_sat for run, _ in having if run.t_sat is not None]
+  sparse = metric.startswith(("eval/", "judge/"))
+  return figures.Line(arm, index, seeds, band, mean(saturated) if saturated else None, sparse)
 
 
-def _curve(axes, run: _Run, name: str, values: Mapping[int, float], scale: float):
-  """One arm's line: evaluations as marks with their interval as a band; steps thin, and thick their running mean."""
-  colour, dashes = _style(run)
-  steps, ys = list(values), [v * scale for v in values.values()]
-  style = {"color": colour, "lw": 1.6, "dashes": dashes or (None, None)}
-  if name.startswith("eval/"):
-    low, high = run.series(f"{name}_low"), run.series(f"{name}_high")
-    band = [(step, low[step] * scale, high[step] * scale) for step in steps if step in low and step in high]
-    if band:
-      axes.fill_between(*zip(*band, strict=True), color=colour, alpha=0.13, lw=0)
-    return axes.plot(steps, ys, marker=_MARKERS[run.index % len(_MARKERS)], ms=3.6, **style)[0]
-  half = len(ys) // 40
-  if half:
-    axes.plot(steps, ys, color=colour, lw=0.6, alpha=0.35)
-  smooth = [_mean(ys[max(0, i - half) : i + half + 1]) for i in range(len(ys))]
-  return axes.plot(steps, smooth, **style)[0]
-
-
-def histogram(path: Path, bars: Sequence[int], title: str) -> None:
-  """A bar chart of counts as PNG; the first bar stands for 0."""
-  from matplotlib.backends.backend_agg import FigureCanvasAgg
-  from matplotlib.figure import Figure
-
-  figure = Figure(figsize=(4.2, 2.6), dpi=180, layout="constrained")
-  FigureCanvasAgg(figure)
-  axes = figure.add_subplot()
-  axes.bar_label(axes.bar(range(len(bars)), bars, color=_COLOURS[0]), fontsize=6.5)
-  _dress(axes, title)
-  axes.set_xlabel("samples that are right", fontsize=7.5)
-  axes.set_axisbelow(True)
-  figure.savefig(path, metadata={"Software": None})
-
-
-def _dress(axes, title: str) -> None:
-  axes.set_title(_plain(title), loc="left", fontsize=9, fontweight="bold", color="#222222", parse_math=False)
-  axes.set_xlabel("step", fontsize=8, color="#555555")
-  axes.spines[["top", "right"]].set_visible(False)
-  axes.spines[["left", "bottom"]].set_color("#999999")
-  axes.tick_params(labelsize=7.5, colors="#555555", length=3)
-  axes.grid(axis="y", color="#888888", alpha=0.22, lw=0.6)
-  axes.locator_params(nbins=5)
-  axes.margins(x=0.02)
-
-
-def _plain(name: str) -> str:
-  """A label that the chart's font can draw: ASCII, short, and not hidden by matplotlib for a leading underscore."""
-  name = visible(name).encode("ascii", "backslashreplace").decode()
-  return (" " if name.startswith("_") else "") + (name if len(name) <= 40 else name[:37] + "...")
+def _alt(title: str, lines: Sequence[figures.Line]) -> str:
+  ends = []
+  for line in lines:
+    first, last = (mean([ys[of(ys)] for ys in line.seeds]) for of in (min, max))
+    ends.append(f"{line.label}: first {_number(first)}, last {_number(last)}")
+  return f"{title}, over steps. " + "; ".join(ends) + "."
 
 
 # The page
 
 
-def _arrow(show: Callable, first, last) -> str:
-  return "–" if first is None and last is None else f"{show(first)} → {show(last)}"
-
-
-def _gain_row(m: Mapping) -> dict[str, str]:
-  """Cells of one arm in the table of gains, by heading."""
-  interval = f" ({_points(m['low'])} to {_points(m['high'])})" if m["low"] is not None else ""
-  between = f" ({'–'.join(map(str, sorted(set(m['read_between']))))})" if m["gain_at_t_sat"] is not None else ""
-  return {
-    "training reward": _arrow(_number, m["reward_first"], m["reward_last"]),
-    "by true labels": _arrow(_number, m["true_first"], m["true_last"]),
-    "start": _percent(m["start"]),
-    "best (step)": f"{_percent(m['best'])} ({m['best_step']})" if m["best"] is not None else "–",
-    "end": _percent(m["end"]),
-    "gain (95% interval)": _points(m["gain"]) + interval,
-    "t_sat": "–" if m["t_sat"] is None else str(m["t_sat"]),
-    "gain at t_sat (steps)": _points(m["gain_at_t_sat"]) + between,
-    "residual": _points(m["residual"]),
-  }
-
-
-_HEADINGS = {"format": "boxed answer", "faithful": "faithful trace", "mean_length": "tokens", "clipped": "cut off"}
-
-
-def _figure_cells(figures: Sequence[Mapping]) -> dict[str, str]:
-  """Cells of an evaluation (or of the first and the last) by heading: pass@k by k, but for 1 = avg@K, then the rest."""
-  names = [name for name in figures[-1] if re.fullmatch(r"(pass|maj)@[0-9]+|" + "|".join(_HEADINGS), name)]
-  ks = sorted((name for name in names if name.startswith("pass@")), key=lambda name: int(name[5:]))
-  names = [name for name in ks if name != "pass@1"] + [name for name in names if name not in ks]
-  cells = {}
-  for name in names:
-    told = [(_whole if name == "mean_length" else _percent)(one.get(name)) for one in figures]
-    cells[_HEADINGS.get(name, name)] = " → ".join(told)
-  return cells
-
-
-def _other_rows(other: Mapping) -> list[tuple[str, dict[str, str]]]:
-  """One row a set: avg@K with its interval, and the rest."""
-  rows = []
-  for name, found in other["sets"].items():
-    avg = f"avg@{found['K']}"
-    ends = [found.get(f"{avg}_{end}") for end in ("low", "high")]
-    interval = " ({} to {})".format(*map(_percent, ends)) if None not in ends else ""
-    rows.append((other["name"], {"set": name, avg: _percent(found[avg]) + interval} | _figure_cells([found])))
-  return rows
-
-
-def _bars(told: Sequence[Mapping]) -> dict[str, dict[str, float]]:
-  """Where each arm's zero, gain and interval lie on one scale for all, in percent of the bar's width."""
-  known = [m for m in told if m["low"] is not None]
-  low, high = min([0.0, *(m["low"] for m in known)]), max([1e-9, *(m["high"] for m in known)])
-
-  def at(x: float) -> float:
-    return round(4 + 92 * (x - low) / (high - low), 2)
-
-  spots = {"zero": lambda m: 0, "left": lambda m: m["low"], "right": lambda m: m["high"], "dot": lambda m: m["gain"]}
-  return {m["arm"]: {spot: at(of(m)) for spot, of in spots.items()} for m in known}
-
-
-def _render(runs: Sequence[_Run], told: Sequence[Mapping], others: Sequence[Mapping], charts, shown, **texts) -> str:
+def _render(stories: Sequence[tuple[Run, Mapping]], charts, tables, shown, **texts) -> str:
   import jinja2
+  from markupsafe import Markup
 
+  here = Path(__file__).parent
   env = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+    loader=jinja2.FileSystemLoader(here), autoescape=True, trim_blocks=True, lstrip_blocks=True,
     undefined=jinja2.StrictUndefined,
     finalize=lambda value: visible(value) if type(value) is str else value,  # not Markup: that is the template's own
   )  # fmt: skip
-  env.filters |= {"points": _points, "number": _number}
-  quality = [(m["arm"], _figure_cells([m["figures_start"], m["figures_end"]])) for m in told if m["figures_end"]]
+  arms = dict.fromkeys(row["arm"] for _, _, rows in tables for row in rows if "arm" in row)
+  script, css = ((here / f"report.{kind}").read_text(encoding="utf-8") for kind in ("js", "css"))
+  env.filters |= {
+    "main": lambda v: v.show(v.value) if isinstance(v, Value) else "–" if v in (None, "") else str(v),
+    "small": lambda v: v.small() if isinstance(v, Value) else [],
+  }  # fmt: skip
+  data = json.dumps(shown, separators=(",", ":")).replace("<", "\\u003c").replace(">", "\\u003e")
   return env.get_template("report.html").render(
-    arms=list(zip(runs, told, shown, strict=True)), charts=charts, bars=_bars(told), others=others,
-    styles={run.name: (colour, [2 * d for d in dashes]) for run in runs for colour, dashes in [_style(run)]},
-    gains=[(m["arm"], _gain_row(m)) for m in told], quality=quality,
-    policies=[row for other in others for row in _other_rows(other)], window=WINDOW, rose=ROSE, **texts,
+    stories=stories, charts=charts, tables=[(*table, _columns(table[2])) for table in tables],
+    looks={arm: figures.style(index) for index, arm in enumerate(arms)}, script=Markup(script), css=Markup(css),
+    hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(), responses=Markup(data),
+    shown=len(shown), **texts,
   )  # fmt: skip

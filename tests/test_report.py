@@ -1,18 +1,23 @@
-"""The report on synthetic runs: its numbers, its verdicts, hostile text, and runs that are not whole."""
+"""The report on synthetic runs and a study: its numbers, verdicts, hostile text, and runs that are not whole."""
 
+import csv
 import json
 import math
+import re
 from html.parser import HTMLParser
 
+import browser
 import numpy as np
 import pytest
 
-from jaxrlvr import report
-from jaxrlvr.analysis.passk import summarise
-from jaxrlvr.report import Arm
+from jaxrlvr import figures, main, report, results
+from jaxrlvr.analysis.passk import pass_at_k
+from jaxrlvr.results import Cell
+from jaxrlvr.stages.report import gather, named
 from jaxrlvr.types import InputError
 
 P, K, STEPS = 12, 4, 20
+RECORDED, JUDGED = (1, 0.5, 0, 1), (0.5, 1, 1, 0)  # labels by sample: of the run itself, and of a judge of 8 problems
 HOSTILE = {
   "script": "<script>alert(1)</script><img src=http://evil.example/x onerror=alert(2)>\\boxed{1}",
   "ansi": "\x1b[31mred\x1b[0m\x07\x00",
@@ -35,14 +40,32 @@ def eval_rows(step, right_PK, texts):
       "text": texts[(p * K + k) % len(texts)], "tokens": 5, "stop": "eos", "logp": -0.5, "certainty": 1.0,
       "true_reward": float(right_PK[p, k]), "scored": True, "cause": "", "answer": str(int(right_PK[p, k])),
       "cluster": int(right_PK[p, k]),
-      "faithfulness": (1, 0.5, 0)[k % 3],
+      "faithfulness": RECORDED[k],
     }
     for p in range(P) for k in range(K)
   ]  # fmt: skip
 
 
+def logged(rows):
+  """What an evaluation logs of rows, the intervals made up."""
+  score_PK = np.array([row["true_reward"] for row in rows]).reshape(P, K)
+  found = {f"avg@{K}": score_PK.mean()} | {f"pass@{k}": pass_at_k(K, score_PK.sum(1), k).mean() for k in (1, 2, 4)}
+  found |= {f"{name}_{end}": value + d for name, value in found.items() for end, d in (("low", -0.1), ("high", 0.1))}
+  return found | {"format": 1.0, "faithful": 0.3, "unscored": 0.0, "mean_length": 5.0, "problems": float(P)}
+
+
 def make_run(
-  path, accuracy, reward, true=None, steps=STEPS, planned=STEPS, texts=("\\boxed{1}",), seed=0, finished=True
+  path,
+  accuracy,
+  reward,
+  true=None,
+  steps=STEPS,
+  planned=STEPS,
+  texts=("\\boxed{1}",),
+  seed=0,
+  finished=True,
+  more=(("kl", 0.01), ("completions/mean_length", 30.0)),
+  **config,
 ):
   """A run directory whose held-out accuracy and rewards follow the given functions of the share of steps done."""
   draw, rows = np.random.default_rng(seed), []
@@ -50,22 +73,40 @@ def make_run(
     x = step / planned
     row = {"step": step}
     if step:
-      row |= {"reward": reward(x), "true_reward": (true or reward)(x), "kl": 0.01 * x, "completions/mean_length": 30.0}
+      row |= {"reward": reward(x), "true_reward": (true or reward)(x)} | dict(more)
     if step % 10 == 0:
       right_PK = draw.permutation(np.arange(P * K) < round(accuracy(x) * P * K)).reshape(P, K)
       made = eval_rows(step, right_PK, texts)
       write_jsonl(path / "evals" / f"quiz_{step:06d}.jsonl", made)
-      figures = {f"eval/quiz/{name}": value for name, value in summarise(made, (1, 2, 4)).items()}
-      row |= {name: None if math.isnan(value) else value for name, value in figures.items()}
+      row |= {f"eval/quiz/{name}": value for name, value in logged(made).items()}
     rows.append(row)
   write_jsonl(path / "metrics.jsonl", rows)
   paid = [row | {"reward": 1.0, "label": "7"} for row in eval_rows(steps, np.zeros((P, K)), texts)]
   write_jsonl(path / "rollouts" / f"step_{steps:06d}.jsonl", paid)
-  config = {"seed": 3, "rl": {"steps": planned, "reward": "verifiable"}, "problems": {"count": 8}}
+  config = {"stage": "rl", "checkpoint": {}, "seed": 3, "rl": {"steps": planned, "reward": "verifiable"}} | config
   (path / "config.json").write_text(json.dumps(config))
   if finished:
-    figures = {name: value for name, value in rows[-1].items() if name.startswith("eval/")}
-    (path / "summary.json").write_text(json.dumps({"stage": "rl", "steps": steps, "finished": True} | figures))
+    last = {name: value for name, value in rows[-1].items() if name.startswith("eval/")}
+    (path / "summary.json").write_text(json.dumps({"stage": "rl", "steps": steps, "finished": True} | last))
+  return path
+
+
+def judge_run(path, of, steps=(0, STEPS), spread=0.5):
+  """A judge's directory over evaluated responses of the run `of`: the label of sample k is JUDGED[k]."""
+  for step in steps:
+    judged = [
+      {"step": step, "problem": f"q/{p}", "sample": k, "correct": k == 0, "faithfulness": JUDGED[k], "key": "",
+       "cluster": k % (1 + p % 2 + (step == 0))}
+      for p in range(8) for k in range(K)
+    ]  # fmt: skip
+    write_jsonl(path / "judged" / f"step_{step:06d}.jsonl", judged)
+  made = {"F(1)/all": 0.5, "F(1)/all_low": 0.4, "F(1)/all_high": 0.6, "F(0.5)/all": 0.25, "F(0)/all": 0.25,
+          "diversity_low": 0.1, "diversity_high": 0.9, "faithful_diversity": 0.2, "labelled/all": 32.0}  # fmt: skip
+  write_jsonl(path / "metrics.jsonl", [{"step": step, "diversity": spread - step / 100} | made for step in steps])
+  (path / "config.json").write_text(
+    json.dumps({"stage": "judge", "checkpoint": {}, "judge": {"run": str(of), "set": "quiz"}})
+  )
+  (path / "summary.json").write_text(json.dumps({"kappa": {"faithfulness": {"kappa": 0.7}}}))
   return path
 
 
@@ -98,10 +139,17 @@ class Page(HTMLParser):
     return " ".join(" ".join(self.texts).split())
 
 
-def make(folder, arms, evaluations=None, tail=5, samples=6):
-  path = report.write(folder, "Eight <problems>", arms, evaluations or {}, tail, samples)
+def make(folder, cells, evaluations=None, tail=5, samples=6):
+  """(html, page, report.json, the responses in the page)."""
+  path = report.write(folder, "Eight <problems>", cells, evaluations or {}, tail, samples)
   html = path.read_text(encoding="utf-8")
-  return html, Page(html), json.loads((folder / "report.json").read_text())
+  data = re.search(r'<script type="application/json" id="responses">(.*?)</script>', html, re.S)[1]
+  return html, Page(html), json.loads((folder / "report.json").read_text()), json.loads(data)
+
+
+def table(folder, name):
+  with (folder / f"{name}.csv").open(newline="") as f:
+    return list(csv.DictReader(f))
 
 
 def fast(x):
@@ -114,8 +162,11 @@ def two(tmp_path_factory):
   root = tmp_path_factory.mktemp("two")
   make_run(root / "good", lambda x: 0.2 + 0.6 * x, fast, seed=1)
   make_run(root / "bad", lambda x: 0.25, fast, seed=2)
-  arms = [Arm("good $arm_1$", root / "good"), Arm("_bad", root / "bad")]
-  return root, *make(root / "page", arms, {"Start": root / "bad", "Lost": root / "nowhere"})
+  (root / "start").mkdir()
+  summary = json.loads((root / "bad" / "summary.json").read_text()) | {"stage": "evaluate", "steps": 0}
+  (root / "start" / "summary.json").write_text(json.dumps(summary))
+  cells = [Cell("good $arm_1$", root / "good"), Cell("_bad", root / "bad")]
+  return root, *make(root / "page", cells, {"Start": root / "start", "Lost": root / "nowhere"})
 
 
 def rates(path, step):
@@ -124,7 +175,7 @@ def rates(path, step):
 
 
 def test_gain_and_interval_equal_numbers_worked_out_apart(two):
-  root, _, page, numbers = two
+  root, _, page, numbers, _ = two
   change_P = rates(root / "good", STEPS) - rates(root / "good", 0)
   found = numbers["arms"][0]
   assert found["gain"] == pytest.approx(change_P.mean(), abs=1e-12) and found["paired_problems"] == P
@@ -140,17 +191,19 @@ def test_gain_and_interval_equal_numbers_worked_out_apart(two):
 
 
 def test_saturation_and_rewards_are_those_of_the_metrics(two):
-  _, _, page, numbers = two
+  root, _, page, numbers, _ = two
   rewards = [fast(t / STEPS) for t in range(1, STEPS + 1)]
   t_sat = next(t for t, r in enumerate(rewards, 1) if r >= 0.99 * max(rewards))
-  found = numbers["arms"][0]
-  assert found["t_sat"] == t_sat and found["read_between"] == [0, 10]
-  evals = [rates(two[0] / "good", step).mean() for step in (0, 10, 20)]
+  evals = [rates(root / "good", step).mean() for step in (0, 10, 20)]
   at = evals[0] + (evals[1] - evals[0]) * t_sat / 10
-  assert found["gain_at_t_sat"] == pytest.approx(at - evals[0]) and found["residual"] == pytest.approx(evals[2] - at)
-  assert found["reward_first"] == pytest.approx(np.mean(rewards[:5]))
-  assert found["reward_last"] == pytest.approx(np.mean(rewards[-5:]))
-  assert f"saturated at step {t_sat}" in page.text
+  row = table(root / "page", "saturation")[0]
+  assert (row["arm"], row["set"], row["saturated"], float(row["t_sat"])) == ("good $arm_1$", "quiz", "1 of 1", t_sat)
+  assert float(row["gain until t_sat"]) == pytest.approx(at - evals[0])
+  assert float(row["residual"]) == pytest.approx(evals[2] - at)
+  assert float(row["gain to the end"]) == pytest.approx(evals[2] - evals[0])
+  assert numbers["arms"][0]["reward_first"] == pytest.approx(np.mean(rewards[:5]))
+  assert numbers["arms"][0]["reward_last"] == pytest.approx(np.mean(rewards[-5:]))
+  assert f"saturated at step {t_sat}" in page.text and f"{100 * (at - evals[0]):+.1f}" in page.text
 
 
 def test_verdicts_follow_the_numbers(two, tmp_path):
@@ -162,71 +215,100 @@ def test_verdicts_follow_the_numbers(two, tmp_path):
     ("unclear", lambda x: 0.25, lambda x: 0.3 + 0.1 * x, None),
     ("fell", lambda x: 0.9 - 0.7 * x, fast, None),
   ):
-    m = report._measure(report._Run(name, make_run(tmp_path / name, accuracy, reward, true, seed=2), 0), 5)
-    assert report._kind(m) == name
+    run = results.Run(Cell(name, make_run(tmp_path / name, accuracy, reward, true, seed=2)), 5)
+    assert report._tell(run)["kind"] == name
 
 
 def test_charts_are_beside_the_page_and_inside_it(two):
-  root, _, page, numbers = two
+  root, _, page, numbers, _ = two
   sources = [value for tag, name, value in page.attributes if (tag, name) == ("img", "src")]
-  assert len(sources) == len(numbers["charts"]) == 6
+  assert numbers["charts"] == ["reward", "eval_quiz", "length", "kl", "eval-faithful_quiz"]
+  assert len(sources) == len(numbers["charts"])
   for file in numbers["charts"]:
-    assert (root / "page" / file).read_bytes().startswith(b"\x89PNG")
+    assert (root / "page" / f"{file}.png").read_bytes().startswith(b"\x89PNG")
+    assert "</svg>" in (root / "page" / f"{file}.svg").read_text()
   alts = [value for _, name, value in page.attributes if name == "alt"]
   assert any("good $arm_1$: first 0.35, last 0.96;" in alt for alt in alts)
 
 
+def test_labels_keep_what_the_font_draws():
+  told = figures._plain("_γ = 0.7 · é 中\u202e")
+  assert told == " _γ = 0.7 · é \\u4e2d\\u27e8U+202E\\u27e9" and len(figures._plain("x" * 50)) == 40
+
+
 def test_other_policies_and_missing_ones_are_told(two):
-  _, _, page, numbers = two
-  start, lost = numbers["evaluations"]
-  assert start["sets"]["quiz"]["avg@4"] == pytest.approx(rates(two[0] / "bad", STEPS).mean())
-  assert f"Start quiz {100 * rates(two[0] / 'bad', STEPS).mean():.1f} (" in page.text
-  assert lost["sets"] == {} and "Lost: Not measured" in page.text
+  root, _, page, _, _ = two
+  row = next(row for row in table(root / "page", "evaluations-quiz") if row["at"] == "no RL")
+  assert row["arm"] == "Start" and float(row["avg@4"]) == pytest.approx(rates(root / "bad", STEPS).mean())
+  lost = next(row for row in table(root / "page", "runs") if row["run"] == "Lost")
+  assert f"There is no directory {root / 'nowhere'}." in lost["notes"] and lost["notes"] in page.text
 
 
 def test_nothing_is_loaded_and_the_policy_says_so(two):
-  _, html, page, _ = two
-  assert "script" not in page.tags and "link" not in page.tags and "iframe" not in page.tags
+  _, html, page, *_ = two
+  assert page.tags.count("script") == 2 and not {"link", "iframe", "object", "base", "form"} & set(page.tags)
   policy = next(v for _, name, v in page.attributes if name == "content" and "default-src" in v)
-  assert {"default-src 'none'", "img-src data:", "style-src 'unsafe-inline'"} <= set(policy.split("; "))
+  rules = dict(rule.split(maxsplit=1) for rule in policy.split(";"))
+  assert rules["default-src"] == "'none'" and rules["img-src"] == "data:"
+  assert re.fullmatch(r"'sha256-[\w+/]{43}='", rules["script-src"])  # the page's own, and no other
   for tag, name, value in page.attributes:
     assert not name.startswith("on"), (tag, name)
     if name in ("src", "href", "srcset", "action", "data"):
       assert value.startswith("data:image/png;base64,"), (tag, name, value[:60])
-  style = html[html.index("<style>") : html.index("</style>")]
-  assert "url(" not in style and "@import" not in style and "http:" not in html and "https:" not in html
+  rest = re.sub(r'src="data:image/png;base64,[\w+/=]+"', "", html)
+  assert not [word for word in ("http:", "https:", "src=", "url(", "@import", "import(", "fetch") if word in rest]
 
 
 def test_hostile_text_stays_text(tmp_path):
   make_run(tmp_path / "run", lambda x: 0.5, fast, texts=tuple(HOSTILE.values()))
   name = "<b>arm</b>\x1b[2J\u202e\ud800 😀"
-  html, page, _ = make(tmp_path / "page", [Arm(name, tmp_path / "run")], samples=40)
-  assert "script" not in page.tags and "b" in page.tags  # the page's own bold number
-  assert page.tags.count("b") == 1 and page.tags.count("img") == 6 and len(html) < 2_000_000
+  html, page, _, shown = make(tmp_path / "page", [Cell(name, tmp_path / "run")], samples=40)
+  assert "b" not in page.tags and page.tags.count("script") == 2 and len(html) < 2_000_000
   assert not [c for c in html if not c.isprintable() and c != "\n"]
-  assert "<script>alert(1)</script><img src=http://evil.example/x onerror=alert(2)>" in page.text
-  assert "⟨U+001B⟩[31mred⟨U+001B⟩[0m⟨U+0007⟩⟨U+0000⟩" in page.text and "abc⟨U+202E⟩dcba⟨U+2066⟩x" in page.text
-  assert "lone ⟨U+D800⟩ and ⟨U+DFFF⟩" in page.text and "</pre></article>{{ 7 * 7 }}" in page.text
-  assert "characters left out" in page.text and "the end of it" in page.text and "A" * 1500 not in page.text
-  left_out = 1_000_014 - report.HEAD - report.TAIL
-  assert f"{left_out:,} characters left out" in page.text
+  assert "<b>arm</b>⟨U+001B⟩[2J⟨U+202E⟩⟨U+D800⟩ 😀" in page.text and "evil.example" in html
+  raw = re.search(r'id="responses">(.*?)</script>', html, re.S)[1]
+  assert "<" not in raw and ">" not in raw
+  texts = {row["head"] for row in shown}
+  assert HOSTILE["script"] in texts and "⟨U+001B⟩[31mred⟨U+001B⟩[0m⟨U+0007⟩⟨U+0000⟩" in texts
+  assert "abc⟨U+202E⟩dcba⟨U+2066⟩x" in texts and "lone ⟨U+D800⟩ and ⟨U+DFFF⟩" in texts
+  assert HOSTILE["markup"].replace("\u2028", "⟨U+2028⟩") in texts
+  cut = next(row for row in shown if row["left_out"])
+  assert cut["left_out"] == 1_000_014 - report.HEAD - report.TAIL and cut["rest"].endswith("the end of it")
+  assert len(cut["head"]) == report.HEAD and len(cut["rest"]) == report.TAIL
 
 
-def test_samples_show_each_kind_with_its_labels(two):
-  root, _, page, numbers = two
-  files = [s["file"] for s in numbers["samples"] if s["arm"] == "good $arm_1$"]
-  assert files == ["evals/quiz_000000.jsonl"] * 2 + ["evals/quiz_000020.jsonl"] * 2 + ["rollouts/step_000020.jsonl"] * 2
-  for file, first in (("evals/quiz_000000.jsonl", 0), ("evals/quiz_000020.jsonl", 2)):
-    rows = [json.loads(line) for line in (root / "good" / file).read_text().splitlines()]
+def test_responses_show_each_kind_with_its_labels(two):
+  root, _, page, numbers, shown = two
+  mine = [row for row in shown if row["run"] == "good $arm_1$"]
+  assert {(r["where"], r["step"]) for r in mine} == {("quiz", 0), ("quiz", STEPS), ("training", STEPS)}
+  for step in (0, STEPS):
+    rows = results.read_jsonl(root / "good" / "evals" / f"quiz_{step:06d}.jsonl")
     score = {(row["problem"], row["sample"]): row["true_reward"] for row in rows}
-    assert [score[s["problem"], s["sample"]] for s in numbers["samples"][first : first + 2]] == [1.0, 0.0]
-  assert "true reward 0 reward 1 faithful" in page.text and "label 7" in page.text and "stop: eos" in page.text
+    there = [row for row in mine if (row["where"], row["step"]) == ("quiz", step)]
+    assert [score[r["problem"], r["sample"]] for r in there] == [r["true_reward"] for r in there] == [1, 0] * 3
+  paid = [row for row in mine if row["where"] == "training"]
+  assert all((row["reward"], row["true_reward"], row["label"]) == (1, 0, "7") for row in paid)
+  assert f"{len(shown)} of {6 * P * K} responses" in page.text and numbers["responses"] == len(shown) == 36
+
+
+def test_page_stays_small(tmp_path, monkeypatch):
+  run = make_run(tmp_path / "run", lambda x: 0.5, fast, texts=("A" * 1000,))
+  monkeypatch.setattr(report, "EMBEDDED", (20_000, 2))
+  html, page, _, shown = make(tmp_path / "page", [Cell("run", run)], samples=40)
+  assert len(json.dumps(shown)) < 21_000 and len(shown) == 3 * 5 and "at most 5 a run" in page.text
+  assert page.tags.count("img") == 2 and "is beside this page only." in page.text
 
 
 def test_same_input_same_page(two, tmp_path):
-  root, html, _, _ = two
-  arms = [Arm("good $arm_1$", root / "good"), Arm("_bad", root / "bad")]
-  assert make(tmp_path, arms, {"Start": root / "bad", "Lost": root / "nowhere"})[0] == html
+  root, html, *_ = two
+  cells = [Cell("good $arm_1$", root / "good"), Cell("_bad", root / "bad")]
+  (tmp_path / "page").mkdir()
+  (tmp_path / "page" / "former.csv").write_text("of other runs")
+  again = make(tmp_path / "page", cells, {"Start": root / "start", "Lost": root / "nowhere"})[0]
+  assert again == html
+  assert {p.name for p in (root / "page").iterdir()} == {p.name for p in (tmp_path / "page").iterdir()}
+  for path in (root / "page").glob("*.*"):
+    assert path.read_bytes() == (tmp_path / "page" / path.name).read_bytes(), path
 
 
 def test_unfinished_and_broken_runs_are_told(tmp_path):
@@ -234,26 +316,242 @@ def test_unfinished_and_broken_runs_are_told(tmp_path):
   (tmp_path / "empty").mkdir()
   torn = make_run(tmp_path / "torn", lambda x: 0.2 + 0.6 * x, fast)
   (torn / "evals" / "quiz_000000.jsonl").write_text('{"half a row\n')
+  (torn / "rollouts" / f"step_{STEPS:06d}.jsonl").write_text('["not a row"]\n')
   with (torn / "metrics.jsonl").open("a") as f:
     f.write('{"step": 21, "rew')
-  names = ("half", "empty", "torn", "absent")
-  _, page, numbers = make(tmp_path / "page", [Arm(name, tmp_path / name) for name in names])
+  strange = make_run(tmp_path / "strange", lambda x: 0.2 + 0.6 * x, fast)
+  (strange / "config.json").write_text("[1]")
+  names = ("half", "empty", "torn", "absent", "strange")
+  _, page, numbers, _ = make(tmp_path / "page", [Cell(name, tmp_path / name) for name in names])
   kinds = {arm["arm"]: arm["kind"] for arm in numbers["arms"]}
-  assert kinds["empty"] == kinds["absent"] == "unmeasured" and kinds["torn"] == "open"
-  assert "Not finished: this is its state after step 13 of 20." in page.text
-  assert "Nothing was logged" in page.text and f"There is no directory {tmp_path / 'absent'}." in page.text
-  assert "quiz_000000.jsonl can't be read" in page.text and "Not finished yet: half, empty and absent." in page.text
+  assert kinds["empty"] == kinds["absent"] == "unmeasured" and kinds["torn"] == "open" and kinds["strange"] == "gained"
+  assert (
+    "Not finished: this is its state after step 13 of 20." in page.text and "config.json can't be read" in page.text
+  )
+  assert "Nothing was measured" in page.text and f"There is no directory {tmp_path / 'absent'}." in page.text
+  assert "quiz_000000.jsonl can't be read" in page.text and f"step_{STEPS:06d}.jsonl can't be read" in page.text
+  assert "Not finished yet: half, empty and absent." in page.text
+  states = {row["run"]: row["state"] for row in table(tmp_path / "page", "runs")}
+  assert states == {"half": "not finished", "empty": "not there", "torn": "finished", "absent": "not there",
+                    "strange": "finished"}  # fmt: skip
 
 
 def test_no_arm_or_one_named_twice_is_refused(tmp_path):
-  for arms in ([], [Arm("a", tmp_path), Arm("a", tmp_path)]):
-    with pytest.raises(InputError, match="report.runs"):
-      report.write(tmp_path, "t", arms, {}, 5, 1)
+  for cells in ([], [Cell("a", tmp_path), Cell("a", tmp_path)]):
+    with pytest.raises(InputError, match="at least one rl run, and each name once"):
+      report.write(tmp_path, "t", cells, {}, 5, 1)
 
 
 def test_not_finite_values_are_unknown(tmp_path):
   run = make_run(tmp_path / "run", lambda x: 0.25, fast)
-  summary = json.loads((run / "summary.json").read_text())
-  (run / "summary.json").write_text(json.dumps(summary | {"eval/quiz/pass@4": math.nan}))
-  _, _, numbers = make(tmp_path / "page", [Arm("run", run)], {"again": run})
-  assert numbers["evaluations"][0]["sets"]["quiz"]["pass@4"] is None
+  (tmp_path / "again").mkdir()
+  summary = json.loads((run / "summary.json").read_text()) | {"eval/quiz/pass@4": math.nan}
+  (tmp_path / "again" / "summary.json").write_text(json.dumps(summary | {"steps": 0}))
+  make(tmp_path / "page", [Cell("run", run)], {"again": tmp_path / "again"})
+  row = table(tmp_path / "page", "evaluations-quiz")[-1]
+  assert row["arm"] == "again" and row["pass@4"] == "" and row["avg@4"]
+
+
+# A study: 2 arms x 2 settings x 2 seeds, judged; its numbers worked out here by other means
+
+RATES = {"Base": 0.3, "CPT + Thinking": 0.6}  # what an arm gains from N = 64
+SLOPES = {8: 4.0, 64: 3.0}  # by N, of the reward; seed 1 is slower
+
+
+def share_of(arm, n, seed):
+  return lambda x: 0.2 + RATES[arm] * min(1, 1.5 * x) * (0.5 if n == 8 else 1) + 0.05 * seed
+
+
+def reward_of(n, seed):
+  return lambda x: min(1.0, 0.2 + (SLOPES[n] - seed) * x)
+
+
+@pytest.fixture(scope="module")
+def studied(tmp_path_factory):
+  root = tmp_path_factory.mktemp("study")
+  cells = []
+  for a, arm in enumerate(RATES):
+    for n in SLOPES:
+      for seed in (0, 1):
+        name = f"{'bt'[a]}-{n}-{seed}"
+        paper = {"expected": "t_sat 55", "figure": "figure 1", "setting": "llama"} if (a, n) == (1, 8) else {}
+        how = {"seed": 10 * a + n + seed, "paper": paper, "rl": {"steps": STEPS, "reward": "verifiable"}}
+        made = make_run(root / "rl" / name, share_of(arm, n, seed), reward_of(n, seed), more=(), **how)
+        judge_run(root / "judged" / name, made, spread=0.5 + 0.1 * seed)
+        cells.append({"name": name, "arm": arm, "setting": f"N = {n}", "n": n, "seed": seed, "rl": f"rl/{name}",
+                      "judged": f"judged/{name}"})  # fmt: skip
+  cells.append(cells[-1] | {"name": "lost", "arm": "Base", "setting": "majority", "n": None, "rl": "rl/lost"})
+  cells.append(cells[0] | {"name": "unjudged", "setting": "majority", "n": None, "judged": ""})
+  (root / results.STUDY).write_text(json.dumps({"title": "Weak <supervision>", "cells": cells}))
+  title, found = results.study(root)
+  return root, title, found, *make(root / "page", found, samples=6)
+
+
+def worked_out(root, arm, n, seed):
+  """(t_sat, evaluation steps, per-problem means [step, problem]) of a cell."""
+  path = root / "rl" / f"{'bt'[list(RATES).index(arm)]}-{n}-{seed}"
+  rewards = [reward_of(n, seed)(t / STEPS) for t in range(1, STEPS + 1)]
+  t_sat = next(t for t, r in enumerate(rewards, 1) if r >= 0.99 * max(rewards))
+  return t_sat, np.array([rates(path, step) for step in (0, 10, 20)])
+
+
+def at(M_SP, step):
+  return np.array([np.interp(step, (0, 10, 20), M_SP[:, p]) for p in range(P)])
+
+
+def test_study_saturation_is_that_of_its_runs(studied):
+  root = studied[0]
+  rows = {(row["setting"], row["arm"]): row for row in table(root / "page", "saturation")}
+  for arm in RATES:
+    for n in SLOPES:
+      row, seeds = rows[f"N = {n}", arm], [worked_out(root, arm, n, seed) for seed in (0, 1)]
+      assert row["saturated"] == "2 of 2"
+      t_sats = [t for t, _ in seeds]
+      assert float(row["t_sat"]) == np.mean(t_sats) and t_sats[0] < t_sats[1]
+      assert (float(row["t_sat seeds low"]), float(row["t_sat seeds high"])) == tuple(t_sats)
+      gains_SP = np.array([at(M, t) - M[0] for t, M in seeds])
+      assert float(row["gain until t_sat"]) == pytest.approx(gains_SP.mean(), abs=1e-9)
+      residuals = [
+        max(at(M, t).mean(), *(M[i].mean() for i in range(3) if 10 * i >= t)) - at(M, t).mean() for t, M in seeds
+      ]
+      assert float(row["residual"]) == pytest.approx(np.mean(residuals), abs=1e-9)
+      assert float(row["residual low"]) >= 0
+      width = float(row["gain until t_sat high"]) - float(row["gain until t_sat low"])
+      error = gains_SP.mean(0).std(ddof=1) / np.sqrt(P)
+      assert width == pytest.approx(2 * 1.96 * error, rel=0.2)
+      assert float(row["gain until t_sat seeds low"]) == pytest.approx(gains_SP.mean(1).min(), abs=1e-9)
+      assert bool(row["the paper"]) == ((arm, n) == ("CPT + Thinking", 8))
+  assert rows["majority", "Base"]["saturated"] == "1 of 2"
+
+
+def test_study_gap_pairs_seeds_of_an_arm(studied):
+  rows = table(studied[0] / "page", "gap")
+  assert [(row["arm"], row["between"], row["n'"], row["n"]) for row in rows] == [
+    (arm, "N = 64 − N = 8", "64", "8") for arm in RATES
+  ]
+  for row in rows:
+    found = []
+    for seed in (0, 1):
+      (t_small, small), (_, large) = (worked_out(studied[0], row["arm"], n, seed) for n in SLOPES)
+      found.append((at(large, t_small) - at(small, t_small)).mean())
+    assert float(row["G(n', n)"]) == pytest.approx(np.mean(found), abs=1e-9) and row["pairs"] == "2"
+    assert float(row["G(n', n) low"]) < np.mean(found) < float(row["G(n', n) high"])
+
+
+def test_study_evaluations_and_judgements(studied):
+  root = studied[0]
+  rows = {(r["setting"], r["arm"], r["at"]): r for r in table(root / "page", "evaluations-quiz")}
+  seeds = [worked_out(root, "Base", 8, seed) for seed in (0, 1)]
+  for moment, values in {
+    "first": [M[0].mean() for _, M in seeds], "t_sat": [at(M, t).mean() for t, M in seeds],
+    "best": [M.mean(1).max() for _, M in seeds], "last": [M[-1].mean() for _, M in seeds],
+  }.items():  # fmt: skip
+    assert float(rows["N = 8", "Base", moment]["avg@4"]) == pytest.approx(np.mean(values), abs=1e-9), moment
+  metrics = [results.read_jsonl(root / "rl" / f"b-8-{seed}" / "metrics.jsonl") for seed in (0, 1)]
+  assert float(rows["N = 8", "Base", "last"]["pass@2"]) == pytest.approx(
+    np.mean([m[-1]["eval/quiz/pass@2"] for m in metrics])
+  )
+  row = next(r for r in table(root / "page", "reasoning") if (r["arm"], r["step"]) == ("CPT + Thinking", "0"))
+  assert (float(row["faithful"]), float(row["in part"]), row["runs"], float(row["kappa"])) == (0.5, 0.25, "2", 0.7)
+  ends = [float(row[f"diversity{end}"]) for end in ("", " seeds low", " seeds high")]
+  assert ends == pytest.approx([0.55, 0.5, 0.6])
+
+
+def test_study_page(studied):
+  root, title, cells, html, page, numbers, shown = studied
+  assert title == "Weak <supervision>" and len(cells) == 10 and cells[0].judged == root / "judged" / "b-8-0"
+  assert "What happened in each run" not in page.text and "1 of 10 runs are not there or not finished." in page.text
+  states = {row["run"]: row["state"] for row in table(root / "page", "runs")}
+  assert states.pop("lost") == "not there" and set(states.values()) == {"finished"}
+  assert "seeds 100.0 to 100.0" not in page.text and "seeds 4 to 6" in page.text
+  assert "CPT + Thinking: 4 of 4 gained on held-out problems." in page.text
+  assert f"There is no directory {root / 'rl' / 'lost'}." in page.text
+  charts = set(numbers["charts"])
+  for setting in ("N-8", "N-64"):
+    assert {f"{name}_{setting}" for name in ("reward", "eval_quiz", "judged-faithful", "judged-diversity",
+                                             "judged-faithful-diversity")} <= charts  # fmt: skip
+  labels = [
+    (row["run"], int(row["problem"][2:]) < 8, row["sample"], row["faithful"]) for row in shown if row["where"] == "quiz"
+  ]
+  assert len({run for run, *_ in labels}) == 9 and {judged for _, judged, *_ in labels} == {True, False}
+  for run, judged, k, label in labels:
+    assert label == (JUDGED if judged and run != "unjudged" else RECORDED)[k]
+  assert len(html) < 4e6
+
+
+def test_domain_means_have_intervals_of_their_sets(tmp_path):
+  run = make_run(tmp_path / "run", lambda x: 0.2 + 0.6 * x, fast, more=(), heldout={"domain": "math"})
+  rows = results.read_jsonl(run / "metrics.jsonl")
+  for name, other in (("math500", 0), ("amc", 1)):
+    for row in (r for r in rows if "eval/quiz/avg@4" in r):
+      made = eval_rows(row["step"], np.random.default_rng(other).random((P, K)) < row["eval/quiz/avg@4"], ("x",))
+      write_jsonl(run / "evals" / f"{name}_{row['step']:06d}.jsonl", made)
+      row[f"eval/{name}/avg@4"] = float(np.mean([r["true_reward"] for r in made]))
+  for row in (r for r in rows if "eval/amc/avg@4" in r):
+    row["eval/in-domain/avg@4"] = (row["eval/math500/avg@4"] + row["eval/amc/avg@4"]) / 2
+  write_jsonl(run / "metrics.jsonl", rows)
+  make(tmp_path / "page", [Cell("run", run)])
+  found = {row["set"]: row for row in table(tmp_path / "page", "saturation")}
+  assert list(found) == ["quiz", "math500", "amc", "in-domain"]
+  low, high = (float(found["in-domain"][f"gain to the end {end}"]) for end in ("low", "high"))
+  assert low < float(found["in-domain"]["gain to the end"]) < high
+  assert high - low < float(found["amc"]["gain to the end high"]) - float(found["amc"]["gain to the end low"])
+
+
+# The command line
+
+
+def test_entries_get_names(tmp_path, monkeypatch):
+  for name in ("a/rl", "b/rl", "c", "lr=1"):
+    (tmp_path / name).mkdir(parents=True)
+  monkeypatch.chdir(tmp_path)
+  assert list(named(["a/rl", "X=b/rl", "c/", "lr=1"])) == [
+    ("a/rl", "a/rl"),
+    ("X", "b/rl"),
+    ("c", "c/"),
+    ("lr=1", "lr=1"),
+  ]
+  flags, overrides = main.parse(["report", "a/rl", "--workdir=w", "--config.seed", "3", "X=b/rl"])
+  assert (flags.config, flags.stage) == ("base", "report") and overrides["seed"] == "3"
+  assert overrides["report.runs"] == "('a/rl', 'X=b/rl')"
+  with pytest.raises(SystemExit):
+    main.parse(["rl", "a/rl", "--workdir=w"])
+
+
+def test_gather_sorts_runs_and_matches_judges(two, studied, tmp_path):
+  judged = judge_run(tmp_path / "judged", two[0] / "good")
+  title, cells, evaluations = gather([f"good={two[0] / 'good'}", str(judged), str(studied[0])])
+  assert title == "Weak <supervision>" and len(cells) == 11 and evaluations == {}
+  assert (cells[0].name, cells[0].judged) == ("good", judged)
+  with pytest.raises(InputError, match="not among the report's rl runs"):
+    gather([str(judged)])
+  with pytest.raises(InputError, match="holds no run"):
+    gather([str(tmp_path)])
+  (tmp_path / results.STUDY).write_text('{"cells": [{"name": "x"}]}')
+  with pytest.raises(InputError, match="study.json: KeyError: 'rl'; wanted"):
+    gather([str(tmp_path)])
+
+
+@pytest.mark.skipif(not browser.find(), reason="no Chromium on this machine")
+def test_in_a_browser(tmp_path):
+  run = make_run(tmp_path / "run", lambda x: 0.5, fast, texts=tuple(HOSTILE.values()))
+  shown = make(tmp_path / "page", [Cell("<i>arm</i>", run)], samples=40)[-1]
+  late = [row for row in shown if row["step"] == STEPS]
+  with browser.tab(browser.find(), tmp_path / "profile") as tab:
+    tab.open((tmp_path / "page" / "index.html").as_uri())
+    assert tab.value("list.children.length") == 12 and tab.value("count.textContent") == f"1 to 12 of {len(shown)}"
+    pick = "const s = document.querySelector('select[name=Step]'); s.value = '20'; s.dispatchEvent(new Event('change'))"
+    tab.value(f"{{ {pick} }}")
+    assert tab.value("count.textContent") == f"1 to 12 of {len(late)}" and len(late) < len(shown)
+    tab.value("document.getElementById('on').click()")
+    assert tab.value("count.textContent").startswith("13 to 24")
+    assert tab.value("[...list.querySelectorAll('article > p:first-child')].every(p => /step 20/.test(p.textContent))")
+    assert not tab.value("list.querySelectorAll('img, script, i').length")
+    for width, mobile in ((1280, False), (390, True)):
+      tab.call("Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=mobile)
+      assert tab.value("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+  told = [
+    e for e in tab.events if e["method"] in ("Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown")
+  ]
+  asked = [e["params"]["request"]["url"] for e in tab.events if e["method"] == "Network.requestWillBeSent"]
+  assert not told and not [url for url in asked[1:] if not url.startswith("data:image/png")]

@@ -3,9 +3,11 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from jaxrlvr.analysis.saturation import gap, saturation, value_at
+from jaxrlvr.analysis.passk import interval, redrawn
+from jaxrlvr.analysis.saturation import column_at, drawn_gap, gap, phases, saturation, value_at
 
 GOLDEN = Path(__file__).parents[2] / "shared" / "data" / "golden" / "metrics.json"
 
@@ -88,3 +90,36 @@ def test_outside_of_the_evaluations_there_is_no_value():
   assert value_at({0: 0.0, 10: 1.0}, 11) is None and value_at({}, 0) is None
   assert gap({0: 1.0}, {0: 0.5}, None) is None and gap({0: 1.0}, {0: 0.5}, 0) == pytest.approx(0.5)
   assert gap({0: 1.0}, {0: 0.5, 9: 0.5}, 9) is None
+
+
+STEPS = [0, 2, 5, 9]
+
+
+@pytest.mark.parametrize("rewards", [[0.1, 0.5, 1.0, *[1.0] * 6], [0.1, 1.0, *[0.9] * 7], [1.0] * 9], ids=str)
+def test_many_curves_are_read_as_one(rewards):
+  M_DS = np.random.default_rng(0).random((20, 4))
+  for M_S, gain, residual in zip(M_DS, *phases(M_DS, STEPS, rewards.index(1.0) + 1, len(rewards)), strict=True):
+    one = saturation(rewards, dict(zip(STEPS, M_S, strict=True)), tail=1)
+    assert (gain, residual) == (pytest.approx(one.gain), pytest.approx(one.residual))
+  assert phases(M_DS, STEPS, 10, 12) == (None, None) and column_at(M_DS, [], 0) is None
+  assert phases(M_DS, [1, 2, 5, 9], 3, 9)[0] is None
+
+
+def test_redrawn_gap_is_that_of_the_same_problems():
+  draw = np.random.default_rng(1)
+  small_PS, shift_P = draw.random((30, 4)), draw.normal(0.2, 0.01, 30)
+  curves = [(STEPS, redrawn(values_PS)) for values_PS in (small_PS + shift_P[:, None], small_PS)]
+  found_D = drawn_gap(*curves, 4)
+  low, high = interval(found_D)
+  assert low < shift_P.mean() < high and high - low == pytest.approx(2 * 1.96 * shift_P.std() / 30**0.5, rel=0.1)
+  assert drawn_gap(*curves, None) is None and drawn_gap((STEPS, None), curves[1], 4) is None
+  assert drawn_gap(*curves, 10) is None
+
+
+def test_redrawn_means_are_those_of_a_bootstrap():
+  values_PS = np.random.default_rng(2).random((25, 2))
+  drawn_DS = redrawn(values_PS, draws=4000)
+  assert drawn_DS.shape == (4000, 2) and drawn_DS.mean(0) == pytest.approx(values_PS.mean(0), abs=0.01)
+  assert drawn_DS.std(0) == pytest.approx(values_PS.std(0) / 5, rel=0.05)
+  assert np.corrcoef(drawn_DS.T)[0, 1] == pytest.approx(np.corrcoef(values_PS.T)[0, 1], abs=0.05)
+  np.testing.assert_allclose(redrawn(values_PS[:, :1], draws=4000), drawn_DS[:, :1], atol=1e-12)

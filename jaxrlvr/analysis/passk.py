@@ -63,9 +63,22 @@ def bootstrap(
   draw, count = np.random.default_rng(seed), len(values_P)
   drawn = np.array([statistic(values_P[draw.integers(count, size=count)]) for _ in range(draws)])
   drawn = drawn[~np.isnan(drawn)]
-  if not len(drawn):
-    return float("nan"), float("nan")
-  low, high = np.quantile(drawn, ((1 - level) / 2, (1 + level) / 2))
+  return interval(drawn, level) if len(drawn) else (float("nan"), float("nan"))
+
+
+def redrawn(values_PS, draws: int = 2000, seed: int = 0) -> np.ndarray:
+  """Means over problems [draws, S], each of as many problems drawn with replacement: the same ones for all columns.
+
+  The same seed and number of problems draw the same, so that differences of two are paired.
+  """
+  values_PS = np.asarray(values_PS, np.float64)
+  P = len(values_PS)
+  return np.random.default_rng(seed).multinomial(P, np.full(P, 1 / P), draws) @ values_PS / P
+
+
+def interval(drawn_D, level: float = 0.95) -> tuple[float, float]:
+  """Ends of the percentile interval of redrawn statistics."""
+  low, high = np.quantile(drawn_D, ((1 - level) / 2, (1 + level) / 2))
   return float(low), float(high)
 
 

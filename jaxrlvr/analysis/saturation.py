@@ -92,3 +92,32 @@ def phase(reward_T: Sequence[float | None], gain: Gain | None = None) -> str:
   if gain is not None and ((saturated and gain.low <= 0) or (risen and gain.high < 0)):
     return "memorising"
   return "saturated" if saturated else "rising" if risen else "flat"
+
+
+def column_at(M_DS, steps: Sequence[int], step: int) -> np.ndarray | None:
+  """`value_at` of many redrawn curves [D, S] over the same ascending evaluation steps."""
+  if not len(steps) or not steps[0] <= step <= steps[-1]:
+    return None
+  right = int(np.searchsorted(steps, step))
+  if steps[right] == step:
+    return M_DS[:, right]
+  left, share = right - 1, (step - steps[right - 1]) / (steps[right] - steps[right - 1])
+  return (1 - share) * M_DS[:, left] + share * M_DS[:, right]
+
+
+def phases(M_DS, steps: Sequence[int], t_sat: int, T: int) -> tuple[np.ndarray | None, np.ndarray | None]:
+  """(gain, residual) [D] of redrawn curves, as `saturation` reads them from one; None where undefined."""
+  value_D = column_at(M_DS, steps, t_sat)
+  if value_D is None:
+    return None, None
+  later_DS = M_DS[:, [t_sat <= s <= T for s in steps]]
+  residual_D = np.column_stack([value_D, later_DS]).max(1) - value_D
+  return (value_D - M_DS[:, list(steps).index(0)] if 0 in steps else None), residual_D
+
+
+def drawn_gap(large: tuple, small: tuple, t_sat: int | None) -> np.ndarray | None:
+  """`gap` [D] of redrawn (steps, curves or None) of both runs: paired where the problems are the same."""
+  if t_sat is None or large[1] is None or small[1] is None:
+    return None
+  values = [column_at(M_DS, steps, t_sat) for steps, M_DS in (large, small)]
+  return None if any(value is None for value in values) else values[0] - values[1]

@@ -2,7 +2,6 @@
 
 import functools
 
-from jaxrlvr.stages.analyze import analyze
 from jaxrlvr.stages.chain import chain
 from jaxrlvr.stages.diagnose import diagnose
 from jaxrlvr.stages.evaluate import evaluate
@@ -12,6 +11,7 @@ from jaxrlvr.stages.language import tokenizer, train
 from jaxrlvr.stages.models import export, import_model
 from jaxrlvr.stages.plan import plan
 from jaxrlvr.stages.prepare import prepare
+from jaxrlvr.stages.report import report
 from jaxrlvr.stages.rl import rl
 from jaxrlvr.stages.study import study
 
@@ -30,7 +30,7 @@ STAGES = {
   "rl": rl,
   "evaluate": evaluate,
   "judge": judge,
-  "analyze": analyze,
+  "report": report,
   "plan": plan,
 }
 STAGES |= {"chain": chain(dict(STAGES)), "study": study(dict(STAGES))}

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from jaxrlvr import hosts, logbook, report, reward
+from jaxrlvr import figures, hosts, logbook, reward
 from jaxrlvr.data import problems as problem_lists
 from jaxrlvr.data import store
 from jaxrlvr.data import subset as subsets
@@ -100,7 +100,7 @@ def filter_problems(config: ConfigDict, workdir: str | Path) -> dict:
       )
     counts = Counter(solved.values())
     bars = [counts[n] for n in range(f.samples + 1)]
-    report.histogram(run.workdir / "histogram.png", bars, f"Problems by solve@{f.samples}")
+    figures.histogram(run.workdir / "histogram.png", bars, f"Problems by solve@{f.samples}")
     store.save(run.workdir / PROBLEMS, kept)
     print(f"{run.home / PROBLEMS}: {len(kept)} of {len(problems)} problems are solved {f.low} to {f.high} times in "
           f"{f.samples}; {bars[0]} never, {bars[-1]} always")  # fmt: skip

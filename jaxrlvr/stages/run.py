@@ -58,7 +58,7 @@ _HARMLESS = (
   "hosts.",
   "compile_cache",
 )
-MAY_CHANGE = {"analyze": ("",), "chain": ("",), "study": ("",)}
+MAY_CHANGE = {"report": ("",), "chain": ("",), "study": ("",)}
 _PUSH_SECONDS = 60.0  # at most, between two times that a store gets what is new, but for saves
 _PACKAGES = (
   "jax",

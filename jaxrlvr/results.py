@@ -1,0 +1,184 @@
+"""Recorded runs as the report reads them: cells of a study with metrics, evaluations and judgements; gaps are told."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from jaxrlvr.analysis.passk import problem_means, redrawn
+from jaxrlvr.analysis.saturation import Saturation, phases, saturation
+from jaxrlvr.data.sets import DOMAINS
+from jaxrlvr.logbook import read_jsonl
+from jaxrlvr.types import InputError
+
+STUDY = "study.json"
+_AVG = re.compile(r"eval/(.+)/avg@(\d+)")
+_MEANS = {"in-domain": "inside", "out-of-domain": "outside"}  # of sets, as `eval/NAME/avg@K`
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+  """A run of the stage rl and its place: the curve `arm` in the panel `setting`; seeds of a place are aggregated."""
+
+  name: str
+  rl: Path
+  arm: str = ""  # "": the name
+  setting: str = ""
+  n: int | None = None  # training problems, by which the large-small gap pairs the cells of an arm
+  seed: int | None = None
+  judged: Path | None = None  # directory of the stage judge
+
+
+def study(folder: Path) -> tuple[str, list[Cell]]:
+  """Title and cells of a study directory, whose study.json names run directories relative to it."""
+  try:
+    found = json.loads((folder / STUDY).read_text(encoding="utf-8"))
+    cells = [
+      Cell(str(c["name"]), folder / c["rl"], str(c["arm"]), str(c["setting"]), c.get("n"), c.get("seed"),
+           folder / c["judged"] if c.get("judged") else None)
+      for c in found["cells"]
+    ]  # fmt: skip
+    return str(found.get("title", "")), cells
+  except (OSError, ValueError, TypeError, KeyError) as error:
+    wanted = 'wanted {"title", "cells": [{"name", "arm", "setting", "n", "seed", "rl", "judged"}]}'
+    raise InputError(f"{folder / STUDY}: {type(error).__name__}: {error}; {wanted}") from error
+
+
+class Run:
+  """A cell's run directory (or a run of the stage evaluate) as far as it can be read; `notes` says what couldn't."""
+
+  def __init__(self, cell: Cell, tail: int):
+    self.cell, self.name, self.arm, self.setting = cell, cell.name, cell.arm or cell.name, cell.setting
+    self.workdir = cell.rl
+    self.notes, self._tail, self._means, self._redrawn = [], tail, {}, {}
+    self.config = self._json(self.workdir / "config.json")
+    self.summary = self._json(self.workdir / "summary.json")
+    measured = {self.summary.get("steps") or 0: self.summary} if measured_sets(self.summary) else {}
+    self.rows = self._metrics(self.workdir) or measured
+    self.finished = bool(self.summary.get("finished"))
+    self.state = "finished" if self.finished else "not finished" if self.rows else "not there"
+    self.last, self.planned = max(self.rows, default=0), self.at("rl.steps")
+    self.sets = measured_sets(name for row in self.rows.values() for name in row)  # and means of sets, the last ones
+    self.set, self.K = next(iter(self.sets.items()), (None, 0))
+    self.evals = self.curve(self.set)
+    rewards = self.series("reward")
+    self.reward_T = [rewards.get(t) for t in range(1, max(rewards, default=0) + 1)]
+    self.t_sat = saturation(self.reward_T, {}, tail).t_sat
+    if not self.workdir.is_dir():
+      self.notes.append(f"There is no directory {self.workdir}.")
+    elif not self.rows:
+      self.notes.append("Nothing was measured: metrics.jsonl is absent or empty, and so is summary.json.")
+    elif not self.finished:
+      self.notes.append(f"Not finished: this is its state after step {self.last} of {self.planned or 'unknown'}.")
+    self.labels: dict[tuple, float | None] = {}  # of (step, problem, sample), by the judge
+    self.judged_set, self.judged_steps = "", ()
+    if cell.judged:
+      self._read_judged(cell.judged)
+
+  def _read_judged(self, folder: Path) -> None:
+    """Figures of judged steps become metrics `judge/...` of the run."""
+    figures = self._metrics(folder)
+    if not figures:
+      self.notes.append(f"Not judged yet: there are no figures in {folder / 'metrics.jsonl'}.")
+    agreed = (self._json(folder / "summary.json").get("kappa") or {}).get("faithfulness") or {}
+    for step, row in figures.items():
+      row = row | {"kappa": agreed.get("kappa")}  # of two judges, where there were two
+      self.rows[step] = self.rows.get(step, {}) | {f"judge/{name}": value for name, value in row.items()}
+    self.judged_set = (self._json(folder / "config.json").get("judge") or {}).get("set") or ""
+    self.judged_steps = tuple(sorted(figures))
+    for path in sorted((folder / "judged").glob("step_*.jsonl")):
+      for row in self.read(read_jsonl, path, []):
+        self.labels[row["step"], row["problem"], row["sample"]] = row["faithfulness"]
+
+  def read(self, how: Callable, path: Path, otherwise):
+    """What `how` reads from the file; where it can't, a note and `otherwise`."""
+    try:
+      return how(path)
+    except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
+      told = f"{path.name} can't be read and was left out: {error}."
+      self.notes += [told] if told not in self.notes else []
+      return otherwise
+
+  def _metrics(self, folder: Path) -> dict[int, dict]:
+    def rows(path):
+      return {row["step"]: _finite(row) for row in sorted(read_jsonl(path), key=lambda row: row["step"])}
+
+    return self.read(rows, folder / "metrics.jsonl", {})
+
+  def _json(self, path: Path) -> dict:
+    return (
+      self.read(lambda path: _finite(json.loads(path.read_text(encoding="utf-8"))), path, {}) if path.is_file() else {}
+    )
+
+  def at(self, path: str):
+    """A value of the run's config, None where it isn't there."""
+    value = self.config | {"summary": self.summary}
+    for name in path.split("."):
+      value = value.get(name) if isinstance(value, Mapping) else None
+    return value
+
+  def series(self, name: str) -> dict[int, float]:
+    """{step: value} where it was logged and finite."""
+    return series(self.rows, name)
+
+  def curve(self, set_name: str | None) -> dict[int, float]:
+    """avg@K at each evaluation of the set."""
+    return self.series(f"eval/{set_name}/avg@{self.sets.get(set_name)}")
+
+  def saturation(self, set_name: str) -> Saturation:
+    return saturation(self.reward_T, self.curve(set_name), self._tail)
+
+  def eval_file(self, set_name: str, step: int) -> Path:
+    return self.workdir / "evals" / f"{set_name}_{step:06d}.jsonl"
+
+  def problem_means(self, set_name: str | None, step: int | None) -> dict[str, float]:
+    """avg@K of each problem at one evaluation; {} without records."""
+    if None in (set_name, step):
+      return {}
+    if (set_name, step) not in self._means:
+      read = self.read(lambda path: problem_means(read_jsonl(path)), self.eval_file(set_name, step), {})
+      self._means[set_name, step] = read
+    return self._means[set_name, step]
+
+  def redrawn(self, set_name: str) -> tuple[list[int], np.ndarray | None]:
+    """(evaluation steps, curves of avg@K [draws, S] over redrawn problems; None without records)."""
+    if set_name not in self._redrawn:
+      domain = DOMAINS.get(self.at("heldout.domain"))
+      inside = getattr(domain, _MEANS[set_name], ()) if set_name in _MEANS else (set_name,)
+      steps, curves = sorted(self.curve(set_name)), []
+      for seed, name in enumerate(s for s in inside if s in self.sets):
+        means = [self.problem_means(name, step) for step in steps]
+        shared = sorted(set.intersection(*map(set, means))) if means else []
+        curves.append(redrawn([[m[p] for m in means] for p in shared], seed=seed) if shared else None)
+      whole = curves and all(curve is not None for curve in curves)
+      self._redrawn[set_name] = steps, np.mean(curves, 0) if whole else None
+    return self._redrawn[set_name]
+
+  def phases(self, set_name: str):
+    """Redrawn (gain until t_sat, residual, gain from the first to the last evaluation), None each where undefined."""
+    steps, M_DS = self.redrawn(set_name)
+    if M_DS is None or len(steps) < 2:
+      return None, None, None
+    at = (None, None) if self.t_sat is None else phases(M_DS, steps, self.t_sat, len(self.reward_T))
+    return *at, M_DS[:, -1] - M_DS[:, 0]
+
+
+def _finite(row: Mapping) -> dict:
+  return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+
+
+def series(rows: Mapping[int, Mapping], name: str) -> dict[int, float]:
+  """{step: value} of the steps that have one."""
+  return {step: row[name] for step, row in rows.items() if row.get(name) is not None}
+
+
+def measured_sets(names) -> dict[str, int]:
+  """Evaluated sets and their samples a problem, as the names of metrics tell them; means of sets are the last."""
+  found = {match[1]: int(match[2]) for match in map(_AVG.fullmatch, names) if match}
+  return dict(sorted(found.items(), key=lambda item: item[0] in _MEANS))

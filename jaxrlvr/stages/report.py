@@ -1,0 +1,68 @@
+"""The report stage: a page, charts and tables from run directories and studies."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from jaxrlvr import remote, results
+from jaxrlvr import report as page
+from jaxrlvr.results import Cell
+from jaxrlvr.stages.run import open_run, read_config
+from jaxrlvr.types import InputError
+
+
+def report(config: ConfigDict, workdir: str | Path) -> dict:
+  """Writes report/index.html and what belongs to it from the runs of `config.report.runs`; never cached."""
+  title, cells, evaluations = gather(config.report.runs)
+  if not cells:
+    raise InputError("config.report.runs names no rl run and no study; name at least one, as `jaxrlvr report RUN ...`")
+  with open_run(config, workdir, "report") as run:
+    run.summary = None  # always made anew
+    run.begin()
+    made = page.write(
+      run.workdir / "report", config.report.title or title or "RLVR under weak supervision", cells, evaluations,
+      config.saturation_tail, config.report.samples,
+    )  # fmt: skip
+    return run.finish(report=str(run.home / made.relative_to(run.workdir)))
+
+
+def gather(entries: Sequence[str]) -> tuple[str, list[Cell], dict[str, Path]]:
+  """(title of the studies, cells, evaluate runs by name) of rl, evaluate and judge runs and studies."""
+  titles, cells, evaluations, judges = [], {}, {}, []
+  for name, place in named(entries):
+    folder = Path(remote.local(place))
+    if (folder / results.STUDY).is_file():
+      title, found = results.study(folder)
+      titles.append(title)
+      cells |= {f"{place}/{cell.name}": cell for cell in found}
+      continue
+    stage = (found := read_config(folder))["stage"]
+    if stage == "rl":
+      cells[place] = Cell(name, folder, name)
+    elif stage == "evaluate":
+      evaluations[name] = folder
+    elif stage == "judge":
+      judges.append((found["judge"]["run"], folder))
+    else:
+      raise InputError(f"{place}: a run of stage {stage!r}; the report takes rl, evaluate and judge runs and studies")
+  for of, folder in judges:
+    same = [place for place in cells if remote.path(place) == remote.path(of)]
+    same = same or [place for place in cells if Path(place).name == Path(of).name]  # moved together since
+    if len(same) != 1 or cells[same[0]].judged:
+      raise InputError(
+        f"{folder}: judges {of}, which is {'judged twice' if same else 'not'} among the report's rl runs"
+      )
+    cells[same[0]] = dataclasses.replace(cells[same[0]], judged=folder)
+  return ", ".join(filter(None, titles)), list(cells.values()), evaluations
+
+
+def named(entries: Sequence[str]) -> Iterator[tuple[str, str]]:
+  """(name, place) of `name=place` or of a place alone: then the folder's name, or the place where two are alike."""
+  split = [("", entry) if Path(entry).is_dir() or "=" not in entry else entry.split("=", 1) for entry in entries]
+  folders = [Path(place).resolve().name for _, place in split]
+  for (name, place), folder in zip(split, folders, strict=True):
+    yield name or (folder if folders.count(folder) == 1 else place), place
