@@ -14,6 +14,7 @@ def get_config(arg=""):
   c.mesh.fsdp = 1  # one device: this policy is too small to be shared out
   c.saturation_tail = 6  # a tenth of the run, as 50 of 496 in the study
   c.report.title = "GRPO from eight problems: Thinking against Non-thinking SFT"
+  c.judge.set, c.judge.steps = "heldout", tuple(range(0, c.rl.steps + 1, c.evaluate.every))
   c.chain = (
     {"name": "tokenizer", "stage": "tokenizer"},
     {"name": "base", "stage": "pretrain", "tokenizer": "tokenizer"},
@@ -22,6 +23,8 @@ def get_config(arg=""):
     {"name": "sft-nonthinking", "stage": "sft", "init": "cpt", "set": {"sft.thinking": False}},
     {"name": "rl-thinking", "stage": "rl", "init": "sft-thinking"},
     {"name": "rl-nonthinking", "stage": "rl", "init": "sft-nonthinking", "set": {"rl.response_tokens": 12}},
+    {"name": "judge-thinking", "stage": "judge", "files": {"judge.run": "rl-thinking"}},
+    {"name": "judge-nonthinking", "stage": "judge", "files": {"judge.run": "rl-nonthinking"}},
     {"name": "eval-base", "stage": "evaluate", "init": "base"},
     {"name": "eval-cpt", "stage": "evaluate", "init": "cpt"},
     {
@@ -30,6 +33,8 @@ def get_config(arg=""):
       "runs": {
         "Thinking": "rl-thinking",
         "Non-thinking": "rl-nonthinking",
+        "Thinking, judged": "judge-thinking",
+        "Non-thinking, judged": "judge-nonthinking",
         "Base": "eval-base",
         "Base + CPT": "eval-cpt",
       },

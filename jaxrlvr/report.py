@@ -38,7 +38,8 @@ def write(
 ) -> Path:
   """Writes index.html (its path is returned), charts, tables and report.json.
 
-  `evaluations`: runs of the stage evaluate by name; tail: of saturation; samples: responses shown an arm and step.
+  `evaluations`: runs of the stage evaluate by name; tail: of saturation, for runs that name none; samples: responses
+  shown an arm and step.
   """
   names = [cell.name for cell in cells]
   if not cells or len(set(names)) < len(names):
@@ -63,7 +64,8 @@ def write(
   write_atomic(folder / "report.json", json.dumps(numbers, indent=1, allow_nan=False) + "\n")
   page = _render(
     list(zip(runs, told, strict=True)) if len(runs) <= STORIES else [], charts, tables, shown, title=title, lead=lead,
-    tail=tail, recorded=recorded, each=each, rose=ROSE, settings=list(dict.fromkeys(run.setting for run in runs)),
+    tail=" or ".join(sorted({str(run.tail) for run in runs})), recorded=recorded, each=each, rose=ROSE,
+    settings=list(dict.fromkeys(run.setting for run in runs)),
   )  # fmt: skip
   write_atomic(folder / "index.html", page)
   return folder / "index.html"
@@ -183,13 +185,8 @@ def _lead(runs: Sequence[Run], told: Sequence[Mapping]) -> str:
   """The page's first paragraph: which runs did what and, of a few, how far the best ends above the others."""
   absent = [run.name for run in runs if not run.finished]
   if len(runs) > STORIES:
-    kinds: dict[str, Counter] = {}
-    for run, m in zip(runs, told, strict=True):
-      kinds.setdefault(run.arm, Counter())[m["kind"]] += 1
-    lead = " ".join(
-      f"{arm}: " + ", ".join(f"{n} of {count.total()} {VERDICTS[kind][1]}" for kind, n in count.most_common()) + "."
-      for arm, count in kinds.items()
-    )
+    arms, settings = (len({getattr(run, name) for run in runs}) for name in ("arm", "setting"))
+    lead = f"{len(runs)} runs: {arms} arms under {settings} settings. The first table says what they did."
     return lead + (f" {len(absent)} of {len(runs)} runs are not there or not finished." if absent else "")
   named = {kind: [m["arm"] for m in told if m["kind"] == kind] for kind in VERDICTS}
   lead = "; ".join(f"{_list(names)} {VERDICTS[kind][1]}" for kind, names in named.items() if names) + "."
@@ -268,6 +265,8 @@ def _tables(groups: Groups, told: Sequence[Mapping], policies: Sequence[Run]) ->
   """(file name, caption, rows {column: text, number or Value}) of each table that has a row."""
   sets = _names(run for some in (*groups.values(), policies) for run in some)
   made = [
+    ("overview", "At a glance: accuracy at the first and last evaluation in %, mean of the runs, and what they did.",
+     _overview(groups, {m["arm"]: m for m in told}) if len(told) > STORIES else []),
     ("saturation", "Table 1. Until training saturates, and after: gains and residual in points.", _table_1(groups)),
     ("gap", "Large-small gap G(n', n), in points: accuracy with n' problems minus that with n, both at n's t_sat.",
      _gap_rows(groups)),
@@ -287,6 +286,18 @@ def _names(runs: Iterable) -> list[str]:
   return list(dict.fromkeys(name for run in runs for name in run.sets))
 
 
+def _overview(groups: Groups, told: Mapping[str, Mapping]) -> list[dict]:
+  """A row an arm, a column a setting."""
+  rows: dict[str, dict] = {}
+  for (setting, arm), runs in groups.items():
+    measured = [m for m in (told[run.name] for run in runs) if m["kind"] != "unmeasured"]
+    kinds = Counter(VERDICTS[m["kind"]][0].lower() for m in measured)
+    ends = " → ".join(_percent(mean([m[end] for m in measured])) for end in ("start", "end") if measured)
+    did = ", ".join(f"{word} {n} of {len(measured)}" for word, n in kinds.most_common())
+    rows.setdefault(arm, {"arm": arm})[setting or "accuracy"] = f"{ends}: {did}" if measured else "–"
+  return list(rows.values())
+
+
 def _table_1(groups: Groups) -> list[dict]:
   rows = []
   for (setting, arm), runs in groups.items():
@@ -295,6 +306,7 @@ def _table_1(groups: Groups) -> list[dict]:
              "t_sat": _value(saturated, show=_step)}  # fmt: skip
     paper = next((p for run in runs if (p := run.at("paper")) and p.get("expected")), None)
     says = {"the paper": f"{paper.get('figure')} ({paper.get('setting')}): {paper['expected']}"} if paper else {}
+    note = "; ".join(dict.fromkeys(one.note for run in runs if (one := run.saturation(run.set)).note))
     for name in _names(runs):
       having = [run for run in runs if name in run.sets]
       found, drawn = [run.saturation(name) for run in having], [run.phases(name) for run in having]
@@ -303,7 +315,8 @@ def _table_1(groups: Groups) -> list[dict]:
                "gain to the end": whole}  # fmt: skip
       rows.append(place | {"set": name} | {
         column: _value(values, [d[i] for d in drawn], _points) for i, (column, values) in enumerate(gains.items())
-      } | {"note": "; ".join(dict.fromkeys(one.note for one in found if one.note))} | says)  # fmt: skip
+      } | {"note": note, **says})  # fmt: skip
+      note, says = "", {}  # once is enough
     rows += [] if _names(runs) else [place]
   return rows
 

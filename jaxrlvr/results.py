@@ -56,9 +56,9 @@ class Run:
   def __init__(self, cell: Cell, tail: int):
     self.cell, self.name, self.arm, self.setting = cell, cell.name, cell.arm or cell.name, cell.setting
     self.workdir = cell.rl
-    self.notes, self._tail, self._means, self._redrawn = [], tail, {}, {}
-    self.config = self._json(self.workdir / "config.json")
-    self.summary = self._json(self.workdir / "summary.json")
+    self.notes, self._means, self._redrawn = [], {}, {}
+    self.config, self.summary = (self._json(self.workdir / f"{name}.json") for name in ("config", "summary"))
+    self.tail = tail if (own := self.at("saturation_tail")) is None else own
     measured = {self.summary.get("steps") or 0: self.summary} if measured_sets(self.summary) else {}
     self.rows = self._metrics(self.workdir) or measured
     self.finished = bool(self.summary.get("finished"))
@@ -69,7 +69,7 @@ class Run:
     self.evals = self.curve(self.set)
     rewards = self.series("reward")
     self.reward_T = [rewards.get(t) for t in range(1, max(rewards, default=0) + 1)]
-    self.t_sat = saturation(self.reward_T, {}, tail).t_sat
+    self.t_sat = saturation(self.reward_T, {}, self.tail).t_sat
     if not self.workdir.is_dir():
       self.notes.append(f"There is no directory {self.workdir}.")
     elif not self.rows:
@@ -132,7 +132,7 @@ class Run:
     return self.series(f"eval/{set_name}/avg@{self.sets.get(set_name)}")
 
   def saturation(self, set_name: str) -> Saturation:
-    return saturation(self.reward_T, self.curve(set_name), self._tail)
+    return saturation(self.reward_T, self.curve(set_name), self.tail)
 
   def eval_file(self, set_name: str, step: int) -> Path:
     return self.workdir / "evals" / f"{set_name}_{step:06d}.jsonl"
