@@ -14,7 +14,7 @@ def get_config(arg=""):
   c.mesh.fsdp = 1  # one device: this policy is too small to be shared out
   c.saturation_tail = 6  # a tenth of the run, as 50 of 496 in the study
   c.report.title = "GRPO from eight problems: Thinking against Non-thinking SFT"
-  c.judge.set, c.judge.steps = "heldout", tuple(range(0, c.rl.steps + 1, c.evaluate.every))
+  judged = {"judge.set": "heldout"}
   c.chain = (
     {"name": "tokenizer", "stage": "tokenizer"},
     {"name": "base", "stage": "pretrain", "tokenizer": "tokenizer"},
@@ -23,8 +23,8 @@ def get_config(arg=""):
     {"name": "sft-nonthinking", "stage": "sft", "init": "cpt", "set": {"sft.thinking": False}},
     {"name": "rl-thinking", "stage": "rl", "init": "sft-thinking"},
     {"name": "rl-nonthinking", "stage": "rl", "init": "sft-nonthinking", "set": {"rl.response_tokens": 12}},
-    {"name": "judge-thinking", "stage": "judge", "files": {"judge.run": "rl-thinking"}},
-    {"name": "judge-nonthinking", "stage": "judge", "files": {"judge.run": "rl-nonthinking"}},
+    {"name": "judge-thinking", "stage": "judge", "files": {"judge.run": "rl-thinking"}, "set": judged},
+    {"name": "judge-nonthinking", "stage": "judge", "files": {"judge.run": "rl-nonthinking"}, "set": judged},
     {"name": "eval-base", "stage": "evaluate", "init": "base"},
     {"name": "eval-cpt", "stage": "evaluate", "init": "cpt"},
     {

@@ -69,7 +69,7 @@ def get_config(arg=""):
     c.pretrain.steps = 2000  # see above
   c.heldout.domain = "arithmetic"
   c.corrupt.gammas, c.corrupt.samples = (0.7,), 32
-  c.judge.set = "arithmetic"
+  c.judge.set, c.judge.steps = "arithmetic", tuple(range(0, c.rl.steps + 1, c.evaluate.every))
   c.study.jobs = 2
   c.chain = tuple(link for seed in range(int(chosen["seeds"])) for link in links(seed))
   if chosen["tiny"]:

@@ -15,6 +15,5 @@ def get_config(arg=""):
   c.evaluate.every, c.evaluate.samples, c.evaluate.pass_k = 2, 4, (1, 4)
   c.evaluate.problems_per_batch = 8  # the rows of a step of RL: the same programs sample
   c.checkpoint.every = 3
-  c.judge.steps = ()
   c.saturation_tail = 1
   return c

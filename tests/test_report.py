@@ -424,6 +424,11 @@ def test_study_saturation_is_that_of_its_runs(studied):
   assert rows["majority", "Base"]["saturated"] == "1 of 2"
 
 
+def test_a_run_s_own_tail_counts(tmp_path):
+  path = make_run(tmp_path / "run", lambda x: 0.5, lambda x: min(1.0, 2 * x), saturation_tail=3)
+  assert results.Run(results.Cell("one", path), tail=STEPS).t_sat == STEPS // 2
+
+
 def test_study_gap_pairs_seeds_of_an_arm(studied):
   rows = table(studied[0] / "page", "gap")
   assert [(row["arm"], row["between"], row["n'"], row["n"]) for row in rows] == [
@@ -464,7 +469,11 @@ def test_study_page(studied):
   states = {row["run"]: row["state"] for row in table(root / "page", "runs")}
   assert states.pop("lost") == "not there" and set(states.values()) == {"finished"}
   assert "seeds 100.0 to 100.0" not in page.text and "seeds 4 to 6" in page.text
-  assert "CPT + Thinking: 4 of 4 gained on held-out problems." in page.text
+  rows = {row["arm"]: row for row in table(root / "page", "overview")}
+  for arm in RATES:
+    ends = [100 * np.mean([worked_out(root, arm, 8, seed)[1][step].mean() for seed in (0, 1)]) for step in (0, -1)]
+    assert rows[arm]["N = 8"].startswith(f"{ends[0]:.1f} → {ends[1]:.1f}: "), rows
+  assert rows["CPT + Thinking"]["N = 64"].endswith(": gained 2 of 2") and "1 of 1" in rows["Base"]["majority"]
   assert f"There is no directory {root / 'rl' / 'lost'}." in page.text
   charts = set(numbers["charts"])
   for setting in ("N-8", "N-64"):

@@ -39,7 +39,7 @@ def test_chain_runs_every_stage_and_names_the_report(chain):
   page = Path(summary["report"])
   assert page.is_file() and "Thinking" in page.read_text()
   assert all(json.loads((chain / link / "summary.json").read_text())["finished"] for link in summary["links"])
-  assert len(summary["links"]) == 10
+  assert len(summary["links"]) == 12
 
 
 def test_finished_chain_is_not_run_again(chain):
