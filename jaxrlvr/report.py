@@ -264,8 +264,9 @@ def _logged(places: Sequence[tuple[Mapping[int, Mapping], int]], metric: str, sh
 def _tables(groups: Groups, told: Sequence[Mapping], policies: Sequence[Run]) -> list[tuple[str, str, list]]:
   """(file name, caption, rows {column: text, number or Value}) of each table that has a row."""
   sets = _names(run for some in (*groups.values(), policies) for run in some)
+  first = sorted({m["set"] for m in told if m["set"]}) or ["no set"]
   made = [
-    ("overview", "At a glance: accuracy at the first and last evaluation in %, mean of the runs, and what they did.",
+    ("overview", f"At a glance: accuracy on {_list(first)} at the first and last evaluation, %, and what runs did.",
      _overview(groups, {m["arm"]: m for m in told}) if len(told) > STORIES else []),
     ("saturation", "Table 1. Until training saturates, and after: gains and residual in points.", _table_1(groups)),
     ("gap", "Large-small gap G(n', n), in points: accuracy with n' problems minus that with n, both at n's t_sat.",

@@ -65,7 +65,9 @@ class Run:
     self.state = "finished" if self.finished else "not finished" if self.rows else "not there"
     self.last, self.planned = max(self.rows, default=0), self.at("rl.steps")
     self.sets = measured_sets(name for row in self.rows.values() for name in row)  # and means of sets, the last ones
-    self.set, self.K = next(iter(self.sets.items()), (None, 0))
+    inside = getattr(DOMAINS.get(self.at("heldout.domain")), "inside", ())
+    self.set = next((name for name in (*inside, *self.sets) if name in self.sets), None)  # what its story is told of
+    self.K = self.sets.get(self.set, 0)
     self.evals = self.curve(self.set)
     rewards = self.series("reward")
     self.reward_T = [rewards.get(t) for t in range(1, max(rewards, default=0) + 1)]

@@ -429,6 +429,16 @@ def test_a_run_s_own_tail_counts(tmp_path):
   assert results.Run(results.Cell("one", path), tail=STEPS).t_sat == STEPS // 2
 
 
+def test_the_story_is_told_of_the_domain_s_own_set(tmp_path):
+  """Whatever comes first by name."""
+  path = make_run(tmp_path / "run", lambda x: x, lambda x: x, heldout={"domain": "arithmetic"})
+  rows = [row | {f"eval/{s}/avg@4": 0.5 for s in ("arithmetic-large", "arithmetic", "in-domain")} for row in
+          results.read_jsonl(path / "metrics.jsonl")]  # fmt: skip
+  write_jsonl(path / "metrics.jsonl", [dict(sorted(row.items())) for row in rows])
+  run = results.Run(results.Cell("one", path), tail=5)
+  assert (run.set, run.K) == ("arithmetic", 4)
+
+
 def test_study_gap_pairs_seeds_of_an_arm(studied):
   rows = table(studied[0] / "page", "gap")
   assert [(row["arm"], row["between"], row["n'"], row["n"]) for row in rows] == [
