@@ -134,7 +134,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c.problems.skip_bad = 0  # rows that can't be used and are skipped (and counted) before one is an error
   c.problems.count = 8  # N, the first so many problems, 0: all; fewer than a batch are repeated uniformly
   c.problems.levels = (4,)  # 1 to 5, difficulty of generated problems, in turn
-  c.problems.kinds = ("chain",)  # in turn: chain | expression, or tasks of Reasoning Gym
+  c.problems.kinds = ("chain",)  # in turn: chain | expression | large, or tasks of Reasoning Gym
   c.problems.seed = 100  # of generated problems
   # How answers to a file's problems are graded: auto (graph tasks by name, else math) | math | graph | choice.
   c.problems.verifier = "auto"

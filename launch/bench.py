@@ -9,8 +9,9 @@ Every measurement is a process of its own that compiles, warms up and then does 
 another, ours and its peers are up together and their rounds interleaved, so that what disturbs the machine disturbs
 all alike. Peers need `pip install -e ".[bench]"`. Spreads are [median, least, most] over the rounds. `share` is the
 part of the roofline that was reached: ceilings are measured first, FLOPs and bytes counted from shapes. `ratio` on a
-line "A / B" is how many times the tokens/s of B (by wall) A had, round by round. `step` is whole GRPO iterations of the
-stage, `device` what of them is not the host's: sampling and update alone. `idle` is the share of the time they leave.
+line "A / B" is how many times the tokens/s of B (by wall) A had, round by round. `grouped` is an update whose groups
+share a prompt, `step` whole GRPO iterations of the stage, `device` what of them is not the host's: sampling and update
+alone. `idle` is the share of the time they leave.
 """
 
 from __future__ import annotations

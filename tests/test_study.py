@@ -35,7 +35,7 @@ def test_what_fails_is_told_and_the_others_go_on(tmp_path, stages, capsys):
   run = study(stages)
   with pytest.raises(TrainingStopped, match=r"2 of 4 links are not finished; failed: bad \(exit code 2\)") as told:
     run(config, tmp_path)
-  assert f"Thinking against Non-thinking SFT={tmp_path}'" in str(told.value)  # what was finished is reported on
+  assert f"('{tmp_path}',)" in str(told.value)  # what was finished is reported on
   assert "words': has no rollouts/" in (tmp_path / "links" / "bad.log").read_text()
   assert f"bad: exit code 2, see {tmp_path}" in capsys.readouterr().err and not (tmp_path / "behind").exists()
   made = {name: (tmp_path / name / "summary.json").stat().st_mtime_ns for name in ("words", "more")}

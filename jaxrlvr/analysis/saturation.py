@@ -55,9 +55,8 @@ def saturation(reward_T: Sequence[float | None], evals: Mapping[int, float], tai
 def value_at(evals: Mapping[int, float], step: int) -> float | None:
   """M(step) on the straight line between the neighbouring evaluations; None outside of them."""
   steps = sorted(evals)
-  if not steps or not steps[0] <= step <= steps[-1]:
-    return None
-  return float(np.interp(step, steps, [evals[s] for s in steps]))
+  found_1 = column_at(np.array([[evals[s] for s in steps]]), steps, step)
+  return None if found_1 is None else float(found_1[0])
 
 
 def gap(large: Mapping[int, float], small: Mapping[int, float], t_sat: int | None) -> float | None:

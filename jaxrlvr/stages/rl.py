@@ -323,9 +323,7 @@ def rl(config: ConfigDict, workdir: str | Path) -> dict:
         rates_up = hosts.put(list(step_rates), shard.named(policy.mesh))
         state, metrics = learner(state, rates_up, parts, weight_PG, advantage_PG)
         busy.watch(metrics)  # while the device updates, the host writes, and prepares the next step
-        paid = np.where(judged.paid.scored_PG, judged.paid.value_PG, np.nan).tolist()
-        told = rollout.records(drawn, step, judged.true, reward=paid)
-        logbook.write_jsonl(run.workdir / "rollouts" / f"step_{step:06d}.jsonl", told)
+        told = write_rollouts(run.workdir, step, drawn, judged)
         stop_if_unscored(step, graded, s.max_unscored)
         metrics |= host_metrics(judged, drawn, told, s.group_size, reward.is_binary(terms))
         metrics |= {"learning_rate": step_rates[-1], "idle": busy.idle()}
@@ -341,6 +339,14 @@ def rl(config: ConfigDict, workdir: str | Path) -> dict:
           run.stop_if_asked()
       told = dict(problems=len(problems), dropped=dropped, paper=config.paper.to_dict())
       return run.finish(**watch.told(), **told, **final_metrics(run.workdir))
+
+
+def write_rollouts(workdir: Path, step: int, drawn: rollout.Drawn, judged: Judged) -> list[dict]:
+  """The rows of rollouts/ of this step."""
+  paid = np.where(judged.paid.scored_PG, judged.paid.value_PG, np.nan).tolist()
+  rows = rollout.records(drawn, step, judged.true, reward=paid)
+  logbook.write_jsonl(workdir / "rollouts" / f"step_{step:06d}.jsonl", rows)
+  return rows
 
 
 def stop_if_unscored(step: int, graded: reward.Graded, limit: float) -> None:

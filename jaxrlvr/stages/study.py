@@ -16,11 +16,12 @@ from ml_collections import ConfigDict
 
 from jaxrlvr import config as configs
 from jaxrlvr import hosts, logbook, remote
+from jaxrlvr.results import STUDY
 from jaxrlvr.stages.chain import Stage, needs, plan
 from jaxrlvr.stages.run import open_run
 from jaxrlvr.types import InputError, TrainingStopped
 
-STUDY, LINKS = "study.json", "links"  # in the workdir: what a report needs to know of the cells; config of each link
+LINKS = "links"  # in the workdir: the config and the log of each link
 _SECONDS = 0.2  # between two looks at what ended
 
 
@@ -39,13 +40,6 @@ def cells(links: Sequence[Mapping], title: str) -> dict:
 def command(stage: str, name: str, workdir: Path) -> list[str]:
   """The command line of a link; may be run anywhere where the links that it starts from lie."""
   return [stage, f"--config={workdir / LINKS / name}.json", f"--workdir={workdir / name}"]
-
-
-def _holds(config: object, earlier: object) -> bool:
-  """Whether a config is that of an earlier run, whose version may have known fewer keys."""
-  if isinstance(earlier, dict) and isinstance(config, dict):
-    return all(key in config and _holds(config[key], value) for key, value in earlier.items())
-  return config == earlier
 
 
 class _Links:
@@ -77,7 +71,7 @@ class _Links:
       return False
     summary, config = (json.loads(file.read_text()) for file in files)
     config.pop("stage")
-    return bool(summary.get("finished")) and _holds(json.loads(json.dumps(self._config[name])), config)
+    return bool(summary.get("finished")) and config == json.loads(json.dumps(self._config[name]))
 
   def left(self) -> bool:
     """Whether a link runs or may still be started."""
@@ -152,8 +146,7 @@ def study(stages: Mapping[str, Stage]) -> Stage:
       except BaseException:
         links.stop()
         raise
-      changes = {"report.runs": (f"{config.report.title}={workdir}",)}
-      made = stages["report"](configs.derive(config, changes), workdir / "report")
+      made = stages["report"](configs.derive(config, {"report.runs": (str(workdir),)}), workdir / "report")
       if len(links.done) < total:
         raise TrainingStopped(
           f"{total - len(links.done)} of {total} links are not finished; failed: "
