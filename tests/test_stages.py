@@ -132,8 +132,8 @@ def start(argv):
   return subprocess.Popen([sys.executable, "-m", "jaxrlvr.main", *argv], cwd=ROOT, stderr=subprocess.PIPE, text=True)
 
 
-def outcome(workdir):
-  """Everything a run leaves that must not depend on how often it was interrupted."""
+def outcome(workdir, last):
+  """Everything a run of `last` steps leaves that must not depend on how often it was interrupted."""
   metrics = [
     {k: v for k, v in r.items() if k not in ("step_time", "idle")}
     for r in logbook.read_jsonl(workdir / "metrics.jsonl")
@@ -141,27 +141,31 @@ def outcome(workdir):
   texts = {
     p.relative_to(workdir).as_posix(): p.read_text() for d in ("rollouts", "evals") for p in (workdir / d).iterdir()
   }
-  meta = json.loads(next((workdir / "checkpoints" / "10").rglob("metadata")).read_text())
+  meta = json.loads(next((workdir / "checkpoints" / str(last)).rglob("metadata")).read_text())
   return metrics, texts, meta["digests"]
 
 
 def test_killed_and_resumed_run_equals_an_unbroken_one_bit_for_bit(tmp_path, chain, caplog):
-  init = chain / "sft-thinking"
+  init, last = chain / "sft-thinking", 30
   whole, broken = tmp_path / "whole", tmp_path / "broken"
-  killed = start(words(broken, init))
+  killed = start(words(broken, init, steps=last))
   deadline = time.monotonic() + 240
-  while len(logbook.read_jsonl(broken / "metrics.jsonl")) < 7 and time.monotonic() < deadline and killed.poll() is None:
-    time.sleep(0.01)
+  saved = lambda: [int(p.name) for p in broken.glob("checkpoints/*") if p.name in ("5", "10", "15", "20")]
+  unsaved = lambda: len(logbook.read_jsonl(broken / "metrics.jsonl")) - 1 - max(saved(), default=last)
+  while unsaved() < 2 and time.monotonic() < deadline and killed.poll() is None:  # steps that will have to be repeated
+    time.sleep(0.005)
   killed.send_signal(signal.SIGKILL)
   killed.communicate()
-  assert not (broken / "summary.json").exists() and (broken / "checkpoints" / "5").is_dir()
-  (broken / "rollouts" / "step_000007.jsonl.part").write_text('{"half')
-  assert run(*words(broken, init, "--resume=required")) == 0
-  assert "goes on from step 5" in caplog.text
-  assert run(*words(whole, init)) == 0
-  (broken / "rollouts" / "step_000007.jsonl.part").unlink(missing_ok=True)
-  one, two = outcome(whole), outcome(broken)
-  assert one[0] == two[0] and len(one[0]) == 11
+  assert not (broken / "summary.json").exists() and saved()
+  (broken / "rollouts" / f"step_{max(saved()) + 2:06d}.jsonl.part").write_text('{"half')
+  resumed = max(saved())
+  assert run(*words(broken, init, "--resume=required", steps=last)) == 0
+  assert f"goes on from step {resumed}" in caplog.text
+  assert run(*words(whole, init, steps=last)) == 0
+  for part in (broken / "rollouts").glob("*.part"):
+    part.unlink()
+  one, two = outcome(whole, last), outcome(broken, last)
+  assert one[0] == two[0] and len(one[0]) == last + 1
   assert one[1] == two[1] and one[2] == two[2]
 
 
