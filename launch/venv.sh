@@ -7,7 +7,13 @@ install_jaxrlvr() { # what to install, such as '.[test]', as pip takes it
     "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
       { echo "needs Python >= 3.11, $python is $("$python" -V 2>&1); set PYTHON=/path/to/python3.11" >&2; exit 2; }
     echo "making $venv ..."
-    "$python" -m venv --clear "$venv"
+    if "$python" -c 'import ensurepip' 2>/dev/null; then
+      "$python" -m venv --clear "$venv"
+    else # Debian without python3-venv, and Colab: their own pip serves
+      "$python" -m venv --clear --without-pip "$venv"
+      "$python" -m pip --python "$venv/bin/python" install --quiet --disable-pip-version-check pip ||
+        { echo "$python has neither ensurepip nor pip; install python3-venv" >&2; exit 2; }
+    fi
   fi
   stamp="$venv/.installed-$(printf %s "$*" | tr -c 'a-z\n' '_')"
   if [[ ! -e $stamp ]] || ! cmp -s pyproject.toml "$stamp"; then

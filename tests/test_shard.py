@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -182,6 +183,15 @@ def test_auto_takes_what_fits_the_platform():
   assert {case: attention.resolve("auto", *case) for case in cases} == cases
   assert attention.resolve("auto", "cpu", "float32") == "mapped"
   assert attention.resolve("xla", "tpu", "float32") == "xla"
+
+
+@pytest.mark.parametrize(
+  "capability, name", [("7.5", "reference"), ("8.0", "cudnn"), ("12.0", "cudnn"), ("gfx90a", "reference")]
+)
+def test_gpus_without_a_kernel_take_another_attention(capability, name):
+  """A T4, which notebooks get for free, is of 7.5."""
+  device = types.SimpleNamespace(platform="gpu", compute_capability=capability)
+  assert attention.resolve("auto", attention.platform_of(device), "bfloat16") == name
 
 
 def test_rematerialisation_changes_no_gradient(spec, params):

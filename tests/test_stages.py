@@ -1,6 +1,9 @@
 """The stages as a user runs them: the whole chain, resume after kill -9, refusals, and the study's own files."""
 
+import errno
+import fcntl
 import json
+import os
 import re
 import signal
 import subprocess
@@ -200,10 +203,17 @@ def test_used_workdirs_are_never_overwritten(tmp_path, chain, capsys):
   assert "can't be written" in refused(*rl, f"--workdir={tmp_path / 'other' / 'thesis.txt'}")
   assert (tmp_path / "other" / "thesis.txt").read_text() == "mine"
   with open(chain / "rl-thinking" / ".lock") as lock:
-    import fcntl
-
     fcntl.flock(lock, fcntl.LOCK_EX)
     assert "in use by process" in refused(*rl, used)
+
+
+def test_where_there_are_no_locks_the_run_goes_on(tmp_path, monkeypatch, caplog):
+  def none(*_):
+    raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+  monkeypatch.setattr(fcntl, "flock", none)
+  assert run("prepare", "--config=smoke", f"--workdir={tmp_path / 'run'}") == 0
+  assert "can't be locked there (Operation not supported)" in caplog.text
 
 
 def test_bad_input_is_refused_before_compile(tmp_path, chain, capsys):

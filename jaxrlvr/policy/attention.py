@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Callable
 
 import jax
@@ -192,6 +193,16 @@ AUTO = {
   ("tpu", "float32"): "splash",
   ("tpu", "bfloat16"): "splash",
 }
+_CUDNN = (8, 0)  # least compute capability with a kernel for attention: Ampere
+
+
+def platform_of(device) -> str:
+  """A device's platform as `AUTO` knows it; GPUs that have no kernel of cuDNN are `older gpu`."""
+  if device.platform != "gpu":
+    return device.platform
+  capability = getattr(device, "compute_capability", "")  # "7.5"; AMD's are names
+  new = re.fullmatch(r"\d+\.\d+", capability) and tuple(map(int, capability.split("."))) >= _CUDNN
+  return "gpu" if new else "older gpu"
 
 
 def resolve(name: str, platform: str, dtype: str) -> str:

@@ -282,7 +282,9 @@ def _refuse(home, strangers: list[str]) -> None:
 
 @contextlib.contextmanager
 def _locked(workdir: Path) -> Iterator[bool]:
-  """Holds the directory's lock (the kernel frees it however the process dies); yields whether a run is in there."""
+  """Holds the directory's lock (the kernel frees it however the process dies); yields whether a run is in there.
+
+  Where the file system has no locks that is told, and the run goes on."""
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     lock = (workdir / ".lock").open("a+")
@@ -291,11 +293,13 @@ def _locked(workdir: Path) -> Iterator[bool]:
   with lock:
     try:
       fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    except BlockingIOError as error:
       lock.seek(0)
       raise InputError(
         f"--workdir={workdir}: in use by {lock.read().strip()}; wait for it or choose another"
       ) from error
+    except OSError as error:  # some mounts, such as Drive's or NFS without its daemon, know no locks
+      _LOG.warning("%s: can't be locked there (%s); give no second run this directory", workdir, error.strerror)
     used = (workdir / "config.json").is_file()
     strangers = [p.name for p in workdir.iterdir() if p.name != ".lock" and p.suffix != ".part"]
     if not used:

@@ -19,7 +19,7 @@ from jaxrlvr import checkpoint, hosts, keys, logbook, optim, remote, shard, weig
 from jaxrlvr.data import raw
 from jaxrlvr.policy import forward
 from jaxrlvr.policy import spec as policy_spec
-from jaxrlvr.policy.attention import resolve
+from jaxrlvr.policy.attention import platform_of, resolve
 from jaxrlvr.policy.spec import RopeScaling, Spec
 from jaxrlvr.text import hf
 from jaxrlvr.text.tokenizer import SentencePiece, Tokenizer
@@ -176,7 +176,7 @@ def load_policy(config: ConfigDict) -> Policy:
   mesh = make_mesh(config)
   stated = read_spec(init / POLICY) if init else fresh_spec(config, config.model.vocab or tokenizer.vocab_size)
   device = mesh.local_devices[0]
-  spec = check_rows(tokenizer, configured(config, model.spec if model else stated, device.platform))
+  spec = check_rows(tokenizer, configured(config, model.spec if model else stated, platform_of(device)))
   placed = policy_spec.shardings(spec, mesh)
   memory = (device.memory_stats() or {}).get("bytes_limit")
   sample_mesh = sampling_mesh(config, spec, mesh, memory)

@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# The first cell of the notebooks in colab/: looks for a TPU or a GPU, installs jaxrlvr for it into .venv, at the
+# versions of colab/constraints.txt, and leaves its name (tpu, gpu or cpu) in .venv/device: bash launch/colab.sh
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+. launch/venv.sh
+device=cpu more=
+# Chips of Google (PCI vendor 1ae0) by the device numbers that jax knows them by; its network card is no TPU.
+if compgen -G '/dev/accel[0-9]*' >/dev/null ||
+  cat /sys/bus/pci/devices/*/uevent 2>/dev/null | grep -qiE '^PCI_ID=1AE0:00(27|56|5E|62|63|6F|76)$'; then
+  device=tpu more=,tpu
+elif nvidia-smi -L 2>/dev/null | grep -q GPU; then
+  device=gpu more=,gpu
+fi
+install_jaxrlvr ".[gym,hub$more]" --constraint colab/constraints.txt
+.venv/bin/python -c 'import sys, jax; sys.exit(jax.default_backend() != sys.argv[1])' "$device" 2>/dev/null || {
+  echo "a $device is here, but jax finds none; choose Runtime, Disconnect and delete runtime, then begin again" >&2
+  exit 3
+}
+echo "$device" > .venv/device
+echo "jaxrlvr $(git describe --always --dirty 2>/dev/null || true) is ready on $device ($(nproc) cores)"

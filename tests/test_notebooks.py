@@ -1,0 +1,132 @@
+"""The notebooks of colab/: what they run exists, what they install is pinned, what they show was really run."""
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from jaxrlvr import config as configs
+from jaxrlvr.main import HELP
+
+ROOT = Path(__file__).parents[1]
+COLAB = ROOT / "colab"
+NOTEBOOKS = sorted(COLAB.glob("*.ipynb"))
+SECONDS = 15 * 60  # that a notebook may take
+
+
+def cells(notebook, kind="code"):
+  return [c for c in json.loads(notebook.read_text())["cells"] if c["cell_type"] == kind]
+
+
+def source(cell):
+  return "".join(cell["source"])
+
+
+def commands(notebook):
+  """[words of each jaxrlvr command]; a name in braces stands for its value in the notebook where that is a literal."""
+  text = "\n".join(source(cell) for cell in cells(notebook))
+  literals = dict(re.findall(r'^(\w+) = "?([^"\s]+)"?  # @param', text, re.M)) | {
+    "DEVICE": "cpu",
+    "CONFIG": "colab:cpu",
+  }
+  for line in re.findall(r"^(?:# )?!\.venv/bin/jaxrlvr (.*)$", text, re.M):
+    yield shlex.split(re.sub(r"\{(\w+)\}", lambda m: literals.get(m[1], "x"), line))
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
+def test_commands_name_stages_and_keys_that_exist(notebook):
+  found = list(commands(notebook))
+  assert len(found) >= 3
+  for stage, *rest in found:
+    assert stage in HELP
+    flags = dict(word[2:].split("=", 1) for word in rest if word.startswith("--"))
+    keys = {name.removeprefix("config."): text for name, text in flags.items() if name.startswith("config.")}
+    assert "workdir" in flags and configs.load(flags.get("config", "base"), keys)
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
+def test_outputs_are_those_of_a_whole_run(notebook):
+  code = cells(notebook)
+  assert [c["execution_count"] for c in code] == list(range(1, len(code) + 1))
+  text = json.dumps([c["outputs"] for c in code])
+  assert "Traceback" not in text and not any(o["output_type"] == "error" for c in code for o in c["outputs"])
+  pages = [o["data"]["text/html"] for c in code for o in c["outputs"] if "text/html" in o.get("data", {})]
+  assert pages and all("<svg" in "".join(page) or "<img" in "".join(page) for page in pages)
+  assert notebook.stat().st_size < 2 << 20
+
+
+def test_every_notebook_begins_with_the_same_pinned_install():
+  first = {source(cells(notebook)[0]) for notebook in NOTEBOOKS}
+  assert len(NOTEBOOKS) == 2 and len(first) == 1 and "bash launch/colab.sh" in first.pop()
+  pins = dict(line.lower().replace("_", "-").split("==") for line in (COLAB / "constraints.txt").read_text().split())
+  wanted = re.search(r"^dependencies = \[(.*?)^\]", (ROOT / "pyproject.toml").read_text(), re.M | re.S)[1]
+  assert {re.match(r"[\w-]+", name)[0] for name in re.findall(r'"(.*?)"', wanted)} <= pins.keys()
+
+
+@pytest.mark.parametrize("device", ["cpu", "gpu", "tpu"])
+def test_the_config_of_notebooks_fits_its_device(device):
+  config = configs.load(f"colab:{device}")
+  assert (config.model.dtype, config.model.attention) == {
+    "cpu": ("float32", "auto"), "gpu": ("bfloat16", "xla"), "tpu": ("bfloat16", "auto"),
+  }[device]  # fmt: skip
+
+
+def execute(notebook, checkout, edit=lambda text: text):
+  """Runs a notebook in a copy of the checkout as Jupyter would; (text of its outputs, seconds)."""
+  nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+  pytest.importorskip("ipykernel")
+  book = nbformat.read(checkout / "colab" / notebook, as_version=4)
+  for cell in book.cells:
+    cell.source = edit(cell.source)
+  begun = time.monotonic()
+  nbclient.NotebookClient(book, timeout=None, resources={"metadata": {"path": checkout / "colab"}}).execute()
+  return json.dumps([cell.get("outputs") for cell in book.cells]), time.monotonic() - begun
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+  """A copy of the files that git knows, without an environment: the notebooks' first cell makes one."""
+  folder = tmp_path_factory.mktemp("notebooks") / "jaxrlvr"
+  names = subprocess.run(
+    ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
+  ).stdout
+  for name in filter(None, names.split("\0")):
+    if (ROOT / name).is_file():
+      (folder / name).parent.mkdir(parents=True, exist_ok=True)
+      shutil.copy2(ROOT / name, folder / name)
+  return folder
+
+
+@pytest.fixture
+def plain(monkeypatch):
+  """One CPU and full optimisation, as users have, instead of what the other tests are run with."""
+  monkeypatch.delenv("XLA_FLAGS")
+  monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+
+
+@pytest.mark.slow
+def test_quickstart_runs(checkout, plain):
+  said, seconds = execute("quickstart.ipynb", checkout)
+  assert "is ready on cpu" in said and "finished" not in said.partition("Traceback")[2]
+  for name in ("demo/analysis", "mine"):
+    assert (checkout / "runs" / name / "report" / "index.html").is_file()
+  assert seconds < SECONDS
+
+
+@pytest.mark.slow
+def test_diagnose_runs_on_a_small_random_model(checkout, plain, tmp_path):
+  from test_models import model
+
+  folder = model(tmp_path / "small")
+  said, seconds = execute(
+    "diagnose.ipynb", checkout, lambda text: re.sub(r'^MODEL = "[^"]*"', f'MODEL = "{folder}"', text, flags=re.M)
+  )
+  assert "What RL will probably do" in said and "not measured" in said
+  (exported,) = checkout.glob("runs/*/majority_vote-hf/model/model.safetensors")
+  assert exported.stat().st_size > 1000 and seconds < SECONDS
