@@ -153,9 +153,14 @@ def test_killed_and_resumed_run_equals_an_unbroken_one_bit_for_bit(tmp_path, cha
   whole, broken = tmp_path / "whole", tmp_path / "broken"
   killed = start(words(broken, init, steps=last))
   deadline = time.monotonic() + 240
-  saved = lambda: [int(p.name) for p in broken.glob("checkpoints/*") if p.name in ("5", "10", "15", "20")]
-  unsaved = lambda: len(logbook.read_jsonl(broken / "metrics.jsonl")) - 1 - max(saved(), default=last)
-  while unsaved() < 2 and time.monotonic() < deadline and killed.poll() is None:  # steps that will have to be repeated
+
+  def saved():
+    return [int(p.name) for p in broken.glob("checkpoints/*") if p.name.isdigit()]
+
+  def unsaved():  # steps that will have to be made again
+    return len(logbook.read_jsonl(broken / "metrics.jsonl")) - 1 - max(saved(), default=last)
+
+  while unsaved() < 2 and time.monotonic() < deadline and killed.poll() is None:
     time.sleep(0.005)
   killed.send_signal(signal.SIGKILL)
   killed.communicate()
