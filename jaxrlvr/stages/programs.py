@@ -268,8 +268,10 @@ def open_topology(where: tpu.Slice):
   for name, value in (quiet | beside).items():
     os.environ.setdefault(name, value)
   jax.config.update("jax_platforms", "cpu")
-  cores = {"chip_config_name": "megacore"} if where.kind == "v4" else {}  # or each TensorCore is a device
+  more = {"chip_config_name": "megacore"} if where.kind == "v4" else {}  # or each TensorCore is a device
+  if where.chips == 1:
+    more["chips_per_host_bounds"] = (1, 1, 1)  # 2x2x1 by default
   try:
-    return topologies.get_topology_desc(platform="tpu", topology_name=where.topology, **cores).devices
+    return topologies.get_topology_desc(platform="tpu", topology_name=where.topology, **more).devices
   except jax.errors.JaxRuntimeError as error:
     raise InputError(f"config.plan.topology = {where.name!r}: {str(error).splitlines()[0]}") from error
