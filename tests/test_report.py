@@ -243,7 +243,7 @@ def test_labels_keep_what_the_font_draws():
 def test_charts_where_a_notebook_names_its_own_backend():
   """Its kernel sets MPLBACKEND for all that it starts, also where that package is not installed."""
   code = "from jaxrlvr import figures; figures._figure(2, 'none')"
-  env = {**os.environ, "MPLBACKEND": "module://no_such_backend"}
+  env = {**os.environ, "MPLBACKEND": "no-such-backend"}
   subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], env=env, check=True)
 
 
