@@ -16,7 +16,6 @@ def get_config(arg=""):
     problems.source, problems.kinds, problems.levels = "reasoning_gym", ("basic_arithmetic", "gcd"), (1,)
     problems.too_long = "drop"
   c.rl.prompt_tokens, c.rl.optim.lr = 128, 3e-6
-  c.rl.votes = 16
   c.evaluate.every, c.saturation_tail = 0, 1
   if device == "cpu":
     c.diagnose.problems, c.diagnose.samples = 8, 16
