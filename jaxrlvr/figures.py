@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -59,7 +58,6 @@ def draw(title: str, lines: Sequence[Line]) -> dict[str, bytes]:
 
 
 def _figure(height: float, ground: str):
-  os.environ["MPLBACKEND"] = "agg"  # a notebook's kernel names its own, which need not be installed here
   from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
 

@@ -114,6 +114,7 @@ def run(argv: Sequence[str] | None = None) -> None:
   for noisy in ("absl", "orbax"):  # what goes wrong is told in one line of our own
     logging.getLogger(noisy).setLevel(logging.DEBUG if flags.debug else logging.CRITICAL)
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+  os.environ["MPLBACKEND"] = "agg"  # a notebook's kernel hands on its own, which may not be installed here
   code, told = attempt(flags, overrides)
   if flags.distributed:
     from jaxrlvr import hosts

@@ -1,10 +1,12 @@
 """The notebooks of colab/: what they run exists, what they install is pinned, what they show was really run."""
 
 import json
+import os
 import re
 import shlex
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -74,6 +76,13 @@ def test_the_config_of_notebooks_fits_its_device(device):
   assert (config.model.dtype, config.model.attention) == {
     "cpu": ("float32", "auto"), "gpu": ("bfloat16", "xla"), "tpu": ("bfloat16", "auto"),
   }[device]  # fmt: skip
+
+
+def test_the_backend_of_a_notebooks_charts_is_left_to_it(tmp_path):
+  """Its kernel hands MPLBACKEND to all that it starts, also where that package is not installed."""
+  pytest.importorskip("reasoning_gym")  # which imports matplotlib
+  command = [sys.executable, "-m", "jaxrlvr.main", "prepare", "--config=colab", f"--workdir={tmp_path / 'run'}"]
+  subprocess.run(command, cwd=ROOT, env={**os.environ, "MPLBACKEND": "no-such-backend"}, check=True)
 
 
 def execute(notebook, checkout, edit=lambda text: text):
