@@ -26,6 +26,6 @@ def get_config(arg=""):
     c.model.dtype, c.model.remat = "bfloat16", "full"
     c.model.attention = {"gpu": "xla"}.get(device, "auto")  # on whatever GPU it is
     c.rl.steps, c.rl.problems_per_step, c.rl.group_size, c.rl.response_tokens = 20, 16, 8, 256
-    c.rl.microbatches = 8
+    c.rl.microbatches, c.rl.optim.moment = 32, "bfloat16"
     c.evaluate.samples, c.evaluate.pass_k, c.evaluate.problems_per_batch = 8, (1, 8), 32
   return c
