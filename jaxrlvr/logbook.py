@@ -57,11 +57,22 @@ def write_jsonl(path: Path, rows: Iterable[Mapping]) -> None:
 
 
 def read_jsonl(path: Path) -> list[dict]:
-  """Rows of a jsonl file, [] if it is absent; a half last line (a kill while writing) is left out."""
+  """Rows of a jsonl file, [] if it is absent; a half last line (a kill while writing) is left out.
+
+  InputError where another line is no row."""
   if not path.is_file():
     return []
-  lines = path.read_text(encoding="utf-8").split("\n")
-  return [json.loads(line) for line in lines[:-1] if line]
+  return [_row(path, i, line) for i, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1) if line]
+
+
+def _row(path: Path, number: int, line: bytes) -> dict:
+  try:
+    if isinstance(row := json.loads(line), dict):
+      return row
+    found = f"a {type(row).__name__}"
+  except (ValueError, RecursionError) as error:
+    found = str(error)
+  raise InputError(f"{path}, line {number}: is no JSON object ({found}); restore the file, or take that line out")
 
 
 class Logbook:

@@ -103,7 +103,8 @@ def test_a_hugging_face_model_and_a_policy_as_judge(tmp_path, init):  # noqa: F8
 
 
 def test_local_judge(tmp_path, init):  # noqa: F811
-  """Greedy: a text depends on nothing but its prompt; a prompt that doesn't fit has none; weights make the identity."""
+  """Greedy: a text depends on nothing but its prompt; what doesn't fit, as prompt or as text, is none; weights make
+  the identity."""
   c = configs.load("smoke", {"judge.name": "local", "judge.model": str(init), "judge.tokens": "6",
                              "judge.prompt_tokens": "64", "judge.concurrency": "3"})  # fmt: skip
   complete, identity, counts = local(c, c.judge)
@@ -121,6 +122,8 @@ def test_local_judge(tmp_path, init):  # noqa: F811
   one = make(c, c.judge, tmp_path)
   assert one.faithfulness([Response("q", "a")]) == [None] and one.counts["calls"] == one.counts["missing"] == 1
   assert one.counts["prompt_tokens"] > 500 and not list(tmp_path.iterdir())
+  c.judge.prompt_tokens, c.judge.tokens = 64, 1
+  assert list(local(c, c.judge)[0](prompts)) == [None] * 5  # cut off
 
 
 def test_a_verdict_of_a_policy_is_read_and_kept_by_its_weights(tmp_path):

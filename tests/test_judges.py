@@ -344,6 +344,17 @@ def test_stage_refuses_bad_input_before_any_work(recorded, tmp_path, capsys):
   torn = tmp_path / "torn"
   shutil.copytree(recorded, torn)
   (torn / "rollouts" / "step_000001.jsonl").write_text('{"problem": "p"}\n')
+  changed = {}
+  for name, file, old, new in (
+    ("metrics", "metrics.jsonl", '{"step": 3', '{"st'), ("rows", "metrics.jsonl", '{"step": 3', '[3]\n{"step": 3'),
+    ("bytes", "metrics.jsonl", '"step": 3', '"\udcff": 3'), ("reward", "metrics.jsonl", '"reward": 0.5', '"reward": "x"'),
+    ("step", "metrics.jsonl", '"step": 3', '"step": "x"'), ("line", "rollouts/step_000001.jsonl", '"text"', '"te'),
+    ("right", "rollouts/step_000001.jsonl", '"true_reward": 1.0', '"true_reward": "yes"'),
+  ):  # fmt: skip
+    shutil.copytree(recorded, changed.setdefault(name, tmp_path / name))
+    text = (changed[name] / file).read_text()
+    assert old in text
+    (changed[name] / file).write_text(text.replace(old, new, 1), errors="surrogateescape")
   http = ["judge.name=http", "judge.model=m"]
   for folder, options, words in (
     ("", [], "config.judge.run is empty"),
@@ -351,7 +362,14 @@ def test_stage_refuses_bad_input_before_any_work(recorded, tmp_path, capsys):
     (recorded, ["judge.set=quiz"], "has no evals/quiz_*.jsonl"),
     (recorded, ["judge.steps=(1,7)"], "step 7 is not recorded; there are 1, 2, 3, 4"),
     (apart, [], "no problem is at all of the steps"),
-    (torn, [], "can't be read as recorded responses"),
+    (torn, [], "can't be read as recorded responses (step is absent"),
+    (changed["metrics"], [], "metrics.jsonl, line 4: is no JSON object"),
+    (changed["rows"], [], "line 4: is no JSON object (a list); restore the file"),
+    (changed["bytes"], [], "line 4: is no JSON object ('utf-8' codec"),
+    (changed["reward"], [], "metrics.jsonl: a step or reward is no number (could not convert string to float: 'x')"),
+    (changed["step"], [], "or name steps (config.judge.steps)"),
+    (changed["line"], [], "step_000001.jsonl, line 1: is no JSON object"),
+    (changed["right"], [], "(true_reward is absent or of another kind)"),
     (recorded, ["judge.name=oracle"], "config.judge.name = 'oracle': wanted one of exact, http, local, replay"),
     (recorded, ["judge.problems=0"], "wanted at least 1"),
     (recorded, http, "config.judge: url ''"),

@@ -338,7 +338,7 @@ def read_config(workdir: Path) -> dict:
   """The config and stage of the run in a directory; InputError where it holds none."""
   try:
     found = json.loads((workdir / "config.json").read_text())
-    if "stage" in found and "checkpoint" in found:
+    if isinstance(found, dict) and "stage" in found and "checkpoint" in found:
       return found
     problem = "config.json is another program's"
   except (OSError, ValueError, TypeError) as error:
