@@ -347,8 +347,9 @@ def test_stage_refuses_bad_input_before_any_work(recorded, tmp_path, capsys):
   changed = {}
   for name, file, old, new in (
     ("metrics", "metrics.jsonl", '{"step": 3', '{"st'), ("rows", "metrics.jsonl", '{"step": 3', '[3]\n{"step": 3'),
-    ("bytes", "metrics.jsonl", '"step": 3', '"\udcff": 3'), ("reward", "metrics.jsonl", '"reward": 0.5', '"reward": "x"'),
-    ("step", "metrics.jsonl", '"step": 3', '"step": "x"'), ("line", "rollouts/step_000001.jsonl", '"text"', '"te'),
+    ("bytes", "metrics.jsonl", '"step": 3', '"\udcff": 3'), ("step", "metrics.jsonl", '"step": 3', '"step": "x"'),
+    ("reward", "metrics.jsonl", '"reward": 0.5', '"reward": "x"'),
+    ("line", "rollouts/step_000001.jsonl", '"text"', '"te'),
     ("right", "rollouts/step_000001.jsonl", '"true_reward": 1.0', '"true_reward": "yes"'),
   ):  # fmt: skip
     shutil.copytree(recorded, changed.setdefault(name, tmp_path / name))
