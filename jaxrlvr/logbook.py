@@ -62,17 +62,23 @@ def read_jsonl(path: Path) -> list[dict]:
   InputError where another line is no row."""
   if not path.is_file():
     return []
-  return [_row(path, i, line) for i, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1) if line]
+  lines = enumerate(path.read_bytes().split(b"\n")[:-1], 1)
+  return [_object(f"{path}, line {number}", line) for number, line in lines if line]
 
 
-def _row(path: Path, number: int, line: bytes) -> dict:
+def read_json(path: Path) -> dict:
+  """The object that a JSON file holds, {} if the file is absent, InputError where it holds none."""
+  return _object(str(path), path.read_bytes()) if path.is_file() else {}
+
+
+def _object(place: str, text: bytes) -> dict:
   try:
-    if isinstance(row := json.loads(line), dict):
-      return row
-    found = f"a {type(row).__name__}"
+    if isinstance(found := json.loads(text), dict):
+      return found
+    told = f"a {type(found).__name__}"
   except (ValueError, RecursionError) as error:
-    found = str(error)
-  raise InputError(f"{path}, line {number}: is no JSON object ({found}); restore the file, or take that line out")
+    told = str(error)
+  raise InputError(f"{place}: is no JSON object ({told}); restore it, or take it out")
 
 
 class Logbook:

@@ -365,7 +365,7 @@ def test_stage_refuses_bad_input_before_any_work(recorded, tmp_path, capsys):
     (apart, [], "no problem is at all of the steps"),
     (torn, [], "can't be read as recorded responses (step is absent"),
     (changed["metrics"], [], "metrics.jsonl, line 4: is no JSON object"),
-    (changed["rows"], [], "line 4: is no JSON object (a list); restore the file"),
+    (changed["rows"], [], "line 4: is no JSON object (a list); restore it, or take it out"),
     (changed["bytes"], [], "line 4: is no JSON object ('utf-8' codec"),
     (changed["reward"], [], "metrics.jsonl: a step or reward is no number (could not convert string to float: 'x')"),
     (changed["step"], [], "or name steps (config.judge.steps)"),
@@ -395,6 +395,16 @@ def test_stage_does_not_go_on_with_other_responses(exact, recorded, tmp_path, ca
   assert run(folder, workdir) == 2 and "responses are not those the run began with" in capsys.readouterr().err
   assert run(recorded, workdir, "judge.samples=3") == 2
   assert "config.judge.samples" in capsys.readouterr().err
+
+
+def test_stage_tells_which_of_its_own_files_is_spoilt(exact, recorded, tmp_path, capsys):
+  for name in ("summary.json", "manifest.json", "usage.json", "verdicts.jsonl", "judged/step_000002.jsonl"):
+    workdir = tmp_path / name
+    shutil.copytree(exact, workdir)
+    (workdir / "summary.json").unlink()
+    (workdir / name).write_text("{\n1\n")
+    assert run(recorded, workdir) == 2, name
+    assert f"jaxrlvr: {workdir / name}" in (said := capsys.readouterr().err) and "is no JSON object" in said
 
 
 def test_the_hostile_are_judged_like_others(tmp_path):

@@ -230,8 +230,7 @@ def spend(run: Run, panel: Mapping[str, Judge]) -> None:
 
 
 def usage(run: Run) -> dict[str, dict[str, int]]:
-  file = run.workdir / "usage.json"
-  return json.loads(file.read_text()) if file.is_file() else {}
+  return logbook.read_json(run.workdir / "usage.json")
 
 
 def conclude(config: ConfigDict, run: Run, files: Mapping[int, Path]) -> dict:

@@ -104,7 +104,7 @@ class Run:
 
   def _begin(self, digests: Mapping[str, str]) -> None:
     file = self.workdir / "manifest.json"
-    before = json.loads(file.read_text())["inputs"] if file.is_file() else digests
+    before = logbook.read_json(file).get("inputs", digests)
     for name in digests:
       if before.get(name) != digests[name]:
         raise InputError(
@@ -313,8 +313,7 @@ def _check_used(config: ConfigDict, workdir: Path, stage: str) -> dict | None:
   if (other := before.pop("stage")) != stage:
     raise InputError(f"--workdir={workdir}: holds a run of stage {other!r}, not {stage!r}; choose another directory")
   free = MAY_CHANGE.get(stage, _HARMLESS)
-  summary = workdir / "summary.json"
-  earlier = json.loads(summary.read_text()) if summary.is_file() else None
+  earlier = logbook.read_json(workdir / "summary.json") or None
   unstopped = earlier and "stopped" in earlier and not config.rl.stop_when_memorising
   longer = stage == "rl" and (config.rl.steps > before["rl"]["steps"] or unstopped)
   if longer and config.rl.optim.schedule == "constant" and not config.rl.optim.warmup:
