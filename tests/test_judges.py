@@ -12,6 +12,7 @@ from jaxrlvr import judges, logbook, main, stopping
 from jaxrlvr.analysis import reasoning
 from jaxrlvr.data import arithmetic
 from jaxrlvr.judges import Response, Settings
+from jaxrlvr.types import StorageError
 from jaxrlvr.verify.arithmetic import faithfulness, strategy
 
 HOSTILE = (
@@ -118,6 +119,9 @@ def test_cache(tmp_path):
   file.write_text('{"verdict": 1}')
   assert judge()[0] == [1, None, None, 1]
   assert judge("other model") == (want, 3, 0, 2) and len(list(tmp_path.iterdir())) == 2
+  (taken := tmp_path / "taken").touch()
+  with pytest.raises(StorageError, match="taken: can't keep a verdict .*config.judge.cache"):
+    judges.from_completion(complete, "m", taken).faithfulness(items)
 
 
 def test_the_key_covers_everything_that_was_asked(monkeypatch):
