@@ -26,6 +26,7 @@ from jaxrlvr.types import InputError
 _LOG = logging.getLogger(__name__)
 Complete = Callable[[list[str]], Iterable[str | None]]  # texts in the order of the prompts, None where there is none
 _MOST_BYTES = 1 << 20  # of a response's body
+_MOST_TOKENS = 10**9  # of a call, beyond which usage is garbage
 _LONGEST_WAIT = 30.0  # seconds of back-off, but for a Retry-After
 _PATIENCE = 8  # prompts in a row that an outage may take before nothing is asked any more, or twice those in flight
 _CURES = {  # of status codes after which no further call makes sense
@@ -152,10 +153,10 @@ class Client:
       status, again, data = _post(self._url, body, headers, seconds)
     except TimeoutError:
       return _Reply(None, "no answer in time", 0.0)
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:  # ValueError: chunks of negative size
       return _Reply(None, f"can't be reached ({getattr(error, 'strerror', None) or type(error).__name__})", 0.0)
     trouble = f"answered {status} {http.client.responses.get(status, '')}".strip()
-    if status == 429 or status >= 500:
+    if status in (408, 429) or status >= 500:
       return _Reply(None, trouble, again)
     if status in _CURES:
       return _Reply(None, f"{trouble}; {_CURES[status].format(self._endpoint.key_variable)}", hopeless=True)
@@ -179,10 +180,14 @@ def _read(data: bytes, counts: Counter) -> _Reply:
     answer = json.loads(data)
     for name in ("prompt_tokens", "completion_tokens"):
       with contextlib.suppress(*_NOT_AN_ANSWER):
-        counts[name] += max(0, int(answer["usage"][name]))
-    text = answer["choices"][0]["message"]["content"]
+        if 0 <= (used := int(answer["usage"][name])) <= _MOST_TOKENS:
+          counts[name] += used
+    choice = answer["choices"][0]
+    text, ended = choice["message"]["content"], choice.get("finish_reason")
   except _NOT_AN_ANSWER:
     return _Reply(None, "answered with something that is no chat completion")
+  if ended in ("length", "content_filter"):  # a verdict at its end may be the beginning of another
+    return _Reply(None, f"answered with a text that was cut off ({ended}); see the limits in request")
   return _Reply(text) if isinstance(text, str) else _Reply(None, "answered without a text")
 
 

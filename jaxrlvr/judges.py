@@ -19,7 +19,7 @@ from jaxrlvr import endpoint
 from jaxrlvr.data.arithmetic import operations
 from jaxrlvr.logbook import read_jsonl
 from jaxrlvr.text.answer import after_thinking
-from jaxrlvr.types import InputError
+from jaxrlvr.types import InputError, StorageError
 from jaxrlvr.verify import arithmetic
 
 Ruling = float | bool | None  # faithfulness 1.0, 0.5 or 0.0; the same strategy or not; None: missing
@@ -171,10 +171,15 @@ class Folder:
       return None
 
   def __setitem__(self, key: str, verdict: float | bool) -> None:
-    self._folder.mkdir(parents=True, exist_ok=True)
-    part = self._file(key).with_suffix(f".{os.getpid()}.part")  # several runs may share a folder
-    part.write_text(json.dumps({"verdict": verdict, "judge": self._judge, "key": key}) + "\n")
-    part.replace(self._file(key))
+    try:
+      self._folder.mkdir(parents=True, exist_ok=True)
+      part = self._file(key).with_suffix(f".{os.getpid()}.part")  # several runs may share a folder
+      part.write_text(json.dumps({"verdict": verdict, "judge": self._judge, "key": key}) + "\n")
+      part.replace(self._file(key))
+    except OSError as error:
+      raise StorageError(
+        f"{self._folder}: can't keep a verdict ({error.strerror}); name another folder (config.judge.cache)"
+      ) from error
 
 
 def from_completion(complete: endpoint.Complete, identity: str, folder: Path, counts: Counter | None = None) -> Judge:

@@ -57,11 +57,28 @@ def write_jsonl(path: Path, rows: Iterable[Mapping]) -> None:
 
 
 def read_jsonl(path: Path) -> list[dict]:
-  """Rows of a jsonl file, [] if it is absent; a half last line (a kill while writing) is left out."""
+  """Rows of a jsonl file, [] if it is absent; a half last line (a kill while writing) is left out.
+
+  InputError where another line is no row."""
   if not path.is_file():
     return []
-  lines = path.read_text(encoding="utf-8").split("\n")
-  return [json.loads(line) for line in lines[:-1] if line]
+  lines = enumerate(path.read_bytes().split(b"\n")[:-1], 1)
+  return [_object(f"{path}, line {number}", line) for number, line in lines if line]
+
+
+def read_json(path: Path) -> dict:
+  """The object that a JSON file holds, {} if the file is absent, InputError where it holds none."""
+  return _object(str(path), path.read_bytes()) if path.is_file() else {}
+
+
+def _object(place: str, text: bytes) -> dict:
+  try:
+    if isinstance(found := json.loads(text), dict):
+      return found
+    told = f"a {type(found).__name__}"
+  except (ValueError, RecursionError) as error:
+    told = str(error)
+  raise InputError(f"{place}: is no JSON object ({told}); restore it, or take it out")
 
 
 class Logbook:

@@ -46,5 +46,5 @@ def send(handler, status=200, body=b"", **headers):
   handler.wfile.write(body)
 
 
-def completion(text, **more):
-  return json.dumps({"choices": [{"message": {"content": text}}], **more}).encode()
+def completion(text, ended="stop", **more):
+  return json.dumps({"choices": [{"message": {"content": text}, "finish_reason": ended}], **more}).encode()

@@ -1,8 +1,10 @@
 """Diagnosis before RL and the judge `local` with real samplers, and a run of RL that stops as it memorises."""
 
 import json
+import re
 
 import pytest
+from serving import completion, send
 from test_models import model
 from test_weak import init, run  # noqa: F401  (a policy that boxes digits)
 
@@ -86,6 +88,27 @@ def test_without_a_judge_nothing_is_said_of_reasoning(tmp_path, init):  # noqa: 
   assert [p["rule"] for p in found["predictions"]] == [5, 5, 5, 1] and "--config.judge.name=local" in page
 
 
+def test_an_outage_of_the_judge_is_told_and_gone_on_from(tmp_path, init, serve, capsys):  # noqa: F811
+  """The page tells the rest; nothing is sampled again, and nothing asked that is known."""
+  up = []
+
+  def play(handler, number, request):
+    mark = re.search(r"bear the mark (\w+) is data", text := request["messages"][0]["content"])[1]
+    word = "0" if "arrives at the stated" in text else "same"
+    send(handler, 200 if up or number < 3 else 503, completion(f"VERDICT {mark}: {word}"))
+
+  server = serve(play)
+  how = SMALL | dict(init=init, judge__name="http", judge__url=server.url, judge__model="m", judge__retries=0)
+  assert run("diagnose", tmp_path, **how) == 3 and "verdicts are missing" in capsys.readouterr().err
+  assert "are **not measured**" in (tmp_path / "diagnosis.md").read_text()
+  assert not (tmp_path / "summary.json").exists() and len(list((tmp_path / "cache").iterdir())) == 2
+  up.append(len(server.requests))
+  sampled = {file: file.stat().st_mtime_ns for file in (tmp_path / "rows").iterdir()}
+  assert run("diagnose", tmp_path, **how) == 0 and told(tmp_path)["judging"]["missing"] == 0
+  assert sampled == {file: file.stat().st_mtime_ns for file in sampled}
+  assert len(server.requests) - up[0] == len(list((tmp_path / "cache").iterdir())) - 2
+
+
 def test_a_hugging_face_model_and_a_policy_as_judge(tmp_path, init):  # noqa: F811
   """A judge whose prompts must be shorter than any rubric gives no verdict, and each that is missing is counted."""
   source = model(tmp_path / "hf")
@@ -103,7 +126,8 @@ def test_a_hugging_face_model_and_a_policy_as_judge(tmp_path, init):  # noqa: F8
 
 
 def test_local_judge(tmp_path, init):  # noqa: F811
-  """Greedy: a text depends on nothing but its prompt; a prompt that doesn't fit has none; weights make the identity."""
+  """Greedy: a text depends on nothing but its prompt; what doesn't fit, as prompt or as text, is none; weights make
+  the identity."""
   c = configs.load("smoke", {"judge.name": "local", "judge.model": str(init), "judge.tokens": "6",
                              "judge.prompt_tokens": "64", "judge.concurrency": "3"})  # fmt: skip
   complete, identity, counts = local(c, c.judge)
@@ -121,6 +145,8 @@ def test_local_judge(tmp_path, init):  # noqa: F811
   one = make(c, c.judge, tmp_path)
   assert one.faithfulness([Response("q", "a")]) == [None] and one.counts["calls"] == one.counts["missing"] == 1
   assert one.counts["prompt_tokens"] > 500 and not list(tmp_path.iterdir())
+  c.judge.prompt_tokens, c.judge.tokens = 64, 1
+  assert list(local(c, c.judge)[0](prompts)) == [None] * 5  # cut off
 
 
 def test_a_verdict_of_a_policy_is_read_and_kept_by_its_weights(tmp_path):

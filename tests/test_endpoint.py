@@ -68,9 +68,17 @@ def cut(handler, number, request):
   handler.close_connection = True
 
 
+def negative(handler, number, request):
+  handler.send_response(200)
+  handler.send_header("Transfer-Encoding", "chunked")
+  handler.end_headers()
+  handler.wfile.write(b"-5\r\nabc\r\n")
+  handler.close_connection = True
+
+
 @pytest.mark.parametrize(
   "trouble",
-  [reset, cut, *(lambda h, n, r, status=status: send(h, status) for status in (429, 500, 502, 503))],
+  [reset, cut, negative, *(lambda h, n, r, status=status: send(h, status) for status in (408, 429, 500, 502, 503))],
 )
 def test_what_may_pass_is_tried_again(serve, waits, trouble):
   server = serve(lambda h, n, r: trouble(h, n, r) if n < 3 else echo(h, n, r))
@@ -125,6 +133,7 @@ GARBAGE = {
   "no text": completion(None),
   "a number": completion(1),
   "deep": b"[" * 100_000,
+  **{ended: completion("VERDICT m: 0", ended) for ended in ("length", "content_filter")},
   "infinite usage": b'{"usage": {"prompt_tokens": Infinity, "completion_tokens": "x"}, "choices": []}',
 }
 
@@ -133,6 +142,12 @@ GARBAGE = {
 def test_garbage_is_no_text(serve, body):
   c = client(serve(lambda h, n, r: send(h, body=body)))
   assert list(c(["q"])) == [None] and c.counts["calls"] == 1
+
+
+def test_usage_that_can_not_be_is_not_counted(serve):
+  usage = {"prompt_tokens": 10**400, "completion_tokens": 7}
+  c = client(serve(lambda h, n, r: send(h, body=completion("x", "stop", usage=usage))))
+  assert list(c(["q"])) == ["x"] and (c.counts["prompt_tokens"], c.counts["completion_tokens"]) == (0, 7)
 
 
 def test_a_huge_body_is_not_read_to_its_end(serve, caplog):

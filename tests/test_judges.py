@@ -12,6 +12,7 @@ from jaxrlvr import judges, logbook, main, stopping
 from jaxrlvr.analysis import reasoning
 from jaxrlvr.data import arithmetic
 from jaxrlvr.judges import Response, Settings
+from jaxrlvr.types import StorageError
 from jaxrlvr.verify.arithmetic import faithfulness, strategy
 
 HOSTILE = (
@@ -118,6 +119,9 @@ def test_cache(tmp_path):
   file.write_text('{"verdict": 1}')
   assert judge()[0] == [1, None, None, 1]
   assert judge("other model") == (want, 3, 0, 2) and len(list(tmp_path.iterdir())) == 2
+  (taken := tmp_path / "taken").touch()
+  with pytest.raises(StorageError, match="taken: can't keep a verdict .*config.judge.cache"):
+    judges.from_completion(complete, "m", taken).faithfulness(items)
 
 
 def test_the_key_covers_everything_that_was_asked(monkeypatch):
@@ -344,6 +348,18 @@ def test_stage_refuses_bad_input_before_any_work(recorded, tmp_path, capsys):
   torn = tmp_path / "torn"
   shutil.copytree(recorded, torn)
   (torn / "rollouts" / "step_000001.jsonl").write_text('{"problem": "p"}\n')
+  changed = {}
+  for name, file, old, new in (
+    ("metrics", "metrics.jsonl", '{"step": 3', '{"st'), ("rows", "metrics.jsonl", '{"step": 3', '[3]\n{"step": 3'),
+    ("bytes", "metrics.jsonl", '"step": 3', '"\udcff": 3'), ("step", "metrics.jsonl", '"step": 3', '"step": "x"'),
+    ("reward", "metrics.jsonl", '"reward": 0.5', '"reward": "x"'),
+    ("line", "rollouts/step_000001.jsonl", '"text"', '"te'),
+    ("right", "rollouts/step_000001.jsonl", '"true_reward": 1.0', '"true_reward": "yes"'),
+  ):  # fmt: skip
+    shutil.copytree(recorded, changed.setdefault(name, tmp_path / name))
+    text = (changed[name] / file).read_text()
+    assert old in text
+    (changed[name] / file).write_text(text.replace(old, new, 1), errors="surrogateescape")
   http = ["judge.name=http", "judge.model=m"]
   for folder, options, words in (
     ("", [], "config.judge.run is empty"),
@@ -351,7 +367,14 @@ def test_stage_refuses_bad_input_before_any_work(recorded, tmp_path, capsys):
     (recorded, ["judge.set=quiz"], "has no evals/quiz_*.jsonl"),
     (recorded, ["judge.steps=(1,7)"], "step 7 is not recorded; there are 1, 2, 3, 4"),
     (apart, [], "no problem is at all of the steps"),
-    (torn, [], "can't be read as recorded responses"),
+    (torn, [], "can't be read as recorded responses (step is absent"),
+    (changed["metrics"], [], "metrics.jsonl, line 4: is no JSON object"),
+    (changed["rows"], [], "line 4: is no JSON object (a list); restore it, or take it out"),
+    (changed["bytes"], [], "line 4: is no JSON object ('utf-8' codec"),
+    (changed["reward"], [], "metrics.jsonl: a step or reward is no number (could not convert string to float: 'x')"),
+    (changed["step"], [], "or name steps (config.judge.steps)"),
+    (changed["line"], [], "step_000001.jsonl, line 1: is no JSON object"),
+    (changed["right"], [], "(true_reward is absent or of another kind)"),
     (recorded, ["judge.name=oracle"], "config.judge.name = 'oracle': wanted one of exact, http, local, replay"),
     (recorded, ["judge.problems=0"], "wanted at least 1"),
     (recorded, http, "config.judge: url ''"),
@@ -376,6 +399,16 @@ def test_stage_does_not_go_on_with_other_responses(exact, recorded, tmp_path, ca
   assert run(folder, workdir) == 2 and "responses are not those the run began with" in capsys.readouterr().err
   assert run(recorded, workdir, "judge.samples=3") == 2
   assert "config.judge.samples" in capsys.readouterr().err
+
+
+def test_stage_tells_which_of_its_own_files_is_spoilt(exact, recorded, tmp_path, capsys):
+  for name in ("summary.json", "manifest.json", "usage.json", "verdicts.jsonl", "judged/step_000002.jsonl"):
+    workdir = tmp_path / name
+    shutil.copytree(exact, workdir)
+    (workdir / "summary.json").unlink()
+    (workdir / name).write_text("{\n1\n")
+    assert run(recorded, workdir) == 2, name
+    assert f"jaxrlvr: {workdir / name}" in (said := capsys.readouterr().err) and "is no JSON object" in said
 
 
 def test_the_hostile_are_judged_like_others(tmp_path):

@@ -81,6 +81,12 @@ def test_undefined_says_why(rewards, evals, note):
   assert note in found.note and found.gain is None
 
 
+def test_a_run_that_was_never_paid_says_so():
+  found = saturation([None, 0.0, 0.0, 0.0], {0: 0.1, 4: 0.2}, tail=1)
+  assert found.t_sat == 2 and found.gain == pytest.approx(0.05) and "no reward is above 0" in found.note
+  assert saturation([0.5, 0.5, 0.5], {0: 0.1, 3: 0.2}, tail=1).note == ""
+
+
 def test_missing_rewards_keep_their_step():
   assert saturation([None, 0.1, None, 1.0, 1.0], {0: 0.0, 5: 1.0}, tail=1).t_sat == 4
 

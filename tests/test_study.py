@@ -29,7 +29,7 @@ def stages():
 
 
 def test_what_fails_is_told_and_the_others_go_on(tmp_path, stages, capsys):
-  other = {"name": "more", "stage": "tokenizer", "set": {"text.vocab": 340}}
+  other = {"name": "more", "stage": "tokenizer", "set": {"text.vocab": 340}, "cell": {"arm": "A", "setting": "S"}}
   behind = {"name": "behind", "stage": "judge", "files": {"judge.run": "bad"}}
   config = of_links(TOKENIZER, NO_RUN, behind, other)
   run = study(stages)
@@ -40,8 +40,13 @@ def test_what_fails_is_told_and_the_others_go_on(tmp_path, stages, capsys):
   assert f"bad: exit code 2, see {tmp_path}" in capsys.readouterr().err and not (tmp_path / "behind").exists()
   made = {name: (tmp_path / name / "summary.json").stat().st_mtime_ns for name in ("words", "more")}
   summary = run(of_links(TOKENIZER, other), tmp_path)
-  assert summary["finished"] and summary["links"] == 2
+  assert summary["finished"] and summary["links"] == 2 and summary["report"] == f"('{tmp_path}',)"
   assert made == {name: (tmp_path / name / "summary.json").stat().st_mtime_ns for name in made}
+  assert "report" not in run(of_links(TOKENIZER), tmp_path)  # there is no cell
+  (tmp_path / "words" / "summary.json").write_text("{")
+  with pytest.raises(InputError, match="words/summary.json: is no JSON object .*; restore it, or take it out"):
+    run(of_links(TOKENIZER), tmp_path)
+  (tmp_path / "words" / "summary.json").unlink()
   started = (tmp_path / "links" / "words.log").read_text()
   with pytest.raises(TrainingStopped):
     run(of_links(TOKENIZER | {"set": {"text.vocab": 341}}), tmp_path)  # another config is not taken for done

@@ -16,7 +16,7 @@ _CLEARLY = 4.0  # standard errors that a rise must have
 
 @dataclasses.dataclass(frozen=True)
 class Saturation:
-  """t_sat and what evaluation M says about it, in M's unit; None where undefined, and `note` says why."""
+  """t_sat and what evaluation M says about it, in M's unit; None where undefined; `note` says why, or what to mind."""
 
   t_sat: int | None  # first t <= T - tail with reward_t >= 0.99 max reward; steps count from 1
   reward_max: float | None
@@ -49,7 +49,9 @@ def saturation(reward_T: Sequence[float | None], evals: Mapping[int, float], tai
   between = (max(s for s in evals if s <= t_sat), min(s for s in evals if s >= t_sat))
   gain = value - evals[0] if 0 in evals else None
   residual = max([value, *(m for s, m in evals.items() if t_sat <= s <= T)]) - value
-  return Saturation(t_sat, reward_max, value, between, gain, residual, "" if 0 in evals else "no evaluation at step 0")
+  note = ["no reward is above 0, and so the first has 99% of the largest"] * (reward_max == 0)
+  note += ["no evaluation at step 0"] * (gain is None)
+  return Saturation(t_sat, reward_max, value, between, gain, residual, "; ".join(note))
 
 
 def value_at(evals: Mapping[int, float], step: int) -> float | None:

@@ -13,7 +13,7 @@ from jaxrlvr.data import problems as problem_lists
 from jaxrlvr.policy import spec as policy_spec
 from jaxrlvr.stages import setup
 from jaxrlvr.stages.evaluate import graded
-from jaxrlvr.stages.judge import judge_step, make
+from jaxrlvr.stages.judge import judge_step, make, stop_if_missing
 from jaxrlvr.stages.label import Survey, lot, survey
 from jaxrlvr.stages.run import Run
 from jaxrlvr.types import InputError, Problem
@@ -41,7 +41,8 @@ TOLD = {
 def diagnose(config: ConfigDict, workdir: str | Path) -> dict:
   """Samples `config.diagnose.problems` of `config.problems` as RL would, judges some, and says what RL will meet.
 
-  diagnosis.md is the page to read, diagnosis.json its numbers, rows/ has all responses, verdicts.jsonl the judge's.
+  diagnosis.md is the page to read, diagnosis.json its numbers, rows/ has all responses, verdicts.jsonl the judge's. In
+  an outage of a judge `http` the page tells the rest, and the stage ends unfinished.
   """
   d, j, ready = config.diagnose, config.judge, {}
   if hosts.count() > 1 and j.name not in ("exact", "replay"):
@@ -72,6 +73,8 @@ def diagnose(config: ConfigDict, workdir: str | Path) -> dict:
       run.workdir / "diagnosis.md", "\n".join(f"{title}\n\n{text.rstrip()}\n" for title, text in page.items())
     )
     print(page[_MEASURED] + "\n" + page[_PREDICTED] + f"\nthe page: {run.home / 'diagnosis.md'}")
+    if j.name == "http":  # it may answer another time
+      stop_if_missing(0, logbook.read_jsonl(run.workdir / "verdicts.jsonl"), j.max_missing)
     return made
 
   count = d.problems if config.problems.source in problem_lists.GENERATED else 0

@@ -16,12 +16,14 @@ from jaxrlvr import endpoint, hosts, judges, logbook, remote, stopping
 from jaxrlvr.analysis import reasoning
 from jaxrlvr.analysis.saturation import saturation
 from jaxrlvr.judges import Judge, Response
+from jaxrlvr.policy.sample import STOP_LENGTH
 from jaxrlvr.stages import rollout, setup
 from jaxrlvr.stages.label import lot
 from jaxrlvr.stages.run import Run, open_run, read_config
 from jaxrlvr.types import InputError, Problem, TrainingStopped
 
-_READ = ("step", "problem", "sample", "prompt", "text", "true_reward")  # of a recorded response
+_READ = {"step": int, "problem": str, "sample": int, "prompt": str, "text": str,
+         "true_reward": (int, float, type(None))}  # of a recorded response  # fmt: skip
 _TOLD = ("F(1)/all", "diversity", "faithful_diversity")  # printed at the end
 
 
@@ -55,7 +57,11 @@ def local(config: ConfigDict, group: ConfigDict) -> tuple[endpoint.Complete, str
     fits = [p for p in asked if len(ids[p.id]) <= group.prompt_tokens]
     counts.update(calls=len(fits), too_long=len(asked) - len(fits), prompt_tokens=sum(len(ids[p.id]) for p in fits))
     batches = sampler.sweep(policy.params, rollout.Loaded(fits, ids, 0), size)
-    texts = (text for drawn in batches for (text,) in drawn.answers.text_PG)
+    texts = (
+      text if stop != STOP_LENGTH else None  # cut off, a verdict may be the beginning of another
+      for drawn in batches
+      for (text,), (stop,) in zip(drawn.answers.text_PG, drawn.stop_PG, strict=False)
+    )
     for p in asked:
       yield next(texts) if len(ids[p.id]) <= group.prompt_tokens and not stopping.asked() else None
 
@@ -81,8 +87,15 @@ def choose_steps(files: Mapping[int, Path], wanted: Sequence[int], folder: Path,
     raise InputError(f"config.judge.steps: step {absent[0]} is not recorded; there are {', '.join(map(str, files))}")
   if wanted:
     return sorted(set(wanted))
-  rewards = {row["step"]: row.get("reward") for row in logbook.read_jsonl(folder / "metrics.jsonl")}
-  t_sat = saturation([rewards.get(t) for t in range(1, max(rewards, default=0) + 1)], {}, tail).t_sat
+  rows = logbook.read_jsonl(folder / "metrics.jsonl")
+  try:
+    rewards = {row["step"]: row.get("reward") for row in rows}
+    t_sat = saturation([rewards.get(t) for t in range(1, max(rewards, default=0) + 1)], {}, tail).t_sat
+  except (ValueError, KeyError, TypeError) as error:
+    raise InputError(
+      f"{folder / 'metrics.jsonl'}: a step or reward is no number ({error}); restore it, or name steps "
+      "(config.judge.steps)"
+    ) from error
   saturated = [step for step in files if t_sat is not None and step >= t_sat][:1]
   return sorted({min(files), *saturated, max(files)})
 
@@ -98,11 +111,11 @@ def choose(config: ConfigDict) -> dict[int, list[dict]]:
   steps = choose_steps(files, j.steps, folder, config.saturation_tail)
   by_step: dict[int, dict[str, list[dict]]] = {step: {} for step in steps}
   for step, by_problem in by_step.items():
-    try:
-      for row in logbook.read_jsonl(files[step]):
-        by_problem.setdefault(row["problem"], []).append({name: row[name] for name in _READ})
-    except (ValueError, KeyError, TypeError) as error:
-      raise InputError(f"{files[step]}: can't be read as recorded responses ({error!r})") from error
+    for row in logbook.read_jsonl(files[step]):
+      if odd := [name for name, kind in _READ.items() if not isinstance(row.get(name, ...), kind)]:
+        told = f"can't be read as recorded responses ({odd[0]} is absent or of another kind)"
+        raise InputError(f"{files[step]}: {told}; restore the file, or judge other steps (config.judge.steps)")
+      by_problem.setdefault(row["problem"], []).append({name: row[name] for name in _READ})
   shared = set.intersection(*(set(by_problem) for by_problem in by_step.values()))
   if not shared:
     raise InputError(f"config.judge: no problem is at all of the steps {steps}; judge an evaluated set, whose problems "
@@ -160,8 +173,8 @@ def stop_if_missing(step: int, verdicts: Sequence[Mapping], limit: float) -> Non
     if missing > limit * len(said):
       raise TrainingStopped(
         f"step {step}: {missing} of {len(said)} verdicts {'of the second judge ' * (name == 'second')}are missing, "
-        f"over config.judge.max_missing = {limit}; see that it answers (warnings above; exact knows only the embedded "
-        "arithmetic). The same command goes on, and asks http only for what is missing"
+        f"over config.judge.max_missing = {limit}; see that it answers (warnings above) with the line it is asked for "
+        "(exact knows only the embedded arithmetic). The same command goes on, and asks http only for what is missing"
       )
 
 
@@ -217,8 +230,7 @@ def spend(run: Run, panel: Mapping[str, Judge]) -> None:
 
 
 def usage(run: Run) -> dict[str, dict[str, int]]:
-  file = run.workdir / "usage.json"
-  return json.loads(file.read_text()) if file.is_file() else {}
+  return logbook.read_json(run.workdir / "usage.json")
 
 
 def conclude(config: ConfigDict, run: Run, files: Mapping[int, Path]) -> dict:

@@ -104,7 +104,7 @@ class Run:
 
   def _begin(self, digests: Mapping[str, str]) -> None:
     file = self.workdir / "manifest.json"
-    before = json.loads(file.read_text())["inputs"] if file.is_file() else digests
+    before = logbook.read_json(file).get("inputs", digests)
     for name in digests:
       if before.get(name) != digests[name]:
         raise InputError(
@@ -317,8 +317,7 @@ def _check_used(config: ConfigDict, workdir: Path, stage: str) -> dict | None:
   if (other := before.pop("stage")) != stage:
     raise InputError(f"--workdir={workdir}: holds a run of stage {other!r}, not {stage!r}; choose another directory")
   free = MAY_CHANGE.get(stage, _HARMLESS)
-  summary = workdir / "summary.json"
-  earlier = json.loads(summary.read_text()) if summary.is_file() else None
+  earlier = logbook.read_json(workdir / "summary.json") or None
   unstopped = earlier and "stopped" in earlier and not config.rl.stop_when_memorising
   longer = stage == "rl" and (config.rl.steps > before["rl"]["steps"] or unstopped)
   if longer and config.rl.optim.schedule == "constant" and not config.rl.optim.warmup:
@@ -342,7 +341,7 @@ def read_config(workdir: Path) -> dict:
   """The config and stage of the run in a directory; InputError where it holds none."""
   try:
     found = json.loads((workdir / "config.json").read_text())
-    if "stage" in found and "checkpoint" in found:
+    if isinstance(found, dict) and "stage" in found and "checkpoint" in found:
       return found
     problem = "config.json is another program's"
   except (OSError, ValueError, TypeError) as error:

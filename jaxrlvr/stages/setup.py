@@ -240,8 +240,7 @@ def _load_params(run: Path, shapes: dict, placed: dict):
   store.close()
   if found is None:
     raise InputError(f"config.init = {str(run)!r}: has no checkpoint; let that run finish first")
-  summary = run / "summary.json"
-  whole = json.loads(summary.read_text())["steps"] if summary.is_file() else None
+  whole = logbook.read_json(run / "summary.json").get("steps")
   if found[2]["step"] != whole:
     raise InputError(
       f"config.init = {str(run)!r}: step {found[2]['step']} is all of it that loads, its end is {whole}; finish it"

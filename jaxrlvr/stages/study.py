@@ -66,11 +66,8 @@ class _Links:
     logbook.write_atomic(self._workdir / "commands.txt", "\n".join(lines) + "\n")
 
   def _finished(self, name: str) -> bool:
-    files = [self._workdir / name / file for file in ("summary.json", "config.json")]
-    if not all(file.is_file() for file in files):
-      return False
-    summary, config = (json.loads(file.read_text()) for file in files)
-    config.pop("stage")
+    summary, config = (logbook.read_json(self._workdir / name / f"{file}.json") for file in ("summary", "config"))
+    config.pop("stage", None)
     return bool(summary.get("finished")) and config == json.loads(json.dumps(self._config[name]))
 
   def left(self) -> bool:
@@ -113,7 +110,7 @@ class _Links:
 
 
 def study(stages: Mapping[str, Stage]) -> Stage:
-  """The stage that runs the links of `config.chain`, `config.study.jobs` at once, and reports on its cells.
+  """The stage that runs the links of `config.chain`, `config.study.jobs` at once, and reports on its cells if any.
 
   A link that is finished is not run again, one that failed is told and what needs it left out: the same command goes
   on. Each link is also a line of commands.txt, for one job a cell elsewhere.
@@ -146,13 +143,16 @@ def study(stages: Mapping[str, Stage]) -> Stage:
       except BaseException:
         links.stop()
         raise
-      made = stages["report"](configs.derive(config, {"report.runs": (str(workdir),)}), workdir / "report")
+      made = {}
+      if any("cell" in link for link in config.chain):
+        made = stages["report"](configs.derive(config, {"report.runs": (str(workdir),)}), workdir / "report")
       if len(links.done) < total:
         raise TrainingStopped(
           f"{total - len(links.done)} of {total} links are not finished; failed: "
           f"{', '.join(f'{name} (exit code {code})' for name, code in links.failed.items())}; their logs are in "
-          f"{workdir / LINKS}, the report tells of the others: {made['report']}. The same command goes on"
+          f"{workdir / LINKS}, the report tells of the others: {made.get('report', 'none, no link has a cell')}. The "
+          "same command goes on"
         )
-      return run.finish(links=total, report=made["report"])
+      return run.finish(links=total, **{k: v for k, v in made.items() if k == "report"})
 
   return run_study
