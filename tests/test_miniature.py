@@ -15,7 +15,7 @@ SETTINGS = ("N = 8", "N = 512", "gamma = 0.7", "majority vote", "self-certainty"
 WEAK = SETTINGS[:4]  # all but self-certainty
 THINKING, OTHER = (tuple(f"{base} + {sft}" for base in ("Base", "CPT")) for sft in ("Thinking", "Non-thinking"))
 HALF = 0.05 + 1e-6  # the last digit's, in what the page shows
-SETS = {"": "in-domain", "a sixth operation": "arithmetic-longer", "two digits": "arithmetic-large"}
+SETS = {"": "arithmetic", "a sixth operation": "arithmetic-longer", "two digits": "arithmetic-large"}
 
 
 @functools.cache
@@ -59,11 +59,11 @@ def overview(arm, setting):
 
 def check_accuracy(page):
   found = told(page)
-  arms = {name: THINKING + (OTHER if name == "in-domain" else ()) for name in SETS.values()}
+  arms = {name: THINKING + (OTHER if name == "arithmetic" else ()) for name in SETS.values()}
   assert list(found) == [(name, arm, setting) for name in arms for arm in arms[name] for setting in SETTINGS]
   for (name, arm, setting), (start, end, *_) in found.items():
     assert end - start == pytest.approx(gains(name, arm, setting)[0], abs=2 * HALF), (name, arm, setting)
-    if name == "in-domain":
+    if name == "arithmetic":
       assert (start, end) == overview(arm, setting)[:2]
   for name, arm in dict.fromkeys((name, arm) for name, arm, _ in found):
     check_seeds(arm, [(found[name, arm, setting], gains(name, arm, setting)) for setting in SETTINGS])
@@ -110,7 +110,7 @@ def accuracy_claims(page):
   """{start of a claim: what its row says}, worked out from the accuracies that check_accuracy has found true."""
   here = told(page)
   starts = {place[:2]: start for place, (start, *_) in here.items()}
-  ends = {place[1:]: end for place, (_, end, *_) in here.items() if place[0] == "in-domain"}
+  ends = {place[1:]: end for place, (_, end, *_) in here.items() if place[0] == "arithmetic"}
   others = [ends[arm, setting] for arm in OTHER for setting in SETTINGS]
   pairs = {name: [[here[name, arm, setting] for arm in THINKING] for setting in WEAK] for name in SETS.values()}
   assert all(base[3] > cpt[2] for some in pairs.values() for base, cpt in some)  # the ranges overlap
@@ -118,12 +118,12 @@ def accuracy_claims(page):
   ahead = points([cpt[0] - base[0] for some in pairs.values() for base, cpt in some])
   true, wrong, certain = ([ends[arm, setting] for arm in THINKING] for setting in (SETTINGS[1], *SETTINGS[2::2]))
   lost = points(np.subtract(true, wrong))
-  risen = points([gains("in-domain", arm, setting)[0] for arm in THINKING for setting in WEAK])
-  fallen = [starts["in-domain", arm] for arm in THINKING] + certain
+  risen = points([gains("arithmetic", arm, setting)[0] for arm in THINKING for setting in WEAK])
+  fallen = [starts["arithmetic", arm] for arm in THINKING] + certain
   return {
     "SFT on": [f"ends at {min(others)} to {max(others)} % (chance: 10) in all five", f"gains {risen} points in four"],
-    "CPT does not": [f"{OTHER[1]}: {starts['in-domain', OTHER[1]]} to {ends[OTHER[1], 'N = 8']} % at N = 8"],
-    "CPT amplifies": [f"by {above['in-domain']} points in domain", f"by {above['arithmetic-longer']} with a sixth",
+    "CPT does not": [f"{OTHER[1]}: {starts['arithmetic', OTHER[1]]} to {ends[OTHER[1], 'N = 8']} % at N = 8"],
+    "CPT amplifies": [f"by {above['arithmetic']} points in domain", f"by {above['arithmetic-longer']} with a sixth",
                       f"by {above['arithmetic-large']} with two digits", f"it also starts {ahead} points higher"],
     "A faithful": ["{} and {} % against {} and {} % with true".format(*wrong, *true), f"a loss of {lost} points"],
     "Self-certainty": ["falls from {:.0f} and {:.0f} % to {:.0f} and {:.0f} %".format(*fallen)],
@@ -132,13 +132,13 @@ def accuracy_claims(page):
 
 def other_claims():
   """The same of saturation, faithfulness and diversity, and gaps."""
-  at_8 = {row["arm"]: row for row in table("saturation") if (row["setting"], row["set"]) == ("N = 8", "in-domain")}
+  at_8 = {row["arm"]: row for row in table("saturation") if (row["setting"], row["set"]) == ("N = 8", "arithmetic")}
   t_sats = [float(at_8[arm]["t_sat"]) for arm in THINKING]
   judged = {row["arm"]: row for row in table("reasoning") if (row["setting"], row["step"]) == ("N = 8", "0")}
   faithful = [100 * float(judged[arm]["faithful"]) for arm in THINKING]
   diversity = [float(judged[arm]["diversity"]) for arm in THINKING]
   gap = {row["arm"]: [100 * float(row[f"G(n', n){end}"]) for end in ("", " low", " high")] for row in table("gap")
-         if row["set"] == "in-domain" and row["arm"] in THINKING}  # fmt: skip
+         if row["set"] == "arithmetic" and row["arm"] in THINKING}  # fmt: skip
   assert [at_8[arm]["saturated"] for arm in OTHER] == ["0 of 3", "1 of 3"]
   assert all(float(judged[arm][name]) == 0 for arm in OTHER for name in ("faithful", "diversity"))
   return {
@@ -163,7 +163,7 @@ def test_claims_are_those_of_the_tables():
 
 
 def test_verdicts_behind_the_claims():
-  assert all(gains("in-domain", arm, setting)[1] > 0 for arm in THINKING for setting in WEAK)  # on every seed
+  assert all(gains("arithmetic", arm, setting)[1] > 0 for arm in THINKING for setting in WEAK)  # on every seed
   assert {overview(arm, "N = 8")[2] for arm in OTHER} == {"memorised 3 of 3"}
   assert {overview(arm, "majority vote")[2] for arm in OTHER} == {"misled 3 of 3"}
   assert all(abs(np.subtract(*(overview(arm, s)[1] for s in ("majority vote", "N = 512")))) < 1 for arm in THINKING)
