@@ -47,8 +47,10 @@ def draw(title: str, lines: Sequence[Line]) -> dict[str, bytes]:
     axes.annotate(f"t_sat {line.t_sat:.0f}", (line.t_sat, height), xycoords=axes.get_xaxis_transform(), xytext=(-2, 0),
                   textcoords="offset points", rotation=90, ha="right", fontsize=6.5, color=colour)  # fmt: skip
   _dress(axes, title, "step")
-  legend = figure.legend(handles, [_plain(line.label) for line in lines], loc="outside lower center", fontsize=7.5,
-                         ncols=min(2, len(lines)), frameon=False, handlelength=3.2, labelcolor="#333333")  # fmt: skip
+  labels = [_plain(line.label) for line in lines]
+  columns = min(2, len(labels)) if max(map(len, labels)) < 26 else 1  # longer ones would not fit side by side
+  legend = figure.legend(handles, labels, loc="outside lower center", fontsize=7.5, ncols=columns,
+                         frameon=False, handlelength=3.2, labelcolor="#333333")  # fmt: skip
   for text in legend.get_texts():
     text.set_parse_math(False)
   png = _save(figure, "png")
@@ -105,7 +107,8 @@ def histogram(path: Path, bars: Sequence[int], title: str) -> None:
 
 
 def _dress(axes, title: str, below: str) -> None:
-  axes.set_title(_plain(title, 58), loc="left", fontsize=9, fontweight="bold", color="#222222", parse_math=False)
+  axes.figure.suptitle(_plain(title, 60), x=0.02, ha="left", fontsize=8, fontweight="bold", color="#222222",
+                       parse_math=False)  # fmt: skip
   axes.set_xlabel(below, fontsize=8, color="#555555")
   axes.spines[["top", "right"]].set_visible(False)
   axes.spines[["left", "bottom"]].set_color("#999999")

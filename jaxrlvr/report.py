@@ -43,8 +43,8 @@ def write(
   if not cells or len(set(names)) < len(names):
     raise InputError(f"the report's runs are named {names}: give at least one rl run, and each name once")
   runs = [Run(cell, tail) for cell in cells]
-  groups: dict[tuple[str, str], list[Run]] = {}
-  for run in sorted(runs, key=lambda run: list(dict.fromkeys(r.setting for r in runs)).index(run.setting)):
+  settings, groups = list(dict.fromkeys(run.setting for run in runs)), {}
+  for run in sorted(runs, key=lambda run: settings.index(run.setting)):
     groups.setdefault((run.setting, run.arm), []).append(run)
   policies = [Run(Cell(name, workdir, setting=NO_RL), tail) for name, workdir in evaluations.items()]
   told = {run: verdict.tell(run) for run in (*runs, *policies)}
@@ -61,17 +61,14 @@ def write(
              "tables": [table.name for table in tables], "responses": len(shown)}  # fmt: skip
   write_atomic(folder / "report.json", json.dumps(numbers, indent=1, allow_nan=False) + "\n")
   page = _render(
-    tables, shown, charts=charts, title=title, lead=lead, recorded=recorded, each=each, rose=verdict.ROSE,
-    window=verdict.WINDOW,
-    tail=" or ".join(sorted({str(run.tail) for run in runs})),
-    settings=list(dict.fromkeys(run.setting for run in runs)),
+    tables, shown, charts=charts, settings=settings, title=title, lead=lead, recorded=recorded, each=each,
+    tail=" or ".join(sorted({str(run.tail) for run in runs})), rose=verdict.ROSE, window=verdict.WINDOW,
   )  # fmt: skip
   write_atomic(folder / "index.html", page)
   return folder / "index.html"
 
 
 # Tables
-
 
 BESIDE = (" low", " high", " seeds low", " seeds high", " first", " paper")  # columns of a file beside a value's own
 
@@ -139,7 +136,8 @@ def _tables(groups: Groups, told: Mapping[Run, Mapping], policies: Sequence[Run]
     Table("gap", "Large-small gap G(n', n), in points: accuracy with n' problems minus that with n, both at n's t_sat.",
           _gap_rows(groups), first=True),
     *(Table(f"evaluations-{_slug(name)}", f"Accuracy on {name}, in % but for tokens (the paper's tables 3 to 7).",
-            _rows(also, functools.partial(_evaluation_rows, name)), first=False) for name in _names(also)),
+            _rows(also, functools.partial(_evaluation_rows, name)), first=False)
+      for name in _names(itertools.chain(*also.values()))),
     Table("reasoning", "Judged responses, in % but for diversity and kappa.", _rows(groups, _reasoning_rows), False),
   ] + [runs] * many  # fmt: skip
   return [table for table in made if table.rows]
@@ -150,9 +148,9 @@ def _rows(groups: Groups, of: Callable[[Sequence[Run]], Iterable[Mapping]]) -> l
   return [{"setting": setting, "arm": arm} | row for (setting, arm), runs in groups.items() for row in of(runs)]
 
 
-def _names(groups: Groups) -> list[str]:
+def _names(runs: Iterable[Run]) -> list[str]:
   """Sets that any of the runs measured."""
-  return list(dict.fromkeys(name for runs in groups.values() for run in runs for name in run.sets))
+  return list(dict.fromkeys(name for run in runs for name in run.sets))
 
 
 def _overview(groups: Groups, told: Mapping[Run, Mapping]) -> list[dict]:
@@ -179,7 +177,7 @@ def _run_rows(told: Mapping[Run, Mapping], runs: Sequence[Run]) -> Iterable[dict
       "t_sat": Value(run.t_sat, show=whole), "paid by": run.at("rl.reward"),
       "problems": run.at("summary.problems") or run.cell.n,
       "seed": run.at("seed") if run.cell.seed is None else run.cell.seed, "steps": run.last, "state": run.state,
-      "notes": " ".join([*run.notes, run.saturation(run.set).note]).strip(), "run": run.name,
+      "note": run.saturation(run.set).note if run.reward_T else "", "notes": " ".join(run.notes), "run": run.name,
       "directory": str(run.workdir),
     }  # fmt: skip
 
@@ -194,7 +192,7 @@ def _saturation_rows(runs: Sequence[Run]) -> list[dict]:
   says = {"note": notes.pop() if len(notes) == 1 else ""}  # where seeds differ, the table of runs tells them
   says |= {"the paper": f"{paper.get('figure')} ({paper.get('setting')}): {paper['expected']}"} if paper else {}
   rows = []
-  for name in _names({("", ""): runs}):
+  for name in _names(runs):
     having = [run for run in runs if name in run.sets]
     found, drawn = [run.saturation(name) for run in having], [run.phases(name) for run in having]
     ends = [c[max(c)] - c[min(c)] if len(c) > 1 else None for c in (run.curve(name) for run in having)]
@@ -218,7 +216,7 @@ def _gap_rows(groups: Groups) -> list[dict]:
       if same == arm and None not in (a.cell.n, b.cell.n) and a.cell.n < b.cell.n and a.cell.seed == b.cell.seed
       and a.at("rl.reward") == b.at("rl.reward")
     ]  # fmt: skip
-    for name in _names({(setting, arm): small}) if pairs else ():
+    for name in _names(small) if pairs else ():
       found = [gap(b.curve(name), a.curve(name), a.t_sat) for b, a in pairs]
       value = _value(found, [drawn_gap(b.redrawn(name), a.redrawn(name), a.t_sat) for b, a in pairs], points)
       rows.append({"arm": arm, "set": name, "between": f"{other} − {setting}", "n'": pairs[0][0].cell.n,
@@ -317,7 +315,7 @@ def _charts(folder: Path, groups: Groups) -> list[dict]:
     runs = [run for some in shown.values() for run in some]
     misled = any(run.series("true_reward") != run.series("reward") for run in runs)
     for key, title, metric, caption, scale in _CHARTS:
-      for name in _names(shown) if "{set}" in metric else [""]:
+      for name in _names(runs) if "{set}" in metric else [""]:
         found = (_line(arms.index(arm), arm, some, metric, name, scale) for arm, some in shown.items())
         lines = [line for line in found if line and (misled or metric != "true_reward")]
         if not lines:

@@ -379,7 +379,7 @@ def studied(tmp_path_factory):
       for seed in (0, 1):
         name = f"{'bt'[a]}-{n}-{seed}"
         paper = {"expected": "t_sat 55", "figure": "figure 1", "setting": "llama", "t_sat": 55,
-                 "gains": [["quiz", 12.5], ["amc", 8.8]]} if (a, n) == (1, 8) else {}
+                 "gains": [["quiz", 12.5], ["amc", 8.8]]} if (a, n) == (1, 8) else {}  # fmt: skip
         how = {"seed": 10 * a + n + seed, "paper": paper, "rl": {"steps": STEPS, "reward": "verifiable"}}
         made = make_run(root / "rl" / name, share_of(arm, n, seed), reward_of(n, seed), more=(), **how)
         judge_run(root / "judged" / name, made, spread=0.5 + 0.1 * seed)
