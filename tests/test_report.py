@@ -219,6 +219,18 @@ def test_verdicts_follow_the_numbers(two, tmp_path):
     assert verdict.tell(run)["kind"] == name
 
 
+def test_cautions_and_true_rewards_are_told_where_they_matter(two, tmp_path):
+  assert "true reward" not in table(two[0] / "page", "runs")[0]  # the same as the reward
+  run = make_run(tmp_path / "run", lambda x: 0.2 + 0.6 * x, fast, lambda x: 0.3)
+  rows = results.read_jsonl(run / "metrics.jsonl")
+  rows[0] |= {"eval/quiz/format": 0.4, "eval/quiz/unscored": 0.25}
+  write_jsonl(run / "metrics.jsonl", rows)
+  page = make(tmp_path / "page", [Cell("run", run)])[1]
+  assert "boxed answer went from 40.0% to 100.0%" in page.text and "25.0% of the first and 0.0% of the last" in page.text
+  row = table(tmp_path / "page", "runs")[0]
+  assert (float(row["true reward"]), float(row["true reward first"])) == pytest.approx((0.3, 0.3))
+
+
 def test_charts_are_beside_the_page_and_inside_it(two):
   root, _, page, numbers, _ = two
   sources = [value for tag, name, value in page.attributes if (tag, name) == ("img", "src")]
