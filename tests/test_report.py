@@ -226,7 +226,9 @@ def test_cautions_and_true_rewards_are_told_where_they_matter(two, tmp_path):
   rows[0] |= {"eval/quiz/format": 0.4, "eval/quiz/unscored": 0.25}
   write_jsonl(run / "metrics.jsonl", rows)
   page = make(tmp_path / "page", [Cell("run", run)])[1]
-  assert "boxed answer went from 40.0% to 100.0%" in page.text and "25.0% of the first and 0.0% of the last" in page.text
+  assert (
+    "boxed answer went from 40.0% to 100.0%" in page.text and "25.0% of the first and 0.0% of the last" in page.text
+  )
   row = table(tmp_path / "page", "runs")[0]
   assert (float(row["true reward"]), float(row["true reward first"])) == pytest.approx((0.3, 0.3))
 
