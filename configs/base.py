@@ -257,6 +257,8 @@ def get_config(arg: str = "") -> ConfigDict:
   c.paper.setting = ""  # model and domain
   c.paper.figure = ""  # where the paper shows it
   c.paper.expected = ""  # what it found
+  c.paper.t_sat = 0  # step at which training saturated there; 0: not told
+  c.paper.gains = ()  # (set, points of accuracy gained until then) of each set that it tells
 
   c.study = ConfigDict()  # how the stage `study` runs the links of a chain
   c.study.jobs = 1  # links at once, each a process with its share of the cores; 0: none, only the commands are written

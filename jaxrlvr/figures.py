@@ -41,15 +41,16 @@ def draw(title: str, lines: Sequence[Line]) -> dict[str, bytes]:
   handles = [_curve(axes, line) for line in lines]
   low, high = axes.get_ylim()
   axes.set_ylim(low if any(y < 0 for line in lines for ys in line.seeds for y in ys.values()) else 0.0, high)
-  for line in lines:
-    if line.t_sat is not None:
-      colour = style(line.index)[0]
-      axes.axvline(line.t_sat, color=colour, lw=0.9, alpha=0.8, dashes=(1, 2.5))
-      axes.annotate(f"t_sat {line.t_sat:.0f}", (line.t_sat, 0.03), xycoords=axes.get_xaxis_transform(), xytext=(-2, 0),
-                    textcoords="offset points", rotation=90, ha="right", fontsize=6.5, color=colour)  # fmt: skip
+  for place, line in enumerate(line for line in lines if line.t_sat is not None):
+    colour, height = style(line.index)[0], 0.03 + 0.17 * (place % 5)  # one above the other, for they are often close
+    axes.axvline(line.t_sat, color=colour, lw=0.9, alpha=0.8, dashes=(1, 2.5))
+    axes.annotate(f"t_sat {line.t_sat:.0f}", (line.t_sat, height), xycoords=axes.get_xaxis_transform(), xytext=(-2, 0),
+                  textcoords="offset points", rotation=90, ha="right", fontsize=6.5, color=colour)  # fmt: skip
   _dress(axes, title, "step")
-  legend = figure.legend(handles, [_plain(line.label) for line in lines], loc="outside lower center", fontsize=7.5,
-                         ncols=min(2, len(lines)), frameon=False, handlelength=3.2, labelcolor="#333333")  # fmt: skip
+  labels = [_plain(line.label) for line in lines]
+  columns = min(2, len(labels)) if max(map(len, labels)) < 26 else 1  # longer ones would not fit side by side
+  legend = figure.legend(handles, labels, loc="outside lower center", fontsize=7.5, ncols=columns,
+                         frameon=False, handlelength=3.2, labelcolor="#333333")  # fmt: skip
   for text in legend.get_texts():
     text.set_parse_math(False)
   png = _save(figure, "png")
@@ -106,11 +107,13 @@ def histogram(path: Path, bars: Sequence[int], title: str) -> None:
 
 
 def _dress(axes, title: str, below: str) -> None:
-  axes.set_title(_plain(title, 58), loc="left", fontsize=9, fontweight="bold", color="#222222", parse_math=False)
+  axes.figure.suptitle(_plain(title, 60), x=0.02, ha="left", fontsize=8, fontweight="bold", color="#222222",
+                       parse_math=False)  # fmt: skip
   axes.set_xlabel(below, fontsize=8, color="#555555")
   axes.spines[["top", "right"]].set_visible(False)
   axes.spines[["left", "bottom"]].set_color("#999999")
   axes.tick_params(labelsize=7.5, colors="#555555", length=3)
+  axes.yaxis.get_offset_text().set(fontsize=6.5, color="#555555")
   axes.grid(axis="y", color="#888888", alpha=0.22, lw=0.6)
   axes.locator_params(nbins=5)
   axes.margins(x=0.02)

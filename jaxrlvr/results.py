@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import re
@@ -64,9 +65,12 @@ class Run:
     self.finished = bool(self.summary.get("finished"))
     self.state = "finished" if self.finished else "not finished" if self.rows else "not there"
     self.last, self.planned = max(self.rows, default=0), self.at("rl.steps")
-    self.sets = measured_sets(name for row in self.rows.values() for name in row)  # and means of sets, the last ones
-    inside = getattr(DOMAINS.get(self.at("heldout.domain")), "inside", ())
-    self.set = next((name for name in (*inside, *self.sets) if name in self.sets), None)  # what its story is told of
+    measured, domain = measured_sets(name for row in self.rows.values() for name in row), self.at("heldout.domain")
+    known = {mean: getattr(DOMAINS.get(domain), side, ()) for mean, side in _MEANS.items()}
+    self._parts = {mean: [name for name in sets if name in measured] for mean, sets in known.items()}
+    in_order = dict.fromkeys((*itertools.chain(*self._parts.values()), *measured))  # the domain's own first, means last
+    self.sets = {name: measured[name] for name in in_order if len(self._parts.get(name, ())) != 1}  # 1: no mean at all
+    self.set = next(iter(self.sets), None)  # what its story is told of
     self.K = self.sets.get(self.set, 0)
     self.evals = self.curve(self.set)
     rewards = self.series("reward")
@@ -151,10 +155,8 @@ class Run:
   def redrawn(self, set_name: str) -> tuple[list[int], np.ndarray | None]:
     """(evaluation steps, curves of avg@K [draws, S] over redrawn problems; None without records)."""
     if set_name not in self._redrawn:
-      domain = DOMAINS.get(self.at("heldout.domain"))
-      inside = getattr(domain, _MEANS[set_name], ()) if set_name in _MEANS else (set_name,)
       steps, curves = sorted(self.curve(set_name)), []
-      for seed, name in enumerate(s for s in inside if s in self.sets):
+      for seed, name in enumerate(self._parts.get(set_name, (set_name,))):
         means = [self.problem_means(name, step) for step in steps]
         shared = sorted(set.intersection(*map(set, means))) if means else []
         curves.append(redrawn([[m[p] for m in means] for p in shared], seed=seed) if shared else None)

@@ -51,8 +51,9 @@ class Tab:
 
   def open(self, url):
     """Loads a page and waits for it."""
+    before = len(self.events)
     self.call("Page.navigate", url=url)
-    while not any(e.get("method") == "Page.loadEventFired" for e in self.events):
+    while not any(e.get("method") == "Page.loadEventFired" for e in self.events[before:]):
       self.events.append(self._next())
 
   def value(self, script):

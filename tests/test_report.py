@@ -10,7 +10,7 @@ import browser
 import numpy as np
 import pytest
 
-from jaxrlvr import figures, main, report, results
+from jaxrlvr import figures, main, report, responses, results, verdict
 from jaxrlvr.analysis.passk import pass_at_k
 from jaxrlvr.results import Cell
 from jaxrlvr.stages.report import gather, named
@@ -184,8 +184,7 @@ def test_gain_and_interval_equal_numbers_worked_out_apart(two):
   assert found["low"] < change_P.mean() < found["high"]
   assert (found["set"], found["K"], found["start_step"], found["end_step"]) == ("quiz", K, 0, STEPS)
   before, after = (100 * rates(root / "good", step).mean() for step in (0, STEPS))
-  assert f"{before:.1f}% at step 0 to {after:.1f}% at step 20" in page.text
-  assert f"{100 * change_P.mean():+.1f} points" in page.text
+  assert f"{before:.1f} → {after:.1f} {100 * change_P.mean():+.1f} {100 * found['low']:+.1f} to" in page.text
   gap_P = rates(root / "good", STEPS) - rates(root / "bad", STEPS)
   assert f"ends {100 * gap_P.mean():.1f} points above _bad" in numbers["lead"]
 
@@ -203,7 +202,8 @@ def test_saturation_and_rewards_are_those_of_the_metrics(two):
   assert float(row["gain to the end"]) == pytest.approx(evals[2] - evals[0])
   assert numbers["arms"][0]["reward_first"] == pytest.approx(np.mean(rewards[:5]))
   assert numbers["arms"][0]["reward_last"] == pytest.approx(np.mean(rewards[-5:]))
-  assert f"saturated at step {t_sat}" in page.text and f"{100 * (at - evals[0]):+.1f}" in page.text
+  assert f"1 of 1 {t_sat} {100 * (at - evals[0]):+.1f}" in page.text
+  assert float(table(root / "page", "runs")[0]["t_sat"]) == t_sat
 
 
 def test_verdicts_follow_the_numbers(two, tmp_path):
@@ -216,7 +216,21 @@ def test_verdicts_follow_the_numbers(two, tmp_path):
     ("fell", lambda x: 0.9 - 0.7 * x, fast, None),
   ):
     run = results.Run(Cell(name, make_run(tmp_path / name, accuracy, reward, true, seed=2)), 5)
-    assert report._tell(run)["kind"] == name
+    assert verdict.tell(run)["kind"] == name
+
+
+def test_cautions_and_true_rewards_are_told_where_they_matter(two, tmp_path):
+  assert "true reward" not in table(two[0] / "page", "runs")[0]  # the same as the reward
+  run = make_run(tmp_path / "run", lambda x: 0.2 + 0.6 * x, fast, lambda x: 0.3)
+  rows = results.read_jsonl(run / "metrics.jsonl")
+  rows[0] |= {"eval/quiz/format": 0.4, "eval/quiz/unscored": 0.25}
+  write_jsonl(run / "metrics.jsonl", rows)
+  page = make(tmp_path / "page", [Cell("run", run)])[1]
+  assert (
+    "boxed answer went from 40.0% to 100.0%" in page.text and "25.0% of the first and 0.0% of the last" in page.text
+  )
+  row = table(tmp_path / "page", "runs")[0]
+  assert (float(row["true reward"]), float(row["true reward first"])) == pytest.approx((0.3, 0.3))
 
 
 def test_charts_are_beside_the_page_and_inside_it(two):
@@ -238,7 +252,7 @@ def test_labels_keep_what_the_font_draws():
 
 def test_other_policies_and_missing_ones_are_told(two):
   root, _, page, _, _ = two
-  row = next(row for row in table(root / "page", "evaluations-quiz") if row["at"] == "no RL")
+  row = next(row for row in table(root / "page", "evaluations-quiz") if row["setting"] == "no RL")
   assert row["arm"] == "Start" and float(row["avg@4"]) == pytest.approx(rates(root / "bad", STEPS).mean())
   lost = next(row for row in table(root / "page", "runs") if row["run"] == "Lost")
   assert f"There is no directory {root / 'nowhere'}." in lost["notes"] and lost["notes"] in page.text
@@ -273,8 +287,8 @@ def test_hostile_text_stays_text(tmp_path):
   assert "abc⟨U+202E⟩dcba⟨U+2066⟩x" in texts and "lone ⟨U+D800⟩ and ⟨U+DFFF⟩" in texts
   assert HOSTILE["markup"].replace("\u2028", "⟨U+2028⟩") in texts
   cut = next(row for row in shown if row["left_out"])
-  assert cut["left_out"] == 1_000_014 - report.HEAD - report.TAIL and cut["rest"].endswith("the end of it")
-  assert len(cut["head"]) == report.HEAD and len(cut["rest"]) == report.TAIL
+  assert cut["left_out"] == 1_000_014 - responses.HEAD - responses.TAIL and cut["rest"].endswith("the end of it")
+  assert len(cut["head"]) == responses.HEAD and len(cut["rest"]) == responses.TAIL
 
 
 def test_responses_show_each_kind_with_its_labels(two):
@@ -293,10 +307,14 @@ def test_responses_show_each_kind_with_its_labels(two):
 
 def test_page_stays_small(tmp_path, monkeypatch):
   run = make_run(tmp_path / "run", lambda x: 0.5, fast, texts=("A" * 1000,))
-  monkeypatch.setattr(report, "EMBEDDED", (20_000, 2))
-  html, page, _, shown = make(tmp_path / "page", [Cell("run", run)], samples=40)
-  assert len(json.dumps(shown)) < 21_000 and len(shown) == 3 * 5 and "at most 5 a run" in page.text
-  assert page.tags.count("img") == 2 and "is beside this page only." in page.text
+  monkeypatch.setattr(responses, "EMBEDDED", 20_000)
+  monkeypatch.setattr(report, "CHARTS", 2)
+  cells = [Cell(name, run, "arm", name) for name in ("this", "that")]
+  html, page, _, shown = make(tmp_path / "page", cells, samples=40)
+  assert len(json.dumps(shown)) < 21_000 and len(shown) == 2 * 3 * 2 and "at most 2 a run" in page.text
+  alts = [value for _, name, value in page.attributes if name == "alt"]
+  assert [alt.split(",")[0] for alt in alts] == ["Training reward · this", "Training reward · that"]
+  assert "is beside this page only." in page.text
 
 
 def test_same_input_same_page(two, tmp_path):
@@ -374,7 +392,8 @@ def studied(tmp_path_factory):
     for n in SLOPES:
       for seed in (0, 1):
         name = f"{'bt'[a]}-{n}-{seed}"
-        paper = {"expected": "t_sat 55", "figure": "figure 1", "setting": "llama"} if (a, n) == (1, 8) else {}
+        paper = {"expected": "t_sat 55", "figure": "figure 1", "setting": "llama", "t_sat": 55,
+                 "gains": [["quiz", 12.5], ["amc", 8.8]]} if (a, n) == (1, 8) else {}  # fmt: skip
         how = {"seed": 10 * a + n + seed, "paper": paper, "rl": {"steps": STEPS, "reward": "verifiable"}}
         made = make_run(root / "rl" / name, share_of(arm, n, seed), reward_of(n, seed), more=(), **how)
         judge_run(root / "judged" / name, made, spread=0.5 + 0.1 * seed)
@@ -420,7 +439,8 @@ def test_study_saturation_is_that_of_its_runs(studied):
       error = gains_SP.mean(0).std(ddof=1) / np.sqrt(P)
       assert width == pytest.approx(2 * 1.96 * error, rel=0.2)
       assert float(row["gain until t_sat seeds low"]) == pytest.approx(gains_SP.mean(1).min(), abs=1e-9)
-      assert bool(row["the paper"]) == ((arm, n) == ("CPT + Thinking", 8))
+      told = ("figure 1 (llama): t_sat 55", "55", "0.125") if (arm, n) == ("CPT + Thinking", 8) else ("", "", "")
+      assert (row["the paper"], row["t_sat paper"], row["gain until t_sat paper"]) == told
   assert rows["majority", "Base"]["saturated"] == "1 of 2"
 
 
@@ -437,6 +457,7 @@ def test_the_story_is_told_of_the_domain_s_own_set(tmp_path):
   write_jsonl(path / "metrics.jsonl", [dict(sorted(row.items())) for row in rows])
   run = results.Run(results.Cell("one", path), tail=5)
   assert (run.set, run.K) == ("arithmetic", 4)
+  assert list(run.sets) == ["arithmetic", "arithmetic-large", "quiz"]  # a mean of one set is that set
 
 
 def test_study_gap_pairs_seeds_of_an_arm(studied):
@@ -479,6 +500,7 @@ def test_study_page(studied):
   states = {row["run"]: row["state"] for row in table(root / "page", "runs")}
   assert states.pop("lost") == "not there" and set(states.values()) == {"finished"}
   assert "seeds 100.0 to 100.0" not in page.text and "seeds 4 to 6" in page.text
+  assert "the paper 55" in page.text and "the paper +12.5" in page.text and "figure 1 (llama): t_sat 55" in page.text
   rows = {row["arm"]: row for row in table(root / "page", "overview")}
   for arm in RATES:
     ends = [100 * np.mean([worked_out(root, arm, 8, seed)[1][step].mean() for seed in (0, 1)]) for step in (0, -1)]
@@ -511,7 +533,7 @@ def test_domain_means_have_intervals_of_their_sets(tmp_path):
   write_jsonl(run / "metrics.jsonl", rows)
   make(tmp_path / "page", [Cell("run", run)])
   found = {row["set"]: row for row in table(tmp_path / "page", "saturation")}
-  assert list(found) == ["quiz", "math500", "amc", "in-domain"]
+  assert list(found) == ["math500", "amc", "quiz", "in-domain"]  # the domain's own first
   low, high = (float(found["in-domain"][f"gain to the end {end}"]) for end in ("low", "high"))
   assert low < float(found["in-domain"]["gain to the end"]) < high
   assert high - low < float(found["amc"]["gain to the end high"]) - float(found["amc"]["gain to the end low"])
@@ -552,12 +574,13 @@ def test_gather_sorts_runs_and_matches_judges(two, studied, tmp_path):
 
 
 @pytest.mark.skipif(not browser.find(), reason="no Chromium on this machine")
-def test_in_a_browser(tmp_path):
+def test_in_a_browser(studied, tmp_path):
   run = make_run(tmp_path / "run", lambda x: 0.5, fast, texts=tuple(HOSTILE.values()))
   shown = make(tmp_path / "page", [Cell("<i>arm</i>", run)], samples=40)[-1]
   late = [row for row in shown if row["step"] == STEPS]
   with browser.tab(browser.find(), tmp_path / "profile") as tab:
-    tab.open((tmp_path / "page" / "index.html").as_uri())
+    pages = [(root / "page" / "index.html").as_uri() for root in (tmp_path, studied[0])]
+    tab.open(pages[0])
     assert tab.value("list.children.length") == 12 and tab.value("count.textContent") == f"1 to 12 of {len(shown)}"
     pick = "const s = document.querySelector('select[name=Step]'); s.value = '20'; s.dispatchEvent(new Event('change'))"
     tab.value(f"{{ {pick} }}")
@@ -569,8 +592,11 @@ def test_in_a_browser(tmp_path):
     for width, mobile in ((1280, False), (390, True)):
       tab.call("Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=mobile)
       assert tab.value("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+    tab.open(pages[1])
+    tab.call("Emulation.setDeviceMetricsOverride", width=1280, height=800, deviceScaleFactor=1, mobile=False)
+    assert tab.value("[...document.querySelectorAll('.scroll')].every(box => box.scrollWidth <= box.clientWidth)")
   told = [
     e for e in tab.events if e["method"] in ("Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown")
   ]
   asked = [e["params"]["request"]["url"] for e in tab.events if e["method"] == "Network.requestWillBeSent"]
-  assert not told and not [url for url in asked[1:] if not url.startswith("data:image/png")]
+  assert not told and [url for url in asked if not url.startswith("data:image/png")] == pages
