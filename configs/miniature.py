@@ -1,9 +1,9 @@
 """The study in miniature, on the embedded domain and CPUs: `jaxrlvr study --config=miniature --workdir=runs/miniature`.
 
 {Base, CPT} x {Thinking, Non-thinking SFT} x {N = 8, N = 512, gamma = 0.7, majority vote, self-certainty}, each cell a
-run of 60 steps judged exactly, for so many seeds: `miniature.py:SEEDS[,tiny]`, 3 by default. Evaluation is inside of
-the domain and outside: a sixth operand, and numbers of two digits, which pre-training and CPT show and SFT and RL
-don't.
+run of 60 steps judged exactly, for so many seeds: `miniature.py:SEEDS[,first=SEED][,tiny]`, 0, 1 and 2 by default.
+Evaluation is inside of the domain and outside: a sixth operand, and numbers of two digits, which pre-training and CPT
+show and SFT and RL don't.
 
 Sizes and rates are those of configs/demo.py. One thing was searched, on seed 0: the updates of pre-training. After 600
 to 1,750 of them the base answers no better than chance, so that RL has nothing to select from; after 2,500 each of its
@@ -61,7 +61,8 @@ def links(seed):
 
 
 def get_config(arg=""):
-  chosen = words(arg, seeds=("3", "1", "2", "4", "5"), tiny=("", "tiny"))
+  chosen = words(arg, seeds=("3", "1", "2", "4", "5"), first=("0",), tiny=("", "tiny"))
+  first = int(chosen["first"])
   c = base("smoke" if chosen["tiny"] else "demo")
   c.report.title = "When can a small policy learn to reason from weak supervision?"
   c.text.levels, c.text.kinds = (1, 2, 3, 4, 5), ("chain", "large")  # so that what is out of RL's domain was once read
@@ -71,7 +72,7 @@ def get_config(arg=""):
   c.corrupt.gammas, c.corrupt.samples = (0.7,), 32
   c.judge.set, c.judge.steps = "arithmetic", tuple(range(0, c.rl.steps + 1, c.evaluate.every))
   c.study.jobs = 2
-  c.chain = tuple(link for seed in range(int(chosen["seeds"])) for link in links(seed))
+  c.chain = tuple(link for seed in range(first, first + int(chosen["seeds"])) for link in links(seed))
   if chosen["tiny"]:
     c.corrupt.samples, c.evaluate.samples = 4, 2
     c.evaluate.pass_k = (1, 2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import logging
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -18,6 +19,7 @@ from jaxrlvr.data.sets import DOMAINS
 from jaxrlvr.logbook import read_jsonl
 from jaxrlvr.types import InputError
 
+_LOG = logging.getLogger(__name__)
 STUDY = "study.json"
 _AVG = re.compile(r"eval/(.+)/avg@(\d+)")
 _MEANS = {"in-domain": "inside", "out-of-domain": "outside"}  # of sets, as `eval/NAME/avg@K`
@@ -108,7 +110,9 @@ class Run:
       return how(path)
     except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
       told = f"{path.name} can't be read and was left out: {error}."
-      self.notes += [told] if told not in self.notes else []
+      if told not in self.notes:
+        _LOG.warning("%s: %s", self.name, told)
+        self.notes.append(told)
       return otherwise
 
   def _metrics(self, folder: Path) -> dict[int, dict]:
@@ -178,8 +182,8 @@ def _finite(row: Mapping) -> dict:
 
 
 def series(rows: Mapping[int, Mapping], name: str) -> dict[int, float]:
-  """{step: value} of the steps that have one."""
-  return {step: row[name] for step, row in rows.items() if row.get(name) is not None}
+  """{step: value} of the steps that have a number."""
+  return {step: row[name] for step, row in rows.items() if isinstance(row.get(name), (int, float))}
 
 
 def measured_sets(names) -> dict[str, int]:

@@ -329,7 +329,7 @@ def test_same_input_same_page(two, tmp_path):
     assert path.read_bytes() == (tmp_path / "page" / path.name).read_bytes(), path
 
 
-def test_unfinished_and_broken_runs_are_told(tmp_path):
+def test_unfinished_and_broken_runs_are_told(tmp_path, caplog):
   make_run(tmp_path / "half", lambda x: 0.25, fast, steps=13, finished=False)
   (tmp_path / "empty").mkdir()
   torn = make_run(tmp_path / "torn", lambda x: 0.2 + 0.6 * x, fast)
@@ -339,6 +339,8 @@ def test_unfinished_and_broken_runs_are_told(tmp_path):
     f.write('{"step": 21, "rew')
   strange = make_run(tmp_path / "strange", lambda x: 0.2 + 0.6 * x, fast)
   (strange / "config.json").write_text("[1]")
+  with (strange / "metrics.jsonl").open("a") as f:
+    f.write('{"step": 21, "reward": "much"}\n')
   names = ("half", "empty", "torn", "absent", "strange")
   _, page, numbers, _ = make(tmp_path / "page", [Cell(name, tmp_path / name) for name in names])
   kinds = {arm["arm"]: arm["kind"] for arm in numbers["arms"]}
@@ -347,6 +349,7 @@ def test_unfinished_and_broken_runs_are_told(tmp_path):
     "Not finished: this is its state after step 13 of 20." in page.text and "config.json can't be read" in page.text
   )
   assert "Nothing was measured" in page.text and f"There is no directory {tmp_path / 'absent'}." in page.text
+  assert "torn: quiz_000000.jsonl can't be read" in caplog.text  # also where nobody looks at the page
   assert "quiz_000000.jsonl can't be read" in page.text and f"step_{STEPS:06d}.jsonl can't be read" in page.text
   assert "Not finished yet: half, empty and absent." in page.text
   states = {row["run"]: row["state"] for row in table(tmp_path / "page", "runs")}

@@ -98,3 +98,4 @@ def test_the_miniature_has_all_cells():
   noisy = [link for link in config.chain if link["stage"] == "rl" and "0.7" in link["cell"]["setting"]]
   assert all(link["files"]["problems.source"].startswith(f"{link['init'][:-2]}-labels-") for link in noisy)
   json.dumps(cells(config.chain, ""))
+  assert {c["seed"] for c in cells(configs.load("miniature:1,first=3").chain, "")["cells"]} == {3}
