@@ -168,13 +168,15 @@ def _overview(groups: Groups, told: Mapping[Run, Mapping]) -> list[dict]:
 def _run_rows(told: Mapping[Run, Mapping], runs: Sequence[Run]) -> Iterable[dict]:
   for run in runs:
     m = told[run]
-    ends = {name: Value(m[f"{name}_last"], first=m[f"{name}_first"], show=show)
-            for name, show in (("reward", plain), ("true", plain), ("faithful", percent))}  # fmt: skip
+    once = m["start_step"] == m["end_step"]  # evaluated
+    start, faithful = (None if once else m[name] for name in ("start", "faithful_first"))
     yield {
       "did": m["word"], "what it means": m["text"],
-      "accuracy": Value(m["end"], first=m["start"]), "gain": Value(m["gain"], m["low"], m["high"], show=points),
-      "reward": ends["reward"], "true reward": ends["true"], "faithful": ends["faithful"],
-      "t_sat": Value(run.t_sat, show=whole), "paid by": run.at("rl.reward"),
+      "accuracy": Value(m["end"], first=start), "gain": Value(m["gain"], m["low"], m["high"], show=points),
+      "reward": Value(m["reward_last"], first=m["reward_first"], show=plain),
+      "true reward": Value(m["true_last"], first=m["true_first"], show=plain),
+      "faithful": Value(m["faithful_last"], first=faithful),
+      "t_sat": Value(run.t_sat, show=whole), "paid by": run.at("rl.reward") if run.reward_T else "",
       "problems": run.at("summary.problems") or run.cell.n,
       "seed": run.at("seed") if run.cell.seed is None else run.cell.seed, "steps": run.last, "state": run.state,
       "note": run.saturation(run.set).note if run.reward_T else "", "notes": " ".join(run.notes), "run": run.name,

@@ -252,6 +252,8 @@ def test_labels_keep_what_the_font_draws():
 
 def test_other_policies_and_missing_ones_are_told(two):
   root, _, page, _, _ = two
+  row = next(row for row in table(root / "page", "runs") if row["setting"] == "no RL")
+  assert row["accuracy"] and not (row["accuracy first"] or row["paid by"] or row["reward"])  # evaluated once
   row = next(row for row in table(root / "page", "evaluations-quiz") if row["setting"] == "no RL")
   assert row["arm"] == "Start" and float(row["avg@4"]) == pytest.approx(rates(root / "bad", STEPS).mean())
   lost = next(row for row in table(root / "page", "runs") if row["run"] == "Lost")
