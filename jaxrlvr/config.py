@@ -9,7 +9,7 @@ import json
 import math
 import re
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -102,6 +102,20 @@ def load(name: str, overrides: Mapping[str, str] | None = None) -> ConfigDict:
     set_text(config, key, text)
   check(config)
   return config
+
+
+def check_heeded(config: ConfigDict, overridden: Iterable[str]) -> None:
+  """InputError where a chain's links all set a key of their own, so that an override of it would change nothing.
+
+  All: of the stages of which any link sets it.
+  """
+  for key in overridden:
+    stages = {link["stage"] for link in config.chain if key in link.get("set", {})}
+    if stages and all(key in link.get("set", {}) for link in config.chain if link["stage"] in stages):
+      raise InputError(
+        f"config.{key}: would change nothing, for each link of {', '.join(sorted(stages))} in config.chain sets its "
+        "own (the config file has them, perhaps by its argument); leave it out, or change it there"
+      )
 
 
 def _leaf(config: ConfigDict, key: str) -> tuple[ConfigDict, str]:

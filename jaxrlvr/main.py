@@ -96,6 +96,8 @@ def execute(flags: argparse.Namespace, overrides: dict[str, str]) -> dict:
   from jaxrlvr import config as configs
 
   config = configs.load(flags.config, overrides)
+  if flags.stage in ("chain", "study"):
+    configs.check_heeded(config, overrides)
   if flags.distributed:
     from jaxrlvr import hosts
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from jaxrlvr import config as configs
+from jaxrlvr import main
 from jaxrlvr.types import InputError
 
 ROOT = Path(__file__).parents[1]
@@ -113,6 +114,15 @@ def test_the_cut_of_a_preset_is_that_of_its_stage_and_slice(words, parts):
   stage, *place = words.split(",")
   assert (c.plan.stage, c[stage].microbatches, c.heldout.folder) == (stage, parts, "here/eval")
   assert c.plan.topology == (place[0].removeprefix("topology=") if place else "v5e-16")
+
+
+def test_an_override_that_no_link_would_heed_is_refused(tmp_path, capsys):
+  """Each link of the miniature has its seed, both SFT links of the demo their targets; of its RL links one a length."""
+  for stage, name, key, value in (("study", "miniature:1", "seed", 7), ("chain", "demo", "sft.thinking", True)):
+    with pytest.raises(SystemExit):
+      main.run([stage, f"--config={name}", f"--config.{key}={value}", f"--workdir={tmp_path / 'run'}"])
+    assert f"config.{key}: would change nothing, for each link of " in capsys.readouterr().err
+  configs.check_heeded(configs.load("demo"), ["seed", "rl.response_tokens", "rl.steps"])
 
 
 def test_chains_are_checked_before_the_first_link_runs(tmp_path):
