@@ -7,11 +7,12 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 device=cpu more=
 # Chips of Google (PCI vendor 1ae0) by the device numbers that jax knows them by; its network card is no TPU.
 if compgen -G '/dev/accel[0-9]*' >/dev/null ||
-  cat /sys/bus/pci/devices/*/uevent 2>/dev/null | grep -qiE '^PCI_ID=1AE0:00(27|56|5E|62|63|6F|76)$'; then
+  grep -qisE '^PCI_ID=1AE0:00(27|56|5E|62|63|6F|76)$' /sys/bus/pci/devices/*/uevent; then
   device=tpu more=,tpu
-elif nvidia-smi -L 2>/dev/null | grep -q GPU; then
+elif [[ $(nvidia-smi -L 2>/dev/null) == GPU* ]]; then # no pipe: pipefail, and grep -q ends before its writer
   device=gpu more=,gpu
 fi
+rm -f .venv/device # of another time
 install_jaxrlvr ".[gym,hub$more]" --constraint colab/constraints.txt
 .venv/bin/python -c 'import sys, jax; sys.exit(jax.default_backend() != sys.argv[1])' "$device" 2>/dev/null || {
   echo "a $device is here, but jax finds none; choose Runtime, Disconnect and delete runtime, then begin again" >&2
