@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jaxrlvr.figures import visible
-from jaxrlvr.logbook import read_jsonl
+from jaxrlvr.logbook import finite, read_jsonl
 from jaxrlvr.results import Run
 
 HEAD, TAIL = 1200, 500  # characters shown of a longer response
@@ -73,4 +73,4 @@ def _response(run: Run, where: str, step: int, row: Mapping) -> dict:
     "faithful": row.get("faithfulness"), "prompt": prompt[:HEAD] + (" …" if len(prompt) > HEAD else ""),
     "head": text[:HEAD] if left_out else text, "rest": text[-TAIL:] if left_out else "",
   }  # fmt: skip
-  return {name: visible(value) if isinstance(value, str) else value for name, value in made.items()}
+  return {name: visible(value) if isinstance(value, str) else finite(value) for name, value in made.items()}

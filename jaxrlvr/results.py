@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import json
 import logging
-import math
+import operator
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,7 +16,7 @@ import numpy as np
 from jaxrlvr.analysis.passk import problem_means, redrawn
 from jaxrlvr.analysis.saturation import Saturation, phases, saturation
 from jaxrlvr.data.sets import DOMAINS
-from jaxrlvr.logbook import read_jsonl
+from jaxrlvr.logbook import finite, read_json, read_jsonl
 from jaxrlvr.types import InputError
 
 _LOG = logging.getLogger(__name__)
@@ -100,9 +100,12 @@ class Run:
       self.rows[step] = self.rows.get(step, {}) | {f"judge/{name}": value for name, value in row.items()}
     self.judged_set = (self._json(folder / "config.json").get("judge") or {}).get("set") or ""
     self.judged_steps = tuple(sorted(figures))
+
+    def labels(path):
+      return {(row["step"], row["problem"], row["sample"]): row["faithfulness"] for row in read_jsonl(path)}
+
     for path in sorted((folder / "judged").glob("step_*.jsonl")):
-      for row in self.read(read_jsonl, path, []):
-        self.labels[row["step"], row["problem"], row["sample"]] = row["faithfulness"]
+      self.labels |= self.read(labels, path, {})
 
   def read(self, how: Callable, path: Path, otherwise):
     """What `how` reads from the file; where it can't, a note and `otherwise`."""
@@ -117,14 +120,13 @@ class Run:
 
   def _metrics(self, folder: Path) -> dict[int, dict]:
     def rows(path):
-      return {row["step"]: _finite(row) for row in sorted(read_jsonl(path), key=lambda row: row["step"])}
+      found = {operator.index(row["step"]): finite(row) for row in read_jsonl(path)}
+      return dict(sorted(found.items()))
 
     return self.read(rows, folder / "metrics.jsonl", {})
 
   def _json(self, path: Path) -> dict:
-    return (
-      self.read(lambda path: _finite(json.loads(path.read_text(encoding="utf-8"))), path, {}) if path.is_file() else {}
-    )
+    return self.read(lambda path: finite(read_json(path)), path, {})
 
   def at(self, path: str):
     """A value of the run's config, None where it isn't there."""
@@ -175,10 +177,6 @@ class Run:
       return None, None, None
     at = (None, None) if self.t_sat is None else phases(M_DS, steps, self.t_sat, len(self.reward_T))
     return *at, M_DS[:, -1] - M_DS[:, 0]
-
-
-def _finite(row: Mapping) -> dict:
-  return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
 
 
 def series(rows: Mapping[int, Mapping], name: str) -> dict[int, float]:

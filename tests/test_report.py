@@ -359,6 +359,17 @@ def test_unfinished_and_broken_runs_are_told(tmp_path, caplog):
                     "strange": "finished"}  # fmt: skip
 
 
+@pytest.mark.parametrize(
+  "file, line", [("run/metrics.jsonl", '{"step": 20.5}'), (f"judged/judged/step_{STEPS:06d}.jsonl", '{"step": 1}')]
+)
+def test_lines_that_are_of_another_kind_are_told(tmp_path, file, line):
+  run = make_run(tmp_path / "run", lambda x: 0.2 + 0.6 * x, fast)
+  cell = Cell("run", run, judged=judge_run(tmp_path / "judged", run))
+  with (tmp_path / file).open("a") as f:
+    f.write(line + "\n")
+  assert f"{file.rpartition('/')[2]} can't be read" in make(tmp_path / "page", [cell])[1].text
+
+
 def test_no_arm_or_one_named_twice_is_refused(tmp_path):
   for cells in ([], [Cell("a", tmp_path), Cell("a", tmp_path)]):
     with pytest.raises(InputError, match="at least one rl run, and each name once"):
@@ -370,7 +381,10 @@ def test_not_finite_values_are_unknown(tmp_path):
   (tmp_path / "again").mkdir()
   summary = json.loads((run / "summary.json").read_text()) | {"eval/quiz/pass@4": math.nan}
   (tmp_path / "again" / "summary.json").write_text(json.dumps(summary | {"steps": 0}))
-  make(tmp_path / "page", [Cell("run", run)], {"again": tmp_path / "again"})
+  rollouts = run / "rollouts" / f"step_{STEPS:06d}.jsonl"
+  rollouts.write_text(re.sub(r'"reward": [\d.]+', '"reward": Infinity', rollouts.read_text()))
+  html, *_, shown = make(tmp_path / "page", [Cell("run", run)], {"again": tmp_path / "again"})
+  assert "Infinity" not in html and None in {row["reward"] for row in shown}  # no browser parses it
   row = table(tmp_path / "page", "evaluations-quiz")[-1]
   assert row["arm"] == "again" and row["pass@4"] == "" and row["avg@4"]
 
