@@ -24,8 +24,10 @@ def get_config(arg=""):
     c.evaluate.problems_per_batch = 16
   else:
     c.model.dtype, c.model.remat = "bfloat16", "full"
-    c.model.attention = {"gpu": "xla"}.get(device, "auto")  # on whatever GPU it is
-    c.rl.steps, c.rl.problems_per_step, c.rl.group_size, c.rl.response_tokens = 20, 16, 8, 256
+    c.model.attention = "xla" if device == "gpu" else "auto"  # on whatever GPU it is
+    # A T4 computes bfloat16 as float32, at 8 TFLOP/s: a step of 16 problems would take it the better part of a minute.
+    c.rl.steps, c.rl.problems_per_step = (10, 8) if device == "gpu" else (20, 16)
+    c.rl.group_size, c.rl.response_tokens = 8, 256
     c.rl.microbatches, c.rl.optim.moment = 32, "bfloat16"
     c.evaluate.samples, c.evaluate.pass_k, c.evaluate.problems_per_batch = 8, (1, 8), 32
   return c
