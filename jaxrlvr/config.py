@@ -107,11 +107,12 @@ def load(name: str, overrides: Mapping[str, str] | None = None) -> ConfigDict:
 def check_heeded(config: ConfigDict, overridden: Iterable[str]) -> None:
   """InputError where a chain's links all set a key of their own, so that an override of it would change nothing.
 
-  All: of the stages of which any link sets it.
+  All: of the stages of which any link sets it. A link without a stage is told where links are run.
   """
+  sets = [(link["stage"], link.get("set", {})) for link in config.chain if "stage" in link]
   for key in overridden:
-    stages = {link["stage"] for link in config.chain if key in link.get("set", {})}
-    if stages and all(key in link.get("set", {}) for link in config.chain if link["stage"] in stages):
+    stages = {stage for stage, own in sets if key in own}
+    if stages and all(key in own for stage, own in sets if stage in stages):
       raise InputError(
         f"config.{key}: would change nothing, for each link of {', '.join(sorted(stages))} in config.chain sets its "
         "own (the config file has them, perhaps by its argument); leave it out, or change it there"

@@ -141,8 +141,9 @@ def test_chains_are_checked_before_the_first_link_runs(tmp_path):
     (({"name": "a", "stage": "sftt"},), "of no known stage"),
     (({"name": "a", "stage": "sft", "init": "b"},), "no earlier link"),
     (({"name": "a", "stage": "sft"}, {"name": "a", "stage": "sft"}), "there twice"),
-    (({"name": "a"},), "has no stage"),
+    (({"name": "a", "set": {"seed": 1}},), "has no stage"),
   ):
+    configs.check_heeded(links(*chain), ["seed"])
     with pytest.raises(InputError, match=words):
       plan(links(*chain), tmp_path, STAGES)
 
