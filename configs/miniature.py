@@ -61,8 +61,8 @@ def links(seed):
 
 
 def get_config(arg=""):
-  chosen = words(arg, seeds=("3", "1", "2", "4", "5"), first=("0",), tiny=("", "tiny"))
-  first = int(chosen["first"])
+  chosen = words(arg, seeds=("3", "1", "2", "4", "5"), first=("",), tiny=("", "tiny"))
+  first = int(chosen["first"] or 0)
   c = base("smoke" if chosen["tiny"] else "demo")
   c.report.title = "When can a small policy learn to reason from weak supervision?"
   c.text.levels, c.text.kinds = (1, 2, 3, 4, 5), ("chain", "large")  # so that what is out of RL's domain was once read

@@ -14,9 +14,10 @@ elif [[ $(nvidia-smi -L 2>/dev/null) == GPU* ]]; then # no pipe: pipefail, and g
 fi
 rm -f .venv/device # of another time
 install_jaxrlvr ".[gym,hub$more]" --constraint colab/constraints.txt
-.venv/bin/python -c 'import sys, jax; sys.exit(jax.default_backend() != sys.argv[1])' "$device" 2>/dev/null || {
-  echo "a $device is here, but jax finds none; choose Runtime, Disconnect and delete runtime, then begin again" >&2
+found=$(.venv/bin/python -c 'import jax; print(jax.default_backend())')
+if [[ $found != "$device" ]]; then
+  echo "a $device is here, but jax runs on $found; choose Runtime, Disconnect and delete runtime, then begin again" >&2
   exit 3
-}
+fi
 echo "$device" > .venv/device
 echo "jaxrlvr $(git describe --always --dirty 2>/dev/null || true) is ready on $device ($(nproc) cores)"
