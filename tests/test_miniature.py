@@ -4,6 +4,7 @@ import csv
 import functools
 import math
 import re
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -162,3 +163,20 @@ def test_the_fourth_seed_is_that_of_its_runs():
     [cells] = [row[1:] for row in rows(PAGE) if row[0] == f"{arm}: seed 3"]
     found = [in_percent(runs([arm], setting, "runs-seed-3")[0], "accuracy first", "accuracy") for setting in SETTINGS]
     assert cells == ["{:.1f} to {:.1f}".format(*pair) for pair in found]
+
+
+def test_predictions_and_what_happened():
+  """Each cell of the page's last table, and that no policy gained of which it was not foretold."""
+  happened = {(r["setting"], r["arm"], r["seed"]): r["did"] for name in ("runs", "runs-seed-3") for r in table(name)}
+  said = table("predictions")
+  assert len(said) == 4 * 4 * 4
+  assert all(
+    (r["prediction"] == "generalises") == (happened[r["setting"], r["arm"], r["seed"]] == "Gained") for r in said
+  )
+  last = {row[0]: row[1:] for row in rows(PAGE)[-4:]}
+  for kind, arms in (("Thinking", THINKING), ("Non-thinking", OTHER)):
+    for i, setting in enumerate(("N = 8", "gamma = 0.7", "majority vote", "self-certainty")):
+      some = [r for r in said if r["arm"] in arms and r["setting"] == setting]
+      assert {r["prediction"] for r in some} == {last[f"{kind}: predicted"][i]}
+      did = Counter(happened[setting, r["arm"], r["seed"]].lower() for r in some)
+      assert last[f"{kind}: runs"][i] == ", ".join(f"{n} {word}" for word, n in did.most_common())

@@ -104,8 +104,8 @@ def sections(config: ConfigDict, made: Mapping, said: Sequence[regime.Prediction
   measured = [(name, value(figures, name), meaning) for name, meaning in ((n.format(K=K), m) for n, m in TOLD.items())]
   todo = {key: regime.ADVICE[key] for p in said for key in p.advice}
   return {
-    "# Diagnosis before RL": f"`{start}`, {made['billions'] * 1e3:,.1f} million weights; {figures['problems']:.0f} problems "
-    f"of `{config.problems.source}` x {K} responses at temperature {config.rl.temperature:g}, of at most "
+    "# Diagnosis before RL": f"`{start}`, {made['billions'] * 1e3:,.1f} million weights; "
+    f"{figures['problems']:.0f} problems of `{config.problems.source}` x {K} responses at temperature {config.rl.temperature:g}, of at most "
     f"{config.rl.response_tokens} tokens, {figures['mean_length']:.1f} in the mean. `{judging['judge']}` judged "
     f"{judging['responses']} responses to {judging['problems']} problems; {judging['missing']} of "
     f"{judging['verdicts']} verdicts are missing"
