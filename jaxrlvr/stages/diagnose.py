@@ -105,8 +105,9 @@ def sections(config: ConfigDict, made: Mapping, said: Sequence[regime.Prediction
   todo = {key: regime.ADVICE[key] for p in said for key in p.advice}
   return {
     "# Diagnosis before RL": f"`{start}`, {made['billions'] * 1e3:,.1f} million weights; "
-    f"{figures['problems']:.0f} problems of `{config.problems.source}` x {K} responses at temperature {config.rl.temperature:g}, of at most "
-    f"{config.rl.response_tokens} tokens, {figures['mean_length']:.1f} in the mean. `{judging['judge']}` judged "
+    f"{figures['problems']:.0f} problems of `{config.problems.source}` x {K} responses at temperature "
+    f"{config.rl.temperature:g}, of at most {config.rl.response_tokens} tokens, {figures['mean_length']:.1f} in the "
+    f"mean. `{judging['judge']}` judged "
     f"{judging['responses']} responses to {judging['problems']} problems; {judging['missing']} of "
     f"{judging['verdicts']} verdicts are missing"
     + ("." if judging["measured"] else ": faithfulness and diversity are **not measured**."),
