@@ -29,5 +29,6 @@ def get_config(arg=""):
     c.rl.steps, c.rl.problems_per_step = (10, 8) if device == "gpu" else (20, 16)
     c.rl.group_size, c.rl.response_tokens = 8, 256
     c.rl.microbatches, c.rl.optim.moment = 32, "bfloat16"
-    c.evaluate.samples, c.evaluate.pass_k, c.evaluate.problems_per_batch = 8, (1, 8), 32
+    c.evaluate.samples, c.evaluate.pass_k = 8, (1, 8)
+    c.evaluate.problems_per_batch = c.rl.problems_per_step  # the rows of a step of RL
   return c
