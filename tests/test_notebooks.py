@@ -155,9 +155,12 @@ def test_diagnose_runs_on_a_small_random_model(checkout, plain, tmp_path):
   from test_models import model
 
   folder = model(tmp_path / "small")
-  said, seconds = execute(
-    "diagnose.ipynb", checkout, lambda text: re.sub(r'^MODEL = "[^"]*"', f'MODEL = "{folder}"', text, flags=re.M)
-  )
+  ours = {"MODEL": folder, "OPTIONS": "--config.rl.prompt_tokens=400"}  # its tokens are short
+
+  def edit(text):
+    return re.sub(r'^(MODEL|OPTIONS) = "[^"]*"', lambda m: f'{m[1]} = "{ours[m[1]]}"', text, flags=re.M)
+
+  said, seconds = execute("diagnose.ipynb", checkout, edit)
   assert "What RL will probably do" in said and "not measured" in said
   (exported,) = checkout.glob("runs/*/majority_vote-hf/model/model.safetensors")
   assert exported.stat().st_size > 1000 and seconds < SECONDS

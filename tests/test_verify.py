@@ -338,10 +338,8 @@ def test_numbers_need_no_worker():
 
 # The study's reading of mathematics
 
-STUDY_CAUSES = {
-  "ours: JSON lists unpacked": "p0376 p0379 p0448 p0450",
-  "unscored: over our CPU limit; the released code said 0": "p0469 p0470 p0474 p0475 p0476 p0477 p0479 p0482 p0495",
-}
+JSON_LISTS = "p0376 p0379 p0448 p0450".split()  # that ours unpacks
+SLOW = "p0469 p0470 p0474 p0475 p0476 p0477 p0479 p0482 p0495".split()  # unscored, but where a CPU is fast enough
 
 
 @needs_data
@@ -353,7 +351,11 @@ def test_study_mode_is_the_released_code_but_for_known_causes(step):
   plain = {
     case["id"] for case, score in zip(cases[::step], scores, strict=True) if score != case["scores"]["RULE_BASED"]
   }
-  assert plain == set(" ".join(STUDY_CAUSES.values()).split()) & {case["id"] for case in cases[::step]}
+  here = {case["id"] for case in cases[::step]}
+  assert plain - set(SLOW) == here & set(JSON_LISTS)
+  assert all(
+    score is None for case, score in zip(cases[::step], scores, strict=True) if case["id"] in plain & set(SLOW)
+  )
   for case, score in zip(cases[::step], scores, strict=True):
     if case["id"] not in plain and case["scores"]["RULE_BASED_THINKING_FORMAT"] is not None:
       thinking = FORMATS["study_thinking_format"](case["response"]) and score
