@@ -1,7 +1,8 @@
 """A small Hugging Face model in a notebook (colab/diagnose.ipynb): `colab.py:DEVICE`, cpu, gpu or tpu (one v5e chip).
 
-Its problems are generated (Reasoning Gym). Sized so that diagnosis and RL end within a quarter of an hour: on two CPU
-cores for 135 million weights, on a GPU of 16 GB or a v5e chip for 500 million.
+Its problems are generated (Reasoning Gym). Sized so that diagnosis and RL should end within a quarter of an hour: on
+two CPU cores for 135 million weights (4 minutes were measured), on a GPU of 16 GB or a v5e chip for 500 million (an
+estimate).
 """
 
 from jaxrlvr.config import base, words

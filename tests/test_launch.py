@@ -405,6 +405,35 @@ def test_babysit_begun_again(babysit):
   assert babysit(["STOPPED"], [])[:2] == (1, "")
 
 
+@pytest.mark.parametrize("pip, code", [(0, 0), (1, 2)], ids=["with pip", "without"])
+def test_an_environment_where_python_has_no_ensurepip(tmp_path, pip, code):
+  """As Colab's and Debian's; Python is played."""
+  played = tmp_path / "python"
+  played.write_text(
+    f"""#!/usr/bin/env bash
+echo "$@" >>calls
+case $* in
+  *ensurepip*) exit 1 ;;
+  *--without-pip*)
+    mkdir -p .venv/bin
+    printf '#!/bin/sh\\necho own "$@" >>calls\\n' >.venv/bin/python
+    chmod +x .venv/bin/python ;;
+  *--pip*|*"-m pip"*) exit {pip} ;;
+esac
+"""
+  )
+  played.chmod(0o755)
+  (tmp_path / "pyproject.toml").touch()
+  command = ["bash", "-euo", "pipefail", "-c", f". {LAUNCH / 'venv.sh'}; install_jaxrlvr ."]
+  done = subprocess.run(
+    command, cwd=tmp_path, env={**os.environ, "PYTHON": str(played)}, text=True, capture_output=True, check=False
+  )
+  calls = (tmp_path / "calls").read_text()
+  assert done.returncode == code, done.stderr
+  assert "-m venv --clear --without-pip .venv" in calls and "-m pip --python .venv/bin/python install" in calls
+  assert ("own -m pip install" in calls) == (not code) == ("install python3-venv" not in done.stderr)
+
+
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_scripts_parse(script):
   subprocess.run(["bash", "-n", str(script)], check=True)

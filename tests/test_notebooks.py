@@ -7,7 +7,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,7 @@ from jaxrlvr.main import HELP
 ROOT = Path(__file__).parents[1]
 COLAB = ROOT / "colab"
 NOTEBOOKS = sorted(COLAB.glob("*.ipynb"))
-SECONDS = 15 * 60  # that a notebook may take
+SECONDS = 15 * 60  # after which a cell counts as hanging
 
 
 def cells(notebook, kind="code"):
@@ -70,12 +69,14 @@ def test_every_notebook_begins_with_the_same_pinned_install():
   assert {re.match(r"[\w-]+", name)[0] for name in re.findall(r'"(.*?)"', wanted)} <= pins.keys()
 
 
-@pytest.mark.parametrize("device", ["cpu", "gpu", "tpu"])
-def test_the_config_of_notebooks_fits_its_device(device):
+@pytest.mark.parametrize("device", ["gpu", "tpu"])
+def test_nothing_samples_more_at_a_time_than_a_step_of_rl(device):
+  """By which the memory of one device was planned; a GPU of any kind has the attention."""
   config = configs.load(f"colab:{device}")
-  assert (config.model.dtype, config.model.attention) == {
-    "cpu": ("float32", "auto"), "gpu": ("bfloat16", "xla"), "tpu": ("bfloat16", "auto"),
-  }[device]  # fmt: skip
+  assert (
+    config.evaluate.problems_per_batch * config.evaluate.samples <= config.rl.problems_per_step * config.rl.group_size
+  )
+  assert device != "gpu" or config.model.attention == "xla"
 
 
 @pytest.mark.parametrize("said, device", [("echo GPU 0; sleep 0.2; echo GPU 1", "gpu"), ("echo failed; exit 9", "cpu")])
@@ -109,15 +110,14 @@ def test_the_backend_of_a_notebooks_charts_is_left_to_it(tmp_path):
 
 
 def execute(notebook, checkout, edit=lambda text: text):
-  """Runs a notebook in a copy of the checkout as Jupyter would; (text of its outputs, seconds)."""
+  """Runs a notebook in a copy of the checkout as Jupyter would; the text of its outputs."""
   nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
   pytest.importorskip("ipykernel")
   book = nbformat.read(checkout / "colab" / notebook, as_version=4)
   for cell in book.cells:
     cell.source = edit(cell.source)
-  begun = time.monotonic()
-  nbclient.NotebookClient(book, timeout=None, resources={"metadata": {"path": checkout / "colab"}}).execute()
-  return json.dumps([cell.get("outputs") for cell in book.cells]), time.monotonic() - begun
+  nbclient.NotebookClient(book, timeout=SECONDS, resources={"metadata": {"path": checkout / "colab"}}).execute()
+  return json.dumps([cell.get("outputs") for cell in book.cells])
 
 
 @pytest.fixture(scope="module")
@@ -143,11 +143,10 @@ def plain(monkeypatch):
 
 @pytest.mark.slow
 def test_quickstart_runs(checkout, plain):
-  said, seconds = execute("quickstart.ipynb", checkout)
+  said = execute("quickstart.ipynb", checkout)
   assert "is ready on cpu" in said and "Traceback" not in said
   for name in ("demo/analysis", "mine"):
     assert (checkout / "runs" / name / "report" / "index.html").is_file()
-  assert seconds < SECONDS
 
 
 @pytest.mark.slow
@@ -160,7 +159,7 @@ def test_diagnose_runs_on_a_small_random_model(checkout, plain, tmp_path):
   def edit(text):
     return re.sub(r'^(MODEL|OPTIONS) = "[^"]*"', lambda m: f'{m[1]} = "{ours[m[1]]}"', text, flags=re.M)
 
-  said, seconds = execute("diagnose.ipynb", checkout, edit)
+  said = execute("diagnose.ipynb", checkout, edit)
   assert "What RL will probably do" in said and "not measured" in said
   (exported,) = checkout.glob("runs/*/majority_vote-hf/model/model.safetensors")
-  assert exported.stat().st_size > 1000 and seconds < SECONDS
+  assert exported.stat().st_size > 1000

@@ -13,10 +13,10 @@ from jaxrlvr.data import problems as problem_lists
 from jaxrlvr.policy import spec as policy_spec
 from jaxrlvr.stages import setup
 from jaxrlvr.stages.evaluate import graded
-from jaxrlvr.stages.judge import judge_step, make, stop_if_missing
+from jaxrlvr.stages.judge import judge_step, make
 from jaxrlvr.stages.label import Survey, lot, survey
 from jaxrlvr.stages.run import Run
-from jaxrlvr.types import InputError, Problem
+from jaxrlvr.types import InputError, Problem, TrainingStopped
 
 # What the page tells: figure ({K}: samples a problem), and what it is.
 TOLD = {
@@ -73,8 +73,11 @@ def diagnose(config: ConfigDict, workdir: str | Path) -> dict:
       run.workdir / "diagnosis.md", "\n".join(f"{title}\n\n{text.rstrip()}\n" for title, text in page.items())
     )
     print(page[_MEASURED] + "\n" + page[_PREDICTED] + f"\nthe page: {run.home / 'diagnosis.md'}")
-    if j.name == "http":  # it may answer another time
-      stop_if_missing(0, logbook.read_jsonl(run.workdir / "verdicts.jsonl"), j.max_missing)
+    if j.name == "http" and not judging["measured"]:  # it may answer another time
+      raise TrainingStopped(
+        f"{judging['missing']} of {judging['verdicts']} verdicts are missing, over config.judge.max_missing = "
+        f"{j.max_missing}; see that it answers (warnings above). The same command asks only for what is missing"
+      )
     return made
 
   count = d.problems if config.problems.source in problem_lists.GENERATED else 0
