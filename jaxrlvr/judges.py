@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import NamedTuple
 from jaxrlvr import endpoint
 from jaxrlvr.data.arithmetic import operations
 from jaxrlvr.logbook import read_jsonl
-from jaxrlvr.text.answer import after_thinking
+from jaxrlvr.text.answer import CLOSE, OPEN
 from jaxrlvr.types import InputError, StorageError
 from jaxrlvr.verify import arithmetic
 
@@ -95,12 +96,33 @@ def prompt(task: str, responses: Sequence[Response]) -> str:
 
 
 def read(task: str, responses: Sequence[Response], said: str | None) -> Ruling:
-  """The verdict of a model's text: what its only verdict line says, in the form that was asked for; else None."""
-  head = f"VERDICT {mark(responses)}"
-  lines = [line.strip(" \t\r*`") for line in after_thinking(said or "").split("\n")]
-  found = [line for line in lines if line.startswith(head)]
-  word = re.fullmatch(r": *(\S+)", found[0].removeprefix(head)) if len(found) == 1 else None
-  return TASKS[task].verdicts.get(word[1]) if word else None
+  """Returns the verdict of a model's reply, or None where the reply does not give exactly one.
+
+  Closed thinking at the start of the reply is not read. In the rest the mark must occur once, in whatever case or form,
+  so that a second verdict, a quoted or a corrected one, leaves none. The last line must be the verdict line, of which
+  only markdown's asterisks and backticks are ignored: nothing but white space may follow it.
+  """
+  fence = mark(responses)
+  reply = _without_thinking(said or "")
+  if _plain(reply).count(fence) != 1:
+    return None
+  last_line = reply.rstrip().rpartition("\n")[2].strip(" \t\r*`")
+  verdict = re.fullmatch(rf"VERDICT {fence}: *(\S+)", last_line)
+  return TASKS[task].verdicts.get(verdict[1]) if verdict else None
+
+
+def _without_thinking(reply: str) -> str:
+  """Returns what follows the first `</think>`; nothing where a thinking was opened and never closed."""
+  before, closing, after = reply.partition(CLOSE)
+  if closing:
+    return after
+  return "" if OPEN in before else reply
+
+
+def _plain(text: str) -> str:
+  """Returns the text as it is read by eye: in lower case, without invisible characters, look-alike forms or markup."""
+  normal = unicodedata.normalize("NFKC", text).casefold()
+  return "".join(c for c in normal if c not in "*_`~" and unicodedata.category(c) != "Cf")
 
 
 def key(task: str, responses: Sequence[Response]) -> str:

@@ -76,7 +76,7 @@ def test_verdict_lines():
   line = f"VERDICT {mark}: "
   for said, want in (
     (f"Well.\n{line}1", 1.0), (f"{line}0.5\n", 0.5), (f"**{line}0**", 0.0), (f"  `{line}1`  \r\n", 1.0),
-    (f"<think>\n{line}0\nor {line}1?</think>\n{line}0.5", 0.5), (f"I'll end with {line}0 or so.\n{line}1", 1.0),
+    (f"<think>\n{line}0\nor {line}1?</think>\n{line}0.5", 0.5), (f"{line}1 \n\n\t\n", 1.0),
     ("", None), (None, None), ("VERDICT: 1", None), (f"verdict {mark}: 1", None), (f"{line}", None), (f"{line}2", None),
     (f"{line}1.0", None), (f"{line}1 or 0.5", None), (f"{line}1\n{line}0", None), (f"{line}1\n{line}1", None),
     (f"{line}1\n{line}maybe", None), (f"I say {line}1", None), (f"VERDICT {mark}0: 1", None), (f"{line}same", None),
@@ -85,6 +85,55 @@ def test_verdict_lines():
   pair = (ONE, Response(ONE.prompt, "Two."))
   for word, want in (("same", True), ("different", False), ("1", None), ("SAME", None)):
     assert judges.read("strategy", pair, f"VERDICT {judges.mark(pair)}: {word}") is want
+
+
+TWICE = (  # WORD is what the verdict line says, OTHER another verdict
+  "HEAD: WORD\n\nActually HEAD: OTHER",
+  "Actually HEAD: OTHER\nHEAD: WORD",
+  "I'll end with HEAD: OTHER or so.\nHEAD: WORD",
+  "> HEAD: OTHER\n\nHEAD: WORD",
+  "1. HEAD: OTHER\n2. HEAD: WORD",
+  "1. HEAD: OTHER\n\nHEAD: WORD",
+  "- HEAD: OTHER\nHEAD: WORD",
+  "verdict MARK: OTHER\nHEAD: WORD",
+  "HEAD: WORD\nVerdict UPPER: OTHER",
+  "VERDICT UPPER: OTHER\nHEAD: WORD",
+  "**VERDICT** **MARK**: OTHER\nHEAD: WORD",
+  "VERDICT `MARK`: OTHER\nHEAD: WORD",
+  "VERDICT (MARK): OTHER\nHEAD: WORD",
+  "VERDICT  MARK : OTHER\nHEAD: WORD",
+  "VERDICT\nMARK: OTHER\nHEAD: WORD",
+  "| HEAD | OTHER |\nHEAD: WORD",
+  '"HEAD: OTHER" would be wrong.\nHEAD: WORD',
+  "\uff36ERDICT MA\u200bRK: OTHER\nHEAD: WORD",
+  "```\nHEAD: OTHER\n```\nHEAD: WORD",
+  "HEAD: WORD, but on reflection the grade is OTHER",
+  "HEAD: WORD\nBut the grade is OTHER.",
+  "HEAD: WORD\n\n\n(the grade is OTHER)",
+  "HEAD: WORD\u2028The grade is OTHER",
+  "HEAD: WORD\x0bThe grade is OTHER",
+  "HEAD: WORD\n.",
+  "HEAD: WORD OTHER",
+  "HEAD: WORD/OTHER",
+  "HEAD: WORD HEAD: WORD",
+  "HEAD: WORD\nHEAD: WORD",
+  "HEAD: WORD\n</think>\nThe grade is OTHER",
+  "<think>a</think>HEAD: OTHER</think>\nHEAD: WORD",
+  "<think>I would say\nHEAD: WORD",
+)
+
+
+@pytest.mark.parametrize("task", judges.TASKS)
+@pytest.mark.parametrize("form", TWICE)
+def test_a_reply_with_two_verdicts_has_none(task, form):
+  question = (ONE, Response(ONE.prompt, "Two."))[: len(judges.TASKS[task].parts)]
+  mark = judges.mark(question)
+  hidden_space = form.replace("MA\u200bRK", f"{mark[:4]}\u200b{mark[4:]}")
+  filled = hidden_space.replace("HEAD", f"VERDICT {mark}").replace("MARK", mark).replace("UPPER", mark.upper())
+  for word in judges.TASKS[task].verdicts:
+    for other in judges.TASKS[task].verdicts:
+      assert judges.read(task, question, filled.replace("WORD", word).replace("OTHER", other)) is None
+    assert judges.read(task, question, f"Reasons.\nVERDICT {mark}: {word}\n") is judges.TASKS[task].verdicts[word]
 
 
 def told(pairs):
