@@ -155,6 +155,51 @@ def test_thinking_is_the_templates_own_switch(tmp_path):
     HuggingFace(tmp_path / "l").render(USER, True)
 
 
+TURNS = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+HISTORY = TURNS.replace("m.content", "(m.content.split('</think>')[-1] if m.role == 'assistant' else m.content)")
+START = "{{ '<|im_start|>assistant\n' }}"
+OFF = "{{ '<think>\n\n</think>\n\n' if enable_thinking is defined and not enable_thinking else '<think>\n' }}"
+OPENINGS = {  # template: what it leaves open, with thinking as it is by default
+  TURNS + START + "{{ '<think>' }}": "<think>",
+  TURNS + START + "{{ '<think>\n' }}": "<think>\n",
+  TURNS + START + "{{ ' <think>  \n\n' }}": "<think>  \n\n",
+  TURNS + START + "{{ '<think>\nOkay, so' }}": "<think>\nOkay, so",
+  "{{ 'Write <think> first.' }}" + TURNS + START: "",
+  TURNS.replace("m.content", "m.content + ' Begin with <think>.'") + START: "",
+  TURNS + START: "",
+  TURNS + START + "{{ '<think>\n\n</think>\n\n' }}": "",
+  TURNS + START + OFF: "<think>\n",
+  HISTORY + START + "{{ '<think>\n' }}": "<think>\n",
+  HISTORY + START: "",
+  "{{ 'Think: ' + messages[0].content + ' A: <think>' }}": "<think>",
+  "{{ 'Think: ' + messages[0].content.split(' ')[0] + '\n<think>\n' }}": "<think>\n",
+  "{{ messages | length }} <think> tags are for thoughts": "",
+}
+SPEAKERS = (
+  ({"role": "user", "content": "Hi all"},),
+  ({"role": "system", "content": "Use <think>."}, {"role": "user", "content": "Say <think>"}),
+  ({"role": "user", "content": "a <think>"},),
+  (*USER, {"role": "assistant", "content": "<think>\nx\n</think>\n4"}, {"role": "user", "content": "and </think> 5?"}),
+)
+
+
+@pytest.mark.parametrize("template", OPENINGS)
+def test_a_think_tag_that_the_template_leaves_open_is_seen_and_no_other(tmp_path, template):
+  make(tmp_path, chat_template=template)
+  ours = HuggingFace(tmp_path)
+  for messages in SPEAKERS:
+    assert ours.opening(messages) == OPENINGS[template]
+    assert ours.opens_thinking(messages) == bool(OPENINGS[template])
+  if OFF in template:
+    assert ours.opening(USER, False) == "" and ours.opening(USER, True) == "<think>\n"
+    assert HuggingFace(tmp_path, think=False).opening(USER) == ""
+
+
+def test_without_a_template_nothing_is_opened(tmp_path):
+  make(tmp_path, "llama3", chat_template=None)
+  assert HuggingFace(tmp_path).opening(({"role": "user", "content": "<think>"},)) == ""
+
+
 def test_no_text_spells_a_control_token(tmp_path):
   make(tmp_path)
   ours = HuggingFace(tmp_path)

@@ -32,6 +32,8 @@ FILES = (
   "config.json",
 )
 _BREAK = "\ufdd0"  # a noncharacter: cuts a text in two before it becomes tokens
+_END = "\ufdd1"  # another one: stands behind the last message while the end of a prompt is looked for
+_TAG = re.compile(r"<(?=/?think>)")
 
 
 class HuggingFace:
@@ -115,23 +117,59 @@ class HuggingFace:
     return made
 
   def render(self, messages: Sequence[Mapping[str, str]], think: bool | None = None) -> list[int]:
+    start = [] if self.bos_id is None else [self.bos_id]
+    if not messages:
+      self._switched(think)
+      return start
+    cut = [{**message, "content": self._cut(message["content"])} for message in messages]
+    ids = self._ids(self._rendered(cut, think))
+    return [*start, *ids] if self._template is None else ids
+
+  def opening(self, messages: Sequence[Mapping[str, str]], think: bool | None = None) -> str:
+    """Returns the think tag that the template leaves open at the end of the prompt, with all that it writes behind it.
+
+    Returns "" where it writes none there, or closes it. Tags in the messages' own text never count, nor do tags in
+    turns before the answer's.
+    """
+    if self._template is None or not messages:
+      return ""
+    plain = [{**message, "content": _TAG.sub(f"<{_BREAK}", message["content"])} for message in messages]
+    plain[-1]["content"] += _END
+    text = self._rendered(plain, think)
+    _, behind_messages, written = text.rpartition(_END)
+    for control in self._control.values():
+      written = written.rpartition(control)[2] if len(control) > 1 else written
+    start = written.rfind(THINK)
+    if start <= written.rfind(THINK_END):
+      return ""
+    opened = written[start:]
+    # Without the end of the messages in sight, only a tag at the very end is surely the answer's.
+    return opened if behind_messages or opened.strip() == THINK else ""
+
+  def opens_thinking(self, messages: Sequence[Mapping[str, str]], think: bool | None = None) -> bool:
+    """Returns whether the prompt ends in a think tag that the template opened and left open."""
+    return bool(self.opening(messages, think))
+
+  def _switched(self, think: bool | None) -> bool | None:
+    """Returns what the template is told of thinking; InputError where it knows no switch."""
     think = self._think if think is None else think
     if think is not None and not self._switch:
       raise InputError(f"{self._folder}: has no chat template that reads enable_thinking; leave the switch to it")
-    start = [] if self.bos_id is None else [self.bos_id]
-    if not messages:
-      return start
-    cut = [{**message, "content": self._cut(message["content"])} for message in messages]
+    return think
+
+  def _rendered(self, messages: Sequence[Mapping[str, str]], think: bool | None) -> str:
+    """Returns the text of a prompt, up to where the answer begins; without a template, without the start token."""
+    think = self._switched(think)
     if self._template is None:
-      return [*start, *self._ids("".join(message["content"] + "\n\n" for message in cut))]
-    more = {f"{name}_token": text for name, text in self._names.items()}
-    more |= {} if think is None else {"enable_thinking": think}
+      return "".join(message["content"] + "\n\n" for message in messages)
+    values = {f"{name}_token": text for name, text in self._names.items()}
+    if think is not None:
+      values["enable_thinking"] = think
     try:
-      text = self._template.render(messages=cut, tools=None, documents=None, add_generation_prompt=True, **more)
+      return self._template.render(messages=messages, tools=None, documents=None, add_generation_prompt=True, **values)
     except (jinja2.TemplateError, TypeError, ValueError) as error:
       roles = [message["role"] for message in messages]
       raise InputError(f"{self._folder}: its chat template refuses messages of roles {roles}: {error}") from error
-    return self._ids(text)
 
   def _json(self, name: str) -> dict:
     file = self._folder / name

@@ -24,6 +24,10 @@ class Tokenizer(Protocol):
   def pieces(self) -> list[bytes]: ...  # the bytes each id stands for; control ids stand for none
   # Up to where the answer begins. `think`: thinking on or off, for chat templates that know a switch.
   def render(self, messages: Sequence[Mapping[str, str]], think: bool | None = None) -> list[int]: ...
+  # `<think>`, and what the chat template writes behind it, where the prompt ends in a think tag that it left open; else
+  # "". The text of a response is this and what the policy writes.
+  def opening(self, messages: Sequence[Mapping[str, str]], think: bool | None = None) -> str: ...
+  def opens_thinking(self, messages: Sequence[Mapping[str, str]], think: bool | None = None) -> bool: ...
 
 
 class SentencePiece:
@@ -74,6 +78,14 @@ class SentencePiece:
         raise InputError(f"message with role {message['role']!r}: wanted one of {', '.join(ROLES)}")
       ids += [self._model.piece_to_id(ROLES[message["role"]]), *self.encode(message["content"])]
     return [*ids, self._model.piece_to_id(ROLES["assistant"])]
+
+  def opening(self, messages: Sequence[Mapping[str, str]], think: bool | None = None) -> str:
+    """Returns "": the embedded layout never writes a think tag."""
+    return ""
+
+  def opens_thinking(self, messages: Sequence[Mapping[str, str]], think: bool | None = None) -> bool:
+    """Returns False, see `opening`."""
+    return False
 
 
 def train_sentencepiece(texts: Iterable[str], path: str | Path, vocab_size: int) -> SentencePiece:
