@@ -1,13 +1,15 @@
-"""Only right or only wrong answers (paper, appendix E): `baselines.py:MODEL,DOMAIN,BASELINE`.
+"""Only right or only wrong answers (paper, appendix E): `baselines.py:MODEL,DOMAIN,N,BASELINE`, on Science by default.
 
-BASELINE: zero (GRPO-POS, default: right answers only), one (GRPO-NEG: wrong ones only) or mean (GRPO). The words of
-study.py.
+BASELINE: mean (GRPO), zero (GRPO-POS, default: right answers only) or one (GRPO-NEG: wrong ones only). The appendix has
+N = 8 (default) and 1024. No response is divided by its length, whatever the baseline, so that clipping binds alike and
+the runs compare. The words of study.py.
 """
 
 from jaxrlvr.config import base
 
 
 def get_config(arg=""):
-  c = base("study", ",".join(filter(None, ("baseline=zero", arg))))
+  c = base("study", ",".join(filter(None, ("science", "n=8", "baseline=zero", arg))))
+  c.rl.reduce = "sequence-mean-token-sum"
   c.paper.figure = "appendix E"
   return c

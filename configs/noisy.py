@@ -1,6 +1,6 @@
 """Wrong labels (paper, section 3.2): `noisy.py:MODEL,DOMAIN,GAMMA`, the words of study.py; gamma = 0.7 by default.
 
-The study's own noisy files; `jaxrlvr corrupt` makes such files for another model.
+The study's own noisy files, of Math and Graph; `jaxrlvr corrupt` makes such files for Science or another model.
 """
 
 from jaxrlvr.config import base
@@ -11,6 +11,7 @@ EXPECTED = {
   "qwen2.5-math-1.5b, science": "holds to gamma 0.7",
   "qwen2.5-math-7b, graph": "degrades from gamma 0.5 on",
   "llama3.2-3b-instruct, math": "degrades from gamma 0.5 on",
+  "llama3.2-3b-instruct, science": "degrades from gamma 0.5 on",
 }
 
 

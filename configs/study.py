@@ -1,7 +1,7 @@
 """What all experiments of the study share (paper, section 2 and appendix B; settings of the released code).
 
-`study.py:MODEL,DOMAIN,N[,GAMMA][,REWARD][,BASELINE][,data=FOLDER][,tiny]`, words in any order; the experiments' own
-files (scarce, noisy, proxy, baselines, thinking) take the same. FOLDER holds the study's files (math/, science/,
+`study.py:MODEL,DOMAIN,N[,GAMMA][,REWARD][,BASELINE][,steps=T][,data=FOLDER][,tiny]`, words in any order; the
+experiments' own files (scarce, noisy, proxy, baselines) take the same. FOLDER holds the study's files (math/, science/,
 graph/, eval/); `config.init` is models/MODEL. `tiny`: the same run on a few problems, for an embedded policy on a CPU:
 it shows that every path runs, its scores mean nothing.
 """
@@ -16,6 +16,7 @@ WORDS = dict(
   gamma=("0.0", "0.1", "0.3", "0.5", "0.7", "0.9"),
   reward=("verifiable", "majority_vote", "self_certainty"),
   baseline=("mean", "zero", "one"),
+  steps=("496",),
   tiny=("", "tiny"),
   data=("study-data",),
 )
@@ -29,7 +30,7 @@ def get_config(arg=""):
   c.init = f"models/{model}"
   c.model.dtype, c.model.remat, c.model.unroll = "bfloat16", "full", 1
 
-  c.rl.steps, c.rl.problems_per_step, c.rl.group_size, c.rl.microbatches = 496, 64, 8, 16
+  c.rl.steps, c.rl.problems_per_step, c.rl.group_size, c.rl.microbatches = int(chosen["steps"]), 64, 8, 16
   c.rl.prompt_tokens, c.rl.response_tokens, c.rl.shrink = 2048, 8192 if thinking else 2048, 3
   c.rl.optim.lr, c.rl.dual_clip = 1e-6, 3.0  # the dual clip is always on in the released code
   c.rl.reward, c.rl.baseline = reward, chosen["baseline"]

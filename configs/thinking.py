@@ -1,17 +1,29 @@
-"""What comes before RL (paper, section 4): {Base, CPT} x {Thinking, Non-thinking SFT} x RL from weak supervision.
+"""What comes before RL (paper, section 4): five configurations x three kinds of weak supervision.
 
-`thinking.py[:data=FOLDER][,tiny]`, run by `jaxrlvr chain`. `config.init` is the base model, models/llama3.2-3b. RL is
-scarce (N = 8), majority vote, and noisy (gamma = 0.7). CPT and SFT read Nemotron-CC-Math and OpenThoughts-114k.
+{Base, CPT} x {Thinking, Non-thinking SFT}, and Instruct as the reference; from each RL with 8 problems, with majority
+vote (1024 problems, 600 steps) and with gamma = 0.7. `jaxrlvr study --config=thinking[:WORDS]` runs all of it and
+writes the report, whose charts are those of figures 6, 7, 34 and 35. Words: `data=FOLDER` as in study.py;
+`instruct=FOLDER`, the reference model, models/llama3.2-3b-instruct by default; `large` adds RL with all 2048 problems,
+for the large-small gap; `tiny`. `config.init` is the base model, models/llama3.2-3b. CPT and SFT read Nemotron-CC-Math
+and OpenThoughts-114k. The judge is the paper's, o3; `config.judge` names another.
 """
 
 from jaxrlvr.config import base, words
 
-SHARED = dict(data=("study-data",), tiny=("", "tiny"))
+SHARED = dict(data=("study-data",), tiny=("", "tiny"), large=("", "large"), instruct=("models/llama3.2-3b-instruct",))
+SETTINGS = {  # panel: (words of study.py, n of the cell)
+  "N = 8": ("8", 8),
+  "majority vote": ("1024,majority_vote,steps=600", None),
+  "gamma = 0.7": ("2048,0.7", None),
+}
+LARGE = {"N = 2048": ("2048", 2048)}
+KEYS = ("steps", "reward", "votes", "minibatch_problems", "response_tokens")  # of rl, in which the runs differ
 
 
 def get_config(arg=""):
   chosen = words(arg, **SHARED)
-  shared = ",".join(filter(None, (f"data={chosen['data']}", chosen["tiny"])))
+  tiny = chosen["tiny"]
+  shared = ",".join(filter(None, (f"data={chosen['data']}", tiny)))
   c = base("study", f"llama3.2-3b-thinking,{shared}")
   c.init = "models/llama3.2-3b"
   c.cpt.source, c.cpt.column = "nemotron-cc-math", "text"
@@ -20,30 +32,42 @@ def get_config(arg=""):
   c.sft.source, c.sft.max_tokens = "openthoughts-114k", 8192
   # 43,500 rows, 3 epochs, 256 rows an update; packed, two of them share a row of 8192 tokens.
   c.sft.steps, c.sft.rows, c.sft.row_tokens, c.sft.microbatches = 510, 128, 8192, 64
+  # The released rate; the paper tunes it in 1e-5 to 5e-5.
   c.sft.optim.lr, c.sft.optim.b2, c.sft.optim.warmup = 1.5e-5, 0.999, 0.1
-  if chosen["tiny"]:
+  c.judge.name, c.judge.url, c.judge.model = "http", "https://api.openai.com/v1", "o3"
+  c.judge.key_variable, c.judge.request, c.judge.set = "OPENAI_API_KEY", "{}", "math500"
+  if tiny:
     for stage in (c.cpt, c.sft):
       stage.steps, stage.rows, stage.row_tokens, stage.microbatches = 2, 4, 256, 2
     c.sft.max_tokens = 256
-  c.chain = ({"name": "cpt", "stage": "cpt"}, *(link for start in ("base", "cpt") for link in arm(start, shared)))
-  c.paper.figure = "figure 6, tables 4 to 7"
+    c.judge.name, c.judge.max_missing = "exact", 1.0  # it knows none of these problems, and says so
+  settings = SETTINGS | (LARGE if chosen["large"] else {})
+  links = [{"name": "cpt", "stage": "cpt"}]
+  for start, title in (("base", "Base"), ("cpt", "CPT")):
+    for kind, arm in (("thinking", "Thinking"), ("nonthinking", "Non-thinking")):
+      before = {"init": start} if start == "cpt" else {}
+      sft = f"{start}-{kind}"
+      links.append({"name": sft, "stage": "sft", "set": {"sft.thinking": kind == "thinking"}, **before})
+      links += arm_links(f"{title} + {arm}", sft, f"llama3.2-3b-{kind}", settings, shared, {"init": sft}, {})
+  # A model of its own, which no link makes; the tiny version takes the policy that it is given.
+  own = {} if tiny else {"init": chosen["instruct"]}
+  links += arm_links("Instruct", "instruct", "llama3.2-3b-instruct", settings, shared, {}, own)
+  c.chain = tuple(links)
+  c.report.title = "What comes before RL, and what weak supervision then does"
+  c.paper.figure = "figures 6, 7, 34 and 35, tables 4 to 7"
   c.paper.expected = "only Thinking SFT generalises from weak supervision; CPT adds to it and does not replace it"
   return c
 
 
-def arm(start, shared):
-  """The links of one starting point: both SFT runs, and RL from each under every weak supervision."""
-  init = {"init": "cpt"} if start == "cpt" else {}
-  for kind in ("thinking", "nonthinking"):
-    sft = f"{start}-{kind}"
-    yield {"name": sft, "stage": "sft", "set": {"sft.thinking": kind == "thinking"}, **init}
-    for name, words_ in (("scarce", "8"), ("majority", "2048,majority_vote"), ("noisy", "2048,0.7")):
-      changed = base("study", f"llama3.2-3b-{kind},{words_},{shared}")
-      yield {"name": f"{sft}-{name}", "stage": "rl", "init": sft, "set": settings(changed)}
-
-
-def settings(c):
-  """What RL of one kind of model and supervision has of its own."""
-  names = "reward votes minibatch_problems response_tokens".split()
-  made = {f"rl.{name}": c.rl[name] for name in names} | {"problems.source": c.problems.source}
-  return made | {"heldout.prompts": c.heldout.prompts}
+def arm_links(arm, name, model, settings, shared, start, changes):
+  """Returns RL and the judging of it under each setting, from what `start` and `changes` say it starts from."""
+  links = []
+  for setting, (words_, n) in settings.items():
+    run = f"{name}-{setting.lower().replace(' = ', '-').replace(' ', '-')}"
+    changed = base("study", f"{model},{words_},{shared}")
+    differs = {f"rl.{key}": changed.rl[key] for key in KEYS}
+    differs |= {"problems.source": changed.problems.source, "heldout.prompts": changed.heldout.prompts}
+    cell = {"arm": arm, "setting": setting, "n": n}
+    links.append({"name": run, "stage": "rl", "set": differs | changes, "cell": cell, **start})
+    links.append({"name": f"{run}-judged", "stage": "judge", "files": {"judge.run": run}})
+  return links

@@ -99,3 +99,32 @@ def test_the_miniature_has_all_cells():
   assert all(link["files"]["problems.source"].startswith(f"{link['init'][:-2]}-labels-") for link in noisy)
   json.dumps(cells(config.chain, ""))
   assert {c["seed"] for c in cells(configs.load("miniature:1,first=3").chain, "")["cells"]} == {3}
+
+
+def test_section_4_has_all_cells():
+  config = configs.load("thinking")
+  links = {link["name"]: link for link in config.chain}
+  found = cells(config.chain, "title")["cells"]
+  arms = {"Base + Thinking", "Base + Non-thinking", "CPT + Thinking", "CPT + Non-thinking", "Instruct"}
+  settings = {"N = 8": 8, "majority vote": None, "gamma = 0.7": None}
+  assert len(found) == 15 and {(c["arm"], c["setting"]) for c in found} == {(a, s) for a in arms for s in settings}
+  assert all(c["n"] == settings[c["setting"]] for c in found)
+  assert all(links[c["judged"]]["files"]["judge.run"] == c["rl"] for c in found)
+  for cell in found:
+    link = links[cell["rl"]]
+    own = configs.derive(config, link["set"])
+    thinking = cell["arm"].endswith(" Thinking")
+    assert own.rl.response_tokens == (8192 if thinking else 2048)
+    assert own.heldout.prompts == ("think" if thinking else "non-think")
+    assert ("llama-3b-think" in own.problems.source) == thinking
+    voted = cell["setting"] == "majority vote"
+    assert own.rl.steps == (600 if voted else 496) and ("sky_math_1024" in own.problems.source) == voted
+    assert ("majority_vote" in own.rl.reward, own.rl.votes) == (voted, 16 if voted else 0)
+    if cell["arm"] == "Instruct":
+      assert "init" not in link and own.init == "models/llama3.2-3b-instruct"
+    else:
+      assert links[link["init"]]["stage"] == "sft"
+      assert links[link["init"]].get("init") == ("cpt" if cell["arm"].startswith("CPT") else None)
+  assert 1e-5 <= config.sft.optim.lr <= 5e-5 and config.judge.model == "o3"
+  assert {c["n"] for c in cells(configs.load("thinking:large").chain, "")["cells"]} == {8, 2048, None}
+  plan(config, configs.FOLDER, STAGES)  # each link's config is one

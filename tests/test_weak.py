@@ -371,7 +371,8 @@ def test_configs_of_the_study_run_small(tmp_path, init, official, name, arg):
   assert "label_accuracy" in rows[1] and summary["paper"]["figure"]
   assert any(key.startswith("eval/in-domain") for key in rows[-1])
   full = config.load(f"{name}:{arg}")
-  assert full.rl.steps == 496 and full.rl.problems_per_step == 64 and full.rl.optim.lr == 1e-6
+  assert full.rl.steps == (850 if name == "proxy" else 496)
+  assert full.rl.problems_per_step == 64 and full.rl.optim.lr == 1e-6
   assert (full.rl.minibatch_problems == 32) == ("majority" in full.rl.reward or "thinking" in full.init)
 
 
@@ -404,10 +405,8 @@ def test_settings_of_the_study():
   assert c.problems.source.endswith("graph/noisy/qwen-math-7b/graph_882_gamma0.50.parquet")
   c = config.load("proxy:llama3.2-3b-thinking")
   assert (c.rl.reward, c.rl.votes, c.rl.group_size) == ("majority_vote_thinking", 16, 8)
-  c = config.load("baselines:one")
-  assert (c.rl.baseline, c.rl.scale_std, c.rl.reduce) == ("one", False, "sequence-mean-token-sum")
-  links = {link["name"]: link for link in config.load("thinking").chain}
-  assert len(links) == 1 + 4 + 12 and links["cpt-thinking-noisy"]["init"] == "cpt-thinking"
+  assert (c.rl.steps, c.problems.source[-21:]) == (850, "sky_math_1024.parquet")
+  assert "Qwen2.5-3B on Science after step 500" in c.paper.expected and "table 8" in c.paper.figure
   for words, told in (
     ("scarce:quick", "chooses nothing"),
     ("scarce:graph,8", "no graph problems"),
@@ -415,3 +414,33 @@ def test_settings_of_the_study():
   ):
     with pytest.raises(InputError, match=told):
       config.load(words)
+
+
+def test_baselines_differ_in_the_baseline_only():
+  by_name = {name: config.load(f"baselines:{name}") for name in ("mean", "zero", "one")}
+  for name, c in by_name.items():
+    assert (c.rl.baseline, c.rl.reduce) == (name, "sequence-mean-token-sum")
+    assert c.rl.scale_std == (name == "mean") and c.heldout.domain == "science"
+    assert c.problems.source.endswith("science/train/qwen-math-1.5b/scp_8.parquet")
+  assert config.load("baselines:1024").problems.source.endswith("scp_1024.parquet")
+
+
+EXPECTED = {  # t_sat and gains at N = 8 (tables 1 and 3)
+  "qwen2.5-math-1.5b,math": (302, {"math500": 29.7, "amc": 18.7, "scp-hard": 10.5}),
+  "qwen2.5-1.5b,math": (170, {"math500": 32.1, "amc": 12.7, "scp-hard": 7.0}),
+  "qwen2.5-1.5b,science": (161, {"scp-hard": 6.4, "gpqa-diamond": 13.3, "math500": 32.3}),
+  "llama3.2-3b-instruct,math": (55, {"math500": 10.8, "amc": 8.8, "scp-hard": 3.9}),
+}
+
+
+@pytest.mark.parametrize("words", EXPECTED)
+def test_what_the_paper_reports(words):
+  c = config.load(f"scarce:{words},8")
+  assert (c.paper.t_sat, dict(c.paper.gains)) == EXPECTED[words]
+  if words == "qwen2.5-1.5b,math":
+    assert "+42.6" in c.paper.expected and "+15.8" in c.paper.expected
+
+
+def test_noise_that_models_stand():
+  assert "from gamma 0.5" in config.load("noisy:llama3.2-3b-instruct,science").paper.expected
+  assert "to gamma 0.7" in config.load("noisy:qwen2.5-math-1.5b,science").paper.expected

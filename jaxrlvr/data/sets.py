@@ -89,6 +89,9 @@ def find(sets: Sequence[str], domain: str, folder: str, prompts: str) -> tuple[d
 TRAIN_FILES: dict[tuple[str, str], str] = {
   ("qwen2.5-math-1.5b", "math"): "math/{kind}/qwen-math-1.5b/sky_math_{n}",
   ("qwen2.5-math-1.5b", "science"): "science/{kind}/qwen-math-1.5b/scp_{n}",
+  # The released script trains this model on the problems of its sister.
+  ("qwen2.5-1.5b", "math"): "math/{kind}/qwen-math-1.5b/sky_math_{n}",
+  ("qwen2.5-1.5b", "science"): "science/{kind}/qwen-math-1.5b/scp_{n}",
   ("qwen2.5-math-7b", "graph"): "graph/{kind}/qwen-math-7b/graph_{n}",
   ("llama3.2-3b-instruct", "math"): "math/{kind}/llama-3b/sky_math_{n}",
   ("llama3.2-3b-instruct", "science"): "science/{kind}/llama-3b/scp_{n}",
