@@ -208,6 +208,11 @@ def get_config(arg: str = "") -> ConfigDict:
   c.rl.stop_when_memorising = False  # end the run, as if finished, at an evaluation by which it memorises
   c.rl.optim = optim(1e-4, "constant", weight_decay=0.01, b2=0.999)
 
+  c.answer = ConfigDict()
+  # What of a response, behind its thinking, is its answer: boxed (the last box) | hash (what follows the last `####` on
+  # its line, as in GSM8K) | last-number (as lm-eval's flexible-extract)
+  c.answer.read = "boxed"
+
   c.evaluate = ConfigDict()
   c.evaluate.every = 10  # RL steps between evaluations; 0: only at start and end
   c.evaluate.samples = 16  # a problem

@@ -18,6 +18,7 @@ from jaxrlvr import judges, loss, masked, optim, reward
 from jaxrlvr.data import arithmetic, layout, sets
 from jaxrlvr.policy.attention import ATTENTION
 from jaxrlvr.policy.forward import REMAT
+from jaxrlvr.text.answer import READINGS
 from jaxrlvr.types import InputError
 
 _HERE = Path(__file__).resolve().parent
@@ -304,6 +305,7 @@ RULES: dict[str, tuple[Callable, str]] = {
     "shares from 0 to 1 that differ in their first two decimals, as (0.1, 0.7)",
   ),
   "corrupt.label": one_of("wrong", "majority"),
+  "answer.read": one_of(*READINGS),
   "diagnose.problems": at_least(1),
   "diagnose.samples": at_least(2),
   "heldout.at_most": at_least(0),
@@ -423,6 +425,10 @@ IMPOSSIBLE: tuple[tuple[Callable[[ConfigDict], bool], str], ...] = (
   (
     lambda c: (c.sft.columns or c.sft.system) and not c.sft.source,
     "config.sft.columns or .system is set, but config.sft.source is the embedded prompts; clear them, or name a source",
+  ),
+  (
+    lambda c: c.verify.mode == "study" and c.answer.read != "boxed",
+    "config.verify.mode = 'study' reads whole texts as the released code does; leave config.answer.read at 'boxed'",
   ),
   (lambda c: not c.filter.low <= c.filter.high <= c.filter.samples, "config.filter needs low <= high <= samples"),
   (

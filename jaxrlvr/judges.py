@@ -19,7 +19,7 @@ from typing import NamedTuple
 from jaxrlvr import endpoint
 from jaxrlvr.data.arithmetic import operations
 from jaxrlvr.logbook import read_jsonl
-from jaxrlvr.text.answer import CLOSE, OPEN
+from jaxrlvr.text.answer import CLOSE, OPEN, parse
 from jaxrlvr.types import InputError, StorageError
 from jaxrlvr.verify import arithmetic
 
@@ -249,8 +249,8 @@ def _replay(settings: Settings) -> Judge:
 
 
 _EXACT: dict[str, Callable[..., Ruling]] = {
-  "faithfulness": lambda r: arithmetic.faithfulness(r.text, operations(r.prompt)),
-  "strategy": lambda a, b: arithmetic.strategy(a.text) == arithmetic.strategy(b.text),
+  "faithfulness": lambda r: arithmetic.faithfulness(parse(r.text, "boxed"), operations(r.prompt)),
+  "strategy": lambda a, b: arithmetic.strategy(parse(a.text, "boxed")) == arithmetic.strategy(parse(b.text, "boxed")),
 }
 
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxrlvr.text.answer import FORMATS, final
+from jaxrlvr.text.answer import FORMATS, Parsed, stated
 from jaxrlvr.types import InputError, Problem, Verdict
 from jaxrlvr.verify.service import Job
 from jaxrlvr.verify.vote import Election, Grade, elect
@@ -21,7 +21,7 @@ class Answers(NamedTuple):
   """The responses of a batch, problem-major, with what the device measured of them."""
 
   problems: Sequence[Problem]  # P
-  text_PG: Sequence[Sequence[str]]
+  response_PG: Sequence[Sequence[Parsed]]
   statistics: Mapping[str, np.ndarray]  # [P,G] each: mean `certainty` and `entropy` a token, `sequence_logp`; nats
   sample_PG: np.ndarray  # index among the samples of its problem at this step
   seed: int = 0
@@ -55,9 +55,9 @@ def remembering(grade: Grade) -> Grade:
 def grade_against(answers: Answers, wanted: Sequence[str], grade: Grade) -> Graded:
   """Every response graded by its problem's verifier against `wanted`, one answer a problem."""
   jobs = [
-    Job(problem.verifier, text, answer, problem.extra)
-    for problem, answer, texts in zip(answers.problems, wanted, answers.text_PG, strict=True)
-    for text in texts
+    Job(problem.verifier, response, answer, problem.extra)
+    for problem, answer, responses in zip(answers.problems, wanted, answers.response_PG, strict=True)
+    for response in responses
   ]
   verdicts = grade(jobs)
   shape = (len(answers.problems), -1)
@@ -73,7 +73,7 @@ def truth(answers: Answers, grade: Grade) -> Graded:
 
 def labels_right(problems: Sequence[Problem], grade: Grade) -> dict[str, float | None]:
   """By problem id whether its label is a right answer, by its verifier: 1.0, 0.0, or None where that can't say."""
-  jobs = [Job(p.verifier, f"\\boxed{{{p.label}}}", p.truth, p.extra) for p in problems]
+  jobs = [Job(p.verifier, stated(p.label), p.truth, p.extra) for p in problems]
   return {p.id: verdict.score for p, verdict in zip(problems, grade(jobs), strict=True)}
 
 
@@ -95,7 +95,7 @@ def _sure(value_PG) -> Graded:
 
 
 def _format(answers: Answers, grade: Grade, *, name: str) -> Graded:
-  return _sure([[FORMATS[name](text) for text in texts] for texts in answers.text_PG])
+  return _sure([[FORMATS[name](response) for response in responses] for responses in answers.response_PG])
 
 
 def _verifiable(answers: Answers, grade: Grade) -> Graded:
@@ -118,8 +118,8 @@ def _random(answers: Answers, grade: Grade, rate: float = 0.5) -> Graded:
 def _agreement(answers: Answers, voters_PG, grade: Grade) -> Graded:
   """1 where a response gives the most frequent answer of those that vote; without any vote nobody is paid."""
   answers_PG = [
-    [final(text) if votes else None for text, votes in zip(*row, strict=True)]
-    for row in zip(answers.text_PG, voters_PG, strict=True)
+    [response.answer if votes else None for response, votes in zip(*row, strict=True)]
+    for row in zip(answers.response_PG, voters_PG, strict=True)
   ]
   elections = elect(answers.problems, answers_PG, grade)
   won_P = [None if e.winner is None else e.cluster_G[e.winner] for e in elections]
@@ -129,8 +129,9 @@ def _agreement(answers: Answers, voters_PG, grade: Grade) -> Graded:
   return Graded(np.array(value, np.float32), scored, cause, elections)
 
 
-def _majority(answers: Answers, grade: Grade, *, voter: Callable[[str], bool] = lambda text: True) -> Graded:
-  return _agreement(answers, [[voter(text) for text in texts] for texts in answers.text_PG], grade)
+def _majority(answers: Answers, grade: Grade, *, voter: Callable[[Parsed], bool] = lambda response: True) -> Graded:
+  voters_PG = [[voter(response) for response in responses] for responses in answers.response_PG]
+  return _agreement(answers, voters_PG, grade)
 
 
 def _wrong_label(answers: Answers, grade: Grade) -> Graded:

@@ -20,6 +20,7 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
+from jaxrlvr.text.answer import parse, stated
 from jaxrlvr.verify.service import Job, Service
 
 _RESPELL = (("\\frac", "\\dfrac"), ("(", "\\left( "), (")", " \\right)"), ("\\pi", " \\pi"), ("+", " + "), ("-", "- "))
@@ -54,13 +55,14 @@ def honest(rng: random.Random, rows: int) -> list[Job]:
       said = label
       for old, new in _RESPELL:
         said = said.replace(old, new)
-    jobs.append(Job("math", f"We compute step by step and find that the answer is $\\boxed{{{said}}}$.", label))
+    text = f"We compute step by step and find that the answer is $\\boxed{{{said}}}$."
+    jobs.append(Job("math", parse(text, "boxed"), label))
   return jobs
 
 
 def hanging(count: int) -> list[Job]:
   """Jobs that pass the guards, as their labels are towers too, and never end."""
-  return [Job("math", f"\\boxed{{9^{{9^{{9^{{{n}}}}}}}}}", f"9^{{9^{{9^{{{n}}}}}}}+0") for n in range(9, 9 + count)]
+  return [Job("math", stated(f"9^{{9^{{9^{{{n}}}}}}}"), f"9^{{9^{{9^{{{n}}}}}}}+0") for n in range(9, 9 + count)]
 
 
 def seconds(work, *arguments) -> tuple[float, object]:
@@ -71,9 +73,10 @@ def seconds(work, *arguments) -> tuple[float, object]:
 
 def serial(jobs: list[Job]) -> list[float]:
   """Math-Verify as its users call it."""
-  from math_verify import parse, verify
+  import math_verify
 
-  return [float(verify(parse(f"\\boxed{{{job.label}}}"), parse(job.response))) for job in jobs]
+  read, verify = math_verify.parse, math_verify.verify
+  return [float(verify(read(f"\\boxed{{{job.label}}}"), read(job.response.text))) for job in jobs]
 
 
 def resident() -> float:
@@ -129,7 +132,9 @@ def memory(rng, rows):
     before = resident()
     done = 0
     while done < rows:
-      service.grade([*honest(rng, 100), *(Job("largest_island", "\\boxed{6}" * 500, "6") for _ in range(900))])
+      service.grade(
+        [*honest(rng, 100), *(Job("largest_island", parse("\\boxed{6}" * 500, "boxed"), "6") for _ in range(900))]
+      )
       done += 1000
   yield {"what": "host memory", "rows": done, "grown_mib": resident() - before}
 

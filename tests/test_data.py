@@ -9,9 +9,20 @@ import pytest
 from jaxrlvr.data import arithmetic, embedded
 from jaxrlvr.data.pack import Document, pack
 from jaxrlvr.data.problems import batch
+from jaxrlvr.text.answer import parse
 from jaxrlvr.text.tokenizer import SentencePiece, train_sentencepiece
 from jaxrlvr.types import Problem
-from jaxrlvr.verify.arithmetic import answer, faithfulness
+from jaxrlvr.verify import arithmetic as judge
+
+
+def answer(text, label, extra):
+  """The verdict on a response of this text."""
+  return judge.answer(parse(text, "boxed").answer, label, extra)
+
+
+def faithfulness(text, operations):
+  """The label of a response of this text."""
+  return judge.faithfulness(parse(text, "boxed"), operations)
 
 
 @pytest.fixture(scope="session")

@@ -189,6 +189,7 @@ def test_a_signal_to_one_process_stops_both_and_one_can_go_on(tmp_path, tokenize
 SCRIPT = """
 import logging, sys, time
 from jaxrlvr import hosts
+from jaxrlvr.text.answer import stated
 from jaxrlvr.types import InputError, Verdict
 from jaxrlvr.verify.service import Job, Service
 logging.basicConfig()
@@ -210,7 +211,7 @@ assert verdicts == [Verdict(None, "timeout 1") if k == 4 else Verdict(k / 7) for
 assert seen == list(range(8))[me::3], seen
 assert hosts.share(grade, []) == []
 service = Service(mode="strict", share=hosts.share)
-assert [v.score for v in service.grade([Job("choice", f"\\\\boxed{{{x}}}", "B") for x in "ABCD"])] == [0, 1, 0, 0]
+assert [v.score for v in service.grade([Job("choice", stated(x), "B") for x in "ABCD"])] == [0, 1, 0, 0]
 print("well", flush=True)
 logging.getLogger("jaxrlvr.x").warning("told once")
 if me == 2:

@@ -9,7 +9,8 @@ import pytest
 
 from jaxrlvr.analysis import passk, reasoning
 from jaxrlvr.data import arithmetic
-from jaxrlvr.verify.arithmetic import strategy
+from jaxrlvr.text.answer import parse
+from jaxrlvr.verify import arithmetic as exact
 
 
 def row(problem, faithfulness, cluster=0, correct=True):
@@ -176,6 +177,11 @@ def test_bootstrap_leaves_out_undefined_draws():
   found = reasoning.agreement([[(1.0, 1.0)] * 4, [(1.0, 1.0), (0.0, 0.0)]])
   assert found.kappa == 1.0 and (found.low, found.high) == (1.0, 1.0)
   assert all(math.isnan(x) for x in passk.bootstrap([1.0, 2.0], lambda values: math.nan))
+
+
+def strategy(text):
+  """What a response of this text does."""
+  return exact.strategy(parse(text, "boxed"))
 
 
 def test_strategies_of_the_embedded_domain():

@@ -8,6 +8,7 @@ import pytest
 
 from jaxrlvr import loss, reward
 from jaxrlvr.analysis import shadow
+from jaxrlvr.text.answer import parse, stated
 from jaxrlvr.types import InputError, Problem, Verdict
 from jaxrlvr.verify.service import Job, Service
 from jaxrlvr.verify.vote import elect
@@ -33,7 +34,8 @@ PROBLEMS = [problem("a", "4"), problem("b", "6", "7")]
 
 def answers(problems=PROBLEMS, texts=TEXTS, statistics=STATISTICS, **more):
   samples = np.tile(np.arange(len(texts[0])), (len(texts), 1))
-  return reward.Answers(problems, texts, statistics, samples, **more)
+  responses = [[parse(text, "boxed") for text in row] for row in texts]
+  return reward.Answers(problems, responses, statistics, samples, **more)
 
 
 def paid(expression, given=None, grade=None):
@@ -120,7 +122,9 @@ def test_sums_and_reals_are_not_binary():
 
 def test_what_nobody_could_grade_is_unscored_in_every_reward_that_asks():
   def grade(jobs):
-    return [Verdict(None, "timeout") if "5" in job.response else Verdict(float("4" in job.response)) for job in jobs]
+    return [
+      Verdict(None, "timeout") if "5" in job.response.text else Verdict(float("4" in job.response.text)) for job in jobs
+    ]
 
   for expression in ("verifiable", "inverse", "0.5*verifiable + 0.5*one_box", "verifiable*think_tags"):
     graded, _ = paid(expression, grade=grade)
@@ -130,7 +134,9 @@ def test_what_nobody_could_grade_is_unscored_in_every_reward_that_asks():
 
 def test_what_is_unscored_is_no_wrong_answer():
   def grade(jobs):
-    return [Verdict(None, "timeout") if "5" in job.response else Verdict(float("4" in job.response)) for job in jobs]
+    return [
+      Verdict(None, "timeout") if "5" in job.response.text else Verdict(float("4" in job.response.text)) for job in jobs
+    ]
 
   graded, _ = paid(
     "wrong_label", answers([problem("a", "4")], [["\\boxed{5}", "\\boxed{5}", "\\boxed{6}", "\\boxed{4}"]]), grade
@@ -153,7 +159,7 @@ def test_a_verdict_is_remembered_for_its_problem_alone():
 
 def test_votes_that_nobody_could_compare_are_unscored():
   def grade(jobs):
-    return [Verdict(None, "died") if {job.response, job.label} & {"\\boxed{5}", "5"} else Verdict(0.0) for job in jobs]
+    return [Verdict(None, "died") if "5" in (job.response.answer, job.label) else Verdict(0.0) for job in jobs]
 
   (election,) = elect([problem("a", "4")], [["4", "5", "4", "6", None]], grade)
   assert election.cluster_G == [0, 1, 0, 2, None]
@@ -170,7 +176,7 @@ def test_an_election():
 
   def grade(jobs):
     assert all(set(job.extra) == {"other"} for job in jobs)  # voters see nothing of the truth
-    return [Verdict(float((job.response[7:-1], job.label) in same)) for job in jobs]
+    return [Verdict(float((job.response.answer, job.label) in same)) for job in jobs]
 
   p = problem("a", "4", also={"1": ["9"]}, solution_path=["A"], other=1)
   (election,) = elect([p], [["1", " 2 ", "3", "9", "3", "", None, " "]], grade)
@@ -205,7 +211,7 @@ def test_right_answers_that_differ_are_not_pooled():
     lock = problem("a", "A → A", verifier="quantum_lock", **LOCK)
     (election,) = elect([lock], [["A → B", "C → A", "A → A", "B", "B"]], service.grade)
     assert election.cluster_G == [0, 1, 2, 3, 3] and election.winner == 3
-    assert service.grade([Job("quantum_lock", "\\boxed{C → B}", "A → A", LOCK)])[0].score == 1
+    assert service.grade([Job("quantum_lock", stated("C → B"), "A → A", LOCK)])[0].score == 1
     played = problem("b", "aba", verifier="reasoning_gym", source_dataset="palindrome_generation",
                      entry={"question": "aab", "answer": "aba", "metadata": {"letters": ["a", "a", "b"]}})  # fmt: skip
     (election,) = elect([played], [["aba", "baab", "aba"]], service.grade)
@@ -232,6 +238,7 @@ VOTES_DIFFER = {
   "approx": "\\approx is read",
   "power_forms": "2**10 is read",
   "thinking_box_inside_only": "a box in the thinking is no answer",
+  "thinking_unclosed": "where the thinking never ends there is no answer",
 }
 
 

@@ -11,8 +11,20 @@ import pyarrow.parquet
 import pytest
 
 from jaxrlvr.data import arithmetic, corpus, layout, problems, raw, store
+from jaxrlvr.text.answer import parse
 from jaxrlvr.types import Problem
-from jaxrlvr.verify.arithmetic import answer, faithfulness
+from jaxrlvr.verify import arithmetic as judge
+
+
+def answer(text, label, extra):
+  """The verdict on a response of this text."""
+  return judge.answer(parse(text, "boxed").answer, label, extra)
+
+
+def faithfulness(text, operations):
+  """The label of a response of this text."""
+  return judge.faithfulness(parse(text, "boxed"), operations)
+
 
 OFFICIAL = pathlib.Path(__file__).parents[2] / "shared" / "data" / "official"
 needs_official = pytest.mark.skipif(not OFFICIAL.exists(), reason="needs ../shared/data/official")

@@ -14,7 +14,7 @@ import time
 import pytest
 
 from jaxrlvr.data import layout
-from jaxrlvr.text.answer import FORMATS
+from jaxrlvr.text.answer import FORMATS, parse
 from jaxrlvr.types import InputError, Problem, Verdict
 from jaxrlvr.verify import VERIFIERS, arithmetic, choice, gym, math, verdicts
 from jaxrlvr.verify.service import Job, Service
@@ -23,10 +23,21 @@ ROOT = pathlib.Path(__file__).parents[1]
 DATA = ROOT.parent / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.exists(), reason="needs ../shared/data")
 
-TOWER = Job("math", "\\boxed{9^{9^{9^9}}}", "9^{9^{9^{9}}}")  # passes the guards, as its label is one too, and hangs
-GROWING = Job("math", "\\boxed{2^{999999999}+x}", "x+2^{999999999}+0")
+
+def job(verifier, text, label, extra=None):
+  """A job on a response of this text."""
+  return Job(verifier, parse(text, "boxed"), label, extra or {})
+
+
+def read(text):
+  """The answer of a response of this text."""
+  return parse(text, "boxed").answer
+
+
+TOWER = job("math", "\\boxed{9^{9^{9^9}}}", "9^{9^{9^{9}}}")  # passes the guards, as its label is one too, and hangs
+GROWING = job("math", "\\boxed{2^{999999999}+x}", "x+2^{999999999}+0")
 SAYS = {True: verdicts.RIGHT, False: verdicts.WRONG, None: verdicts.UNPARSEABLE}
-RIGHT, WRONG = Job("math", "\\boxed{x+1}", "1+x"), Job("math", "\\boxed{x+2}", "1+x")
+RIGHT, WRONG = job("math", "\\boxed{x+1}", "1+x"), job("math", "\\boxed{x+2}", "1+x")
 
 # Where strict grading and the released RULE_BASED score part, and why. Complete: any other difference is a fault.
 WANTS_A_BOX = "p0013 p0076 p0119 p0130 p0202 p0235 p0250 p0273 p0316 p0341 p0361 p0389 p0466 p0468"
@@ -34,6 +45,7 @@ CAUSES = {
   "strict: only a box counts": WANTS_A_BOX,
   "strict: the brace follows \\boxed at once": "p0033",
   "strict: a box before the last </think> is no answer": "p0003 p0104 p0156 p0206 p0226 p0259 p0302 p0352 p0460 p0462",
+  "strict: thinking that is opened and never closed holds no answer": "p0109 p0231 p0264 p0307 p0393 p0461",
   "strict: too dear to evaluate": "p0487",
   "ours: the last box alone, not the set of all": "p0041 p0095 p0144 p0345",
   "ours: the label's own text counts where nobody can parse it": "p0376 p0379",
@@ -63,7 +75,7 @@ def golden_jobs():
   cases = [case for case in cases if case["scores"]["RULE_BASED"] is not None]
   labels = [unpacked(case["ground_truth"]) for case in cases]
   return cases, [
-    Job("math", case["response"], label, {"also": also}) for case, (label, also) in zip(cases, labels, strict=True)
+    job("math", case["response"], label, {"also": also}) for case, (label, also) in zip(cases, labels, strict=True)
   ]
 
 
@@ -75,7 +87,7 @@ def hostile_jobs(canary="/nowhere"):
     return row[key] if row.get(key) is not None else "".join(part * count for part, count in row[f"{key}_segments"])
 
   responses = [text(row, "response").replace("{CANARY}", str(canary)) for row in rows]
-  return rows, [Job("math", said, text(row, "ground_truth")) for row, said in zip(rows, responses, strict=True)]
+  return rows, [job("math", said, text(row, "ground_truth")) for row, said in zip(rows, responses, strict=True)]
 
 
 def children(parent):
@@ -125,7 +137,7 @@ def test_graph_scores_are_the_released_codes_but_for_four_decisions():
       structured = ("buttons", "solution_path")
       extra = {key: ast.literal_eval(value) if key in structured and value else value for key, value in extra.items()}
     label, _ = unpacked(case["ground_truth"])
-    score = VERIFIERS[case["source_dataset"]].function(case["response"], label, extra).score
+    score = VERIFIERS[case["source_dataset"]].function(read(case["response"]), label, extra).score
     if score != case["score"]:
       differ[case["kind"], case["score"], score] += 1
   assert len(cases) == 142
@@ -172,14 +184,16 @@ LOCK = {
   ],
 )
 def test_quantum_lock(answer, label, score):
-  assert VERIFIERS["quantum_lock"].function(f"\\boxed{{{answer}}}", label, LOCK) == SAYS[score]
+  assert VERIFIERS["quantum_lock"].function(read(f"\\boxed{{{answer}}}"), label, LOCK) == SAYS[score]
 
 
 @pytest.mark.parametrize("answer", ["16", "60", "-6", "6.", "0 1 2 3 4 5 6", "1" * 100_000, "", "{6", "{6}", "\uff16"])
 def test_largest_island_pays_nothing_for_what_holds_the_label(answer):
   score = VERIFIERS["largest_island"].function
-  assert score(f"\\boxed{{{answer}}}", "6", {}) == SAYS[False if 0 < len(answer) < 100 and answer != "{6" else None]
-  assert score(f"\\boxed{{{answer}}} \\boxed{{6}}", "6", {}) == SAYS[True]
+  assert (
+    score(read(f"\\boxed{{{answer}}}"), "6", {}) == SAYS[False if 0 < len(answer) < 100 and answer != "{6" else None]
+  )
+  assert score(read(f"\\boxed{{{answer}}} \\boxed{{6}}"), "6", {}) == SAYS[True]
 
 
 @pytest.mark.parametrize(
@@ -188,7 +202,7 @@ def test_largest_island_pays_nothing_for_what_holds_the_label(answer):
    ("\\boxed{7.0}", None), ("\\boxed{" + "0" * 20 + "7}", None), ("\\boxed{7}</think>", None)],
 )  # fmt: skip
 def test_arithmetic(response, score):
-  assert arithmetic.answer(response, "7", {}) == SAYS[score]
+  assert arithmetic.answer(read(response), "7", {}) == SAYS[score]
 
 
 # Strict grading of mathematics
@@ -274,7 +288,7 @@ def test_hostile_answers_are_never_paid(service, tmp_path):
   ],
 )  # fmt: skip
 def test_math(answer, label, score):
-  assert math.math(f"\\boxed{{1}} so \\boxed{{{answer}}}", label, {"also": {"2": ["5", "4"]}}) == SAYS[score]
+  assert math.math(read(f"\\boxed{{1}} so \\boxed{{{answer}}}"), label, {"also": {"2": ["5", "4"]}}) == SAYS[score]
 
 
 RESPELLED = {  # label: other ways to write it
@@ -309,10 +323,12 @@ RESPELLED = {  # label: other ways to write it
 
 @pytest.mark.parametrize("label", RESPELLED)
 def test_other_spellings_of_an_answer_are_read(label):
-  refused = [text for text in RESPELLED[label] if math.math(f"\\boxed{{{text}}}", label, None) != verdicts.RIGHT]
+  refused = [text for text in RESPELLED[label] if math.math(read(f"\\boxed{{{text}}}"), label, None) != verdicts.RIGHT]
   assert not refused
   others = [other for other in ("11", "x+1", "(1,3)", r"\frac{2}{7}", r"\text{no}") if other != label]
-  paid = [text for text in RESPELLED[label] for other in others if math.math(f"\\boxed{{{text}}}", other, None).score]
+  paid = [
+    text for text in RESPELLED[label] for other in others if math.math(read(f"\\boxed{{{text}}}"), other, None).score
+  ]
   assert not paid
 
 
@@ -322,7 +338,7 @@ def test_other_spellings_of_an_answer_are_read(label):
    ("x²", "2x"), ("1/0", "0"), ("2 1/2", "1"), ("pie", r"\pi e"), ("0.33", r"\frac13"), ("7..8", "7.8")],
 )  # fmt: skip
 def test_what_only_looks_alike_is_not_paid(answer, label):
-  assert math.math(f"\\boxed{{{answer}}}", label, None).score == 0
+  assert math.math(read(f"\\boxed{{{answer}}}"), label, None).score == 0
 
 
 def test_numbers_need_no_worker():
@@ -332,8 +348,8 @@ def test_numbers_need_no_worker():
     ("-0.50", r"-\frac12"),
     ("( x + 1 , y )", r"\left(x+1,\,y\right)"),
   ):
-    assert math.quick(f"\\boxed{{{answer}}}", label, None)
-  assert math.quick(r"\boxed{0.4999999}", "0.5", None) is None  # rounding is the parser's business
+    assert math.quick(read(f"\\boxed{{{answer}}}"), label, None)
+  assert math.quick(read(r"\boxed{0.4999999}"), "0.5", None) is None  # rounding is the parser's business
 
 
 # The study's reading of mathematics
@@ -358,7 +374,7 @@ def test_study_mode_is_the_released_code_but_for_known_causes(step):
   )
   for case, score in zip(cases[::step], scores, strict=True):
     if case["id"] not in plain and case["scores"]["RULE_BASED_THINKING_FORMAT"] is not None:
-      thinking = FORMATS["study_thinking_format"](case["response"]) and score
+      thinking = FORMATS["study_thinking_format"](parse(case["response"], "boxed")) and score
       assert thinking == case["scores"]["RULE_BASED_THINKING_FORMAT"], case["id"]
 
 
@@ -366,7 +382,9 @@ def test_study_mode_is_the_released_code_but_for_known_causes(step):
 def test_the_studys_thinking_format():
   cases, _ = golden_jobs()
   assert {
-    case["id"] for case in cases if FORMATS["study_thinking_format"](case["response"]) != case["format"]["thinking"]
+    case["id"]
+    for case in cases
+    if FORMATS["study_thinking_format"](parse(case["response"], "boxed")) != case["format"]["thinking"]
   } == set()
 
 
@@ -386,8 +404,8 @@ def test_an_unknown_mode_names_the_choices():
 )  # fmt: skip
 def test_choice_reads_one_letter(answer):
   for label in ("C", "(C)", "c)"):
-    assert choice.choice(f"\\boxed{{A}} no, \\boxed{{{answer}}}", label, None) == verdicts.RIGHT
-  assert choice.choice(f"\\boxed{{{answer}}}", "B", None) == verdicts.WRONG
+    assert choice.choice(read(f"\\boxed{{A}} no, \\boxed{{{answer}}}"), label, None) == verdicts.RIGHT
+  assert choice.choice(read(f"\\boxed{{{answer}}}"), "B", None) == verdicts.WRONG
 
 
 @pytest.mark.parametrize(
@@ -398,7 +416,7 @@ def test_choice_reads_one_letter(answer):
 )  # fmt: skip
 def test_choice_reads_nothing_but_one_letter(answer):
   for label in "ABCDK":
-    assert choice.choice(f"\\boxed{{{answer}}}", label, None) == verdicts.UNPARSEABLE
+    assert choice.choice(read(f"\\boxed{{{answer}}}"), label, None) == verdicts.UNPARSEABLE
 
 
 def test_choice_is_quick_on_any_text():
@@ -425,7 +443,7 @@ def damaged(answer):
 def test_each_allowed_gym_task_pays_the_oracle_and_not_a_damaged_answer(service):
   rows = [(task, entry, {"source_dataset": task, "entry": entry}) for task, entry in gym_entries()]
   jobs = [
-    Job("reasoning_gym", f"\\boxed{{ {text} }}", entry["answer"], extra)
+    job("reasoning_gym", f"\\boxed{{ {text} }}", entry["answer"], extra)
     for _, entry, extra in rows
     for text in (entry["answer"], damaged(entry["answer"]), "nan", "not " + entry["answer"], entry["answer"] * 2)
   ]
@@ -442,7 +460,7 @@ def test_gym_pays_other_solutions_and_no_noisy_label_but_itself(service):
   other = '\\boxed{["fill B", "pour B->A"]}'
   noisy = '["fill B"]'
   pairs = [(other, '["fill A"]'), (other, noisy), (f"\\boxed{{{noisy}}}", noisy), ("\\boxed{exit()}", noisy)]
-  assert service.grade([Job("reasoning_gym", said, label, extra) for said, label in pairs]) == [
+  assert service.grade([job("reasoning_gym", said, label, extra) for said, label in pairs]) == [
     SAYS[True],
     SAYS[False],
     SAYS[True],
@@ -465,7 +483,7 @@ def test_hostile_gym_answers_are_never_paid(service, tmp_path):
     entry = json.loads(json.dumps(made[row["ground_truth"]["index"]], default=str))
     said = said.replace("{CANARY}", str(tmp_path / "canary")).replace("@ORACLE@", entry["answer"])
     extra = {"source_dataset": task, "entry": entry}
-    (verdict,) = service.grade([Job("reasoning_gym", f"\\boxed{{{said}}}", entry["answer"], extra)])
+    (verdict,) = service.grade([job("reasoning_gym", f"\\boxed{{{said}}}", entry["answer"], extra)])
     tested += 1
     assert verdict.score is not None and not (row["right_score"] == 0 and verdict.score), row["id"]
   assert tested > 30
@@ -475,7 +493,7 @@ def test_hostile_gym_answers_are_never_paid(service, tmp_path):
 @pytest.mark.parametrize("task", ["n_queens", "countdown", "complex_arithmetic", "nothing", None])
 def test_a_gym_task_off_the_list_is_refused_by_name(service, task):
   with pytest.raises(InputError, match=f"{task!r} can't be graded safely; use one of acre, .*jugs"):
-    service.grade([Job("reasoning_gym", "\\boxed{7}", "7", {"source_dataset": task, "entry": {}})])
+    service.grade([job("reasoning_gym", "\\boxed{7}", "7", {"source_dataset": task, "entry": {}})])
 
 
 # Labels that nobody could match
@@ -503,7 +521,7 @@ def test_share_of_the_official_labels_that_can_be_read(service, official, capsys
   for path in sorted(official.rglob("*.parquet")):
     problems = layout.load(path).problems
     texts = [(problem, text) for problem in problems for text in dict.fromkeys((problem.label, problem.truth))]
-    itself = [Job(problem.verifier, f"\\boxed{{{text}}}", text, problem.extra) for problem, text in texts]
+    itself = [job(problem.verifier, f"\\boxed{{{text}}}", text, problem.extra) for problem, text in texts]
     accepted = sum(verdict.score == 1 for verdict in service.grade(itself))
     unreadable = service.unreadable(problems)
     answers, lost = answers + len(texts), lost + len(unreadable)
@@ -547,7 +565,7 @@ def test_fractions_of_a_cpu_second_count_and_each_job_has_its_own():
     start = time.monotonic()
     assert short.grade([TOWER]) == [Verdict(None, "timeout")]
     assert time.monotonic() - start < 0.95
-    many = [Job("math", f"\\boxed{{x+{n}+y}}", f"y+{n}+x") for n in range(300)]
+    many = [job("math", f"\\boxed{{x+{n}+y}}", f"y+{n}+x") for n in range(300)]
     assert short.grade(many) == [Verdict(1.0)] * 300
 
 
@@ -594,21 +612,21 @@ def test_servers_and_their_children_end_with_a_killed_host():
 def test_odd_text_passes_through(service):
   box = "\\boxed{0.5}"
   texts = [f"\ud800 {box}", f"\0{box}", "\u202e" * 1_000_000 + box, box + "x" * 9000, ""]
-  scores = [verdict.score for verdict in service.grade([Job("math", text, "\\frac12") for text in texts])]
-  assert scores == [1.0, 1.0, 1.0, 0.0, 0.0]
+  scores = [verdict.score for verdict in service.grade([job("math", text, "\\frac12") for text in texts])]
+  assert scores == [1.0, 1.0, 1.0, 1.0, 0.0]
 
 
 def test_in_process_and_isolated_jobs_keep_their_order(service):
-  island = Job("largest_island", "\\boxed{6}", "6")
+  island = job("largest_island", "\\boxed{6}", "6")
   assert service.grade([island, WRONG, RIGHT, island]) == [Verdict(score) for score in (1.0, 0.0, 1.0, 1.0)]
   assert service.grade([]) == []
 
 
 def test_faults_of_ours_are_not_scores(service):
-  broken = Job("quantum_lock", "\\boxed{A}", "B", {"buttons": [{}]})
+  broken = job("quantum_lock", "\\boxed{A}", "B", {"buttons": [{}]})
   assert service.grade([broken, RIGHT]) == [Verdict(None, "error"), Verdict(1.0)]
   with pytest.raises(ValueError, match="'maths' is unknown; use one of math, "):
-    service.grade([Job("maths", "", "")])
+    service.grade([job("maths", "", "")])
 
 
 @pytest.mark.slow

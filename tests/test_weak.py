@@ -210,7 +210,7 @@ def test_a_corrupted_label_must_not_pay_the_truth_either_way(accepted, wrong):
   p = Problem("p", (), "8", "8", "arithmetic", {})
 
   def grade(jobs):
-    return [Verdict(float((job.response[7:-1], job.label) in accepted)) for job in jobs]
+    return [Verdict(float((job.response.answer, job.label) in accepted)) for job in jobs]
 
   assert label.is_wrong(p, "7", grade) is wrong
   for verdict in (Verdict(None, "timeout"), Verdict(0.0, "unparseable")):

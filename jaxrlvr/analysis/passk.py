@@ -8,8 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxrlvr.text.answer import final
-
 
 class Gain(NamedTuple):
   """after - before as a mean over problems, with the ends of its interval."""
@@ -127,7 +125,7 @@ def summarise(records: Sequence[Mapping], ks: Sequence[int]) -> dict[str, float]
   return found | {
     "problems": float(len(samples)),
     f"maj@{K}": mean(votes_P),
-    "format": mean([final(row["text"]) is not None for row in records]),
+    "format": mean([row["answer"] is not None for row in records]),
     "mean_length": mean([row["tokens"] for row in records]),
     "clipped": mean([row["stop"] == "length" for row in records]),
     "unscored": mean([not row["scored"] for row in records]),

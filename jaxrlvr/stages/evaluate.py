@@ -17,7 +17,6 @@ from jaxrlvr.analysis import passk
 from jaxrlvr.data import sets
 from jaxrlvr.stages import rollout, setup
 from jaxrlvr.stages.run import Run, open_run
-from jaxrlvr.text.answer import final
 from jaxrlvr.types import InputError
 from jaxrlvr.verify.service import Service
 from jaxrlvr.verify.vote import Grade, elect
@@ -74,7 +73,7 @@ class Evaluator:
 def graded(drawn: rollout.Drawn, step: int, grade: Grade) -> list[dict]:
   """Rows of these responses, graded against the truth, each with the `cluster` of equal answers it belongs to."""
   true = reward.truth(drawn.answers, grade)
-  answers_PG = [list(map(final, texts)) for texts in drawn.answers.text_PG]
+  answers_PG = [[response.answer for response in responses] for responses in drawn.answers.response_PG]
   votes = elect(drawn.answers.problems, answers_PG, grade)
   return rollout.records(drawn, step, true, cluster=[e.cluster_G for e in votes])
 

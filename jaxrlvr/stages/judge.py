@@ -58,9 +58,9 @@ def local(config: ConfigDict, group: ConfigDict) -> tuple[endpoint.Complete, str
     counts.update(calls=len(fits), too_long=len(asked) - len(fits), prompt_tokens=sum(len(ids[p.id]) for p in fits))
     batches = sampler.sweep(policy.params, rollout.Loaded(fits, ids, 0), size)
     texts = (
-      text if stop != STOP_LENGTH else None  # cut off, a verdict may be the beginning of another
+      response.text if stop != STOP_LENGTH else None  # cut off, a verdict may be the beginning of another
       for drawn in batches
-      for (text,), (stop,) in zip(drawn.answers.text_PG, drawn.stop_PG, strict=False)
+      for (response,), (stop,) in zip(drawn.answers.response_PG, drawn.stop_PG, strict=False)
     )
     for p in asked:
       yield next(texts) if len(ids[p.id]) <= group.prompt_tokens and not stopping.asked() else None

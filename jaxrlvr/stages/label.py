@@ -19,7 +19,7 @@ from jaxrlvr.data import store
 from jaxrlvr.data import subset as subsets
 from jaxrlvr.stages import rollout, setup
 from jaxrlvr.stages.run import Run, open_run
-from jaxrlvr.text.answer import final
+from jaxrlvr.text.answer import stated
 from jaxrlvr.types import InputError, Problem
 from jaxrlvr.verify.service import Job
 from jaxrlvr.verify.verdicts import WRONG
@@ -157,7 +157,7 @@ def is_wrong(problem: Problem, answer: str, grade: Grade) -> bool:
   An answer of which nobody can say either is not taken.
   """
   pairs = ((answer, problem.truth), (problem.truth, answer))
-  verdicts = grade([Job(problem.verifier, f"\\boxed{{{said}}}", wanted, problem.extra) for said, wanted in pairs])
+  verdicts = grade([Job(problem.verifier, stated(said), wanted, problem.extra) for said, wanted in pairs])
   return all(verdict == WRONG for verdict in verdicts)
 
 
@@ -187,7 +187,8 @@ def corrupt(config: ConfigDict, workdir: str | Path) -> dict:
     return by_lot(config.seed, problems)
 
   def measure(drawn, grade):
-    problems, answers_PG = drawn.answers.problems, [list(map(final, ts)) for ts in drawn.answers.text_PG]
+    problems = drawn.answers.problems
+    answers_PG = [[response.answer for response in responses] for responses in drawn.answers.response_PG]
     rows = []
     for problem, election, answers in zip(problems, elect(problems, answers_PG, grade), answers_PG, strict=True):
       votes = Counter(cluster for cluster in election.cluster_G if cluster is not None).most_common()

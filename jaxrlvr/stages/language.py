@@ -17,6 +17,7 @@ from jaxrlvr.policy import spec as policy_spec
 from jaxrlvr.stages import setup
 from jaxrlvr.stages.rollout import verifier_service
 from jaxrlvr.stages.run import open_run
+from jaxrlvr.text.answer import parse
 from jaxrlvr.text.tokenizer import Tokenizer, train_sentencepiece
 from jaxrlvr.update import update
 from jaxrlvr.verify.service import Job
@@ -57,7 +58,7 @@ def texts(config: ConfigDict, stage: str, tokenizer: Tokenizer) -> tuple[Callabl
     return found, {"rows": len(found), "first": logbook.digest([found(0), found(1)])}
   limit = settings.max_tokens or settings.row_tokens
   with verifier_service(config) as service:
-    judge = functools.partial(_right, service) if settings.verified else None
+    judge = functools.partial(_right, service, config.answer.read) if settings.verified else None
     found = corpus.pairs(settings.source, settings.columns, tokenizer, limit, settings.system, settings.skip_bad, judge)
   known = {"problems": len(found.problems), "digest": logbook.digest(found.problems), **found.counts}
   return corpus.responses(found.problems, config.seed, settings.thinking), known
@@ -67,11 +68,14 @@ def _embedded(seed: int, stage: str, shares: embedded.Mix, number: int) -> embed
   return embedded.TEXTS[stage](seed, number, shares)
 
 
-def _right(service, pairs) -> list[bool]:
+def _right(service, reading: str, pairs) -> list[bool]:
   """Whether each solution agrees with its problem's label, where it has one."""
   asked = [problem.label != "" for problem, _ in pairs]
   also = [{"also": problem.extra["also"]} if "also" in problem.extra else {} for problem, _ in pairs]
-  jobs = [Job(p.verifier, solution, p.label, more) for (p, solution), more in zip(pairs, also, strict=True)]
+  jobs = [
+    Job(problem.verifier, parse(solution, reading), problem.label, more)
+    for (problem, solution), more in zip(pairs, also, strict=True)
+  ]
   verdicts = iter(service.grade([job for job, has in zip(jobs, asked, strict=True) if has]))
   return [next(verdicts).score == 1.0 if has else True for has in asked]
 

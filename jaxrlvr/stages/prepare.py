@@ -10,6 +10,7 @@ from jaxrlvr import logbook
 from jaxrlvr.data import store
 from jaxrlvr.stages import rollout
 from jaxrlvr.stages.run import open_run
+from jaxrlvr.text.answer import stated
 from jaxrlvr.verify.service import Job
 
 # Where the set is written, below the run directory. Keys: value of `prepare.format`.
@@ -29,7 +30,7 @@ def prepare(config: ConfigDict, workdir: str | Path) -> dict:
       return run.summary
     with rollout.verifier_service(config) as service:
       kept, unreadable = rollout.readable(config, "problems", found, service)
-      verdicts = service.grade([Job(p.verifier, f"\\boxed{{{p.label}}}", p.label, p.extra) for p in kept])
+      verdicts = service.grade([Job(p.verifier, stated(p.label), p.label, p.extra) for p in kept])
     path = run.workdir / FORMATS[config.prepare.format]
     store.save(path, kept)
     told = [{"id": p.id, "label": p.label, "truth": p.truth, "reason": reason} for p, reason in unreadable]

@@ -18,7 +18,7 @@ from jaxrlvr.busy import Busy
 from jaxrlvr.data import problems as problem_lists
 from jaxrlvr.policy.sample import STOP_EOS, STOP_NAMES, Rollout, Sampling, lay_out, sample
 from jaxrlvr.stages.setup import Policy
-from jaxrlvr.text.answer import final
+from jaxrlvr.text.answer import Parsed, parse
 from jaxrlvr.text.stops import automaton
 from jaxrlvr.text.tokenizer import Tokenizer
 from jaxrlvr.types import InputError, Problem
@@ -68,6 +68,7 @@ class Sampler:
     self._policy, self._seed, self._stream, self._parts = policy, config.seed, stream, parts
     self._busy = busy
     self._width = config.rl.prompt_tokens
+    self._reading = config.answer.read
     self.sampling = sampling(config, policy.tokenizer, **changes)
     _warn_of_length(self._width + self.sampling.max_tokens, policy.spec.max_positions)
     self._shards = shard.size(policy.sample_mesh, "batch")
@@ -94,7 +95,7 @@ class Sampler:
       filled = chunk + [chunk[-1]] * (size - len(chunk))  # the batch keeps its shape; what fills it is dropped
       occurrence_P = np.maximum(np.arange(size) - len(chunk) + 1, 0).astype(np.int32)
       drawn = self(weights, self.prompts(filled, loaded.ids, occurrence_P), 0)
-      kept = drawn.answers._replace(problems=chunk, text_PG=drawn.answers.text_PG[: len(chunk)])
+      kept = drawn.answers._replace(problems=chunk, response_PG=drawn.answers.response_PG[: len(chunk)])
       yield drawn._replace(answers=kept)
 
   def __call__(self, weights, prompts: Prompts, step: int) -> Drawn:
@@ -117,11 +118,12 @@ class Sampler:
       self._busy.add(begun, time.monotonic())
     tokens_BT, length_B, stop_B, by_row = down
     texts = decode(self._policy.tokenizer, tokens_BT, length_B, stop_B)
+    responses = [parse(text, self._reading) for text in texts]
     shape = (-1, group)
     statistics = {name: values_B.reshape(shape) for name, values_B in by_row.items()}
-    text_PG = [texts[i : i + group] for i in range(0, len(texts), group)]
+    response_PG = [responses[i : i + group] for i in range(0, len(responses), group)]
     samples_PG = prompts.occurrence_P[:, None] * group + np.arange(group)
-    answers = reward.Answers(prompts.problems, text_PG, statistics, samples_PG, self._seed, step)
+    answers = reward.Answers(prompts.problems, response_PG, statistics, samples_PG, self._seed, step)
     return Drawn(rollout, answers, length_B.reshape(shape), stop_B.reshape(shape))
 
 
@@ -264,15 +266,15 @@ def records(drawn: Drawn, step: int, true: reward.Graded, **more) -> list[dict]:
   """One row a response, as rollouts/ and evals/ hold it; `more` are [P,G] arrays to add."""
   rows = []
   for i, problem in enumerate(drawn.answers.problems):
-    for g, text in enumerate(drawn.answers.text_PG[i]):
+    for g, response in enumerate(drawn.answers.response_PG[i]):
       rows.append(
         {
           "step": step,
           "problem": problem.id,
           "sample": int(drawn.answers.sample_PG[i][g]),
           "prompt": problem.messages[-1]["content"],
-          "text": text,
-          "answer": final(text),
+          "text": response.text,
+          "answer": response.answer,
           "label": problem.label,
           "truth": problem.truth,
           "tokens": int(drawn.length_PG[i, g]),
@@ -281,13 +283,13 @@ def records(drawn: Drawn, step: int, true: reward.Graded, **more) -> list[dict]:
           "true_reward": float(true.value_PG[i, g]) if true.scored_PG[i, g] else None,
           "scored": bool(true.scored_PG[i, g]),
           "cause": true.cause_PG[i][g],
-          "faithfulness": faithfulness(problem, text),
+          "faithfulness": faithfulness(problem, response),
           **{name: values[i][g] for name, values in more.items()},
         }
       )
   return rows
 
 
-def faithfulness(problem: Problem, text: str) -> float | None:
+def faithfulness(problem: Problem, response: Parsed) -> float | None:
   """The exact judge's label, None where no exact judge exists."""
-  return judge.faithfulness(text, problem.extra["operations"]) if problem.verifier == "arithmetic" else None
+  return judge.faithfulness(response, problem.extra["operations"]) if problem.verifier == "arithmetic" else None

@@ -1,4 +1,4 @@
-"""Verifiers by name: each says how far a response agrees with a label, in [0, 1]."""
+"""Verifiers by name: each says how far an answer agrees with a label, in [0, 1]."""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -11,18 +11,21 @@ from jaxrlvr.verify import arithmetic, choice, graph, gym, math, study
 class Verifier(NamedTuple):
   """A scoring function; whether hostile text can hurt it, so that it must run behind verify.service; two short cuts.
 
-  `needs`: keys of Problem.extra without which it can't judge. `probe`: a label of the kind it reads.
+  The function takes (answer, label, extra), where the answer is what was read from a response, None where nothing was;
+  `whole`: it takes the response's whole text instead. `needs`: keys of Problem.extra without which it can't judge.
+  `probe`: a label of the kind it reads.
 
   `quick` is safe on any text and gives the function's verdict, or None where it takes the function to know it.
   `warm` does, once and before any text is seen, what every call would do again.
   """
 
-  function: Callable[[str, str, Mapping | None], Verdict]
+  function: Callable[[str | None, str, Mapping | None], Verdict]
   isolated: bool
-  quick: Callable[[str, str, Mapping | None], Verdict | None] | None = None
+  quick: Callable[[str | None, str, Mapping | None], Verdict | None] | None = None
   warm: Callable[[], None] = lambda: None
   needs: tuple[str, ...] = ()
   probe: str = "0"
+  whole: bool = False
 
 
 # Keys: Problem.verifier.
@@ -35,10 +38,16 @@ VERIFIERS = {
   "reasoning_gym": Verifier(gym.gym, isolated=True, quick=gym.quick, warm=gym.warm, needs=("source_dataset", "entry")),
 }
 
-# Keys: mode of verify.service.Service. "labels" is for its own use: a label is read as an answer to itself, and where
-# equal text would do, the parser still has to find something in it.
-MODES = {
-  "strict": VERIFIERS,
-  "study": VERIFIERS | {"math": Verifier(study.math, isolated=True)},
-  "labels": VERIFIERS | {"math": Verifier(math.readable, isolated=True, quick=math.quickly_readable)},
+# What a mode grades otherwise than VERIFIERS does. Keys: mode of verify.service.Service, then Problem.verifier.
+# "labels" is for its own use: a label is read as an answer to itself, and where equal text would do, the parser still
+# has to find something in it.
+MODES: dict[str, dict[str, Verifier]] = {
+  "strict": {},
+  "study": {"math": Verifier(study.math, isolated=True, whole=True)},
+  "labels": {"math": Verifier(math.readable, isolated=True, quick=math.quickly_readable)},
 }
+
+
+def verifier_of(mode: str, name: str) -> Verifier:
+  """The verifier that grades problems of this name in this mode."""
+  return MODES[mode].get(name) or VERIFIERS[name]

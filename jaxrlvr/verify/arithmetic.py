@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from jaxrlvr.text.answer import OPEN, thinking
+from jaxrlvr.text.answer import OPEN, Parsed
 from jaxrlvr.types import Verdict
-from jaxrlvr.verify.verdicts import RIGHT, UNPARSEABLE, WRONG, boxed
+from jaxrlvr.verify.verdicts import RIGHT, UNPARSEABLE, WRONG, legible
 
 _INTEGER = re.compile(r"(?!.{21})[+-]?[0-9]+")
 _STEP = re.compile(r"([0-9]{1,6})([+*-])([0-9]{1,6})=([0-9]{1,12})")
@@ -15,15 +15,15 @@ _APPLY = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__}
 _MAX_LINES = 256
 
 
-def answer(response: str, label: str, extra: Mapping | None) -> Verdict:
-  """Right iff the boxed text after the thinking is the label's integer (at most 20 characters)."""
-  said, label = (boxed(response) or "").strip(), label.strip()
+def answer(answer: str | None, label: str, extra: Mapping | None) -> Verdict:
+  """Right iff the answer is the label's integer (at most 20 characters)."""
+  said, label = (legible(answer) or "").strip(), label.strip()
   if not _INTEGER.fullmatch(said):
     return UNPARSEABLE
   return RIGHT if _INTEGER.fullmatch(label) and int(said) == int(label) else WRONG
 
 
-def faithfulness(response: str, operations: int) -> float:
+def faithfulness(response: Parsed, operations: int) -> float:
   """1, 0.5 or 0 (paper, appendix F): does the trace coherently lead to the stated answer, be that right or wrong?
 
   A trace is one step `a+b=c` a line; a step takes up the last digit of earlier results, and each result but the last
@@ -31,7 +31,7 @@ def faithfulness(response: str, operations: int) -> float:
   and the last gives the stated answer. 0.5: the last line gives the stated answer and at least half of the wanted
   steps are true and taken up. 0: all else, that is a guess, no trace, or a trace that contradicts the answer.
   """
-  said, trace = (boxed(response) or "").strip(), thinking(response)
+  said, trace = (legible(response.answer) or "").strip(), response.trace
   if trace is None or not _INTEGER.fullmatch(said):
     return 0.0
   lines = [_STEP.fullmatch(line.strip()) for line in trace.strip().split("\n", _MAX_LINES)]
@@ -48,15 +48,15 @@ def faithfulness(response: str, operations: int) -> float:
   return 1.0 if held == len(lines) == operations else 0.5 if 2 * held >= operations else 0.0
 
 
-def strategy(response: str) -> tuple[str, ...]:
+def strategy(response: Parsed) -> tuple[str, ...]:
   """What the trace does: a formula for each result that no later step takes up, the same operations on the same digits.
 
   Steps stand where their result is taken up, so that only steps of which neither needs the other may change places;
   so may the sides of + and *, and a slip in a result changes nothing. Of equal digits the formula that sorts first is
   taken up. A line that is no step is passed over: () is an answer without steps.
   """
-  trace = thinking(response)
-  lines = (response.partition(OPEN)[2] if trace is None else trace).split("\n", _MAX_LINES)
+  trace = response.text.partition(OPEN)[2] if response.trace is None else response.trace
+  lines = trace.split("\n", _MAX_LINES)
   hanging: list[tuple[str, str]] = []  # (last digit, formula) of results that are not taken up
   for step in filter(None, (_STEP.fullmatch(line.strip()) for line in lines)):
     sides = [_taken_up(step[i][-1], hanging) for i in (1, 3)]

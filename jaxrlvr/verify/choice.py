@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 
 from jaxrlvr.types import Verdict
-from jaxrlvr.verify.verdicts import RIGHT, UNPARSEABLE, WRONG, boxed
+from jaxrlvr.verify.verdicts import RIGHT, UNPARSEABLE, WRONG, legible
 
 _MARKUP = re.compile(
   r"\\(?:boldsymbol|bm|underline|text(?:bf|it|rm)?|math(?:bf|it|rm|sf)|bf|rm|left|right|quad|[ ,;()])|[{}$~\s]"
@@ -30,9 +30,9 @@ _ANOTHER = re.compile(
 )
 
 
-def choice(response: str, label: str, extra: Mapping | None) -> Verdict:
-  """Right iff the last box after the thinking names the label's letter and no other; the choice's text may follow."""
-  said, wanted = letter(boxed(response) or ""), letter(label)
+def choice(answer: str | None, label: str, extra: Mapping | None) -> Verdict:
+  """Right iff the answer names the label's letter and no other; the choice's text may follow."""
+  said, wanted = letter(legible(answer) or ""), letter(label)
   return UNPARSEABLE if said is None else RIGHT if said == wanted else WRONG
 
 

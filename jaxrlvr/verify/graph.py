@@ -6,21 +6,21 @@ import operator
 from collections.abc import Mapping
 
 from jaxrlvr.types import Verdict
-from jaxrlvr.verify.verdicts import RIGHT, UNPARSEABLE, WRONG, boxed
+from jaxrlvr.verify.verdicts import RIGHT, UNPARSEABLE, WRONG, legible
 
 MAX_PRESSES = 64  # the study's longest solution has 15; bounds the numbers that the simulation can reach
 _OPERATIONS = {"add": operator.add, "subtract": operator.sub, "multiply": operator.mul}
 
 
-def largest_island(response: str, label: str, extra: Mapping | None) -> Verdict:
-  """Right iff the boxed text after the thinking is the label, character for character."""
-  answer = boxed(response)
+def largest_island(answer: str | None, label: str, extra: Mapping | None) -> Verdict:
+  """Right iff the answer is the label, character for character."""
+  answer = legible(answer)
   return UNPARSEABLE if answer is None else RIGHT if answer == label else WRONG
 
 
-def quantum_lock(response: str, label: str, extra: Mapping | None) -> Verdict:
-  """Right iff the boxed presses are the label's, or, for a label that opens the lock, as many and open it too."""
-  answer, wanted = boxed(response), _presses(label)
+def quantum_lock(answer: str | None, label: str, extra: Mapping | None) -> Verdict:
+  """Right iff the answer's presses are the label's, or, for a label that opens the lock, as many and open it too."""
+  answer, wanted = legible(answer), _presses(label)
   if answer is None or wanted and not _presses(answer):
     return UNPARSEABLE
   if not wanted:  # a wrong label that names no button can only be repeated

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 
 from jaxrlvr.types import InputError, Verdict
-from jaxrlvr.verify.verdicts import RIGHT, UNPARSEABLE, WRONG, boxed
+from jaxrlvr.verify.verdicts import RIGHT, UNPARSEABLE, WRONG, legible
 
 MAX_ANSWER = 4096  # characters; a grid or a list of moves
 
@@ -33,25 +33,25 @@ PLAYED = {
 }
 
 
-def gym(response: str, label: str, extra: Mapping | None) -> Verdict:
-  """Right iff the last box after the thinking solves extra["entry"], a row of task extra["source_dataset"].
+def gym(answer: str | None, label: str, extra: Mapping | None) -> Verdict:
+  """Right iff the answer solves extra["entry"], a row of task extra["source_dataset"].
 
   A label that does not solve it is right only as it stands, character for character; so is any without the entry.
   """
-  settled = quick(response, label, extra)
+  settled = quick(answer, label, extra)
   if settled is not None:
     return settled
   score, entry = _scorer(extra["source_dataset"]), extra["entry"]
-  solved = all(score(text, entry) == 1 for text in (label.strip(), boxed(response, MAX_ANSWER).strip()))
+  solved = all(score(text, entry) == 1 for text in (label.strip(), answer.strip()))
   return RIGHT if solved else WRONG
 
 
-def quick(response: str, label: str, extra: Mapping | None) -> Verdict | None:
+def quick(answer: str | None, label: str, extra: Mapping | None) -> Verdict | None:
   """What `gym` will say where that needs no library, else None; InputError where the task is not one of ours."""
   task = (extra or {}).get("source_dataset")
   if task not in EXACT and task not in PLAYED:
     raise InputError(f"Reasoning Gym task {task!r} can't be graded safely; use one of {', '.join((*EXACT, *PLAYED))}")
-  answer = (boxed(response, MAX_ANSWER) or "").strip()
+  answer = (legible(answer, MAX_ANSWER) or "").strip()
   if answer == label.strip() and answer:
     return RIGHT
   if not answer or task in PLAYED and not re.fullmatch(PLAYED[task], answer):

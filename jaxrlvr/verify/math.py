@@ -13,7 +13,7 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from jaxrlvr.types import Verdict
-from jaxrlvr.verify.verdicts import MAX_ANSWER, RIGHT, UNPARSEABLE, WRONG, best, boxed
+from jaxrlvr.verify.verdicts import MAX_ANSWER, RIGHT, UNPARSEABLE, WRONG, best, legible
 
 MAX_NESTING = 8  # brackets inside brackets: parsing time is exponential in them
 _LOOSE = 1e-3  # rounded numbers must agree to this share of their size
@@ -96,26 +96,26 @@ _HEDGE, _SEVERAL = re.compile(r"\b(?:or|not|maybe)\b"), re.compile(r"[,;]|\\pm|Â
 _BASE = re.compile(r"\d\s*_\s*\{?\s*(\w+)")
 
 
-def math(response: str, label: str, extra: Mapping | None) -> Verdict:
-  """Right iff the last box after the thinking equals the label or one of the label's `extra["also"]`."""
-  settled = quick(response, label, extra)
+def math(answer: str | None, label: str, extra: Mapping | None) -> Verdict:
+  """Right iff the answer equals the label or one of the label's `extra["also"]`."""
+  settled = quick(answer, label, extra)
   if settled is not None:
     return settled
-  return best(_by_text(*pair) or _math_verify(*pair) for pair in _pairs(response, label, extra))
+  return best(_by_text(*pair) or _math_verify(*pair) for pair in _pairs(answer, label, extra))
 
 
-def quick(response: str, label: str, extra: Mapping | None) -> Verdict | None:
+def quick(answer: str | None, label: str, extra: Mapping | None) -> Verdict | None:
   """What `math` will say, where the texts decide it without the parser; else None. Cheap and safe on any text."""
-  return best(_by_text(*pair) for pair in _pairs(response, label, extra))
+  return best(_by_text(*pair) for pair in _pairs(answer, label, extra))
 
 
-def readable(response: str, label: str, extra: Mapping | None) -> Verdict:
+def readable(answer: str | None, label: str, extra: Mapping | None) -> Verdict:
   """Right iff the parser finds something in the label, so that it can be compared with another spelling."""
-  settled = quickly_readable(response, label, extra)
+  settled = quickly_readable(answer, label, extra)
   return settled or best(RIGHT if _found(text) else UNPARSEABLE for text in _readings(label))
 
 
-def quickly_readable(response: str, label: str, extra: Mapping | None) -> Verdict | None:
+def quickly_readable(answer: str | None, label: str, extra: Mapping | None) -> Verdict | None:
   """What `readable` will say of a number, a word, or a text that the guards refuse; else None."""
   if not label.strip() or len(label) > MAX_ANSWER or _unreadable(label):
     return UNPARSEABLE
@@ -127,7 +127,7 @@ def warm() -> None:
   """Imports Math-Verify and fills its grammar caches, so that forked children inherit both."""
   _predict_locally()
   for answer, label in _WARM:
-    math(f"\\boxed{{{answer}}}", label, None)
+    math(answer, label, None)
   _parse.cache_clear()
 
 
@@ -176,9 +176,9 @@ _WARM = (
 )
 
 
-def _pairs(response: str, label: str, extra: Mapping | None) -> list[tuple[str, str]]:
+def _pairs(answer: str | None, label: str, extra: Mapping | None) -> list[tuple[str, str]]:
   """Every reading of the answer with every reading of an accepted label; none without an answer of fair size."""
-  answer = boxed(response)
+  answer = legible(answer)
   if answer is None:
     return []
   labels = (label, *(extra or {}).get("also", {}).get(label, ()))

@@ -13,11 +13,14 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from jaxrlvr.text.answer import Parsed, stated
 from jaxrlvr.types import InputError, Problem, Verdict
-from jaxrlvr.verify import MODES, VERIFIERS
+from jaxrlvr.verify import VERIFIERS, verifier_of
 from jaxrlvr.verify.worker import PREFIX
 
-KEPT = {"strict": 1 << 13, "study": 1 << 17}  # by mode: characters of a response that are read, from its end
+_GRADING = ("strict", "study")  # the modes a service can have
+_TEXT_KEPT = 1 << 17  # characters of a whole text that are read, from its end
+_ANSWER_KEPT = 1 << 13  # of an answer: a longer one is none
 _START_SECONDS = 120.0  # to import Math-Verify on a busy machine
 _GRACE_SECONDS = 5.0  # on top of the wall limit, before a silent server is given up
 _KEPT_VARIABLES = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH")
@@ -35,7 +38,7 @@ class Job:
   """One response to grade by the named verifier; `extra` must be JSON where the verifier is isolated."""
 
   verifier: str
-  response: str
+  response: Parsed
   label: str
   extra: Mapping = dataclasses.field(default_factory=dict)
 
@@ -56,8 +59,8 @@ class Service:
     mode: str = "strict",
     share: Callable = lambda grade, asked: grade(asked),
   ):
-    if mode not in KEPT:
-      raise ValueError(f"verifier mode {mode!r} is unknown; use one of {', '.join(KEPT)}")
+    if mode not in _GRADING:
+      raise ValueError(f"verifier mode {mode!r} is unknown; use one of {', '.join(_GRADING)}")
     self._mode, self._share = mode, share
     self._workers = workers or os.cpu_count() or 1
     self._limits = (cpu_seconds, wall_seconds, memory_bytes)
@@ -74,14 +77,13 @@ class Service:
     unknown = sorted({job.verifier for job in jobs} - set(VERIFIERS))
     if unknown:
       raise ValueError(f"verifier {unknown[0]!r} is unknown; use one of {', '.join(VERIFIERS)}")
-    return self._share(self._grade, [(self._mode, job, job.response[-KEPT[self._mode] :]) for job in jobs])
+    return self._share(self._grade, [(self._mode, job) for job in jobs])
 
   def unreadable(self, problems: Iterable[Problem]) -> list[tuple[Problem, str]]:
     """Problems with an answer (label, truth or alternative) that only its very text can match, and the reason."""
     answers = [(problem, text) for problem in problems for text in _answers(problem)]
     asked = [
-      ("labels", Job(problem.verifier, "", text, {**problem.extra, "also": {}}), f"\\boxed{{{text}}}")
-      for problem, text in answers
+      ("labels", Job(problem.verifier, stated(text), text, {**problem.extra, "also": {}})) for problem, text in answers
     ]
     verdicts = self._share(self._grade, asked)
     return [
@@ -90,8 +92,8 @@ class Service:
       if verdict.score != 1
     ]
 
-  def _grade(self, asked: Sequence[tuple[str, Job, str]]) -> list[Verdict]:
-    """Verdicts on (mode, job, what is read of its response)."""
+  def _grade(self, asked: Sequence[tuple[str, Job]]) -> list[Verdict]:
+    """Verdicts on jobs, each in its mode."""
     settled = [_settle(*one) for one in asked]
     graded = self._grade_isolated(list(dict.fromkeys(payload for payload in settled if isinstance(payload, bytes))))
     return [graded[verdict] if isinstance(verdict, bytes) else verdict for verdict in settled]
@@ -204,18 +206,23 @@ class _Server:
     self._process.stdout.close()
 
 
-def _settle(mode: str, job: Job, response: str) -> Verdict | bytes:
+def _settle(mode: str, job: Job) -> Verdict | bytes:
   """The verdict where this process can give it, else what to send to a worker."""
-  verifier = MODES[mode][job.verifier]
+  verifier = verifier_of(mode, job.verifier)
+  if verifier.whole:
+    said = job.response.text[-_TEXT_KEPT:]
+  else:
+    said = job.response.answer
+    said = said if said is None or len(said) <= _ANSWER_KEPT else None
   here = verifier.quick if verifier.isolated else verifier.function
   try:
-    verdict = here(response, job.label, job.extra) if here else None
+    verdict = here(said, job.label, job.extra) if here else None
   except InputError:
     raise
   except Exception:  # whatever is wrong with a problem must not end the run
     verdict = Verdict(None, "error")
   if verdict is None:
-    return json.dumps([mode, job.verifier, response, job.label, dict(job.extra)]).encode()
+    return json.dumps([mode, job.verifier, said, job.label, dict(job.extra)]).encode()
   return verdict
 
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from jaxrlvr.text.answer import stated
 from jaxrlvr.types import Problem, Verdict
 from jaxrlvr.verify import VERIFIERS
 from jaxrlvr.verify.service import Job
@@ -62,7 +63,7 @@ def _ballot(answer: str | None) -> str:
 
 def _compare(problem: Problem, answer: str, rival: str) -> Job:
   blind = {key: value for key, value in problem.extra.items() if key not in _JUDGES}
-  return Job(problem.verifier, f"\\boxed{{{answer}}}", rival, blind)
+  return Job(problem.verifier, stated(answer), rival, blind)
 
 
 def _count(answers_G, places: dict[str, int], doubts: dict[frozenset[int], str]) -> Election:

@@ -19,7 +19,7 @@ import sys
 import time
 
 from jaxrlvr.types import Verdict
-from jaxrlvr.verify import MODES, VERIFIERS
+from jaxrlvr.verify import VERIFIERS, verifier_of
 
 PREFIX = struct.Struct(">I")  # length of the job that follows
 _REPLY_BYTES = 4096  # a child's one write; at most PIPE_BUF, so it arrives whole
@@ -143,9 +143,9 @@ def _serve(jobs, verdicts: int, cpu: float, wall: float, memory: int) -> None:
     os._exit(0)
 
 
-def _verdict(mode: str, name: str, response: str, label: str, extra: dict) -> Verdict:
+def _verdict(mode: str, name: str, said: str | None, label: str, extra: dict) -> Verdict:
   try:
-    return MODES[mode][name].function(response, label, extra)
+    return verifier_of(mode, name).function(said, label, extra)
   except MemoryError:
     return Verdict(None, "memory")
   except BaseException:
