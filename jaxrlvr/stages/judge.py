@@ -56,7 +56,8 @@ def local(config: ConfigDict, group: ConfigDict) -> tuple[endpoint.Complete, str
     ids = {p.id: policy.tokenizer.render(p.messages) for p in asked}
     fits = [p for p in asked if len(ids[p.id]) <= group.prompt_tokens]
     counts.update(calls=len(fits), too_long=len(asked) - len(fits), prompt_tokens=sum(len(ids[p.id]) for p in fits))
-    batches = sampler.sweep(policy.params, rollout.Loaded(fits, ids, 0), size)
+    openings = {p.id: policy.tokenizer.opening(p.messages) for p in fits}
+    batches = sampler.sweep(policy.params, rollout.Loaded(fits, ids, openings, 0), size)
     texts = (
       response.text if stop != STOP_LENGTH else None  # cut off, a verdict may be the beginning of another
       for drawn in batches

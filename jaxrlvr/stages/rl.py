@@ -286,8 +286,9 @@ def rl(config: ConfigDict, workdir: str | Path) -> dict:
     busy = Busy()
     sampler = rollout.Sampler(config, policy, "rl", s.sample_parts, busy, int8=s.sample_int8)
     with rollout.verifier_service(config) as service, jax.set_mesh(policy.mesh), jax.transfer_guard("disallow"):
-      problems, ids, dropped = rollout.load_problems(config, "problems", policy.tokenizer, service)
-      learner, rates = make_learner(config, policy, [len(ids[problem.id]) for problem in problems])
+      loaded = rollout.load_problems(config, "problems", policy.tokenizer, service)
+      problems = loaded.problems
+      learner, rates = make_learner(config, policy, [len(loaded.ids[problem.id]) for problem in problems])
       evaluator = Evaluator(config, policy, service)
       inputs = {"tokenizer": policy.tokenizer.pieces(), "origin": policy.origin.get("digests")}
       run.begin(problems=problems, heldout=evaluator.problems, **inputs)
@@ -309,7 +310,7 @@ def rl(config: ConfigDict, workdir: str | Path) -> dict:
           break
         begun = time.monotonic()
         batch, occurrence_P = problem_lists.batch(problems, config.seed, step, s.problems_per_step)
-        prompts = sampler.prompts(batch, ids, occurrence_P)
+        prompts = sampler.prompts(batch, loaded, occurrence_P)
         drawn = sampler(sampler.weights(state.params), prompts, step)
         given = (state.params, ref_params, prompts, drawn)
         parts = None if ref_params is None else learner.parts(*given)  # the device scores while verifiers grade
@@ -337,7 +338,7 @@ def rl(config: ConfigDict, workdir: str | Path) -> dict:
         if run.due(step, step if watch.stops else s.steps):
           run.save(step, state, origin=policy.origin, before=watch.before)
           run.stop_if_asked()
-      told = dict(problems=len(problems), dropped=dropped, paper=config.paper.to_dict())
+      told = dict(problems=len(problems), dropped=loaded.dropped, paper=config.paper.to_dict())
       return run.finish(**watch.told(), **told, **final_metrics(run.workdir))
 
 

@@ -18,7 +18,7 @@ from jaxrlvr.busy import Busy
 from jaxrlvr.data import problems as problem_lists
 from jaxrlvr.policy.sample import STOP_EOS, STOP_NAMES, Rollout, Sampling, lay_out, sample
 from jaxrlvr.stages.setup import Policy
-from jaxrlvr.text.answer import Parsed, parse
+from jaxrlvr.text.answer import OPEN, Parsed, parse
 from jaxrlvr.text.stops import automaton
 from jaxrlvr.text.tokenizer import Tokenizer
 from jaxrlvr.types import InputError, Problem
@@ -37,6 +37,7 @@ class Prompts(NamedTuple):
   length_P: np.ndarray
   hash_P: np.ndarray  # stands for the problem in keys
   occurrence_P: np.ndarray  # how often the problem came before in this batch
+  opening_P: list[str]  # the think tag that the chat template left open at the end of the prompt, or ""
 
 
 class Drawn(NamedTuple):
@@ -53,6 +54,7 @@ class Loaded(NamedTuple):
 
   problems: list[Problem]
   ids: dict[str, list[int]]  # prompt tokens by problem id
+  openings: dict[str, str]  # the think tag that the chat template left open at the end of the prompt, by problem id
   dropped: int  # problems left out, as their prompts are too long
 
 
@@ -80,8 +82,8 @@ class Sampler:
       lambda parts: jax.tree.map(lambda *x: jnp.concatenate(x), *parts), out_shardings=shard.named(policy.mesh, "batch")
     )
 
-  def prompts(self, problems: Sequence[Problem], ids: dict[str, list[int]], occurrence_P) -> Prompts:
-    return make_prompts(problems, ids, occurrence_P, self._width, self._policy.tokenizer.pad_id)
+  def prompts(self, problems: Sequence[Problem], loaded: Loaded, occurrence_P) -> Prompts:
+    return make_prompts(problems, loaded, occurrence_P, self._width, self._policy.tokenizer.pad_id)
 
   def batch_size(self, wanted: int, largest: int) -> int:
     """Problems a batch that the mesh can split, at least enough for `largest` where that is less than `wanted`."""
@@ -94,7 +96,7 @@ class Sampler:
       chunk = loaded.problems[first : first + size]
       filled = chunk + [chunk[-1]] * (size - len(chunk))  # the batch keeps its shape; what fills it is dropped
       occurrence_P = np.maximum(np.arange(size) - len(chunk) + 1, 0).astype(np.int32)
-      drawn = self(weights, self.prompts(filled, loaded.ids, occurrence_P), 0)
+      drawn = self(weights, self.prompts(filled, loaded, occurrence_P), 0)
       kept = drawn.answers._replace(problems=chunk, response_PG=drawn.answers.response_PG[: len(chunk)])
       yield drawn._replace(answers=kept)
 
@@ -117,7 +119,8 @@ class Sampler:
     if self._busy is not None:
       self._busy.add(begun, time.monotonic())
     tokens_BT, length_B, stop_B, by_row = down
-    texts = decode(self._policy.tokenizer, tokens_BT, length_B, stop_B)
+    written = decode(self._policy.tokenizer, tokens_BT, length_B, stop_B)
+    texts = [with_opening(text, prompts.opening_P[i // group]) for i, text in enumerate(written)]
     responses = [parse(text, self._reading) for text in texts]
     shape = (-1, group)
     statistics = {name: values_B.reshape(shape) for name, values_B in by_row.items()}
@@ -154,6 +157,12 @@ def decode(tokenizer: Tokenizer, tokens_BT, length_B, stop_B) -> list[str]:
   """Texts of the responses, without the end token."""
   ends = length_B - (stop_B == STOP_EOS)
   return [tokenizer.decode(row[:end].tolist()) for row, end in zip(tokens_BT, ends, strict=True)]
+
+
+def with_opening(text: str, opening: str) -> str:
+  """Returns a response with the think tag that its prompt ended in, so that all see the trace as if the policy had
+  written the tag; a tag that the policy wrote itself is not doubled."""
+  return text if text.lstrip().startswith(OPEN) else opening + text
 
 
 def sampling(config: ConfigDict, tokenizer: Tokenizer, **changes) -> Sampling:
@@ -203,6 +212,7 @@ def load_problems(config: ConfigDict, key: str, tokenizer: Tokenizer, service: S
   """`read_problems` with their prompts; what is too long or has no readable label is refused, dropped or told."""
   group, found = config[key], read_problems(config, key, **changes)
   ids = {p.id: tokenizer.render(p.messages) for p in found}
+  openings = {p.id: tokenizer.opening(p.messages) for p in found}
   long = [p for p in found if len(ids[p.id]) > config.rl.prompt_tokens]
   if long and group.too_long == "error":
     raise InputError(
@@ -217,7 +227,7 @@ def load_problems(config: ConfigDict, key: str, tokenizer: Tokenizer, service: S
   if long:
     _LOG.warning("config.%s: %s: %d of %d problems dropped, their prompts are over config.rl.prompt_tokens = %d",
                  key, changes.get("source", group.source), len(long), len(found), config.rl.prompt_tokens)  # fmt: skip
-  return Loaded(readable(config, key, kept, service, changes.get("source", ""))[0], ids, len(long))
+  return Loaded(readable(config, key, kept, service, changes.get("source", ""))[0], ids, openings, len(long))
 
 
 def readable(
@@ -245,15 +255,19 @@ def readable(
   return kept, bad
 
 
-def make_prompts(
-  problems: Sequence[Problem], ids: dict[str, list[int]], occurrence_P, width: int, pad_id: int
-) -> Prompts:
+def make_prompts(problems: Sequence[Problem], loaded: Loaded, occurrence_P, width: int, pad_id: int) -> Prompts:
+  ids = loaded.ids
   tokens_PS = np.full((len(problems), width), pad_id, np.int32)
   for row, problem in enumerate(problems):
     tokens_PS[row, width - len(ids[problem.id]) :] = ids[problem.id]
   length_P = np.array([len(ids[p.id]) for p in problems], np.int32)
   return Prompts(
-    list(problems), tokens_PS, length_P, np.array([keys.problem_hash(p.id) for p in problems]), occurrence_P
+    list(problems),
+    tokens_PS,
+    length_P,
+    np.array([keys.problem_hash(p.id) for p in problems]),
+    occurrence_P,
+    [loaded.openings[p.id] for p in problems],
   )
 
 
