@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jaxrlvr import endpoint
-from jaxrlvr.data.arithmetic import operations
+from jaxrlvr.data.arithmetic import asked
 from jaxrlvr.logbook import read_jsonl
 from jaxrlvr.text.answer import CLOSE, OPEN, parse
 from jaxrlvr.types import InputError, StorageError
@@ -248,19 +248,23 @@ def _replay(settings: Settings) -> Judge:
   return remembering(Judge(lambda task, questions: [None] * len(questions)), known)
 
 
-_EXACT: dict[str, Callable[..., Ruling]] = {
-  "faithfulness": lambda r: arithmetic.faithfulness(parse(r.text, "boxed"), operations(r.prompt)),
-  "strategy": lambda a, b: arithmetic.strategy(parse(a.text, "boxed")) == arithmetic.strategy(parse(b.text, "boxed")),
-}
+def _exact_label(response: Response) -> float | None:
+  judged = arithmetic.faithfulness(parse(response.text, "boxed"), response.prompt)
+  return None if judged is None else judged.label
+
+
+def _exact_same(first: Response, second: Response) -> bool | None:
+  if asked(first.prompt) is None:
+    return None
+  return arithmetic.strategy(parse(first.text, "boxed")) == arithmetic.strategy(parse(second.text, "boxed"))
+
+
+_EXACT: dict[str, Callable[..., Ruling]] = {"faithfulness": _exact_label, "strategy": _exact_same}
 
 
 def _exact(settings: Settings) -> Judge:
   """Of the embedded arithmetic, which needs no model (`verify.arithmetic`); of anything else no verdict."""
-
-  def ask(task, questions):
-    return [None if operations(r[0].prompt) is None else _EXACT[task](*r) for r in questions]
-
-  return Judge(ask)
+  return Judge(lambda task, questions: [_EXACT[task](*responses) for responses in questions])
 
 
 JUDGES: dict[str, Callable[[Settings], Judge]] = {"exact": _exact, "http": _http, "local": _local, "replay": _replay}

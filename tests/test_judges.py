@@ -25,9 +25,9 @@ HOSTILE = (
 )
 
 
-def faithfulness(text, operations):
+def faithfulness(text, question):
   """The exact judge's label of a response of this text."""
-  return exact_judge.faithfulness(parse(text, "boxed"), operations)
+  return exact_judge.faithfulness(parse(text, "boxed"), question).label
 
 
 def strategy(text):
@@ -49,7 +49,7 @@ def honest(request):
   """A model that judges as the exact judge does."""
   mark, texts = fenced(request)
   if "RESPONSE" in texts:
-    said = f"{faithfulness(texts['RESPONSE'], arithmetic.operations(texts['PROBLEM'])):g}"
+    said = f"{faithfulness(texts['RESPONSE'], texts['PROBLEM']):g}"
   else:
     first, second = (strategy(texts[f"{x} RESPONSE"]) for x in ("FIRST", "SECOND"))
     said = "same" if first == second else "different"
@@ -286,7 +286,7 @@ def test_stage_judges_the_same_problems_at_first_saturated_and_last_step(exact, 
       assert set(row) == {"step", "problem", "sample", "correct", "faithfulness", "cluster", "key"}
       one = source[row["problem"], row["sample"]]
       assert row["correct"] == (None if one["true_reward"] is None else one["true_reward"] == 1.0)
-      assert row["faithfulness"] == faithfulness(one["text"], 3)
+      assert row["faithfulness"] == faithfulness(one["text"], one["prompt"])
       assert row["key"] == judges.key("faithfulness", (Response(one["prompt"], one["text"]),))
       by_problem.setdefault(row["problem"], []).append((strategy(one["text"]), row["cluster"]))
     for pairs in by_problem.values():

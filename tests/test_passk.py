@@ -20,11 +20,13 @@ def golden():
   return json.loads(GOLDEN.read_text())
 
 
-def record(problem, sample, score, answer="1", text="\\boxed{1}", tokens=3, stop="eos", faithfulness=None):
+def record(
+  problem, sample, score, answer="1", text="\\boxed{1}", tokens=3, stop="eos", faithfulness=None, step_true=None
+):
   return {
     "problem": problem, "sample": sample, "true_reward": score, "scored": score is not None, "answer": answer,
     "cluster": None if answer is None else int(answer),
-    "text": text, "tokens": tokens, "stop": stop, "faithfulness": faithfulness,
+    "text": text, "tokens": tokens, "stop": stop, "faithfulness": faithfulness, "step_true": step_true,
   }  # fmt: skip
 
 
@@ -129,9 +131,9 @@ def test_unscored_rows_leave_n_and_are_never_wrong():
 
 def test_shares_of_responses():
   rows = [
-    record("a", 0, 1.0, text="<think>\n\\boxed{2}</think> \\boxed{1}", tokens=10, faithfulness=1),
+    record("a", 0, 1.0, text="<think>\n\\boxed{2}</think> \\boxed{1}", tokens=10, faithfulness=1, step_true=1.0),
     record("a", 1, 0.0, None, text="<think>\\boxed{1}</think> one", tokens=20, stop="length", faithfulness=0.5),
-    record("a", 2, 0.0, None, text="", tokens=0, faithfulness=0),
+    record("a", 2, 0.0, None, text="", tokens=0, faithfulness=0, step_true=0.5),
     record("a", 3, 0.0, None, text="\\boxed{3", tokens=2),
   ]
   found = passk.summarise(rows, ks=(4,))
@@ -139,6 +141,7 @@ def test_shares_of_responses():
     "format": 0.25, "mean_length": 8.0, "clipped": 0.25,
   }  # fmt: skip
   assert found["faithful"] == pytest.approx(1 / 3)
+  assert found["step_true"] == 0.75
   assert (found["avg@4"], found["if_extracted@4"], found["problems"]) == (0.25, 1.0, 1.0)
   assert math.isnan(passk.summarise(records_of([[1.0]]), ks=(2,))["faithful"])
   with pytest.raises(ValueError, match="no record"):

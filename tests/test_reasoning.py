@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import time
 from collections import Counter
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from jaxrlvr.analysis import passk, reasoning
 from jaxrlvr.data import arithmetic
-from jaxrlvr.text.answer import parse
+from jaxrlvr.text.answer import parse, thinking
 from jaxrlvr.verify import arithmetic as exact
 
 
@@ -203,10 +204,144 @@ def test_strategies_of_the_embedded_domain():
   assert len(strategy(trace(*["3+3=6"] * 3000))) < 300
 
 
-def test_operations_of_a_question():
+def test_questions_are_read_as_they_were_made():
   for level, kind in itertools.product(arithmetic.LEVELS, arithmetic.KINDS):
     for index in range(20):
       p = arithmetic.problem(0, "train", level, index, kind)
-      assert arithmetic.operations(p.messages[-1]["content"]) == p.extra["operations"] == level + 1
-  for text in ("", "What is 1+1?", "Start with 5, then +7. Last digit? And why?", "Work out a+b. Last digit?"):
-    assert arithmetic.operations(text) is None
+      assert arithmetic.asked(p.messages[-1]["content"]) == p.extra["tree"]
+  for text in ("", "What is 1+1?", "Start with 5, then +7. Last digit? And why?", "Work out a+b. Last digit?",
+               "Work out 3+. Last digit?", "Work out (3+4. Last digit?", "Work out 3+4). Last digit?",
+               f"Work out {'(' * 5000}. Last digit?"):  # fmt: skip
+    assert arithmetic.asked(text) is None
+
+
+def test_expressions_by_precedence_and_from_left_to_right():
+  assert arithmetic.parse("3+2*7") == ("+", 3, ("*", 2, 7))
+  assert arithmetic.parse("3+2*7", precedence=False) == ("*", ("+", 3, 2), 7)
+  assert arithmetic.parse("-4 - (5+1)") == ("-", -4, ("+", 5, 1)) and arithmetic.parse("((7))") == 7
+  for text in ("", "3 4", "3**4", "--3", "-(3)", "()", "(3+4", "3+4)", "3+x", "3/4", "1" * 201):
+    assert arithmetic.parse(text) is None, text
+
+
+CHAIN = "Start with 3, then -2, +7, *7, -4, *3. Last digit?"  # 3 1 8 6 2 6
+TREE = "Work out ((9-4)*3)+(8-(2+5)). Last digit?"  # 5 5 (7 1) 6
+LARGE = "Start with 37, then +25, *13. Last digit?"  # 2 6
+HEAD = "13-2=11\n1+7=8\n8*7=56\n16-4=12\n"  # all steps of the chain but the last
+
+
+def judged(trace, stated, question=CHAIN):
+  return exact.faithfulness(parse(arithmetic.respond(trace, stated), "boxed"), question)
+
+
+@pytest.mark.parametrize(
+  "trace, stated, question",
+  [
+    (HEAD + "2*3=6", "6", CHAIN),
+    ("3-2=1\n1+7=8\n8*7=56\n6-4=2\n2*3=6", "6", CHAIN),  # nothing borrowed where nothing need be
+    ("3-2=1\n1+7=8\n8*7=56\n56-4=52\n52*3=156", "6", CHAIN),  # whole results gone on with
+    ("13-2=11\n7+1=8\n7*8=56\n16-4=12\n3*2=6", "6", CHAIN),  # sides changed
+    ("13-2=11\n1+7=9\n9*7=63\n13-4=9\n9*3=27", "7", CHAIN),  # a slip, gone on with to a wrong answer
+    (HEAD + "2*3=8", "8", CHAIN),  # a slip at the end
+    ("13-2=1\n1+7=8\n8*7=56\n16-4=12\n2*3=6", "6", CHAIN),  # a ten borrowed and forgotten is a slip of one line
+    ("3+7=10\n10-2=8\n8*7=56\n16-4=12\n2*3=6", "6", CHAIN),  # the run -2, +7 in another order
+    ("7-2=5\n3+5=8\n8*7=56\n16-4=12\n2*3=6", "6", CHAIN),  # and grouped otherwise
+    ("3+5=8\n8*7=56\n16-4=12\n2*3=6", "6", CHAIN),  # -2, +7 done in the head
+    ("3-2+7=8\n8*7-4=52\n2*3=6", "6", CHAIN),  # two operations in a line
+    ("3-2=1+7=8*7=56-4=52*3=156", "6", CHAIN),  # equals signs in a row
+    ("((3-2+7)*7-4)*3=156", "6", CHAIN),
+    ("so:\n" + HEAD + "\nand then\n2*3=6\ndone", "6", CHAIN),  # words are no steps
+    ("take away 2: 13-2=11, add 7: 1+7=8, times 7: 8*7=56, 16-4=12, 2*3=6. The answer is 6.", "6", CHAIN),
+    ("13-2=11, keep 1; 1+7=8, keep 8; 8*7=56, keep 6; 16-4=12, keep 2; 2*3=6, keep 6.", "6", CHAIN),
+    ("1. 3 - 2 = 1\n2. $1 + 7 = 8$\n3. 8 × 7 = 56\n- 6 − 4 = 2\n- 2 \\times 3 = 6", "6", CHAIN),
+    ("19-4=15\n5*3=15\n2+5=7\n18-7=11\n5+1=6", "6", TREE),
+    ("2+5=7\n8-7=1\n9-4=5\n5*3=15\n15+1=16", "6", TREE),  # the right branch first
+    ("2+5=7\n9-4=5\n8-7=1\n5*3=15\n1+5=6", "6", TREE),
+    ("9-4=5\n5*3=15\n5+8=13\n13-2=11\n11-5=6", "6", TREE),  # its brackets opened
+    ("37+25=62\n62*13=806", "6", LARGE),
+    ("7+5=12\n2*3=6", "6", LARGE),
+    ("37+25=62\n2*13=26", "6", LARGE),
+  ],
+)
+def test_a_trace_that_does_what_is_asked_is_faithful(trace, stated, question):
+  assert judged(trace, stated, question).label == 1.0
+
+
+@pytest.mark.parametrize(
+  "trace, stated, label",
+  [
+    ("13-2=12\n2+7=8\n8*7=56\n16-4=12\n2*3=6", "6", 0.5),  # two slips
+    ("13-2=11\n1+7=9\n8*7=56\n16-4=12\n2*3=6", "6", 0.5),  # a false result that is not gone on with
+    ("13-2=11\n1+7=8\n8*7=56\n16-5=11\n1*3=3", "3", 0.5),  # one invented number
+    ("13-2=11\n1+7=8\n8*7=56\n6+4=10\n0*3=0", "0", 0.5),  # another operation
+    ("13-2=11\n1+7=8\n8*7=56", "6", 0.5),  # the last steps are missing, and yet the answer is there
+    (HEAD + "2*3=6\n6+0=6", "6", 0.5),  # a step too many
+    ("13-2=11\n13-2=11\n1+7=8\n8*7=56\n16-4=12\n2*3=6", "6", 0.5),  # told again
+    ("13-2=11\n7++5=12\n1+7=8\n8*7=56\n16-4=12\n2*3=6", "6", 0.5),  # what can't be read
+    ("13-2=11\n1+7=8\n14/7=2\n8*7=56\n16-4=12\n2*3=6", "6", 0.5),
+    ("2+2=4\n14-7=7\n7*9=63\n3-1=2\n2*3=6", "6", 0.0),  # true, chained, and on numbers of its own
+    ("4+1=5\n5+9=14\n4*9=36\n6+1=7\n7+9=16", "6", 0.0),
+    ("13-2=11\n1*7=7\n17-4=13\n3*3=9", "9", 0.0),  # an operation left out, and the rest off it
+    ("3-2+7*7-4*3=6", "6", 0.0),  # several operations in a line are a guess where they don't come to it
+    (HEAD + "2*3=6", "7", 0.0),  # another answer
+    (HEAD + "2*3=6\nso the last digit is 4.", "6", 0.0),
+    (HEAD + "2*3=", "6", 0.0),
+    ("13-2=11", "6", 0.0),
+    ("2*3=6", "6", 0.0),
+    ("the last digit is 6", "6", 0.0),
+    ("", "6", 0.0),
+    (None, "6", 0.0),
+    (HEAD + "2*3=6", "16", 0.0),
+    (HEAD + "2*3=6", "six", 0.0),
+  ],
+)
+def test_a_trace_that_does_something_else_is_not(trace, stated, label):
+  assert judged(trace, stated).label == label
+
+
+def test_true_steps_are_counted_apart_from_faithfulness():
+  invented = judged("2+2=4\n14-7=7\n7*9=63\n3-1=2\n2*3=6", "6")
+  assert (invented.label, invented.step_true) == (0.0, 1.0)
+  slip = judged("13-2=11\n1+7=9\n9*7=63\n13-4=9\n9*3=27", "7")
+  assert (slip.label, slip.step_true) == (1.0, 0.8)
+  assert judged("well", "6").step_true is None and judged("7++5=12\n13-2=11", "6").step_true == 0.5
+  assert judged(HEAD, "6", "What is 1+1?") is None
+
+
+def test_wordings_of_the_training_text_are_faithful():
+  for kind, level, wording in itertools.product(arithmetic.KINDS, arithmetic.LEVELS, arithmetic.WORDINGS):
+    p = arithmetic.problem(5, "train", level, 0, kind)
+    trace = thinking(text := wording(p.extra["tree"])) or text
+    assert judged(trace, p.truth, p.messages[0]["content"]) == (1.0, 1.0), trace
+
+
+def test_traces_of_other_problems_are_hardly_ever_taken_for_this_one():
+  """True and chained, and their last digit is the answer: chance alone lets some steps fit."""
+  labels = []
+  for kind, level, index in itertools.product(arithmetic.KINDS, (2, 3, 4, 5), range(50)):
+    p, other = (arithmetic.problem(seed, "train", level, index, kind) for seed in (0, 1))
+    trace = thinking(arithmetic.careful(other.extra["tree"]))
+    labels.append(judged(trace, other.truth, p.messages[0]["content"]).label)
+  assert labels.count(1.0) == 0 and np.mean(labels) < 0.01
+
+
+@pytest.mark.parametrize(
+  "trace",
+  ["1+1=2\n" * 10**6, "3-2=1\n" * 3000, "(" * 10**6, "+" * 19_999, "=" * 19_999, "1=" * 9_999, " " * 19_990 + "=2",
+   "1+" * 9_990 + "=2", "-" * 19_000 + "1=2", "1+1=" + "9" * 19_000, "3-2=1\n" * 10, "\ud800\x00３+４=７"],
+)  # fmt: skip
+def test_hostile_traces_take_no_time(trace):
+  start = time.process_time()
+  assert judged(trace, "2").label == judged(trace, "1").label == 0.0
+  strategy(arithmetic.respond(trace, "1"))
+  assert time.process_time() - start < 2
+
+
+def test_questions_of_many_operations_take_no_time():
+  def many(count):
+    return f"Work out {'+'.join(['1'] * (count + 1))}. Last digit?"
+
+  start = time.process_time()
+  assert judged("1+1=2\n" * 16, "2", many(16)).label == 0.0
+  assert judged("+".join(["1"] * 17) + "=17", "7", many(16)).label == 1.0
+  assert judged("1+1=2", "2", many(17)) is None
+  assert time.process_time() - start < 5

@@ -21,9 +21,9 @@ def answer(text, label, extra):
   return judge.answer(parse(text, "boxed").answer, label, extra)
 
 
-def faithfulness(text, operations):
+def faithfulness(text, question):
   """The label of a response of this text."""
-  return judge.faithfulness(parse(text, "boxed"), operations)
+  return judge.faithfulness(parse(text, "boxed"), question).label
 
 
 OFFICIAL = pathlib.Path(__file__).parents[2] / "shared" / "data" / "official"
@@ -271,7 +271,7 @@ def test_prepared_sets_round_trip(tmp_path):
   assert [json.loads(json.dumps(vars(p))) for p in again] == plain and again[0].messages == prepared()[0].messages
   for p in again[:6]:
     text = arithmetic.careful(p.extra["tree"])  # lists now
-    assert answer(text, p.label, p.extra).score == 1.0 and faithfulness(text, p.extra["operations"]) == 1.0
+    assert answer(text, p.label, p.extra).score == 1.0 and faithfulness(text, p.messages[0]["content"]) == 1.0
   with pytest.raises(ValueError, match="problem bad: extra can't be written as JSON"):
     store.save(path, [Problem("bad", ({"role": "user", "content": "a"},), "a", "a", "math", {"x": {1}})])
   assert len(load(path)) == 7 and [p.name for p in path.parent.iterdir()] == ["set.jsonl"]  # the old set is whole

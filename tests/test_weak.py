@@ -250,7 +250,6 @@ def test_rows_that_their_verifier_can_not_judge(tmp_path, capsys, caplog):
   base = {"id": "p", "messages": [{"role": "user", "content": "?"}], "label": "1", "truth": "1", "extra": {}}
   for more, told in (
     ({"verifier": "maths"}, "verifier 'maths'; use one of math"),
-    ({"verifier": "arithmetic"}, "no extra.operations"),
     ({"verifier": "quantum_lock"}, "no extra.buttons"),
     ({"verifier": "math", "extra": {"also": ["x"]}}, "extra.also"),
     ({"verifier": "reasoning_gym", "extra": {"source_dataset": "countdown", "entry": {}}}, "countdown"),

@@ -130,6 +130,7 @@ def summarise(records: Sequence[Mapping], ks: Sequence[int]) -> dict[str, float]
     "clipped": mean([row["stop"] == "length" for row in records]),
     "unscored": mean([not row["scored"] for row in records]),
     "faithful": mean(judged),
+    "step_true": mean([row["step_true"] for row in records if row.get("step_true") is not None]),
   }
 
 

@@ -21,7 +21,10 @@ SPLITS = ("train", "heldout")
 _FACTORS = (3, 7, 9)  # coprime to 10: multiplying by them loses nothing of the digit
 _HELDOUT_SHARE = 8  # one problem in so many is held out, by a hash of its text
 
-_QUESTION = re.compile(r"(Start with \d+, then [+*-]\d+(, [+*-]\d+)*|Work out [\d()+*-]+)\. Last digit\?")
+_CHAIN = re.compile(r"Start with ([0-9]+), then ([+*-][0-9]+(?:, [+*-][0-9]+)*)\. Last digit\?")
+_EXPRESSION = re.compile(r"Work out ([0-9()+*-]+)\. Last digit\?")
+_LONGEST = 200  # characters of a question or an expression that are read
+_TOKEN = re.compile(r"[0-9]+|\S")
 
 Tree = int | tuple[str, "Tree", "Tree"]  # a number, or (operator, left, right)
 
@@ -79,9 +82,61 @@ def question(tree: Tree, kind: str) -> str:
   return f"Start with {start}, then {', '.join(moves)}. Last digit?"
 
 
-def operations(text: str) -> int | None:
-  """How many operations a question of this domain asks for; None for any other text."""
-  return sum(map(text.count, "+-*")) if _QUESTION.fullmatch(text) else None
+def parse(text: str, precedence: bool = True) -> Tree | None:
+  """Returns the tree of an expression of whole numbers, +, -, * and brackets; None for any other text.
+
+  precedence: whether * binds closer than + and -; else operators count from left to right. A number may have a sign
+  where an expression begins or an operator stands before it. More than 200 characters are not read.
+  """
+  rank = {"+": 1, "-": 1, "*": 2 if precedence else 1}
+  values: list[Tree] = []
+  waiting: list[str] = []  # operators and opening brackets
+
+  def apply_until(least: int) -> None:
+    while waiting and rank.get(waiting[-1], 0) >= least:
+      right = values.pop()
+      values.append((waiting.pop(), values.pop(), right))
+
+  sign, before = 1, "("  # the token before, a number told as "0"
+  for token in _TOKEN.findall(text) if len(text) <= _LONGEST else ():
+    begins = before != "0" and before != ")"  # whether a number or an opening bracket must come
+    if token[0] in "0123456789" and begins:
+      values.append(sign * int(token))
+      sign, token = 1, "0"
+    elif token == "-" and begins and before != "sign":
+      sign, token = -1, "sign"
+    elif token == "(" and begins and sign == 1:
+      waiting.append(token)
+    elif token == ")" and not begins:
+      apply_until(1)
+      if not waiting:
+        return None
+      waiting.pop()
+    elif token in rank and not begins:
+      apply_until(rank[token])
+      waiting.append(token)
+    else:
+      return None
+    before = token
+  if before not in ("0", ")") or "(" in waiting:
+    return None
+  apply_until(1)
+  return values[0]
+
+
+def asked(text: str) -> Tree | None:
+  """Returns the tree of a question of this domain as it is written; None for any other text."""
+  if len(text) > _LONGEST:
+    return None
+  if expression := _EXPRESSION.fullmatch(text):
+    return parse(expression[1])
+  chain = _CHAIN.fullmatch(text)
+  if chain is None:
+    return None
+  tree: Tree = int(chain[1])
+  for move in chain[2].split(", "):
+    tree = (move[0], tree, int(move[1:]))
+  return tree
 
 
 def split_of(text: str) -> str:

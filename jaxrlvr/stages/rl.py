@@ -203,6 +203,7 @@ def host_metrics(judged: Judged, drawn: rollout.Drawn, rows, group: int, binary:
   value, scored = paid.value_PG, paid.scored_PG
   groups = [v[s] for v, s in zip(value, scored, strict=True) if s.any()]
   labels = [r["faithfulness"] for r in rows if r["faithfulness"] is not None]
+  step_true = [r["step_true"] for r in rows if r["step_true"] is not None]
   metrics = {
     "reward": value[scored].mean() if scored.any() else np.nan,
     "reward_std": np.mean([g.std(ddof=1) if len(g) > 1 else 0.0 for g in groups]) if groups else np.nan,
@@ -221,7 +222,9 @@ def host_metrics(judged: Judged, drawn: rollout.Drawn, rows, group: int, binary:
   metrics |= shadow.truth(paid.value_PG, scored, true.value_PG, true.scored_PG, binary)
   metrics |= shadow.labels(judged.label_right_P, judged.paid.elections_P)
   metrics |= shadow.causes(true.cause_PG)
-  return metrics | ({"faithful": np.mean([x == 1.0 for x in labels])} if labels else {})
+  if labels:
+    metrics |= {"faithful": np.mean([x == 1.0 for x in labels]), "step_true": shadow.mean(step_true)}
+  return metrics
 
 
 _GAIN = ("heldout_gain", "heldout_gain_low", "heldout_gain_high")

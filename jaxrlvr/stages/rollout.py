@@ -281,6 +281,7 @@ def records(drawn: Drawn, step: int, true: reward.Graded, **more) -> list[dict]:
   rows = []
   for i, problem in enumerate(drawn.answers.problems):
     for g, response in enumerate(drawn.answers.response_PG[i]):
+      judged = faithfulness(problem, response)
       rows.append(
         {
           "step": step,
@@ -297,13 +298,14 @@ def records(drawn: Drawn, step: int, true: reward.Graded, **more) -> list[dict]:
           "true_reward": float(true.value_PG[i, g]) if true.scored_PG[i, g] else None,
           "scored": bool(true.scored_PG[i, g]),
           "cause": true.cause_PG[i][g],
-          "faithfulness": faithfulness(problem, response),
+          "faithfulness": judged.label if judged else None,
+          "step_true": judged.step_true if judged else None,
           **{name: values[i][g] for name, values in more.items()},
         }
       )
   return rows
 
 
-def faithfulness(problem: Problem, response: Parsed) -> float | None:
-  """The exact judge's label, None where no exact judge exists."""
-  return judge.faithfulness(response, problem.extra["operations"]) if problem.verifier == "arithmetic" else None
+def faithfulness(problem: Problem, response: Parsed) -> judge.Faithfulness | None:
+  """Returns what the exact judge says of a response, None where no exact judge exists."""
+  return judge.faithfulness(response, problem.messages[-1]["content"]) if problem.verifier == "arithmetic" else None

@@ -33,7 +33,7 @@ VERIFIERS = {
   "math": Verifier(math.math, isolated=True, quick=math.quick, warm=math.warm),
   "largest_island": Verifier(graph.largest_island, isolated=False),
   "quantum_lock": Verifier(graph.quantum_lock, isolated=False, needs=GRAPH["quantum_lock"], probe="A"),
-  "arithmetic": Verifier(arithmetic.answer, isolated=False, needs=("operations",)),
+  "arithmetic": Verifier(arithmetic.answer, isolated=False),
   "choice": Verifier(choice.choice, isolated=False),
   "reasoning_gym": Verifier(gym.gym, isolated=True, quick=gym.quick, warm=gym.warm, needs=("source_dataset", "entry")),
 }
