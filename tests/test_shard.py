@@ -117,7 +117,7 @@ def test_indivisible_sizes_are_named(rich_spec):
 
 
 def grouped(dtype):
-  """Two KV heads for four query heads, three segments and padding on both sides, and a weighting of real slots."""
+  """Returns (q, k, v), segments, output weights: two KV heads for four query heads, three segments, padding around."""
   keys = jax.random.split(jax.random.key(0), 4)
   q, out = (jax.random.normal(key, (2, 4, 150, 6), dtype) for key in keys[:2])
   k, v = (jax.random.normal(key, (2, 2, 150, 6), dtype) for key in keys[2:])
@@ -126,13 +126,15 @@ def grouped(dtype):
   return (q, k, v), jnp.array(segments), out * (segments > 0)[:, None, :, None]
 
 
-def attended(attend, dtype):
-  """(output, gradients) of one attention on `grouped`."""
+def attended(attend, dtype, compute_dtype=None):
+  """Returns [gradients of q, k and v, output] of one attention on `grouped(dtype)`, cast to `compute_dtype` first."""
   qkv, segments, weights = grouped(dtype)
+  if compute_dtype:
+    qkv, weights = jax.tree.map(lambda x: x.astype(compute_dtype), (qkv, weights))
 
   def value(q, k, v):
     out = jnp.where((segments > 0)[:, None, :, None], attend(q, k, v, segments, segments[:, :0]), 0.0)
-    return jnp.sum((out * weights).astype(jnp.float32)), out
+    return jnp.sum((out * weights).astype(compute_dtype or jnp.float32)), out
 
   return jax.tree.leaves(jax.jit(jax.grad(value, (0, 1, 2), has_aux=True))(*qkv))
 
@@ -142,6 +144,13 @@ def reference(dtype):
   return attended(attention.reference, dtype)
 
 
+@functools.cache
+def exact(dtype):
+  """Returns what `attended` does for the reference, computed in float64 from inputs rounded to `dtype`."""
+  with jax.enable_x64(True):
+    return jax.device_get(attended(attention.reference, dtype, jnp.float64))
+
+
 OTHERS = {
   "mapped": attention.mapped,
   "xla": attention.ATTENTION["xla"],
@@ -149,11 +158,20 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize("dtype, atol", [("float32", 2e-5), ("bfloat16", 6e-2)])
 @pytest.mark.parametrize("name", OTHERS)
-def test_attention_equals_the_reference(name, dtype, atol):
-  for ours, theirs in zip(attended(OTHERS[name], dtype), reference(dtype), strict=True):
-    np.testing.assert_allclose(ours.astype(np.float32), theirs.astype(np.float32), atol=atol)
+def test_attention_equals_the_reference(name):
+  for ours, theirs in zip(attended(OTHERS[name], "float32"), reference("float32"), strict=True):
+    np.testing.assert_allclose(ours, theirs, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_bfloat16_attention_is_no_further_from_float64_than_the_reference(name):
+  for ours, theirs, truth in zip(
+    attended(OTHERS[name], "bfloat16"), reference("bfloat16"), exact("bfloat16"), strict=True
+  ):
+    ours_error, theirs_error = (np.abs(np.float64(x) - truth).max() for x in (ours, theirs))
+    spacing = float(jnp.finfo(jnp.bfloat16).eps) * np.abs(truth).max()  # of bfloat16 numbers at the largest value
+    assert ours_error <= max(theirs_error, spacing)
 
 
 def test_rows_with_many_scores_are_mapped_one_by_one(monkeypatch):
