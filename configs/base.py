@@ -194,7 +194,9 @@ def get_config(arg: str = "") -> ConfigDict:
   c.rl.noise = (0.0, 0.0)  # online noise on a 0/1 reward: rates of false positives and of false negatives
   c.rl.correction = "none"  # of advantages, for noise: none | backward | forward (loss.CORRECTIONS)
   c.rl.correction_noise = ()  # the rates the correction assumes, false positive and negative; (): those of rl.noise
-  c.rl.baseline = "mean"  # mean | leave-one-out | zero (GRPO-POS) | one (GRPO-NEG)
+  c.rl.baseline = (
+    "mean"  # mean | leave-one-out | zero, one (the paper's GRPO-POS, -NEG) | positive, negative (as released)
+  )
   c.rl.scale_std = True  # divide advantages by the group's std; False: Dr.GRPO
   c.rl.ratio = "token"  # token | sequence (GSPO)
   c.rl.clip_low = 0.2  # the ratio counts down to 1 - clip_low
@@ -204,6 +206,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c.rl.reduce = "token-mean"  # token-mean | sequence-mean-token-mean | sequence-mean-token-sum | constant-length
   c.rl.kl_beta = 0.001  # weight of the KL to the starting policy in the loss; 0: no reference policy
   c.rl.kl_estimator = "k3"  # k1 | k2 | k3 | k3-k2
+  c.rl.mask_truncated = False  # leave responses that were cut off out of the loss and out of their group's mean and std
   c.rl.max_unscored = 0.2  # share of a batch's rows that may be unscored before the run stops itself (exit 3)
   c.rl.stop_when_memorising = False  # end the run, as if finished, at an evaluation by which it memorises
   c.rl.optim = optim(1e-4, "constant", weight_decay=0.01, b2=0.999)
@@ -238,7 +241,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c.verify.memory_mib = 1024  # MiB on top of what an idle worker takes
 
   c.checkpoint = ConfigDict()
-  c.checkpoint.every = 10  # steps; the last step is always saved
+  c.checkpoint.every = 10  # steps; the last step, and each that is evaluated, is always saved, before its evaluation
   c.checkpoint.keep = 2  # newest checkpoints kept
   c.stop_after_bad_updates = 3  # non-finite updates in a row before the run stops itself (exit 3)
 

@@ -1,11 +1,23 @@
-"""GRPO and its variants, as arithmetic on log-probabilities; a variant is a row of a table here."""
+"""GRPO and its variants: advantages on the host, losses on devices; a variant is a row of a table here."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxrlvr import masked
+
+
+class Baseline(NamedTuple):
+  """What is subtracted from the rewards of a group, and whose advantages are then kept."""
+
+  value: Callable[[np.ndarray, np.ndarray], np.ndarray | float]  # of (rewards [P,G], scored [P,G])
+  relative: bool = True  # to the group: where its rewards are all equal, so are they and the baseline
+  kept: Callable[[np.ndarray], np.ndarray] = lambda reward_PG: np.ones(reward_PG.shape, bool)  # the others get 0
 
 
 def _group_mean(reward_PG, scored_PG):
@@ -13,35 +25,44 @@ def _group_mean(reward_PG, scored_PG):
 
 
 def _leave_one_out(reward_PG, scored_PG):
-  kept = jnp.where(scored_PG, reward_PG, 0.0)
-  others = jnp.sum(scored_PG, 1, keepdims=True) - scored_PG
-  return (jnp.sum(kept, 1, keepdims=True) - kept) / jnp.maximum(others, 1)
+  kept_PG = np.where(scored_PG, reward_PG, 0.0)
+  others_PG = np.sum(scored_PG, 1, keepdims=True) - scored_PG
+  return (np.sum(kept_PG, 1, keepdims=True) - kept_PG) / np.maximum(others_PG, 1)
 
 
-# Baseline subtracted from the rewards of a group. Keys: value of `rl.baseline`.
+# Keys: value of `rl.baseline`. GRPO-POS and GRPO-NEG are in here twice: by the paper's formula (zero, one), which needs
+# rl.scale_std=False, and as the released code has them (positive, negative).
 BASELINES = {
-  "mean": _group_mean,  # GRPO
-  "leave-one-out": _leave_one_out,  # RLOO
-  "zero": lambda reward_PG, scored_PG: 0.0,  # GRPO-POS: right answers only, REINFORCE
-  "one": lambda reward_PG, scored_PG: 1.0,  # GRPO-NEG: wrong answers only
+  "mean": Baseline(_group_mean),  # GRPO
+  "leave-one-out": Baseline(_leave_one_out),  # RLOO
+  "zero": Baseline(lambda reward_PG, scored_PG: 0.0, relative=False),  # right answers only, REINFORCE
+  "one": Baseline(lambda reward_PG, scored_PG: 1.0, relative=False),  # wrong answers only
+  "positive": Baseline(_group_mean, kept=lambda reward_PG: reward_PG != 0),  # GRPO without the rows of reward 0
+  "negative": Baseline(_group_mean, kept=lambda reward_PG: reward_PG != 1),  # GRPO without the rows of reward 1
 }
-_RELATIVE = ("mean", "leave-one-out")
 
 
-def group_advantage(reward_PG, scored_PG=None, *, baseline: str = "mean", scale_std: bool = True) -> jax.Array:
-  """Advantages [P,G]: (reward - baseline), divided by the group's sample std + 1e-6 if `scale_std` (False: Dr.GRPO).
+def group_advantage(reward_PG, scored_PG=None, *, baseline: str = "mean", scale_std: bool = True) -> np.ndarray:
+  """Returns advantages [P,G] in float64, on the host: (reward - baseline), divided by the group's sample std + 1e-6 if
+  `scale_std` (False: Dr.GRPO), and 0 for the rows that the baseline leaves out.
 
   Unscored samples (`scored_PG` False) count in no statistic and get 0. A group whose scored rewards are all equal
   gets exactly 0, but for the constant baselines without scaling, which are not relative to the group.
   """
-  scored_PG = jnp.ones(reward_PG.shape, bool) if scored_PG is None else scored_PG
+  reward_PG = np.asarray(reward_PG, np.float64)
+  scored_PG = np.ones(reward_PG.shape, bool) if scored_PG is None else np.asarray(scored_PG)
+  row = BASELINES[baseline]
   spread_P1 = masked.spread(reward_PG, scored_PG, 1, keepdims=True)
-  advantage_PG = reward_PG - BASELINES[baseline](reward_PG, scored_PG)
+  advantage_PG = reward_PG - row.value(reward_PG, scored_PG)
   if scale_std:
     advantage_PG = advantage_PG / (masked.std(reward_PG, scored_PG, 1, keepdims=True) + 1e-6)
-  if scale_std or baseline in _RELATIVE:
-    advantage_PG = jnp.where(spread_P1 > 0, advantage_PG, 0.0)
-  return jnp.where(scored_PG, advantage_PG, 0.0)
+  if scale_std or row.relative:
+    advantage_PG = np.where(spread_P1 > 0, advantage_PG, 0.0)
+  return np.where(scored_PG & row.kept(reward_PG), advantage_PG, 0.0)
+
+
+def _uncorrected(reward_PG, scored_PG, false_positive, false_negative, *, baseline, scale_std):
+  return group_advantage(reward_PG, scored_PG, baseline=baseline, scale_std=scale_std)
 
 
 def _backward(reward_PG, scored_PG, false_positive, false_negative, *, baseline, scale_std):
@@ -49,32 +70,28 @@ def _backward(reward_PG, scored_PG, false_positive, false_negative, *, baseline,
 
   That mean is kept half an answer away from 0 and 1, where a group that is not all alike would have no std.
   """
+  reward_PG, scored_PG = np.asarray(reward_PG, np.float64), np.asarray(scored_PG)
   clean_PG = (reward_PG - false_positive) / (1.0 - false_positive - false_negative)
   advantage_PG = group_advantage(clean_PG, scored_PG, baseline=baseline, scale_std=False)
+  advantage_PG = np.where(BASELINES[baseline].kept(reward_PG), advantage_PG, 0.0)  # by the reward as it was paid
   if not scale_std:
     return advantage_PG
-  count_P1 = jnp.maximum(jnp.sum(scored_PG, 1, keepdims=True), 1)
+  count_P1 = np.maximum(np.sum(scored_PG, 1, keepdims=True), 1)
   mean_P1 = masked.mean(clean_PG, scored_PG, 1, keepdims=True)
-  mean_P1 = jnp.clip(mean_P1, 0.5 / count_P1, 1.0 - 0.5 / count_P1)
-  std_P1 = jnp.sqrt(mean_P1 * (1.0 - mean_P1) * count_P1 / jnp.maximum(count_P1 - 1, 1))
+  mean_P1 = np.clip(mean_P1, 0.5 / count_P1, 1.0 - 0.5 / count_P1)
+  std_P1 = np.sqrt(mean_P1 * (1.0 - mean_P1) * count_P1 / np.maximum(count_P1 - 1, 1))
   return advantage_PG / (std_P1 + 1e-6)
 
 
 def _forward(reward_PG, scored_PG, false_positive, false_negative, *, baseline, scale_std):
   """Weights whose mean is 0 for a truly right answer and -(1 - fp - fn) for a wrong one; no group statistics."""
-  return jnp.where(scored_PG, false_negative - (reward_PG < 0.5), 0.0)
+  return np.where(scored_PG, false_negative - (np.asarray(reward_PG) < 0.5), 0.0)
 
 
 # What is made of a 0/1 reward whose channel pays wrong answers at the rate false_positive and withholds from right ones
 # at the rate false_negative. Inside the reward a correction would be affine, which group statistics cancel: these act
 # on advantages. Keys: value of `rl.correction`.
-CORRECTIONS = {
-  "none": lambda reward_PG, scored_PG, false_positive, false_negative, **how: group_advantage(
-    reward_PG, scored_PG, **how
-  ),
-  "backward": _backward,
-  "forward": _forward,
-}
+CORRECTIONS = {"none": _uncorrected, "backward": _backward, "forward": _forward}
 
 
 def _k1(d):

@@ -1,29 +1,43 @@
-"""Masked reductions: the only room that divides by a mask."""
+"""Masked reductions: the only room that divides by a mask.
+
+Those of NumPy arrays are computed on the host, those of JAX arrays on devices, by the same lines.
+"""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+Array = jax.Array | np.ndarray
 
 
-def mean(x: jax.Array, mask: jax.Array, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> jax.Array:
+def _library(x: Array):
+  """The library whose array x is."""
+  return np if isinstance(x, np.ndarray) else jnp
+
+
+def mean(x: Array, mask: Array, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Array:
   """Mean of x where mask is True, 0 where the mask is empty; values outside the mask may be NaN."""
-  total = jnp.sum(jnp.where(mask, x, 0.0), axis, keepdims=keepdims)
-  return total / jnp.maximum(jnp.sum(mask, axis, keepdims=keepdims), 1)
+  xp = _library(x)
+  total = xp.sum(xp.where(mask, x, 0.0), axis, keepdims=keepdims)
+  return total / xp.maximum(xp.sum(mask, axis, keepdims=keepdims), 1)
 
 
-def std(x: jax.Array, mask: jax.Array, axis: int | None = None, keepdims: bool = False) -> jax.Array:
+def std(x: Array, mask: Array, axis: int | None = None, keepdims: bool = False) -> Array:
   """Sample standard deviation (ddof 1) of x where mask is True; 0 where fewer than two values are."""
-  deviation = jnp.where(mask, x - mean(x, mask, axis, keepdims=True), 0.0)
-  count = jnp.sum(mask, axis, keepdims=keepdims)
-  return jnp.sqrt(jnp.sum(deviation**2, axis, keepdims=keepdims) / jnp.maximum(count - 1, 1))
+  xp = _library(x)
+  deviation = xp.where(mask, x - mean(x, mask, axis, keepdims=True), 0.0)
+  count = xp.sum(mask, axis, keepdims=keepdims)
+  return xp.sqrt(xp.sum(deviation**2, axis, keepdims=keepdims) / xp.maximum(count - 1, 1))
 
 
-def spread(x: jax.Array, mask: jax.Array, axis: int, keepdims: bool = False) -> jax.Array:
+def spread(x: Array, mask: Array, axis: int, keepdims: bool = False) -> Array:
   """Largest minus smallest value of x where mask is True; 0 where the mask is empty."""
-  high = jnp.max(jnp.where(mask, x, -jnp.inf), axis, keepdims=keepdims)
-  low = jnp.min(jnp.where(mask, x, jnp.inf), axis, keepdims=keepdims)
-  return jnp.maximum(high - low, 0.0)
+  xp = _library(x)
+  high = xp.max(xp.where(mask, x, -xp.inf), axis, keepdims=keepdims)
+  low = xp.min(xp.where(mask, x, xp.inf), axis, keepdims=keepdims)
+  return xp.where(xp.any(mask, axis, keepdims=keepdims), high - low, 0.0)
 
 
 def segment_mean(x_BT: jax.Array, mask_BT: jax.Array, segments_BT: jax.Array) -> jax.Array:
@@ -38,19 +52,25 @@ def segment_mean(x_BT: jax.Array, mask_BT: jax.Array, segments_BT: jax.Array) ->
 
 
 def _token_mean(length_B, rows_B, max_tokens):
-  return jnp.ones_like(length_B) / jnp.maximum(jnp.sum(length_B), 1)
+  return length_B * 0.0 + 1.0 / _at_least_one(length_B)
 
 
 def _sequence_mean_token_mean(length_B, rows_B, max_tokens):
-  return 1 / jnp.maximum(length_B, 1) / jnp.maximum(jnp.sum(rows_B), 1)
+  return 1.0 / _library(length_B).maximum(length_B, 1) / _at_least_one(rows_B)
 
 
 def _sequence_mean_token_sum(length_B, rows_B, max_tokens):
-  return jnp.ones_like(length_B) / jnp.maximum(jnp.sum(rows_B), 1)
+  return length_B * 0.0 + 1.0 / _at_least_one(rows_B)
 
 
 def _constant_length(length_B, rows_B, max_tokens):
-  return jnp.ones_like(length_B) / (jnp.maximum(jnp.sum(rows_B), 1) * max_tokens)
+  return length_B * 0.0 + 1.0 / (_at_least_one(rows_B) * max_tokens)
+
+
+def _at_least_one(values_B):
+  """Their sum, or 1 where that is less: a batch without rows divides by nothing."""
+  xp = _library(values_B)
+  return xp.maximum(xp.sum(values_B), 1)
 
 
 # How token losses become one number. Keys: value of `rl.reduce`.
@@ -62,14 +82,15 @@ REDUCTIONS = {
 }
 
 
-def response_weights(length_B: jax.Array, rows_B: jax.Array, reduce: str, max_tokens: int) -> jax.Array:
+def response_weights(length_B: Array, rows_B: Array, reduce: str, max_tokens: int) -> Array:
   """Weight of each token of responses of `length_B` tokens, 0 where `rows_B` is False: such a row counts in no mean.
 
   loss = sum(weight * token loss); made once for a whole batch, so micro-batches only add up. `max_tokens` is the
   constant of constant-length.
   """
-  length_B = jnp.where(rows_B, length_B, 0).astype(jnp.float32)
-  return jnp.where(rows_B, REDUCTIONS[reduce](length_B, rows_B, max_tokens), 0.0)
+  xp = _library(length_B)
+  length_B = xp.where(rows_B, length_B, 0).astype(xp.float32)
+  return xp.where(rows_B, REDUCTIONS[reduce](length_B, rows_B, max_tokens), 0.0)
 
 
 def token_weights(mask_BT: jax.Array, reduce: str, max_tokens: int) -> jax.Array:

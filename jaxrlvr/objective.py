@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from jaxrlvr import loss, masked, shard
@@ -103,32 +105,39 @@ def lay_out(
   )
 
 
-@functools.partial(
-  jax.jit, static_argnames=("max_tokens", "baseline", "scale_std", "reduce", "updates", "correction", "noise")
-)
+class Weights(NamedTuple):
+  """What an update makes of each response, [P,G] float32 on the host."""
+
+  weight_PG: np.ndarray  # of each of its tokens in the loss; 0: not in the loss
+  advantage_PG: np.ndarray
+
+
 def weigh(
   length_PG, reward_PG, scored_PG, *, max_tokens, baseline, scale_std, reduce, updates=1, correction="none",
   noise=(0.0, 0.0),
-):  # fmt: skip
-  """(weight of a token, advantage) of each response [P,G]; problem p belongs to update p % updates and its means.
+) -> Weights:  # fmt: skip
+  """Weighs responses, on the host; problem p belongs to update p % updates and its means.
 
-  noise: the rates (false positive, false negative) that `correction` (`loss.CORRECTIONS`) assumes.
+  Responses that are not scored count in no mean and get 0. noise: the rates (false positive, false negative) that
+  `correction` (`loss.CORRECTIONS`) assumes.
   """
-
-  def weights(length_B, scored_B):
-    return masked.response_weights(length_B, scored_B, reduce, max_tokens)
-
-  parts = (x.reshape(-1, updates, x.shape[1]).swapaxes(0, 1).reshape(updates, -1) for x in (length_PG, scored_PG))
-  weight_PG = jax.vmap(weights)(*parts).reshape(updates, -1, length_PG.shape[1]).swapaxes(0, 1).reshape(length_PG.shape)
-  return weight_PG, loss.CORRECTIONS[correction](reward_PG, scored_PG, *noise, baseline=baseline, scale_std=scale_std)
+  length_PG, scored_PG = np.asarray(length_PG), np.asarray(scored_PG)
+  weight_PG = np.zeros(length_PG.shape, np.float32)
+  for first in range(updates):
+    mine = slice(first, None, updates)
+    weight_PG[mine] = masked.response_weights(length_PG[mine], scored_PG[mine], reduce, max_tokens)
+  corrected = loss.CORRECTIONS[correction]
+  advantage_PG = corrected(reward_PG, scored_PG, *noise, baseline=baseline, scale_std=scale_std)
+  return Weights(weight_PG, advantage_PG.astype(np.float32))
 
 
 @jax.jit
 def grade(batch: RolloutBatch, weight_PG, advantage_PG) -> RolloutBatch:
   """The batch with what `weigh` found for its responses."""
   number_RS = jnp.maximum(batch.segments_RS - 1, 0)
-  found = (batch.weights_RS * x.reshape(-1)[number_RS] for x in (weight_PG, advantage_PG))
-  return batch.replace(**dict(zip(("weights_RS", "advantage_RS"), found, strict=True)))
+  weights_RS = batch.weights_RS * weight_PG.reshape(-1)[number_RS]
+  advantage_RS = batch.weights_RS * advantage_PG.reshape(-1)[number_RS]
+  return batch.replace(weights_RS=weights_RS, advantage_RS=advantage_RS)
 
 
 @functools.lru_cache

@@ -14,6 +14,7 @@ import numpy as np
 from jaxrlvr.text.answer import FORMATS, Parsed, stated
 from jaxrlvr.types import InputError, Problem, Verdict
 from jaxrlvr.verify.service import Job
+from jaxrlvr.verify.verdicts import UNPARSEABLE
 from jaxrlvr.verify.vote import Election, Grade, elect
 
 
@@ -103,8 +104,11 @@ def _verifiable(answers: Answers, grade: Grade) -> Graded:
 
 
 def _inverse(answers: Answers, grade: Grade) -> Graded:
+  """1 for an answer that is not the label's; 0 for a response that holds none the verifier can read."""
   graded = _verifiable(answers, grade)
-  return graded._replace(value_PG=1.0 - graded.value_PG)
+  read_PG = np.array(graded.cause_PG, object) != UNPARSEABLE.cause
+  value_PG = np.where(read_PG & graded.scored_PG, 1.0 - graded.value_PG, 0.0)
+  return graded._replace(value_PG=value_PG.astype(np.float32))
 
 
 def _statistic(answers: Answers, grade: Grade, *, name: str, sign: float) -> Graded:
@@ -135,8 +139,13 @@ def _majority(answers: Answers, grade: Grade, *, voter: Callable[[Parsed], bool]
 
 
 def _wrong_label(answers: Answers, grade: Grade) -> Graded:
+  """1 for the most frequent wrong answer; unscored where nobody could say whether an answer is wrong."""
   true = truth(answers, grade)
-  return _agreement(answers, true.scored_PG & (true.value_PG < 1), grade)._replace(elections_P=None)
+  voted = _agreement(answers, true.scored_PG & (true.value_PG < 1), grade)
+  cause_PG = np.array(voted.cause_PG, object)
+  unknown_PG = ~true.scored_PG
+  cause_PG[unknown_PG] = np.array(true.cause_PG, object)[unknown_PG]
+  return Graded(voted.value_PG, voted.scored_PG & true.scored_PG, cause_PG.tolist())
 
 
 class Reward(NamedTuple):
@@ -150,7 +159,7 @@ class Reward(NamedTuple):
 # Keys: names in `rl.reward`.
 REWARDS: dict[str, Reward] = {
   "verifiable": Reward(_verifiable),  # the answer is the label's, which may be wrong
-  "inverse": Reward(_inverse),  # the answer is not the label's
+  "inverse": Reward(_inverse),  # there is an answer, and it is not the label's
   "wrong_label": Reward(_wrong_label, votes=True),  # it is the group's most frequent wrong answer
   "majority_vote": Reward(_majority, votes=True),  # it is the group's most frequent answer (TTRL)
   "majority_vote_thinking": Reward(  # the same, and only responses of the thinking format vote and are paid

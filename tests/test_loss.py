@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrlvr import loss, masked
+from jaxrlvr import loss, masked, objective
 
-group_advantage = jax.jit(loss.group_advantage, static_argnames=("baseline", "scale_std"))
+group_advantage = loss.group_advantage
 kl = jax.jit(loss.kl, static_argnums=2)
 policy_loss = jax.jit(loss.policy_loss, static_argnames=("ratio", "reduce", "max_tokens"))
 
@@ -54,6 +54,47 @@ def test_baselines():
   np.testing.assert_allclose(advantage["zero"], [1, 0, 0, 1])
   np.testing.assert_allclose(advantage["one"], [0, -1, -1, 0])
   np.testing.assert_allclose(advantage["leave-one-out"], [2 / 3, -2 / 3, -2 / 3, 2 / 3], rtol=1e-6)
+
+
+def test_positive_and_negative_are_grpo_without_the_rows_of_one_reward():
+  """As released: rewards are normalised first, then rows of reward 0 (positive) or 1 (negative) get 0."""
+  reward = np.array([[1, 0, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0], [1, 1, 0, 0.5]], np.float32)
+  scored = np.ones(reward.shape, bool)
+  scored[3, 1] = False
+  whole = group_advantage(reward, scored)
+  positive = group_advantage(reward, scored, baseline="positive")
+  negative = group_advantage(reward, scored, baseline="negative")
+  np.testing.assert_array_equal(positive, np.where(reward == 0, 0, whole))
+  np.testing.assert_array_equal(negative, np.where(reward == 1, 0, whole))
+  np.testing.assert_allclose(positive[0], [0.75 / (0.5 + 1e-6), 0, 0, 0])  # mean 1/4, sample std 1/2
+  assert not positive[1:3].any() and not negative[1:3].any()  # groups that are all right or all wrong teach nothing
+  for kept, baseline in ((reward > 0.5, "positive"), (reward < 0.5, "negative")):
+    corrected = loss.CORRECTIONS["backward"](reward[:3], scored[:3], 0.1, 0.1, baseline=baseline, scale_std=True)
+    both = loss.CORRECTIONS["backward"](reward[:3], scored[:3], 0.1, 0.1, baseline="mean", scale_std=True)
+    np.testing.assert_array_equal(corrected, np.where(kept[:3], both, 0))
+
+
+def test_advantages_and_weights_are_made_on_the_host(compilations):
+  reward, scored = np.array([[1, 0, 0, 1], [0, 1, 1, 1]], np.float32), np.ones((2, 4), bool)
+  scored[1, 0] = False
+  length = np.array([[3, 1, 2, 2], [9, 4, 2, 2]])
+  with jax.transfer_guard("disallow"):
+    found = {
+      reduce: objective.weigh(length, reward, scored, max_tokens=8, baseline="mean", scale_std=True, reduce=reduce)
+      for reduce in masked.REDUCTIONS
+    }
+    two = objective.weigh(
+      length, reward, scored, max_tokens=8, baseline="mean", scale_std=True, reduce="token-mean", updates=2
+    )
+  assert not compilations
+  for reduce, weights in found.items():
+    assert all(isinstance(x, np.ndarray) and x.dtype == np.float32 for x in weights)
+    mask = np.arange(9) < np.where(scored, length, 0).reshape(-1, 1)
+    mask = mask[scored.reshape(-1)]
+    want = np.asarray(masked.token_weights(jnp.asarray(mask), reduce, 8)).max(1)
+    np.testing.assert_allclose(weights.weight_PG[scored], want, rtol=1e-6)
+    assert weights.weight_PG[1, 0] == weights.advantage_PG[1, 0] == 0
+  np.testing.assert_allclose(two.weight_PG, np.where(scored, [[1 / 8], [1 / 8]], 0), rtol=1e-6)  # 8 tokens in each
 
 
 MODES = {

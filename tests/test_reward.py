@@ -48,7 +48,7 @@ def paid(expression, given=None, grade=None):
   ("expression", "value"),
   [
     ("verifiable", [[1, 1, 0, 0], [0, 0, 0, 1]]),
-    ("inverse", [[0, 0, 1, 1], [1, 1, 1, 0]]),
+    ("inverse", [[0, 0, 1, 0], [1, 0, 1, 0]]),  # no answer, no pay
     ("majority_vote", [[1, 1, 0, 0], [1, 0, 1, 0]]),
     ("majority_vote_thinking", [[1, 0, 0, 0], [1, 0, 1, 0]]),
     ("wrong_label", [[0, 0, 1, 0], [0, 0, 0, 1]]),
@@ -142,6 +142,34 @@ def test_what_is_unscored_is_no_wrong_answer():
     "wrong_label", answers([problem("a", "4")], [["\\boxed{5}", "\\boxed{5}", "\\boxed{6}", "\\boxed{4}"]]), grade
   )
   assert graded.value_PG.tolist() == [[0, 0, 1, 0]]
+
+
+def test_a_wrong_label_pays_nobody_whose_truth_is_unknown():
+  def grade(jobs):
+    return [
+      Verdict(None, "timeout") if job.response.answer == "5" else Verdict(float(job.response.answer == job.label))
+      for job in jobs
+    ]
+
+  texts = [["\\boxed{6}", "\\boxed{5}", "\\boxed{6}", "\\boxed{4}"], ["\\boxed{5}"] * 4]
+  graded, _ = paid("wrong_label", answers([problem("a", "4"), problem("b", "4")], texts), grade)
+  assert graded.scored_PG.tolist() == [[True, False, True, True], [False] * 4]
+  assert graded.cause_PG == [["", "timeout", "", ""], ["timeout"] * 4]
+  assert graded.value_PG.tolist() == [[1, 0, 1, 0], [0, 0, 0, 0]]
+
+
+def test_inverse_pays_an_answer_only():
+  texts = [
+    "\\boxed{5}",
+    "\\boxed{4}",
+    "none",
+    "\\boxed{}",
+    "\\boxed{so}",
+    "<think> \\boxed{5}",
+    "\\boxed{" + "5" * 600 + "}",
+  ]
+  graded, _ = paid("inverse", answers([problem("a", "4")], [texts]))
+  assert graded.value_PG.tolist() == [[1, 0, 0, 0, 0, 0, 0]] and graded.scored_PG.all()
 
 
 def test_a_verdict_is_remembered_for_its_problem_alone():

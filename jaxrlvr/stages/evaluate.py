@@ -31,37 +31,37 @@ class Evaluator:
     self._config, self._policy, self._service = config, policy, service
     self._sets = held_out(config, policy, service)
     e = config.evaluate
-    how = dict(group=e.samples, temperature=e.temperature, top_k=0, top_p=1.0)
-    self._samplers = {name: rollout.Sampler(config, policy, f"evaluate/{name}", **how) for name in self._sets}
+    sampling = dict(group=e.samples, temperature=e.temperature, top_k=0, top_p=1.0)
+    self._sampler = rollout.Sampler(config, policy, "evaluate", **sampling)
     largest = max(len(one.problems) for one in self._sets.values())
-    self._size = next(iter(self._samplers.values())).batch_size(e.problems_per_batch, largest)  # one shape for all
+    self._size = self._sampler.batch_size(e.problems_per_batch, largest)  # one shape for all sets
     self.problems = [p for one in self._sets.values() for p in one.problems]
     self.dropped = sum(one.dropped for one in self._sets.values())
     self.batches = sum(-(-len(one.problems) // self._size) for one in self._sets.values())
     self.means: dict[str, float] = {}  # of the last evaluation: mean true reward of each problem, by set/problem
 
-  def __call__(self, params, run: Run, step: int, progress=lambda figures=None: None) -> dict[str, float]:
+  def __call__(
+    self, params, run: Run, step: int, progress=lambda figures=None: None, saved: bool = False
+  ) -> dict[str, float]:
     """Metrics `eval/<set>/...`, and means over the sets inside and outside of the training domain where it is known.
 
     The responses go to evals/<set>_<step>.jsonl. The keys of samples are the same at every step: figures are paired.
+    A signal ends the evaluation behind the batch at hand; `saved`: a checkpoint of this step goes on with it.
     """
     found, self.means = {}, {}
+    run.raise_if_asked(saved)
+    weights = self._sampler.weights(params)
     for name in self._sets:
-      rows = self._measure(params, run, name, step, progress)
+      rows = []
+      for drawn in self._sampler.sweep(weights, self._sets[name], self._size, stream=f"evaluate/{name}"):
+        rows += graded(drawn, step, reward.remembering(self._service.grade))
+        progress()
+        run.raise_if_asked(saved)
       logbook.write_jsonl(run.workdir / "evals" / f"{name}_{step:06d}.jsonl", rows)
       found[name] = passk.summarise(rows, self._config.evaluate.pass_k)
       self.means |= {f"{name}/{problem}": value for problem, value in passk.problem_means(rows).items()}
     metrics = {f"eval/{name}/{figure}": value for name, one in found.items() for figure, value in one.items()}
     return metrics | self._domain_means(found)
-
-  def _measure(self, params, run: Run, name: str, step: int, progress) -> list[dict]:
-    made = []
-    for drawn in self._samplers[name].sweep(params, self._sets[name], self._size):
-      made += graded(drawn, step, reward.remembering(self._service.grade))
-      progress()
-      if run.stage == "evaluate":  # RL saves when its step is done
-        run.raise_if_asked()
-    return made
 
   def _domain_means(self, found: Mapping[str, Mapping]) -> dict[str, float]:
     domain, key = sets.DOMAINS.get(self._config.heldout.domain), f"avg@{self._config.evaluate.samples}"

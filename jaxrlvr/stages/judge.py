@@ -57,7 +57,9 @@ def local(config: ConfigDict, group: ConfigDict) -> tuple[endpoint.Complete, str
     fits = [p for p in asked if len(ids[p.id]) <= group.prompt_tokens]
     counts.update(calls=len(fits), too_long=len(asked) - len(fits), prompt_tokens=sum(len(ids[p.id]) for p in fits))
     openings = {p.id: policy.tokenizer.opening(p.messages) for p in fits}
-    batches = sampler.sweep(policy.params, rollout.Loaded(fits, ids, openings, 0), size)
+    batches = (
+      sampler.sweep(sampler.weights(policy.params), rollout.Loaded(fits, ids, openings, 0), size) if fits else ()
+    )
     texts = (
       response.text if stop != STOP_LENGTH else None  # cut off, a verdict may be the beginning of another
       for drawn in batches

@@ -60,7 +60,7 @@ def survey(config: ConfigDict, workdir: str | Path, how: Survey) -> dict:
       files = sorted((run.workdir / "rows").glob("*.jsonl"))
       rows = hosts.first(lambda: [row for file in files for row in logbook.read_jsonl(file)])
       progress = run.progress(total, len(rows))
-      batches = sampler.sweep(policy.params, ordered, size, len(rows))
+      batches = sampler.sweep(sampler.weights(policy.params), ordered, size, len(rows))
       while len(rows) < total and not how.enough(rows, total):
         run.raise_if_asked()
         made = how.measure(next(batches), reward.remembering(service.grade))

@@ -53,11 +53,17 @@ class Learner(NamedTuple):
     s = self.settings
     return dict(spec=self.policy.spec, temperature=s.temperature, parts=s.microbatches)
 
-  def weigh(self, length_PG, reward_PG, scored_PG):
-    """(weight of a token, advantage) of each response [P,G], on the device."""
+  def weigh(self, drawn: rollout.Drawn, graded: reward.Graded) -> objective.Weights:
+    """What the updates make of each response that is trained on: its weight in the loss and its advantage.
+
+    A response that was cut off counts in no mean where `rl.mask_truncated` says so.
+    """
     s = self.settings
+    counted_PG = graded.scored_PG
+    if s.mask_truncated:
+      counted_PG = counted_PG & (drawn.stop_PG[:, : s.group_size] != STOP_LENGTH)
     return objective.weigh(
-      *hosts.put((length_PG, reward_PG, scored_PG), shard.named(self.policy.mesh)), max_tokens=s.response_tokens,
+      drawn.length_PG[:, : s.group_size], graded.value_PG, counted_PG, max_tokens=s.response_tokens,
       baseline=s.baseline, scale_std=s.scale_std, reduce=s.reduce, updates=self.updates, correction=s.correction,
       noise=s.correction_noise or s.noise,
     )  # fmt: skip
@@ -82,17 +88,20 @@ class Learner(NamedTuple):
     """The batch of each update with its scores; responses that are not kept (None: all are) are left out.
 
     Groups are dealt out to the updates in turn. With one update a step the old policy is the policy itself and needs
-    no pass of its own.
+    no pass of its own. All that a step's batches are laid out by goes up in one transfer.
     """
     s, mesh, made = self.settings, self.policy.mesh, []
     length_PG = drawn.length_PG[:, : s.group_size]
     kept_B = np.ones(length_PG.size, bool) if kept_PG is None or not s.pack else kept_PG.reshape(-1)
-    problems = hosts.put((prompts.tokens_PS, prompts.length_P), shard.named(mesh))
+    layouts = []
     for mine in np.arange(length_PG.size).reshape(-1, self.updates, s.group_size).swapaxes(0, 1):
       placed = self.place(prompts.length_P, length_PG, mine[kept_B[mine]])
-      where = hosts.put((placed.segments_RS, placed.positions_RS), shard.named(mesh, "batch"))
-      live = hosts.put(np.int32(placed.live), shard.named(mesh))
-      of = dict(samples=s.votes or s.group_size, group=s.group_size, branches=self.branches)
+      layouts.append(((placed.segments_RS, placed.positions_RS), np.int32(placed.live)))
+    everywhere, by_rows = shard.named(mesh), shard.named(mesh, "batch")
+    places = (everywhere, [(by_rows, everywhere)] * len(layouts))
+    problems, layouts = hosts.put(((prompts.tokens_PS, prompts.length_P), layouts), places)
+    of = dict(samples=s.votes or s.group_size, group=s.group_size, branches=self.branches)
+    for where, live in layouts:
       batch = objective.lay_out(*problems, drawn.rollout, *where, **of)
       old, ref = (
         None if who is None else objective.logp(who, batch, live, **self.scoring())
@@ -101,8 +110,11 @@ class Learner(NamedTuple):
       made.append(Part(batch.replace(old_logp_RS=old, ref_logp_RS=ref), live))
     return made
 
-  def __call__(self, state: TrainState, rates, parts: list[Part], weight_PG, advantage_PG) -> tuple[TrainState, dict]:
-    """All updates of one step."""
+  def __call__(
+    self, state: TrainState, rates, parts: list[Part], weights: objective.Weights
+  ) -> tuple[TrainState, dict]:
+    """All updates of one step, at these learning rates; what the host decided goes up in one transfer."""
+    (weight_PG, advantage_PG), rates = hosts.put((weights, list(rates)), shard.named(self.policy.mesh))
     several, how = [], dict(loss_fn=self.loss_fn, optimizer=self.optimizer, microbatches=self.settings.microbatches)
     for part, rate in zip(parts, rates, strict=True):
       state, metrics = update(state, objective.grade(part.batch, weight_PG, advantage_PG), rate, part.live, **how)
@@ -308,6 +320,14 @@ def rl(config: ConfigDict, workdir: str | Path) -> dict:
         run.log(0, evaluator(state.params, run, 0))
       rows = hosts.first(lambda: logbook.read_jsonl(run.workdir / "metrics.jsonl"))
       watch = Watch(rows, meta["before"] if meta else evaluator.means, s.stop_when_memorising)
+      if (
+        meta and meta["unevaluated"] and max((row["step"] for row in rows), default=-1) < start
+      ):  # it was stopped between the save and the figures
+        begun = time.monotonic()
+        metrics = {name: math.nan if value is None else value for name, value in meta["unevaluated"].items()}
+        metrics |= evaluator(state.params, run, start, saved=True)
+        metrics |= watch(start, metrics, evaluator.means)
+        run.log(start, metrics | {"step_time": time.monotonic() - begun})
       for step in range(start + 1, s.steps + 1):
         if watch.stops:
           break
@@ -319,13 +339,12 @@ def rl(config: ConfigDict, workdir: str | Path) -> dict:
         parts = None if ref_params is None else learner.parts(*given)  # the device scores while verifiers grade
         busy.watch([part.batch.ref_logp_RS for part in parts or ()])
         judged = judge(terms, s.noise, drawn.answers, label_right, service.grade)
-        graded, lengths_PG = trained(judged.paid, s.group_size), drawn.length_PG[:, : s.group_size]
-        weight_PG, advantage_PG = learner.weigh(lengths_PG, graded.value_PG, graded.scored_PG)
+        graded = trained(judged.paid, s.group_size)
+        weights = learner.weigh(drawn, graded)
         if parts is None:  # without a KL term a response without advantage has no gradient
-          parts = learner.parts(*given, hosts.fetch(advantage_PG) != 0)
+          parts = learner.parts(*given, weights.advantage_PG != 0)
         step_rates = rates[(step - 1) * learner.updates : step * learner.updates]
-        rates_up = hosts.put(list(step_rates), shard.named(policy.mesh))
-        state, metrics = learner(state, rates_up, parts, weight_PG, advantage_PG)
+        state, metrics = learner(state, step_rates, parts, weights)
         busy.watch(metrics)  # while the device updates, the host writes, and prepares the next step
         told = write_rollouts(run.workdir, step, drawn, judged)
         stop_if_unscored(step, graded, s.max_unscored)
@@ -333,13 +352,18 @@ def rl(config: ConfigDict, workdir: str | Path) -> dict:
         metrics |= {"learning_rate": step_rates[-1], "idle": busy.idle()}
         evaluated = step == s.steps or (config.evaluate.every and step % config.evaluate.every == 0)
         if evaluated:
-          metrics |= evaluator(state.params, run, step)
+          metrics = {name: float(value) for name, value in hosts.fetch(metrics).items()}
+          run.save(step, state, origin=policy.origin, before=watch.before, unevaluated=logbook.finite(metrics))
+          metrics |= evaluator(state.params, run, step, saved=True)
           busy.idle()  # what evaluation leaves idle is not a step's
         metrics |= watch(step, metrics, evaluator.means if evaluated else None)
         run.log(step, metrics | {"step_time": time.monotonic() - begun})
         progress(step, {"reward": metrics["reward"], "true": metrics["true_reward"], "phase": watch.phase})
-        if run.due(step, step if watch.stops else s.steps):
-          run.save(step, state, origin=policy.origin, before=watch.before)
+        if evaluated:
+          run.flush()
+          run.stop_if_asked()
+        elif run.due(step, s.steps):
+          run.save(step, state, origin=policy.origin, before=watch.before, unevaluated=None)
           run.stop_if_asked()
       told = dict(problems=len(problems), dropped=loaded.dropped, paper=config.paper.to_dict())
       return run.finish(**watch.told(), **told, **final_metrics(run.workdir))

@@ -89,25 +89,27 @@ class Sampler:
     """Problems a batch that the mesh can split, at least enough for `largest` where that is less than `wanted`."""
     return -(-min(wanted, largest) // self._shards) * self._shards
 
-  def sweep(self, params, loaded: Loaded, size: int, start: int = 0) -> Iterator[Drawn]:
-    """Responses to all problems from number `start` on, in order, `size` problems at a time."""
-    weights = self.weights(params)
+  def sweep(self, weights, loaded: Loaded, size: int, start: int = 0, stream: str = "") -> Iterator[Drawn]:
+    """Responses to all problems from number `start` on, in order, `size` problems at a time.
+
+    `weights`: as `self.weights` lays them out. `stream`: of the samples' randomness, "": the sampler's own.
+    """
     for first in range(start, len(loaded.problems), size):
       chunk = loaded.problems[first : first + size]
       filled = chunk + [chunk[-1]] * (size - len(chunk))  # the batch keeps its shape; what fills it is dropped
       occurrence_P = np.maximum(np.arange(size) - len(chunk) + 1, 0).astype(np.int32)
-      drawn = self(weights, self.prompts(filled, loaded, occurrence_P), 0)
+      drawn = self(weights, self.prompts(filled, loaded, occurrence_P), 0, stream)
       kept = drawn.answers._replace(problems=chunk, response_PG=drawn.answers.response_PG[: len(chunk)])
       yield drawn._replace(answers=kept)
 
-  def __call__(self, weights, prompts: Prompts, step: int) -> Drawn:
-    """Responses to a batch of prompts, laid out as training wants them."""
+  def __call__(self, weights, prompts: Prompts, step: int, stream: str = "") -> Drawn:
+    """Responses to a batch of prompts, laid out as training wants them; `stream` as in `sweep`."""
     group, policy, begun = self.sampling.group, self._policy, time.monotonic()
     index_PG = prompts.occurrence_P[:, None] * group + np.arange(group, dtype=np.int32)
     rows = (prompts.tokens_PS, prompts.length_P, prompts.hash_P, index_PG)
     made = []
     with jax.set_mesh(policy.sample_mesh):
-      address = hosts.put(keys.address(self._seed, self._stream, step), shard.named(policy.sample_mesh))
+      address = hosts.put(keys.address(self._seed, stream or self._stream, step), shard.named(policy.sample_mesh))
       for part in zip(*(np.split(x, self._parts) for x in rows), strict=True):
         jax.block_until_ready(made[-1:])  # or the next part's cache is allocated beside this one's
         tokens_PS, length_P, *addresses = hosts.put(part, shard.named(policy.sample_mesh, "batch"))

@@ -188,10 +188,13 @@ class Run:
   def _is_asked(self) -> bool:
     return self._asked if hosts.count() > 1 else stopping.asked()
 
-  def raise_if_asked(self) -> None:
-    """For loops that have nothing to save."""
+  def raise_if_asked(self, saved: bool = False) -> None:
+    """Ends the run if a signal asked for it, in loops that have nothing to save, or whose step is `saved` already."""
     if hosts.any_asked():
-      raise stopping.Interrupted(f"{self.home}: stopped by a signal; the same command goes on")
+      if saved:
+        self.checkpoints.wait()
+      behind = ", checkpoint saved" if saved else ""
+      raise stopping.Interrupted(f"{self.home}: stopped by a signal{behind}; the same command goes on")
 
   def stop_if_asked(self) -> None:
     """Call right behind a save: ends the run if a signal asked for it."""
