@@ -115,8 +115,10 @@ def get_config(arg: str = "") -> ConfigDict:
   c.cpt.column = ""  # of the text; "": the data set's own, else `text`
   c.cpt.skip_bad = 0  # rows without text that are skipped (and counted) before one is an error
   c.sft = language_modelling(steps=60, lr=1e-3)
+  c.sft.epochs = 0  # times that SFT sees each row of its source (steps = 0: they follow from it); 0: as `steps` say
   c.sft.source = ""  # "": the embedded prompts | parquet, jsonl, a folder of such or tfds | openthoughts-114k[:FOLDER]
-  c.sft.columns = ()  # `prompt=A`, `trace=B`, `solution=C` and, to check solutions, `label=D` or `boxed=D`
+  # `prompt=A`, `solution=B`, `trace=C` (or B holds it, between think tags); to check solutions `label=D` or `boxed=D`
+  c.sft.columns = ()
   c.sft.system = ""  # system message of its prompts that have none
   c.sft.max_tokens = 0  # longest prompt, trace and solution; longer ones are left out of both arms; 0: row_tokens
   c.sft.verified = True  # leave out solutions that disagree with their label

@@ -232,6 +232,8 @@ RULES: dict[str, tuple[Callable, str]] = {
   ".optim.weight_decay": at_least(0.0),
   ".optim.clip_norm": at_least(0.0),
   ".steps": at_least(1),
+  "sft.steps": at_least(0),
+  "sft.epochs": at_least(0),
   ".rows": at_least(1),
   ".row_tokens": at_least(2),
   ".microbatches": at_least(1),
@@ -429,6 +431,14 @@ IMPOSSIBLE: tuple[tuple[Callable[[ConfigDict], bool], str], ...] = (
   (
     lambda c: c.verify.mode == "study" and c.answer.read != "boxed",
     "config.verify.mode = 'study' reads whole texts as the released code does; leave config.answer.read at 'boxed'",
+  ),
+  (
+    lambda c: (c.sft.steps == 0) == (c.sft.epochs == 0),
+    "config.sft.steps and config.sft.epochs are both set, or both 0: one follows from the other; set the other to 0",
+  ),
+  (
+    lambda c: c.sft.epochs and not c.sft.source,
+    "config.sft.epochs is set, but the embedded prompts of config.sft.source have no end; set config.sft.steps",
   ),
   (lambda c: not c.filter.low <= c.filter.high <= c.filter.samples, "config.filter needs low <= high <= samples"),
   (

@@ -1,17 +1,22 @@
 """Training text from files: order, epochs, bad rows, and the two arms of SFT."""
 
+import functools
 import json
 
 import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+from test_hf import USER, make
 
 from jaxrlvr import config as configs
 from jaxrlvr.data import corpus, embedded, rows
-from jaxrlvr.data.pack import pack
+from jaxrlvr.data.pack import pack, rows_of
 from jaxrlvr.stages import language
+from jaxrlvr.text.answer import final, thinking
+from jaxrlvr.text.hf import HuggingFace
 from jaxrlvr.text.tokenizer import train_sentencepiece
+from jaxrlvr.types import InputError, Problem
 
 
 @pytest.fixture(scope="module")
@@ -132,8 +137,10 @@ def test_both_arms_train_on_the_same_prompts(tmp_path, tokenizer):
   assert [thinking(n).problem.id for n in range(7)] == orders[0]
   with pytest.raises(ValueError, match=r"no row is left to train on .*13 rows, .*too_long.*raise max_tokens = 5"):
     corpus.pairs(str(path), COLUMNS, tokenizer, 5)
-  with pytest.raises(ValueError, match="no column for trace; add trace=COLUMN"):
+  with pytest.raises(ValueError, match="holds no traces, .* add trace=COLUMN .*sft.thinking=False"):
     corpus.pairs(str(path), ("prompt=q", "solution=s"), tokenizer, 50)
+  alone, _ = corpus.pairs(str(path), ("prompt=q", "solution=s"), tokenizer, 50, thinking=False)
+  assert {one.extra["solution"] for one in alone} == {f"It is {i + 1}." for i in range(12)}
   with pytest.raises(ValueError, match="no columns; name them"):
     corpus.pairs(str(path), (), tokenizer, 50)
 
@@ -144,17 +151,107 @@ def test_the_stages_take_their_text_from_files(folder, tokenizer):
   lines[3]["a"] = '["x", "4"]'
   path = write_jsonl(folder.parent / "sft.jsonl", lines)
   config = configs.base()
-  text, known = language.texts(config, "cpt", tokenizer)
+  text, known, _ = language.texts(config, "cpt", tokenizer)
   assert text(3) == embedded.cpt(0, 3, language.mix(config, "cpt")) and known == {}
   changes = {"cpt.source": str(folder), "sft.source": str(path), "sft.columns": COLUMNS, "verify.workers": 1}
   config = configs.derive(config, changes | {"sft.thinking": False})
-  text, known = language.texts(config, "cpt", tokenizer)
+  text, known, _ = language.texts(config, "cpt", tokenizer)
   assert known["rows"] == 120 and {text(n).text for n in range(120)} >= {"p0", "j59"}
-  text, known = language.texts(config, "sft", tokenizer)
+  text, known, _ = language.texts(config, "sft", tokenizer)
   assert {text(n).text for n in range(3)} == {"\\boxed{1}", "\\boxed{2}", "\\boxed{4}"}
   assert (known["problems"], known["wrong"], known["too_long"]) == (3, 1, 0)
   assert known == language.texts(config, "sft", tokenizer)[1]
   write_jsonl(path, [line | {"t": "!"} for line in lines])
   assert known["digest"] != language.texts(config, "sft", tokenizer)[1]["digest"]  # as many rows, other text
-  text, known = language.texts(configs.derive(config, {"sft.verified": False}), "sft", tokenizer)
+  text, known, _ = language.texts(configs.derive(config, {"sft.verified": False}), "sft", tokenizer)
   assert known["problems"] == 4
+
+
+FORMS = {  # (columns, a row) that hold one and the same trace and solution
+  "apart": (COLUMNS[:3], {"t": "1+1=2", "s": "It is 2."}),
+  "a tagged trace": (COLUMNS[:3], {"t": "<think>\n1+1=2\n</think>", "s": "It is 2."}),
+  "a trace that opens": (COLUMNS[:3], {"t": "<think>1+1=2", "s": "It is 2."}),
+  "a trace with its answer": (COLUMNS[:3], {"t": "<think>1+1=2</think>It is 2.", "s": "It is 2."}),
+  "both tagged": (COLUMNS[:3], {"t": "<think>1+1=2</think>", "s": "<think>other</think>It is 2."}),
+  "one column": (("prompt=q", "solution=s"), {"s": "<think>\n1+1=2\n</think>\n\nIt is 2."}),
+  "one column, prefilled": (("prompt=q", "solution=s"), {"s": "1+1=2</think>It is 2."}),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_think_tags_of_the_files_are_never_doubled(tmp_path, tokenizer, form):
+  columns, row = FORMS[form]
+  path = write_jsonl(tmp_path / "a.jsonl", [{"q": "1+1?"} | row])
+  for arm, text in ((True, "<think>\n1+1=2\n</think>\n\nIt is 2."), (False, "It is 2.")):
+    (problem,), _ = corpus.pairs(str(path), columns, tokenizer, 60, thinking=arm)
+    assert corpus.response(problem, arm).text == text
+
+
+def test_rows_whose_thinking_never_ends_or_is_missing_are_left_out_of_both_arms(tmp_path, tokenizer):
+  solutions = ["<think>a</think>b", "<think>never", "<think>a</think> ", "b", "<think>\n\n</think>\n\nb"]
+  path = write_jsonl(tmp_path / "a.jsonl", [{"q": str(n), "s": s} for n, s in enumerate(solutions)])
+  for arm in (True, False):
+    found, counts = corpus.pairs(str(path), ("prompt=q", "solution=s"), tokenizer, 60, thinking=arm)
+    assert [one.messages[0]["content"] for one in found] == ["0"]
+    assert (counts["unclosed"], counts["untraced"]) == (2, 2)
+
+
+def answer_turn(template_end):
+  turns = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+  return turns + "{{ '<|im_start|>assistant\n" + template_end + "' }}"
+
+
+ENDS = {  # what a template writes behind the assistant's head: closed at once, for an answer without thinking
+  "": "",
+  "<think>": "<think>\n</think>\n\n",
+  "<think>\\n": "<think>\n\n</think>\n\n",
+  "<think>\\n\\n": "<think>\n\n</think>\n\n",
+  " <think>  \\n": " <think>  \n\n</think>\n\n",
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_targets_add_only_what_the_template_left_out(tmp_path, end):
+  make(tmp_path, chat_template=answer_turn(end))
+  theirs = HuggingFace(tmp_path)
+  problem = Problem("p", USER, "", "", "math", {"trace": "5*7=35", "solution": "\\boxed{35}"})
+  for arm in (True, False):
+    document = embedded.document(corpus.response(problem, arm), theirs)
+    prompt, target = theirs.decode(document.ids[: document.prompt]), theirs.decode(document.ids[document.prompt : -1])
+    assert document.ids[: document.prompt] == theirs.render(USER) and document.ids[-1] == theirs.eos_ids[0]
+    whole = (prompt + target).partition("assistant\n")[2]
+    if arm:
+      assert whole.strip().count("<think>") == whole.count("</think>") == 1
+      assert thinking(whole).strip() == "5*7=35" and final(whole) == "35"
+    else:
+      assert whole == ENDS[end] + "\\boxed{35}" and final(whole) == "35"
+      assert not (thinking(whole) or "").strip()
+
+
+def test_a_trace_is_not_trained_on_behind_thinking_that_is_closed(tmp_path):
+  make(tmp_path, chat_template=answer_turn("<think>\\n\\n</think>\\n\\n"))
+  language.check_thinking(False, HuggingFace(tmp_path))
+  with pytest.raises(InputError, match="sft.thinking = True, .*model.think=on"):
+    language.check_thinking(True, HuggingFace(tmp_path))
+
+
+@pytest.mark.parametrize("arm", (True, False))
+def test_epochs_show_each_document_as_often_in_both_arms(tmp_path, tokenizer, arm):
+  lines = [{"q": f"{i}+1?", "t": f"{i}+1={i + 1}\n" * (1 + i % 4), "s": f"It is {i + 1}."} for i in range(11)]
+  path = write_jsonl(tmp_path / "a.jsonl", lines)
+  changes = {"sft.source": str(path), "sft.columns": COLUMNS[:3], "sft.steps": 0, "sft.epochs": 3}
+  config = configs.derive(configs.base(), changes | {"sft.thinking": arm})
+  text, _, tokens = language.texts(config, "sft", tokenizer)
+  document = functools.cache(lambda number: embedded.document(text(number), tokenizer))
+  assert [len(document(number).ids) for number in range(33)] == tokens
+  for rows_, length in ((2, 64), (3, 80), (2, 20), (1, max(tokens))):
+    steps, cursor, seen = -(-rows_of(tokens, length) // rows_), (0, 0), 0
+    for step in range(steps):
+      batch, cursor = pack(document, cursor, rows_, length, 33)
+      seen += int(np.sum(batch.segments_BT > 0))
+      assert (cursor == (33, 0)) == (step == steps - 1) and np.any(batch.target_BT)
+    assert seen == sum(tokens)
+  with pytest.raises(InputError, match="both set, or both 0"):
+    configs.derive(config, {"sft.steps": 5})
+  with pytest.raises(InputError, match="sft.epochs is set, but the embedded prompts"):
+    configs.derive(configs.base(), {"sft.steps": 0, "sft.epochs": 1})

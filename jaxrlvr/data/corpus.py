@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 
@@ -69,30 +70,79 @@ def pairs(
   system: str = "",
   skip_bad: int = 0,
   verified: Callable[[Sequence[tuple[Problem, str]]], Sequence[bool]] | None = None,
+  thinking: bool = True,
 ) -> layout.Loaded:
-  """The prompts of a source (as for `layout.load`; targets prompt, trace and solution) that both arms train on.
+  """The prompts of a source (as for `layout.load`; targets prompt, solution and trace) that both arms train on.
 
-  Left out and counted: what is longer than `max_tokens` with its trace (too_long), and the problems whose solution
+  A trace stands in a column of its own, or in the solution between `<think>` and `</think>`. A source without any trace
+  serves only the arm that is not `thinking`.
+
+  Left out and counted: rows without an answer behind their think tags (unclosed), rows without a trace where others
+  have one (untraced), what is longer than `max_tokens` with its trace (too_long), and the problems whose solution
   `verified`, given (problem, solution) pairs, finds wrong.
   """
   path, place = raw.find(source)
-  wanted, columns = ("prompt", "trace", "solution"), columns or place.columns
+  wanted, columns = ("prompt", "solution"), columns or place.columns
   if not columns:
     raise InputError(f"{source}: no columns; name them, such as prompt=problem, trace=reasoning, solution=answer")
-  found, counts = layout.load(path, "auto", columns, system, skip_bad, wanted, place.patterns)
-  short = [one for one in found if len(embedded.document(response(one, True), tokenizer).ids) <= max_tokens]
-  right = verified([(problem, problem.extra["solution"]) for problem in short]) if verified else [True] * len(short)
-  kept = [problem for problem, keep in zip(short, right, strict=True) if keep]
-  counts = {**counts, "too_long": len(found) - len(short), "wrong": len(short) - len(kept)}
+  loaded, counts = layout.load(path, "auto", columns, system, skip_bad, wanted, place.patterns)
+  split = [with_trace(problem) for problem in loaded]
+  closed = [problem for problem in split if problem is not None]
+  traced = [problem for problem in closed if "trace" in problem.extra]
+  if thinking and not traced:
+    raise InputError(
+      f"{source}: holds no traces, which Thinking SFT trains on; add trace=COLUMN to its columns, take solutions with "
+      "<think>...</think>, or train the other arm (sft.thinking=False)"
+    )
+  usable = traced or closed
+  fits = [problem for problem in usable if len(embedded.document(longest(problem), tokenizer).ids) <= max_tokens]
+  right = verified([(problem, problem.extra["solution"]) for problem in fits]) if verified else [True] * len(fits)
+  kept = [problem for problem, keep in zip(fits, right, strict=True) if keep]
+  counts = {
+    **counts,
+    "unclosed": len(loaded) - len(closed),
+    "untraced": len(closed) - len(usable),
+    "too_long": len(usable) - len(fits),
+    "wrong": len(fits) - len(kept),
+  }
   if not kept:
     raise InputError(f"{source}: no row is left to train on ({layout.told(counts)}); raise max_tokens = {max_tokens}")
   return layout.Loaded(kept, counts)
 
 
+def with_trace(problem: Problem) -> Problem | None:
+  """The problem with its trace and its solution apart and free of think tags.
+
+  None where a think tag never closes, or nothing follows the last one.
+  The trace is that of its own column where there is one, else what the solution holds between think tags.
+  """
+  solution, trace = problem.extra["solution"], problem.extra.get("trace")
+  thought, closed, answer = solution.rpartition(THINK_END)
+  if THINK in answer or (closed and not answer.strip()):
+    return None
+  if trace is None and closed:
+    trace = thought
+  elif trace is not None and THINK_END in trace:
+    trace = trace.rpartition(THINK_END)[0]
+  extra = {**problem.extra, "solution": answer.lstrip() if closed else solution}
+  if trace is not None:
+    extra["trace"] = trace.replace(THINK, "").replace(THINK_END, "").strip()
+    if not extra["trace"]:
+      del extra["trace"]
+  return dataclasses.replace(problem, extra=extra)
+
+
+def longest(problem: Problem) -> Text:
+  """The response with its trace where there is one."""
+  return response(problem, "trace" in problem.extra)
+
+
 def response(problem: Problem, thinking: bool) -> Text:
   """What SFT trains on: the solution, behind its trace if `thinking`; the prompt is context only."""
-  trace, solution = problem.extra["trace"].strip(), problem.extra["solution"]
-  return Text(f"{THINK}\n{trace}\n{THINK_END}\n\n{solution}" if thinking else solution, problem, True)
+  solution = problem.extra["solution"]
+  if not thinking:
+    return Text(solution, problem, True)
+  return Text(f"{THINK}\n{problem.extra['trace'].strip()}\n{THINK_END}\n\n{solution}", problem, True)
 
 
 def responses(problems: Sequence[Problem], seed: int, thinking: bool) -> Callable[[int], Text]:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from jaxrlvr.data import arithmetic
 from jaxrlvr.data.pack import Document
-from jaxrlvr.text.tokenizer import Tokenizer
+from jaxrlvr.text.tokenizer import Tokenizer, continuation
 from jaxrlvr.types import Problem
 
 
@@ -81,9 +81,13 @@ def plain(made: Text) -> str:
 
 
 def document(made: Text, tokenizer: Tokenizer) -> Document:
-  """Token ids with end token; none at all for a text that was left out ("" and no problem)."""
+  """Token ids with end token; none at all for a text that was left out ("" and no problem).
+
+  Behind a prompt that ends in an open think tag only what is missing of the response is written.
+  """
   if not made.text and made.problem is None:
     return Document([], 0)
-  prompt = tokenizer.render(made.problem.messages if made.problem else ())
-  ids = [*prompt, *tokenizer.encode(made.text), tokenizer.eos_ids[0]]
+  messages = made.problem.messages if made.problem else ()
+  prompt, text = tokenizer.render(messages), continuation(made.text, tokenizer.opening(messages))
+  ids = [*prompt, *tokenizer.encode(text), tokenizer.eos_ids[0]]
   return Document(ids, len(prompt) if made.masked else 0)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -12,15 +14,29 @@ from ml_collections import ConfigDict
 
 from jaxrlvr import hosts, logbook, objective, shard
 from jaxrlvr.data import corpus, embedded
-from jaxrlvr.data.pack import Packed, pack
+from jaxrlvr.data.layout import told
+from jaxrlvr.data.pack import Packed, pack, rows_of
+from jaxrlvr.data.problems import shuffled
 from jaxrlvr.policy import spec as policy_spec
 from jaxrlvr.stages import setup
 from jaxrlvr.stages.rollout import verifier_service
 from jaxrlvr.stages.run import open_run
 from jaxrlvr.text.answer import parse
-from jaxrlvr.text.tokenizer import Tokenizer, train_sentencepiece
+from jaxrlvr.text.tokenizer import THINK_END, Tokenizer, train_sentencepiece
+from jaxrlvr.types import InputError
 from jaxrlvr.update import update
 from jaxrlvr.verify.service import Job
+
+_LOG = logging.getLogger(__name__)
+_PROBE = ({"role": "user", "content": "?"},)
+
+
+class Texts(NamedTuple):
+  """What a stage trains on."""
+
+  text: Callable[[int], embedded.Text]  # documents by number, without end
+  known: dict  # of the files that they come from
+  tokens: list[int] | None = None  # of each document of `sft.epochs` epochs, in order; None: as many as `steps` take
 
 
 def mix(config: ConfigDict, stage: str) -> embedded.Mix:
@@ -48,20 +64,51 @@ def tokenizer(config: ConfigDict, workdir: str | Path) -> dict:
     return run.finish(vocab=trained.vocab_size)
 
 
-def texts(config: ConfigDict, stage: str, tokenizer: Tokenizer) -> tuple[Callable[[int], embedded.Text], dict]:
-  """(the stage's documents by number, what is known of the files that they come from)."""
+def texts(config: ConfigDict, stage: str, tokenizer: Tokenizer) -> Texts:
+  """The documents of a stage."""
   settings = config[stage]
+  if stage == "sft":
+    check_thinking(settings.thinking, tokenizer)
   if stage == "pretrain" or not settings.source:
-    return functools.partial(_embedded, config.seed, stage, mix(config, stage)), {}
+    return Texts(functools.partial(_embedded, config.seed, stage, mix(config, stage)), {})
   if stage == "cpt":
     found = corpus.TextRows(settings.source, settings.column, config.seed, settings.skip_bad)
-    return found, {"rows": len(found), "first": logbook.digest([found(0), found(1)])}
+    return Texts(found, {"rows": len(found), "first": logbook.digest([found(0), found(1)])})
   limit = settings.max_tokens or settings.row_tokens
   with verifier_service(config) as service:
     judge = functools.partial(_right, service, config.answer.read) if settings.verified else None
-    found = corpus.pairs(settings.source, settings.columns, tokenizer, limit, settings.system, settings.skip_bad, judge)
-  known = {"problems": len(found.problems), "digest": logbook.digest(found.problems), **found.counts}
-  return corpus.responses(found.problems, config.seed, settings.thinking), known
+    problems, counts = corpus.pairs(
+      settings.source,
+      settings.columns,
+      tokenizer,
+      limit,
+      settings.system,
+      settings.skip_bad,
+      judge,
+      settings.thinking,
+    )
+  if counts["unclosed"] or counts["untraced"]:
+    _LOG.warning(
+      "config.sft.source: %s: rows are left out: unclosed, no answer behind their think tags; untraced, no trace where "
+      "others have one (%s)", settings.source, told(counts),
+    )  # fmt: skip
+  known = {"problems": len(problems), "digest": logbook.digest(problems), **counts}
+  text = corpus.responses(problems, config.seed, settings.thinking)
+  if not settings.epochs:
+    return Texts(text, known)
+  sizes = [len(embedded.document(corpus.response(one, settings.thinking), tokenizer).ids) for one in problems]
+  numbers = range(settings.epochs * len(problems))
+  return Texts(text, known, [sizes[shuffled(config.seed, number, len(problems))] for number in numbers])
+
+
+def check_thinking(thinking: bool, tokenizer: Tokenizer) -> None:
+  """Refuses traces behind a prompt that has already closed its thinking: the trace would stand in a second block."""
+  closed = tokenizer.decode(tokenizer.render(_PROBE)).rstrip().endswith(THINK_END)
+  if thinking and closed:
+    raise InputError(
+      f"config.sft.thinking = True, but the chat template ends a prompt with a closed {THINK_END}; take "
+      "config.model.think=on or a template that leaves the thinking to the policy, or train the other arm"
+    )
 
 
 def _embedded(seed: int, stage: str, shares: embedded.Mix, number: int) -> embedded.Text:
@@ -86,9 +133,12 @@ def train(stage: str, config: ConfigDict, workdir: str | Path) -> dict:
   with open_run(config, workdir, stage) as run:
     policy = setup.load_policy(config)
     shard.check(policy.mesh, f"config.{stage}.rows", (settings.rows // settings.microbatches,), ("batch",))
-    optimizer, rates = setup.optimizer(settings.optim, settings.steps)
     loss_fn = objective.language_modelling(policy.spec)
-    text, known = texts(config, stage, policy.tokenizer)
+    text, known, tokens = texts(config, stage, policy.tokenizer)
+    steps, end = settings.steps, None
+    if tokens is not None:
+      steps, end = -(-rows_of(tokens, settings.row_tokens) // settings.rows), len(tokens)
+    optimizer, rates = setup.optimizer(settings.optim, steps)
     document = functools.lru_cache(2)(lambda number: embedded.document(text(number), policy.tokenizer))
     run.begin(
       tokenizer=policy.tokenizer.pieces(), origin=policy.origin.get("digests"), **({"texts": known} if known else {})
@@ -99,9 +149,9 @@ def train(stage: str, config: ConfigDict, workdir: str | Path) -> dict:
     with jax.set_mesh(policy.mesh), jax.transfer_guard("disallow"):
       state, meta = run.restore(setup.fresh_state(policy, optimizer))
       start, cursor = (meta["step"], tuple(meta["cursor"])) if meta else (0, (0, 0))
-      progress = run.progress(settings.steps, start)
-      for step in range(start + 1, settings.steps + 1):
-        packed, cursor = pack(document, cursor, settings.rows, settings.row_tokens)
+      progress = run.progress(steps, start)
+      for step in range(start + 1, steps + 1):
+        packed, cursor = pack(document, cursor, settings.rows, settings.row_tokens, end)
         places = (shard.named(policy.mesh, "batch"), shard.named(policy.mesh))
         batch, rate = hosts.put((_batch(packed), rates[step - 1]), places)
         state, metrics = update(
@@ -109,11 +159,13 @@ def train(stage: str, config: ConfigDict, workdir: str | Path) -> dict:
         )
         figures = run.log(step, metrics | {"tokens": packed.target_BT.sum(), "learning_rate": rates[step - 1]})
         progress(step, {"loss": figures["loss"]} if figures else None)
-        if run.due(step, settings.steps):
+        if run.due(step, steps):
           run.save(step, state, cursor=cursor, origin=policy.origin)
           run.stop_if_asked()
       more = {"texts": known | {"skipped": getattr(text, "skipped", 0)}} if known else {}
-      return run.finish(steps=settings.steps, parameters=policy_spec.count(policy.spec), **more)
+      if end is not None:
+        more["documents"] = end
+      return run.finish(steps=steps, parameters=policy_spec.count(policy.spec), **more)
 
 
 def _batch(packed: Packed) -> objective.TextBatch:

@@ -157,12 +157,13 @@ def plan(config: ConfigDict, workdir: str | Path) -> dict:
   policy, listed = programs.of(fitted, where, devices)
   rows = report(listed, made, where.chip, p.efficiency)
   step = sum(r["times"] * r["estimated_seconds"] for r in rows.values())
-  hours = step * config[stage].steps / 3600
+  steps = config[stage].steps  # 0: sft.epochs, and how many that are the documents would tell
+  hours = step * steps / 3600
   told = {
     "stage": stage, "slice": dataclasses.asdict(where), "chips": where.chips, "capacity": where.chip.hbm,
     "parameters": policy_spec.count(policy.spec), "attention": policy.spec.attention, "mesh": dict(policy.mesh.shape),
     "sample_mesh": dict(policy.sample_mesh.shape), "changes": changes, "efficiency": p.efficiency,
-    "mean_tokens": p.mean_tokens or config.rl.response_tokens, "step_seconds": step, "steps": config[stage].steps,
+    "mean_tokens": p.mean_tokens or config.rl.response_tokens, "step_seconds": step, "steps": steps,
     "hours": hours, "chip_hours": hours * where.chips, "programs": rows,
     "fits": all(r["total"] <= where.chip.hbm and not r["refused"] for r in rows.values()),
   }  # fmt: skip
@@ -197,6 +198,9 @@ def describe(config: ConfigDict, told: dict, where: tpu.Slice) -> str:
 **Evaluation samples {rows} responses at a time, a part of RL {part}:** it needs more memory than this plan tells,
 unless config.evaluate.problems_per_batch is at most {max(part // config.evaluate.samples, 1)}.
 """
+  run = f"{told['steps']} steps {told['hours']:.4g} h, {told['chip_hours']:.4g} chip-hours"
+  if not told["steps"]:
+    run = "the run unknown: its steps follow from config.sft.epochs and the documents"
   return f"""# {told["stage"]} on {where.name}: {verdict(told, where)}
 
 {told["parameters"]:,} weights on {where.chips} {where.kind} chips ({where.topology}), mesh
@@ -208,7 +212,7 @@ Memory (GiB a chip) is what libtpu's compiler allots; *beside* is what the run h
 bytes moved to and from HBM are counted from shapes, bytes sent are those of the compiled collectives (nan: they can't
 be read, and the network is left out); all of one chip.
 
-**Estimates, nothing here was run:** a step {told["step_seconds"]:.4g} s, {told["steps"]} steps {told["hours"]:.4g} h,
-{told["chip_hours"]:.4g} chip-hours. Assumed: {length}programs reach {told["efficiency"]:.0%} (plan.efficiency) of what
+**Estimates, nothing here was run:** a step {told["step_seconds"]:.4g} s, {run}.
+Assumed: {length}programs reach {told["efficiency"]:.0%} (plan.efficiency) of what
 {chip.flops / 1e12:.0f} TFLOP/s, {chip.bandwidth / 1e9:.0f} GB/s of HBM and {chip.ici / 1e9:.0f} GB/s between chips
 allow. Not counted: evaluation, checkpoints, input, grading, compilation."""

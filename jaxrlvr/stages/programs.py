@@ -110,7 +110,7 @@ def language_programs(config: ConfigDict, policy: setup.Policy) -> list[Program]
   s = config[stage]
   shard.check(policy.mesh, f"config.{stage}.rows", (s.rows // s.microbatches,), ("batch",))
   fields = [jax.ShapeDtypeStruct(shape, dtype) for dtype in (*[jnp.int32] * 3, jnp.float32)]
-  batch, optimizer = _rows(policy.mesh, objective.TextBatch(*fields)), setup.optimizer(s.optim, s.steps)[0]
+  batch, optimizer = _rows(policy.mesh, objective.TextBatch(*fields)), setup.optimizer(s.optim, max(s.steps, 1))[0]
   return [_update(policy, s, batch, objective.language_modelling(policy.spec), optimizer)]
 
 

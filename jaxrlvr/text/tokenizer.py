@@ -30,6 +30,24 @@ class Tokenizer(Protocol):
   def opens_thinking(self, messages: Sequence[Mapping[str, str]], think: bool | None = None) -> bool: ...
 
 
+def continuation(response: str, opening: str) -> str:
+  """Returns what is to be written behind a prompt with this `Tokenizer.opening`, so that no think tag is doubled.
+
+  Of a response that begins with `<think>` what the opening already says is left out. One without thinking closes the
+  tag at once: its answer never stands inside an open one.
+  """
+  if not opening:
+    return response
+  begun = opening.removeprefix(THINK)
+  if not response.startswith(THINK):
+    return f"{THINK_END}\n\n{response}" if begun.endswith("\n\n") else f"\n{THINK_END}\n\n{response}"
+  rest = response.removeprefix(THINK)
+  if not begun:
+    return rest
+  rest = rest.removeprefix(begun).lstrip()
+  return rest if begun[-1].isspace() else f"\n{rest}"
+
+
 class SentencePiece:
   """A SentencePiece model file with this library's roles and thinking tags among its pieces."""
 
