@@ -13,7 +13,7 @@ from jaxrlvr import config as configs
 from jaxrlvr.data import corpus, embedded, rows
 from jaxrlvr.data.pack import pack, rows_of
 from jaxrlvr.stages import language
-from jaxrlvr.text.answer import final, thinking
+from jaxrlvr.text.answer import parse
 from jaxrlvr.text.hf import HuggingFace
 from jaxrlvr.text.tokenizer import train_sentencepiece
 from jaxrlvr.types import InputError, Problem
@@ -222,10 +222,10 @@ def test_targets_add_only_what_the_template_left_out(tmp_path, end):
     whole = (prompt + target).partition("assistant\n")[2]
     if arm:
       assert whole.strip().count("<think>") == whole.count("</think>") == 1
-      assert thinking(whole).strip() == "5*7=35" and final(whole) == "35"
+      assert parse(whole, "boxed").trace.strip() == "5*7=35" and parse(whole, "boxed").answer == "35"
     else:
-      assert whole == ENDS[end] + "\\boxed{35}" and final(whole) == "35"
-      assert not (thinking(whole) or "").strip()
+      assert whole == ENDS[end] + "\\boxed{35}" and parse(whole, "boxed").answer == "35"
+      assert not (parse(whole, "boxed").trace or "").strip()
 
 
 def test_a_trace_is_not_trained_on_behind_thinking_that_is_closed(tmp_path):
