@@ -9,11 +9,23 @@ import jax
 
 
 class Busy:
-  """Union of the spans in which programs that were watched were at work, or waited for earlier ones."""
+  """Union of the spans in which programs that were watched were at work, or waited for earlier ones.
+
+  A context manager: on leaving it waits for the threads that still wait for a program, for Python may not end while
+  one of them is inside of the runtime.
+  """
 
   def __init__(self, clock=time.monotonic):
     self._clock, self._lock = clock, threading.Lock()
     self._spans, self._since = [], clock()
+    self._threads: list[threading.Thread] = []
+
+  def __enter__(self) -> Busy:
+    return self
+
+  def __exit__(self, *_) -> None:
+    for thread in self._threads:
+      thread.join()
 
   def add(self, begun: float, ended: float) -> None:
     """A span that is over, by the clock."""
@@ -25,11 +37,15 @@ class Busy:
     span = [self._clock(), None]
     with self._lock:
       self._spans.append(span)
-    threading.Thread(target=self._await, args=(span, result), daemon=True).start()
+    thread = threading.Thread(target=self._await, args=(span, result), daemon=True)
+    self._threads = [earlier for earlier in self._threads if earlier.is_alive()] + [thread]
+    thread.start()
 
   def _await(self, span: list, result) -> None:
     try:
       jax.block_until_ready(result)
+    except Exception:
+      pass  # a program that failed is told where its result is read
     finally:
       with self._lock:
         span[1] = self._clock()

@@ -167,7 +167,7 @@ def set_value(config: ConfigDict, key: str, value) -> None:
 
 def _typed(key: str, value, like):
   if isinstance(like, tuple) and isinstance(value, (tuple, list)):
-    return tuple(value)
+    return _as_tuples(key, value)
   if isinstance(like, float) and isinstance(value, int) and not isinstance(value, bool):
     value = float(value)
   if type(value) is not type(like):
@@ -176,6 +176,18 @@ def _typed(key: str, value, like):
     )
   if isinstance(value, float) and not math.isfinite(value):
     raise InputError(f"config.{key} = {value!r}: wanted a finite number")
+  return value
+
+
+def _as_tuples(key: str, value):
+  """Returns the value with tuples for lists at any depth, as config files write them; no number in it may be infinite
+  or NaN, which JSON can't hold."""
+  if isinstance(value, tuple | list):
+    return tuple(_as_tuples(key, item) for item in value)
+  if isinstance(value, Mapping):
+    return {name: _as_tuples(key, item) for name, item in value.items()}
+  if isinstance(value, float) and not math.isfinite(value):
+    raise InputError(f"config.{key}: holds {value!r}; wanted finite numbers")
   return value
 
 
@@ -503,7 +515,7 @@ def differences(a: ConfigDict, b: Mapping, ignore: tuple[str, ...]) -> list[str]
   return [
     f"config.{key}: {here.get(key)!r}, earlier {there.get(key)!r}"
     for key in sorted({*here, *there})
-    if not key.startswith(ignore) and _plain(here.get(key)) != _plain(there.get(key))
+    if not key.startswith(ignore) and _as_json(here.get(key)) != _as_json(there.get(key))
   ]
 
 
@@ -512,5 +524,6 @@ def _get(config: ConfigDict, key: str):
   return parent[last]
 
 
-def _plain(value):
-  return list(value) if isinstance(value, tuple) else value
+def _as_json(value):
+  """Returns the value as it comes back from a JSON file: tuples at any depth are lists, all keys are strings."""
+  return json.loads(json.dumps(value, default=list))

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from jaxrlvr.escape import visible
+
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito: safe if colour-blind
 _DASHES = ((), (5, 2), (1.5, 1.5), (7, 2, 1.5, 2), (3, 1), (9, 3))  # on, off in line widths
 _MARKERS = "os^Dvp"
@@ -22,11 +24,6 @@ class Line(NamedTuple):
   band: Mapping[int, tuple[float, float]]  # of a single seed
   t_sat: float | None
   sparse: bool  # each value gets a mark, and none is smoothed
-
-
-def visible(text: str) -> str:
-  """The text with a sign for every character that prints nothing, moves the cursor or turns the writing direction."""
-  return "".join(c if c.isprintable() or c in "\n\t" else f"⟨U+{ord(c):04X}⟩" for c in text)
 
 
 def style(index: int) -> tuple[str, tuple]:

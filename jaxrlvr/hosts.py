@@ -30,12 +30,13 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxrlvr import stopping
+from jaxrlvr.escape import visible
 from jaxrlvr.types import InputError, StorageError, TrainingStopped, Verdict
 
-GONE = 3  # exit code of a process whose peers are gone
+GONE = 5  # exit code of a process whose peers are gone: all of them may be started again
 _BEAT = 1.0  # seconds between two signs of life
 _LONG = 7 * 86_400_000  # ms that a barrier waits: the watch ends the process earlier
-_TOLD = {error.__name__: error for error in (InputError, StorageError, TrainingStopped)}
+_TOLD = {error.__name__: error for error in (InputError, StorageError, TrainingStopped, stopping.Interrupted)}
 _rounds = itertools.count()
 _watch: _Watch | None = None
 
@@ -77,6 +78,7 @@ def initialise(deadline: float, silence: float) -> None:
   _watch = _Watch(deadline, silence)
   _watch.start()
   if index():
+    stopping.be_quiet()
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.close(nowhere)
@@ -132,7 +134,7 @@ def anywhere(flag: bool) -> jax.Array:
 
 
 def gather(make: Callable[[], object]) -> list:
-  """What `make` returned on each process, as JSON can hold it; an error of input or storage on one is raised on all."""
+  """What `make` returned on each process, as JSON can hold it; an error or a stop on one is raised on all."""
   if count() == 1:
     return [make()]
   try:
@@ -268,7 +270,7 @@ def _aborted(_: int) -> None:
   told = (_watch and (_watch.verdict or _watch.told)) or (
     "the runtime gave up, its reason is above: most likely process 0, which keeps the coordination service, is gone"
   )
-  os.write(2, f"jaxrlvr: {told}\n".encode())
+  os.write(2, f"jaxrlvr: {visible(told)}\n".encode(errors="backslashreplace"))
   os._exit(GONE)
 
 

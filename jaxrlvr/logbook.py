@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import hashlib
 import json
 import math
@@ -11,28 +13,33 @@ import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from jaxrlvr import disk, escape
 from jaxrlvr.types import InputError
 
 
 def write_atomic(path: Path, text: str) -> None:
-  """Writes a whole file or nothing."""
+  """Writes a whole file or nothing; StorageError, with the path, where it can't be written."""
   path.parent.mkdir(exist_ok=True)  # no parents: a directory that was removed under a run is not made again
   part = path.with_name(path.name + ".part")
-  try:
-    with part.open("w", encoding="utf-8", errors="backslashreplace") as f:
-      f.write(text)
-      f.flush()
-      os.fsync(f.fileno())
-    part.replace(path)
-  except OSError:
-    part.unlink(missing_ok=True)
-    raise
+  content = text.encode("utf-8", "backslashreplace")
+  with disk.writing(path, len(content)):
+    try:
+      with part.open("wb") as f:
+        f.write(content)
+        f.flush()
+        os.fsync(f.fileno())
+      part.replace(path)
+    except OSError:
+      part.unlink(missing_ok=True)
+      raise
 
 
 def finite(value):
-  """The value as JSON can hold it: a number that is not finite becomes None."""
+  """The value as JSON can hold it: a number that is not finite becomes None, at any depth."""
   if isinstance(value, Mapping):
     return {key: finite(v) for key, v in value.items()}
+  if isinstance(value, list | tuple):
+    return [finite(v) for v in value]
   return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -47,8 +54,38 @@ def markdown(columns: Iterable, rows: Iterable[Iterable]) -> str:
 
 
 def digest(value) -> str:
-  """Stands for a value that JSON can hold, or the repr of one that it can't."""
-  return hashlib.sha256(json.dumps(value, sort_keys=True, default=repr).encode()).hexdigest()
+  """Stands for a value's content: what JSON can hold, records by `content`, and the repr of anything else."""
+  return hashlib.sha256(json.dumps(content(value), sort_keys=True, default=repr).encode()).hexdigest()
+
+
+def content(value):
+  """Returns a value with its records, dataclasses and named tuples at any depth, as {field: value}.
+
+  Fields that have their default are left out: a field that is added to a type, with a default, changes no digest.
+  """
+  if dataclasses.is_dataclass(value) and not isinstance(value, type):
+    named = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    return {name: content(v) for name, v in named.items() if not _is_default(type(value), name, v)}
+  if isinstance(value, tuple) and hasattr(value, "_fields"):
+    defaults = value._field_defaults
+    named = value._asdict()
+    return {name: content(v) for name, v in named.items() if name not in defaults or not _same(defaults[name], v)}
+  if isinstance(value, Mapping):
+    return {str(key): content(v) for key, v in value.items()}
+  if isinstance(value, list | tuple):
+    return [content(v) for v in value]
+  return value
+
+
+def _is_default(kind: type, name: str, value) -> bool:
+  field = kind.__dataclass_fields__[name]
+  if field.default_factory is not dataclasses.MISSING:
+    return _same(field.default_factory(), value)
+  return field.default is not dataclasses.MISSING and _same(field.default, value)
+
+
+def _same(default, value) -> bool:
+  return type(default) is type(value) and content(default) == content(value)
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping]) -> None:
@@ -87,20 +124,23 @@ class Logbook:
   def __init__(self, workdir: Path, resume_step: int, tensorboard: bool = False):
     """Lines behind `resume_step` are dropped: their steps are about to be run again."""
     self._events = _events(workdir) if tensorboard else None
-    path = workdir / "metrics.jsonl"
-    kept = [row for row in read_jsonl(path) if row["step"] <= resume_step]
-    write_jsonl(path, kept)
-    self._file = path.open("a", encoding="utf-8")
+    self._path = workdir / "metrics.jsonl"
+    kept = [row for row in read_jsonl(self._path) if row["step"] <= resume_step]
+    write_jsonl(self._path, kept)
+    self._file = self._path.open("a", encoding="utf-8")
 
   def write(self, step: int, metrics: Mapping[str, float]) -> None:
     values = {name: float(value) for name, value in metrics.items()}
-    self._file.write(json.dumps({"step": step} | finite(values)) + "\n")
-    self._file.flush()
+    line = json.dumps({"step": step} | finite(values)) + "\n"
+    with disk.writing(self._path, len(line)):
+      self._file.write(line)
+      self._file.flush()
     if self._events is not None:
       self._events.write_scalars(step, values)
 
   def close(self) -> None:
-    self._file.close()
+    with contextlib.suppress(OSError):  # of a line that a full disk left unwritten, which has been told
+      self._file.close()
     if self._events is not None:
       self._events.close()
 
@@ -120,7 +160,7 @@ class Progress:
 
   def __init__(self, name: str, total: int, start: int = 0, seconds: float = 10.0, stream=None):
     self._name, self._total, self._start, self._seconds = name, total, start, seconds
-    self._out = stream or sys.stderr
+    self._out = escape.below(stream or sys.stderr)
     self._terminal = self._out.isatty()
     self._begun = self._first = time.monotonic()
     self._shown = -math.inf
@@ -143,6 +183,7 @@ class Progress:
     )
     told = "  ".join(f"{name} {v if isinstance(v, str) else f'{v:.3g}'}" for name, v in self._figures.items())
     line = f"{self._name:<18} {step:>5}/{self._total}  {left if done > 0 or last else 'compiling'}  {told}"
+    line = escape.visible(line, kept="")
     if self._terminal:
       self._out.write(f"\r\x1b[K{line}" + ("\n" if last else ""))
     else:

@@ -9,7 +9,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from jaxrlvr import pages, stopping
+from jaxrlvr import disk, escape, pages, stopping
 from jaxrlvr.types import InputError, StorageError, TrainingStopped
 
 HELP = {
@@ -41,8 +41,11 @@ MEMORY = {  # what to change where a stage runs out of it
   **dict.fromkeys(("evaluate", "filter", "corrupt", "diagnose"), "lower config.evaluate.problems_per_batch"),
 }
 MEMORY_OF_OTHERS = "take a machine with more, or more devices (config.mesh.fsdp)"
+BUG = 1
+CODES = {InputError: 2, TrainingStopped: 3, StorageError: 4, stopping.Interrupted: stopping.EXIT_CODE}
 EXITS = """exit codes:
-  0 done, 2 bad config or input, 3 training stopped itself, 4 storage, 143 stopped by a signal, checkpoint saved"""
+  0 done, 2 bad config or input, 3 training stopped itself, 4 storage, 143 stopped by a signal, what was done is saved;
+  1 a bug of jaxrlvr, with its traceback; 5 another process of a --distributed run is gone: start all of them again"""
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
@@ -108,12 +111,46 @@ def execute(flags: argparse.Namespace, overrides: dict[str, str]) -> dict:
 
 
 def run(argv: Sequence[str] | None = None) -> None:
-  """Entry point of the console script; always ends by SystemExit with one of the documented codes."""
+  """Entry point of the console script; always ends with one of the documented codes.
+
+  `argv` None: the words of this process, which is then ours to end, whatever threads of libraries are still at work.
+  With words given it raises SystemExit, and what only a bug can raise.
+  """
   stopping.install()
+  stopping.follow_parent()
   pages.keep()
-  flags, overrides = parse(sys.argv[1:] if argv is None else argv)
+  with escape.streams():
+    if argv is not None:
+      raise SystemExit(_command(argv))
+    try:
+      code = _command(sys.argv[1:])
+    except SystemExit as end:  # of argparse
+      code = end.code if isinstance(end.code, int) else 0
+    except BaseException:
+      traceback.print_exc()
+      code = BUG
+    _end_process(code)
+
+
+def _end_process(code: int) -> None:
+  """Ends the process with this code. Python's own end would wait for threads of libraries that compile, write or wait,
+  and some of them abort when they come back to an interpreter that is gone."""
+  logging.shutdown()
+  if (remote := sys.modules.get("jaxrlvr.remote")) is not None:
+    remote.forget()
+  for stream in (sys.stdout, sys.stderr):
+    try:
+      stream.flush()
+    except (OSError, ValueError):  # whoever read it is gone, or its disk is full
+      code = code or CODES[StorageError]
+  os._exit(code)
+
+
+def _command(words: Sequence[str]) -> int:
+  """Does what the words of a command line say, and returns the exit code."""
+  flags, overrides = parse(words)
   logging.basicConfig(level=logging.DEBUG if flags.debug else logging.WARNING, format="%(levelname)s %(message)s")
-  for noisy in ("absl", "orbax"):  # what goes wrong is told in one line of our own
+  for noisy in ("absl", "orbax", "asyncio"):  # what goes wrong is told in one line of our own
     logging.getLogger(noisy).setLevel(logging.DEBUG if flags.debug else logging.CRITICAL)
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   os.environ["MPLBACKEND"] = "agg"  # a notebook's kernel hands on its own, which may not be installed here
@@ -122,33 +159,48 @@ def run(argv: Sequence[str] | None = None) -> None:
     from jaxrlvr import hosts
 
     hosts.leave(code, told)
-  raise SystemExit(code)
+  return code
 
 
 def attempt(flags: argparse.Namespace, overrides: dict[str, str]) -> tuple[int, str]:
   """(exit code, what was told of it); raises what only a bug can raise."""
-  codes = {InputError: 2, TrainingStopped: 3, StorageError: 4, OSError: 4, stopping.Interrupted: stopping.EXIT_CODE}
   try:
     summary = execute(flags, overrides)
   except Exception as error:
-    code = next((code for kind, code in codes.items() if isinstance(error, kind)), 1)
-    told = str(error)
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in told):
-      told = (told or "MemoryError").splitlines()[0]
-      told = f"out of memory ({told}); {MEMORY.get(flags.stage, MEMORY_OF_OTHERS)}"
-      code = 3
-    if flags.distributed and code in (1, 4):
+    code, told = explain(error, flags)
+    if flags.distributed and code in (BUG, CODES[StorageError]):
       from jaxrlvr import hosts
 
       hosts.await_verdict()
-    if flags.debug or code == 1:
-      if not flags.distributed:
-        raise  # code 1: a bug of ours, with its traceback
+    if flags.debug or code == BUG:
+      if not flags.distributed and code == BUG:
+        raise  # with its traceback
       traceback.print_exc()
     print(f"jaxrlvr: {told}", file=sys.stderr)
     return code, told
   print(f"report: {summary['report']}" if "report" in summary else f"done: {flags.workdir}")
   return 0, ""
+
+
+def explain(error: Exception, flags: argparse.Namespace) -> tuple[int, str]:
+  """(exit code, what to tell of this error of a stage)."""
+  told = str(error)
+  if isinstance(error, OSError) and not isinstance(error, StorageError):
+    place = error.filename2 or error.filename or flags.workdir
+    return CODES[StorageError], disk.describe(error, place) if disk.is_full(error) else told
+  for kind, code in CODES.items():
+    if isinstance(error, kind):
+      return code, told
+  if disk.is_full(error):
+    return CODES[StorageError], f"{flags.workdir}: the disk is full ({_first_line(told)}); free space there"
+  if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in told):
+    cure = MEMORY.get(flags.stage, MEMORY_OF_OTHERS)
+    return CODES[TrainingStopped], f"out of memory ({_first_line(told) or 'MemoryError'}); {cure}"
+  return BUG, told
+
+
+def _first_line(text: str) -> str:
+  return text.strip().split("\n")[0]
 
 
 if __name__ == "__main__":

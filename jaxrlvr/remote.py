@@ -84,6 +84,14 @@ def _copies() -> tempfile.TemporaryDirectory:
   return tempfile.TemporaryDirectory(prefix="jaxrlvr-")  # goes with the process
 
 
+def forget() -> None:
+  """Removes the local copies of this process; they go with it anyway where Python ends by itself."""
+  if _copies.cache_info().currsize:
+    _copies().cleanup()
+    _copies.cache_clear()
+    _copy.cache_clear()
+
+
 @functools.cache
 def _copy(name: str, only: tuple[str, ...]) -> Path:
   place, here = epath.Path(name), Path(tempfile.mkdtemp(dir=_copies().name)) / PurePath(name).name

@@ -20,7 +20,7 @@ import numpy as np
 from jaxrlvr import figures, responses, verdict
 from jaxrlvr.analysis.passk import interval, mean, redrawn
 from jaxrlvr.analysis.saturation import drawn_gap, gap, value_at
-from jaxrlvr.figures import visible
+from jaxrlvr.escape import visible
 from jaxrlvr.logbook import write_atomic
 from jaxrlvr.results import Cell, Run, series
 from jaxrlvr.types import InputError

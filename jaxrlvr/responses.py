@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from jaxrlvr.figures import visible
+from jaxrlvr.escape import visible
 from jaxrlvr.logbook import finite, read_jsonl
 from jaxrlvr.results import Run
 

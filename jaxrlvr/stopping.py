@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
+import sys
 
 EXIT_CODE = 128 + signal.SIGTERM
+PARENT = "JAXRLVR_PARENT"  # environment variable: the process whose end stops this one too
+_PDEATHSIG = 1  # of prctl(2)
+_TOLD = "jaxrlvr: stopping after this step, what is done is saved; Ctrl-C or SIGTERM again ends at once\n"
 _asked: list[int] = []
+_quiet: list[bool] = []
 
 
 class Interrupted(RuntimeError):
@@ -19,11 +25,39 @@ def install() -> None:
     signal.signal(number, _handle)
 
 
+def be_quiet() -> None:
+  """Leaves it to another process to say that the run is stopping."""
+  _quiet.append(True)
+
+
+def follow_parent() -> None:
+  """On Linux, asks for SIGTERM when the process that JAXRLVR_PARENT names, our parent, ends, however it ends."""
+  parent = os.environ.get(PARENT, "")
+  if not parent.isdecimal() or not sys.platform.startswith("linux"):
+    return
+  ctypes.CDLL(None).prctl(_PDEATHSIG, signal.SIGTERM)
+  if os.getppid() != int(parent):  # it ended before we asked
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def _handle(number, frame) -> None:
   if _asked:
     os._exit(128 + number)
   _asked.append(number)
+  if not _quiet:
+    try:
+      os.write(2, (("\n" if os.isatty(2) else "") + _TOLD).encode())
+    except OSError:  # nobody listens any more
+      pass
 
 
 def asked() -> bool:
   return bool(_asked)
+
+
+def raise_if_asked(what: str = "this stage") -> None:
+  """Raises Interrupted where a signal has asked this process to stop: for work that has nothing to save.
+
+  Of several processes only within `hosts.gather`, which raises it on all."""
+  if asked():
+    raise Interrupted(f"{what}: stopped by a signal; the same command goes on")

@@ -22,6 +22,7 @@ usage: SETTING=VALUE ... launch/tpu.sh COMMAND [ARGUMENT...]
   babysit STAGE [ARG...]  create, sync, setup, run; then watch: a slice that was preempted, failed or vanished is made
                           anew, and the same command goes on from its checkpoint. Ends when the run ends with 0, and on
                           2 (config) and 3 (training stopped itself), which a retry can't cure; the slice is left.
+                          Crashes, storage (4) and lost hosts (5) are retried, up to LIMIT quick failures in a row.
                           Interrupt it before `stop`: it would start the run again.
                           It ships the checkout as it was when it began, and can itself be interrupted and repeated.
 

@@ -295,10 +295,9 @@ def check_sizes(config: ConfigDict, policy: setup.Policy) -> None:
 def rl(config: ConfigDict, workdir: str | Path) -> dict:
   """Trains the policy of `config.init` on `config.problems` by the reward `config.rl.reward`."""
   s = config.rl
-  with open_run(config, workdir, "rl") as run:
+  with open_run(config, workdir, "rl") as run, Busy() as busy:
     policy = setup.load_policy(config)
     check_sizes(config, policy)
-    busy = Busy()
     sampler = rollout.Sampler(config, policy, "rl", s.sample_parts, busy, int8=s.sample_int8)
     with rollout.verifier_service(config) as service, jax.set_mesh(policy.mesh), jax.transfer_guard("disallow"):
       loaded = rollout.load_problems(config, "problems", policy.tokenizer, service)

@@ -17,6 +17,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import jax
+
+# jax shows no public door to whether it has looked for devices yet; to ask for them would be to look.
+from jax._src.xla_bridge import backends_are_initialized
 from ml_collections import ConfigDict
 
 from jaxrlvr import checkpoint, hosts, logbook, remote, stopping
@@ -236,7 +239,6 @@ def open_run(config: ConfigDict, workdir: str | Path, stage: str) -> Iterator[Ru
   On an object store there are no locks: two runs must not be given one directory.
   """
   home = remote.path(workdir)
-  set_compile_cache(config.compile_cache)
   with contextlib.ExitStack() as stack:
 
     def look() -> dict | None:
@@ -365,6 +367,6 @@ def manifest() -> dict:
     "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
     "git": source,
     "verifiers": logbook.digest([p.read_text() for p in sorted((here.parent / "verify").glob("*.py"))]),
-    "devices": [str(d) for d in jax.devices()],
+    "devices": [str(d) for d in jax.devices()] if backends_are_initialized() else [],  # of a stage that needs any
     "command": sys.argv[1:],
   }

@@ -21,6 +21,7 @@ from jaxrlvr.policy import forward
 from jaxrlvr.policy import spec as policy_spec
 from jaxrlvr.policy.attention import platform_of, resolve
 from jaxrlvr.policy.spec import RopeScaling, Spec
+from jaxrlvr.stages.run import set_compile_cache
 from jaxrlvr.text import hf
 from jaxrlvr.text.tokenizer import SentencePiece, Tokenizer
 from jaxrlvr.types import InputError
@@ -41,8 +42,23 @@ class Policy(NamedTuple):
   origin: dict  # where the weights come from: run directory and step, a model's folder, or the seed
 
 
+def find_devices() -> list[jax.Device]:
+  """Returns all devices; InputError where JAX_PLATFORMS names one that jax can't find here."""
+  try:
+    return jax.devices()
+  except (RuntimeError, AssertionError) as error:  # the latter where no package for the platform is installed
+    reason = (str(error).strip() or "nothing is installed for it").splitlines()[0]
+    raise InputError(
+      f"JAX_PLATFORMS = {jax.config.jax_platforms!r}: jax finds no such device here ({reason}); unset JAX_PLATFORMS or "
+      "set it to cpu, or install what the device needs (the extra `gpu` or `tpu`)"
+    ) from error
+
+
 def make_mesh(config: ConfigDict, devices=None) -> jax.sharding.Mesh:
   """The mesh of config.mesh over these devices (default: all there are)."""
+  if devices is None:
+    find_devices()
+  set_compile_cache(config.compile_cache)  # before the first program
   sizes = {name: config.mesh[name] for name in shard.AXES}
   needed = math.prod(max(n, 1) for n in sizes.values())
   if devices is None and jax.process_count() != hosts.count():

@@ -1,0 +1,48 @@
+"""Control characters as visible signs: one escape for all that is told on a terminal or written into a page."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+
+
+def visible(text: str, kept: str = "\n\t") -> str:
+  """Returns the text with a sign for every character that prints nothing, moves the cursor or turns the writing
+  direction, but for those of `kept`."""
+  return "".join(c if c.isprintable() or c in kept else f"⟨U+{ord(c):04X}⟩" for c in text)
+
+
+class VisibleStream:
+  """A text stream that escapes what is written to it, by `visible` and for the encoding of the stream below."""
+
+  def __init__(self, below):
+    self.below = below
+
+  def __getattr__(self, name: str):
+    return getattr(self.below, name)
+
+  def write(self, text: str) -> int:
+    encoding = getattr(self.below, "encoding", None) or "utf-8"
+    self.below.write(visible(text).encode(encoding, "backslashreplace").decode(encoding))
+    return len(text)
+
+  def writelines(self, lines) -> None:
+    for line in lines:
+      self.write(line)
+
+
+def below(stream):
+  """Returns the stream that takes control characters, for what moves the cursor on purpose."""
+  return stream.below if isinstance(stream, VisibleStream) else stream
+
+
+@contextlib.contextmanager
+def streams() -> Iterator[None]:
+  """Escapes all that is written to sys.stdout and sys.stderr meanwhile: prints, warnings, errors, tracebacks."""
+  before = sys.stdout, sys.stderr
+  sys.stdout, sys.stderr = (VisibleStream(below(stream)) for stream in before)
+  try:
+    yield
+  finally:
+    sys.stdout, sys.stderr = before
