@@ -210,6 +210,9 @@ def get_config(arg: str = "") -> ConfigDict:
   c.rl.kl_estimator = "k3"  # k1 | k2 | k3 | k3-k2
   c.rl.mask_truncated = False  # leave responses that were cut off out of the loss and out of their group's mean and std
   c.rl.max_unscored = 0.2  # share of a batch's rows that may be unscored before the run stops itself (exit 3)
+  c.rl.worthwhile_gain = (
+    0.05  # least gain in held-out accuracy worth having: memorising is claimed where it is excluded
+  )
   c.rl.stop_when_memorising = False  # end the run, as if finished, at an evaluation by which it memorises
   c.rl.optim = optim(1e-4, "constant", weight_decay=0.01, b2=0.999)
 

@@ -309,6 +309,7 @@ RULES: dict[str, tuple[Callable, str]] = {
   "rl.kl_beta": at_least(0.0),
   "rl.kl_estimator": one_of(*loss.KL),
   "rl.max_unscored": _SHARE,
+  "rl.worthwhile_gain": _SHARE,
   "filter.samples": at_least(2),
   "filter.low": at_least(0),
   "filter.high": at_least(0),

@@ -180,8 +180,9 @@ def test_bad_settings_are_refused_before_anything_compiles(tmp_path, init, capsy
 
 
 def test_rl_warns_stops_and_goes_on_without_the_stop(tmp_path, init, caplog):  # noqa: F811
-  """Everything is paid, so the reward is full and nothing is learned."""
-  how = dict(init=init, rl__reward="random(1.0)", rl__steps=26, evaluate__every=8, heldout__count=8)
+  """Everything is paid the same, so the reward is full and nothing is learned."""
+  how = dict(init=init, rl__reward="0.7*random(1.0)", rl__steps=26, evaluate__every=8, heldout__count=8)
+  how |= dict(rl__worthwhile_gain=0.5)  # 8 problems exclude no gain of 0.05
   how |= dict(checkpoint__every=100)
   stopped = tmp_path / "stopped"
   assert run("rl", stopped, rl__stop_when_memorising=True, **how) == 0
@@ -193,7 +194,7 @@ def test_rl_warns_stops_and_goes_on_without_the_stop(tmp_path, init, caplog):  #
   assert [r["step"] for r in metrics if "heldout_gain" in r] == [8, 16, 24] and metrics[24]["heldout_gain"] == 0
   summary = json.loads((stopped / "summary.json").read_text())
   assert summary["finished"] and summary["steps"] == summary["stopped"]["step"] == 24
-  assert "memorising" in summary["stopped"]["why"]
+  assert "memorising" in summary["stopped"]["why"] and summary["phase"] == "memorising"
 
   (stopped / "summary.json").unlink()  # killed between its last save and its end
   for _ in range(2):

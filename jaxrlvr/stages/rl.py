@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections import Counter
@@ -16,7 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxrlvr import hosts, logbook, objective, reward, shard
-from jaxrlvr.analysis import passk, saturation, shadow
+from jaxrlvr.analysis import shadow
 from jaxrlvr.busy import Busy
 from jaxrlvr.data import pack
 from jaxrlvr.data import problems as problem_lists
@@ -25,10 +24,9 @@ from jaxrlvr.policy.sample import STOP_LENGTH
 from jaxrlvr.stages import rollout, setup
 from jaxrlvr.stages.evaluate import Evaluator
 from jaxrlvr.stages.run import open_run
+from jaxrlvr.stages.watch import Watch
 from jaxrlvr.types import Branches, InputError, TrainingStopped
 from jaxrlvr.update import TrainState, update
-
-_LOG = logging.getLogger(__name__)
 
 
 class Part(NamedTuple):
@@ -239,49 +237,6 @@ def host_metrics(judged: Judged, drawn: rollout.Drawn, rows, group: int, binary:
   return metrics
 
 
-_GAIN = ("heldout_gain", "heldout_gain_low", "heldout_gain_high")
-_MEMORISING = (
-  "memorising: the training reward has risen or is full, and held-out accuracy has not gained since step 0; stop, and "
-  "before RL try Thinking SFT, CPT on the domain, or more problems (`jaxrlvr diagnose` tells which)"
-)
-
-
-class Watch:
-  """The phase of a run from the rows of its metrics alone: one that is resumed says what an unbroken one does."""
-
-  def __init__(self, rows: Sequence[Mapping], before: Mapping[str, float], stop: bool):
-    """`before`: the means of evaluation at step 0, by problem; `stop`: whether memorising ends the run."""
-    self._rows, self.before, self._stop, self.phase = list(rows), before, stop, ""
-
-  def __call__(self, step: int, metrics: Mapping, means: Mapping[str, float] | None = None) -> dict[str, float]:
-    """What this step's metrics have to be told of the phase; `means` of an evaluation at this step."""
-    made = {}
-    if means is not None:
-      both = [name for name in self.before if name in means]
-      gain = passk.paired_gain([self.before[name] for name in both], [means[name] for name in both])
-      made = dict(zip(_GAIN, map(float, gain), strict=True))
-    self._rows.append(logbook.finite({"step": step, "reward": float(metrics["reward"]), **made}))  # as it is read back
-    gains = [passk.Gain(*(r[name] for name in _GAIN)) for r in self._rows if r.get(_GAIN[0]) is not None]
-    self.phase = saturation.phase([row.get("reward") for row in self._rows], gains[-1] if gains else None)
-    over, memorising = self.phase in ("saturated", "memorising"), self.phase == "memorising"
-    made |= {"saturated": math.nan if self.phase == "early" else float(over), "memorising": float(memorising)}
-    if memorising and not any(row.get("memorising") for row in self._rows):
-      _LOG.warning("step %d: %s", step, _MEMORISING)
-    self._rows[-1] |= made
-    return made
-
-  @property
-  def stops(self) -> bool:
-    """Does the run end here? Only at a step that was evaluated."""
-    last = self._rows[-1] if self._stop and self._rows else {}
-    return bool(last.get("memorising")) and _GAIN[0] in last
-
-  def told(self) -> dict:
-    """For the summary: the last step, and why it is the last one where the run stopped itself."""
-    step = self._rows[-1]["step"]
-    return {"steps": step} | ({"stopped": {"step": step, "why": _MEMORISING}} if self.stops else {})
-
-
 def check_sizes(config: ConfigDict, policy: setup.Policy) -> None:
   """Refuses batches that the mesh can't split evenly, before anything compiles."""
   s = config.rl
@@ -318,7 +273,8 @@ def rl(config: ConfigDict, workdir: str | Path) -> dict:
       if meta is None:
         run.log(0, evaluator(state.params, run, 0))
       rows = hosts.first(lambda: logbook.read_jsonl(run.workdir / "metrics.jsonl"))
-      watch = Watch(rows, meta["before"] if meta else evaluator.means, s.stop_when_memorising)
+      before = meta["before"] if meta else evaluator.means
+      watch = Watch(rows, before, s.worthwhile_gain, s.stop_when_memorising)
       if (
         meta and meta["unevaluated"] and max((row["step"] for row in rows), default=-1) < start
       ):  # it was stopped between the save and the figures
@@ -357,7 +313,7 @@ def rl(config: ConfigDict, workdir: str | Path) -> dict:
           busy.idle()  # what evaluation leaves idle is not a step's
         metrics |= watch(step, metrics, evaluator.means if evaluated else None)
         run.log(step, metrics | {"step_time": time.monotonic() - begun})
-        progress(step, {"reward": metrics["reward"], "true": metrics["true_reward"], "phase": watch.phase})
+        progress(step, {"reward": metrics["reward"], "true": metrics["true_reward"], "phase": watch.told})
         if evaluated:
           run.flush()
           run.stop_if_asked()
@@ -365,7 +321,7 @@ def rl(config: ConfigDict, workdir: str | Path) -> dict:
           run.save(step, state, origin=policy.origin, before=watch.before, unevaluated=None)
           run.stop_if_asked()
       told = dict(problems=len(problems), dropped=loaded.dropped, paper=config.paper.to_dict())
-      return run.finish(**watch.told(), **told, **final_metrics(run.workdir))
+      return run.finish(**watch.summary(), **told, **final_metrics(run.workdir))
 
 
 def write_rollouts(workdir: Path, step: int, drawn: rollout.Drawn, judged: Judged) -> list[dict]:
