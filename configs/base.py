@@ -58,7 +58,9 @@ def get_config(arg: str = "") -> ConfigDict:
   c.seed = 0  # of everything: weights, data order, samples
   c.init = ""  # run directory whose newest weights (and tokenizer) to start from; "": model.path, or fresh weights
   c.tokenizer = ""  # SentencePiece model, run or Hugging Face directory that holds one; "": that of init or model.path
-  c.resume = "auto"  # auto: go on if the workdir has a checkpoint | required | never: the workdir must be unused
+  # auto: go on if the workdir has a checkpoint | required | never: the workdir must be unused | check: as auto, but the
+  # last checkpoint is read of a finished run too, and where it is damaged the run goes on from the one before
+  c.resume = "auto"
   c.compile_cache = "auto"  # folder of compiled programs; auto: ~/.cache/jaxrlvr but none on CPU; "": none
   c.tensorboard = False  # write TensorBoard events too (extra `tensorboard`)
 

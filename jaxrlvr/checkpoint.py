@@ -1,8 +1,13 @@
-"""Checkpoints: Orbax for the arrays, and a digest of each leaf beside them, committed in one rename."""
+"""Checkpoints: Orbax for the arrays, and digests of each leaf and of the rest beside them, committed in one rename."""
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import json
 import logging
+import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -10,10 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from jaxrlvr import hosts, remote
+from jaxrlvr import disk, hosts, remote
 from jaxrlvr.types import StorageError
 
-FORMAT = 2
+FORMAT = 3
 _LOG = logging.getLogger(__name__)
 
 
@@ -22,6 +27,33 @@ def digests(tree) -> dict[str, str]:
   named = {jax.tree_util.keystr(path): jnp.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
   sums = hosts.fetch(_sums(named))
   return {name: f"{x.dtype}{list(x.shape)}:{sums[name][0]:08x}{sums[name][1]:08x}" for name, x in named.items()}
+
+
+def digest_of_meta(meta: Mapping) -> str:
+  """Digest of all of a checkpoint's meta but of the entry `digest` itself: of its JSON with sorted keys."""
+  rest = {name: value for name, value in meta.items() if name != "digest"}
+  return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def check_meta(meta, step: int) -> None:
+  """Raises StorageError where a checkpoint's meta is not what was saved at this step."""
+  if not isinstance(meta, Mapping) or meta.get("format") != FORMAT:
+    stated = meta.get("format") if isinstance(meta, Mapping) else type(meta).__name__
+    raise StorageError(f"has format {stated!r}, this version reads {FORMAT}")
+  if meta.get("digest") != digest_of_meta(meta):
+    raise StorageError("meta is not what was saved (its digest differs)")
+  if meta["step"] != step:
+    raise StorageError(f"holds step {meta['step']}, its folder says {step}")
+
+
+def check_leaves(saved: Mapping[str, str], read: Mapping[str, str], trees: tuple[str, ...]) -> None:
+  """Raises StorageError where the digests of the leaves read of these trees are not exactly those that were saved."""
+  wanted = {name for name in saved if name.startswith(tuple(f"[{tree!r}]" for tree in trees))}
+  if odd := sorted(wanted ^ set(read)):
+    raise StorageError(f"leaf {odd[0]} " + ("has no digest" if odd[0] in read else "was saved and is not there"))
+  for name, digest in read.items():
+    if saved[name] != digest:
+      raise StorageError(f"leaf {name} is not what was saved (its digest differs)")
 
 
 @jax.jit
@@ -61,6 +93,7 @@ class Checkpoints:
   def __init__(self, workdir: str | Path, keep: int = 2, *, read_only: bool = False):
     self.folder = remote.path(workdir) / "checkpoints"
     self._read_only = read_only
+    self._size: int | None = None  # bytes of the last save
     options = ocp.CheckpointManagerOptions(
       max_to_keep=None if read_only else keep, create=not read_only, read_only=read_only
     )
@@ -73,7 +106,10 @@ class Checkpoints:
       raise StorageError(
         f"{self.folder}/{step}: not saved, a weight or moment is not finite; the last checkpoint stays"
       )
-    meta = {"format": FORMAT, "step": step, "digests": digests({"params": params, "train": train}), **meta}
+    meta = {**meta, "format": FORMAT, "step": step, "digests": digests({"params": params, "train": train})}
+    meta = json.loads(json.dumps(meta))  # as it is read back
+    meta["digest"] = digest_of_meta(meta)
+    self._size = sum(leaf.nbytes for leaf in jax.tree.leaves((params, train)))
     items = {
       "params": ocp.args.StandardSave(params),
       "train": ocp.args.StandardSave(train),
@@ -105,6 +141,9 @@ class Checkpoints:
       raise self._failed(error) from error
 
   def _failed(self, error: BaseException) -> StorageError:
+    if disk.is_full(error):
+      full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+      return StorageError(disk.describe(full, self.folder, self._size))
     return StorageError(f"{self.folder}: a save failed: {_first_line(error)}; free space or change the workdir")
 
   def close(self) -> None:
@@ -133,7 +172,10 @@ class Checkpoints:
       self._put_aside([s for s in steps if s > step])
       return found
     if steps:
-      raise StorageError(f"{self.folder}: none of steps {steps} can be restored; move the folder away to start afresh")
+      raise StorageError(
+        f"{self.folder}: none of steps {steps} can be restored; restore one from a copy, or take another --workdir, or "
+        "remove this one to start afresh"
+      )
     return None
 
   def _put_aside(self, torn: list[int]) -> None:
@@ -153,10 +195,7 @@ class Checkpoints:
     with hosts.waiting(f"checkpoint {step}"):
       got = self._manager.restore(step, args=ocp.args.Composite(**wanted))
     meta = got["meta"]
-    if meta.get("format") != FORMAT:
-      raise StorageError(f"has format {meta.get('format')}, this version reads {FORMAT}")
-    found = digests({name: got[name] for name in wanted if name != "meta"})
-    for name, digest in found.items():
-      if meta["digests"].get(name, digest) != digest:
-        raise StorageError(f"leaf {name} is not what was saved (its digest differs)")
+    check_meta(meta, step)
+    trees = tuple(name for name in wanted if name != "meta")
+    check_leaves(meta["digests"], digests({name: got[name] for name in trees}), trees)
     return got["params"], got["train"] if train is not None else None, meta

@@ -222,7 +222,7 @@ _MESH = (lambda v: v == -1 or v >= 1), "-1 or at least 1"
 
 # What a value must be, by key; a key that starts with a dot stands for every group that has it.
 RULES: dict[str, tuple[Callable, str]] = {
-  "resume": one_of("auto", "required", "never"),
+  "resume": one_of("auto", "required", "never", "check"),
   "seed": ((lambda v: 0 <= v < 2**32), "from 0 to 2**32 - 1"),
   "heldout.name": ((lambda v: re.fullmatch(r"\w[\w.-]*", v)), "letters, digits, '_', '-' and '.'"),
   "heldout.sets": each(one_of(*sets.EVAL_SETS, *sets.GENERATED), empty=True),

@@ -65,7 +65,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
   parser.add_argument(
     "--workdir", required=True, help="directory of this run; made if absent, gone on with if it holds one"
   )
-  parser.add_argument("--resume", choices=("auto", "required", "never"), help="short for --config.resume")
+  parser.add_argument("--resume", choices=("auto", "required", "never", "check"), help="short for --config.resume")
   parser.add_argument(
     "--distributed", action="store_true", help="this is one of several processes, each started with the same words"
   )

@@ -62,6 +62,8 @@ _HARMLESS = (
   "compile_cache",
 )
 MAY_CHANGE = {"report": ("",), "chain": ("",), "study": ("",)}
+SAVED = "saved.json"  # in the workdir: the step of the last checkpoint that is known to be on disk
+_TRAINING = ("pretrain", "cpt", "sft", "rl")  # stages with checkpoints
 _PUSH_SECONDS = 60.0  # at most, between two times that a store gets what is new, but for saves
 _PACKAGES = (
   "jax",
@@ -93,6 +95,7 @@ class Run:
     self._pushed = time.monotonic()
     self._asked = False  # by a signal to any process, as of the last metrics
     self._pending: tuple[int, Mapping] | None = None
+    self._saving: int | None = None  # step of a save that may not be on disk yet
 
   @property
   def finished(self) -> bool:
@@ -126,6 +129,8 @@ class Run:
     self.checkpoints = checkpoint.Checkpoints(self.home, self.config.checkpoint.keep)
     train = {"opt_state": state.opt_state, "counts": (state.updates, state.skipped, state.skipped_in_a_row)}
     found = self.checkpoints.restore(state.params, train)
+    if found is None:
+      hosts.first(self._check_fresh)
     if found is None and self.config.resume == "required":
       raise InputError(f"{self.home}: has no checkpoint, but config.resume = 'required'; use 'auto' to start afresh")
     step = found[2]["step"] if found else -1
@@ -136,12 +141,37 @@ class Run:
     params, train, meta = found
     return type(state)(params, train["opt_state"], *train["counts"]), meta
 
+  def _check_fresh(self) -> None:
+    """StorageError where checkpoints were here and are gone; a warning where steps are done again without any."""
+    rows = logbook.read_jsonl(self.workdir / "metrics.jsonl")
+    last = max((row["step"] for row in rows), default=0)
+    if saved := logbook.read_json(self.workdir / SAVED):
+      raise StorageError(
+        f"{self.home}: its checkpoints are gone (the last was of step {saved['step']}), while metrics.jsonl tells of "
+        f"steps up to {last}; restore checkpoints/ from a copy, or take another --workdir, or remove this directory "
+        "to start afresh"
+      )
+    if last:
+      _LOG.warning("%s: ended before its first checkpoint; steps 1 to %d are done again", self.home, last)
+
+  def _mark_saved(self) -> None:
+    """Notes the step of the last save: call it only when that is on disk."""
+    if self._saving is not None:
+      step, self._saving = self._saving, None
+      hosts.first(lambda: logbook.write_json(self.workdir / SAVED, {"step": step}))
+
+  def _wait(self) -> None:
+    self.checkpoints.wait()
+    self._mark_saved()
+
   def save(self, step: int, state, **meta) -> None:
     """Writes the metrics of this step, then starts to save a checkpoint that resumes right behind it."""
     self.flush()
     hosts.first(lambda: self._check_is_there(step))
     train = {"opt_state": state.opt_state, "counts": (state.updates, state.skipped, state.skipped_in_a_row)}
     self.checkpoints.save(step, state.params, train, {"seed": self.config.seed, "stage": self.stage, **meta})
+    self._mark_saved()  # the save before, which this one has waited for
+    self._saving = step
 
   def _check_is_there(self, step: int) -> None:
     if not (self.home / "config.json").exists():
@@ -195,21 +225,21 @@ class Run:
     """Ends the run if a signal asked for it, in loops that have nothing to save, or whose step is `saved` already."""
     if hosts.any_asked():
       if saved:
-        self.checkpoints.wait()
+        self._wait()
       behind = ", checkpoint saved" if saved else ""
       raise stopping.Interrupted(f"{self.home}: stopped by a signal{behind}; the same command goes on")
 
   def stop_if_asked(self) -> None:
     """Call right behind a save: ends the run if a signal asked for it."""
     if self._is_asked():
-      self.checkpoints.wait()
+      self._wait()
       raise stopping.Interrupted(f"{self.home}: stopped by a signal, checkpoint saved; the same command goes on")
 
   def finish(self, **summary) -> dict:
     """Waits for the disk, then marks the run as finished."""
     if self.checkpoints is not None:
       self.flush()
-      self.checkpoints.wait()
+      self._wait()
     self.summary = hosts.first(lambda: self._finish({"stage": self.stage, "finished": True, **summary}))
     return self.summary
 
@@ -339,7 +369,21 @@ def _check_used(config: ConfigDict, workdir: Path, stage: str) -> dict | None:
       f"--workdir={workdir}: holds a run with another config; choose another directory or undo\n  "
       + "\n  ".join(changed)
     )
-  return None if longer else earlier
+  return None if longer or _is_to_be_checked(config, workdir, stage, earlier) else earlier
+
+
+def _is_to_be_checked(config: ConfigDict, workdir: Path, stage: str, earlier: dict | None) -> bool:
+  """Whether a finished run is opened again: as config.resume asks to check it, or as its last checkpoint is gone."""
+  if earlier is None or stage not in _TRAINING:
+    return False
+  if config.resume == "check":
+    return True
+  folder = workdir / "checkpoints"
+  steps = [place.name for place in folder.iterdir() if place.name.isdecimal()] if folder.is_dir() else []
+  if not steps or str(earlier.get("steps")) in steps:
+    return False
+  _LOG.warning("%s: was finished, but its last checkpoint is gone; goes on from the one before", workdir)
+  return True
 
 
 def read_config(workdir: Path) -> dict:

@@ -259,7 +259,8 @@ def _load_params(run: Path, shapes: dict, placed: dict):
   whole = logbook.read_json(run / "summary.json").get("steps")
   if found[2]["step"] != whole:
     raise InputError(
-      f"config.init = {str(run)!r}: step {found[2]['step']} is all of it that loads, its end is {whole}; finish it"
+      f"config.init = {str(run)!r}: its last whole checkpoint is of step {found[2]['step']}, its end is {whole}; "
+      "finish it by the command that made it, with --resume=check"
     )
   return found[0], {"run": str(run), "step": whole, "digests": digests_of_params(found[2])}
 
