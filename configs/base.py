@@ -172,6 +172,10 @@ def get_config(arg: str = "") -> ConfigDict:
   c.corrupt.label = "wrong"  # wrong: the most frequent wrong answer | majority: the most frequent answer
 
   c.diagnose = ConfigDict()
+  c.diagnose.domain = ""  # math | science | graph | arithmetic | other, which says what separates; "": by the problems
+  c.diagnose.reference = (
+    ""  # diagnosis of a policy known to generalise on such problems, where faithfulness says nothing
+  )
   c.diagnose.problems = 64  # of problems.source, whatever problems.count is; fewer where a file holds fewer
   c.diagnose.samples = 16  # a problem; what the paper calls solve@16
 

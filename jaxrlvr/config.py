@@ -15,6 +15,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from jaxrlvr import judges, loss, masked, optim, reward
+from jaxrlvr.analysis import regime
 from jaxrlvr.data import arithmetic, layout, sets
 from jaxrlvr.policy.attention import ATTENTION
 from jaxrlvr.policy.forward import REMAT
@@ -321,6 +322,7 @@ RULES: dict[str, tuple[Callable, str]] = {
   ),
   "corrupt.label": one_of("wrong", "majority"),
   "answer.read": one_of(*READINGS),
+  "diagnose.domain": one_of("", *regime.DOMAINS),
   "diagnose.problems": at_least(1),
   "diagnose.samples": at_least(2),
   "heldout.at_most": at_least(0),

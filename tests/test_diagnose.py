@@ -12,8 +12,10 @@ from jaxrlvr import config as configs
 from jaxrlvr import judges, logbook
 from jaxrlvr.data import arithmetic, store
 from jaxrlvr.judges import Response
+from jaxrlvr.stages.diagnose import reference
 from jaxrlvr.stages.judge import local, make
 from jaxrlvr.stages.label import lot
+from jaxrlvr.types import InputError
 
 SMALL = dict(diagnose__samples=8, diagnose__problems=24, judge__problems=4, evaluate__problems_per_batch=32)
 
@@ -58,6 +60,17 @@ def test_diagnosis_is_that_of_the_samples(diagnosed, init):  # noqa: F811
                 "| Qwen2.5-Math-1.5B | Math | 302 |"):  # fmt: skip
     assert words in page
   assert "not measured" not in page.split("faithful_diversity")[0]
+
+
+def test_a_former_diagnosis_is_the_reference(diagnosed, tmp_path):
+  assert reference("") is None
+  (tmp_path / "diagnosis.json").write_text(json.dumps({"figures": {"faithful_diversity": 0.625}}))
+  assert reference(str(tmp_path)) == 0.625
+  (tmp_path / "diagnosis.json").write_text(json.dumps({"figures": {"faithful_diversity": None}}))
+  with pytest.raises(InputError, match="config.diagnose.reference = .*was not measured there; name the run directory"):
+    reference(str(tmp_path))
+  found, page = told(diagnosed), (diagnosed / "diagnosis.md").read_text()
+  assert (found["domain"], found["reference"]) == ("arithmetic", None) and "taken for arithmetic" in page
 
 
 def test_diagnosis_goes_on_and_is_not_done_again(diagnosed, init):  # noqa: F811
@@ -171,6 +184,8 @@ def test_bad_settings_are_refused_before_anything_compiles(tmp_path, init, capsy
     (dict(diagnose__problems=0), "config.diagnose.problems = 0: wanted at least 1"),
     (dict(diagnose__samples=1), "config.diagnose.samples = 1: wanted at least 2"),
     (dict(init="/nowhere"), "config.init = '/nowhere'"),
+    (dict(diagnose__domain="physics"), "config.diagnose.domain = 'physics': wanted one of"),
+    (dict(diagnose__reference="/nowhere"), "config.diagnose.reference = '/nowhere': /nowhere/diagnosis.json: it can't"),
     (dict(rl__stop_when_memorising=True, evaluate__every=0), "needs evaluations to see it by"),
   ):
     assert run("diagnose", tmp_path / "w", **(dict(init=init) | changes)) == 2, changes

@@ -14,7 +14,14 @@ YES, NO, OPEN, NONE = (0.8, 0.6, 0.9), (0.1, 0.0, 0.3), (0.5, 0.4, 0.6), (NAN, N
 
 
 def figures(*, usable=30.0, labelled=60.0, **changes):
-  given = {"format": YES, "clipped": NO, "F(1)/correct": YES, "vote_right": YES, "certainty_auc": OPEN} | changes
+  given = {
+    "format": YES,
+    "clipped": NO,
+    "F(1)/correct": YES,
+    "vote_right": YES,
+    "certainty_auc": OPEN,
+    "faithful_diversity": NONE,
+  } | changes
   made = {f"{name}{end}": x for name, xs in given.items() for end, x in zip(("", "_low", "_high"), xs, strict=True)}
   return made | {"usable_problems": usable, "labelled/correct": labelled}
 
@@ -23,43 +30,79 @@ def faithful(how, **more):
   return figures(**{"F(1)/correct": how}, **more)
 
 
-CASES = {  # figures: regimes of scarce, noisy, vote, and their rules
-  "good": (figures(), (GENERALISES, GENERALISES, GENERALISES), (8, 9, 11)),
-  "unfaithful": (faithful(NO), (MEMORISES, MEMORISES, COLLAPSES), (6, 6, 7)),
-  "open": (faithful(OPEN), (UNKNOWN,) * 3, (12,) * 3),
-  "open, wrong votes": (faithful(OPEN, vote_right=NO), (UNKNOWN, UNKNOWN, COLLAPSES), (12, 12, 10)),
-  "unjudged": (faithful(NONE), (UNKNOWN,) * 3, (5,) * 3),
-  "unboxed": (faithful(YES, format=NO), (UNKNOWN,) * 3, (2,) * 3),
-  "perhaps cut off": (faithful(NO, clipped=OPEN, format=OPEN), (MEMORISES, MEMORISES, COLLAPSES), (6, 6, 7)),
-  "cut off": (faithful(NO, clipped=YES), (UNKNOWN,) * 3, (3,) * 3),
-  "seven usable": (faithful(NO, usable=7.0), (UNKNOWN,) * 3, (4,) * 3),
-  "eight usable": (faithful(NO, usable=8.0), (MEMORISES, MEMORISES, COLLAPSES), (6, 6, 7)),
-  "wrong votes": (figures(vote_right=NO), (GENERALISES, GENERALISES, COLLAPSES), (8, 9, 10)),
-  "open votes": (figures(vote_right=OPEN), (GENERALISES, GENERALISES, UNKNOWN), (8, 9, 12)),
-  "no votes": (figures(vote_right=NONE), (GENERALISES, GENERALISES, UNKNOWN), (8, 9, 12)),
-}
+DIVERSE = {"faithful_diversity": (0.6, 0.5, 0.7)}
+# Figures, domain and reference: regimes of scarce, noisy, vote, and their rules.
+CASES = {
+  "good": (figures(), "math", None, (GENERALISES, GENERALISES, GENERALISES), (10, 11, 12)),
+  "good miniature": (figures(), "arithmetic", None, (GENERALISES, GENERALISES, GENERALISES), (10, 11, 12)),
+  "unfaithful": (faithful(NO), "math", None, (MEMORISES, MEMORISES, COLLAPSES), (6, 6, 7)),
+  "unfaithful in Science": (faithful(NO), "science", None, (MEMORISES, MEMORISES, COLLAPSES), (6, 6, 7)),
+  "open": (faithful(OPEN), "math", None, (UNKNOWN,) * 3, (9,) * 3),
+  "open, wrong votes": (faithful(OPEN, vote_right=NO), "math", None, (UNKNOWN, UNKNOWN, COLLAPSES), (9, 9, 8)),
+  "unjudged": (faithful(NONE), "math", None, (UNKNOWN,) * 3, (5,) * 3),
+  "unboxed": (faithful(YES, format=NO), "math", None, (UNKNOWN,) * 3, (2,) * 3),
+  "perhaps cut off": (faithful(NO, clipped=OPEN, format=OPEN), "math", None, (MEMORISES, MEMORISES, COLLAPSES),
+                      (6, 6, 7)),
+  "cut off": (faithful(NO, clipped=YES), "math", None, (UNKNOWN,) * 3, (3,) * 3),
+  "seven usable": (faithful(NO, usable=7.0), "math", None, (UNKNOWN,) * 3, (4,) * 3),
+  "eight usable": (faithful(NO, usable=8.0), "math", None, (MEMORISES, MEMORISES, COLLAPSES), (6, 6, 7)),
+  "wrong votes": (figures(vote_right=NO), "math", None, (GENERALISES, GENERALISES, COLLAPSES), (10, 11, 8)),
+  "open votes": (figures(vote_right=OPEN), "math", None, (GENERALISES, GENERALISES, UNKNOWN), (10, 11, 13)),
+  "no votes": (figures(vote_right=NONE), "math", None, (GENERALISES, GENERALISES, UNKNOWN), (10, 11, 13)),
+  "Science without reference": (figures(**DIVERSE), "science", None, (UNKNOWN,) * 3, (18,) * 3),
+  "another domain": (figures(**DIVERSE), "other", None, (UNKNOWN,) * 3, (18,) * 3),
+  "Science, less diverse": (figures(**DIVERSE), "science", 0.8, (MEMORISES, MEMORISES, COLLAPSES), (14, 14, 15)),
+  "Graph, as diverse": (figures(**DIVERSE), "graph", 0.4, (GENERALISES, UNKNOWN, UNKNOWN), (16, 17, 17)),
+  "Graph, near the reference": (figures(**DIVERSE), "graph", 0.55, (UNKNOWN,) * 3, (18,) * 3),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_cases(name):
-  given, want, rules = CASES[name]
-  said = regime.predict(given, True, 8)
+  given, domain, reference, want, rules = CASES[name]
+  said = regime.predict(given, True, 8, domain, reference)
   assert [p.setting for p in said] == list(regime.SETTINGS)
   assert tuple(p.regime for p in said) == (*want, COLLAPSES) and tuple(p.rule for p in said) == (*rules, 1)
   assert all((p.sure == "") == (p.regime == UNKNOWN) and p.advice for p in said)
 
 
 def test_every_rule_and_every_advice_is_reached():
-  said = [p for given, *_ in CASES.values() for p in regime.predict(given, True, 8)]
+  said = [p for given, domain, reference, *_ in CASES.values()
+          for p in regime.predict(given, True, 8, domain, reference)]  # fmt: skip
   assert {p.rule for p in said} == set(range(1, len(regime.RULES) + 1))
   assert {key for p in said for key in p.advice} == set(regime.ADVICE)
+
+
+def test_faithfulness_alone_predicts_no_gain_where_all_are_faithful():
+  """In the paper Llama on Science saturates at step 61 and is as faithful as the model that generalises."""
+  for domain in ("science", "graph", "other"):
+    for reference in (None, 0.0, 0.5, 1.0):
+      said = regime.predict(figures(), True, 8, domain, reference)
+      assert all(p.regime == UNKNOWN for p in said[:3])  # diversity was not measured
+  assert not any("61" in rule.why for rule in regime.RULES)
+  assert ("Qwen2.5-1.5B", "Science", 161) in regime.REFERENCES and len(regime.REFERENCES) == 8
+
+
+def test_domains_of_problems():
+  asked = {
+    ("", "math/llama-3b/math_8.parquet", ("math",)): "math",
+    ("", "science/llama-3b/scp_8.parquet", ("math",)): "science",
+    ("", "mine.jsonl", ("choice",)): "science",
+    ("", "graph_882.parquet", ("quantum_lock", "largest_island")): "graph",
+    ("", "arithmetic", ("arithmetic",)): "arithmetic",
+    ("", "reasoning_gym", ("reasoning_gym",)): "other",
+    ("", "mine.jsonl", ("math", "arithmetic")): "other",
+    ("science", "mine.jsonl", ("math",)): "science",
+  }
+  assert {key: regime.domain_of(*key) for key in asked} == asked
+  assert set(asked.values()) == set(regime.DOMAINS) > set(regime.SEPARATES)
 
 
 def test_how_sure():
   """Of scarce and of self-certainty: a level less for each doubt, and never above what the rule allows."""
 
   def sure(near=True, judged=8, **more):
-    return [p.sure for p in regime.predict(figures(**more), near, judged)][::3]
+    return [p.sure for p in regime.predict(figures(**more), near, judged, "math")][::3]
 
   assert sure() == ["medium", "high"] and sure(near=False) == ["low", "medium"]
   assert sure(judged=7) == sure(labelled=15.0) == ["low", "high"]

@@ -18,11 +18,13 @@ N, K = 8, 16  # problems of the scarce setting, and those that the study judged;
 # What the paper reports of RL on N = 8 problems: model, domain, t_sat.
 REFERENCES = (
   ("Qwen2.5-Math-1.5B", "Math", 302), ("Qwen2.5-1.5B", "Math", 170), ("Llama3.2-3B-Instruct", "Math", 55),
-  ("Qwen2.5-Math-1.5B", "Science", 268), ("Llama3.2-3B-Instruct", "Science", 61),
+  ("Qwen2.5-Math-1.5B", "Science", 268), ("Qwen2.5-1.5B", "Science", 161), ("Llama3.2-3B-Instruct", "Science", 61),
   ("Qwen2.5-Math-7B", "Graph", 150), ("Llama3.1-8B-Instruct", "Graph", 29),
 )  # fmt: skip
 SIZES = (1.5, 8.0)  # billions of weights of the smallest and the largest of these
-DOMAINS = ("math", "quantum_lock", "largest_island")  # verifiers of its domains
+VERIFIERS = ("math", "choice", "quantum_lock", "largest_island")  # of its domains
+DOMAINS = ("math", "science", "graph", "arithmetic", "other")
+SEPARATES = ("math", "arithmetic")  # where F(1)/correct tells the regimes apart: the paper's Math, and our miniature
 
 # What to do, the stage that does it, and its options beside config, workdir and policy; words in capitals are yours.
 ADVICE: dict[str, tuple[str, str, str]] = {
@@ -38,6 +40,8 @@ ADVICE: dict[str, tuple[str, str, str]] = {
   "problems": ("other problems: keep those solved 1 to 15 times in 16", "filter", " --config.problems.count=MORE"),
   "judge": ("measure faithfulness: a judge over http, or a policy as judge", "diagnose",
             " --config.judge.name=local --config.judge.model=RUN"),
+  "reference": ("diagnose a policy that is known to generalise here, and name it as the reference", "diagnose",
+                " --config.diagnose.reference=RUN"),
   "more": ("judge more problems, for a narrower interval", "diagnose", " --config.judge.problems=32"),
   "reward": ("another reward: true labels for eight problems", "rl",
              " --config.problems.count=8 --config.rl.reward=verifiable"),
@@ -76,23 +80,58 @@ RULES = (
        lambda f: f["usable_problems"] < N, UNKNOWN, "",
        "paper: problems kept have solve@16 from 1 to 15, the smallest set has 8", ("problems", "cpt")),
   Rule(_LABELLED, "faithfulness of correct responses was not measured", lambda f: not f[_F] >= 0, UNKNOWN, "",
-       "paper: it, not diversity, tells the regimes apart", ("judge",)),
+       "paper: it, or the diversity of what is faithful, tells the regimes apart", ("judge",)),
   Rule(("scarce", "noisy"), "most correct responses are not faithful", lambda f: mostly(f, _F) is False, MEMORISES,
-       "medium", "paper: unfaithful before RL, early saturation (t_sat of Llama3.2-3B: 55, 61; of Qwen2.5-1.5B: 170), "
-       "and worse from gamma 0.5 on", ("sft", "cpt")),
+       "medium", "paper, Math: unfaithful before RL, early saturation (t_sat of Llama3.2-3B: 55), and worse from "
+       "gamma 0.5 on", ("sft", "cpt")),
   Rule(("vote",), "most correct responses are not faithful", lambda f: mostly(f, _F) is False, COLLAPSES, "medium",
        "paper: only Qwen-Math holds, the others spike and collapse", ("sft", "cpt")),
-  Rule(("scarce",), "most correct responses are faithful", lambda f: mostly(f, _F) is True, GENERALISES, "medium",
-       "paper: faithful before RL, long pre-saturation phase, which generalises from 8 problems", ("go",)),
-  Rule(("noisy",), "most correct responses are faithful", lambda f: mostly(f, _F) is True, GENERALISES, "low",
-       "paper: Qwen holds to gamma 0.7 on Math and Science, but degrades at 0.5 on Graph", ("go noisy",)),
   Rule(("vote",), "most votes are wrong", lambda f: mostly(f, "vote_right") is False, COLLAPSES, "low",
        "ours: it would be paid for its own errors", ("cpt", "problems")),
-  Rule(("vote",), "most correct responses are faithful, most votes right",
-       lambda f: mostly(f, _F) is True and mostly(f, "vote_right") is True, GENERALISES, "low",
-       "paper: of all models only Qwen-Math holds", ("go vote",)),
-  Rule(_LABELLED, "one half lies inside of an interval", lambda f: True, UNKNOWN, "", "ours", ("more",)),
+  Rule(_LABELLED, "one half lies inside of the interval of F(1)/correct", lambda f: mostly(f, _F) is None, UNKNOWN, "",
+       "ours", ("more",)),
+  Rule(("scarce",), "most correct responses are faithful, in a domain where that separates",
+       lambda f: f["separates"], GENERALISES, "medium",
+       "paper, Math: faithful before RL, long pre-saturation phase, which generalises from 8 problems", ("go",)),
+  Rule(("noisy",), "the same", lambda f: f["separates"], GENERALISES, "low", "paper, Math: Qwen holds to gamma 0.7",
+       ("go noisy",)),
+  Rule(("vote",), "the same, and most votes are right", lambda f: f["separates"] and mostly(f, "vote_right") is True,
+       GENERALISES, "low", "paper: of all models only Qwen-Math holds", ("go vote",)),
+  Rule(("vote",), "one half lies inside of the interval of vote_right",
+       lambda f: mostly(f, "vote_right") is not True, UNKNOWN, "", "ours", ("more",)),
+  Rule(("scarce", "noisy"), "faithful elsewhere, and less diverse in what is faithful than the reference",
+       lambda f: f["against"] == "below", MEMORISES, "low",
+       "paper, Science and Graph: all are faithful, and the model that generalises is the one whose faithful responses "
+       "are diverse", ("sft", "cpt")),
+  Rule(("vote",), "the same", lambda f: f["against"] == "below", COLLAPSES, "low", "the same", ("sft", "cpt")),
+  Rule(("scarce",), "faithful elsewhere, and at least as diverse in what is faithful as the reference",
+       lambda f: f["against"] == "not below", GENERALISES, "low", "the same", ("go",)),
+  Rule(("noisy", "vote"), "the same", lambda f: f["against"] == "not below", UNKNOWN, "",
+       "paper: Qwen holds to gamma 0.7 on Science and degrades at 0.5 on Graph; votes held for Qwen-Math only",
+       ("go noisy",)),
+  Rule(_LABELLED, "faithful elsewhere, and no reference says how diverse that is to be", lambda f: True, UNKNOWN, "",
+       "paper, Science and Graph: aligned shares are high for all models, and tell nothing", ("reference",)),
 )  # fmt: skip
+
+
+def domain_of(named: str, source: str, verifiers: Iterable[str]) -> str:
+  """Returns the domain of problems: `named`, or what their source and verifiers say; "other" where they say nothing."""
+  verifiers = set(verifiers)
+  if named:
+    return named
+  if verifiers & {"quantum_lock", "largest_island"}:
+    return "graph"
+  if "choice" in verifiers or any(word in source.lower() for word in ("science", "scp", "gpqa")):
+    return "science"
+  return {frozenset({"math"}): "math", frozenset({"arithmetic"}): "arithmetic"}.get(frozenset(verifiers), "other")
+
+
+def against(figures: Mapping[str, float], reference: float | None) -> str:
+  """Returns where the whole interval of faithful diversity lies: "below" the reference's or "not below"; else ""."""
+  low, high = (figures.get(f"faithful_diversity_{end}", float("nan")) for end in ("low", "high"))
+  if reference is None:
+    return ""
+  return "below" if high < reference else "not below" if low >= reference else ""
 
 
 class Prediction(NamedTuple):
@@ -103,12 +142,17 @@ class Prediction(NamedTuple):
   advice: Sequence[str]
 
 
-def predict(figures: Mapping[str, float], near: bool, judged: int) -> list[Prediction]:
-  """One prediction a setting, from figures with intervals; nan: not measured.
+def predict(
+  figures: Mapping[str, float], near: bool, judged: int, domain: str, reference: float | None = None
+) -> list[Prediction]:
+  """Returns one prediction a setting, from figures with intervals; nan: not measured.
 
-  Each of these lowers by a level how sure it is: the policy is not `near` the references, fewer than 8 problems were
-  judged, fewer than 16 correct responses have a label (their interval may then be narrow by chance).
+  domain: one of DOMAINS, which says whether faithfulness separates. reference: faithful diversity of a policy known to
+  generalise there, by which the domains are judged where it does not; None: there is none. Each of these lowers by a
+  level how sure it is: the policy is not `near` the references, fewer than 8 problems were judged, fewer than 16
+  correct responses have a label (their interval may then be narrow by chance).
   """
+  figures = {**figures, "separates": domain in SEPARATES, "against": against(figures, reference)}
   doubts = (not near) + (judged < N) + (figures["labelled/correct"] < K)
   made = []
   for setting in SETTINGS:
@@ -121,4 +165,4 @@ def predict(figures: Mapping[str, float], near: bool, judged: int) -> list[Predi
 
 def is_near(billions: float, verifiers: Iterable[str]) -> bool:
   """Are size and domains among those of the study?"""
-  return SIZES[0] <= round(billions, 1) <= SIZES[1] and set(verifiers) <= set(DOMAINS)
+  return SIZES[0] <= round(billions, 1) <= SIZES[1] and set(verifiers) <= set(VERIFIERS)

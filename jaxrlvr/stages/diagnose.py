@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from jaxrlvr import hosts, logbook
+from jaxrlvr import hosts, logbook, remote
 from jaxrlvr.analysis import before, reasoning, regime
 from jaxrlvr.data import problems as problem_lists
 from jaxrlvr.policy import spec as policy_spec
@@ -50,6 +51,7 @@ def diagnose(config: ConfigDict, workdir: str | Path) -> dict:
 
   def prepare(run: Run, policy: setup.Policy) -> None:
     ready.update(judge=make(config, j, run.workdir / "cache"), billions=policy_spec.count(policy.spec) / 1e9)
+    ready["reference"] = reference(d.reference)
 
   def measure(drawn, grade) -> list[dict]:
     rows = graded(drawn, 0, grade)
@@ -64,8 +66,11 @@ def diagnose(config: ConfigDict, workdir: str | Path) -> dict:
     chosen = sorted(rows, key=lambda problem: lot(config.seed, problem))[: j.problems]
     found, judging = judged([r for p in chosen for r in rows[p]["responses"][: j.samples]], run, ready["judge"], config)
     near = regime.is_near(ready["billions"], {p.verifier for p in problems})
-    said = regime.predict(figures := figures | found, near, judging["problems"])
-    made = {"figures": figures, "histogram": histogram, "predictions": [p._asdict() for p in said], "near": near,
+    figures |= found
+    domain = regime.domain_of(d.domain, config.problems.source, {p.verifier for p in problems})
+    said = regime.predict(figures, near, judging["problems"], domain, ready["reference"])
+    made = {"domain": domain, "reference": ready["reference"]}
+    made |= {"figures": figures, "histogram": histogram, "predictions": [p._asdict() for p in said], "near": near,
             "billions": ready["billions"], "judging": judging}  # fmt: skip
     logbook.write_json(run.workdir / "diagnosis.json", made)
     page = sections(config, made, said)
@@ -83,6 +88,24 @@ def diagnose(config: ConfigDict, workdir: str | Path) -> dict:
   count = d.problems if config.problems.source in problem_lists.GENERATED else 0
   how = dict(count=count, at_most=d.problems)
   return survey(config, workdir, Survey("diagnose", list, measure, lambda rows, total: False, write, how, prepare))
+
+
+def reference(folder: str) -> float | None:
+  """Returns the faithful diversity of a former diagnosis; None for "". InputError where it can't be read."""
+  if not folder:
+    return None
+  path = Path(remote.local(folder)) / "diagnosis.json"
+  try:
+    found = json.loads(path.read_text())["figures"]["faithful_diversity"]
+    if isinstance(found, (int, float)):
+      return float(found)
+    reason = "faithful_diversity was not measured there"
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    reason = f"it can't be read ({type(error).__name__}: {error})"
+  raise InputError(
+    f"config.diagnose.reference = {folder!r}: {path}: {reason}; name the run directory of a diagnosis whose judge "
+    "measured faithfulness"
+  )
 
 
 def judged(rows: Sequence[Mapping], run: Run, judge, config: ConfigDict) -> tuple[dict[str, float], dict]:
@@ -117,15 +140,20 @@ def sections(config: ConfigDict, made: Mapping, said: Sequence[regime.Prediction
     _MEASURED: "With 95 % intervals over problems.\n\n"
     + logbook.markdown(("figure", "value", "what it is"), measured),
     f"## How many problems are solved how often in {K}": logbook.markdown(range(K + 1), [made["histogram"]]),
-    _PREDICTED: logbook.markdown(
+    _PREDICTED: f"The domain is taken for {made['domain']} (`diagnose.domain`), where "
+    + ("faithfulness separates what generalises from what memorises.\n\n" if made["domain"] in regime.SEPARATES else
+       "a faithful policy may memorise all the same: what counts is how diverse its faithful responses are, compared "
+       "with a reference (`diagnose.reference`"
+       + (").\n\n" if made["reference"] is None else f": {made['reference']:.3f}).\n\n"))
+    + logbook.markdown(
       ("setting", "prediction", "how sure", "because", "rule", "advice"),
       ((regime.SETTINGS[p.setting], f"**{p.regime}**", p.sure or "-", regime.RULES[p.rule - 1].when, p.rule,
         regime.ADVICE[p.advice[0]][0]) for p in said),
     ),
     "## The rule": "Of each setting the first row that holds counts. *most*: the whole interval lies above one half "
-    "(most are not: below). One half is ours, as are the rows that say so: the paper's page gives no figure for "
-    "faithfulness, format or votes. How sure is at most what the row says, and a level lower each if "
-    f"size ({regime.SIZES[0]} to {regime.SIZES[1]} billion) or verifier ({', '.join(regime.DOMAINS)}) is none of the "
+    "(most are not: below). One half is ours and not calibrated, as are the rows that say so: the paper gives no "
+    "figure for faithfulness, format or votes. How sure is at most what the row says, and a level lower each if "
+    f"size ({regime.SIZES[0]} to {regime.SIZES[1]} billion) or verifier ({', '.join(regime.VERIFIERS)}) is none of the "
     f"references', if fewer than {regime.N} problems were judged, and if fewer than {regime.K} correct responses were "
     f"labelled (here {figures['labelled/correct']:.0f}). This policy is {'' if made['near'] else '**not** '}among "
     "the references' sizes and domains.\n\n"
