@@ -307,6 +307,15 @@ def test_true_steps_are_counted_apart_from_faithfulness():
   assert judged(HEAD, "6", "What is 1+1?") is None
 
 
+def test_a_guess_of_all_that_is_left_is_no_merged_step():
+  for question, trace, stated in (
+    ("Work out (3-7)+(((0+3)+(1-8))+4). Last digit?", "13-7=6", "6"),  # the other branch comes to 0
+    ("Start with 35, then +52, -92, -84, +34, +34, -42. Last digit?", "5+2=7", "7"),
+    ("Start with 3, then +2, +4, -5, +1. Last digit?", "3+2=5", "5"),  # 2 is also all the others together
+  ):
+    assert judged(trace, stated, question).label == 0.0
+
+
 def test_wordings_of_the_training_text_are_faithful():
   for kind, level, wording in itertools.product(arithmetic.KINDS, arithmetic.LEVELS, arithmetic.WORDINGS):
     p = arithmetic.problem(5, "train", level, 0, kind)

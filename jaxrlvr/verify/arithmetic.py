@@ -20,6 +20,7 @@ _LONGEST_TRACE = 20_000  # characters; a longer trace is not read
 _MAX_STEPS = 256  # of a trace that are compared with another's
 _MAX_STATES = 64  # readings of a trace that are followed at a time
 _MAX_OPERATIONS = 16  # of a question that is judged
+_LONGEST_RUN = 2  # neighbouring numbers that a step may take together without showing how
 _MAX_SLIPS = 1  # false results that a coherent trace may carry on
 
 _SIGNS = str.maketrans({"×": "*", "·": "*", "−": "-", "–": "-", "$": " ", "÷": "/"})
@@ -69,9 +70,10 @@ def faithfulness(response: Parsed, question: str) -> Faithfulness | None:
   The trace is replayed against the operations and operands of the question (paper, appendix F: the label is about
   coherence with the prompt and the answer, whatever is right). A coherent step does operations that are still to be
   done, with numbers that are there: a number of the question, as written or by its last digit, or the result of a step,
-  by its last digit; of the left number of a step only the last digit counts, for it may have borrowed tens. Several
-  operations in a line, and another order inside of a run of + and -, of a run of *, or of the branches of an
-  expression, are as coherent. A slip is a false result of one operation that is gone on with.
+  by its last digit; of the left number of a step only the last digit counts, for it may have borrowed tens. These are
+  as coherent: several operations in a line, two neighbouring numbers taken together (`+5` for `-2, +7`), and another
+  order inside of a run of + and -, of a run of *, or of the branches of an expression. A slip is a false result of one
+  operation that is gone on with.
 
   label 1: all steps are coherent, they do all operations, the last result ends in the stated answer, and there is at
   most one slip. 0.5: the last result ends in the stated answer, and of the steps, and of the operations asked for, at
@@ -195,8 +197,18 @@ class _Reading(NamedTuple):
 def _coherence(problem: Term, steps: Sequence[Step]) -> float:
   """Returns the label of steps of which the last one gives the stated answer, from the best of all readings."""
   operations = _open(problem)
-  if len(steps) > 2 * operations:
-    return 0.0  # at least half of them is not coherent
+  if len(steps) > 2 * operations or 2 * sum(step.operations for step in steps) < operations:
+    return 0.0  # fewer than half of the steps, or of the operations, can be coherent
+  coherent = _best_reading(problem, steps, all_coherent=True)
+  if coherent and coherent.coherent == operations and coherent.slips <= _MAX_SLIPS:
+    return 1.0
+  best = _best_reading(problem, steps)
+  wanted = max(operations, best.coherent + best.incoherent) / 2
+  return 0.5 if best.coherent >= wanted else 0.0
+
+
+def _best_reading(problem: Term, steps: Sequence[Step], all_coherent: bool = False) -> _Reading | None:
+  """Returns the reading of the steps that has most coherent operations; None where `all_coherent` ones do not exist."""
   readings = [_Reading(problem)]
   for number, step in enumerate(steps):
     told_again = number > 0 and step == steps[number - 1]
@@ -204,14 +216,12 @@ def _coherence(problem: Term, steps: Sequence[Step]) -> float:
     for reading in readings:
       for after in _goes_on(reading, step, told_again):
         place = after.left, after.reordered
-        if place not in best or after.merit > best[place].merit:
+        if (not all_coherent or not after.incoherent) and (place not in best or after.merit > best[place].merit):
           best[place] = after
     readings = sorted(best.values(), key=lambda reading: reading.merit, reverse=True)[:_MAX_STATES]
-  found = readings[0]
-  if found.coherent == operations and not found.incoherent and found.slips <= _MAX_SLIPS:
-    return 1.0
-  wanted = max(operations, found.coherent + found.incoherent) / 2
-  return 0.5 if found.coherent >= wanted else 0.0
+    if not readings:
+      return None
+  return readings[0]
 
 
 def _goes_on(reading: _Reading, step: Step, told_again: bool) -> Iterator[_Reading]:
@@ -313,9 +323,9 @@ def _found(claim: Group, group: Group, sign: int, left: int, used: tuple[int, ..
 
 
 def _runs(group: Group, used: tuple[int, ...]) -> Iterator[range]:
-  """Yields each position that is not used, and each run of numbers behind the first term."""
+  """Yields each position that is not used, and each pair of neighbouring numbers behind the first term."""
   for first in range(len(group.terms)):
-    for last in range(first, len(group.terms)):
+    for last in range(first, min(first + _LONGEST_RUN, len(group.terms))):
       if last in used or (last > first and not (first and isinstance(group.terms[last][1], Number))):
         break
       yield range(first, last + 1)
