@@ -39,7 +39,8 @@ def get_config(arg=""):
   if tiny:
     for stage in (c.cpt, c.sft):
       stage.steps, stage.rows, stage.row_tokens, stage.microbatches = 2, 4, 256, 2
-    c.sft.max_tokens = 256
+      stage.source = ""  # the embedded text: the corpora need not be there
+    c.sft.max_tokens, c.cpt.column = 0, ""
     c.judge.name, c.judge.max_missing = "exact", 1.0  # it knows none of these problems, and says so
   settings = SETTINGS | (LARGE if chosen["large"] else {})
   links = [{"name": "cpt", "stage": "cpt"}]
