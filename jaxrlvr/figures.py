@@ -119,6 +119,7 @@ def _dress(axes, title: str, below: str) -> None:
 def _plain(name: str, most: int = 40) -> str:
   """A label that the chart's font can draw: Latin and Greek, short, and not hidden for a leading underscore."""
   name = "".join(
-    c if c < "\u02b0" or "Α" <= c <= "ω" else c.encode("ascii", "backslashreplace").decode() for c in visible(name)
+    c if c < "\u02b0" or "Α" <= c <= "ω" else c.encode("ascii", "backslashreplace").decode()
+    for c in visible(name, kept="")
   )
   return (" " if name.startswith("_") else "") + (name if len(name) <= most else name[: most - 3] + "...")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import dataclasses
 import hashlib
+import io
 import json
 import math
 import os
+import re
 import sys
 import time
 from collections.abc import Iterable, Mapping
@@ -48,9 +51,39 @@ def write_json(path: Path, value) -> None:
 
 
 def markdown(columns: Iterable, rows: Iterable[Iterable]) -> str:
-  """A table in Markdown, each line ended."""
+  """Returns a table in Markdown, each line ended; no cell can end its cell or line, or move a cursor."""
   columns = list(columns)
-  return "".join("| " + " | ".join(map(str, line)) + " |\n" for line in (columns, ["---"] * len(columns), *rows))
+  lines = (columns, ["---"] * len(columns), *rows)
+  return "".join("| " + " | ".join(_markdown_cell(cell) for cell in line) + " |\n" for line in lines)
+
+
+def _markdown_cell(cell) -> str:
+  return escape.visible(str(cell), kept="").replace("|", "\\|")
+
+
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_FORMULA = tuple("=+-@\uff1d\uff0b\uff0d\uff20")  # with the wide forms, which some spreadsheets read alike
+
+
+def csv_text(columns: Iterable, rows: Iterable[Iterable]) -> str:
+  """Returns a table as CSV, its first line the columns. None is an empty field.
+
+  A spreadsheet takes no cell for a formula: text that begins like one, but for a plain number, gets a leading `'`, and
+  so does text with control characters, which become visible signs.
+  """
+  out = io.StringIO()
+  lines = (columns, *rows)
+  csv.writer(out, lineterminator="\n").writerows([_csv_cell(cell) for cell in line] for line in lines)
+  return out.getvalue()
+
+
+def _csv_cell(cell):
+  if cell is None or isinstance(cell, (int, float)):
+    return cell
+  text = str(cell)
+  shown = escape.visible(text, kept="")
+  like_a_formula = text.lstrip().startswith(_FORMULA) and not _NUMBER.fullmatch(text)
+  return f"'{shown}" if like_a_formula or shown != text else text
 
 
 def digest(value) -> str:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import base64
-import csv
 import functools
 import hashlib
-import io
 import itertools
 import json
 import re
@@ -21,7 +19,7 @@ from jaxrlvr import figures, responses, verdict
 from jaxrlvr.analysis.passk import interval, mean, redrawn
 from jaxrlvr.analysis.saturation import drawn_gap, gap, value_at
 from jaxrlvr.escape import visible
-from jaxrlvr.logbook import write_atomic
+from jaxrlvr.logbook import csv_text, write_atomic
 from jaxrlvr.results import Cell, Run, series
 from jaxrlvr.types import InputError
 from jaxrlvr.verdict import listed, percent, plain, points, whole
@@ -282,9 +280,7 @@ def _csv(rows: Sequence[Mapping]) -> str:
       column = [value[i] for value in values]
       if not i or any(x is not None for x in column):
         table[name + end] = column
-  out = io.StringIO()
-  csv.writer(out, lineterminator="\n").writerows([table, *zip(*table.values(), strict=True)])
-  return out.getvalue()
+  return csv_text(table, zip(*table.values(), strict=True))
 
 
 def _slug(name: str) -> str:

@@ -1,10 +1,12 @@
 """Files that survive a kill, and a progress line."""
 
+import csv
 import io
 import json
 
 import pytest
 
+from jaxrlvr import escape, logbook
 from jaxrlvr.logbook import Logbook, Progress, read_jsonl, write_json, write_jsonl
 from jaxrlvr.types import InputError
 
@@ -73,3 +75,39 @@ def test_a_kill_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
   with pytest.raises(KeyboardInterrupt):
     write_json(tmp_path / "s.json", 2)
   assert json.loads((tmp_path / "s.json").read_text()) == 1
+
+
+FORMULAS = (
+  "=1+1",
+  "+1+1",
+  "-1+1",
+  "@SUM(A1)",
+  "-",
+  "--5",
+  "-0.5x",
+  " =1",
+  "\t=1",
+  "\r=1",
+  "\n=1",
+  "＝1",
+  "+1 2",
+  "-1,000",
+)
+SIGNS = {"\x1b[2J": "⟨U+001B⟩[2J", "a\u202eb": "a⟨U+202E⟩b", "a\nb": "a⟨U+000A⟩b", "\x00": "⟨U+0000⟩"}
+
+
+@pytest.mark.parametrize("text", [*FORMULAS, *SIGNS])
+def test_a_spreadsheet_takes_no_cell_for_a_formula(text):
+  """Neither a column's name nor a value; what is read back is the text behind a sign."""
+  columns, row = csv.reader(io.StringIO(logbook.csv_text([text], [[text]])))
+  assert columns == row == ["'" + SIGNS.get(text, escape.visible(text, kept=""))]
+
+
+def test_numbers_and_plain_text_are_cells_as_they_are():
+  cells = ["-0.5", "+3", "-.5e-3", "1e+9", "a=b", 'say "x", y', "5 - 3", "", "±1"]
+  assert next(csv.reader(io.StringIO(logbook.csv_text(cells, [])))) == cells
+  assert logbook.csv_text(["a", "b", "c", "d"], [[-0.5, -3, None, 0]]) == "a,b,c,d\n-0.5,-3,,0\n"
+
+
+def test_markdown_cells_stay_cells():
+  assert logbook.markdown(["a|b"], [["x\ny\x1b"]]) == "| a\\|b |\n| --- |\n| x⟨U+000A⟩y⟨U+001B⟩ |\n"

@@ -1,6 +1,7 @@
 """The report on synthetic runs and a study: its numbers, verdicts, hostile text, and runs that are not whole."""
 
 import csv
+import io
 import json
 import math
 import re
@@ -291,6 +292,22 @@ def test_hostile_text_stays_text(tmp_path):
   cut = next(row for row in shown if row["left_out"])
   assert cut["left_out"] == 1_000_014 - responses.HEAD - responses.TAIL and cut["rest"].endswith("the end of it")
   assert len(cut["head"]) == responses.HEAD and len(cut["rest"]) == responses.TAIL
+
+
+@pytest.mark.parametrize("name", ["=cmd|' /C calc'!A0", "+1+1", "@SUM(A1)", "-2+3", "\t=1", "a\x1b[2Jb", "\r=1"])
+def test_no_cell_of_a_table_is_a_formula(tmp_path, name):
+  """Of settings, arms, runs, rewards and what the paper is said to report."""
+  paper = {"figure": name, "setting": name, "expected": name, "t_sat": 3, "gains": []}
+  run = make_run(tmp_path / "run", lambda x: 0.5, fast, rl={"steps": STEPS, "reward": name}, paper=paper)
+  make(tmp_path / "page", [Cell(name, run, arm=name, setting=name)])
+  written = 0
+  for file in (tmp_path / "page").glob("*.csv"):
+    for row in csv.reader(io.StringIO(file.read_text(encoding="utf-8"), newline="")):
+      for cell in row:
+        assert not re.match(r"\s*[=+@-]", cell) or re.fullmatch(r"-?[\d.e-]+", cell)
+        assert cell.isprintable()
+        written += cell.startswith("'")
+  assert written >= 6
 
 
 def test_responses_show_each_kind_with_its_labels(two):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -108,7 +106,7 @@ def table(metrics: Mapping[str, float]) -> list[dict[str, str]]:
     scale = 1 if figure in ("mean_length", "problems") else 100
     ends = [metrics.get(f"{key}_{end}") for end in ("low", "high")]
     interval = f" [{scale * ends[0]:.1f}, {scale * ends[1]:.1f}]" if None not in ends and value == value else ""
-    told = "-" if value != value else f"{scale * value:.{0 if figure == 'problems' else 1}f}"
+    told = "–" if value != value else f"{scale * value:.{0 if figure == 'problems' else 1}f}"
     rows.setdefault(name, {"set": name})[figure] = told + interval
   return list(rows.values())
 
@@ -117,12 +115,9 @@ def write_table(metrics: Mapping[str, float], run: Run) -> str:
   """table.csv and table.md in the run directory; returns the latter's text."""
   rows = table(metrics)
   columns = list(dict.fromkeys(figure for row in rows for figure in row))
-  buffer = io.StringIO()
-  writer = csv.DictWriter(buffer, columns, restval="")
-  writer.writeheader()
-  writer.writerows(rows)
-  logbook.write_atomic(run.workdir / "table.csv", buffer.getvalue())
-  text = logbook.markdown(columns, ([row.get(c, "") for c in columns] for row in rows))
+  cells = [[row.get(column, "") for column in columns] for row in rows]
+  logbook.write_atomic(run.workdir / "table.csv", logbook.csv_text(columns, cells))
+  text = logbook.markdown(columns, cells)
   logbook.write_atomic(run.workdir / "table.md", text)
   return text
 
