@@ -93,9 +93,19 @@ def words(arg: str, **choices: tuple[str, ...]) -> dict[str, str]:
   return made
 
 
+def _split(name: str) -> tuple[str, str]:
+  """(file, argument) of `FILE[:ARG]`: either may hold colons; the longest beginning that is a file is the file."""
+  ends = [len(name), *(at for at in range(len(name) - 1, 0, -1) if name[at] == ":")]
+  for end in ends:
+    if Path(name[:end]).is_file():
+      return name[:end], name[end + 1 :]
+  file, _, arg = name.partition(":")
+  return file, arg
+
+
 def load(name: str, overrides: Mapping[str, str] | None = None) -> ConfigDict:
   """Config of `FILE[:ARG]` (FILE a path, or a name in configs/) with dotted `key: text` overrides, checked."""
-  file, _, arg = name.partition(":")
+  file, arg = _split(name)
   path = Path(file)
   if not path.is_file() and path.parent == Path() and (FOLDER / f"{path.stem}.py").is_file():
     path = FOLDER / f"{path.stem}.py"
@@ -491,7 +501,33 @@ def check(config: ConfigDict) -> None:
     if impossible(config):
       raise InputError(message)
   for link in config.chain:
+    _check_link(link)
     derive(config, link.get("set", {}))
+
+
+# What a chain or a grid itself writes beside the directories of its links.
+_OWN_NAMES = ("links", "compiled")
+
+
+def _check_link(link: Mapping) -> None:
+  """InputError where a link of a chain would write outside of a directory of its own below the chain's."""
+  if "name" not in link:
+    return  # told where links are run
+  name = link["name"]
+  plain = isinstance(name, str) and re.fullmatch(r"\w[\w.-]*", name) and len(name.encode()) <= 100
+  if not plain:
+    raise InputError(
+      f"config.chain: link name {name!r}: wanted letters, digits, '_', '-' and '.', at most 100 bytes of them: it "
+      "names its directory"
+    )
+  if name in _OWN_NAMES or name.endswith((".json", ".txt")):
+    raise InputError(f"config.chain: link name {name!r}: is a name that the chain uses itself; choose another")
+  named = [link.get("init"), link.get("tokenizer")]
+  for group in ("files", "runs"):
+    named += dict(link.get(group, {})).values()
+  for place in named:
+    if place and (not isinstance(place, str) or ".." in place.split("/") or place.startswith("/")):
+      raise InputError(f"config.chain: link {name!r}: names {place!r}; wanted a path below an earlier link")
 
 
 def _holds(rule: Callable, value) -> bool:

@@ -1,14 +1,23 @@
 """A grid of runs side by side: order, failures, what is not run again, and what a report gets to know of it."""
 
+import fcntl
 import json
+import os
 import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
 
 import pytest
 
 from jaxrlvr import config as configs
-from jaxrlvr import main, stopping
+from jaxrlvr import logbook, main, stopping
 from jaxrlvr.stages import STAGES
 from jaxrlvr.stages.chain import needs, plan
+from jaxrlvr.stages.run import in_use
 from jaxrlvr.stages.study import cells, study
 from jaxrlvr.types import InputError, TrainingStopped
 
@@ -128,3 +137,102 @@ def test_section_4_has_all_cells():
   assert 1e-5 <= config.sft.optim.lr <= 5e-5 and config.judge.model == "o3"
   assert {c["n"] for c in cells(configs.load("thinking:large").chain, "")["cells"]} == {8, 2048, None}
   plan(config, configs.FOLDER, STAGES)  # each link's config is one
+
+
+@pytest.mark.parametrize(
+  "name",
+  ["../../evil", "/tmp/evil", "..", ".", "", "a/b", "a\\b", "a\n", ".hidden", "x" * 101, "links", "config.json", 3],
+)
+def test_a_link_writes_below_the_workdir_alone(name):
+  with pytest.raises(InputError, match="config.chain: link name"):
+    of_links(TOKENIZER | {"name": name})
+  assert of_links(TOKENIZER | {"name": "a-1.5_b"}).chain
+
+
+@pytest.mark.parametrize("more", [{"init": "../x"}, {"files": {"judge.run": "words/../../x"}}, {"runs": {"A": "/etc"}}])
+def test_a_link_starts_from_earlier_links_alone(more):
+  with pytest.raises(InputError, match="wanted a path below an earlier link"):
+    of_links(TOKENIZER, {"name": "b", "stage": "report", **more})
+
+
+def test_paths_with_a_colon(tmp_path, stages, monkeypatch):
+  """Of a study, of its links' configs, of a config file with and without an argument, of runs that are reported on."""
+  workdir = tmp_path / "runs" / "10:30"
+  assert study(stages)(of_links(TOKENIZER), workdir)["links"] == 1
+  recorded = workdir / "links" / "words.json"
+  assert configs.load(str(recorded)).text.documents == 120
+  file = tmp_path / "a:b.py"
+  file.write_text((configs.FOLDER / "demo.py").read_text())
+  assert (configs.load(str(file)).seed, configs.load(f"{file}:7").seed) == (0, 7)
+  assert configs.load("scarce:data=gs://bucket/a:b").problems.source.startswith("gs://bucket/a:b/math/")
+  with pytest.raises(InputError, match="no such file"):
+    configs.load(f"{tmp_path}/c:d.py")
+  from jaxrlvr.stages.report import named
+
+  assert list(named((str(workdir),))) == [("10:30", str(workdir))]
+  assert list(named((f"A={workdir}",))) == [("A", str(workdir))]
+
+
+def test_a_link_that_is_in_use_is_waited_for(tmp_path, stages, capsys):
+  config = of_links(TOKENIZER)
+  logbook.write_json(tmp_path / "config.json", {"stage": "study", **config.to_dict()})  # a grid has begun here
+  (tmp_path / "words").mkdir()
+  with (tmp_path / "words" / ".lock").open("w") as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    assert in_use(tmp_path / "words")
+    timer = threading.Timer(2.0, fcntl.flock, (lock, fcntl.LOCK_UN))
+    timer.start()
+    assert study(stages)(config, tmp_path)["links"] == 1
+    timer.join()
+  assert "words: in use by another process; waiting" in capsys.readouterr().err
+
+
+GRID = """
+from jaxrlvr.config import base
+
+def get_config(arg=""):
+  c = base("smoke")
+  c.text.documents = 120
+  c.checkpoint.every = 10**6
+  c.chain = (
+    {"name": "words", "stage": "tokenizer"},
+    {"name": "long", "stage": "pretrain", "tokenizer": "words", "set": {"pretrain.steps": 10**6}},
+  )
+  return c
+"""
+
+
+def test_links_end_with_a_grid_that_is_killed_and_go_on_with_the_next(tmp_path):
+  (tmp_path / "grid.py").write_text(GRID)
+  words = [
+    sys.executable,
+    "-m",
+    "jaxrlvr.main",
+    "study",
+    f"--config={tmp_path / 'grid.py'}",
+    f"--workdir={tmp_path / 'w'}",
+  ]
+  long = tmp_path / "w" / "long"
+
+  def begin(lines):
+    grid = subprocess.Popen(words, cwd=Path(__file__).parents[1], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 200
+    while len(logbook.read_jsonl(long / "metrics.jsonl")) < lines and grid.poll() is None:
+      assert time.monotonic() < deadline
+      time.sleep(0.05)
+    return grid
+
+  grid = begin(3)
+  grid.send_signal(signal.SIGKILL)
+  grid.communicate()
+  deadline = time.monotonic() + 60
+  while in_use(long):
+    assert time.monotonic() < deadline, "the link outlives its grid"
+    time.sleep(0.05)
+  saved = max(int(p.name) for p in (long / "checkpoints").iterdir())
+  grid = begin(saved + 2)
+  os.kill(grid.pid, signal.SIGTERM)
+  said = grid.communicate(timeout=60)[1]
+  assert grid.returncode == stopping.EXIT_CODE and "exit code 2" not in said, said
+  log = (tmp_path / "w" / "links" / "long.log").read_text()
+  assert f"goes on from step {saved}" in log and "in use by" not in log

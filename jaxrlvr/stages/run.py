@@ -345,6 +345,21 @@ def _locked(workdir: Path) -> Iterator[bool]:
     yield used
 
 
+def in_use(workdir: Path) -> bool:
+  """Whether another process holds the lock of a local directory."""
+  file = workdir / ".lock"
+  if not file.is_file():
+    return False
+  with file.open("rb") as lock:
+    try:
+      fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+      return True
+    except OSError:  # no locks there
+      return False
+  return False
+
+
 def _check_used(config: ConfigDict, workdir: Path, stage: str) -> dict | None:
   if config.resume == "never":
     raise InputError(f"--workdir={workdir}: holds a run and config.resume = 'never'; choose another or use 'auto'")

@@ -15,10 +15,10 @@ import jax
 from ml_collections import ConfigDict
 
 from jaxrlvr import config as configs
-from jaxrlvr import hosts, logbook, remote
+from jaxrlvr import hosts, logbook, remote, stopping
 from jaxrlvr.results import STUDY
 from jaxrlvr.stages.chain import Stage, needs, plan
-from jaxrlvr.stages.run import open_run
+from jaxrlvr.stages.run import in_use, open_run
 from jaxrlvr.types import InputError, TrainingStopped
 
 LINKS = "links"  # in the workdir: the config and the log of each link
@@ -56,6 +56,7 @@ class _Links:
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_setaffinity") else []
     self._free = [cores[i :: self._jobs] for i in range(self._jobs)]
     self._running: dict[str, tuple[subprocess.Popen, list[int]]] = {}
+    self._told: set[str] = set()  # links of which was said that they are waited for
     self.failed: dict[str, int] = {}
     self.done = {name for name in self._stage if self._finished(name)}
 
@@ -78,6 +79,14 @@ class _Links:
     begun = self.done | set(self.failed) | set(self._running)
     return (name for name in self._stage if name not in begun and self._needs[name] <= self.done)
 
+  def _in_use(self, name: str) -> bool:
+    """Whether another process is at work in the link's directory, as of a grid that was killed: it is waited for."""
+    busy = in_use(self._workdir / name)
+    if busy and name not in self._told:
+      self._told.add(name)
+      print(f"{name}: in use by another process; waiting for it to end", file=sys.stderr)
+    return busy
+
   def turn(self) -> None:
     """Takes note of what ended, and starts what there is room for."""
     for name, (process, cores) in list(self._running.items()):
@@ -89,10 +98,11 @@ class _Links:
           print(f"{name}: exit code {code}, see {self._log(name)}", file=sys.stderr)
         else:
           self.done.add(name)
-    for name in list(self._ready())[: len(self._free)]:
+    for name in [name for name in self._ready() if not self._in_use(name)][: len(self._free)]:
       words = [sys.executable, "-m", "jaxrlvr.main", *command(self._stage[name], name, self._workdir)]
       with self._log(name).open("ab") as log:
-        process = subprocess.Popen(words, stdout=log, stderr=log, start_new_session=True)
+        environment = os.environ | {stopping.PARENT: str(os.getpid())}  # it ends when we do, however that is
+        process = subprocess.Popen(words, stdout=log, stderr=log, env=environment, start_new_session=True)
       cores = self._free.pop(0)
       if cores:
         os.sched_setaffinity(process.pid, cores)
