@@ -2,6 +2,7 @@
 
 import csv
 import functools
+import importlib.util
 import math
 import re
 from collections import Counter
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+from jaxrlvr.analysis.saturation import median_time
 
 FOLDER = Path(__file__).parents[1] / "docs" / "miniature"
 PAGE = FOLDER.with_suffix(".md").read_text(encoding="utf-8")
@@ -109,25 +112,30 @@ def other_claims():
   assert all(0.05 < float(run["reward first"]) < 0.15 for run in runs(OTHER[1:], "N = 8"))
   voted = [run for run in runs(OTHER, "majority vote") if float(run["reward"]) > 0.9]
   truth = [float(run["true reward"]) for run in voted]
-  t_sats = {arm: [float(run["t_sat"]) for run in runs([arm], "N = 8") if run["t_sat"]] for arm in THINKING + OTHER}
-  thinking, others = ([t for arm in arms for t in t_sats[arm]] for arms in (THINKING, OTHER))
+  thinking, others = (
+    median_time([float(run["t_sat"]) if run["t_sat"] else None for run in runs(arms, "N = 8")], [54] * 6)
+    for arms in (THINKING, OTHER)
+  )
+  assert others.median is None
   judged = {row["arm"]: row for row in table("reasoning") if (row["setting"], row["step"]) == ("N = 8", "0")}
   faithful = [100 * float(judged[arm]["faithful"]) for arm in THINKING]
   diversity = [float(judged[arm]["diversity"]) for arm in THINKING]
-  gap = {row["arm"]: in_percent(row, "G(n', n)", "G(n', n) low", "G(n', n) high") for row in table("gap")
-         if row["set"] == "arithmetic" and row["arm"] in THINKING}  # fmt: skip
+  gaps = {(row["set"], row["arm"]): in_percent(row, "G(n', n)", "G(n', n) low", "G(n', n) high")
+          for row in table("gap")}  # fmt: skip
+  gap = {name: "{:+.1f} [{:.1f}, {:.1f}] and {:+.1f} [{:.1f}, {:.1f}]".format(*gaps[name, THINKING[0]],
+                                                                              *gaps[name, THINKING[1]])
+         for name in SETS.values()}  # fmt: skip
   assert all(float(judged[arm][name]) == 0 for arm in OTHER for name in ("faithful", "diversity"))
   return {
     "CPT does not": [f"about 0.1 to between {min(memorised):.2f} and {max(memorised):.2f}"],
     "Majority vote": [f"of {len(voted)} of 6 Non-thinking runs goes to {min(float(r['reward']) for r in voted):.2f}",
                       f"true reward is {min(truth):.2f} to {max(truth):.2f}"],
-    "The speed of": ["t_sat of Thinking is {:.0f} and {:.0f} of 60".format(*(np.mean(t_sats[arm]) for arm in THINKING)),
-                     f"({len(thinking)} of 6 runs)",
-                     f"{len(others)} of its 6 runs saturate, at {min(others):.0f} to {max(others):.0f}"],
+    "The speed of": [f"{thinking.reached} of 6 Thinking runs saturate", f"a median t_sat of {thinking.median:.0f};",
+                     f"{others.reached} of 6, so that their median is at least {others.at_least:.0f}."],
     "Faithfulness": ["RL {:.0f} and {:.0f} % of Thinking's responses are faithful and none of".format(*faithful),
                      "diversity is {:.2f}, {:.2f} and 0.".format(*diversity)],
-    "More problems": ["{:+.1f} points [{:.1f}, {:.1f}] over problems for Base +".format(*gap[THINKING[0]]),
-                      "{:+.1f} [{:.1f}, {:.1f}] for CPT +".format(*gap[THINKING[1]])],
+    "More problems": [f"in domain {gap['arithmetic']}", f"a sixth operation {gap['arithmetic-longer']}",
+                      f"two digits {gap['arithmetic-large']}"],
   }  # fmt: skip
 
 
@@ -141,6 +149,20 @@ def test_claims_are_those_of_the_tables():
       assert phrase in says[name], name
       says[name] = says[name].replace(phrase, "")
   assert [number for text in says.values() for number in re.findall(r"(?<![@\d])\d+\.\d+", text)] == []
+
+
+def test_tables_of_the_page_are_those_that_the_script_writes():
+  """And numbers that are no longer true are written anew."""
+  spec = importlib.util.spec_from_file_location("miniature", FOLDER.parents[1] / "launch" / "miniature.py")
+  script = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(script)
+  assert script.with_tables(PAGE) == PAGE
+  stale = PAGE.replace("| Base + Thinking | +8.4 [", "| Base + Thinking | +1.1 [").replace(
+    "41.1 to 83.3 (", "1.0 to 2.0 ("
+  )
+  assert stale != PAGE and script.with_tables(stale) == PAGE
+  with pytest.raises(SystemExit, match="found 0 lines <!-- gaps -->, wanted 1"):
+    script.with_tables(PAGE.replace("<!-- gaps -->", ""))
 
 
 def test_verdicts_behind_the_claims():
