@@ -15,7 +15,7 @@ WORDS = dict(
   n=("8", "16", "32", "64", "128", "256", "512", "882", "1024", "2048"),
   gamma=("0.0", "0.1", "0.3", "0.5", "0.7", "0.9"),
   reward=("verifiable", "majority_vote", "self_certainty"),
-  baseline=("mean", "zero", "one"),
+  baseline=("mean", "zero", "one", "positive", "negative"),
   steps=("496",),
   tiny=("", "tiny"),
   data=("study-data",),
@@ -42,7 +42,8 @@ def get_config(arg=""):
   if thinking or reward == "majority_vote":
     c.rl.minibatch_problems = 32  # two updates a step
   if c.rl.baseline != "mean":
-    c.rl.scale_std, c.rl.reduce = False, "sequence-mean-token-sum"  # appendix E: no 1/len
+    c.rl.reduce = "sequence-mean-token-sum"  # appendix E: no 1/len
+    c.rl.scale_std = c.rl.baseline in ("positive", "negative")  # those of the released code divide by it
   c.checkpoint.every, c.saturation_tail = 25, 50
 
   c.problems.source = train_file(chosen["data"], model, domain, chosen["n"], chosen["gamma"])

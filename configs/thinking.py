@@ -30,8 +30,10 @@ def get_config(arg=""):
   c.cpt.steps, c.cpt.rows, c.cpt.row_tokens, c.cpt.microbatches = 198_000, 128, 2048, 16  # 52 B tokens, one epoch
   c.cpt.optim.lr, c.cpt.optim.b2 = 2e-5, 0.999
   c.sft.source, c.sft.max_tokens = "openthoughts-114k", 8192
-  # 43,500 rows, 3 epochs, 256 rows an update; packed, two of them share a row of 8192 tokens.
-  c.sft.steps, c.sft.rows, c.sft.row_tokens, c.sft.microbatches = 510, 128, 8192, 64
+  # Both arms see each of the 43,500 documents three times; how many updates that are follows from their lengths (about
+  # 510 with traces, of which two share a row of 8192 tokens, so that an update has 256 of them).
+  c.sft.epochs, c.sft.steps = 3, 0
+  c.sft.rows, c.sft.row_tokens, c.sft.microbatches = 128, 8192, 64
   # The released rate; the paper tunes it in 1e-5 to 5e-5.
   c.sft.optim.lr, c.sft.optim.b2, c.sft.optim.warmup = 1.5e-5, 0.999, 0.1
   c.judge.name, c.judge.url, c.judge.model = "http", "https://api.openai.com/v1", "o3"
@@ -40,7 +42,7 @@ def get_config(arg=""):
     for stage in (c.cpt, c.sft):
       stage.steps, stage.rows, stage.row_tokens, stage.microbatches = 2, 4, 256, 2
       stage.source = ""  # the embedded text: the corpora need not be there
-    c.sft.max_tokens, c.cpt.column = 0, ""
+    c.sft.epochs, c.sft.max_tokens, c.cpt.column = 0, 0, ""  # the embedded text has no end
     c.judge.name, c.judge.max_missing = "exact", 1.0  # it knows none of these problems, and says so
   settings = SETTINGS | (LARGE if chosen["large"] else {})
   links = [{"name": "cpt", "stage": "cpt"}]

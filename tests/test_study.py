@@ -134,6 +134,8 @@ def test_section_4_has_all_cells():
     else:
       assert links[link["init"]]["stage"] == "sft"
       assert links[link["init"]].get("init") == ("cpt" if cell["arm"].startswith("CPT") else None)
+  trained = [configs.derive(config, link["set"]).sft for link in config.chain if link["stage"] == "sft"]
+  assert [(sft.epochs, sft.steps) for sft in trained] == [(3, 0)] * 4
   assert 1e-5 <= config.sft.optim.lr <= 5e-5 and config.judge.model == "o3"
   assert {c["n"] for c in cells(configs.load("thinking:large").chain, "")["cells"]} == {8, 2048, None}
   plan(config, configs.FOLDER, STAGES)  # each link's config is one

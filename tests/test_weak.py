@@ -416,10 +416,10 @@ def test_settings_of_the_study():
 
 
 def test_baselines_differ_in_the_baseline_only():
-  by_name = {name: config.load(f"baselines:{name}") for name in ("mean", "zero", "one")}
+  by_name = {name: config.load(f"baselines:{name}") for name in ("mean", "zero", "one", "positive", "negative")}
   for name, c in by_name.items():
     assert (c.rl.baseline, c.rl.reduce) == (name, "sequence-mean-token-sum")
-    assert c.rl.scale_std == (name == "mean") and c.heldout.domain == "science"
+    assert c.rl.scale_std == (name not in ("zero", "one")) and c.heldout.domain == "science"
     assert c.problems.source.endswith("science/train/qwen-math-1.5b/scp_8.parquet")
   assert config.load("baselines:1024").problems.source.endswith("scp_1024.parquet")
 
