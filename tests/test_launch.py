@@ -465,3 +465,14 @@ def test_bench_tells_why_a_worker_failed():
   done = subprocess.run([sys.executable, LAUNCH / "bench.py", *words], text=True, capture_output=True)
   told = [json.loads(line) for line in done.stdout.splitlines()]
   assert [line["name"] for line in told] == ["ceilings", "update"] and "no such file" in told[1]["failed"]
+
+
+def test_babysit_starts_again_what_lost_a_host_and_not_what_stopped_itself(babysit):
+  """A host that crashed (137) takes the others along, which end with 5; one that stopped itself (3) does too."""
+  code, calls, said = babysit(["READY"] * 5, [IDLE, "137 5", DONE])
+  assert (code, calls) == (0, "scp unpack setup run run"), said
+  for ended, wanted in (("3 5", 3), ("5 2", 2)):
+    code, calls, said = babysit(["READY"] * 5, [IDLE, ended])
+    assert (code, calls) == (wanted, "scp unpack setup run tail") and "a retry can't cure" in said
+  code, calls, said = babysit(["READY"] * 5, [IDLE, *["1 5"] * 3], LIMIT="2")
+  assert (code, calls) == (1, "scp unpack setup run run tail") and "gave up after 2 quick failures" in said

@@ -1,14 +1,18 @@
 """Files that survive a kill, and a progress line."""
 
 import csv
+import dataclasses
+import errno
 import io
 import json
+import os
+from typing import NamedTuple
 
 import pytest
 
-from jaxrlvr import escape, logbook
-from jaxrlvr.logbook import Logbook, Progress, read_jsonl, write_json, write_jsonl
-from jaxrlvr.types import InputError
+from jaxrlvr import disk, escape, logbook
+from jaxrlvr.logbook import Logbook, Progress, digest, read_jsonl, write_json, write_jsonl
+from jaxrlvr.types import InputError, Problem, StorageError
 
 
 def test_metrics_behind_the_checkpoint_are_dropped_and_written_again(tmp_path):
@@ -111,3 +115,57 @@ def test_numbers_and_plain_text_are_cells_as_they_are():
 
 def test_markdown_cells_stay_cells():
   assert logbook.markdown(["a|b"], [["x\ny\x1b"]]) == "| a\\|b |\n| --- |\n| x⟨U+000A⟩y⟨U+001B⟩ |\n"
+
+
+def test_a_field_with_a_default_that_is_added_changes_no_digest():
+  def problem(*more, **values):
+    fields = [("id", str), ("messages", tuple), ("extra", dict, dataclasses.field(default_factory=dict)), *more]
+    return dataclasses.make_dataclass("Problem", fields)(**values)
+
+  given = dict(id="a", messages=({"role": "user", "content": "x"},))
+  new = ("hint", str, dataclasses.field(default="none"))
+  assert digest([problem(**given)]) == digest([problem(new, **given)])
+  assert digest([problem(new, **given, hint="seven")]) != digest([problem(new, **given)])
+  assert digest([problem(**given, extra={"a": 1})]) != digest([problem(**given)])
+
+  class Before(NamedTuple):
+    id: str
+
+  class After(NamedTuple):
+    id: str
+    weight: float = 1.0
+
+  assert digest(Before("a")) == digest(After("a")) != digest(After("a", 2.0))
+  two = [Problem("a", ({"role": "user", "content": "x"},), "1", truth, "math") for truth in "12"]
+  assert digest(two[:1]) != digest(two[1:]) and digest({"b": 1, "a": 2}) == digest({"a": 2, "b": 1})
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+def test_a_full_disk_is_told_with_path_bytes_and_cure(tmp_path):
+  log = Logbook(tmp_path, -1)
+  log._file.close()
+  log._file = open("/dev/full", "w")  # every write of it finds no space
+  with pytest.raises(
+    StorageError,
+    match=r"metrics.jsonl: the disk is full \(No space left on device: \d+ bytes to write, .* free\); free space",
+  ):
+    log.write(0, {"loss": 1.0})
+  log.close()
+  with pytest.raises(StorageError, match="can't be written .Permission denied"), disk.writing(tmp_path):
+    raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+  outer = RuntimeError("a save failed")
+  outer.__cause__ = ValueError("Error writing: [OS error 28: ENOSPC No space left on device]")
+  assert disk.is_full(outer) and not disk.is_full(RuntimeError("RESOURCE_EXHAUSTED: out of memory"))
+
+
+def test_what_is_told_moves_no_cursor(capsys):
+  with escape.streams():
+    print("\x1b[2J\ta\r\u202eb\ud800\n\x07é")
+  assert capsys.readouterr().out == "⟨U+001B⟩[2J\ta⟨U+000D⟩⟨U+202E⟩b⟨U+D800⟩\n⟨U+0007⟩é\n"
+  narrow = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+  escape.VisibleStream(narrow).write("é\x1b")
+  narrow.flush()
+  assert narrow.buffer.getvalue() == b"\\xe9\\u27e8U+001B\\u27e9"
+  out = io.StringIO()
+  Progress("a\x1b[2J\nb", 1, stream=out)(1, {"phase": "\x1b"})
+  assert out.getvalue().count("\n") == 1 and "\x1b" not in out.getvalue()

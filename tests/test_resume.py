@@ -1,12 +1,13 @@
 """Runs that go on: of every shipped config, from damaged checkpoints, and never silently from nothing."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 
-from jaxrlvr import checkpoint, main
+from jaxrlvr import checkpoint, main, reward
 from jaxrlvr import config as configs
 from jaxrlvr.stages import run as runs
 from jaxrlvr.types import InputError, StorageError
@@ -183,3 +184,29 @@ def test_checkpoints_that_are_gone_are_told_and_nothing_begins_anew(tmp_path, tr
   (base / runs.SAVED).unlink()  # as after a kill before the first save
   assert run(*pretrain(trained, base)) == 0
   assert "ended before its first checkpoint; steps 1 to 6 are done again" in caplog.text
+
+
+def test_a_reward_that_changed_is_noticed(tmp_path, caplog, monkeypatch):
+  """An own function of the table, and the code of this package, known by its files."""
+  config = configs.derive(configs.base("smoke"), {"rl.reward": "0.5*one_box + random"})
+
+  def first(answers, grade):
+    return 1
+
+  def second(answers, grade):
+    return 2
+
+  def begin(stage="rl"):
+    caplog.clear()
+    with runs.open_run(config, tmp_path / stage, stage) as one:
+      one.begin()
+    return "is not what the run began with" in caplog.text and re.search(r"the code of (.*) is not", caplog.text)[1]
+
+  monkeypatch.setitem(reward.REWARDS, "random", reward.Reward(first))
+  assert not begin() and not begin()
+  monkeypatch.setitem(reward.REWARDS, "random", reward.Reward(second))
+  assert begin() == "rl.reward 'random'" and not begin()  # the manifest now tells of the new one
+  sources = runs.sources_of_rewards(config)
+  assert {"the verifiers", "the reading of answers", "rl.reward 'one_box'"} <= set(sources)
+  monkeypatch.setattr(runs, "sources_of_rewards", lambda _: sources | {"the verifiers": "other"})
+  assert begin() == "the verifiers" and not begin("evaluate")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import importlib.metadata
+import inspect
 import json
 import logging
 import os
@@ -22,7 +24,7 @@ import jax
 from jax._src.xla_bridge import backends_are_initialized
 from ml_collections import ConfigDict
 
-from jaxrlvr import checkpoint, hosts, logbook, remote, stopping
+from jaxrlvr import checkpoint, hosts, logbook, remote, reward, stopping
 from jaxrlvr import config as configs
 from jaxrlvr.types import InputError, StorageError, TrainingStopped
 
@@ -119,9 +121,17 @@ class Run:
     if self.finished:
       _LOG.warning("%s: already finished, nothing is done again", self.home)
       return
+    sources = sources_of_rewards(self.config) if self.stage == "rl" else {}
+    earlier = logbook.read_json(file).get("rewards", sources)
+    if changed := sorted(name for name in sources if earlier.get(name) != sources[name]):
+      _LOG.warning(
+        "%s: the code of %s is not what the run began with: steps from here on are graded or paid by other rules; "
+        "restore it, or take another --workdir",
+        self.home, ", ".join(changed),
+      )  # fmt: skip
     (self.workdir / "summary.json").unlink(missing_ok=True)  # of a run that now gets more steps
     logbook.write_json(self.workdir / "config.json", {"stage": self.stage, **self.config.to_dict()})
-    logbook.write_json(file, manifest() | {"inputs": digests})
+    logbook.write_json(file, manifest() | {"inputs": digests, "rewards": sources})
     self._push()
 
   def restore(self, state):
@@ -411,6 +421,35 @@ def read_config(workdir: Path) -> dict:
   except (OSError, ValueError, TypeError) as error:
     problem = f"config.json: {type(error).__name__}"
   raise InputError(f"{workdir}: holds no run ({problem}); name another directory")
+
+
+def sources_of_rewards(config: ConfigDict) -> dict[str, str]:
+  """Digests of the code that grades and pays: of the verifiers, of answer parsing, and of each name in rl.reward.
+
+  A function that was put into the table of rewards from outside of this package is known by its own source."""
+  package = Path(__file__).resolve().parents[1]
+  files = {
+    "the verifiers": sorted((package / "verify").glob("*.py")),
+    "the reading of answers": [package / "text" / "answer.py"],
+  }
+  sources = {name: logbook.digest([path.read_text() for path in paths]) for name, paths in files.items()}
+  for name in sorted({part.name for _, parts in reward.parse(config.rl.reward) for part in parts}):
+    sources[f"rl.reward {name!r}"] = logbook.digest(_source(reward.REWARDS[name].function))
+  return sources
+
+
+def _source(function) -> list[str]:
+  """Returns what a reward's code is: its own text, and of one of this package all of the module that it stands in."""
+  if isinstance(function, functools.partial):
+    arguments = [f"{name}={value!r}" for name, value in function.keywords.items() if not callable(value)]
+    return [*_source(function.func), *map(repr, function.args), *arguments]
+  try:
+    module = inspect.getmodule(function)
+    inside = module is not None and module.__name__.startswith("jaxrlvr.")
+    return [inspect.getsource(module if inside else function)]
+  except (OSError, TypeError):  # typed in, or compiled
+    code = getattr(function, "__code__", None)
+    return [code.co_code.hex(), repr(code.co_consts)] if code else [type(function).__qualname__]
 
 
 def manifest() -> dict:
