@@ -130,10 +130,14 @@ def get_config(arg: str = "") -> ConfigDict:
   c.sft.levels = (4,)  # difficulty of its problems
 
   c.problems = ConfigDict()  # what RL trains on
-  # arithmetic | graph | reasoning_gym: generated; a parquet or jsonl file, a folder of such, a tfds folder; or a raw
-  # set of the hub, skywork-or1 | scp-116k | openthoughts-114k, with NAME:FOLDER for a local copy
+  # arithmetic | graph | reasoning_gym: generated; a parquet, jsonl, json or csv file, a folder of such, a tfds folder;
+  # a set of the hub, ORG/NAME or ORG/NAME:CONFIG; or one with a layout of its own, skywork-or1 | scp-116k |
+  # openthoughts-114k, with NAME:FOLDER for a local copy
   c.problems.source = "arithmetic"
-  c.problems.columns = ()  # `prompt=A`, `label=B`, ...: what holds what, see data/layout.py; (): as the study
+  c.problems.columns = ()  # `prompt=A`, `label=B`, ...: what holds what (docs/data.md); (): by their names
+  # Which files of a folder or a hub's set are read where their names begin with a split (train-*, test-*, validation-*)
+  # or they lie in folders of such names: a split; all; "": for problems train, for heldout test or else validation.
+  c.problems.split = ""
   c.problems.system = ""  # system message for prompts that have none
   c.problems.skip_bad = 0  # rows that can't be used and are skipped (and counted) before one is an error
   c.problems.count = 8  # N, the first so many problems, 0: all; fewer than a batch are repeated uniformly
@@ -144,15 +148,22 @@ def get_config(arg: str = "") -> ConfigDict:
   c.problems.verifier = "auto"
   c.problems.unreadable = "warn"  # problems whose label or truth the verifier can't read: warn | drop | error
   c.problems.too_long = "error"  # prompts over rl.prompt_tokens: error | drop (counted)
+  c.problems.copies = (
+    "drop"  # rows with the prompt of an earlier row: drop (told) | keep (problems of their own) | error
+  )
 
   c.heldout = ConfigDict(c.problems.to_dict())  # what evaluation uses, during RL and in `evaluate`
+  # As problems.source; "": if the problems of problems.source are generated, the held-out problems of that generator.
+  # Beside `sets` or `domain` it is one more set.
+  c.heldout.source = ""
   c.heldout.count = 64  # problems
   c.heldout.seed = 1  # of generated problems
-  c.heldout.name = "heldout"  # name of the set in metrics
-  c.heldout.sets = ()  # names in jaxrlvr.data.sets (EVAL_SETS, GENERATED), instead of one source
+  c.heldout.name = "heldout"  # name in metrics of the set that `source` gives
+  c.heldout.overlap = "error"  # held-out problems whose prompt is trained on as well: error | drop | warn
+  c.heldout.sets = ()  # names in jaxrlvr.data.sets (EVAL_SETS, GENERATED)
   # arithmetic | math | science | graph-qwen | graph-llama: all its sets, with means inside and outside of it
   c.heldout.domain = ""
-  c.heldout.at_most = 0  # problems of each of these sets; 0: all
+  c.heldout.at_most = 0  # problems of each set; 0: all
   c.heldout.folder = ""  # where the sets lie: the folder with think/ and non-think/ of the study's release
   c.heldout.prompts = "non-think"  # think | non-think: whose prompts
 

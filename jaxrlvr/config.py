@@ -6,33 +6,110 @@ import ast
 import difflib
 import importlib.util
 import json
+import logging
 import math
 import re
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
 from jaxrlvr import judges, loss, masked, optim, reward
 from jaxrlvr.analysis import regime
-from jaxrlvr.data import arithmetic, layout, sets
+from jaxrlvr.data import arithmetic, layout, problems, sets
 from jaxrlvr.policy.attention import ATTENTION
 from jaxrlvr.policy.forward import REMAT
 from jaxrlvr.text.answer import READINGS
 from jaxrlvr.types import InputError
 
+_LOG = logging.getLogger(__name__)
 _HERE = Path(__file__).resolve().parent
 FOLDER = next(
   (d for d in (_HERE.parent / "configs", _HERE / "configs") if (d / "base.py").is_file()), _HERE / "configs"
 )
 
 
+# Names of other libraries' settings for ours: TRL's, verl's (the last words of a path count), and what runs call them.
+OTHER_NAMES: Mapping[str, str] = {
+  "num_generations": "rl.group_size",
+  "rollout.n": "rl.group_size",
+  "num_samples": "rl.group_size",
+  "max_prompt_length": "rl.prompt_tokens",
+  "max_completion_length": "rl.response_tokens",
+  "max_response_length": "rl.response_tokens",
+  "max_new_tokens": "rl.response_tokens",
+  "max_tokens": "rl.response_tokens",
+  "per_device_train_batch_size": "rl.problems_per_step",
+  "train_batch_size": "rl.problems_per_step",
+  "batch_size": "rl.problems_per_step",
+  "ppo_mini_batch_size": "rl.minibatch_problems",
+  "gradient_accumulation_steps": "rl.microbatches",
+  "ppo_micro_batch_size_per_gpu": "rl.microbatches",
+  "micro_batch_size": "rl.microbatches",
+  "max_steps": "rl.steps",
+  "total_training_steps": "rl.steps",
+  "num_train_epochs": "rl.steps",
+  "total_epochs": "rl.steps",
+  "learning_rate": "rl.optim.lr",
+  "lr": "rl.optim.lr",
+  "lr_scheduler_type": "rl.optim.schedule",
+  "warmup_ratio": "rl.optim.warmup",
+  "weight_decay": "rl.optim.weight_decay",
+  "max_grad_norm": "rl.optim.clip_norm",
+  "grad_clip": "rl.optim.clip_norm",
+  "adam_beta1": "rl.optim.b1",
+  "adam_beta2": "rl.optim.b2",
+  "beta": "rl.kl_beta",
+  "kl_coef": "rl.kl_beta",
+  "kl_loss_coef": "rl.kl_beta",
+  "kl_loss_type": "rl.kl_estimator",
+  "epsilon": "rl.clip_low",
+  "clip_ratio": "rl.clip_low",
+  "clip_ratio_low": "rl.clip_low",
+  "epsilon_high": "rl.clip_high",
+  "clip_ratio_high": "rl.clip_high",
+  "clip_ratio_c": "rl.dual_clip",
+  "delta": "rl.dual_clip",
+  "loss_type": "rl.reduce",
+  "loss_agg_mode": "rl.reduce",
+  "scale_rewards": "rl.scale_std",
+  "norm_adv_by_std_in_grpo": "rl.scale_std",
+  "importance_sampling_level": "rl.ratio",
+  "vllm_importance_sampling_cap": "rl.importance_cap",
+  "tis_imp_ratio_cap": "rl.importance_cap",
+  "reward_funcs": "rl.reward",
+  "reward_fn": "rl.reward",
+  "custom_reward_function": "rl.reward",
+  "stop": "rl.stop_strings",
+  "model_name_or_path": "model.path",
+  "model.name": "model.path",
+  "dataset_name": "problems.source",
+  "dataset": "problems.source",
+  "train_files": "problems.source",
+  "data.train_files": "problems.source",
+  "val_files": "heldout.source",
+  "data.val_files": "heldout.source",
+  "eval_dataset": "heldout.source",
+  "eval_steps": "evaluate.every",
+  "test_freq": "evaluate.every",
+  "save_steps": "checkpoint.every",
+  "save_freq": "checkpoint.every",
+  "save_total_limit": "checkpoint.keep",
+  "gradient_checkpointing": "model.remat",
+  "enable_gradient_checkpointing": "model.remat",
+  "attn_implementation": "model.attention",
+  "report_to": "tensorboard",
+}
+
+
 def _build(path: Path, arg: str) -> ConfigDict:
   if not path.is_file():
     near = difflib.get_close_matches(path.stem, [p.stem for p in FOLDER.glob("*.py")], 1)
-    hint = f"; did you mean {FOLDER / near[0]}.py?" if near else f"; see {FOLDER}"
-    raise InputError(f"--config={path}: no such file{hint}")
+    hint = f"; did you mean {FOLDER / near[0]}.py?" if near else ""
+    names = ", ".join(sorted(p.stem for p in FOLDER.glob("*.py")))
+    raise InputError(f"--config={path}: no such file{hint}; name a file, or a config of {FOLDER}: {names}")
   if path.suffix == ".json":
     return _recorded(path)
   module_spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
@@ -61,7 +138,7 @@ def _recorded(path: Path) -> ConfigDict:
   """The config that a run directory's config.json holds; what it does not name is as in configs/base.py."""
   try:
     given = ConfigDict({key: value for key, value in json.loads(path.read_text()).items() if key != "stage"})
-  except (OSError, ValueError, TypeError, AttributeError) as error:
+  except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
     raise InputError(f"{path}: is no config of a run ({type(error).__name__}: {error})") from error
   made = base()
   for key in keys(given):
@@ -103,8 +180,8 @@ def _split(name: str) -> tuple[str, str]:
   return file, arg
 
 
-def load(name: str, overrides: Mapping[str, str] | None = None) -> ConfigDict:
-  """Config of `FILE[:ARG]` (FILE a path, or a name in configs/) with dotted `key: text` overrides, checked."""
+def load(name: str, overrides: Mapping[str, str] | None = None, stage: str | None = None) -> ConfigDict:
+  """Config of `FILE[:ARG]` (FILE a path, or a name in configs/) with dotted `key: text` overrides, as `check`ed."""
   file, arg = _split(name)
   path = Path(file)
   if not path.is_file() and path.parent == Path() and (FOLDER / f"{path.stem}.py").is_file():
@@ -112,7 +189,7 @@ def load(name: str, overrides: Mapping[str, str] | None = None) -> ConfigDict:
   config = _build(path.resolve(), arg)
   for key, text in (overrides or {}).items():
     set_text(config, key, text)
-  check(config)
+  check(config, stage)
   return config
 
 
@@ -136,14 +213,33 @@ def _leaf(config: ConfigDict, key: str) -> tuple[ConfigDict, str]:
   *parents, last = key.split(".")
   for part in [*parents, last]:
     if not isinstance(node, ConfigDict) or part not in node:
-      near = difflib.get_close_matches(key, keys(config), 1, 0.5)
-      raise InputError(
-        f"config.{key}: no such key" + (f"; did you mean config.{near[0]}?" if near else "; see configs/base.py")
-      )
+      raise InputError(f"config.{key}: no such key{_hint(config, key)}")
     node, parent = node[part], node
   if isinstance(node, ConfigDict):
     raise InputError(f"config.{key}: a group of keys, not a value; set one of {[f'{key}.{k}' for k in node]}")
   return parent, last
+
+
+def _hint(config: ConfigDict, key: str) -> str:
+  """What to write for a key that is not there."""
+  there, parts = keys(config), key.split(".")
+  group = parts[0] if isinstance(config.get(parts[0]), ConfigDict) else ""
+  tails = (".".join(parts[start:]) for start in range(len(parts)))
+  theirs = next((OTHER_NAMES[tail] for tail in tails if tail in OTHER_NAMES), "")
+  if theirs and parts[-1] == "lr" and f"{group}.optim.lr" in there:
+    theirs = f"{group}.optim.lr"
+  near = difflib.get_close_matches(key, there, 1, 0.75)
+  if near or theirs:
+    return f"; did you mean config.{near[0] if near and not _is_foreign(parts) else theirs or near[0]}?"
+  same = [other for other in there if other.split(".")[-1] == parts[-1]]
+  if same:
+    return f"; did you mean config.{' or config.'.join(same[:3])}?"
+  near = difflib.get_close_matches(key, there, 1, 0.5)
+  return f"; did you mean config.{near[0]}?" if near else "; configs/base.py lists all keys"
+
+
+def _is_foreign(parts: list[str]) -> bool:
+  return any(".".join(parts[start:]) in OTHER_NAMES for start in range(len(parts)))
 
 
 def keys(config: ConfigDict, prefix: str = "") -> list[str]:
@@ -163,11 +259,25 @@ def set_text(config: ConfigDict, key: str, text: str) -> None:
   else:
     try:
       value = ast.literal_eval({"true": "True", "false": "False"}.get(text.lower(), text))
-    except (ValueError, SyntaxError):
-      value = tuple(text.split(",")) if isinstance(now, tuple) else text
+    except (ValueError, SyntaxError, RecursionError, MemoryError):  # no literal, or one that is nested too deeply
+      value = _words(key, text) if isinstance(now, tuple) else text
     if isinstance(now, tuple) and not isinstance(value, (tuple, list)):
       value = (value,)
   set_value(config, key, value)
+
+
+_ESCAPES = {r"\n": "\n", r"\t": "\t", r"\r": "\r", "\\\\": "\\"}
+
+
+def _words(key: str, text: str) -> tuple[str, ...]:
+  r"""Texts between commas, as typed in a shell. Of `rl.stop_strings` white space counts, and \n, \t, \r are decoded."""
+  if key != "rl.stop_strings":
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+  decoded = re.sub(r"\\[ntr\\]", lambda match: _ESCAPES[match[0]], text)
+  words = tuple(decoded.split(","))
+  if decoded != text:
+    _LOG.warning("config.%s = %s is read as %r; for other strings write a Python tuple", key, text, words)
+  return words
 
 
 def set_value(config: ConfigDict, key: str, value) -> None:
@@ -235,7 +345,11 @@ _MESH = (lambda v: v == -1 or v >= 1), "-1 or at least 1"
 RULES: dict[str, tuple[Callable, str]] = {
   "resume": one_of("auto", "required", "never", "check"),
   "seed": ((lambda v: 0 <= v < 2**32), "from 0 to 2**32 - 1"),
-  "heldout.name": ((lambda v: re.fullmatch(r"\w[\w.-]*", v)), "letters, digits, '_', '-' and '.'"),
+  "heldout.name": (
+    (lambda v: re.fullmatch(r"\w[\w.-]*", v) and len(v.encode()) <= 100),  # it is part of a file's name
+    "letters, digits, '_', '-' and '.', at most 100 bytes of them",
+  ),
+  "heldout.overlap": one_of("error", "drop", "warn"),
   "heldout.sets": each(one_of(*sets.EVAL_SETS, *sets.GENERATED), empty=True),
   "heldout.domain": one_of("", *sets.DOMAINS),
   "heldout.prompts": one_of("think", "non-think"),
@@ -268,6 +382,8 @@ RULES: dict[str, tuple[Callable, str]] = {
   "prepare.format": one_of("jsonl", "tfds"),
   "verify.mode": one_of("strict", "study"),
   ".too_long": one_of("error", "drop"),
+  ".copies": one_of("drop", "keep", "error"),
+  ".split": ((lambda v: re.fullmatch(r"[\w.-]*", v)), "the name of a split, such as train or test, or all"),
   **{
     f"model.{k}": at_least(1)
     for k in ("width", "layers", "heads", "kv_heads", "head_dim", "mlp", "unroll", "vocab_chunk")
@@ -375,112 +491,242 @@ def _rule(key: str) -> tuple[Callable, str] | None:
   return RULES.get(key) or next((RULES[s] for s in suffixes if s in RULES), None)
 
 
-# Pairs of keys that can't go together: (is it impossible, what is wrong and the cure).
-IMPOSSIBLE: tuple[tuple[Callable[[ConfigDict], bool], str], ...] = (
-  (
+class Impossible(NamedTuple):
+  """Keys that can't go together. Looked at where a stage reads all of these groups."""
+
+  groups: tuple[str, ...]
+  when: Callable[[ConfigDict], bool]
+  message: str  # what is wrong and the cure
+
+
+_TRAINING = "training"  # the keys of config.rl that say how RL trains; other stages sample by some of that group
+_POLICY = ("model", "mesh")
+_SAMPLING = (*_POLICY, "rl", "evaluate", "verify", "answer")
+_LINKED = ("chain", "study")  # stages that run other stages
+# Groups of the config that a stage reads; what is wrong elsewhere does not stop it. Keys without a group are read by
+# all stages, and so are `hosts` and `checkpoint`.
+STAGE_GROUPS: Mapping[str, tuple[str, ...]] = {
+  "tokenizer": ("text", "sft"),
+  "import": _POLICY,
+  "export": (*_POLICY, "export"),
+  "pretrain": (*_POLICY, "text", "pretrain"),
+  "cpt": (*_POLICY, "text", "cpt"),
+  "sft": (*_POLICY, "text", "sft", "verify", "answer"),
+  "prepare": ("problems", "prepare", "verify", "answer"),
+  "filter": (*_SAMPLING, "problems", "filter"),
+  "subset": ("problems", "subset"),
+  "corrupt": (*_SAMPLING, "problems", "corrupt"),
+  "diagnose": (*_SAMPLING, "problems", "diagnose", "judge"),
+  "rl": (*_SAMPLING, _TRAINING, "problems", "heldout", "paper"),
+  "evaluate": (*_SAMPLING, "problems", "heldout"),
+  "judge": (*_SAMPLING, "judge"),
+  "report": ("report",),
+  "plan": (*_POLICY, "plan"),
+  "chain": ("report",),
+  "study": ("study", "report"),
+}
+
+
+def groups_of(config: ConfigDict, stage: str | None) -> frozenset[str]:
+  """The groups that a stage reads, all of them where no stage (or one that is not known) is named."""
+  if stage not in STAGE_GROUPS:
+    return frozenset(name for name, value in config.items() if isinstance(value, ConfigDict)) | {_TRAINING}
+  read = {*STAGE_GROUPS[stage], "hosts", "checkpoint"}
+  if stage == "plan":  # shapes alone, and no problem or text
+    read |= {*STAGE_GROUPS.get(config.plan.stage, ())} - {"problems", "heldout", "text", "verify", "answer", "paper"}
+  return frozenset(read)
+
+
+def _embedded_kinds(group: str) -> Callable[[ConfigDict], bool]:
+  return lambda c: c[group].source == "arithmetic" and not set(c[group].kinds) <= set(arithmetic.KINDS)
+
+
+def _is_of_files(group: str) -> Callable[[ConfigDict], bool]:
+  """Whether keys are set that only the rows of files heed, while the group's source is none."""
+
+  def is_set(c: ConfigDict) -> bool:
+    g = c[group]
+    return (g.source in problems.GENERATED or not g.source) and bool(g.columns or g.split or g.verifier != "auto")
+
+  return is_set
+
+
+def _named_sets(c: ConfigDict) -> tuple[str, ...]:
+  return sets.named(c.heldout.sets, c.heldout.domain) if c.heldout.sets or c.heldout.domain else ()
+
+
+IMPOSSIBLE: tuple[Impossible, ...] = (
+  Impossible(
+    ("model",),
     lambda c: c.init and c.model.path,
     "config.init and config.model.path are both set, and a policy starts from one; clear the other (--config.init=)",
   ),
-  (lambda c: c.model.heads % c.model.kv_heads != 0, "config.model.heads must be a multiple of config.model.kv_heads"),
-  (lambda c: c.model.head_dim % 2 != 0, "config.model.head_dim must be even: RoPE rotates pairs"),
-  (lambda c: c.text.filler + c.text.facts > 1, "config.text.filler + config.text.facts is above 1; lower one"),
-  (
+  Impossible(
+    ("model",),
+    lambda c: c.model.heads % c.model.kv_heads != 0,
+    "config.model.heads must be a multiple of config.model.kv_heads",
+  ),
+  Impossible(("model",), lambda c: c.model.head_dim % 2 != 0, "config.model.head_dim must be even: RoPE rotates pairs"),
+  Impossible(
+    ("text",),
+    lambda c: c.text.filler + c.text.facts > 1,
+    "config.text.filler + config.text.facts is above 1; lower one",
+  ),
+  Impossible(
+    ("rl", _TRAINING),
     lambda c: c.rl.minibatch_problems and c.rl.problems_per_step % c.rl.minibatch_problems != 0,
     "config.rl.problems_per_step must be a multiple of config.rl.minibatch_problems",
   ),
-  (
+  Impossible(
+    ("rl", _TRAINING),
     lambda c: (c.rl.minibatch_problems or c.rl.problems_per_step) * c.rl.group_size % c.rl.microbatches != 0,
     "the rows of an update, (config.rl.minibatch_problems or config.rl.problems_per_step) * config.rl.group_size, must "
     "be a multiple of config.rl.microbatches",
   ),
-  (
+  Impossible(
+    ("rl", _TRAINING),
     lambda c: c.rl.problems_per_step % c.rl.sample_parts != 0,
     "config.rl.problems_per_step must be a multiple of config.rl.sample_parts",
   ),
-  (
+  Impossible(
+    ("rl", _TRAINING),
     lambda c: c.rl.votes and not reward.votes(reward.parse(c.rl.reward)),
     "config.rl.votes is set, but config.rl.reward looks at no other samples than those it pays; set it to 0",
   ),
-  (
+  Impossible(
+    ("rl", _TRAINING),
     lambda c: 0 < c.rl.votes < c.rl.group_size,
     "config.rl.votes is below config.rl.group_size: those that are trained on vote too; raise it, or 0 for no others",
   ),
-  (
+  Impossible(
+    ("rl", _TRAINING),
     lambda c: c.rl.sample_int8 and not c.rl.importance_cap,
     "config.rl.sample_int8 samples from rounded numbers; set config.rl.importance_cap (2.0, say) to correct it",
   ),
-  (
+  Impossible(
+    ("rl", _TRAINING),
     lambda c: (any(c.rl.noise) or c.rl.correction != "none") and not reward.is_binary(reward.parse(c.rl.reward)),
     "config.rl.noise and config.rl.correction need a reward of 0 and 1; config.rl.reward is a sum or has real values",
   ),
-  (
+  Impossible(
+    ("rl", _TRAINING),
     lambda c: c.rl.correction != "none" and sum(c.rl.correction_noise or c.rl.noise) >= 1,
     "config.rl.correction needs rates (false positive, false negative) that sum to less than 1: beyond, paid answers "
     "are no likelier to be right than others",
   ),
   *(
-    (
+    Impossible(
+      (s,),
       lambda c, s=s: c[s].rows % c[s].microbatches != 0,
       f"config.{s}.rows must be a multiple of config.{s}.microbatches",
     )
     for s in ("pretrain", "cpt", "sft")
   ),
-  (
+  Impossible(
+    ("rl", _TRAINING),
     lambda c: c.rl.correction != "none" and not any(c.rl.correction_noise or c.rl.noise),
     "config.rl.correction assumes no noise at all; set config.rl.correction_noise, or config.rl.noise",
   ),
-  (
+  Impossible(
+    ("rl", _TRAINING),
     lambda c: c.rl.correction == "none" and c.rl.correction_noise != (),
     "config.rl.correction_noise is set, but config.rl.correction = 'none' reads it not; set it to ()",
   ),
-  (
+  Impossible(
+    ("rl", _TRAINING),
     lambda c: c.rl.correction == "forward" and (c.rl.baseline != "mean" or not c.rl.scale_std),
     "config.rl.correction = 'forward' takes the place of baseline and scale_std; leave these at 'mean' and True",
   ),
   *(
-    (
-      lambda c, g=g: c[g].source == "arithmetic" and not set(c[g].kinds) <= set(arithmetic.KINDS),
+    Impossible(
+      (g,),
+      _embedded_kinds(g),
       f"config.{g}.kinds of the source arithmetic: wanted each one of {', '.join(arithmetic.KINDS)}",
     )
     for g in ("problems", "heldout")
   ),
-  (
+  Impossible(
+    ("problems",),
+    _is_of_files("problems"),
+    "config.problems.columns, .verifier or .split is set, but config.problems.source is generated, and these are for "
+    "the rows of files; clear them",
+  ),
+  Impossible(
+    ("heldout",),
+    _is_of_files("heldout"),
+    "config.heldout.columns, .verifier or .split is set, but they are for the rows of config.heldout.source, which is "
+    "empty or generated (the sets of .sets and .domain bring their own); clear them, or name the source",
+  ),
+  Impossible(
+    ("heldout",),
+    lambda c: not c.heldout.source and _named_sets(c) and c.heldout.name != base().heldout.name,
+    "config.heldout.name is set, but it is the name of the set of config.heldout.source, which is empty; clear it, or "
+    "name the source",
+  ),
+  Impossible(
+    ("heldout",),
+    lambda c: c.heldout.source and c.heldout.name in (*_named_sets(c), "in-domain", "out-of-domain"),
+    "config.heldout.name is the name of another set or mean; give the set of config.heldout.source another name",
+  ),
+  Impossible(
+    ("evaluate", "rl", _TRAINING),
     lambda c: c.rl.stop_when_memorising and not c.evaluate.every,
     "config.rl.stop_when_memorising needs evaluations to see it by; set config.evaluate.every",
   ),
-  (lambda c: c.cpt.column and not c.cpt.source, "config.cpt.column is set, but config.cpt.source is the embedded text"),
-  (
+  Impossible(
+    ("cpt",),
+    lambda c: c.cpt.column and not c.cpt.source,
+    "config.cpt.column is set, but config.cpt.source is the embedded text",
+  ),
+  Impossible(
+    ("sft",),
     lambda c: (c.sft.columns or c.sft.system) and not c.sft.source,
     "config.sft.columns or .system is set, but config.sft.source is the embedded prompts; clear them, or name a source",
   ),
-  (
+  Impossible(
+    ("verify", "answer"),
     lambda c: c.verify.mode == "study" and c.answer.read != "boxed",
     "config.verify.mode = 'study' reads whole texts as the released code does; leave config.answer.read at 'boxed'",
   ),
-  (
+  Impossible(
+    ("sft",),
     lambda c: (c.sft.steps == 0) == (c.sft.epochs == 0),
     "config.sft.steps and config.sft.epochs are both set, or both 0: one follows from the other; set the other to 0",
   ),
-  (
+  Impossible(
+    ("sft",),
     lambda c: c.sft.epochs and not c.sft.source,
     "config.sft.epochs is set, but the embedded prompts of config.sft.source have no end; set config.sft.steps",
   ),
-  (lambda c: not c.filter.low <= c.filter.high <= c.filter.samples, "config.filter needs low <= high <= samples"),
-  (
+  Impossible(
+    ("filter",),
+    lambda c: not c.filter.low <= c.filter.high <= c.filter.samples,
+    "config.filter needs low <= high <= samples",
+  ),
+  Impossible(
+    ("plan", "rl", _TRAINING),
     lambda c: c.plan.mean_tokens > c.rl.response_tokens,
     "config.plan.mean_tokens is above config.rl.response_tokens; lower it",
   ),
-  (lambda c: max(c.evaluate.pass_k) > c.evaluate.samples, "config.evaluate.pass_k goes beyond config.evaluate.samples"),
-  (
+  Impossible(
+    ("evaluate",),
+    lambda c: max(c.evaluate.pass_k) > c.evaluate.samples,
+    "config.evaluate.pass_k goes beyond config.evaluate.samples",
+  ),
+  Impossible(
+    ("mesh",),
     lambda c: [c.mesh.data, c.mesh.fsdp, c.mesh.tensor].count(-1) > 1,
     "only one of config.mesh.data, .fsdp and .tensor may be -1",
   ),
 )
 
 
-def check(config: ConfigDict) -> None:
-  """Raises InputError, naming the key, for a wrong type, a value out of range or an impossible pair."""
-  like = base()
+def check(config: ConfigDict, stage: str | None = None) -> None:
+  """Raises InputError, naming the key, for a wrong type, a value out of range or an impossible pair.
+
+  Of values and pairs only those in groups that the stage reads count (STAGE_GROUPS), all where none is named.
+  """
+  like, groups = base(), groups_of(config, stage)
   extra = set(keys(config)) ^ set(keys(like))
   if extra:
     raise InputError(
@@ -490,19 +736,52 @@ def check(config: ConfigDict) -> None:
     parent, last = _leaf(config, key)
     reference, _ = _leaf(like, key)
     value = _typed(key, parent[last], reference[last])
-    if (rule := _rule(key)) and not _holds(rule[0], value):
+    rule = _rule(key) if _is_read(key, groups) else None
+    if rule and not _holds(rule[0], value):
       near = difflib.get_close_matches(value, rule[1].replace(",", "").split(), 1) if isinstance(value, str) else []
-      raise InputError(f"config.{key} = {value!r}: wanted {rule[1]}" + (f"; did you mean {near[0]!r}?" if near else ""))
-  try:
-    reward.parse(config.rl.reward)
-  except InputError as error:
-    raise InputError(f"config.rl.{error}") from None
-  for impossible, message in IMPOSSIBLE:
-    if impossible(config):
-      raise InputError(message)
-  for link in config.chain:
-    _check_link(link)
-    derive(config, link.get("set", {}))
+      raise InputError(
+        f"config.{key} = {repr(value)[:200]}: wanted {rule[1]}" + (f"; did you mean {near[0]!r}?" if near else "")
+      )
+  if _TRAINING in groups:
+    try:
+      reward.parse(config.rl.reward)
+    except InputError as error:
+      raise InputError(f"config.rl.{error}") from None
+  for pair in IMPOSSIBLE:
+    if groups.issuperset(pair.groups) and pair.when(config):
+      raise InputError(pair.message)
+  if stage is None or stage in _LINKED:
+    for link in config.chain:
+      _check_entries(link)
+      _check_link(link)
+      derive(config, link.get("set", {}), link.get("stage", ""))
+
+
+_SAMPLED = "prompt_tokens response_tokens temperature top_k top_p stop_strings shrink cache_blocks".split()
+
+
+def _is_read(key: str, groups: frozenset[str]) -> bool:
+  """Whether a stage that reads these groups reads the key."""
+  group, _, name = key.partition(".")
+  return not name or (group in groups and (group != "rl" or _TRAINING in groups or name in _SAMPLED))
+
+
+# What each entry of a link may be.
+_LINK: Mapping[str, type] = {
+  **dict.fromkeys(("name", "stage", "init", "tokenizer"), str),
+  **dict.fromkeys(("set", "files", "runs", "cell"), Mapping),
+}
+
+
+def _check_entries(link: Mapping) -> None:
+  for entry, value in link.items():
+    if entry not in _LINK:
+      raise InputError(f"config.chain: link {repr(dict(link))[:200]} has {entry!r}; a link has {', '.join(_LINK)}")
+    if not isinstance(value, _LINK[entry]):
+      wanted = "a text" if _LINK[entry] is str else "a table {key: value}"
+      raise InputError(f"config.chain: link {link.get('name')!r}: {entry} = {repr(value)[:200]}: wanted {wanted}")
+    if entry in ("files", "runs") and not all(isinstance(path, str) for path in value.values()):
+      raise InputError(f"config.chain: link {link.get('name')!r}: {entry}: wanted paths, each a text")
 
 
 # What a chain or a grid itself writes beside the directories of its links.
@@ -537,14 +816,14 @@ def _holds(rule: Callable, value) -> bool:
     return False
 
 
-def derive(config: ConfigDict, changes: Mapping[str, object]) -> ConfigDict:
-  """A checked copy with some leaves changed and no chain of its own."""
+def derive(config: ConfigDict, changes: Mapping[str, object], stage: str | None = None) -> ConfigDict:
+  """A copy with some leaves changed and no chain of its own, checked as `check` does for the stage."""
   made = ConfigDict(config.to_dict())
   made.chain = ()
   for key, value in changes.items():
     set_value(made, key, value)
   made.lock()
-  check(made)
+  check(made, stage)
   return made
 
 

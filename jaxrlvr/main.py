@@ -98,7 +98,7 @@ def execute(flags: argparse.Namespace, overrides: dict[str, str]) -> dict:
   """Loads the config and runs the stage; jax and the stages are imported only here, behind the signal handler."""
   from jaxrlvr import config as configs
 
-  config = configs.load(flags.config, overrides)
+  config = configs.load(flags.config, overrides, flags.stage)
   if flags.stage in ("chain", "study"):
     configs.check_heeded(config, overrides)
   if flags.distributed:

@@ -16,6 +16,14 @@ ROOT = Path(__file__).parents[1]
 BAD = (
   ("rl.stepz=3", "config.rl.stepz: no such key; did you mean config.rl.steps?"),
   ("rl=3", "config.rl: a group of keys"),
+  ("rl.num_generations=8", "did you mean config.rl.group_size?"),
+  ("actor_rollout_ref.rollout.n=8", "did you mean config.rl.group_size?"),
+  ("rl.max_completion_length=8", "did you mean config.rl.response_tokens?"),
+  ("per_device_train_batch_size=8", "did you mean config.rl.problems_per_step?"),
+  ("rl.learning_rate=1e-6", "did you mean config.rl.optim.lr?"),
+  ("sft.lr=1e-6", "did you mean config.sft.optim.lr?"),
+  ("rl.beta=0.1", "did you mean config.rl.kl_beta?"),
+  ("rl.epsilon=0.1", "did you mean config.rl.clip_low?"),
   ("rl.steps=ten", "config.rl.steps = 'ten': has type str, wanted int"),
   ("rl.steps=1.5", "has type float, wanted int"),
   ("rl.steps=True", "has type bool, wanted int"),
@@ -46,6 +54,11 @@ BAD = (
   ("text.levels=1.0", "each one of 1, 2"),
   ("evaluate.pass_k=1.5", "each at least 1"),
   ("heldout.name=../../x", "letters, digits"),
+  ("heldout.name=" + "a" * 300, "at most 100 bytes"),
+  ("heldout.columns=prompt=a", "config.heldout.source, which is empty"),
+  ("problems.columns=prompt=a", "config.problems.source is generated"),
+  ("problems.split=a/b", "the name of a split"),
+  ("rl.noise=(1e999, 0)", "two rates from 0 to 1"),
   ("report.runs=5", "strings `name=run directory`"),
   ("chain=5", "links {"),
 )
@@ -73,6 +86,65 @@ def test_overrides_are_read_as_the_type_of_their_key():
   )
   assert (c.rl.steps, c.rl.optim.lr, c.rl.scale_std, c.sft.levels, c.init) == (7, 1.0, False, (2, 3), "a=b")
   assert isinstance(c.rl.optim.lr, float) and c.seed == 3 and c.rl.stop_strings == ("x",)
+
+
+def test_only_groups_that_a_stage_reads_can_stop_it():
+  """What is wrong with RL's training stops rl and its plan, not stages that only sample, and so on."""
+  wrong = {
+    "rl.microbatches": ("7", {"rl", "plan"}),
+    "rl.prompt_tokens": ("0", {"rl", "plan", "evaluate", "filter", "corrupt", "diagnose", "judge"}),
+    "sft.optim.schedule": ("cosin", {"sft", "tokenizer"}),
+    "heldout.overlap": ("no", {"rl", "evaluate"}),
+    "filter.high": ("99", {"filter"}),
+    "report.samples": ("-1", {"report", "chain", "study"}),
+    "seed": ("-1", set(configs.STAGE_GROUPS)),
+  }
+  for key, (value, stages) in wrong.items():
+    for stage in configs.STAGE_GROUPS:
+      if stage in stages:
+        with pytest.raises(InputError, match=f"config.{key.split('.')[0]}|rows of an update"):
+          configs.load("base", {key: value}, stage)
+      else:
+        configs.load("base", {key: value}, stage)
+  assert set(configs.STAGE_GROUPS) == set(main.HELP)
+
+
+def test_stages_read_no_group_beyond_their_own():
+  """Groups that stand in a stage's own module are those of its table."""
+  groups = [name for name, value in configs.base().items() if hasattr(value, "items")]
+  for stage in ("prepare", "evaluate", "rl", "diagnose", "judge", "report"):
+    text = (ROOT / "jaxrlvr" / "stages" / f"{stage}.py").read_text()
+    read = set(re.findall(r"\bconfig\.(\w+)", text)) & set(groups)
+    assert read <= configs.groups_of(configs.base(), stage), stage
+
+
+def test_stop_strings_from_a_shell_are_decoded(caplog):
+  read = {
+    r"\n\n": ("\n\n",),
+    r"\nUser:,</s>": ("\nUser:", "</s>"),
+    r"\\n": (r"\n",),
+    r"('\n',)": ("\n",),
+    " and": (" and",),
+  }
+  for text, strings in read.items():
+    assert configs.load("base", {"rl.stop_strings": text}).rl.stop_strings == strings
+  assert r"is read as ('\n\n',)" in caplog.text
+  spaced = configs.load("base", {"problems.source": "a.jsonl", "problems.columns": "prompt=a, label=b"})
+  assert spaced.problems.columns == ("prompt=a", "label=b")
+
+
+def test_a_config_that_is_not_there_lists_those_that_are(tmp_path):
+  with pytest.raises(InputError, match=r"name a file, or a config of .*: base, baselines, .*study"):
+    configs.load("zzz")
+  deep = tmp_path / "config.json"
+  deep.write_text("[" * 100_000)
+  with pytest.raises(InputError, match="is no config of a run"):
+    configs.load(str(deep))
+  links = [{"name": "a", "stage": 5}, {"name": "a", "stage": "sft", "set": [1]}, {"files": {"x": 1}}, {"b": 1}]
+  for chain in links:
+    deep.write_text(json.dumps({"chain": [chain]}))
+    with pytest.raises(InputError, match="config.chain: link"):
+      configs.load(str(deep))
 
 
 def test_config_files_that_cannot_be_used(tmp_path):

@@ -246,7 +246,7 @@ def test_wrong_paths_and_maps_are_named(tmp_path):
   ):
     with pytest.raises(ValueError, match=said):
       load(path, columns=columns)
-  for name, said in (("a.csv", r"ends in neither of \.parquet, \.jsonl"), ("", r"holds no file like \*\.parquet or")):
+  for name, said in (("a.txt", r"ends in none of \.parquet, \.jsonl"), ("", r"holds no file like \*\.parquet or")):
     (tmp_path / "empty").mkdir(exist_ok=True)
     with pytest.raises(ValueError, match=said):
       load(tmp_path / "empty" / name)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from jaxrlvr.data import arithmetic, gym, layout, raw
+from jaxrlvr.data import arithmetic, gym, layout, raw, rows
 from jaxrlvr.types import InputError, Problem
 
 _LOG = logging.getLogger(__name__)
@@ -34,31 +34,55 @@ def load(
   columns: Sequence[str] = (),
   system: str = "",
   skip_bad: int = 0,
+  files: rows.Split | None = None,
+  copies: str = "drop",
+  key: str = "columns",
+  without: Callable[[Problem], bool] = lambda problem: False,
 ) -> list[Problem]:
-  """`count` problems: generated, or the first ones that `read` reads, 0: all of them. Says what it drops."""
+  """`count` problems: generated, or the first ones that `read` reads, 0: all of them. Says what it drops.
+
+  `split` is that of generated problems, `files` that of a folder's files. Problems that are to be left out
+  (`without`) are not counted.
+  """
   if source in GENERATED:
     if not count:
       raise InputError(f"{source}: makes as many problems as are asked for; set the count")
-    return GENERATED[source](seed, split, levels, count, kinds, system)
-  found, counts = read(source, verifier, columns, system, skip_bad)
-  if len(found) < counts["rows"]:
-    worth_a_look = counts["unanswered"] or counts["bad"] or counts["conflicts"]
-    _LOG.log(logging.WARNING if worth_a_look else logging.INFO, "%s: %s", source, layout.told(counts))
-  if len(found) < count:
-    raise InputError(f"{source}: holds {len(found)} different problems, {count} were asked for; lower the count")
-  if 0 < count < len(found):
-    _LOG.warning("%s: the first %d of %d problems (count)", source, count, len(found))
-  return found[:count] if count else found
+    made = GENERATED[source](seed, split, levels, count, kinds, system)
+    return [problem for problem in made if not without(problem)]
+  found, _ = read(source, verifier, columns, system, skip_bad, files, copies, key)
+  left = [problem for problem in found if not without(problem)]
+  if len(left) < count:
+    others = f" but for {len(found) - len(left)} that are trained on" if len(left) < len(found) else ""
+    raise InputError(
+      f"{source}: holds {len(left)} different problems{others}, {count} were asked for; lower the count, 0: all"
+    )
+  if 0 < count < len(left):
+    _LOG.warning("%s: the first %d of %d problems (count)", source, count, len(left))
+  return left[:count] if count else left
 
 
 def read(
-  source: str, verifier: str = "auto", columns: Sequence[str] = (), system: str = "", skip_bad: int = 0
+  source: str,
+  verifier: str = "auto",
+  columns: Sequence[str] = (),
+  system: str = "",
+  skip_bad: int = 0,
+  split: rows.Split | None = None,
+  copies: str = "drop",
+  key: str = "columns",
 ) -> layout.Loaded:
-  """All problems of a path or a raw data set (a key of raw.RAW), and what became of each row."""
+  """All problems of a path or a data set of the hub (see `raw.find`), and what became of each row."""
   path, place = raw.find(source)
   if place.text:
     raise InputError(f"{source}: is plain text without problems; use it for CPT")
-  return layout.load(path, verifier, columns or place.columns, system, skip_bad, patterns=place.patterns)
+  how = dict(patterns=place.patterns, split=split, copies=copies, key=key)
+  return layout.load(path, verifier, columns or place.columns, system, skip_bad, **how)
+
+
+def columns(source: str) -> Sequence[str]:
+  """The entries of `columns` by which a source is read where none are given; (): a set that `store.save` wrote."""
+  path, place = raw.find(source)
+  return place.columns or layout.default_columns(path, place.patterns)
 
 
 def batch(problems: Sequence[Problem], seed: int, step: int, size: int) -> tuple[list[Problem], np.ndarray]:

@@ -43,14 +43,39 @@ RAW = {
 }
 
 
+_HUB = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w./-]+))?(?::([\w.-]+))?")  # ORG/NAME[@REVISION][:CONFIG]
+_FILES = ("*.parquet", "*.jsonl", "*.json", "*.csv")
+_NO_CONFIGS = ("data", "train", "test", "validation")  # folders of a data set that are none of its configs
+
+
 def find(source: str) -> tuple[str, Raw]:
-  """(path, what is known of it) of `NAME` (from RAW: the hub's cache, else the network), `NAME:COPY`, or a path."""
+  """(path, what is known of it) of `NAME` (from RAW: the hub's cache, else the network), `NAME:COPY`, or a path.
+
+  What is no path that exists and looks like `ORG/NAME`, `ORG/NAME@REVISION`, `ORG/NAME:CONFIG` is a set of the hub.
+  """
   name, _, copy = source.partition(":")
   if name not in RAW:
+    match = _HUB.fullmatch(source)
+    if match and not Path(source).exists() and Path(source).suffix not in rows.KINDS:
+      return _hub(*match.groups()), Raw("")
     return remote.local(source), Raw("")
   entry = RAW[name]
   cure = f"take {name}:FOLDER with a local copy of {entry.repository}"
   return remote.local(copy) or _snapshot(name, cure, entry.patterns, entry.repository, repo_type="dataset"), entry
+
+
+def _hub(repository: str, revision: str | None, config: str | None) -> str:
+  """The folder of a data set of the hub, or that of one of its configs; more than one and none named is an error."""
+  cure = "or name a file or a folder that exists"
+  place = {"repo_type": "dataset"} | ({"revision": revision} if revision else {})
+  folder = Path(_snapshot(repository, cure, _FILES, repository, **place))
+  data = [file.relative_to(folder) for file in rows.files(folder, split=rows.Split(rows.ALL))]
+  configs = sorted({file.parts[0] for file in data if len(file.parts) > 1} - set(_NO_CONFIGS))
+  if config and config not in configs:
+    raise InputError(f"{repository}:{config}: it has the configs {', '.join(configs) or 'none'}; name one of these")
+  if not config and len(configs) > 1:
+    raise InputError(f"{repository}: has the configs {', '.join(configs)}; name one, as {repository}:{configs[0]}")
+  return str(folder / config if config else folder)
 
 
 def model(name: str) -> str:

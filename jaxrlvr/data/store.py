@@ -59,13 +59,15 @@ def text(column: str, cell: object) -> str:
 
 
 def messages(column: str, cell: object) -> tuple[Mapping[str, str], ...]:
-  """The cell's chat turns."""
+  """The cell's chat turns; the content of a system message may be empty."""
   if not isinstance(cell, list) or not cell:
     raise BadCell(column, cell, "a non-empty list of messages")
   turns = []
   for message in cell:
     try:
-      turns.append({key: text(column, message[key]) for key in ("role", "content")})
+      role = text(column, message["role"])
+      empty = role == "system" and message["content"] == ""
+      turns.append({"role": role, "content": "" if empty else text(column, message["content"])})
     except (TypeError, KeyError, BadCell):
       raise BadCell(column, message, "a message with a role and a content, both text") from None
   return tuple(turns)

@@ -43,7 +43,7 @@ def plan(config: ConfigDict, workdir: Path, stages: Mapping[str, Stage]) -> list
       changes[key] = str(workdir / file)
     if "runs" in link:
       changes["report.runs"] = tuple(f"{title}={workdir / folder}" for title, folder in link["runs"].items())
-    made.append((name, stages[stage], configs.derive(config, changes)))
+    made.append((name, stages[stage], configs.derive(config, changes, stage)))
     seen.add(name)
   return made
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -12,10 +13,11 @@ from ml_collections import ConfigDict
 
 from jaxrlvr import logbook, remote, reward
 from jaxrlvr.analysis import passk
-from jaxrlvr.data import sets
+from jaxrlvr.data import arithmetic, overlap, sets
+from jaxrlvr.data import problems as problem_lists
 from jaxrlvr.stages import rollout, setup
 from jaxrlvr.stages.run import Run, open_run
-from jaxrlvr.types import InputError
+from jaxrlvr.types import InputError, Problem
 from jaxrlvr.verify.service import Service
 from jaxrlvr.verify.vote import Grade, elect
 
@@ -25,9 +27,14 @@ _LOG = logging.getLogger(__name__)
 class Evaluator:
   """The held-out sets of a config, ready to be sampled and graded at any step."""
 
-  def __init__(self, config: ConfigDict, policy: setup.Policy, service: Service):
+  def __init__(self, config: ConfigDict, policy: setup.Policy, service: Service, training: Sequence[Problem] = ()):
+    """`training`: the problems that the policy is about to be trained on."""
     self._config, self._policy, self._service = config, policy, service
-    self._sets = held_out(config, policy, service)
+    trained = trained_on(config, training)
+    self._sets, left_out = held_out(config, policy, service, trained, training)
+    # Of each set, how many of its problems are trained on as well; None: nothing is known of what was trained on.
+    self.overlap = None if trained is None else compare(config, self._sets, trained)
+    self.left_out = left_out  # problems of each set that were left out for that, where there are any
     e = config.evaluate
     sampling = dict(group=e.samples, temperature=e.temperature, top_k=0, top_p=1.0)
     self._sampler = rollout.Sampler(config, policy, "evaluate", **sampling)
@@ -61,6 +68,10 @@ class Evaluator:
     metrics = {f"eval/{name}/{figure}": value for name, one in found.items() for figure, value in one.items()}
     return metrics | self._domain_means(found)
 
+  def overlaps(self) -> dict:
+    """For the summary: how many problems of each set are trained on as well, and how many were left out for that."""
+    return {"heldout_overlap": self.overlap} | ({"heldout_left_out": self.left_out} if self.left_out else {})
+
   def _domain_means(self, found: Mapping[str, Mapping]) -> dict[str, float]:
     domain, key = sets.DOMAINS.get(self._config.heldout.domain), f"avg@{self._config.evaluate.samples}"
     groups = {"in-domain": domain.inside, "out-of-domain": domain.outside} if domain else {}
@@ -76,11 +87,63 @@ def graded(drawn: rollout.Drawn, step: int, grade: Grade) -> list[dict]:
   return rollout.records(drawn, step, true, cluster=[e.cluster_G for e in votes])
 
 
-def held_out(config: ConfigDict, policy: setup.Policy, service: Service) -> dict[str, rollout.Loaded]:
-  """The problems of each set that `config.heldout` names, or of its one source."""
+def trained_on(config: ConfigDict, training: Sequence[Problem]) -> frozenset[str] | None:
+  """Digests of the prompts of `training` and of those that `config.init` was trained on by RL; None: none are known."""
+  file = remote.path(config.init) / overlap.FILE if config.init else None
+  before = overlap.from_text(file.read_text(), str(file)) if file is not None and file.is_file() else frozenset()
+  return before | overlap.digests(training) or None
+
+
+def compare(config: ConfigDict, loaded: Mapping[str, rollout.Loaded], trained: frozenset[str]) -> dict[str, int]:
+  """How many held-out problems of each set have a prompt that is trained on too: told, or an error."""
+  counts = {}
+  for name, one in loaded.items():
+    common = overlap.common(one.problems, trained)
+    counts[name] = len(common)
+    if not common:
+      continue
+    prompt = overlap.normalised(common[0].messages)
+    told = (
+      f"config.heldout: set {name}: {len(common)} of {len(one.problems)} problems are trained on as well, the first "
+      f"{common[0].id} ({prompt[:80]!r})"
+    )
+    if config.heldout.overlap == "error":
+      raise InputError(
+        f"{told}; take other held-out problems, or config.heldout.overlap=drop, which leaves these out, or =warn"
+      )
+    _LOG.warning("%s; what the policy gains on them is no sign of generalising", told)
+  return counts
+
+
+def held_out(
+  config: ConfigDict,
+  policy: setup.Policy,
+  service: Service,
+  trained: frozenset[str] | None,
+  training: Sequence[Problem] = (),
+) -> tuple[dict[str, rollout.Loaded], dict[str, int]]:
+  """(the problems of each set that `config.heldout` names, how many of each were left out by `heldout.overlap`)."""
+  left_out: Counter[str] = Counter()
+  loaded = {}
+  for name, changes in chosen_sets(config, training).items():
+
+    def is_left_out(problem: Problem, name: str = name) -> bool:
+      known = config.heldout.overlap == "drop" and trained is not None and overlap.digest(problem) in trained
+      left_out[name] += known
+      return known
+
+    loaded[name] = rollout.load_problems(config, "heldout", policy.tokenizer, service, is_left_out, **changes)
+  for name, number in left_out.items():
+    if number:
+      _LOG.warning("config.heldout: set %s: %d problems that are trained on are left out", name, number)
+  return loaded, {name: number for name, number in left_out.items() if number}
+
+
+def chosen_sets(config: ConfigDict, training: Sequence[Problem]) -> dict[str, dict]:
+  """What differs from `config.heldout` for each set, by name: those of sets and domain, and that of its source."""
   h = config.heldout
   if not h.sets and not h.domain:
-    return {h.name: rollout.load_problems(config, "heldout", policy.tokenizer, service)}
+    return {h.name: {} if h.source else follow(config, training)}
   try:
     files, absent = sets.find(h.sets, h.domain, remote.local(h.folder), h.prompts)
   except InputError as error:
@@ -88,12 +151,28 @@ def held_out(config: ConfigDict, policy: setup.Policy, service: Service) -> dict
   if absent:
     _LOG.warning("%s: not among the study's files and not in %s; left out", ", ".join(absent), h.folder)
   generated = (name for name in sets.named(h.sets, h.domain) if name in sets.GENERATED)
-  changes = {name: {"source": "arithmetic"} | sets.GENERATED[name] for name in generated}
-  for name, file in files.items():
-    changes[name] = dict(source=str(file), verifier=sets.EVAL_SETS[name].verifier, count=0)
-  return {
-    name: rollout.load_problems(config, "heldout", policy.tokenizer, service, **how) for name, how in changes.items()
+  changes = {
+    name: {"source": "arithmetic", "verifier": "auto", "columns": ()} | sets.GENERATED[name] for name in generated
   }
+  for name, file in files.items():
+    verifier = sets.EVAL_SETS[name].verifier
+    changes[name] = dict(source=str(file), verifier=verifier, count=0, columns=(), split="", copies="drop")
+  return changes | ({h.name: {}} if h.source else {})
+
+
+def follow(config: ConfigDict, training: Sequence[Problem]) -> dict:
+  """Held-out problems where none are named: of the generator that makes the training problems, else an error."""
+  source, h = config.problems.source, config.heldout
+  if source in problem_lists.GENERATED:
+    kinds = config.problems.kinds if source != "arithmetic" and set(h.kinds) <= set(arithmetic.KINDS) else h.kinds
+    return {"source": source, "kinds": kinds}
+  if training and all(problem.verifier == "arithmetic" for problem in training):
+    return {"source": "arithmetic"}
+  raise InputError(
+    f"config.heldout.source is empty, and config.problems.source = {source!r} says nothing of held-out problems; set "
+    f"config.heldout.source to a file, a folder or a set of the hub (the source itself with config.heldout.overlap=drop"
+    f" gives those of its problems that are not trained on), or config.heldout.domain or .sets to evaluate on others"
+  )
 
 
 def table(metrics: Mapping[str, float]) -> list[dict[str, str]]:
@@ -137,4 +216,4 @@ def evaluate(config: ConfigDict, workdir: str | Path) -> dict:
       metrics = evaluator(policy.params, run, 0, lambda: progress(next(done)))
     told = write_table(metrics, run)
     print(told, end="")
-    return run.finish(steps=0, dropped=evaluator.dropped, **metrics)
+    return run.finish(steps=0, dropped=evaluator.dropped, **evaluator.overlaps(), **metrics)

@@ -47,7 +47,7 @@ def local(config: ConfigDict, group: ConfigDict) -> tuple[endpoint.Complete, str
     raise InputError("model is empty; name the run directory of a policy (`jaxrlvr import` makes one of a model)")
   how = {"init": group.model, "model.path": "", "tokenizer": "", "rl.prompt_tokens": group.prompt_tokens}
   how |= {"rl.response_tokens": group.tokens, "rl.stop_strings": (), "plan.mean_tokens": 0}
-  policy = setup.load_policy(own := configs.derive(config, how))
+  policy = setup.load_policy(own := configs.derive(config, how, "judge"))
   sampler = rollout.Sampler(own, policy, "judge", group=1, temperature=0.0, top_k=0, top_p=1.0)
   size, counts = sampler.batch_size(group.concurrency, group.concurrency), Counter()
 

@@ -77,7 +77,7 @@ def _better(config: ConfigDict, t: Try, bad: str, room: float, made: dict[str, M
   value = functools.reduce(lambda node, part: node[part], t.key.split("."), config)
   for wanted in t.next(value, made[bad].temporaries / room if room > 0 else math.inf):
     try:
-      changed = configs.derive(config, {t.key: wanted} | ({"mesh.data": 1} if t.key == "mesh.fsdp" else {}))
+      changed = configs.derive(config, {t.key: wanted} | ({"mesh.data": 1} if t.key == "mesh.fsdp" else {}), "plan")
       found = measure(changed, t.helps, made)
     except InputError:
       continue

@@ -21,7 +21,7 @@ def prepare(config: ConfigDict, workdir: str | Path) -> dict:
   """Writes the problems of `config.problems` as jsonl or as a tfds data set (ArrayRecord).
 
   unreadable.jsonl lists the labels that the verifier makes nothing of; `problems.unreadable` says what becomes of them.
-  The summary tells which share of the labels the verifier accepts as an answer to themselves.
+  The summary tells which share of all labels the verifier reads and accepts as an answer to themselves.
   """
   with open_run(config, workdir, "prepare") as run:
     found = rollout.read_problems(config, "problems")
@@ -30,14 +30,16 @@ def prepare(config: ConfigDict, workdir: str | Path) -> dict:
       return run.summary
     with rollout.verifier_service(config) as service:
       kept, unreadable = rollout.readable(config, "problems", found, service)
-      verdicts = service.grade([Job(p.verifier, stated(p.label), p.label, p.extra) for p in kept])
+      unfit = {problem.id for problem, _ in unreadable}
+      fit = [problem for problem in kept if problem.id not in unfit]
+      verdicts = service.grade([Job(p.verifier, stated(p.label), p.label, p.extra) for p in fit])
     path = run.workdir / FORMATS[config.prepare.format]
     store.save(path, kept)
     told = [{"id": p.id, "label": p.label, "truth": p.truth, "reason": reason} for p, reason in unreadable]
     logbook.write_jsonl(run.workdir / "unreadable.jsonl", told)
-    accepted = sum(verdict.score == 1 for verdict in verdicts) / len(kept)
+    accepted = sum(verdict.score == 1 for verdict in verdicts)
     print(f"{run.home / path.name}: {len(kept)} of {len(found)} problems; labels accepted against themselves: "
-          f"{accepted:.2%}; unreadable: {len(unreadable)}")  # fmt: skip
+          f"{accepted} of {len(found)} ({accepted / len(found):.2%}); unreadable: {len(unreadable)}")  # fmt: skip
     noisy = sum(p.label != p.truth for p in kept)
     counts = {"problems": len(kept), "unreadable": len(unreadable), "label_is_not_truth": noisy}
-    return run.finish(**counts, accepted=accepted, digest=logbook.digest(kept))
+    return run.finish(**counts, accepted=accepted / len(found), digest=logbook.digest(kept))

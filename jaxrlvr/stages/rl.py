@@ -17,12 +17,12 @@ from ml_collections import ConfigDict
 from jaxrlvr import hosts, logbook, objective, reward, shard
 from jaxrlvr.analysis import shadow
 from jaxrlvr.busy import Busy
-from jaxrlvr.data import pack
+from jaxrlvr.data import overlap, pack
 from jaxrlvr.data import problems as problem_lists
 from jaxrlvr.policy.attention import WHOLE_TEXTS
 from jaxrlvr.policy.sample import STOP_LENGTH
 from jaxrlvr.stages import rollout, setup
-from jaxrlvr.stages.evaluate import Evaluator
+from jaxrlvr.stages.evaluate import Evaluator, trained_on
 from jaxrlvr.stages.run import open_run
 from jaxrlvr.stages.watch import Watch
 from jaxrlvr.types import Branches, InputError, TrainingStopped
@@ -258,12 +258,13 @@ def rl(config: ConfigDict, workdir: str | Path) -> dict:
       loaded = rollout.load_problems(config, "problems", policy.tokenizer, service)
       problems = loaded.problems
       learner, rates = make_learner(config, policy, [len(loaded.ids[problem.id]) for problem in problems])
-      evaluator = Evaluator(config, policy, service)
+      evaluator = Evaluator(config, policy, service, problems)
       inputs = {"tokenizer": policy.tokenizer.pieces(), "origin": policy.origin.get("digests")}
       run.begin(problems=problems, heldout=evaluator.problems, **inputs)
       if run.finished:
         return run.summary
       setup.keep(config, policy, run.workdir)
+      logbook.write_atomic(run.workdir / overlap.FILE, overlap.to_text(trained_on(config, problems)))
       label_right = reward.labels_right(problems, service.grade)
       ref_params = setup.frozen(policy) if s.kl_beta else None
       terms = reward.parse(s.reward)
@@ -321,6 +322,7 @@ def rl(config: ConfigDict, workdir: str | Path) -> dict:
           run.save(step, state, origin=policy.origin, before=watch.before, unevaluated=None)
           run.stop_if_asked()
       told = dict(problems=len(problems), dropped=loaded.dropped, paper=config.paper.to_dict())
+      told |= evaluator.overlaps()
       return run.finish(**watch.summary(), **told, **final_metrics(run.workdir))
 
 

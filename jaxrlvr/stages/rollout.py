@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from jaxrlvr import hosts, keys, masked, reward, shard
 from jaxrlvr.busy import Busy
 from jaxrlvr.data import problems as problem_lists
+from jaxrlvr.data import rows
 from jaxrlvr.policy.sample import STOP_EOS, STOP_NAMES, Rollout, Sampling, lay_out, sample
 from jaxrlvr.stages.setup import Policy
 from jaxrlvr.text.answer import OPEN, Parsed, parse
@@ -182,15 +183,20 @@ def sampling(config: ConfigDict, tokenizer: Tokenizer, **changes) -> Sampling:
   return Sampling(**values | changes, eos_ids=tuple(tokenizer.eos_ids), pad_id=tokenizer.pad_id)
 
 
-def read_problems(config: ConfigDict, key: str, **changes) -> list[Problem]:
-  """The problems of `config.problems` or `config.heldout`; `changes` of that group for this call."""
+def read_problems(config: ConfigDict, key: str, without=lambda problem: False, **changes) -> list[Problem]:
+  """The problems of `config.problems` or `config.heldout`; `changes` of that group for this call.
+
+  `without` says of a problem whether it is left out, and does not count.
+  """
   group = ConfigDict(config[key].to_dict() | changes)
-  split = "train" if key == "problems" else "heldout"
-  fields = {
-    name: group[name] for name in ("count", "levels", "kinds", "seed", "verifier", "columns", "system", "skip_bad")
-  }
+  split, prefer = ("train", rows.TRAINING) if key == "problems" else ("heldout", rows.HELD_OUT)
+  names = ("count", "levels", "kinds", "seed", "verifier", "columns", "system", "skip_bad", "copies")
+  fields = {name: group[name] for name in names}
+  files = rows.Split(group.split, prefer, f"config.{key}.split")
   try:
-    found = problem_lists.load(group.source, split=split, **fields)[: group.get("at_most") or None]
+    found = problem_lists.load(
+      group.source, split=split, files=files, key=f"config.{key}.columns", without=without, **fields
+    )[: group.get("at_most") or None]
   except InputError as error:
     raise InputError(f"config.{key}: {error}") from error
   for problem in found:
@@ -210,9 +216,13 @@ def check_problem(where: str, problem: Problem) -> None:
     raise InputError(f"{where}: problem {problem.id} has no extra.{missing[0]}, which {problem.verifier} needs")
 
 
-def load_problems(config: ConfigDict, key: str, tokenizer: Tokenizer, service: Service, **changes) -> Loaded:
+def load_problems(
+  config: ConfigDict, key: str, tokenizer: Tokenizer, service: Service, without=lambda problem: False, **changes
+) -> Loaded:
   """`read_problems` with their prompts; what is too long or has no readable label is refused, dropped or told."""
-  group, found = config[key], read_problems(config, key, **changes)
+  group, found = config[key], read_problems(config, key, without, **changes)
+  if not found:
+    raise InputError(f"config.{key}: no problem is left of {changes.get('source', group.source)}; name other ones")
   ids = {p.id: tokenizer.render(p.messages) for p in found}
   openings = {p.id: tokenizer.opening(p.messages) for p in found}
   long = [p for p in found if len(ids[p.id]) > config.rl.prompt_tokens]
@@ -235,26 +245,42 @@ def load_problems(config: ConfigDict, key: str, tokenizer: Tokenizer, service: S
 def readable(
   config: ConfigDict, key: str, problems: list[Problem], service: Service, source: str = ""
 ) -> tuple[list[Problem], list[tuple[Problem, str]]]:
-  """(problems to go on with, those whose label or truth the verifier can't read, and why), by `KEY.unreadable`."""
+  """(problems to go on with, those whose label or truth the verifier can't read, and why), by `KEY.unreadable`.
+
+  An error where that is every problem: no answer could then be paid.
+  """
   try:
     bad, action = service.unreadable(problems), config[key].unreadable
   except InputError as error:
     raise InputError(f"config.{key}: {error}") from error
   if not bad:
     return problems, []
-  first, reason = bad[0]
+  (first, reason), source = bad[0], source or config[key].source
   told = (
-    f"config.{key}: {source or config[key].source}: {len(bad)} of {len(problems)} labels can't be read by their "
-    f"verifier, the first that of problem {first.id} ({reason})"
+    f"config.{key}: {source}: {len(bad)} of {len(problems)} labels can't be read by their verifier, the first that of "
+    f"problem {first.id} ({reason})"
   )
+  if len(bad) == len(problems):
+    raise InputError(
+      f"{told}; labels are read from {label_column(source, config[key].columns)}, the first as "
+      f'{first.label[:200]!r}. Name the column of the answers, as config.{key}.columns="prompt=A,label=B" (a '
+      "last line `#### ANSWER` counts as the answer), boxed=B where it is the last box of a solution, or the verifier "
+      f"that reads them (config.{key}.verifier)"
+    )
   if action == "error":
     raise InputError(f"{told}; correct them, or take config.{key}.unreadable=drop")
   _LOG.warning("%s; %s", told, "dropped" if action == "drop" else f"kept (config.{key}.unreadable)")
   unfit = {problem.id for problem, _ in bad} if action == "drop" else set()
-  kept = [problem for problem in problems if problem.id not in unfit]
-  if not kept:
-    raise InputError(f"{told}; none is left")
-  return kept, bad
+  return [problem for problem in problems if problem.id not in unfit], bad
+
+
+def label_column(source: str, columns: Sequence[str]) -> str:
+  """Says in words where the labels of a source come from."""
+  if source in problem_lists.GENERATED:
+    return "the generator"
+  entries = columns or problem_lists.columns(source)
+  named = [entry.strip() for entry in entries if entry.strip().startswith(("label", "boxed"))]
+  return f"the column of {named[0]}" if named else "the field label"
 
 
 def make_prompts(problems: Sequence[Problem], loaded: Loaded, occurrence_P, width: int, pad_id: int) -> Prompts:

@@ -1,0 +1,59 @@
+"""Which held-out problems were trained on: prompts are compared by their normalised text, and a run keeps digests."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import unicodedata
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+from jaxrlvr.types import InputError, Problem
+
+FILE = "trained_prompts.json"  # in a run directory: digests of all prompts that its weights were trained on by RL
+_MARKS = re.compile(r"\$|\\[()\[\]]")  # where mathematics begins and ends
+_AROUND_SIGNS = re.compile(r"\s*([^\w\s])\s*")
+
+
+def normalised(messages: Sequence[Mapping[str, str]]) -> str:
+  """Returns the text of all turns but system messages, without what leaves a problem the same.
+
+  That is: case, compatibility forms of characters, white space beside signs and its amount elsewhere, the marks around
+  mathematics, and punctuation at the end.
+  """
+  text = "\n".join(turn["content"] for turn in messages if turn["role"] != "system")
+  text = _MARKS.sub(" ", unicodedata.normalize("NFKC", text).casefold())
+  return " ".join(_AROUND_SIGNS.sub(r"\1", text).split()).rstrip(".?!:; ")
+
+
+def digest(problem: Problem) -> str:
+  """Returns what stands for the problem's prompt when prompts are compared."""
+  return hashlib.blake2b(normalised(problem.messages).encode(), digest_size=8).hexdigest()
+
+
+def digests(problems: Iterable[Problem]) -> frozenset[str]:
+  return frozenset(map(digest, problems))
+
+
+def common(problems: Sequence[Problem], trained: Collection[str]) -> list[Problem]:
+  """Returns the problems whose prompts are among `trained`, digests of prompts."""
+  return [problem for problem in problems if digest(problem) in trained]
+
+
+def to_text(trained: Collection[str]) -> str:
+  """Returns the content of a run's FILE."""
+  return json.dumps({"prompts": sorted(trained)})
+
+
+def from_text(text: str, place: str) -> frozenset[str]:
+  """Returns the digests that `to_text` wrote; `place` is named where they can't be read."""
+  try:
+    found = json.loads(text)["prompts"]
+    if not all(isinstance(one, str) for one in found):
+      raise TypeError("digests are text")
+  except (ValueError, KeyError, TypeError, RecursionError) as error:
+    raise InputError(
+      f"{place}: holds no digests of prompts ({type(error).__name__}: {error}); remove it, and held-out problems are "
+      "not compared with what that run was trained on"
+    ) from None
+  return frozenset(found)
