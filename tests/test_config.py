@@ -58,7 +58,7 @@ BAD = (
   ("heldout.columns=prompt=a", "config.heldout.source, which is empty"),
   ("problems.columns=prompt=a", "config.problems.source is generated"),
   ("problems.split=a/b", "the name of a split"),
-  ("rl.noise=(1e999, 0)", "two rates from 0 to 1"),
+  ("rl.noise=(1e999, 0)", "finite"),
   ("report.runs=5", "strings `name=run directory`"),
   ("chain=5", "links {"),
 )
