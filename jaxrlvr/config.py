@@ -768,7 +768,8 @@ def _is_read(key: str, groups: frozenset[str]) -> bool:
 
 # What each entry of a link may be.
 _LINK: Mapping[str, type] = {
-  **dict.fromkeys(("name", "stage", "init", "tokenizer"), str),
+  "name": object,  # see _check_link
+  **dict.fromkeys(("stage", "init", "tokenizer"), str),
   **dict.fromkeys(("set", "files", "runs", "cell"), Mapping),
 }
 
