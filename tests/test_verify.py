@@ -5,6 +5,7 @@ import collections
 import json
 import os
 import pathlib
+import random
 import signal
 import subprocess
 import sys
@@ -46,7 +47,6 @@ CAUSES = {
   "strict: the brace follows \\boxed at once": "p0033",
   "strict: a box before the last </think> is no answer": "p0003 p0104 p0156 p0206 p0226 p0259 p0302 p0352 p0460 p0462",
   "strict: thinking that is opened and never closed holds no answer": "p0109 p0231 p0264 p0307 p0393 p0461",
-  "strict: too dear to evaluate": "p0487",
   "ours: the last box alone, not the set of all": "p0041 p0095 p0144 p0345",
   "ours: the label's own text counts where nobody can parse it": "p0376 p0379",
   "ours: JSON lists unpacked": "p0448 p0450",
@@ -54,7 +54,10 @@ CAUSES = {
   "ours: spacing is no part of an answer": "p0073",
   "ours: 3e2, ½ and a full stop are read": "p0224 p0409 p0434 p0437",
   "ours: an inequality is compared with an interval": "p0412",
-  "unscored, where the released code's clock said 0 or 1": "p0470 p0472",
+  "ours: both sides of an approximation must agree": "p0029 p0060 p0086 p0192 p0375",
+  "ours: a letter with the choice's text answers for the letter": "p0209",
+  "ours: words need no \\\\text": "p0229",
+  "ours: a percent sign may be left out": "p0290",
 }
 
 
@@ -235,7 +238,7 @@ def test_hostile_answers_are_never_paid(service, tmp_path):
   assert len(by[0.0]) > 100
   unscored = [key for keys in (by[0.0], by[1.0], by[None]) for key, score in keys if score is None]
   assert len(unscored) <= 3, unscored
-  assert (sum(by["accept"]), len(by["accept"])) == (39, 48)  # 7 of the 9 have no box
+  assert (sum(by["accept"]), len(by["accept"])) == (41, 48)  # the others have no box
 
 
 @pytest.mark.parametrize(
@@ -253,7 +256,7 @@ def test_hostile_answers_are_never_paid(service, tmp_path):
     (r"1.2 \times 10^{-20}", r"6.63 \times 10^{-34}", False),
     ("0.0000001", "0.0000004", False),
     (r"6.63e-34", r"6.63 \times 10^{-34}", True),
-    ("0.333333", r"\frac13", True),
+    ("0.333333", r"\frac13", False),  # an exact label wants an exact answer
     ("(B) 3", "(A) 3", False),
     ("(A) 4", "(A) 3", False),
     ("(A) 3.0", "(A) 3", True),
@@ -277,7 +280,7 @@ def test_hostile_answers_are_never_paid(service, tmp_path):
     (r"((((((((7))))))))", "7", True),
     (r"(((((((((7)))))))))", "7", None),
     (r"e^{x^2}", r"e^{x^2}+0", True),
-    (r"e^{x^2}", "7", None),
+    (r"e^{x^2}", "7", False),
     ("7\ud800", "7", None),
     ("7 " + " " * 512, "7", None),
     (r"\frac", "7", None),
@@ -289,6 +292,44 @@ def test_hostile_answers_are_never_paid(service, tmp_path):
 )  # fmt: skip
 def test_math(answer, label, score):
   assert math.math(read(f"\\boxed{{1}} so \\boxed{{{answer}}}"), label, {"also": {"2": ["5", "4"]}}) == SAYS[score]
+
+
+CASES = [json.loads(line) for line in (ROOT / "tests" / "data" / "answers.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def forms():
+  """(answer, label, whether it is right) in the forms that models write, with near misses."""
+  return [(answer, row["label"], kind == "right") for row in CASES for kind in ("right", "wrong") for answer in row[kind]]
+
+
+def test_of_the_forms_that_models_write_right_ones_are_paid_and_no_wrong_one(service, forms):
+  jobs = [job("math", f"\\boxed{{{answer}}}", label) for answer, label, _ in forms]
+  scores = [verdict.score for verdict in service.grade(jobs)]
+  assert [form for form, score in zip(forms, scores, strict=True) if score != form[2]] == []
+  assert sum(right for *_, right in forms) > 300
+  assert sum(not right for *_, right in forms) > 200
+
+
+@needs_data
+def test_a_verdict_does_not_depend_on_the_order_of_the_batch(service, forms):
+  jobs = [job("math", f"\\boxed{{{answer}}}", label) for answer, label, _ in forms[::2]] + hostile_jobs()[1]
+  forward = service.grade(jobs)
+  assert service.grade(jobs[::-1]) == forward[::-1]
+  order = list(range(len(jobs)))
+  random.Random(0).shuffle(order)
+  assert service.grade([jobs[place] for place in order]) == [forward[place] for place in order]
+
+
+def test_nested_bars_are_refused_before_they_are_parsed():
+  for bar in ("|", r"\|", r"\lvert ", r"\left|"):
+    assert math.quick(bar * 30 + "7" + bar * 30, "7", None) == verdicts.UNPARSEABLE
+  assert math.math("|x|+|y|+|z|+|w|+|v|", "|y|+|x|+|z|+|w|+|v|", None) == verdicts.RIGHT
+
+
+@pytest.mark.parametrize("label", ["15 marbles", r"15\text{ marbles}", "5 cm", "10 m/s", r"\$5", "3t"])
+def test_labels_with_units_can_be_read(label):
+  assert math.readable(None, label, None) == verdicts.RIGHT
 
 
 RESPELLED = {  # label: other ways to write it

@@ -1,4 +1,4 @@
-"""Strict grading of mathematical answers: cheap refusals first, then Math-Verify without its own clocks.
+"""Strict grading of mathematical answers: our own reader first, Math-Verify for what that does not know.
 
 Math-Verify can hang or eat memory on short hostile text, so this runs only behind verify.service.
 """
@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import functools
 import re
-import unicodedata
 from collections.abc import Mapping
 from fractions import Fraction
 from typing import NamedTuple
 
 from jaxrlvr.types import Verdict
+from jaxrlvr.verify import answers
+from jaxrlvr.verify.choice import letter
+from jaxrlvr.verify.formula import Unknown
+from jaxrlvr.verify.numeric import TooLarge
+from jaxrlvr.verify.spelling import respell, words
 from jaxrlvr.verify.verdicts import MAX_ANSWER, RIGHT, UNPARSEABLE, WRONG, best, legible
 
 MAX_NESTING = 8  # brackets inside brackets: parsing time is exponential in them
@@ -32,63 +36,15 @@ _DEAR = tuple(
     r"\\[dt]?binom[^!]*(?:\d{4,}|\^)",
   )
 )
-_RAISED, _LOWERED = "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "₀₁₂₃₄₅₆₇₈₉₊₋ₙ"
-_PLAIN = str.maketrans(_RAISED + _LOWERED, "0123456789+-n" * 2)
-_WORD = r"(?<![\\a-zA-Z])(?<!text\{)(?<!name\{)(?<!thrm\{)"  # starts a word that is neither command nor text
-# Spellings that models use and the parser does not know, in the order in which they are mended.
-_REWRITES = tuple(
-  (re.compile(pattern), new)
-  for pattern, new in (
-    (r"[\s~]+", " "),
-    (r"^(?:\*\*|`|<answer>)(.*?)(?:\*\*|`|</answer>)$", r"\1"),
-    (r"[¼-¾⅐-⅞]", lambda sign: "\\frac{" + unicodedata.normalize("NFKC", sign[0]).replace("⁄", "}{") + "}"),
-    (f"[{_RAISED}]+", lambda signs: f"^{{{signs[0].translate(_PLAIN)}}}"),
-    (f"[{_LOWERED}]+", lambda signs: f"_{{{signs[0].translate(_PLAIN)}}}"),
-    (r"(?:√|" + _WORD + r"sqrt) ?(\d+|[a-z]\b)", r"\\sqrt{\1}"),
-    (r"(?:√|" + _WORD + r"sqrt) ?\(([^()]+)\)", r"\\sqrt{\1}"),
-    (r"√ ?(?=\{)", r"\\sqrt"),
-    (r"∞", r"\\infty "),
-    (r"∈", r"\\in "),
-    (r"[·⋅]", r"\\cdot "),
-    (r"°", r"^\\circ "),
-    (r"[−–]", "-"),
-    (r"\\varnothing\b|^(?:\\text ?\{)? ?[Nn]o (?:real )?solutions? ?\}?$", r"\\emptyset"),
-    (r"\\(?:underline|bf|boldsymbol|bm|[bB]igg?[lr]?)(?![a-zA-Z])", ""),
-    (r"\\(?:color|hspace) ?\{[a-zA-Z0-9. ]*\}", " "),
-    (r"(?:\\left ?)?\\langle\b|⟨", "("),
-    (r"(?:\\right ?)?\\rangle\b|⟩", ")"),
-    (r"^ ?(?:\\approx|\\sim|≈)", ""),
-    (r"^ ?(?:\\text ?\{)? ?(?:[Tt]he )?(?:final )?[Aa]nswer(?: is)? ?:? ?\}?", ""),
-    (_WORD + r"(pi|ln|log|sin|cos|tan)(?![a-zA-Z])", r"\\\1 "),
-    (r"(?<=[\w)}])\*\*(?=[\w({-])", "^"),
-    (r"\^ ?-(\d+)", r"^{-\1}"),
-    (r"(?<=\d) ?[x*] ?(?=10 ?\^)", r" \\cdot "),
-    (r"(?<=\d)\\[,!; ](?=\d{3})", ""),
-    (r"(?<=\d) (?=\d{3}(?: \d{3})*$)", ""),
-    (r"^(\d+) (\d+) ?/ ?(\d+)$", r"\1\\frac{\2}{\3}"),
-    (r"^(-?\d+(?:\.\d+)?)[eE]([+-]?\d{1,3})$", r"\1 \\cdot 10^{\2}"),
-    (r"\.(\d{0,9}?)(\d{1,6}?)\2+(?:\\[lc]?dots|\.\.\.|…)", r".\1\\overline{\2}"),
-    (r"(?<=\d) (?:dollars?|cents?)$", ""),
-    (r"(?:\\\\|\\[,;:! ]|(?<!\\)[.,;…]| )+$", ""),
-  )
-)
-_REPEATING = re.compile(r"(\d{0,9})\.(\d{0,9})\\(?:overline|bar|dot)\s*\{?(\d{1,9})\}?")
 _WRAPPER = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mathit|operatorname)\b|[{}\s]")
 _RATIONAL = re.compile(
   r"([+-]?)(?:([0-9]+)(?:/([0-9]+)|(\.[0-9]+))?|\\[dt]?frac(?: ?\{([+-]?[0-9]+)\} ?\{([0-9]+)\}| ?([0-9])([0-9])))"
 )
 _SPACING = re.compile(r"\\(?:left|right)(?![a-zA-Z])|\\[!,;: ](?!\d)|(?<!\d)\\[!,;: ]|(?<![\d,]) | (?!\d)")
+_LETTER = re.compile(r"(?:\\text ?\{)?\(?[A-E]\)?\}?")
+_BAR = re.compile(r"\\(?:\||[lr]?[vV]ert(?![a-zA-Z]))")
 _COMMAND = re.compile(r"\\[a-zA-Z]+")
 _CHOICE = re.compile(r"(?:\\(?:text|textbf|mathrm)\s*\{)?\(?([A-E])\)\}?(?:\\?[\s~])+(\S.*)")
-_NUMBERS = {
-  word: str(number)
-  for number, word in enumerate(
-    (
-      "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
-      " eighteen nineteen twenty"
-    ).split()
-  )
-}
 # Of two numbers with one of these between them Math-Verify may read one; right only for a label that has it too, or,
 # of the words, that has several answers.
 _BETWEEN = re.compile(r"(?<=.)(?:\\(?:equiv|[bp]?mod|neq?)(?![a-zA-Z])|[≠≡])")
@@ -101,7 +57,7 @@ def math(answer: str | None, label: str, extra: Mapping | None) -> Verdict:
   settled = quick(answer, label, extra)
   if settled is not None:
     return settled
-  return best(_by_text(*pair) or _math_verify(*pair) for pair in _pairs(answer, label, extra))
+  return best(_by_text(*pair) or _by_value(*pair) for pair in _pairs(answer, label, extra))
 
 
 def quick(answer: str | None, label: str, extra: Mapping | None) -> Verdict | None:
@@ -112,7 +68,11 @@ def quick(answer: str | None, label: str, extra: Mapping | None) -> Verdict | No
 def readable(answer: str | None, label: str, extra: Mapping | None) -> Verdict:
   """Right iff the parser finds something in the label, so that it can be compared with another spelling."""
   settled = quickly_readable(answer, label, extra)
-  return settled or best(RIGHT if _found(text) else UNPARSEABLE for text in _readings(label))
+  return settled or best(RIGHT if _is_readable(text) else UNPARSEABLE for text in _readings(label))
+
+
+def _is_readable(text: str) -> bool:
+  return _value(text) is not None or _found(text)
 
 
 def quickly_readable(answer: str | None, label: str, extra: Mapping | None) -> Verdict | None:
@@ -195,38 +155,51 @@ def _paired(ours: tuple[str, ...], wanted: tuple[str, ...]) -> list[tuple[str, s
 
 def _readings(text: str) -> tuple[str, ...]:
   """The text respelled for the parser; of a choice with its value, as `(C) 3`, also each of the two alone."""
-  for pattern, new in _REWRITES:
-    text = pattern.sub(new, text.strip())
-  text = _REPEATING.sub(_repeating, text)
-  text = _NUMBERS.get(_WRAPPER.sub("", text).casefold(), text)
-  choice = _CHOICE.fullmatch(text)
-  return (text, *choice.groups()) if choice else (text,)
-
-
-def _repeating(match: re.Match) -> str:
-  """0.1\\overline{6} as the fraction that it is."""
-  whole, fixed, period = match.groups()
-  numerator = int(whole + fixed + period) - int(whole + fixed or 0)
-  return f"\\frac{{{numerator}}}{{{(10 ** len(period) - 1) * 10 ** len(fixed)}}}"
+  choice = _CHOICE.fullmatch(text.strip())
+  text = respell(text)
+  return (text, choice[1], respell(choice[2])) if choice else (text,)
 
 
 def _by_text(answer: str, label: str) -> Verdict | None:
   """Whether the two are equal, where that needs no parser; else None."""
   if answer == label:
     return RIGHT
-  if _unreadable(answer) or _too_dear(answer, label):
+  if _unreadable(answer):
     return UNPARSEABLE
-  if _misread(answer, label):
-    return WRONG
   if _spelled(answer) == _spelled(label):
     return RIGHT
   ours, wanted = _rational(answer), _rational(label)
   if ours and wanted and (ours.value == wanted.value or ours.exact and wanted.exact):
     return RIGHT if ours.value == wanted.value else WRONG
-  words = [_WRAPPER.sub("", text).casefold() for text in (answer, label)]
-  if all(len(word) > 1 and word.isalpha() for word in words):  # as products, `evil` would equal `live`
-    return RIGHT if words[0] == words[1] else WRONG
+  if _LETTER.fullmatch(label) and letter(answer) == letter(label):
+    return RIGHT
   return None
+
+
+def _by_value(answer: str, label: str) -> Verdict:
+  """Compares what two texts stand for; what our own reader does not know, Math-Verify may."""
+  ours, wanted = _value(answer), _value(label)
+  if (ours is None or wanted is None) and words(answer) == words(label):
+    return RIGHT
+  if ours is not None and wanted is not None:
+    try:
+      return RIGHT if answers.same(ours, wanted) else WRONG
+    except (TooLarge, Unknown):
+      return WRONG
+  if _too_dear(answer, label):
+    return UNPARSEABLE
+  if _misread(answer, label):
+    return WRONG
+  return _math_verify(answer, label)
+
+
+@functools.lru_cache(64)
+def _value(text: str) -> object | None:
+  """Returns what our own reader makes of a text; None for what it does not know."""
+  try:
+    return answers.read(text)
+  except (Unknown, TooLarge):
+    return None
 
 
 def _spelled(text: str) -> str:
@@ -274,10 +247,15 @@ def _misread(answer: str, label: str) -> bool:
 
 
 def _nesting(text: str) -> int:
-  depth = deepest = 0
-  for letter in text:
-    depth += (letter in "([{") - (letter in ")]}")
-    deepest = max(deepest, depth)
+  """Returns how deep brackets and bars are nested; a bar behind an operator, a bracket or another bar opens."""
+  depth = deepest = bars = 0
+  before = "("
+  for sign in _BAR.sub("|", text):
+    depth += (sign in "([{") - (sign in ")]}")
+    if sign == "|":
+      bars = bars + 1 if before in "([{|+-*/^=,<>" else 0
+    deepest = max(deepest, depth + bars)
+    before = before if sign == " " else sign
   return deepest
 
 
