@@ -62,7 +62,8 @@ def honest(rng: random.Random, rows: int) -> list[Job]:
 
 def hanging(count: int) -> list[Job]:
   """Jobs that pass the guards, as their labels are towers too, and never end."""
-  return [Job("math", stated(f"9^{{9^{{9^{{{n}}}}}}}"), f"9^{{9^{{9^{{{n}}}}}}}+0") for n in range(9, 9 + count)]
+  towers = [f"\\lim_{{x\\to 0}} 9^{{9^{{9^{{{n}}}}}}}" for n in range(9, 9 + count)]
+  return [Job("math", stated(tower), f"{tower}+0") for tower in towers]
 
 
 def seconds(work, *arguments) -> tuple[float, object]:

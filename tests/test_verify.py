@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -35,8 +36,9 @@ def read(text):
   return parse(text, "boxed").answer
 
 
-TOWER = job("math", "\\boxed{9^{9^{9^9}}}", "9^{9^{9^{9}}}")  # passes the guards, as its label is one too, and hangs
-GROWING = job("math", "\\boxed{2^{999999999}+x}", "x+2^{999999999}+0")
+# Passes the guards, as its label is one too, and hangs in Math-Verify.
+TOWER = job("math", r"\boxed{\lim_{x\to 0} 9^{9^{9^9}}}", r"\lim_{x\to 0} 9^{9^{9^{9}}}+0")
+GROWING = job("math", r"\boxed{\lim_{y\to 0} 2^{999999999}+x}", r"\lim_{y\to 0} x+2^{999999999}+0")
 SAYS = {True: verdicts.RIGHT, False: verdicts.WRONG, None: verdicts.UNPARSEABLE}
 RIGHT, WRONG = job("math", "\\boxed{x+1}", "1+x"), job("math", "\\boxed{x+2}", "1+x")
 
@@ -300,7 +302,9 @@ CASES = [json.loads(line) for line in (ROOT / "tests" / "data" / "answers.jsonl"
 @pytest.fixture(scope="module")
 def forms():
   """(answer, label, whether it is right) in the forms that models write, with near misses."""
-  return [(answer, row["label"], kind == "right") for row in CASES for kind in ("right", "wrong") for answer in row[kind]]
+  return [
+    (answer, row["label"], kind == "right") for row in CASES for kind in ("right", "wrong") for answer in row[kind]
+  ]
 
 
 def test_of_the_forms_that_models_write_right_ones_are_paid_and_no_wrong_one(service, forms):
@@ -309,6 +313,17 @@ def test_of_the_forms_that_models_write_right_ones_are_paid_and_no_wrong_one(ser
   assert [form for form, score in zip(forms, scores, strict=True) if score != form[2]] == []
   assert sum(right for *_, right in forms) > 300
   assert sum(not right for *_, right in forms) > 200
+
+
+def test_the_page_of_decisions_is_true(service):
+  row = re.compile(r"\| [^|]+ \| `(.+)` \| `(.+)` \| (right|wrong|unparseable) \|")
+  rows = [
+    match.groups() for match in map(row.fullmatch, (ROOT / "docs" / "verifiers.md").read_text().splitlines()) if match
+  ]
+  said = service.grade([job("math", f"\\boxed{{{answer}}}", label) for answer, label, _ in rows])
+  meant = {"right": verdicts.RIGHT, "wrong": verdicts.WRONG, "unparseable": verdicts.UNPARSEABLE}
+  assert [row for row, verdict in zip(rows, said, strict=True) if verdict != meant[row[2]]] == []
+  assert len(rows) > 50
 
 
 @needs_data
@@ -632,6 +647,20 @@ def test_a_dead_server_costs_its_job_only(own_servers):
     assert wait_for(lambda: children(os.getpid())[idle][0] == "Z")
     assert service.grade([RIGHT]) == [Verdict(1.0)]  # died between two batches: no job is lost
   assert not own_servers()
+
+
+def test_the_others_go_on_while_a_dead_server_is_replaced(own_servers):
+  many = [job("math", f"\\boxed{{x+{n}+y}}", f"y+{n}+x") for n in range(50)]
+  with Service(workers=2) as service:
+    assert wait_for(lambda: service.grade(many) and all(server.ready for server in service._servers), 60)
+    victim = min(own_servers())
+    os.kill(victim, signal.SIGSTOP)  # it takes a job and says nothing
+    threading.Timer(0.3, os.kill, (victim, signal.SIGKILL)).start()
+    verdicts = service.grade(many)
+    assert verdicts.count(Verdict(None, "died")) == 1
+    assert verdicts.count(Verdict(1.0)) == len(many) - 1
+    assert any(not server.ready for server in service._servers)  # the batch has not waited for the successor
+    assert service.grade(many) == [Verdict(1.0)] * len(many)
 
 
 def test_servers_and_their_children_end_with_a_killed_host():

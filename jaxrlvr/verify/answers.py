@@ -673,7 +673,9 @@ def _same_trees(answer: Tree, label: Tree) -> bool:
     signed = [isinstance(tree, Operation) and tree.name == sign for tree in (answer, label)]
     if all(signed):
       return numeric.agree(answer.arguments[0], label.arguments[0])
-    if signed[0] and numeric.agree(answer.arguments[0], label) or signed[1] and numeric.agree(answer, label.arguments[0]):
+    if (
+      signed[0] and numeric.agree(answer.arguments[0], label) or signed[1] and numeric.agree(answer, label.arguments[0])
+    ):
       return True
   return numeric.agree(_with_constant(answer, label), label)
 

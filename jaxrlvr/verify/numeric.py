@@ -550,7 +550,7 @@ def _rounds_to(value, short: Decimal) -> bool:
 
 
 def rounds(tree: Tree, approximate: Tree) -> bool:
-  """Returns whether a decimal is a rounding of a number, to the digits that it shows; equal numbers are. May raise TooLarge."""
+  """Returns whether a decimal is a rounding of a number, to the digits that it shows. Raises TooLarge."""
   if equal(tree, approximate):
     return True
   short = decimal(approximate)

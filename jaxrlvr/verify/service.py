@@ -108,40 +108,50 @@ class Service:
     verdicts: dict[bytes, Verdict] = {}
     queue = collections.deque(payloads)
     try:
-      idle = self._ready_servers(min(self._workers, len(payloads)))
+      servers = self._living_servers(min(self._workers, len(payloads)))
+      idle = [server for server in servers if server.ready]
+      starting = {server.channel: server for server in servers if not server.ready}
       busy: dict[int, tuple[_Server, bytes]] = {}
       while queue or busy:
         while queue and idle:
           server, payload = idle.pop(), queue.popleft()
           server.send(payload)
           busy[server.channel] = (server, payload)
-        timeout = max(0.0, min(server.deadline for server, _ in busy.values()) - time.monotonic())
-        answered = multiprocessing.connection.wait(list(busy), timeout)
-        late = [channel for channel, (server, _) in busy.items() if server.deadline <= time.monotonic()]
+        waiting = {channel: server for channel, (server, _) in busy.items()} | starting
+        timeout = max(0.0, min(server.deadline for server in waiting.values()) - time.monotonic())
+        answered = multiprocessing.connection.wait(list(waiting), timeout)
+        late = [channel for channel, server in waiting.items() if server.deadline <= time.monotonic()]
         for channel in {*answered, *late}:
+          if channel in starting:
+            server = starting.pop(channel)
+            server.greet()
+            idle.append(server)
+            continue
           server, payload = busy.pop(channel)
           verdict = server.verdict() if channel in answered else None
           verdicts[payload] = verdict or Verdict(None, "died")
-          idle.append(server if verdict else self._replace(server))
+          if verdict:
+            idle.append(server)
+          else:  # the others go on while its successor starts
+            successor = self._replace(server)
+            starting[successor.channel] = successor
     except BaseException:
       self.close()  # a server with a job at hand would answer the next batch with this one's verdict
       raise
     return verdicts
 
-  def _ready_servers(self, count: int) -> list[_Server]:
+  def _living_servers(self, count: int) -> list[_Server]:
+    """Returns so many servers; those that are new, or were still starting when a batch ended, are not ready."""
     for server in [server for server in self._servers if not server.alive()]:
       self._servers.remove(server)
       server.close()
     new = [_Server(*self._limits) for _ in range(count - len(self._servers))]  # they start side by side
     self._servers += new
-    for server in new:
-      server.wait_until_ready()
     return self._servers[:count]
 
   def _replace(self, dead: _Server) -> _Server:
-    dead.close()
+    dead.close(patience=0.0)
     new = self._servers[self._servers.index(dead)] = _Server(*self._limits)
-    new.wait_until_ready()
     return new
 
 
@@ -162,14 +172,17 @@ class _Server:
       start_new_session=True,  # a Ctrl-C for the host is the host's to handle
     )
     self.channel = self._process.stdout.fileno()
-    self.deadline = float("inf")  # of the job at hand
+    self.ready = False  # it has spoken
+    self.deadline = time.monotonic() + _START_SECONDS  # of the start, then of the job at hand
 
   def alive(self) -> bool:
     return self._process.poll() is None
 
-  def wait_until_ready(self) -> None:
-    started = multiprocessing.connection.wait([self.channel], _START_SECONDS)
-    if not started or not self._process.stdout.readline():
+  def greet(self) -> None:
+    """Reads a new server's first word, which is there or will never come. Raises RuntimeError where it ended."""
+    started = multiprocessing.connection.wait([self.channel], 0.0)
+    self.ready = bool(started) and bool(self._process.stdout.readline())
+    if not self.ready:
       self.close()
       raise RuntimeError(
         f"verifier worker ended with code {self._process.returncode} before its first job; see why with"
@@ -192,14 +205,14 @@ class _Server:
       return None
     return Verdict(*json.loads(line))
 
-  def close(self) -> None:
-    """Lets the server end its child and itself, and kills it where it does not."""
+  def close(self, patience: float = 1.0) -> None:
+    """Lets the server end its child and itself, and kills it where it does not within so many seconds."""
     try:
       self._process.stdin.close()
     except BrokenPipeError:
       pass
     try:
-      self._process.wait(1.0)
+      self._process.wait(patience)
     except subprocess.TimeoutExpired:
       self._process.kill()
       self._process.wait()

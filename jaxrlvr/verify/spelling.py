@@ -11,8 +11,8 @@ _WORD = r"(?<![\\a-zA-Z])(?<!text\{)(?<!name\{)(?<!thrm\{)"  # starts a word tha
 _GREEK = dict(
   zip(
     "αβγδεζηθικλμνξπρστυφχψωΓΔΘΛΞΠΣΦΨΩµϵϕ",
-    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau upsilon phi chi psi omega"
-    " Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega mu epsilon phi".split(),
+    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau upsilon phi chi psi"
+    " omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega mu epsilon phi".split(),
     strict=True,
   )
 )

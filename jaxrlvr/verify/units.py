@@ -74,12 +74,13 @@ for _line in _SPELLED.split("\n"):
     _NAMES[_other] = _name
 # Short forms that mean something else in capitals are looked up as they stand; all else is a word.
 KNOWN = frozenset(_NAMES) | frozenset(
-  "nm um pm kN mN MJ mJ kV mV mA kHz MHz GHz MPa GPa atm bar torr keV MeV GeV kcal cal mmol amu Wb sr lm lx dB AU ly pc rpm"
-  " kWh cc sq pts pt AM PM am pm".split()
+  "nm um pm kN mN MJ mJ kV mV mA kHz MHz GHz MPa GPa atm bar torr keV MeV GeV kcal cal mmol amu Wb sr lm lx dB AU ly"
+  " pc rpm kWh cc sq pts pt AM PM am pm".split()
 )
 _HEDGES = frozenset(
   "or and not maybe perhaps is are was than less more fewer most least but if when wrong right i e ie eg either neither"
-  " one two three four five six seven eight nine ten no none to about approximately nor each plus minus times point e.g i.e via infinity undefined".split()
+  " one two three four five six seven eight nine"
+  " ten no none to about approximately nor each plus minus times point via infinity undefined".split()
 )
 _EACH = re.compile(r"[A-Za-z]+(?:\.(?=$|\s))?|\^ ?\{? ?-? ?\d+ ?\}?|[/·*]|\\cdot|\\times|\\mu|\\Omega|\\circ|[²³]|(\S)")
 _MAX_WORDS = 5
