@@ -149,6 +149,13 @@ def test_faithful_diversity_is_that_of_responses_labelled_one():
   assert found["diversity"] == pytest.approx(0.5)  # p: five of five clusters, q: one
 
 
+def test_diversity_of_the_correct_responses():
+  rows = [row("p", 1.0, c, right) for c, right in ((0, True), (1, True), (2, False), (3, None), (None, True))]
+  found = reasoning.summarise([*rows, row("q", 1.0, 0, False)])
+  assert found["diversity/correct"] == pytest.approx(1.0) and found["diversity/correct/clusters"] == 2
+  assert found["diversity/correct/problems"] == 1 and found["diversity/correct/left_out"] == 1
+
+
 def test_kappa_of_a_table_by_hand():
   """20 both say 1, 5 and 10 they differ, 15 both say 0: p_o = 0.7, p_e = 0.5*0.6 + 0.5*0.4 = 0.5, kappa = 0.4."""
   pairs = [(1.0, 1.0)] * 20 + [(1.0, 0.0)] * 5 + [(0.0, 1.0)] * 10 + [(0.0, 0.0)] * 15

@@ -19,10 +19,11 @@ SUBSETS: dict[str, Callable[[bool | None], bool]] = {
 
 
 def summarise(rows: Sequence[Mapping]) -> dict[str, float]:
-  """Faithfulness, diversity and faithful diversity of one step's judged responses; nan where undefined.
+  """Returns faithfulness, diversity and faithful diversity of one step's judged responses; nan where undefined.
 
   A row has `problem`, `correct` (None: unscored), `faithfulness` and `cluster` (None each: missing). Faithful diversity
-  is that of the responses labelled 1, in the clusters that all responses of the problem fall into.
+  is that of the responses labelled 1, and diversity/correct that of the right ones, in the clusters that all responses
+  of the problem fall into.
   """
   by_problem: dict[str, list[Mapping]] = {}
   for row in rows:
@@ -30,6 +31,8 @@ def summarise(rows: Sequence[Mapping]) -> dict[str, float]:
   rows_P = list(by_problem.values())
   found = faithfulness([[(r["faithfulness"], r["correct"]) for r in some] for some in rows_P])
   found |= diversities("diversity", [[r["cluster"] for r in some] for some in rows_P])
+  correct = [[r["cluster"] for r in some if r["correct"] is True] for some in rows_P]
+  found |= diversities("diversity/correct", correct)
   faithful = [[r["cluster"] for r in some if r["faithfulness"] == 1] for some in rows_P]
   return found | diversities("faithful_diversity", faithful)
 
