@@ -241,7 +241,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c.evaluate = ConfigDict()
   c.evaluate.every = 10  # RL steps between evaluations; 0: only at start and end
   c.evaluate.samples = 16  # a problem
-  c.evaluate.temperature = 1.0  # 0: greedy
+  c.evaluate.temperature = 1.0  # 0: greedy, for which samples must be 1: all would be the same
   c.evaluate.pass_k = (1, 4, 8, 16)  # k of pass@k, each at most `samples`
   c.evaluate.problems_per_batch = 64  # sampled at once; changes memory, never a sample
 

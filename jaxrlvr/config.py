@@ -710,6 +710,12 @@ IMPOSSIBLE: tuple[Impossible, ...] = (
   ),
   Impossible(
     ("evaluate",),
+    lambda c: c.evaluate.temperature == 0 and c.evaluate.samples > 1,
+    "config.evaluate.temperature = 0 is greedy, so that all config.evaluate.samples of a problem are the same, and "
+    "pass@k means nothing; take --config.evaluate.samples=1 --config.evaluate.pass_k=1, or a temperature above 0",
+  ),
+  Impossible(
+    ("evaluate",),
     lambda c: max(c.evaluate.pass_k) > c.evaluate.samples,
     "config.evaluate.pass_k goes beyond config.evaluate.samples",
   ),

@@ -80,4 +80,5 @@ def update(state: TrainState, batch, rate, live=None, *, loss_fn: LossFn, optimi
   metrics = {name: value / seen if name.startswith("mean/") else value for name, value in metrics.items()}
   metrics = {name.removeprefix("max/").removeprefix("mean/"): value for name, value in metrics.items()}
   counts = {"skipped_updates": state.skipped, "skipped_in_a_row": state.skipped_in_a_row}
-  return state, metrics | counts | {"loss": loss, "grad_norm": norm}
+  applied = jnp.where(good, rate, 0.0)
+  return state, metrics | counts | {"loss": loss, "grad_norm": norm, "learning_rate": applied}

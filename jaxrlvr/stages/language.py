@@ -157,7 +157,7 @@ def train(stage: str, config: ConfigDict, workdir: str | Path) -> dict:
         state, metrics = update(
           state, batch, rate, loss_fn=loss_fn, optimizer=optimizer, microbatches=settings.microbatches
         )
-        figures = run.log(step, metrics | {"tokens": packed.target_BT.sum(), "learning_rate": rates[step - 1]})
+        figures = run.log(step, metrics | {"tokens": packed.target_BT.sum()})
         progress(step, {"loss": figures["loss"]} if figures else None)
         if run.due(step, steps):
           run.save(step, state, cursor=cursor, origin=policy.origin)

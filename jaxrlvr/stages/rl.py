@@ -24,6 +24,7 @@ from jaxrlvr.policy.sample import STOP_LENGTH
 from jaxrlvr.stages import rollout, setup
 from jaxrlvr.stages.evaluate import Evaluator, trained_on
 from jaxrlvr.stages.run import open_run
+from jaxrlvr.stages.unpaid import Unpaid, shares
 from jaxrlvr.stages.watch import Watch
 from jaxrlvr.types import Branches, InputError, TrainingStopped
 from jaxrlvr.update import TrainState, update
@@ -65,6 +66,11 @@ class Learner(NamedTuple):
       baseline=s.baseline, scale_std=s.scale_std, reduce=s.reduce, updates=self.updates, correction=s.correction,
       noise=s.correction_noise or s.noise,
     )  # fmt: skip
+
+  def empty(self, weights: objective.Weights) -> int:
+    """How many of a step's updates no response pushes anywhere; momentum, weight decay and KL may still act in them."""
+    pushes_PG = (weights.weight_PG != 0) & (weights.advantage_PG != 0)
+    return sum(not pushes_PG[first :: self.updates].any() for first in range(self.updates))
 
   def shape(self) -> tuple[int, int]:
     """(rows, slots) of an update."""
@@ -123,7 +129,7 @@ class Learner(NamedTuple):
 @jax.jit
 def mean_metrics(several: list[dict]) -> dict:
   """Metrics of a step's updates in one: largest for extremes and counts, else the mean of those that have a value."""
-  largest = ("sampling/logp_difference/max", "skipped_updates", "skipped_in_a_row")
+  largest = ("sampling/logp_difference/max", "skipped_updates", "skipped_in_a_row", "learning_rate")
   return {
     name: (jnp.max if name in largest else jnp.nanmean)(jnp.stack([m[name] for m in several])) for name in several[0]
   }
@@ -232,6 +238,7 @@ def host_metrics(judged: Judged, drawn: rollout.Drawn, rows, group: int, binary:
   metrics |= shadow.truth(paid.value_PG, scored, true.value_PG, true.scored_PG, binary)
   metrics |= shadow.labels(judged.label_right_P, judged.paid.elections_P)
   metrics |= shadow.causes(true.cause_PG)
+  metrics |= shares(true.value_PG, true.scored_PG, true.cause_PG, drawn.stop_PG[:, :group] == STOP_LENGTH)
   if labels:
     metrics |= {"faithful": np.mean([x == 1.0 for x in labels]), "step_true": shadow.mean(step_true)}
   return metrics
@@ -244,7 +251,11 @@ def check_sizes(config: ConfigDict, policy: setup.Policy) -> None:
   shard.check(policy.mesh, "config.rl.problems_per_step", (s.problems_per_step,), ("batch",))
   part = s.problems_per_step // s.sample_parts
   shard.check(policy.sample_mesh, "config.rl.problems_per_step / config.rl.sample_parts", (part,), ("batch",))
-  shard.check(policy.mesh, "rows of a micro-batch", (problems * s.group_size // s.microbatches,), ("batch",))
+  rows = problems * s.group_size
+  told = (
+    f"rows of a micro-batch ({problems} problems an update x group {s.group_size} = {rows} rows in {s.microbatches})"
+  )
+  shard.check(policy.mesh, told, (rows // s.microbatches,), ("batch",))
 
 
 def rl(config: ConfigDict, workdir: str | Path) -> dict:
@@ -275,14 +286,14 @@ def rl(config: ConfigDict, workdir: str | Path) -> dict:
         run.log(0, evaluator(state.params, run, 0))
       rows = hosts.first(lambda: logbook.read_jsonl(run.workdir / "metrics.jsonl"))
       before = meta["before"] if meta else evaluator.means
-      watch = Watch(rows, before, s.worthwhile_gain, s.stop_when_memorising)
-      if (
-        meta and meta["unevaluated"] and max((row["step"] for row in rows), default=-1) < start
-      ):  # it was stopped between the save and the figures
+      watch, unpaid = Watch(rows, before, s.worthwhile_gain, s.stop_when_memorising), Unpaid(rows, config)
+      logged = max((row["step"] for row in rows), default=-1)
+      if meta and meta["unevaluated"] and logged < start:  # it was stopped between the save and the figures
         begun = time.monotonic()
         metrics = {name: math.nan if value is None else value for name, value in meta["unevaluated"].items()}
         metrics |= evaluator(state.params, run, start, saved=True)
         metrics |= watch(start, metrics, evaluator.means)
+        unpaid(start, metrics)
         run.log(start, metrics | {"step_time": time.monotonic() - begun})
       for step in range(start + 1, s.steps + 1):
         if watch.stops:
@@ -305,7 +316,7 @@ def rl(config: ConfigDict, workdir: str | Path) -> dict:
         told = write_rollouts(run.workdir, step, drawn, judged)
         stop_if_unscored(step, graded, s.max_unscored)
         metrics |= host_metrics(judged, drawn, told, s.group_size, reward.is_binary(terms))
-        metrics |= {"learning_rate": step_rates[-1], "idle": busy.idle()}
+        metrics |= {"empty_updates": learner.empty(weights), "idle": busy.idle()}
         evaluated = step == s.steps or (config.evaluate.every and step % config.evaluate.every == 0)
         if evaluated:
           metrics = {name: float(value) for name, value in hosts.fetch(metrics).items()}
@@ -313,6 +324,7 @@ def rl(config: ConfigDict, workdir: str | Path) -> dict:
           metrics |= evaluator(state.params, run, step, saved=True)
           busy.idle()  # what evaluation leaves idle is not a step's
         metrics |= watch(step, metrics, evaluator.means if evaluated else None)
+        unpaid(step, metrics)
         run.log(step, metrics | {"step_time": time.monotonic() - begun})
         progress(step, {"reward": metrics["reward"], "true": metrics["true_reward"], "phase": watch.told})
         if evaluated:
@@ -323,7 +335,7 @@ def rl(config: ConfigDict, workdir: str | Path) -> dict:
           run.stop_if_asked()
       told = dict(problems=len(problems), dropped=loaded.dropped, paper=config.paper.to_dict())
       told |= evaluator.overlaps()
-      return run.finish(**watch.summary(), **told, **final_metrics(run.workdir))
+      return run.finish(**watch.summary(), **unpaid.summary(), **told, **final_metrics(run.workdir))
 
 
 def write_rollouts(workdir: Path, step: int, drawn: rollout.Drawn, judged: Judged) -> list[dict]:

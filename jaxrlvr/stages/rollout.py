@@ -227,9 +227,12 @@ def load_problems(
   openings = {p.id: tokenizer.opening(p.messages) for p in found}
   long = [p for p in found if len(ids[p.id]) > config.rl.prompt_tokens]
   if long and group.too_long == "error":
+    longest = max(long, key=lambda problem: len(ids[problem.id]))
+    tokens = len(ids[longest.id])
     raise InputError(
-      f"config.{key}: problem {long[0].id} has {len(ids[long[0].id])} prompt tokens, config.rl.prompt_tokens = "
-      f"{config.rl.prompt_tokens} ({len(long)} of {len(found)} too long); raise it, or take config.{key}.too_long=drop"
+      f"config.{key}: {len(long)} of {len(found)} prompts are longer than config.rl.prompt_tokens = "
+      f"{config.rl.prompt_tokens}; the longest, problem {longest.id}, has {tokens} tokens: "
+      f"config.rl.prompt_tokens={tokens} fits all; raise it, or take config.{key}.too_long=drop"
     )
   kept = [p for p in found if len(ids[p.id]) <= config.rl.prompt_tokens]
   if not kept:
