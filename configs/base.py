@@ -192,7 +192,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
   c.rl = ConfigDict()
   c.rl.steps = 60  # batches of problems
-  c.rl.problems_per_step = 32
+  c.rl.problems_per_step = 32  # problems of a batch; where there are fewer they are repeated uniformly
   c.rl.group_size = 8  # samples a problem
   c.rl.minibatch_problems = 0  # problems an update, 0: all of a step in one update (on-policy)
   c.rl.microbatches = 4  # parts of an update's rows; changes memory, never the gradient

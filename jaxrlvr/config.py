@@ -19,17 +19,13 @@ from ml_collections import ConfigDict
 from jaxrlvr import judges, loss, masked, optim, reward
 from jaxrlvr.analysis import regime
 from jaxrlvr.data import arithmetic, layout, problems, sets
+from jaxrlvr.manual import FOLDER
 from jaxrlvr.policy.attention import ATTENTION
 from jaxrlvr.policy.forward import REMAT
 from jaxrlvr.text.answer import READINGS
 from jaxrlvr.types import InputError
 
 _LOG = logging.getLogger(__name__)
-_HERE = Path(__file__).resolve().parent
-FOLDER = next(
-  (d for d in (_HERE.parent / "configs", _HERE / "configs") if (d / "base.py").is_file()), _HERE / "configs"
-)
-
 
 # Names of other libraries' settings for ours: TRL's, verl's (the last words of a path count), and what runs call them.
 OTHER_NAMES: Mapping[str, str] = {

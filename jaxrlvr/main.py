@@ -3,35 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import logging
 import os
 import sys
 import traceback
 from collections.abc import Sequence
 
-from jaxrlvr import disk, escape, pages, stopping
+from jaxrlvr import disk, escape, manual, pages, stopping
 from jaxrlvr.types import InputError, StorageError, TrainingStopped
 
-HELP = {
-  "tokenizer": "train the SentencePiece tokenizer of the embedded models",
-  "import": "check the Hugging Face model of config.model.path and keep a copy as a run directory",
-  "export": "write config.init as a Hugging Face directory and load it again",
-  "pretrain": "train a fresh policy on the embedded pre-training text",
-  "cpt": "continual pre-training of config.init on dense worked examples, or on config.cpt.source",
-  "sft": "supervised fine-tuning of config.init, Thinking or Non-thinking (config.sft.thinking, .source)",
-  "prepare": "check the problems of any source and write them as one prepared set",
-  "filter": "keep the problems that config.init sometimes solves (solve@16 from 1 to 15)",
-  "subset": "order filtered problems so that the first N are spread over difficulties",
-  "corrupt": "give problems the labels that config.init most often gets wrong (config.corrupt.gammas)",
-  "diagnose": "before RL: measure config.init, and predict what RL does to it under each weak setting",
-  "rl": "GRPO and its variants from config.init on config.problems",
-  "evaluate": "avg@k, pass@k, maj@k of config.init on config.heldout",
-  "judge": "faithfulness and diversity of the responses that config.judge.run recorded",
-  "report": "write the HTML report of RUN... (rl, evaluate and judge runs, a study), or of config.report.runs",
-  "plan": "compile config.plan.stage for a TPU slice on a CPU: memory, limits, hours (launch/plan.sh)",
-  "study": "run the links of config.chain side by side, then report on them (configs/miniature.py)",
-  "chain": "run the links of config.chain one after another (configs/demo.py)",
-}
+HELP = {stage: page.does for stage, page in manual.STAGES.items()}
 MEMORY = {  # what to change where a stage runs out of it
   **{
     stage: f"raise config.{stage}.microbatches, or take config.model.remat=full" for stage in ("pretrain", "cpt", "sft")
@@ -54,13 +36,17 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     "jaxrlvr",
     description="Reinforcement learning with verifiable rewards under weak supervision, in JAX.",
     epilog="stages:\n" + "\n".join(f"  {name:<10} {text}" for name, text in HELP.items())
-    + "\n\n--config.a.b=VALUE changes a key of the config; configs/base.py lists all with their meaning.\n\n" + EXITS,
+    + "\n\n`jaxrlvr STAGE --help` tells what a stage reads and writes, an example, and its keys with their meaning."
+    + "\n--config.a.b=VALUE changes a key of the config; configs/base.py lists all with their meaning.\n\n" + EXITS,
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )  # fmt: skip
+  parser.add_argument("--version", action="version", version=f"jaxrlvr {importlib.metadata.version('jaxrlvr')}")
   parser.add_argument("stage", choices=list(HELP), metavar="STAGE", help="what to do, see below")
   parser.add_argument(
-    "--config", default="base", help="config file, or a name in configs/; FILE:ARG hands it an argument"
+    "--config",
+    default="base",
+    help="config file, or a name in configs/ (default: base, configs/base.py); FILE:ARG hands it an argument",
   )
   parser.add_argument(
     "--workdir", required=True, help="directory of this run; made if absent, gone on with if it holds one"
@@ -70,6 +56,10 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     "--distributed", action="store_true", help="this is one of several processes, each started with the same words"
   )
   parser.add_argument("--debug", action="store_true", help="show tracebacks and the library's own log")
+  named = next((word for word in argv if word in manual.STAGES), None)
+  if named and {"-h", "--help"} & set(argv):
+    print(manual.page(named), end="")
+    raise SystemExit(0)
   flags, rest = parser.parse_known_args(argv)
   overrides = {"resume": flags.resume} if flags.resume else {}
   rest, runs = list(rest), []

@@ -1,6 +1,8 @@
 """Exit codes and last words of real processes, whatever threads are still at work when they end."""
 
+import importlib.metadata
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -9,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from jaxrlvr import logbook, main
+from jaxrlvr import config as configs
+from jaxrlvr import logbook, main, manual
 
 ROOT = Path(__file__).parents[1]
 
@@ -117,3 +120,31 @@ def test_help_and_codes_agree(capsys):
   assert stop.value.code == 0
   told = capsys.readouterr().out
   assert all(f"{code} " in told for code in (0, 1, 2, 3, 4, 5, 143)) and set(main.CODES.values()) == {2, 3, 4, 143}
+
+
+def test_help_of_a_stage_tells_its_keys_with_what_configs_base_says(capsys):
+  said, values = manual.meanings(), manual.defaults()
+  assert set(values) == set(said) and set(values) == set(configs.keys(configs.base()))
+  assert not [key for key in values if not said[key] and not key.startswith("model.")], said
+  told = {stage: manual.keys_of(stage) for stage in manual.STAGES}
+  assert set(values) == {key for keys in told.values() for key in keys} and all(told.values())
+  assert (said["sft.optim.lr"], said["heldout.source"]) == ("peak learning rate", said["problems.source"])
+  assert said["judge.second.retries"] == said["judge.retries"] != "" and said["rl.noise"].startswith("online noise")
+  for stage in manual.STAGES:
+    with pytest.raises(SystemExit) as stop:
+      main.run([stage, "--help"])
+    page = capsys.readouterr().out
+    assert stop.value.code == 0 and page.startswith(f"jaxrlvr {stage}: ") and "example\n  jaxrlvr " in page
+    assert all(
+      f"  {key} = {values[key]!r}: " in " ".join(page.split("\n      ")) or key == "chain" for key in told[stage]
+    )
+    flags, _ = main.parse([stage, *shlex.split(manual.STAGES[stage].example)])
+    assert flags.workdir.startswith(("runs/", "models/"))
+  with pytest.raises(SystemExit):
+    main.run(["--version"])
+  assert capsys.readouterr().out == f"jaxrlvr {importlib.metadata.version('jaxrlvr')}\n"
+
+
+def test_help_is_quick():
+  code = "import sys; from jaxrlvr import main; main.run({}) if 0 else None; sys.exit('jax' in sys.modules)"
+  assert end(start(code=code))[0] == 0
