@@ -82,7 +82,8 @@ STAGES: dict[str, Stage] = {
     "the checkpoint of config.init, config.problems.source", f"diagnosis.md, diagnosis.json, rows/, {_OWN}",
     "--config=demo --workdir=runs/diagnosis --config.init=runs/sft",
     (
-      *_ALL, *_POLICY, "problems.", "diagnose.", "judge.", *_SAMPLING, "evaluate.problems_per_batch", "verify.", "answer.",
+      *_ALL, *_POLICY, "problems.", "diagnose.", "judge.", *_SAMPLING, "evaluate.problems_per_batch", "verify.",
+      "answer.",
     )),
   "rl": Stage(
     "GRPO and its variants from config.init on config.problems",

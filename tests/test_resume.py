@@ -3,11 +3,15 @@
 import json
 import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from jaxrlvr import checkpoint, main, reward
+from jaxrlvr import checkpoint, logbook, main, reward
 from jaxrlvr import config as configs
 from jaxrlvr.stages import run as runs
 from jaxrlvr.types import InputError, StorageError
@@ -210,3 +214,34 @@ def test_a_reward_that_changed_is_noticed(tmp_path, caplog, monkeypatch):
   assert {"the verifiers", "the reading of answers", "rl.reward 'one_box'"} <= set(sources)
   monkeypatch.setattr(runs, "sources_of_rewards", lambda _: sources | {"the verifiers": "other"})
   assert begin() == "the verifiers" and not begin("evaluate")
+
+
+SLOW = pytest.mark.slow
+KILLED = [  # (config, stage) of what can be run on a CPU in seconds
+  ("scarce:tiny", "rl"),
+  pytest.param("noisy:tiny", "rl", marks=SLOW),
+  pytest.param("proxy:tiny", "rl", marks=SLOW),
+  pytest.param("baselines:one,tiny", "rl", marks=SLOW),
+  pytest.param("study:tiny", "rl", marks=SLOW),
+  pytest.param("smoke", "sft", marks=SLOW),
+]
+
+
+@pytest.mark.parametrize(("name", "stage"), KILLED)
+def test_a_killed_run_of_a_shipped_config_goes_on(tmp_path, trained, request, caplog, name, stage):
+  data = f",data={request.getfixturevalue('official')}" if name != "smoke" else ""
+  words = [stage, f"--config={name}{data}", f"--workdir={tmp_path / 'run'}", f"--config.init={trained / 'base'}"]
+  words += [f"--config.{stage}.steps=12", "--config.checkpoint.every=1", "--config.evaluate.every=0"]
+  process = subprocess.Popen(
+    [sys.executable, "-m", "jaxrlvr.main", *words], cwd=ROOT, stderr=subprocess.PIPE, text=True
+  )
+  saved = tmp_path / "run" / runs.SAVED
+  deadline = time.monotonic() + 240
+  while not saved.exists() and process.poll() is None and time.monotonic() < deadline:
+    time.sleep(0.02)
+  process.kill()
+  said = process.communicate()[1]
+  assert process.returncode == -signal.SIGKILL, said
+  assert run(*words, "--resume=required") == 0 and "goes on from step" in caplog.text
+  rows = logbook.read_jsonl(tmp_path / "run" / "metrics.jsonl")
+  assert [row["step"] for row in rows][-12:] == list(range(1, 13))
