@@ -128,7 +128,7 @@ def test_help_of_a_stage_tells_its_keys_with_what_configs_base_says(capsys):
   assert not [key for key in values if not said[key] and not key.startswith("model.")], said
   told = {stage: manual.keys_of(stage) for stage in manual.STAGES}
   assert set(values) == {key for keys in told.values() for key in keys} and all(told.values())
-  assert (said["sft.optim.lr"], said["heldout.source"]) == ("peak learning rate", said["problems.source"])
+  assert (said["sft.optim.lr"], said["heldout.levels"]) == ("peak learning rate", said["problems.levels"])
   assert said["judge.second.retries"] == said["judge.retries"] != "" and said["rl.noise"].startswith("online noise")
   for stage in manual.STAGES:
     with pytest.raises(SystemExit) as stop:
