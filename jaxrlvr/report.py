@@ -17,7 +17,7 @@ import numpy as np
 
 from jaxrlvr import figures, responses, verdict
 from jaxrlvr.analysis.passk import interval, mean, redrawn
-from jaxrlvr.analysis.saturation import drawn_gap, gap, value_at
+from jaxrlvr.analysis.saturation import Time, drawn_gap, gap, median_time, value_at
 from jaxrlvr.escape import visible
 from jaxrlvr.logbook import csv_text, write_atomic
 from jaxrlvr.results import Cell, Run, series
@@ -46,6 +46,7 @@ def write(
     groups.setdefault((run.setting, run.arm), []).append(run)
   policies = [Run(Cell(name, workdir, setting=NO_RL), tail) for name, workdir in evaluations.items()]
   told = {run: verdict.tell(run) for run in (*runs, *policies)}
+  _mark_unlike_ends(groups, told)
   lead = verdict.lead(runs, told)
   shown, recorded, each = responses.choose([run for some in groups.values() for run in some], samples)
   folder = Path(folder)
@@ -66,9 +67,29 @@ def write(
   return folder / "index.html"
 
 
+def _mark_unlike_ends(groups: Groups, told: Mapping[Run, Mapping]) -> None:
+  """Marks and notes runs that were last evaluated before others of their setting: comparisons leave them out."""
+  for setting in {setting for setting, _ in groups}:
+    runs = [run for (other, _), some in groups.items() if other == setting for run in some if run.evals]
+    last = max((max(run.evals) for run in runs), default=0)
+    for run in runs:
+      if max(run.evals) < last:
+        run.unlike = True
+        where = "others of its setting were" if setting else "others were"
+        run.notes.append(f"Last evaluated at step {max(run.evals)}, while {where} at step {last}: not compared.")
+
+
 # Tables
 
-BESIDE = (" low", " high", " seeds low", " seeds high", " first", " paper")  # columns of a file beside a value's own
+BESIDE = (
+  " low",
+  " high",
+  " seeds low",
+  " seeds high",
+  " first",
+  " paper",
+  " at least",
+)  # columns of a file beside a value's own
 
 
 class Table(NamedTuple):
@@ -88,9 +109,12 @@ class Value(NamedTuple):
   seeds_high: float | None = None
   first: float | None = None
   paper: float | None = None
+  at_least: float | None = None  # where the value is not known, for what it would measure goes on
   show: Callable = percent
 
   def __str__(self):
+    if self.value is None and self.at_least is not None:
+      return f"≥ {self.show(self.at_least)}"
     return (f"{self.show(self.first)} → " if self.first is not None else "") + self.show(self.value)
 
   def small(self) -> list[str]:
@@ -98,6 +122,7 @@ class Value(NamedTuple):
     pairs = (("", self.low, self.high), ("seeds ", self.seeds_low, self.seeds_high))
     told = [(word, self.show(low), self.show(high)) for word, low, high in pairs if None not in (low, high)]
     ends = [f"{word}{low} to {high}" for word, low, high in told if {low, high} != {self.show(self.value)}]
+    ends += [f"{word}{self.show(low)} or later" for word, low, high in pairs if low is not None and high is None]
     return ends + ([f"the paper {self.show(self.paper)}"] if self.paper is not None else [])
 
 
@@ -110,6 +135,31 @@ def _value(values: Iterable[float | None], drawn: Sequence = (), show: Callable 
   ends = interval(np.mean(drawn, 0)) if len(drawn) == len(known) else (None, None)
   seeds = interval(redrawn([[v] for v in known])[:, 0]) if len(known) > 1 else (None, None)
   return Value(mean(known), *ends, *seeds, show=show)
+
+
+def _time(runs: Sequence[Run], times: Sequence[Time], paper: float | None = None) -> Value:
+  """A time of runs whose reward rose: of one with its interval, of several the median, which counts the censored."""
+  limits = [run.timing.t_eff for run in runs]
+  median = median_time([time.step for time in times], limits)
+  at_least = median.at_least if median.runs and median.median is None else None
+  value = Value(median.median, paper=paper, at_least=at_least, show=whole)
+  if len(times) == 1:
+    return value._replace(low=times[0].low, high=times[0].high)
+  if times and all(time.step is not None for time in times):
+    steps = [time.step for time in times]
+    return value._replace(seeds_low=min(steps), seeds_high=max(steps))  # so few runs: their range
+  return value
+
+
+def _states(runs: Sequence[Run]) -> str:
+  """How many runs saturated, and of the others with another state than the censored how many have it."""
+  counts = Counter(run.timing.state for run in runs)
+  others = [
+    f"{state} {counts[state]} of {len(runs)}" for state in counts if state not in ("saturated", "not saturated")
+  ]
+  if len(counts) == 1 and others:
+    return next(iter(counts))
+  return "; ".join([f"{counts['saturated']} of {len(runs)}", *others])
 
 
 def _logged(places: Sequence[tuple[Mapping[int, Mapping], int]], metric: str, show: Callable = percent) -> Value:
@@ -130,7 +180,7 @@ def _tables(groups: Groups, told: Mapping[Run, Mapping], policies: Sequence[Run]
     Table("overview", f"Accuracy ({sets}) at the first and last evaluation, %, and what runs did.",
           _overview(groups, told), first=True) if many else runs,
     Table("saturation", "Table 1. Until training saturates, and after: gains and residual in points.",
-          _rows(groups, _saturation_rows), first=True),
+          _rows(groups, functools.partial(_saturation_rows, told)), first=True),
     Table("gap", "Large-small gap G(n', n), in points: accuracy with n' problems minus that with n, both at n's t_sat.",
           _gap_rows(groups), first=True),
     *(Table(f"evaluations-{_slug(name)}", f"Accuracy on {name}, in % but for tokens (the paper's tables 3 to 7).",
@@ -155,12 +205,19 @@ def _overview(groups: Groups, told: Mapping[Run, Mapping]) -> list[dict]:
   """A row an arm, a column a setting."""
   rows: dict[str, dict] = {}
   for (setting, arm), runs in groups.items():
-    measured = [m for m in (told[run] for run in runs) if m["kind"] != "unmeasured"]
+    measured = [told[run] for run in runs if told[run]["kind"] != "unmeasured" and not run.unlike]
     kinds = Counter(m["word"].lower() for m in measured)
     ends = " → ".join(percent(mean([m[end] for m in measured])) for end in ("start", "end") if measured)
     did = ", ".join(f"{word} {n} of {len(measured)}" for word, n in kinds.most_common())
-    rows.setdefault(arm, {"arm": arm})[setting or "accuracy"] = f"{ends}: {did}" if measured else "–"
+    left_out = sum(run.unlike for run in runs)
+    text = f"{ends}: {did}" if measured else "–"
+    rows.setdefault(arm, {"arm": arm})[setting or "accuracy"] = (
+      f"{text} ({left_out} with an earlier last evaluation not counted)" if left_out else text
+    )
   return list(rows.values())
+
+
+_TIMED = ("saturated", "not saturated")  # states of runs whose reward rose to where time can be told
 
 
 def _run_rows(told: Mapping[Run, Mapping], runs: Sequence[Run]) -> Iterable[dict]:
@@ -174,7 +231,9 @@ def _run_rows(told: Mapping[Run, Mapping], runs: Sequence[Run]) -> Iterable[dict
       "reward": Value(m["reward_last"], first=m["reward_first"], show=plain),
       "true reward": Value(m["true_last"], first=m["true_first"], show=plain),
       "faithful": Value(m["faithful_last"], first=faithful),
-      "t_sat": Value(run.t_sat, show=whole), "paid by": run.at("rl.reward") if run.reward_T else "",
+      "t_sat": _time([run], [run.timing.t_sat]) if run.timing.state in _TIMED else Value(None),
+      "t90": _time([run], [run.timing.t90]) if run.timing.state in _TIMED else Value(None),
+      "paid by": run.at("rl.reward") if run.reward_T else "",
       "problems": run.at("summary.problems") or run.cell.n,
       "seed": run.at("seed") if run.cell.seed is None else run.cell.seed, "steps": run.last, "state": run.state,
       "note": run.saturation(run.set).note if run.reward_T else "", "notes": " ".join(run.notes), "run": run.name,
@@ -182,12 +241,13 @@ def _run_rows(told: Mapping[Run, Mapping], runs: Sequence[Run]) -> Iterable[dict
     }  # fmt: skip
 
 
-def _saturation_rows(runs: Sequence[Run]) -> list[dict]:
-  saturated = [run.t_sat for run in runs if run.t_sat is not None]
+def _saturation_rows(told: Mapping[Run, Mapping], runs: Sequence[Run]) -> list[dict]:
+  rose = [run for run in runs if run.timing.state in _TIMED]
   paper = next((p for run in runs if (p := run.at("paper")) and p.get("expected")), {})
   gained = {name: points / 100 for name, points in paper.get("gains") or ()}
-  place = {"set": "not evaluated", "saturated": f"{len(saturated)} of {len(runs)}",
-           "t_sat": _value(saturated, show=whole)._replace(paper=paper.get("t_sat") or None)}  # fmt: skip
+  place = {"set": "not evaluated", "saturated": _states(runs),
+           "t_sat": _time(rose, [run.timing.t_sat for run in rose], paper.get("t_sat") or None),
+           "t90": _time(rose, [run.timing.t90 for run in rose])}  # fmt: skip
   notes = {run.saturation(run.set).note for run in runs}
   says = {"note": notes.pop() if len(notes) == 1 else ""}  # where seeds differ, the table of runs tells them
   says |= {"the paper": f"{paper.get('figure')} ({paper.get('setting')}): {paper['expected']}"} if paper else {}
@@ -196,11 +256,17 @@ def _saturation_rows(runs: Sequence[Run]) -> list[dict]:
     having = [run for run in runs if name in run.sets]
     found, drawn = [run.saturation(name) for run in having], [run.phases(name) for run in having]
     ends = [c[max(c)] - c[min(c)] if len(c) > 1 else None for c in (run.curve(name) for run in having)]
+    if len(having) > 1:
+      ends = [None if run.unlike else end for run, end in zip(having, ends, strict=True)]
+      drawn = [(*d[:2], None if run.unlike else d[2]) for run, d in zip(having, drawn, strict=True)]
     until, residual, end = (
       _value(values, [d[i] for d in drawn], points)
       for i, values in enumerate(([one.gain for one in found], [one.residual for one in found], ends))
     )
     until = until._replace(paper=gained.get(name))
+    if len(having) == 1 and name == having[0].set:  # the story's gain: one interval, the same in every table
+      m = told[having[0]]
+      end = Value(m["gain"], m["low"], m["high"], show=points)
     rows.append(place | {"set": name, "gain until t_sat": until, "residual": residual, "gain to the end": end})
   rows = rows or [place]
   rows[-1] |= says
@@ -236,7 +302,8 @@ def _evaluation_rows(name: str, runs: Sequence[Run]) -> Iterable[dict]:
   keys = {key.removeprefix(prefix) for run, _ in curves for row in run.rows.values() for key in row if prefix in key}
   metrics = sorted(filter(_EVALUATED.fullmatch, keys), key=_order)
   for at, of in _MOMENTS.items():
-    places = [(run.rows, of(curve) if of else run.t_sat) for run, curve in curves]
+    compared = [(run, curve) for run, curve in curves if at == "first" or len(curves) == 1 or not run.unlike]
+    places = [(run.rows, of(curve) if of else run.t_sat) for run, curve in compared]
     places = [place for place in places if place[1] is not None]
     if places and (at == "first" or any(len(curve) > 1 for _, curve in curves)):
       row = {_HEADINGS.get(metric, metric): _logged(places, prefix + metric, _WRITTEN.get(metric, percent))
@@ -267,7 +334,12 @@ def _reasoning_rows(runs: Sequence[Run]) -> Iterable[dict]:
 
 def _columns(rows: Sequence[Mapping]) -> list[str]:
   """Columns in which any row says something."""
-  said = {name for row in rows for name, v in row.items() if (v.value if isinstance(v, Value) else v) not in (None, "")}
+  said = {
+    name
+    for row in rows
+    for name, v in row.items()
+    if (v.value is not None or v.at_least is not None if isinstance(v, Value) else v not in (None, ""))
+  }
   return list(dict.fromkeys(name for row in rows for name in row if name in said))
 
 
@@ -340,9 +412,10 @@ def _line(index: int, arm: str, runs: Sequence[Run], metric: str, set_name: str,
   seeds = [{step: y * scale for step, y in run.series(name).items()} for run, name in having]
   low, high = (having[0][0].series(f"{having[0][1]}_{end}") for end in ("low", "high"))
   band = {step: (low[step] * scale, high[step] * scale) for step in seeds[0] if step in low and step in high}
-  saturated = [run.t_sat for run, _ in having if run.t_sat is not None]
+  rose = [run for run, _ in having if run.timing.state in _TIMED]
+  t_sat = median_time([run.t_sat for run in rose], [run.timing.t_eff for run in rose]).median
   sparse = metric.startswith(("eval/", "judge/"))
-  return figures.Line(arm, index, seeds, band, mean(saturated) if saturated else None, sparse)
+  return figures.Line(arm, index, seeds, band, t_sat, sparse)
 
 
 def _alt(title: str, lines: Sequence[figures.Line]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import json
 import logging
@@ -14,7 +15,16 @@ from pathlib import Path
 import numpy as np
 
 from jaxrlvr.analysis.passk import problem_means, redrawn
-from jaxrlvr.analysis.saturation import Saturation, phases, saturation
+from jaxrlvr.analysis.saturation import (
+  STATES,
+  Saturation,
+  Timing,
+  phases,
+  redrawn_rewards,
+  rewards_by_problem,
+  saturation,
+  timing,
+)
 from jaxrlvr.data.sets import DOMAINS
 from jaxrlvr.logbook import finite, read_json, read_jsonl
 from jaxrlvr.types import InputError
@@ -77,7 +87,9 @@ class Run:
     self.evals = self.curve(self.set)
     rewards = self.series("reward")
     self.reward_T = [rewards.get(t) for t in range(1, max(rewards, default=0) + 1)]
-    self.t_sat = saturation(self.reward_T, {}, self.tail).t_sat
+    self.timing = self._timing()
+    self.t_sat = self.timing.t_sat.step  # None unless the reward rose, and saturated
+    self.unlike = False  # whether its last evaluation is of an earlier step than that of others of its setting
     if not self.workdir.is_dir():
       self.notes.append(f"There is no directory {self.workdir}.")
     elif not self.rows:
@@ -144,7 +156,30 @@ class Run:
     return self.series(f"eval/{set_name}/avg@{self.sets.get(set_name)}")
 
   def saturation(self, set_name: str) -> Saturation:
-    return saturation(self.reward_T, self.curve(set_name), self.tail)
+    """Returns what evaluation says at t_sat; where the reward did not rise, or too few were logged, only why not."""
+    found = saturation(self.reward_T, self.curve(set_name), self.tail)
+    if self.t_sat is not None or self.timing.state == "not saturated":
+      return found
+    return Saturation(None, found.reward_max, note=f"{self.timing.state}: {STATES[self.timing.state]}")
+
+  def _timing(self) -> Timing:
+    """t_sat and t90, with intervals where each step's rollouts are recorded."""
+    found = timing(self.reward_T, None, self.tail)
+    if found.state not in ("saturated", "not saturated"):
+      return found
+    group = self.at("rl.group_size") or 0
+    recorded_T = []
+    for step, reward in enumerate(self.reward_T, 1):
+      path = self.workdir / "rollouts" / f"step_{step:06d}.jsonl"
+      if not group or (reward is not None and not path.is_file()):
+        return found
+      read = functools.partial(self._rewards, votes=self.at("rl.votes") or group, group=group)
+      recorded_T.append(self.read(read, path, {}) if reward is not None else {})
+    return timing(self.reward_T, redrawn_rewards(recorded_T), self.tail)
+
+  @staticmethod
+  def _rewards(path: Path, votes: int, group: int) -> dict[str, list[float]]:
+    return rewards_by_problem(read_jsonl(path), votes, group)
 
   def eval_file(self, set_name: str, step: int) -> Path:
     return self.workdir / "evals" / f"{set_name}_{step:06d}.jsonl"

@@ -108,11 +108,14 @@ def lead(runs: Sequence[Run], told: Mapping[Run, Mapping]) -> str:
   named = {kind: [run.name for run in runs if told[run]["kind"] == kind] for kind in VERDICTS}
   text = "; ".join(f"{listed(names)} {VERDICTS[kind][1]}" for kind, names in named.items() if names) + "."
   ends_P = {run: run.problem_means(run.set, told[run]["end_step"]) for run in runs}
-  best = max(runs, key=lambda run: -1 if run.evals == {} else told[run]["end"])
-  pairs = {run.name: _pair(ends_P[run], ends_P[best]) for run in runs if run is not best and run.set == best.set}
+  compared = [run for run in runs if not run.unlike]
+  best = max(compared, key=lambda run: -1 if run.evals == {} else told[run]["end"])
+  pairs = {run.name: _pair(ends_P[run], ends_P[best]) for run in compared if run is not best and run.set == best.set}
   above = [f"{percent(pair[0])} points above {name} (95% interval {points(pair[1])} to {points(pair[2])})"
            for name, pair in pairs.items() if pair and pair[0] > 0]  # fmt: skip
   text += f" On the same problems {best.name} ends {listed(above)}." if above else ""
+  unlike = [run.name for run in runs if run.unlike]
+  text += f" Not compared, as last evaluated at an earlier step: {listed(unlike)}." if unlike else ""
   return text + (f" Not finished yet: {listed(absent)}." if absent else "")
 
 

@@ -203,7 +203,10 @@ def test_saturation_and_rewards_are_those_of_the_metrics(two):
   assert float(row["gain to the end"]) == pytest.approx(evals[2] - evals[0])
   assert numbers["arms"][0]["reward_first"] == pytest.approx(np.mean(rewards[:5]))
   assert numbers["arms"][0]["reward_last"] == pytest.approx(np.mean(rewards[-5:]))
-  assert f"1 of 1 {t_sat} {100 * (at - evals[0]):+.1f}" in page.text
+  assert f"1 of 1 {t_sat} {float(row['t90']):.0f} {100 * (at - evals[0]):+.1f}" in page.text
+  runs = table(root / "page", "runs")[0]
+  both = [(runs[f"gain{end}"], row[f"gain to the end{end}"]) for end in ("", " low", " high")]
+  assert all(one == other for one, other in both)  # one interval of one gain on the page
   assert float(table(root / "page", "runs")[0]["t_sat"]) == t_sat
 
 
@@ -477,7 +480,7 @@ def test_study_saturation_is_that_of_its_runs(studied):
       assert float(row["gain until t_sat seeds low"]) == pytest.approx(gains_SP.mean(1).min(), abs=1e-9)
       told = ("figure 1 (llama): t_sat 55", "55", "0.125") if (arm, n) == ("CPT + Thinking", 8) else ("", "", "")
       assert (row["the paper"], row["t_sat paper"], row["gain until t_sat paper"]) == told
-  assert rows["majority", "Base"]["saturated"] == "1 of 2"
+  assert rows["majority", "Base"]["saturated"] == "1 of 2; not measured 1 of 2"
 
 
 def test_a_run_s_own_tail_counts(tmp_path):
@@ -636,3 +639,36 @@ def test_in_a_browser(studied, tmp_path):
   ]
   asked = [e["params"]["request"]["url"] for e in tab.events if e["method"] == "Network.requestWillBeSent"]
   assert not told and [url for url in asked if not url.startswith("data:image/png")] == pages
+
+
+def test_censored_runs_and_runs_that_never_rose_are_told(tmp_path):
+  """Of three seeds one saturates at step 4 and two in the tail; of another arm no reward moves."""
+
+  def late(x):
+    return 0.1 + 0.8 * x
+
+  cells = []
+  for seed, reward in enumerate((fast, late, late)):
+    run = make_run(tmp_path / f"run{seed}", lambda x: 0.5, reward, seed=seed)
+    cells.append(Cell(f"run{seed}", run, arm="mixed", seed=seed))
+  for seed in (0, 1):
+    flat = make_run(tmp_path / f"flat{seed}", lambda x: 0.5, lambda x: 0.0, seed=seed)
+    cells.append(Cell(f"flat{seed}", flat, arm="flat", seed=seed))
+  _, page, _, _ = make(tmp_path / "page", cells)
+  mixed, flat = table(tmp_path / "page", "saturation")
+  tail = 5  # of `make`
+  run = results.Run(cells[1], tail)
+  assert run.timing.state == "not saturated" and run.t_sat is None
+  assert mixed["saturated"] == "1 of 3" and mixed["t_sat"] == ""
+  assert float(mixed["t_sat at least"]) == results.Run(cells[0], tail).timing.t_eff
+  assert "≥" in page.text
+  assert flat["saturated"] == "no rise" and flat["t_sat"] == flat["t90"] == ""
+
+
+def test_unlike_ends_are_not_compared(tmp_path):
+  whole = make_run(tmp_path / "whole", lambda x: 0.2 + 0.5 * x, fast)
+  begun = make_run(tmp_path / "begun", lambda x: 0.2, fast, steps=0, planned=STEPS, finished=False)
+  _, page, numbers, _ = make(tmp_path / "page", [Cell("whole", whole), Cell("begun", begun)])
+  assert "points above begun" not in numbers["lead"]
+  assert "Not compared, as last evaluated at an earlier step: begun." in numbers["lead"]
+  assert "Last evaluated at step 0, while others were at step 20: not compared." in page.text
