@@ -68,6 +68,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c.model = ConfigDict()
   c.model.path = ""  # Hugging Face directory of a Llama, Qwen2 or Qwen3, or ORG/NAME[@REVISION] of the hub
   c.model.think = "template"  # thinking in its chat template: template (its own default) | on | off
+  c.model.stop_tokens = ()  # tokens that end a response beside those that the Hugging Face directory names
   c.model.vocab = 0  # rows of the embedding table; 0: as many as the tokenizer has tokens
   c.model.width = 64  # of the residual stream
   c.model.layers = 3  # blocks of attention and MLP

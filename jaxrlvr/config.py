@@ -8,6 +8,7 @@ import importlib.util
 import json
 import logging
 import math
+import os
 import re
 import traceback
 from collections.abc import Callable, Iterable, Mapping
@@ -178,7 +179,7 @@ def _split(name: str) -> tuple[str, str]:
 
 def load(name: str, overrides: Mapping[str, str] | None = None, stage: str | None = None) -> ConfigDict:
   """Config of `FILE[:ARG]` (FILE a path, or a name in configs/) with dotted `key: text` overrides, as `check`ed."""
-  file, arg = _split(name)
+  file, arg = _split(os.path.expanduser(name))
   path = Path(file)
   if not path.is_file() and path.parent == Path() and (FOLDER / f"{path.stem}.py").is_file():
     path = FOLDER / f"{path.stem}.py"
@@ -393,6 +394,7 @@ RULES: dict[str, tuple[Callable, str]] = {
   "model.remat": one_of(*REMAT),
   "mesh.sample_tensor": at_least(0),
   "rl.sample_parts": at_least(1),
+  "model.stop_tokens": ((lambda v: all(isinstance(s, str) and s for s in v)), "tokens, texts that are not empty"),
   "model.think": one_of("template", "on", "off"),
   "export.dtype": one_of("float32", "bfloat16"),
   "export.shard_gib": _POSITIVE,

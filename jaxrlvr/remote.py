@@ -19,8 +19,8 @@ def is_remote(name) -> bool:
 
 
 def path(name) -> Path | epath.Path:
-  """The place as a path that reads and writes there; a local one is absolute."""
-  return epath.Path(name) if is_remote(name) else Path(name).absolute()
+  """The place as a path that reads and writes there; a local one is absolute, its `~` a home directory."""
+  return epath.Path(name) if is_remote(name) else Path(os.path.expanduser(name)).absolute()
 
 
 @contextlib.contextmanager
@@ -113,4 +113,4 @@ def _copy(name: str, only: tuple[str, ...]) -> Path:
 def local(name: str, only: tuple[str, ...] = ()) -> str:
   """The name, or that of a local copy of what it names on a store, one in a process: a file, or a folder's files
   without checkpoints, or `only` those of these names."""
-  return str(_copy(name, only)) if is_remote(name) else name
+  return str(_copy(name, only)) if is_remote(name) else os.path.expanduser(name)

@@ -128,12 +128,18 @@ def open_model(folder: str | os.PathLike) -> Model:
   spec = read_spec(folder)
   found = _tensors(folder)
   files = tuple(sorted({tensor.file.name for tensor in found.values()}))
-  wanted = {name: stored(leaf)[2] for name, _, leaf, _ in named(spec)}
   if spec.tied and "lm_head.weight" in found and "model.embed_tokens.weight" in found:
     _same(found["model.embed_tokens.weight"], found.pop("lm_head.weight"))
-  for name, shape in wanted.items():
+  wanted = set()
+  for name, _, leaf, _ in named(
+    spec
+  ):  # ends at the first that is missing, whatever number of layers config.json states
+    wanted.add(name)
+    shape = stored(leaf)[2]
     if name not in found:
       why = " (tie_word_embeddings is false: the head is a tensor of its own)" if name == "lm_head.weight" else ""
+      if leaf.layered:
+        why = f" (config.json: num_hidden_layers = {spec.layers})"
       raise InputError(f"{folder}: has no tensor {name}, wanted one of shape {list(shape)}{why}; complete the folder")
     tensor = found[name]
     if tensor.shape != shape:
@@ -142,10 +148,10 @@ def open_model(folder: str | os.PathLike) -> Model:
         f"{tensor.file}: tensor {name} has shape {list(tensor.shape)}, wanted {list(shape)}{why}; "
         "take config.json and weights of one model"
       )
-  for name in sorted(found.keys() - wanted.keys()):
+  for name in sorted(found.keys() - wanted):
     if not name.endswith("rotary_emb.inv_freq"):  # a buffer in old files, which the config determines
       raise InputError(f"{found[name].file}: tensor {name} is not of this architecture; take the model's own files")
-  return Model(folder, spec, {name: found[name] for name in wanted}, files)
+  return Model(folder, spec, {name: found[name] for name, *_ in named(spec)}, files)
 
 
 def read_spec(folder: epath.Path) -> Spec:
@@ -341,9 +347,11 @@ def _size(entries: Sequence[tuple], dtype: str) -> int:
 
 
 def _json(file: epath.Path) -> dict:
+  if file.exists() and not file.is_file():
+    raise InputError(f"{file}: is no regular file; name a Hugging Face model directory")
   try:
     found = json.loads(file.read_text())
-  except (OSError, ValueError) as error:
+  except (OSError, ValueError, RecursionError) as error:
     raise InputError(f"{file}: can't be read ({type(error).__name__}); name a Hugging Face model directory") from error
   if not isinstance(found, dict):
     raise InputError(f"{file}: holds a {type(found).__name__}, wanted an object; take the model's own file")
@@ -396,7 +404,7 @@ def _header(file: epath.Path) -> dict[str, Tensor]:
       at += end - start
   except InputError:
     raise
-  except (ValueError, TypeError, KeyError, AttributeError) as error:
+  except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
     raise InputError(f"{file}: is no whole safetensors file ({error}); fetch it again") from error
   if at != size:
     raise InputError(f"{file}: has {size} bytes, its header tells of {at}: it is truncated or torn; fetch it again")

@@ -2,11 +2,17 @@
 
 import functools
 import json
+import os
+import time
 
 import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from jaxrlvr import config as configs
+from jaxrlvr import remote
+from jaxrlvr.data import raw
+from jaxrlvr.stages import setup
 from jaxrlvr.text.hf import HuggingFace
 from jaxrlvr.text.stops import automaton
 from jaxrlvr.types import InputError
@@ -251,7 +257,10 @@ REFUSED = {
   "template": (dict(chat_template="{% if %}"), "chat template can't be read"),
   "no default": (dict(chat_template=[{"name": "rag", "template": ""}]), r"chat templates \['rag'\]"),
   "role": (dict(), "refuses messages of roles .'tool'.: role tool"),
-  "clock": (dict(chat_template="{{ strftime_now('%d') }}"), "'strftime_now' is undefined"),
+  "clock": (
+    dict(chat_template="{{ strftime_now('%d') }}"),
+    "'strftime_now' is undefined; .* only where it `is defined`",
+  ),
   "escape": (dict(chat_template="{{ ''.__class__.__mro__ }}"), "unsafe"),
 }
 
@@ -264,6 +273,112 @@ def test_what_is_refused(tmp_path, case):
     (tmp_path / "generation_config.json").unlink()
   with pytest.raises(InputError, match=words):
     HuggingFace(tmp_path).render(({"role": "tool" if case == "role" else "user", "content": ""},))
+
+
+HOSTILE = {
+  "zero": "{{ 1/0 }}",
+  "product": "{{ 'a' * 10**9 }}",
+  "list": "{% for x in [0] * 10**9 %}{% endfor %}",
+  "power": "{{ 10**10**9 }}",
+  "width": "{{ '%01000000000d' % 1 }}",
+  "filter": "{{ 'a' | center(4000000000) }}",
+  "loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+  "output": "{% for a in range(9999) %}{% for b in range(9999) %}aaaaaaaaaaaaaaaa{% endfor %}{% endfor %}",
+  "recursion": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+  "doubling": "{% set n = namespace(s='a') %}{% for i in range(99) %}{% set n.s = n.s ~ n.s %}{% endfor %}",
+  "nesting": "{{ " + "(" * 5000 + ")" * 5000 + " }}",
+  "index": "{{ messages[7].content.nothing.at.all }}",
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_hostile_templates_are_refused_in_bounded_time_and_memory(tmp_path, case):
+  make(tmp_path, chat_template=HOSTILE[case])
+  began = time.monotonic()
+  with pytest.raises(InputError, match="tokenizer_config.json: its chat template"):
+    HuggingFace(tmp_path)
+  assert time.monotonic() - began < 60
+
+
+def test_a_template_that_fails_at_some_messages_only_is_an_input_error_too(tmp_path):
+  template = (
+    "{% for m in messages %}{{ 1 / (m.content | length - 3) }}{{ 'a' * 10 ** (m.content | length) }}{% endfor %}"
+  )
+  make(tmp_path, chat_template=template)
+  for text in ("abc", "a" * 9):
+    with pytest.raises(InputError, match="its chat template refuses messages"):
+      HuggingFace(tmp_path).render(({"role": "user", "content": text},))
+
+
+def test_a_template_may_want_a_system_message(tmp_path):
+  want = "{% if messages[0].role != 'system' %}{{ raise_exception('no system') }}{% endif %}{{ messages[1].content }}"
+  make(tmp_path, chat_template=want)
+  assert HuggingFace(tmp_path).decode(HuggingFace(tmp_path).render(SPEAKERS[1])) == "Say <think>"
+
+
+ENDLESS = TURNS.replace("<|im_end|>", "<|im_start|>") + START
+
+
+def test_a_turns_end_that_ends_no_response_is_seen_and_may_be_named(tmp_path):
+  model = make(tmp_path)
+  assert HuggingFace(tmp_path).unstopped == ""
+  make(tmp_path, chat_template=ENDLESS)
+  ours = HuggingFace(tmp_path)
+  assert ours.unstopped == "<|im_start|>"
+  more = HuggingFace(tmp_path, stop_tokens=("<|im_start|>",))
+  assert more.unstopped == "" and more.eos_ids == (*ours.eos_ids, model.token_to_id("<|im_start|>"))
+  with pytest.raises(InputError, match="stop token '<end>' is no token .*model.stop_tokens"):
+    HuggingFace(tmp_path, stop_tokens=("<end>",))
+  make(tmp_path, chat_template=TURNS.replace("<|im_end|>", ""))
+  assert HuggingFace(tmp_path).unstopped == ""
+  make(tmp_path / "l", "llama3")
+  assert HuggingFace(tmp_path / "l").unstopped == ""
+
+
+def test_tokens_that_only_the_config_lists_are_one_token(tmp_path):
+  model = make(tmp_path)
+  size = model.get_vocab_size()
+  entry = {"content": "<tool>", "lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
+  end = entry | {"content": "<|turn_end|>", "special": True}
+  listed = {str(size): entry | {"special": False}, str(size + 1): end, "0": entry | {"content": "<|endoftext|>"}}
+  make(tmp_path, added_tokens_decoder=listed)
+  ours = HuggingFace(tmp_path)
+  assert ours.encode("a<tool>") == [*ours.encode("a"), size] and ours.decode([size]) == "<tool>"
+  assert ours.vocab_size == size + 2 and ours.pieces()[size] == b"<tool>" and ours.pieces()[size + 1] == b""
+  assert size + 1 not in ours.encode("<|turn_end|>") and ours.decode([size + 1]) == ""
+  for listed in ({str(size + 5): entry}, {"x": entry}, {str(size): {}}):
+    make(tmp_path, added_tokens_decoder=listed)
+    with pytest.raises(InputError, match="tokenizer_config.json: added_tokens_decoder"):
+      HuggingFace(tmp_path)
+
+
+def test_files_that_never_end_or_nest_too_deep_are_refused(tmp_path):
+  make(tmp_path)
+  (tmp_path / "tokenizer_config.json").write_text("[" * 100_000)
+  with pytest.raises(InputError, match="tokenizer_config.json: is no JSON"):
+    HuggingFace(tmp_path)
+  (tmp_path / "tokenizer.json").unlink()
+  os.mkfifo(tmp_path / "tokenizer.json")
+  with pytest.raises(InputError, match="tokenizer.json: is no regular file"):
+    HuggingFace(tmp_path)
+
+
+def test_a_tilde_stands_for_the_home_directory(tmp_path, monkeypatch):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  assert remote.path("~/x") == tmp_path / "x" and remote.local("~/x") == str(tmp_path / "x")
+  assert remote.path("gs://b/~x").as_posix() == "gs://b/~x" and remote.local("arithmetic") == "arithmetic"
+  (tmp_path / "c.py").write_text("from jaxrlvr.config import base\n\n\ndef get_config(arg):\n  return base()\n")
+  assert configs.load("~/c.py").seed == 0 and raw.model("~/c.py") == str(tmp_path / "c.py")
+
+
+def test_init_and_model_path_name_each_other(tmp_path):
+  make(tmp_path / "hf")
+  with pytest.raises(InputError, match="config.init = .*is a Hugging Face directory.*config.model.path="):
+    setup.load_policy(configs.load("smoke", {"init": str(tmp_path / "hf")}))
+  (tmp_path / "run").mkdir()
+  (tmp_path / "run" / "policy.json").write_text("{}")
+  with pytest.raises(InputError, match="config.model.path = .*is a run directory.*config.init="):
+    setup.find_model(configs.load("smoke", {"model.path": str(tmp_path / "run")}))
 
 
 def test_files_that_are_no_tokenizer(tmp_path):

@@ -80,6 +80,7 @@ def _hub(repository: str, revision: str | None, config: str | None) -> str:
 
 def model(name: str) -> str:
   """The folder of a model: a path as it is, `ORG/NAME` or `ORG/NAME@REVISION` from the hub's cache or the network."""
+  name = remote.local(name) if name.startswith("~") else name
   if Path(name).exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", name):
     return name
   repository, _, revision = name.partition("@")

@@ -34,7 +34,7 @@ def make(config: ConfigDict, group: ConfigDict, cache: Path) -> Judge:
     place = endpoint.Endpoint(**fields) if group.name == "http" else None
     policy = local(config, group) if group.name == "local" else None
     return judges.JUDGES[group.name](
-      judges.Settings(place, Path(config.judge.cache or cache), remote.local(group.file), policy)
+      judges.Settings(place, remote.path(config.judge.cache or cache), remote.local(group.file), policy)
     )
   except InputError as error:
     told = str(error).replace("config.init", "model")  # where a policy judges

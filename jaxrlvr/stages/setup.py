@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import math
 import shutil
 from pathlib import Path
@@ -27,6 +28,7 @@ from jaxrlvr.text.tokenizer import SentencePiece, Tokenizer
 from jaxrlvr.types import InputError
 from jaxrlvr.update import TrainState, init_state
 
+_LOG = logging.getLogger(__name__)
 TOKENIZER = "tokenizer.model"
 POLICY = "policy.json"
 MODEL, FOLDER = "model", "tokenizer"  # in a run directory: a Hugging Face model, and the files of its tokenizer
@@ -133,6 +135,11 @@ def find_model(config: ConfigDict) -> weights.Model | None:
   run = remote.path(config.init)
   if not config.model.path and not (config.init and (run / MODEL).is_dir()):
     return None
+  if config.model.path and (remote.path(config.model.path) / POLICY).is_file():
+    raise InputError(
+      f"config.model.path = {config.model.path!r}: is a run directory, and a Hugging Face directory is wanted; name it "
+      f"as config.init={config.model.path} (and --config.model.path=)"
+    )
   try:
     return weights.open_model(raw.model(config.model.path) if config.model.path else run / MODEL)
   except InputError as error:
@@ -163,9 +170,20 @@ def find_tokenizer(config: ConfigDict) -> Path:
 def read_tokenizer(config: ConfigDict) -> Tokenizer:
   path, think = find_tokenizer(config), THINK[config.model.think]
   try:
-    tokenizer = hf.HuggingFace(path, think) if path.is_dir() else SentencePiece(path)
+    if path.is_dir():
+      tokenizer = hf.HuggingFace(path, think, config.model.stop_tokens)
+    else:
+      tokenizer = SentencePiece(path)
   except InputError as error:
     raise InputError(f"config.tokenizer: {error}") from error
+  if config.model.stop_tokens and isinstance(tokenizer, SentencePiece):
+    raise InputError("config.model.stop_tokens is set, but the embedded tokenizer has one end token; set it to ()")
+  if isinstance(tokenizer, hf.HuggingFace) and (token := tokenizer.unstopped):
+    _LOG.warning(
+      "%s: the chat template ends an assistant's turn with %s, which ends no response here: the policy would write "
+      "turns of its own making behind it; take config.model.stop_tokens=%s, or name it as eos_token in "
+      "tokenizer_config.json or in eos_token_id of generation_config.json", path, token, token,
+    )  # fmt: skip
   if think is not None:
     try:
       tokenizer.render(({"role": "user", "content": ""},), think)
@@ -187,6 +205,11 @@ def load_policy(config: ConfigDict) -> Policy:
   """Policy of `config.init` or `config.model.path`, or a fresh one."""
   init = remote.path(config.init) if config.init else None
   if init is not None and not (init / POLICY).is_file():
+    if any((init / name).is_file() for name in (weights.SINGLE, weights.INDEX, hf.TOKENIZER)):
+      raise InputError(
+        f"config.init = {config.init!r}: is a Hugging Face directory, and a run directory is wanted; name it as "
+        f"config.model.path={config.init} (and --config.init=), or `jaxrlvr import` it first"
+      )
     raise InputError(f"config.init = {config.init!r}: holds no {POLICY}; name the workdir of a finished training stage")
   model, tokenizer = find_model(config), read_tokenizer(config)
   mesh = make_mesh(config)

@@ -8,12 +8,9 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import jinja2
-import jinja2.ext
-import jinja2.meta
-import jinja2.sandbox
 import tokenizers
 
+from jaxrlvr.text.template import Template
 from jaxrlvr.text.tokenizer import THINK, THINK_END
 from jaxrlvr.types import InputError
 
@@ -45,9 +42,15 @@ class HuggingFace:
   Without a template a prompt is the start token, if there is one, and each message's text with a blank line behind it.
   """
 
-  def __init__(self, folder: str | Path, think: bool | None = None):
-    """`think`: what the template is told as `enable_thinking`; None: nothing."""
+  def __init__(self, folder: str | Path, think: bool | None = None, stop_tokens: Sequence[str] = ()):
+    """`think`: what the template is told as `enable_thinking`; None: nothing.
+
+    `stop_tokens`: tokens that end a response beside those that the directory names.
+    """
     self._folder, self._think = Path(folder), think
+    file = self._folder / TOKENIZER
+    if file.exists() and not file.is_file():
+      raise InputError(f"{file}: is no regular file; take the model's own file")
     try:
       self._model = tokenizers.Tokenizer.from_file(str(self._folder / TOKENIZER))
     except Exception as error:  # the library raises nothing narrower
@@ -55,6 +58,7 @@ class HuggingFace:
     self._model.no_truncation()
     self._model.no_padding()
     config = self._json("tokenizer_config.json")
+    self._add_tokens(config.get("added_tokens_decoder") or {})
     added = self._model.get_added_tokens_decoder()
     control = {i: token.content for i, token in added.items() if token.special}
     self._control = {i: text for i, text in control.items() if text not in (THINK, THINK_END)}
@@ -70,6 +74,7 @@ class HuggingFace:
       self._json("config.json").get("eos_token_id"),
     ):
       stops += found if isinstance(found, list) else [] if found is None else [found]
+    stops += [self._stop_id(text) for text in stop_tokens]
     self.eos_ids = tuple(dict.fromkeys(stops))
     if not self.eos_ids or not all(isinstance(i, int) and 0 <= i < self.vocab_size for i in self.eos_ids):
       raise InputError(
@@ -77,7 +82,7 @@ class HuggingFace:
         "set eos_token in tokenizer_config.json, or eos_token_id in generation_config.json"
       )
     self.pad_id = special.get("pad", self.eos_ids[0])
-    self._template, self._switch = self._compile(config)
+    self._template = self._compile(config)
 
   @property
   def digest(self) -> str:
@@ -153,7 +158,7 @@ class HuggingFace:
   def _switched(self, think: bool | None) -> bool | None:
     """Returns what the template is told of thinking; InputError where it knows no switch."""
     think = self._think if think is None else think
-    if think is not None and not self._switch:
+    if think is not None and not (self._template and "enable_thinking" in self._template.reads):
       raise InputError(f"{self._folder}: has no chat template that reads enable_thinking; leave the switch to it")
     return think
 
@@ -162,14 +167,57 @@ class HuggingFace:
     think = self._switched(think)
     if self._template is None:
       return "".join(message["content"] + "\n\n" for message in messages)
-    values = {f"{name}_token": text for name, text in self._names.items()}
-    if think is not None:
-      values["enable_thinking"] = think
+    values = {} if think is None else {"enable_thinking": think}
     try:
-      return self._template.render(messages=messages, tools=None, documents=None, add_generation_prompt=True, **values)
-    except (jinja2.TemplateError, TypeError, ValueError) as error:
-      roles = [message["role"] for message in messages]
-      raise InputError(f"{self._folder}: its chat template refuses messages of roles {roles}: {error}") from error
+      return self._template.render(messages, **values)
+    except InputError as error:
+      raise InputError(f"{self._folder}: {error}") from error
+
+  @property
+  def unstopped(self) -> str:
+    """The control token that the template writes behind an assistant's turn where it is none that ends a response."""
+    if self._template is None:
+      return ""
+    turns = ({"role": "user", "content": "?"}, {"role": "assistant", "content": f"!{_END}"})
+    try:
+      text = self._template.render(turns, answer=False)
+    except InputError:  # of a template without such turns nothing can be said
+      return ""
+    behind = text.rpartition(_END)[2].lstrip() if _END in text else ""
+    found = [one for one in self._control.items() if behind.startswith(one[1])]
+    if not found:
+      return ""
+    number, token = max(found, key=lambda one: len(one[1]))
+    return "" if number in self.eos_ids else token
+
+  def _stop_id(self, text: str) -> int:
+    number = self._model.token_to_id(text)
+    if number is None:
+      raise InputError(f"{self._folder}: stop token {text!r} is no token of {TOKENIZER}; correct model.stop_tokens")
+    return number
+
+  def _add_tokens(self, listed: Mapping) -> None:
+    """Adds the tokens that only tokenizer_config.json lists, as transformers does; InputError where ids don't fit."""
+    file = self._folder / "tokenizer_config.json"
+    try:
+      wanted = sorted((int(number), dict(entry)) for number, entry in listed.items())
+      known = {token.content for token in self._model.get_added_tokens_decoder().values()}
+      for number, entry in wanted:
+        content, special = entry["content"], bool(entry.get("special", False))
+        if content not in known:
+          flags = {
+            name: bool(entry[name]) for name in ("single_word", "lstrip", "rstrip", "normalized") if name in entry
+          }
+          self._model.add_tokens([tokenizers.AddedToken(content, special=special, **flags)])
+        if (is_at := self._model.token_to_id(content)) != number:
+          raise InputError(
+            f"{file}: added_tokens_decoder gives {content!r} the id {number}, but {TOKENIZER} makes it {is_at}; "
+            "take both files of one model"
+          )
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+      if isinstance(error, InputError):
+        raise
+      raise InputError(f"{file}: added_tokens_decoder can't be read ({error}); take the model's own file") from error
 
   def _json(self, name: str) -> dict:
     file = self._folder / name
@@ -178,7 +226,7 @@ class HuggingFace:
       if not isinstance(found, dict):
         raise ValueError(f"a {type(found).__name__}, wanted an object")
       return found
-    except ValueError as error:
+    except (ValueError, OSError, RecursionError) as error:
       raise InputError(f"{file}: is no JSON ({error}); take the model's own file") from error
 
   def _id(self, text: str) -> int:
@@ -195,42 +243,26 @@ class HuggingFace:
   def _ids(self, text: str) -> list[int]:
     return [i for part in text.split(_BREAK) for i in self._model.encode(part, add_special_tokens=False).ids]
 
-  def _compile(self, config: Mapping) -> tuple[jinja2.Template | None, bool]:
-    """(template, whether it reads enable_thinking); set up as transformers does, without a clock."""
-    file = self._folder / "chat_template.jinja"
-    source = file.read_text() if file.is_file() else config.get("chat_template")
-    if isinstance(source, list):
-      by_name = {one["name"]: one["template"] for one in source}
-      if "default" not in by_name:
-        raise InputError(f"{self._folder}: chat templates {sorted(by_name)}, wanted one named 'default'")
-      source = by_name["default"]
-    if source is None:
-      return None, False
-
-    def refuse(message):
-      raise jinja2.TemplateError(message)
-
-    def tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
-      return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-    extensions = [_Generation, jinja2.ext.loopcontrols]
-    env = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
-    env.filters["tojson"], env.globals["raise_exception"] = tojson, refuse
+  def _compile(self, config: Mapping) -> Template | None:
+    """The directory's chat template, in its own file or in tokenizer_config.json; None where there is none."""
+    file, own = self._folder / "chat_template.jinja", self._folder / "tokenizer_config.json"
     try:
-      known = jinja2.meta.find_undeclared_variables(env.parse(source))
-      return env.from_string(source), "enable_thinking" in known
-    except jinja2.TemplateError as error:
-      raise InputError(f"{self._folder}: its chat template can't be read: {error}; take the model's own") from error
-
-
-class _Generation(jinja2.ext.Extension):
-  """`{% generation %}`, which marks the assistant's part for others, stands for what it encloses."""
-
-  tags = {"generation"}
-
-  def parse(self, parser):
-    next(parser.stream)
-    return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+      source = file.read_text() if file.is_file() else config.get("chat_template")
+      if isinstance(source, list):
+        source = {one["name"]: one["template"] for one in source}
+        if "default" not in source:
+          raise InputError(f"{self._folder}: chat templates {sorted(source)}, wanted one named 'default'")
+        source = source["default"]
+      if source is not None and not isinstance(source, str):
+        raise TypeError(f"a {type(source).__name__}, wanted a text")
+    except (OSError, TypeError, KeyError, UnicodeDecodeError) as error:
+      raise InputError(f"{file if file.is_file() else own}: its chat template can't be read: {error}") from error
+    if source is None:
+      return None
+    try:
+      return Template(source, {f"{name}_token": text for name, text in self._names.items()})
+    except InputError as error:
+      raise InputError(f"{file if file.is_file() else own}: {error}") from error
 
 
 def _text(token) -> str | None:
