@@ -31,13 +31,21 @@ def be_quiet() -> None:
 
 
 def follow_parent() -> None:
-  """On Linux, asks for SIGTERM when the process that JAXRLVR_PARENT names, our parent, ends, however it ends."""
+  """On Linux, stops this process when the one that JAXRLVR_PARENT names, our parent, ends, however it ends.
+
+  By a signal of its own, and a second one changes nothing: the kernel may send it for each thread of the parent."""
   parent = os.environ.get(PARENT, "")
   if not parent.isdecimal() or not sys.platform.startswith("linux"):
     return
-  ctypes.CDLL(None).prctl(_PDEATHSIG, signal.SIGTERM)
+  signal.signal(signal.SIGUSR2, _orphaned)
+  ctypes.CDLL(None).prctl(_PDEATHSIG, signal.SIGUSR2)
   if os.getppid() != int(parent):  # it ended before we asked
-    os.kill(os.getpid(), signal.SIGTERM)
+    _orphaned(signal.SIGUSR2, None)
+
+
+def _orphaned(number, frame) -> None:
+  if not _asked:
+    _handle(number, frame)
 
 
 def _handle(number, frame) -> None:
