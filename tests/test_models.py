@@ -135,7 +135,7 @@ BAD = {
   "switch": (lambda f: None, {"model.think": "on"}, "config.model.think = 'on': .*no chat template that reads"),
   "both": (lambda f: None, {"init": "x"}, "config.init and config.model.path are both set"),
   "think": (lambda f: None, {"model.think": "yes"}, "wanted one of template, on, off"),
-  "dtype": (lambda f: None, {"export.dtype": "float16"}, "wanted one of float32, bfloat16"),
+  "dtype": (lambda f: None, {"model.dtype": "float16"}, "wanted one of float32, bfloat16"),
 }
 
 
