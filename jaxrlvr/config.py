@@ -494,7 +494,7 @@ class Impossible(NamedTuple):
 
   groups: tuple[str, ...]
   when: Callable[[ConfigDict], bool]
-  message: str  # what is wrong and the cure
+  message: str  # what is wrong and the cure; `{c.rl.steps}` stands for the value of a key
 
 
 _TRAINING = "training"  # the keys of config.rl that say how RL trains; other stages sample by some of that group
@@ -573,18 +573,21 @@ IMPOSSIBLE: tuple[Impossible, ...] = (
   Impossible(
     ("rl", _TRAINING),
     lambda c: c.rl.minibatch_problems and c.rl.problems_per_step % c.rl.minibatch_problems != 0,
-    "config.rl.problems_per_step must be a multiple of config.rl.minibatch_problems",
+    "config.rl.problems_per_step = {c.rl.problems_per_step} must be a multiple of config.rl.minibatch_problems = "
+    "{c.rl.minibatch_problems}; change one of them",
   ),
   Impossible(
     ("rl", _TRAINING),
     lambda c: (c.rl.minibatch_problems or c.rl.problems_per_step) * c.rl.group_size % c.rl.microbatches != 0,
-    "the rows of an update, (config.rl.minibatch_problems or config.rl.problems_per_step) * config.rl.group_size, must "
-    "be a multiple of config.rl.microbatches",
+    "the rows of an update, (config.rl.minibatch_problems = {c.rl.minibatch_problems} or config.rl.problems_per_step = "
+    "{c.rl.problems_per_step}) * config.rl.group_size = {c.rl.group_size}, must be a multiple of "
+    "config.rl.microbatches = {c.rl.microbatches}; change one of them",
   ),
   Impossible(
     ("rl", _TRAINING),
     lambda c: c.rl.problems_per_step % c.rl.sample_parts != 0,
-    "config.rl.problems_per_step must be a multiple of config.rl.sample_parts",
+    "config.rl.problems_per_step = {c.rl.problems_per_step} must be a multiple of config.rl.sample_parts = "
+    "{c.rl.sample_parts}; change one of them",
   ),
   Impossible(
     ("rl", _TRAINING),
@@ -616,7 +619,8 @@ IMPOSSIBLE: tuple[Impossible, ...] = (
     Impossible(
       (s,),
       lambda c, s=s: c[s].rows % c[s].microbatches != 0,
-      f"config.{s}.rows must be a multiple of config.{s}.microbatches",
+      f"config.{s}.rows = {{c.{s}.rows}} must be a multiple of config.{s}.microbatches = {{c.{s}.microbatches}}; "
+      "change one of them",
     )
     for s in ("pretrain", "cpt", "sft")
   ),
@@ -753,7 +757,7 @@ def check(config: ConfigDict, stage: str | None = None) -> None:
       raise InputError(f"config.rl.{error}") from None
   for pair in IMPOSSIBLE:
     if groups.issuperset(pair.groups) and pair.when(config):
-      raise InputError(pair.message)
+      raise InputError(pair.message.format(c=config))
   if stage is None or stage in _LINKED:
     for link in config.chain:
       _check_entries(link)

@@ -248,13 +248,18 @@ def _replay(settings: Settings) -> Judge:
   return remembering(Judge(lambda task, questions: [None] * len(questions)), known)
 
 
+def _question(response: Response) -> str:
+  """The last user message of a recorded prompt, which names roles where there are several messages."""
+  return response.prompt.rpartition("[user]\n")[2]
+
+
 def _exact_label(response: Response) -> float | None:
-  judged = arithmetic.faithfulness(parse(response.text, "boxed"), response.prompt)
+  judged = arithmetic.faithfulness(parse(response.text, "boxed"), _question(response))
   return None if judged is None else judged.label
 
 
 def _exact_same(first: Response, second: Response) -> bool | None:
-  if asked(first.prompt) is None:
+  if asked(_question(first)) is None:
     return None
   return arithmetic.strategy(parse(first.text, "boxed")) == arithmetic.strategy(parse(second.text, "boxed"))
 

@@ -40,6 +40,8 @@ class Evaluator:
     self._sampler = rollout.Sampler(config, policy, "evaluate", **sampling)
     largest = max(len(one.problems) for one in self._sets.values())
     self._size = self._sampler.batch_size(e.problems_per_batch, largest)  # one shape for all sets
+    cure = "config.rl.response_tokens, config.evaluate.problems_per_batch or config.evaluate.samples"
+    self._sampler.check_memory("an evaluation", self._size, cure)
     self.problems = [p for one in self._sets.values() for p in one.problems]
     self.dropped = sum(one.dropped for one in self._sets.values())
     self.batches = sum(-(-len(one.problems) // self._size) for one in self._sets.values())
@@ -211,6 +213,7 @@ def evaluate(config: ConfigDict, workdir: str | Path) -> dict:
       run.begin(heldout=evaluator.problems, **inputs)
       if run.finished:
         return run.summary
+      rollout.show_prompt(run.workdir, policy, evaluator.problems[0])
       progress = run.progress(evaluator.batches)
       done = iter(range(1, evaluator.batches + 1))
       metrics = evaluator(policy.params, run, 0, lambda: progress(next(done)))

@@ -265,6 +265,11 @@ def rl(config: ConfigDict, workdir: str | Path) -> dict:
     policy = setup.load_policy(config)
     check_sizes(config, policy)
     sampler = rollout.Sampler(config, policy, "rl", s.sample_parts, busy, int8=s.sample_int8)
+    sampler.check_memory(
+      "sampling a step", s.problems_per_step // s.sample_parts,
+      "config.rl.response_tokens, config.rl.problems_per_step or config.rl.group_size (or .votes), or raise "
+      "config.rl.sample_parts",
+    )  # fmt: skip
     with rollout.verifier_service(config) as service, jax.set_mesh(policy.mesh), jax.transfer_guard("disallow"):
       loaded = rollout.load_problems(config, "problems", policy.tokenizer, service)
       problems = loaded.problems
@@ -275,6 +280,7 @@ def rl(config: ConfigDict, workdir: str | Path) -> dict:
       if run.finished:
         return run.summary
       setup.keep(config, policy, run.workdir)
+      rollout.show_prompt(run.workdir, policy, problems[0])
       logbook.write_atomic(run.workdir / overlap.FILE, overlap.to_text(trained_on(config, problems)))
       label_right = reward.labels_right(problems, service.grade)
       ref_params = setup.frozen(policy) if s.kl_beta else None

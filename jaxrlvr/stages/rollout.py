@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -13,11 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxrlvr import hosts, keys, masked, reward, shard
+from jaxrlvr import hosts, keys, logbook, masked, reward, shard
 from jaxrlvr.busy import Busy
 from jaxrlvr.data import problems as problem_lists
 from jaxrlvr.data import rows
 from jaxrlvr.policy.sample import STOP_EOS, STOP_NAMES, Rollout, Sampling, lay_out, sample
+from jaxrlvr.stages import memory
 from jaxrlvr.stages.setup import Policy
 from jaxrlvr.text.answer import OPEN, Parsed, parse
 from jaxrlvr.text.stops import automaton
@@ -85,6 +87,11 @@ class Sampler:
 
   def prompts(self, problems: Sequence[Problem], loaded: Loaded, occurrence_P) -> Prompts:
     return make_prompts(problems, loaded, occurrence_P, self._width, self._policy.tokenizer.pad_id)
+
+  def check_memory(self, what: str, problems: int, cure: str) -> None:
+    """InputError where so many problems at once take more memory than is free; `cure`: the keys to lower."""
+    policy = self._policy
+    memory.check(what, cure, policy.spec, self.sampling, problems, self._width, policy.sample_mesh)
 
   def batch_size(self, wanted: int, largest: int) -> int:
     """Problems a batch that the mesh can split, at least enough for `largest` where that is less than `wanted`."""
@@ -318,7 +325,7 @@ def records(drawn: Drawn, step: int, true: reward.Graded, **more) -> list[dict]:
           "step": step,
           "problem": problem.id,
           "sample": int(drawn.answers.sample_PG[i][g]),
-          "prompt": problem.messages[-1]["content"],
+          "prompt": transcript(problem.messages),
           "text": response.text,
           "answer": response.answer,
           "label": problem.label,
@@ -335,6 +342,19 @@ def records(drawn: Drawn, step: int, true: reward.Graded, **more) -> list[dict]:
         }
       )
   return rows
+
+
+def transcript(messages: Sequence[Mapping[str, str]]) -> str:
+  """The prompt as it is recorded: the only message's text, or all messages, each behind its role in brackets."""
+  if len(messages) == 1:
+    return messages[0]["content"]
+  return "\n\n".join(f"[{message['role']}]\n{message['content']}" for message in messages)
+
+
+def show_prompt(workdir: Path, policy: Policy, problem: Problem) -> None:
+  """Writes prompt.txt, what the policy sees of a problem: control tokens by name, up to where the answer begins."""
+  if not hosts.index():
+    logbook.write_atomic(workdir / "prompt.txt", policy.tokenizer.rendered(problem.messages))
 
 
 def faithfulness(problem: Problem, response: Parsed) -> judge.Faithfulness | None:

@@ -151,6 +151,11 @@ class HuggingFace:
     # Without the end of the messages in sight, only a tag at the very end is surely the answer's.
     return opened if behind_messages or opened.strip() == THINK else ""
 
+  def rendered(self, messages: Sequence[Mapping[str, str]]) -> str:
+    """Returns the text of a prompt as the template writes it, up to where the answer begins."""
+    start = self._control[self.bos_id] if self._template is None and self.bos_id is not None else ""
+    return start + self._rendered(messages, None)
+
   def opens_thinking(self, messages: Sequence[Mapping[str, str]], think: bool | None = None) -> bool:
     """Returns whether the prompt ends in a think tag that the template opened and left open."""
     return bool(self.opening(messages, think))

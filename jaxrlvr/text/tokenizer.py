@@ -28,6 +28,8 @@ class Tokenizer(Protocol):
   # "". The text of a response is this and what the policy writes.
   def opening(self, messages: Sequence[Mapping[str, str]], think: bool | None = None) -> str: ...
   def opens_thinking(self, messages: Sequence[Mapping[str, str]], think: bool | None = None) -> bool: ...
+  # What `render` makes tokens of, as text that a person reads: control tokens by name.
+  def rendered(self, messages: Sequence[Mapping[str, str]]) -> str: ...
 
 
 def continuation(response: str, opening: str) -> str:
@@ -100,6 +102,11 @@ class SentencePiece:
   def opening(self, messages: Sequence[Mapping[str, str]], think: bool | None = None) -> str:
     """Returns "": the embedded layout never writes a think tag."""
     return ""
+
+  def rendered(self, messages: Sequence[Mapping[str, str]]) -> str:
+    """Returns the prompt as text, with the role pieces in front of their messages."""
+    said = "".join(ROLES[message["role"]] + message["content"] for message in messages)
+    return f"{self._model.id_to_piece(self.bos_id)}{said}{ROLES['assistant']}"
 
   def opens_thinking(self, messages: Sequence[Mapping[str, str]], think: bool | None = None) -> bool:
     """Returns False, see `opening`."""
