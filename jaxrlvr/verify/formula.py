@@ -9,7 +9,7 @@ import re
 from fractions import Fraction
 from typing import NamedTuple
 
-MAX_DEPTH = 24  # operations inside operations
+MAX_DEPTH = 64  # operations inside operations; a bracket takes about four
 
 FUNCTIONS = frozenset(
   "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log lg exp arg Re Im gcd lcm max min".split()
