@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 from collections.abc import Iterator
 
 
@@ -11,6 +12,17 @@ def visible(text: str, kept: str = "\n\t") -> str:
   """Returns the text with a sign for every character that prints nothing, moves the cursor or turns the writing
   direction, but for those of `kept`."""
   return "".join(c if c.isprintable() or c in kept else f"⟨U+{ord(c):04X}⟩" for c in text)
+
+
+_libraries_write = [True]
+
+
+def let_libraries_write(allowed: bool) -> None:
+  """Says whether `VisibleStream` takes what threads write that Python did not start.
+
+  These are a library's own: after a save that failed, which is told in one line, each write that was still under way
+  prints a traceback of its closed event loop."""
+  _libraries_write[0] = allowed
 
 
 class VisibleStream:
@@ -23,6 +35,8 @@ class VisibleStream:
     return getattr(self.below, name)
 
   def write(self, text: str) -> int:
+    if not _libraries_write[0] and isinstance(threading.current_thread(), threading._DummyThread):
+      return len(text)
     encoding = getattr(self.below, "encoding", None) or "utf-8"
     self.below.write(visible(text).encode(encoding, "backslashreplace").decode(encoding))
     return len(text)

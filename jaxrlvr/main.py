@@ -142,6 +142,7 @@ def _command(words: Sequence[str]) -> int:
   logging.basicConfig(level=logging.DEBUG if flags.debug else logging.WARNING, format="%(levelname)s %(message)s")
   for noisy in ("absl", "orbax", "asyncio"):  # what goes wrong is told in one line of our own
     logging.getLogger(noisy).setLevel(logging.DEBUG if flags.debug else logging.CRITICAL)
+  escape.let_libraries_write(flags.debug)
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   os.environ["MPLBACKEND"] = "agg"  # a notebook's kernel hands on its own, which may not be installed here
   code, told = attempt(flags, overrides)

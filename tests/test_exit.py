@@ -148,3 +148,19 @@ def test_help_of_a_stage_tells_its_keys_with_what_configs_base_says(capsys):
 def test_help_is_quick():
   code = "import sys; from jaxrlvr import main; main.run({}) if 0 else None; sys.exit('jax' in sys.modules)"
   assert end(start(code=code))[0] == 0
+
+
+def test_a_disk_that_fills_up_ends_with_4_and_one_line(tmp_path, tokenizer):
+  """A small file system, where this user may mount one: no traceback of the library that writes, and the cure."""
+  small = tmp_path / "small"
+  small.mkdir()
+  if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=700k", "tmpfs", small], capture_output=True).returncode:
+    pytest.skip("no file system can be mounted here")
+  try:
+    words = [f"--config.tokenizer={tokenizer}", f"--workdir={small / 'w'}", "--config.checkpoint.every=1"]
+    code, _, said = end(start("pretrain", "--config=smoke", *words))
+  finally:
+    subprocess.run(["umount", small], check=True)
+  told = [line for line in said.splitlines() if "the disk is full" in line]
+  assert code == 4 and told and f"{small}/w" in told[-1] and "bytes to write" in told[-1] and "free space" in told[-1]
+  assert "Traceback" not in said and "asyncio" not in said, said
