@@ -186,12 +186,16 @@ def test_bad_settings_are_refused_before_anything_compiles(tmp_path, init, capsy
     (dict(init="/nowhere"), "config.init = '/nowhere'"),
     (dict(diagnose__domain="physics"), "config.diagnose.domain = 'physics': wanted one of"),
     (dict(diagnose__reference="/nowhere"), "config.diagnose.reference = '/nowhere': /nowhere/diagnosis.json: it can't"),
-    (dict(rl__stop_when_memorising=True, evaluate__every=0), "needs evaluations to see it by"),
   ):
     assert run("diagnose", tmp_path / "w", **(dict(init=init) | changes)) == 2, changes
     said = capsys.readouterr().err
     assert words in said and said.count("\n") == 1, said
     assert not [p for p in (tmp_path / "w").glob("*") if p.name != ".lock"] and not compilations
+
+
+def test_a_stop_that_no_evaluation_could_cause_is_refused(tmp_path, init, capsys):  # noqa: F811
+  assert run("rl", tmp_path / "w", init=init, rl__stop_when_memorising=True, evaluate__every=0) == 2
+  assert "needs evaluations to see it by; set config.evaluate.every" in capsys.readouterr().err
 
 
 def test_rl_warns_stops_and_goes_on_without_the_stop(tmp_path, init, caplog):  # noqa: F811
