@@ -28,6 +28,7 @@ _NAME = re.compile(
   rf"|\\frac\{{d\^?\w*[a-z]?\}}\{{d[a-z]\}}|{_SYMBOL}(?:\^\{{-1\}})?\((?:{_SYMBOL}|-?\d+)(?:,(?:{_SYMBOL}|\d+))*\)|[PEVNn]\([^=]*\)"
   r"|\\text\{[^{}]*\}(?:_\w|_\{\w*\})?(?:\([^()]*\))?"
 )
+_DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _CONSTANTS = frozenset(("C", "K", "c", "k", "C_1", "C_0"))  # of integration
 
 
@@ -424,16 +425,27 @@ def _ratio(tokens: list[Token]) -> Ratio | None:
 
 
 def _based(tokens: list[Token]) -> Based | None:
-  """Reads 1011_2 and 1A_{16}; None for what has no such subscript."""
+  """Reads 1011_2 and 1A_{16}; None for what has no such subscript, or one that a symbol has, as in 3V_0."""
   for place, token in enumerate(tokens):
     if token.text == "_" and place and all(t.kind in ("number", "letters") for t in tokens[:place]):
       if tokens[0].kind != "number":
         return None
-      base = _text(tokens[place + 1 :]).strip("{}")
-      if not re.fullmatch(r"\d{1,2}|\\text\{\w+\}", base):
+      digits = "".join(t.text for t in tokens[:place])
+      base = _text(tokens[place + 1 :]).strip("{}").removeprefix(r"\text{").rstrip("}")
+      if _are_digits(digits, base):
+        return Based(digits.upper(), base)
+      if digits.isdigit():
         raise Unknown("a subscript of a number")
-      return Based("".join(t.text for t in tokens[:place]).upper(), base.removeprefix(r"\text{").rstrip("}"))
+      return None
   return None
+
+
+def _are_digits(digits: str, base: str) -> bool:
+  """Returns whether all are digits of the base; small letters are so only in base 16."""
+  if base.isdigit() and len(base) < 3 and 2 <= int(base) <= 36:
+    digits = digits.upper() if base == "16" else digits
+    return all(sign in _DIGITS[: int(base)] for sign in digits)
+  return digits.isdigit() and base.isalpha() and len(base) > 1
 
 
 def _scalar(tokens: list[Token]) -> Scalar:
