@@ -23,11 +23,11 @@ from test_stages import run
 from test_weights import SPECS, tensors_of, write
 
 from jaxrlvr import config as configs
-from jaxrlvr import logbook, shard, weights
+from jaxrlvr import checkpoint, logbook, shard, weights
 from jaxrlvr.data import raw
 from jaxrlvr.policy.score import score
 from jaxrlvr.policy.spec import Spec, count
-from jaxrlvr.stages import setup
+from jaxrlvr.stages import models, setup
 from jaxrlvr.stages.chain import plan
 from jaxrlvr.text.hf import HuggingFace
 from jaxrlvr.types import InputError
@@ -202,6 +202,62 @@ def test_export_is_read_back_and_serves_as_init(imported, tmp_path, capsys):
   assert policy.tokenizer.eos_ids == HuggingFace(imported[0]).eos_ids
   assert json.loads((out / "model" / "generation_config.json").read_text())["temperature"] == 0.6
   assert "pad_token_id" not in json.loads((out / "model" / "config.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def trained(imported, tmp_path_factory):
+  """(run directory of a training stage that moved a third of the imported weights a little, weights before, after)."""
+  workdir = tmp_path_factory.mktemp("trained") / "rl"
+  config = configs.load("smoke", {"init": str(imported[1])})
+  policy = setup.load_policy(config)
+  rng = np.random.default_rng(1)
+  before = jax.device_get(policy.params)
+  grown = {name: (1 + 2e-3 * (rng.random(w.shape) < 1 / 3)).astype(np.float32) for name, w in before.items()}
+  after = {name: jax.device_put(w * grown[name], w.sharding) for name, w in policy.params.items()}
+  workdir.mkdir()
+  saved = checkpoint.Checkpoints(workdir)
+  saved.save(5, after, {"counts": jnp.zeros(1)}, {"origin": policy.origin})
+  saved.close()
+  setup.keep(config, policy, workdir)
+  logbook.write_json(workdir / "summary.json", {"steps": 5})
+  return workdir, before, jax.device_get(after)
+
+
+def test_export_tells_how_much_of_the_training_rounding_keeps(imported, trained, tmp_path, capsys):
+  workdir, before, after = trained
+  options = ("--config=smoke", f"--config.init={workdir}", "--config.export.dtype=bfloat16")
+  assert run("export", *options, f"--workdir={tmp_path / 'out'}") == 0
+  said, summary = capsys.readouterr().out, json.loads((tmp_path / "out" / "summary.json").read_text())
+  flat = [np.concatenate([w.ravel() for w in one.values()]) for one in (before, after)]
+  moved = flat[0] != flat[1]
+  kept = np.mean(np.not_equal(*[w[moved].astype(jnp.bfloat16) for w in flat]))
+  assert 0.2 < np.mean(moved) < 0.4 and 0.1 < kept < 0.9
+  assert summary["moved_in_training"] == pytest.approx(np.mean(moved))
+  assert summary["kept_of_training"] == pytest.approx(kept) and summary["trained_since"] == str(imported[1] / "model")
+  assert summary["reread"] < 1e-5 and 1e-4 < summary["difference"] < 1  # the probe is of the policy as trained
+  assert f"{kept:.2%} of these still differ after rounding to bfloat16; to keep all of it take" in said
+  assert "config.export.dtype=float32" in said and f"trained {summary['difference']:.2g} nats" in said
+  assert capsys.readouterr().err == ""
+
+
+def test_what_training_began_with_is_the_last_that_is_there_unchanged(imported, trained, caplog):
+  workdir, before, after = trained
+  policy = setup.load_policy(configs.load("smoke", {"init": str(workdir)}))
+  model = policy.origin["start"]
+
+  def start(origin):
+    found = setup.load_start(policy._replace(origin={"start": origin}))
+    return found and (found[0], jax.device_get(found[1]))
+
+  place, params = start(policy.origin)
+  assert place == str(workdir) and all(np.array_equal(params[name], after[name]) for name in after)
+  assert caplog.text == ""
+  for run_dir, told in (("/nowhere", "/nowhere: is gone"), (str(workdir), "has changed since")):
+    place, params = start({"run": run_dir, "digests": {}, "start": model})
+    assert place == str(imported[1] / "model") and all(np.array_equal(params[name], before[name]) for name in before)
+    assert told in caplog.text
+  assert start({"seed": 0}) is None and start({**model, "digests": {}}) is None
+  assert models.kept_of_training(policy, "float32")["kept_of_training"] is None
 
 
 def test_export_that_differs_is_not_finished(imported, tmp_path, capsys, monkeypatch):

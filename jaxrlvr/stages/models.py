@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import shutil
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -19,7 +21,7 @@ from jaxrlvr.stages.run import open_run
 from jaxrlvr.text.tokenizer import SentencePiece
 from jaxrlvr.types import InputError, StorageError
 
-# How far what was exported may be from the policy with its weights rounded to the files' dtype, in nats a token.
+# How far what was exported may be, read again, from the policy with its weights rounded as in the files, nats a token.
 TOLERANCE = 1e-4
 _BITS = {"float32": (8, 23), "bfloat16": (8, 7)}  # of exponent and mantissa
 _GENERATION = "generation_config.json"
@@ -79,8 +81,9 @@ def export(config: ConfigDict, workdir: str | Path) -> dict:
       return run.summary
     folder = run.workdir / setup.MODEL
     folder.mkdir(exist_ok=True)
-    want = probe(policy.params, spec, mesh, e.dtype)
+    trained, rounded = (probe(policy.params, spec, mesh, dtype) for dtype in ("float32", e.dtype))
     weights.save(folder, policy.params, spec, e.dtype, int(e.shard_gib * 2**30))
+    kept = kept_of_training(policy, e.dtype)
     origin, policy = policy.origin, None  # its weights leave the devices before the copy is loaded
     setup.keep_tokenizer(config, folder / setup.TOKENIZER, folder)
     if isinstance(tokenizer, SentencePiece):
@@ -91,28 +94,67 @@ def export(config: ConfigDict, workdir: str | Path) -> dict:
     ids["pad_token_id"] = tokenizer.pad_id  # not in config.json: its embedding would not be trained any more
     logbook.write_json(file, known | {name: i for name, i in ids.items() if i is not None})
     got = probe(weights.load(weights.open_model(folder), spec, mesh), spec, mesh)
-    difference = float(np.abs(got - want).max())
-    if not difference <= TOLERANCE:
+    difference, reread = (float(np.abs(got - want).max()) for want in (trained, rounded))
+    if not reread <= TOLERANCE:
       raise StorageError(
-        f"{folder}: read again, its log-probabilities differ by {difference:.2g} from the policy's, over {TOLERANCE}; "
+        f"{folder}: read again, its log-probabilities differ by {reread:.2g} from what was written, over {TOLERANCE}; "
         "don't use it, and export to another disk"
       )
     logbook.write_json(run.workdir / setup.POLICY, dataclasses.asdict(spec))
-    print(f"Hugging Face directory: {folder} (read again; largest difference {difference:.2g} nats)")
-    return run.finish(steps=0, difference=difference, origin=origin)
+    print(
+      f"Hugging Face directory: {folder} (read again: within {reread:.2g} nats of what was written; largest difference "
+      f"from the policy as trained {difference:.2g} nats)"
+    )
+    if kept["kept_of_training"] is not None:
+      cure = "" if kept["kept_of_training"] == 1 else "; to keep all of it take config.export.dtype=float32"
+      print(
+        f"Training moved {kept['moved_in_training']:.2%} of the weights since {kept['trained_since']}; "
+        f"{kept['kept_of_training']:.2%} of these still differ after rounding to {e.dtype}{cure}"
+      )
+    return run.finish(steps=0, difference=difference, reread=reread, **kept, origin=origin)
+
+
+def kept_of_training(policy: setup.Policy, dtype: str) -> dict:
+  """Compares the policy with the weights that its training began with.
+
+  Returns `moved_in_training`, the share of the weights that differ; `kept_of_training`, the share of these that still
+  differ where both are rounded to `dtype`; and `trained_since`, where training began. Each is None where nothing is
+  rounded or moved, or where those weights are not there.
+  """
+  nothing = dict.fromkeys(("moved_in_training", "kept_of_training", "trained_since"))
+  if dtype == "float32" or (start := setup.load_start(policy)) is None:
+    return nothing
+  place, before = start
+  counts = [hosts.fetch(_differing(w, before[name], dtype)) for name, w in policy.params.items()]
+  moved, kept = (sum(int(rows.sum(dtype=np.int64)) for rows in which) for which in zip(*counts, strict=True))
+  if not moved:
+    return nothing
+  share = moved / policy_spec.count(policy.spec)
+  return {"moved_in_training": share, "kept_of_training": kept / moved, "trained_since": place}
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _differing(one: jax.Array, other: jax.Array, dtype: str) -> tuple[jax.Array, jax.Array]:
+  """Returns how many elements differ, and still differ after rounding to `dtype`, for each index of the first axis."""
+  rest = tuple(range(1, one.ndim))
+  pairs = (one, other), [jax.lax.reduce_precision(w, *_BITS[dtype]) for w in (one, other)]
+  return tuple(jnp.sum(a != b, axis=rest, dtype=jnp.int32) for a, b in pairs)
 
 
 def probe(params, spec: policy_spec.Spec, mesh: jax.sharding.Mesh, dtype: str = "float32") -> np.ndarray:
   """Log-probability, entropy and self-certainty of random tokens, which together read every logit, in float32 and
   with weights rounded to `dtype`."""
 
-  def run(params, *batch):
-    return score({name: jax.lax.reduce_precision(w, *_BITS[dtype]) for name, w in params.items()}, *batch, spec)
-
   rows = shard.size(mesh, "batch")
   tokens_BT = np.random.default_rng(0).integers(0, spec.known_vocab, (rows, 16)).astype(np.int32)
   positions_BT, segments_BT = np.broadcast_to(np.arange(16, dtype=np.int32), tokens_BT.shape), np.ones_like(tokens_BT)
   up = hosts.put((tokens_BT, positions_BT, segments_BT), shard.named(mesh, "batch"))
   with jax.set_mesh(mesh):
-    found = jax.jit(run)(params, *up)
+    found = _rounded_score(params, *up, spec, dtype)
   return np.stack(hosts.fetch((found.logp_BT, found.entropy_BT, found.certainty_BT)))
+
+
+@functools.partial(jax.jit, static_argnames=("spec", "dtype"))
+def _rounded_score(params, tokens_BT, positions_BT, segments_BT, spec: policy_spec.Spec, dtype: str):
+  rounded = {name: jax.lax.reduce_precision(w, *_BITS[dtype]) for name, w in params.items()}
+  return score(rounded, tokens_BT, positions_BT, segments_BT, spec)

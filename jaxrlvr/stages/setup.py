@@ -22,10 +22,11 @@ from jaxrlvr.policy import forward
 from jaxrlvr.policy import spec as policy_spec
 from jaxrlvr.policy.attention import platform_of, resolve
 from jaxrlvr.policy.spec import RopeScaling, Spec
+from jaxrlvr.stages import memory
 from jaxrlvr.stages.run import set_compile_cache
 from jaxrlvr.text import hf
 from jaxrlvr.text.tokenizer import SentencePiece, Tokenizer
-from jaxrlvr.types import InputError
+from jaxrlvr.types import InputError, StorageError
 from jaxrlvr.update import TrainState, init_state
 
 _LOG = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ class Policy(NamedTuple):
   params: dict
   mesh: jax.sharding.Mesh
   sample_mesh: jax.sharding.Mesh  # the same devices as sampling uses them
-  origin: dict  # where the weights come from: run directory and step, a model's folder, or the seed
+  origin: dict  # of the weights: run directory, step and `start`, the origin before; a model's folder; or the seed
 
 
 def find_devices() -> list[jax.Device]:
@@ -285,7 +286,47 @@ def _load_params(run: Path, shapes: dict, placed: dict):
       f"config.init = {str(run)!r}: its last whole checkpoint is of step {found[2]['step']}, its end is {whole}; "
       "finish it by the command that made it, with --resume=check"
     )
-  return found[0], {"run": str(run), "step": whole, "digests": digests_of_params(found[2])}
+  start = found[2].get("origin", {})  # of what this run's training began with
+  return found[0], {"run": str(run), "step": whole, "digests": digests_of_params(found[2]), "start": start}
+
+
+def load_start(policy: Policy) -> tuple[str, dict] | None:
+  """Returns the place and the weights that the policy's training began with, float32 and laid out as the policy's.
+
+  Where they are gone or changed, that is told and those before them are taken, as far back as the runs have recorded
+  it; None where there are none.
+  """
+  start = policy.origin.get("start", {})
+  while "run" in start or "model" in start:
+    try:
+      return start.get("run") or start["model"], _load_again(start, policy)
+    except (InputError, StorageError) as error:
+      _LOG.warning("weights that training began with can't be compared: %s", error)
+    start = start.get("start", {})
+  return None
+
+
+def _load_again(origin: dict, policy: Policy) -> dict:
+  """Returns the weights of this origin; InputError where they are not there as they were."""
+  place = origin.get("run") or origin["model"]
+  needed, room = 4 * policy_spec.count(policy.spec), memory.free(policy.mesh)
+  if room is not None and needed > room:
+    raise InputError(f"{place}: takes {needed / 1e9:.1f} GB, {room / 1e9:.1f} GB are free; take more memory")
+  known = {name: digest for name, digest in origin["digests"].items() if name != "tokenizer"}
+  if "model" in origin:
+    model = weights.open_model(place)
+    params, found = None, origin_of(model)["digests"]
+  else:
+    leaves = policy_spec.leaves(policy.spec).items()
+    shapes = {name: jax.ShapeDtypeStruct(leaf.shape, jnp.float32) for name, leaf in leaves}
+    run = remote.path(place)
+    if not (run / POLICY).is_file():
+      raise InputError(f"{place}: is gone; put it back")
+    params, kept = _load_params(run, shapes, policy_spec.shardings(policy.spec, policy.mesh))
+    found = kept["digests"]
+  if found != known:
+    raise InputError(f"{place}: has changed since; put back what it was")
+  return weights.load(model, policy.spec, policy.mesh) if params is None else params
 
 
 def digests_of_params(meta: dict) -> dict[str, str]:
