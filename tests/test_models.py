@@ -22,8 +22,8 @@ from test_policy import logits_of
 from test_stages import run
 from test_weights import SPECS, tensors_of, write
 
-from jaxrlvr import config as configs
 from jaxrlvr import checkpoint, logbook, shard, weights
+from jaxrlvr import config as configs
 from jaxrlvr.data import raw
 from jaxrlvr.policy.score import score
 from jaxrlvr.policy.spec import Spec, count
