@@ -47,6 +47,16 @@ def writing(path, size: int | None = None) -> Iterator[None]:
     raise StorageError(describe(error, path, size)) from error
 
 
+def copy(source, target: Path) -> None:
+  """Copies a file, 16 MiB at a time; StorageError, with path and bytes, where it can't be written."""
+  with source.open("rb") as read:
+    read.seek(0, os.SEEK_END)
+    size = read.tell()
+    read.seek(0)
+    with writing(target, size), target.open("wb") as write:
+      shutil.copyfileobj(read, write, 1 << 24)
+
+
 def _free(path) -> int | None:
   """Returns the bytes that this user may still write on the path's file system, None: unknown."""
   place = Path(path).absolute()

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from jaxrlvr import hosts, shard
+from jaxrlvr import disk, hosts, shard
 from jaxrlvr.policy import spec as policy_spec
 from jaxrlvr.policy.spec import Leaf, RopeScaling, Spec, leaves
 from jaxrlvr.types import InputError
@@ -327,13 +327,15 @@ def save(folder: str | os.PathLike, params: Mapping[str, jax.Array], spec: Spec,
       weight_map[hf] = file.name
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    with file.open("wb") as f:
+    with disk.writing(file, 8 + len(text) + end), file.open("wb") as f:
       f.write(len(text).to_bytes(8, "little") + text)
       for _, name, leaf, layer in entries:
         f.write(np.ascontiguousarray(hosts.fetch(take(params[name], layer, leaf=leaf, dtype=dtype))).view(np.uint8))
   if len(shards) > 1:
     told = {"metadata": {"total_size": sum(_size(entries, dtype) for entries in shards)}, "weight_map": weight_map}
-    (folder / INDEX).write_text(json.dumps(told, indent=1))
+    text = json.dumps(told, indent=1)
+    with disk.writing(folder / INDEX, len(text)):
+      (folder / INDEX).write_text(text)
 
 
 def _taken(weight: jax.Array, layer: int, leaf: Leaf, dtype: str) -> jax.Array:

@@ -5,6 +5,7 @@ A program is compiled once a session: pytest's processes, and those that tests s
 
 import os
 import shutil
+import subprocess
 import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -130,3 +131,22 @@ def serve():
   yield start
   for server in servers:
     server.close()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+  """Mounts a file system of a size such as "700k", where this user may mount one; it ends with the test."""
+  mounted = []
+
+  def mount(size):
+    folder = tmp_path / "small"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder]
+    if subprocess.run(command, capture_output=True).returncode:
+      pytest.skip("no file system can be mounted here")
+    mounted.append(folder)
+    return folder
+
+  yield mount
+  for folder in mounted:
+    subprocess.run(["umount", folder], check=True)

@@ -150,17 +150,11 @@ def test_help_is_quick():
   assert end(start(code=code))[0] == 0
 
 
-def test_a_disk_that_fills_up_ends_with_4_and_one_line(tmp_path, tokenizer):
-  """A small file system, where this user may mount one: no traceback of the library that writes, and the cure."""
-  small = tmp_path / "small"
-  small.mkdir()
-  if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=700k", "tmpfs", small], capture_output=True).returncode:
-    pytest.skip("no file system can be mounted here")
-  try:
-    words = [f"--config.tokenizer={tokenizer}", f"--workdir={small / 'w'}", "--config.checkpoint.every=1"]
-    code, _, said = end(start("pretrain", "--config=smoke", *words))
-  finally:
-    subprocess.run(["umount", small], check=True)
+def test_a_disk_that_fills_up_ends_with_4_and_one_line(tokenizer, small_disk):
+  """No traceback of the library that writes, and the cure."""
+  small = small_disk("700k")
+  words = [f"--config.tokenizer={tokenizer}", f"--workdir={small / 'w'}", "--config.checkpoint.every=1"]
+  code, _, said = end(start("pretrain", "--config=smoke", *words))
   told = [line for line in said.splitlines() if "the disk is full" in line]
   assert code == 4 and told and f"{small}/w" in told[-1] and "bytes to write" in told[-1] and "free space" in told[-1]
   assert "Traceback" not in said and "asyncio" not in said, said

@@ -318,6 +318,23 @@ def test_memory_stays_far_below_the_model(tmp_path):
   assert imported < 1024 and more < largest + 512
 
 
+@pytest.mark.parametrize(
+  ("stage", "option", "file"),
+  [
+    ("import", "--config.model.path={0}", "model/model-0000[12]-of-00002.safetensors"),
+    ("export", "--config.init={1}", "model/model.safetensors"),
+  ],
+)
+def test_a_full_disk_is_told_in_one_line(imported, small_disk, capsys, stage, option, file):
+  small = small_disk("40k")
+  assert run(stage, "--config=base", f"--workdir={small / 'w'}", option.format(*imported)) == 4
+  said = capsys.readouterr().err
+  told = (
+    rf"jaxrlvr: {small}/w/{file}: the disk is full \(No space .*: [\d,]+ bytes to write, 0 bytes free\); free space"
+  )
+  assert re.match(told, said) and said.count("\n") == 1, said
+
+
 def their_logits(folder, tokens):
   torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
   loaded = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")

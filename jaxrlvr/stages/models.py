@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import shutil
 from pathlib import Path
 
 import jax
@@ -13,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxrlvr import hosts, logbook, shard, weights
+from jaxrlvr import disk, hosts, logbook, shard, weights
 from jaxrlvr.policy import spec as policy_spec
 from jaxrlvr.policy.score import score
 from jaxrlvr.stages import setup
@@ -54,8 +53,7 @@ def import_model(config: ConfigDict, workdir: str | Path) -> dict:
     folder.mkdir(exist_ok=True)
     for name in ("config.json", _GENERATION, weights.INDEX, *model.files):
       if (model.folder / name).is_file():
-        with (model.folder / name).open("rb") as source, (folder / name).open("wb") as copy:
-          shutil.copyfileobj(source, copy, 1 << 24)
+        disk.copy(model.folder / name, folder / name)
     copied = weights.open_model(folder)
     if weights.digest(copied) != origin["digests"]["weights"]:
       raise StorageError(f"{folder}: is not what {model.folder} held at first; import it again")

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import logging
 import math
-import shutil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +15,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from jaxrlvr import checkpoint, hosts, keys, logbook, optim, remote, shard, weights
+from jaxrlvr import checkpoint, disk, hosts, keys, logbook, optim, remote, shard, weights
 from jaxrlvr.data import raw
 from jaxrlvr.policy import forward
 from jaxrlvr.policy import spec as policy_spec
@@ -254,12 +253,12 @@ def keep_tokenizer(config: ConfigDict, file: Path, folder: Path) -> None:
   """Copies a SentencePiece model to `file`, or the files of another tokenizer into `folder`."""
   source = find_tokenizer(config)
   if not source.is_dir():
-    shutil.copyfile(source, file)
+    disk.copy(source, file)
     return
   folder.mkdir(exist_ok=True)
   for name in hf.FILES:
     if (source / name).is_file():
-      shutil.copyfile(source / name, folder / name)
+      disk.copy(source / name, folder / name)
 
 
 def read_spec(path: Path) -> Spec:
