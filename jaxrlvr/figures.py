@@ -16,7 +16,9 @@ _MARKERS = "os^Dvp"
 
 
 class Line(NamedTuple):
-  """One arm's curve: {step: value} of each seed, drawn as their mean with a band from the least to the largest."""
+  """One arm's curve: {step: value} of each seed, drawn as their mean with a band from the least to the largest.
+
+  Where seeds end at different steps, the mean ends with the first; the others go on as thin lines."""
 
   label: str
   index: int  # of the arm, which gives colour, dashes and mark
@@ -24,6 +26,7 @@ class Line(NamedTuple):
   band: Mapping[int, tuple[float, float]]  # of a single seed
   t_sat: float | None
   sparse: bool  # each value gets a mark, and none is smoothed
+  faint: bool = False  # what another line of the arm is compared with: thin, and not in the legend
 
 
 def style(index: int) -> tuple[str, tuple]:
@@ -32,8 +35,9 @@ def style(index: int) -> tuple[str, tuple]:
   return _COLOURS[place], _DASHES[(place + turn) % len(_DASHES)]
 
 
-def draw(title: str, lines: Sequence[Line]) -> dict[str, bytes]:
-  """{"png", "svg"} of one chart; its ground is transparent, so that a page can turn it dark."""
+def draw(title: str, lines: Sequence[Line], over: str = "step") -> dict[str, bytes]:
+  """{"png", "svg"} of one chart; its ground is transparent, so that a page can turn it dark. over: the axis below; but
+  for steps it has powers of two."""
   figure, axes = _figure(2.9, "none")
   handles = [_curve(axes, line) for line in lines]
   low, high = axes.get_ylim()
@@ -43,8 +47,14 @@ def draw(title: str, lines: Sequence[Line]) -> dict[str, bytes]:
     axes.axvline(line.t_sat, color=colour, lw=0.9, alpha=0.8, dashes=(1, 2.5))
     axes.annotate(f"t_sat {line.t_sat:.0f}", (line.t_sat, height), xycoords=axes.get_xaxis_transform(), xytext=(-2, 0),
                   textcoords="offset points", rotation=90, ha="right", fontsize=6.5, color=colour)  # fmt: skip
-  _dress(axes, title, "step")
-  labels = [_plain(line.label) for line in lines]
+  _dress(axes, title, over)
+  if over != "step":
+    axes.set_xscale("log", base=2)
+    ticks = sorted({x for line in lines for ys in line.seeds for x in ys})
+    axes.set_xticks(ticks, [str(x) for x in ticks])
+    axes.minorticks_off()
+  handles = [handle for handle, line in zip(handles, lines, strict=True) if not line.faint]
+  labels = [_plain(line.label) for line in lines if not line.faint]
   columns = min(2, len(labels)) if max(map(len, labels)) < 26 else 1  # longer ones would not fit side by side
   legend = figure.legend(handles, labels, loc="outside lower center", fontsize=7.5, ncols=columns,
                          frameon=False, handlelength=3.2, labelcolor="#333333")  # fmt: skip
@@ -77,6 +87,8 @@ def _curve(axes, line: Line):
   """The mean of the seeds' curves at steps that all of them have; dense ones as running means, thin what they are."""
   colour, dashes = style(line.index)
   look = {"color": colour, "lw": 1.6, "dashes": dashes or (None, None)}
+  if line.faint:
+    look |= {"lw": 0.9, "alpha": 0.6}
   steps = sorted(set.intersection(*map(set, line.seeds)))
   raw = [[ys[step] for step in steps] for ys in line.seeds]
   half = 0 if line.sparse else len(steps) // 40
@@ -86,7 +98,11 @@ def _curve(axes, line: Line):
     axes.fill_between(list(band), *zip(*band.values(), strict=True), color=colour, alpha=0.13, lw=0)
   elif half:
     axes.plot(steps, raw[0], color=colour, lw=0.6, alpha=0.35)
-  marks = {"marker": _MARKERS[line.index % len(_MARKERS)], "ms": 3.6} if line.sparse else {}
+  for ys in line.seeds:
+    rest = [step for step in sorted(ys) if not steps or step >= steps[-1]]
+    if len(line.seeds) > 1 and len(rest) > 1:
+      axes.plot(rest, [ys[step] for step in rest], color=colour, lw=0.7, alpha=0.6)
+  marks = {"marker": _MARKERS[line.index % len(_MARKERS)], "ms": 2.4 if line.faint else 3.6} if line.sparse else {}
   return axes.plot(steps, [_mean(ys) for ys in zip(*curves, strict=True)], **look, **marks)[0]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import functools
 import hashlib
 import itertools
@@ -16,7 +17,8 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxrlvr import figures, responses, verdict
-from jaxrlvr.analysis.passk import interval, mean, redrawn
+from jaxrlvr.analysis.passk import interval, mean, paired_gain, redrawn
+from jaxrlvr.analysis.phase import CLAIMS
 from jaxrlvr.analysis.saturation import Time, drawn_gap, gap, median_time, value_at
 from jaxrlvr.escape import visible
 from jaxrlvr.logbook import csv_text, write_atomic
@@ -30,41 +32,52 @@ Groups = Mapping[tuple[str, str], Sequence[Run]]  # runs of the seeds, by (setti
 
 
 def write(
-  folder: Path, title: str, cells: Sequence[Cell], evaluations: Mapping[str, Path], tail: int, samples: int
+  folder: Path, title: str, cells: Sequence[Cell], evaluations: Sequence[Cell], tail: int, samples: int
 ) -> Path:
   """Writes index.html (its path is returned), charts, tables and report.json.
 
-  `evaluations`: runs of the stage evaluate by name; tail: of saturation, for runs that name none; samples: responses
-  shown an arm and step.
+  `evaluations`: runs of the stage evaluate; tail: of saturation, for runs that name none; samples: responses shown an
+  arm and step.
   """
-  names = [cell.name for cell in cells]
-  if not cells or len(set(names)) < len(names):
-    raise InputError(f"the report's runs are named {names}: give at least one rl run, and each name once")
+  for some in (cells, evaluations):
+    names = [cell.name for cell in some]
+    if len(set(names)) < len(names) or not (cells or evaluations):
+      raise InputError(f"the report's runs are named {names}: give at least one, and each name once")
   runs = [Run(cell, tail) for cell in cells]
-  settings, groups = list(dict.fromkeys(run.setting for run in runs)), {}
-  for run in sorted(runs, key=lambda run: settings.index(run.setting)):
-    groups.setdefault((run.setting, run.arm), []).append(run)
-  policies = [Run(Cell(name, workdir, setting=NO_RL), tail) for name, workdir in evaluations.items()]
+  place = NO_RL if runs else ""
+  policies = [Run(dataclasses.replace(cell, setting=place), tail) for cell in evaluations]
+  groups, everything = _grouped(runs), _grouped([*runs, *policies])
   told = {run: verdict.tell(run) for run in (*runs, *policies)}
   _mark_unlike_ends(groups, told)
-  lead = verdict.lead(runs, told)
-  shown, recorded, each = responses.choose([run for some in groups.values() for run in some], samples)
+  lead = verdict.lead(runs, told) if runs else verdict.lead_of_evaluations(policies, told)
+  in_order = [run for some in everything.values() for run in some]
+  shown, recorded, each = responses.choose(in_order, samples)
   folder = Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
   for former in (path for form in ("png", "svg", "csv") for path in folder.glob(f"*.{form}")):
     former.unlink()  # of a report on other runs
-  charts, tables = _charts(folder, groups), _tables(groups, told, policies)
+  charts, tables = _charts(folder, everything), _tables(groups, everything, told)
   for table in tables:
     write_atomic(folder / f"{table.name}.csv", _csv(table.rows))
-  numbers = {"title": title, "lead": lead, "arms": [told[run] for run in runs], "charts": [c["file"] for c in charts],
+  numbers = {"title": title, "lead": lead, "arms": [told[run] for run in runs],
+             "evaluations": [told[run] for run in policies], "charts": [c["file"] for c in charts],
              "tables": [table.name for table in tables], "responses": len(shown)}  # fmt: skip
   write_atomic(folder / "report.json", json.dumps(numbers, indent=1, allow_nan=False) + "\n")
   page = _render(
-    tables, shown, charts=charts, settings=settings, title=title, lead=lead, recorded=recorded, each=each,
-    tail=" or ".join(sorted({str(run.tail) for run in runs})), rose=verdict.ROSE, window=verdict.WINDOW,
+    tables, shown, charts=charts, settings=list(dict.fromkeys(setting for setting, _ in everything)), title=title,
+    lead=lead, recorded=recorded, each=each, tail=" or ".join(sorted({str(run.tail) for run in runs})),
+    rose=verdict.ROSE, window=verdict.WINDOW, claims=CLAIMS, trains=bool(runs),
   )  # fmt: skip
   write_atomic(folder / "index.html", page)
   return folder / "index.html"
+
+
+def _grouped(runs: Sequence[Run]) -> Groups:
+  """Returns the runs by place, settings in the order of first sight."""
+  settings, groups = list(dict.fromkeys(run.setting for run in runs)), {}
+  for run in sorted(runs, key=lambda run: settings.index(run.setting)):
+    groups.setdefault((run.setting, run.arm), []).append(run)
+  return groups
 
 
 def _mark_unlike_ends(groups: Groups, told: Mapping[Run, Mapping]) -> None:
@@ -111,10 +124,11 @@ class Value(NamedTuple):
   paper: float | None = None
   at_least: float | None = None  # where the value is not known, for what it would measure goes on
   show: Callable = percent
+  bound: str = "≥"  # how at_least is told
 
   def __str__(self):
     if self.value is None and self.at_least is not None:
-      return f"≥ {self.show(self.at_least)}"
+      return f"{self.bound} {self.show(self.at_least)}"
     return (f"{self.show(self.first)} → " if self.first is not None else "") + self.show(self.value)
 
   def small(self) -> list[str]:
@@ -144,7 +158,7 @@ def _time(runs: Sequence[Run], times: Sequence[Time], paper: float | None = None
   at_least = median.at_least if median.runs and median.median is None else None
   value = Value(median.median, paper=paper, at_least=at_least, show=whole)
   if len(times) == 1:
-    return value._replace(low=times[0].low, high=times[0].high)
+    return value._replace(low=times[0].low, high=times[0].high, bound="not by")
   if times and all(time.step is not None for time in times):
     steps = [time.step for time in times]
     return value._replace(seeds_low=min(steps), seeds_high=max(steps))  # so few runs: their range
@@ -169,26 +183,41 @@ def _logged(places: Sequence[tuple[Mapping[int, Mapping], int]], metric: str, sh
   return value._replace(low=told.get(f"{metric}_low"), high=told.get(f"{metric}_high"))
 
 
-def _tables(groups: Groups, told: Mapping[Run, Mapping], policies: Sequence[Run]) -> list[Table]:
-  """Those that have a row, in the page's order."""
+def _tables(groups: Groups, everything: Groups, told: Mapping[Run, Mapping]) -> list[Table]:
+  """Those that have a row, in the page's order. `groups`: the RL runs among `everything`."""
   many = sum(map(len, groups.values())) > verdict.STORIES
-  also = {**groups, **{(NO_RL, policy.name): [policy] for policy in policies}}
+  all_runs = [run for some in everything.values() for run in some]
   sets = listed(sorted({f"{m['set']}, avg@{m['K']}" for m in told.values() if m["set"]}) or ["no set"])
-  runs = Table("runs", f"Every run, and its accuracy ({sets}) at the first and last evaluation, %.",
-               _rows(also, functools.partial(_run_rows, told)), first=not many)  # fmt: skip
+  when = " at the first and last evaluation" if groups else ""
+  runs = Table("runs", f"Every run, and its accuracy ({sets}){when}, %.",
+               _rows(everything, functools.partial(_run_rows, told)), first=not many)  # fmt: skip
   made = [
     Table("overview", f"Accuracy ({sets}) at the first and last evaluation, %, and what runs did.",
           _overview(groups, told), first=True) if many else runs,
+    Table("differences", "Accuracy at the last evaluation, %, and its difference in points, over the same problems.",
+          _difference_rows(all_runs if not many else [run for run in all_runs if run.cell.evaluation]), first=True),
     Table("saturation", "Table 1. Until training saturates, and after: gains and residual in points.",
           _rows(groups, functools.partial(_saturation_rows, told)), first=True),
+    Table("phases", "The phase that each run recorded last, its held-out gain in points, and what became of the "
+          f"training answers, in % of the first → last {verdict.WINDOW} steps.",
+          _rows(groups, _phase_rows), first=not many),
     Table("gap", "Large-small gap G(n', n), in points: accuracy with n' problems minus that with n, both at n's t_sat.",
           _gap_rows(groups), first=True),
-    *(Table(f"evaluations-{_slug(name)}", f"Accuracy on {name}, in % but for tokens (the paper's tables 3 to 7).",
-            _rows(also, functools.partial(_evaluation_rows, name)), first=False)
-      for name in _names(itertools.chain(*also.values()))),
-    Table("reasoning", "Judged responses, in % but for diversity and kappa.", _rows(groups, _reasoning_rows), False),
-  ] + [runs] * many  # fmt: skip
+    *(Table(f"evaluations-{_slug(name)}",
+            f"Accuracy on {name}, in % but for tokens (the paper's tables 3 to 7). "
+            f"Held out: {_checked(all_runs, name)}.",
+            _rows(everything, functools.partial(_evaluation_rows, name)), first=False)
+      for name in _names(all_runs)),
+    Table("reasoning", "Judged responses, in % but for diversity and kappa.", _rows(everything, _reasoning_rows),
+          first=False),
+  ]  # fmt: skip
+  if many:
+    made.append(runs)
   return [table for table in made if table.rows]
+
+
+def _checked(runs: Sequence[Run], set_name: str) -> str:
+  return verdict.all_checked([run for run in runs if set_name in run.sets], set_name)
 
 
 def _rows(groups: Groups, of: Callable[[Sequence[Run]], Iterable[Mapping]]) -> list[dict]:
@@ -211,10 +240,59 @@ def _overview(groups: Groups, told: Mapping[Run, Mapping]) -> list[dict]:
     did = ", ".join(f"{word} {n} of {len(measured)}" for word, n in kinds.most_common())
     left_out = sum(run.unlike for run in runs)
     text = f"{ends}: {did}" if measured else "–"
+    if phases := _phases(runs):
+      text += f"; phase: {phases}"
     rows.setdefault(arm, {"arm": arm})[setting or "accuracy"] = (
       f"{text} ({left_out} with an earlier last evaluation not counted)" if left_out else text
     )
   return list(rows.values())
+
+
+def _phases(runs: Sequence[Run]) -> str:
+  """How many runs recorded which phase last; "" where none did."""
+  counts = Counter(claim.claim for run in runs if (claim := run.claim()))
+  if sum(counts.values()) == 1 == len(runs):
+    return next(iter(counts))
+  return ", ".join(f"{claim} {count} of {len(runs)}" for claim, count in counts.items())
+
+
+def _phase_rows(runs: Sequence[Run]) -> Iterable[dict]:
+  for run in runs:
+    row = {}
+    if claim := run.claim():
+      row = {"phase": claim.claim, "since step": Value(claim.since, show=whole)}
+    if claim and claim.gain:
+      row |= {"held-out gain": Value(*claim.gain, show=points), "at step": Value(claim.step, show=whole)}
+    for kind in ("right", "wrong", "unparseable", "cut_off", "unscored"):
+      first, last = verdict.ends(run.series(f"answers/{kind}"))
+      row[kind.replace("_", " ")] = Value(last, first=first)
+    if run.unpaid:
+      row["not paid"] = run.why_unpaid()
+    if any(value.value is not None if isinstance(value, Value) else value for value in row.values()):
+      yield row | {"run": run.name}
+
+
+def _difference_rows(runs: Sequence[Run]) -> list[dict]:
+  """Of each set, every run's last evaluation against that of the first run of the stage evaluate."""
+  rows = []
+  for name in _names(runs):
+    having = [run for run in runs if name in run.sets]
+    reference = next((run for run in having if run.cell.evaluation), None)
+    for run in having if reference else ():
+      if run is reference:
+        continue
+      ends = [max(one.curve(name)) for one in (reference, run)]
+      before, after = (one.problem_means(name, end) for one, end in zip((reference, run), ends, strict=True))
+      both = [problem for problem in before if problem in after]
+      accuracy = run.curve(name)[ends[1]]
+      difference = Value(accuracy - reference.curve(name)[ends[0]], show=points)
+      if both:
+        difference = Value(*paired_gain([before[p] for p in both], [after[p] for p in both]), show=points)
+      rows.append({"setting": run.setting, "arm": run.arm, "set": name,
+                   "step": None if run.cell.evaluation else ends[1],
+                   "accuracy": Value(accuracy), "against": reference.name, "difference": difference,
+                   "problems": len(both) or None, "run": run.name})  # fmt: skip
+  return rows
 
 
 _TIMED = ("saturated", "not saturated")  # states of runs whose reward rose to where time can be told
@@ -225,9 +303,12 @@ def _run_rows(told: Mapping[Run, Mapping], runs: Sequence[Run]) -> Iterable[dict
     m = told[run]
     once = m["start_step"] == m["end_step"]  # evaluated
     start, faithful = (None if once else m[name] for name in ("start", "faithful_first"))
+    accuracy = Value(m["end"], first=start)
+    if once:
+      accuracy = _logged([(run.rows, m["end_step"])], f"eval/{run.set}/avg@{run.K}")
     yield {
-      "did": m["word"], "what it means": m["text"],
-      "accuracy": Value(m["end"], first=start), "gain": Value(m["gain"], m["low"], m["high"], show=points),
+      "did": "" if run.cell.evaluation and run.rows else m["word"], "what it means": m["text"],
+      "accuracy": accuracy, "gain": Value(m["gain"], m["low"], m["high"], show=points),
       "reward": Value(m["reward_last"], first=m["reward_first"], show=plain),
       "true reward": Value(m["true_last"], first=m["true_first"], show=plain),
       "faithful": Value(m["faithful_last"], first=faithful),
@@ -235,7 +316,9 @@ def _run_rows(told: Mapping[Run, Mapping], runs: Sequence[Run]) -> Iterable[dict
       "t90": _time([run], [run.timing.t90]) if run.timing.state in _TIMED else Value(None),
       "paid by": run.at("rl.reward") if run.reward_T else "",
       "problems": run.at("summary.problems") or run.cell.n,
-      "seed": run.at("seed") if run.cell.seed is None else run.cell.seed, "steps": run.last, "state": run.state,
+      "seed": run.at("seed") if run.cell.seed is None else run.cell.seed,
+      "steps": None if run.cell.evaluation else run.last, "state": run.state,
+      "held out": verdict.checked(run, run.set) if run.set else "",
       "note": run.saturation(run.set).note if run.reward_T else "", "notes": " ".join(run.notes), "run": run.name,
       "directory": str(run.workdir),
     }  # fmt: skip
@@ -285,8 +368,10 @@ def _gap_rows(groups: Groups) -> list[dict]:
     for name in _names(small) if pairs else ():
       found = [gap(b.curve(name), a.curve(name), a.t_sat) for b, a in pairs]
       value = _value(found, [drawn_gap(b.redrawn(name), a.redrawn(name), a.t_sat) for b, a in pairs], points)
+      read = sum(g is not None for g in found)  # the others' small run did not saturate, or was not evaluated there
       rows.append({"arm": arm, "set": name, "between": f"{other} − {setting}", "n'": pairs[0][0].cell.n,
-                   "n": pairs[0][1].cell.n, "pairs": len(pairs), "G(n', n)": value})  # fmt: skip
+                   "n": pairs[0][1].cell.n, "pairs": read if read == len(pairs) else f"{read} of {len(pairs)}",
+                   "G(n', n)": value})  # fmt: skip
   return rows
 
 
@@ -308,7 +393,9 @@ def _evaluation_rows(name: str, runs: Sequence[Run]) -> Iterable[dict]:
     if places and (at == "first" or any(len(curve) > 1 for _, curve in curves)):
       row = {_HEADINGS.get(metric, metric): _logged(places, prefix + metric, _WRITTEN.get(metric, percent))
              for metric in metrics}  # fmt: skip
-      yield {"at": at, "step": _value([step for _, step in places], show=whole)} | row
+      moment = {"at": at, "step": _value([step for _, step in places], show=whole),
+                "runs": "" if len(places) == len(runs) else f"{len(places)} of {len(runs)}"}  # fmt: skip
+      yield ({} if all(run.cell.evaluation for run in runs) else moment) | row
 
 
 def _order(metric: str) -> tuple:
@@ -320,7 +407,9 @@ def _order(metric: str) -> tuple:
 _JUDGED = {  # heading: metric of a judged step, how it is written
   "faithful": ("F(1)/all", percent), "in part": ("F(0.5)/all", percent), "not": ("F(0)/all", percent),
   "faithful, right": ("F(1)/correct", percent), "faithful, wrong": ("F(1)/incorrect", percent),
-  "diversity": ("diversity", plain), "faithful diversity": ("faithful_diversity", plain),
+  "not, right": ("F(0)/correct", percent), "not, wrong": ("F(0)/incorrect", percent),
+  "diversity": ("diversity", plain), "of right ones": ("diversity/correct", plain),
+  "faithful diversity": ("faithful_diversity", plain),
   "labelled": ("labelled/all", whole), "missing": ("missing/all", whole), "kappa": ("kappa", plain),
 }  # fmt: skip
 
@@ -364,15 +453,35 @@ def _slug(name: str) -> str:
 _CHARTS = (  # file, title, metric, caption, scale; {set} and {K} are those of each evaluated set
   ("reward", "Training reward", "reward", "What the run was paid for.", 1),
   ("true-reward", "Training reward by the true labels", "true_reward", "The same rollouts, graded by the truth.", 1),
-  ("eval", "Accuracy on {set}, avg@{K}, %", "eval/{set}/avg@{K}", "Never trained on.", 100),
+  ("eval", "Accuracy on {set}, avg@{K}, %", "eval/{set}/avg@{K}", "Held out: {checked}.", 100),
+  ("passk", "pass@{k} on {set}, %", "eval/{set}/pass@{k}", "Problems that one of {k} samples solves.", 100),
   ("judged-faithful", "Faithful, as judged: F(1), %", "judge/F(1)/all", "Judged responses labelled 1.", 100),
+  ("judged-faithful-right", "Faithful of the right ones: F(1)/correct, %", "judge/F(1)/correct",
+   "Right judged responses labelled 1.", 100),
+  ("judged-not-right", "Not faithful of the right ones: F(0)/correct, %", "judge/F(0)/correct",
+   "Right judged responses labelled 0.", 100),
+  ("judged-not-wrong", "Not faithful of the wrong ones: F(0)/incorrect, %", "judge/F(0)/incorrect",
+   "Wrong judged responses labelled 0.", 100),
   ("judged-diversity", "Diversity of strategies", "judge/diversity", "As judged.", 1),
+  ("judged-diversity-right", "Diversity of right responses", "judge/diversity/correct", "As judged.", 1),
   ("judged-faithful-diversity", "Faithful diversity", "judge/faithful_diversity", "Of those labelled 1.", 1),
   ("length", "Response length, tokens", "completions/mean_length", "Mean over a step's rollouts.", 1),
+  ("entropy", "Entropy, nats", "entropy", "Mean over response tokens.", 1),
   ("kl", "KL to the starting policy, nats", "kl", "Mean over response tokens.", 1),
   ("faithful", "Faithful traces in training, %", "faithful", "Responses whose trace leads to the answer.", 100),
   ("eval-faithful", "Faithful traces on {set}, %", "eval/{set}/faithful", "Trace leads to the answer.", 100),
-)
+)  # fmt: skip
+
+
+class _Drawing(NamedTuple):
+  """One chart before it is drawn."""
+
+  key: str
+  set_name: str
+  title: str
+  caption: str
+  lines: list[figures.Line]
+  over: str = "step"
 
 
 def _charts(folder: Path, groups: Groups) -> list[dict]:
@@ -382,30 +491,84 @@ def _charts(folder: Path, groups: Groups) -> list[dict]:
   arms = list(dict.fromkeys(arm for _, arm in groups))
   for setting in dict.fromkeys(setting for setting, _ in groups):
     shown = {arm: runs for (other, arm), runs in groups.items() if other == setting}
-    runs = [run for some in shown.values() for run in some]
-    misled = any(run.series("true_reward") != run.series("reward") for run in runs)
-    for key, title, metric, caption, scale in _CHARTS:
-      for name in _names(runs) if "{set}" in metric else [""]:
-        found = (_line(arms.index(arm), arm, some, metric, name, scale) for arm, some in shown.items())
-        lines = [line for line in found if line and (misled or metric != "true_reward")]
-        if not lines:
-          continue
-        K = next((run.sets[name] for run in runs if name in run.sets), 0)
-        told = title.format(set=name, K=K) + (f" · {setting}" if setting else "")
-        file = "_".join([key, *(_slug(part) for part in (name, setting) if part)])
-        file += f"_{len(made)}" if file in (one["file"] for one in made) else ""
-        drawn = figures.draw(told, lines)
-        for form, content in drawn.items():
-          (folder / f"{file}.{form}").write_bytes(content)
-        data = "data:image/png;base64," + base64.b64encode(drawn["png"]).decode()
-        made.append({"file": file, "setting": setting, "caption": caption, "alt": _alt(told, lines),
-                     "data": data if sum(one["setting"] == setting for one in made) < most else ""})  # fmt: skip
+    for drawing in _drawings(shown, arms):
+      told = drawing.title + (f" · {setting}" if setting else "")
+      file = "_".join([drawing.key, *(_slug(part) for part in (drawing.set_name, setting) if part)])
+      file += f"_{len(made)}" if file in (one["file"] for one in made) else ""
+      drawn = figures.draw(told, drawing.lines, drawing.over)
+      for form, content in drawn.items():
+        (folder / f"{file}.{form}").write_bytes(content)
+      data = "data:image/png;base64," + base64.b64encode(drawn["png"]).decode()
+      made.append({"file": file, "setting": setting, "caption": drawing.caption,
+                   "alt": _alt(told, drawing.lines, drawing.over),
+                   "data": data if sum(one["setting"] == setting for one in made) < most else ""})  # fmt: skip
   return made
 
 
-def _line(index: int, arm: str, runs: Sequence[Run], metric: str, set_name: str, scale: float) -> figures.Line | None:
+def _drawings(shown: Mapping[str, Sequence[Run]], arms: Sequence[str]) -> Iterable[_Drawing]:
+  """The charts of a setting that have values, from the runs of its arms."""
+  runs = [run for some in shown.values() for run in some]
+  misled = any(run.series("true_reward") != run.series("reward") for run in runs)
+  trained = {arm: some for arm, some in shown.items() if not all(run.cell.evaluation for run in some)}
+  for key, title, metric, caption, scale in _CHARTS:
+    if metric == "true_reward" and not misled:
+      continue
+    for name in _names(runs) if "{set}" in metric else [""]:
+      K = next((run.sets[name] for run in runs if name in run.sets), 0)
+      k = max(_passed(runs, name), default=0)
+      found = (_line(arms.index(arm), arm, some, metric, name, k, scale) for arm, some in trained.items())
+      if lines := [line for line in found if line]:
+        told = {"set": name, "K": K, "k": k, "checked": _checked(runs, name) if name else ""}
+        yield _Drawing(key, name, title.format(**told), caption.format(**told), lines)
+      if key == "passk" and len(_passed(runs, name)) > 1:
+        lines = [line for arm, some in shown.items() for line in _lines_of_passk(arms.index(arm), arm, some, name)]
+        caption_k = "At the last evaluation; faint: at the first." if trained else f"Held out: {_checked(runs, name)}."
+        if lines:
+          yield _Drawing("passk-by-k", name, f"pass@k on {name}, %", caption_k, lines, "samples k")
+
+
+def _passed(runs: Sequence[Run], set_name: str) -> list[int]:
+  """Every k of which pass@k was measured on the set."""
+  prefix = f"eval/{set_name}/pass@"
+  names = {name for run in runs for row in run.rows.values() for name in row if name.startswith(prefix)}
+  return sorted(int(name.removeprefix(prefix)) for name in names if name.removeprefix(prefix).isdecimal())
+
+
+def _lines_of_passk(index: int, arm: str, runs: Sequence[Run], set_name: str) -> list[figures.Line]:
+  """pass@k over k at the last evaluation of the arm's runs, and faint at the first where that is another one."""
+  having = [run for run in runs if run.curve(set_name)]
+  compared = [run for run in having if len(having) == 1 or not run.unlike]
+  lines = []
+  for of in (max, min) if compared else ():
+    if of is min and all(len(run.curve(set_name)) == 1 for run in having):
+      continue
+    some = compared if of is max else having
+    points_R = [_pass_at(run.rows[of(run.curve(set_name))], set_name) for run in some]
+    points_R = [points for points in points_R if points]
+    if points_R:
+      band = {}
+      if len(some) == 1 and of is max:
+        ends = [_pass_at(some[0].rows[max(some[0].curve(set_name))], set_name, end) for end in ("_low", "_high")]
+        band = {k: (ends[0][k], ends[1][k]) for k in points_R[0] if k in ends[0] and k in ends[1]}
+      lines.append(figures.Line(arm, index, points_R, band, None, sparse=True, faint=of is min))
+  return lines
+
+
+def _pass_at(row: Mapping, set_name: str, end: str = "") -> dict[int, float]:
+  """{k: pass@k in %} of one evaluation's metrics."""
+  found = {}
+  for name, value in row.items():
+    match = re.fullmatch(rf"eval/{re.escape(set_name)}/pass@(\d+){end}", name)
+    if match and isinstance(value, (int, float)):
+      found[int(match[1])] = 100 * value
+  return dict(sorted(found.items()))
+
+
+def _line(
+  index: int, arm: str, runs: Sequence[Run], metric: str, set_name: str, k: int, scale: float
+) -> figures.Line | None:
   """The arm's curve over its seeds, None where no run has values."""
-  names = [(run, metric.format(set=set_name, K=run.sets.get(set_name))) for run in runs]
+  names = [(run, metric.format(set=set_name, K=run.sets.get(set_name), k=k)) for run in runs]
   having = [(run, name) for run, name in names if run.series(name)]
   if not having:
     return None
@@ -418,12 +581,13 @@ def _line(index: int, arm: str, runs: Sequence[Run], metric: str, set_name: str,
   return figures.Line(arm, index, seeds, band, t_sat, sparse)
 
 
-def _alt(title: str, lines: Sequence[figures.Line]) -> str:
+def _alt(title: str, lines: Sequence[figures.Line], over: str) -> str:
   ends = []
   for line in lines:
     first, last = (mean([ys[of(ys)] for ys in line.seeds]) for of in (min, max))
-    ends.append(f"{line.label}: first {plain(first)}, last {plain(last)}")
-  return f"{title}, over steps. " + "; ".join(ends) + "."
+    label = line.label + (" before" if line.faint else "")
+    ends.append(f"{label}: first {plain(first)}, last {plain(last)}")
+  return f"{title}, over {'steps' if over == 'step' else over}. " + "; ".join(ends) + "."
 
 
 # The page

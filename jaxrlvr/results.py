@@ -11,10 +11,12 @@ import operator
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from jaxrlvr.analysis.passk import problem_means, redrawn
+from jaxrlvr.analysis.passk import Gain, problem_means, redrawn
+from jaxrlvr.analysis.phase import CLAIMS
 from jaxrlvr.analysis.saturation import (
   STATES,
   Saturation,
@@ -32,12 +34,14 @@ from jaxrlvr.types import InputError
 _LOG = logging.getLogger(__name__)
 STUDY = "study.json"
 _AVG = re.compile(r"eval/(.+)/avg@(\d+)")
+_GAIN = ("heldout_gain", "heldout_gain_low", "heldout_gain_high")
 _MEANS = {"in-domain": "inside", "out-of-domain": "outside"}  # of sets, as `eval/NAME/avg@K`
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-  """A run of the stage rl and its place: the curve `arm` in the panel `setting`; seeds of a place are aggregated."""
+  """A run of the stage rl (or evaluate) and its place: the curve `arm` in the panel `setting`; seeds of a place are
+  aggregated."""
 
   name: str
   rl: Path
@@ -46,6 +50,7 @@ class Cell:
   n: int | None = None  # training problems, by which the large-small gap pairs the cells of an arm
   seed: int | None = None
   judged: Path | None = None  # directory of the stage judge
+  evaluation: bool = False  # whether it is a run of the stage evaluate
 
 
 def study(folder: Path) -> tuple[str, list[Cell]]:
@@ -63,6 +68,25 @@ def study(folder: Path) -> tuple[str, list[Cell]]:
     raise InputError(f"{folder / STUDY}: {type(error).__name__}: {error}; {wanted}") from error
 
 
+class HeldOut(NamedTuple):
+  """What a run recorded of comparing a held-out set with the problems that its policy was trained on by RL."""
+
+  recorded: bool  # whether its summary says anything of it
+  compared: bool = False  # False where recorded: nothing was known of what the policy was trained on
+  problems: int | None = None  # of the set, as it was evaluated
+  shared: int = 0  # of these, problems that are trained on too
+  left_out: int = 0  # problems that are trained on, and were left out of the set for that
+
+
+class Claim(NamedTuple):
+  """The phase that a run recorded at its last step."""
+
+  claim: str  # a key of `phase.CLAIMS`
+  since: int  # the step from which on it was claimed without a break
+  step: int | None  # of the evaluation that `gain` is of; None where there was none before the claim
+  gain: Gain | None  # held-out, since step 0, over the problems of all sets
+
+
 class Run:
   """A cell's run directory (or a run of the stage evaluate) as far as it can be read; `notes` says what couldn't."""
 
@@ -75,7 +99,10 @@ class Run:
     measured = {self.summary.get("steps") or 0: self.summary} if measured_sets(self.summary) else {}
     self.rows = self._metrics(self.workdir) or measured
     self.finished = bool(self.summary.get("finished"))
-    self.state = "finished" if self.finished else "not finished" if self.rows else "not there"
+    self.trained = [row for row in self.rows.values() if "reward" in row]  # metrics of training steps
+    # Whether there are training steps, and at none of them any response was paid something but 0.
+    self.unpaid = bool(self.trained) and not any(row["reward"] or row.get("reward_std") for row in self.trained)
+    self.state = self._state()
     self.last, self.planned = max(self.rows, default=0), self.at("rl.steps")
     measured, domain = measured_sets(name for row in self.rows.values() for name in row), self.at("heldout.domain")
     known = {mean: getattr(DOMAINS.get(domain), side, ()) for mean, side in _MEANS.items()}
@@ -96,10 +123,55 @@ class Run:
       self.notes.append("Nothing was measured: metrics.jsonl is absent or empty, and so is summary.json.")
     elif not self.finished:
       self.notes.append(f"Not finished: this is its state after step {self.last} of {self.planned or 'unknown'}.")
+    if isinstance(stopped := self.summary.get("stopped"), Mapping):
+      self.notes.append(f"Stopped itself at step {stopped.get('step')}: {stopped.get('why')}.")
     self.labels: dict[tuple, float | None] = {}  # of (step, problem, sample), by the judge
     self.judged_set, self.judged_steps = "", ()
     if cell.judged:
       self._read_judged(cell.judged)
+
+  def _state(self) -> str:
+    if not self.finished:
+      return "not finished" if self.rows else "not there"
+    if self.unpaid:
+      return "ended without reward"
+    return "stopped itself" if self.summary.get("stopped") else "finished"
+
+  def held_out(self, set_name: str | None) -> HeldOut:
+    """What was recorded of the set; of a mean of sets, of all of them together."""
+    counts, left_out = self.at("summary.heldout_overlap"), self.at("summary.heldout_left_out")
+    if "heldout_overlap" not in self.summary or set_name is None:
+      return HeldOut(recorded=False)
+    names = self._parts.get(set_name) or [set_name]
+    if not isinstance(counts, Mapping) or not all(type(counts.get(name)) is int for name in names):
+      return HeldOut(recorded=counts is None)
+    sizes = [self.series(f"eval/{name}/problems") for name in names]
+    problems = sum(int(size[max(size)]) for size in sizes) if all(sizes) else None
+    dropped = left_out if isinstance(left_out, Mapping) else {}
+    taken = [dropped[name] for name in names if type(dropped.get(name)) is int]
+    return HeldOut(True, True, problems, sum(counts[name] for name in names), sum(taken))
+
+  def why_unpaid(self) -> str:
+    """Why no response was paid anything, as the finished run says it; else only for how many steps."""
+    why = self.summary.get("unpaid")
+    return why if isinstance(why, str) else f"no response was paid anything in {len(self.trained)} steps"
+
+  def claim(self) -> Claim | None:
+    """Returns the phase that the run recorded last, None where it recorded none."""
+    rows = [(step, _claimed(row)) for step, row in self.rows.items()]
+    rows = [(step, claimed) for step, claimed in rows if claimed is not None]
+    if not rows:
+      return None
+    since, last = rows[-1]
+    for step, claimed in reversed(rows):
+      if claimed != last:
+        break
+      since = step
+    ends = {name: self.series(name) for name in _GAIN}
+    steps = set.intersection(*map(set, ends.values()))
+    step = max(steps, default=None)
+    gain = None if step is None else Gain(*(ends[name][step] for name in _GAIN))
+    return Claim(last, since, step, gain)
 
   def _read_judged(self, folder: Path) -> None:
     """Figures of judged steps become metrics `judge/...` of the run."""
@@ -217,6 +289,12 @@ class Run:
 def series(rows: Mapping[int, Mapping], name: str) -> dict[int, float]:
   """{step: value} of the steps that have a number."""
   return {step: row[name] for step, row in rows.items() if isinstance(row.get(name), (int, float))}
+
+
+def _claimed(row: Mapping) -> str | None:
+  """The claim of a step's metrics (`stages/watch.py` writes 1 for it and 0 for the others); None without any."""
+  flags = {claim: row.get(claim) for claim in CLAIMS if isinstance(row.get(claim), (int, float))}
+  return next((claim for claim, flag in flags.items() if flag), "not decided") if flags else None
 
 
 def measured_sets(names) -> dict[str, int]:

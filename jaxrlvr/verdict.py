@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from jaxrlvr.analysis.passk import mean, paired_gain
@@ -24,12 +25,13 @@ def tell(run: Run) -> dict:
     "arm": run.name, "set": run.set, "K": run.K, "start_step": start, "start": evals.get(start), "end_step": end,
     "end": evals.get(end), "t_sat": run.t_sat, "notes": run.notes,
     **dict(zip(("gain", "low", "high", "paired_problems"), gain, strict=True)),
-    **dict(zip(("reward_first", "reward_last"), _ends(reward), strict=True)),
-    **dict(zip(("true_first", "true_last"), _ends(true if true != reward else {}), strict=True)),
+    **dict(zip(("reward_first", "reward_last"), ends(reward), strict=True)),
+    **dict(zip(("true_first", "true_last"), ends(true if true != reward else {}), strict=True)),
     "faithful_first": faithful.get(start), "faithful_last": faithful.get(end),
   }  # fmt: skip
-  kind = _kind(m)
-  text = " ".join([VERDICTS[kind][2], *(_cautions(run, start, end) if m["gain"] is not None else [])])
+  kind = "unpaid" if run.unpaid else "evaluated" if run.cell.evaluation and run.rows else _kind(m)
+  means = VERDICTS[kind][2].format(most=percent(max(m["high"] or 0.0, 0.0)))
+  text = " ".join([means, *(_cautions(run, start, end) if m["gain"] is not None else [])]).strip()
   return m | {"kind": kind, "word": VERDICTS[kind][0], "text": text}
 
 
@@ -39,26 +41,31 @@ def _pair(before: Mapping[str, float], after: Mapping[str, float]):
   return (*paired_gain([before[p] for p in both], [after[p] for p in both]), len(both)) if both else None
 
 
-def _ends(series: Mapping[int, float]) -> tuple[float | None, float | None]:
+def ends(series: Mapping[int, float]) -> tuple[float | None, float | None]:
+  """Returns the means of the first and the last WINDOW values, of fewer where there are not twice as many."""
   values = list(series.values())
   width = max(1, min(WINDOW, len(values) // 2))
   return (mean(values[:width]), mean(values[-width:])) if values else (None, None)
 
 
 VERDICTS = {  # kind: (in a word, what the lead says of such arms, what it means for one arm)
-  "gained": ("Gained", "gained on held-out problems", "What it learned carries over to problems it never trained on."),
+  "unpaid": ("Not paid", "got no reward at all",
+             "No response was paid anything at any step, so there was nothing to learn from."),
+  "gained": ("Gained", "gained on held-out problems", "What it learned carries over to held-out problems."),
   "memorised": ("Memorised", "learned the training problems but not the task",
-                "The reward rose while held-out accuracy did not: it memorised its training problems."),
+                "The reward rose, and held-out accuracy by {most} points at most: it memorised its training problems."),
   "misled": ("Misled", "learned to please the reward without getting more answers right",
-             "The reward rose while true accuracy did not, in training or held out: it learned what labels pay for."),
+             "The reward rose while true accuracy in training did not, and held out it rose by {most} points at most:"
+             " it learned what labels pay for."),
   "flat": ("No change", "did not move measurably", "Neither the reward nor held-out accuracy rose measurably."),
   "unclear": ("Unclear", "may have gained or not", "The reward rose, and the interval is too wide to tell whether"
               " held-out accuracy rose with it; evaluate on more problems."),
-  "fell": ("Fell", "got worse on held-out problems", "Training made it worse on problems it never trained on."),
+  "fell": ("Fell", "got worse on held-out problems", "Training made it worse on held-out problems."),
   "open": ("No interval", "changed by an amount that can't be judged",
            "Per-problem records are missing, so there is no interval, and this may be chance."),
   "unmeasured": ("Not measured", "can't be judged for lack of two evaluations",
                  "There are not two evaluations to compare."),
+  "evaluated": ("Evaluated", "was evaluated", ""),
 }  # fmt: skip
 
 
@@ -88,6 +95,8 @@ def _cautions(run: Run, start: int, end: int) -> list[str]:
   """Sentences on a format that moved by ten points (it can pass for reasoning), and on ungraded responses."""
   before, after = (run.rows[step].get(f"eval/{run.set}/format") for step in (start, end))
   told = []
+  if shared := run.held_out(run.set).shared:
+    told.append(f"{shared} of its held-out problems are trained on too, so part of the change is not generalising.")
   if None not in (before, after) and abs(after - before) >= 0.1:
     told.append(f"Responses with a boxed answer went from {percent(before)}% to {percent(after)}%, so part of the"
                 " change may be format rather than reasoning.")  # fmt: skip
@@ -104,6 +113,8 @@ def lead(runs: Sequence[Run], told: Mapping[Run, Mapping]) -> str:
   if len(runs) > STORIES:
     arms, settings = (len({getattr(run, name) for run in runs}) for name in ("arm", "setting"))
     text = f"{len(runs)} runs: {arms} arms under {settings} settings. The first table says what they did."
+    unpaid = sum(run.unpaid for run in runs)
+    text += f" {unpaid} of {len(runs)} runs {VERDICTS['unpaid'][1]}." if unpaid else ""
     return text + (f" {len(absent)} of {len(runs)} runs are not there or not finished." if absent else "")
   named = {kind: [run.name for run in runs if told[run]["kind"] == kind] for kind in VERDICTS}
   text = "; ".join(f"{listed(names)} {VERDICTS[kind][1]}" for kind, names in named.items() if names) + "."
@@ -114,9 +125,52 @@ def lead(runs: Sequence[Run], told: Mapping[Run, Mapping]) -> str:
   above = [f"{percent(pair[0])} points above {name} (95% interval {points(pair[1])} to {points(pair[2])})"
            for name, pair in pairs.items() if pair and pair[0] > 0]  # fmt: skip
   text += f" On the same problems {best.name} ends {listed(above)}." if above else ""
+  shared = [(run.name, run.held_out(run.set)) for run in runs]
+  trained_on = [f"{name} ({found.shared} of {found.problems or 'its'})" for name, found in shared if found.shared]
+  text += f" Trained on some of their held-out problems: {listed(trained_on)}." if trained_on else ""
   unlike = [run.name for run in runs if run.unlike]
   text += f" Not compared, as last evaluated at an earlier step: {listed(unlike)}." if unlike else ""
   return text + (f" Not finished yet: {listed(absent)}." if absent else "")
+
+
+def lead_of_evaluations(policies: Sequence[Run], told: Mapping[Run, Mapping]) -> str:
+  """The first paragraph of a page without RL runs: accuracy on each policy's first set, and what is missing."""
+  measured = [run for run in policies if told[run]["end"] is not None]
+  by_set: dict[str, list[Run]] = {}
+  for run in measured:
+    by_set.setdefault(f"{run.set}, avg@{run.K}", []).append(run)
+  sentences = []
+  for name, runs in by_set.items():
+    ranked = sorted(runs, key=lambda run: -told[run]["end"])
+    some = [f"{run.name} {percent(told[run]['end'])}%" for run in ranked[:STORIES]]
+    more = f" and {len(ranked) - STORIES} more below" if len(ranked) > STORIES else ""
+    sentences.append(f"Right answers of {name}: {', '.join(some)}{more}.")
+  absent = [run.name for run in policies if run not in measured]
+  if absent:
+    sentences.append(f"Not measured: {listed(absent)}.")
+  return " ".join(sentences)
+
+
+def checked(run: Run, set_name: str | None) -> str:
+  """Whether problems of the set are trained on, as far as the run recorded it: for captions and behind "held out:"."""
+  found = run.held_out(set_name)
+  if not found.recorded:
+    return f"not recorded {'whether' if run.finished else 'yet whether'} any of its problems is trained on"
+  if not found.compared:
+    return "not compared with training problems: the policy has no RL on record"
+  of = "its problems" if found.problems is None else f"its {found.problems} problems"
+  told = f"{found.shared} of {of} trained on too" if found.shared else f"none of {of} is trained on"
+  if found.left_out:
+    told += f" ({found.left_out} shared with the training problems left out)"
+  return told
+
+
+def all_checked(runs: Sequence[Run], set_name: str) -> str:
+  """What `checked` says of these runs: once where they agree, else with counts of runs."""
+  counts = Counter(checked(run, set_name) for run in runs)
+  if len(counts) == 1:
+    return next(iter(counts))
+  return "; ".join(f"{told} ({count} of {len(runs)} runs)" for told, count in counts.items())
 
 
 def listed(names: Sequence[str]) -> str:

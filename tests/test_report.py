@@ -141,8 +141,9 @@ class Page(HTMLParser):
 
 
 def make(folder, cells, evaluations=None, tail=5, samples=6):
-  """(html, page, report.json, the responses in the page)."""
-  path = report.write(folder, "Eight <problems>", cells, evaluations or {}, tail, samples)
+  """(html, page, report.json, the responses in the page); evaluations: directories by name."""
+  measured = [Cell(name, workdir, evaluation=True) for name, workdir in (evaluations or {}).items()]
+  path = report.write(folder, "Eight <problems>", cells, measured, tail, samples)
   html = path.read_text(encoding="utf-8")
   data = re.search(r'<script type="application/json" id="responses">(.*?)</script>', html, re.S)[1]
   return html, Page(html), json.loads((folder / "report.json").read_text()), json.loads(data)
@@ -240,13 +241,19 @@ def test_cautions_and_true_rewards_are_told_where_they_matter(two, tmp_path):
 def test_charts_are_beside_the_page_and_inside_it(two):
   root, _, page, numbers, _ = two
   sources = [value for tag, name, value in page.attributes if (tag, name) == ("img", "src")]
-  assert numbers["charts"] == ["reward", "eval_quiz", "length", "kl", "eval-faithful_quiz"]
+  assert numbers["charts"] == ["reward", "eval_quiz", "passk_quiz", "passk-by-k_quiz", "length", "kl",
+                               "eval-faithful_quiz", "passk-by-k_quiz_no-RL"]  # fmt: skip
   assert len(sources) == len(numbers["charts"])
   for file in numbers["charts"]:
     assert (root / "page" / f"{file}.png").read_bytes().startswith(b"\x89PNG")
     assert "</svg>" in (root / "page" / f"{file}.svg").read_text()
   alts = [value for _, name, value in page.attributes if name == "alt"]
   assert any("good $arm_1$: first 0.35, last 0.96;" in alt for alt in alts)
+  by_k = next(alt for alt in alts if alt.startswith("pass@k on quiz, %, over samples k."))
+  last, first = (results.read_jsonl(root / "good" / "metrics.jsonl")[at] for at in (-1, 0))
+  for label, row in (("good $arm_1$", last), ("good $arm_1$ before", first)):
+    least, most = (verdict.plain(100 * row[f"eval/quiz/pass@{k}"]) for k in (1, 4))
+    assert f"{label}: first {least}, last {most}" in by_k
 
 
 def test_labels_keep_what_the_font_draws():
@@ -392,8 +399,11 @@ def test_lines_that_are_of_another_kind_are_told(tmp_path, file, line):
 
 def test_no_arm_or_one_named_twice_is_refused(tmp_path):
   for cells in ([], [Cell("a", tmp_path), Cell("a", tmp_path)]):
-    with pytest.raises(InputError, match="at least one rl run, and each name once"):
-      report.write(tmp_path, "t", cells, {}, 5, 1)
+    with pytest.raises(InputError, match="at least one, and each name once"):
+      report.write(tmp_path, "t", cells, [], 5, 1)
+  twice = [Cell("a", tmp_path, evaluation=True)] * 2
+  with pytest.raises(InputError, match="each name once"):
+    report.write(tmp_path, "t", [Cell("a", tmp_path)], twice, 5, 1)
 
 
 def test_not_finite_values_are_unknown(tmp_path):
@@ -578,6 +588,199 @@ def test_domain_means_have_intervals_of_their_sets(tmp_path):
   assert high - low < float(found["amc"]["gain to the end high"]) - float(found["amc"]["gain to the end low"])
 
 
+# Held-out problems that are trained on, phases, runs without reward, evaluations alone
+
+
+def record(path, **summary):
+  """Changes what a finished run's summary says; None takes a key away."""
+  found = json.loads((path / "summary.json").read_text()) | summary
+  (path / "summary.json").write_text(json.dumps({key: value for key, value in found.items() if value is not None}))
+  return path
+
+
+def test_captions_say_what_was_compared_with_the_training_problems(tmp_path):
+  """Of a run that shares none, that keeps shared ones, that left them out, and that records nothing of it."""
+  records = {
+    "none": {"heldout_overlap": {"quiz": 0}},
+    "kept": {"heldout_overlap": {"quiz": 5}},
+    "out": {"heldout_overlap": {"quiz": 0}, "heldout_left_out": {"quiz": 3}},
+    "older": {},
+  }
+  told = {
+    "none": f"none of its {P} problems is trained on",
+    "kept": f"5 of its {P} problems trained on too",
+    "out": f"none of its {P} problems is trained on (3 shared with the training problems left out)",
+    "older": "not recorded whether any of its problems is trained on",
+  }
+  cells = []
+  for name, summary in records.items():
+    run = make_run(tmp_path / name, lambda x: 0.2 + 0.6 * x, fast, more=())
+    cells.append(Cell(name, record(run, **summary), setting="with" if name == "kept" else "rest"))
+  _, page, numbers, _ = make(tmp_path / "page", cells)
+  rest = "; ".join(f"{told[name]} (1 of 3 runs)" for name in ("none", "out", "older"))
+  assert f"Held out: {told['kept']}. (eval_quiz_with)" in page.text
+  assert f"Held out: {rest}. (eval_quiz_rest)" in page.text
+  assert {row["run"]: row["held out"] for row in table(tmp_path / "page", "runs")} == told
+  assert "ever trained on" not in page.text
+  assert "5 of its held-out problems are trained on too" in page.text  # beside what the gain means
+  assert f"Trained on some of their held-out problems: kept (5 of {P})." in numbers["lead"]
+  assert f"Held out: {told['none']} (1 of 4 runs); " in page.text  # of the table
+
+
+def test_what_was_compared_is_read_from_any_summary(tmp_path):
+  """Of means of sets, evaluations of a policy without RL, unfinished runs, and of what is no count."""
+  path = make_run(tmp_path / "run", lambda x: 0.5, fast, heldout={"domain": "math"})
+  rows = results.read_jsonl(path / "metrics.jsonl")
+  for row in rows:
+    row |= {f"eval/{name}/{key}": value for name in ("math500", "amc") for key, value in
+            (("avg@4", 0.5), ("problems", 40))} | {"eval/in-domain/avg@4": 0.5}  # fmt: skip
+  write_jsonl(path / "metrics.jsonl", rows)
+
+  def told(name, **summary):
+    record(path, heldout_overlap=None, heldout_left_out=None)
+    return verdict.checked(results.Run(Cell("run", record(path, **summary)), 5), name)
+
+  counts = {"math500": 2, "amc": 1}
+  left = {"amc": 4}
+  assert told("in-domain", heldout_overlap=counts, heldout_left_out=left) == (
+    "3 of its 80 problems trained on too (4 shared with the training problems left out)"
+  )
+  assert told("amc", heldout_overlap=counts) == "1 of its 40 problems trained on too"
+  for strange in ("all", [1], {"amc": "many"}, {"amc": True}, {"other": 0}):
+    assert told("amc", heldout_overlap=strange).startswith("not recorded whether"), strange
+  assert told("amc", heldout_overlap=counts, heldout_left_out="x") == "1 of its 40 problems trained on too"
+  summary = json.loads((path / "summary.json").read_text()) | {"heldout_overlap": None}
+  (path / "summary.json").write_text(json.dumps(summary))
+  run = results.Run(Cell("run", path), 5)
+  assert verdict.checked(run, "amc") == "not compared with training problems: the policy has no RL on record"
+  (path / "summary.json").unlink()
+  assert verdict.checked(results.Run(Cell("run", path), 5), "amc").startswith("not recorded yet whether")
+
+
+def test_phases_are_told_as_the_run_recorded_them(tmp_path):
+  """The last claim, since when, and the interval that it rests on; of several seeds how many."""
+  names = ("learning", "memorising", "collapsed")
+
+  def phased(name, claims, gain):
+    run = make_run(tmp_path / name, lambda x: 0.5, fast, more=())
+    rows = results.read_jsonl(run / "metrics.jsonl")
+    for row in rows[1:]:
+      row |= {claim: float(claim == claims(row["step"])) for claim in names}
+    rows[10] |= dict(zip(("heldout_gain", "heldout_gain_low", "heldout_gain_high"), gain, strict=True))
+    write_jsonl(run / "metrics.jsonl", rows)
+    return run
+
+  runs = {
+    "turned": phased("turned", lambda step: "learning" if step < 10 else "memorising", (0.01, -0.02, 0.03)),
+    "open": phased("open", lambda step: "", (0.01, -0.2, 0.3)),
+    "older": make_run(tmp_path / "older", lambda x: 0.5, fast, more=()),
+  }
+  record(runs["turned"], stopped={"step": STEPS, "why": "memorising: the reward is full"})
+  cells = [Cell(name, run) for name, run in runs.items()]
+  _, page, _, _ = make(tmp_path / "page", cells)
+  turned, undecided = table(tmp_path / "page", "phases")
+  assert (turned["phase"], float(turned["since step"]), float(turned["at step"])) == ("memorising", 10, 10)
+  assert [float(turned[f"held-out gain{end}"]) for end in ("", " low", " high")] == [0.01, -0.02, 0.03]
+  assert (undecided["phase"], float(undecided["since step"])) == ("not decided", 1)
+  states = {row["run"]: row["state"] for row in table(tmp_path / "page", "runs")}
+  assert states == {"turned": "stopped itself", "open": "finished", "older": "finished"}
+  assert f"Stopped itself at step {STEPS}: memorising: the reward is full." in page.text
+  assert report._phases([results.Run(cell, 5) for cell in cells]) == "memorising 1 of 3, not decided 1 of 3"
+
+
+def test_runs_without_reward_are_not_told_as_done(tmp_path):
+  """A finished one with its own explanation, one that goes on, and one of which nothing could be scored."""
+  why = "no response was paid anything in 20 steps, so nothing is learned; answers: 100% cut off; raise it"
+  shares = {f"answers/{kind}": float(kind == "cut_off") for kind in ("right", "wrong", "cut_off", "unparseable")}
+
+  def unpaid(name, **keys):
+    return make_run(tmp_path / name, lambda x: 0.1, lambda x: keys.pop("value", 0.0), more=shares.items(), **keys)
+
+  runs = {
+    "done": record(unpaid("done"), unpaid=why),
+    "half": unpaid("half", steps=10, finished=False),
+    "signed": make_run(tmp_path / "signed", lambda x: 0.1, lambda x: 0.0, more=(("reward_std", 1.0),)),  # -1 and 1
+  }
+  unscored = make_run(tmp_path / "unscored", lambda x: 0.1, lambda x: 0.0)
+  write_jsonl(
+    unscored / "metrics.jsonl",
+    [row | {"reward": None} if row["step"] else row for row in results.read_jsonl(unscored / "metrics.jsonl")],
+  )
+  cells = [Cell(name, run) for name, run in (runs | {"unscored": unscored}).items()]
+  _, page, numbers, _ = make(tmp_path / "page", cells)
+  kinds = {arm["arm"]: arm["kind"] for arm in numbers["arms"]}
+  assert kinds == {"done": "unpaid", "half": "unpaid", "signed": "flat", "unscored": "unpaid"}
+  assert "done, half and unscored got no reward at all" in numbers["lead"]
+  states = {row["run"]: row["state"] for row in table(tmp_path / "page", "runs")}
+  assert (states["done"], states["half"], states["signed"]) == ("ended without reward", "not finished", "finished")
+  rows = {row["run"]: row for row in table(tmp_path / "page", "phases")}
+  assert rows["done"]["not paid"] == why and why in page.text
+  assert rows["half"]["not paid"] == "no response was paid anything in 10 steps" and "signed" not in rows
+  assert (float(rows["done"]["cut off"]), float(rows["done"]["right"])) == (1, 0)
+
+
+def test_evaluations_alone_are_compared(two, tmp_path):
+  """The page has their accuracy with intervals, differences over the same problems, pass@k and responses."""
+  root = two[0]
+  for name, of, step in (("before", "good", 0), ("after", "good", STEPS)):
+    row = next(r for r in results.read_jsonl(root / of / "metrics.jsonl") if r["step"] == step)
+    measured = {key: value for key, value in row.items() if key.startswith("eval/")}
+    rows = results.read_jsonl(root / of / "evals" / f"quiz_{step:06d}.jsonl")
+    write_jsonl(tmp_path / name / "evals" / "quiz_000000.jsonl", rows)
+    summary = {"stage": "evaluate", "finished": True, "steps": 0, "heldout_overlap": {"quiz": 2}} | measured
+    (tmp_path / name / "summary.json").write_text(json.dumps(summary))
+    (tmp_path / name / "config.json").write_text(json.dumps({"stage": "evaluate", "checkpoint": {}, "seed": 1}))
+  judged = judge_run(tmp_path / "judged", tmp_path / "after", steps=(0,))
+  places = [str(tmp_path / name) for name in ("before", "after")]
+  _, cells, evaluations = gather([*places, str(judged)])
+  assert cells == [] and [cell.judged for cell in evaluations] == [None, judged]
+  (tmp_path / "gone").mkdir()
+  path = report.write(
+    tmp_path / "page", "t", [], [*evaluations, Cell("gone", tmp_path / "gone", evaluation=True)], 5, 6
+  )
+  page, numbers = Page(path.read_text()), json.loads((path.parent / "report.json").read_text())
+  first, last = (rates(root / "good", step) for step in (0, STEPS))
+  share = [f"{100 * rate.mean():.1f}%" for rate in (last, first)]
+  assert numbers["lead"] == f"Right answers of quiz, avg@4: after {share[0]}, before {share[1]}. Not measured: gone."
+  row = table(path.parent, "differences")[0]
+  assert (row["arm"], row["against"], row["problems"]) == ("after", "before", str(P))
+  assert float(row["difference"]) == pytest.approx((last - first).mean())
+  assert float(row["difference low"]) < (last - first).mean() < float(row["difference high"])
+  runs = {row["run"]: row for row in table(path.parent, "runs")}
+  assert float(runs["before"]["accuracy low"]) == pytest.approx(first.mean() - 0.1)  # as it was logged
+  assert runs["gone"]["notes"].startswith("Nothing was measured") and runs["gone"]["state"] == "not there"
+  assert f"Held out: 2 of its {P} problems trained on too. (passk-by-k_quiz)" in page.text
+  assert numbers["charts"] == ["passk-by-k_quiz"] and numbers["responses"] > 6
+  assert float(table(path.parent, "reasoning")[0]["faithful"]) == 0.5
+  assert "t_sat" not in page.text and "Over training" not in page.text
+
+
+def test_seeds_of_different_lengths_all_show(tmp_path):
+  """One of two seeds was interrupted before its second evaluation: the other one's curve is drawn to its end."""
+  cells = [
+    Cell("a", make_run(tmp_path / "a", lambda x: 0.2 + 0.5 * x, fast, more=()), arm="arm"),
+    Cell("b", make_run(tmp_path / "b", lambda x: 0.2, fast, steps=4, finished=False, more=()), arm="arm"),
+  ]
+  make(tmp_path / "page", cells)
+  for seeds in ([{0: 1.0, 10: 2.0, 20: 3.0}, {0: 1.0}], [{0: 1.0, 10: 2.0, 20: 3.0}, {5: 1.0}]):
+    axes = figures._figure(2.9, "none")[1]
+    figures._curve(axes, figures.Line("arm", 0, seeds, {}, None, True))
+    assert [0, 10, 20] in [list(line.get_xdata()) for line in axes.lines], seeds
+  row = table(tmp_path / "page", "evaluations-quiz")[-1]
+  assert (row["at"], float(row["step"]), row["runs"]) == ("last", STEPS, "1 of 2")
+
+
+def test_gaps_count_the_pairs_that_they_are_of(tmp_path):
+  """A small run that has not saturated has no t_sat to read a gap at."""
+  cells = []
+  for seed, reward in enumerate((fast, lambda x: 0.1 + 0.8 * x)):
+    for n in (8, 64):
+      path = make_run(tmp_path / f"{n}-{seed}", lambda x: 0.2 + 0.5 * x, reward, more=())
+      cells.append(Cell(f"{n}-{seed}", path, "arm", f"N = {n}", n, seed))
+  groups = report._grouped([results.Run(cell, 5) for cell in cells])
+  assert [row["pairs"] for row in report._gap_rows(groups)] == ["1 of 2"]
+
+
 # The command line
 
 
@@ -601,9 +804,9 @@ def test_entries_get_names(tmp_path, monkeypatch):
 def test_gather_sorts_runs_and_matches_judges(two, studied, tmp_path):
   judged = judge_run(tmp_path / "judged", two[0] / "good")
   title, cells, evaluations = gather([f"good={two[0] / 'good'}", str(judged), str(studied[0])])
-  assert title == "Weak <supervision>" and len(cells) == 11 and evaluations == {}
+  assert title == "Weak <supervision>" and len(cells) == 11 and evaluations == []
   assert (cells[0].name, cells[0].judged) == ("good", judged)
-  with pytest.raises(InputError, match="not among the report's rl runs"):
+  with pytest.raises(InputError, match="not among the report's runs"):
     gather([str(judged)])
   with pytest.raises(InputError, match="holds no run"):
     gather([str(tmp_path)])

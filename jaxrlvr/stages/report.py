@@ -18,8 +18,10 @@ from jaxrlvr.types import InputError
 def report(config: ConfigDict, workdir: str | Path) -> dict:
   """Writes report/index.html and what belongs to it from the runs of `config.report.runs`; never cached."""
   title, cells, evaluations = gather(config.report.runs)
-  if not cells:
-    raise InputError("config.report.runs names no rl run and no study; name at least one, as `jaxrlvr report RUN ...`")
+  if not cells and not evaluations:
+    raise InputError(
+      "config.report.runs names no rl or evaluate run and no study; name at least one, as `jaxrlvr report RUN ...`"
+    )
   with open_run(config, workdir, "report") as run:
     run.summary = None  # always made anew
     run.begin()
@@ -30,9 +32,9 @@ def report(config: ConfigDict, workdir: str | Path) -> dict:
     return run.finish(report=str(run.home / made.relative_to(run.workdir)))
 
 
-def gather(entries: Sequence[str]) -> tuple[str, list[Cell], dict[str, Path]]:
-  """(title of the studies, cells, evaluate runs by name) of rl, evaluate and judge runs and studies."""
-  titles, cells, evaluations, judges = [], {}, {}, []
+def gather(entries: Sequence[str]) -> tuple[str, list[Cell], list[Cell]]:
+  """(title of the studies, cells, cells of evaluate runs) of rl, evaluate and judge runs and studies."""
+  titles, cells, judges = [], {}, []
   for name, place in named(entries):
     folder = Path(remote.local(place))
     if (folder / results.STUDY).is_file():
@@ -41,10 +43,8 @@ def gather(entries: Sequence[str]) -> tuple[str, list[Cell], dict[str, Path]]:
       cells |= {f"{place}/{cell.name}": cell for cell in found}
       continue
     stage = (found := read_config(folder))["stage"]
-    if stage == "rl":
-      cells[place] = Cell(name, folder, name)
-    elif stage == "evaluate":
-      evaluations[name] = folder
+    if stage in ("rl", "evaluate"):
+      cells[place] = Cell(name, folder, name, evaluation=stage == "evaluate")
     elif stage == "judge":
       judges.append((found["judge"]["run"], folder))
     else:
@@ -53,11 +53,11 @@ def gather(entries: Sequence[str]) -> tuple[str, list[Cell], dict[str, Path]]:
     same = [place for place in cells if remote.path(place) == remote.path(of)]
     same = same or [place for place in cells if Path(place).name == Path(of).name]  # moved together since
     if len(same) != 1 or cells[same[0]].judged:
-      raise InputError(
-        f"{folder}: judges {of}, which is {'judged twice' if same else 'not'} among the report's rl runs"
-      )
+      raise InputError(f"{folder}: judges {of}, which is {'judged twice' if same else 'not'} among the report's runs")
     cells[same[0]] = dataclasses.replace(cells[same[0]], judged=folder)
-  return ", ".join(filter(None, titles)), list(cells.values()), evaluations
+  trained = [cell for cell in cells.values() if not cell.evaluation]
+  evaluated = [cell for cell in cells.values() if cell.evaluation]
+  return ", ".join(filter(None, titles)), trained, evaluated
 
 
 def named(entries: Sequence[str]) -> Iterator[tuple[str, str]]:
