@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from jaxrlvr import disk, hosts, shard
+from jaxrlvr import disk, hosts, remote, shard
 from jaxrlvr.policy import spec as policy_spec
 from jaxrlvr.policy.spec import Leaf, RopeScaling, Spec, leaves
 from jaxrlvr.types import InputError
@@ -125,6 +125,8 @@ def open_model(folder: str | os.PathLike) -> Model:
   InputError, naming file and tensor or key, for what is missing, extra, misshapen, truncated or of an unknown kind.
   """
   folder = epath.Path(folder)
+  for name in (INDEX, SINGLE):
+    check_regular(folder / name)
   spec = read_spec(folder)
   found = _tensors(folder)
   files = tuple(sorted({tensor.file.name for tensor in found.values()}))
@@ -163,10 +165,10 @@ def read_spec(folder: epath.Path) -> Spec:
 
 @contextlib.contextmanager
 def _readable(file: epath.Path) -> Iterator[None]:
-  """A value of another JSON type than is read there, as our own error."""
+  """A value of another JSON type than is read there, or an integer beyond all floats, as our own error."""
   try:
     yield
-  except (TypeError, AttributeError) as error:
+  except (TypeError, AttributeError, OverflowError) as error:
     raise InputError(f"{file}: holds a value of a wrong type ({error}); take the model's own file") from error
 
 
@@ -348,9 +350,14 @@ def _size(entries: Sequence[tuple], dtype: str) -> int:
   return sum(math.prod(stored(leaf)[2]) for _, _, leaf, _ in entries) * jnp.dtype(dtype).itemsize
 
 
+def check_regular(file: epath.Path) -> None:
+  """InputError where a pipe, a device or a folder stands in the place of a local file."""
+  if not remote.is_remote(file) and os.path.exists(file) and not os.path.isfile(file):
+    raise InputError(f"{file}: is no regular file (a pipe, a device or a folder); take the model's own file")
+
+
 def _json(file: epath.Path) -> dict:
-  if file.exists() and not file.is_file():
-    raise InputError(f"{file}: is no regular file; name a Hugging Face model directory")
+  check_regular(file)
   try:
     found = json.loads(file.read_text())
   except (OSError, ValueError, RecursionError) as error:
@@ -377,6 +384,7 @@ def _shards(folder: epath.Path, index: Mapping[str, str]) -> dict[str, Tensor]:
   for name in sorted(set(index.values())):
     if "/" in name or not (folder / name).is_file():
       raise InputError(f"{folder / INDEX}: names the shard {name}, which is not in the folder; fetch it")
+    check_regular(folder / name)
     tensors, listed = _header(folder / name), {tensor for tensor, file in index.items() if file == name}
     for tensor in sorted(listed ^ tensors.keys()):
       where = "lists" if tensor in listed else "does not list"

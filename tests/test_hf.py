@@ -253,6 +253,9 @@ def test_pieces_of_a_metaspace_tokenizer(tmp_path):
 
 REFUSED = {
   "no end": (dict(eos_token=None), "end tokens .*wanted at least one id"),
+  "number": (dict(eos_token=5), "tokenizer_config.json: eos_token = 5, wanted a text"),
+  "object": (dict(pad_token={"id": 5}), "tokenizer_config.json: pad_token = .*, wanted a text"),
+  "ids": (dict(), "end tokens .*'a': 1.*wanted at least one id below"),
   "unknown": (dict(eos_token="<eos>"), "names '<eos>', which tokenizer.json does not know"),
   "template": (dict(chat_template="{% if %}"), "chat template can't be read"),
   "no default": (dict(chat_template=[{"name": "rag", "template": ""}]), r"chat templates \['rag'\]"),
@@ -271,6 +274,8 @@ def test_what_is_refused(tmp_path, case):
   make(tmp_path, **config)
   if case == "no end":
     (tmp_path / "generation_config.json").unlink()
+  if case == "ids":
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": {"a": 1}}')
   with pytest.raises(InputError, match=words):
     HuggingFace(tmp_path).render(({"role": "tool" if case == "role" else "user", "content": ""},))
 
@@ -357,10 +362,13 @@ def test_files_that_never_end_or_nest_too_deep_are_refused(tmp_path):
   (tmp_path / "tokenizer_config.json").write_text("[" * 100_000)
   with pytest.raises(InputError, match="tokenizer_config.json: is no JSON"):
     HuggingFace(tmp_path)
-  (tmp_path / "tokenizer.json").unlink()
-  os.mkfifo(tmp_path / "tokenizer.json")
-  with pytest.raises(InputError, match="tokenizer.json: is no regular file"):
-    HuggingFace(tmp_path)
+  for name in ("tokenizer_config.json", "generation_config.json", "chat_template.jinja", "tokenizer.json"):
+    (tmp_path / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(InputError, match=f"{name}: is no regular file"):
+      HuggingFace(tmp_path)
+    (tmp_path / name).unlink()
+    make(tmp_path)
 
 
 def test_a_tilde_stands_for_the_home_directory(tmp_path, monkeypatch):

@@ -29,6 +29,7 @@ from jaxrlvr.policy.score import score
 from jaxrlvr.policy.spec import Spec, count
 from jaxrlvr.stages import models, setup
 from jaxrlvr.stages.chain import plan
+from jaxrlvr.stages.run import read_config
 from jaxrlvr.text.hf import HuggingFace
 from jaxrlvr.types import InputError
 from jaxrlvr.weights import stored
@@ -127,12 +128,18 @@ def edit(**config):
   return change
 
 
+def pipe(folder):
+  (folder / "generation_config.json").unlink()
+  os.mkfifo(folder / "generation_config.json")
+
+
 BAD = {
   "nan": (nan, {}, "model.norm.weight holds a value that is not finite"),
   "config": (edit(hidden_act="gelu"), {}, "config.model.path: .*config.json: hidden_act"),
   "tokenizer": (lambda f: (f / "tokenizer.json").unlink(), {}, "holds neither tokenizer.json nor tokenizer.model"),
   "rows": (lambda f: write(f, SPECS["llama"], shards=2), {}, "tokens, but the policy has 24 rows"),
   "switch": (lambda f: None, {"model.think": "on"}, "config.model.think = 'on': .*no chat template that reads"),
+  "pipe": (pipe, {}, "generation_config.json: is no regular file"),
   "both": (lambda f: None, {"init": "x"}, "config.init and config.model.path are both set"),
   "think": (lambda f: None, {"model.think": "yes"}, "wanted one of template, on, off"),
   "dtype": (lambda f: None, {"model.dtype": "float16"}, "wanted one of float32, bfloat16"),
@@ -152,6 +159,20 @@ def test_import_refuses(imported, tmp_path, capsys, case):
   assert not (workdir / "policy.json").is_file()
   assert run("evaluate", "--config=smoke", f"--workdir={tmp_path / 'e'}", f"--config.init={workdir}") == 2
   assert "config.init = " in capsys.readouterr().err
+
+
+def test_records_of_a_run_that_cannot_be_read_are_refused(tmp_path):
+  shape = dataclasses.asdict(SPECS["llama"])
+  for name, value in (("layers", -1), ("heads", 0), ("head_dim", 2.0), ("mlp", True), ("rope_theta", None)):
+    logbook.write_json(tmp_path / "policy.json", shape | {name: value})
+    with pytest.raises(
+      InputError, match=rf"policy.json: is no policy of this version .*{name} = .*: wanted a positive"
+    ):
+      setup.read_spec(tmp_path / "policy.json")
+  for name, read in (("policy.json", lambda f: setup.read_spec(f / "policy.json")), ("config.json", read_config)):
+    (tmp_path / name).write_text("[" * 100_000)
+    with pytest.raises(InputError, match=f"{name}: .*RecursionError"):
+      read(tmp_path)
 
 
 def test_stages_without_a_model_are_told(tmp_path, capsys):

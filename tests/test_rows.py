@@ -1,6 +1,7 @@
 """Problems from files: the study's own, other layouts, our own sets, raw data sets, and what is said of broken ones."""
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -252,6 +253,9 @@ def test_wrong_paths_and_maps_are_named(tmp_path):
       load(tmp_path / "empty" / name)
   with pytest.raises(ValueError, match=r"gone\.jsonl: not a readable file \(No such file"):
     load(tmp_path / "gone.jsonl")
+  os.mkfifo(tmp_path / "pipe.jsonl")
+  with pytest.raises(ValueError, match=r"pipe\.jsonl: is no regular file"):
+    load(tmp_path / "pipe.jsonl")
 
 
 def prepared():

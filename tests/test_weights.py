@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 
 import jax
 import jax.numpy as jnp
@@ -194,6 +195,9 @@ CONFIGS = {
   "rope text": (dict(rope_parameters="x"), "config.json: holds a value of a wrong type"),
   "layer number": (dict(layer_types=5), "config.json: holds a value of a wrong type"),
   "model list": (dict(model_type=["llama"]), "config.json: holds a value of a wrong type"),
+  "beyond floats": (dict(rope_theta=10**400), "config.json: holds a value of a wrong type"),
+  "huge": (dict(hidden_size=10**9), r"has shape \[24, 8\], wanted \[24, 1000000000\]"),
+  "endless": (dict(num_hidden_layers=10**9), r"has no tensor model.layers.2.*num_hidden_layers = 1000000000"),
   "heads": (dict(num_key_value_heads=3), "config.json: heads = 4 is not a multiple of kv_heads = 3"),
 }
 
@@ -256,7 +260,21 @@ def not_finite(value):
   return lambda folder, t: (t[DOWN].__setitem__((3, 2), value), write(folder, TINY, t))
 
 
+def pipe(name, shards=1):
+  def make(folder, t):
+    write(folder, TINY, shards=shards)
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+
+  return make
+
+
 FILES = {
+  "deep": (lambda f, t: write(f, TINY).joinpath("config.json").write_text("[" * 100_000), "config.json: can't be read"),
+  "pipe for config": (pipe("config.json"), "m/config.json: is no regular file"),
+  "pipe for weights": (pipe("model.safetensors"), "m/model.safetensors: is no regular file"),
+  "pipe for index": (pipe(weights.INDEX), "m/model.safetensors.index.json: is no regular file"),
+  "pipe for shard": (pipe("model-00002-of-00002.safetensors", 2), "m/model-00002.*: is no regular file"),
   "missing": (drop(DOWN), rf"has no tensor {DOWN}, wanted one of shape \[8, 16\]"),
   "no head": (
     lambda f, t: write(f, dataclasses.replace(TINY, tied=False), t),

@@ -48,6 +48,14 @@ class Spec:
   vocab_chunk: int = 8192  # columns of the head that a scoring pass holds at once
 
   def __post_init__(self):
+    for name in ("vocab", "width", "layers", "heads", "kv_heads", "head_dim", "mlp"):
+      size = getattr(self, name)
+      if type(size) is not int or size < 1:
+        raise InputError(f"{name} = {size!r}: wanted a positive int")
+    for name in ("rope_theta", "norm_eps"):
+      value = getattr(self, name)
+      if not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise InputError(f"{name} = {value!r}: wanted a positive number")
     if self.heads % self.kv_heads:
       raise InputError(f"heads = {self.heads} is not a multiple of kv_heads = {self.kv_heads}; change one of them")
     if self.head_dim % 2:

@@ -51,6 +51,7 @@ def import_model(config: ConfigDict, workdir: str | Path) -> dict:
       return run.summary
     folder = run.workdir / setup.MODEL
     folder.mkdir(exist_ok=True)
+    weights.check_regular(model.folder / _GENERATION)
     for name in ("config.json", _GENERATION, weights.INDEX, *model.files):
       if (model.folder / name).is_file():
         disk.copy(model.folder / name, folder / name)

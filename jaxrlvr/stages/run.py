@@ -418,7 +418,7 @@ def read_config(workdir: Path) -> dict:
     if isinstance(found, dict) and "stage" in found and "checkpoint" in found:
       return found
     problem = "config.json is another program's"
-  except (OSError, ValueError, TypeError) as error:
+  except (OSError, ValueError, TypeError, RecursionError) as error:
     problem = f"config.json: {type(error).__name__}"
   raise InputError(f"{workdir}: holds no run ({problem}); name another directory")
 

@@ -266,7 +266,7 @@ def read_spec(path: Path) -> Spec:
     fields = json.loads(path.read_text())
     fields["rope_scaling"] = fields["rope_scaling"] and RopeScaling(**fields["rope_scaling"])
     return Spec(**fields)
-  except (ValueError, KeyError, TypeError) as error:
+  except (ValueError, KeyError, TypeError, ArithmeticError, RecursionError) as error:
     raise InputError(
       f"{path}: is no policy of this version ({type(error).__name__}: {error}); take another run"
     ) from error

@@ -48,9 +48,9 @@ class HuggingFace:
     `stop_tokens`: tokens that end a response beside those that the directory names.
     """
     self._folder, self._think = Path(folder), think
-    file = self._folder / TOKENIZER
-    if file.exists() and not file.is_file():
-      raise InputError(f"{file}: is no regular file; take the model's own file")
+    for file in (self._folder / name for name in FILES):
+      if file.exists() and not file.is_file():
+        raise InputError(f"{file}: is no regular file (a pipe, a device or a folder); take the model's own file")
     try:
       self._model = tokenizers.Tokenizer.from_file(str(self._folder / TOKENIZER))
     except Exception as error:  # the library raises nothing narrower
@@ -65,7 +65,7 @@ class HuggingFace:
     spelled = "|".join(re.escape(text) for text in self._control.values() if len(text) > 1)
     self._spelled = re.compile(f"(?=(?:{spelled}))(.)", re.S) if spelled else None
     self.vocab_size = max(self._model.get_vocab(with_added_tokens=True).values()) + 1
-    self._names = {name: text for name in ("bos", "eos", "pad", "unk") if (text := _text(config.get(f"{name}_token")))}
+    self._names = {name: text for name in ("bos", "eos", "pad", "unk") if (text := self._text(config, f"{name}_token"))}
     special = {name: self._id(text) for name, text in self._names.items()}
     self.bos_id = special.get("bos")
     stops = [special["eos"]] if "eos" in special else []
@@ -75,12 +75,12 @@ class HuggingFace:
     ):
       stops += found if isinstance(found, list) else [] if found is None else [found]
     stops += [self._stop_id(text) for text in stop_tokens]
-    self.eos_ids = tuple(dict.fromkeys(stops))
-    if not self.eos_ids or not all(isinstance(i, int) and 0 <= i < self.vocab_size for i in self.eos_ids):
+    if not stops or not all(type(i) is int and 0 <= i < self.vocab_size for i in stops):
       raise InputError(
-        f"{self._folder}: end tokens {list(self.eos_ids)}, wanted at least one id below {self.vocab_size}; "
+        f"{self._folder}: end tokens {str(stops)[:200]}, wanted at least one id below {self.vocab_size}; "
         "set eos_token in tokenizer_config.json, or eos_token_id in generation_config.json"
       )
+    self.eos_ids = tuple(dict.fromkeys(stops))
     self.pad_id = special.get("pad", self.eos_ids[0])
     self._template = self._compile(config)
 
@@ -234,6 +234,17 @@ class HuggingFace:
     except (ValueError, OSError, RecursionError) as error:
       raise InputError(f"{file}: is no JSON ({error}); take the model's own file") from error
 
+  def _text(self, config: Mapping, name: str) -> str | None:
+    """Returns the token that tokenizer_config.json gives this name, as a text or as an object that holds it."""
+    token = config.get(name)
+    text = token.get("content") if isinstance(token, Mapping) else token
+    if token is not None and not isinstance(text, str):
+      raise InputError(
+        f"{self._folder / 'tokenizer_config.json'}: {name} = {json.dumps(token)[:200]}, wanted a text; "
+        "take the model's own file"
+      )
+    return text
+
   def _id(self, text: str) -> int:
     found = self._model.token_to_id(text)
     if found is None:
@@ -268,10 +279,6 @@ class HuggingFace:
       return Template(source, {f"{name}_token": text for name, text in self._names.items()})
     except InputError as error:
       raise InputError(f"{file if file.is_file() else own}: {error}") from error
-
-
-def _text(token) -> str | None:
-  return token["content"] if isinstance(token, Mapping) else token
 
 
 def _byte_alphabet() -> dict[str, int]:
