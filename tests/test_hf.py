@@ -340,6 +340,16 @@ def test_a_turns_end_that_ends_no_response_is_seen_and_may_be_named(tmp_path):
   assert HuggingFace(tmp_path / "l").unstopped == ""
 
 
+def test_a_turns_end_that_ends_no_response_is_told_with_the_cure(tmp_path, caplog):
+  make(tmp_path, chat_template=ENDLESS)
+  setup.read_tokenizer(configs.load("smoke", {"tokenizer": str(tmp_path)}))
+  assert f"{tmp_path}: the chat template ends an assistant's turn with <|im_start|>, which ends no" in caplog.text
+  assert "take config.model.stop_tokens=<|im_start|>, or name it as eos_token" in caplog.text
+  caplog.clear()
+  setup.read_tokenizer(configs.load("smoke", {"tokenizer": str(tmp_path), "model.stop_tokens": "<|im_start|>"}))
+  assert caplog.text == ""
+
+
 def test_tokens_that_only_the_config_lists_are_one_token(tmp_path):
   model = make(tmp_path)
   size = model.get_vocab_size()

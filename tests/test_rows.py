@@ -258,6 +258,30 @@ def test_wrong_paths_and_maps_are_named(tmp_path):
     load(tmp_path / "pipe.jsonl")
 
 
+def test_messages_that_end_in_an_assistant_turn_are_cut_off_by_name_or_refused(tmp_path):
+  turns = [{"role": "system", "content": ""}, *PROMPT, {"role": "assistant", "content": "so \\boxed{2}"}]
+  path = write_lines(tmp_path / "a.jsonl", [{"messages": turns, "answer": "2"}])
+  with pytest.raises(ValueError, match=r"a\.jsonl:1, column messages: .*with --columns prompt=messages\[:-1\]"):
+    load(path, columns=("prompt=messages", "label=answer"))
+  columns = ("prompt=messages[:-1]", "boxed=messages[-1]", "solution=messages[-1]")
+  (found,) = load(path, columns=columns)
+  assert found.messages == tuple(turns[:-1]) and (found.label, found.extra["solution"]) == ("2", turns[-1]["content"])
+  for odd in (turns[-1:], turns[:-1]):
+    path = write_lines(tmp_path / "b.jsonl", [{"messages": odd}])
+    with pytest.raises(ValueError, match="wanted messages that end in an assistant turn behind others"):
+      load(path, columns=columns)
+
+
+def test_only_a_system_message_may_be_empty(tmp_path):
+  for role, empty in (("system", True), ("user", False)):
+    path = write_lines(tmp_path / "a.jsonl", [{"p": [{"role": role, "content": ""}, *PROMPT], "l": "2"}])
+    if empty:
+      assert load(path, columns=("prompt=p", "label=l"))[0].messages[0] == {"role": "system", "content": ""}
+    else:
+      with pytest.raises(ValueError, match="column p: found .*, wanted a message with a role and a content, both text"):
+        load(path, columns=("prompt=p", "label=l"))
+
+
 def prepared():
   """Problems of both kinds whose `extra` holds tuples, and one with a system message and odd characters."""
   made = arithmetic.problems(3, "train", (1, 4), 6, arithmetic.KINDS)
