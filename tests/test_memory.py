@@ -70,8 +70,10 @@ def test_the_longest_prompt_is_named_with_what_fits_all(tmp_path, init, capsys):
   told = capsys.readouterr().err
   tokens = int(told.partition("config.rl.prompt_tokens=")[2].partition(" ")[0])
   assert f"has {tokens} tokens" in told and tokens > 4
-  how = dict(rl__response_tokens=4, rl__steps=1)
-  assert run("rl", tmp_path / "fits", init=init, **QUICK | how, rl__prompt_tokens=tokens) == 0
+  assert run("rl", tmp_path / "rl", init=init, **QUICK, rl__prompt_tokens=tokens - 1) == 2
+  assert f"has {tokens} tokens" in capsys.readouterr().err
+  assert run("rl", tmp_path / "rl", init=init, **QUICK, rl__prompt_tokens=tokens, heldout__source="/nowhere") == 2
+  assert "config.heldout: /nowhere" in capsys.readouterr().err  # which is read behind the problems
 
 
 def test_the_prompt_is_recorded_as_the_model_sees_it(tmp_path, init):  # noqa: F811
