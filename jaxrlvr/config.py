@@ -186,7 +186,7 @@ def load(name: str, overrides: Mapping[str, str] | None = None, stage: str | Non
   config = _build(path.resolve(), arg)
   for key, text in (overrides or {}).items():
     set_text(config, key, text)
-  check(config, stage)
+  check(config, stage, overrides or ())
   return config
 
 
@@ -539,18 +539,68 @@ def _embedded_kinds(group: str) -> Callable[[ConfigDict], bool]:
   return lambda c: c[group].source == "arithmetic" and not set(c[group].kinds) <= set(arithmetic.KINDS)
 
 
-def _is_of_files(group: str) -> Callable[[ConfigDict], bool]:
-  """Whether keys are set that only the rows of files heed, while the group's source is none."""
-
-  def is_set(c: ConfigDict) -> bool:
-    g = c[group]
-    return (g.source in problems.GENERATED or not g.source) and bool(g.columns or g.split or g.verifier != "auto")
-
-  return is_set
-
-
 def _named_sets(c: ConfigDict) -> tuple[str, ...]:
   return sets.named(c.heldout.sets, c.heldout.domain) if c.heldout.sets or c.heldout.domain else ()
+
+
+# Kinds of problems: of `heeds` and `_kinds_of`.
+_FILES, _RELEASED, _MADE, _ARITHMETIC = "files", "released sets", "generated", "arithmetic"
+_KINDS_TOLD = {
+  _FILES: "a file, a folder or a set of the hub (config.{group}.source)",
+  _RELEASED: "the study's files (config.heldout.sets, .domain)",
+  _MADE: "generated problems",
+  _ARITHMETIC: "generated arithmetic",
+}
+
+
+class Heeded(NamedTuple):
+  """A key of `problems` and `heldout` that some kinds of problems heed."""
+
+  by: tuple[str, ...]
+  # Sizes have a value in any config: set where nothing heeds them they are refused on the command line alone.
+  is_size: bool = False
+
+
+_GENERATED = (_MADE, _ARITHMETIC)
+HEEDED: Mapping[str, Heeded] = {
+  **dict.fromkeys(("columns", "verifier", "split", "copies"), Heeded((_FILES,))),
+  "skip_bad": Heeded((_FILES, _RELEASED)),
+  **dict.fromkeys(("folder", "prompts"), Heeded((_RELEASED,))),
+  "system": Heeded((_FILES, _RELEASED, _MADE)),
+  **dict.fromkeys(("levels", "kinds", "seed"), Heeded(_GENERATED, is_size=True)),
+  "count": Heeded((_FILES, *_GENERATED), is_size=True),
+}
+
+
+def _kinds_of(c: ConfigDict, group: str) -> set[str]:
+  """The kinds of problems that a group of the config names."""
+  named = _named_sets(c) if group == "heldout" else ()
+  found = {_ARITHMETIC if name in sets.GENERATED else _RELEASED for name in named}
+  source = c[group].source
+  if not source and not named:  # it follows config.problems.source
+    source = c.problems.source if c.problems.source in problems.GENERATED else "arithmetic"
+  if source:
+    found.add(_ARITHMETIC if source == "arithmetic" else _MADE if source in problems.GENERATED else _FILES)
+  return found
+
+
+def _check_heeded_by_problems(config: ConfigDict, like: ConfigDict, group: str, overridden: Iterable[str]) -> None:
+  """InputError for a key of `problems` or `heldout` that none of the problems which the group names heeds."""
+  kinds = _kinds_of(config, group)
+  for name, heeded in HEEDED.items():
+    key = f"{group}.{name}"
+    if name not in config[group] or kinds & set(heeded.by):
+      continue
+    if key in overridden if heeded.is_size else config[group][name] != like[group][name]:
+      wanted, there = (
+        ", ".join(_KINDS_TOLD[kind] for kind in _KINDS_TOLD if kind in some) for some in (heeded.by, kinds)
+      )
+      cure = "; config.heldout.at_most is for these" if name == "count" else ""
+      raise InputError(
+        f"config.{key} has no effect: it is for {wanted}, and here there is only {there}; clear it{cure}".format(
+          group=group
+        )
+      )
 
 
 IMPOSSIBLE: tuple[Impossible, ...] = (
@@ -648,18 +698,6 @@ IMPOSSIBLE: tuple[Impossible, ...] = (
     for g in ("problems", "heldout")
   ),
   Impossible(
-    ("problems",),
-    _is_of_files("problems"),
-    "config.problems.columns, .verifier or .split is set, but config.problems.source is generated, and these are for "
-    "the rows of files; clear them",
-  ),
-  Impossible(
-    ("heldout",),
-    _is_of_files("heldout"),
-    "config.heldout.columns, .verifier or .split is set, but they are for the rows of config.heldout.source, which is "
-    "empty or generated (the sets of .sets and .domain bring their own); clear them, or name the source",
-  ),
-  Impossible(
     ("heldout",),
     lambda c: not c.heldout.source and _named_sets(c) and c.heldout.name != base().heldout.name,
     "config.heldout.name is set, but it is the name of the set of config.heldout.source, which is empty; clear it, or "
@@ -729,10 +767,12 @@ IMPOSSIBLE: tuple[Impossible, ...] = (
 )
 
 
-def check(config: ConfigDict, stage: str | None = None) -> None:
-  """Raises InputError, naming the key, for a wrong type, a value out of range or an impossible pair.
+def check(config: ConfigDict, stage: str | None = None, overridden: Iterable[str] = ()) -> None:
+  """Raises InputError, naming the key, for a wrong type, a value out of range, an impossible pair or a key without
+  effect.
 
   Of values and pairs only those in groups that the stage reads count (STAGE_GROUPS), all where none is named.
+  `overridden`: keys that were set on the command line.
   """
   like, groups = base(), groups_of(config, stage)
   extra = set(keys(config)) ^ set(keys(like))
@@ -758,6 +798,8 @@ def check(config: ConfigDict, stage: str | None = None) -> None:
   for pair in IMPOSSIBLE:
     if groups.issuperset(pair.groups) and pair.when(config):
       raise InputError(pair.message.format(c=config))
+  for group in sorted({"problems", "heldout"} & groups):
+    _check_heeded_by_problems(config, like, group, overridden)
   if stage is None or stage in _LINKED:
     for link in config.chain:
       _check_entries(link)

@@ -151,19 +151,19 @@ def test_the_stages_take_their_text_from_files(folder, tokenizer):
   lines[3]["a"] = '["x", "4"]'
   path = write_jsonl(folder.parent / "sft.jsonl", lines)
   config = configs.base()
-  text, known, _ = language.texts(config, "cpt", tokenizer)
+  text, known, *_ = language.texts(config, "cpt", tokenizer)
   assert text(3) == embedded.cpt(0, 3, language.mix(config, "cpt")) and known == {}
   changes = {"cpt.source": str(folder), "sft.source": str(path), "sft.columns": COLUMNS, "verify.workers": 1}
   config = configs.derive(config, changes | {"sft.thinking": False})
-  text, known, _ = language.texts(config, "cpt", tokenizer)
+  text, known, *_ = language.texts(config, "cpt", tokenizer)
   assert known["rows"] == 120 and {text(n).text for n in range(120)} >= {"p0", "j59"}
-  text, known, _ = language.texts(config, "sft", tokenizer)
+  text, known, *_ = language.texts(config, "sft", tokenizer)
   assert {text(n).text for n in range(3)} == {"\\boxed{1}", "\\boxed{2}", "\\boxed{4}"}
   assert (known["problems"], known["wrong"], known["too_long"]) == (3, 1, 0)
   assert known == language.texts(config, "sft", tokenizer)[1]
   write_jsonl(path, [line | {"t": "!"} for line in lines])
   assert known["digest"] != language.texts(config, "sft", tokenizer)[1]["digest"]  # as many rows, other text
-  text, known, _ = language.texts(configs.derive(config, {"sft.verified": False}), "sft", tokenizer)
+  text, known, *_ = language.texts(configs.derive(config, {"sft.verified": False}), "sft", tokenizer)
   assert known["problems"] == 4
 
 
@@ -241,7 +241,7 @@ def test_epochs_show_each_document_as_often_in_both_arms(tmp_path, tokenizer, ar
   path = write_jsonl(tmp_path / "a.jsonl", lines)
   changes = {"sft.source": str(path), "sft.columns": COLUMNS[:3], "sft.steps": 0, "sft.epochs": 3}
   config = configs.derive(configs.base(), changes | {"sft.thinking": arm})
-  text, _, tokens = language.texts(config, "sft", tokenizer)
+  text, _, tokens, _ = language.texts(config, "sft", tokenizer)
   document = functools.cache(lambda number: embedded.document(text(number), tokenizer))
   assert [len(document(number).ids) for number in range(33)] == tokens
   for rows_, length in ((2, 64), (3, 80), (2, 20), (1, max(tokens))):

@@ -8,8 +8,9 @@ import pytest
 from jaxrlvr import config as configs
 from jaxrlvr.data import overlap, rows
 from jaxrlvr.stages import rollout
-from jaxrlvr.stages.evaluate import compare, trained_on
+from jaxrlvr.stages.evaluate import compare
 from jaxrlvr.stages.evaluate import held_out as load_held_out
+from jaxrlvr.stages.setup import trained_on
 from jaxrlvr.types import InputError, Problem
 
 

@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -215,6 +216,20 @@ def test_a_signal_during_an_evaluation_is_obeyed_at_once_and_the_evaluation_is_m
   one, two = outcome(whole, 6), outcome(broken, 6)
   assert one == two and len(one[0]) == 7
   assert [row["step"] for row in one[0] if "eval/heldout/avg@4" in row] == [0, 5, 6]
+
+
+def test_a_run_killed_between_its_last_save_and_its_figures_ends_with_them(tmp_path, chain):
+  whole, broken = chain / "rl-thinking", tmp_path / "rl"
+  shutil.copytree(whole, broken)
+  (broken / "summary.json").unlink()
+  (broken / "evals" / "heldout_000004.jsonl").unlink()
+  rows = logbook.read_jsonl(whole / "metrics.jsonl")[:-1]
+  rows[0]["eval/heldout/mean_length"] = rows[2]["eval/heldout/mean_length"] = -1.0  # other figures than the last
+  logbook.write_jsonl(broken / "metrics.jsonl", rows)
+  assert run("rl", f"--config={whole / 'config.json'}", f"--workdir={broken}", "--resume=required") == 0
+  one, two = outcome(whole, 4), outcome(broken, 4)
+  assert one[0][-1] == two[0][-1] and one[1:] == two[1:]
+  assert logbook.read_json(broken / "summary.json") == logbook.read_json(whole / "summary.json")
 
 
 def test_used_workdirs_are_never_overwritten(tmp_path, chain, capsys):

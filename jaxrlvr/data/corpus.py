@@ -85,7 +85,9 @@ def pairs(
   wanted, columns = ("prompt", "solution"), columns or place.columns
   if not columns:
     raise InputError(f"{source}: no columns; name them, such as prompt=problem, trace=reasoning, solution=answer")
-  loaded, counts = layout.load(path, "auto", columns, system, skip_bad, wanted, place.patterns)
+  loaded, counts = layout.load(
+    path, "auto", columns, system, skip_bad, wanted, place.patterns, key="config.sft.columns"
+  )
   split = [with_trace(problem) for problem in loaded]
   closed = [problem for problem in split if problem is not None]
   traced = [problem for problem in closed if "trace" in problem.extra]

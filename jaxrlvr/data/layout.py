@@ -32,6 +32,7 @@ LABELS = ("answer", "label", "ground_truth", "final_answer", "expected_answer")
 SOLUTION = "solution"  # taken where no label is there: its last box, or what stands behind ####
 _PART = re.compile(r"(.+)\[(:-1|-1)\]")  # all turns but the last of a column of messages; the text of the last one
 _HASH = re.compile(r"\s*####(?!#)\s*(\S.*?)\s*")
+_WITH_COPIES = ("config.problems.", "config.heldout.")  # groups with a key `copies`
 _SHORT = 64  # characters of a solution without a box that is an answer as it stands
 
 
@@ -66,7 +67,8 @@ def load(
   short. A column may be a path into structs or JSON text (`a.b`), have substitutes (`a|b`: the first that a row has),
   or be optional (`a?`); of messages that end in an assistant turn `a[:-1]` is all but that turn and `a[-1]` its text.
   `COLUMN==VALUE` leaves out the other rows. Of a label, and of a solution without a box, whose last line is
-  `#### ANSWER` that is the answer. Rows written by `store.save` need none of this. `system`: a system message for
+  `#### ANSWER` that is the answer. Rows written by `store.save` need none of this, and bring their verifiers: another
+  one than "auto" is an error. `system`: a system message for
   prompts without one. `copies` says what becomes of rows whose prompt a row before has: "drop" leaves them out and
   tells which (a conflict is a copy with another label), "keep" makes each a problem of its own, "error" refuses them.
   More than `skip_bad` rows that can't be used are an error. A label that is a JSON list counts as any of its entries:
@@ -91,7 +93,7 @@ def load(
       own = not columns and all(field in row for field in store.FIELDS)
       if not own and not source:
         source, where, _ = _plan(_layout(place, row, key, str(path)), wanted)
-      problem = store.from_row(row) if own else _problem(row, source, verifier, system)
+      problem = _prepared(row, verifier, system) if own else _problem(row, source, verifier, system)
       _check_turns("messages" if own else source["prompt"], problem.messages, key)
       prompt = digest(problem.messages)
       if owner.setdefault(problem.id, prompt) != prompt:
@@ -115,7 +117,7 @@ def load(
       found.append(problem)
   if not found:
     raise InputError(f"{path}: no row gives a problem ({told(counts)}); correct the file or the columns")
-  _tell(path, counts, repeats)
+  _tell(path, counts, repeats, key)
   return Loaded(found, counts)
 
 
@@ -141,8 +143,8 @@ def _row(place: str) -> str:
   return f"line {place}" if place.isdecimal() else place
 
 
-def _tell(path: str | pathlib.Path, counts: Mapping[str, int], repeats: Sequence[str]) -> None:
-  """Logs what became of the rows: a warning where more was left out than `columns` asked for."""
+def _tell(path: str | pathlib.Path, counts: Mapping[str, int], repeats: Sequence[str], key: str) -> None:
+  """Logs what became of the rows: a warning where more was left out than `columns` asked for. `key`: as in `load`."""
   names = ("unanswered", "bad", "copies", "conflicts")
   if not any(counts[name] for name in (*names, "other")):
     return
@@ -150,7 +152,8 @@ def _tell(path: str | pathlib.Path, counts: Mapping[str, int], repeats: Sequence
   conflicts = [one for one in repeats if " with the label " in one]
   shown = (conflicts + [one for one in repeats if one not in conflicts])[:3]
   more = f", ... ({len(repeats)} in all)" if len(repeats) > len(shown) else ""
-  rest = f"; left out: {', '.join(shown)}{more}; copies=keep keeps them" if repeats else ""
+  kept = f"; {key.removesuffix('columns')}copies=keep keeps them" if key.startswith(_WITH_COPIES) else ""
+  rest = f"; left out: {', '.join(shown)}{more}{kept}" if repeats else ""
   _LOG.log(level, "%s: %s%s", path, told(counts), rest)
 
 
@@ -295,6 +298,17 @@ def _turns(path: str, cell: object, part: str) -> object:
   return list(turns[:-1]) if part == ":-1" else turns[-1]["content"]
 
 
+def _prepared(row: Mapping, verifier: str, system: str) -> Problem:
+  """The problem of a row that `store.save` wrote."""
+  problem = store.from_row(row)
+  if verifier != "auto":
+    raise InputError(
+      f"verifier = {verifier!r}: the rows are those of a prepared set, which brings its verifiers (here "
+      f"{problem.verifier}); leave it at auto, or prepare the set again"
+    )
+  return dataclasses.replace(problem, messages=_with_system(problem.messages, system))
+
+
 def _problem(row: Mapping, source: Mapping[str, str], verifier: str, system: str) -> Problem:
   messages = _messages(source["prompt"], _cell(row, source["prompt"]), system)
   extra = _extra(row, source)
@@ -315,7 +329,10 @@ def _problem(row: Mapping, source: Mapping[str, str], verifier: str, system: str
 def _messages(column: str, cell: object, system: str) -> tuple[Mapping[str, str], ...]:
   if isinstance(cell, str):
     cell = [{"role": "user", "content": store.text(column, cell)}]
-  turns = store.messages(column, cell)
+  return _with_system(store.messages(column, cell), system)
+
+
+def _with_system(turns: tuple[Mapping[str, str], ...], system: str) -> tuple[Mapping[str, str], ...]:
   if system and all(turn["role"] != "system" for turn in turns):
     return {"role": "system", "content": system}, *turns
   return turns

@@ -10,20 +10,33 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from jaxrlvr.types import InputError, Problem
 
-FILE = "trained_prompts.json"  # in a run directory: digests of all prompts that its weights were trained on by RL
+FILE = "trained_prompts.json"  # in a run directory: digests of all prompts that its weights were trained on
 _MARKS = re.compile(r"\$|\\[()\[\]]")  # where mathematics begins and ends
-_AROUND_SIGNS = re.compile(r"\s*([^\w\s])\s*")
+_AROUND_SIGNS = re.compile(r"[^\S\n]*([^\w\s])[^\S\n]*")
+_WORD = re.compile(r"[^\W\d_]{2}")
+# Characters whose compatibility form says something else: powers and indices, a fraction behind a number.
+_RAISED, _LOWERED = re.compile("[\u00b2\u00b3\u00b9\u2070-\u207f]+"), re.compile("[\u2080-\u209c]+")
+_MIXED = re.compile(r"(?<=\d)(?=[\u00bc-\u00be\u2150-\u215e])")
+_INVISIBLE = "\u00ad\u200b\u200c\u200d\u2060\ufeff"
+_SIGNS = str.maketrans("‐‑‒–—−⁄×“”‘’", "------/*\"\"''", _INVISIBLE)
 
 
 def normalised(messages: Sequence[Mapping[str, str]]) -> str:
   """Returns the text of all turns but system messages, without what leaves a problem the same.
 
-  That is: case, compatibility forms of characters, white space beside signs and its amount elsewhere, the marks around
-  mathematics, and punctuation at the end.
+  That is: case, other forms of characters, white space beside signs and its amount elsewhere, where lines of words are
+  broken (rows of numbers stay rows), the marks around mathematics, and punctuation at the end but for `!`.
   """
   text = "\n".join(turn["content"] for turn in messages if turn["role"] != "system")
-  text = _MARKS.sub(" ", unicodedata.normalize("NFKC", text).casefold())
-  return " ".join(_AROUND_SIGNS.sub(r"\1", text).split()).rstrip(".?!:; ")
+  text = _MIXED.sub(" ", _LOWERED.sub(r"_\g<0>", _RAISED.sub(r"^\g<0>", text)))
+  text = _MARKS.sub(" ", unicodedata.normalize("NFKC", text).translate(_SIGNS).casefold())
+  lines = list(filter(None, (" ".join(line.split()) for line in text.splitlines())))
+  joined = "".join(lines[:1])
+  for before, line in zip(lines, lines[1:], strict=False):
+    are_rows = not _WORD.search(before) and not _WORD.search(line)
+    joined += ("\n" if are_rows else " ") + line
+  joined = _AROUND_SIGNS.sub(r"\1", joined)
+  return joined.rstrip(".?:;。 ") or joined
 
 
 def digest(problem: Problem) -> str:

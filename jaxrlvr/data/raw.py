@@ -66,7 +66,7 @@ def find(source: str) -> tuple[str, Raw]:
 
 def _hub(repository: str, revision: str | None, config: str | None) -> str:
   """The folder of a data set of the hub, or that of one of its configs; more than one and none named is an error."""
-  cure = "or name a file or a folder that exists"
+  cure = "name a file or a folder that exists"
   place = {"repo_type": "dataset"} | ({"revision": revision} if revision else {})
   folder = Path(_snapshot(repository, cure, _FILES, repository, **place))
   data = [file.relative_to(folder) for file in rows.files(folder, split=rows.Split(rows.ALL))]

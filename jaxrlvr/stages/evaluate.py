@@ -30,7 +30,7 @@ class Evaluator:
   def __init__(self, config: ConfigDict, policy: setup.Policy, service: Service, training: Sequence[Problem] = ()):
     """`training`: the problems that the policy is about to be trained on."""
     self._config, self._policy, self._service = config, policy, service
-    trained = trained_on(config, training)
+    trained = setup.trained_on(config, training)
     self._sets, left_out = held_out(config, policy, service, trained, training)
     # Of each set, how many of its problems are trained on as well; None: nothing is known of what was trained on.
     self.overlap = None if trained is None else compare(config, self._sets, trained)
@@ -87,13 +87,6 @@ def graded(drawn: rollout.Drawn, step: int, grade: Grade) -> list[dict]:
   answers_PG = [[response.answer for response in responses] for responses in drawn.answers.response_PG]
   votes = elect(drawn.answers.problems, answers_PG, grade)
   return rollout.records(drawn, step, true, cluster=[e.cluster_G for e in votes])
-
-
-def trained_on(config: ConfigDict, training: Sequence[Problem]) -> frozenset[str] | None:
-  """Digests of the prompts of `training` and of those that `config.init` was trained on by RL; None: none are known."""
-  file = remote.path(config.init) / overlap.FILE if config.init else None
-  before = overlap.from_text(file.read_text(), str(file)) if file is not None and file.is_file() else frozenset()
-  return before | overlap.digests(training) or None
 
 
 def compare(config: ConfigDict, loaded: Mapping[str, rollout.Loaded], trained: frozenset[str]) -> dict[str, int]:
@@ -163,12 +156,15 @@ def chosen_sets(config: ConfigDict, training: Sequence[Problem]) -> dict[str, di
 
 
 def follow(config: ConfigDict, training: Sequence[Problem]) -> dict:
-  """Held-out problems where none are named: of the generator that makes the training problems, else an error."""
+  """Held-out problems where none are named: of the generator that makes the training problems, else an error.
+
+  Without `training` the problems of `config.problems` are read, so that a policy is evaluated as RL did."""
   source, h = config.problems.source, config.heldout
   if source in problem_lists.GENERATED:
     kinds = config.problems.kinds if source != "arithmetic" and set(h.kinds) <= set(arithmetic.KINDS) else h.kinds
     return {"source": source, "kinds": kinds}
-  if training and all(problem.verifier == "arithmetic" for problem in training):
+  training = training or rollout.read_problems(config, "problems")
+  if all(problem.verifier == "arithmetic" for problem in training):
     return {"source": "arithmetic"}
   raise InputError(
     f"config.heldout.source is empty, and config.problems.source = {source!r} says nothing of held-out problems; set "

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +24,7 @@ from jaxrlvr.stages.rollout import verifier_service
 from jaxrlvr.stages.run import open_run
 from jaxrlvr.text.answer import parse
 from jaxrlvr.text.tokenizer import THINK_END, Tokenizer, train_sentencepiece
-from jaxrlvr.types import InputError
+from jaxrlvr.types import InputError, Problem
 from jaxrlvr.update import update
 from jaxrlvr.verify.service import Job
 
@@ -37,6 +38,7 @@ class Texts(NamedTuple):
   text: Callable[[int], embedded.Text]  # documents by number, without end
   known: dict  # of the files that they come from
   tokens: list[int] | None = None  # of each document of `sft.epochs` epochs, in order; None: as many as `steps` take
+  problems: Sequence[Problem] = ()  # whose solutions they are
 
 
 def mix(config: ConfigDict, stage: str) -> embedded.Mix:
@@ -72,10 +74,11 @@ def texts(config: ConfigDict, stage: str, tokenizer: Tokenizer) -> Texts:
   if stage == "pretrain" or not settings.source:
     return Texts(functools.partial(_embedded, config.seed, stage, mix(config, stage)), {})
   if stage == "cpt":
-    found = corpus.TextRows(settings.source, settings.column, config.seed, settings.skip_bad)
+    with _naming(stage):
+      found = corpus.TextRows(settings.source, settings.column, config.seed, settings.skip_bad)
     return Texts(found, {"rows": len(found), "first": logbook.digest([found(0), found(1)])})
   limit = settings.max_tokens or settings.row_tokens
-  with verifier_service(config) as service:
+  with _naming(stage), verifier_service(config) as service:
     judge = functools.partial(_right, service, config.answer.read) if settings.verified else None
     problems, counts = corpus.pairs(
       settings.source,
@@ -95,10 +98,19 @@ def texts(config: ConfigDict, stage: str, tokenizer: Tokenizer) -> Texts:
   known = {"problems": len(problems), "digest": logbook.digest(problems), **counts}
   text = corpus.responses(problems, config.seed, settings.thinking)
   if not settings.epochs:
-    return Texts(text, known)
+    return Texts(text, known, None, problems)
   sizes = [len(embedded.document(corpus.response(one, settings.thinking), tokenizer).ids) for one in problems]
   numbers = range(settings.epochs * len(problems))
-  return Texts(text, known, [sizes[shuffled(config.seed, number, len(problems))] for number in numbers])
+  return Texts(text, known, [sizes[shuffled(config.seed, number, len(problems))] for number in numbers], problems)
+
+
+@contextlib.contextmanager
+def _naming(group: str) -> Iterator[None]:
+  """Raises errors of input as those of a group of the config."""
+  try:
+    yield
+  except InputError as error:
+    raise InputError(f"config.{group}: {error}") from error
 
 
 def check_thinking(thinking: bool, tokenizer: Tokenizer) -> None:
@@ -134,7 +146,7 @@ def train(stage: str, config: ConfigDict, workdir: str | Path) -> dict:
     policy = setup.load_policy(config)
     shard.check(policy.mesh, f"config.{stage}.rows", (settings.rows // settings.microbatches,), ("batch",))
     loss_fn = objective.language_modelling(policy.spec)
-    text, known, tokens = texts(config, stage, policy.tokenizer)
+    text, known, tokens, problems = texts(config, stage, policy.tokenizer)
     steps, end = settings.steps, None
     if tokens is not None:
       steps, end = -(-rows_of(tokens, settings.row_tokens) // settings.rows), len(tokens)
@@ -145,7 +157,7 @@ def train(stage: str, config: ConfigDict, workdir: str | Path) -> dict:
     )
     if run.finished:
       return run.summary
-    setup.keep(config, policy, run.workdir)
+    setup.keep(config, policy, run.workdir, problems)
     with jax.set_mesh(policy.mesh), jax.transfer_guard("disallow"):
       state, meta = run.restore(setup.fresh_state(policy, optimizer))
       start, cursor = (meta["step"], tuple(meta["cursor"])) if meta else (0, (0, 0))

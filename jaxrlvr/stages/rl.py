@@ -17,12 +17,12 @@ from ml_collections import ConfigDict
 from jaxrlvr import hosts, logbook, objective, reward, shard
 from jaxrlvr.analysis import shadow
 from jaxrlvr.busy import Busy
-from jaxrlvr.data import overlap, pack
+from jaxrlvr.data import pack
 from jaxrlvr.data import problems as problem_lists
 from jaxrlvr.policy.attention import WHOLE_TEXTS
 from jaxrlvr.policy.sample import STOP_LENGTH
 from jaxrlvr.stages import rollout, setup
-from jaxrlvr.stages.evaluate import Evaluator, trained_on
+from jaxrlvr.stages.evaluate import Evaluator
 from jaxrlvr.stages.run import open_run
 from jaxrlvr.stages.unpaid import Unpaid, shares
 from jaxrlvr.stages.watch import Watch
@@ -279,9 +279,8 @@ def rl(config: ConfigDict, workdir: str | Path) -> dict:
       run.begin(problems=problems, heldout=evaluator.problems, **inputs)
       if run.finished:
         return run.summary
-      setup.keep(config, policy, run.workdir)
+      setup.keep(config, policy, run.workdir, problems)
       rollout.show_prompt(run.workdir, policy, problems[0])
-      logbook.write_atomic(run.workdir / overlap.FILE, overlap.to_text(trained_on(config, problems)))
       label_right = reward.labels_right(problems, service.grade)
       ref_params = setup.frozen(policy) if s.kl_beta else None
       terms = reward.parse(s.reward)
@@ -339,6 +338,7 @@ def rl(config: ConfigDict, workdir: str | Path) -> dict:
         elif run.due(step, s.steps):
           run.save(step, state, origin=policy.origin, before=watch.before, unevaluated=None)
           run.stop_if_asked()
+      run.flush()  # a run that went on only to evaluate its last step has its figures still waiting
       told = dict(problems=len(problems), dropped=loaded.dropped, paper=config.paper.to_dict())
       told |= evaluator.overlaps()
       return run.finish(**watch.summary(), **unpaid.summary(), **told, **final_metrics(run.workdir))

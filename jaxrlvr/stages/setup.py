@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ import optax
 from ml_collections import ConfigDict
 
 from jaxrlvr import checkpoint, disk, hosts, keys, logbook, optim, remote, shard, weights
-from jaxrlvr.data import raw
+from jaxrlvr.data import overlap, raw
 from jaxrlvr.policy import forward
 from jaxrlvr.policy import spec as policy_spec
 from jaxrlvr.policy.attention import platform_of, resolve
@@ -25,7 +26,7 @@ from jaxrlvr.stages import memory
 from jaxrlvr.stages.run import set_compile_cache
 from jaxrlvr.text import hf
 from jaxrlvr.text.tokenizer import SentencePiece, Tokenizer
-from jaxrlvr.types import InputError, StorageError
+from jaxrlvr.types import InputError, Problem, StorageError
 from jaxrlvr.update import TrainState, init_state
 
 _LOG = logging.getLogger(__name__)
@@ -243,10 +244,19 @@ def origin_of(model: weights.Model) -> dict:
   return {"model": str(model.folder), "digests": {"weights": weights.digest(model), "config": logbook.digest(config)}}
 
 
-def keep(config: ConfigDict, policy: Policy, workdir: Path) -> None:
-  """Copies tokenizer and shape to `workdir`, which then stands alone as an `init`."""
+def keep(config: ConfigDict, policy: Policy, workdir: Path, training: Sequence[Problem] = ()) -> None:
+  """Copies tokenizer and shape to `workdir`, which then stands alone as an `init`, and tells what it is trained on."""
   keep_tokenizer(config, workdir / TOKENIZER, workdir / FOLDER)
   logbook.write_json(workdir / POLICY, dataclasses.asdict(policy.spec))
+  if (trained := trained_on(config, training)) is not None:
+    logbook.write_atomic(workdir / overlap.FILE, overlap.to_text(trained))
+
+
+def trained_on(config: ConfigDict, training: Sequence[Problem]) -> frozenset[str] | None:
+  """Digests of the prompts of `training` and of those that `config.init` was trained on; None: none are known."""
+  file = remote.path(config.init) / overlap.FILE if config.init else None
+  before = overlap.from_text(file.read_text(), str(file)) if file is not None and file.is_file() else frozenset()
+  return before | overlap.digests(training) or None
 
 
 def keep_tokenizer(config: ConfigDict, file: Path, folder: Path) -> None:
