@@ -591,15 +591,13 @@ def _check_heeded_by_problems(config: ConfigDict, like: ConfigDict, group: str, 
     key = f"{group}.{name}"
     if name not in config[group] or kinds & set(heeded.by):
       continue
-    if key in overridden if heeded.is_size else config[group][name] != like[group][name]:
-      wanted, there = (
-        ", ".join(_KINDS_TOLD[kind] for kind in _KINDS_TOLD if kind in some) for some in (heeded.by, kinds)
-      )
+    is_set = key in overridden if heeded.is_size else config[group][name] != like[group][name]
+    if is_set:
+      wanted = ", ".join(_KINDS_TOLD[kind].format(group=group) for kind in heeded.by)
+      there = " and ".join(_KINDS_TOLD[kind].format(group=group) for kind in sorted(kinds))
       cure = "; config.heldout.at_most is for these" if name == "count" else ""
       raise InputError(
-        f"config.{key} has no effect: it is for {wanted}, and here there is only {there}; clear it{cure}".format(
-          group=group
-        )
+        f"config.{key} has no effect: it is for {wanted}, and here there is only {there}; clear it{cure}"
       )
 
 

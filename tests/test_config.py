@@ -117,6 +117,32 @@ def test_only_groups_that_a_stage_reads_can_stop_it():
   assert set(configs.STAGE_GROUPS) == set(main.HELP)
 
 
+def test_keys_that_no_problem_heeds_are_refused():
+  """Sizes, which every config has, where they are set on the command line."""
+  mine = {"problems.source": "mine.jsonl", "heldout.source": "mine.jsonl"}
+  for changes, key in (
+    (mine | {"problems.levels": "2"}, "config.problems.levels has no effect: it is for generated problems, generated"),
+    (mine | {"heldout.seed": "2"}, "config.heldout.seed has no effect"),
+    (mine | {"heldout.folder": "a"}, "config.heldout.folder has no effect"),
+    ({"heldout.sets": "amc", "heldout.count": "9"}, "config.heldout.count .*study's files .*config.heldout.at_most is"),
+    ({"heldout.sets": "amc", "heldout.columns": "prompt=a"}, "config.heldout.columns has no effect"),
+    ({"heldout.sets": "arithmetic", "heldout.prompts": "think"}, "config.heldout.prompts has no effect"),
+    (
+      {"problems.source": "reasoning_gym", "problems.kinds": "gcd", "problems.copies": "keep"},
+      "generated problems; clear",
+    ),
+  ):
+    with pytest.raises(InputError, match=key):
+      configs.load("base", changes)
+  both = {"heldout.sets": "amc,arithmetic", "heldout.source": "mine.jsonl"}
+  every = {"columns": "prompt=a,label=b", "skip_bad": "1", "folder": "a", "prompts": "think", "seed": "3", "count": "9"}
+  configs.load("base", both | {f"heldout.{name}": value for name, value in every.items()})
+  configs.load("smoke", {"heldout.sets": "amc"})  # whose file sets a count
+  configs.load("colab", mine)  # and levels
+  configs.load("base", {"problems.source": "reasoning_gym", "problems.kinds": "gcd", "problems.system": "Box it."})
+  configs.load("base", {"problems.source": "arithmetic", "heldout.folder": "a"}, "sft")
+
+
 def test_stages_read_no_group_beyond_their_own():
   """Groups that stand in a stage's own module are those of its table."""
   groups = [name for name, value in configs.base().items() if hasattr(value, "items")]

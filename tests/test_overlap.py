@@ -6,7 +6,7 @@ import types
 import pytest
 
 from jaxrlvr import config as configs
-from jaxrlvr.data import overlap, rows
+from jaxrlvr.data import overlap, rows, store
 from jaxrlvr.stages import rollout
 from jaxrlvr.stages.evaluate import compare
 from jaxrlvr.stages.evaluate import held_out as load_held_out
@@ -21,10 +21,32 @@ def problem(text, system="", label="1"):
 
 def test_a_prompt_is_the_same_whatever_leaves_its_problem_the_same():
   first = overlap.digest(problem("What is $2 + 3$?"))
-  for text in ("what is 2+3", " What  is\n\\(2+3\\)? ", "What is ２+3 ?"):
+  for text in ("what is 2+3", " What  is\n\\(2+3\\)? ", "What is ２+3 ?", "What is 2\u200b+3。"):
     assert overlap.digest(problem(text, "Think.")) == first, text
-  others = ("What is 2-3?", "What is 23?", "What is 2 3?", "What is 2+30?", "What was 2+3?")
+  others = ("What is 2-3?", "What is 23?", "What is 2 3?", "What is 2+30?", "What was 2+3?", "What is 2+3!")
   assert first not in {overlap.digest(problem(text)) for text in others}
+
+
+@pytest.mark.parametrize(
+  ("one", "two", "same"),
+  [
+    ("x² + y₁", "x^2+y_1", True),
+    ("10² boxes", "102 boxes", False),
+    ("H₂O", "H2O", False),
+    ("1½ cups", "1 1/2 cups", True),
+    ("1½ cups", "11/2 cups", False),
+    ("2 × 3 − 1", "2*3-1", True),
+    ("Say “it’s”", 'say "it\'s"', True),
+    ("Let x be\n 3 + \n 4 apples", "Let x be 3+4 apples", True),
+    ("Rotate\n1 2\n3 4", "Rotate\n1 2 3 4", False),
+    ("Rotate\n1 2\n3 4", "rotate: \n\n 1  2 \n3 4\n", False),
+    ("Rotate\n1 2\n3 4", "rotate \n\n 1  2 \n3 4\n", True),
+    ("Digits of 5!", "Digits of 5", False),
+    ("?", "!", False),
+  ],
+)
+def test_prompts_that_are_one_and_prompts_that_are_two(one, two, same):
+  assert (overlap.digest(problem(one)) == overlap.digest(problem(two))) == same
 
 
 def test_digests_are_kept_as_text():
@@ -97,8 +119,13 @@ def test_held_out_problems_are_named_or_follow_from_a_generator(tmp_path):
   source = write(tmp_path / "mine.jsonl", "abc")
   with pytest.raises(InputError, match="config.heldout.source is empty, and config.problems.source = .*mine.jsonl"):
     held_out([problem("a")], problems__source=source)
+  with pytest.raises(InputError, match="config.heldout.source is empty"):  # as without training, in evaluate
+    held_out([], problems__source=source, problems__count=0)
   followed = held_out([], heldout__count=3)[0]
   assert all(text.startswith("Start") for text in followed["heldout"])
+  store.save(source, [Problem("z", problem("z").messages, "1", "1", "arithmetic", {"operations": 2})])
+  assert len(held_out([], problems__source=source, problems__count=1, heldout__count=3)[0]["heldout"]) == 3
+  write(tmp_path / "mine.jsonl", "abc")
   prepared = [Problem("z", ({"role": "user", "content": "z"},), "1", "1", "arithmetic", {"operations": 2})]
   assert len(held_out(prepared, problems__source=source, heldout__count=3)[0]["heldout"]) == 3
   both = dict(heldout__sets="arithmetic", heldout__source=source, heldout__name="mine", heldout__count=3)

@@ -1,5 +1,6 @@
 """Problems from files: the study's own, other layouts, our own sets, raw data sets, and what is said of broken ones."""
 
+import csv
 import json
 import os
 import pathlib
@@ -11,9 +12,10 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from jaxrlvr.data import arithmetic, corpus, layout, problems, raw, store
+from jaxrlvr import config as configs
+from jaxrlvr.data import arithmetic, corpus, layout, problems, raw, rows, store
 from jaxrlvr.text.answer import parse
-from jaxrlvr.types import Problem
+from jaxrlvr.types import InputError, Problem
 from jaxrlvr.verify import arithmetic as judge
 
 
@@ -282,6 +284,116 @@ def test_only_a_system_message_may_be_empty(tmp_path):
         load(path, columns=("prompt=p", "label=l"))
 
 
+OWN = [{"question": "1+1?", "answer": "One, then two.\n#### 2"}, {"question": "6*7?", "answer": "So\n#### 1,042 "}]
+AS_READ = [("1+1?", "2"), ("6*7?", "1,042")]
+
+
+def asked(found):
+  return [(p.messages[-1]["content"], p.label) for p in found]
+
+
+def test_files_of_questions_and_answers_need_no_columns(tmp_path, caplog):
+  """Of whatever kind; the answer of GSM8K stands behind ####; what the columns are taken for is told."""
+  write_lines(tmp_path / "a.jsonl", OWN)
+  write(tmp_path / "a.parquet", OWN)
+  (tmp_path / "list.json").write_text(json.dumps(OWN))
+  (tmp_path / "key.json").write_text(json.dumps({"version": 1, "data": OWN}))
+  write_lines(tmp_path / "lines.json", OWN)
+  with open(tmp_path / "a.csv", "w", newline="", encoding="utf-8-sig") as file:
+    table = csv.DictWriter(file, ["question", "answer"])
+    table.writeheader()
+    table.writerows(OWN)
+  for name in ("a.jsonl", "a.parquet", "list.json", "key.json", "lines.json", "a.csv"):
+    caplog.clear()
+    assert asked(load(tmp_path / name, key="config.problems.columns")) == AS_READ, name
+    assert f'{name}: read as config.problems.columns="prompt=question,label=answer"' in caplog.text
+  for names in (("prompt", "answer"), ("Problem", "Solution"), ("query", "final_answer")):
+    renamed = [dict(zip(names, one.values(), strict=True)) for one in OWN]
+    assert asked(load(write_lines(tmp_path / "b.jsonl", renamed))) == AS_READ
+
+
+@pytest.mark.parametrize(
+  ("columns", "guess"),
+  [
+    ({"text": "a", "target": "1"}, "prompt=text,label=target"),
+    ({"prompt": "a", "question": "a", "answer": "1"}, "prompt=prompt,label=answer"),
+    ({"problem": "a", "answer": "1", "label": "2"}, "prompt=problem,label=answer"),
+    ({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "1"}]},
+     r"prompt=messages\[:-1\],boxed=messages\[-1\]"),
+  ],
+)  # fmt: skip
+def test_columns_that_can_not_be_told_are_asked_for(tmp_path, columns, guess):
+  path = write_lines(tmp_path / "a.jsonl", [columns])
+  with pytest.raises(InputError, match=rf'a\.jsonl:1, column .* is missing, .*--config.problems.columns="{guess}"'):
+    load(path, key="config.problems.columns")
+
+
+def test_names_with_dots_and_spaces_between_entries(tmp_path):
+  made = {"q.x": "1+1?", "d": {"a.b": "2"}, "difficulty": {"Qwen2.5-Math-7B": 4, "Qwen2": {"5-Math-7B": 9}}}
+  path = write_lines(tmp_path / "a.jsonl", [made])
+  columns = configs.load(
+    "base",
+    {"problems.source": "a.jsonl", "problems.columns": "prompt=q.x, label=d.a.b ,extra.n=difficulty.Qwen2.5-Math-7B"},
+  )
+  (found,) = load(path, columns=columns.problems.columns)
+  assert (found.messages[0]["content"], found.label, found.extra) == ("1+1?", "2", {"n": 4})
+
+
+def test_copies_and_conflicts_are_named_kept_or_refused(tmp_path, caplog):
+  labels = (("a", "1"), ("b", "1"), ("a", "1"), ("a", "2"))
+  path = write_lines(tmp_path / "a.jsonl", [{"question": q, "answer": label} for q, label in labels])
+  how = dict(key="config.heldout.columns")
+  assert asked(load(path, **how)) == [("a", "1"), ("b", "1")]
+  told = "4 rows, 1 copies, 1 conflicts; left out: line 4 repeats line 1 with the label '2' for '1', line 3 repeats"
+  assert told in caplog.text and "; config.heldout.copies=keep keeps them" in caplog.text
+  caplog.clear()
+  kept = load(path, **how, copies="keep")
+  assert asked(kept) == list(labels) and len({p.id for p in kept}) == 4 and "left out" not in caplog.text
+  assert load(path, **how)[0].id == kept[0].id
+  with pytest.raises(InputError, match="line 3 repeats line 1; correct one, or take copies"):
+    load(path, **how, copies="error")
+  caplog.clear()
+  load(path)  # as SFT, whose rows with a known prompt can't be kept
+  assert "left out" in caplog.text and "keep" not in caplog.text
+
+
+def test_only_regular_files_with_lines_of_some_length_are_read(tmp_path, monkeypatch):
+  assert rows.LONGEST == 64 << 20
+  monkeypatch.setattr(rows, "LONGEST", 1 << 20)
+  path = write_lines(tmp_path / "long.jsonl", [*OWN, OWN[0] | {"question": "x" * (1 << 20)}])
+  with pytest.raises(InputError, match=r"long\.jsonl: the line at byte \d+ is longer than 1 MiB; is it JSON"):
+    load(path)
+  (tmp_path / "long.csv").write_text("question,answer\n" + "x" * (1 << 21) + ",1\n")
+  with pytest.raises(InputError, match=r"long\.csv: not a readable csv .*field larger"):
+    load(tmp_path / "long.csv")
+  for kind in rows.KINDS:
+    os.mkfifo(tmp_path / f"pipe{kind}")
+    with pytest.raises(InputError, match=rf"pipe\{kind}: is no regular file .*; write its content to a file"):
+      load(tmp_path / f"pipe{kind}")
+
+
+@pytest.mark.parametrize(
+  ("name", "content", "said"),
+  [
+    ("a.json", "{", r"no JSON \(.*; correct the file"),
+    ("a.json", "{}", "found 0 lists of objects, wanted one, or a row a line; write the rows as a list of objects"),
+    ("a.json", '{"a": [{}], "b": [{}]}', "found 2 lists of objects"),
+    ("a.csv", "question,answer\nonly one\n", r"a\.csv:2, found fewer cells than the 2 names of the first line"),
+    ("a.csv", "question,answer\n1,2,3\n", r"a\.csv:2, found more cells"),
+    ("a.csv", "answer,answer\n1,2\n", r"two columns have one name \(answer, answer\); rename one"),
+    ("a.csv", 'question,answer\n"a,1\n', r"not a readable csv file in UTF-8"),
+    ("a.csv", "question,answer\n", "found 0 rows"),
+    ("gsm8k", None, "a data set of the Hugging Face hub is named ORG/NAME"),
+  ],
+)
+def test_files_of_other_kinds_name_what_is_wrong_with_them(tmp_path, monkeypatch, name, content, said):
+  monkeypatch.chdir(tmp_path)
+  if content is not None:
+    pathlib.Path(name).write_text(content)
+  with pytest.raises(InputError, match=said):
+    load(name)
+
+
 def prepared():
   """Problems of both kinds whose `extra` holds tuples, and one with a system message and odd characters."""
   made = arithmetic.problems(3, "train", (1, 4), 6, arithmetic.KINDS)
@@ -332,6 +444,50 @@ def test_tfds_sets_need_no_tensorflow(tmp_path):
   code += "\nrows.tfds(); sys.exit('tensorflow' in sys.modules)"
   root = pathlib.Path(__file__).parents[1]
   assert subprocess.run([sys.executable, "-c", code], check=False, cwd=root).returncode == 0
+
+
+def test_prepared_sets_take_a_system_message_and_no_other_verifier(tmp_path):
+  store.save(tmp_path / "a.jsonl", prepared())
+  plain, asked_for = load(tmp_path / "a.jsonl"), load(tmp_path / "a.jsonl", system="Box it.")
+  assert [p.messages[0] for p in asked_for[:6]] == [{"role": "system", "content": "Box it."}] * 6
+  assert [p.messages[1:] for p in asked_for[:6]] == [p.messages for p in plain[:6]] and asked_for[6] == plain[6]
+  assert [p.id for p in asked_for] == [p.id for p in plain]
+  with pytest.raises(
+    InputError, match="verifier = 'choice': .* prepared set, .* \\(here arithmetic\\); leave it at auto"
+  ):
+    load(tmp_path / "a.jsonl", "choice")
+
+
+def test_splits_of_a_tfds_folder(tmp_path, caplog):
+  package = pytest.importorskip("tensorflow_datasets")
+  pytest.importorskip("array_record")
+
+  class Rows(package.core.GeneratorBasedBuilder, skip_registration=True):
+    VERSION = package.core.Version("1.0.0")
+
+    def _info(self):
+      features = package.features.FeaturesDict({name: package.features.Text() for name in ("question", "answer")})
+      return package.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
+
+    def _split_generators(self, manager):
+      return {name: self._generate_examples(name) for name in ("train", "test")}
+
+    def _generate_examples(self, name):
+      yield 0, {"question": name, "answer": "1"}
+
+  package.disable_progress_bar()
+  builder = Rows(data_dir=tmp_path, file_format="array_record")
+  builder.download_and_prepare()
+  folder = builder.data_dir
+
+  def read(name, prefer):
+    return [p.messages[0]["content"] for p in load(folder, split=rows.Split(name, prefer, "KEY"))]
+
+  assert read("", rows.TRAINING) == ["train"] and read("", rows.HELD_OUT) == ["test"]
+  assert "of the splits train, test read is test (KEY)" in caplog.text
+  assert read("test", rows.TRAINING) == ["test"] and read("all", rows.TRAINING) == ["train", "test"]
+  with pytest.raises(InputError, match="KEY = 'dev': .* holds the splits train, test; name one of these"):
+    read("dev", rows.TRAINING)
 
 
 def raw_files(root):
@@ -399,3 +555,24 @@ def test_raw_sets_from_the_hub(tmp_path, monkeypatch):
   with pytest.raises(ValueError, match=rf"pip install 'jaxrlvr\[hub\]', or {cure}"):
     problems.read("skywork-or1")
   assert raw.find("a/b.parquet") == ("a/b.parquet", raw.Raw(""))
+
+
+def test_any_set_of_the_hub_by_its_name(tmp_path, monkeypatch):
+  """Its configs are folders; what can't be had names the cure."""
+  cure = r"pip install 'jaxrlvr\[hub\]', or name a file or a folder that exists"
+  monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+  with pytest.raises(InputError, match=rf"openai/gsm8k: huggingface_hub is not installed; {cure}$"):
+    problems.read("openai/gsm8k")
+  for config in ("main", "socratic"):
+    for split in ("train", "test"):
+      (tmp_path / config).mkdir(exist_ok=True)
+      write(tmp_path / config / f"{split}-00000-of-00001.parquet", [OWN[0] | {"question": f"{config} {split}"}])
+  hub = types.SimpleNamespace(snapshot_download=lambda *_, **__: str(tmp_path))
+  monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+  with pytest.raises(InputError, match="has the configs main, socratic; name one, as openai/gsm8k:main"):
+    problems.read("openai/gsm8k")
+  with pytest.raises(InputError, match="openai/gsm8k:other: it has the configs main, socratic; name one of these"):
+    problems.read("openai/gsm8k:other")
+  assert asked(problems.read("openai/gsm8k:main").problems) == [("main train", "2")]
+  held_out = problems.read("openai/gsm8k:main", split=rows.Split(prefer=rows.HELD_OUT))
+  assert asked(held_out.problems) == [("main test", "2")]

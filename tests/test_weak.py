@@ -304,6 +304,10 @@ def test_prepared_sets_serve_as_sources(tmp_path, init, kind):
   if kind == "tfds":
     pytest.importorskip("tensorflow_datasets")
   assert run("prepare", tmp_path / "p", problems__count=6, prepare__format=kind) == 0
+  summary = logbook.read_json(tmp_path / "p" / "summary.json")
+  (tmp_path / "p" / "summary.json").unlink()  # killed before its end
+  assert run("prepare", tmp_path / "p", problems__count=6, prepare__format=kind) == 0
+  assert logbook.read_json(tmp_path / "p" / "summary.json") == summary
   path = tmp_path / "p" / ("problems.jsonl" if kind == "jsonl" else "problems")
   how = dict(problems__source=path, problems__count=6, rl__reward="verifiable*one_box")
   assert run("rl", tmp_path / "rl", init=init, **how, **QUICK) == 0
@@ -323,6 +327,28 @@ def test_labels_that_nobody_can_read(tmp_path, init, caplog, capsys):
   assert [p.label for p in problems(tmp_path / "drop" / "problems.jsonl")] == ["12", r"\frac12", "4"]
   assert run("rl", tmp_path / "rl", init=init, problems__unreadable="error", **how, **QUICK) == 2
   assert "problems.unreadable=drop" in capsys.readouterr().err
+  (tmp_path / "q.jsonl").write_text("".join(json.dumps(row | {"answer": "\\frac{ long"}) + "\n" for row in rows))
+  for stage, more in (("prepare", {}), ("rl", QUICK | {"init": init, "problems__unreadable": "drop"})):
+    assert run(stage, tmp_path / "none", **how, **more) == 2
+    error = capsys.readouterr().err
+    assert "4 of 4 labels can't be read" in error and "#### ANSWER" in error
+    assert "from the column of label=answer, the first as '\\\\frac{ long'" in error
+
+
+def test_labels_with_a_number_in_words_are_told_where_the_number_is_not_paid(tmp_path, caplog):
+  labels = ("15 marbles", "about 15", "3 pears and 12 apples", r"\sqrt{15}", "Evelyn", "7")
+  rows = [{"prompt": f"p{i}", "answer": label} for i, label in enumerate(labels)]
+  (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+  how = dict(problems__source=tmp_path / "q.jsonl", problems__count=0)
+  for mode, count, first in (("strict", 1, "about 15"), ("study", 2, "15 marbles")):
+    caplog.clear()
+    assert run("prepare", tmp_path / mode, verify__mode=mode, **how) == 0
+    assert (
+      f"{count} of 6 labels hold a number in words that is not paid without them, the first {first!r}" in caplog.text
+    )
+  (tmp_path / "q.jsonl").write_text(json.dumps(rows[0]) + "\n")
+  caplog.clear()
+  assert run("prepare", tmp_path / "paid", **how) == 0 and "in words" not in caplog.text
 
 
 def test_several_sets_in_one_table(tmp_path, init, official, capsys):

@@ -84,13 +84,18 @@ def save(path: str | pathlib.Path, problems: Sequence[Problem]) -> None:
   kind = _write_jsonl if path.suffix == ".jsonl" else _write_tfds
   if path.is_dir():
     raise InputError(f"{path}: is there already; remove it or write to another folder")
-  temporary = path.with_name(f".{path.name}.{os.getpid()}")
+  temporary = path.with_name(f".{path.name}.part")
   path.parent.mkdir(parents=True, exist_ok=True)
+  _remove(temporary)  # of a process that was killed while it wrote
   try:
     os.replace(kind(temporary, problems), path)
   finally:
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.unlink(missing_ok=True)
+    _remove(temporary)
+
+
+def _remove(place: pathlib.Path) -> None:
+  shutil.rmtree(place, ignore_errors=True)
+  place.unlink(missing_ok=True)
 
 
 def _json(problem: Problem, value: object) -> str:
