@@ -180,6 +180,16 @@ OPENINGS = {  # template: what it leaves open, with thinking as it is by default
   "{{ 'Think: ' + messages[0].content + ' A: <think>' }}": "<think>",
   "{{ 'Think: ' + messages[0].content.split(' ')[0] + '\n<think>\n' }}": "<think>\n",
   "{{ messages | length }} <think> tags are for thoughts": "",
+  TURNS + "Begin with <think> at once.\n\nAssistant:": "",
+  TURNS + "### Response: <think>\nOkay": "<think>\nOkay",
+  TURNS + START + "{% if not messages[-1].content.endswith('5?') %}{{ '<think>\n' }}{% endif %}": {
+    3: "",
+    None: "<think>\n",
+  },
+  "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content }}{% endfor %}{{ '<|assistant|><think>' }}": "<think>",
+  TURNS + START + "{{ '[THINK]' }}": "",
+  TURNS + START + "{{ '<reasoning>\n' }}": "",
+  TURNS + START + "{{ '<thinking>' }}": "",
 }
 SPEAKERS = (
   ({"role": "user", "content": "Hi all"},),
@@ -193,9 +203,12 @@ SPEAKERS = (
 def test_a_think_tag_that_the_template_leaves_open_is_seen_and_no_other(tmp_path, template):
   make(tmp_path, chat_template=template)
   ours = HuggingFace(tmp_path)
-  for messages in SPEAKERS:
-    assert ours.opening(messages) == OPENINGS[template]
-    assert ours.opens_thinking(messages) == bool(OPENINGS[template])
+  for number, messages in enumerate(SPEAKERS):
+    opening = OPENINGS[template]
+    if isinstance(opening, dict):
+      opening = opening.get(number, opening[None])
+    assert ours.opening(messages) == opening
+    assert ours.opens_thinking(messages) == bool(opening)
   if OFF in template:
     assert ours.opening(USER, False) == "" and ours.opening(USER, True) == "<think>\n"
     assert HuggingFace(tmp_path, think=False).opening(USER) == ""

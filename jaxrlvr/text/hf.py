@@ -31,6 +31,7 @@ FILES = (
 _BREAK = "\ufdd0"  # a noncharacter: cuts a text in two before it becomes tokens
 _END = "\ufdd1"  # another one: stands behind the last message while the end of a prompt is looked for
 _TAG = re.compile(r"<(?=/?think>)")
+_SENTENCE = re.compile(r"\w[ \t]+\Z")  # before a tag that is spoken of
 
 
 class HuggingFace:
@@ -139,8 +140,10 @@ class HuggingFace:
     if self._template is None or not messages:
       return ""
     plain = [{**message, "content": _TAG.sub(f"<{_BREAK}", message["content"])} for message in messages]
-    plain[-1]["content"] += _END
-    text = self._rendered(plain, think)
+    marked = [*plain[:-1], {**plain[-1], "content": plain[-1]["content"] + _END}]
+    text = self._rendered(marked, think)
+    if _END in text and text.replace(_END, "") != (without := self._rendered(plain, think)):
+      text = without  # the template looks at how the message ends
     _, behind_messages, written = text.rpartition(_END)
     for control in self._control.values():
       written = written.rpartition(control)[2] if len(control) > 1 else written
@@ -148,8 +151,10 @@ class HuggingFace:
     if start <= written.rfind(THINK_END):
       return ""
     opened = written[start:]
-    # Without the end of the messages in sight, only a tag at the very end is surely the answer's.
-    return opened if behind_messages or opened.strip() == THINK else ""
+    if opened.strip() == THINK:
+      return opened
+    # Without the end of the messages in sight, or within a sentence, a tag with text behind it may be no answer's.
+    return "" if not behind_messages or _SENTENCE.search(written[:start]) else opened
 
   def rendered(self, messages: Sequence[Mapping[str, str]]) -> str:
     """Returns the text of a prompt as the template writes it, up to where the answer begins."""
