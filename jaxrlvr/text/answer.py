@@ -9,7 +9,7 @@ from typing import NamedTuple
 OPEN, CLOSE = "<think>", "</think>"
 _BOX = "\\boxed"
 _CLOSED_BOX = re.compile(r"\\boxed\{[^\n]*\}")
-_BRACE = re.compile(r"[{}]")
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped one is part of the answer
 _MARK = "####"
 _NUMBER = re.compile(r"-?\$?(?:(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)")
 
@@ -29,7 +29,7 @@ def last_box(text: str) -> str | None:
     return None
   depth = 0
   for brace in _BRACE.finditer(text, start):
-    depth += 1 if brace.group() == "{" else -1
+    depth += (brace.group() == "{") - (brace.group() == "}")
     if depth == 0:
       return text[start + 1 : brace.start()]
   return None

@@ -1,6 +1,7 @@
 """Whole answers as typed values, and when two of them are equal.
 
-An answer is a formula with or without a unit, a list, set, tuple, interval, union, matrix, ratio, word or relation.
+An answer is a formula with or without a unit, a list, set, tuple, interval, union, matrix, ratio, residue, word or
+relation.
 What is none of these raises formula.Unknown.
 """
 
@@ -19,16 +20,29 @@ _QUALIFIERS = frozenset("when if at where for with provided because since as ass
 _JOINERS = frozenset(("or", "and"))
 _SIGNS = {"=": "=", "<": "<", ">": ">", r"\le": "<=", r"\ge": ">=", r"\ne": "!=", r"\approx": "~", r"\in": "in"}
 _CLOSING = {"(": ")]", "[": ")]", "{": "}", r"\{": r"\}", r"\lfloor": r"\rfloor", r"\lceil": r"\rceil"}
-_SYMBOL = r"(?:[A-Za-z]|\\[A-Za-z]+)(?:_(?:\{[^{}]*\}|\w|\\[a-z]+))?'*"
+_SYMBOL = (
+  rf"(?:[A-Za-z]|\\(?:{'|'.join(formula.GREEK)})(?![A-Za-z]))"
+  + r"(?:_(?:\{(?:[^{}]|\\text\{[^{}]*\})*\}|\w|\\[a-z]+))?(?:'|\^\*|\^\{\*\})*"
+)
 # What may stand left of `=` in an answer: one symbol, a function of symbols, a difference, an angle, a side, words.
 _NAME = re.compile(
   rf"{_SYMBOL}|\\Delta{_SYMBOL}|m?\\angle[A-Z]+|m?\\angle\d|[A-Z]{{2,4}}|\|[A-Z]{{2}}\||\|?\|?{_SYMBOL}\|?\|?"
   rf"|\\(?:sin|cos|tan|cot|sec|csc)(?:\(?{_SYMBOL}\)?|\{{{_SYMBOL}\}})|\\(?:overline|hat|bar|vec|tilde|dot)\{{(?:{_SYMBOL})+\}}(?:_\w)?"
   rf"|(?:\\sigma|\\chi|R|s)(?:_\w)?\^(?:2|\{{2\}})|\({_SYMBOL}(?:,{_SYMBOL})+\)|(?:\\det|\\gcd|\\max|\\min)\(?[^=]*"
-  rf"|\\frac\{{d\^?\w*[a-z]?\}}\{{d[a-z]\}}|{_SYMBOL}(?:\^\{{-1\}})?\((?:{_SYMBOL}|-?\d+)(?:,(?:{_SYMBOL}|\d+))*\)|[PEVNn]\([^=]*\)"
-  r"|\\text\{[^{}]*\}(?:_\w|_\{\w*\})?(?:\([^()]*\))?"
+  r"|\\frac\{d[^{}=]*(?:\{\d\})?[^{}=]*\}\{d[a-z](?:\^\{?\d\}?)?\}[^=]*|d[a-z]/d[a-z]|[A-Z]\^(?:\{-1\}|T)|\[[A-Z]{3,}\]"
+  r"|[a-w](?:[+-][a-w])+|\|[a-w]-[a-w]\||\\(?:i*int|oint|sum|prod|lim).*"
+  rf"|{_SYMBOL}(?:\^\{{-1\}})?\((?:{_SYMBOL}|-?\d+)(?:,(?:{_SYMBOL}|\d+))*\)|[PEVNn]\([^=]*\)"
+  r"|\\text\{(?! ?(?:not|twice|half|double|minus)\b)[^{}]*\}(?:_\w|_\{\w*\})?(?:\([^()]*\)|[A-Z]{1,4})?"
 )
 _DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_BASES = dict(
+  zip("two three four five six seven eight nine ten eleven twelve".split(), map(str, range(2, 13)), strict=True)
+) | {"sixteen": "16"}
+_POINT = re.compile(
+  r"(?:the )?(?:point|vertex|cent(?:er|re)|focus|midpoint|coordinate|ordered pair|vector|solution)s?(?: is| are| at)?:?"
+)
+_DERIVATIVES = frozenset(("y'", "f'(x)", "dy/dx", r"\frac{dy}{dx}", r"\frac{d}{dx}f(x)", r"\frac{d}{dx}y"))
+_UNIT_VECTORS = ("hat{i}", "hat{j}", "hat{k}")
 _CONSTANTS = frozenset(("C", "K", "c", "k", "C_1", "C_0"))  # of integration
 
 
@@ -85,6 +99,14 @@ class Ratio(NamedTuple):
   suffix: str
 
 
+class Residue(NamedTuple):
+  """What a number leaves when it is divided by another."""
+
+  value: object
+  modulus: int
+  variable: str = ""
+
+
 class Based(NamedTuple):
   """Digits in a base."""
 
@@ -123,8 +145,9 @@ def read(text: str) -> object:
       return Words(words(text))
   tokens, parameters = _without_qualifiers(tokens)
   value = _list(tokens)
-  for number, name in enumerate(parameters):
-    value = _renamed(value, name, Symbol(f"integer {number}"))
+  for number, (name, domain) in enumerate(parameters):
+    if domain == "Z" or name not in _CONSTANTS:
+      value = _renamed(value, name, Symbol(f"any of {domain} {number}"))
   return value
 
 
@@ -158,32 +181,75 @@ def _split(tokens: list[Token], is_separator) -> tuple[list[list[Token]], list[T
   return parts, separators
 
 
-def _without_qualifiers(tokens: list[Token]) -> tuple[list[Token], list[str]]:
-  """Returns the tokens before `where ...`, `k in Z` and the like, and the names of integer parameters."""
+def _without_qualifiers(tokens: list[Token]) -> tuple[list[Token], list[tuple[str, str]]]:
+  """Returns the tokens before `where ...`, `k in Z` and the like, and parameters with what set they are from.
+
+  Raises Unknown where another answer stands behind another condition.
+  """
   end = len(tokens)
   depths = _depths(tokens)
   for place in range(1, len(tokens)):
     if depths[place]:
       continue
     token = tokens[place]
-    first = (token.text.replace(",", " ").split() or [""])[0].strip("(").casefold()
+    first = _first_word(token)
     bare = token.kind == "letters" and token.spaced and place + 1 < len(tokens) and tokens[place + 1].spaced
     if first in _QUALIFIERS and (token.kind == "text" or bare) and tokens[place - 1].text not in ("=", "+", "-", ","):
       end = place
       break
-    if token.text in (",", "(", ";", ":") and _ranges(tokens[place + 1 :]):
+    if token.text in (",", "(", ";", ":") and (_ranges(tokens[place + 1 :]) or _excludes(tokens, place)):
       end = place
       break
     if token.kind == "text" and first in _QUALIFIERS:
       end = place - (tokens[place - 1].text == ",")
       break
+  _check_conditions(tokens[end:])
   parameters = []
-  for place in range(end, len(tokens) - 2):
-    if tokens[place + 1].text == r"\in" and tokens[place + 2].text == r"\mathbb":
-      parameters.append(tokens[place].text)
-    elif tokens[place + 1].kind == "text" and "integer" in tokens[place + 1].text:
-      parameters.append(tokens[place].text)
+  for place in range(end, len(tokens)):
+    texts = [token.text for token in tokens[place + 1 :]]
+    if texts[:2] == [r"\in", r"\mathbb"]:
+      parameters.append((tokens[place].text, _domain(tokens[place + 3 :])))
+    elif texts and tokens[place + 1].kind == "text" and "integer" in texts[0]:
+      parameters.append((tokens[place].text, _integers_of(texts[0])))
+    elif place > end and tokens[place].kind == "letters" and "integer" in tokens[place - 1].text:
+      parameters.append((tokens[place].text, _integers_of(tokens[place - 1].text)))
   return tokens[:end], parameters
+
+
+def _check_conditions(tokens: list[Token]) -> None:
+  """Raises Unknown where what looks like conditions holds another answer."""
+  said = " ".join(token.text for token in tokens if token.kind in ("text", "letters")).casefold()
+  conditions = [word for word in re.findall(r"[a-z]+", said) if word in ("if", "when", "for")]
+  if len(conditions) > len(set(conditions)) or re.search(r"\b(?:otherwise|else|not?|or|respectively)\b", said):
+    raise Unknown("several answers")
+  parts, _ = _split(tokens, lambda token: token.text == ",") if tokens[:1] != [Token("sign", "(")] else ([tokens], [])
+  for part in parts[2:] if not parts[0] else parts[1:]:
+    if not any(token.text in _SIGNS or token.kind == "text" for token in part):
+      raise Unknown("more behind a condition")
+
+
+def _domain(tokens: list[Token]) -> str:
+  """Returns the name of a set of numbers with what is attached to it, as Z^+."""
+  end = next(
+    (n for n, t in enumerate(tokens) if t.kind == "text" or t.text in (",", ")", ";", ".", r"\}")), len(tokens)
+  )
+  return _text(tokens[:end]).translate(str.maketrans("", "", "{}"))
+
+
+def _integers_of(text: str) -> str:
+  return "Z^+" if "positive" in text or "natural" in text else "Z_\\ge0" if "negative" in text else "Z"
+
+
+def _first_word(token: Token) -> str:
+  return (token.text.replace(",", " ").split() or [""])[0].strip("(").casefold()
+
+
+def _excludes(tokens: list[Token], place: int) -> bool:
+  """Returns whether behind the place stands `x \\ne ...` of a letter that occurs before it, and nothing else."""
+  before, behind = tokens[:place], tokens[place + 1 :]
+  signs = [token.text for token in (*before, *behind) if token.text in _SIGNS and token.text != "="]
+  letters = {letter for token in before if token.kind == "letters" for letter in token.text}
+  return len(behind) > 2 and signs == [behind[1].text] == [r"\ne"] and behind[0].text in letters
 
 
 def _ranges(tokens: list[Token]) -> bool:
@@ -214,11 +280,23 @@ def _list(tokens: list[Token]) -> object:
   if [] in parts[:1] or [] in parts[-1:]:
     raise Unknown("an empty item")
   items = [_item(part) for part in parts if part]
+  items = _named_alike(items)
   if any(not part and joiners[n - 1] not in ",;" for n, part in enumerate(parts) if n):
     raise Unknown("an empty item")
   if all(isinstance(item, Region) for item in items):
     return _joined(items, joiners)
+  if isinstance(items[-1], Residue) and all(isinstance(item, Scalar) for item in items[:-1]):
+    items[:-1] = [Residue(item, items[-1].modulus) for item in items[:-1]]
   return Collection(tuple(_spread(items)), listed=True)
+
+
+def _named_alike(items: list) -> list:
+  """Gives the name of the first of several values to the others: x = 1, 2."""
+  first = items[0]
+  named = isinstance(first, Relation) and first.signs == ("=",) and bool(_NAME.fullmatch(first.texts[0]))
+  if not named or not all(isinstance(item, Scalar | Group | Collection) for item in items[1:]):
+    return items
+  return [first, *(first._replace(sides=(first.sides[0], item), texts=(first.texts[0], "")) for item in items[1:])]
 
 
 def _joined(items: list[Region], joiners: list[str]) -> Region:
@@ -234,6 +312,8 @@ def _joined(items: list[Region], joiners: list[str]) -> Region:
 
 
 def _item(tokens: list[Token]) -> object:
+  if r"\pmod" in [token.text for token in tokens]:
+    return _residue(tokens)
   parts, separators = _split(tokens, lambda token: token.kind != "text" and token.text in _SIGNS)
   if len(parts) == 1:
     return _side(tokens)
@@ -241,6 +321,16 @@ def _item(tokens: list[Token]) -> object:
   texts = tuple(_text(part) for part in parts)
   sides = tuple(_lenient_side(part, text) for part, text in zip(parts, texts, strict=True))
   return _region(sides, signs) or Relation(*_oriented(sides, signs, texts))
+
+
+def _residue(tokens: list[Token]) -> Residue:
+  """Reads `x \\equiv 3 \\pmod{7}`, and the same without a variable."""
+  place = [token.text for token in tokens].index(r"\pmod")
+  modulus = _text(tokens[place + 1 :]).strip("{}")
+  sides, _ = _split(tokens[:place], lambda token: token.text in (r"\equiv", "="))
+  if not modulus.isdigit() or int(modulus) == 0 or len(sides) > 2 or len(sides) == 2 and len(sides[0]) != 1:
+    raise Unknown("a residue")
+  return Residue(_side(sides[-1]), int(modulus), _text(sides[0]) if len(sides) == 2 else "")
 
 
 def _text(tokens: list[Token]) -> str:
@@ -270,9 +360,15 @@ def _region(sides: tuple, signs: tuple) -> object | None:
   if signs == ("in",) and isinstance(sides[0], Scalar) and isinstance(sides[0].tree, Symbol):
     region = _as_region(sides[1])
     return Region(region.pieces, sides[0].tree.name) if region else sides[1]
+  if signs == ("in",) and isinstance(sides[0], Group) and isinstance(sides[1], Collection):
+    return sides[1]
   trees = [side.tree if isinstance(side, Scalar) else None for side in sides]
   if None in trees or not set(signs) <= {"<", ">", "<=", ">=", "!="}:
     return None
+  if len(sides) == 2 and "!=" not in signs:
+    region = _around(trees[0], trees[1], signs[0]) or _around(trees[1], trees[0], _turned(signs[0]))
+    if region is not None:
+      return region
   variables = [n for n, tree in enumerate(trees) if isinstance(tree, Symbol) and symbols(tree)]
   if len(sides) == 2 and len(variables) >= 1:
     place = variables[0]
@@ -286,6 +382,33 @@ def _region(sides: tuple, signs: tuple) -> object | None:
     if rising == ["<", "<"]:
       return Region((Interval(left.low, right.high, left.low_closed, right.high_closed),), trees[1].name)
   return None
+
+
+def _around(tree: Tree, bound: Tree, sign: str) -> Region | None:
+  """Returns what |ax+b| < bound or x^2 < bound allow, or with another sign; None for all else."""
+  squared = isinstance(tree, Operation) and tree.name == "pow" and tree.arguments[1] == Number(Fraction(2))
+  if not squared and not (isinstance(tree, Operation) and tree.name == "abs"):
+    return None
+  inner, names, limit = tree.arguments[0], symbols(tree), numeric.real(bound)
+  if len(names) != 1 or limit is None or not limit > 0:
+    return None
+  (name,) = names
+  offset, at_one = (formula.replace(inner, name, Number(Fraction(value))) for value in (0, 1))
+  slope = Operation("add", (at_one, Operation("neg", (offset,))))
+  line = Operation("add", (Operation("mul", (slope, Symbol(name))), offset))
+  rise = numeric.real(slope)
+  if not rise or not numeric.equal(inner, line):
+    return None
+  bound = Operation("root", (bound, Number(Fraction(2)))) if squared else bound
+  ends = [
+    Operation("div", (Operation("add", (end, Operation("neg", (offset,)))), slope))
+    for end in (Operation("neg", (bound,)), bound)
+  ]
+  low, high = ends if rise > 0 else ends[::-1]
+  closed = sign.endswith("=")
+  if sign[0] == "<":
+    return Region((Interval(low, high, closed, closed),), name)
+  return Region((*_beyond(low, _turned(sign)), *_beyond(high, sign)), name)
 
 
 def _turned(sign: str) -> str:
@@ -343,6 +466,14 @@ def _intersected(parts: list) -> object:
 
 def _without(parts: list) -> object:
   region = _as_region(parts[0])
+  hole = _as_region(parts[1]) if len(parts) == 2 and isinstance(parts[1], Group) else None
+  if region is not None and hole is not None:
+    (gap,) = hole.pieces
+    below, above = (
+      _beyond(gap.low, "<" if gap.low_closed else "<="),
+      _beyond(gap.high, ">" if gap.high_closed else ">="),
+    )
+    return Region(_intersection(region.pieces, below + above))
   points = parts[1].items if len(parts) == 2 and isinstance(parts[1], Collection) else None
   if region is None or points is None or any(not isinstance(p, Scalar) or p.tree is None for p in points):
     raise Unknown("a difference of sets")
@@ -353,16 +484,39 @@ def _without(parts: list) -> object:
 
 
 def _atom(tokens: list[Token]) -> object:
-  if tokens[0].text == r"\begin":
-    return _matrix(tokens)
   if len(tokens) == 1 and tokens[0].text == r"\emptyset":
     return Collection(())
   depths = _depths(tokens)
   opening = tokens[0].text if tokens[0].kind != "text" else ""
+  if tokens[-1].text == "}" and [token.text for token in tokens[-4:-1]] in (["^", "{", "T"], ["^", "{", r"\top"]):
+    return _transposed(_atom(tokens[:-4]))
+  if len(tokens) > 3 and tokens[-2].text == "^" and tokens[-1].text in ("T", r"\top", r"\intercal"):
+    return _transposed(_atom(tokens[:-2]))
+  if tokens[0].text == r"\begin":
+    return _matrix(tokens)
+  if tokens[1:2] and tokens[1].text in ("(", r"\langle") and tokens[-1].text == ")" and _names_a_point(tokens[0]):
+    point = _side(tokens[1:])
+    if isinstance(point, Group):
+      return point
   whole = opening in ("(", "[", r"\{", "{") and all(depth > 0 for depth in depths[1:-1]) and len(tokens) > 1
   if whole and depths[-1] == 0 and tokens[-1].text in (")", "]", r"\}", "}"):
     return _bracketed(tokens, opening)
   return _ratio(tokens) or _based(tokens) or _spread_sign(_scalar(tokens))
+
+
+def _names_a_point(token: Token) -> bool:
+  if token.kind == "text":
+    return bool(_POINT.fullmatch(token.text.strip().casefold()))
+  return token.kind == "letters" and len(token.text) == 1 and token.text.isupper()
+
+
+def _transposed(value: object) -> object:
+  """Returns a matrix or a vector on its side. Raises Unknown for all else."""
+  if isinstance(value, Matrix):
+    return Matrix(tuple(zip(*value.rows, strict=True)))
+  if isinstance(value, Group):
+    return value
+  raise Unknown("a power of no matrix")
 
 
 def _bracketed(tokens: list[Token], opening: str) -> object:
@@ -381,7 +535,9 @@ def _bracketed(tokens: list[Token], opening: str) -> object:
 
 
 def _builder(left: list[Token], condition: list[Token]) -> object:
-  """Reads a set by its condition: { x in R | x > 1 }."""
+  """Reads a set by its condition: { x in R | x > 1 }, { k pi | k in Z }."""
+  if _ranges(condition) and len(left) > 1 and r"\in" not in [token.text for token in left]:
+    return _renamed(_list(left), condition[0].text, Symbol(f"any of {_domain(condition[3:])} 0"))
   if r"\in" in [token.text for token in left]:
     left, _ = left[:1], left
   if len(left) != 1:
@@ -431,7 +587,8 @@ def _based(tokens: list[Token]) -> Based | None:
       if tokens[0].kind != "number":
         return None
       digits = "".join(t.text for t in tokens[:place])
-      base = _text(tokens[place + 1 :]).strip("{}").removeprefix(r"\text{").rstrip("}")
+      base = _text(tokens[place + 1 :]).strip("{}").removeprefix(r"\text{").rstrip("}").strip()
+      base = _BASES.get(base, base)
       if _are_digits(digits, base):
         return Based(digits.upper(), base)
       if digits.isdigit():
@@ -445,12 +602,14 @@ def _are_digits(digits: str, base: str) -> bool:
   if base.isdigit() and len(base) < 3 and 2 <= int(base) <= 36:
     digits = digits.upper() if base == "16" else digits
     return all(sign in _DIGITS[: int(base)] for sign in digits)
-  return digits.isdigit() and base.isalpha() and len(base) > 1
+  return False
 
 
 def _scalar(tokens: list[Token]) -> Scalar:
   currency, tokens = _currency(tokens)
   if len(tokens) > 1 and tokens[-1].text in (r"\%", "%"):
+    if currency:
+      raise Unknown("percent of a currency")
     return Scalar(Operation("percent", (formula.read(tokens[:-1]),)))
   tree = None
   if any(token.kind == "text" and len(token.text.strip()) != 1 for token in tokens):
@@ -492,7 +651,8 @@ def _currency(tokens: list[Token]) -> tuple[str, list[Token]]:
     name = units.CURRENCIES.get(tokens[place].text) if place < len(tokens) else None
     if name and (place == 0 or tokens[0].text == "-") and len(tokens) > place + 1:
       return name, [*tokens[:place], *tokens[place + 1 :]]
-  return "", tokens
+  name = units.CURRENCIES.get(tokens[-1].text.strip())
+  return (name, tokens[:-1]) if name and len(tokens) > 1 else ("", tokens)
 
 
 def _measured(tokens: list[Token]) -> tuple[Tree, units.Unit, bool] | None:
@@ -500,6 +660,8 @@ def _measured(tokens: list[Token]) -> tuple[Tree, units.Unit, bool] | None:
   for place in range(1, len(tokens)):
     token, rest = tokens[place], tokens[place:]
     degrees = token.text == "^" and any(t.text == r"\circ" for t in rest[:3])
+    if len(rest) == 1 and token.text == "'" and tokens[place - 1].kind == "number":
+      return formula.read(tokens[:place]), (("prime", 1),), False
     starts = token.kind in ("text", "letters") or degrees or token.text in (r"\mu", r"\Omega", r"\frac")
     if not starts or not _unit_like(rest):
       continue
@@ -549,6 +711,8 @@ def _renamed(value: object, name: str, symbol: Symbol) -> object:
     return value._replace(tree=None if value.tree is None else formula.replace(value.tree, name, symbol))
   if isinstance(value, Relation):
     return value._replace(sides=tuple(_renamed(side, name, symbol) for side in value.sides))
+  if isinstance(value, Residue):
+    return value
   if isinstance(value, Collection | Group):
     return value._replace(items=tuple(_renamed(item, name, symbol) for item in value.items))
   return value
@@ -563,8 +727,11 @@ def same(answer: object, label: object) -> bool:
     return _same_relation(answer, label)
   if isinstance(answer, Relation):
     return any(same(value, label) for value in _values(answer, label))
-  answer, label = _values_of_list(answer, label), _simple(label)
-  answer = _simple(answer)
+  answer = _values_of_list(answer, label)
+  if isinstance(answer, Residue) or isinstance(label, Residue):
+    return _same_residue(answer, label)
+  braces = [isinstance(value, Collection) and not value.listed for value in (answer, label)]
+  answer, label = _as_vector(_simple(answer), label), _as_vector(_simple(label), answer)
   if isinstance(answer, Scalar) and isinstance(label, Scalar):
     return _same_scalar(answer, label)
   if isinstance(answer, Region) or isinstance(label, Region):
@@ -577,7 +744,7 @@ def same(answer: object, label: object) -> bool:
   if isinstance(answer, Collection) and isinstance(label, Collection):
     return _same_items(answer.items, label.items)
   for group, collection in ((answer, label), (label, answer)):
-    if isinstance(group, Group) and isinstance(collection, Collection) and collection.listed:
+    if isinstance(group, Group) and isinstance(collection, Collection) and collection.listed and True not in braces:
       return (group.opening, group.closing) == ("(", ")") and _in_order(answer.items, label.items)
   return _same_rest(answer, label)
 
@@ -592,6 +759,57 @@ def _same_rest(answer: object, label: object) -> bool:
     value = answer.tree.value if isinstance(answer.tree, Number) else None
     return label.digits.isdigit() and value == int(label.digits)
   return answer == label
+
+
+def _same_residue(answer: object, label: object) -> bool:
+  answer = _as_residue(answer, label)
+  if not isinstance(answer, Residue) or not isinstance(label, Residue) or answer.modulus != label.modulus:
+    return False
+  values = [_integers(each.value, label.modulus) for each in (answer, label)]
+  return None not in values and values[0] == values[1]
+
+
+def _as_residue(value: object, label: object) -> object:
+  """Returns 7k+3 of any integer k as the residue of 3."""
+  if isinstance(value, Relation) and value.signs == ("=",) and _NAME.fullmatch(value.texts[0]):
+    value = value.sides[1]
+  if not isinstance(value, Scalar) or value.tree is None or symbols(value.tree) != {"any of Z 0"}:
+    return value
+  base, slope = (formula.replace(value.tree, "any of Z 0", Number(Fraction(number))) for number in (0, 1))
+  step = numeric.real(Operation("add", (slope, Operation("neg", (base,)))))
+  line = Operation("add", (Operation("mul", (Number(Fraction(step)), Symbol("any of Z 0"))), base))
+  linear = isinstance(step, Fraction) and step.denominator == 1 and step != 0 and numeric.equal(value.tree, line)
+  return Residue(Scalar(base), abs(int(step))) if linear else value
+
+
+def _integers(value: object, modulus: int) -> set[int] | None:
+  """Returns the residues of an integer or of several; None for all else."""
+  items = value.items if isinstance(value, Collection) else (value,)
+  numbers = [numeric.real(item.tree) if isinstance(item, Scalar) and item.tree is not None else None for item in items]
+  if any(not isinstance(number, Fraction) or number.denominator != 1 for number in numbers):
+    return None
+  return {int(number) % modulus for number in numbers}
+
+
+def _as_vector(value: object, other: object) -> object:
+  """Returns a sum of unit vectors as the tuple of its components, where the other is a tuple or a matrix."""
+  if not isinstance(value, Scalar) or value.tree is None or not isinstance(other, Group | Matrix):
+    return value
+  if not symbols(value.tree) & set(_UNIT_VECTORS):
+    return value
+  size = len(other.items) if isinstance(other, Group) else max(len(other.rows), len(other.rows[0]))
+  parts = []
+  for name in _UNIT_VECTORS:
+    part = value.tree
+    for each in _UNIT_VECTORS:
+      part = formula.replace(part, each, Number(Fraction(int(each == name))))
+    parts.append(part)
+  total = Operation(
+    "add", tuple(Operation("mul", pair) for pair in zip(parts, map(Symbol, _UNIT_VECTORS), strict=True))
+  )
+  if not numeric.equal(value.tree, total) or size < 3 and _UNIT_VECTORS[2] in symbols(value.tree):
+    return value
+  return Group("(", ")", tuple(map(Scalar, parts[:size])))
 
 
 def _divides(ratio: Ratio, tree: Tree) -> bool:
@@ -673,23 +891,34 @@ def _same_scalar(answer: Scalar, label: Scalar) -> bool:
   if answer.tree is not None and label.tree is not None and _same_trees(answer.tree, label.tree):
     return True
   if label.unit and not label.loose and answer.tree is not None:
+    if _has_sign(answer.tree, "degree") and label.unit[0][0] in ("degC", "degF"):
+      return numeric.agree(answer.tree.arguments[0], label.number)
     return numeric.agree(answer.tree, label.number)
   if answer.unit and label.tree is not None and not symbols(label.tree):
-    return _same_trees(answer.number, label.tree)
+    return not _has_sign(label.tree, "percent", "degree") and numeric.agree(answer.number, label.tree)
   return False
 
 
+def _has_sign(tree: Tree, *names: str) -> bool:
+  return isinstance(tree, Operation) and tree.name in names
+
+
 def _same_trees(answer: Tree, label: Tree) -> bool:
-  """Compares formulas; of percents and degrees either may leave out the sign."""
+  """Compares formulas; of degrees and percents either may leave out the sign, behind 1 and more."""
   for sign in ("percent", "degree"):
-    signed = [isinstance(tree, Operation) and tree.name == sign for tree in (answer, label)]
+    signed = [_has_sign(tree, sign) for tree in (answer, label)]
     if all(signed):
       return numeric.agree(answer.arguments[0], label.arguments[0])
-    if (
-      signed[0] and numeric.agree(answer.arguments[0], label) or signed[1] and numeric.agree(answer, label.arguments[0])
-    ):
+    if signed[1] and numeric.agree(answer, label.arguments[0]):
+      return True
+    if signed[0] and (sign == "degree" or _is_large(label)) and numeric.agree(answer.arguments[0], label):
       return True
   return numeric.agree(_with_constant(answer, label), label)
+
+
+def _is_large(tree: Tree) -> bool:
+  value = numeric.real(tree)
+  return isinstance(value, Fraction) and abs(value) >= 1
 
 
 def _with_constant(answer: Tree, label: Tree) -> Tree:
@@ -716,9 +945,12 @@ def _values(relation: Relation, label: object) -> list:
     return [first] if rounded and _is_number(first) else []
   if "~" in relation.signs:
     exact = relation.sides[: relation.signs.index("~") + 1]
+    about = [isinstance(side, Scalar) and not (symbols(side.tree) if side.tree else ()) for side in relation.sides]
+    if about[-1] and not isinstance(exact[-1], Scalar) or about[len(exact) - 1] and not all(about[len(exact) :]):
+      return []
     decimals = [s for s in numbers if s.tree is not None and numeric.decimal(s.tree)]
     return [exact[-1], *decimals] if len(exact) > 1 or _is_number(first) else [*numbers]
-  return [*numbers, relation.sides[-1]]
+  return [*numbers, relation.sides[-1]] if not numbers or _is_number(relation.sides[-1]) else []
 
 
 def _is_number(side: object) -> bool:
@@ -757,8 +989,8 @@ def _same_relation(answer: object, label: Relation) -> bool:
 
 
 def _functions(a: str, b: str) -> bool:
-  """Returns whether one names y and the other f(x)."""
-  return {a, b} == {"y", "f(x)"}
+  """Returns whether one names y and the other f(x), or both a derivative of it."""
+  return {a, b} == {"y", "f(x)"} or {a, b} <= _DERIVATIVES
 
 
 def _equivalent(answer: Relation, label: Relation) -> bool:
@@ -788,7 +1020,7 @@ def _values_of_list(answer: object, label: object) -> object:
     return Words("\0")
   names = [name for name, _ in values]
   if len(set(names)) == 1:
-    return Collection(tuple(found[-1] for _, found in values), listed=True)
+    return Collection(tuple(_spread([found[-1] for _, found in values])), listed=True)
   ordered = tuple(found[-1] for _, found in sorted(values, key=lambda pair: pair[0]))
   if isinstance(label, Collection) and label.listed:
     return Collection(ordered, listed=True) if _in_order(ordered, label.items) else Words("\0")
@@ -807,6 +1039,9 @@ def _as_region(value: object) -> Region | None:
       return Region((Interval(*trees, value.opening == "[", value.closing == "]"),))
   if isinstance(value, Scalar) and value.tree is not None:
     value = Collection((value,))
+  if isinstance(value, Collection) and value.listed and all(isinstance(item, Group) for item in value.items):
+    regions = [_as_region(item) for item in value.items]
+    return None if None in regions else Region(tuple(piece for region in regions for piece in region.pieces))
   if isinstance(value, Collection) and all(isinstance(item, Scalar) and item.tree is not None for item in value.items):
     return Region(tuple(Interval(item.tree, item.tree, True, True) for item in value.items))
   return None
@@ -837,7 +1072,7 @@ def _position(tree: Tree) -> float | Fraction:
   value = numeric.real(tree)
   if value is None:
     raise Unknown("a bound that is no number")
-  return value
+  return numeric.fraction(value)
 
 
 def _merged(pieces: tuple[Interval, ...]) -> list[Interval]:

@@ -23,7 +23,7 @@ _NAMED = tuple(
   )
 )
 _ANOTHER = re.compile(
-  r"^ ?(?:[,&/;]|(?:or|and|nor|not|to)\b|[A-Z]$)"
+  r"^ ?(?:[,&/;^_=!*<>]|\\(?:ne|approx|cdot|times)|(?:or|and|nor|not|to)\b|[A-Z]$)"
   r"|(?:\b(?:or|and)|[,&/]) ?[A-Z]$"
   r"|(?<![A-Za-z0-9])[A-Za-z] ?(?:[)\]:]|\.(?= |$))"
   r"|\b(?:not?|wrong|false|incorrect|except|but|neither|none)\b"

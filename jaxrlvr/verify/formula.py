@@ -17,7 +17,7 @@ FUNCTIONS = frozenset(
 _SEVERAL_ARGUMENTS = frozenset(("gcd", "lcm", "max", "min"))
 _INVERSES = {"sin": "arcsin", "cos": "arccos", "tan": "arctan"}
 _ACCENTS = frozenset(("hat", "bar", "overline", "tilde", "dot", "ddot", "widehat", "overrightarrow"))
-_SYMBOLS = frozenset(
+GREEK = frozenset(
   "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon phi chi psi omega"
   " Gamma Delta Theta Lambda Xi Sigma Phi Psi Omega ell hbar nabla partial".split()
 )
@@ -202,7 +202,7 @@ class _Reader:
   def _joined(self, product: Tree, depth: int) -> Tree:
     """Reads a factor that follows without a sign; a fraction behind an integer makes a mixed number."""
     before, token = self._items[self._next - 1], self.peek()
-    if token.kind == "number":
+    if token.kind == "number" and before.text != "!":
       raise Unknown("a number behind a factor")
     factor = self._power(depth + 1)
     whole = isinstance(product, Number) and product.decimals is None and before.kind == "number"
@@ -218,7 +218,7 @@ class _Reader:
       return True
     if token.kind == "command":
       name = token.text[1:]
-      known = name in FUNCTIONS or name in _SYMBOLS or name in _ALIASES or name in _ACCENTS
+      known = name in FUNCTIONS or name in GREEK or name in _ALIASES or name in _ACCENTS
       return known or name in ("frac", "sqrt", "binom", "pi", "infty") or token.text in _OPENING
     return token.text in ("(", "[", "{") or token.text == "|" and not self._bars
 
@@ -366,7 +366,7 @@ class _Reader:
     name = _ALIASES.get(name, name)
     if name in ("pi", "infty"):
       return Symbol("pi") if name == "pi" else INFINITY
-    if name in _SYMBOLS:
+    if name in GREEK:
       if name in ("nabla", "partial", "Delta") and self.peek() is not None and self.peek().kind == "letters":
         raise Unknown("an operator") if name != "Delta" else Unknown("a difference")
       return self._subscripted(name)

@@ -49,6 +49,8 @@ _CHOICE = re.compile(r"(?:\\(?:text|textbf|mathrm)\s*\{)?\(?([A-E])\)\}?(?:\\?[\
 # of the words, that has several answers.
 _BETWEEN = re.compile(r"(?<=.)(?:\\(?:equiv|[bp]?mod|neq?)(?![a-zA-Z])|[≠≡])")
 _HEDGE, _SEVERAL = re.compile(r"\b(?:or|not|maybe)\b"), re.compile(r"[,;]|\\pm|±|\b(?:or|and)\b")
+# What Math-Verify skips: words, and dots.
+_WORDED = re.compile(r"\\text|\.\.|…|\\[lc]?dots|(?<![\\a-zA-Z])[a-zA-Z]{3,}")
 _BASE = re.compile(r"\d\s*_\s*\{?\s*(\w+)")
 
 
@@ -156,6 +158,7 @@ def _paired(ours: tuple[str, ...], wanted: tuple[str, ...]) -> list[tuple[str, s
 def _readings(text: str) -> tuple[str, ...]:
   """The text respelled for the parser; of a choice with its value, as `(C) 3`, also each of the two alone."""
   choice = _CHOICE.fullmatch(text.strip())
+  choice = choice if choice and letter(text) == choice[1] else None
   text = respell(text)
   return (text, choice[1], respell(choice[2])) if choice else (text,)
 
@@ -179,7 +182,7 @@ def _by_text(answer: str, label: str) -> Verdict | None:
 def _by_value(answer: str, label: str) -> Verdict:
   """Compares what two texts stand for; what our own reader does not know, Math-Verify may."""
   ours, wanted = _value(answer), _value(label)
-  if (ours is None or wanted is None) and words(answer) == words(label):
+  if _same_words(answer, label, ours, wanted):
     return RIGHT
   if ours is not None and wanted is not None:
     try:
@@ -188,9 +191,15 @@ def _by_value(answer: str, label: str) -> Verdict:
       return WRONG
   if _too_dear(answer, label):
     return UNPARSEABLE
-  if _misread(answer, label):
-    return WRONG
+  if wanted is not None or _misread(answer, label) or any(map(_WORDED.search, (answer, label))):
+    return WRONG if _found(answer) else UNPARSEABLE
   return _math_verify(answer, label)
+
+
+def _same_words(answer: str, label: str, ours: object | None, wanted: object | None) -> bool:
+  """Returns whether both say the same in words; all in capitals, as YES, is a word too where the label is one."""
+  shouted = isinstance(wanted, answers.Words) and re.fullmatch("NO|[A-Z]{3,}", answer) and not label.isupper()
+  return (ours is None or wanted is None or bool(shouted)) and words(answer) == words(label)
 
 
 @functools.lru_cache(64)

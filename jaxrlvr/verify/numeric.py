@@ -201,9 +201,7 @@ class Evaluation:
       exponent = self.magnitude(value)
       if abs(exponent) > MAX_EXPONENT:
         raise TooLarge("too many digits")
-      if exponent > 20 - self.precision or self.precision > 200:
-        self.extent = max(self.extent, abs(exponent))
-      self.largest = max(self.largest, exponent)
+      self.extent, self.largest = max(self.extent, abs(exponent)), max(self.largest, exponent)
     return value
 
   def inexact(self, value):
@@ -226,10 +224,12 @@ def _exact(*values) -> bool:
 def _add(evaluation: Evaluation, *values):
   if _exact(*values):
     return sum(values, Fraction(0))
-  total = evaluation.mp.mpf(0)
+  total, largest = evaluation.mp.mpf(0), 0
   for value in values:
-    total += evaluation.inexact(value)
-  return total
+    term = evaluation.inexact(value)
+    total, largest = total + term, max(largest, abs(term))
+  noise = largest * evaluation.mp.mpf(2) ** (20 - evaluation.precision)  # of a sum that is 0, its terms being rounded
+  return Fraction(0) if abs(total) < noise else total
 
 
 def _neg(evaluation: Evaluation, value):
@@ -569,3 +569,13 @@ def _same_rounding(a: Decimal, b: Decimal) -> bool:
 def real(tree: Tree):
   """Returns the value of a formula without variables; None where it has none that is real. Raises TooLarge."""
   return None if symbols(tree) else _real_value(tree)
+
+
+def fraction(value) -> Fraction:
+  """Returns a real number as a fraction, to compare it with others. Raises TooLarge."""
+  if isinstance(value, Fraction):
+    return value
+  sign, mantissa, exponent, _ = value._mpf_
+  if abs(exponent) > MAX_BITS:
+    raise TooLarge("too many digits")
+  return (-1) ** sign * Fraction(int(mantissa)) * Fraction(2) ** exponent

@@ -72,15 +72,24 @@ for _line in _SPELLED.split("\n"):
   _name, _, _others = _line.partition(":")
   for _other in (_name, *_others.split()):
     _NAMES[_other] = _name
+_NAMES |= {
+  prefix + other: letters + short
+  for prefix, letters in zip("nano micro pico milli kilo mega giga".split(), "nupmkMG", strict=True)
+  for other, short in _NAMES.items()
+  if short in ("m", "s", "g", "N", "J", "W", "V", "A", "C", "Hz", "Pa", "F", "T", "eV") and len(other) > 3
+}  # fmt: skip
 # Short forms that mean something else in capitals are looked up as they stand; all else is a word.
 KNOWN = frozenset(_NAMES) | frozenset(
-  "nm um pm kN mN MJ mJ kV mV mA kHz MHz GHz MPa GPa atm bar torr keV MeV GeV kcal cal mmol amu Wb sr lm lx dB AU ly"
+  "nm um ns us kN mN MJ mJ kV mV mA kHz MHz GHz MPa GPa atm bar torr keV MeV GeV kcal cal mmol amu Wb sr lm lx dB AU ly"
   " pc rpm kWh cc sq pts pt AM PM am pm".split()
 )
 _HEDGES = frozenset(
-  "or and not maybe perhaps is are was than less more fewer most least but if when wrong right i e ie eg either neither"
+  "or and not maybe perhaps is are was than less most least but if when wrong right i e ie eg either neither"
   " one two three four five six seven eight nine"
-  " ten no none to about approximately nor each plus minus times point via infinity undefined".split()
+  " ten no none to about approximately nor each plus minus times point via infinity undefined isn aren won can cannot"
+  " half quarter third halved doubled tripled twice thrice factorial choose mod modulo root roots radical pi otherwise"
+  " incorrect false untrue invalid unsure unknown guess probably possibly likely unlikely impossible almost nearly"
+  " around above below over under between both too remainder except without negative positive wait hmm".split()
 )
 _EACH = re.compile(r"[A-Za-z]+(?:\.(?=$|\s))?|\^ ?\{? ?-? ?\d+ ?\}?|[/·*]|\\cdot|\\times|\\mu|\\Omega|\\circ|[²³]|(\S)")
 _MAX_WORDS = 5
@@ -110,9 +119,11 @@ def read(text: str) -> Unit | None:
         return None
       power = {"²": 2, "³": 3}.get(piece) or int(re.sub(r"[^\d-]", "", piece))
       powers[last] += sign * (power - 1)
-    elif piece in ("square", "sq", "squared", "cubic", "cubed"):
-      power = 3 if piece.startswith("cub") else 2
-      if piece.endswith("ed") and last is not None:
+    elif piece in ("square", "sq", "sq.", "squared", "cubic", "cu", "cu.", "cubed"):
+      power = 3 if piece.startswith("cu") else 2
+      if piece.endswith("ed"):
+        if last is None:
+          return None
         powers[last] += sign * (power - 1)
       else:
         factor = power
