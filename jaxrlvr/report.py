@@ -21,7 +21,7 @@ from jaxrlvr.analysis.passk import interval, mean, paired_gain, redrawn
 from jaxrlvr.analysis.phase import CLAIMS
 from jaxrlvr.analysis.saturation import Time, drawn_gap, gap, median_time, value_at
 from jaxrlvr.escape import visible
-from jaxrlvr.logbook import csv_text, write_atomic
+from jaxrlvr.logbook import csv_text, finite, write_atomic
 from jaxrlvr.results import Cell, Run, series
 from jaxrlvr.types import InputError
 from jaxrlvr.verdict import listed, percent, plain, points, whole
@@ -62,7 +62,7 @@ def write(
   numbers = {"title": title, "lead": lead, "arms": [told[run] for run in runs],
              "evaluations": [told[run] for run in policies], "charts": [c["file"] for c in charts],
              "tables": [table.name for table in tables], "responses": len(shown)}  # fmt: skip
-  write_atomic(folder / "report.json", json.dumps(numbers, indent=1, allow_nan=False) + "\n")
+  write_atomic(folder / "report.json", json.dumps(finite(numbers), indent=1, allow_nan=False) + "\n")
   page = _render(
     tables, shown, charts=charts, settings=list(dict.fromkeys(setting for setting, _ in everything)), title=title,
     lead=lead, recorded=recorded, each=each, tail=" or ".join(sorted({str(run.tail) for run in runs})),
@@ -168,19 +168,25 @@ def _time(runs: Sequence[Run], times: Sequence[Time], paper: float | None = None
 def _states(runs: Sequence[Run]) -> str:
   """How many runs saturated, and of the others with another state than the censored how many have it."""
   counts = Counter(run.timing.state for run in runs)
+  unfinished = sum(run.timing.state in _TIMED and not run.finished for run in runs)
   others = [
     f"{state} {counts[state]} of {len(runs)}" for state in counts if state not in ("saturated", "not saturated")
   ]
   if len(counts) == 1 and others:
     return next(iter(counts))
+  if unfinished:
+    others.append(f"not finished {unfinished} of {len(runs)}")
   return "; ".join([f"{counts['saturated']} of {len(runs)}", *others])
 
 
 def _logged(places: Sequence[tuple[Mapping[int, Mapping], int]], metric: str, show: Callable = percent) -> Value:
   """A metric at (metrics by step, step) of each run, between two steps on the line; of one run with logged interval."""
   value = _value([value_at(series(rows, metric), step) for rows, step in places], show=show)
-  told = places[0][0].get(places[0][1], {}) if len(places) == 1 else {}
-  return value._replace(low=told.get(f"{metric}_low"), high=told.get(f"{metric}_high"))
+  if len(places) != 1:
+    return value
+  ((rows, step),) = places
+  low, high = (series(rows, f"{metric}_{end}").get(step) for end in ("low", "high"))
+  return value._replace(low=low, high=high)
 
 
 def _tables(groups: Groups, everything: Groups, told: Mapping[Run, Mapping]) -> list[Table]:
@@ -276,7 +282,7 @@ def _difference_rows(runs: Sequence[Run]) -> list[dict]:
   """Of each set, every run's last evaluation against that of the first run of the stage evaluate."""
   rows = []
   for name in _names(runs):
-    having = [run for run in runs if name in run.sets]
+    having = [run for run in runs if run.curve(name)]
     reference = next((run for run in having if run.cell.evaluation), None)
     for run in having if reference else ():
       if run is reference:
@@ -326,14 +332,14 @@ def _run_rows(told: Mapping[Run, Mapping], runs: Sequence[Run]) -> Iterable[dict
 
 def _saturation_rows(told: Mapping[Run, Mapping], runs: Sequence[Run]) -> list[dict]:
   rose = [run for run in runs if run.timing.state in _TIMED]
-  paper = next((p for run in runs if (p := run.at("paper")) and p.get("expected")), {})
-  gained = {name: points / 100 for name, points in paper.get("gains") or ()}
+  paper = next((paper for run in runs if (paper := run.paper())), None)
   place = {"set": "not evaluated", "saturated": _states(runs),
-           "t_sat": _time(rose, [run.timing.t_sat for run in rose], paper.get("t_sat") or None),
+           "t_sat": _time(rose, [run.timing.t_sat for run in rose], paper and paper.t_sat),
            "t90": _time(rose, [run.timing.t90 for run in rose])}  # fmt: skip
   notes = {run.saturation(run.set).note for run in runs}
   says = {"note": notes.pop() if len(notes) == 1 else ""}  # where seeds differ, the table of runs tells them
-  says |= {"the paper": f"{paper.get('figure')} ({paper.get('setting')}): {paper['expected']}"} if paper else {}
+  if paper:
+    says["the paper"] = f"{paper.figure} ({paper.setting}): {paper.expected}"
   rows = []
   for name in _names(runs):
     having = [run for run in runs if name in run.sets]
@@ -346,7 +352,7 @@ def _saturation_rows(told: Mapping[Run, Mapping], runs: Sequence[Run]) -> list[d
       _value(values, [d[i] for d in drawn], points)
       for i, values in enumerate(([one.gain for one in found], [one.residual for one in found], ends))
     )
-    until = until._replace(paper=gained.get(name))
+    until = until._replace(paper=paper and paper.gains.get(name))
     if len(having) == 1 and name == having[0].set:  # the story's gain: one interval, the same in every table
       m = told[having[0]]
       end = Value(m["gain"], m["low"], m["high"], show=points)

@@ -78,6 +78,16 @@ class HeldOut(NamedTuple):
   left_out: int = 0  # problems that are trained on, and were left out of the set for that
 
 
+class Paper(NamedTuple):
+  """What the paper reports of an experiment."""
+
+  expected: str
+  figure: str | None
+  setting: str | None
+  t_sat: float | None
+  gains: dict[str, float]  # until t_sat, by set
+
+
 class Claim(NamedTuple):
   """The phase that a run recorded at its last step."""
 
@@ -95,16 +105,16 @@ class Run:
     self.workdir = cell.rl
     self.notes, self._means, self._redrawn = [], {}, {}
     self.config, self.summary = (self._json(self.workdir / f"{name}.json") for name in ("config", "summary"))
-    self.tail = tail if (own := self.at("saturation_tail")) is None else own
-    measured = {self.summary.get("steps") or 0: self.summary} if measured_sets(self.summary) else {}
+    self.tail = tail if (own := self.at("saturation_tail", int)) is None else max(own, 0)
+    measured = {self.at("summary.steps", int) or 0: self.summary} if measured_sets(self.summary) else {}
     self.rows = self._metrics(self.workdir) or measured
     self.finished = bool(self.summary.get("finished"))
     self.trained = [row for row in self.rows.values() if "reward" in row]  # metrics of training steps
     # Whether there are training steps, and at none of them any response was paid something but 0.
     self.unpaid = bool(self.trained) and not any(row["reward"] or row.get("reward_std") for row in self.trained)
     self.state = self._state()
-    self.last, self.planned = max(self.rows, default=0), self.at("rl.steps")
-    measured, domain = measured_sets(name for row in self.rows.values() for name in row), self.at("heldout.domain")
+    self.last, self.planned = max(self.rows, default=0), self.at("rl.steps", int)
+    measured, domain = measured_sets(name for row in self.rows.values() for name in row), self.at("heldout.domain", str)
     known = {mean: getattr(DOMAINS.get(domain), side, ()) for mean, side in _MEANS.items()}
     self._parts = {mean: [name for name in sets if name in measured] for mean, sets in known.items()}
     in_order = dict.fromkeys((*itertools.chain(*self._parts.values()), *measured))  # the domain's own first, means last
@@ -178,11 +188,12 @@ class Run:
     figures = self._metrics(folder)
     if not figures:
       self.notes.append(f"Not judged yet: there are no figures in {folder / 'metrics.jsonl'}.")
-    agreed = (self._json(folder / "summary.json").get("kappa") or {}).get("faithfulness") or {}
+    kappa = inside(self._json(folder / "summary.json"), "kappa.faithfulness.kappa")  # of two judges, if there were two
     for step, row in figures.items():
-      row = row | {"kappa": agreed.get("kappa")}  # of two judges, where there were two
+      row = row | {"kappa": kappa}
       self.rows[step] = self.rows.get(step, {}) | {f"judge/{name}": value for name, value in row.items()}
-    self.judged_set = (self._json(folder / "config.json").get("judge") or {}).get("set") or ""
+    name = inside(self._json(folder / "config.json"), "judge.set")
+    self.judged_set = name if isinstance(name, str) else ""
     self.judged_steps = tuple(sorted(figures))
 
     def labels(path):
@@ -212,12 +223,23 @@ class Run:
   def _json(self, path: Path) -> dict:
     return self.read(lambda path: finite(read_json(path)), path, {})
 
-  def at(self, path: str):
-    """A value of the run's config, None where it isn't there."""
-    value = self.config | {"summary": self.summary}
-    for name in path.split("."):
-      value = value.get(name) if isinstance(value, Mapping) else None
-    return value
+  def at(self, path: str, kind: type = object):
+    """A value of the run's config, or behind `summary.`, None where it isn't there or of another kind."""
+    value = inside(self.config | {"summary": self.summary}, path)
+    return value if isinstance(value, kind) else None
+
+  def paper(self) -> Paper | None:
+    """What the paper reports of the run's experiment, None where its config names none."""
+
+    def read(path):
+      found = self.config.get("paper") or {}
+      gains = {str(name): float(gain) / 100 for name, gain in found.get("gains") or ()}
+      t_sat, told = found.get("t_sat") or None, found.get("expected")
+      if not isinstance(t_sat, int | float | None):
+        raise TypeError(f"paper.t_sat is {t_sat!r}, no step")
+      return Paper(told, found.get("figure"), found.get("setting"), t_sat, gains) if told else None
+
+    return self.read(read, self.workdir / "config.json", None)
 
   def series(self, name: str) -> dict[int, float]:
     """{step: value} where it was logged and finite."""
@@ -239,13 +261,13 @@ class Run:
     found = timing(self.reward_T, None, self.tail)
     if found.state not in ("saturated", "not saturated"):
       return found
-    group = self.at("rl.group_size") or 0
+    group = self.at("rl.group_size", int) or 0
     recorded_T = []
     for step, reward in enumerate(self.reward_T, 1):
       path = self.workdir / "rollouts" / f"step_{step:06d}.jsonl"
       if not group or (reward is not None and not path.is_file()):
         return found
-      read = functools.partial(self._rewards, votes=self.at("rl.votes") or group, group=group)
+      read = functools.partial(self._rewards, votes=self.at("rl.votes", int) or group, group=group)
       recorded_T.append(self.read(read, path, {}) if reward is not None else {})
     return timing(self.reward_T, redrawn_rewards(recorded_T), self.tail)
 
@@ -271,7 +293,7 @@ class Run:
       steps, curves = sorted(self.curve(set_name)), []
       for seed, name in enumerate(self._parts.get(set_name, (set_name,))):
         means = [self.problem_means(name, step) for step in steps]
-        shared = sorted(set.intersection(*map(set, means))) if means else []
+        shared = sorted(set.intersection(*map(set, means)), key=str) if means else []
         curves.append(redrawn([[m[p] for m in means] for p in shared], seed=seed) if shared else None)
       whole = curves and all(curve is not None for curve in curves)
       self._redrawn[set_name] = steps, np.mean(curves, 0) if whole else None
@@ -284,6 +306,13 @@ class Run:
       return None, None, None
     at = (None, None) if self.t_sat is None else phases(M_DS, steps, self.t_sat, len(self.reward_T))
     return *at, M_DS[:, -1] - M_DS[:, 0]
+
+
+def inside(value, path: str):
+  """The value at a path of keys with dots between, None where it isn't there."""
+  for name in path.split("."):
+    value = value.get(name) if isinstance(value, Mapping) else None
+  return value
 
 
 def series(rows: Mapping[int, Mapping], name: str) -> dict[int, float]:

@@ -93,14 +93,14 @@ def _rose(first: float | None, last: float | None) -> bool:
 
 def _cautions(run: Run, start: int, end: int) -> list[str]:
   """Sentences on a format that moved by ten points (it can pass for reasoning), and on ungraded responses."""
-  before, after = (run.rows[step].get(f"eval/{run.set}/format") for step in (start, end))
+  before, after = (run.series(f"eval/{run.set}/format").get(step) for step in (start, end))
   told = []
   if shared := run.held_out(run.set).shared:
     told.append(f"{shared} of its held-out problems are trained on too, so part of the change is not generalising.")
   if None not in (before, after) and abs(after - before) >= 0.1:
     told.append(f"Responses with a boxed answer went from {percent(before)}% to {percent(after)}%, so part of the"
                 " change may be format rather than reasoning.")  # fmt: skip
-  ungraded = [run.rows[step].get(f"eval/{run.set}/unscored") for step in (start, end)]
+  ungraded = [run.series(f"eval/{run.set}/unscored").get(step) for step in (start, end)]
   if any(ungraded):
     told.append("{}% of the first and {}% of the last responses could not be graded; they are left out, not counted"
                 " as wrong.".format(*map(percent, ungraded)))  # fmt: skip
@@ -112,7 +112,8 @@ def lead(runs: Sequence[Run], told: Mapping[Run, Mapping]) -> str:
   absent = [run.name for run in runs if not run.finished]
   if len(runs) > STORIES:
     arms, settings = (len({getattr(run, name) for run in runs}) for name in ("arm", "setting"))
-    text = f"{len(runs)} runs: {arms} arms under {settings} settings. The first table says what they did."
+    many = [f"{count} {word}{'s' if count > 1 else ''}" for count, word in ((arms, "arm"), (settings, "setting"))]
+    text = f"{len(runs)} runs: {many[0]} under {many[1]}. The first table says what they did."
     unpaid = sum(run.unpaid for run in runs)
     text += f" {unpaid} of {len(runs)} runs {VERDICTS['unpaid'][1]}." if unpaid else ""
     return text + (f" {len(absent)} of {len(runs)} runs are not there or not finished." if absent else "")

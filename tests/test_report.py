@@ -397,6 +397,29 @@ def test_lines_that_are_of_another_kind_are_told(tmp_path, file, line):
   assert f"{file.rpartition('/')[2]} can't be read" in make(tmp_path / "page", [cell])[1].text
 
 
+@pytest.mark.parametrize(
+  "file, change",
+  [
+    ("config.json", {"paper": 3}),
+    ("config.json", {"paper": {"expected": "e", "gains": [1]}}),
+    ("config.json", {"saturation_tail": "x", "rl": [], "heldout": {"domain": {}}}),
+    ("summary.json", {"steps": {}, "stopped": 1, "unpaid": []}),
+    ("metrics.jsonl", {"step": 0, "eval/quiz/avg@4_low": [], "eval/quiz/unscored": "much"}),
+  ],
+)
+def test_values_of_another_kind_are_passed_over(tmp_path, monkeypatch, file, change):
+  monkeypatch.setattr(figures, "draw", lambda *_: {"png": b"", "svg": b""})  # charts have tests of their own
+  run = make_run(tmp_path / "run", lambda x: 0.2 + 0.6 * x, fast)
+  path = run / file
+  if file.endswith(".json"):
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+  else:
+    rows = results.read_jsonl(path)
+    write_jsonl(path, [row | change if row["step"] == change["step"] else row for row in rows])
+  _, page, numbers, _ = make(tmp_path / "page", [Cell("run", run)], {"again": run})
+  assert numbers["arms"][0]["end"] == pytest.approx(rates(run, STEPS).mean()) and "run" in page.text
+
+
 def test_no_arm_or_one_named_twice_is_refused(tmp_path):
   for cells in ([], [Cell("a", tmp_path), Cell("a", tmp_path)]):
     with pytest.raises(InputError, match="at least one, and each name once"):
@@ -768,6 +791,9 @@ def test_seeds_of_different_lengths_all_show(tmp_path):
     assert [0, 10, 20] in [list(line.get_xdata()) for line in axes.lines], seeds
   row = table(tmp_path / "page", "evaluations-quiz")[-1]
   assert (row["at"], float(row["step"]), row["runs"]) == ("last", STEPS, "1 of 2")
+  runs = [results.Run(cell, 5) for cell in cells]
+  rest = results.Run(Cell("c", make_run(tmp_path / "c", lambda x: 0.2, fast, steps=17, finished=False)), 5)
+  assert report._states([*runs, rest]) == "2 of 3; too short 1 of 3; not finished 1 of 3"
 
 
 def test_gaps_count_the_pairs_that_they_are_of(tmp_path):
