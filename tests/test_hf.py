@@ -3,16 +3,23 @@
 import functools
 import json
 import os
+import re
 import time
 
+import jax
 import pytest
 import tokenizers
+from test_stages import run
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from jaxrlvr import config as configs
 from jaxrlvr import remote
 from jaxrlvr.data import raw
 from jaxrlvr.stages import setup
+from jaxrlvr.stages.diagnose import reference
+from jaxrlvr.stages.evaluate import chosen_sets
+from jaxrlvr.stages.judge import make as make_judge
+from jaxrlvr.stages.run import set_compile_cache
 from jaxrlvr.text.hf import HuggingFace
 from jaxrlvr.text.stops import automaton
 from jaxrlvr.types import InputError
@@ -400,6 +407,43 @@ def test_a_tilde_stands_for_the_home_directory(tmp_path, monkeypatch):
   assert remote.path("gs://b/~x").as_posix() == "gs://b/~x" and remote.local("arithmetic") == "arithmetic"
   (tmp_path / "c.py").write_text("from jaxrlvr.config import base\n\n\ndef get_config(arg):\n  return base()\n")
   assert configs.load("~/c.py").seed == 0 and raw.model("~/c.py") == str(tmp_path / "c.py")
+
+
+def test_a_tilde_is_read_in_every_key_that_names_a_place(tmp_path, monkeypatch, capsys):
+  """As a shell leaves it in `--config.init=~/x`: each is looked for in the home directory."""
+  monkeypatch.setenv("HOME", str(tmp_path))
+  monkeypatch.chdir(tmp_path)
+  x = str(tmp_path / "x")
+  assert raw.find("~/x")[0] == raw.find("skywork-or1:~/x")[0] == x
+  for stage, key, value, told in (
+    ("evaluate", "tokenizer", "~/x", f"{x}: no such tokenizer"),
+    ("import", "model.path", "~/x", f"{x}/config.json: can't be read"),
+    ("prepare", "problems.source", "~/x", f"config.problems: {x}: "),
+    ("judge", "judge.run", "~/x", f"{x}: holds no run"),
+    ("report", "report.runs", "~/x", f"{x}: holds no run"),
+    ("report", "report.runs", "A=~/x", f"{x}: holds no run"),
+  ):
+    assert run(stage, "--config=smoke", "--workdir=~/w", f"--config.{key}={value}") == 2
+    assert told in capsys.readouterr().err, key
+  c = configs.load("smoke", {"heldout.folder": "~/x", "heldout.sets": "math500", "judge.name": "replay"})
+  c.judge.file, c.init = "~/x", "~/hf"
+  make(tmp_path / "hf")
+  for read, told in (
+    (lambda: chosen_sets(c, []), f"{x}/non-think/"),
+    (lambda: make_judge(c, c.judge, tmp_path), f"'{x}' is no file"),
+    (lambda: reference("~/x"), f"{x}/diagnosis.json"),
+    (lambda: setup.load_policy(c), "config.init = '~/hf': is a Hugging Face directory"),
+  ):
+    with pytest.raises(InputError, match=re.escape(told)):
+      read()
+  try:
+    set_compile_cache("~/x")
+    assert jax.config.jax_compilation_cache_dir == x
+  finally:
+    set_compile_cache(os.environ["JAX_COMPILATION_CACHE_DIR"])
+  assert run("study", "--config=smoke", "--workdir=~/grid", "--config.study.jobs=0") == 0
+  assert {file.name for file in (tmp_path / "grid").iterdir()} >= {"commands.txt", "study.json", "manifest.json"}
+  assert not (tmp_path / "~").exists()
 
 
 def test_init_and_model_path_name_each_other(tmp_path):

@@ -100,7 +100,7 @@ def reference(folder: str) -> float | None:
     if isinstance(found, (int, float)):
       return float(found)
     reason = "faithful_diversity was not measured there"
-  except (OSError, ValueError, KeyError, TypeError) as error:
+  except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
     reason = f"it can't be read ({type(error).__name__}: {error})"
   raise InputError(
     f"config.diagnose.reference = {folder!r}: {path}: {reason}; name the run directory of a diagnosis whose judge "

@@ -129,7 +129,7 @@ def plan(config: ConfigDict, workdir: str | Path) -> dict:
     raise InputError(
       f"--workdir={workdir}: a plan is two small files for the machine it is made on; name a local folder"
     )
-  p, stage, workdir = config.plan, config.plan.stage, Path(workdir)
+  p, stage, workdir = config.plan, config.plan.stage, remote.path(workdir)
   try:
     where = tpu.find(p.topology)
   except InputError as error:

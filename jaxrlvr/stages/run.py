@@ -305,8 +305,8 @@ def set_compile_cache(folder: str) -> None:
   if folder == "auto":
     if jax.config.jax_compilation_cache_dir or jax.default_backend() == "cpu":
       return
-    folder = str(Path("~/.cache/jaxrlvr").expanduser())
-  jax.config.update("jax_compilation_cache_dir", folder or None)
+    folder = "~/.cache/jaxrlvr"
+  jax.config.update("jax_compilation_cache_dir", os.path.expanduser(folder) or None)
 
 
 @contextlib.contextmanager

@@ -130,7 +130,7 @@ def study(stages: Mapping[str, Stage]) -> Stage:
     if remote.is_remote(workdir) or hosts.count() > 1:
       raise InputError("a study runs its links from one process and a local folder; run the lines of its commands.txt")
     jax.config.update("jax_platforms", "cpu")  # devices are for the links
-    workdir = Path(workdir).resolve()
+    workdir = remote.path(workdir).resolve()
     links = _Links(config, workdir, stages)
     with open_run(config, workdir, "study") as run:
       run.summary = None  # its links say themselves what is finished
