@@ -219,6 +219,12 @@ def _leaf(config: ConfigDict, key: str) -> tuple[ConfigDict, str]:
 
 def _hint(config: ConfigDict, key: str) -> str:
   """What to write for a key that is not there."""
+  likely = meant(config, key)
+  return f"; did you mean config.{' or config.'.join(likely)}?" if likely else "; configs/base.py lists all keys"
+
+
+def meant(config: ConfigDict, key: str) -> list[str]:
+  """Returns the keys, up to three, that one which is not there may stand for."""
   there, parts = keys(config), key.split(".")
   group = parts[0] if isinstance(config.get(parts[0]), ConfigDict) else ""
   tails = (".".join(parts[start:]) for start in range(len(parts)))
@@ -227,12 +233,9 @@ def _hint(config: ConfigDict, key: str) -> str:
     theirs = f"{group}.optim.lr"
   near = difflib.get_close_matches(key, there, 1, 0.75)
   if near or theirs:
-    return f"; did you mean config.{near[0] if near and not _is_foreign(parts) else theirs or near[0]}?"
+    return [near[0] if near and not _is_foreign(parts) else theirs or near[0]]
   same = [other for other in there if other.split(".")[-1] == parts[-1]]
-  if same:
-    return f"; did you mean config.{' or config.'.join(same[:3])}?"
-  near = difflib.get_close_matches(key, there, 1, 0.5)
-  return f"; did you mean config.{near[0]}?" if near else "; configs/base.py lists all keys"
+  return same[:3] or difflib.get_close_matches(key, there, 1, 0.5)
 
 
 def _is_foreign(parts: list[str]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib.metadata
 import logging
 import os
@@ -22,6 +23,7 @@ MEMORY = {  # what to change where a stage runs out of it
   "config.evaluate.problems_per_batch (evaluation)",
   **dict.fromkeys(("evaluate", "filter", "corrupt", "diagnose"), "lower config.evaluate.problems_per_batch"),
 }
+FLAGS = ("--config", "--workdir", "--resume", "--distributed", "--debug")
 MEMORY_OF_OTHERS = "take a machine with more, or more devices (config.mesh.fsdp)"
 BUG = 1
 CODES = {InputError: 2, TrainingStopped: 3, StorageError: 4, stopping.Interrupted: stopping.EXIT_CODE}
@@ -71,8 +73,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
       continue
     if not name.startswith("--config."):
       parser.error(
-        f"unknown argument {word!r}; flags are --config, --workdir, --resume, --distributed, --debug "
-        "and --config.KEY=VALUE"
+        f"unknown argument {word!r}{_meant(word, flags.stage)}; flags are {', '.join(FLAGS)}, --config.KEY=VALUE"
       )
     if not equals:
       if not rest:
@@ -82,6 +83,25 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
   if runs:
     overrides["report.runs"] = repr(tuple(runs))
   return flags, overrides
+
+
+def _meant(word: str, stage: str) -> str:
+  """Returns what to write for an argument that is no flag: a flag, or a key of the config, first one of this stage."""
+  from jaxrlvr import config as configs
+
+  name, equals, value = word.partition("=")
+  name = name.lstrip("-")
+  if not name:
+    return ""
+  if flag := difflib.get_close_matches(f"--{name}", FLAGS, 1, 0.8):
+    return f"; did you mean {flag[0]}{equals}{value}?"
+  first, _, rest = name.partition(".")
+  key = rest if rest and difflib.get_close_matches(first.lower(), ["config"], 1, 0.7) else name
+  base = configs.base()
+  own = [one for one in manual.keys_of(stage) if one.endswith(f".{key}")]
+  there = [one for one in (key, f"{stage}.{key}", *own) if one in configs.keys(base)]
+  likely = there[:1] or configs.meant(base, key if "." in key else f"{stage}.{key}")
+  return f"; did you mean --config.{likely[0]}{equals}{value}?" if likely else ""
 
 
 def execute(flags: argparse.Namespace, overrides: dict[str, str]) -> dict:

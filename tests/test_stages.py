@@ -328,7 +328,20 @@ def test_help_lists_the_stages(capsys):
 
   assert set(main.HELP) == set(STAGES) and all(f"  {name} " in text for name in STAGES)
   assert run("rl") == 2 and run("fly", "--workdir=x") == 2
-  assert "unknown argument '--lr=3'" in (run("rl", "--workdir=x", "--lr=3"), capsys.readouterr().err)[1]
+  for stage, word, hint in (
+    ("rl", "--lr=3", "; did you mean --config.rl.optim.lr=3?"),
+    ("sft", "--lr=3", "; did you mean --config.sft.optim.lr=3?"),
+    ("rl", "--rl.steps=3", "; did you mean --config.rl.steps=3?"),
+    ("rl", "--conifg.rl.steps=3", "; did you mean --config.rl.steps=3?"),
+    ("rl", "rl.stepz=3", "; did you mean --config.rl.steps=3?"),
+    ("sft", "--steps", "; did you mean --config.sft.steps?"),
+    ("prepare", "--source=a.jsonl", "; did you mean --config.problems.source=a.jsonl?"),
+    ("rl", "--workdr=x", "; did you mean --workdir=x?"),
+    ("rl", "--xyzzy=4", ""),
+    ("rl", "-", ""),
+  ):
+    assert run(stage, "--workdir=x", word) == 2
+    assert f"unknown argument {word!r}{hint}; flags are --config, --workdir" in capsys.readouterr().err
 
 
 def test_a_finished_run_goes_on_where_more_steps_are_asked_for(tmp_path, chain):
