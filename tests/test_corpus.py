@@ -160,6 +160,8 @@ def test_the_stages_take_their_text_from_files(folder, tokenizer):
   text, known, *_ = language.texts(config, "sft", tokenizer)
   assert {text(n).text for n in range(3)} == {"\\boxed{1}", "\\boxed{2}", "\\boxed{4}"}
   assert (known["problems"], known["wrong"], known["too_long"]) == (3, 1, 0)
+  asked = {one.messages[0]["content"] for one in language.texts(config, "sft", tokenizer).problems}
+  assert asked == {"0+1?", "1+1?", "3+1?"}  # which held-out problems are compared with
   assert known == language.texts(config, "sft", tokenizer)[1]
   write_jsonl(path, [line | {"t": "!"} for line in lines])
   assert known["digest"] != language.texts(config, "sft", tokenizer)[1]["digest"]  # as many rows, other text

@@ -7,10 +7,9 @@ import pytest
 
 from jaxrlvr import config as configs
 from jaxrlvr.data import overlap, rows, store
-from jaxrlvr.stages import rollout
+from jaxrlvr.stages import rollout, setup
 from jaxrlvr.stages.evaluate import compare
 from jaxrlvr.stages.evaluate import held_out as load_held_out
-from jaxrlvr.stages.setup import trained_on
 from jaxrlvr.types import InputError, Problem
 
 
@@ -79,7 +78,7 @@ def held_out(training, **keys):
   config = configs.load("base", {name.replace("__", "."): str(value) for name, value in keys.items()})
   policy = types.SimpleNamespace(tokenizer=Letters())
   with rollout.verifier_service(config) as service:
-    trained = trained_on(config, training)
+    trained = setup.trained_on(config, training)
     loaded, left = load_held_out(config, policy, service, trained, training)
   names = {name: [p.messages[-1]["content"] for p in one.problems] for name, one in loaded.items()}
   return names, left, compare(config, loaded, trained) if trained else None
@@ -113,6 +112,24 @@ def test_prompts_of_the_run_that_a_policy_comes_from_are_trained_on_too(tmp_path
   (tmp_path / overlap.FILE).write_text(overlap.to_text(overlap.digests([problem("b")])))
   assert held_out([], **keys)[2] == {"heldout": 1}
   assert held_out([problem("c")], **keys)[2] == {"heldout": 2}
+
+
+def test_each_stage_hands_on_what_its_policy_was_trained_on(tmp_path, spec):
+  (tmp_path / setup.TOKENIZER).touch()
+  policy = types.SimpleNamespace(spec=spec)
+
+  def run(name, init, *texts):
+    (tmp_path / name).mkdir()
+    config = configs.load("base", {"tokenizer": str(tmp_path), "init": str(tmp_path / init) if init else ""})
+    setup.keep(config, policy, tmp_path / name, [problem(text) for text in texts])
+    file = tmp_path / name / overlap.FILE
+    return overlap.from_text(file.read_text(), "x") if file.is_file() else None
+
+  def of(*texts):
+    return overlap.digests(map(problem, texts))
+
+  assert run("embedded", "") is None and run("sft", "embedded", "a", "b") == of("a", "b")
+  assert run("cpt", "sft") == of("a", "b") and run("rl", "cpt", "c") == of("a", "b", "c")
 
 
 def test_held_out_problems_are_named_or_follow_from_a_generator(tmp_path):
