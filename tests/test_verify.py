@@ -648,16 +648,21 @@ def test_memory_is_bounded():
     assert service.grade([GROWING, RIGHT]) == [Verdict(None, "memory"), Verdict(1.0)]
 
 
-def test_a_dead_server_costs_its_job_only(own_servers):
-  with Service(workers=1) as service:
+@pytest.mark.parametrize("of_server", [False, True], ids=["its child", "the server"])
+def test_a_killed_server_or_child_costs_no_verdict(own_servers, of_server):
+  """Its job is done again, once, and is cut off where it must be."""
+  with Service(workers=1, cpu_seconds=1.0) as service:
     assert service.grade([RIGHT]) == [Verdict(1.0)]
-    (victim,) = own_servers()
-    threading.Timer(0.5, os.kill, (victim, signal.SIGKILL)).start()
-    assert service.grade([TOWER, RIGHT, WRONG]) == [Verdict(None, "died"), Verdict(1.0), Verdict(0.0)]
+    (server,) = own_servers()
+    (child,) = children(server)
+    threading.Timer(0.3, os.kill, (server if of_server else child, signal.SIGKILL)).start()
+    assert service.grade([TOWER, RIGHT, WRONG]) == [Verdict(None, "timeout"), Verdict(1.0), Verdict(0.0)]
     (idle,) = own_servers()
-    os.kill(idle, signal.SIGKILL)
+    assert (idle != server) == of_server
+    os.kill(idle, signal.SIGKILL)  # between two batches
     assert wait_for(lambda: children(os.getpid())[idle][0] == "Z")
-    assert service.grade([RIGHT]) == [Verdict(1.0)]  # died between two batches: no job is lost
+    threading.Timer(0.1, lambda: os.kill(min(own_servers()), signal.SIGKILL)).start()  # and its successor, as it starts
+    assert service.grade([RIGHT]) == [Verdict(1.0)]
   assert not own_servers()
 
 
@@ -669,8 +674,7 @@ def test_the_others_go_on_while_a_dead_server_is_replaced(own_servers):
     os.kill(victim, signal.SIGSTOP)  # it takes a job and says nothing
     threading.Timer(0.3, os.kill, (victim, signal.SIGKILL)).start()
     verdicts = service.grade(many)
-    assert verdicts.count(Verdict(None, "died")) == 1
-    assert verdicts.count(Verdict(1.0)) == len(many) - 1
+    assert verdicts == [Verdict(1.0)] * len(many)
     assert any(not server.ready for server in service._servers)  # the batch has not waited for the successor
     assert service.grade(many) == [Verdict(1.0)] * len(many)
 

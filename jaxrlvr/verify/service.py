@@ -22,6 +22,7 @@ _GRADING = ("strict", "study")  # the modes a service can have
 _TEXT_KEPT = 1 << 17  # characters of a whole text that are read, from its end
 _ANSWER_KEPT = 1 << 13  # of an answer: a longer one is none
 _START_SECONDS = 120.0  # to import Math-Verify on a busy machine
+_LOST_STARTS = 3  # servers that are killed while they start, before a batch is given up
 _GRACE_SECONDS = 5.0  # on top of the wall limit, before a silent server is given up
 _KEPT_VARIABLES = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH")
 _WORKER_VARIABLES = {
@@ -105,8 +106,9 @@ class Service:
     self._servers = []
 
   def _grade_isolated(self, payloads: list[bytes]) -> dict[bytes, Verdict]:
+    """Verdicts by job. A job whose server was killed, which no job can do, is given to another one, once."""
     verdicts: dict[bytes, Verdict] = {}
-    queue = collections.deque(payloads)
+    queue, given_again, lost_starts = collections.deque(payloads), set(), 0
     try:
       servers = self._living_servers(min(self._workers, len(payloads)))
       idle = [server for server in servers if server.ready]
@@ -124,17 +126,29 @@ class Service:
         for channel in {*answered, *late}:
           if channel in starting:
             server = starting.pop(channel)
-            server.greet()
-            idle.append(server)
+            try:
+              server.greet()
+              idle.append(server)
+            except RuntimeError:
+              lost_starts += 1
+              if not server.was_killed or channel in late or lost_starts > _LOST_STARTS:
+                raise
+              successor = self._replace(server)
+              starting[successor.channel] = successor
             continue
           server, payload = busy.pop(channel)
           verdict = server.verdict() if channel in answered else None
-          verdicts[payload] = verdict or Verdict(None, "died")
           if verdict:
+            verdicts[payload] = verdict
             idle.append(server)
-          else:  # the others go on while its successor starts
-            successor = self._replace(server)
-            starting[successor.channel] = successor
+            continue
+          if channel in answered and payload not in given_again:
+            given_again.add(payload)
+            queue.append(payload)
+          else:
+            verdicts[payload] = Verdict(None, "died")
+          successor = self._replace(server)  # the others go on while it starts
+          starting[successor.channel] = successor
     except BaseException:
       self.close()  # a server with a job at hand would answer the next batch with this one's verdict
       raise
@@ -177,6 +191,11 @@ class _Server:
 
   def alive(self) -> bool:
     return self._process.poll() is None
+
+  @property
+  def was_killed(self) -> bool:
+    """Whether the process ended by a signal."""
+    return (self._process.poll() or 0) < 0
 
   def greet(self) -> None:
     """Reads a new server's first word, which is there or will never come. Raises RuntimeError where it ended."""
