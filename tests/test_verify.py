@@ -613,6 +613,7 @@ def test_the_host_imports_neither_jax_nor_sympy():
 
 def test_a_hang_is_cut_and_its_batch_unharmed(own_servers):
   with Service(workers=2, cpu_seconds=1.0) as service:
+    service.grade([RIGHT, WRONG])  # servers take their time to start
     start = time.monotonic()
     verdicts = service.grade([RIGHT, TOWER, WRONG, TOWER, RIGHT] * 10)
     hung = Verdict(None, "timeout")
