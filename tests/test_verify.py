@@ -633,7 +633,7 @@ def test_fractions_of_a_cpu_second_count_and_each_job_has_its_own(own_servers):
     (server,) = own_servers()
     before = cpu_of_reaped(server)
     assert short.grade([TOWER]) == [Verdict(None, "timeout")]
-    assert 0.35 < cpu_of_reaped(server) - before < 0.95
+    assert 0.25 < cpu_of_reaped(server) - before < 0.95  # in ticks of the kernel
     many = [job("math", f"\\boxed{{x+{n}+y}}", f"y+{n}+x") for n in range(300)]
     assert short.grade(many) == [Verdict(1.0)] * 300
 
