@@ -20,6 +20,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from PIL import Image
+
 FOLDER = Path(__file__).parents[1] / "docs" / "miniature"
 PAGE = FOLDER.with_suffix(".md")
 SETTINGS = ("N = 8", "N = 512", "gamma = 0.7", "majority vote", "self-certainty")
@@ -126,12 +128,19 @@ def predictions(folder: Path) -> None:
     csv.writer(file, lineterminator="\n").writerows([head, *rows])
 
 
+def picture(source: Path, target: Path) -> None:
+  """Copies a PNG of the report, which lets the page shine through, onto white and into few colours."""
+  drawn = Image.open(source).convert("RGBA")
+  on_white = Image.alpha_composite(Image.new("RGBA", drawn.size, "white"), drawn).convert("RGB")
+  on_white.quantize(128, dither=Image.Dither.NONE).save(target, optimize=True)
+
+
 def main(three_seeds: Path, seed_3: Path, diagnoses: Path) -> None:
   made_here = {"runs-seed-3.csv", "predictions.csv"}
   for file in sorted(FOLDER.iterdir()):
     if file.name not in made_here:
       [source] = three_seeds.rglob(file.name)
-      shutil.copyfile(source, file)
+      (picture if file.suffix == ".png" else shutil.copyfile)(source, file)
   [source] = seed_3.rglob("runs.csv")
   shutil.copyfile(source, FOLDER / "runs-seed-3.csv")
   predictions(diagnoses)
