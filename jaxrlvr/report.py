@@ -64,7 +64,7 @@ def write(
              "tables": [table.name for table in tables], "responses": len(shown)}  # fmt: skip
   write_atomic(folder / "report.json", json.dumps(finite(numbers), indent=1, allow_nan=False) + "\n")
   page = _render(
-    tables, shown, charts=charts, settings=list(dict.fromkeys(setting for setting, _ in everything)), title=title,
+    tables, shown, charts=charts, settings=list(dict.fromkeys(chart["setting"] for chart in charts)), title=title,
     lead=lead, recorded=recorded, each=each, tail=" or ".join(sorted({str(run.tail) for run in runs})),
     rose=verdict.ROSE, window=verdict.WINDOW, claims=CLAIMS, trains=bool(runs),
   )  # fmt: skip
@@ -200,7 +200,8 @@ def _tables(groups: Groups, everything: Groups, told: Mapping[Run, Mapping]) -> 
   made = [
     Table("overview", f"Accuracy ({sets}) at the first and last evaluation, %, and what runs did.",
           _overview(groups, told), first=True) if many else runs,
-    Table("differences", "Accuracy at the last evaluation, %, and its difference in points, over the same problems.",
+    Table("differences", "Accuracy at the last evaluation, %, and its difference in points, paired over the problems "
+          "that both recorded.",
           _difference_rows(all_runs if not many else [run for run in all_runs if run.cell.evaluation]), first=True),
     Table("saturation", "Table 1. Until training saturates, and after: gains and residual in points.",
           _rows(groups, functools.partial(_saturation_rows, told)), first=True),

@@ -130,7 +130,7 @@ class Run:
     if not self.workdir.is_dir():
       self.notes.append(f"There is no directory {self.workdir}.")
     elif not self.rows:
-      self.notes.append("Nothing was measured: metrics.jsonl is absent or empty, and so is summary.json.")
+      self.notes.append("Nothing was measured: metrics.jsonl is absent or empty, and summary.json holds no figures.")
     elif not self.finished:
       self.notes.append(f"Not finished: this is its state after step {self.last} of {self.planned or 'unknown'}.")
     if isinstance(stopped := self.summary.get("stopped"), Mapping):

@@ -30,7 +30,7 @@ def tell(run: Run) -> dict:
     "faithful_first": faithful.get(start), "faithful_last": faithful.get(end),
   }  # fmt: skip
   kind = "unpaid" if run.unpaid else "evaluated" if run.cell.evaluation and run.rows else _kind(m)
-  means = VERDICTS[kind][2].format(most=percent(max(m["high"] or 0.0, 0.0)))
+  means = "" if run.cell.evaluation else VERDICTS[kind][2].format(most=percent(max(m["high"] or 0.0, 0.0)))
   text = " ".join([means, *(_cautions(run, start, end) if m["gain"] is not None else [])]).strip()
   return m | {"kind": kind, "word": VERDICTS[kind][0], "text": text}
 
@@ -65,7 +65,7 @@ VERDICTS = {  # kind: (in a word, what the lead says of such arms, what it means
            "Per-problem records are missing, so there is no interval, and this may be chance."),
   "unmeasured": ("Not measured", "can't be judged for lack of two evaluations",
                  "There are not two evaluations to compare."),
-  "evaluated": ("Evaluated", "was evaluated", ""),
+  "evaluated": ("Evaluated", "was evaluated without RL", "There is one evaluation, and nothing to compare it with."),
 }  # fmt: skip
 
 

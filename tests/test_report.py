@@ -796,6 +796,24 @@ def test_seeds_of_different_lengths_all_show(tmp_path):
   assert report._states([*runs, rest]) == "2 of 3; too short 1 of 3; not finished 1 of 3"
 
 
+def test_right_and_wrong_responses_have_their_own_curves(tmp_path):
+  """Faithfulness of all, of the right and of the wrong responses; diversity of the right ones; entropy; pass@k."""
+  run = make_run(tmp_path / "run", lambda x: 0.5, fast, more=(("entropy", 0.4),))
+  judged = judge_run(tmp_path / "judged", run)
+  rows = results.read_jsonl(judged / "metrics.jsonl")
+  shares = {"F(1)/correct": 0.9, "F(0)/correct": 0.05, "F(0)/incorrect": 0.6, "diversity/correct": 0.3}
+  write_jsonl(judged / "metrics.jsonl", [row | shares for row in rows])
+  read = results.Run(Cell("run", run, judged=judged), 5)
+  drawings = {drawing.key: drawing for drawing in report._drawings({"run": [read]}, ["run"])}
+  ends = {"judged-faithful": 50, "judged-faithful-right": 90, "judged-not-right": 5, "judged-not-wrong": 60,
+          "judged-diversity-right": 0.3, "entropy": 0.4}  # fmt: skip
+  for key, value in ends.items():
+    assert drawings[key].lines[0].seeds[0][STEPS] == pytest.approx(value), key
+  last = results.read_jsonl(run / "metrics.jsonl")[-1]
+  assert drawings["passk"].title == "pass@4 on quiz, %"
+  assert drawings["passk"].lines[0].seeds[0][STEPS] == pytest.approx(100 * last["eval/quiz/pass@4"])
+
+
 def test_gaps_count_the_pairs_that_they_are_of(tmp_path):
   """A small run that has not saturated has no t_sat to read a gap at."""
   cells = []
@@ -888,6 +906,7 @@ def test_censored_runs_and_runs_that_never_rose_are_told(tmp_path):
   tail = 5  # of `make`
   run = results.Run(cells[1], tail)
   assert run.timing.state == "not saturated" and run.t_sat is None
+  assert str(report._time([run], [run.timing.t_sat])) == f"not by {STEPS - tail}"
   assert mixed["saturated"] == "1 of 3" and mixed["t_sat"] == ""
   assert float(mixed["t_sat at least"]) == results.Run(cells[0], tail).timing.t_eff
   assert "≥" in page.text
