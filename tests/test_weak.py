@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxrlvr import config, logbook, main
+from jaxrlvr import config, logbook, main, stopping
 from jaxrlvr.data import store
-from jaxrlvr.stages import STAGES, label
+from jaxrlvr.stages import STAGES, label, rollout
 from jaxrlvr.stages.evaluate import Evaluator
 from jaxrlvr.types import InputError, Problem, Verdict
+from jaxrlvr.verify.service import Service
 
 
 def run(stage, workdir, **changes):
@@ -333,6 +334,19 @@ def test_labels_that_nobody_can_read(tmp_path, init, caplog, capsys):
     error = capsys.readouterr().err
     assert "4 of 4 labels can't be read" in error and "#### ANSWER" in error
     assert "from the column of label=answer, the first as '\\\\frac{ long'" in error
+
+
+def test_a_signal_ends_the_reading_of_labels(tmp_path, monkeypatch):
+  how = dict(problems__count=5)
+  monkeypatch.setattr(stopping, "_asked", [15])
+  monkeypatch.setattr(rollout, "_PART", 2)
+  graded = []
+  unreadable = Service.unreadable
+  monkeypatch.setattr(Service, "unreadable", lambda self, part: graded.append(len(part)) or unreadable(self, part))
+  assert run("prepare", tmp_path / "p", **how) == 143 and graded == [2]
+  assert [path.name for path in (tmp_path / "p").iterdir()] == [".lock"]
+  stopping._asked.clear()
+  assert run("prepare", tmp_path / "p", **how) == 0 and graded == [2, 2, 2, 1]
 
 
 def test_labels_with_a_number_in_words_are_told_where_the_number_is_not_paid(tmp_path, caplog):

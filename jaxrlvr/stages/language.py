@@ -20,7 +20,7 @@ from jaxrlvr.data.pack import Packed, pack, rows_of
 from jaxrlvr.data.problems import shuffled
 from jaxrlvr.policy import spec as policy_spec
 from jaxrlvr.stages import setup
-from jaxrlvr.stages.rollout import verifier_service
+from jaxrlvr.stages.rollout import in_parts, verifier_service
 from jaxrlvr.stages.run import open_run
 from jaxrlvr.text.answer import parse
 from jaxrlvr.text.tokenizer import THINK_END, Tokenizer, train_sentencepiece
@@ -135,7 +135,7 @@ def _right(service, reading: str, pairs) -> list[bool]:
     Job(problem.verifier, parse(solution, reading), problem.label, more)
     for (problem, solution), more in zip(pairs, also, strict=True)
   ]
-  verdicts = iter(service.grade([job for job, has in zip(jobs, asked, strict=True) if has]))
+  verdicts = iter(in_parts(service.grade, [job for job, has in zip(jobs, asked, strict=True) if has]))
   return [next(verdicts).score == 1.0 if has else True for has in asked]
 
 

@@ -41,7 +41,7 @@ def prepare(config: ConfigDict, workdir: str | Path) -> dict:
       run.begin(problems=found)
       unfit = {problem.id for problem, _ in unreadable}
       fit = [problem for problem in kept if problem.id not in unfit]
-      verdicts = service.grade([Job(p.verifier, stated(p.label), p.label, p.extra) for p in fit])
+      verdicts = rollout.in_parts(service.grade, [Job(p.verifier, stated(p.label), p.label, p.extra) for p in fit])
       wordy = in_words(fit, service)
     if wordy:
       _LOG.warning(
@@ -71,5 +71,5 @@ def in_words(problems: Sequence[Problem], service: Service) -> list[Problem]:
     numbers = _NUMBER.findall(plain)
     if problem.verifier == "math" and len(numbers) == 1 and _WORD.search(plain):
       asked.append((problem, Job("math", stated(numbers[0]), problem.label, problem.extra)))
-  verdicts = service.grade([job for _, job in asked])
+  verdicts = rollout.in_parts(service.grade, [job for _, job in asked])
   return [problem for (problem, _), verdict in zip(asked, verdicts, strict=True) if verdict.score != 1]

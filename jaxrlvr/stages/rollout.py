@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxrlvr import hosts, keys, logbook, masked, reward, shard
+from jaxrlvr import hosts, keys, logbook, masked, reward, shard, stopping
 from jaxrlvr.busy import Busy
 from jaxrlvr.data import problems as problem_lists
 from jaxrlvr.data import rows
@@ -30,6 +30,7 @@ from jaxrlvr.verify import arithmetic as judge
 from jaxrlvr.verify.service import Service
 
 _LOG = logging.getLogger(__name__)
+_PART = 512  # things that are graded between two looks for a signal
 
 
 class Prompts(NamedTuple):
@@ -260,7 +261,7 @@ def readable(
   An error where that is every problem: no answer could then be paid.
   """
   try:
-    bad, action = service.unreadable(problems), config[key].unreadable
+    bad, action = in_parts(service.unreadable, problems), config[key].unreadable
   except InputError as error:
     raise InputError(f"config.{key}: {error}") from error
   if not bad:
@@ -282,6 +283,16 @@ def readable(
   _LOG.warning("%s; %s", told, "dropped" if action == "drop" else f"kept (config.{key}.unreadable)")
   unfit = {problem.id for problem, _ in bad} if action == "drop" else set()
   return [problem for problem in problems if problem.id not in unfit], bad
+
+
+def in_parts(grade: Callable[[Sequence], list], items: Sequence) -> list:
+  """What grading says of all items, a part at a time; a signal ends it in between, for there is nothing to save yet."""
+  found = []
+  for first in range(0, len(items), _PART):
+    found += grade(items[first : first + _PART])
+    if hosts.any_asked():
+      raise stopping.Interrupted("grading was stopped by a signal; the same command begins it again")
+  return found
 
 
 def label_column(source: str, columns: Sequence[str]) -> str:
