@@ -716,13 +716,14 @@ IMPOSSIBLE: tuple[Impossible, ...] = (
   ),
   Impossible(
     ("cpt",),
-    lambda c: c.cpt.column and not c.cpt.source,
-    "config.cpt.column is set, but config.cpt.source is the embedded text",
+    lambda c: (c.cpt.column or c.cpt.skip_bad) and not c.cpt.source,
+    "config.cpt.column or .skip_bad is set, but config.cpt.source is the embedded text; clear it, or name a source",
   ),
   Impossible(
     ("sft",),
-    lambda c: (c.sft.columns or c.sft.system) and not c.sft.source,
-    "config.sft.columns or .system is set, but config.sft.source is the embedded prompts; clear them, or name a source",
+    lambda c: not c.sft.source and any(c.sft[name] for name in ("columns", "system", "skip_bad", "max_tokens")),
+    "config.sft.columns, .system, .skip_bad or .max_tokens is set, but config.sft.source is the embedded prompts; clear "
+    "them, or name a source",
   ),
   Impossible(
     ("verify", "answer"),
