@@ -722,8 +722,8 @@ IMPOSSIBLE: tuple[Impossible, ...] = (
   Impossible(
     ("sft",),
     lambda c: not c.sft.source and any(c.sft[name] for name in ("columns", "system", "skip_bad", "max_tokens")),
-    "config.sft.columns, .system, .skip_bad or .max_tokens is set, but config.sft.source is the embedded prompts; clear "
-    "them, or name a source",
+    "config.sft.columns, .system, .skip_bad or .max_tokens is set, but config.sft.source is the embedded prompts; "
+    "clear them, or name a source",
   ),
   Impossible(
     ("verify", "answer"),
