@@ -64,14 +64,14 @@ def outside() -> list[list[str]]:
 
 
 def gaps() -> list[list[str]]:
-  """Returns G(512, 8) on every set, in points with its interval over problems."""
+  """Returns G(512, 8) on every set, in points with its interval over problems; a dash where no seed saturates."""
   rows = [["", *SETS]]
   for arm in ARMS:
     at = {row["set"]: row for row in read("gap") if row["arm"] == arm}
     cells = []
     for name in SETS.values():
-      value, low, high = (100 * float(at[name][f"G(n', n){end}"]) for end in ("", " low", " high"))
-      cells.append(f"{value:+.1f} [{low:.1f}, {high:.1f}]")
+      found = [at[name][f"G(n', n){end}"] for end in ("", " low", " high")]
+      cells.append("{:+.1f} [{:.1f}, {:.1f}]".format(*(100 * float(x) for x in found)) if all(found) else "–")
     rows.append([arm, *cells])
   return rows
 

@@ -87,7 +87,7 @@ def accuracy_claims(page):
   ends = {place[1:]: end for place, (_, end, *_) in here.items() if place[0] == "arithmetic"}
   others = [ends[arm, setting] for arm in OTHER for setting in SETTINGS]
   pairs = {name: [[here[name, arm, setting] for arm in THINKING] for setting in WEAK] for name in SETS.values()}
-  assert all(base[3] > cpt[2] for some in pairs.values() for base, cpt in some)  # the ranges overlap
+  overlap = [base[3] > cpt[2] for some in pairs.values() for base, cpt in some]
   above = {name: points([cpt[1] - base[1] for base, cpt in some]) for name, some in pairs.items()}
   ahead = points([cpt[0] - base[0] for some in pairs.values() for base, cpt in some])
   true, wrong, certain = ([ends[arm, setting] for arm in THINKING] for setting in (SETTINGS[1], *SETTINGS[2::2]))
@@ -99,7 +99,8 @@ def accuracy_claims(page):
     "SFT on": [f"ends at {min(others)} to {max(others)} % (chance: 10) in all five", f"gains {risen} points in four"],
     "CPT does not": [f"{OTHER[1]}: {starts['arithmetic', OTHER[1]]} to {ends[OTHER[1], 'N = 8']} % at N = 8"],
     "CPT amplifies": [f"by {above['arithmetic']} points in domain", f"by {above['arithmetic-longer']} with a sixth",
-                      f"by {above['arithmetic-large']} with two digits", f"it also starts {ahead} points higher"],
+                      f"by {above['arithmetic-large']} with two digits", f"it also starts {ahead} points higher",
+                      f"overlap in {sum(overlap)} of {len(overlap)} cells"],
     "Majority vote": [f"ends within {math.ceil(voted)} points of where true labels"],
     "A faithful": ["{} and {} % against {} and {} % with true".format(*wrong, *true), f"a loss of {lost} points"],
     "Self-certainty": ["falls from {:.0f} and {:.0f} % to {:.0f} and {:.0f} %".format(*fallen)],
@@ -121,7 +122,7 @@ def other_claims():
   faithful = [100 * float(judged[arm]["faithful"]) for arm in THINKING]
   diversity = [float(judged[arm]["diversity"]) for arm in THINKING]
   gaps = {(row["set"], row["arm"]): in_percent(row, "G(n', n)", "G(n', n) low", "G(n', n) high")
-          for row in table("gap")}  # fmt: skip
+          for row in table("gap") if row["arm"] in THINKING}  # fmt: skip
   gap = {name: "{:+.1f} [{:.1f}, {:.1f}] and {:+.1f} [{:.1f}, {:.1f}]".format(*gaps[name, THINKING[0]],
                                                                               *gaps[name, THINKING[1]])
          for name in SETS.values()}  # fmt: skip
@@ -157,9 +158,9 @@ def test_tables_of_the_page_are_those_that_the_script_writes():
   script = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(script)
   assert script.with_tables(PAGE) == PAGE
-  stale = PAGE.replace("| Base + Thinking | +8.4 [", "| Base + Thinking | +1.1 [").replace(
-    "41.1 to 83.3 (", "1.0 to 2.0 ("
-  )
+  stale = re.sub(r"(?<=\| Base \+ Thinking \| )[+-][\d.]+ \[", "+1.1 [", PAGE, count=1)
+  assert stale != PAGE
+  stale = re.sub(r"(?<=\| Base \+ Thinking \| )[\d.]+ to [\d.]+ \(", "1.0 to 2.0 (", stale, count=1)
   assert stale != PAGE and script.with_tables(stale) == PAGE
   with pytest.raises(SystemExit, match="found 0 lines <!-- gaps -->, wanted 1"):
     script.with_tables(PAGE.replace("<!-- gaps -->", ""))
@@ -177,7 +178,6 @@ def test_verdicts_behind_the_claims():
   at_end = [r for r in table("evaluations-arithmetic") if r["arm"] in OTHER and r["at"] == "last"]
   one = {r["setting"]: in_percent(r, "avg@16", "pass@16") for r in at_end if r["arm"] == OTHER[0]}
   assert one["majority vote"][0] == pytest.approx(one["majority vote"][1], abs=0.5)  # one answer to a problem
-  assert one["self-certainty"][0] == pytest.approx(one["self-certainty"][1], abs=1)
 
 
 def test_the_fourth_seed_is_that_of_its_runs():
