@@ -25,6 +25,15 @@ def let_libraries_write(allowed: bool) -> None:
   _libraries_write[0] = allowed
 
 
+_unended: list = []  # the terminal that shows a line of progress which no line end has followed yet
+
+
+def draw(terminal, line: str, last: bool) -> None:
+  """Draws a line over the one before; unless it is the last, what a `VisibleStream` takes next stands in its place."""
+  terminal.write(f"\r\x1b[K{line}" + ("\n" if last else ""))
+  _unended[:] = [] if last else [terminal]
+
+
 class VisibleStream:
   """A text stream that escapes what is written to it, by `visible` and for the encoding of the stream below."""
 
@@ -37,6 +46,10 @@ class VisibleStream:
   def write(self, text: str) -> int:
     if not _libraries_write[0] and isinstance(threading.current_thread(), threading._DummyThread):
       return len(text)
+    if _unended:
+      terminal = _unended.pop()
+      terminal.write("\r\x1b[K")
+      terminal.flush()
     encoding = getattr(self.below, "encoding", None) or "utf-8"
     self.below.write(visible(text).encode(encoding, "backslashreplace").decode(encoding))
     return len(text)

@@ -218,7 +218,7 @@ class Progress:
     line = f"{self._name:<18} {step:>5}/{self._total}  {left if done > 0 or last else 'compiling'}  {told}"
     line = escape.visible(line, kept="")
     if self._terminal:
-      self._out.write(f"\r\x1b[K{line}" + ("\n" if last else ""))
+      escape.draw(self._out, line, last)
     else:
       self._out.write(line + "\n")
     self._out.flush()

@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import os
+import sys
 from typing import NamedTuple
 
 import pytest
@@ -53,6 +54,20 @@ def test_progress_tells_the_time_left(monkeypatch):
   lines = out.getvalue().split("\n")
   assert "compiling" in lines[0] and "ETA 0:16" in lines[1] and "reward 0.2" in lines[1]
   assert "10/10" in lines[9] and "took 0:48" in lines[9]
+
+
+def test_what_is_told_on_a_terminal_stands_on_lines_of_its_own(monkeypatch):
+  terminal = io.StringIO()
+  terminal.isatty = lambda: True
+  monkeypatch.setattr("sys.stderr", escape.VisibleStream(terminal))
+  progress = Progress("rl", 3)
+  for step in (1, 2, 3):
+    progress._shown = float("-inf")  # long ago
+    progress(step)
+    if step == 2:
+      print("WARNING: one\nWARNING: two", file=sys.stderr)
+  kept = [line.split("\r\x1b[K")[-1] for line in terminal.getvalue().split("\n")]
+  assert kept[:2] == ["WARNING: one", "WARNING: two"] and "3/3" in kept[2] and kept[3:] == [""]
 
 
 def test_tensorboard_says_what_it_needs(tmp_path, monkeypatch):
