@@ -21,18 +21,18 @@ _JOINERS = frozenset(("or", "and"))
 _SIGNS = {"=": "=", "<": "<", ">": ">", r"\le": "<=", r"\ge": ">=", r"\ne": "!=", r"\approx": "~", r"\in": "in"}
 _CLOSING = {"(": ")]", "[": ")]", "{": "}", r"\{": r"\}", r"\lfloor": r"\rfloor", r"\lceil": r"\rceil"}
 _SYMBOL = (
-  rf"(?:[A-Za-z]|\\(?:{'|'.join(formula.GREEK)})(?![A-Za-z]))"
+  rf"(?:[A-Za-z]|\\(?:{'|'.join((*formula.GREEK, *formula.ALIASES))})(?![A-Za-z]))"
   + r"(?:_(?:\{(?:[^{}]|\\text\{[^{}]*\})*\}|\w|\\[a-z]+))?(?:'|\^\*|\^\{\*\})*"
 )
 # What may stand left of `=` in an answer: one symbol, a function of symbols, a difference, an angle, a side, words.
 _NAME = re.compile(
-  rf"{_SYMBOL}|\\Delta{_SYMBOL}|m?\\angle[A-Z]+|m?\\angle\d|[A-Z]{{2,4}}|\|[A-Z]{{2}}\||\|?\|?{_SYMBOL}\|?\|?"
+  rf"{_SYMBOL}|\\Delta{_SYMBOL}|m?\\angle[A-Z]+|m?\\angle\d|[A-Z]{{2,4}}|\|[A-Z]{{2}}\||\\?\|\|?(?![xytn]\|){_SYMBOL}\\?\|\|?"
   rf"|\\(?:sin|cos|tan|cot|sec|csc)(?:\(?{_SYMBOL}\)?|\{{{_SYMBOL}\}})|\\(?:overline|hat|bar|vec|tilde|dot)\{{(?:{_SYMBOL})+\}}(?:_\w)?"
   rf"|(?:\\sigma|\\chi|R|s)(?:_\w)?\^(?:2|\{{2\}})|\({_SYMBOL}(?:,{_SYMBOL})+\)|(?:\\det|\\gcd|\\max|\\min)\(?[^=]*"
   r"|\\frac\{d[^{}=]*(?:\{\d\})?[^{}=]*\}\{d[a-z](?:\^\{?\d\}?)?\}[^=]*|d[a-z]/d[a-z]|[A-Z]\^(?:\{-1\}|T)|\[[A-Z]{3,}\]"
   r"|[a-w](?:[+-][a-w])+|\|[a-w]-[a-w]\||\\(?:i*int|oint|sum|prod|lim).*"
-  rf"|{_SYMBOL}(?:\^\{{-1\}})?\((?:{_SYMBOL}|-?\d+)(?:,(?:{_SYMBOL}|\d+))*\)|[PEVNn]\([^=]*\)"
-  r"|\\text\{(?! ?(?:not|twice|half|double|minus)\b)[^{}]*\}(?:_\w|_\{\w*\})?(?:\([^()]*\)|[A-Z]{1,4})?"
+  rf"|{_SYMBOL}(?:\^\{{-1\}})?\((?:{_SYMBOL}|-?\d+)(?:,(?:{_SYMBOL}|\d+))*\)|(?:[PEVNn]|\\mathbb\{{[PE]\}})[(\[][^=]*[)\]]|\\(?:deg|dim|ker)[^=]*"
+  r"|\\text\{(?![^{}]*\b(?:not?|wrong|incorrect|twice|half|double|times|two|three|plus|minus|if|or)\b)[^{}]*\}(?:_\w|_\{\w*\})?(?:\([^()]*\)|[A-Z]{1,4})?"
 )
 _DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _BASES = dict(
@@ -42,6 +42,8 @@ _POINT = re.compile(
   r"(?:the )?(?:point|vertex|cent(?:er|re)|focus|midpoint|coordinate|ordered pair|vector|solution)s?(?: is| are| at)?:?"
 )
 _DERIVATIVES = frozenset(("y'", "f'(x)", "dy/dx", r"\frac{dy}{dx}", r"\frac{d}{dx}f(x)", r"\frac{d}{dx}y"))
+_FUNCTION = re.compile(r"[a-zA-Z](?:\^\{-1\})?\([a-z]\)")
+_SUBSCRIPT = re.compile(r"(?<=^[xyztrkm])_(?:\d|\{\d\})$")  # of the first and the second solution
 _UNIT_VECTORS = ("hat{i}", "hat{j}", "hat{k}")
 _CONSTANTS = frozenset(("C", "K", "c", "k", "C_1", "C_0"))  # of integration
 
@@ -248,6 +250,9 @@ def _excludes(tokens: list[Token], place: int) -> bool:
   """Returns whether behind the place stands `x \\ne ...` of a letter that occurs before it, and nothing else."""
   before, behind = tokens[:place], tokens[place + 1 :]
   signs = [token.text for token in (*before, *behind) if token.text in _SIGNS and token.text != "="]
+  if [token.text for token in behind[:1] + behind[2:4]] == ["|", "|", "<"]:
+    behind = [behind[1], Token("command", r"\ne"), *behind[4:]]
+    signs[-1:] = [r"\ne"]
   letters = {letter for token in before if token.kind == "letters" for letter in token.text}
   return len(behind) > 2 and signs == [behind[1].text] == [r"\ne"] and behind[0].text in letters
 
@@ -273,6 +278,9 @@ def _joiner(token: Token) -> str:
 
 
 def _list(tokens: list[Token]) -> object:
+  texts = [token.text for token in tokens]
+  if texts.count(r"\pmod") == 1 and r"\equiv" not in texts[2:]:
+    return _residue(tokens)
   parts, separators = _split(tokens, lambda token: bool(_joiner(token)))
   if len(parts) == 1:
     return _item(tokens)
@@ -285,14 +293,29 @@ def _list(tokens: list[Token]) -> object:
     raise Unknown("an empty item")
   if all(isinstance(item, Region) for item in items):
     return _joined(items, joiners)
-  if isinstance(items[-1], Residue) and all(isinstance(item, Scalar) for item in items[:-1]):
-    items[:-1] = [Residue(item, items[-1].modulus) for item in items[:-1]]
+  if any(isinstance(item, Region) for item in items):
+    points = [_point(item) for item in items]
+    if None not in points and set(joiners) <= {"or", ","}:
+      return _joined(points, ["or"] * len(joiners))
   return Collection(tuple(_spread(items)), listed=True)
 
 
+def _point(item: object) -> Region | None:
+  """Returns a region as it is, and x=1 as the one of that number; None for all else."""
+  if not isinstance(item, Relation) or item.signs != ("=",) or not isinstance(item.sides[1], Scalar):
+    return item if isinstance(item, Region) else None
+  name = item.sides[0].tree if isinstance(item.sides[0], Scalar) else None
+  region = _as_region(item.sides[1])
+  return Region(region.pieces, name.name) if region is not None and isinstance(name, Symbol) else None
+
+
 def _named_alike(items: list) -> list:
-  """Gives the name of the first of several values to the others: x = 1, 2."""
+  """Gives the name of the first of several values to the others: x = 1, 2; x != 1, 2."""
   first = items[0]
+  if isinstance(first, Region) and len(first.pieces) == 2 and all(isinstance(item, Scalar) for item in items[1:]):
+    bound = first.pieces[0].high
+    if first.pieces == _beyond(bound, "!=") and all(item.tree is not None for item in items[1:]):
+      return [first, *(Region(_beyond(item.tree, "!="), first.variable) for item in items[1:])]
   named = isinstance(first, Relation) and first.signs == ("=",) and bool(_NAME.fullmatch(first.texts[0]))
   if not named or not all(isinstance(item, Scalar | Group | Collection) for item in items[1:]):
     return items
@@ -312,8 +335,6 @@ def _joined(items: list[Region], joiners: list[str]) -> Region:
 
 
 def _item(tokens: list[Token]) -> object:
-  if r"\pmod" in [token.text for token in tokens]:
-    return _residue(tokens)
   parts, separators = _split(tokens, lambda token: token.kind != "text" and token.text in _SIGNS)
   if len(parts) == 1:
     return _side(tokens)
@@ -330,7 +351,7 @@ def _residue(tokens: list[Token]) -> Residue:
   sides, _ = _split(tokens[:place], lambda token: token.text in (r"\equiv", "="))
   if not modulus.isdigit() or int(modulus) == 0 or len(sides) > 2 or len(sides) == 2 and len(sides[0]) != 1:
     raise Unknown("a residue")
-  return Residue(_side(sides[-1]), int(modulus), _text(sides[0]) if len(sides) == 2 else "")
+  return Residue(_list(sides[-1]), int(modulus), _text(sides[0]) if len(sides) == 2 else "")
 
 
 def _text(tokens: list[Token]) -> str:
@@ -436,7 +457,10 @@ def _side(tokens: list[Token]) -> object:
 
 def _numbers(tokens: list[Token]) -> object:
   """Reads a named set of numbers, also without some points: \\mathbb{R} - \\{1\\}."""
-  name = "".join(token.text for token in tokens[1:4]).strip("{}")[:1]
+  name = "".join(token.text for token in tokens[1:4])
+  if not re.fullmatch(r"\{[A-Z]\}", name):
+    raise Unknown("a set of numbers")
+  name = name[1]
   rest = tokens[4:]
   if rest and rest[0].text == "-":
     return _without([_numbers(tokens[:4]), _side(rest[1:])])
@@ -515,7 +539,7 @@ def _transposed(value: object) -> object:
   if isinstance(value, Matrix):
     return Matrix(tuple(zip(*value.rows, strict=True)))
   if isinstance(value, Group):
-    return value
+    return Group("(", ")", value.items)
   raise Unknown("a power of no matrix")
 
 
@@ -660,8 +684,8 @@ def _measured(tokens: list[Token]) -> tuple[Tree, units.Unit, bool] | None:
   for place in range(1, len(tokens)):
     token, rest = tokens[place], tokens[place:]
     degrees = token.text == "^" and any(t.text == r"\circ" for t in rest[:3])
-    if len(rest) == 1 and token.text == "'" and tokens[place - 1].kind == "number":
-      return formula.read(tokens[:place]), (("prime", 1),), False
+    if len(rest) < 3 and {t.text for t in rest} == {"'"} and tokens[place - 1].kind == "number":
+      return formula.read(tokens[:place]), (("ft" if len(rest) == 1 else "in", 1),), False
     starts = token.kind in ("text", "letters") or degrees or token.text in (r"\mu", r"\Omega", r"\frac")
     if not starts or not _unit_like(rest):
       continue
@@ -688,7 +712,7 @@ def _unit_like(tokens: list[Token]) -> bool:
       bare += token.text in units.LETTERS and token.spaced
     elif token.kind == "number" and not token.text.isdigit():
       return False
-  joined = any(token.text in ("/", r"\cdot", "*", "^") for token in tokens)
+  joined = any(token.text in ("/", r"\cdot", "*", "^") for token in tokens) or _text(tokens) in units.PRODUCTS
   return joined or bare <= 1
 
 
@@ -723,11 +747,15 @@ def _renamed(value: object, name: str, symbol: Symbol) -> object:
 
 def same(answer: object, label: object) -> bool:
   """Returns whether an answer is right for a label. Raises numeric.TooLarge."""
+  label = _unnamed(label)
   if isinstance(label, Relation):
     return _same_relation(answer, label)
   if isinstance(answer, Relation):
     return any(same(value, label) for value in _values(answer, label))
   answer = _values_of_list(answer, label)
+  if _names_several(label) and isinstance(answer, Collection | Group) and not _names_several(answer):
+    listed = isinstance(answer, Collection) and answer.listed or isinstance(answer, Group) and answer.opening == "("
+    return listed and _in_order(answer.items, tuple(item.sides[-1] for item in label.items))
   if isinstance(answer, Residue) or isinstance(label, Residue):
     return _same_residue(answer, label)
   braces = [isinstance(value, Collection) and not value.listed for value in (answer, label)]
@@ -749,12 +777,29 @@ def same(answer: object, label: object) -> bool:
   return _same_rest(answer, label)
 
 
+def _unnamed(value: object) -> object:
+  """Returns x=1, x=2 as the list of the values, all else as it is."""
+  if not isinstance(value, Collection) or not all(isinstance(item, Relation) for item in value.items):
+    return value
+  names = {item.texts[0] for item in value.items if item.signs == ("=",) and _NAME.fullmatch(item.texts[0])}
+  if len(names) != 1 or len(value.items) < 2 or any(len(item.sides) != 2 for item in value.items):
+    return value
+  return Collection(tuple(_spread([item.sides[1] for item in value.items])), listed=True)
+
+
+def _names_several(value: object) -> bool:
+  """Returns whether a list says of several names what they are, as x=1, y=2."""
+  named = isinstance(value, Collection) and all(isinstance(item, Relation) for item in value.items)
+  return named and len({item.texts[0] for item in value.items}) == len(value.items) > 1
+
+
 def _same_rest(answer: object, label: object) -> bool:
   if isinstance(answer, Ratio) and isinstance(label, Ratio):
     return _same_ratio(answer, label)
   for ratio, other in ((answer, label), (label, answer)):
     if isinstance(ratio, Ratio) and isinstance(other, Scalar):
-      return len(ratio.parts) == 2 and not ratio.suffix and other.tree is not None and _divides(ratio, other.tree)
+      plain = len(ratio.parts) == 2 and not ratio.suffix and other.tree is not None
+      return plain and numeric.fractional(other.tree) and _divides(ratio, other.tree)
   if isinstance(label, Based) and isinstance(answer, Scalar):
     value = answer.tree.value if isinstance(answer.tree, Number) else None
     return label.digits.isdigit() and value == int(label.digits)
@@ -777,9 +822,10 @@ def _as_residue(value: object, label: object) -> object:
     return value
   base, slope = (formula.replace(value.tree, "any of Z 0", Number(Fraction(number))) for number in (0, 1))
   step = numeric.real(Operation("add", (slope, Operation("neg", (base,)))))
-  line = Operation("add", (Operation("mul", (Number(Fraction(step)), Symbol("any of Z 0"))), base))
-  linear = isinstance(step, Fraction) and step.denominator == 1 and step != 0 and numeric.equal(value.tree, line)
-  return Residue(Scalar(base), abs(int(step))) if linear else value
+  if not isinstance(step, Fraction) or step.denominator > 1 or step == 0:
+    return value
+  line = Operation("add", (Operation("mul", (Number(step), Symbol("any of Z 0"))), base))
+  return Residue(Scalar(base), abs(int(step))) if numeric.equal(value.tree, line) else value
 
 
 def _integers(value: object, modulus: int) -> set[int] | None:
@@ -819,6 +865,8 @@ def _divides(ratio: Ratio, tree: Tree) -> bool:
 
 def _same_ratio(a: Ratio, b: Ratio) -> bool:
   if a.suffix != b.suffix or len(a.parts) != len(b.parts):
+    return False
+  if any(part.startswith("0") for ratio in (a, b) for part in ratio.parts[1:]) and a.parts[1:] != b.parts[1:]:
     return False
   ours, wanted = ([Fraction(part) for part in ratio.parts] for ratio in (a, b))
   if ours == wanted:
@@ -888,6 +936,9 @@ def _same_scalar(answer: Scalar, label: Scalar) -> bool:
     if units.same(answer.unit, label.unit) and numeric.agree(answer.number, label.number):
       return True
     return answer.tree is not None and label.tree is not None and numeric.agree(answer.tree, label.tree)
+  if label.tree is not None and symbols(label.tree) & set(_UNIT_VECTORS) and answer.tree is not None:
+    for letter, name in zip("ijk", _UNIT_VECTORS, strict=True):
+      answer = answer._replace(tree=formula.replace(answer.tree, letter, Symbol(name)))
   if answer.tree is not None and label.tree is not None and _same_trees(answer.tree, label.tree):
     return True
   if label.unit and not label.loose and answer.tree is not None:
@@ -917,8 +968,8 @@ def _same_trees(answer: Tree, label: Tree) -> bool:
 
 
 def _is_large(tree: Tree) -> bool:
-  value = numeric.real(tree)
-  return isinstance(value, Fraction) and abs(value) >= 1
+  tree = tree.arguments[0] if _has_sign(tree, "neg") else tree
+  return isinstance(tree, Number) and tree.value >= 1
 
 
 def _with_constant(answer: Tree, label: Tree) -> Tree:
@@ -989,8 +1040,9 @@ def _same_relation(answer: object, label: Relation) -> bool:
 
 
 def _functions(a: str, b: str) -> bool:
-  """Returns whether one names y and the other f(x), or both a derivative of it."""
-  return {a, b} == {"y", "f(x)"} or {a, b} <= _DERIVATIVES
+  """Returns whether one is y and the other a function, or one y and the other y(x), or both a derivative."""
+  functions = any(first == "y" and _FUNCTION.fullmatch(second) for first, second in ((a, b), (b, a)))
+  return functions or {a, b} <= _DERIVATIVES
 
 
 def _equivalent(answer: Relation, label: Relation) -> bool:
@@ -1019,7 +1071,7 @@ def _values_of_list(answer: object, label: object) -> object:
   if not all(found for _, found in values):
     return Words("\0")
   names = [name for name, _ in values]
-  if len(set(names)) == 1:
+  if len({_SUBSCRIPT.sub("", name) for name in names}) == 1:
     return Collection(tuple(_spread([found[-1] for _, found in values])), listed=True)
   ordered = tuple(found[-1] for _, found in sorted(values, key=lambda pair: pair[0]))
   if isinstance(label, Collection) and label.listed:

@@ -21,12 +21,12 @@ GREEK = frozenset(
   "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon phi chi psi omega"
   " Gamma Delta Theta Lambda Xi Sigma Phi Psi Omega ell hbar nabla partial".split()
 )
-_ALIASES = {"varepsilon": "epsilon", "varphi": "phi", "vartheta": "theta", "varrho": "rho", "varsigma": "sigma"}
+ALIASES = {"varepsilon": "epsilon", "varphi": "phi", "vartheta": "theta", "varrho": "rho", "varsigma": "sigma"}
 _TIMES = frozenset(("*", r"\cdot", r"\times", r"\ast"))
 _OPENING = {"(": ")", "[": "]", r"\{": r"\}", r"\lfloor": r"\rfloor", r"\lceil": r"\rceil", r"\lvert": r"\rvert"}
 _SPACES = frozenset((r"\,", r"\;", r"\:", r"\!", r"\ ", r"\quad", r"\qquad", "~"))
 # A run of bare letters that is a word and no product: letters are compared in their order.
-_WORD = re.compile(r"no|on|(?=[A-Z]?[a-z]*[eiou])[A-Z]?[a-z]{2,}|[A-Z]?[a-z]*[aeiou][a-z]*(?<=....)")
+_WORD = re.compile(r"[Nn]o|[Oo]n|(?=[A-Z]?[a-z]*[eiou])[A-Z]?[a-z]{2,}|[A-Z]?[a-z]*[aeiou][a-z]*(?<=....)")
 
 _TOKEN = re.compile(
   r"(?P<space>\s+)"
@@ -218,7 +218,7 @@ class _Reader:
       return True
     if token.kind == "command":
       name = token.text[1:]
-      known = name in FUNCTIONS or name in GREEK or name in _ALIASES or name in _ACCENTS
+      known = name in FUNCTIONS or name in GREEK or name in ALIASES or name in _ACCENTS
       return known or name in ("frac", "sqrt", "binom", "pi", "infty") or token.text in _OPENING
     return token.text in ("(", "[", "{") or token.text == "|" and not self._bars
 
@@ -363,7 +363,7 @@ class _Reader:
 
   def _command(self, command: str, depth: int) -> Tree:
     name = command[1:]
-    name = _ALIASES.get(name, name)
+    name = ALIASES.get(name, name)
     if name in ("pi", "infty"):
       return Symbol("pi") if name == "pi" else INFINITY
     if name in GREEK:
@@ -436,7 +436,7 @@ class _Reader:
     argument = self._power(depth + 1) if self._text() != "-" else self._signed_power(depth + 1)
     while self._starts_factor() and self._text()[1:] not in FUNCTIONS and self._text() not in ("(", "["):
       argument = self._joined(argument, depth)
-    if self._text() == "/" and isinstance(argument, Symbol | Number):
+    if self._text() == "/" and isinstance(argument, Symbol | Number) and self._text(1)[1:] not in FUNCTIONS:
       self._next += 1
       argument = Operation("div", (argument, self._power(depth + 1)))
     return (argument,)

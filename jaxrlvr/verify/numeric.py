@@ -14,7 +14,8 @@ from fractions import Fraction
 from jaxrlvr.verify.formula import Number, Operation, Symbol, Tree, has, symbols
 
 MAX_BITS = 1 << 17  # of the numerator or the denominator of an exact number
-MAX_PRECISION = 12_000  # bits of an irrational one
+MAX_PRECISION = 40_000  # bits of an irrational one
+_CONFIRMING = 2_000  # bits with which equality is looked at again
 MAX_EXPONENT = 1 << 40  # binary, of an irrational number
 MAX_FACTORIAL = 5_000
 _ROUNDED = Fraction(2, 10**6)  # decimals this close, in relation to their size, may be two roundings of one number
@@ -93,27 +94,35 @@ def _float(value) -> float:
 
 def _values(trees: tuple[Tree, Tree], env: Mapping) -> tuple[bool, bool] | None:
   """Returns whether the two agree at a point and whether both are real there; None where one is undefined."""
-  first = Evaluation(200)
+  evaluation = Evaluation(200)
   try:
-    a, b = (first.value(tree, env) for tree in trees)
+    a, b = (evaluation.value(tree, env) for tree in trees)
     if isinstance(a, Fraction) and isinstance(b, Fraction):
       return a == b, True
-    if first.extent > 100:
-      precision = int(200 + 2.2 * first.extent)
-      if precision > MAX_PRECISION:
-        raise TooLarge("too many digits")
-      second = Evaluation(precision)
-      a, b = (second.value(tree, env) for tree in trees)
-      first = second
+    enough = 200 + (int(2.2 * evaluation.extent) if evaluation.extent > 100 else 0)
+    if enough > MAX_PRECISION:
+      raise TooLarge("too many digits")
+    if enough > 200:
+      evaluation = Evaluation(enough)
+      a, b = (evaluation.value(tree, env) for tree in trees)
+    if (
+      not env and enough < _CONFIRMING and _close(evaluation, a, b)
+    ):  # what rounds to the other, as the tanh of 100 to 1
+      evaluation = Evaluation(_CONFIRMING)
+      a, b = (evaluation.value(tree, env) for tree in trees)
   except Undefined:
     return None
-  gap = abs(first.subtract(a, b))
-  if isinstance(gap, Fraction):
-    return gap == 0, True
-  scale = max(0, min(first.largest, first.precision // 2))
-  same = gap == 0 or first.magnitude(gap) < scale - first.precision + 60
-  is_real = not any(_is_complex(value) and first.magnitude(value.imag) > 60 - first.precision for value in (a, b))
-  return bool(same), is_real
+  if isinstance(a, Fraction) and isinstance(b, Fraction):
+    return a == b, True
+  parts = [value.imag for value in (a, b) if _is_complex(value)]
+  return _close(evaluation, a, b), all(evaluation.magnitude(part) <= 60 - evaluation.precision for part in parts)
+
+
+def _close(evaluation: Evaluation, a, b) -> bool:
+  """Returns whether two numbers differ by no more than their rounding may explain."""
+  gap = abs(evaluation.subtract(a, b))
+  scale = max(0, min(evaluation.largest, evaluation.precision // 2))
+  return gap == 0 or evaluation.magnitude(gap) < scale - evaluation.precision + 60
 
 
 def _is_complex(value) -> bool:
@@ -229,7 +238,7 @@ def _add(evaluation: Evaluation, *values):
     term = evaluation.inexact(value)
     total, largest = total + term, max(largest, abs(term))
   noise = largest * evaluation.mp.mpf(2) ** (20 - evaluation.precision)  # of a sum that is 0, its terms being rounded
-  return Fraction(0) if abs(total) < noise else total
+  return evaluation.mp.mpf(0) if abs(total) < noise else total
 
 
 def _neg(evaluation: Evaluation, value):
@@ -330,7 +339,7 @@ def _sine_like(name: str):
       raise TooLarge("too large an angle")
     value = getattr(evaluation.mp, name)(evaluation.inexact(angle))
     if abs(value) < evaluation.mp.mpf(2) ** (20 - evaluation.precision):
-      return Fraction(0)
+      return evaluation.mp.mpf(0)
     return value
 
   return evaluate
@@ -579,3 +588,9 @@ def fraction(value) -> Fraction:
   if abs(exponent) > MAX_BITS:
     raise TooLarge("too many digits")
   return (-1) ** sign * Fraction(int(mantissa)) * Fraction(2) ** exponent
+
+
+def fractional(tree: Tree) -> bool:
+  """Returns whether a formula is a rational number that is no integer."""
+  value = real(tree)
+  return isinstance(value, Fraction) and value.denominator > 1

@@ -61,6 +61,10 @@ _CODE = r"(?:USD|US ?\\?\$|EUR|GBP|INR|Rs\.?)"
 _CODES = {"U": r"\$", "E": "€", "G": "£", "I": "₹", "R": "₹"}  # by their first letters
 _NEXT = r"(?=[ }]*[-+$€£(\\\d])"  # something like a number follows
 # What may stand in front of an answer and says nothing of it.
+_HEADING = re.compile(
+  r"\\text\{(?![^{}]*\b(?:not?|wrong|incorrect|false|twice|half|double|minus|if|or|step|case|part)\b)[A-Za-z ]+: ?"
+  r"(?=\} ?[-+$(\\\d])", re.IGNORECASE
+)  # fmt: skip
 _INTRODUCTION = re.compile(
   r"(?: ?(?:(?:so|thus|hence|therefore|then)\b[,:]?(?=[ }])"
   r"|(?:the )?(?:(?:correct|final|exact|required|desired|total) )*"
@@ -119,7 +123,8 @@ _REWRITES = tuple(
     (r"\\langle(?![a-zA-Z])", "("),
     (r"\\rangle(?![a-zA-Z])", ")"),
     (r"\\(?:varnothing|O)(?![a-zA-Z])", r"\\emptyset "),
-    (r"\\R(?:eals)?(?![a-zA-Z])|\\mathbb ?R(?![a-zA-Z])", r"\\mathbb{R}"),
+    (r"\\R(?:eals)?(?![a-zA-Z])", r"\\mathbb{R}"),
+    (r"\\mathbb ?([A-Z])(?![a-zA-Z])", r"\\mathbb{\1}"),
     (r"\\(?:leq|leqslant)(?![a-zA-Z])|<=", r"\\le "),
     (r"\\(?:geq|geqslant)(?![a-zA-Z])|>=", r"\\ge "),
     (r"\\neq(?![a-zA-Z])|(?<= )!=", r"\\ne "),
@@ -146,8 +151,8 @@ _REWRITES = tuple(
     (r"^\( ?(\w+) ?\) ?_", r"\1_"),
     (r"(?<=\d)_ ?\{? ?\( ?(\w+) ?\) ?\}?$", r"_{\1}"),
     (r"^(\d+) ?\\text\{ to \} ?(\d+)$|^(\d+) to (\d+)$", lambda m: f"{m[1] or m[3]}:{m[2] or m[4]}"),
-    (rf"^(?:\\text\{{ ?)?{_REALS} (?:except|other than|but not)(?: for)?(?: [a-z] ?=)? ?\}}?"
-     r" ?([^{}]*|[^{}]*\{.*\})$", r"\\mathbb{R}\\setminus\\{\1\\}"),
+    (rf"^(?:\\text\{{ ?)?{_REALS} (?:except|other than|but not)(?: for)? ?(?:\}} ?)?(?:[a-z] ?= ?)?"
+     r"([^{}]*(?:(?:\\frac|\\sqrt|\\text)\{.*\})?[^{}]*)\}?$", lambda m: _reals_without(m[1])),
     (rf"^\\text\{{ ?{_REALS} ?\}} ?(?=[a-z] ?(?:\\ne|[<>]|\\[lg]e))", ""),
     (r"^ ?\\text\{ ?(?:about|approximately|approx\.?|roughly) ?\}", ""),
     (r"^\\text\{( ?[-+]?(?:\\?[$€£])?\d[^{}]*)\}$", r"\1"),
@@ -222,7 +227,7 @@ def respell(text: str) -> str:
   for pattern, new in _REWRITES:
     text = pattern.sub(new, text.strip())
   text = _REPEATING.sub(_repeating, text)
-  if not re.search(r"[(\[{]", text):
+  if not re.search(r"[(\[]|\\\{|_ ?\{", text):
     text = _THOUSANDS.sub(lambda number: number[0].replace(",", ""), text)
   phrase = words(text)
   if _NO_SOLUTION.fullmatch(phrase):
@@ -240,7 +245,7 @@ def _without_introduction(text: str) -> str:
   """Drops what stands in front of an answer and says nothing of it, inside of \\text{...} or bare."""
   inside = text.startswith(r"\text{")
   start = len(r"\text{") if inside else 0
-  match = _INTRODUCTION.match(text, start)
+  match = _INTRODUCTION.match(text, start) or _HEADING.match(text)
   if not match:
     return text
   rest = text[match.end() :].strip()
@@ -257,6 +262,11 @@ def _with_round_ends(text: str) -> str:
   ]
   rest = iter(signs)
   return re.sub(r"[\[\]]", lambda _: next(rest), text)
+
+
+def _reals_without(points: str) -> str:
+  """Writes all real numbers but some as a difference of sets."""
+  return r"\mathbb{R}\setminus\{" + re.sub(r",? ?(?:\\text\{ ?and ?\}|\band\b)", ",", points) + r"\}"
 
 
 def _system(match: re.Match) -> str:

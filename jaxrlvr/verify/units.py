@@ -11,6 +11,7 @@ MULTIPLIERS = {
   "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12,
 }  # fmt: skip
 CURRENCIES = {r"\$": "dollar", "$": "dollar", "€": "euro", "£": "pound", "¥": "yen", "₹": "rupee", r"\pounds": "pound"}
+PRODUCTS = frozenset("Nm Js Vs Ah Wh Ws Tm Ns As".split())  # of two of these
 LETTERS = frozenset("msgNJWVACKLhFTCHl")  # that are units on their own behind a number
 
 _SPELLED = """
@@ -87,7 +88,7 @@ _HEDGES = frozenset(
   "or and not maybe perhaps is are was than less most least but if when wrong right i e ie eg either neither"
   " one two three four five six seven eight nine"
   " ten no none to about approximately nor each plus minus times point via infinity undefined isn aren won can cannot"
-  " half quarter third halved doubled tripled twice thrice factorial choose mod modulo root roots radical pi otherwise"
+  " half quarter third halved doubled tripled twice thrice factorial choose mod modulo root radical pi otherwise"
   " incorrect false untrue invalid unsure unknown guess probably possibly likely unlikely impossible almost nearly"
   " around above below over under between both too remainder except without negative positive wait hmm".split()
 )
