@@ -117,6 +117,8 @@ def execute(flags: argparse.Namespace, overrides: dict[str, str]) -> dict:
     hosts.initialise(config.hosts.deadline_seconds, config.hosts.silence_seconds)
   from jaxrlvr.stages import STAGES
 
+  if not flags.distributed:
+    stopping.raise_if_asked()  # during imports, which take seconds
   return STAGES[flags.stage](config, flags.workdir)
 
 

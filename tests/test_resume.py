@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxrlvr import checkpoint, logbook, main, reward
+from jaxrlvr import checkpoint, logbook, main, reward, stopping
 from jaxrlvr import config as configs
 from jaxrlvr.stages import run as runs
 from jaxrlvr.types import InputError, StorageError
@@ -62,6 +62,14 @@ def test_a_recorded_config_is_that_of_the_file(tmp_path, name):
         assert not going_on.finished
   with pytest.raises(InputError, match="config.seed"):
     runs.open_run(configs.derive(config, {"seed": config.seed + 1}), tmp_path / "0", "rl").__enter__()
+
+
+def test_a_signal_before_a_run_begins_leaves_nothing(tmp_path, monkeypatch):
+  with runs.open_run(configs.base(), tmp_path / "w", "rl") as one:
+    monkeypatch.setattr(stopping, "_asked", [15])
+    with pytest.raises(stopping.Interrupted, match="stopped by a signal; the same command goes on"):
+      one.begin(problems=[])
+  assert [path.name for path in (tmp_path / "w").iterdir()] == [".lock"]
 
 
 def test_what_json_can_not_hold_is_refused():

@@ -338,14 +338,21 @@ def test_labels_that_nobody_can_read(tmp_path, init, caplog, capsys):
 
 def test_a_signal_ends_the_reading_of_labels(tmp_path, monkeypatch):
   how = dict(problems__count=5)
-  monkeypatch.setattr(stopping, "_asked", [15])
+  monkeypatch.setattr(stopping, "_asked", [])
   monkeypatch.setattr(rollout, "_PART", 2)
-  graded = []
-  unreadable = Service.unreadable
-  monkeypatch.setattr(Service, "unreadable", lambda self, part: graded.append(len(part)) or unreadable(self, part))
+  graded, signals, unreadable = [], [15], Service.unreadable
+
+  def watched(self, part):
+    graded.append(len(part))
+    stopping._asked.extend(signals)
+    return unreadable(self, part)
+
+  monkeypatch.setattr(Service, "unreadable", watched)
   assert run("prepare", tmp_path / "p", **how) == 143 and graded == [2]
   assert [path.name for path in (tmp_path / "p").iterdir()] == [".lock"]
+  assert run("prepare", tmp_path / "p", **how) == 143 and graded == [2]  # it came before the stage began
   stopping._asked.clear()
+  signals.clear()
   assert run("prepare", tmp_path / "p", **how) == 0 and graded == [2, 2, 2, 1]
 
 

@@ -106,8 +106,10 @@ class Run:
   def begin(self, **inputs) -> None:
     """Writes config and manifest: call it when all input is checked, so that a refused run leaves nothing behind.
 
-    `inputs` are the data the run depends on, by name; a run that goes on, or is finished, must find the same.
+    `inputs` are the data the run depends on, by name; a run that goes on, or is finished, must find the same. A signal
+    that came before ends the run here.
     """
+    self.raise_if_asked()
     hosts.first(lambda: self._begin({name: logbook.digest(value) for name, value in inputs.items()}))
 
   def _begin(self, digests: Mapping[str, str]) -> None:
