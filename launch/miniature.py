@@ -15,7 +15,6 @@ from __future__ import annotations
 import csv
 import json
 import re
-import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -128,6 +127,19 @@ def predictions(folder: Path) -> None:
     csv.writer(file, lineterminator="\n").writerows([head, *rows])
 
 
+def table(source: Path, target: Path) -> None:
+  """Copies a table of the report; of a run's directory, which is this machine's, the last two names."""
+  with source.open(newline="", encoding="utf-8") as file:
+    rows = list(csv.DictReader(file))
+  for row in rows:
+    if "directory" in row:
+      row["directory"] = "/".join(Path(row["directory"]).parts[-2:])
+  with target.open("w", newline="", encoding="utf-8") as file:
+    writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+
+
 def picture(source: Path, target: Path) -> None:
   """Copies a PNG of the report, which lets the page shine through, onto white and into few colours."""
   drawn = Image.open(source).convert("RGBA")
@@ -140,9 +152,9 @@ def main(three_seeds: Path, seed_3: Path, diagnoses: Path) -> None:
   for file in sorted(FOLDER.iterdir()):
     if file.name not in made_here:
       [source] = three_seeds.rglob(file.name)
-      (picture if file.suffix == ".png" else shutil.copyfile)(source, file)
+      (picture if file.suffix == ".png" else table)(source, file)
   [source] = seed_3.rglob("runs.csv")
-  shutil.copyfile(source, FOLDER / "runs-seed-3.csv")
+  table(source, FOLDER / "runs-seed-3.csv")
   predictions(diagnoses)
   PAGE.write_text(with_tables(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
 
