@@ -54,7 +54,7 @@ CAUSES = {
   "ours: JSON lists unpacked": "p0448 p0450",
   "ours: an introduction in the box is dropped": "p0018 p0081 p0124 p0165 p0278 p0321",
   "ours: spacing is no part of an answer": "p0073",
-  "ours: 3e2, ½ and a full stop are read": "p0224 p0409 p0434 p0437",
+  "ours: 3e2, ½, wide digits and a full stop are read": "p0224 p0409 p0410 p0434 p0437",
   "ours: an inequality is compared with an interval": "p0412",
   "ours: both sides of an approximation must agree": "p0029 p0060 p0086 p0192 p0375",
   "ours: a letter with the choice's text answers for the letter": "p0209",

@@ -636,13 +636,10 @@ def _scalar(tokens: list[Token]) -> Scalar:
       raise Unknown("percent of a currency")
     return Scalar(Operation("percent", (formula.read(tokens[:-1]),)))
   tree = None
-  if any(token.kind == "text" and len(token.text.strip()) != 1 for token in tokens):
-    tree_error = Unknown("text")
-  else:
-    try:
-      tree = formula.read(tokens)
-    except Unknown as error:
-      tree_error = error
+  try:
+    tree = formula.read(tokens)
+  except Unknown as error:
+    tree_error = error
   if currency:
     number, unit, _ = _measured(tokens) or (tree, (), False)
     if number is None:
@@ -707,7 +704,7 @@ def _unit_like(tokens: list[Token]) -> bool:
   for token in tokens:
     if token.kind == "letters":
       known = token.text in units.LETTERS or len(token.text) > 1 and token.text in units.KNOWN
-      if not known and not formula.is_word(token.text):
+      if not known and (len(token.text) < 3 or not formula.is_word(token.text)):
         return False
       bare += token.text in units.LETTERS and token.spaced
     elif token.kind == "number" and not token.text.isdigit():
@@ -936,9 +933,11 @@ def _same_scalar(answer: Scalar, label: Scalar) -> bool:
     if units.same(answer.unit, label.unit) and numeric.agree(answer.number, label.number):
       return True
     return answer.tree is not None and label.tree is not None and numeric.agree(answer.tree, label.tree)
-  if label.tree is not None and symbols(label.tree) & set(_UNIT_VECTORS) and answer.tree is not None:
-    for letter, name in zip("ijk", _UNIT_VECTORS, strict=True):
-      answer = answer._replace(tree=formula.replace(answer.tree, letter, Symbol(name)))
+  if label.tree is not None and answer.tree is not None:
+    hatted = bool(symbols(label.tree) & set(_UNIT_VECTORS))
+    for pair in zip("ijk", _UNIT_VECTORS, strict=True):  # both as the label has them
+      old, new = pair if hatted else pair[::-1]
+      answer = answer._replace(tree=formula.replace(answer.tree, old, Symbol(new)))
   if answer.tree is not None and label.tree is not None and _same_trees(answer.tree, label.tree):
     return True
   if label.unit and not label.loose and answer.tree is not None:

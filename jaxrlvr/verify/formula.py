@@ -26,7 +26,11 @@ _TIMES = frozenset(("*", r"\cdot", r"\times", r"\ast"))
 _OPENING = {"(": ")", "[": "]", r"\{": r"\}", r"\lfloor": r"\rfloor", r"\lceil": r"\rceil", r"\lvert": r"\rvert"}
 _SPACES = frozenset((r"\,", r"\;", r"\:", r"\!", r"\ ", r"\quad", r"\qquad", "~"))
 # A run of bare letters that is a word and no product: letters are compared in their order.
-_WORD = re.compile(r"[Nn]o|[Oo]n|(?=[A-Z]?[a-z]*[eiou])[A-Z]?[a-z]{2,}|[A-Z]?[a-z]*[aeiou][a-z]*(?<=....)")
+_WORD = re.compile(
+  r"(?i:no|on|up|do|go|is|it|in|if|or|of|to|so|we|he|me|us|as|at|am|an|be|by|my)"
+  r"|(?=[A-Z]?[a-z]*[eiou])[A-Z]?[a-z]{3,}|[A-Z][a-z]*[eiou][a-z]+(?<=...)|[A-Z]?[a-z]*[aeiou][a-z]*(?<=....)"
+)
+_SHORT = 3  # letters in a row that are a product wherever there are numbers or signs too
 
 _TOKEN = re.compile(
   r"(?P<space>\s+)"
@@ -129,6 +133,7 @@ class _Reader:
     self._items = items
     self._next = 0
     self._bars = 0  # bars that are open
+    self._plain = all(item.kind in ("letters", "text") for item in items)
 
   def peek(self, ahead: int = 0) -> Token | None:
     place = self._next + ahead
@@ -202,13 +207,17 @@ class _Reader:
   def _joined(self, product: Tree, depth: int) -> Tree:
     """Reads a factor that follows without a sign; a fraction behind an integer makes a mixed number."""
     before, token = self._items[self._next - 1], self.peek()
-    if token.kind == "number" and before.text != "!":
+    if token.kind == "number" and before.text not in ("!", "j") and not (symbols(product) and self._behind_terms()):
       raise Unknown("a number behind a factor")
     factor = self._power(depth + 1)
     whole = isinstance(product, Number) and product.decimals is None and before.kind == "number"
     if whole and token.text == r"\frac" and _is_proper(factor):
       return Operation("add", (product, factor))
     return Operation("mul", (product, factor))
+
+  def _behind_terms(self) -> bool:
+    """Returns whether a bracket closes before here that holds more than one letter or number, as (a) does not."""
+    return self._items[self._next - 1].text == ")" and self._items[max(0, self._next - 3)].text != "("
 
   def _starts_factor(self) -> bool:
     token = self.peek()
@@ -313,10 +322,12 @@ class _Reader:
 
   def _letters(self, token: Token) -> Tree:
     letters = token.text
-    if is_word(letters):
+    if is_word(letters) and (self._plain or len(letters) > _SHORT):
       raise Unknown(f"{letters!r} is a word")
     factors = [_symbol(letter) for letter in letters[:-1]]
     factors.append(self._subscripted(letters[-1]))
+    if len(letters) == 1 and letters not in "eijkt" and (called := self._call()) is not None:
+      return Symbol(f"{factors[0].name}({called})")
     tree = factors[0]
     for factor in factors[1:]:
       tree = Operation("mul", (tree, factor))
@@ -326,6 +337,16 @@ class _Reader:
       for factor in (*factors[1:-1], raised):
         tree = Operation("mul", (tree, factor))
     return tree
+
+  def _call(self) -> str | None:
+    """Reads a number in brackets right behind a letter, as in f(2); None for all else."""
+    texts = [self._text(ahead) for ahead in range(4)]
+    size = 4 if texts[1] == "-" else 3
+    inside = texts[size - 2]
+    if texts[0] != "(" or self.peek().spaced or texts[size - 1] != ")" or not re.fullmatch(r"[\d.]+", inside):
+      return None
+    self._next += size
+    return texts[1] + inside if size == 4 else inside
 
   def _power_of(self, base: Tree) -> Tree:
     self._next += 1
@@ -367,8 +388,11 @@ class _Reader:
     if name in ("pi", "infty"):
       return Symbol("pi") if name == "pi" else INFINITY
     if name in GREEK:
-      if name in ("nabla", "partial", "Delta") and self.peek() is not None and self.peek().kind == "letters":
-        raise Unknown("an operator") if name != "Delta" else Unknown("a difference")
+      following = self.peek()
+      if name in ("nabla", "partial", "Delta") and following is not None and following.kind == "letters":
+        if name != "Delta":
+          raise Unknown("an operator")
+        return self._difference(following)
       return self._subscripted(name)
     if name in _ACCENTS:
       self._expect("{")
@@ -389,6 +413,16 @@ class _Reader:
     if name in FUNCTIONS:
       return self._function(name, depth)
     raise Unknown(f"the command {command}")
+
+  def _difference(self, letters: Token) -> Tree:
+    """Reads \\Delta with the letter behind it as one symbol, and the others as factors."""
+    first, rest = letters.text[0], letters.text[1:]
+    self._items = [*self._items]
+    if rest:
+      self._items[self._next] = Token("letters", rest)
+    else:
+      self._next += 1
+    return self._subscripted(f"Delta {first}") if not rest else _symbol(f"Delta {first}")
 
   def _subscript_content(self) -> str:
     parts = []

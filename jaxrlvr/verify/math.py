@@ -1,4 +1,4 @@
-"""Strict grading of mathematical answers: our own reader first, Math-Verify for what that does not know.
+"""Strict grading of mathematical answers: our own reader, and Math-Verify for integrals, sums, products and limits.
 
 Math-Verify can hang or eat memory on short hostile text, so this runs only behind verify.service.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import re
+import string
 from collections.abc import Mapping
 from fractions import Fraction
 from typing import NamedTuple
@@ -42,6 +43,7 @@ _RATIONAL = re.compile(
 )
 _SPACING = re.compile(r"\\(?:left|right)(?![a-zA-Z])|\\[!,;: ](?!\d)|(?<!\d)\\[!,;: ]|(?<![\d,]) | (?!\d)")
 _TEXT = re.compile(r"\\text\{([^{}]*)\}")
+_BRACED = re.compile(r"([_^])\{([A-Za-z0-9])\}(?!\d)")
 _LETTER = re.compile(r"(?:\\text ?\{)?\(?[A-E]\)?\}?")
 _BAR = re.compile(r"\\(?:\||[lr]?[vV]ert(?![a-zA-Z]))")
 _COMMAND = re.compile(r"\\[a-zA-Z]+")
@@ -51,6 +53,9 @@ _CHOICE = re.compile(r"(?:\\(?:text|textbf|mathrm)\s*\{)?\(?([A-E])\)\}?(?:\\?[\
 _EMPTY = re.compile(r"^(?:an?|the) | solutions$| and\b")  # of words
 _BETWEEN = re.compile(r"(?<=.)(?:\\(?:equiv|[bp]?mod|neq?)(?![a-zA-Z])|[≠≡])")
 _HEDGE, _SEVERAL = re.compile(r"\b(?:or|not|maybe)\b"), re.compile(r"[,;]|\\pm|±|\b(?:or|and)\b")
+_EVALUATED = re.compile(r"\\(?:i*int|oint|sum|prod|lim)(?![a-zA-Z])")
+_SCRIPT = re.compile(r"_ ?\{[^{}]*\}")
+_LETTERS = frozenset(string.ascii_letters + "'")
 # What Math-Verify skips: words, and dots.
 _WORDED = re.compile(r"\\text|\.\.|…|\\[lc]?dots|(?<![\\a-zA-Z])[a-zA-Z]{3,}")
 _BASE = re.compile(r"\d\s*_\s*\{?\s*(\w+)")
@@ -182,7 +187,7 @@ def _by_text(answer: str, label: str) -> Verdict | None:
 
 
 def _by_value(answer: str, label: str) -> Verdict:
-  """Compares what two texts stand for; what our own reader does not know, Math-Verify may."""
+  """Compares what two texts stand for; of what our own reader does not know Math-Verify may judge one kind."""
   ours, wanted = _value(answer), _value(label)
   if _same_words(answer, label, ours, wanted):
     return RIGHT
@@ -193,7 +198,7 @@ def _by_value(answer: str, label: str) -> Verdict:
       return WRONG
   if _too_dear(answer, label):
     return UNPARSEABLE
-  if wanted is not None or _misread(answer, label) or any(map(_WORDED.search, (answer, label))):
+  if wanted is not None or not _for_math_verify(answer, label):
     return WRONG if _found(answer) else UNPARSEABLE
   return _math_verify(answer, label)
 
@@ -217,7 +222,8 @@ def _value(text: str) -> object | None:
 
 def _spelled(text: str) -> str:
   """The text without what only changes its looks; a space that may part two numbers stays."""
-  return _SPACING.sub("", text).replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
+  text = _SPACING.sub("", text).replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
+  return _BRACED.sub(r"\1\2", text)
 
 
 class _Rational(NamedTuple):
@@ -244,6 +250,18 @@ def _unreadable(text: str) -> bool:
 
 def _too_dear(answer: str, label: str) -> bool:
   return any(pattern.search(answer) and not pattern.search(label) for pattern in _DEAR)
+
+
+def _for_math_verify(answer: str, label: str) -> bool:
+  """Whether the label is of the one kind that Math-Verify may judge, and the answer none that it takes for another.
+
+  It reads what it knows and skips the rest: so both must hold the same letters and digits, and no words or dots.
+  """
+  said = [_COMMAND.sub("", text) for text in (answer, label)]
+  letters, digits = ([sorted(s for s in text if s in signs) for text in said] for signs in (_LETTERS, string.digits))
+  alike = letters[0] == letters[1] and set(digits[0]) == set(digits[1])
+  evaluated = alike and _EVALUATED.search(label) and "=" not in _SCRIPT.sub("", label)
+  return bool(evaluated) and not _misread(answer, label) and not any(map(_WORDED.search, (answer, label)))
 
 
 def _misread(answer: str, label: str) -> bool:

@@ -25,6 +25,8 @@ _POINTS = tuple(
   tuple(Fraction(a * (b + 7 * n), 97 + 13 * n) for n in range(24))
   for a, b in ((1, 31), (1, 173), (-1, 53), (1, 397), (-1, 211), (1, 1009))
 )
+# More points for what jumps from number to number.
+_INTEGERS = tuple(tuple(Fraction(n * (5 * a + 3) % 61 - 7) for n in range(1, 25)) for a in range(40))
 
 
 class TooLarge(ValueError):
@@ -43,7 +45,8 @@ def equal(a: Tree, b: Tree) -> bool:
   if len(names) > len(_POINTS[0]):
     raise TooLarge("too many variables")
   real = complex_ = 0
-  for point in _POINTS[: 1 if not names else None]:
+  stepped = any(has(tree, "floor", "ceil") for tree in (a, b))
+  for point in (_POINTS + _INTEGERS * stepped)[: 1 if not names else None]:
     values = _values((a, b), dict(zip(names, point, strict=False)))
     if values is None:
       continue
@@ -555,7 +558,10 @@ def _real_value(tree: Tree):
 
 
 def _rounds_to(value, short: Decimal) -> bool:
-  return abs(value - _like(value, short.value)) <= _like(value, short.unit) / 2
+  """Returns whether a number rounds to a decimal, half of its last digit away from 0."""
+  above = abs(value) - abs(_like(value, short.value))  # both have one sign, or are less than a digit
+  half = _like(value, short.unit) / 2
+  return -half <= above < half and abs(value - _like(value, short.value)) <= half
 
 
 def rounds(tree: Tree, approximate: Tree) -> bool:

@@ -53,10 +53,9 @@ _SIGN = re.compile("[" + "".join(_SIGNS) + "]")
 _MINUS = r"[−–‐‑‒﹣－]"
 _WIDE = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}  # full-width signs
 _INTERVAL = r"[\[\]] ?[^\[\](),;]+[,;][^\[\](),;]+[\[\]]"
-_UNIT_VECTOR = (
-  r"\\(?:mathbf|boldsymbol|bm|hat|widehat|vec) ?\{? ?(?:\\(?:hat|mathbf|boldsymbol) ?\{? ?)?"
-  r"(?:\\([ij])math|([ijk]))(?![a-zA-Z]) ?\}{0,2}"
-)
+_BOLD = r"\\(?:mathbf|boldsymbol|bm|hat|widehat|vec)"
+_IJK = r"(?:\\[ij]math|[ijk])(?![a-zA-Z])"
+_UNIT_VECTOR = rf"{_BOLD} ?(?:\{{ ?(?:{_BOLD} ?(?:\{{ ?{_IJK} ?\}}|{_IJK})|{_IJK}) ?\}}|{_IJK})"
 _CODE = r"(?:USD|US ?\\?\$|EUR|GBP|INR|Rs\.?)"
 _CODES = {"U": r"\$", "E": "€", "G": "£", "I": "₹", "R": "₹"}  # by their first letters
 _NEXT = r"(?=[ }]*[-+$€£(\\\d])"  # something like a number follows
@@ -83,6 +82,8 @@ _REWRITES = tuple(
     (r"[\s~\u00a0\u2009\u202f]+", " "),
     (r"[\uff01-\uff5e]", lambda sign: sign[0].translate(_WIDE)),
     (r"\\(?:boxed|fbox) ?(?=\{)", ""),
+    (r"\\(?:left|right|[bB]igg?[lrm]?)(?![a-zA-Z]) ?\.?", ""),
+    (r"(?<!\\)\$((?:[^$\\]|\\.)*)\$", r"\1"),
     (r"^(?:\*\*|`|\"|<answer>)(.*?)(?:\*\*|`|\"|</answer>)$", r"\1"),
     (r"^\[ ?\"([^\"\[\]]*)\" ?\]$", r"\1"),
     (r"[¼-¾⅐-⅞]", lambda sign: "\\frac{" + unicodedata.normalize("NFKC", sign[0]).replace("⁄", "}{") + "}"),
@@ -96,13 +97,15 @@ _REWRITES = tuple(
     (_MINUS, "-"),
     (r"^(?:\\(?:therefore|Rightarrow|Longrightarrow|implies|to)(?![a-zA-Z]) ?)+", ""),
     (r"(?:(?:\\[ ,;]| )?(?:\\(?:checkmark|blacksquare|square|qed)(?![a-zA-Z])|[✓✔✅]))+$", ""),
-    (r"\\(?:left|right|[bB]igg?[lrm]?)(?![a-zA-Z]) ?\.?", ""),
     (r"(?<!\\)(?:\\[()\[\]]|\$(?!\d)|^\$(?=[^$]*\$$))", ""),
-    (_UNIT_VECTOR, lambda m: f"\\hat{{{m[1] or m[2]}}}"),
+    (_UNIT_VECTOR, lambda m: f"\\hat{{{re.findall('[ijk]', m[0].replace('hat', '').replace('math', ''))[-1]}}}"),
     (r"\\(?:Bbb|mathds)(?![a-zA-Z]) ?\{?([A-Z])\}?|(?<=\\in)[ ]?\\(?:mathbf|mathrm|text) ?\{([RZQNC])\}",
      lambda m: f"\\mathbb{{{m[1] or m[2]}}}"),
     (r"\\(?:boldsymbol|bm|mathbf|vec|overrightarrow) ?\{([A-Za-z]{1,2}(?:_\w)?)\}", r"\1"),
-    (r"\\(?:displaystyle|textstyle|limits|underline|bf|rm|boldsymbol|bm|mathbf|vec|mathcal|mathsf)(?![a-zA-Z])", ""),
+    (r"\\(?:(?:display|text)style|limits|underline|boldsymbol|b[fm]|rm|vec|math(?:bf|cal|sf|scr|frak))(?![a-zA-Z])",
+     ""),
+    (r"\^ ?\{? ?\\prime ?\}?", "'"),
+    (r"\\(arcsin|arccos|arctan|sin|cos|tan|ln|log)(?=[xyt](?![a-zA-Z]))", r"\\\1 "),
     (r"\\frac ?\{ ?\\(?:mathrm|text) ?\{d\} ?", r"\\frac{d"),
     (r"\\(?:mathrm|text) ?\{d\} ?(?=[a-z]\b)", "d"),
     (r"\\lbrace(?![a-zA-Z])", r"\\{"),
@@ -110,6 +113,7 @@ _REWRITES = tuple(
     (r"\\vert(?![a-zA-Z])", "|"),
     (r"\{([^{}]*)\\(over|choose)(?![a-zA-Z])([^{}]*)\}",
      lambda m: f"\\{'frac' if m[2] == 'over' else 'binom'}{{{m[1]}}}{{{m[3]}}}"),
+    (r"^\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)(?<!\\)\}$", r"\1"),
     (r"(?:\{\}|(?<![\w)\]}|'!]))[\^_] ?\{?(\w+)\}? ?C ?_ ?\{?(\w+)\}?", r"\\binom{\1}{\2}"),
     (r"([\[(])? ?\\begin ?\{(?:array|smallmatrix)\}(?:\{[lcr| ]*\})?(.*?)\\end ?\{(?:array|smallmatrix)\} ?(?(1)[\])])",
      r"\\begin{matrix}\2\\end{matrix}"),
@@ -149,7 +153,7 @@ _REWRITES = tuple(
     (rf"(?:\\[bp]?mod(?![a-zA-Z])|\\text\{{ ?mod ?\}}|(?<![a-zA-Z\\{{])mod(?![a-zA-Z])){_SPACE}*\{{?(\w+)\}}?",
      r" \\pmod{\1}"),
     (r"^\( ?(\w+) ?\) ?_", r"\1_"),
-    (r"(?<=\d)_ ?\{? ?\( ?(\w+) ?\) ?\}?$", r"_{\1}"),
+    (r"(?<=\d)_ ?\{? ?\( ?(\w+) ?\) ?\}?(?=\.?$)", r"_{\1}"),
     (r"^(\d+) ?\\text\{ to \} ?(\d+)$|^(\d+) to (\d+)$", lambda m: f"{m[1] or m[3]}:{m[2] or m[4]}"),
     (rf"^(?:\\text\{{ ?)?{_REALS} (?:except|other than|but not)(?: for)? ?(?:\}} ?)?(?:[a-z] ?= ?)?"
      r"([^{}]*(?:(?:\\frac|\\sqrt|\\text)\{.*\})?[^{}]*)\}?$", lambda m: _reals_without(m[1])),
@@ -168,7 +172,7 @@ _REWRITES = tuple(
     (r"(?<=\d)(?:\{,\}|,\\!) ?(?=\d{3})", ""),
     (r"(?<=\d) (?=\d{3}(?: \d{3})*$)", ""),
     (r"^(-?\d+) (\d+) ?/ ?(\d+)(?= |$)", r"\1\\frac{\2}{\3}"),
-    (r"(?<![\w.])(\d+(?:\.\d+)?)[eE]([+-]?\d{1,3})(?![\w.])", r"\1 \\cdot 10^{\2}"),
+    (r"(?<![\w.])(\d+(?:\.\d+)?)[eE]([+-]?\d{1,3})(?!\w|\.\d)", r"\1 \\cdot 10^{\2}"),
     (r"\.(\d{0,9}?)(\d{1,6}?)\2+ ?(?:\\[lc]?dots(?![a-zA-Z])|\.\.\.|…)", r".\1\\overline{\2}"),
     (r"(?<=\.)(\d{0,9})\((\d{1,9})\)", r"\1\\overline{\2}"),
     (rf"^(?:[a-z] ?\\in ?)?{_INTERVAL}(?: ?\\cup ?{_INTERVAL})*$", lambda text: _with_round_ends(text[0])),

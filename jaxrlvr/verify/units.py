@@ -65,6 +65,7 @@ pound: pounds GBP
 rupee: rupees Rs
 percent: percents pct
 mph: mph
+angstrom: angstroms
 eV: eV electronvolt electronvolts
 unit: units
 """
@@ -100,6 +101,7 @@ def read(text: str) -> Unit | None:
   """Returns the unit that a text names, () for one that says nothing; None where the text is no unit."""
   text = re.sub(r"\\frac ?\{([^{}]*(?:\{[^{}]*\})?[^{}]*)\} ?\{", r"\1 / {", text)
   text = re.sub(r"\\frac ?\{([^{}]*(?:\{[^{}]*\})?[^{}]*)\} ?\{", r"\1 / {", text)
+  text = re.sub(r"Å|\\AA(?![a-zA-Z])", " angstrom ", text)
   text = re.sub(r"\\text(?![a-zA-Z])|\\[,;:! ]|~|\\frac|[()]", " ", text)
   text = re.sub(r"\^ ?\{? ?\\circ ?\}?", " degree ", text.replace("°", " degree "))
   text = re.sub(r"[{}](?![^{}]*\d ?\})|(?<!\d)\}|\\\\", " ", text) if "^" not in text else text
