@@ -44,6 +44,7 @@ _POINT = re.compile(
 _DERIVATIVES = frozenset(("y'", "f'(x)", "dy/dx", r"\frac{dy}{dx}", r"\frac{d}{dx}f(x)", r"\frac{d}{dx}y"))
 _FUNCTION = re.compile(r"[a-zA-Z](?:\^\{-1\})?\([a-z]\)")
 _SUBSCRIPT = re.compile(r"(?<=^[xyztrkm])_(?:\d|\{\d\})$")  # of the first and the second solution
+_SIMPLE = re.compile(_SYMBOL)
 _UNIT_VECTORS = ("hat{i}", "hat{j}", "hat{k}")
 _CONSTANTS = frozenset(("C", "K", "c", "k", "C_1", "C_0"))  # of integration
 
@@ -349,7 +350,13 @@ def _residue(tokens: list[Token]) -> Residue:
   place = [token.text for token in tokens].index(r"\pmod")
   modulus = _text(tokens[place + 1 :]).strip("{}")
   sides, _ = _split(tokens[:place], lambda token: token.text in (r"\equiv", "="))
-  if not modulus.isdigit() or int(modulus) == 0 or len(sides) > 2 or len(sides) == 2 and len(sides[0]) != 1:
+  if (
+    not modulus.isdigit()
+    or int(modulus) == 0
+    or len(sides) > 2
+    or len(sides) == 2
+    and not _SIMPLE.fullmatch(_text(sides[0]))
+  ):
     raise Unknown("a residue")
   return Residue(_list(sides[-1]), int(modulus), _text(sides[0]) if len(sides) == 2 else "")
 
