@@ -69,7 +69,7 @@ def study(folder: Path) -> tuple[str, list[Cell]]:
 
 
 class HeldOut(NamedTuple):
-  """What a run recorded of comparing a held-out set with the problems that its policy was trained on by RL."""
+  """What a run recorded of comparing a held-out set with the problems that its policy was trained on."""
 
   recorded: bool  # whether its summary says anything of it
   compared: bool = False  # False where recorded: nothing was known of what the policy was trained on

@@ -158,7 +158,7 @@ def checked(run: Run, set_name: str | None) -> str:
   if not found.recorded:
     return f"not recorded {'whether' if run.finished else 'yet whether'} any of its problems is trained on"
   if not found.compared:
-    return "not compared with training problems: the policy has no RL on record"
+    return "not compared with training problems: none of the policy are on record"
   of = "its problems" if found.problems is None else f"its {found.problems} problems"
   told = f"{found.shared} of {of} trained on too" if found.shared else f"none of {of} is trained on"
   if found.left_out:

@@ -675,7 +675,7 @@ def test_what_was_compared_is_read_from_any_summary(tmp_path):
   summary = json.loads((path / "summary.json").read_text()) | {"heldout_overlap": None}
   (path / "summary.json").write_text(json.dumps(summary))
   run = results.Run(Cell("run", path), 5)
-  assert verdict.checked(run, "amc") == "not compared with training problems: the policy has no RL on record"
+  assert verdict.checked(run, "amc") == "not compared with training problems: none of the policy are on record"
   (path / "summary.json").unlink()
   assert verdict.checked(results.Run(Cell("run", path), 5), "amc").startswith("not recorded yet whether")
 
