@@ -6,8 +6,8 @@ graph/, eval/); `config.init` is models/MODEL. `tiny`: the same run on a few pro
 it shows that every path runs, its scores mean nothing.
 """
 
-from jaxrlvr.config import base, words
-from jaxrlvr.data.sets import DOMAINS, TRAIN_FILES, train_file
+from jaxrlvr.config.checks import base, words
+from jaxrlvr.data.eval_sets import DOMAINS, TRAIN_FILES, train_file
 
 WORDS = dict(
   model=tuple(dict.fromkeys(model for model, _ in TRAIN_FILES)),

@@ -20,8 +20,8 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
+from jaxrlvr.grading.service import Job, Service
 from jaxrlvr.text.answer import parse, stated
-from jaxrlvr.verify.service import Job, Service
 
 _RESPELL = (("\\frac", "\\dfrac"), ("(", "\\left( "), (")", " \\right)"), ("\\pi", " \\pi"), ("+", " + "), ("-", "- "))
 CHUNKS = 8  # ours and the reference take turns, so that a change of load meets both

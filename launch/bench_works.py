@@ -61,7 +61,7 @@ def _size(name: str) -> Size:
     return SIZES[name]
   if name.startswith("{"):
     return Size(**json.loads(name))
-  from jaxrlvr.config import base
+  from jaxrlvr.config.checks import base
 
   path, _, arg = name.partition(":")
   c = base(path, arg)
@@ -82,8 +82,8 @@ def _size(name: str) -> Size:
 def _spec(size: Size):
   import jax
 
-  from jaxrlvr.policy import attention
-  from jaxrlvr.policy.spec import Spec
+  from jaxrlvr.model import attention
+  from jaxrlvr.model.spec import Spec
 
   platform, dtype = jax.default_backend(), size.model.get("dtype", "float32")
   unroll = size.model["layers"] if platform == "cpu" else 1
@@ -95,7 +95,7 @@ def _ours(size: Size):
   import jax
   import numpy as np
 
-  from jaxrlvr.policy import spec as policy_spec
+  from jaxrlvr.model import spec as policy_spec
 
   spec = _spec(size)
   params = jax.jit(policy_spec.init, static_argnums=0)(spec, jax.random.key(0))
@@ -103,13 +103,13 @@ def _ours(size: Size):
 
 
 def _sampling(group: int, response: int, shrink: int, eos=()):
-  from jaxrlvr.policy.sample import Sampling
+  from jaxrlvr.sampling.decode import Sampling
 
   return Sampling(group=group, max_tokens=response, eos_ids=tuple(eos), shrink=shrink)
 
 
 def _sample_cost(size: Size, problems: int, group: int, response: int, mean: float, shrink: int):
-  from jaxrlvr import counts
+  from jaxrlvr.planning import flops as counts
 
   spec, one = _spec(size), counts.Cut(1, 1, 1)
   cost = counts.forward(spec, problems, size.prompt, 1, one)
@@ -120,14 +120,14 @@ def _sample_cost(size: Size, problems: int, group: int, response: int, mean: flo
 
 
 def _branches(size: Size):
-  from jaxrlvr.types import Branches
+  from jaxrlvr.base.types import Branches
 
   return Branches(size.prompt, size.group, size.response)
 
 
 def _update_cost(size: Size, scored: int, branches=None):
   """scored: tokens of a row."""
-  from jaxrlvr import counts
+  from jaxrlvr.planning import flops as counts
 
   parts, shape = size.rows // size.micro, (size.rows, size.prompt + size.response)
   if branches is not None:
@@ -139,7 +139,7 @@ def _update_cost(size: Size, scored: int, branches=None):
 def _sample(size: Size, problems: int, group: int, response: int, eos=(), shrink: int = 0) -> Work:
   import jax
 
-  from jaxrlvr.policy.sample import lay_out, sample
+  from jaxrlvr.sampling.decode import lay_out, sample
 
   spec, params, random = _ours(size)
   weights = jax.block_until_ready(lay_out(spec)(params))
@@ -178,8 +178,10 @@ def _train(size: Size, kind: str) -> Work:
   import jax
   import jax.numpy as jnp
 
-  from jaxrlvr import counts, objective, optim
-  from jaxrlvr.update import init_state, update
+  from jaxrlvr.planning import flops as counts
+  from jaxrlvr.training import objective
+  from jaxrlvr.training import optimizer as optim
+  from jaxrlvr.training.update import init_state, update
 
   spec, params, random = _ours(size)
   rows, slots = size.rows, size.prompt + size.response
@@ -309,11 +311,12 @@ def _model_folder(size: Size, folder: Path) -> None:
   """
   import jax
 
-  from jaxrlvr import shard, weights
-  from jaxrlvr.policy import spec as policy_spec
+  from jaxrlvr.device import sharding
+  from jaxrlvr.model import hf_weights as weights
+  from jaxrlvr.model import spec as policy_spec
 
   spec, params, _ = _ours(size)
-  mesh, head = shard.make_mesh(devices=jax.devices()[:1]), "embed" if spec.tied else "head"
+  mesh, head = sharding.make_mesh(devices=jax.devices()[:1]), "embed" if spec.tied else "head"
   params["o"], params["down"] = params["o"].at[..., 0].set(0.0), params["down"].at[..., 0].set(0.0)
   params["embed"] = params["embed"].at[:, 0].set(2.0)
   params[head] = params[head].at[1, 0].set(-40.0)
@@ -328,8 +331,9 @@ def _model_folder(size: Size, folder: Path) -> None:
 
 def _step(size: Size) -> Work:
   """Iterations of the stage, from one reward to the next."""
-  from jaxrlvr import config as configs
-  from jaxrlvr import logbook, reward
+  from jaxrlvr.base import logbook
+  from jaxrlvr.config import checks as configs
+  from jaxrlvr.rewards import expression as reward
   from jaxrlvr.stages.rl import rl
 
   size, folder = size.of_a_step(), Path(tempfile.mkdtemp())
@@ -560,9 +564,9 @@ def serve(name: str, size: str) -> None:
   work, _, peer = name.partition("/")
   ours = peer in ("", "device")
   if ours:
-    from jaxrlvr import pages
+    from jaxrlvr.device import cpu_malloc
 
-    pages.keep()  # as the command line does
+    cpu_malloc.keep()  # as the command line does
   compiles = _watch_compiles() if ours else []
   begun = time.perf_counter()
   found = (PEERS[peer, work] if peer else OURS[work])(_size(size))

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes .venv, installs the test extra, checks style and runs the tests: bash launch/test.sh [pytest arguments]
+# Makes .venv, installs the test extra, checks style and imports, and runs the tests: bash launch/test.sh [pytest arguments]
 # JAXRLVR_WORKERS processes share the tests (default 2).
 # JAX_COMPILATION_CACHE_DIR=FOLDER keeps their compiled programs there: the next run takes little more than half as long.
 set -euo pipefail
@@ -8,4 +8,5 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 install_jaxrlvr '.[test]'
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
+.venv/bin/lint-imports --no-cache
 exec .venv/bin/python -m pytest -n "${JAXRLVR_WORKERS:-2}" --dist=loadscope --no-loadscope-reorder "$@"

@@ -17,9 +17,9 @@ import jax
 import pytest
 from serving import Server
 
-from jaxrlvr import keys
-from jaxrlvr.policy import spec as policy_spec
-from jaxrlvr.policy.spec import RopeScaling, Spec
+from jaxrlvr.device import keys
+from jaxrlvr.model import spec as policy_spec
+from jaxrlvr.model.spec import RopeScaling, Spec
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 

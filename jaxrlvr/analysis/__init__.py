@@ -1,0 +1,1 @@
+"""Figures from recorded rollouts: accuracy, saturation, reasoning, predictions. numpy only."""

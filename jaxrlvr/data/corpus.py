@@ -8,12 +8,14 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from jaxrlvr.data import embedded, layout, raw, rows
-from jaxrlvr.data.embedded import Text
+from jaxrlvr.base.errors import InputError
+from jaxrlvr.base.types import Problem
+from jaxrlvr.data import columns as layout
+from jaxrlvr.data import embedded_text, files, hub
+from jaxrlvr.data.embedded_text import Text
+from jaxrlvr.data.prepared import text as checked
 from jaxrlvr.data.problems import shuffled
-from jaxrlvr.data.store import text as checked
 from jaxrlvr.text.tokenizer import THINK, THINK_END, Tokenizer
-from jaxrlvr.types import InputError, Problem
 
 
 class TextRows:
@@ -24,9 +26,9 @@ class TextRows:
   """
 
   def __init__(self, source: str, column: str, seed: int, skip_bad: int = 0):
-    path, place = raw.find(source)
+    path, place = hub.find(source)
     self._column, self._seed, self._skip_bad = column or place.text or "text", seed, skip_bad
-    self._blocks = list(rows.blocks(path, (self._column,), place.patterns, need=self._column))
+    self._blocks = list(files.blocks(path, (self._column,), place.patterns, need=self._column))
     self._bad: set[str] = set()  # places
     self._rows = functools.lru_cache(2)(lambda block: list(self._blocks[block].read()))
     self._epoch = functools.lru_cache(2)(self._order)
@@ -48,10 +50,10 @@ class TextRows:
     inside = np.random.default_rng([self._seed, epoch, block]).permutation(size)[place - (int(ends[turn]) - size)]
     where, row = self._rows(block)[inside]
     try:
-      if isinstance(row, rows.BadRow):
+      if isinstance(row, files.BadRow):
         raise row
       return Text(checked(self._column, row.get(self._column)))
-    except rows.BadRow as error:
+    except files.BadRow as error:
       self._bad.add(where)
       if len(self._bad) > min(self._skip_bad, len(self) - 1):
         raise InputError(f"{where}, {error}; correct or drop the row, or raise skip_bad = {self._skip_bad}") from None
@@ -81,7 +83,7 @@ def pairs(
   have one (untraced), what is longer than `max_tokens` with its trace (too_long), and the problems whose solution
   `verified`, given (problem, solution) pairs, finds wrong.
   """
-  path, place = raw.find(source)
+  path, place = hub.find(source)
   wanted, columns = ("prompt", "solution"), columns or place.columns
   if not columns:
     raise InputError(f"{source}: no columns; name them, such as prompt=problem, trace=reasoning, solution=answer")
@@ -97,7 +99,7 @@ def pairs(
       "<think>...</think>, or train the other arm (sft.thinking=False)"
     )
   usable = traced or closed
-  fits = [problem for problem in usable if len(embedded.document(longest(problem), tokenizer).ids) <= max_tokens]
+  fits = [problem for problem in usable if len(embedded_text.document(longest(problem), tokenizer).ids) <= max_tokens]
   right = verified([(problem, problem.extra["solution"]) for problem in fits]) if verified else [True] * len(fits)
   kept = [problem for problem, keep in zip(fits, right, strict=True) if keep]
   counts = {

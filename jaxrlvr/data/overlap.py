@@ -8,7 +8,8 @@ import re
 import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from jaxrlvr.types import InputError, Problem
+from jaxrlvr.base.errors import InputError
+from jaxrlvr.base.types import Problem
 
 FILE = "trained_prompts.json"  # in a run directory: digests of all prompts that its weights were trained on
 _MARKS = re.compile(r"\$|\\[()\[\]]")  # where mathematics begins and ends

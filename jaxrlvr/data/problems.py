@@ -9,8 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from jaxrlvr.data import arithmetic, gym, layout, raw, rows
-from jaxrlvr.types import InputError, Problem
+from jaxrlvr.base.errors import InputError
+from jaxrlvr.base.types import Problem
+from jaxrlvr.data import columns as layout
+from jaxrlvr.data import files as rows
+from jaxrlvr.data import hub
+from jaxrlvr.tasks.arithmetic import problems as arithmetic
+from jaxrlvr.tasks.gym import problems as gym
 
 _LOG = logging.getLogger(__name__)
 
@@ -72,7 +77,7 @@ def read(
   key: str = "columns",
 ) -> layout.Loaded:
   """All problems of a path or a data set of the hub (see `raw.find`), and what became of each row."""
-  path, place = raw.find(source)
+  path, place = hub.find(source)
   if place.text:
     raise InputError(f"{source}: is plain text without problems; use it for CPT")
   how = dict(patterns=place.patterns, split=split, copies=copies, key=key)
@@ -81,7 +86,7 @@ def read(
 
 def columns(source: str) -> Sequence[str]:
   """The entries of `columns` by which a source is read where none are given; (): a set that `store.save` wrote."""
-  path, place = raw.find(source)
+  path, place = hub.find(source)
   return place.columns or layout.default_columns(path, place.patterns)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxrlvr.types import InputError
+from jaxrlvr.base.errors import InputError
 
 
 def bins(solve_counts: Sequence[int], samples: int = 16) -> dict[int, np.ndarray]:

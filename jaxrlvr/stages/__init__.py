@@ -3,17 +3,17 @@
 import functools
 
 from jaxrlvr.stages.chain import chain
+from jaxrlvr.stages.curate import corrupt, filter_problems, subset
 from jaxrlvr.stages.diagnose import diagnose
 from jaxrlvr.stages.evaluate import evaluate
+from jaxrlvr.stages.grid import study
+from jaxrlvr.stages.hf_models import export, import_model
 from jaxrlvr.stages.judge import judge
-from jaxrlvr.stages.label import corrupt, filter_problems, subset
-from jaxrlvr.stages.language import tokenizer, train
-from jaxrlvr.stages.models import export, import_model
+from jaxrlvr.stages.language_modelling import tokenizer, train
 from jaxrlvr.stages.plan import plan
 from jaxrlvr.stages.prepare import prepare
 from jaxrlvr.stages.report import report
 from jaxrlvr.stages.rl import rl
-from jaxrlvr.stages.study import study
 
 STAGES = {
   "tokenizer": tokenizer,

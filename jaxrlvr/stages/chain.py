@@ -7,10 +7,10 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from jaxrlvr import config as configs
-from jaxrlvr import remote
-from jaxrlvr.stages.run import open_run
-from jaxrlvr.types import InputError
+from jaxrlvr.base import object_store
+from jaxrlvr.base.errors import InputError
+from jaxrlvr.config import checks as configs
+from jaxrlvr.stages.run_directory import open_run
 
 Stage = Callable[[ConfigDict, str | Path], dict]
 
@@ -58,7 +58,7 @@ def chain(stages: Mapping[str, Stage]) -> Stage:
   """The stage that runs the links of `config.chain` in order."""
 
   def run_chain(config: ConfigDict, workdir: str | Path) -> dict:
-    workdir = remote.path(workdir)
+    workdir = object_store.path(workdir)
     links = plan(config, workdir, stages)
     with open_run(config, workdir, "chain") as run:
       run.summary = None  # its links say themselves what is finished

@@ -8,16 +8,18 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from jaxrlvr import hosts, logbook, remote
-from jaxrlvr.analysis import before, reasoning, regime
+from jaxrlvr.analysis import pre_rl, prediction, reasoning
+from jaxrlvr.base import logbook, object_store
+from jaxrlvr.base.errors import InputError, TrainingStopped
+from jaxrlvr.base.types import Problem
 from jaxrlvr.data import problems as problem_lists
-from jaxrlvr.policy import spec as policy_spec
-from jaxrlvr.stages import setup
+from jaxrlvr.device import multihost
+from jaxrlvr.model import spec as policy_spec
+from jaxrlvr.stages import build_policy
+from jaxrlvr.stages.curate import Survey, lot, survey
 from jaxrlvr.stages.evaluate import graded
 from jaxrlvr.stages.judge import judge_step, make
-from jaxrlvr.stages.label import Survey, lot, survey
-from jaxrlvr.stages.run import Run
-from jaxrlvr.types import InputError, Problem, TrainingStopped
+from jaxrlvr.stages.run_directory import Run
 
 # What the page tells: figure ({K}: samples a problem), and what it is.
 TOLD = {
@@ -46,10 +48,10 @@ def diagnose(config: ConfigDict, workdir: str | Path) -> dict:
   an outage of a judge `http` the page tells the rest, and the stage ends unfinished.
   """
   d, j, ready = config.diagnose, config.judge, {}
-  if hosts.count() > 1 and j.name not in ("exact", "replay"):
+  if multihost.count() > 1 and j.name not in ("exact", "replay"):
     raise InputError(f"config.judge.name = {j.name!r} judges in one process; leave out --distributed, or take exact")
 
-  def prepare(run: Run, policy: setup.Policy) -> None:
+  def prepare(run: Run, policy: build_policy.Policy) -> None:
     ready.update(judge=make(config, j, run.workdir / "cache"), billions=policy_spec.count(policy.spec) / 1e9)
     ready["reference"] = reference(d.reference)
 
@@ -62,13 +64,13 @@ def diagnose(config: ConfigDict, workdir: str | Path) -> dict:
   def write(run: Run, problems: Sequence[Problem], rows: Mapping[str, dict]) -> dict:
     records = [record for row in rows.values() for record in row["responses"]]
     ks = sorted({d.samples, *(k for k in config.evaluate.pass_k if k < d.samples)})
-    figures, histogram = before.measure(records, d.samples, ks)
+    figures, histogram = pre_rl.measure(records, d.samples, ks)
     chosen = sorted(rows, key=lambda problem: lot(config.seed, problem))[: j.problems]
     found, judging = judged([r for p in chosen for r in rows[p]["responses"][: j.samples]], run, ready["judge"], config)
-    near = regime.is_near(ready["billions"], {p.verifier for p in problems})
+    near = prediction.is_near(ready["billions"], {p.verifier for p in problems})
     figures |= found
-    domain = regime.domain_of(d.domain, config.problems.source, {p.verifier for p in problems})
-    said = regime.predict(figures, near, judging["problems"], domain, ready["reference"])
+    domain = prediction.domain_of(d.domain, config.problems.source, {p.verifier for p in problems})
+    said = prediction.predict(figures, near, judging["problems"], domain, ready["reference"])
     made = {"domain": domain, "reference": ready["reference"]}
     made |= {"figures": figures, "histogram": histogram, "predictions": [p._asdict() for p in said], "near": near,
             "billions": ready["billions"], "judging": judging}  # fmt: skip
@@ -94,7 +96,7 @@ def reference(folder: str) -> float | None:
   """Returns the faithful diversity of a former diagnosis; None for "". InputError where it can't be read."""
   if not folder:
     return None
-  path = Path(remote.local(folder)) / "diagnosis.json"
+  path = Path(object_store.local(folder)) / "diagnosis.json"
   try:
     found = json.loads(path.read_text())["figures"]["faithful_diversity"]
     if isinstance(found, (int, float)):
@@ -123,12 +125,12 @@ def judged(rows: Sequence[Mapping], run: Run, judge, config: ConfigDict) -> tupl
 _MEASURED, _PREDICTED = "## What was measured", "## What RL will probably do"
 
 
-def sections(config: ConfigDict, made: Mapping, said: Sequence[regime.Prediction]) -> dict[str, str]:
+def sections(config: ConfigDict, made: Mapping, said: Sequence[prediction.Prediction]) -> dict[str, str]:
   """The page, by headings."""
   K, figures, judging = config.diagnose.samples, made["figures"], made["judging"]
   start = f"--config.model.path={config.model.path}" if config.model.path else f"--config.init={config.init}"
   measured = [(name, value(figures, name), meaning) for name, meaning in ((n.format(K=K), m) for n, m in TOLD.items())]
-  todo = {key: regime.ADVICE[key] for p in said for key in p.advice}
+  todo = {key: prediction.ADVICE[key] for p in said for key in p.advice}
   return {
     "# Diagnosis before RL": f"`{start}`, {made['billions'] * 1e3:,.1f} million weights; "
     f"{figures['problems']:.0f} problems of `{config.problems.source}` x {K} responses at temperature "
@@ -141,28 +143,28 @@ def sections(config: ConfigDict, made: Mapping, said: Sequence[regime.Prediction
     + logbook.markdown(("figure", "value", "what it is"), measured),
     f"## How many problems are solved how often in {K}": logbook.markdown(range(K + 1), [made["histogram"]]),
     _PREDICTED: f"The domain is taken for {made['domain']} (`diagnose.domain`), where "
-    + ("faithfulness separates what generalises from what memorises.\n\n" if made["domain"] in regime.SEPARATES else
+    + ("faithfulness separates what generalises from what memorises.\n\n" if made["domain"] in prediction.SEPARATES else
        "a faithful policy may memorise all the same: what counts is how diverse its faithful responses are, compared "
        "with a reference (`diagnose.reference`"
        + (").\n\n" if made["reference"] is None else f": {made['reference']:.3f}).\n\n"))
     + logbook.markdown(
       ("setting", "prediction", "how sure", "because", "rule", "advice"),
-      ((regime.SETTINGS[p.setting], f"**{p.regime}**", p.sure or "-", regime.RULES[p.rule - 1].when, p.rule,
-        regime.ADVICE[p.advice[0]][0]) for p in said),
+      ((prediction.SETTINGS[p.setting], f"**{p.regime}**", p.sure or "-", prediction.RULES[p.rule - 1].when, p.rule,
+        prediction.ADVICE[p.advice[0]][0]) for p in said),
     ),
     "## The rule": "Of each setting the first row that holds counts. *most*: the whole interval lies above one half "
     "(most are not: below). One half is ours and not calibrated, as are the rows that say so: the paper gives no "
     "figure for faithfulness, format or votes. How sure is at most what the row says, and a level lower each if "
-    f"size ({regime.SIZES[0]} to {regime.SIZES[1]} billion) or verifier ({', '.join(regime.VERIFIERS)}) is none of the "
-    f"references', if fewer than {regime.N} problems were judged, and if fewer than {regime.K} correct responses were "
-    f"labelled (here {figures['labelled/correct']:.0f}). This policy is {'' if made['near'] else '**not** '}among "
-    "the references' sizes and domains.\n\n"
+    f"size ({prediction.SIZES[0]} to {prediction.SIZES[1]} billion) or verifier ({', '.join(prediction.VERIFIERS)}) is "
+    f"none of the references', if fewer than {prediction.N} problems were judged, and if fewer than {prediction.K} "
+    f"correct responses were labelled (here {figures['labelled/correct']:.0f}). This policy is "
+    f"{'' if made['near'] else '**not** '}among the references' sizes and domains.\n\n"
     + logbook.markdown(
       ("rule", "settings", "if", "then", "at most", "why"),
-      ((i, ", ".join(r.settings), r.when, r.regime, r.sure or "-", r.why) for i, r in enumerate(regime.RULES, 1)),
+      ((i, ", ".join(r.settings), r.when, r.regime, r.sure or "-", r.why) for i, r in enumerate(prediction.RULES, 1)),
     ),
     "## References": "RL on N = 8 problems in the paper (arXiv 2604.18574): the step at which training saturates.\n\n"
-    + logbook.markdown(("model", "domain", "t_sat"), regime.REFERENCES),
+    + logbook.markdown(("model", "domain", "t_sat"), prediction.REFERENCES),
     "## Next": "CONFIG is the config of this diagnosis; words in capitals are yours.\n\n```\n" + "".join(
       f"# {why}\njaxrlvr {stage} --config=CONFIG --workdir=runs/{key.replace(' ', '-')} {start}{options}\n"
       for key, (why, stage, options) in todo.items()) + "```",

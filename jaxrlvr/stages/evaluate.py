@@ -11,15 +11,18 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxrlvr import logbook, remote, reward
 from jaxrlvr.analysis import passk
-from jaxrlvr.data import arithmetic, overlap, sets
+from jaxrlvr.base import logbook, object_store
+from jaxrlvr.base.errors import InputError
+from jaxrlvr.base.types import Problem
+from jaxrlvr.data import eval_sets, overlap
 from jaxrlvr.data import problems as problem_lists
-from jaxrlvr.stages import rollout, setup
-from jaxrlvr.stages.run import Run, open_run
-from jaxrlvr.types import InputError, Problem
-from jaxrlvr.verify.service import Service
-from jaxrlvr.verify.vote import Grade, elect
+from jaxrlvr.grading.service import Service
+from jaxrlvr.grading.vote import Grade, elect
+from jaxrlvr.rewards import expression
+from jaxrlvr.stages import build_policy, rollout
+from jaxrlvr.stages.run_directory import Run, open_run
+from jaxrlvr.tasks.arithmetic import problems as arithmetic
 
 _LOG = logging.getLogger(__name__)
 
@@ -27,10 +30,12 @@ _LOG = logging.getLogger(__name__)
 class Evaluator:
   """The held-out sets of a config, ready to be sampled and graded at any step."""
 
-  def __init__(self, config: ConfigDict, policy: setup.Policy, service: Service, training: Sequence[Problem] = ()):
+  def __init__(
+    self, config: ConfigDict, policy: build_policy.Policy, service: Service, training: Sequence[Problem] = ()
+  ):
     """`training`: the problems that the policy is about to be trained on."""
     self._config, self._policy, self._service = config, policy, service
-    trained = setup.trained_on(config, training)
+    trained = build_policy.trained_on(config, training)
     self._sets, left_out = held_out(config, policy, service, trained, training)
     # Of each set, how many of its problems are trained on as well; None: nothing is known of what was trained on.
     self.overlap = None if trained is None else compare(config, self._sets, trained)
@@ -61,7 +66,7 @@ class Evaluator:
     for name in self._sets:
       rows = []
       for drawn in self._sampler.sweep(weights, self._sets[name], self._size, stream=f"evaluate/{name}"):
-        rows += graded(drawn, step, reward.remembering(self._service.grade))
+        rows += graded(drawn, step, expression.remembering(self._service.grade))
         progress()
         run.raise_if_asked(saved)
       logbook.write_jsonl(run.workdir / "evals" / f"{name}_{step:06d}.jsonl", rows)
@@ -75,7 +80,7 @@ class Evaluator:
     return {"heldout_overlap": self.overlap} | ({"heldout_left_out": self.left_out} if self.left_out else {})
 
   def _domain_means(self, found: Mapping[str, Mapping]) -> dict[str, float]:
-    domain, key = sets.DOMAINS.get(self._config.heldout.domain), f"avg@{self._config.evaluate.samples}"
+    domain, key = eval_sets.DOMAINS.get(self._config.heldout.domain), f"avg@{self._config.evaluate.samples}"
     groups = {"in-domain": domain.inside, "out-of-domain": domain.outside} if domain else {}
     means = {group: [found[name][key] for name in names if name in found] for group, names in groups.items()}
     return {f"eval/{group}/{key}": float(np.mean(values)) for group, values in means.items() if values}
@@ -83,7 +88,7 @@ class Evaluator:
 
 def graded(drawn: rollout.Drawn, step: int, grade: Grade) -> list[dict]:
   """Rows of these responses, graded against the truth, each with the `cluster` of equal answers it belongs to."""
-  true = reward.truth(drawn.answers, grade)
+  true = expression.truth(drawn.answers, grade)
   answers_PG = [[response.answer for response in responses] for responses in drawn.answers.response_PG]
   votes = elect(drawn.answers.problems, answers_PG, grade)
   return rollout.records(drawn, step, true, cluster=[e.cluster_G for e in votes])
@@ -112,7 +117,7 @@ def compare(config: ConfigDict, loaded: Mapping[str, rollout.Loaded], trained: f
 
 def held_out(
   config: ConfigDict,
-  policy: setup.Policy,
+  policy: build_policy.Policy,
   service: Service,
   trained: frozenset[str] | None,
   training: Sequence[Problem] = (),
@@ -140,17 +145,17 @@ def chosen_sets(config: ConfigDict, training: Sequence[Problem]) -> dict[str, di
   if not h.sets and not h.domain:
     return {h.name: {} if h.source else follow(config, training)}
   try:
-    files, absent = sets.find(h.sets, h.domain, remote.local(h.folder), h.prompts)
+    files, absent = eval_sets.find(h.sets, h.domain, object_store.local(h.folder), h.prompts)
   except InputError as error:
     raise InputError(f"config.heldout: {error}") from error
   if absent:
     _LOG.warning("%s: not among the study's files and not in %s; left out", ", ".join(absent), h.folder)
-  generated = (name for name in sets.named(h.sets, h.domain) if name in sets.GENERATED)
+  generated = (name for name in eval_sets.named(h.sets, h.domain) if name in eval_sets.GENERATED)
   changes = {
-    name: {"source": "arithmetic", "verifier": "auto", "columns": ()} | sets.GENERATED[name] for name in generated
+    name: {"source": "arithmetic", "verifier": "auto", "columns": ()} | eval_sets.GENERATED[name] for name in generated
   }
   for name, file in files.items():
-    verifier = sets.EVAL_SETS[name].verifier
+    verifier = eval_sets.EVAL_SETS[name].verifier
     changes[name] = dict(source=str(file), verifier=verifier, count=0, columns=(), split="", copies="drop")
   return changes | ({h.name: {}} if h.source else {})
 
@@ -202,7 +207,7 @@ def write_table(metrics: Mapping[str, float], run: Run) -> str:
 def evaluate(config: ConfigDict, workdir: str | Path) -> dict:
   """Measures the policy of `config.init` on the problems of `config.heldout`; the figures also as table.md and .csv."""
   with open_run(config, workdir, "evaluate") as run:
-    policy = setup.load_policy(config)
+    policy = build_policy.load_policy(config)
     with rollout.verifier_service(config) as service, jax.set_mesh(policy.mesh), jax.transfer_guard("disallow"):
       evaluator = Evaluator(config, policy, service)
       inputs = {"tokenizer": policy.tokenizer.pieces(), "origin": policy.origin.get("digests")}

@@ -11,16 +11,19 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from jaxrlvr import config as configs
-from jaxrlvr import endpoint, hosts, judges, logbook, remote, stopping
 from jaxrlvr.analysis import reasoning
 from jaxrlvr.analysis.saturation import saturation
-from jaxrlvr.judges import Judge, Response
-from jaxrlvr.policy.sample import STOP_LENGTH
-from jaxrlvr.stages import rollout, setup
-from jaxrlvr.stages.label import lot
-from jaxrlvr.stages.run import Run, open_run, read_config
-from jaxrlvr.types import InputError, Problem, TrainingStopped
+from jaxrlvr.base import logbook, object_store, signals
+from jaxrlvr.base.errors import InputError, TrainingStopped
+from jaxrlvr.base.types import Problem
+from jaxrlvr.config import checks as configs
+from jaxrlvr.device import multihost
+from jaxrlvr.judging import endpoint, judges
+from jaxrlvr.judging.judges import Judge, Response
+from jaxrlvr.sampling.decode import STOP_LENGTH
+from jaxrlvr.stages import build_policy, rollout
+from jaxrlvr.stages.curate import lot
+from jaxrlvr.stages.run_directory import Run, open_run, read_config
 
 _READ = {"step": int, "problem": str, "sample": int, "prompt": str, "text": str,
          "true_reward": (int, float, type(None))}  # of a recorded response  # fmt: skip
@@ -34,7 +37,7 @@ def make(config: ConfigDict, group: ConfigDict, cache: Path) -> Judge:
     place = endpoint.Endpoint(**fields) if group.name == "http" else None
     policy = local(config, group) if group.name == "local" else None
     return judges.JUDGES[group.name](
-      judges.Settings(place, remote.path(config.judge.cache or cache), remote.local(group.file), policy)
+      judges.Settings(place, object_store.path(config.judge.cache or cache), object_store.local(group.file), policy)
     )
   except InputError as error:
     told = str(error).replace("config.init", "model")  # where a policy judges
@@ -47,7 +50,7 @@ def local(config: ConfigDict, group: ConfigDict) -> tuple[endpoint.Complete, str
     raise InputError("model is empty; name the run directory of a policy (`jaxrlvr import` makes one of a model)")
   how = {"init": group.model, "model.path": "", "tokenizer": "", "rl.prompt_tokens": group.prompt_tokens}
   how |= {"rl.response_tokens": group.tokens, "rl.stop_strings": (), "plan.mean_tokens": 0}
-  policy = setup.load_policy(own := configs.derive(config, how, "judge"))
+  policy = build_policy.load_policy(own := configs.derive(config, how, "judge"))
   sampler = rollout.Sampler(own, policy, "judge", group=1, temperature=0.0, top_k=0, top_p=1.0)
   size, counts = sampler.batch_size(group.concurrency, group.concurrency), Counter()
 
@@ -66,7 +69,7 @@ def local(config: ConfigDict, group: ConfigDict) -> tuple[endpoint.Complete, str
       for (response,), (stop,) in zip(drawn.answers.response_PG, drawn.stop_PG, strict=False)
     )
     for p in asked:
-      yield next(texts) if len(ids[p.id]) <= group.prompt_tokens and not stopping.asked() else None
+      yield next(texts) if len(ids[p.id]) <= group.prompt_tokens and not signals.asked() else None
 
   made = {"weights": policy.origin["digests"], "tokenizer": logbook.digest(policy.tokenizer.pieces())}
   made |= {"tokens": group.tokens, "dtype": config.model.dtype, "think": config.model.think}
@@ -108,7 +111,7 @@ def choose(config: ConfigDict) -> dict[int, list[dict]]:
   j = config.judge
   if not j.run:
     raise InputError("config.judge.run is empty; name the run directory whose responses are to be judged")
-  folder = Path(remote.local(j.run))
+  folder = Path(object_store.local(j.run))
   read_config(folder)
   files = recorded(folder, j.set)
   steps = choose_steps(files, j.steps, folder, config.saturation_tail)
@@ -197,7 +200,7 @@ def judge(config: ConfigDict, workdir: str | Path) -> dict:
   one a step with all figures, summary.json these, kappa to the second judge, and what the judging took.
   """
   j = config.judge
-  if hosts.count() > 1:
+  if multihost.count() > 1:
     raise InputError("the stage judge runs as one process; leave out --distributed")
   with open_run(config, workdir, "judge") as run:
     panel = {"first": make(config, j, run.workdir / "cache")}

@@ -8,9 +8,9 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from jaxrlvr.policy.sample import Sampling
-from jaxrlvr.policy.spec import Spec
-from jaxrlvr.types import InputError
+from jaxrlvr.base.errors import InputError
+from jaxrlvr.model.spec import Spec
+from jaxrlvr.sampling.decode import Sampling
 
 _LOG = logging.getLogger(__name__)
 _ROLLOUT_BYTES = 5 * 4  # of a token: its number, and four figures of it

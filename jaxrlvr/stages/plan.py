@@ -12,12 +12,13 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from jaxrlvr import config as configs
-from jaxrlvr import logbook, remote, tpu
-from jaxrlvr.policy import spec as policy_spec
-from jaxrlvr.stages import programs
-from jaxrlvr.stages.programs import Measured, Program
-from jaxrlvr.types import InputError
+from jaxrlvr.base import logbook, object_store
+from jaxrlvr.base.errors import InputError
+from jaxrlvr.config import checks as configs
+from jaxrlvr.model import spec as policy_spec
+from jaxrlvr.planning import tpu
+from jaxrlvr.stages import plan_programs
+from jaxrlvr.stages.plan_programs import Measured, Program
 
 
 class Try(NamedTuple):
@@ -125,16 +126,16 @@ def table(rows: dict, capacity: float) -> str:
 
 def plan(config: ConfigDict, workdir: str | Path) -> dict:
   """Writes plan.json and plan.md; InputError, with the cure, where the run does not fit as configured."""
-  if remote.is_remote(workdir):
+  if object_store.is_remote(workdir):
     raise InputError(
       f"--workdir={workdir}: a plan is two small files for the machine it is made on; name a local folder"
     )
-  p, stage, workdir = config.plan, config.plan.stage, remote.path(workdir)
+  p, stage, workdir = config.plan, config.plan.stage, object_store.path(workdir)
   try:
     where = tpu.find(p.topology)
   except InputError as error:
     raise InputError(f"config.plan.topology: {error}") from error
-  devices = programs.open_topology(where)
+  devices = plan_programs.open_topology(where)
 
   def measure(config, names, before):
     made = {}
@@ -142,19 +143,19 @@ def plan(config: ConfigDict, workdir: str | Path) -> dict:
     def compile_lane(lane: list[Program]) -> None:
       for program in lane:
         if names is None or program.name in names:
-          made[program.name] = m = programs.compile_program(program, made, len(devices))
+          made[program.name] = m = plan_programs.compile_program(program, made, len(devices))
           print(f"{program.name}: {m.total / tpu.GIB:.2f} GiB a chip, compiled in {m.seconds:.0f} s", flush=True)
         else:
           made[program.name] = before[program.name]._replace(beside=program.beside)
 
-    listed = programs.of(config, where, devices)[1]
+    listed = plan_programs.of(config, where, devices)[1]
     sampling = [program for program in listed if program.name in _SAMPLING]  # decode goes on from prefill
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
       list(pool.map(compile_lane, (sampling, [program for program in listed if program not in sampling])))
     return {program.name: made[program.name] for program in listed}
 
   fitted, made, changes = search(config, stage, where.chip.hbm, measure)
-  policy, listed = programs.of(fitted, where, devices)
+  policy, listed = plan_programs.of(fitted, where, devices)
   rows = report(listed, made, where.chip, p.efficiency)
   step = sum(r["times"] * r["estimated_seconds"] for r in rows.values())
   steps = config[stage].steps  # 0: sft.epochs, and how many that are the documents would tell

@@ -10,13 +10,13 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from jaxrlvr import logbook
-from jaxrlvr.data import store
+from jaxrlvr.base import logbook
+from jaxrlvr.base.types import Problem
+from jaxrlvr.data import prepared
+from jaxrlvr.grading.service import Job, Service
 from jaxrlvr.stages import rollout
-from jaxrlvr.stages.run import open_run
+from jaxrlvr.stages.run_directory import open_run
 from jaxrlvr.text.answer import stated
-from jaxrlvr.types import Problem
-from jaxrlvr.verify.service import Job, Service
 
 _LOG = logging.getLogger(__name__)
 _COMMAND, _WORD, _NUMBER = re.compile(r"\\[a-zA-Z]+"), re.compile(r"[^\W\d_]{2}"), re.compile(r"\d[\d,.]*(?<![,.])")
@@ -52,7 +52,7 @@ def prepare(config: ConfigDict, workdir: str | Path) -> dict:
     path = run.workdir / FORMATS[config.prepare.format]
     if path.is_dir():
       shutil.rmtree(path)  # of this run, killed before its end
-    store.save(path, kept)
+    prepared.save(path, kept)
     told = [{"id": p.id, "label": p.label, "truth": p.truth, "reason": reason} for p, reason in unreadable]
     logbook.write_jsonl(run.workdir / "unreadable.jsonl", told)
     accepted = sum(verdict.score == 1 for verdict in verdicts)

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from jaxrlvr import remote, results
-from jaxrlvr import report as page
-from jaxrlvr.results import Cell
-from jaxrlvr.stages.run import open_run, read_config
-from jaxrlvr.types import InputError
+from jaxrlvr.base import object_store
+from jaxrlvr.base.errors import InputError
+from jaxrlvr.reporting import page, runs
+from jaxrlvr.reporting.runs import Cell
+from jaxrlvr.stages.run_directory import open_run, read_config
 
 
 def report(config: ConfigDict, workdir: str | Path) -> dict:
@@ -36,9 +36,9 @@ def gather(entries: Sequence[str]) -> tuple[str, list[Cell], list[Cell]]:
   """(title of the studies, cells, cells of evaluate runs) of rl, evaluate and judge runs and studies."""
   titles, cells, judges = [], {}, []
   for name, place in named(entries):
-    folder = Path(remote.local(place))
-    if (folder / results.STUDY).is_file():
-      title, found = results.study(folder)
+    folder = Path(object_store.local(place))
+    if (folder / runs.STUDY).is_file():
+      title, found = runs.study(folder)
       titles.append(title)
       cells |= {f"{place}/{cell.name}": cell for cell in found}
       continue
@@ -50,7 +50,7 @@ def gather(entries: Sequence[str]) -> tuple[str, list[Cell], list[Cell]]:
     else:
       raise InputError(f"{place}: a run of stage {stage!r}; the report takes rl, evaluate and judge runs and studies")
   for of, folder in judges:
-    same = [place for place in cells if remote.path(place) == remote.path(of)]
+    same = [place for place in cells if object_store.path(place) == object_store.path(of)]
     same = same or [place for place in cells if Path(place).name == Path(of).name]  # moved together since
     if len(same) != 1 or cells[same[0]].judged:
       raise InputError(f"{folder}: judges {of}, which is {'judged twice' if same else 'not'} among the report's runs")

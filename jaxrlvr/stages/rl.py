@@ -14,20 +14,23 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxrlvr import hosts, logbook, objective, reward, shard
-from jaxrlvr.analysis import shadow
-from jaxrlvr.busy import Busy
-from jaxrlvr.data import pack
+from jaxrlvr.analysis import reward_vs_truth
+from jaxrlvr.base import logbook
+from jaxrlvr.base.errors import InputError, TrainingStopped
+from jaxrlvr.base.types import Branches
 from jaxrlvr.data import problems as problem_lists
-from jaxrlvr.policy.attention import WHOLE_TEXTS
-from jaxrlvr.policy.sample import STOP_LENGTH
-from jaxrlvr.stages import rollout, setup
+from jaxrlvr.device import multihost, sharding
+from jaxrlvr.device.idle import Busy
+from jaxrlvr.model.attention import WHOLE_TEXTS
+from jaxrlvr.rewards import expression
+from jaxrlvr.sampling.decode import STOP_LENGTH
+from jaxrlvr.stages import build_policy, rollout
 from jaxrlvr.stages.evaluate import Evaluator
-from jaxrlvr.stages.run import open_run
+from jaxrlvr.stages.run_directory import open_run
 from jaxrlvr.stages.unpaid import Unpaid, shares
 from jaxrlvr.stages.watch import Watch
-from jaxrlvr.types import Branches, InputError, TrainingStopped
-from jaxrlvr.update import TrainState, update
+from jaxrlvr.training import objective, packing
+from jaxrlvr.training.update import TrainState, update
 
 
 class Part(NamedTuple):
@@ -40,7 +43,7 @@ class Part(NamedTuple):
 class Learner(NamedTuple):
   """What turns a graded batch into updates; the same at every step."""
 
-  policy: setup.Policy
+  policy: build_policy.Policy
   loss_fn: object
   optimizer: object
   updates: int  # updates a step
@@ -52,7 +55,7 @@ class Learner(NamedTuple):
     s = self.settings
     return dict(spec=self.policy.spec, temperature=s.temperature, parts=s.microbatches)
 
-  def weigh(self, drawn: rollout.Drawn, graded: reward.Graded) -> objective.Weights:
+  def weigh(self, drawn: rollout.Drawn, graded: expression.Graded) -> objective.Weights:
     """What the updates make of each response that is trained on: its weight in the loss and its advantage.
 
     A response that was cut off counts in no mean where `rl.mask_truncated` says so.
@@ -80,13 +83,13 @@ class Learner(NamedTuple):
       return responses, s.prompt_tokens + s.response_tokens
     return responses // branches.count, branches.prompt + branches.count * branches.piece
 
-  def place(self, prompt_P, length_PG, numbers) -> pack.Placed:
+  def place(self, prompt_P, length_PG, numbers) -> packing.Placed:
     """Where these responses stand in the rows of an update."""
     s, (rows, slots) = self.settings, self.shape()
     if self.branches is None:
-      return pack.place((prompt_P[:, None] + length_PG).reshape(-1), numbers, rows, slots, s.microbatches, s.pack)
+      return packing.place((prompt_P[:, None] + length_PG).reshape(-1), numbers, rows, slots, s.microbatches, s.pack)
     given = prompt_P, length_PG.reshape(-1), numbers, s.group_size, rows, self.branches
-    return pack.branch(*given, s.microbatches, s.pack)
+    return packing.branch(*given, s.microbatches, s.pack)
 
   def parts(self, params, ref_params, prompts: rollout.Prompts, drawn: rollout.Drawn, kept_PG=None) -> list[Part]:
     """The batch of each update with its scores; responses that are not kept (None: all are) are left out.
@@ -101,9 +104,9 @@ class Learner(NamedTuple):
     for mine in np.arange(length_PG.size).reshape(-1, self.updates, s.group_size).swapaxes(0, 1):
       placed = self.place(prompts.length_P, length_PG, mine[kept_B[mine]])
       layouts.append(((placed.segments_RS, placed.positions_RS), np.int32(placed.live)))
-    everywhere, by_rows = shard.named(mesh), shard.named(mesh, "batch")
+    everywhere, by_rows = sharding.named(mesh), sharding.named(mesh, "batch")
     places = (everywhere, [(by_rows, everywhere)] * len(layouts))
-    problems, layouts = hosts.put(((prompts.tokens_PS, prompts.length_P), layouts), places)
+    problems, layouts = multihost.put(((prompts.tokens_PS, prompts.length_P), layouts), places)
     of = dict(samples=s.votes or s.group_size, group=s.group_size, branches=self.branches)
     for where, live in layouts:
       batch = objective.lay_out(*problems, drawn.rollout, *where, **of)
@@ -118,7 +121,7 @@ class Learner(NamedTuple):
     self, state: TrainState, rates, parts: list[Part], weights: objective.Weights
   ) -> tuple[TrainState, dict]:
     """All updates of one step, at these learning rates; what the host decided goes up in one transfer."""
-    (weight_PG, advantage_PG), rates = hosts.put((weights, list(rates)), shard.named(self.policy.mesh))
+    (weight_PG, advantage_PG), rates = multihost.put((weights, list(rates)), sharding.named(self.policy.mesh))
     several, how = [], dict(loss_fn=self.loss_fn, optimizer=self.optimizer, microbatches=self.settings.microbatches)
     for part, rate in zip(parts, rates, strict=True):
       state, metrics = update(state, objective.grade(part.batch, weight_PG, advantage_PG), rate, part.live, **how)
@@ -138,7 +141,7 @@ def mean_metrics(several: list[dict]) -> dict:
 _SHORT = 1 / 8  # of the longest response: down to such a mean, rows with branches are to hold no more slots than others
 
 
-def branches_of(config: ConfigDict, policy: setup.Policy, length_P: Sequence[int]) -> Branches | None:
+def branches_of(config: ConfigDict, policy: build_policy.Policy, length_P: Sequence[int]) -> Branches | None:
   """What `rl.branches` says of prompts of these lengths (no lengths: as long as they may be); None: no sharing."""
   s, whole = config.rl, policy.spec.attention in WHOLE_TEXTS
   if s.branches > 0 and whole:
@@ -149,7 +152,7 @@ def branches_of(config: ConfigDict, policy: setup.Policy, length_P: Sequence[int
     return None
   prompt = min(-(-max(length_P, default=s.prompt_tokens) // 8) * 8, s.prompt_tokens)
   responses = (s.minibatch_problems or s.problems_per_step) * s.group_size
-  parts, piece = s.microbatches * shard.size(policy.mesh, "batch"), s.response_tokens
+  parts, piece = s.microbatches * sharding.size(policy.mesh, "batch"), s.response_tokens
   most = s.branches if s.branches > 0 else (s.group_size * (np.mean(length_P) + _SHORT * piece) - prompt) / piece
   fits = [n for n in range(1, s.group_size + 1) if s.group_size % n == 0 and responses % (n * parts) == 0 and n <= most]
   if s.branches > 0 and s.branches not in fits:
@@ -160,11 +163,13 @@ def branches_of(config: ConfigDict, policy: setup.Policy, length_P: Sequence[int
   return Branches(prompt, fits[-1], piece) if fits and (fits[-1] > 1 or s.branches > 0) else None
 
 
-def make_learner(config: ConfigDict, policy: setup.Policy, length_P: Sequence[int] = ()) -> tuple[Learner, np.ndarray]:
+def make_learner(
+  config: ConfigDict, policy: build_policy.Policy, length_P: Sequence[int] = ()
+) -> tuple[Learner, np.ndarray]:
   """(learner, learning rate of each update) for prompts of these lengths."""
   s = config.rl
   updates = s.problems_per_step // (s.minibatch_problems or s.problems_per_step)
-  optimizer, rates = setup.optimizer(s.optim, s.steps * updates)
+  optimizer, rates = build_policy.optimizer(s.optim, s.steps * updates)
   loss_fn = objective.grpo(
     policy.spec, temperature=s.temperature, kl_beta=s.kl_beta, kl_estimator=s.kl_estimator,
     clip_low=s.clip_low, clip_high=s.clip_high, dual_clip=s.dual_clip or None, ratio=s.ratio,
@@ -176,35 +181,35 @@ def make_learner(config: ConfigDict, policy: setup.Policy, length_P: Sequence[in
 class Judged(NamedTuple):
   """What was made of a step's answers: [P, samples], votes that are not trained on included."""
 
-  paid: reward.Graded  # behind the noise
-  parts: dict[str, reward.Graded]
-  true: reward.Graded
+  paid: expression.Graded  # behind the noise
+  parts: dict[str, expression.Graded]
+  true: expression.Graded
   label_right_P: list[float | None]  # of the label that was paid for: the vote's where there was one
 
 
 def judge(
-  terms: reward.Terms,
+  terms: expression.Terms,
   noise: tuple[float, float],
-  answers: reward.Answers,
+  answers: expression.Answers,
   label_right: Mapping[str, float | None],
-  grade: reward.Grade,
+  grade: expression.Grade,
 ) -> Judged:
   """The reward with its parts, and the truth beside it, which changes nothing of the reward.
 
   label_right: whether the problems' own labels are right, by problem id.
   """
-  grade = reward.remembering(grade)
-  paid, parts = reward.evaluate(terms, answers, grade)
-  true = reward.truth(answers, grade)
+  grade = expression.remembering(grade)
+  paid, parts = expression.evaluate(terms, answers, grade)
+  true = expression.truth(answers, grade)
   if any(noise):
-    paid = reward.noisy(paid, answers, *noise)
+    paid = expression.noisy(paid, answers, *noise)
   if paid.elections_P is None:
     return Judged(paid, parts, true, [label_right[problem.id] for problem in answers.problems])
   won = [(i, e.winner) for i, e in enumerate(paid.elections_P) if e.winner is not None]
   return Judged(paid, parts, true, [float(true.value_PG[at]) if true.scored_PG[at] else None for at in won])
 
 
-def trained(graded: reward.Graded, group: int) -> reward.Graded:
+def trained(graded: expression.Graded, group: int) -> expression.Graded:
   """The first `group` samples of each problem."""
   return graded._replace(
     value_PG=graded.value_PG[:, :group],
@@ -232,37 +237,40 @@ def host_metrics(judged: Judged, drawn: rollout.Drawn, rows, group: int, binary:
     metrics[name] = np.average(drawn.answers.statistics[statistic][:, :group], weights=drawn.length_PG[:, :group])
   for name, part in judged.parts.items():
     kept = part.value_PG[:, :group][part.scored_PG[:, :group]]
-    metrics |= {f"rewards/{name}/mean": shadow.mean(kept), f"rewards/{name}/std": kept.std() if len(kept) else np.nan}
+    metrics |= {
+      f"rewards/{name}/mean": reward_vs_truth.mean(kept),
+      f"rewards/{name}/std": kept.std() if len(kept) else np.nan,
+    }
   causes = Counter(c for row, s in zip(paid.cause_PG, scored, strict=True) for c in np.array(row, object)[~s])
   metrics |= {f"unscored/{cause}": n / scored.size for cause, n in causes.items()}
-  metrics |= shadow.truth(paid.value_PG, scored, true.value_PG, true.scored_PG, binary)
-  metrics |= shadow.labels(judged.label_right_P, judged.paid.elections_P)
-  metrics |= shadow.causes(true.cause_PG)
+  metrics |= reward_vs_truth.truth(paid.value_PG, scored, true.value_PG, true.scored_PG, binary)
+  metrics |= reward_vs_truth.labels(judged.label_right_P, judged.paid.elections_P)
+  metrics |= reward_vs_truth.causes(true.cause_PG)
   metrics |= shares(true.value_PG, true.scored_PG, true.cause_PG, drawn.stop_PG[:, :group] == STOP_LENGTH)
   if labels:
-    metrics |= {"faithful": np.mean([x == 1.0 for x in labels]), "step_true": shadow.mean(step_true)}
+    metrics |= {"faithful": np.mean([x == 1.0 for x in labels]), "step_true": reward_vs_truth.mean(step_true)}
   return metrics
 
 
-def check_sizes(config: ConfigDict, policy: setup.Policy) -> None:
+def check_sizes(config: ConfigDict, policy: build_policy.Policy) -> None:
   """Refuses batches that the mesh can't split evenly, before anything compiles."""
   s = config.rl
   problems = s.minibatch_problems or s.problems_per_step
-  shard.check(policy.mesh, "config.rl.problems_per_step", (s.problems_per_step,), ("batch",))
+  sharding.check(policy.mesh, "config.rl.problems_per_step", (s.problems_per_step,), ("batch",))
   part = s.problems_per_step // s.sample_parts
-  shard.check(policy.sample_mesh, "config.rl.problems_per_step / config.rl.sample_parts", (part,), ("batch",))
+  sharding.check(policy.sample_mesh, "config.rl.problems_per_step / config.rl.sample_parts", (part,), ("batch",))
   rows = problems * s.group_size
   told = (
     f"rows of a micro-batch ({problems} problems an update x group {s.group_size} = {rows} rows in {s.microbatches})"
   )
-  shard.check(policy.mesh, told, (rows // s.microbatches,), ("batch",))
+  sharding.check(policy.mesh, told, (rows // s.microbatches,), ("batch",))
 
 
 def rl(config: ConfigDict, workdir: str | Path) -> dict:
   """Trains the policy of `config.init` on `config.problems` by the reward `config.rl.reward`."""
   s = config.rl
   with open_run(config, workdir, "rl") as run, Busy() as busy:
-    policy = setup.load_policy(config)
+    policy = build_policy.load_policy(config)
     check_sizes(config, policy)
     sampler = rollout.Sampler(config, policy, "rl", s.sample_parts, busy, int8=s.sample_int8)
     sampler.check_memory(
@@ -279,17 +287,17 @@ def rl(config: ConfigDict, workdir: str | Path) -> dict:
       run.begin(problems=problems, heldout=evaluator.problems, **inputs)
       if run.finished:
         return run.summary
-      setup.keep(config, policy, run.workdir, problems)
+      build_policy.keep(config, policy, run.workdir, problems)
       rollout.show_prompt(run.workdir, policy, problems[0])
-      label_right = reward.labels_right(problems, service.grade)
-      ref_params = setup.frozen(policy) if s.kl_beta else None
-      terms = reward.parse(s.reward)
-      state, meta = run.restore(setup.fresh_state(policy, learner.optimizer))
+      label_right = expression.labels_right(problems, service.grade)
+      ref_params = build_policy.frozen(policy) if s.kl_beta else None
+      terms = expression.parse(s.reward)
+      state, meta = run.restore(build_policy.fresh_state(policy, learner.optimizer))
       start = meta["step"] if meta else 0
       progress = run.progress(s.steps, start)
       if meta is None:
         run.log(0, evaluator(state.params, run, 0))
-      rows = hosts.first(lambda: logbook.read_jsonl(run.workdir / "metrics.jsonl"))
+      rows = multihost.first(lambda: logbook.read_jsonl(run.workdir / "metrics.jsonl"))
       before = meta["before"] if meta else evaluator.means
       watch, unpaid = Watch(rows, before, s.worthwhile_gain, s.stop_when_memorising), Unpaid(rows, config)
       logged = max((row["step"] for row in rows), default=-1)
@@ -320,11 +328,11 @@ def rl(config: ConfigDict, workdir: str | Path) -> dict:
         busy.watch(metrics)  # while the device updates, the host writes, and prepares the next step
         told = write_rollouts(run.workdir, step, drawn, judged)
         stop_if_unscored(step, graded, s.max_unscored)
-        metrics |= host_metrics(judged, drawn, told, s.group_size, reward.is_binary(terms))
+        metrics |= host_metrics(judged, drawn, told, s.group_size, expression.is_binary(terms))
         metrics |= {"empty_updates": learner.empty(weights), "idle": busy.idle()}
         evaluated = step == s.steps or (config.evaluate.every and step % config.evaluate.every == 0)
         if evaluated:
-          metrics = {name: float(value) for name, value in hosts.fetch(metrics).items()}
+          metrics = {name: float(value) for name, value in multihost.fetch(metrics).items()}
           run.save(step, state, origin=policy.origin, before=watch.before, unevaluated=logbook.finite(metrics))
           metrics |= evaluator(state.params, run, step, saved=True)
           busy.idle()  # what evaluation leaves idle is not a step's
@@ -352,7 +360,7 @@ def write_rollouts(workdir: Path, step: int, drawn: rollout.Drawn, judged: Judge
   return rows
 
 
-def stop_if_unscored(step: int, graded: reward.Graded, limit: float) -> None:
+def stop_if_unscored(step: int, graded: expression.Graded, limit: float) -> None:
   share = 1.0 - graded.scored_PG.mean()
   if share > limit:
     causes = Counter(np.array(graded.cause_PG, object)[~graded.scored_PG])

@@ -14,20 +14,23 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxrlvr import hosts, keys, logbook, masked, reward, shard, stopping
-from jaxrlvr.busy import Busy
+from jaxrlvr.base import logbook, signals
+from jaxrlvr.base.errors import InputError
+from jaxrlvr.base.types import Problem
+from jaxrlvr.data import files as rows
 from jaxrlvr.data import problems as problem_lists
-from jaxrlvr.data import rows
-from jaxrlvr.policy.sample import STOP_EOS, STOP_NAMES, Rollout, Sampling, lay_out, sample
+from jaxrlvr.device import keys, masked, multihost, sharding
+from jaxrlvr.device.idle import Busy
+from jaxrlvr.grading.service import Service
+from jaxrlvr.rewards import expression
+from jaxrlvr.sampling.decode import STOP_EOS, STOP_NAMES, Rollout, Sampling, lay_out, sample
 from jaxrlvr.stages import memory
-from jaxrlvr.stages.setup import Policy
+from jaxrlvr.stages.build_policy import Policy
+from jaxrlvr.tasks.arithmetic import faithfulness as judge
+from jaxrlvr.tasks.table import VERIFIERS
 from jaxrlvr.text.answer import OPEN, Parsed, parse
-from jaxrlvr.text.stops import automaton
+from jaxrlvr.text.stop_strings import automaton
 from jaxrlvr.text.tokenizer import Tokenizer
-from jaxrlvr.types import InputError, Problem
-from jaxrlvr.verify import VERIFIERS
-from jaxrlvr.verify import arithmetic as judge
-from jaxrlvr.verify.service import Service
 
 _LOG = logging.getLogger(__name__)
 _PART = 512  # things that are graded between two looks for a signal
@@ -48,7 +51,7 @@ class Drawn(NamedTuple):
   """Responses on the device and what of them came down to the host."""
 
   rollout: Rollout
-  answers: reward.Answers
+  answers: expression.Answers
   length_PG: np.ndarray
   stop_PG: np.ndarray
 
@@ -77,13 +80,14 @@ class Sampler:
     self._reading = config.answer.read
     self.sampling = sampling(config, policy.tokenizer, **changes)
     _warn_of_length(self._width + self.sampling.max_tokens, policy.spec.max_positions)
-    self._shards = shard.size(policy.sample_mesh, "batch")
-    self._stops = hosts.put(_stops(config.rl.stop_strings, policy.tokenizer), shard.named(policy.sample_mesh))
+    self._shards = sharding.size(policy.sample_mesh, "batch")
+    self._stops = multihost.put(_stops(config.rl.stop_strings, policy.tokenizer), sharding.named(policy.sample_mesh))
     self.weights = lay_out(
       policy.spec, policy.sample_mesh, self.sampling.int8
     )  # of the policy's masters, what `__call__` takes
     self._join = jax.jit(
-      lambda parts: jax.tree.map(lambda *x: jnp.concatenate(x), *parts), out_shardings=shard.named(policy.mesh, "batch")
+      lambda parts: jax.tree.map(lambda *x: jnp.concatenate(x), *parts),
+      out_shardings=sharding.named(policy.mesh, "batch"),
     )
 
   def prompts(self, problems: Sequence[Problem], loaded: Loaded, occurrence_P) -> Prompts:
@@ -118,15 +122,17 @@ class Sampler:
     rows = (prompts.tokens_PS, prompts.length_P, prompts.hash_P, index_PG)
     made = []
     with jax.set_mesh(policy.sample_mesh):
-      address = hosts.put(keys.address(self._seed, stream or self._stream, step), shard.named(policy.sample_mesh))
+      address = multihost.put(
+        keys.address(self._seed, stream or self._stream, step), sharding.named(policy.sample_mesh)
+      )
       for part in zip(*(np.split(x, self._parts) for x in rows), strict=True):
         jax.block_until_ready(made[-1:])  # or the next part's cache is allocated beside this one's
-        tokens_PS, length_P, *addresses = hosts.put(part, shard.named(policy.sample_mesh, "batch"))
+        tokens_PS, length_P, *addresses = multihost.put(part, sharding.named(policy.sample_mesh, "batch"))
         keys_B = keys.rows(address, *addresses)
         given = (weights, tokens_PS, length_P, keys_B, self._stops, policy.spec, self.sampling)
         made.append(sample(*given, shards=self._shards))
     rollout = self._join(made)
-    down = hosts.fetch((rollout.tokens_BT, rollout.length_B, rollout.stop_B, row_statistics(rollout)))
+    down = multihost.fetch((rollout.tokens_BT, rollout.length_B, rollout.stop_B, row_statistics(rollout)))
     if self._busy is not None:
       self._busy.add(begun, time.monotonic())
     tokens_BT, length_B, stop_B, by_row = down
@@ -137,7 +143,7 @@ class Sampler:
     statistics = {name: values_B.reshape(shape) for name, values_B in by_row.items()}
     response_PG = [responses[i : i + group] for i in range(0, len(responses), group)]
     samples_PG = prompts.occurrence_P[:, None] * group + np.arange(group)
-    answers = reward.Answers(prompts.problems, response_PG, statistics, samples_PG, self._seed, step)
+    answers = expression.Answers(prompts.problems, response_PG, statistics, samples_PG, self._seed, step)
     return Drawn(rollout, answers, length_B.reshape(shape), stop_B.reshape(shape))
 
 
@@ -290,8 +296,8 @@ def in_parts(grade: Callable[[Sequence], list], items: Sequence) -> list:
   found = []
   for first in range(0, len(items), _PART):
     found += grade(items[first : first + _PART])
-    if hosts.any_asked():
-      raise stopping.Interrupted("grading was stopped by a signal; the same command begins it again")
+    if multihost.any_asked():
+      raise signals.Interrupted("grading was stopped by a signal; the same command begins it again")
   return found
 
 
@@ -322,10 +328,10 @@ def make_prompts(problems: Sequence[Problem], loaded: Loaded, occurrence_P, widt
 
 def verifier_service(config: ConfigDict) -> Service:
   v = config.verify
-  return Service(v.workers, v.cpu_seconds, v.wall_seconds, v.memory_mib << 20, v.mode, hosts.share)
+  return Service(v.workers, v.cpu_seconds, v.wall_seconds, v.memory_mib << 20, v.mode, multihost.share)
 
 
-def records(drawn: Drawn, step: int, true: reward.Graded, **more) -> list[dict]:
+def records(drawn: Drawn, step: int, true: expression.Graded, **more) -> list[dict]:
   """One row a response, as rollouts/ and evals/ hold it; `more` are [P,G] arrays to add."""
   rows = []
   for i, problem in enumerate(drawn.answers.problems):
@@ -364,7 +370,7 @@ def transcript(messages: Sequence[Mapping[str, str]]) -> str:
 
 def show_prompt(workdir: Path, policy: Policy, problem: Problem) -> None:
   """Writes prompt.txt, what the policy sees of a problem: control tokens by name, up to where the answer begins."""
-  if not hosts.index():
+  if not multihost.index():
     logbook.write_atomic(workdir / "prompt.txt", policy.tokenizer.rendered(problem.messages))
 
 

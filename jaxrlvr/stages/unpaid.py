@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxrlvr import logbook
+from jaxrlvr.base import logbook
 
 _LOG = logging.getLogger(__name__)
 STEPS = 5  # without any reward, and it is told

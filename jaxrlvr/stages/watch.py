@@ -6,8 +6,8 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 
-from jaxrlvr import logbook
 from jaxrlvr.analysis import passk, phase
+from jaxrlvr.base import logbook
 
 _LOG = logging.getLogger(__name__)
 _GAIN = ("heldout_gain", "heldout_gain_low", "heldout_gain_high")

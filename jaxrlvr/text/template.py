@@ -12,7 +12,7 @@ import jinja2.ext
 import jinja2.meta
 import jinja2.sandbox
 
-from jaxrlvr.types import InputError
+from jaxrlvr.base.errors import InputError
 
 CHARACTERS = 1 << 24  # of a rendered prompt, and of what one operation of a template may make
 SECONDS = 2  # CPU time of the first rendering

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from jaxrlvr.types import InputError
+from jaxrlvr.base.errors import InputError
 
 THINK, THINK_END = "<think>", "</think>"
 ROLES = {"system": "<|system|>", "user": "<|user|>", "assistant": "<|assistant|>"}

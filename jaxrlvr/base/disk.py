@@ -1,0 +1,72 @@
+"""Full disks and other failed writes, told with the path, what was to be written and what is free."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from jaxrlvr.base.errors import StorageError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def describe(error: OSError, path, size: int | None = None) -> str:
+  """Returns what failed at this path and the cure; `size`: bytes that were to be written there, None: unknown."""
+  reason = error.strerror or type(error).__name__
+  if error.errno not in _FULL:
+    return f"{path}: can't be written ({reason}); see that the place is there and may be written, or choose another"
+  wanted = "" if size is None else f"{_bytes(size)} to write, "
+  free = _free(path)
+  left = "free space unknown" if free is None else f"{_bytes(free)} free"
+  return f"{path}: the disk is full ({reason}: {wanted}{left}); free space there, or choose another --workdir"
+
+
+def is_full(error: BaseException) -> bool:
+  """Returns whether this error, or one that it was raised from or while handling, says that a disk is full."""
+  seen = set()
+  while error is not None and id(error) not in seen:
+    if isinstance(error, OSError) and error.errno in _FULL:
+      return True
+    if any(os.strerror(number) in str(error) for number in _FULL):
+      return True
+    seen.add(id(error))
+    error = error.__cause__ or error.__context__
+  return False
+
+
+@contextlib.contextmanager
+def writing(path, size: int | None = None) -> Iterator[None]:
+  """Raises StorageError that names the path where what is written within fails."""
+  try:
+    yield
+  except OSError as error:
+    raise StorageError(describe(error, path, size)) from error
+
+
+def copy(source, target: Path) -> None:
+  """Copies a file, 16 MiB at a time; StorageError, with path and bytes, where it can't be written."""
+  with source.open("rb") as read:
+    read.seek(0, os.SEEK_END)
+    size = read.tell()
+    read.seek(0)
+    with writing(target, size), target.open("wb") as write:
+      shutil.copyfileobj(read, write, 1 << 24)
+
+
+def _free(path) -> int | None:
+  """Returns the bytes that this user may still write on the path's file system, None: unknown."""
+  place = Path(path).absolute()
+  for folder in (place, *place.parents):
+    try:
+      return shutil.disk_usage(folder).free
+    except OSError:
+      continue
+  return None
+
+
+def _bytes(count: int) -> str:
+  return f"{count:,} bytes" if count < 1 << 20 else f"{count / (1 << 20):,.1f} MiB"

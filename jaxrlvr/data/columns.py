@@ -1,0 +1,416 @@
+"""From rows to problems: which column holds what, by default as in the study or by its name, and what is dropped."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import logging
+import math
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from jaxrlvr.base.errors import InputError
+from jaxrlvr.base.types import Problem
+from jaxrlvr.data import files, prepared
+from jaxrlvr.data.files import BadCell, BadRow
+from jaxrlvr.tasks.graph import GRAPH
+from jaxrlvr.text.answer import last_box
+
+_LOG = logging.getLogger(__name__)
+# Verifier by extra.source_dataset, with the keys of extra that it reads.
+VERIFIERS = ("auto", "math", "graph", "choice")
+STUDY = ("prompt=prompt", "label=reward_model.ground_truth", "extra=extra_info?", "extra.data_source=data_source?")
+TARGETS = ("prompt", "label", "boxed", "truth", "id", "extra", "trace", "solution")
+# Names of columns, in any case, that are taken for what they say where `columns` is empty and one of each is there.
+PROMPTS = ("prompt", "question", "problem", "query")
+LABELS = ("answer", "label", "ground_truth", "final_answer", "expected_answer")
+SOLUTION = "solution"  # taken where no label is there: its last box, or what stands behind ####
+_PART = re.compile(r"(.+)\[(:-1|-1)\]")  # all turns but the last of a column of messages; the text of the last one
+_HASH = re.compile(r"\s*####(?!#)\s*(\S.*?)\s*")
+_WITH_COPIES = ("config.problems.", "config.heldout.")  # groups with a key `copies`
+_SHORT = 64  # characters of a solution without a box that is an answer as it stands
+
+
+class Loaded(NamedTuple):
+  """What a source holds. `counts`: rows = len(problems) + other + unanswered + bad + copies + conflicts."""
+
+  problems: list[Problem]
+  counts: Mapping[str, int]
+
+
+class _Left(Exception):
+  """A row left out for a reason that is no fault of it: the key of `counts`."""
+
+
+def load(
+  path: str | pathlib.Path,
+  verifier: str = "auto",
+  columns: Sequence[str] = (),
+  system: str = "",
+  skip_bad: int = 0,
+  wanted: Sequence[str] = ("prompt", "label"),
+  patterns: tuple[str, ...] = (),
+  split: files.Split | None = None,
+  copies: str = "drop",
+  key: str = "columns",
+) -> Loaded:
+  """The problems of whatever `rows.read` reads, in its order, and what became of every row.
+
+  `verifier`: "math"; "choice"; "graph", by extra.source_dataset; or "auto": graph where that names one, else math.
+  `columns`: entries `TARGET=COLUMN`, (): STUDY where the first row is laid out so, else what `recognised` finds. A
+  target is one of TARGETS or extra.NAME; `boxed` takes as the label the last box of a solution, or the whole of it if
+  short. A column may be a path into structs or JSON text (`a.b`), have substitutes (`a|b`: the first that a row has),
+  or be optional (`a?`); of messages that end in an assistant turn `a[:-1]` is all but that turn and `a[-1]` its text.
+  `COLUMN==VALUE` leaves out the other rows. Of a label, and of a solution without a box, whose last line is
+  `#### ANSWER` that is the answer. Rows written by `store.save` need none of this, and bring their verifiers: another
+  one than "auto" is an error. `system`: a system message for
+  prompts without one. `copies` says what becomes of rows whose prompt a row before has: "drop" leaves them out and
+  tells which (a conflict is a copy with another label), "keep" makes each a problem of its own, "error" refuses them.
+  More than `skip_bad` rows that can't be used are an error. A label that is a JSON list counts as any of its entries:
+  the first is the label, the rest `extra["also"]`. `wanted`: targets that `columns` must have. `patterns`, `split`:
+  see `rows.files`. `key`: the config key of `columns`, for messages.
+  """
+  if verifier not in VERIFIERS:
+    raise InputError(f"verifier of {path} is {verifier!r}; use one of {', '.join(VERIFIERS)}")
+  source, where, tops = _plan(columns, wanted) if columns else ({}, {}, ())
+  counts = dict.fromkeys(("rows", "other", "unanswered", "bad", "copies", "conflicts"), 0)
+  found: list[Problem] = []
+  first_of: dict[str, tuple[str, Problem]] = {}  # by prompt, with its place
+  owner: dict[str, str] = {}  # prompt by id
+  repeats: list[str] = []
+  for place, row in files.read(path, tops, patterns, split):
+    counts["rows"] += 1
+    try:
+      if isinstance(row, BadRow):
+        raise row
+      if any(str(_cell(row, column)) != value for column, value in where.items()):
+        raise _Left("other")
+      own = not columns and all(field in row for field in prepared.FIELDS)
+      if not own and not source:
+        source, where, _ = _plan(_layout(place, row, key, str(path)), wanted)
+      problem = _prepared(row, verifier, system) if own else _problem(row, source, verifier, system)
+      _check_turns("messages" if own else source["prompt"], problem.messages, key)
+      prompt = digest(problem.messages)
+      if owner.setdefault(problem.id, prompt) != prompt:
+        raise BadCell("id", problem.id, "an id that no other prompt has")
+    except _Left as left:
+      counts[left.args[0]] += 1
+    except BadRow as error:
+      counts["bad"] += 1
+      if counts["bad"] > skip_bad:
+        raise InputError(f"{place}, {error}; correct or drop the row, or raise skip_bad = {skip_bad}") from None
+    else:
+      before, first = first_of.setdefault(prompt, (place, problem))
+      if first is not problem and copies != "keep":
+        counts["copies" if first.label == problem.label else "conflicts"] += 1
+        repeats.append(_repeat(place, problem, before, first))
+        if copies == "error":
+          raise InputError(f"{path}: {repeats[0]}; correct one, or take copies=drop or keep")
+        continue
+      if first is not problem and problem.id in owner:
+        problem = _another(problem, owner, prompt)
+      found.append(problem)
+  if not found:
+    raise InputError(f"{path}: no row gives a problem ({told(counts)}); correct the file or the columns")
+  _tell(path, counts, repeats, key)
+  return Loaded(found, counts)
+
+
+def _another(problem: Problem, owner: dict[str, str], prompt: str) -> Problem:
+  """A copy of a problem under an id of its own."""
+  number = 2
+  while f"{problem.id}#{number}" in owner:
+    number += 1
+  owner[f"{problem.id}#{number}"] = prompt
+  return dataclasses.replace(problem, id=f"{problem.id}#{number}")
+
+
+def _repeat(place: str, problem: Problem, before: str, first: Problem) -> str:
+  """Which row repeats which, and how their labels differ if they do."""
+  folder = before.rpartition(":")[0]
+  place = place.removeprefix(f"{folder}:").strip() if folder else place
+  before = before.removeprefix(f"{folder}:").strip() if folder else before
+  differs = "" if problem.label == first.label else f" with the label {problem.label[:40]!r} for {first.label[:40]!r}"
+  return f"{_row(place)} repeats {_row(before)}{differs}"
+
+
+def _row(place: str) -> str:
+  return f"line {place}" if place.isdecimal() else place
+
+
+def _tell(path: str | pathlib.Path, counts: Mapping[str, int], repeats: Sequence[str], key: str) -> None:
+  """Logs what became of the rows: a warning where more was left out than `columns` asked for. `key`: as in `load`."""
+  names = ("unanswered", "bad", "copies", "conflicts")
+  if not any(counts[name] for name in (*names, "other")):
+    return
+  level = logging.WARNING if any(counts[name] for name in names) else logging.INFO
+  conflicts = [one for one in repeats if " with the label " in one]
+  shown = (conflicts + [one for one in repeats if one not in conflicts])[:3]
+  more = f", ... ({len(repeats)} in all)" if len(repeats) > len(shown) else ""
+  kept = f"; {key.removesuffix('columns')}copies=keep keeps them" if key.startswith(_WITH_COPIES) else ""
+  rest = f"; left out: {', '.join(shown)}{more}{kept}" if repeats else ""
+  _LOG.log(level, "%s: %s%s", path, told(counts), rest)
+
+
+def _layout(place: str, row: Mapping, key: str, path: str) -> Sequence[str]:
+  """STUDY where the row is laid out so, else the columns that it has by name, which is told."""
+  if "reward_model" in row and "prompt" in row:
+    return STUDY
+  columns = recognised(row)
+  if columns is None:
+    missing = "prompt" if "reward_model" in row or "prompt" not in row else "reward_model.ground_truth"
+    found = ", ".join(map(str, row))[:200]
+    raise InputError(
+      f"{place}, column {missing} is missing, found {found}; say which columns hold prompt and label, such as "
+      f'--{key}="{",".join(_guess(row))}"'
+    )
+  _LOG.warning('%s: read as %s="%s"', path, key, ",".join(columns))
+  return columns
+
+
+def default_columns(path: str | pathlib.Path, patterns: tuple[str, ...] = ()) -> Sequence[str]:
+  """The entries of `columns` that are taken for a source where none are given; (): its rows need none."""
+  row = next(
+    (row for _, row in files.read(path, patterns=patterns, split=files.Split(files.ALL)) if isinstance(row, Mapping)),
+    {},
+  )
+  if all(field in row for field in prepared.FIELDS):
+    return ()
+  return STUDY if "reward_model" in row and "prompt" in row else recognised(row) or ()
+
+
+def recognised(row: Mapping) -> tuple[str, ...] | None:
+  """The entries of `columns` that a row's names tell, None where they don't tell one prompt and one label."""
+  names = {str(name).strip().lower(): str(name) for name in row}
+  prompts, labels = ([names[name] for name in wanted if name in names] for wanted in (PROMPTS, LABELS))
+  if len(prompts) != 1 or len(labels) > 1 or (not labels and SOLUTION not in names):
+    return None
+  return f"prompt={prompts[0]}", f"label={labels[0]}" if labels else f"boxed={names[SOLUTION]}"
+
+
+def _guess(row: Mapping) -> tuple[str, str]:
+  """Entries of `columns` that might be meant, for a message."""
+  names = [str(name) for name in row]
+  for name in names:
+    if isinstance(row[name], list) and row[name] and isinstance(row[name][-1], Mapping):
+      if row[name][-1].get("role") == "assistant":
+        return f"prompt={name}[:-1]", f"boxed={name}[-1]"
+  known = {name.strip().lower(): name for name in reversed(names)}
+  prompt = next((known[name] for name in (*PROMPTS, "messages") if name in known), names[0] if names else "A")
+  label = next((known[name] for name in LABELS if name in known and known[name] != prompt), "")
+  if not label and SOLUTION in known:
+    return f"prompt={prompt}", f"boxed={known[SOLUTION]}"
+  return f"prompt={prompt}", f"label={label or next((name for name in reversed(names) if name != prompt), 'B')}"
+
+
+def _check_turns(column: str, turns: Sequence[Mapping[str, str]], key: str) -> None:
+  if turns[-1]["role"] == "assistant":
+    name = column.removesuffix("?")
+    raise BadCell(
+      name,
+      turns[-1],
+      f"a last turn of the user: with --{key} prompt={name}[:-1] is the turns before, boxed={name}[-1] takes the "
+      f"answer from the last one, and solution={name}[-1] is its text",
+    )
+  if all(not turn["content"].strip() for turn in turns):
+    raise BadCell(column, list(turns), "a turn with text")
+
+
+def told(counts: Mapping[str, int]) -> str:
+  """Counts in words."""
+  return ", ".join(f"{number} {name}" for name, number in counts.items() if number or name == "rows")
+
+
+def digest(messages: Sequence[Mapping[str, str]]) -> str:
+  """The id of a prompt."""
+  return hashlib.sha1("\n".join(f"{m['role']}: {m['content']}" for m in messages).encode()).hexdigest()[:16]
+
+
+def _plan(columns: Sequence[str], wanted: Sequence[str]) -> tuple[dict[str, str], dict[str, str], tuple[str, ...]]:
+  """(source of each target, value that a row must have by column, top-level columns to read)."""
+  sources, where = {}, {}
+  for entry in columns:
+    match = re.fullmatch(r"\s*([^=]+?)\s*(==?)\s*([^=\s].*?)\s*", entry, re.DOTALL)
+    if not match or match[2] == "=" and match[1] not in TARGETS and not match[1].startswith("extra."):
+      targets = ", ".join(TARGETS)
+      raise InputError(f"columns entry {entry!r}: wanted TARGET=COLUMN ({targets} or extra.NAME), or COLUMN==VALUE")
+    table = where if match[2] == "==" else sources
+    if match[1] in table:
+      raise InputError(f"columns entry {entry!r}: {match[1]} is there twice; name substitutes as A|B")
+    table[match[1]] = match[3]
+  for target in wanted:
+    if target not in sources and not (target == "label" and "boxed" in sources):
+      raise InputError(f"columns {', '.join(columns)}: no column for {target}; add {target}=COLUMN")
+  paths = [_whole(path) for source in (*sources.values(), *where) for path in _paths(source)]
+  return sources, where, tuple(dict.fromkeys(head for path in paths for head in _heads(path)))
+
+
+def _paths(source: str) -> list[str]:
+  return source.removesuffix("?").split("|")
+
+
+def _whole(path: str) -> str:
+  """The path without a part of messages."""
+  return match[1] if (match := _PART.fullmatch(path)) else path
+
+
+def _heads(path: str) -> list[str]:
+  """The names that a path may begin with, the longest first: names may hold dots."""
+  parts = path.split(".")
+  return [".".join(parts[:size]) for size in range(len(parts), 0, -1)]
+
+
+def _cell(row: Mapping, source: str) -> object:
+  """The cell at a path; None where that is optional and not there."""
+  paths, optional = _paths(source), source.endswith("?")
+  path = next((path for path in paths if any(head in row for head in _heads(_whole(path)))), None)
+  if path is None and not optional:
+    raise BadRow(f"column {_whole(paths[0])} is missing, found {', '.join(map(str, row))}"[:200])
+  if path is None:
+    return None
+  cell, part = _descend(row, _whole(path), optional), _PART.fullmatch(path)
+  return _turns(path, cell, part[2]) if part and not (cell is None and optional) else cell
+
+
+def _descend(row: Mapping, path: str, optional: bool) -> object:
+  """The cell at a path into structs, at each level the longest name that is there."""
+  cell, rest, before = row, path, ""
+  while rest:
+    if before:
+      if cell is None and optional:
+        return None
+      cell = prepared.struct(before, cell)
+    head = next((head for head in _heads(rest) if head in cell), rest.partition(".")[0])
+    cell, rest = cell.get(head), rest[len(head) + 1 :]
+    before = f"{before}.{head}" if before else head
+  return cell
+
+
+def _turns(path: str, cell: object, part: str) -> object:
+  """Of messages that end in an assistant turn: all before it, or its text."""
+  turns = prepared.messages(_whole(path), cell)
+  if turns[-1]["role"] != "assistant" or (part == ":-1" and len(turns) == 1):
+    raise BadCell(path, list(turns), "messages that end in an assistant turn behind others")
+  return list(turns[:-1]) if part == ":-1" else turns[-1]["content"]
+
+
+def _prepared(row: Mapping, verifier: str, system: str) -> Problem:
+  """The problem of a row that `store.save` wrote."""
+  problem = prepared.from_row(row)
+  if verifier != "auto":
+    raise InputError(
+      f"verifier = {verifier!r}: the rows are those of a prepared set, which brings its verifiers (here "
+      f"{problem.verifier}); leave it at auto, or prepare the set again"
+    )
+  return dataclasses.replace(problem, messages=_with_system(problem.messages, system))
+
+
+def _problem(row: Mapping, source: Mapping[str, str], verifier: str, system: str) -> Problem:
+  messages = _messages(source["prompt"], _cell(row, source["prompt"]), system)
+  extra = _extra(row, source)
+  verifier = _verifier(extra, verifier)
+  labels = _labels(row, source)
+  truths = _truths(row, source, extra, verifier) or labels
+  also = {first: rest for first, *rest in (labels, truths) if rest}
+  return Problem(
+    id=str(_scalar("id", _cell(row, source["id"]))) if "id" in source else digest(messages),
+    messages=messages,
+    label=labels[0],
+    truth=truths[0],
+    verifier=verifier,
+    extra=extra | ({"also": also} if also else {}),
+  )
+
+
+def _messages(column: str, cell: object, system: str) -> tuple[Mapping[str, str], ...]:
+  if isinstance(cell, str):
+    cell = [{"role": "user", "content": prepared.text(column, cell)}]
+  return _with_system(prepared.messages(column, cell), system)
+
+
+def _with_system(turns: tuple[Mapping[str, str], ...], system: str) -> tuple[Mapping[str, str], ...]:
+  if system and all(turn["role"] != "system" for turn in turns):
+    return {"role": "system", "content": system}, *turns
+  return turns
+
+
+def _extra(row: Mapping, source: Mapping[str, str]) -> dict:
+  """What is not null of the columns for `extra`, `extra.NAME`, `trace` and `solution`."""
+  whole = _cell(row, source["extra"]) if "extra" in source else None
+  extra = {} if whole in (None, "") else prepared.struct(_paths(source["extra"])[0], whole)
+  for target, path in source.items():
+    if target.startswith("extra."):
+      extra[target.removeprefix("extra.")] = _cell(row, path)
+    elif target in ("trace", "solution"):
+      extra[target] = prepared.text(path, _cell(row, path))
+  return {key: value for key, value in extra.items() if value is not None and key != "also"}  # ours to write
+
+
+def _verifier(extra: Mapping, asked: str) -> str:
+  task = extra.get("source_dataset")
+  if asked == "graph" and task not in GRAPH:
+    raise BadCell("extra_info", task, f"a source_dataset among {', '.join(GRAPH)}")
+  if asked in ("math", "choice") or task not in GRAPH:
+    return "math" if asked == "auto" else asked
+  if missing := [key for key in GRAPH[task] if key not in extra]:
+    raise BadCell("extra_info", sorted(extra), f"the key {missing[0]}, which {task} needs")
+  return task
+
+
+def _labels(row: Mapping, source: Mapping[str, str]) -> list[str]:
+  if "label" in source:
+    return _entries(source["label"], _cell(row, source["label"]))
+  if "boxed" not in source:
+    return [""]
+  solution = _cell(row, source["boxed"])
+  if solution is None and source["boxed"].endswith("?"):
+    raise _Left("unanswered")
+  solution = prepared.text(source["boxed"], solution).strip()
+  short = "" if "\n" in solution or len(solution) > _SHORT else solution
+  answer = last_box(solution) or behind_hash(solution) or short
+  if not answer.strip():
+    raise _Left("unanswered")
+  return [answer]
+
+
+def behind_hash(solution: str) -> str:
+  """What stands behind #### in the last line of a text, where GSM8K keeps its answers; "": it has no such line."""
+  match = _HASH.fullmatch(solution.rstrip().rpartition("\n")[2])
+  return match[1] if match else ""
+
+
+def _scalar(column: str, cell: object) -> str:
+  """A text, or a number as text."""
+  number = isinstance(cell, (int, float)) and not isinstance(cell, bool) and math.isfinite(cell)
+  return prepared.text(column, str(cell) if number else cell)
+
+
+def _entries(column: str, cell: object) -> list[str]:
+  """The accepted answers: the text, or the entries of a list of texts; `[1, 2]` is text, maybe an interval."""
+  entries = cell
+  if isinstance(cell, str) and cell.lstrip().startswith("["):
+    with contextlib.suppress(ValueError):
+      entries = files.parse(cell)
+  if not (isinstance(entries, list) and all(isinstance(entry, str) for entry in entries)):
+    entries = [cell]
+  entries = [behind_hash(entry) or entry if isinstance(entry, str) else entry for entry in entries]
+  try:
+    return [_scalar(column, entry) for entry in entries] or [_scalar(column, None)]
+  except BadCell:
+    raise BadCell(column, cell, "a non-empty text, or a JSON list of such") from None
+
+
+def _truths(row: Mapping, source: Mapping[str, str], extra: Mapping, verifier: str) -> list[str] | None:
+  """The right answers where a row keeps them beside a label that may be wrong."""
+  if "truth" in source:
+    return _entries(source["truth"], _cell(row, source["truth"]))
+  if "original_ground_truth" in extra:
+    return _entries("extra_info.original_ground_truth", extra["original_ground_truth"])
+  if verifier in GRAPH and "solution_path" in extra:
+    return [" → ".join(extra["solution_path"])]
+  if verifier in GRAPH and "solution" in extra:
+    return [str(extra["solution"])]
+  return None

@@ -1,0 +1,110 @@
+"""Evaluation sets by name, the study's files and the embedded domain's, inside and outside of each training domain."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from jaxrlvr.base.errors import InputError
+
+
+class EvalSet(NamedTuple):
+  file: str  # FOLDER/think/FILE.parquet and FOLDER/non-think/FILE.parquet, as the study lays them out
+  verifier: str
+  released: bool = True  # False: not among the study's files; evaluated where the user has it
+
+
+# Keys: names in `heldout.sets` and in metrics.
+EVAL_SETS: dict[str, EvalSet] = {
+  "math500": EvalSet("math500", "math"),
+  "amc": EvalSet("amc_test", "math"),
+  "aime24": EvalSet("aime2024", "math"),
+  "aime25": EvalSet("aime2025", "math"),
+  "minerva": EvalSet("minerva_math", "math"),
+  "olympiad": EvalSet("olympiad_bench", "math"),
+  "scibench": EvalSet("scibench_test", "math"),
+  "scp-hard": EvalSet("scp_test_difficult_1", "math"),
+  "gpqa-diamond": EvalSet("stem__gpqa_diamond_198", "choice"),
+  "supergpqa": EvalSet("supergpqa", "choice", released=False),
+  "mmlu-sci": EvalSet("mmlu_sci", "choice", released=False),
+  **{
+    f"{task.replace('_', '-')}-{model}": EvalSet(f"test_{task}_{model}_{size}_50_{kind}_0", "graph")
+    for model, size in (("qwen", "7b"), ("llama", "8b"))
+    for task, kind in (("quantum_lock", "very_difficult"), ("largest_island", "uniform_extra_info_difficulty"))
+  },
+}
+
+
+# Sets of the embedded domain: what differs from the problems of config.heldout. Keys as above.
+GENERATED: dict[str, Mapping] = {
+  "arithmetic": {},
+  "arithmetic-longer": {"levels": (5,)},  # more operands
+  "arithmetic-large": {"kinds": ("large",)},  # of two digits
+}
+
+
+class Domain(NamedTuple):
+  inside: tuple[str, ...]
+  outside: tuple[str, ...]
+
+
+_MATH = ("math500", "amc", "aime24", "aime25", "minerva", "olympiad")
+_SCIENCE = ("scp-hard", "gpqa-diamond", "mmlu-sci", "supergpqa", "scibench")
+_BEYOND_GRAPH = ("math500", "aime24", "minerva", "gpqa-diamond", "scp-hard")
+# Keys: values of `heldout.domain` (paper, appendix B.1; the graph tests were drawn once a model family).
+DOMAINS: dict[str, Domain] = {
+  "arithmetic": Domain(("arithmetic",), ("arithmetic-longer", "arithmetic-large")),
+  "math": Domain(_MATH, _SCIENCE),
+  "science": Domain(_SCIENCE, ("math500", "amc", "minerva", "olympiad")),
+  "graph-qwen": Domain(("quantum-lock-qwen", "largest-island-qwen"), _BEYOND_GRAPH),
+  "graph-llama": Domain(("quantum-lock-llama", "largest-island-llama"), _BEYOND_GRAPH),
+}
+
+
+def named(sets: Sequence[str], domain: str) -> tuple[str, ...]:
+  """`sets`, or all those of `domain` where there is none."""
+  return tuple(sets) or (*DOMAINS[domain].inside, *DOMAINS[domain].outside)
+
+
+def find(sets: Sequence[str], domain: str, folder: str, prompts: str) -> tuple[dict[str, Path], list[str]]:
+  """(file of each set that is asked for, the domain's sets that the user does not have and the study never released).
+
+  `sets` by name, all those of `domain` where none is named; `prompts`: "think" or "non-think". The embedded domain's
+  sets (`GENERATED`) have no file and are left out.
+  """
+  wanted = tuple(name for name in named(sets, domain) if name not in GENERATED)
+  files = {name: Path(folder) / prompts / f"{EVAL_SETS[name].file}.parquet" for name in wanted}
+  absent = [name for name, file in files.items() if not file.is_file()]
+  for name in absent:
+    if sets or EVAL_SETS[name].released:
+      raise InputError(
+        f"set {name}: {files[name]} does not exist; point config.heldout.folder at the folder that holds "
+        f"{prompts}/ with the study's files"
+      )
+  return {name: file for name, file in files.items() if name not in absent}, absent
+
+
+# The study's training files below its data folder, by (model they were filtered for, domain); KIND: train or noisy.
+TRAIN_FILES: dict[tuple[str, str], str] = {
+  ("qwen2.5-math-1.5b", "math"): "math/{kind}/qwen-math-1.5b/sky_math_{n}",
+  ("qwen2.5-math-1.5b", "science"): "science/{kind}/qwen-math-1.5b/scp_{n}",
+  # The released script trains this model on the problems of its sister.
+  ("qwen2.5-1.5b", "math"): "math/{kind}/qwen-math-1.5b/sky_math_{n}",
+  ("qwen2.5-1.5b", "science"): "science/{kind}/qwen-math-1.5b/scp_{n}",
+  ("qwen2.5-math-7b", "graph"): "graph/{kind}/qwen-math-7b/graph_{n}",
+  ("llama3.2-3b-instruct", "math"): "math/{kind}/llama-3b/sky_math_{n}",
+  ("llama3.2-3b-instruct", "science"): "science/{kind}/llama-3b/scp_{n}",
+  ("llama3.2-3b-thinking", "math"): "math/{kind}/llama-3b-think/sky_math_{n}",
+  ("llama3.2-3b-nonthinking", "math"): "math/{kind}/llama-3b/sky_math_{n}",
+  ("llama3.1-8b-instruct", "graph"): "graph/{kind}/llama-8b/graph_{n}",
+}
+
+
+def train_file(folder: str, model: str, domain: str, n: str, gamma: str = "0.0") -> str:
+  """The file of N problems for a model; with gamma the one of all problems with so many wrong labels."""
+  if (model, domain) not in TRAIN_FILES:
+    raise InputError(f"the study has no {domain} problems for {model}; it has {'; '.join(map(' '.join, TRAIN_FILES))}")
+  noisy = float(gamma) > 0
+  name = TRAIN_FILES[model, domain].format(kind="noisy" if noisy else "train", n=n)
+  return f"{folder}/{name}" + (f"_gamma{float(gamma):.2f}" if noisy else "") + ".parquet"

@@ -1,0 +1,1 @@
+"""Labels of reasoning: a rubric, judges that follow it, and the endpoint that reaches a judging model. No jax."""

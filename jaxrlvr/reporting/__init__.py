@@ -1,0 +1,1 @@
+"""The report: runs read back, conclusions, charts, samples, and the HTML page. No jax."""

@@ -1,0 +1,1 @@
+"""The embedded domain: problems, a verifier, and an exact judge of faithfulness."""

@@ -1,0 +1,1 @@
+"""Tasks of Reasoning Gym: problems and a verifier."""

@@ -1,0 +1,1 @@
+"""One update: losses, packed rows, micro-batches and the optimizer."""

@@ -1,0 +1,308 @@
+"""Configs: every key is read by somebody, and every mistake is named before anything compiles."""
+
+import json
+import re
+import tokenize
+from pathlib import Path
+
+import pytest
+
+from jaxrlvr import cli
+from jaxrlvr.base.errors import InputError
+from jaxrlvr.config import checks as configs
+
+ROOT = Path(__file__).parents[2]
+
+BAD = (
+  ("rl.stepz=3", "config.rl.stepz: no such key; did you mean config.rl.steps?"),
+  ("rl=3", "config.rl: a group of keys"),
+  ("rl.num_generations=8", "did you mean config.rl.group_size?"),
+  ("actor_rollout_ref.rollout.n=8", "did you mean config.rl.group_size?"),
+  ("rl.max_completion_length=8", "did you mean config.rl.response_tokens?"),
+  ("per_device_train_batch_size=8", "did you mean config.rl.problems_per_step?"),
+  ("rl.learning_rate=1e-6", "did you mean config.rl.optim.lr?"),
+  ("sft.lr=1e-6", "did you mean config.sft.optim.lr?"),
+  ("rl.beta=0.1", "did you mean config.rl.kl_beta?"),
+  ("rl.epsilon=0.1", "did you mean config.rl.clip_low?"),
+  ("rl.steps=ten", "config.rl.steps = 'ten': has type str, wanted int"),
+  ("rl.steps=1.5", "has type float, wanted int"),
+  ("rl.steps=True", "has type bool, wanted int"),
+  ("rl.steps=0", "config.rl.steps = 0: wanted at least 1"),
+  ("rl.scale_std=1", "has type int, wanted bool"),
+  ("rl.optim.lr=nan", "config.rl.optim.lr = 'nan'"),
+  ("rl.optim.lr=1e999", "wanted a finite number"),
+  ("rl.optim.lr=-1", "wanted at least 0"),
+  ("rl.optim.schedule=cosin", "did you mean 'cosine'?"),
+  ("rl.reward=verifable", "did you mean 'verifiable'?"),
+  ("rl.reduce=mean", "wanted one of token-mean"),
+  ("rl.group_size=1", "a group of one has no spread"),
+  ("rl.minibatch_problems=5", "must be a multiple of config.rl.minibatch_problems"),
+  ("rl.microbatches=7", "must be a multiple of config.rl.microbatches"),
+  ("rl.dual_clip=0.5", "0 (off) or above 1"),
+  ("rl.temperature=0", "greedy samples"),
+  ("model.kv_heads=3", "multiple of config.model.kv_heads"),
+  ("model.head_dim=5", "must be even"),
+  ("model.dtype=float16", "one of float32, bfloat16"),
+  ("evaluate.pass_k=32", "goes beyond config.evaluate.samples"),
+  ("text.facts=0.95", "is above 1"),
+  ("sft.levels=9", "one or more, each one of 1, 2, 3, 4, 5"),
+  ("sft.levels=()", "one or more"),
+  ("problems.kinds=ring", "each one of chain, expression"),
+  ("resume=always", "one of auto, required, never"),
+  ("seed=-1", "wanted from 0"),
+  ("seed=99999999999", "wanted from 0"),
+  ("text.levels=1.0", "each one of 1, 2"),
+  ("evaluate.pass_k=1.5", "each at least 1"),
+  ("heldout.name=../../x", "letters, digits"),
+  ("heldout.name=" + "a" * 300, "at most 100 bytes"),
+  ("heldout.columns=prompt=a", "config.heldout.columns has no effect: it is for a file, a folder or a set of the hub"),
+  ("problems.columns=prompt=a", "(config.problems.source), and here there is only generated arithmetic; clear it"),
+  ("cpt.skip_bad=1", "config.cpt.column or .skip_bad is set, but config.cpt.source is the embedded text"),
+  ("sft.max_tokens=9", ".max_tokens is set, but config.sft.source is the embedded prompts"),
+  ("heldout.skip_bad=1", "config.heldout.skip_bad has no effect"),
+  (
+    "heldout.folder=a",
+    "config.heldout.folder has no effect: it is for the study's files (config.heldout.sets, .domain)",
+  ),
+  ("heldout.prompts=think", "config.heldout.prompts has no effect"),
+  ("problems.system=Box it.", "config.problems.system has no effect"),
+  ("problems.copies=keep", "config.problems.copies has no effect"),
+  ("problems.split=a/b", "the name of a split"),
+  ("rl.noise=(1e999, 0)", "finite"),
+  ("report.runs=5", "strings `name=run directory`"),
+  ("chain=5", "links {"),
+)
+
+
+@pytest.mark.parametrize("override,words", BAD, ids=[b[0] for b in BAD])
+def test_mistakes_are_named(override, words):
+  key, _, text = override.partition("=")
+  with pytest.raises(InputError) as error:
+    configs.load("base", {key: text})
+  assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_overrides_are_read_as_the_type_of_their_key():
+  c = configs.load(
+    "demo:3",
+    {
+      "rl.steps": "7",
+      "rl.optim.lr": "1",
+      "rl.scale_std": "false",
+      "sft.levels": "2,3",
+      "init": "a=b",
+      "rl.stop_strings": "x",
+    },
+  )
+  assert (c.rl.steps, c.rl.optim.lr, c.rl.scale_std, c.sft.levels, c.init) == (7, 1.0, False, (2, 3), "a=b")
+  assert isinstance(c.rl.optim.lr, float) and c.seed == 3 and c.rl.stop_strings == ("x",)
+
+
+def test_only_groups_that_a_stage_reads_can_stop_it():
+  """What is wrong with RL's training stops rl and its plan, not stages that only sample, and so on."""
+  wrong = {
+    "rl.microbatches": ("7", {"rl", "plan"}),
+    "rl.prompt_tokens": ("0", {"rl", "plan", "evaluate", "filter", "corrupt", "diagnose", "judge"}),
+    "sft.optim.schedule": ("cosin", {"sft", "tokenizer"}),
+    "heldout.overlap": ("no", {"rl", "evaluate"}),
+    "filter.high": ("99", {"filter"}),
+    "report.samples": ("-1", {"report", "chain", "study"}),
+    "seed": ("-1", set(configs.STAGE_GROUPS)),
+  }
+  for key, (value, stages) in wrong.items():
+    for stage in configs.STAGE_GROUPS:
+      if stage in stages:
+        with pytest.raises(InputError, match=f"config.{key.split('.')[0]}|rows of an update"):
+          configs.load("base", {key: value}, stage)
+      else:
+        configs.load("base", {key: value}, stage)
+  assert set(configs.STAGE_GROUPS) == set(cli.HELP)
+
+
+def test_keys_that_no_problem_heeds_are_refused():
+  """Sizes, which every config has, where they are set on the command line."""
+  mine = {"problems.source": "mine.jsonl", "heldout.source": "mine.jsonl"}
+  for changes, key in (
+    (mine | {"problems.levels": "2"}, "config.problems.levels has no effect: it is for generated problems, generated"),
+    (mine | {"heldout.seed": "2"}, "config.heldout.seed has no effect"),
+    (mine | {"heldout.folder": "a"}, "config.heldout.folder has no effect"),
+    ({"heldout.sets": "amc", "heldout.count": "9"}, "config.heldout.count .*study's files .*config.heldout.at_most is"),
+    ({"heldout.sets": "amc", "heldout.columns": "prompt=a"}, "config.heldout.columns has no effect"),
+    ({"heldout.sets": "arithmetic", "heldout.prompts": "think"}, "config.heldout.prompts has no effect"),
+    (
+      {"problems.source": "reasoning_gym", "problems.kinds": "gcd", "problems.copies": "keep"},
+      "generated problems; clear",
+    ),
+  ):
+    with pytest.raises(InputError, match=key):
+      configs.load("base", changes)
+  both = {"heldout.sets": "amc,arithmetic", "heldout.source": "mine.jsonl"}
+  every = {"columns": "prompt=a,label=b", "skip_bad": "1", "folder": "a", "prompts": "think", "seed": "3", "count": "9"}
+  configs.load("base", both | {f"heldout.{name}": value for name, value in every.items()})
+  configs.load("smoke", {"heldout.sets": "amc"})  # whose file sets a count
+  configs.load("colab", mine)  # and levels
+  configs.load("base", {"problems.source": "reasoning_gym", "problems.kinds": "gcd", "problems.system": "Box it."})
+  configs.load("base", {"problems.source": "arithmetic", "heldout.folder": "a"}, "sft")
+
+
+def test_stages_read_no_group_beyond_their_own():
+  """Groups that stand in a stage's own module are those of its table."""
+  groups = [name for name, value in configs.base().items() if hasattr(value, "items")]
+  for stage in ("prepare", "evaluate", "rl", "diagnose", "judge", "report"):
+    text = (ROOT / "jaxrlvr" / "stages" / f"{stage}.py").read_text()
+    read = set(re.findall(r"\bconfig\.(\w+)", text)) & set(groups)
+    assert read <= configs.groups_of(configs.base(), stage), stage
+
+
+def test_stop_strings_from_a_shell_are_decoded(caplog):
+  read = {
+    r"\n\n": ("\n\n",),
+    r"\nUser:,</s>": ("\nUser:", "</s>"),
+    r"\\n": (r"\n",),
+    r"('\n',)": ("\n",),
+    " and": (" and",),
+  }
+  for text, strings in read.items():
+    assert configs.load("base", {"rl.stop_strings": text}).rl.stop_strings == strings
+  assert r"is read as ('\n\n',)" in caplog.text
+  spaced = configs.load("base", {"problems.source": "a.jsonl", "problems.columns": "prompt=a, label=b"})
+  assert spaced.problems.columns == ("prompt=a", "label=b")
+
+
+def test_a_config_that_is_not_there_lists_those_that_are(tmp_path):
+  with pytest.raises(InputError, match=r"name a file, or a config of .*: base, baselines, .*study"):
+    configs.load("zzz")
+  deep = tmp_path / "config.json"
+  deep.write_text("[" * 100_000)
+  with pytest.raises(InputError, match="is no config of a run"):
+    configs.load(str(deep))
+  links = [{"name": "a", "stage": 5}, {"name": "a", "stage": "sft", "set": [1]}, {"files": {"x": 1}}, {"b": 1}]
+  for chain in links:
+    deep.write_text(json.dumps({"chain": [chain]}))
+    with pytest.raises(InputError, match="config.chain: link"):
+      configs.load(str(deep))
+
+
+def test_config_files_that_cannot_be_used(tmp_path):
+  for text, words in (
+    ("x = (\n", "SyntaxError"),
+    ("import no_such_module\n", "1: ModuleNotFoundError"),
+    ("x = 1\n", "defines no get_config"),
+    ("def get_config(arg):\n  return 1 / 0\n", "2: ZeroDivisionError"),
+    (
+      "from jaxrlvr.config import base\ndef get_config(arg):\n  c = base()\n  c.rl.stepz = 1\n  return c\n",
+      "4: AttributeError",
+    ),
+    (
+      "from jaxrlvr.config import base\ndef get_config(arg):\n  c = base()\n  c.rl.steps = 'a'\n  return c\n",
+      "4: TypeError",
+    ),
+    (
+      "from jaxrlvr.config import base\ndef get_config(arg):\n  c = base()\n  c.rl.steps = True\n  return c\n",
+      "type bool",
+    ),
+  ):
+    file = tmp_path / "mine.py"
+    file.write_text(text)
+    with pytest.raises(InputError) as error:
+      configs.load(str(file))
+    assert words in str(error.value), error.value
+  with pytest.raises(InputError, match=r"did you mean .*demo\.py"):
+    configs.load("demos")
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in (ROOT / "configs").glob("*.py")))
+def test_every_shipped_config_loads(name):
+  configs.load(name)
+
+
+@pytest.mark.parametrize("words, parts", [("cpt,v6e-64", 1), ("sft", 8), ("sft,topology=v5e-64", 64)])
+def test_the_cut_of_a_preset_is_that_of_its_stage_and_slice(words, parts):
+  c = configs.load(f"section4:{words},data=here")
+  stage, *place = words.split(",")
+  assert (c.plan.stage, c[stage].microbatches, c.heldout.folder) == (stage, parts, "here/eval")
+  assert c.plan.topology == (place[0].removeprefix("topology=") if place else "v5e-16")
+
+
+def test_an_override_that_no_link_would_heed_is_refused(tmp_path, capsys):
+  """Each link of the miniature has its seed, both SFT links of the demo their targets; of its RL links one a length."""
+  for stage, name, key, value in (("study", "miniature:1", "seed", 7), ("chain", "demo", "sft.thinking", True)):
+    with pytest.raises(SystemExit):
+      cli.run([stage, f"--config={name}", f"--config.{key}={value}", f"--workdir={tmp_path / 'run'}"])
+    assert f"config.{key}: would change nothing, for each link of " in capsys.readouterr().err
+  configs.check_heeded(configs.load("demo"), ["seed", "rl.response_tokens", "rl.steps"])
+
+
+def test_chains_are_checked_before_the_first_link_runs(tmp_path):
+  from jaxrlvr.stages import STAGES
+  from jaxrlvr.stages.chain import plan
+
+  def links(*chain):
+    c = configs.base()
+    c.chain = chain
+    return c
+
+  with pytest.raises(InputError, match="no such key; did you mean config.sft.thinking"):
+    configs.check(links({"name": "a", "stage": "sft", "set": {"sft.thinkin": True}}))
+  for chain, words in (
+    ((), "config.chain is empty"),
+    (({"name": "a", "stage": "sftt"},), "of no known stage"),
+    (({"name": "a", "stage": "sft", "init": "b"},), "no earlier link"),
+    (({"name": "a", "stage": "sft"}, {"name": "a", "stage": "sft"}), "there twice"),
+    (({"name": "a", "set": {"seed": 1}},), "has no stage"),
+  ):
+    configs.check_heeded(links(*chain), ["seed"])
+    with pytest.raises(InputError, match=words):
+      plan(links(*chain), tmp_path, STAGES)
+
+
+def test_a_run_s_config_is_a_config(tmp_path):
+  made = configs.load("demo", {"rl.stop_strings": "a,b", "rl.noise": "(0.1, 0)", "rl.steps": "3"})
+  file = tmp_path / "config.json"
+  file.write_text(json.dumps({"stage": "rl", **made.to_dict()}))
+  assert configs.load(str(file)).to_dict() == made.to_dict()
+  older = json.loads(file.read_text())
+  del older["rl"]["branches"]
+  file.write_text(json.dumps(older))
+  assert configs.load(str(file), {"rl.steps": "4"}).rl.branches == -1
+  mistakes = {
+    "[1]": "is no config of a run",
+    '{"rl": {"stepz": 1}}': "did you mean config.rl.steps",
+    "{": "is no config",
+  }
+  for text, told in mistakes.items():
+    file.write_text(text)
+    with pytest.raises(InputError, match=told):
+      configs.load(str(file))
+
+
+def test_every_key_is_read_somewhere():
+  """A key that nobody reads is a silent no-op: each leaf's name stands in library code outside of config.py's rules."""
+  words = set()
+  for path in (ROOT / "jaxrlvr").rglob("*.py"):
+    if path.name != "config.py":
+      with path.open("rb") as f:
+        words |= {w for t in tokenize.tokenize(f.readline) for w in re.findall(r"\w+", t.string) if t.type in (1, 3)}
+  for key in configs.keys(configs.base()):
+    assert key.split(".")[-1] in words, f"config.{key} is read by nobody"
+
+
+def test_base_explains_every_key():
+  text = (ROOT / "configs" / "base.py").read_text().split("\n")
+  for before, line in zip(text, text[1:], strict=False):
+    if re.match(r"  [cto]\.[\w.]+(, o\.\w+)* = (?!ConfigDict|optim\(|language_modelling\(|0.05)", line):
+      assert "#" in line or "#" in before, f"no meaning: {line}"
+
+
+@pytest.mark.parametrize(
+  "body,words",
+  [
+    ("  c = base()\n  with c.unlocked():\n    c.rl.stepz = 1\n  return c\n", "config.rl.stepz: unknown"),
+    ("  c = base()\n  with c.unlocked():\n    del c.rl.steps\n  return c\n", "config.rl.steps: missing"),
+  ],
+)
+def test_a_config_with_other_keys_is_refused(tmp_path, body, words):
+  file = tmp_path / "mine.py"
+  file.write_text("from jaxrlvr.config import base\ndef get_config(arg):\n" + body)
+  with pytest.raises(InputError, match=words):
+    configs.load(str(file))

@@ -1,0 +1,584 @@
+"""Problems from files: the study's own, other layouts, our own sets, raw data sets, and what is said of broken ones."""
+
+import csv
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import types
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from jaxrlvr.base.errors import InputError
+from jaxrlvr.base.types import Problem
+from jaxrlvr.config import checks as configs
+from jaxrlvr.data import columns as layout
+from jaxrlvr.data import corpus, problems
+from jaxrlvr.data import files as rows
+from jaxrlvr.data import hub as raw
+from jaxrlvr.data import prepared as store
+from jaxrlvr.tasks.arithmetic import faithfulness as judge
+from jaxrlvr.tasks.arithmetic import problems as arithmetic
+from jaxrlvr.text.answer import parse
+
+
+def answer(text, label, extra):
+  """The verdict on a response of this text."""
+  return judge.answer(parse(text, "boxed").answer, label, extra)
+
+
+def faithfulness(text, question):
+  """The label of a response of this text."""
+  return judge.faithfulness(parse(text, "boxed"), question).label
+
+
+OFFICIAL = pathlib.Path(__file__).parents[3] / "shared" / "data" / "official"
+needs_official = pytest.mark.skipif(not OFFICIAL.exists(), reason="needs ../shared/data/official")
+
+PROMPT = [{"role": "user", "content": "1+1?"}]
+ISLAND = json.dumps({"source_dataset": "largest_island", "solution": 7})
+LOCK = {
+  "source_dataset": "quantum_lock",
+  "buttons": [{"name": "A", "type": "add", "value": 2, "active_state": "any"}],
+  "initial_state": "red",
+  "initial_value": 0,
+  "target_value": 4,
+  "solution_path": ["A", "A"],
+}
+
+
+def load(path, verifier="auto", **kwargs):
+  return layout.load(path, verifier, **kwargs).problems
+
+
+def row(prompt=PROMPT, label="2", extra_info=None):
+  return {"prompt": prompt, "reward_model": {"ground_truth": label, "style": "rule"}, "extra_info": extra_info}
+
+
+def write(path, rows):
+  pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+  return path
+
+
+@needs_official
+def test_every_official_file_loads():
+  rows = unique = 0
+  for path in sorted(OFFICIAL.rglob("*.parquet")):
+    problems = load(path)
+    assert problems and len({problem.id for problem in problems}) == len(problems)
+    graph = "graph" in path.parts or "island" in path.name or "lock" in path.name
+    assert all((problem.verifier != "math") == graph for problem in problems), path
+    wrong = sum(problem.label != problem.truth for problem in problems)
+    assert bool(wrong) == ("noisy" in path.parts), path
+    if "noisy" in path.parts:
+      gamma = float(path.stem.rpartition("gamma")[2])
+      assert abs(wrong / len(problems) - gamma) < 0.03, path
+    rows += pyarrow.parquet.read_metadata(path).num_rows
+    unique += len(problems)
+  assert (rows, unique) == (52_616, 50_803)
+
+
+@needs_official
+def test_the_eight_problem_files_hold_eight_problems():
+  paths = sorted(OFFICIAL.rglob("*_8.parquet"))
+  assert [len(load(path)) for path in paths] == [8] * 6
+  models = ("llama-3b-think", "llama-3b")
+  think, plain = (load(OFFICIAL / "math" / "train" / model / "sky_math_8.parquet") for model in models)
+  assert [problem.label for problem in think] == [problem.label for problem in plain]
+  assert not {problem.id for problem in think} & {problem.id for problem in plain}  # other prompts, other ids
+
+
+@needs_official
+def test_ids_and_truths_of_noisy_files_are_those_of_the_clean_file():
+  clean = {p.id: p for p in load(OFFICIAL / "graph" / "train" / "qwen-math-7b" / "graph_882.parquet")}
+  noisy = load(OFFICIAL / "graph" / "noisy" / "qwen-math-7b" / "graph_882_gamma0.50.parquet")
+  assert {p.id: p.truth for p in noisy} == {key: p.label for key, p in clean.items()}
+
+
+def test_label_truth_and_verifier(tmp_path):
+  rows = [
+    row(label='["24"]', extra_info=json.dumps({"original_ground_truth": '["25", "26"]'})),
+    row([{"role": "user", "content": "b"}], '["5"]', ISLAND),
+    row([{"role": "user", "content": "c"}], '["3", "4"]', '{"index": 1, "split": null}'),
+    row([{"role": "user", "content": "d"}], "[1, 2]"),
+    row([{"role": "user", "content": "e"}], "B → A", json.dumps(LOCK)),
+    row([{"role": "user", "content": "b"}], "9", ISLAND),
+  ]
+  path = write(tmp_path / "a.parquet", rows)
+  problems = load(path)
+  assert [(p.label, p.truth, p.verifier) for p in problems] == [
+    ("24", "25", "math"),
+    ("5", "7", "largest_island"),
+    ("3", "3", "math"),
+    ("[1, 2]", "[1, 2]", "math"),
+    ("B → A", "A → A", "quantum_lock"),
+  ]
+  assert problems[0].extra["also"] == {"25": ["26"]}
+  assert problems[2].extra == {"index": 1, "also": {"3": ["4"]}}
+  assert [p.verifier for p in load(path, "math")] == ["math"] * 5
+  with pytest.raises(ValueError, match=r"a.parquet: row 0, column extra_info: .*largest_island, quantum_lock"):
+    load(path, "graph")
+  with pytest.raises(ValueError, match="'grpah'; use one of auto, math, graph"):
+    load(path, "grpah")
+
+
+@pytest.mark.parametrize(
+  ("broken", "said"),
+  [
+    (row(prompt=None), "column prompt: found None, wanted a non-empty list"),
+    (row(prompt=[]), r"column prompt: found \[\]"),
+    (row(prompt=[{"role": "user", "content": None}]), "column prompt: .*wanted a message"),
+    (row(prompt=[{"role": "", "content": "a"}]), "column prompt: .*wanted a message"),
+    (row(prompt=[{"role": "user", "content": " "}]), "column prompt: .*wanted a message"),
+    (row(label=None), "column reward_model.ground_truth: found None"),
+    (row(label=""), "column reward_model.ground_truth: found ''"),
+    (row(label="[]"), r"column reward_model.ground_truth: found '\[\]'"),
+    (row(label='["5", ""]'), "column reward_model.ground_truth: found"),
+    (row() | {"reward_model": None}, "column reward_model: found None"),
+    (row(extra_info='{"source_dataset": "largest_island"'), "column extra_info: found '{"),
+    (row(extra_info="[1]"), r"column extra_info: found \[1\]"),
+    (row(extra_info='{"source_dataset": "quantum_lock"}'), "column extra_info: .*wanted the key buttons"),
+  ],
+)
+def test_a_malformed_row_is_named(tmp_path, broken, said):
+  path = write(tmp_path / "bad.parquet", [row(extra_info=ISLAND), broken])
+  with pytest.raises(ValueError, match=rf"^\S*bad\.parquet: row 1, {said}") as error:
+    load(path)
+  assert "\n" not in str(error.value) and len(str(error.value)) < 400
+
+
+def test_a_broken_file_is_named(tmp_path):
+  whole = write(tmp_path / "whole.parquet", [row()]).read_bytes()
+  for name, content in (("cut", whole[:-20]), ("empty", b""), ("text", b"prompt,answer\n")):
+    path = tmp_path / f"{name}.parquet"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{name}\.parquet: not a readable parquet file"):
+      load(path)
+  with pytest.raises(ValueError, match=r"gone\.parquet: no such file"):
+    load(tmp_path / "gone.parquet")
+  for column in ("prompt", "reward_model"):
+    path = write(tmp_path / "less.parquet", [{key: value for key, value in row().items() if key != column}])
+    with pytest.raises(ValueError, match=rf"less\.parquet: row 0, column {column}\S* is missing"):
+      load(path)
+  none = pyarrow.Table.from_pylist([row()]).slice(0, 0)
+  pyarrow.parquet.write_table(none, tmp_path / "none.parquet")
+  with pytest.raises(ValueError, match=r"none\.parquet: found 0 rows"):
+    load(tmp_path / "none.parquet")
+
+
+PLAIN = ("prompt=problem", "label=answer", "truth=gold", "id=uid", "extra.level=meta.level")
+GOOD = {"problem": "1+1?", "answer": "3", "gold": 2, "uid": 7, "meta": {"level": 4}}
+
+
+def write_lines(path, found, encoding="utf-8"):
+  path.parent.mkdir(exist_ok=True)
+  path.write_bytes("".join(json.dumps(one) + "\n" for one in found).encode(encoding))
+  return path
+
+
+def test_a_column_map_reads_jsonl_parquet_and_folders_alike(tmp_path):
+  second = GOOD | {"problem": "2+2?", "uid": "b", "answer": '["4", "four"]', "gold": "4"}
+  lines = write_lines(tmp_path / "in" / "a.jsonl", [GOOD, second], "utf-8-sig")  # begins with a byte-order mark
+  texts = [one | {"gold": str(one["gold"]), "uid": str(one["uid"])} for one in (GOOD, second)]
+  table = write(tmp_path / "b.parquet", texts)
+  first = Problem("7", ({"role": "user", "content": "1+1?"},), "3", "2", "math", {"level": 4})
+  assert load(lines, columns=PLAIN) == load(table, columns=PLAIN)
+  assert load(lines, columns=PLAIN)[0] == first
+  assert load(lines, columns=PLAIN)[1].extra == {"level": 4, "also": {"4": ["four"]}}
+  part = (*PLAIN[:2], "extra.deep=meta.level.x?", "extra.no=none?")
+  nulls = write_lines(tmp_path / "nulls.jsonl", [GOOD | {"meta": None}])
+  assert load(nulls, columns=part)[0].extra == {}
+  said = load(table, columns=PLAIN, system="Be brief.")[0].messages
+  assert [turn["role"] for turn in said] == ["system", "user"] and said[0]["content"] == "Be brief."
+  (tmp_path / "in" / ".cache").mkdir()
+  (tmp_path / "in" / ".cache" / "half.jsonl").write_text("{")
+  write_lines(tmp_path / "in" / "sub" / "c.jsonl", [GOOD | {"problem": "3+3?", "uid": 9}])
+  assert [p.id for p in load(tmp_path / "in", columns=PLAIN)] == ["7", "b", "9"]
+  study = write_lines(tmp_path / "study.jsonl", [row(extra_info=json.loads(ISLAND))])
+  assert load(study) == load(write(tmp_path / "study.parquet", [row(extra_info=ISLAND)]))
+
+
+def test_every_row_is_counted(tmp_path):
+  other = {"problem": "x", "answer": "1", "kind": "physics"}
+  made = [{"problem": text, "answer": label, "kind": "math"} for text, label in ("a1", "a1", "a2", "b1", "b1")]
+  path = write_lines(tmp_path / "a.jsonl", [*made, other, {"problem": "c", "kind": "math"}, {"answer": "1"}, other])
+  path.write_bytes(path.read_bytes() + b"\n  \n{\n")
+  columns = ("prompt=problem", "label=answer", "kind==math")
+  found, counts = layout.load(path, columns=columns, skip_bad=3)
+  assert [(p.messages[0]["content"], p.label) for p in found] == [("a", "1"), ("b", "1")]
+  assert counts == {"rows": 10, "other": 2, "unanswered": 0, "bad": 3, "copies": 2, "conflicts": 1}
+  with pytest.raises(ValueError, match=r"a\.jsonl:12, no JSON .* raise skip_bad = 2"):
+    layout.load(path, columns=columns, skip_bad=2)
+  solved = [{"q": t, "s": s} for t, s in (("a", "so \\boxed{4}."), ("b", " 7/2 "), ("c", "see\nabove"), ("d", None))]
+  path = write_lines(tmp_path / "b.jsonl", solved)
+  found, counts = layout.load(path, columns=("prompt=q", "boxed=s?"))
+  assert [p.label for p in found] == ["4", "7/2"] and counts["unanswered"] == 2
+
+
+@pytest.mark.parametrize(
+  ("line", "said"),
+  [
+    (b'{"problem": "a", "ans', r"no JSON .*, and the file ends here: cut off\?"),
+    (b'{"problem": "\xff", "answer": "1"}\n', r"not UTF-8 \(byte 13 of the line\)"),
+    (b"[" * 100_000 + b"\n", r"no JSON \(nested too deeply\)"),
+    (b"[1]\n", r"found \[1\], wanted a JSON object"),
+    (b'{"problem": "a"}\n', "column answer is missing, found problem;"),
+    (b'{"problem": null, "answer": "1"}\n', "column problem: found None"),
+    (b'{"problem": " ", "answer": "1"}\n', "column problem: found ' ', wanted a text that is not empty"),
+    (b'{"problem": 3, "answer": "1"}\n', "column problem: found 3, wanted"),
+    (b'{"problem": "\\ud800", "answer": "1"}\n', "column problem: .* surrogate"),
+    (b'{"problem": "a", "answer": ""}\n', "column answer: found ''"),
+    (b'{"problem": "a", "answer": true}\n', "column answer: found True"),
+    (b'{"problem": "a", "answer": NaN}\n', "column answer: found nan"),
+  ],
+)
+def test_a_malformed_line_is_named(tmp_path, line, said):
+  path = tmp_path / "bad.jsonl"
+  path.write_bytes(b'{"problem": "0", "answer": "0"}\n\n' + line)
+  with pytest.raises(ValueError, match=rf"^\S*bad\.jsonl:3, {said}") as error:
+    load(path, columns=("prompt=problem", "label=answer"))
+  assert "\n" not in str(error.value) and len(str(error.value)) < 400
+  assert len(load(path, columns=("prompt=problem", "label=answer"), skip_bad=1)) == 1
+
+
+def test_wrong_paths_and_maps_are_named(tmp_path):
+  path = write_lines(tmp_path / "a.jsonl", [GOOD, GOOD | {"problem": "2+2?"}])
+  for columns, said in (
+    (("promt=problem",), "columns entry 'promt=problem': wanted TARGET=COLUMN .*prompt, label"),
+    (("prompt=problem",), "no column for label; add label=COLUMN"),
+    (PLAIN, r"a\.jsonl:2, column id: found '7', wanted an id that no other prompt has"),
+    (("prompt=problem", "label=answer", "extra.a=meta.b.c"), "column meta.b: found None, wanted a struct"),
+    (("prompt=problem", "label=answer", "problem==x"), r"no row gives a problem \(2 rows, 2 other\)"),
+  ):
+    with pytest.raises(ValueError, match=said):
+      load(path, columns=columns)
+  for name, said in (("a.txt", r"ends in none of \.parquet, \.jsonl"), ("", r"holds no file like \*\.parquet or")):
+    (tmp_path / "empty").mkdir(exist_ok=True)
+    with pytest.raises(ValueError, match=said):
+      load(tmp_path / "empty" / name)
+  with pytest.raises(ValueError, match=r"gone\.jsonl: not a readable file \(No such file"):
+    load(tmp_path / "gone.jsonl")
+  os.mkfifo(tmp_path / "pipe.jsonl")
+  with pytest.raises(ValueError, match=r"pipe\.jsonl: is no regular file"):
+    load(tmp_path / "pipe.jsonl")
+
+
+def test_messages_that_end_in_an_assistant_turn_are_cut_off_by_name_or_refused(tmp_path):
+  turns = [{"role": "system", "content": ""}, *PROMPT, {"role": "assistant", "content": "so \\boxed{2}"}]
+  path = write_lines(tmp_path / "a.jsonl", [{"messages": turns, "answer": "2"}])
+  with pytest.raises(ValueError, match=r"a\.jsonl:1, column messages: .*with --columns prompt=messages\[:-1\]"):
+    load(path, columns=("prompt=messages", "label=answer"))
+  columns = ("prompt=messages[:-1]", "boxed=messages[-1]", "solution=messages[-1]")
+  (found,) = load(path, columns=columns)
+  assert found.messages == tuple(turns[:-1]) and (found.label, found.extra["solution"]) == ("2", turns[-1]["content"])
+  for odd in (turns[-1:], turns[:-1]):
+    path = write_lines(tmp_path / "b.jsonl", [{"messages": odd}])
+    with pytest.raises(ValueError, match="wanted messages that end in an assistant turn behind others"):
+      load(path, columns=columns)
+
+
+def test_only_a_system_message_may_be_empty(tmp_path):
+  for role, empty in (("system", True), ("user", False)):
+    path = write_lines(tmp_path / "a.jsonl", [{"p": [{"role": role, "content": ""}, *PROMPT], "l": "2"}])
+    if empty:
+      assert load(path, columns=("prompt=p", "label=l"))[0].messages[0] == {"role": "system", "content": ""}
+    else:
+      with pytest.raises(ValueError, match="column p: found .*, wanted a message with a role and a content, both text"):
+        load(path, columns=("prompt=p", "label=l"))
+
+
+OWN = [{"question": "1+1?", "answer": "One, then two.\n#### 2"}, {"question": "6*7?", "answer": "So\n#### 1,042 "}]
+AS_READ = [("1+1?", "2"), ("6*7?", "1,042")]
+
+
+def asked(found):
+  return [(p.messages[-1]["content"], p.label) for p in found]
+
+
+def test_files_of_questions_and_answers_need_no_columns(tmp_path, caplog):
+  """Of whatever kind; the answer of GSM8K stands behind ####; what the columns are taken for is told."""
+  write_lines(tmp_path / "a.jsonl", OWN)
+  write(tmp_path / "a.parquet", OWN)
+  (tmp_path / "list.json").write_text(json.dumps(OWN))
+  (tmp_path / "key.json").write_text(json.dumps({"version": 1, "data": OWN}))
+  write_lines(tmp_path / "lines.json", OWN)
+  with open(tmp_path / "a.csv", "w", newline="", encoding="utf-8-sig") as file:
+    table = csv.DictWriter(file, ["question", "answer"])
+    table.writeheader()
+    table.writerows(OWN)
+  for name in ("a.jsonl", "a.parquet", "list.json", "key.json", "lines.json", "a.csv"):
+    caplog.clear()
+    assert asked(load(tmp_path / name, key="config.problems.columns")) == AS_READ, name
+    assert f'{name}: read as config.problems.columns="prompt=question,label=answer"' in caplog.text
+  for names in (("prompt", "answer"), ("Problem", "Solution"), ("query", "final_answer")):
+    renamed = [dict(zip(names, one.values(), strict=True)) for one in OWN]
+    assert asked(load(write_lines(tmp_path / "b.jsonl", renamed))) == AS_READ
+
+
+@pytest.mark.parametrize(
+  ("columns", "guess"),
+  [
+    ({"text": "a", "target": "1"}, "prompt=text,label=target"),
+    ({"prompt": "a", "question": "a", "answer": "1"}, "prompt=prompt,label=answer"),
+    ({"problem": "a", "answer": "1", "label": "2"}, "prompt=problem,label=answer"),
+    ({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "1"}]},
+     r"prompt=messages\[:-1\],boxed=messages\[-1\]"),
+  ],
+)  # fmt: skip
+def test_columns_that_can_not_be_told_are_asked_for(tmp_path, columns, guess):
+  path = write_lines(tmp_path / "a.jsonl", [columns])
+  with pytest.raises(InputError, match=rf'a\.jsonl:1, column .* is missing, .*--config.problems.columns="{guess}"'):
+    load(path, key="config.problems.columns")
+
+
+def test_names_with_dots_and_spaces_between_entries(tmp_path):
+  made = {"q.x": "1+1?", "d": {"a.b": "2"}, "difficulty": {"Qwen2.5-Math-7B": 4, "Qwen2": {"5-Math-7B": 9}}}
+  path = write_lines(tmp_path / "a.jsonl", [made])
+  columns = configs.load(
+    "base",
+    {"problems.source": "a.jsonl", "problems.columns": "prompt=q.x, label=d.a.b ,extra.n=difficulty.Qwen2.5-Math-7B"},
+  )
+  (found,) = load(path, columns=columns.problems.columns)
+  assert (found.messages[0]["content"], found.label, found.extra) == ("1+1?", "2", {"n": 4})
+
+
+def test_copies_and_conflicts_are_named_kept_or_refused(tmp_path, caplog):
+  labels = (("a", "1"), ("b", "1"), ("a", "1"), ("a", "2"))
+  path = write_lines(tmp_path / "a.jsonl", [{"question": q, "answer": label} for q, label in labels])
+  how = dict(key="config.heldout.columns")
+  assert asked(load(path, **how)) == [("a", "1"), ("b", "1")]
+  told = "4 rows, 1 copies, 1 conflicts; left out: line 4 repeats line 1 with the label '2' for '1', line 3 repeats"
+  assert told in caplog.text and "; config.heldout.copies=keep keeps them" in caplog.text
+  caplog.clear()
+  kept = load(path, **how, copies="keep")
+  assert asked(kept) == list(labels) and len({p.id for p in kept}) == 4 and "left out" not in caplog.text
+  assert load(path, **how)[0].id == kept[0].id
+  with pytest.raises(InputError, match="line 3 repeats line 1; correct one, or take copies"):
+    load(path, **how, copies="error")
+  caplog.clear()
+  load(path)  # as SFT, whose rows with a known prompt can't be kept
+  assert "left out" in caplog.text and "keep" not in caplog.text
+
+
+def test_only_regular_files_with_lines_of_some_length_are_read(tmp_path, monkeypatch):
+  assert rows.LONGEST == 64 << 20
+  monkeypatch.setattr(rows, "LONGEST", 1 << 20)
+  path = write_lines(tmp_path / "long.jsonl", [*OWN, OWN[0] | {"question": "x" * (1 << 20)}])
+  with pytest.raises(InputError, match=r"long\.jsonl: the line at byte \d+ is longer than 1 MiB; is it JSON"):
+    load(path)
+  (tmp_path / "long.csv").write_text("question,answer\n" + "x" * (1 << 21) + ",1\n")
+  with pytest.raises(InputError, match=r"long\.csv: not a readable csv .*field larger"):
+    load(tmp_path / "long.csv")
+  for kind in rows.KINDS:
+    os.mkfifo(tmp_path / f"pipe{kind}")
+    with pytest.raises(InputError, match=rf"pipe\{kind}: is no regular file .*; write its content to a file"):
+      load(tmp_path / f"pipe{kind}")
+
+
+@pytest.mark.parametrize(
+  ("name", "content", "said"),
+  [
+    ("a.json", "{", r"no JSON \(.*; correct the file"),
+    ("a.json", "{}", "found 0 lists of objects, wanted one, or a row a line; write the rows as a list of objects"),
+    ("a.json", '{"a": [{}], "b": [{}]}', "found 2 lists of objects"),
+    ("a.csv", "question,answer\nonly one\n", r"a\.csv:2, found fewer cells than the 2 names of the first line"),
+    ("a.csv", "question,answer\n1,2,3\n", r"a\.csv:2, found more cells"),
+    ("a.csv", "answer,answer\n1,2\n", r"two columns have one name \(answer, answer\); rename one"),
+    ("a.csv", 'question,answer\n"a,1\n', r"not a readable csv file in UTF-8"),
+    ("a.csv", "question,answer\n", "found 0 rows"),
+    ("gsm8k", None, "a data set of the Hugging Face hub is named ORG/NAME"),
+  ],
+)
+def test_files_of_other_kinds_name_what_is_wrong_with_them(tmp_path, monkeypatch, name, content, said):
+  monkeypatch.chdir(tmp_path)
+  if content is not None:
+    pathlib.Path(name).write_text(content)
+  with pytest.raises(InputError, match=said):
+    load(name)
+
+
+def prepared():
+  """Problems of both kinds whose `extra` holds tuples, and one with a system message and odd characters."""
+  made = arithmetic.problems(3, "train", (1, 4), 6, arithmetic.KINDS)
+  odd = ({"role": "system", "content": "x\u2028y"}, {"role": "user", "content": 'é "→" \\frac\n'})
+  return [*made, Problem("odd/1", odd, "a\nb", "c", "math", {"also": {"a": ["ü"]}, "n": 1.5, "none": None})]
+
+
+def test_prepared_sets_round_trip(tmp_path):
+  path = tmp_path / "new" / "set.jsonl"
+  store.save(path, prepared()[:2])
+  store.save(path, prepared())
+  assert [p.name for p in path.parent.iterdir()] == ["set.jsonl"]
+  again = load(path)
+  plain = [json.loads(json.dumps(vars(p))) for p in prepared()]
+  assert [json.loads(json.dumps(vars(p))) for p in again] == plain and again[0].messages == prepared()[0].messages
+  for p in again[:6]:
+    text = arithmetic.careful(p.extra["tree"])  # lists now
+    assert answer(text, p.label, p.extra).score == 1.0 and faithfulness(text, p.messages[0]["content"]) == 1.0
+  with pytest.raises(ValueError, match="problem bad: extra can't be written as JSON"):
+    store.save(path, [Problem("bad", ({"role": "user", "content": "a"},), "a", "a", "math", {"x": {1}})])
+  assert len(load(path)) == 7 and [p.name for p in path.parent.iterdir()] == ["set.jsonl"]  # the old set is whole
+  line = json.dumps(vars(prepared()[0]) | {"truth": None})
+  path.write_text(line + "\n")
+  with pytest.raises(ValueError, match=r"set\.jsonl:1, column truth: found None"):
+    load(path)
+
+
+def test_tfds_sets_need_no_tensorflow(tmp_path):
+  pytest.importorskip("tensorflow_datasets")
+  pytest.importorskip("array_record")
+  folder = tmp_path / "sets" / "mine"
+  store.save(folder, prepared())
+  store.save(tmp_path / "same.jsonl", prepared())
+  assert load(folder) == load(tmp_path / "same.jsonl")
+  assert [p.name for p in folder.parent.iterdir()] == ["mine"]
+  columns = ("prompt=label", "label=truth", "extra.kind=extra.kind?")
+  assert load(folder, columns=columns)[-1] == Problem(
+    load(folder, columns=columns)[-1].id, ({"role": "user", "content": "a\nb"},), "c", "c", "math", {}
+  )
+  with pytest.raises(ValueError, match="mine: is there already"):
+    store.save(folder, prepared())
+  next(folder.glob("*.array_record*")).unlink()
+  with pytest.raises(ValueError, match="mine: no readable tfds data set"):
+    load(folder)
+  code = (
+    "import sys, jaxrlvr.data.problems\nfrom jaxrlvr.data import rows\nassert 'tensorflow_datasets' not in sys.modules"
+  )
+  code += "\nrows.tfds(); sys.exit('tensorflow' in sys.modules)"
+  root = pathlib.Path(__file__).parents[2]
+  assert subprocess.run([sys.executable, "-c", code], check=False, cwd=root).returncode == 0
+
+
+def test_prepared_sets_take_a_system_message_and_no_other_verifier(tmp_path):
+  store.save(tmp_path / "a.jsonl", prepared())
+  plain, asked_for = load(tmp_path / "a.jsonl"), load(tmp_path / "a.jsonl", system="Box it.")
+  assert [p.messages[0] for p in asked_for[:6]] == [{"role": "system", "content": "Box it."}] * 6
+  assert [p.messages[1:] for p in asked_for[:6]] == [p.messages for p in plain[:6]] and asked_for[6] == plain[6]
+  assert [p.id for p in asked_for] == [p.id for p in plain]
+  with pytest.raises(
+    InputError, match="verifier = 'choice': .* prepared set, .* \\(here arithmetic\\); leave it at auto"
+  ):
+    load(tmp_path / "a.jsonl", "choice")
+
+
+def test_splits_of_a_tfds_folder(tmp_path, caplog):
+  package = pytest.importorskip("tensorflow_datasets")
+  pytest.importorskip("array_record")
+
+  class Rows(package.core.GeneratorBasedBuilder, skip_registration=True):
+    VERSION = package.core.Version("1.0.0")
+
+    def _info(self):
+      features = package.features.FeaturesDict({name: package.features.Text() for name in ("question", "answer")})
+      return package.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
+
+    def _split_generators(self, manager):
+      return {name: self._generate_examples(name) for name in ("train", "test")}
+
+    def _generate_examples(self, name):
+      yield 0, {"question": name, "answer": "1"}
+
+  package.disable_progress_bar()
+  builder = Rows(data_dir=tmp_path, file_format="array_record")
+  builder.download_and_prepare()
+  folder = builder.data_dir
+
+  def read(name, prefer):
+    return [p.messages[0]["content"] for p in load(folder, split=rows.Split(name, prefer, "KEY"))]
+
+  assert read("", rows.TRAINING) == ["train"] and read("", rows.HELD_OUT) == ["test"]
+  assert "of the splits train, test read is test (KEY)" in caplog.text
+  assert read("test", rows.TRAINING) == ["test"] and read("all", rows.TRAINING) == ["train", "test"]
+  with pytest.raises(InputError, match="KEY = 'dev': .* holds the splits train, test; name one of these"):
+    read("dev", rows.TRAINING)
+
+
+def raw_files(root):
+  """Small files laid out as the four raw data sets are."""
+  sky = {"data_source": "train-math-a", "ability": "math", "extra_info": {"index": 5, "model_difficulty": {"m": 3}}}
+  sky |= {"prompt": PROMPT, "reward_model": {"ground_truth": '["24"]', "style": "rule"}}
+  scp = {"domain": "Physics", "problem": "How far?", "matched_solution": "long\n\\boxed{3 m}", "o1_solution": "3"}
+  later = {"domain": "Biology", "problem": "Why?", "extracted_solution": "ATP", "r1_solution": ""}
+  thought = {"problem": "1+1?", "deepseek_reasoning": "One, two.", "deepseek_solution": "It is \\boxed{2}."}
+  thought |= {"ground_truth_solution": "\\boxed{2}", "domain": "math", "source": "numina", "test_cases": None}
+  for folder in ("sky/data", "scp", "open/metadata", "open/data", "cc/4plus", "cc/3"):
+    (root / folder).mkdir(parents=True)
+  write(root / "sky/data/math-00000-of-00001.parquet", [sky])
+  write(root / "sky/data/code-00000-of-00001.parquet", [{"not": "wanted"}])
+  write_lines(root / "scp/old.jsonl", [scp])
+  write(root / "scp/scp.parquet", [later, later | {"problem": "How?", "extracted_solution": "word " * 40}])
+  code = thought | {"problem": "sort", "domain": "code"}
+  write(root / "open/metadata/train-00000-of-00001.parquet", [thought, code])
+  write(root / "open/data/train-00000-of-00001.parquet", [{"conversations": "x"}])
+  write(root / "cc/4plus/part_0.parquet", [{"id": "1", "text": "Let $x$.", "metadata": {"url": "u"}}])
+  write(root / "cc/3/part_0.parquet", [{"id": "1", "text": "no"}])
+
+
+def test_raw_sets_from_a_local_copy(tmp_path):
+  raw_files(tmp_path)
+  (sky,), _ = problems.read(f"skywork-or1:{tmp_path / 'sky'}", system="Box it.")
+  assert (sky.label, sky.verifier, sky.extra["model_difficulty"]) == ("24", "math", {"m": 3})
+  assert [turn["role"] for turn in sky.messages] == ["system", "user"]
+  scp, counts = problems.read(f"scp-116k:{tmp_path / 'scp'}")
+  assert [(p.label, p.extra["domain"]) for p in scp] == [("3 m", "Physics"), ("ATP", "Biology")]
+  assert counts["unanswered"] == 1
+  for folder in ("open", "open/metadata"):
+    (thought,), counts = problems.read(f"openthoughts-114k:{tmp_path / folder}")
+    assert thought.label == "2" and thought.extra["trace"] == "One, two." and counts["other"] == 1
+  text = corpus.TextRows(f"nemotron-cc-math:{tmp_path / 'cc'}", "", 0)
+  assert len(text) == 1 and text(0).text == "Let $x$."
+  with pytest.raises(ValueError, match="is plain text without problems"):
+    problems.read(f"nemotron-cc-math:{tmp_path / 'cc'}")
+  with pytest.raises(ValueError, match=r"holds no file like data/math-\*\.parquet"):
+    problems.read(f"skywork-or1:{tmp_path / 'cc'}")
+
+
+def test_raw_sets_from_the_hub(tmp_path, monkeypatch):
+  """The cache first, and only if it is whole; then the network; else what is missing and the cure."""
+  raw_files(tmp_path)
+  asked = []
+
+  def snapshot_download(repository, repo_type, allow_patterns, local_files_only):
+    asked.append((repository, repo_type, tuple(allow_patterns), local_files_only))
+    if not local_files_only:
+      raise ConnectionError("no route\nto the hub")
+    return str(tmp_path / "sky")
+
+  hub = types.SimpleNamespace(snapshot_download=snapshot_download)
+  monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+  assert len(problems.read("skywork-or1").problems) == 1
+  assert asked == [("Skywork/Skywork-OR1-RL-Data", "dataset", ("data/math-*.parquet",), True)]
+  for name in ("data/math-00000-of-00001.parquet", "data/code-00000-of-00001.parquet"):
+    (tmp_path / "sky" / name).rename(tmp_path / "sky" / name.replace("00001", "00002"))  # a shard is missing
+  cure = "take skywork-or1:FOLDER with a local copy of Skywork/Skywork-OR1-RL-Data"
+  with pytest.raises(ValueError, match=rf"skywork-or1: .*\(ConnectionError: no route\); {cure}"):
+    problems.read("skywork-or1")
+  assert [call[-1] for call in asked] == [True, True, False]
+  monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+  with pytest.raises(ValueError, match=rf"pip install 'jaxrlvr\[hub\]', or {cure}"):
+    problems.read("skywork-or1")
+  assert raw.find("a/b.parquet") == ("a/b.parquet", raw.Raw(""))
+
+
+def test_any_set_of_the_hub_by_its_name(tmp_path, monkeypatch):
+  """Its configs are folders; what can't be had names the cure."""
+  cure = r"pip install 'jaxrlvr\[hub\]', or name a file or a folder that exists"
+  monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+  with pytest.raises(InputError, match=rf"openai/gsm8k: huggingface_hub is not installed; {cure}$"):
+    problems.read("openai/gsm8k")
+  for config in ("main", "socratic"):
+    for split in ("train", "test"):
+      (tmp_path / config).mkdir(exist_ok=True)
+      write(tmp_path / config / f"{split}-00000-of-00001.parquet", [OWN[0] | {"question": f"{config} {split}"}])
+  hub = types.SimpleNamespace(snapshot_download=lambda *_, **__: str(tmp_path))
+  monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+  with pytest.raises(InputError, match="has the configs main, socratic; name one, as openai/gsm8k:main"):
+    problems.read("openai/gsm8k")
+  with pytest.raises(InputError, match="openai/gsm8k:other: it has the configs main, socratic; name one of these"):
+    problems.read("openai/gsm8k:other")
+  assert asked(problems.read("openai/gsm8k:main").problems) == [("main train", "2")]
+  held_out = problems.read("openai/gsm8k:main", split=rows.Split(prefer=rows.HELD_OUT))
+  assert asked(held_out.problems) == [("main test", "2")]

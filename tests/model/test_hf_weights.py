@@ -1,0 +1,339 @@
+"""Hugging Face directories: what is read, what is refused and with which words, and that writing is its inverse."""
+
+import dataclasses
+import json
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors import numpy as safetensors
+
+from jaxrlvr.base.errors import InputError
+from jaxrlvr.device import keys, sharding
+from jaxrlvr.model import hf_weights
+from jaxrlvr.model import spec as policy_spec
+from jaxrlvr.model.spec import RopeScaling, Spec
+
+TINY = Spec(vocab=24, width=8, layers=2, heads=4, kv_heads=2, head_dim=6, mlp=16, max_positions=64, norm_eps=1e-5)
+SPECS = {
+  "llama": dataclasses.replace(TINY, tied=False, rope_scaling=RopeScaling(32.0, 1.0, 4.0, 16), rope_theta=500_000.0),
+  "llama-tied": TINY,
+  "qwen2": dataclasses.replace(TINY, qkv_bias=True, tied=False),
+  "qwen3": dataclasses.replace(TINY, qk_norm=True),
+}
+ALL = dict(data=2, fsdp=2, tensor=2)
+
+
+def tensors_of(spec, seed=0, dtype=np.float32):
+  """Random tensors by their names in files: shapes written out here, not taken from the library's rule."""
+  rng, s = np.random.default_rng(seed), spec
+  q, kv = s.heads * s.head_dim, s.kv_heads * s.head_dim
+  shapes = {"model.embed_tokens.weight": (s.vocab, s.width), "model.norm.weight": (s.width,)}
+  shapes |= {} if s.tied else {"lm_head.weight": (s.vocab, s.width)}
+  block = {
+    "input_layernorm.weight": (s.width,),
+    "post_attention_layernorm.weight": (s.width,),
+    "self_attn.q_proj.weight": (q, s.width),
+    "self_attn.k_proj.weight": (kv, s.width),
+    "self_attn.v_proj.weight": (kv, s.width),
+    "self_attn.o_proj.weight": (s.width, q),
+    "mlp.gate_proj.weight": (s.mlp, s.width),
+    "mlp.up_proj.weight": (s.mlp, s.width),
+    "mlp.down_proj.weight": (s.width, s.mlp),
+  }
+  if s.qkv_bias:
+    block |= {f"self_attn.{x}_proj.bias": (n,) for x, n in (("q", q), ("k", kv), ("v", kv))}
+  if s.qk_norm:
+    block |= {f"self_attn.{x}_norm.weight": (s.head_dim,) for x in "qk"}
+  shapes |= {f"model.layers.{i}.{name}": shape for i in range(s.layers) for name, shape in block.items()}
+  return {name: rng.standard_normal(shape).astype(dtype) for name, shape in shapes.items()}
+
+
+def write(folder, spec, tensors=None, shards=1, **config):
+  """A Hugging Face directory, its files written by the safetensors package."""
+  folder.mkdir(exist_ok=True, parents=True)
+  tensors = tensors_of(spec) if tensors is None else tensors
+  told = hf_weights.config_of(spec, "float32", {"eos_token_id": 2}) | config
+  (folder / "config.json").write_text(json.dumps({k: v for k, v in told.items() if v != "absent"}))
+  names = sorted(tensors)
+  if shards == 1:
+    safetensors.save_file(tensors, folder / "model.safetensors")
+    return folder
+  index = {}
+  for n in range(shards):
+    file = f"model-{n + 1:05d}-of-{shards:05d}.safetensors"
+    safetensors.save_file({name: tensors[name] for name in names[n::shards]}, folder / file)
+    index |= dict.fromkeys(names[n::shards], file)
+  (folder / hf_weights.INDEX).write_text(json.dumps({"metadata": {}, "weight_map": index}))
+  return folder
+
+
+def load(folder, sizes=ALL):
+  model = hf_weights.open_model(folder)
+  return model, hf_weights.load(model, model.spec, sharding.make_mesh(**sizes))
+
+
+@pytest.mark.parametrize(
+  ("family", "dtype"), [("llama", "bfloat16"), ("llama-tied", "float16"), ("qwen2", "float32"), ("qwen3", "bfloat16")]
+)
+def test_every_weight_lies_where_einsum_wants_it(tmp_path, family, dtype):
+  """Heads and widths by their definition, from shards, on a mesh that cuts every axis."""
+  spec = SPECS[family]
+  tensors = tensors_of(spec, dtype=jnp.dtype(dtype))
+  model, params = load(write(tmp_path, spec, tensors, shards=3))
+  assert model.spec == spec and all(w.dtype == jnp.float32 for w in params.values())
+  wide = {name: w.astype(np.float32) for name, w in tensors.items()}
+  for i in range(spec.layers):
+    attn = f"model.layers.{i}.self_attn."
+    by_head = wide[attn + "k_proj.weight"].reshape(spec.kv_heads, spec.head_dim, spec.width)
+    np.testing.assert_array_equal(params["k"][i], np.einsum("khd->dkh", by_head))
+    by_head = wide[attn + "o_proj.weight"].reshape(spec.width, spec.heads, spec.head_dim)
+    np.testing.assert_array_equal(params["o"][i], np.einsum("dnh->nhd", by_head))
+    np.testing.assert_array_equal(params["down"][i], wide[f"model.layers.{i}.mlp.down_proj.weight"].T)
+    if spec.qkv_bias:
+      np.testing.assert_array_equal(params["v_bias"][i], wide[attn + "v_proj.bias"].reshape(spec.kv_heads, -1))
+  np.testing.assert_array_equal(params["head" if not spec.tied else "embed"],
+                                wide["lm_head.weight" if not spec.tied else "model.embed_tokens.weight"])  # fmt: skip
+  placed = policy_spec.shardings(spec, sharding.make_mesh(**ALL))
+  assert all(params[name].sharding == placed[name] for name in params)
+
+
+@pytest.mark.parametrize(("family", "shard_bytes"), [("llama", 1), ("qwen2", 3000), ("qwen3", 1 << 30)])
+def test_writing_is_the_inverse_of_reading(tmp_path, family, shard_bytes):
+  spec, mesh = SPECS[family], sharding.make_mesh(**ALL)
+  placed = policy_spec.shardings(spec, mesh)
+  params = jax.jit(lambda: policy_spec.init(spec, keys.at(1, "init")), out_shardings=placed)()
+  (tmp_path / "config.json").write_text(json.dumps(hf_weights.config_of(spec, "float32", {})))
+  hf_weights.save(tmp_path, params, spec, "float32", shard_bytes)
+  model, again = load(tmp_path)
+  assert model.spec == spec and params.keys() == again.keys()
+  for name in params:
+    np.testing.assert_array_equal(params[name], again[name], err_msg=name)
+  theirs = {}
+  for file in tmp_path.glob("*.safetensors"):
+    theirs |= safetensors.load_file(file)
+  assert theirs.keys() == tensors_of(spec).keys()
+  assert len(list(tmp_path.glob("*.safetensors"))) == {1: len(theirs), 1 << 30: 1}.get(shard_bytes, len(model.files))
+  largest = max(file.stat().st_size for file in tmp_path.glob("*.safetensors"))
+  assert shard_bytes != 3000 or 1 < len(model.files) < len(theirs) and largest < 3000 + 4096
+
+
+def test_rows_that_devices_share_are_read_once(tmp_path, monkeypatch):
+  model = hf_weights.open_model(write(tmp_path, TINY))
+  read, plain = [], hf_weights.Tensor.read
+  monkeypatch.setattr(
+    hf_weights.Tensor, "read", lambda self, *rows: (read.append((self.name, *rows)), plain(self, *rows))[1]
+  )
+  hf_weights.load(model, model.spec, sharding.make_mesh(data=2, fsdp=4))
+  assert len(read) == len(set(read))
+  rows = dict.fromkeys(model.tensors, 0)
+  for name, first, last in read:
+    rows[name] += last - first
+  assert rows == {name: tensor.shape[0] for name, tensor in model.tensors.items()}
+
+
+def test_old_and_new_configs_and_defaults(tmp_path):
+  old = dict(rope_theta=5e5, rope_scaling={"type": "default"}, partial_rotary_factor=1.0, sliding_window=32)
+  new = dict(rope_theta="absent", rope_scaling="absent", rope_parameters={"rope_type": "default", "rope_theta": 5e5})
+  for i, config in enumerate((old, new)):
+    found = hf_weights.open_model(write(tmp_path / str(i), SPECS["qwen2"], **config)).spec
+    assert found == dataclasses.replace(SPECS["qwen2"], rope_theta=5e5)
+  scaled = {"rope_type": "llama3", "factor": 32, "low_freq_factor": 1, "high_freq_factor": 4,
+            "original_max_position_embeddings": 16, "rope_theta": 500_000}  # fmt: skip
+  found = hf_weights.open_model(
+    write(tmp_path / "2", SPECS["llama"], rope_theta="absent", rope_scaling="absent", rope_parameters=scaled)
+  )
+  assert found.spec == SPECS["llama"]
+  plain = dataclasses.replace(TINY, tied=False, head_dim=2)
+  absent = dict.fromkeys(("tie_word_embeddings", "head_dim", "rope_theta", "architectures"), "absent")
+  assert hf_weights.open_model(write(tmp_path / "3", plain, **absent)).spec == plain
+
+
+def test_a_tied_head_and_old_buffers_may_be_there(tmp_path):
+  tensors = tensors_of(TINY)
+  more = {"lm_head.weight": tensors["model.embed_tokens.weight"].copy(),
+          "model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(3, np.float32)}  # fmt: skip
+  model, params = load(write(tmp_path, TINY, tensors | more))
+  assert "head" not in params and set(model.tensors) == set(tensors)
+  shards = sorted(tensors | more)
+  apart = {name: name == "lm_head.weight" for name in shards}  # a shard of its own
+  for part, file in enumerate(("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")):
+    safetensors.save_file({n: w for n, w in (tensors | more).items() if apart[n] == part}, tmp_path / file)
+  index = {name: f"model-0000{1 + apart[name]}-of-00002.safetensors" for name in shards}
+  (tmp_path / hf_weights.INDEX).write_text(json.dumps({"weight_map": index}))
+  assert len(hf_weights.open_model(tmp_path).files) == 2
+  (tmp_path / hf_weights.INDEX).unlink()
+  more["lm_head.weight"][23, 7] += 1
+  with pytest.raises(InputError, match="lm_head.weight differs from model.embed_tokens.weight"):
+    hf_weights.open_model(write(tmp_path, TINY, tensors | more))
+
+
+DOWN = "model.layers.1.mlp.down_proj.weight"
+CONFIGS = {
+  "yarn": (dict(rope_scaling={"rope_type": "yarn", "factor": 4.0}), r'rope_type = "yarn" is not computed here'),
+  "linear": (dict(rope_scaling={"type": "linear", "factor": 2.0}), "linear"),
+  "dynamic": (dict(rope_parameters={"rope_type": "dynamic", "factor": 2.0}), "dynamic"),
+  "rope key": (dict(rope_scaling={"rope_type": "default", "beta": 2.0}), "rope parameter beta"),
+  "factor": (dict(rope_scaling={"rope_type": "llama3"}), "factor = null, wanted a positive float"),
+  "rotary": (dict(partial_rotary_factor=0.5), "partial_rotary_factor = 0.5"),
+  "rotary in rope": (dict(rope_parameters={"partial_rotary_factor": 0.5}), "partial_rotary_factor = 0.5"),
+  "window": (dict(use_sliding_window=True), "use_sliding_window = true"),
+  "layers": (dict(layer_types=["full_attention", "sliding_attention"]), 'layer_types = "sliding_attention"'),
+  "bias": (dict(attention_bias=True), "attention_bias = true is not computed here, wanted false"),
+  "mlp bias": (dict(mlp_bias=True), "mlp_bias = true"),
+  "act": (dict(hidden_act="gelu"), 'hidden_act = "gelu".*wanted "silu"'),
+  "quantized": (dict(quantization_config={"bits": 4}), "quantization_config"),
+  "mistral": (dict(model_type="mistral"), 'model_type = "mistral" is not computed here, wanted one of llama, qwen2'),
+  "moe": (dict(model_type="qwen3_moe"), "qwen3_moe"),
+  "class": (dict(architectures=["LlamaForSequenceClassification"]), "LlamaForSequenceClassification"),
+  "type": (dict(hidden_size="64"), 'hidden_size = "64", wanted a positive int'),
+  "absent": (dict(num_hidden_layers="absent"), "num_hidden_layers = null"),
+  "zero": (dict(num_attention_heads=0), "num_attention_heads = 0, wanted a positive int"),
+  "bool": (dict(tie_word_embeddings="no"), 'tie_word_embeddings = "no", wanted true or false'),
+  "infinite": (dict(rms_norm_eps=float("inf")), "rms_norm_eps = Infinity, wanted a positive float"),
+  "rope text": (dict(rope_parameters="x"), "config.json: holds a value of a wrong type"),
+  "layer number": (dict(layer_types=5), "config.json: holds a value of a wrong type"),
+  "model list": (dict(model_type=["llama"]), "config.json: holds a value of a wrong type"),
+  "beyond floats": (dict(rope_theta=10**400), "config.json: holds a value of a wrong type"),
+  "huge": (dict(hidden_size=10**9), r"has shape \[24, 8\], wanted \[24, 1000000000\]"),
+  "endless": (dict(num_hidden_layers=10**9), r"has no tensor model.layers.2.*num_hidden_layers = 1000000000"),
+  "heads": (dict(num_key_value_heads=3), "config.json: heads = 4 is not a multiple of kv_heads = 3"),
+}
+
+
+@pytest.mark.parametrize("case", CONFIGS)
+def test_configs_that_are_not_computed_are_refused(tmp_path, case):
+  config, words = CONFIGS[case]
+  write(tmp_path, TINY, **config)
+  with pytest.raises(InputError, match=words) as told:
+    hf_weights.open_model(tmp_path)
+  assert "config.json" in str(told.value) and "\n" not in str(told.value)
+
+
+def drop(name):
+  return lambda folder, t: write(folder, TINY, {k: v for k, v in t.items() if k != name})
+
+
+def cut(folder, t):
+  write(folder, TINY)
+  file = folder / "model.safetensors"
+  file.write_bytes(file.read_bytes()[:-5])
+
+
+def pickled(folder, t):
+  write(folder, TINY)
+  (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def unlisted(folder, t):
+  write(folder, TINY, shards=2)
+  index = json.loads((folder / hf_weights.INDEX).read_text())
+  index["weight_map"].pop(DOWN)
+  (folder / hf_weights.INDEX).write_text(json.dumps(index))
+
+
+def listed_elsewhere(folder, t):
+  write(folder, TINY, shards=2)
+  index = json.loads((folder / hf_weights.INDEX).read_text())
+  index["weight_map"]["more.weight"] = "model-00001-of-00002.safetensors"
+  (folder / hf_weights.INDEX).write_text(json.dumps(index))
+
+
+def outside(folder, t):
+  write(folder, TINY)
+  (folder / "model.safetensors").rename(folder.parent / "out.safetensors")
+  (folder / hf_weights.INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(t, "../out.safetensors")}))
+
+
+def no_shard(folder, t):
+  write(folder, TINY, shards=2)
+  (folder / "model-00002-of-00002.safetensors").unlink()
+
+
+def garbage(folder, t):
+  write(folder, TINY)
+  (folder / "model.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0not json at all!")
+
+
+def not_finite(value):
+  return lambda folder, t: (t[DOWN].__setitem__((3, 2), value), write(folder, TINY, t))
+
+
+def pipe(name, shards=1):
+  def make(folder, t):
+    write(folder, TINY, shards=shards)
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+
+  return make
+
+
+FILES = {
+  "deep": (lambda f, t: write(f, TINY).joinpath("config.json").write_text("[" * 100_000), "config.json: can't be read"),
+  "pipe for config": (pipe("config.json"), "m/config.json: is no regular file"),
+  "pipe for weights": (pipe("model.safetensors"), "m/model.safetensors: is no regular file"),
+  "pipe for index": (pipe(hf_weights.INDEX), "m/model.safetensors.index.json: is no regular file"),
+  "pipe for shard": (pipe("model-00002-of-00002.safetensors", 2), "m/model-00002.*: is no regular file"),
+  "missing": (drop(DOWN), rf"has no tensor {DOWN}, wanted one of shape \[8, 16\]"),
+  "no head": (
+    lambda f, t: write(f, dataclasses.replace(TINY, tied=False), t),
+    r"has no tensor lm_head.weight, wanted one of shape \[24, 8\] \(tie_word_embeddings is false",
+  ),
+  "extra": (lambda f, t: write(f, TINY, t | {"model.x": t[DOWN]}), "model.safetensors: tensor model.x is not of"),
+  "an untied head's": (lambda f, t: write(f, TINY, t | {"lm_head.bias": t[DOWN]}), "lm_head.bias is not of"),
+  "transposed": (
+    lambda f, t: write(f, TINY, t | {DOWN: t[DOWN].T.copy()}),
+    rf"model.safetensors: tensor {DOWN} has shape \[16, 8\], wanted \[8, 16\], looks transposed",
+  ),
+  "misshapen": (lambda f, t: write(f, TINY, t | {DOWN: t[DOWN][:, 1:].copy()}), r"\[8, 15\], wanted \[8, 16\];"),
+  "rows": (lambda f, t: write(f, TINY, t, vocab_size=25), r"embed_tokens.weight has shape \[24, 8\], wanted \[25, 8\]"),
+  "dtype": (
+    lambda f, t: write(f, TINY, t | {DOWN: t[DOWN].astype(np.int8)}),
+    f"{DOWN} has dtype I8, wanted one of F32",
+  ),
+  "truncated": (cut, "model.safetensors: has .* truncated"),
+  "garbage": (garbage, "model.safetensors: is no whole safetensors file"),
+  "pickle": (pickled, r"holds only pickle files \(pytorch_model.bin\), which can run code"),
+  "nothing": (lambda f, t: write(f, TINY).joinpath("model.safetensors").unlink(), "holds neither model.safetensors"),
+  "no shard": (no_shard, "names the shard model-00002-of-00002.safetensors, which is not in the folder"),
+  "index lists more": (listed_elsewhere, "model-00001-of-00002.safetensors: .* lists its tensor more.weight"),
+  "index lists less": (unlisted, f"does not list its tensor {DOWN}"),
+  "path in index": (outside, "names the shard ../out.safetensors"),
+}
+
+
+@pytest.mark.parametrize("case", FILES)
+def test_files_that_are_not_the_model_are_refused(tmp_path, case):
+  make, words = FILES[case]
+  make(tmp_path / "m", tensors_of(TINY))
+  with pytest.raises(InputError, match=words) as told:
+    hf_weights.open_model(tmp_path / "m")
+  assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_values_that_are_not_finite_are_named(tmp_path, value):
+  not_finite(value)(tmp_path, tensors_of(TINY))
+  for read in (lambda: load(tmp_path), lambda: hf_weights.check_finite(hf_weights.open_model(tmp_path))):
+    with pytest.raises(InputError, match=f"tensor {DOWN} holds a value that is not finite"):
+      read()
+
+
+def test_no_directory_is_told(tmp_path):
+  with pytest.raises(InputError, match="config.json: can't be read.*name a Hugging Face"):
+    hf_weights.open_model(tmp_path / "absent")
+
+
+def test_digest_tells_weights_not_files(tmp_path):
+  one = hf_weights.digest(hf_weights.open_model(write(tmp_path / "1", TINY)))
+  assert one == hf_weights.digest(hf_weights.open_model(write(tmp_path / "2", TINY, shards=3)))
+  tensors = tensors_of(TINY)
+  tensors["model.norm.weight"][5] += 1e-3
+  assert one != hf_weights.digest(hf_weights.open_model(write(tmp_path / "3", TINY, tensors)))
+
+
+def test_no_family_has_biases_and_norms():
+  with pytest.raises(InputError, match="qkv_bias and qk_norm is of no family"):
+    hf_weights.config_of(dataclasses.replace(TINY, qkv_bias=True, qk_norm=True), "float32", {})

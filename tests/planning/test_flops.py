@@ -1,0 +1,103 @@
+"""Work counted from shapes agrees with what the traced programs really multiply."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxrlvr.base.types import Branches
+from jaxrlvr.model import spec as policy_spec
+from jaxrlvr.model.score import score
+from jaxrlvr.planning import flops
+from jaxrlvr.sampling import decode as sampler
+from jaxrlvr.training import objective
+
+ONE = flops.Cut(1, 1, 1)
+
+
+def multiplied(jaxpr, steps=1):
+  """FLOPs of all products in a jaxpr; a scan's body counts its length, a while loop's `steps`."""
+  total = 0
+  for eqn in jaxpr.eqns:
+    if eqn.primitive.name == "dot_general":
+      (contracted, _), _ = eqn.params["dimension_numbers"]
+      total += 2 * math.prod(eqn.outvars[0].aval.shape) * math.prod(eqn.invars[0].aval.shape[i] for i in contracted)
+    times = {"scan": eqn.params.get("length"), "while": steps}.get(eqn.primitive.name, 1)
+    if eqn.primitive.name == "cond":  # what differs by platform, the same products in each
+      total += max(multiplied(branch.jaxpr, steps) for branch in eqn.params["branches"])
+      continue
+    for value in eqn.params.values():
+      for inner in value if isinstance(value, (tuple, list)) else (value,):
+        if hasattr(inner := getattr(inner, "jaxpr", inner), "eqns"):
+          total += times * multiplied(inner, steps)
+  return total
+
+
+def text(spec, rows, time):
+  ints = jax.ShapeDtypeStruct((rows, time), jnp.int32)
+  return objective.TextBatch(ints, ints, ints, jax.ShapeDtypeStruct((rows, time), jnp.float32))
+
+
+def test_a_scoring_pass(spec, params):
+  batch = text(spec, 3, 10)
+  rows = (batch.tokens_BT, batch.positions_BT, batch.segments_BT)
+  jaxpr = jax.make_jaxpr(lambda *x: score(*x, spec=spec, start=4))(params, *rows).jaxpr
+  assert flops.forward(spec, 3, 10, 6, ONE).flops == multiplied(jaxpr)
+  branches = Branches(2, 2, 4)
+  jaxpr = jax.make_jaxpr(lambda *x: score(*x, spec=spec, start=4, branches=branches))(params, *rows).jaxpr
+  assert flops.forward(spec, 3, 10, 6, ONE, branches).flops == multiplied(jaxpr)
+
+
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+def test_an_update(spec, params, remat):
+  """The backward pass of the real loss, with what is computed again; dead products are left out as XLA does."""
+  spec = dataclasses.replace(spec, remat=remat)
+  gradient = jax.grad(lambda *x: objective.language_modelling(spec)(*x)[0])
+  jaxpr = jax.make_jaxpr(gradient)(params, text(spec, 3, 10)).jaxpr
+  counted = flops.update(spec, 3, 10, 9, 1, 4, ONE)
+  assert counted.flops == multiplied(jaxpr)
+  assert counted.model_flops < counted.flops
+
+
+def test_decoding(rich_spec, rich_params):
+  s = sampler.Sampling(group=2, max_tokens=5, eos_ids=(0,), shrink=0)
+  spec, problems, width = rich_spec, 3, 4
+  keys_B, stops = jax.random.split(jax.random.key(0), 6), jnp.zeros((2, spec.vocab), jnp.int32)
+  prompt_PS, length_P = jnp.ones((problems, width), jnp.int32), jnp.full(problems, width)
+  weights = sampler.lay_out(spec)(rich_params)
+  prompt, state = sampler.prefill(weights, prompt_PS, length_P, keys_B, stops, spec=spec, s=s)
+  given = (prompt, (), sampler.empty_block(prompt, state, s), state, jnp.int32(0))
+  jaxpr = jax.make_jaxpr(lambda *x: sampler.decode(weights, *x, stops, spec=spec, s=s, enough=0))(*given).jaxpr
+  levels = flops.level_steps(6, 5, 5, 0)
+  assert levels == [(6, 4)]
+  counted = flops.decode(spec, 2, width, 5, levels, ONE)
+  assert counted.flops == multiplied(jaxpr, steps=4)
+
+
+def test_blocks_of_the_cache_are_read_from_where_they_begin():
+  assert flops.read_slots(0, 128, 32) == (32 + 64 + 96 + 128) / 4
+  assert flops.read_slots(48, 32, 32) == (64 + 96) / 2
+  assert flops.read_slots(0, 4, 5) == 5
+
+
+def test_levels_of_the_batch_have_the_mean_length():
+  levels = flops.level_steps(1024, 1001, 250, 9)
+  assert [rows for rows, _ in levels] == [1024 // 2**n for n in range(10)]
+  assert sum(steps for _, steps in levels) == pytest.approx(1000)
+  lower = sum(rows / 2 * steps for rows, steps in levels) / 1024
+  upper = sum(rows * steps for rows, steps in levels) / 1024
+  assert lower < 250 < upper
+  assert flops.level_steps(1024, 1001, 1001, 2)[0] == (1024, 1000)
+
+
+def test_chips_share_the_work_and_weights_are_read_by_each(spec):
+  whole = flops.update(spec, 8, 10, 9, 2, 4, ONE)
+  shared = flops.update(spec, 8, 10, 9, 2, 4, flops.Cut(4, 2, 8))
+  assert shared.flops == whole.flops / 8
+  assert shared.bytes > whole.bytes / 8
+  more = flops.update(spec, 8, 10, 9, 4, 4, ONE)
+  assert more.bytes - whole.bytes == 2 * policy_spec.count(spec) * (8 + 2 * 4)  # gradient and weights, twice as often
+  less = flops.update(spec, 8, 10, 9, 2, 2, ONE)
+  assert whole.bytes - less.bytes == 4 * policy_spec.count(spec)

@@ -1,0 +1,331 @@
+"""Planning for TPU slices: names, collectives in compiled text, the search for what to lower, a plan end to end."""
+
+import importlib.util
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxrlvr.base.errors import InputError
+from jaxrlvr.config import checks as configs
+from jaxrlvr.planning import collectives, flops, tpu
+from jaxrlvr.stages import STAGES, plan_programs
+from jaxrlvr.stages.plan import report, search, table, verdict
+from jaxrlvr.stages.plan_programs import Measured, Program, compile_program
+from jaxrlvr.stages.rl import check_sizes
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_slices_by_their_names():
+  for name, topology, chips in (
+    ("v5e-8", "v5e:2x4", 8),
+    ("v5litepod-16", "v5e:4x4", 16),
+    ("v6e-64", "v6e:8x8", 64),
+    ("v5p-16", "v5p:2x2x2", 8),
+    ("v5p-64", "v5p:2x4x4", 32),
+    ("v4-32", "v4:2x2x4", 16),
+    ("v5e:4x8", "v5e:4x8", 32),
+  ):
+    found = tpu.find(name)
+    assert (found.name, found.topology, found.chips) == (name, topology, chips)
+  assert tpu.larger("v5p", 9) == "v5p-32" and tpu.larger("v5e", 257) == ""
+
+
+@pytest.mark.parametrize(
+  "name,words",
+  [
+    ("v5e-12", "wanted a name as v5e-1, v5e-4, v5e-8"),
+    ("v6-8", "v6e-8"),
+    ("v5p:2x4", "v5p chips lie in 3 dimensions"),
+    ("v5e:2x", "no TPU slice"),
+    ("a100", "wanted a name as v4-8"),
+  ],
+)
+def test_an_unknown_slice_is_told_with_near_names(name, words):
+  with pytest.raises(InputError, match=words):
+    tpu.find(name)
+
+
+def test_collectives_of_a_compiled_program():
+  """All of five steps of a scan: each sends what the arithmetic of its kind says."""
+  mesh = jax.make_mesh((2, 4), ("a", "b"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+
+  def body(x, _):
+    def local(x):  # [4, 8] float32 on each of 8 devices
+      whole = jax.lax.all_gather(x, "b")  # [4, 4, 8]
+      x = x + jax.lax.psum_scatter(whole, "b")
+      x = x + jax.lax.ppermute(x, "b", [(i, (i + 1) % 4) for i in range(4)])
+      return x + jax.lax.all_to_all(x, "b", 0, 0) + jax.lax.psum(x, "a")
+
+    return jax.shard_map(local, mesh=mesh, in_specs=P("a", "b"), out_specs=P("a", "b"))(x), None
+
+  def program(x):
+    return jax.lax.scan(body, x, None, length=5)[0]
+
+  x = jax.ShapeDtypeStruct((8, 32), jnp.float32, sharding=NamedSharding(mesh, P("a", "b")))
+  text = jax.jit(program).lower(x).compile().as_text()
+  block = 4 * 8 * 4
+  assert collectives.collectives(text, 8) == {
+    "all-gather": (5, 5 * 3 * block),
+    "reduce-scatter": (5, 5 * 3 * block),
+    "collective-permute": (5, 5 * block),
+    "all-to-all": (5, 5 * 3 / 4 * block),
+    "all-reduce": (5, 5 * block),
+  }
+
+
+def test_a_loop_that_depends_on_data_runs_as_often_as_one_says():
+  mesh = jax.make_mesh((8,), ("a",), axis_types=(jax.sharding.AxisType.Auto,))
+
+  def program(x):
+    def local(x):
+      def go_on(carry):
+        return (carry[0] < 100) & (carry[1][0] > 0)
+
+      return jax.lax.while_loop(go_on, lambda c: (c[0] + 1, jax.lax.psum(c[1], "a") / 9), (0, x))[1]
+
+    return jax.shard_map(local, mesh=mesh, in_specs=P("a"), out_specs=P("a"), check_vma=False)(x)
+
+  x = jax.ShapeDtypeStruct((16,), jnp.float32, sharding=NamedSharding(mesh, P("a")))
+  text = jax.jit(program).lower(x).compile().as_text()
+  sent = collectives.collectives(text, 8, unknown=7)["all-reduce"]
+  assert sent.count == 7 and sent.bytes == pytest.approx(7 * 2 * 7 / 8 * 8)
+
+
+TPU_TEXT = """
+%cond (p: (s32[], bf16[8])) -> pred[] {
+  %c = s32[]{:T(128)} constant(28)
+  ROOT %lt = pred[]{:T(512)} compare(%g, %c), direction=LT
+}
+
+%start (p: bf16[8]) -> bf16[64] {
+  %all-gather.1 = bf16[64]{0:T(8,128)} all-gather(%p), channel_id=5, replica_groups=mesh['x'=2,'y'=8] {'y'}, backend_config={"async_collective_fusion_config":{}}
+}
+
+%done (p: bf16[8]) -> bf16[64] {
+  %all-gather.2 = bf16[64]{0:T(8,128)} all-gather(%p), channel_id=5, replica_groups=mesh['x'=2,'y'=8] {'y'}, backend_config={"async_collective_fusion_config":{}}
+}
+
+%all-reduce-scatter.3 (p: f32[64]) -> f32[8] {
+  %all-reduce.1 = f32[64]{0} all-reduce(%p), channel_id=6, replica_groups=[2,8]<=[16], to_apply=%add
+}
+
+%body (p: (s32[], bf16[8])) -> (s32[], bf16[8]) {
+  %f.1 = bf16[64] fusion(%p), kind=kCustom, calls=%start
+  %f.2 = bf16[64] fusion(%p), kind=kCustom, calls=%done
+  %f.3 = f32[8] fusion(%p), kind=kCustom, calls=%all-reduce-scatter.3
+  %cp = (bf16[8]{0:S(1)}, bf16[8]{0}, u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-start(%p), channel_id=1, source_target_pairs={{0,1}}
+  %cpd = bf16[8] collective-permute-done(%cp)
+}
+
+ENTRY %main (a: bf16[8]) -> bf16[8] {
+  %w = (s32[], bf16[8]) while(%t), condition=%cond, body=%body
+}
+"""  # noqa: E501
+
+
+def test_what_only_tpu_programs_hold():
+  """Trip counts in the condition, a collective shared by fusions, one fused with its slice, asynchronous starts."""
+  assert collectives.collectives(TPU_TEXT, 16) == {
+    "all-gather": (28, 28 * 7 / 8 * 128),
+    "reduce-scatter": (28, 28 * 7 * 32),
+    "collective-permute": (28, 28 * 16),
+  }
+
+
+def measured(arguments=1.0, temporaries=1.0, refused="", beside=0.0):
+  return Measured(arguments, temporaries, 0.0, beside, 0.0, refused, {})
+
+
+def searched(capacity, sizes, **settings):
+  """search() on arithmetic in the place of a compiler; also what was compiled, in order."""
+  config, log = configs.derive(configs.base(), {"rl.microbatches": 4, **settings}), []
+
+  def measure(config, names, before):
+    log.append(sorted(names) if names else "all")
+    return {name: make(config) if names is None or name in names else before[name] for name, make in sizes.items()}
+
+  return *search(config, "rl", capacity, measure), log
+
+
+def test_what_fits_is_left_alone():
+  _, _, changes, log = searched(10, {"update": lambda c: measured(4, 5)})
+  assert changes == {} and log == ["all"]
+
+
+def test_more_microbatches_in_one_jump():
+  """Temporaries of 40 in a room of 6: eight times the parts, found without trying two and four times."""
+  sizes = {"decode": lambda c: measured(1, 1), "update": lambda c: measured(4, 160 / c.rl.microbatches)}
+  config, made, changes, log = searched(10, sizes)
+  assert changes == {"rl.microbatches": 32} == {"rl.microbatches": config.rl.microbatches}
+  assert log == ["all", ["score", "update"]] and made["update"].total == 9
+
+
+def test_no_microbatch_is_tried_where_arguments_alone_are_too_large():
+  sizes = {"update": lambda c: measured(12 if c.rl.optim.moment == "float32" else 8, 2)}
+  _, _, changes, log = searched(11, sizes)
+  assert changes == {"rl.optim.moment": "bfloat16"} and len(log) == 2
+
+
+def test_a_smaller_step_where_the_jump_is_impossible_then_the_next_setting():
+  """256 rows allow 256 parts at most; what is still too large then falls to remat."""
+  need = {"none": 4, "dots": 2, "full": 1}
+  sizes = {"update": lambda c: measured(1, need[c.model.remat] * 1024 / c.rl.microbatches)}
+  _, made, changes, _ = searched(6, sizes)
+  assert changes == {"rl.microbatches": 256, "model.remat": "full"} and made["update"].total == 5
+
+
+def test_a_try_that_does_not_help_is_not_kept_and_hopeless_ends():
+  _, made, changes, _ = searched(10, {"decode": lambda c: measured(4, 100)})
+  assert changes == {} and made["decode"].total == 104
+  told = {"fits": False, "changes": changes, "programs": {"decode": {"total": 104.0}}}
+  slice_ = tpu.find("v5e-8")
+  told["programs"]["decode"]["total"] = 6 * slice_.chip.hbm
+  assert "estimate: 48 chips, v5e-64" in verdict(told, slice_)
+
+
+def test_the_compilers_refusal_is_a_result():
+  told = (
+    "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory required for HLO "
+    "temporaries (25.50G) exceeds available HBM (15.75G). HLO module: jit_update."
+  )
+
+  def lower(done):
+    raise jax.errors.JaxRuntimeError(told)
+
+  cost = flops.Cost(1, 1, 1)
+  found = compile_program(Program("update", 1, 3.0, 2.0, lower, cost, 1), {}, 8)
+  assert found.temporaries == 25.5 * 2**30 and found.refused == told and found.arguments == 3
+  row = report([Program("update", 1, 3.0, 2.0, lower, cost, 1)], {"update": found}, tpu.CHIPS["v5e"], 0.5)
+  assert "does not fit" in table(row, tpu.CHIPS["v5e"].hbm)
+
+
+def test_the_bound_is_the_slowest_of_three():
+  chip = tpu.Chip(flops=10, bandwidth=5, ici=2, hbm=100, cores=1, dimensions=2)
+  made = measured()._replace(sent={"all-gather": collectives.Traffic(1, 8)})
+  program = Program("score", 1, 0, 0, None, flops.Cost(30, 20, 10), 80)
+  row = report([program], {"score": made}, chip, 0.5)["score"]
+  assert (row["bound_by"], row["bound_seconds"], row["estimated_seconds"]) == ("network", 4, 8)
+  assert (row["tokens_per_second"], row["mfu"]) == (10, 20 / 8 / 10)
+  row = report([program], {"score": made._replace(sent=None)}, chip, 0.5)["score"]
+  assert row["bound_by"] == "compute" and "| nan |" in table({"score": row}, 100)
+
+
+def test_without_libtpu_the_cure_is_named(tmp_path):
+  if importlib.util.find_spec("libtpu"):
+    pytest.skip("libtpu is here")
+  with pytest.raises(InputError, match=r"libtpu is not installed: `bash launch/plan\.sh"):
+    STAGES["plan"](configs.base(), tmp_path)
+  with pytest.raises(InputError, match=r"config\.plan\.topology: 'v5e-9'"):
+    STAGES["plan"](configs.load("base", {"plan.topology": "v5e-9"}), tmp_path)
+
+
+def test_programs_of_a_step_without_a_tpu():
+  """On fake devices: what shapes say of the arguments is what the compiler finds, and decode follows prefill."""
+  changes = {"rl.shrink": 0, "model.attention": "reference", "model.vocab": 64, "mesh.fsdp": -1, "model.layers": 1}
+  config = configs.derive(configs.load("smoke"), changes | {"rl.sample_parts": 1, "rl.microbatches": 2})
+  policy, listed = plan_programs.of(config, tpu.find("v5e-8"), jax.devices())
+  assert [(p.name, p.times) for p in listed] == [(n, 1) for n in ("lay out", "prefill", "decode", "score", "update")]
+  rows = 8 * config.rl.group_size
+  assert listed[-1].tokens == rows * (config.rl.prompt_tokens + config.rl.response_tokens)
+  half = plan_programs._bytes(policy.params)  # the reference, in the compute dtype: float32 here
+  assert [p.beside - listed[1].beside for p in listed] == [-half, 0, 0, -half, half - listed[1].beside]
+  made = {}
+  for program in listed[:4]:
+    made[program.name] = m = compile_program(program, made, 8)
+    if program.name != "decode":  # K and V may be cut along heads too
+      unread = program.arguments if program.name == "score" else 0  # it reads no reward: dropped when lowered
+      assert m.arguments <= program.arguments <= m.arguments + unread, program.name
+  assert listed[-1].lower(made).out_info is not None
+
+
+@pytest.mark.parametrize("name", ["", "llama3.2-3b-instruct,v6e-8,8192", "llama3.1-8b-instruct,v5p-16"])
+def test_presets_are_cut_evenly(name):
+  config = configs.load(f"section3_rl:{name}")
+  policy = plan_programs.abstract_policy(config, tpu.find(config.plan.topology), jax.devices())
+  check_sizes(config, policy)
+  assert (config.rl.problems_per_step, config.rl.group_size, config.rl.minibatch_problems) == (64, 8, 0)
+
+
+def test_a_policy_of_unknown_vocabulary_is_refused():
+  with pytest.raises(InputError, match=r"set config\.model\.vocab to plan"):
+    plan_programs.abstract_policy(configs.load("demo"), tpu.find("v5e-8"), jax.devices())
+
+
+PUBLISHED = {
+  "llama3.2-1b": 1.236,
+  "llama3.2-3b-instruct": 3.213,
+  "llama3.1-8b": 8.030,
+  "qwen2.5-0.5b": 0.494,
+  "qwen2.5-math-1.5b": 1.544,
+  "qwen2.5-math-7b": 7.616,
+  "qwen3-0.6b": 0.596,
+  "qwen3-1.7b": 1.721,
+  "qwen3-4b": 4.022,
+  "qwen3-8b": 8.191,
+}
+
+
+def test_published_shapes_have_the_published_number_of_weights():
+  from jaxrlvr.model import spec as policy_spec
+  from jaxrlvr.stages import build_policy
+
+  for name, billions in PUBLISHED.items():
+    config = configs.load(f"shape:{name}")
+    spec = build_policy.fresh_spec(config, config.model.vocab)
+    assert policy_spec.count(spec) == pytest.approx(billions * 1e9, abs=1e6), name
+
+
+def run_plan(tmp_path, *words):
+  """`jaxrlvr plan` where libtpu is: in the environment that launch/plan.sh makes, or in this one."""
+  apart = ROOT / ".venv-tpu" / "bin" / "python"
+  if not apart.is_file() and not importlib.util.find_spec("libtpu"):
+    pytest.skip("needs libtpu, which has an environment of its own: launch/plan.sh makes it")
+  python = str(apart) if apart.is_file() else sys.executable
+  command = [python, "-m", "jaxrlvr.cli", "plan", f"--workdir={tmp_path}", *words]
+  env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"}
+  return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env, check=False)
+
+
+@pytest.mark.slow
+def test_a_small_policy_end_to_end(tmp_path):
+  made = run_plan(tmp_path, "--config=smoke", "--config.plan.topology=v5e:2x2", "--config.model.vocab=512",
+                  "--config.mesh.fsdp=-1", "--config.rl.shrink=0", "--config.model.attention=reference")  # fmt: skip
+  assert made.returncode == 0, made.stderr
+  told = json.loads((tmp_path / "plan.json").read_text())
+  assert told["fits"] and told["chips"] == 4 and told["mesh"] == {"data": 1, "fsdp": 4, "tensor": 1}
+  assert sorted(told["programs"]) == ["decode", "lay out", "prefill", "score", "update"]
+  for row in told["programs"].values():
+    assert 0 < row["total"] < told["capacity"] and row["estimated_seconds"] > 0
+  assert told["programs"]["update"]["sent_bytes"] > 0
+  state = 3 * 4 * told["parameters"] / 4  # weights and two moments on four chips
+  assert told["programs"]["update"]["arguments"] >= state
+  assert "nothing here was run" in (tmp_path / "plan.md").read_text()
+  assert math.isclose(told["hours"], told["step_seconds"] * 4 / 3600)
+
+
+@pytest.mark.slow
+def test_a_slice_of_one_chip(tmp_path):
+  """As Colab lends it: v5e-1."""
+  made = run_plan(tmp_path, "--config=smoke", "--config.plan.topology=v5e-1", "--config.model.vocab=512",
+                  "--config.plan.stage=sft")  # fmt: skip
+  assert made.returncode == 0 and json.loads((tmp_path / "plan.json").read_text())["chips"] == 1, made.stderr
+
+
+@pytest.mark.slow
+def test_a_config_that_cannot_fit(tmp_path):
+  made = run_plan(tmp_path, "--config=shape:llama3.1-8b", "--config.plan.topology=v5e:1x1", "--config.plan.stage=sft",
+                  "--config.sft.rows=1", "--config.model.layers=8", "--config.sft.optim.moment=bfloat16")  # fmt: skip
+  assert made.returncode == 2 and "does not fit v5e:1x1" in made.stderr and "chips, v5e-" in made.stderr
+  told = json.loads((tmp_path / "plan.json").read_text())
+  assert not told["fits"] and "RESOURCE_EXHAUSTED" in told["programs"]["update"]["refused"]
+  assert "does not fit" in made.stdout

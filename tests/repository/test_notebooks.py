@@ -1,0 +1,165 @@
+"""The notebooks of colab/: what they run exists, what they install is pinned, what they show was really run."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jaxrlvr.cli import HELP
+from jaxrlvr.config import checks as configs
+
+ROOT = Path(__file__).parents[2]
+COLAB = ROOT / "colab"
+NOTEBOOKS = sorted(COLAB.glob("*.ipynb"))
+SECONDS = 15 * 60  # after which a cell counts as hanging
+
+
+def cells(notebook, kind="code"):
+  return [c for c in json.loads(notebook.read_text())["cells"] if c["cell_type"] == kind]
+
+
+def source(cell):
+  return "".join(cell["source"])
+
+
+def commands(notebook):
+  """[words of each jaxrlvr command]; a name in braces stands for its value in the notebook where that is a literal."""
+  text = "\n".join(source(cell) for cell in cells(notebook))
+  literals = dict(re.findall(r'^(\w+) = "?([^"\s]+)"?  # @param', text, re.M)) | {
+    "DEVICE": "cpu",
+    "CONFIG": "colab:cpu",
+  }
+  for line in re.findall(r"^(?:# )?!\.venv/bin/jaxrlvr (.*)$", text, re.M):
+    yield shlex.split(re.sub(r"\{(\w+)\}", lambda m: literals.get(m[1], "x"), line))
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
+def test_commands_name_stages_and_keys_that_exist(notebook):
+  found = list(commands(notebook))
+  assert len(found) >= 3
+  for stage, *rest in found:
+    assert stage in HELP
+    flags = dict(word[2:].split("=", 1) for word in rest if word.startswith("--"))
+    keys = {name.removeprefix("config."): text for name, text in flags.items() if name.startswith("config.")}
+    assert "workdir" in flags and configs.load(flags.get("config", "base"), keys)
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
+def test_outputs_are_those_of_a_whole_run(notebook):
+  code = cells(notebook)
+  assert [c["execution_count"] for c in code] == list(range(1, len(code) + 1))
+  text = json.dumps([c["outputs"] for c in code])
+  assert "Traceback" not in text and not any(o["output_type"] == "error" for c in code for o in c["outputs"])
+  pages = [o["data"]["text/html"] for c in code for o in c["outputs"] if "text/html" in o.get("data", {})]
+  assert pages and all("<svg" in "".join(page) or "<img" in "".join(page) for page in pages)
+  assert notebook.stat().st_size < 2 << 20
+
+
+def test_every_notebook_begins_with_the_same_pinned_install():
+  first = {source(cells(notebook)[0]) for notebook in NOTEBOOKS}
+  assert len(NOTEBOOKS) == 2 and len(first) == 1 and "bash launch/colab.sh" in first.pop()
+  pins = dict(line.lower().replace("_", "-").split("==") for line in (COLAB / "constraints.txt").read_text().split())
+  wanted = re.search(r"^dependencies = \[(.*?)^\]", (ROOT / "pyproject.toml").read_text(), re.M | re.S)[1]
+  assert {re.match(r"[\w-]+", name)[0] for name in re.findall(r'"(.*?)"', wanted)} <= pins.keys()
+
+
+@pytest.mark.parametrize("device", ["gpu", "tpu"])
+def test_nothing_samples_more_at_a_time_than_a_step_of_rl(device):
+  """By which the memory of one device was planned; a GPU of any kind has the attention."""
+  config = configs.load(f"colab:{device}")
+  assert (
+    config.evaluate.problems_per_batch * config.evaluate.samples <= config.rl.problems_per_step * config.rl.group_size
+  )
+  assert device != "gpu" or config.model.attention == "xla"
+
+
+@pytest.mark.parametrize("said, device", [("echo GPU 0; sleep 0.2; echo GPU 1", "gpu"), ("echo failed; exit 9", "cpu")])
+def test_what_is_installed_is_for_the_device_that_is_there(tmp_path, said, device):
+  """nvidia-smi is played, a line at a time, and so is the Python that installs, and then finds no such device."""
+  shutil.copytree(ROOT / "launch", tmp_path / "launch")
+  (tmp_path / "pyproject.toml").touch()
+  place = tmp_path / ".venv" / "bin"
+  place.mkdir(parents=True)
+  env = {**os.environ, "PATH": f"{place}:{os.environ['PATH']}"}
+
+  def install(python):
+    for name, text in (("nvidia-smi", said), ("python", f'echo "$@" >>calls\n{python}')):
+      (place / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
+      (place / name).chmod(0o755)
+    return subprocess.run(["bash", "launch/colab.sh"], cwd=tmp_path, env=env, check=False).returncode
+
+  assert (
+    install(f'[[ $1 != "-c" ]] || echo {device}') == 0 and (tmp_path / ".venv" / "device").read_text() == f"{device}\n"
+  )
+  extras = re.search(r"--editable \.\[(.*?)\]", (tmp_path / "calls").read_text())[1].split(",")
+  assert extras == ["gym", "hub", *([device] if device == "gpu" else [])]
+  assert install('[[ $1 != "-c" ]] || echo other') == 3 and not (tmp_path / ".venv" / "device").exists()
+
+
+def test_the_backend_of_a_notebooks_charts_is_left_to_it(tmp_path):
+  """Its kernel hands MPLBACKEND to all that it starts, also where that package is not installed."""
+  pytest.importorskip("reasoning_gym")  # which imports matplotlib
+  command = [sys.executable, "-m", "jaxrlvr.cli", "prepare", "--config=colab", f"--workdir={tmp_path / 'run'}"]
+  subprocess.run(command, cwd=ROOT, env={**os.environ, "MPLBACKEND": "no-such-backend"}, check=True)
+
+
+def execute(notebook, checkout, edit=lambda text: text):
+  """Runs a notebook in a copy of the checkout as Jupyter would; the text of its outputs."""
+  nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+  pytest.importorskip("ipykernel")
+  book = nbformat.read(checkout / "colab" / notebook, as_version=4)
+  for cell in book.cells:
+    cell.source = edit(cell.source)
+  nbclient.NotebookClient(book, timeout=SECONDS, resources={"metadata": {"path": checkout / "colab"}}).execute()
+  return json.dumps([cell.get("outputs") for cell in book.cells])
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+  """A copy of the files that git knows, without an environment: the notebooks' first cell makes one."""
+  folder = tmp_path_factory.mktemp("notebooks") / "jaxrlvr"
+  names = subprocess.run(
+    ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
+  ).stdout
+  for name in filter(None, names.split("\0")):
+    if (ROOT / name).is_file():
+      (folder / name).parent.mkdir(parents=True, exist_ok=True)
+      shutil.copy2(ROOT / name, folder / name)
+  return folder
+
+
+@pytest.fixture
+def plain(monkeypatch):
+  """One CPU and full optimisation, as users have, instead of what the other tests are run with."""
+  monkeypatch.delenv("XLA_FLAGS")
+  monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+
+
+@pytest.mark.slow
+def test_quickstart_runs(checkout, plain):
+  said = execute("quickstart.ipynb", checkout)
+  assert "is ready on cpu" in said and "Traceback" not in said
+  for name in ("demo/analysis", "mine"):
+    assert (checkout / "runs" / name / "report" / "index.html").is_file()
+
+
+@pytest.mark.slow
+def test_diagnose_runs_on_a_small_random_model(checkout, plain, tmp_path):
+  from test_hf_models import model
+
+  folder = model(tmp_path / "small")
+  ours = {"MODEL": folder, "OPTIONS": "--config.rl.prompt_tokens=400"}  # its tokens are short
+
+  def edit(text):
+    return re.sub(r'^(MODEL|OPTIONS) = "[^"]*"', lambda m: f'{m[1]} = "{ours[m[1]]}"', text, flags=re.M)
+
+  said = execute("diagnose.ipynb", checkout, edit)
+  assert "What RL will probably do" in said and "not measured" in said
+  (exported,) = checkout.glob("runs/*/majority_vote-hf/model/model.safetensors")
+  assert exported.stat().st_size > 1000

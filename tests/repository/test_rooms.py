@@ -1,0 +1,21 @@
+"""What loads without jax, and what without TensorFlow; that imports go one way is import-linter's (launch/test.sh)."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2] / "jaxrlvr"
+
+
+def test_text_data_and_verifiers_load_without_jax():
+  modules = "jaxrlvr.data.problems, jaxrlvr.rewards.expression, jaxrlvr.reporting.page"
+  code = f"import {modules}, sys; sys.exit('jax' in sys.modules)"
+  assert subprocess.run([sys.executable, "-c", code], check=False, cwd=ROOT.parent).returncode == 0
+
+
+def test_training_needs_no_tensorflow():
+  code = (
+    "import sys\nfor name in ('tensorflow', 'tensorflow_datasets', 'clu'): sys.modules[name] = None\n"
+    "import jaxrlvr.stages, jaxrlvr.cli\n"
+  )
+  assert subprocess.run([sys.executable, "-c", code], check=False, cwd=ROOT.parent).returncode == 0

@@ -1,0 +1,231 @@
+"""Diagnosis before RL and the judge `local` with real samplers, and a run of RL that stops as it memorises."""
+
+import json
+import re
+
+import pytest
+from serving import completion, send
+from test_hf_models import model
+from test_weak import init, run  # noqa: F401  (a policy that boxes digits)
+
+from jaxrlvr.base import logbook
+from jaxrlvr.base.errors import InputError
+from jaxrlvr.config import checks as configs
+from jaxrlvr.data import prepared
+from jaxrlvr.judging import judges
+from jaxrlvr.judging.judges import Response
+from jaxrlvr.stages.curate import lot
+from jaxrlvr.stages.diagnose import reference
+from jaxrlvr.stages.judge import local, make
+from jaxrlvr.tasks.arithmetic import problems as arithmetic
+
+SMALL = dict(diagnose__samples=8, diagnose__problems=24, judge__problems=4, evaluate__problems_per_batch=32)
+
+
+@pytest.fixture(scope="module")
+def diagnosed(tmp_path_factory, init):  # noqa: F811
+  workdir = tmp_path_factory.mktemp("diagnosed") / "run"
+  assert run("diagnose", workdir, init=init, **SMALL) == 0
+  return workdir
+
+
+def rows(workdir):
+  found = [row for file in sorted((workdir / "rows").iterdir()) for row in logbook.read_jsonl(file)]
+  return {row["id"]: row["responses"] for row in found}
+
+
+def told(workdir):
+  return json.loads((workdir / "diagnosis.json").read_text())
+
+
+def test_diagnosis_is_that_of_the_samples(diagnosed, init):  # noqa: F811
+  sampled, found = rows(diagnosed), told(diagnosed)
+  assert len(sampled) == 24 and all([r["sample"] for r in rs] == list(range(8)) for rs in sampled.values())
+  solved = [sum(r["true_reward"] == 1 for r in rs) for rs in sampled.values()]
+  assert found["histogram"] == [solved.count(n) for n in range(9)] and 0 < found["figures"]["usable"] <= 1
+  assert found["figures"]["avg@8"] == pytest.approx(sum(solved) / 192)
+  assert found["figures"]["pass@8"] == pytest.approx(sum(n > 0 for n in solved) / 24)
+  chosen = sorted(sampled, key=lambda p: lot(0, p))[:4]
+  verdicts = logbook.read_jsonl(diagnosed / "verdicts.jsonl")
+  assert {r["problem"] for r in verdicts} == set(chosen)
+  labels = [r["faithfulness"] for p in chosen for r in sampled[p]]
+  assert found["figures"]["F(1)/all"] == pytest.approx(labels.count(1.0) / 32)
+  assert found["judging"] | {"verdicts": 0} == {"judge": "exact", "problems": 4, "responses": 32, "verdicts": 0,
+                                                "missing": 0, "measured": True, "usage": {}}  # fmt: skip
+  assert [p["regime"] for p in found["predictions"]] == ["memorises", "memorises", "collapses", "collapses"]
+  assert not found["near"] and {p["sure"] for p in found["predictions"]} == {"low", "medium"}
+  summary = json.loads((diagnosed / "summary.json").read_text())
+  assert summary["finished"] and summary["predictions"] == found["predictions"]
+  page = (diagnosed / "diagnosis.md").read_text()
+  for words in (f"jaxrlvr sft --config=CONFIG --workdir=runs/sft --config.init={init} --config.sft.thinking=True\n",
+                f"| avg@8 | {found['figures']['avg@8']:.3f} [", "This policy is **not** among", "**memorises**",
+                "| Qwen2.5-Math-1.5B | Math | 302 |"):  # fmt: skip
+    assert words in page
+  assert "not measured" not in page.split("faithful_diversity")[0]
+
+
+def test_a_former_diagnosis_is_the_reference(diagnosed, tmp_path):
+  assert reference("") is None
+  (tmp_path / "diagnosis.json").write_text(json.dumps({"figures": {"faithful_diversity": 0.625}}))
+  assert reference(str(tmp_path)) == 0.625
+  (tmp_path / "diagnosis.json").write_text(json.dumps({"figures": {"faithful_diversity": None}}))
+  with pytest.raises(InputError, match="config.diagnose.reference = .*was not measured there; name the run directory"):
+    reference(str(tmp_path))
+  found, page = told(diagnosed), (diagnosed / "diagnosis.md").read_text()
+  assert (found["domain"], found["reference"]) == ("arithmetic", None) and "taken for arithmetic" in page
+
+
+def test_diagnosis_goes_on_and_is_not_done_again(diagnosed, init):  # noqa: F811
+  files = sorted((diagnosed / "rows").iterdir())
+  before, page = told(diagnosed), (diagnosed / "diagnosis.md").read_bytes()
+  times = [file.stat().st_mtime_ns for file in files]
+  assert run("diagnose", diagnosed, init=init, **SMALL) == 0
+  assert times == [file.stat().st_mtime_ns for file in files] and len(files) > 1
+  (diagnosed / "summary.json").unlink()
+  files[-1].unlink()
+  assert run("diagnose", diagnosed, init=init, **SMALL) == 0
+  assert told(diagnosed) == before and (diagnosed / "diagnosis.md").read_bytes() == page
+  assert files[-1].is_file() and times[:-1] == [file.stat().st_mtime_ns for file in files[:-1]]
+
+
+def test_without_a_judge_nothing_is_said_of_reasoning(tmp_path, init):  # noqa: F811
+  """Of the first problems of a file, as many as are asked for."""
+  prepared.save(tmp_path / "mine.jsonl", arithmetic.problems(7, "train", (1,), 30, ("chain",)))
+  (tmp_path / "none.jsonl").touch()
+  more = dict(problems__source=tmp_path / "mine.jsonl", problems__count=3)
+  more |= dict(judge__name="replay", judge__file=tmp_path / "none.jsonl")
+  assert run("diagnose", tmp_path / "w", init=init, **(SMALL | more)) == 0
+  found, page = told(tmp_path / "w"), (tmp_path / "w" / "diagnosis.md").read_text()
+  assert len(rows(tmp_path / "w")) == 24 and found["judging"]["missing"] == found["judging"]["verdicts"] > 0
+  assert all(found["figures"][name] is None for name in ("F(1)/all", "F(1)/correct", "diversity"))
+  assert "| F(1)/correct | not measured |" in page and "are **not measured**" in page
+  assert found["figures"]["usable_problems"] >= 8  # so that nothing but the judge is missing
+  assert [p["rule"] for p in found["predictions"]] == [5, 5, 5, 1] and "--config.judge.name=local" in page
+
+
+def test_an_outage_of_the_judge_is_told_and_gone_on_from(tmp_path, init, serve, capsys):  # noqa: F811
+  """The page tells the rest; nothing is sampled again, and nothing asked that is known."""
+  up = []
+
+  def play(handler, number, request):
+    mark = re.search(r"bear the mark (\w+) is data", text := request["messages"][0]["content"])[1]
+    word = "0" if "arrives at the stated" in text else "same"
+    send(handler, 200 if up or number < 3 else 503, completion(f"VERDICT {mark}: {word}"))
+
+  server = serve(play)
+  how = SMALL | dict(init=init, judge__name="http", judge__url=server.url, judge__model="m", judge__retries=0)
+  assert run("diagnose", tmp_path, **how) == 3 and "verdicts are missing" in capsys.readouterr().err
+  assert "are **not measured**" in (tmp_path / "diagnosis.md").read_text()
+  assert not (tmp_path / "summary.json").exists() and len(list((tmp_path / "cache").iterdir())) == 2
+  up.append(len(server.requests))
+  sampled = {file: file.stat().st_mtime_ns for file in (tmp_path / "rows").iterdir()}
+  assert run("diagnose", tmp_path, **how) == 0 and told(tmp_path)["judging"]["missing"] == 0
+  assert sampled == {file: file.stat().st_mtime_ns for file in sampled}
+  assert len(server.requests) - up[0] == len(list((tmp_path / "cache").iterdir())) - 2
+
+
+def test_a_hugging_face_model_and_a_policy_as_judge(tmp_path, init):  # noqa: F811
+  """A judge whose prompts must be shorter than any rubric gives no verdict, and each that is missing is counted."""
+  source = model(tmp_path / "hf")
+  prepared.save(tmp_path / "three.jsonl", arithmetic.problems(7, "train", (1,), 3, ("chain",)))
+  how = dict(model__path=source, rl__prompt_tokens=160, problems__source=tmp_path / "three.jsonl")
+  how |= dict(judge__name="local", judge__model=init, judge__tokens=6, judge__prompt_tokens=64, judge__concurrency=3)
+  how |= dict(diagnose__problems=4, diagnose__samples=2, judge__problems=2)
+  assert run("diagnose", tmp_path / "w", **how) == 0
+  found = told(tmp_path / "w")
+  judging, used = found["judging"], found["judging"]["usage"]
+  assert judging["judge"] == "local" and judging["missing"] == judging["verdicts"] >= 4 and not judging["measured"]
+  assert used["missing"] == used["too_long"] == judging["missing"] and used["calls"] == 0
+  assert f"--config.model.path={source}" in (tmp_path / "w" / "diagnosis.md").read_text()
+  assert found["predictions"][0]["regime"] == "can't say" and len(rows(tmp_path / "w")) == 3 == sum(found["histogram"])
+
+
+def test_local_judge(tmp_path, init):  # noqa: F811
+  """Greedy: a text depends on nothing but its prompt; what doesn't fit, as prompt or as text, is none; weights make
+  the identity."""
+  c = configs.load("smoke", {"judge.name": "local", "judge.model": str(init), "judge.tokens": "6",
+                             "judge.prompt_tokens": "64", "judge.concurrency": "3"})  # fmt: skip
+  complete, identity, counts = local(c, c.judge)
+  prompts = ["Start with 5, then *7.", "x" * 200, "Start with 2, then +1, -3.", "Last digit?", "Start with 5."]
+  said = list(complete(prompts))
+  assert [text is None for text in said] == [False, True, False, False, False] and said[0]
+  assert counts["calls"] == 4 and counts["too_long"] == 1
+  assert [next(iter(complete([p]))) for p in prompts] == said == list(complete(prompts))
+  assert list(complete(prompts[::-1])) == said[::-1]
+  digests = json.loads(identity)["weights"]
+  assert digests and json.loads(local(c, c.judge)[1])["weights"] == digests
+  one = make(c, c.judge, tmp_path)
+  assert one.faithfulness([Response("q", "a")]) == [None] and one.counts["missing"] == 1  # too long
+  c.judge.prompt_tokens = 2000
+  one = make(c, c.judge, tmp_path)
+  assert one.faithfulness([Response("q", "a")]) == [None] and one.counts["calls"] == one.counts["missing"] == 1
+  assert one.counts["prompt_tokens"] > 500 and not list(tmp_path.iterdir())
+  c.judge.prompt_tokens, c.judge.tokens = 64, 1
+  assert list(local(c, c.judge)[0](prompts)) == [None] * 5  # cut off
+
+
+def test_a_verdict_of_a_policy_is_read_and_kept_by_its_weights(tmp_path):
+  """As one that judges would say it."""
+
+  def complete(prompts):
+    return [f"VERDICT {judges.mark((Response('q', 'a'),))}: 0.5" for _ in prompts]
+
+  for identity in ("weights 1", "weights 2"):
+    settings = judges.Settings(cache=tmp_path, local=(complete, identity, judges.Counter()))
+    assert judges.JUDGES["local"](settings).faithfulness([Response("q", "a")]) == [0.5]
+  assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_bad_settings_are_refused_before_anything_compiles(tmp_path, init, capsys, compilations):  # noqa: F811
+  for changes, words in (
+    (dict(judge__name="local"), "config.judge: model is empty; name the run directory"),
+    (dict(judge__name="local", judge__model="/nowhere"), "config.judge: model = '/nowhere': holds no policy.json"),
+    (dict(judge__name="local", judge__tokens=0), "config.judge.tokens = 0: wanted at least 1"),
+    (dict(judge__name="local", judge__prompt_tokens=0), "config.judge.prompt_tokens = 0: wanted at least 1"),
+    (dict(judge__name="http", judge__model="m"), "config.judge: url ''"),
+    (dict(diagnose__problems=0), "config.diagnose.problems = 0: wanted at least 1"),
+    (dict(diagnose__samples=1), "config.diagnose.samples = 1: wanted at least 2"),
+    (dict(init="/nowhere"), "config.init = '/nowhere'"),
+    (dict(diagnose__domain="physics"), "config.diagnose.domain = 'physics': wanted one of"),
+    (dict(diagnose__reference="/nowhere"), "config.diagnose.reference = '/nowhere': /nowhere/diagnosis.json: it can't"),
+  ):
+    assert run("diagnose", tmp_path / "w", **(dict(init=init) | changes)) == 2, changes
+    said = capsys.readouterr().err
+    assert words in said and said.count("\n") == 1, said
+    assert not [p for p in (tmp_path / "w").glob("*") if p.name != ".lock"] and not compilations
+
+
+def test_a_stop_that_no_evaluation_could_cause_is_refused(tmp_path, init, capsys):  # noqa: F811
+  assert run("rl", tmp_path / "w", init=init, rl__stop_when_memorising=True, evaluate__every=0) == 2
+  assert "needs evaluations to see it by; set config.evaluate.every" in capsys.readouterr().err
+
+
+def test_rl_warns_stops_and_goes_on_without_the_stop(tmp_path, init, caplog):  # noqa: F811
+  """Everything is paid the same, so the reward is full and nothing is learned."""
+  how = dict(init=init, rl__reward="0.7*random(1.0)", rl__steps=26, evaluate__every=8, heldout__count=8)
+  how |= dict(rl__worthwhile_gain=0.5)  # 8 problems exclude no gain of 0.05
+  how |= dict(checkpoint__every=100)
+  stopped = tmp_path / "stopped"
+  assert run("rl", stopped, rl__stop_when_memorising=True, **how) == 0
+  assert caplog.text.count("step 20: memorising") == 1 and "Thinking SFT" in caplog.text
+  metrics = logbook.read_jsonl(stopped / "metrics.jsonl")
+  assert [r["step"] for r in metrics] == list(range(25))
+  assert [r["memorising"] for r in metrics[1:]] == [0.0] * 19 + [1.0] * 5
+  assert [r["saturated"] for r in metrics[1:]] == [None] * 19 + [1.0] * 5
+  assert [r["step"] for r in metrics if "heldout_gain" in r] == [8, 16, 24] and metrics[24]["heldout_gain"] == 0
+  summary = json.loads((stopped / "summary.json").read_text())
+  assert summary["finished"] and summary["steps"] == summary["stopped"]["step"] == 24
+  assert "memorising" in summary["stopped"]["why"] and summary["phase"] == "memorising"
+
+  (stopped / "summary.json").unlink()  # killed between its last save and its end
+  for _ in range(2):
+    assert run("rl", stopped, rl__stop_when_memorising=True, **how) == 0
+    assert logbook.read_jsonl(stopped / "metrics.jsonl") == metrics
+    assert json.loads((stopped / "summary.json").read_text()) == summary
+  assert caplog.text.count("memorising:") == 1
+
+  assert run("rl", stopped, **how) == 0  # told to go on
+  more = logbook.read_jsonl(stopped / "metrics.jsonl")
+  assert [r["step"] for r in more] == list(range(27)) and more[26]["heldout_gain"] == 0  # against step 0 all the same
+  summary = json.loads((stopped / "summary.json").read_text())
+  assert summary["steps"] == 26 and "stopped" not in summary

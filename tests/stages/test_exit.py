@@ -1,0 +1,162 @@
+"""Exit codes and last words of real processes, whatever threads are still at work when they end."""
+
+import importlib.metadata
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from jaxrlvr import cli
+from jaxrlvr.base import logbook
+from jaxrlvr.config import checks as configs
+from jaxrlvr.config import manual
+
+ROOT = Path(__file__).parents[2]
+
+
+def start(*argv, code=None, **environment):
+  """A process of the command line, or of this code, that compiles all its programs itself."""
+  words = ["-c", code] if code else ["-m", "jaxrlvr.cli"]
+  env = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"} | environment
+  return subprocess.Popen(
+    [sys.executable, *words, *map(str, argv)],
+    cwd=ROOT,
+    env=env,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+def end(process, seconds=240):
+  """(exit code, stdout, stderr)"""
+  try:
+    said = process.communicate(timeout=seconds)
+  finally:
+    process.kill()
+  return process.returncode, *said
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+  """The workdir of a finished run, whose process ended with 0."""
+  workdir = tmp_path_factory.mktemp("exit") / "tokenizer"
+  code, out, err = end(start("tokenizer", "--config=smoke", "--config.text.documents=120", f"--workdir={workdir}"))
+  assert (code, out) == (0, f"done: {workdir}\n"), err
+  return workdir
+
+
+def test_bad_input_ends_with_2(tmp_path):
+  code, _, said = end(start("rl", "--config=smoke", "--config.rl.steps=0", f"--workdir={tmp_path / 'w'}"))
+  assert code == 2 and said == "jaxrlvr: config.rl.steps = 0: wanted at least 1\n"
+  assert end(start("rl"))[0] == end(start("fly", "--workdir=x"))[0] == 2
+
+
+def test_rl_that_stops_itself_ends_with_3_while_its_threads_compile_and_wait(tmp_path, tokenizer):
+  """From fresh weights, and without one program that was compiled before."""
+  words = [f"--config.tokenizer={tokenizer}", f"--workdir={tmp_path / 'rl'}", "--config.rl.optim.lr=1e30"]
+  code, _, said = end(start("rl", "--config=smoke", *words, "--config.stop_after_bad_updates=1"))
+  assert code == 3 and "loss or gradient was not finite 1 times in a row" in said.splitlines()[-1], said
+  assert "terminate" not in said and "Traceback" not in said
+
+
+THREADS = """
+import sys, threading, time
+from jaxrlvr import main, stages, types
+def stage(config, workdir):
+  threading.Thread(target=time.sleep, args=(600,)).start()  # Python would wait for it
+  raise {error}
+stages.STAGES["report"] = stage
+main.run()
+"""
+
+
+@pytest.mark.parametrize(
+  ("error", "code", "last"),
+  [
+    ("types.TrainingStopped('of itself')", 3, "jaxrlvr: of itself"),
+    ("types.StorageError('no disk')", 4, "jaxrlvr: no disk"),
+    ("ZeroDivisionError('a bug')", 1, "ZeroDivisionError: a bug"),
+    ("types.InputError('\\x1b[2J in an id')", 2, "jaxrlvr: ⟨U+001B⟩[2J in an id"),
+  ],
+)
+def test_no_thread_keeps_a_process_from_its_code(tmp_path, error, code, last):
+  begun = time.monotonic()
+  process = start("report", f"--workdir={tmp_path}", code=THREADS.format(error=error), PYTHONIOENCODING="utf-8")
+  found, _, said = end(process, 60)
+  assert (found, said.splitlines()[-1]) == (code, last) and time.monotonic() - begun < 60
+  assert ("Traceback" in said) == (code == 1)
+
+
+def test_a_signal_ends_with_143_and_the_first_one_says_what_happens(tmp_path, tokenizer):
+  words = [f"--config.tokenizer={tokenizer}", f"--workdir={tmp_path / 'w'}", "--config.pretrain.steps=100000"]
+  process = start("pretrain", "--config=smoke", *words, "--config.checkpoint.every=100000")
+  deadline = time.monotonic() + 200
+  while len(logbook.read_jsonl(tmp_path / "w" / "metrics.jsonl")) < 2 and time.monotonic() < deadline:
+    time.sleep(0.05)
+  begun = time.monotonic()
+  process.send_signal(signal.SIGINT)
+  code, _, said = end(process, 60)
+  assert code == 143 and "stopping after this step" in said and "again ends at once" in said, said
+  assert "checkpoint saved" in said.splitlines()[-1] and time.monotonic() - begun < 30
+  assert [p.name.isdigit() for p in (tmp_path / "w" / "checkpoints").iterdir()] == [True]
+
+
+def test_a_device_that_is_not_there_is_told_and_only_where_one_is_needed(tmp_path, tokenizer):
+  words = ["--config=smoke", f"--config.tokenizer={tokenizer}"]
+  code, _, said = end(start("pretrain", *words, f"--workdir={tmp_path / 'a'}", JAX_PLATFORMS="cuda"))
+  assert code == 2 and said.startswith("jaxrlvr: JAX_PLATFORMS = 'cuda': jax finds no such device"), said
+  assert said.count("\n") == 1
+  code, out, said = end(start("prepare", "--config=smoke", f"--workdir={tmp_path / 'b'}", JAX_PLATFORMS="cuda"))
+  assert code == 0 and "4 of 4 problems" in out, said
+
+
+def test_help_and_codes_agree(capsys):
+  with pytest.raises(SystemExit) as stop:
+    cli.run(["--help"])
+  assert stop.value.code == 0
+  told = capsys.readouterr().out
+  assert all(f"{code} " in told for code in (0, 1, 2, 3, 4, 5, 143)) and set(cli.CODES.values()) == {2, 3, 4, 143}
+
+
+def test_help_of_a_stage_tells_its_keys_with_what_configs_base_says(capsys):
+  said, values = manual.meanings(), manual.defaults()
+  assert set(values) == set(said) and set(values) == set(configs.keys(configs.base()))
+  assert not [key for key in values if not said[key] and not key.startswith("model.")], said
+  told = {stage: manual.keys_of(stage) for stage in manual.STAGES}
+  assert set(values) == {key for keys in told.values() for key in keys} and all(told.values())
+  assert (said["sft.optim.lr"], said["heldout.levels"]) == ("peak learning rate", said["problems.levels"])
+  assert said["judge.second.retries"] == said["judge.retries"] != "" and said["rl.noise"].startswith("online noise")
+  for stage in manual.STAGES:
+    with pytest.raises(SystemExit) as stop:
+      cli.run([stage, "--help"])
+    page = capsys.readouterr().out
+    assert stop.value.code == 0 and page.startswith(f"jaxrlvr {stage}: ") and "example\n  jaxrlvr " in page
+    assert all(
+      f"  {key} = {values[key]!r}: " in " ".join(page.split("\n      ")) or key == "chain" for key in told[stage]
+    )
+    flags, _ = cli.parse([stage, *shlex.split(manual.STAGES[stage].example)])
+    assert flags.workdir.startswith(("runs/", "models/"))
+  with pytest.raises(SystemExit):
+    cli.run(["--version"])
+  assert capsys.readouterr().out == f"jaxrlvr {importlib.metadata.version('jaxrlvr')}\n"
+
+
+def test_help_is_quick():
+  code = "import sys; from jaxrlvr import main; main.run({}) if 0 else None; sys.exit('jax' in sys.modules)"
+  assert end(start(code=code))[0] == 0
+
+
+def test_a_disk_that_fills_up_ends_with_4_and_one_line(tokenizer, small_disk):
+  """No traceback of the library that writes, and the cure."""
+  small = small_disk("700k")
+  words = [f"--config.tokenizer={tokenizer}", f"--workdir={small / 'w'}", "--config.checkpoint.every=1"]
+  code, _, said = end(start("pretrain", "--config=smoke", *words))
+  told = [line for line in said.splitlines() if "the disk is full" in line]
+  assert code == 4 and told and f"{small}/w" in told[-1] and "bytes to write" in told[-1] and "free space" in told[-1]
+  assert "Traceback" not in said and "asyncio" not in said, said

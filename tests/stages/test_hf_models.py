@@ -1,0 +1,479 @@
+"""Models through the stages: import, training from them, export; refusals first, parity with transformers when slow."""
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import types
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from safetensors import numpy as safetensors
+from test_forward import logits_of
+from test_hf_tokenizer import STYLES, USER, make
+from test_hf_weights import SPECS, tensors_of, write
+from test_stages import run
+
+from jaxrlvr.base import logbook
+from jaxrlvr.base.errors import InputError
+from jaxrlvr.config import checks as configs
+from jaxrlvr.data import hub
+from jaxrlvr.device import checkpoint, sharding
+from jaxrlvr.model import hf_weights
+from jaxrlvr.model.hf_weights import stored
+from jaxrlvr.model.score import score
+from jaxrlvr.model.spec import Spec, count
+from jaxrlvr.stages import build_policy, hf_models
+from jaxrlvr.stages.chain import plan
+from jaxrlvr.stages.run_directory import read_config
+from jaxrlvr.text.hf_tokenizer import HuggingFace
+
+ROOT = Path(__file__).parents[2]
+PADDED = 352  # rows of the embedding, of which the tokenizer knows fewer
+
+
+def model(folder, family="llama", style="llama3", shards=2):
+  """A tiny random model with its tokenizer, weights small as at an initialisation."""
+  spec = dataclasses.replace(SPECS[family], vocab=PADDED, width=16, head_dim=4)
+  tensors = {name: w * 0.1 + name.endswith("norm.weight") for name, w in tensors_of(spec).items()}
+  known = make(folder, style).get_vocab_size()
+  for name in {"model.embed_tokens.weight", "lm_head.weight"} & tensors.keys():
+    tensors[name][known:] *= 10  # whoever looked at the padding would choose it
+  write(folder, spec, {name: w.astype(np.float32) for name, w in tensors.items()}, shards=shards)
+  return folder
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory):
+  """(Hugging Face directory, the run directory that `import` makes of it)."""
+  base = tmp_path_factory.mktemp("models")
+  source = model(base / "hf")
+  assert run("import", "--config=base", f"--workdir={base / 'run'}", f"--config.model.path={source}") == 0
+  return source, base / "run"
+
+
+def test_import_stands_alone(imported, tmp_path):
+  source, workdir = imported
+  assert json.loads((workdir / "summary.json").read_text())["finished"]
+  moved = shutil.copytree(workdir, tmp_path / "moved")
+  direct = build_policy.load_policy(configs.load("smoke", {"model.path": str(source)}))
+  policy = build_policy.load_policy(configs.load("smoke", {"init": str(moved)}))
+  assert policy.spec == direct.spec and policy.origin["digests"] == direct.origin["digests"]
+  assert policy.spec.real_vocab == policy.tokenizer.vocab_size < policy.spec.vocab == PADDED
+  assert policy.tokenizer.render(USER) == HuggingFace(source).render(USER)
+  for name, w in direct.params.items():
+    np.testing.assert_array_equal(w, policy.params[name])
+  assert run("import", "--config=base", f"--workdir={workdir}", f"--config.model.path={source}") == 0
+
+
+def test_padded_rows_are_never_scored(imported):
+  policy = build_policy.load_policy(configs.load("smoke", {"init": str(imported[1])}))
+  known, spec = policy.spec.real_vocab, policy.spec
+  tokens = jnp.asarray(np.random.default_rng(0).integers(0, known, (2, 12)))
+  positions = jnp.broadcast_to(jnp.arange(12), tokens.shape)
+  found = jax.jit(score, static_argnums=4)(policy.params, tokens, positions, jnp.ones_like(tokens), spec)
+  logits = logits_of(policy.params, tokens, spec)[:, :-1]
+  assert np.mean(np.argmax(logits, -1) >= known) > 0.5
+  logp = jax.nn.log_softmax(logits[..., :known])
+  np.testing.assert_allclose(found.logp_BT, jnp.take_along_axis(logp, tokens[:, 1:, None], -1)[..., 0], atol=1e-5)
+  np.testing.assert_allclose(found.entropy_BT, -jnp.sum(jnp.exp(logp) * logp, -1), atol=1e-4)
+  np.testing.assert_allclose(found.certainty_BT, -jnp.mean(logp, -1) - np.log(known), atol=1e-4)
+
+
+def test_a_chain_may_start_from_a_model():
+  c = ConfigDict(configs.load("smoke").to_dict())
+  c.model.path = "a/model"
+  c.chain = ({"name": "one", "stage": "sft"}, {"name": "two", "stage": "rl", "init": "one"})
+  links = [config for _, _, config in plan(c, Path("/w"), {"sft": None, "rl": None})]
+  assert [(link.model.path, link.init) for link in links] == [("a/model", ""), ("", "/w/one")]
+
+
+def test_another_chat_template_is_another_origin(imported, tmp_path):
+  folder = shutil.copytree(imported[0], tmp_path / "m")
+  (folder / "chat_template.jinja").write_text("{{ messages[-1].content }}")
+  one, two = (
+    build_policy.load_policy(configs.load("smoke", {"model.path": str(f)})).origin for f in (imported[0], folder)
+  )
+  assert {name for name in one["digests"] if one["digests"][name] != two["digests"][name]} == {"tokenizer"}
+
+
+def test_import_notices_other_weights(imported, tmp_path, capsys):
+  source, workdir = imported
+  other = shutil.copytree(source, tmp_path / "other")
+  file = other / "model-00001-of-00002.safetensors"
+  tensors = dict(safetensors.load_file(file))
+  name = min(tensors)
+  tensors[name] = tensors[name] + np.float32(1e-3)
+  safetensors.save_file(tensors, file)
+  assert run("import", "--config=base", f"--workdir={workdir}", f"--config.model.path={other}") == 2
+  assert "origin are not those the run began with" in capsys.readouterr().err
+
+
+def nan(folder):
+  tensors = tensors_of(dataclasses.replace(SPECS["llama"], vocab=PADDED, width=16, head_dim=4))
+  tensors["model.norm.weight"][3] = np.nan
+  safetensors.save_file(tensors, folder / "model.safetensors")
+  (folder / hf_weights.INDEX).unlink()
+
+
+def edit(**config):
+  def change(folder):
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | config))
+
+  return change
+
+
+def pipe(folder):
+  (folder / "generation_config.json").unlink()
+  os.mkfifo(folder / "generation_config.json")
+
+
+BAD = {
+  "nan": (nan, {}, "model.norm.weight holds a value that is not finite"),
+  "config": (edit(hidden_act="gelu"), {}, "config.model.path: .*config.json: hidden_act"),
+  "tokenizer": (lambda f: (f / "tokenizer.json").unlink(), {}, "holds neither tokenizer.json nor tokenizer.model"),
+  "rows": (lambda f: write(f, SPECS["llama"], shards=2), {}, "tokens, but the policy has 24 rows"),
+  "switch": (lambda f: None, {"model.think": "on"}, "config.model.think = 'on': .*no chat template that reads"),
+  "pipe": (pipe, {}, "generation_config.json: is no regular file"),
+  "both": (lambda f: None, {"init": "x"}, "config.init and config.model.path are both set"),
+  "think": (lambda f: None, {"model.think": "yes"}, "wanted one of template, on, off"),
+  "dtype": (lambda f: None, {"model.dtype": "float16"}, "wanted one of float32, bfloat16"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_import_refuses(imported, tmp_path, capsys, case):
+  change, more, words = BAD[case]
+  folder = shutil.copytree(imported[0], tmp_path / "m")
+  change(folder)
+  extra = [f"--config.{key}={value}" for key, value in more.items()]
+  workdir = tmp_path / "run"
+  assert run("import", "--config=base", f"--workdir={workdir}", f"--config.model.path={folder}", *extra) == 2
+  told = capsys.readouterr().err
+  assert re.search(words, told) and told.count("\n") == 1
+  assert not (workdir / "policy.json").is_file()
+  assert run("evaluate", "--config=smoke", f"--workdir={tmp_path / 'e'}", f"--config.init={workdir}") == 2
+  assert "config.init = " in capsys.readouterr().err
+
+
+def test_records_of_a_run_that_cannot_be_read_are_refused(tmp_path):
+  shape = dataclasses.asdict(SPECS["llama"])
+  for name, value in (("layers", -1), ("heads", 0), ("head_dim", 2.0), ("mlp", True), ("rope_theta", None)):
+    logbook.write_json(tmp_path / "policy.json", shape | {name: value})
+    with pytest.raises(
+      InputError, match=rf"policy.json: is no policy of this version .*{name} = .*: wanted a positive"
+    ):
+      build_policy.read_spec(tmp_path / "policy.json")
+  for name, read in (
+    ("policy.json", lambda f: build_policy.read_spec(f / "policy.json")),
+    ("config.json", read_config),
+  ):
+    (tmp_path / name).write_text("[" * 100_000)
+    with pytest.raises(InputError, match=f"{name}: .*RecursionError"):
+      read(tmp_path)
+
+
+def test_stages_without_a_model_are_told(tmp_path, capsys):
+  assert run("import", "--config=base", f"--workdir={tmp_path / 'a'}") == 2
+  assert "config.model.path is empty" in capsys.readouterr().err
+  assert run("export", "--config=base", f"--workdir={tmp_path / 'b'}") == 2
+  assert "config.init is empty" in capsys.readouterr().err
+  assert run("import", "--config=base", f"--workdir={tmp_path / 'c'}", "--config.model.path=/no/such") == 2
+  assert "config.model.path: /no/such/config.json: can't be read" in capsys.readouterr().err
+
+
+def test_hub_names_resolve_offline_first(monkeypatch, tmp_path):
+  calls, cached = [], tmp_path / "cache"
+  cached.mkdir()
+
+  def snapshot_download(repository, repo_type, allow_patterns, local_files_only, revision=None):
+    calls.append((repository, repo_type, local_files_only, revision))
+    if not local_files_only:
+      raise OSError("no route to the hub")
+    return str(cached)
+
+  monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(snapshot_download=snapshot_download))
+  (cached / "model-00001-of-00002.safetensors").touch()
+  with pytest.raises(InputError, match="Qwen/Qwen2.5-1.5B is neither in the hub's cache nor to be fetched .*no route"):
+    hub.model("Qwen/Qwen2.5-1.5B")  # half of it is in the cache
+  (cached / "model-00002-of-00002.safetensors").touch()
+  calls.clear()
+  assert hub.model("Qwen/Qwen2.5-1.5B@v1.0") == str(cached)
+  assert calls == [("Qwen/Qwen2.5-1.5B", "model", True, "v1.0")]
+  assert hub.model(str(tmp_path)) == str(tmp_path) and hub.model("gs://a/b") == "gs://a/b"
+  monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+  with pytest.raises(InputError, match="huggingface_hub is not installed"):
+    hub.model("Qwen/Qwen2.5-1.5B")
+
+
+def test_export_is_read_back_and_serves_as_init(imported, tmp_path, capsys):
+  out = tmp_path / "out"
+  options = ("--config.export.shard_gib=0.000005", "--config.mesh.data=2", "--config.mesh.tensor=2")
+  assert run("export", "--config=smoke", f"--workdir={out}", f"--config.init={imported[1]}", *options) == 0
+  assert str(out / "model") in capsys.readouterr().out
+  got, want = hf_weights.open_model(out / "model"), hf_weights.open_model(imported[0])
+  assert got.spec == want.spec and len(got.files) > 2
+  for name, tensor in want.tensors.items():
+    half = tensor.read(0, tensor.shape[0]).astype(got.tensors[name].dtype)
+    np.testing.assert_array_equal(got.tensors[name].read(0, tensor.shape[0]), half, err_msg=name)
+  policy = build_policy.load_policy(configs.load("smoke", {"init": str(out)}))
+  assert policy.tokenizer.render(USER) == HuggingFace(imported[0]).render(USER)
+  assert policy.tokenizer.eos_ids == HuggingFace(imported[0]).eos_ids
+  assert json.loads((out / "model" / "generation_config.json").read_text())["temperature"] == 0.6
+  assert "pad_token_id" not in json.loads((out / "model" / "config.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def trained(imported, tmp_path_factory):
+  """(run directory of a training stage that moved a third of the imported weights a little, weights before, after)."""
+  workdir = tmp_path_factory.mktemp("trained") / "rl"
+  config = configs.load("smoke", {"init": str(imported[1])})
+  policy = build_policy.load_policy(config)
+  rng = np.random.default_rng(1)
+  before = jax.device_get(policy.params)
+  grown = {name: (1 + 2e-3 * (rng.random(w.shape) < 1 / 3)).astype(np.float32) for name, w in before.items()}
+  after = {name: jax.device_put(w * grown[name], w.sharding) for name, w in policy.params.items()}
+  workdir.mkdir()
+  saved = checkpoint.Checkpoints(workdir)
+  saved.save(5, after, {"counts": jnp.zeros(1)}, {"origin": policy.origin})
+  saved.close()
+  build_policy.keep(config, policy, workdir)
+  logbook.write_json(workdir / "summary.json", {"steps": 5})
+  return workdir, before, jax.device_get(after)
+
+
+def test_export_tells_how_much_of_the_training_rounding_keeps(imported, trained, tmp_path, capsys):
+  workdir, before, after = trained
+  options = ("--config=smoke", f"--config.init={workdir}", "--config.export.dtype=bfloat16")
+  assert run("export", *options, f"--workdir={tmp_path / 'out'}") == 0
+  said, summary = capsys.readouterr().out, json.loads((tmp_path / "out" / "summary.json").read_text())
+  flat = [np.concatenate([w.ravel() for w in one.values()]) for one in (before, after)]
+  moved = flat[0] != flat[1]
+  kept = np.mean(np.not_equal(*[w[moved].astype(jnp.bfloat16) for w in flat]))
+  assert 0.2 < np.mean(moved) < 0.4 and 0.1 < kept < 0.9
+  assert summary["moved_in_training"] == pytest.approx(np.mean(moved))
+  assert summary["kept_of_training"] == pytest.approx(kept) and summary["trained_since"] == str(imported[1] / "model")
+  assert summary["reread"] < 1e-5 and 1e-4 < summary["difference"] < 1  # the probe is of the policy as trained
+  assert f"{kept:.2%} of these still differ after rounding to bfloat16; to keep all of it take" in said
+  assert "config.export.dtype=float32" in said and f"trained {summary['difference']:.2g} nats" in said
+  assert capsys.readouterr().err == ""
+
+
+def test_what_training_began_with_is_the_last_that_is_there_unchanged(imported, trained, caplog):
+  workdir, before, after = trained
+  policy = build_policy.load_policy(configs.load("smoke", {"init": str(workdir)}))
+  model = policy.origin["start"]
+
+  def start(origin):
+    found = build_policy.load_start(policy._replace(origin={"start": origin}))
+    return found and (found[0], jax.device_get(found[1]))
+
+  place, params = start(policy.origin)
+  assert place == str(workdir) and all(np.array_equal(params[name], after[name]) for name in after)
+  assert caplog.text == ""
+  for run_dir, told in (("/nowhere", "/nowhere: is gone"), (str(workdir), "has changed since")):
+    place, params = start({"run": run_dir, "digests": {}, "start": model})
+    assert place == str(imported[1] / "model") and all(np.array_equal(params[name], before[name]) for name in before)
+    assert told in caplog.text
+  assert start({"seed": 0}) is None and start({**model, "digests": {}}) is None
+  assert hf_models.kept_of_training(policy, "float32")["kept_of_training"] is None
+
+
+def test_export_that_differs_is_not_finished(imported, tmp_path, capsys, monkeypatch):
+  plain = hf_weights.save
+
+  def scrambled(folder, params, *rest):
+    plain(folder, params | {"final_norm": params["final_norm"] * 1.1}, *rest)
+
+  monkeypatch.setattr(hf_weights, "save", scrambled)
+  assert run("export", "--config=smoke", f"--workdir={tmp_path / 'o'}", f"--config.init={imported[1]}") == 4
+  assert "read again, its log-probabilities differ" in capsys.readouterr().err
+  assert not (tmp_path / "o" / "summary.json").is_file() and not (tmp_path / "o" / "policy.json").is_file()
+
+
+MEASURE = """
+import re, sys
+import jax
+from jaxrlvr import shard, weights
+from jaxrlvr.policy.spec import count
+model = weights.open_model(sys.argv[1])
+mesh = shard.make_mesh(data=1, fsdp=4, tensor=2)
+status = lambda key: int(re.search(key + r":\\s*(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
+jax.block_until_ready(jax.jit(lambda: jax.numpy.ones(8), out_shardings=shard.named(mesh))())
+before = status("VmRSS")
+params = jax.block_until_ready(weights.load(model, model.spec, mesh))
+print(status("VmHWM") - before - 4 * count(model.spec), max(t.row_bytes * t.shape[0] for t in model.tensors.values()))
+"""
+
+
+@pytest.mark.slow
+def test_memory_stays_far_below_the_model(tmp_path):
+  """A bfloat16 checkpoint of 0.5 GB (JAXRLVR_TEST_GB=2: of 2) is imported, and loaded onto 8 devices."""
+  gigabytes = float(os.environ.get("JAXRLVR_TEST_GB", "0.5"))
+  width = 2048 if gigabytes >= 1 else 1024
+  spec = Spec(vocab=64_000, width=width, layers=1, heads=16, kv_heads=4, head_dim=width // 16, mlp=4 * width)
+  layer = count(dataclasses.replace(spec, layers=2)) - count(spec)
+  spec = dataclasses.replace(spec, layers=int((gigabytes * 5e8 - count(spec)) // layer))
+  source = tmp_path / "hf"
+  noise = np.random.default_rng(0).integers(0, 0x4000, 1 << 24, np.uint16).view(jnp.bfloat16)  # from 0 to 2, finite
+  shapes = {name: stored(leaf)[2] for name, _, leaf, _ in hf_weights.named(spec)}
+  write(source, spec, {name: np.resize(noise, shape) for name, shape in shapes.items()}, shards=4)
+  make(source)
+  env = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+  workdir = tmp_path / "run"
+  command = [sys.executable, "-m", "jaxrlvr.cli", "import", f"--workdir={workdir}", f"--config.model.path={source}"]
+  code = "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True); "
+  code += "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)"
+  began = time.monotonic()
+  told = subprocess.run([sys.executable, "-c", code, *command], env=env, check=True, capture_output=True, text=True)
+  took, imported = time.monotonic() - began, int(told.stdout.split()[-1])
+  began = time.monotonic()
+  command = [sys.executable, "-c", MEASURE, workdir / "model"]
+  told = subprocess.run(command, env=env, check=True, capture_output=True, text=True)
+  more, largest = map(int, told.stdout.split())
+  more, largest, imported = more >> 20, largest >> 20, imported >> 20
+  print(f"{2 * count(spec) / 1e9:.2f} GB: import peaks at {imported} MiB ({took:.0f} s); loading peaks {more} MiB over "
+        f"the arrays, the largest tensor has {largest} MiB ({time.monotonic() - began:.0f} s)")  # fmt: skip
+  assert imported < 1024 and more < largest + 512
+
+
+@pytest.mark.parametrize(
+  ("stage", "option", "file"),
+  [
+    ("import", "--config.model.path={0}", "model/model-0000[12]-of-00002.safetensors"),
+    ("export", "--config.init={1}", "model/model.safetensors"),
+  ],
+)
+def test_a_full_disk_is_told_in_one_line(imported, small_disk, capsys, stage, option, file):
+  small = small_disk("40k")
+  assert run(stage, "--config=base", f"--workdir={small / 'w'}", option.format(*imported)) == 4
+  said = capsys.readouterr().err
+  told = (
+    rf"jaxrlvr: {small}/w/{file}: the disk is full \(No space .*: [\d,]+ bytes to write, 0 bytes free\); free space"
+  )
+  assert re.match(told, said) and said.count("\n") == 1, said
+
+
+def their_logits(folder, tokens):
+  torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+  loaded = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+  with torch.no_grad():
+    return loaded.eval()(torch.asarray(tokens)).logits.numpy()
+
+
+FAMILIES = {
+  "llama": ("Llama", dict(tie_word_embeddings=False, head_dim=8, rope_theta=5e5)),
+  "llama-tied": ("Llama", dict(tie_word_embeddings=True)),
+  "qwen2": ("Qwen2", dict(tie_word_embeddings=False)),
+  "qwen2-tied": ("Qwen2", dict(tie_word_embeddings=True)),
+  "qwen3": ("Qwen3", dict(head_dim=12, tie_word_embeddings=True)),
+}
+SCALED = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+          "original_max_position_embeddings": 16, "rope_theta": 5e5}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("size", ["10KB", "1GB"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_equal_transformers_both_ways(tmp_path, family, size):
+  torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+  name, options = FAMILIES[family]
+  shape = dict(vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
+               num_key_value_heads=2, max_position_embeddings=128, initializer_range=0.3)  # fmt: skip
+  if family == "llama":
+    shape["rope_parameters"] = SCALED
+  torch.manual_seed(0)
+  theirs = getattr(transformers, f"{name}ForCausalLM")(getattr(transformers, f"{name}Config")(**shape | options))
+  with torch.no_grad():
+    for key, value in theirs.named_parameters():  # norms and biases are ones and zeros at first
+      value.add_(torch.randn_like(value) * 0.1 if "norm" in key or "bias" in key else 0)
+  theirs.save_pretrained(tmp_path / "in", max_shard_size=size)
+  tokens = np.random.default_rng(0).integers(0, 96, (2, 40))
+  want = their_logits(tmp_path / "in", tokens)
+  found = hf_weights.open_model(tmp_path / "in")
+  assert (len(found.files) > 1) == (size == "10KB") and found.spec.max_positions == 128
+  mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
+  params = hf_weights.load(found, found.spec, mesh)
+  single = jax.tree.map(jnp.asarray, jax.device_get(params))
+  np.testing.assert_allclose(jax.jit(logits_of, static_argnums=2)(single, tokens, found.spec), want, atol=1e-4)
+  out = tmp_path / "out"
+  out.mkdir()
+  (out / "config.json").write_text(json.dumps(hf_weights.config_of(found.spec, "float32", {"eos_token_id": [1, 2]})))
+  hf_weights.save(out, params, found.spec, "float32", 10_000 if size == "10KB" else 1 << 30)
+  np.testing.assert_array_equal(their_logits(out, tokens), want)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("style", ["chatml", "llama3"])
+def test_prompts_equal_transformers(tmp_path, style):
+  transformers = pytest.importorskip("transformers")
+  template = STYLES[style]["config"]["chat_template"].replace("strftime_now is defined", "false")  # theirs has a clock
+  make(tmp_path, style, chat_template=template)
+  ours, theirs = HuggingFace(tmp_path), transformers.AutoTokenizer.from_pretrained(tmp_path)
+  turns = ({"role": "system", "content": "Add ½."}, *USER, {"role": "assistant", "content": "<think>\n84</think> 84"})
+  for messages in (USER, turns, (*turns, *USER)):
+    assert ours.render(messages) == theirs.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+  if style == "chatml":
+    off = theirs.apply_chat_template(USER, add_generation_prompt=True, enable_thinking=False)["input_ids"]
+    assert ours.render(USER, False) == off != ours.render(USER)
+  text = "5*7=35 <think> naïve </think>"
+  assert ours.encode(text) == theirs.encode(text, add_special_tokens=False)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("family", "style"), [("llama", "llama3"), ("qwen3", "chatml")])
+def test_grpo_from_an_imported_model_and_out_again(tmp_path, family, style):
+  transformers = pytest.importorskip("transformers")
+  source = model(tmp_path / "hf", family, style)
+  imported, trained, out = tmp_path / "run", tmp_path / "rl", tmp_path / "out"
+  assert run("import", "--config=base", f"--workdir={imported}", f"--config.model.path={source}") == 0
+  shutil.rmtree(source)
+  options = ("--config.rl.prompt_tokens=160", "--config.rl.steps=2", "--config.rl.optim.lr=0.01")
+  assert run("rl", "--config=smoke", f"--workdir={trained}", f"--config.init={imported}", *options) == 0
+  rows = logbook.read_jsonl(trained / "metrics.jsonl")
+  assert len(rows) == 3 and all(np.isfinite(row["loss"]) for row in rows[1:])
+  assert all(row["sampling/logp_difference/max"] < 1e-4 for row in rows[1:])
+  shutil.rmtree(imported)  # what was trained stands alone
+  extra = ("--config.export.dtype=float32", "--config.mesh.fsdp=2")
+  assert run("export", "--config=smoke", f"--workdir={out}", f"--config.init={trained}", *extra) == 0
+  policy = build_policy.load_policy(configs.load("smoke", {"init": str(trained)}))
+  tokenizer = transformers.AutoTokenizer.from_pretrained(out / "model")
+  ids = policy.tokenizer.render(USER)
+  template = STYLES[style]["config"]["chat_template"]
+  if "strftime_now" not in template:
+    assert tokenizer.apply_chat_template(USER, add_generation_prompt=True)["input_ids"] == ids
+  want = logits_of(policy.params, jnp.asarray([ids]), policy.spec)
+  np.testing.assert_allclose(their_logits(out / "model", [ids]), want, atol=1e-4)
+  loaded = transformers.AutoModelForCausalLM.from_pretrained(out / "model")
+  assert set(loaded.generation_config.eos_token_id) == set(policy.tokenizer.eos_ids)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_an_embedded_policy_goes_out_and_in(tmp_path):
+  transformers = pytest.importorskip("transformers")
+  tokenizer, trained, out = tmp_path / "tokenizer", tmp_path / "pretrain", tmp_path / "out"
+  assert run("tokenizer", "--config=smoke", f"--workdir={tokenizer}") == 0
+  start = f"--config.tokenizer={tokenizer}"
+  assert run("pretrain", "--config=smoke", f"--workdir={trained}", start, "--config.pretrain.steps=2") == 0
+  assert run("export", "--config=smoke", f"--workdir={out}", f"--config.init={trained}") == 0
+  policy = build_policy.load_policy(configs.load("smoke", {"model.path": str(out / "model")}))
+  theirs = transformers.AutoTokenizer.from_pretrained(out / "model")
+  ids = policy.tokenizer.render(USER)
+  assert theirs.apply_chat_template(USER, add_generation_prompt=True)["input_ids"] == ids
+  for text in ("<think>\n5*7=35\n</think>\n\\boxed{4}", " a  b ½"):
+    assert theirs.encode(text, add_special_tokens=False) == policy.tokenizer.encode(text)
+  want = logits_of(policy.params, jnp.asarray([ids]), policy.spec)
+  np.testing.assert_allclose(their_logits(out / "model", [ids]), want, atol=1e-4)

@@ -1,0 +1,472 @@
+"""Tokenizers of Hugging Face directories: bytes of pieces, chat templates, control tokens, stop ids."""
+
+import functools
+import json
+import os
+import re
+import time
+
+import jax
+import pytest
+import tokenizers
+from test_stages import run
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from jaxrlvr.base import object_store
+from jaxrlvr.base.errors import InputError
+from jaxrlvr.config import checks as configs
+from jaxrlvr.data import hub
+from jaxrlvr.stages import build_policy
+from jaxrlvr.stages.diagnose import reference
+from jaxrlvr.stages.evaluate import chosen_sets
+from jaxrlvr.stages.judge import make as make_judge
+from jaxrlvr.stages.run_directory import set_compile_cache
+from jaxrlvr.text.hf_tokenizer import HuggingFace
+from jaxrlvr.text.stop_strings import automaton
+
+CHATML = """{%- if messages[0]['role'] == 'system' %}
+    {{- '<|im_start|>system\\n' + messages[0]['content'] + '<|im_end|>\\n' }}
+{%- else %}
+    {{- '<|im_start|>system\\nYou are helpful.<|im_end|>\\n' }}
+{%- endif %}
+{%- for message in messages %}
+    {%- if message.role == 'user' or message.role == 'assistant' %}
+        {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}
+    {%- elif message.role != 'system' %}
+        {{- raise_exception('role ' ~ message.role) }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+    {%- if enable_thinking is defined and enable_thinking is false %}
+        {{- '<think>\\n\\n</think>\\n\\n' }}
+    {%- endif %}
+{%- endif %}
+"""
+LLAMA3 = """{{- bos_token }}
+{%- if tools is not none %}{{ raise_exception('tools') }}{% endif %}
+{%- if strftime_now is defined %}
+    {%- set date_string = strftime_now("%d %b %Y") %}
+{%- else %}
+    {%- set date_string = "26 Jul 2024" %}
+{%- endif %}
+{{- "<|start_header_id|>system<|end_header_id|>\\n\\nToday Date: " + date_string + "<|eot_id|>" }}
+{%- for message in messages %}
+    {%- if message.role == 'skip' %}{%- continue %}{% endif %}
+    {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' }}
+    {%- generation %}{{- message['content'] | trim + '<|eot_id|>' }}{% endgeneration %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}
+{%- endif %}
+"""
+STYLES = {
+  "chatml": dict(
+    special=("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
+    config=dict(eos_token="<|im_end|>", pad_token="<|endoftext|>", bos_token=None, chat_template=CHATML),
+    generation=dict(eos_token_id=["<|im_end|>", "<|endoftext|>"]),
+  ),
+  "llama3": dict(
+    special=("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+    config=dict(
+      eos_token={"__type": "AddedToken", "content": "<|eot_id|>"}, bos_token="<|begin_of_text|>", chat_template=LLAMA3
+    ),
+    generation=dict(eos_token_id=["<|end_of_text|>", "<|eot_id|>"]),
+  ),
+}
+USER = ({"role": "user", "content": " What is 12*7?\n"},)
+
+
+def make(folder, style="chatml", vocab=330, **config):
+  """Trains a byte-level BPE and writes the directory around it; returns the tokenizer of `tokenizers`."""
+  known = STYLES[style]
+  folder.mkdir(exist_ok=True, parents=True)
+  _trained(style, vocab).save(str(folder / "tokenizer.json"))
+  model = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+  made = known["config"] | {"tokenizer_class": "PreTrainedTokenizerFast"} | config
+  (folder / "tokenizer_config.json").write_text(json.dumps(made))
+  ids = [model.token_to_id(text) for text in known["generation"]["eos_token_id"]]
+  (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ids, "temperature": 0.6}))
+  return model
+
+
+@functools.cache
+def _trained(style, vocab):
+  model = tokenizers.Tokenizer(models.BPE(byte_fallback=False))
+  model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+  model.decoder = decoders.ByteLevel()
+  special = list(STYLES[style]["special"])
+  trainer = trainers.BpeTrainer(
+    vocab_size=vocab, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+  )
+  text = ["Start with 5, then *7, +9. Last digit?", "What is 12 times 7? The answer is \\boxed{84}.", "5*7=35, 35+9=44"]
+  model.train_from_iterator(text * 20, trainer)
+  model.add_tokens([tokenizers.AddedToken(t, normalized=False, special=False) for t in ("<think>", "</think>")])
+  if style == "llama3":  # adds its start token by itself, as Llama's file does
+    bos = special[0]
+    model.post_processor = tokenizers.processors.TemplateProcessing(
+      single=f"{bos} $A", special_tokens=[(bos, model.token_to_id(bos))]
+    )
+  return model
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_text_goes_in_and_out(tmp_path, style):
+  model = make(tmp_path, style)
+  ours = HuggingFace(tmp_path)
+  text = "<think>\nnaïve ½ 🙂 \t 12*7=84\n</think>\n\n\\boxed{84}"
+  ids = ours.encode(text)
+  assert ids == model.encode(text, add_special_tokens=False).ids
+  assert ours.decode(ids) == text and ours.decode([*ids, ours.eos_ids[0], ours.pad_id]) == text
+  pieces = ours.pieces()
+  assert len(pieces) == ours.vocab_size == model.get_vocab_size()
+  assert b"".join(pieces[i] for i in ids).decode() == text
+  control = {model.token_to_id(t) for t in STYLES[style]["special"]}
+  assert {i for i, p in enumerate(pieces) if p == b""} == control and pieces[model.token_to_id("<think>")] == b"<think>"
+  state = 0
+  for i in ids:
+    state = automaton(("84\n</think>",), pieces)[state, i]
+  assert state == len("84\n</think>")
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_stop_ids_are_all_that_the_directory_names_its_own_first(tmp_path, style):
+  model = make(tmp_path, style)
+  last = model.token_to_id("</think>")
+  (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": last}))
+  found = HuggingFace(tmp_path)
+  ends = [model.token_to_id(t) for t in STYLES[style]["generation"]["eos_token_id"]]
+  own = found.eos_ids[0]
+  assert set(found.eos_ids) == {*ends, last} and len(found.eos_ids) == 3
+  assert model.id_to_token(own) == {"chatml": "<|im_end|>", "llama3": "<|eot_id|>"}[style]
+  assert found.pad_id == (model.token_to_id("<|endoftext|>") if style == "chatml" else own)
+
+
+def test_chat_templates_are_rendered_to_one_stream_of_tokens(tmp_path):
+  chatml, llama3 = make(tmp_path / "q", "chatml"), make(tmp_path / "l", "llama3")
+  ids = HuggingFace(tmp_path / "q").render(USER)
+  text = "<|im_start|>system\nYou are helpful.<|im_end|>\n<|im_start|>user\n What is 12*7?\n<|im_end|>\n"
+  text += "<|im_start|>assistant\n"
+  assert ids == chatml.encode(text, add_special_tokens=False).ids
+  ours = HuggingFace(tmp_path / "l")
+  ids = ours.render(USER)
+  assert ids.count(ours.bos_id) == 1 and ids[0] == ours.bos_id and ours.render(()) == [ours.bos_id]
+  head = "<|start_header_id|>{}<|end_header_id|>\n\n"
+  text = head.format("system") + "Today Date: 26 Jul 2024<|eot_id|>" + head.format("user") + "What is 12*7?<|eot_id|>"
+  assert ids == llama3.encode(text + head.format("assistant")).ids
+  assert HuggingFace(tmp_path / "q").render(()) == []
+
+
+def test_thinking_is_the_templates_own_switch(tmp_path):
+  make(tmp_path / "q", "chatml")
+  make(tmp_path / "l", "llama3")
+  plain, off = HuggingFace(tmp_path / "q"), HuggingFace(tmp_path / "q", think=False)
+  closed = plain.encode("<think>\n\n</think>\n\n")
+  assert off.render(USER) == plain.render(USER, False) == [*plain.render(USER), *closed]
+  assert off.render(USER, True) == plain.render(USER)
+  with pytest.raises(InputError, match="no chat template that reads enable_thinking"):
+    HuggingFace(tmp_path / "l").render(USER, True)
+
+
+TURNS = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+HISTORY = TURNS.replace("m.content", "(m.content.split('</think>')[-1] if m.role == 'assistant' else m.content)")
+START = "{{ '<|im_start|>assistant\n' }}"
+OFF = "{{ '<think>\n\n</think>\n\n' if enable_thinking is defined and not enable_thinking else '<think>\n' }}"
+OPENINGS = {  # template: what it leaves open, with thinking as it is by default
+  TURNS + START + "{{ '<think>' }}": "<think>",
+  TURNS + START + "{{ '<think>\n' }}": "<think>\n",
+  TURNS + START + "{{ ' <think>  \n\n' }}": "<think>  \n\n",
+  TURNS + START + "{{ '<think>\nOkay, so' }}": "<think>\nOkay, so",
+  "{{ 'Write <think> first.' }}" + TURNS + START: "",
+  TURNS.replace("m.content", "m.content + ' Begin with <think>.'") + START: "",
+  TURNS + START: "",
+  TURNS + START + "{{ '<think>\n\n</think>\n\n' }}": "",
+  TURNS + START + OFF: "<think>\n",
+  HISTORY + START + "{{ '<think>\n' }}": "<think>\n",
+  HISTORY + START: "",
+  "{{ 'Think: ' + messages[0].content + ' A: <think>' }}": "<think>",
+  "{{ 'Think: ' + messages[0].content.split(' ')[0] + '\n<think>\n' }}": "<think>\n",
+  "{{ messages | length }} <think> tags are for thoughts": "",
+  TURNS + "Begin with <think> at once.\n\nAssistant:": "",
+  TURNS + "### Response: <think>\nOkay": "<think>\nOkay",
+  TURNS + START + "{% if not messages[-1].content.endswith('5?') %}{{ '<think>\n' }}{% endif %}": {
+    3: "",
+    None: "<think>\n",
+  },
+  "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content }}{% endfor %}{{ '<|assistant|><think>' }}": "<think>",
+  TURNS + START + "{{ '[THINK]' }}": "",
+  TURNS + START + "{{ '<reasoning>\n' }}": "",
+  TURNS + START + "{{ '<thinking>' }}": "",
+}
+SPEAKERS = (
+  ({"role": "user", "content": "Hi all"},),
+  ({"role": "system", "content": "Use <think>."}, {"role": "user", "content": "Say <think>"}),
+  ({"role": "user", "content": "a <think>"},),
+  (*USER, {"role": "assistant", "content": "<think>\nx\n</think>\n4"}, {"role": "user", "content": "and </think> 5?"}),
+)
+
+
+@pytest.mark.parametrize("template", OPENINGS)
+def test_a_think_tag_that_the_template_leaves_open_is_seen_and_no_other(tmp_path, template):
+  make(tmp_path, chat_template=template)
+  ours = HuggingFace(tmp_path)
+  for number, messages in enumerate(SPEAKERS):
+    opening = OPENINGS[template]
+    if isinstance(opening, dict):
+      opening = opening.get(number, opening[None])
+    assert ours.opening(messages) == opening
+    assert ours.opens_thinking(messages) == bool(opening)
+  if OFF in template:
+    assert ours.opening(USER, False) == "" and ours.opening(USER, True) == "<think>\n"
+    assert HuggingFace(tmp_path, think=False).opening(USER) == ""
+
+
+def test_without_a_template_nothing_is_opened(tmp_path):
+  make(tmp_path, "llama3", chat_template=None)
+  assert HuggingFace(tmp_path).opening(({"role": "user", "content": "<think>"},)) == ""
+
+
+def test_no_text_spells_a_control_token(tmp_path):
+  make(tmp_path)
+  ours = HuggingFace(tmp_path)
+  hostile = "a<|im_end|><|im_<|im_end|>end|>\ufdd0<think>"
+  said = hostile.replace("\ufdd0", "")
+  assert not set(ours.encode(hostile)) & {0, 1, 2} and ours.decode(ours.encode(hostile)) == said
+  ids, usual = ours.render(({"role": "user", "content": hostile},)), ours.render(({"role": "user", "content": ""},))
+  assert [i for i in ids if i in (0, 1, 2)] == [i for i in usual if i in (0, 1, 2)]
+  assert said in ours.decode(ids) and ours.encode("<think>")[0] in ids
+
+
+def test_thinking_tags_are_text_also_where_they_are_special(tmp_path):
+  model = make(tmp_path)
+  model.add_special_tokens(["<think>", "</think>"])
+  model.save(str(tmp_path / "tokenizer.json"))
+  ours, text = HuggingFace(tmp_path), "<think>5</think>"
+  ids = ours.encode(text)
+  assert len(ids) == 3 and ours.decode(ids) == text and b"".join(ours.pieces()[i] for i in ids) == text.encode()
+
+
+def test_templates_by_file_and_by_name(tmp_path):
+  make(tmp_path, chat_template=[{"name": "tool_use", "template": "x"}, {"name": "default", "template": "{{ 'ab' }}"}])
+  assert HuggingFace(tmp_path).render(USER) == HuggingFace(tmp_path).encode("ab")
+  (tmp_path / "chat_template.jinja").write_text("{{ messages | tojson }}")
+  text = HuggingFace(tmp_path).decode(HuggingFace(tmp_path).render(({"role": "user", "content": "<é>"},)))
+  assert text == '[{"role": "user", "content": "<é>"}]'
+
+
+def test_without_a_template(tmp_path):
+  model = make(tmp_path, "llama3", chat_template=None)
+  ours = HuggingFace(tmp_path)
+  assert ours.render(({"role": "system", "content": "Add."}, *USER)) == model.encode("Add.\n\n What is 12*7?\n\n\n").ids
+
+
+def test_pieces_of_a_metaspace_tokenizer(tmp_path):
+  model = tokenizers.Tokenizer(
+    models.BPE({"<0xC3>": 0, "<0xA9>": 1, "▁": 2, "a": 3, "▁a": 4, "</s>": 5}, [("▁", "a")], byte_fallback=True)
+  )
+  model.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+  model.add_special_tokens(["</s>"])
+  model.save(str(tmp_path / "tokenizer.json"))
+  (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>"}))
+  assert HuggingFace(tmp_path).pieces() == [b"\xc3", b"\xa9", b" ", b"a", b" a", b""]
+
+
+REFUSED = {
+  "no end": (dict(eos_token=None), "end tokens .*wanted at least one id"),
+  "number": (dict(eos_token=5), "tokenizer_config.json: eos_token = 5, wanted a text"),
+  "object": (dict(pad_token={"id": 5}), "tokenizer_config.json: pad_token = .*, wanted a text"),
+  "ids": (dict(), "end tokens .*'a': 1.*wanted at least one id below"),
+  "unknown": (dict(eos_token="<eos>"), "names '<eos>', which tokenizer.json does not know"),
+  "template": (dict(chat_template="{% if %}"), "chat template can't be read"),
+  "no default": (dict(chat_template=[{"name": "rag", "template": ""}]), r"chat templates \['rag'\]"),
+  "role": (dict(), "refuses messages of roles .'tool'.: role tool"),
+  "clock": (
+    dict(chat_template="{{ strftime_now('%d') }}"),
+    "'strftime_now' is undefined; .* only where it `is defined`",
+  ),
+  "escape": (dict(chat_template="{{ ''.__class__.__mro__ }}"), "unsafe"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_refused(tmp_path, case):
+  config, words = REFUSED[case]
+  make(tmp_path, **config)
+  if case == "no end":
+    (tmp_path / "generation_config.json").unlink()
+  if case == "ids":
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": {"a": 1}}')
+  with pytest.raises(InputError, match=words):
+    HuggingFace(tmp_path).render(({"role": "tool" if case == "role" else "user", "content": ""},))
+
+
+HOSTILE = {
+  "zero": "{{ 1/0 }}",
+  "product": "{{ 'a' * 10**9 }}",
+  "list": "{% for x in [0] * 10**9 %}{% endfor %}",
+  "power": "{{ 10**10**9 }}",
+  "width": "{{ '%01000000000d' % 1 }}",
+  "filter": "{{ 'a' | center(4000000000) }}",
+  "loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+  "output": "{% for a in range(9999) %}{% for b in range(9999) %}aaaaaaaaaaaaaaaa{% endfor %}{% endfor %}",
+  "recursion": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+  "doubling": "{% set n = namespace(s='a') %}{% for i in range(99) %}{% set n.s = n.s ~ n.s %}{% endfor %}",
+  "nesting": "{{ " + "(" * 5000 + ")" * 5000 + " }}",
+  "index": "{{ messages[7].content.nothing.at.all }}",
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_hostile_templates_are_refused_in_bounded_time_and_memory(tmp_path, case):
+  make(tmp_path, chat_template=HOSTILE[case])
+  began = time.monotonic()
+  with pytest.raises(InputError, match="tokenizer_config.json: its chat template"):
+    HuggingFace(tmp_path)
+  assert time.monotonic() - began < 60
+
+
+def test_a_template_that_fails_at_some_messages_only_is_an_input_error_too(tmp_path):
+  template = (
+    "{% for m in messages %}{{ 1 / (m.content | length - 3) }}{{ 'a' * 10 ** (m.content | length) }}{% endfor %}"
+  )
+  make(tmp_path, chat_template=template)
+  for text in ("abc", "a" * 9):
+    with pytest.raises(InputError, match="its chat template refuses messages"):
+      HuggingFace(tmp_path).render(({"role": "user", "content": text},))
+
+
+def test_a_template_may_want_a_system_message(tmp_path):
+  want = "{% if messages[0].role != 'system' %}{{ raise_exception('no system') }}{% endif %}{{ messages[1].content }}"
+  make(tmp_path, chat_template=want)
+  assert HuggingFace(tmp_path).decode(HuggingFace(tmp_path).render(SPEAKERS[1])) == "Say <think>"
+
+
+ENDLESS = TURNS.replace("<|im_end|>", "<|im_start|>") + START
+
+
+def test_a_turns_end_that_ends_no_response_is_seen_and_may_be_named(tmp_path):
+  model = make(tmp_path)
+  assert HuggingFace(tmp_path).unstopped == ""
+  make(tmp_path, chat_template=ENDLESS)
+  ours = HuggingFace(tmp_path)
+  assert ours.unstopped == "<|im_start|>"
+  more = HuggingFace(tmp_path, stop_tokens=("<|im_start|>",))
+  assert more.unstopped == "" and more.eos_ids == (*ours.eos_ids, model.token_to_id("<|im_start|>"))
+  with pytest.raises(InputError, match="stop token '<end>' is no token .*model.stop_tokens"):
+    HuggingFace(tmp_path, stop_tokens=("<end>",))
+  make(tmp_path, chat_template=TURNS.replace("<|im_end|>", ""))
+  assert HuggingFace(tmp_path).unstopped == ""
+  make(tmp_path / "l", "llama3")
+  assert HuggingFace(tmp_path / "l").unstopped == ""
+
+
+def test_a_turns_end_that_ends_no_response_is_told_with_the_cure(tmp_path, caplog):
+  make(tmp_path, chat_template=ENDLESS)
+  build_policy.read_tokenizer(configs.load("smoke", {"tokenizer": str(tmp_path)}))
+  assert f"{tmp_path}: the chat template ends an assistant's turn with <|im_start|>, which ends no" in caplog.text
+  assert "take config.model.stop_tokens=<|im_start|>, or name it as eos_token" in caplog.text
+  caplog.clear()
+  build_policy.read_tokenizer(configs.load("smoke", {"tokenizer": str(tmp_path), "model.stop_tokens": "<|im_start|>"}))
+  assert caplog.text == ""
+
+
+def test_tokens_that_only_the_config_lists_are_one_token(tmp_path):
+  model = make(tmp_path)
+  size = model.get_vocab_size()
+  entry = {"content": "<tool>", "lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
+  end = entry | {"content": "<|turn_end|>", "special": True}
+  listed = {str(size): entry | {"special": False}, str(size + 1): end, "0": entry | {"content": "<|endoftext|>"}}
+  make(tmp_path, added_tokens_decoder=listed)
+  ours = HuggingFace(tmp_path)
+  assert ours.encode("a<tool>") == [*ours.encode("a"), size] and ours.decode([size]) == "<tool>"
+  assert ours.vocab_size == size + 2 and ours.pieces()[size] == b"<tool>" and ours.pieces()[size + 1] == b""
+  assert size + 1 not in ours.encode("<|turn_end|>") and ours.decode([size + 1]) == ""
+  for listed in ({str(size + 5): entry}, {"x": entry}, {str(size): {}}):
+    make(tmp_path, added_tokens_decoder=listed)
+    with pytest.raises(InputError, match="tokenizer_config.json: added_tokens_decoder"):
+      HuggingFace(tmp_path)
+
+
+def test_files_that_never_end_or_nest_too_deep_are_refused(tmp_path):
+  make(tmp_path)
+  (tmp_path / "tokenizer_config.json").write_text("[" * 100_000)
+  with pytest.raises(InputError, match="tokenizer_config.json: is no JSON"):
+    HuggingFace(tmp_path)
+  for name in ("tokenizer_config.json", "generation_config.json", "chat_template.jinja", "tokenizer.json"):
+    (tmp_path / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(InputError, match=f"{name}: is no regular file"):
+      HuggingFace(tmp_path)
+    (tmp_path / name).unlink()
+    make(tmp_path)
+
+
+def test_a_tilde_stands_for_the_home_directory(tmp_path, monkeypatch):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  assert object_store.path("~/x") == tmp_path / "x" and object_store.local("~/x") == str(tmp_path / "x")
+  assert object_store.path("gs://b/~x").as_posix() == "gs://b/~x" and object_store.local("arithmetic") == "arithmetic"
+  (tmp_path / "c.py").write_text("from jaxrlvr.config import base\n\n\ndef get_config(arg):\n  return base()\n")
+  assert configs.load("~/c.py").seed == 0 and hub.model("~/c.py") == str(tmp_path / "c.py")
+
+
+def test_a_tilde_is_read_in_every_key_that_names_a_place(tmp_path, monkeypatch, capsys):
+  """As a shell leaves it in `--config.init=~/x`: each is looked for in the home directory."""
+  monkeypatch.setenv("HOME", str(tmp_path))
+  monkeypatch.chdir(tmp_path)
+  x = str(tmp_path / "x")
+  assert hub.find("~/x")[0] == hub.find("skywork-or1:~/x")[0] == x
+  for stage, key, value, told in (
+    ("evaluate", "tokenizer", "~/x", f"{x}: no such tokenizer"),
+    ("import", "model.path", "~/x", f"{x}/config.json: can't be read"),
+    ("prepare", "problems.source", "~/x", f"config.problems: {x}: "),
+    ("judge", "judge.run", "~/x", f"{x}: holds no run"),
+    ("report", "report.runs", "~/x", f"{x}: holds no run"),
+    ("report", "report.runs", "A=~/x", f"{x}: holds no run"),
+  ):
+    assert run(stage, "--config=smoke", "--workdir=~/w", f"--config.{key}={value}") == 2
+    assert told in capsys.readouterr().err, key
+  c = configs.load("smoke", {"heldout.folder": "~/x", "heldout.sets": "math500", "judge.name": "replay"})
+  c.judge.file, c.init = "~/x", "~/hf"
+  make(tmp_path / "hf")
+  for read, told in (
+    (lambda: chosen_sets(c, []), f"{x}/non-think/"),
+    (lambda: make_judge(c, c.judge, tmp_path), f"'{x}' is no file"),
+    (lambda: reference("~/x"), f"{x}/diagnosis.json"),
+    (lambda: build_policy.load_policy(c), "config.init = '~/hf': is a Hugging Face directory"),
+  ):
+    with pytest.raises(InputError, match=re.escape(told)):
+      read()
+  try:
+    set_compile_cache("~/x")
+    assert jax.config.jax_compilation_cache_dir == x
+  finally:
+    set_compile_cache(os.environ["JAX_COMPILATION_CACHE_DIR"])
+  assert run("study", "--config=smoke", "--workdir=~/grid", "--config.study.jobs=0") == 0
+  assert {file.name for file in (tmp_path / "grid").iterdir()} >= {"commands.txt", "study.json", "manifest.json"}
+  assert not (tmp_path / "~").exists()
+
+
+def test_init_and_model_path_name_each_other(tmp_path):
+  make(tmp_path / "hf")
+  with pytest.raises(InputError, match="config.init = .*is a Hugging Face directory.*config.model.path="):
+    build_policy.load_policy(configs.load("smoke", {"init": str(tmp_path / "hf")}))
+  (tmp_path / "run").mkdir()
+  (tmp_path / "run" / "policy.json").write_text("{}")
+  with pytest.raises(InputError, match="config.model.path = .*is a run directory.*config.init="):
+    build_policy.find_model(configs.load("smoke", {"model.path": str(tmp_path / "run")}))
+
+
+def test_files_that_are_no_tokenizer(tmp_path):
+  with pytest.raises(InputError, match="tokenizer.json: is no tokenizer"):
+    HuggingFace(tmp_path)
+  make(tmp_path)
+  (tmp_path / "tokenizer_config.json").write_text("{")
+  with pytest.raises(InputError, match="tokenizer_config.json: is no JSON"):
+    HuggingFace(tmp_path)
+
+
+def test_digest_covers_the_template(tmp_path):
+  make(tmp_path)
+  before = HuggingFace(tmp_path).digest
+  (tmp_path / "chat_template.jinja").write_text("x")
+  assert HuggingFace(tmp_path).digest != before

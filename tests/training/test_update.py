@@ -1,0 +1,421 @@
+"""One update: micro-batches, devices, GRPO on policy, and what happens when something is not finite."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_sample import EOS, NO_STOPS, prompts, row_keys
+
+from jaxrlvr.base.errors import InputError
+from jaxrlvr.base.types import Branches
+from jaxrlvr.config import checks as configs
+from jaxrlvr.device import masked, sharding
+from jaxrlvr.model.score import score
+from jaxrlvr.sampling.decode import Sampling, sample
+from jaxrlvr.stages import build_policy
+from jaxrlvr.stages.rl import branches_of
+from jaxrlvr.training import objective, optimizer, packing
+from jaxrlvr.training.loss import policy_loss
+from jaxrlvr.training.update import accumulate, init_state, update
+
+S = Sampling(group=4, max_tokens=8, eos_ids=EOS, shrink=0)
+REWARD = np.array([[1, 0, 0, 1], [0, 0, 0, 0], [0, 1, 1, 1], [1, 0, 1, 0]], np.float32)
+
+
+def rollout_batch(
+  prompts,
+  lengths,
+  rollout,
+  rewards,
+  scored,
+  *,
+  group,
+  share=False,
+  skip=False,
+  parts=1,
+  updates=1,
+  scores=None,
+  branches=None,
+  **how,
+):
+  """[(batch, its live parts)] of each update; packed if `share`, responses without advantage left out if `skip`."""
+  length_PG = np.asarray(rollout.length_B).reshape(-1, group)
+  total_B = (lengths[:, None] + length_PG).reshape(-1)
+  width = prompts.shape[1] + rollout.tokens_BT.shape[1]
+  how = dict(max_tokens=rollout.tokens_BT.shape[1], updates=updates) | how
+  weight_PG, advantage_PG = objective.weigh(length_PG, rewards, scored, **how)
+  made = []
+  for update_of in range(updates):
+    mine = np.arange(total_B.size).reshape(-1, updates, group)[:, update_of].reshape(-1)
+    kept = mine[np.asarray(advantage_PG).reshape(-1)[mine] != 0] if skip else mine
+    if branches is None:
+      placed = packing.place(total_B, kept, len(mine), width, parts, share)
+    else:
+      rows = len(mine) // branches.count
+      placed = packing.branch(lengths, length_PG.reshape(-1), kept, group, rows, branches, parts, share)
+    where = placed.segments_RS, placed.positions_RS
+    batch = objective.lay_out(prompts, lengths, rollout, *where, samples=group, group=group, branches=branches)
+    batch = batch.replace(**(scores or (lambda *_: {}))(batch, placed.live))
+    made.append((objective.grade(batch, weight_PG, advantage_PG), np.int32(placed.live)))
+  return made
+
+
+@pytest.fixture(scope="module")
+def drawn(rich_spec, rich_params):
+  """Prompts, their lengths, responses."""
+  tokens, lengths = prompts([3, 6, 1, 5])
+  return tokens, lengths, sample(rich_params, tokens, lengths, row_keys([1, 2, 3, 4], 4), NO_STOPS, rich_spec, S)
+
+
+SCORED = np.arange(16).reshape(4, 4) != 12
+PLAIN = dict(group=4, baseline="mean", scale_std=True, reduce="token-mean")
+
+
+def reference(spec, params, parts, *fields):
+  """Other policies' scores for these fields."""
+
+  def scores(batch, live):
+    other = {name: w * 1.1 for name, w in params.items()}
+    return {f: objective.logp(other, batch, live, spec, temperature=1.0, parts=parts) for f in fields}
+
+  return scores
+
+
+@pytest.fixture(scope="module")
+def batch(rich_spec, rich_params, drawn):
+  """Rows of a real rollout, one response a row, one unscored, with a reference policy."""
+  how = PLAIN | dict(scores=reference(rich_spec, rich_params, 1, "ref_logp_RS"))
+  return rollout_batch(*drawn, REWARD, SCORED, **how)[0][0]
+
+
+@pytest.fixture(scope="module")
+def loss_fn(rich_spec):
+  how = dict(clip_low=0.2, clip_high=0.2, dual_clip=3.0)
+  return objective.grpo(rich_spec, temperature=1.0, kl_beta=0.05, kl_estimator="k3", **how)
+
+
+gradient_of = jax.jit(accumulate, static_argnums=(0, 3))  # (loss_fn, params, batch, parts[, live])
+
+
+def test_microbatches_never_change_the_gradient(loss_fn, rich_params, batch):
+  whole, loss, metrics = gradient_of(loss_fn, rich_params, batch, 1)
+  for parts in (4,):
+    gradient, part_loss, part_metrics = gradient_of(loss_fn, rich_params, batch, parts)
+    np.testing.assert_allclose(part_loss, loss, atol=1e-6)
+    for name in whole:
+      np.testing.assert_allclose(gradient[name], whole[name], atol=2e-6, err_msg=name)
+    for name in metrics:
+      np.testing.assert_allclose(part_metrics[name], metrics[name], atol=1e-5, err_msg=name)
+
+
+def test_on_policy_step_is_reinforce_plus_kl(loss_fn, rich_spec, rich_params, batch):
+  """The gradient of an on-policy step is that of -A * log p and of k3, nothing of clipping is left."""
+  got, _, metrics = gradient_of(loss_fn, rich_params, batch, 1)
+
+  def reinforce(params):
+    logp = score(params, batch.tokens_RS, batch.positions_RS, batch.segments_RS, rich_spec).logp_BT
+    mask, advantage, ref = batch.weights_RS[:, 1:] > 0, batch.advantage_RS[:, 1:], batch.ref_logp_RS[:, 1:]
+    k3 = jnp.exp(ref - logp) - (ref - logp) - 1
+    return -jnp.sum(jnp.where(mask, masked.token_weights(mask, "token-mean", 8) * (advantage * logp - 0.05 * k3), 0.0))
+
+  want = jax.jit(jax.grad(reinforce))(rich_params)
+  for name in want:
+    np.testing.assert_allclose(got[name], want[name], atol=1e-6, err_msg=name)
+  assert metrics["clip_ratio/low"] == 0 and metrics["max/sampling/logp_difference/max"] < 1e-4
+  assert max(float(jnp.abs(g).max()) for g in want.values()) > 1e-2
+
+
+def test_a_group_without_spread_and_an_unscored_row_teach_nothing(loss_fn, rich_params, batch):
+  np.testing.assert_array_equal(np.asarray(batch.advantage_RS)[4:8], 0)
+  assert not np.any(batch.advantage_RS[12]) and not np.any(batch.weights_RS[12])
+  spoiled = batch.replace(tokens_RS=batch.tokens_RS.at[12, 7].set(3), ref_logp_RS=batch.ref_logp_RS.at[12].set(jnp.nan))
+  one, two = (gradient_of(loss_fn, rich_params, b, 1)[0] for b in (batch, spoiled))
+  for name in one:
+    np.testing.assert_array_equal(one[name], two[name])
+
+
+# Settings of the loss, settings of the weights, updates a step. With KL there is an old policy too.
+PACKED = {
+  "token mean": (dict(kl_beta=0.0), {}, 1),
+  "constant length, KL": (dict(kl_beta=0.5, clip_high=0.05), dict(reduce="constant-length"), 1),
+  "GSPO, two updates": (
+    dict(kl_beta=0.0, ratio="sequence", clip_low=1e-3, importance_cap=1.1),
+    dict(reduce="sequence-mean-token-mean"),
+    2,
+  ),
+}
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_packed_rows_have_the_gradient_of_single_ones(name, rich_spec, rich_params, drawn):
+  """With all that can be left out left out; and so have rows whose responses share a prompt."""
+  given, how, updates = PACKED[name]
+  fn = objective.grpo(rich_spec, temperature=1.0, kl_estimator="k3", **given)
+  fields = ("ref_logp_RS", "old_logp_RS") if given["kl_beta"] else ("old_logp_RS",) * (updates > 1)
+  parts = 8 // updates
+
+  def gradients(**layout):
+    scores = reference(rich_spec, rich_params, parts, *fields)
+    made = rollout_batch(*drawn, REWARD, SCORED, **PLAIN | how, updates=updates, parts=parts, scores=scores, **layout)
+    return [(batch, live, gradient_of(fn, rich_params, batch, parts, live)) for batch, live in made]
+
+  kept = dict(share=True, skip=not given["kl_beta"])
+  packed, single = gradients(**kept), gradients()
+  assert min(live for _, live, _ in packed) < parts == min(live for _, live, _ in single)
+  branched = gradients(**kept, branches=Branches(7, 2, 14))  # pieces with room for more than one response
+  pieces = [piece for batch, *_ in branched for piece in batch.segments_RS[:, 7:].reshape(-1, 14).tolist()]
+  assert {0, 1, 2} <= {len(set(piece) - {0}) for piece in pieces}
+  compared = [*zip(packed, single, strict=True), *zip(branched, single, strict=True)]
+  for (*_, (got, loss, metrics)), (*_, (want, want_loss, want_metrics)) in compared:
+    np.testing.assert_allclose(loss, want_loss, atol=1e-6)
+    for leaf in want:
+      np.testing.assert_allclose(got[leaf], want[leaf], atol=2e-6, err_msg=leaf)
+    for metric in ("clip_ratio/low", "clip_ratio/high"):
+      np.testing.assert_allclose(metrics[metric], want_metrics[metric], atol=1e-6)
+    assert max(float(jnp.abs(g).max()) for g in want.values()) > 1e-3
+
+
+def test_a_step_without_any_advantage_still_steps(rich_spec, rich_params, drawn):
+  """Nothing is looked at, the gradient is 0, and weight decay and moments go on as on the slow path."""
+  adamw = optimizer.adamw(0.9, 0.95, 1e-8, 0.1, 1.0)
+  fn = objective.grpo(rich_spec, temperature=1.0, kl_beta=0.0, kl_estimator="k3")
+  ends = []
+  for layout in (dict(), dict(share=True, skip=True)):
+    [(batch, live)] = rollout_batch(*drawn, REWARD * 0 + 1, SCORED, **PLAIN, parts=4, **layout)
+    state = init_state(jax.tree.map(jnp.array, rich_params), adamw)
+    state, metrics = update(state, batch, 1e-2, live, loss_fn=fn, optimizer=adamw, microbatches=4)
+    assert live == (0 if layout else 4) and metrics["grad_norm"] == metrics["loss"] == metrics["skipped_updates"] == 0
+    ends.append(state)
+  jax.tree.map(np.testing.assert_array_equal, *ends)
+  assert np.any(ends[0].params["q"] != rich_params["q"])
+
+
+def test_other_lengths_compile_nothing(rich_spec, rich_params, drawn):
+  fn = objective.grpo(rich_spec, temperature=1.0, kl_beta=0.0, kl_estimator="k3")
+  adamw, before, lives = optimizer.adamw(0.9, 0.95, 1e-8, 0.1, 1.0), None, set()
+  state = init_state(jax.tree.map(jnp.array, rich_params), adamw)
+  for longest in (8, 8, 3, 1):
+    tokens, lengths, rollout = drawn
+    rollout = rollout.replace(length_B=np.minimum(rollout.length_B, longest))
+    [(batch, live)] = rollout_batch(tokens, lengths, rollout, REWARD, SCORED, **PLAIN, parts=4, share=True, skip=True)
+    state, _ = update(state, batch, 1e-2, live, loss_fn=fn, optimizer=adamw, microbatches=4)
+    objective.logp(rich_params, batch, live, rich_spec, temperature=1.0, parts=4)
+    lives.add(int(live))
+    sizes = update._cache_size(), objective.logp._cache_size(), objective.lay_out._cache_size()
+    assert len(lives) == 1 or sizes == before
+    before = sizes
+  assert len(lives) > 1
+
+
+def test_a_non_finite_update_is_skipped_and_counted(spec, params):
+  adamw = optimizer.adamw(0.9, 0.95, 1e-8, 0.01, 1.0)
+  state = init_state(jax.tree.map(jnp.array, params), adamw)
+
+  def loss_fn(params, batch):
+    return jnp.sum(params["q"] ** 2) * jnp.sum(batch), {}
+
+  poison, fine = jnp.array([jnp.nan]), jnp.array([1.0])
+  state, metrics = update(state, poison, 1e-2, loss_fn=loss_fn, optimizer=adamw)
+  assert metrics["skipped_in_a_row"] == 1 and metrics["skipped_updates"] == 1
+  for name in params:
+    np.testing.assert_array_equal(state.params[name], params[name])
+  assert all(not np.any(leaf) for leaf in jax.tree.leaves(state.opt_state))
+  state, metrics = update(state, fine, 1e-2, loss_fn=loss_fn, optimizer=adamw)
+  assert metrics["skipped_in_a_row"] == 0 and metrics["skipped_updates"] == 1 and state.updates == 2
+  assert np.any(state.params["q"] != params["q"])
+
+
+def test_minibatches_are_whole_groups(drawn):
+  """Two updates a step take alternate problems, each weighted by its own tokens."""
+  whole = rollout_batch(*drawn, REWARD, REWARD >= 0, **PLAIN)[0][0]
+  for part, (made, _) in enumerate(rollout_batch(*drawn, REWARD, REWARD >= 0, **PLAIN, updates=2)):
+    weights = np.asarray(made.weights_RS)
+    np.testing.assert_allclose(weights[weights > 0], 1 / np.sum(weights > 0), rtol=1e-6)
+    np.testing.assert_array_equal(
+      sorted(made.tokens_RS.tolist()), sorted(whole.tokens_RS.reshape(4, 4, -1)[part::2].reshape(8, -1).tolist())
+    )
+
+
+def test_the_first_samples_are_trained_on(drawn):
+  tokens, lengths, rollout = drawn
+  width, length_PG = tokens.shape[1] + S.max_tokens, np.asarray(rollout.length_B).reshape(4, 4)
+  made = {}
+  for group in (4, 2):
+    total_B = (lengths[:, None] + length_PG[:, :group]).reshape(-1)
+    placed = packing.place(total_B, range(len(total_B)), len(total_B), width, 1, False)
+    rows = objective.lay_out(*drawn, placed.segments_RS, placed.positions_RS, samples=4, group=group)
+    order = np.argsort(np.asarray(rows.segments_RS)[:, 0])
+    made[group] = jax.tree.map(lambda x, order=order: np.asarray(x)[order], rows)
+  for name in ("tokens_RS", "positions_RS", "weights_RS", "sampler_logp_RS"):
+    wanted = getattr(made[4], name).reshape(4, 4, -1)[:, :2].reshape(8, -1)
+    np.testing.assert_array_equal(getattr(made[2], name), wanted, err_msg=name)
+  assert len({tuple(row) for row in made[4].tokens_RS}) == 16
+
+
+def test_placing_responses():
+  lengths = np.random.default_rng(0).integers(1, 12, 40)
+  numbers = np.flatnonzero(np.arange(40) % 5)
+  placed = packing.place(lengths, numbers, 40, 12, 5)
+  again = packing.place(lengths, numbers[::-1], 40, 12, 5)
+  np.testing.assert_array_equal(placed.segments_RS, again.segments_RS)
+  found, counted = np.unique(placed.segments_RS, return_counts=True)
+  np.testing.assert_array_equal(found[1:] - 1, numbers)
+  np.testing.assert_array_equal(counted[1:], lengths[numbers])
+  for number in numbers:
+    here = placed.segments_RS == number + 1
+    assert np.sum(here.any(1)) == 1
+    np.testing.assert_array_equal(placed.positions_RS[here], np.arange(lengths[number]))
+    assert np.ptp(np.flatnonzero(here.any(0))) == lengths[number] - 1
+  full = (placed.segments_RS > 0).any(1).reshape(8, 5).sum(0)  # rows of each micro-batch, as split_rows deals them
+  assert placed.live == np.sum(full > 0) and np.all(np.diff(full) <= 0) and full.sum() <= 1.2 * counted[1:].sum() / 12
+  alone = packing.place(lengths, numbers, 40, 12, 5, share=False)
+  assert np.all([len(set(row) - {0}) <= 1 for row in alone.segments_RS]) and alone.live == 4
+  assert packing.place(lengths, [], 40, 12, 5).live == 0
+  with pytest.raises(InputError, match="finds no room on 2 rows of 12"):
+    packing.place(lengths, numbers, 2, 12, 1)
+
+
+def test_placing_responses_behind_their_prompts():
+  prompts, lengths = np.array([3, 1, 5, 2]), np.array([4, 2, 1, 4, 4, 4, 4, 4, 1, 1, 1, 1, 3, 2, 4, 1])
+  numbers = [n for n in range(16) if n != 7]
+  placed = packing.branch(prompts, lengths, numbers, 4, 8, Branches(5, 2, 4), 4)
+  made = {frozenset(row) - {0} for row in placed.segments_RS.tolist() if any(row)}
+  want = [{1, 4}, {2, 3}, {5, 6}, {7}, {9, 10, 11, 12}, {15, 13, 16}, {14}]
+  assert made == set(map(frozenset, want)) and placed.live == 4
+  for segments, positions in zip(placed.segments_RS, placed.positions_RS, strict=True):
+    held = [n for n in dict.fromkeys(segments[5:]) if n]
+    if not held:
+      continue
+    prompt = prompts[(held[0] - 1) // 4]
+    assert segments[:5].tolist() == [0] * (5 - prompt) + [held[0]] * prompt
+    assert positions[5 - prompt : 5].tolist() == list(range(prompt))
+    for number in held:
+      [slots] = np.nonzero(segments[5:] == number)
+      assert np.ptp(slots) + 1 == len(slots) == lengths[number - 1] and len(set(slots // 4)) == 1
+      assert positions[5 + slots].tolist() == list(range(prompt, prompt + len(slots)))
+  alone = packing.branch(prompts, lengths, numbers, 4, 8, Branches(5, 2, 4), 4, share=False)
+  assert sum(len(set(row[at : at + 4]) - {0}) for row in alone.segments_RS.tolist() for at in (5, 9)) == 15
+  with pytest.raises(InputError, match="finds no room on 2 rows of 13"):
+    packing.branch(prompts, lengths, numbers, 4, 2, Branches(5, 2, 4), 1)
+
+
+@pytest.mark.parametrize(
+  "wanted, lengths, attention, made",
+  [
+    (-1, [64] * 4, "mapped", Branches(64, 4, 128)),  # a quarter of the slots
+    (-1, [12] * 4, "mapped", None),  # so short that a row of short responses would stand empty
+    (-1, [20] * 7 + [61], "mapped", Branches(64, 2, 128)),
+    (-1, [64] * 4, "splash", None),
+    (0, [64] * 4, "mapped", None),
+    (8, [3] * 4, "mapped", Branches(8, 8, 128)),
+    (4, [64], "splash", "'splash' can't share a prompt; take 0"),
+    (3, [64], "mapped", "must divide config.rl.group_size = 8"),
+    (8, [64], "mapped-16", "64 responses .* multiple of 16 "),
+  ],
+)
+def test_rows_share_a_prompt_where_that_saves_slots(wanted, lengths, attention, made, rich_spec):
+  changes = dict(branches=wanted, prompt_tokens=64, response_tokens=128, problems_per_step=8, microbatches=8)
+  attention, _, parts = attention.partition("-")
+  changes |= {"microbatches": int(parts or 8)}
+  config = configs.load("base", {f"rl.{name}": str(value) for name, value in changes.items()})
+  spec = dataclasses.replace(rich_spec, attention=attention)
+  policy = build_policy.Policy(spec, None, {}, sharding.make_mesh(devices=jax.devices()[:1]), None, {})
+  if isinstance(made, str):
+    with pytest.raises(InputError, match=made):
+      branches_of(config, policy, lengths)
+  else:
+    assert branches_of(config, policy, lengths) == made
+
+
+def test_schedules_and_adamw():
+  for name, at in (("constant", (0.5, 1, 1)), ("cosine", (0.5, 1, 0.16)), ("linear", (0.5, 1, 0.19))):
+    rates = optimizer.rates(name, 1.0, 2, 12, 0.1)
+    assert len(rates) == 12
+    np.testing.assert_allclose(rates[[1, 2, 11]], at, atol=0.05, err_msg=name)
+  import optax
+
+  ours, theirs = optimizer.adamw(0.9, 0.95, 1e-8, 0.1, 0.0), optax.adamw(0.01, 0.9, 0.95, weight_decay=0.1)
+  w, g = jnp.array([0.5, -2.0]), jnp.array([0.3, 0.1])
+  change, _ = ours.update(g, ours.init(w), w)
+  np.testing.assert_allclose(-0.01 * change, theirs.update(g, theirs.init(w), w)[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+  "name,value,loss_fn",
+  [
+    ("loss", np.nan, lambda p, b: (jnp.sum(p["q"] ** 2) + jnp.sum(b), {})),  # the gradient is finite
+    ("gradient", 0.0, lambda p, b: (jnp.sum(jnp.sqrt(jnp.abs(p["q"]) * jnp.sum(b))), {})),  # the loss is 0
+  ],
+)
+def test_loss_or_gradient_alone_skips_an_update(spec, params, name, value, loss_fn):
+  adamw = optimizer.adamw(0.9, 0.95, 1e-8, 0.01, 1.0)
+  state = init_state(jax.tree.map(jnp.array, params), adamw)
+  state, metrics = update(state, jnp.array([value], jnp.float32), 1e-2, loss_fn=loss_fn, optimizer=adamw)
+  assert metrics["skipped_in_a_row"] == 1
+  np.testing.assert_array_equal(state.params["q"], params["q"])
+
+
+def test_a_step_goes_down_by_the_rate(params):
+  adamw = optimizer.adamw(0.9, 0.95, 1e-8, 0.1, 0.0)
+  state = init_state(jax.tree.map(jnp.array, params), adamw)
+  state, _ = update(state, jnp.ones(1), 3e-3, loss_fn=lambda p, b: (jnp.sum(p["q"] ** 2) * b[0], {}), optimizer=adamw)
+  q = np.asarray(params["q"])
+  np.testing.assert_allclose(q - state.params["q"], 3e-3 * (np.sign(q) + 0.1 * q), atol=1e-5)
+
+
+def test_every_setting_of_grpo_reaches_the_arithmetic(rich_spec, rich_params, batch):
+  how = dict(clip_low=0.01, clip_high=0.02, ratio="sequence", importance_cap=1.1)
+  fn = objective.grpo(rich_spec, temperature=0.7, kl_beta=0.5, kl_estimator="k1", **how)
+  value, metrics = jax.jit(fn)(rich_params, batch.replace(old_logp_RS=batch.ref_logp_RS))
+  here = objective.logp(rich_params, batch, 1, rich_spec, temperature=0.7, parts=1)
+  mask, weights, ref = batch.weights_RS > 0, batch.weights_RS, batch.ref_logp_RS
+  surrogate, _ = policy_loss(
+    here, ref, batch.advantage_RS, mask, weights_BT=weights, sampler_logp_BT=batch.sampler_logp_RS, **how
+  )
+  kl = jnp.sum(jnp.where(mask, weights * (here - ref), 0.0))
+  np.testing.assert_allclose(metrics["kl"], kl, rtol=1e-5)
+  np.testing.assert_allclose(value, surrogate + 0.5 * kl, rtol=1e-5)
+  parts = objective.logp(rich_params, batch, 2, rich_spec, temperature=0.7, parts=2)
+  np.testing.assert_allclose(np.where(mask, parts, 0), np.where(mask, here, 0), atol=1e-5)
+
+
+def test_rollout_batch_weighs_exactly_the_response(drawn):
+  how = PLAIN | dict(baseline="zero", scale_std=False, reduce="sequence-mean-token-sum")
+  [(made, _)] = rollout_batch(*drawn, REWARD, SCORED, **how)
+  number_R = np.asarray(made.segments_RS)[:, 0] - 1
+  length = np.where(SCORED.reshape(-1), drawn[2].length_B, 0)[number_R]
+  assert len(set(length.tolist())) > 3
+  mask = np.asarray(made.weights_RS) > 0
+  np.testing.assert_array_equal(mask.sum(1), length)
+  np.testing.assert_array_equal(np.max(made.advantage_RS, 1), np.where(SCORED, REWARD, 0).reshape(-1)[number_R])
+  np.testing.assert_allclose(made.weights_RS, mask / 15, rtol=1e-6)
+  prompt, response = drawn[1][number_R // 4], np.asarray(drawn[2].tokens_BT)[number_R]
+  for row, begin, n in zip(range(16), prompt, length, strict=True):
+    if n:
+      np.testing.assert_array_equal(np.flatnonzero(mask[row]), np.arange(begin, begin + n))
+      np.testing.assert_array_equal(made.tokens_RS[row, begin : begin + n], response[row, :n])
+      np.testing.assert_array_equal(made.tokens_RS[row, :begin], drawn[0][number_R[row] // 4, 6 - begin :])
+
+
+def test_language_modelling_is_the_mean_of_its_targets(rich_spec, rich_params):
+  tokens = jnp.arange(12).reshape(2, 6) % 29
+  positions, segments = jnp.broadcast_to(jnp.arange(6), (2, 6)), jnp.ones((2, 6), jnp.int32)
+  target = jnp.array([[0, 1, 1, 0, 1, 1], [0, 0, 0, 1, 1, 0]], bool)
+  loss, _ = jax.jit(objective.language_modelling(rich_spec))(
+    rich_params, objective.TextBatch(tokens, positions, segments, target / target.sum())
+  )
+  logp = jax.jit(score, static_argnums=4)(rich_params, tokens, positions, segments, rich_spec).logp_BT
+  np.testing.assert_allclose(loss, -np.asarray(logp)[np.asarray(target[:, 1:])].mean(), rtol=1e-5)
+
+
+def test_rates_and_clip():
+  for name in ("constant", "cosine", "linear"):
+    assert np.isclose(optimizer.rates(name, 1.0, 2, 12, 0.1)[0], 0)
+  assert np.isclose(optimizer.rates("linear", 1.0, 0, 11, 0.1)[-1], 1 - 0.9 * 10 / 11, atol=1e-3)
+  w, g = jnp.zeros(2), jnp.array([3.0, 4.0])
+  clipped = optimizer.adamw(0.9, 0.95, 1.0, 0.0, 1.0)  # eps 1: Adam keeps the scale
+  np.testing.assert_allclose(
+    clipped.update(g, clipped.init(w), w)[0], np.array([0.6, 0.8]) / (1 + np.array([0.6, 0.8])), rtol=1e-5
+  )
