@@ -7,7 +7,7 @@
 
 Copies the report's tables and pictures that docs/miniature holds, writes predictions.csv from the diagnoses, and writes
 the tables that follow a line `<!-- NAME -->` in docs/miniature.md. The sentences and claims are for a person to
-correct: tests/test_miniature.py names each number there that no longer is that of the tables.
+correct: tests/repository/test_miniature.py names each number there that no longer is that of the tables.
 """
 
 from __future__ import annotations

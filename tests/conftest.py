@@ -15,8 +15,8 @@ from pathlib import Path
 
 import jax
 import pytest
-from serving import Server
 
+from helpers.serving import Server
 from jaxrlvr.device import keys
 from jaxrlvr.model import spec as policy_spec
 from jaxrlvr.model.spec import RopeScaling, Spec
@@ -38,7 +38,7 @@ def pytest_configure(config):
     jax.config.update(name, value)
 
 
-FIRST = ("stages", "sample", "update", "weak", "shard", "hosts")  # the longest modules, so that workers end together
+FIRST = ("stages", "sample", "update", "weak", "sharding", "multihost")  # the longest modules, so that workers end together
 
 
 def pytest_collection_modifyitems(items):
@@ -121,7 +121,7 @@ def compilations():
 
 @pytest.fixture
 def serve():
-  """Starts a `serving.Server` of a play; all end with the test."""
+  """Starts a `helpers.serving.Server` of a play; all end with the test."""
   servers = []
 
   def start(play):

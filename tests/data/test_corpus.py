@@ -7,8 +7,8 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-from test_hf_tokenizer import USER, make
 
+from helpers.hf_directories import USER, write_tokenizer
 from jaxrlvr.base.errors import InputError
 from jaxrlvr.base.types import Problem
 from jaxrlvr.config import checks as configs
@@ -216,7 +216,7 @@ ENDS = {  # what a template writes behind the assistant's head: closed at once, 
 
 @pytest.mark.parametrize("end", ENDS)
 def test_targets_add_only_what_the_template_left_out(tmp_path, end):
-  make(tmp_path, chat_template=answer_turn(end))
+  write_tokenizer(tmp_path, chat_template=answer_turn(end))
   theirs = HuggingFace(tmp_path)
   problem = Problem("p", USER, "", "", "math", {"trace": "5*7=35", "solution": "\\boxed{35}"})
   for arm in (True, False):
@@ -233,7 +233,7 @@ def test_targets_add_only_what_the_template_left_out(tmp_path, end):
 
 
 def test_a_trace_is_not_trained_on_behind_thinking_that_is_closed(tmp_path):
-  make(tmp_path, chat_template=answer_turn("<think>\\n\\n</think>\\n\\n"))
+  write_tokenizer(tmp_path, chat_template=answer_turn("<think>\\n\\n</think>\\n\\n"))
   language_modelling.check_thinking(False, HuggingFace(tmp_path))
   with pytest.raises(InputError, match="sft.thinking = True, .*model.think=on"):
     language_modelling.check_thinking(True, HuggingFace(tmp_path))

@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_sample import prompts, row_keys
-from test_update import rollout_batch
 
+from helpers.rollouts import prompts, rollout_batch, row_keys
 from jaxrlvr.base.errors import InputError
 from jaxrlvr.base.types import Branches
 from jaxrlvr.device import checkpoint, sharding

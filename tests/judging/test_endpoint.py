@@ -8,8 +8,8 @@ import time
 from email.utils import formatdate
 
 import pytest
-from serving import completion, send
 
+from helpers.serving import completion, send
 from jaxrlvr.base.errors import InputError
 from jaxrlvr.judging import endpoint
 from jaxrlvr.judging.endpoint import Client, Endpoint

@@ -5,8 +5,8 @@ import re
 import shutil
 
 import pytest
-from serving import completion, send
 
+from helpers.serving import completion, send
 from jaxrlvr import cli
 from jaxrlvr.analysis import reasoning
 from jaxrlvr.base import logbook, signals

@@ -7,29 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrlvr.device import sharding
+from helpers.policies import logits_of, read_checkpoint
 from jaxrlvr.model import forward as fwd
-from jaxrlvr.model import hf_weights as weights
 from jaxrlvr.model import score as score_module
 from jaxrlvr.model.score import score, token_stats
 from jaxrlvr.model.spec import Spec, count, init
-
-
-def logits_of(params, tokens_BT, spec, segments_BT=None, positions_BT=None):
-  segments_BT = jnp.ones(tokens_BT.shape, jnp.int32) if segments_BT is None else segments_BT
-  positions_BT = (
-    jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape) if positions_BT is None else positions_BT
-  )
-  weights = fwd.cast(params, spec)
-  hidden, _ = fwd.forward(weights, tokens_BT, positions_BT, fwd.causal(segments_BT, spec), None, spec)
-  return jnp.einsum("btd,vd->btv", hidden, fwd.head_VD(weights, spec))
-
-
-def read_checkpoint(folder):
-  """(spec, params) of a Hugging Face directory, on one device."""
-  model = weights.open_model(folder)
-  spec = dataclasses.replace(model.spec, vocab_chunk=100)
-  return spec, weights.load(model, spec, sharding.make_mesh(devices=jax.devices()[:1]))
 
 
 @pytest.mark.parametrize(

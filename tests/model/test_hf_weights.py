@@ -10,64 +10,13 @@ import numpy as np
 import pytest
 from safetensors import numpy as safetensors
 
+from helpers.hf_directories import SPECS, TINY, tensors_of, write_weights
 from jaxrlvr.base.errors import InputError
 from jaxrlvr.device import keys, sharding
 from jaxrlvr.model import hf_weights
 from jaxrlvr.model import spec as policy_spec
-from jaxrlvr.model.spec import RopeScaling, Spec
 
-TINY = Spec(vocab=24, width=8, layers=2, heads=4, kv_heads=2, head_dim=6, mlp=16, max_positions=64, norm_eps=1e-5)
-SPECS = {
-  "llama": dataclasses.replace(TINY, tied=False, rope_scaling=RopeScaling(32.0, 1.0, 4.0, 16), rope_theta=500_000.0),
-  "llama-tied": TINY,
-  "qwen2": dataclasses.replace(TINY, qkv_bias=True, tied=False),
-  "qwen3": dataclasses.replace(TINY, qk_norm=True),
-}
 ALL = dict(data=2, fsdp=2, tensor=2)
-
-
-def tensors_of(spec, seed=0, dtype=np.float32):
-  """Random tensors by their names in files: shapes written out here, not taken from the library's rule."""
-  rng, s = np.random.default_rng(seed), spec
-  q, kv = s.heads * s.head_dim, s.kv_heads * s.head_dim
-  shapes = {"model.embed_tokens.weight": (s.vocab, s.width), "model.norm.weight": (s.width,)}
-  shapes |= {} if s.tied else {"lm_head.weight": (s.vocab, s.width)}
-  block = {
-    "input_layernorm.weight": (s.width,),
-    "post_attention_layernorm.weight": (s.width,),
-    "self_attn.q_proj.weight": (q, s.width),
-    "self_attn.k_proj.weight": (kv, s.width),
-    "self_attn.v_proj.weight": (kv, s.width),
-    "self_attn.o_proj.weight": (s.width, q),
-    "mlp.gate_proj.weight": (s.mlp, s.width),
-    "mlp.up_proj.weight": (s.mlp, s.width),
-    "mlp.down_proj.weight": (s.width, s.mlp),
-  }
-  if s.qkv_bias:
-    block |= {f"self_attn.{x}_proj.bias": (n,) for x, n in (("q", q), ("k", kv), ("v", kv))}
-  if s.qk_norm:
-    block |= {f"self_attn.{x}_norm.weight": (s.head_dim,) for x in "qk"}
-  shapes |= {f"model.layers.{i}.{name}": shape for i in range(s.layers) for name, shape in block.items()}
-  return {name: rng.standard_normal(shape).astype(dtype) for name, shape in shapes.items()}
-
-
-def write(folder, spec, tensors=None, shards=1, **config):
-  """A Hugging Face directory, its files written by the safetensors package."""
-  folder.mkdir(exist_ok=True, parents=True)
-  tensors = tensors_of(spec) if tensors is None else tensors
-  told = hf_weights.config_of(spec, "float32", {"eos_token_id": 2}) | config
-  (folder / "config.json").write_text(json.dumps({k: v for k, v in told.items() if v != "absent"}))
-  names = sorted(tensors)
-  if shards == 1:
-    safetensors.save_file(tensors, folder / "model.safetensors")
-    return folder
-  index = {}
-  for n in range(shards):
-    file = f"model-{n + 1:05d}-of-{shards:05d}.safetensors"
-    safetensors.save_file({name: tensors[name] for name in names[n::shards]}, folder / file)
-    index |= dict.fromkeys(names[n::shards], file)
-  (folder / hf_weights.INDEX).write_text(json.dumps({"metadata": {}, "weight_map": index}))
-  return folder
 
 
 def load(folder, sizes=ALL):
@@ -82,7 +31,7 @@ def test_every_weight_lies_where_einsum_wants_it(tmp_path, family, dtype):
   """Heads and widths by their definition, from shards, on a mesh that cuts every axis."""
   spec = SPECS[family]
   tensors = tensors_of(spec, dtype=jnp.dtype(dtype))
-  model, params = load(write(tmp_path, spec, tensors, shards=3))
+  model, params = load(write_weights(tmp_path, spec, tensors, shards=3))
   assert model.spec == spec and all(w.dtype == jnp.float32 for w in params.values())
   wide = {name: w.astype(np.float32) for name, w in tensors.items()}
   for i in range(spec.layers):
@@ -121,7 +70,7 @@ def test_writing_is_the_inverse_of_reading(tmp_path, family, shard_bytes):
 
 
 def test_rows_that_devices_share_are_read_once(tmp_path, monkeypatch):
-  model = hf_weights.open_model(write(tmp_path, TINY))
+  model = hf_weights.open_model(write_weights(tmp_path, TINY))
   read, plain = [], hf_weights.Tensor.read
   monkeypatch.setattr(
     hf_weights.Tensor, "read", lambda self, *rows: (read.append((self.name, *rows)), plain(self, *rows))[1]
@@ -138,24 +87,24 @@ def test_old_and_new_configs_and_defaults(tmp_path):
   old = dict(rope_theta=5e5, rope_scaling={"type": "default"}, partial_rotary_factor=1.0, sliding_window=32)
   new = dict(rope_theta="absent", rope_scaling="absent", rope_parameters={"rope_type": "default", "rope_theta": 5e5})
   for i, config in enumerate((old, new)):
-    found = hf_weights.open_model(write(tmp_path / str(i), SPECS["qwen2"], **config)).spec
+    found = hf_weights.open_model(write_weights(tmp_path / str(i), SPECS["qwen2"], **config)).spec
     assert found == dataclasses.replace(SPECS["qwen2"], rope_theta=5e5)
   scaled = {"rope_type": "llama3", "factor": 32, "low_freq_factor": 1, "high_freq_factor": 4,
             "original_max_position_embeddings": 16, "rope_theta": 500_000}  # fmt: skip
   found = hf_weights.open_model(
-    write(tmp_path / "2", SPECS["llama"], rope_theta="absent", rope_scaling="absent", rope_parameters=scaled)
+    write_weights(tmp_path / "2", SPECS["llama"], rope_theta="absent", rope_scaling="absent", rope_parameters=scaled)
   )
   assert found.spec == SPECS["llama"]
   plain = dataclasses.replace(TINY, tied=False, head_dim=2)
   absent = dict.fromkeys(("tie_word_embeddings", "head_dim", "rope_theta", "architectures"), "absent")
-  assert hf_weights.open_model(write(tmp_path / "3", plain, **absent)).spec == plain
+  assert hf_weights.open_model(write_weights(tmp_path / "3", plain, **absent)).spec == plain
 
 
 def test_a_tied_head_and_old_buffers_may_be_there(tmp_path):
   tensors = tensors_of(TINY)
   more = {"lm_head.weight": tensors["model.embed_tokens.weight"].copy(),
           "model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(3, np.float32)}  # fmt: skip
-  model, params = load(write(tmp_path, TINY, tensors | more))
+  model, params = load(write_weights(tmp_path, TINY, tensors | more))
   assert "head" not in params and set(model.tensors) == set(tensors)
   shards = sorted(tensors | more)
   apart = {name: name == "lm_head.weight" for name in shards}  # a shard of its own
@@ -167,7 +116,7 @@ def test_a_tied_head_and_old_buffers_may_be_there(tmp_path):
   (tmp_path / hf_weights.INDEX).unlink()
   more["lm_head.weight"][23, 7] += 1
   with pytest.raises(InputError, match="lm_head.weight differs from model.embed_tokens.weight"):
-    hf_weights.open_model(write(tmp_path, TINY, tensors | more))
+    hf_weights.open_model(write_weights(tmp_path, TINY, tensors | more))
 
 
 DOWN = "model.layers.1.mlp.down_proj.weight"
@@ -206,64 +155,64 @@ CONFIGS = {
 @pytest.mark.parametrize("case", CONFIGS)
 def test_configs_that_are_not_computed_are_refused(tmp_path, case):
   config, words = CONFIGS[case]
-  write(tmp_path, TINY, **config)
+  write_weights(tmp_path, TINY, **config)
   with pytest.raises(InputError, match=words) as told:
     hf_weights.open_model(tmp_path)
   assert "config.json" in str(told.value) and "\n" not in str(told.value)
 
 
 def drop(name):
-  return lambda folder, t: write(folder, TINY, {k: v for k, v in t.items() if k != name})
+  return lambda folder, t: write_weights(folder, TINY, {k: v for k, v in t.items() if k != name})
 
 
 def cut(folder, t):
-  write(folder, TINY)
+  write_weights(folder, TINY)
   file = folder / "model.safetensors"
   file.write_bytes(file.read_bytes()[:-5])
 
 
 def pickled(folder, t):
-  write(folder, TINY)
+  write_weights(folder, TINY)
   (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
 
 
 def unlisted(folder, t):
-  write(folder, TINY, shards=2)
+  write_weights(folder, TINY, shards=2)
   index = json.loads((folder / hf_weights.INDEX).read_text())
   index["weight_map"].pop(DOWN)
   (folder / hf_weights.INDEX).write_text(json.dumps(index))
 
 
 def listed_elsewhere(folder, t):
-  write(folder, TINY, shards=2)
+  write_weights(folder, TINY, shards=2)
   index = json.loads((folder / hf_weights.INDEX).read_text())
   index["weight_map"]["more.weight"] = "model-00001-of-00002.safetensors"
   (folder / hf_weights.INDEX).write_text(json.dumps(index))
 
 
 def outside(folder, t):
-  write(folder, TINY)
+  write_weights(folder, TINY)
   (folder / "model.safetensors").rename(folder.parent / "out.safetensors")
   (folder / hf_weights.INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(t, "../out.safetensors")}))
 
 
 def no_shard(folder, t):
-  write(folder, TINY, shards=2)
+  write_weights(folder, TINY, shards=2)
   (folder / "model-00002-of-00002.safetensors").unlink()
 
 
 def garbage(folder, t):
-  write(folder, TINY)
+  write_weights(folder, TINY)
   (folder / "model.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0not json at all!")
 
 
 def not_finite(value):
-  return lambda folder, t: (t[DOWN].__setitem__((3, 2), value), write(folder, TINY, t))
+  return lambda folder, t: (t[DOWN].__setitem__((3, 2), value), write_weights(folder, TINY, t))
 
 
 def pipe(name, shards=1):
   def make(folder, t):
-    write(folder, TINY, shards=shards)
+    write_weights(folder, TINY, shards=shards)
     (folder / name).unlink(missing_ok=True)
     os.mkfifo(folder / name)
 
@@ -271,32 +220,47 @@ def pipe(name, shards=1):
 
 
 FILES = {
-  "deep": (lambda f, t: write(f, TINY).joinpath("config.json").write_text("[" * 100_000), "config.json: can't be read"),
+  "deep": (
+    lambda f, t: write_weights(f, TINY).joinpath("config.json").write_text("[" * 100_000),
+    "config.json: can't be read",
+  ),
   "pipe for config": (pipe("config.json"), "m/config.json: is no regular file"),
   "pipe for weights": (pipe("model.safetensors"), "m/model.safetensors: is no regular file"),
   "pipe for index": (pipe(hf_weights.INDEX), "m/model.safetensors.index.json: is no regular file"),
   "pipe for shard": (pipe("model-00002-of-00002.safetensors", 2), "m/model-00002.*: is no regular file"),
   "missing": (drop(DOWN), rf"has no tensor {DOWN}, wanted one of shape \[8, 16\]"),
   "no head": (
-    lambda f, t: write(f, dataclasses.replace(TINY, tied=False), t),
+    lambda f, t: write_weights(f, dataclasses.replace(TINY, tied=False), t),
     r"has no tensor lm_head.weight, wanted one of shape \[24, 8\] \(tie_word_embeddings is false",
   ),
-  "extra": (lambda f, t: write(f, TINY, t | {"model.x": t[DOWN]}), "model.safetensors: tensor model.x is not of"),
-  "an untied head's": (lambda f, t: write(f, TINY, t | {"lm_head.bias": t[DOWN]}), "lm_head.bias is not of"),
+  "extra": (
+    lambda f, t: write_weights(f, TINY, t | {"model.x": t[DOWN]}),
+    "model.safetensors: tensor model.x is not of",
+  ),
+  "an untied head's": (lambda f, t: write_weights(f, TINY, t | {"lm_head.bias": t[DOWN]}), "lm_head.bias is not of"),
   "transposed": (
-    lambda f, t: write(f, TINY, t | {DOWN: t[DOWN].T.copy()}),
+    lambda f, t: write_weights(f, TINY, t | {DOWN: t[DOWN].T.copy()}),
     rf"model.safetensors: tensor {DOWN} has shape \[16, 8\], wanted \[8, 16\], looks transposed",
   ),
-  "misshapen": (lambda f, t: write(f, TINY, t | {DOWN: t[DOWN][:, 1:].copy()}), r"\[8, 15\], wanted \[8, 16\];"),
-  "rows": (lambda f, t: write(f, TINY, t, vocab_size=25), r"embed_tokens.weight has shape \[24, 8\], wanted \[25, 8\]"),
+  "misshapen": (
+    lambda f, t: write_weights(f, TINY, t | {DOWN: t[DOWN][:, 1:].copy()}),
+    r"\[8, 15\], wanted \[8, 16\];",
+  ),
+  "rows": (
+    lambda f, t: write_weights(f, TINY, t, vocab_size=25),
+    r"embed_tokens.weight has shape \[24, 8\], wanted \[25, 8\]",
+  ),
   "dtype": (
-    lambda f, t: write(f, TINY, t | {DOWN: t[DOWN].astype(np.int8)}),
+    lambda f, t: write_weights(f, TINY, t | {DOWN: t[DOWN].astype(np.int8)}),
     f"{DOWN} has dtype I8, wanted one of F32",
   ),
   "truncated": (cut, "model.safetensors: has .* truncated"),
   "garbage": (garbage, "model.safetensors: is no whole safetensors file"),
   "pickle": (pickled, r"holds only pickle files \(pytorch_model.bin\), which can run code"),
-  "nothing": (lambda f, t: write(f, TINY).joinpath("model.safetensors").unlink(), "holds neither model.safetensors"),
+  "nothing": (
+    lambda f, t: write_weights(f, TINY).joinpath("model.safetensors").unlink(),
+    "holds neither model.safetensors",
+  ),
   "no shard": (no_shard, "names the shard model-00002-of-00002.safetensors, which is not in the folder"),
   "index lists more": (listed_elsewhere, "model-00001-of-00002.safetensors: .* lists its tensor more.weight"),
   "index lists less": (unlisted, f"does not list its tensor {DOWN}"),
@@ -327,11 +291,11 @@ def test_no_directory_is_told(tmp_path):
 
 
 def test_digest_tells_weights_not_files(tmp_path):
-  one = hf_weights.digest(hf_weights.open_model(write(tmp_path / "1", TINY)))
-  assert one == hf_weights.digest(hf_weights.open_model(write(tmp_path / "2", TINY, shards=3)))
+  one = hf_weights.digest(hf_weights.open_model(write_weights(tmp_path / "1", TINY)))
+  assert one == hf_weights.digest(hf_weights.open_model(write_weights(tmp_path / "2", TINY, shards=3)))
   tensors = tensors_of(TINY)
   tensors["model.norm.weight"][5] += 1e-3
-  assert one != hf_weights.digest(hf_weights.open_model(write(tmp_path / "3", TINY, tensors)))
+  assert one != hf_weights.digest(hf_weights.open_model(write_weights(tmp_path / "3", TINY, tensors)))
 
 
 def test_no_family_has_biases_and_norms():

@@ -7,10 +7,10 @@ import math
 import re
 from html.parser import HTMLParser
 
-import browser
 import numpy as np
 import pytest
 
+from helpers import browser
 from jaxrlvr import cli
 from jaxrlvr.analysis.passk import pass_at_k
 from jaxrlvr.base.errors import InputError

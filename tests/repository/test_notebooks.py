@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers.hf_directories import write_model
 from jaxrlvr.cli import HELP
 from jaxrlvr.config import checks as configs
 
@@ -151,9 +152,7 @@ def test_quickstart_runs(checkout, plain):
 
 @pytest.mark.slow
 def test_diagnose_runs_on_a_small_random_model(checkout, plain, tmp_path):
-  from test_hf_models import model
-
-  folder = model(tmp_path / "small")
+  folder = write_model(tmp_path / "small")
   ours = {"MODEL": folder, "OPTIONS": "--config.rl.prompt_tokens=400"}  # its tokens are short
 
   def edit(text):

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_forward import read_checkpoint
 
+from helpers.policies import read_checkpoint
+from helpers.rollouts import EOS, NO_STOPS, prompts, row_keys
 from jaxrlvr.device import keys, sharding
 from jaxrlvr.model.int8 import plain
 from jaxrlvr.model.score import score
@@ -17,23 +18,8 @@ from jaxrlvr.sampling import decode as sampler
 from jaxrlvr.sampling.decode import STOP_EOS, STOP_LENGTH, STOP_STRING, Sampling, decode, draw, lay_out, sample
 from jaxrlvr.text.stop_strings import automaton
 
-EOS = (2, 5)
-NO_STOPS = automaton((), [b"x"] * 32)
 PLAIN_STOPS = automaton((), [b"x"] * 24)  # of the plain policy
 HALVED = Sampling(group=4, max_tokens=9, eos_ids=(2, 5, 8, 11), shrink=1, blocks=3)  # several tests share its programs
-
-
-def prompts(lengths, width=6, seed=0, high=21):
-  rng = np.random.default_rng(seed)
-  tokens = np.zeros((len(lengths), width), np.int32)
-  for row, n in enumerate(lengths):
-    tokens[row, width - n :] = rng.integers(6, high, n)
-  return tokens, np.array(lengths, np.int32)
-
-
-def row_keys(problems, group, step=0, offset=0):
-  index = np.broadcast_to(np.arange(group, dtype=np.int32) + offset, (len(problems), group))
-  return keys.rows(keys.address(0, "test", step), np.array(problems, np.uint32), index)
 
 
 def check_against_scorer(params, spec, tokens_PS, length_P, rollout, s):

@@ -4,10 +4,10 @@ import json
 import re
 
 import pytest
-from serving import completion, send
-from test_hf_models import model
-from test_weak import init, run  # noqa: F401  (a policy that boxes digits)
 
+from helpers.command_line import run_smoke
+from helpers.hf_directories import write_model
+from helpers.serving import completion, send
 from jaxrlvr.base import logbook
 from jaxrlvr.base.errors import InputError
 from jaxrlvr.config import checks as configs
@@ -23,9 +23,9 @@ SMALL = dict(diagnose__samples=8, diagnose__problems=24, judge__problems=4, eval
 
 
 @pytest.fixture(scope="module")
-def diagnosed(tmp_path_factory, init):  # noqa: F811
+def diagnosed(tmp_path_factory, init):
   workdir = tmp_path_factory.mktemp("diagnosed") / "run"
-  assert run("diagnose", workdir, init=init, **SMALL) == 0
+  assert run_smoke("diagnose", workdir, init=init, **SMALL) == 0
   return workdir
 
 
@@ -38,7 +38,7 @@ def told(workdir):
   return json.loads((workdir / "diagnosis.json").read_text())
 
 
-def test_diagnosis_is_that_of_the_samples(diagnosed, init):  # noqa: F811
+def test_diagnosis_is_that_of_the_samples(diagnosed, init):
   sampled, found = rows(diagnosed), told(diagnosed)
   assert len(sampled) == 24 and all([r["sample"] for r in rs] == list(range(8)) for rs in sampled.values())
   solved = [sum(r["true_reward"] == 1 for r in rs) for rs in sampled.values()]
@@ -75,26 +75,26 @@ def test_a_former_diagnosis_is_the_reference(diagnosed, tmp_path):
   assert (found["domain"], found["reference"]) == ("arithmetic", None) and "taken for arithmetic" in page
 
 
-def test_diagnosis_goes_on_and_is_not_done_again(diagnosed, init):  # noqa: F811
+def test_diagnosis_goes_on_and_is_not_done_again(diagnosed, init):
   files = sorted((diagnosed / "rows").iterdir())
   before, page = told(diagnosed), (diagnosed / "diagnosis.md").read_bytes()
   times = [file.stat().st_mtime_ns for file in files]
-  assert run("diagnose", diagnosed, init=init, **SMALL) == 0
+  assert run_smoke("diagnose", diagnosed, init=init, **SMALL) == 0
   assert times == [file.stat().st_mtime_ns for file in files] and len(files) > 1
   (diagnosed / "summary.json").unlink()
   files[-1].unlink()
-  assert run("diagnose", diagnosed, init=init, **SMALL) == 0
+  assert run_smoke("diagnose", diagnosed, init=init, **SMALL) == 0
   assert told(diagnosed) == before and (diagnosed / "diagnosis.md").read_bytes() == page
   assert files[-1].is_file() and times[:-1] == [file.stat().st_mtime_ns for file in files[:-1]]
 
 
-def test_without_a_judge_nothing_is_said_of_reasoning(tmp_path, init):  # noqa: F811
+def test_without_a_judge_nothing_is_said_of_reasoning(tmp_path, init):
   """Of the first problems of a file, as many as are asked for."""
   prepared.save(tmp_path / "mine.jsonl", arithmetic.problems(7, "train", (1,), 30, ("chain",)))
   (tmp_path / "none.jsonl").touch()
   more = dict(problems__source=tmp_path / "mine.jsonl", problems__count=3)
   more |= dict(judge__name="replay", judge__file=tmp_path / "none.jsonl")
-  assert run("diagnose", tmp_path / "w", init=init, **(SMALL | more)) == 0
+  assert run_smoke("diagnose", tmp_path / "w", init=init, **(SMALL | more)) == 0
   found, page = told(tmp_path / "w"), (tmp_path / "w" / "diagnosis.md").read_text()
   assert len(rows(tmp_path / "w")) == 24 and found["judging"]["missing"] == found["judging"]["verdicts"] > 0
   assert all(found["figures"][name] is None for name in ("F(1)/all", "F(1)/correct", "diversity"))
@@ -103,7 +103,7 @@ def test_without_a_judge_nothing_is_said_of_reasoning(tmp_path, init):  # noqa: 
   assert [p["rule"] for p in found["predictions"]] == [5, 5, 5, 1] and "--config.judge.name=local" in page
 
 
-def test_an_outage_of_the_judge_is_told_and_gone_on_from(tmp_path, init, serve, capsys):  # noqa: F811
+def test_an_outage_of_the_judge_is_told_and_gone_on_from(tmp_path, init, serve, capsys):
   """The page tells the rest; nothing is sampled again, and nothing asked that is known."""
   up = []
 
@@ -114,24 +114,24 @@ def test_an_outage_of_the_judge_is_told_and_gone_on_from(tmp_path, init, serve, 
 
   server = serve(play)
   how = SMALL | dict(init=init, judge__name="http", judge__url=server.url, judge__model="m", judge__retries=0)
-  assert run("diagnose", tmp_path, **how) == 3 and "verdicts are missing" in capsys.readouterr().err
+  assert run_smoke("diagnose", tmp_path, **how) == 3 and "verdicts are missing" in capsys.readouterr().err
   assert "are **not measured**" in (tmp_path / "diagnosis.md").read_text()
   assert not (tmp_path / "summary.json").exists() and len(list((tmp_path / "cache").iterdir())) == 2
   up.append(len(server.requests))
   sampled = {file: file.stat().st_mtime_ns for file in (tmp_path / "rows").iterdir()}
-  assert run("diagnose", tmp_path, **how) == 0 and told(tmp_path)["judging"]["missing"] == 0
+  assert run_smoke("diagnose", tmp_path, **how) == 0 and told(tmp_path)["judging"]["missing"] == 0
   assert sampled == {file: file.stat().st_mtime_ns for file in sampled}
   assert len(server.requests) - up[0] == len(list((tmp_path / "cache").iterdir())) - 2
 
 
-def test_a_hugging_face_model_and_a_policy_as_judge(tmp_path, init):  # noqa: F811
+def test_a_hugging_face_model_and_a_policy_as_judge(tmp_path, init):
   """A judge whose prompts must be shorter than any rubric gives no verdict, and each that is missing is counted."""
-  source = model(tmp_path / "hf")
+  source = write_model(tmp_path / "hf")
   prepared.save(tmp_path / "three.jsonl", arithmetic.problems(7, "train", (1,), 3, ("chain",)))
   how = dict(model__path=source, rl__prompt_tokens=160, problems__source=tmp_path / "three.jsonl")
   how |= dict(judge__name="local", judge__model=init, judge__tokens=6, judge__prompt_tokens=64, judge__concurrency=3)
   how |= dict(diagnose__problems=4, diagnose__samples=2, judge__problems=2)
-  assert run("diagnose", tmp_path / "w", **how) == 0
+  assert run_smoke("diagnose", tmp_path / "w", **how) == 0
   found = told(tmp_path / "w")
   judging, used = found["judging"], found["judging"]["usage"]
   assert judging["judge"] == "local" and judging["missing"] == judging["verdicts"] >= 4 and not judging["measured"]
@@ -140,7 +140,7 @@ def test_a_hugging_face_model_and_a_policy_as_judge(tmp_path, init):  # noqa: F8
   assert found["predictions"][0]["regime"] == "can't say" and len(rows(tmp_path / "w")) == 3 == sum(found["histogram"])
 
 
-def test_local_judge(tmp_path, init):  # noqa: F811
+def test_local_judge(tmp_path, init):
   """Greedy: a text depends on nothing but its prompt; what doesn't fit, as prompt or as text, is none; weights make
   the identity."""
   c = configs.load("smoke", {"judge.name": "local", "judge.model": str(init), "judge.tokens": "6",
@@ -176,7 +176,7 @@ def test_a_verdict_of_a_policy_is_read_and_kept_by_its_weights(tmp_path):
   assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_bad_settings_are_refused_before_anything_compiles(tmp_path, init, capsys, compilations):  # noqa: F811
+def test_bad_settings_are_refused_before_anything_compiles(tmp_path, init, capsys, compilations):
   for changes, words in (
     (dict(judge__name="local"), "config.judge: model is empty; name the run directory"),
     (dict(judge__name="local", judge__model="/nowhere"), "config.judge: model = '/nowhere': holds no policy.json"),
@@ -189,24 +189,24 @@ def test_bad_settings_are_refused_before_anything_compiles(tmp_path, init, capsy
     (dict(diagnose__domain="physics"), "config.diagnose.domain = 'physics': wanted one of"),
     (dict(diagnose__reference="/nowhere"), "config.diagnose.reference = '/nowhere': /nowhere/diagnosis.json: it can't"),
   ):
-    assert run("diagnose", tmp_path / "w", **(dict(init=init) | changes)) == 2, changes
+    assert run_smoke("diagnose", tmp_path / "w", **(dict(init=init) | changes)) == 2, changes
     said = capsys.readouterr().err
     assert words in said and said.count("\n") == 1, said
     assert not [p for p in (tmp_path / "w").glob("*") if p.name != ".lock"] and not compilations
 
 
-def test_a_stop_that_no_evaluation_could_cause_is_refused(tmp_path, init, capsys):  # noqa: F811
-  assert run("rl", tmp_path / "w", init=init, rl__stop_when_memorising=True, evaluate__every=0) == 2
+def test_a_stop_that_no_evaluation_could_cause_is_refused(tmp_path, init, capsys):
+  assert run_smoke("rl", tmp_path / "w", init=init, rl__stop_when_memorising=True, evaluate__every=0) == 2
   assert "needs evaluations to see it by; set config.evaluate.every" in capsys.readouterr().err
 
 
-def test_rl_warns_stops_and_goes_on_without_the_stop(tmp_path, init, caplog):  # noqa: F811
+def test_rl_warns_stops_and_goes_on_without_the_stop(tmp_path, init, caplog):
   """Everything is paid the same, so the reward is full and nothing is learned."""
   how = dict(init=init, rl__reward="0.7*random(1.0)", rl__steps=26, evaluate__every=8, heldout__count=8)
   how |= dict(rl__worthwhile_gain=0.5)  # 8 problems exclude no gain of 0.05
   how |= dict(checkpoint__every=100)
   stopped = tmp_path / "stopped"
-  assert run("rl", stopped, rl__stop_when_memorising=True, **how) == 0
+  assert run_smoke("rl", stopped, rl__stop_when_memorising=True, **how) == 0
   assert caplog.text.count("step 20: memorising") == 1 and "Thinking SFT" in caplog.text
   metrics = logbook.read_jsonl(stopped / "metrics.jsonl")
   assert [r["step"] for r in metrics] == list(range(25))
@@ -219,12 +219,12 @@ def test_rl_warns_stops_and_goes_on_without_the_stop(tmp_path, init, caplog):  #
 
   (stopped / "summary.json").unlink()  # killed between its last save and its end
   for _ in range(2):
-    assert run("rl", stopped, rl__stop_when_memorising=True, **how) == 0
+    assert run_smoke("rl", stopped, rl__stop_when_memorising=True, **how) == 0
     assert logbook.read_jsonl(stopped / "metrics.jsonl") == metrics
     assert json.loads((stopped / "summary.json").read_text()) == summary
   assert caplog.text.count("memorising:") == 1
 
-  assert run("rl", stopped, **how) == 0  # told to go on
+  assert run_smoke("rl", stopped, **how) == 0  # told to go on
   more = logbook.read_jsonl(stopped / "metrics.jsonl")
   assert [r["step"] for r in more] == list(range(27)) and more[26]["heldout_gain"] == 0  # against step 0 all the same
   summary = json.loads((stopped / "summary.json").read_text())

@@ -17,11 +17,10 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from safetensors import numpy as safetensors
-from test_forward import logits_of
-from test_hf_tokenizer import STYLES, USER, make
-from test_hf_weights import SPECS, tensors_of, write
-from test_stages import run
 
+from helpers.command_line import run
+from helpers.hf_directories import PADDED, SPECS, STYLES, USER, tensors_of, write_model, write_tokenizer, write_weights
+from helpers.policies import logits_of
 from jaxrlvr.base import logbook
 from jaxrlvr.base.errors import InputError
 from jaxrlvr.config import checks as configs
@@ -37,25 +36,13 @@ from jaxrlvr.stages.run_directory import read_config
 from jaxrlvr.text.hf_tokenizer import HuggingFace
 
 ROOT = Path(__file__).parents[2]
-PADDED = 352  # rows of the embedding, of which the tokenizer knows fewer
-
-
-def model(folder, family="llama", style="llama3", shards=2):
-  """A tiny random model with its tokenizer, weights small as at an initialisation."""
-  spec = dataclasses.replace(SPECS[family], vocab=PADDED, width=16, head_dim=4)
-  tensors = {name: w * 0.1 + name.endswith("norm.weight") for name, w in tensors_of(spec).items()}
-  known = make(folder, style).get_vocab_size()
-  for name in {"model.embed_tokens.weight", "lm_head.weight"} & tensors.keys():
-    tensors[name][known:] *= 10  # whoever looked at the padding would choose it
-  write(folder, spec, {name: w.astype(np.float32) for name, w in tensors.items()}, shards=shards)
-  return folder
 
 
 @pytest.fixture(scope="module")
 def imported(tmp_path_factory):
   """(Hugging Face directory, the run directory that `import` makes of it)."""
   base = tmp_path_factory.mktemp("models")
-  source = model(base / "hf")
+  source = write_model(base / "hf")
   assert run("import", "--config=base", f"--workdir={base / 'run'}", f"--config.model.path={source}") == 0
   return source, base / "run"
 
@@ -141,7 +128,7 @@ BAD = {
   "nan": (nan, {}, "model.norm.weight holds a value that is not finite"),
   "config": (edit(hidden_act="gelu"), {}, "config.model.path: .*config.json: hidden_act"),
   "tokenizer": (lambda f: (f / "tokenizer.json").unlink(), {}, "holds neither tokenizer.json nor tokenizer.model"),
-  "rows": (lambda f: write(f, SPECS["llama"], shards=2), {}, "tokens, but the policy has 24 rows"),
+  "rows": (lambda f: write_weights(f, SPECS["llama"], shards=2), {}, "tokens, but the policy has 24 rows"),
   "switch": (lambda f: None, {"model.think": "on"}, "config.model.think = 'on': .*no chat template that reads"),
   "pipe": (pipe, {}, "generation_config.json: is no regular file"),
   "both": (lambda f: None, {"init": "x"}, "config.init and config.model.path are both set"),
@@ -326,8 +313,8 @@ def test_memory_stays_far_below_the_model(tmp_path):
   source = tmp_path / "hf"
   noise = np.random.default_rng(0).integers(0, 0x4000, 1 << 24, np.uint16).view(jnp.bfloat16)  # from 0 to 2, finite
   shapes = {name: stored(leaf)[2] for name, _, leaf, _ in hf_weights.named(spec)}
-  write(source, spec, {name: np.resize(noise, shape) for name, shape in shapes.items()}, shards=4)
-  make(source)
+  write_weights(source, spec, {name: np.resize(noise, shape) for name, shape in shapes.items()}, shards=4)
+  write_tokenizer(source)
   env = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
   workdir = tmp_path / "run"
   command = [sys.executable, "-m", "jaxrlvr.cli", "import", f"--workdir={workdir}", f"--config.model.path={source}"]
@@ -419,7 +406,7 @@ def test_logits_equal_transformers_both_ways(tmp_path, family, size):
 def test_prompts_equal_transformers(tmp_path, style):
   transformers = pytest.importorskip("transformers")
   template = STYLES[style]["config"]["chat_template"].replace("strftime_now is defined", "false")  # theirs has a clock
-  make(tmp_path, style, chat_template=template)
+  write_tokenizer(tmp_path, style, chat_template=template)
   ours, theirs = HuggingFace(tmp_path), transformers.AutoTokenizer.from_pretrained(tmp_path)
   turns = ({"role": "system", "content": "Add ½."}, *USER, {"role": "assistant", "content": "<think>\n84</think> 84"})
   for messages in (USER, turns, (*turns, *USER)):
@@ -436,7 +423,7 @@ def test_prompts_equal_transformers(tmp_path, style):
 @pytest.mark.parametrize(("family", "style"), [("llama", "llama3"), ("qwen3", "chatml")])
 def test_grpo_from_an_imported_model_and_out_again(tmp_path, family, style):
   transformers = pytest.importorskip("transformers")
-  source = model(tmp_path / "hf", family, style)
+  source = write_model(tmp_path / "hf", family, style)
   imported, trained, out = tmp_path / "run", tmp_path / "rl", tmp_path / "out"
   assert run("import", "--config=base", f"--workdir={imported}", f"--config.model.path={source}") == 0
   shutil.rmtree(source)

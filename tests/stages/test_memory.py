@@ -6,9 +6,9 @@ import logging
 import numpy as np
 import pytest
 import tokenizers
-from test_hf_tokenizer import STYLES, USER, make
-from test_weak import QUICK, init, rollouts, run  # noqa: F401
 
+from helpers.command_line import QUICK, rollouts, run_smoke
+from helpers.hf_directories import STYLES, USER, write_tokenizer
 from jaxrlvr.base.errors import InputError
 from jaxrlvr.config import checks as configs
 from jaxrlvr.device import sharding
@@ -44,8 +44,8 @@ def test_more_than_is_free_is_refused_with_the_numbers(spec, caplog):
     memory.check("sampling", "a key", spec, long, 3, 8, mesh)
 
 
-def test_a_million_tokens_are_refused_before_anything_is_allocated(tmp_path, init, capsys):  # noqa: F811
-  assert run("rl", tmp_path / "rl", init=init, **QUICK | dict(rl__response_tokens=100_000_000)) == 2
+def test_a_million_tokens_are_refused_before_anything_is_allocated(tmp_path, init, capsys):
+  assert run_smoke("rl", tmp_path / "rl", init=init, **QUICK | dict(rl__response_tokens=100_000_000)) == 2
   told = capsys.readouterr().err
   assert "up to 100000000 tokens (config.rl.response_tokens)" in told and "config.rl.sample_parts" in told
   assert not (tmp_path / "rl" / "manifest.json").exists()
@@ -66,24 +66,24 @@ def test_sizes_that_do_not_divide_are_told_with_their_numbers(keys, numbers):
   assert all(number in str(error.value) for number in numbers)
 
 
-def test_the_longest_prompt_is_named_with_what_fits_all(tmp_path, init, capsys):  # noqa: F811
-  assert run("rl", tmp_path / "rl", init=init, **QUICK, rl__prompt_tokens=4) == 2
+def test_the_longest_prompt_is_named_with_what_fits_all(tmp_path, init, capsys):
+  assert run_smoke("rl", tmp_path / "rl", init=init, **QUICK, rl__prompt_tokens=4) == 2
   told = capsys.readouterr().err
   tokens = int(told.partition("config.rl.prompt_tokens=")[2].partition(" ")[0])
   assert f"has {tokens} tokens" in told and tokens > 4
-  assert run("rl", tmp_path / "rl", init=init, **QUICK, rl__prompt_tokens=tokens - 1) == 2
+  assert run_smoke("rl", tmp_path / "rl", init=init, **QUICK, rl__prompt_tokens=tokens - 1) == 2
   assert f"has {tokens} tokens" in capsys.readouterr().err
-  assert run("rl", tmp_path / "rl", init=init, **QUICK, rl__prompt_tokens=tokens, heldout__source="/nowhere") == 2
+  assert run_smoke("rl", tmp_path / "rl", init=init, **QUICK, rl__prompt_tokens=tokens, heldout__source="/nowhere") == 2
   assert "config.heldout: /nowhere" in capsys.readouterr().err  # which is read behind the problems
 
 
-def test_the_prompt_is_recorded_as_the_model_sees_it(tmp_path, init):  # noqa: F811
+def test_the_prompt_is_recorded_as_the_model_sees_it(tmp_path, init):
   file = tmp_path / "problems.jsonl"
   file.write_text('{"q": "1+1?", "a": "2"}\n{"q": "2+2?", "a": "4"}\n')
   columns = "prompt=q,label=a"
   more = dict(problems__source=file, problems__columns=columns, problems__system="Be brief.", problems__count=0)
   more |= dict(rl__steps=1, rl__response_tokens=4, heldout__source="arithmetic")
-  assert run("rl", tmp_path / "rl", init=init, **QUICK | more) == 0
+  assert run_smoke("rl", tmp_path / "rl", init=init, **QUICK | more) == 0
   assert (tmp_path / "rl" / "prompt.txt").read_text() == "<s><|system|>Be brief.<|user|>1+1?<|assistant|>"
   assert {row["prompt"] for row in rollouts(tmp_path / "rl")} == {
     "[system]\nBe brief.\n\n[user]\n1+1?",
@@ -93,7 +93,7 @@ def test_the_prompt_is_recorded_as_the_model_sees_it(tmp_path, init):  # noqa: F
 
 @pytest.mark.parametrize("style", STYLES)
 def test_the_rendered_text_becomes_the_prompts_tokens(tmp_path, style):
-  make(tmp_path, style)
+  write_tokenizer(tmp_path, style)
   ours = HuggingFace(tmp_path)
   text = ours.rendered(USER)
   assert "What is 12*7?" in text

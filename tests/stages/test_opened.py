@@ -5,11 +5,9 @@ import json
 
 import numpy as np
 import pytest
-from test_hf_models import PADDED, run
-from test_hf_tokenizer import TURNS, USER, make
-from test_hf_weights import SPECS, tensors_of, write
-from test_reward import problem
 
+from helpers.command_line import run
+from helpers.hf_directories import PADDED, SPECS, TURNS, USER, tensors_of, write_tokenizer, write_weights
 from jaxrlvr.base import logbook
 from jaxrlvr.base.types import Problem
 from jaxrlvr.data import prepared
@@ -39,7 +37,8 @@ def test_a_tag_of_the_template_is_read_as_one_of_the_policy(opening):
   responses = [parse(text, "boxed") for text in behind_template]
   assert [FORMATS["thinking_format"](one) for one in responses] == [True, True, False, True, True, False]
   shape = np.arange(len(WRITTEN))[None]
-  given = expression.Answers([problem("a", "4")], [responses], {}, shape)
+  four = Problem("a", ({"role": "user", "content": "a"},), "4", "4", "arithmetic")
+  given = expression.Answers([four], [responses], {}, shape)
   with Service(workers=1) as service:
     voted, _ = expression.evaluate(expression.parse("majority_vote_thinking"), given, service.grade)
   assert voted.value_PG.tolist() == [[1, 0, 0, 1, 0, 0]]  # a tie of 6 and 4: the first
@@ -54,14 +53,14 @@ def certain(tmp_path_factory):
   """A model whose every token decides the next: whatever it is asked, it writes one response, from where it stands."""
   folder, spec = tmp_path_factory.mktemp("certain"), SPECS["llama"]
   spec = dataclasses.replace(spec, vocab=PADDED, width=16, head_dim=4)
-  make(folder, chat_template=HEAD)
+  write_tokenizer(folder, chat_template=HEAD)
   tokenizer = HuggingFace(folder)
   ids = [tokenizer.render(USER)[-1], *tokenizer.encode(SAID), tokenizer.eos_ids[0]]
   assert len(ids) == len(set(ids)) <= spec.width + 1
   tensors = {name: np.zeros_like(w) + name.endswith("norm.weight") for name, w in tensors_of(spec).items()}
   tensors["model.embed_tokens.weight"][ids[:-1], np.arange(len(ids) - 1)] = 1
   tensors["lm_head.weight"][ids[1:], np.arange(len(ids) - 1)] = 10
-  write(folder, spec, {name: w.astype(np.float32) for name, w in tensors.items()})
+  write_weights(folder, spec, {name: w.astype(np.float32) for name, w in tensors.items()})
   asked = {"Start with 12, then *7. Last digit?": "4", "Start with 12, then *7, +9. Last digit?": "3",
            "Start with 3, then +1. Last digit?": "4", "Start with 8, then -7. Last digit?": "1"}  # fmt: skip
   problems = [Problem(text, ({"role": "user", "content": text},), a, a, "arithmetic") for text, a in asked.items()]
@@ -75,7 +74,7 @@ def test_a_diagnosis_is_the_same_whoever_writes_the_tag(certain, tmp_path):
              f"--config.problems.source={certain / 'problems.jsonl'}", f"--config.model.path={certain}")  # fmt: skip
   told = []
   for name, end in (("plain", ""), ("opened", "{{ '<think>\n' }}")):
-    make(certain, chat_template=HEAD + end)
+    write_tokenizer(certain, chat_template=HEAD + end)
     workdir = tmp_path / name
     assert run("diagnose", "--config=smoke", f"--workdir={workdir}", *options) == 0
     rows = [row for file in (workdir / "rows").iterdir() for row in logbook.read_jsonl(file)]

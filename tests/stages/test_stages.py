@@ -16,6 +16,7 @@ import jax
 import numpy as np
 import pytest
 
+from helpers.command_line import run
 from jaxrlvr import cli
 from jaxrlvr.base import logbook, signals
 from jaxrlvr.base.errors import StorageError
@@ -23,13 +24,6 @@ from jaxrlvr.device import checkpoint
 from jaxrlvr.sampling import decode as sampler
 
 ROOT = Path(__file__).parents[2]
-
-
-def run(*argv):
-  """(exit code) of the command line, in this process."""
-  with pytest.raises(SystemExit) as stop:
-    cli.run([str(a) for a in argv])
-  return stop.value.code
 
 
 @pytest.fixture(scope="module")

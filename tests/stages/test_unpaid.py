@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 import pytest
-from test_weak import QUICK, init, metrics, run  # noqa: F401
 
+from helpers.command_line import QUICK, metrics, run_smoke
 from jaxrlvr.base.errors import InputError
 from jaxrlvr.config import checks as configs
 from jaxrlvr.stages.unpaid import KINDS, STEPS, Unpaid, shares
@@ -56,17 +56,17 @@ def test_a_run_that_is_paid_is_not_warned_of(caplog):
   assert not caplog.messages and unpaid.summary() == {}
 
 
-def test_a_run_of_cut_responses_says_so(tmp_path, init, caplog):  # noqa: F811
+def test_a_run_of_cut_responses_says_so(tmp_path, init, caplog):
   """Nothing is boxed within two tokens; masked, such responses leave no update anything to do."""
   more = dict(rl__response_tokens=2, rl__mask_truncated=True, rl__reward="random", rl__kl_beta=0.0)
-  assert run("rl", tmp_path / "masked", init=init, **QUICK, **more) == 0
+  assert run_smoke("rl", tmp_path / "masked", init=init, **QUICK, **more) == 0
   last = metrics(tmp_path / "masked")[-1]
   assert last["completions/clipped_ratio"] == 1 and last["reward_std"] > 0
   assert last["grad_norm"] == 0 and last["empty_updates"] == 1 and last["learning_rate"] == pytest.approx(1e-4)
   assert "unpaid" not in json.loads((tmp_path / "masked" / "summary.json").read_text())
   caplog.clear()
   more |= dict(rl__reward="verifiable", rl__mask_truncated=False)
-  assert run("rl", tmp_path / "cut", init=init, **QUICK, **more) == 0
+  assert run_smoke("rl", tmp_path / "cut", init=init, **QUICK, **more) == 0
   assert metrics(tmp_path / "cut")[-1]["answers/cut_off"] == 1
   assert (
     "raise config.rl.response_tokens (now 2)" in json.loads((tmp_path / "cut" / "summary.json").read_text())["unpaid"]

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxrlvr import cli
+from helpers.command_line import QUICK, metrics, rollouts, run_smoke
 from jaxrlvr.base import logbook
 from jaxrlvr.base import signals as stopping
 from jaxrlvr.base.errors import InputError
@@ -23,37 +23,7 @@ from jaxrlvr.stages import STAGES, rollout
 from jaxrlvr.stages import curate as label
 from jaxrlvr.stages.evaluate import Evaluator
 
-
-def run(stage, workdir, **changes):
-  """(exit code) of a stage of the smoke config; `__` in a key stands for a dot."""
-  argv = [stage, "--config=smoke", f"--workdir={workdir}", "--config.rl.shrink=0"]
-  argv += [f"--config.{key.replace('__', '.')}={value}" for key, value in changes.items()]
-  with pytest.raises(SystemExit) as stop:
-    cli.run([str(a) for a in argv])
-  return stop.value.code
-
-
-@pytest.fixture(scope="module")
-def init(tmp_path_factory):
-  """A policy that has learned to box a digit, and nothing about which."""
-  folder = tmp_path_factory.mktemp("policy")
-  assert run("tokenizer", folder / "tokenizer") == 0
-  how = dict(thinking=False, steps=80, rows=8, row_tokens=64, microbatches=1, optim__lr=0.01)
-  sft = {f"sft__{key}": value for key, value in how.items()}
-  assert run("sft", folder / "sft", tokenizer=folder / "tokenizer", checkpoint__every=100, **sft) == 0
-  return folder / "sft"
-
-
 TWELVE = dict(corrupt__samples=12, evaluate__problems_per_batch=24)  # eight problems at once, as in RL with 12 votes
-QUICK = dict(rl__steps=2, evaluate__every=0, heldout__count=8, checkpoint__every=10)
-
-
-def metrics(workdir):
-  return logbook.read_jsonl(Path(workdir) / "metrics.jsonl")
-
-
-def rollouts(workdir, step=1):
-  return logbook.read_jsonl(Path(workdir) / "rollouts" / f"step_{step:06d}.jsonl")
 
 
 def problems(file):
@@ -61,7 +31,7 @@ def problems(file):
 
 
 def test_votes_are_drawn_beside_what_is_trained_on(tmp_path, init):
-  assert run("rl", tmp_path / "rl", init=init, rl__reward="majority_vote", rl__votes=12, **QUICK) == 0
+  assert run_smoke("rl", tmp_path / "rl", init=init, rl__reward="majority_vote", rl__votes=12, **QUICK) == 0
   rows = rollouts(tmp_path / "rl")
   assert len(rows) == 8 * 12 and len({(r["problem"], r["sample"]) for r in rows}) == 96
   last = metrics(tmp_path / "rl")[1]
@@ -92,7 +62,7 @@ def test_parts_noise_and_correction_are_logged_and_change_training(tmp_path, ini
     "mixture": dict(rl__reward="0.5*verifiable + 0.5*random(0.25)*one_box"),
     "entropy": dict(rl__reward="token_entropy"),
   }.items():
-    assert run("rl", tmp_path / name, init=init, **(QUICK | dict(rl__steps=1) | more)) == 0
+    assert run_smoke("rl", tmp_path / name, init=init, **(QUICK | dict(rl__steps=1) | more)) == 0
     grad[name] = metrics(tmp_path / name)[1]["grad_norm"]
     texts = [r["text"] for r in rollouts(tmp_path / name)]
     assert texts == [r["text"] for r in rollouts(tmp_path / "plain")]
@@ -111,7 +81,9 @@ def test_parts_noise_and_correction_are_logged_and_change_training(tmp_path, ini
 
 def test_filter_subset_rl(tmp_path, init, capsys):
   count = 48
-  assert run("filter", tmp_path / "filter", init=init, problems__count=count, filter__samples=4, filter__high=3) == 0
+  assert (
+    run_smoke("filter", tmp_path / "filter", init=init, problems__count=count, filter__samples=4, filter__high=3) == 0
+  )
   kept = problems(tmp_path / "filter" / "problems.jsonl")
   summary = json.loads((tmp_path / "filter" / "summary.json").read_text())
   rows = [r for f in sorted((tmp_path / "filter" / "rows").iterdir()) for r in logbook.read_jsonl(f)]
@@ -119,22 +91,24 @@ def test_filter_subset_rl(tmp_path, init, capsys):
   assert {p.id: p.extra["solved"] for p in kept} == {r["id"]: r["solved"] for r in rows if 1 <= r["solved"] <= 3}
   assert 4 < len(kept) < count and (tmp_path / "filter" / "histogram.png").stat().st_size > 1000
   source = tmp_path / "filter" / "problems.jsonl"
-  assert run("subset", tmp_path / "subset", problems__source=source, problems__count=0, subset__count=16) == 0
+  assert run_smoke("subset", tmp_path / "subset", problems__source=source, problems__count=0, subset__count=16) == 0
   ordered = problems(tmp_path / "subset" / "problems.jsonl")
   solved = [p.extra["solved"] for p in ordered]
   assert solved[: len(set(solved))] == sorted(set(solved))  # one of each difficulty first
   chosen = dict(problems__source=tmp_path / "subset" / "problems.jsonl", problems__count=3)
-  assert run("rl", tmp_path / "rl", init=init, **chosen, **QUICK) == 0
+  assert run_smoke("rl", tmp_path / "rl", init=init, **chosen, **QUICK) == 0
   assert {r["problem"] for r in rollouts(tmp_path / "rl")} == {p.id for p in ordered[:3]}
   mixed = [dataclasses.replace(p, extra=p.extra | {"samples": 4 + i % 2}) for i, p in enumerate(kept)]
   prepared.save(tmp_path / "mixed.jsonl", mixed)
-  assert run("subset", tmp_path / "mixed", problems__source=tmp_path / "mixed.jsonl") == 2
+  assert run_smoke("subset", tmp_path / "mixed", problems__source=tmp_path / "mixed.jsonl") == 2
   assert "filter them alike" in capsys.readouterr().err
   # a source that was never filtered
-  assert run("subset", tmp_path / "no", problems__count=4) == 2
+  assert run_smoke("subset", tmp_path / "no", problems__count=4) == 2
   assert "run `jaxrlvr filter` first" in capsys.readouterr().err
   assert (
-    run("filter", tmp_path / "none", init=init, problems__count=8, filter__samples=4, filter__low=4, filter__high=4)
+    run_smoke(
+      "filter", tmp_path / "none", init=init, problems__count=8, filter__samples=4, filter__low=4, filter__high=4
+    )
     == 2
   )
   assert "none of 8 problems" in capsys.readouterr().err
@@ -142,7 +116,7 @@ def test_filter_subset_rl(tmp_path, init, capsys):
 
 def test_a_filter_keeps_its_range_alone(tmp_path, init):
   how = dict(init=init, problems__count=24, filter__samples=4, filter__low=0, filter__high=0)
-  assert run("filter", tmp_path / "f", **how) == 0
+  assert run_smoke("filter", tmp_path / "f", **how) == 0
   assert {p.extra["solved"] for p in problems(tmp_path / "f" / "problems.jsonl")} == {0}
   assert sum(json.loads((tmp_path / "f" / "summary.json").read_text())["histogram"][1:]) > 0
 
@@ -156,22 +130,22 @@ def test_the_lot_depends_on_seed_and_ids_alone():
 
 def test_an_interrupted_filter_goes_on_behind_its_last_batch(tmp_path, init):
   how = dict(init=init, problems__count=24, filter__samples=4, filter__high=3)
-  assert run("filter", tmp_path / "whole", **how) == 0
-  assert run("filter", tmp_path / "cut", **how) == 0
+  assert run_smoke("filter", tmp_path / "whole", **how) == 0
+  assert run_smoke("filter", tmp_path / "cut", **how) == 0
   rows = tmp_path / "cut" / "rows"
   files = sorted(rows.iterdir())
   assert len(files) > 2
   for file in files[1:]:
     file.unlink()
   (tmp_path / "cut" / "summary.json").unlink()
-  assert run("filter", tmp_path / "cut", **how) == 0
+  assert run_smoke("filter", tmp_path / "cut", **how) == 0
   read = [(tmp_path / name / "problems.jsonl").read_text() for name in ("whole", "cut")]
   assert read[0] == read[1] and len(list(rows.iterdir())) == len(files)
 
 
 def test_corrupt_rl(tmp_path, init):
   how = dict(init=init, problems__count=20, **TWELVE)
-  assert run("corrupt", tmp_path / "corrupt", corrupt__gammas="(0.2,0.5,0.9)", **how) == 0
+  assert run_smoke("corrupt", tmp_path / "corrupt", corrupt__gammas="(0.2,0.5,0.9)", **how) == 0
   sets = {g: problems(tmp_path / "corrupt" / f"gamma_{g:.2f}.jsonl") for g in (0.2, 0.5, 0.9)}
   wrong = {g: {p.id for p in made if p.label != p.truth} for g, made in sets.items()}
   assert [len(wrong[g]) for g in (0.2, 0.5, 0.9)] == [4, 10, 18] and wrong[0.2] < wrong[0.5] < wrong[0.9]
@@ -185,11 +159,11 @@ def test_corrupt_rl(tmp_path, init):
   shuffled = tmp_path / "shuffled.jsonl"
   prepared.save(shuffled, problems_as_they_were(sets[0.9])[::-1])
   how |= dict(problems__source=shuffled, corrupt__gammas="(0.5,)")
-  assert run("corrupt", tmp_path / "again", **how) == 0
+  assert run_smoke("corrupt", tmp_path / "again", **how) == 0
   again = problems(tmp_path / "again" / "gamma_0.50.jsonl")
   assert {p.id: p.label for p in again} == {p.id: p.label for p in sets[0.5]}
   source = tmp_path / "corrupt" / "gamma_0.90.jsonl"
-  assert run("rl", tmp_path / "rl", init=init, problems__source=source, problems__count=0, **QUICK) == 0
+  assert run_smoke("rl", tmp_path / "rl", init=init, problems__source=source, problems__count=0, **QUICK) == 0
   rows = rollouts(tmp_path / "rl")
   share = np.mean([r["label"] == r["truth"] for r in rows])
   assert metrics(tmp_path / "rl")[1]["label_accuracy"] == pytest.approx(share) and share < 0.6
@@ -201,10 +175,10 @@ def test_what_corrupt_refuses(tmp_path, init, capsys):
   made = [Problem(i, ({"role": "user", "content": i},), *rest, "arithmetic", {"operations": 1}) for i, *rest in labels]
   prepared.save(tmp_path / "noisy.jsonl", made)
   how = dict(init=init, problems__source=tmp_path / "noisy.jsonl", problems__count=0)
-  assert run("corrupt", tmp_path / "c", **how) == 2
+  assert run_smoke("corrupt", tmp_path / "c", **how) == 2
   assert "start from the true labels" in capsys.readouterr().err
   for gammas in ("(0.5,0.501)", "(True,)", "(1.5,)", "()"):
-    assert run("corrupt", tmp_path / "g", init=init, corrupt__gammas=gammas) == 2
+    assert run_smoke("corrupt", tmp_path / "g", init=init, corrupt__gammas=gammas) == 2
     assert "config.corrupt.gammas" in capsys.readouterr().err
 
 
@@ -236,7 +210,7 @@ def test_filter_counts_what_could_not_be_graded_apart(tmp_path, init, monkeypatc
 
   monkeypatch.setattr(label.reward, "truth", truth)
   how = dict(init=init, problems__count=24, filter__samples=4, filter__low=0, filter__high=3)
-  assert run("filter", tmp_path / "f", **how) == 0
+  assert run_smoke("filter", tmp_path / "f", **how) == 0
   summary = json.loads((tmp_path / "f" / "summary.json").read_text())
   assert summary["unscored"] == {"timeout": 23 + 4} and sum(summary["histogram"]) == 23
   kept = problems(tmp_path / "f" / "problems.jsonl")
@@ -246,9 +220,9 @@ def test_filter_counts_what_could_not_be_graded_apart(tmp_path, init, monkeypatc
 
 def test_another_reading_of_answers_is_another_run(tmp_path, init, capsys):
   how = dict(init=init, **QUICK)
-  assert run("rl", tmp_path / "rl", **how) == 0
-  assert run("rl", tmp_path / "rl", verify__cpu_seconds=3.0, **how) == 0
-  assert run("rl", tmp_path / "rl", verify__mode="study", **how) == 2
+  assert run_smoke("rl", tmp_path / "rl", **how) == 0
+  assert run_smoke("rl", tmp_path / "rl", verify__cpu_seconds=3.0, **how) == 0
+  assert run_smoke("rl", tmp_path / "rl", verify__mode="study", **how) == 2
   assert "config.verify.mode" in capsys.readouterr().err
 
 
@@ -261,14 +235,16 @@ def test_rows_that_their_verifier_can_not_judge(tmp_path, capsys, caplog):
     ({"verifier": "reasoning_gym", "extra": {"source_dataset": "countdown", "entry": {}}}, "countdown"),
   ):
     (tmp_path / "p.jsonl").write_text(json.dumps(base | more) + "\n")
-    assert run("prepare", tmp_path / f"out-{told[:5]}", problems__source=tmp_path / "p.jsonl", problems__count=0) == 2
+    assert (
+      run_smoke("prepare", tmp_path / f"out-{told[:5]}", problems__source=tmp_path / "p.jsonl", problems__count=0) == 2
+    )
     error = capsys.readouterr().err
     assert told in error and "config.problems" in error
   rows = [
     base | {"id": f"p{i}", "messages": [{"role": "user", "content": str(i)}], "verifier": "math"} for i in range(9)
   ]
   (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-  assert run("prepare", tmp_path / "out", problems__source=tmp_path / "p.jsonl", problems__count=4) == 0
+  assert run_smoke("prepare", tmp_path / "out", problems__source=tmp_path / "p.jsonl", problems__count=4) == 0
   assert "the first 4 of 9 problems" in caplog.text
 
 
@@ -289,9 +265,9 @@ def test_problems_without_a_wrong_answer_are_passed_over_and_told(tmp_path, init
   """Labels are what the policy says; those that it always says can't be corrupted."""
   how = dict(init=init, rl__temperature=0.01, evaluate__problems_per_batch=2)
   always = dict(filter__samples=4, filter__low=4, filter__high=4)
-  assert run("filter", tmp_path / "f", problems__count=40, **always, **how) == 0
+  assert run_smoke("filter", tmp_path / "f", problems__count=40, **always, **how) == 0
   how |= dict(problems__source=tmp_path / "f" / "problems.jsonl", problems__count=0)
-  assert run("corrupt", tmp_path / "c", corrupt__samples=4, corrupt__gammas="(1.0,)", **how) == 0
+  assert run_smoke("corrupt", tmp_path / "c", corrupt__samples=4, corrupt__gammas="(1.0,)", **how) == 0
   summary = json.loads((tmp_path / "c" / "summary.json").read_text())
   assert summary["files"]["gamma_1.00.jsonl"]["relabelled"] == 0
   assert len(summary["without_such_answer"]) == summary["problems"] > 0
@@ -300,7 +276,7 @@ def test_problems_without_a_wrong_answer_are_passed_over_and_told(tmp_path, init
 
 def test_majority_labels(tmp_path, init):
   how = dict(init=init, problems__count=10, corrupt__label="majority", corrupt__gammas="(1.0,)")
-  assert run("corrupt", tmp_path / "m", **how, **TWELVE) == 0
+  assert run_smoke("corrupt", tmp_path / "m", **how, **TWELVE) == 0
   made = problems(tmp_path / "m" / "gamma_1.00.jsonl")
   assert all(p.extra["relabelled"] for p in made) and len({p.label == p.truth for p in made}) == 2
 
@@ -309,14 +285,14 @@ def test_majority_labels(tmp_path, init):
 def test_prepared_sets_serve_as_sources(tmp_path, init, kind):
   if kind == "tfds":
     pytest.importorskip("tensorflow_datasets")
-  assert run("prepare", tmp_path / "p", problems__count=6, prepare__format=kind) == 0
+  assert run_smoke("prepare", tmp_path / "p", problems__count=6, prepare__format=kind) == 0
   summary = logbook.read_json(tmp_path / "p" / "summary.json")
   (tmp_path / "p" / "summary.json").unlink()  # killed before its end
-  assert run("prepare", tmp_path / "p", problems__count=6, prepare__format=kind) == 0
+  assert run_smoke("prepare", tmp_path / "p", problems__count=6, prepare__format=kind) == 0
   assert logbook.read_json(tmp_path / "p" / "summary.json") == summary
   path = tmp_path / "p" / ("problems.jsonl" if kind == "jsonl" else "problems")
   how = dict(problems__source=path, problems__count=6, rl__reward="verifiable*one_box")
-  assert run("rl", tmp_path / "rl", init=init, **how, **QUICK) == 0
+  assert run_smoke("rl", tmp_path / "rl", init=init, **how, **QUICK) == 0
   direct = {r["problem"] for r in rollouts(tmp_path / "rl")}
   assert len(direct) == 6 and all(r["faithfulness"] is not None for r in rollouts(tmp_path / "rl"))
 
@@ -325,17 +301,17 @@ def test_labels_that_nobody_can_read(tmp_path, init, caplog, capsys):
   rows = [{"prompt": f"p{i}", "answer": label} for i, label in enumerate(("12", r"\frac12", "\\frac{", "4"))]
   (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
   how = dict(problems__source=tmp_path / "q.jsonl", problems__columns="prompt=prompt,label=answer", problems__count=0)
-  assert run("prepare", tmp_path / "warn", **how) == 0
+  assert run_smoke("prepare", tmp_path / "warn", **how) == 0
   assert "1 of 4 labels can't be read" in caplog.text
   (bad,) = logbook.read_jsonl(tmp_path / "warn" / "unreadable.jsonl")
   assert bad["label"] == "\\frac{"
-  assert run("prepare", tmp_path / "drop", problems__unreadable="drop", **how) == 0
+  assert run_smoke("prepare", tmp_path / "drop", problems__unreadable="drop", **how) == 0
   assert [p.label for p in problems(tmp_path / "drop" / "problems.jsonl")] == ["12", r"\frac12", "4"]
-  assert run("rl", tmp_path / "rl", init=init, problems__unreadable="error", **how, **QUICK) == 2
+  assert run_smoke("rl", tmp_path / "rl", init=init, problems__unreadable="error", **how, **QUICK) == 2
   assert "problems.unreadable=drop" in capsys.readouterr().err
   (tmp_path / "q.jsonl").write_text("".join(json.dumps(row | {"answer": "\\frac{ long"}) + "\n" for row in rows))
   for stage, more in (("prepare", {}), ("rl", QUICK | {"init": init, "problems__unreadable": "drop"})):
-    assert run(stage, tmp_path / "none", **how, **more) == 2
+    assert run_smoke(stage, tmp_path / "none", **how, **more) == 2
     error = capsys.readouterr().err
     assert "4 of 4 labels can't be read" in error and "#### ANSWER" in error
     assert "from the column of label=answer, the first as '\\\\frac{ long'" in error
@@ -353,12 +329,12 @@ def test_a_signal_ends_the_reading_of_labels(tmp_path, monkeypatch):
     return unreadable(self, part)
 
   monkeypatch.setattr(Service, "unreadable", watched)
-  assert run("prepare", tmp_path / "p", **how) == 143 and graded == [2]
+  assert run_smoke("prepare", tmp_path / "p", **how) == 143 and graded == [2]
   assert [path.name for path in (tmp_path / "p").iterdir()] == [".lock"]
-  assert run("prepare", tmp_path / "p", **how) == 143 and graded == [2]  # it came before the stage began
+  assert run_smoke("prepare", tmp_path / "p", **how) == 143 and graded == [2]  # it came before the stage began
   stopping._asked.clear()
   signals.clear()
-  assert run("prepare", tmp_path / "p", **how) == 0 and graded == [2, 2, 2, 1]
+  assert run_smoke("prepare", tmp_path / "p", **how) == 0 and graded == [2, 2, 2, 1]
 
 
 def test_labels_with_a_number_in_words_are_told_where_the_number_is_not_paid(tmp_path, caplog):
@@ -368,20 +344,20 @@ def test_labels_with_a_number_in_words_are_told_where_the_number_is_not_paid(tmp
   how = dict(problems__source=tmp_path / "q.jsonl", problems__count=0)
   for mode, count, first in (("strict", 1, "about 15"), ("study", 2, "15 marbles")):
     caplog.clear()
-    assert run("prepare", tmp_path / mode, verify__mode=mode, **how) == 0
+    assert run_smoke("prepare", tmp_path / mode, verify__mode=mode, **how) == 0
     assert (
       f"{count} of 6 labels hold a number in words that is not paid without them, the first {first!r}" in caplog.text
     )
   (tmp_path / "q.jsonl").write_text(json.dumps(rows[0]) + "\n")
   caplog.clear()
-  assert run("prepare", tmp_path / "paid", **how) == 0 and "in words" not in caplog.text
+  assert run_smoke("prepare", tmp_path / "paid", **how) == 0 and "in words" not in caplog.text
 
 
 def test_several_sets_in_one_table(tmp_path, init, official, capsys):
   sets = ("amc", "gpqa-diamond", "quantum-lock-qwen")
   how = dict(heldout__sets=",".join(sets), heldout__domain="math", heldout__at_most=3, heldout__too_long="drop")
   how |= dict(heldout__folder=official / "eval", rl__prompt_tokens=1024, rl__response_tokens=8)
-  assert run("evaluate", tmp_path / "e", init=init, **how) == 0
+  assert run_smoke("evaluate", tmp_path / "e", init=init, **how) == 0
   summary = json.loads((tmp_path / "e" / "summary.json").read_text())
   assert all(1 <= summary[f"eval/{name}/problems"] <= 3 for name in sets)
   assert summary["eval/out-of-domain/avg@4"] == summary["eval/gpqa-diamond/avg@4"]
@@ -391,7 +367,7 @@ def test_several_sets_in_one_table(tmp_path, init, official, capsys):
   assert {"avg@4", "pass@4", "maj@4", "format", "if_extracted@4"} <= set(table["amc"])
   told = capsys.readouterr().out
   assert "| amc |" in told and told.startswith((tmp_path / "e" / "table.md").read_text()[:20])
-  assert run("evaluate", tmp_path / "n", init=init, heldout__domain="math", heldout__folder=tmp_path) == 2
+  assert run_smoke("evaluate", tmp_path / "n", init=init, heldout__domain="math", heldout__folder=tmp_path) == 2
   assert "config.heldout.folder" in capsys.readouterr().err
 
 

@@ -1,6 +1,5 @@
 """Tokenizers of Hugging Face directories: bytes of pieces, chat templates, control tokens, stop ids."""
 
-import functools
 import json
 import os
 import re
@@ -9,9 +8,10 @@ import time
 import jax
 import pytest
 import tokenizers
-from test_stages import run
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import decoders, models
 
+from helpers.command_line import run
+from helpers.hf_directories import STYLES, TURNS, USER, write_tokenizer
 from jaxrlvr.base import object_store
 from jaxrlvr.base.errors import InputError
 from jaxrlvr.config import checks as configs
@@ -24,95 +24,10 @@ from jaxrlvr.stages.run_directory import set_compile_cache
 from jaxrlvr.text.hf_tokenizer import HuggingFace
 from jaxrlvr.text.stop_strings import automaton
 
-CHATML = """{%- if messages[0]['role'] == 'system' %}
-    {{- '<|im_start|>system\\n' + messages[0]['content'] + '<|im_end|>\\n' }}
-{%- else %}
-    {{- '<|im_start|>system\\nYou are helpful.<|im_end|>\\n' }}
-{%- endif %}
-{%- for message in messages %}
-    {%- if message.role == 'user' or message.role == 'assistant' %}
-        {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}
-    {%- elif message.role != 'system' %}
-        {{- raise_exception('role ' ~ message.role) }}
-    {%- endif %}
-{%- endfor %}
-{%- if add_generation_prompt %}
-    {{- '<|im_start|>assistant\\n' }}
-    {%- if enable_thinking is defined and enable_thinking is false %}
-        {{- '<think>\\n\\n</think>\\n\\n' }}
-    {%- endif %}
-{%- endif %}
-"""
-LLAMA3 = """{{- bos_token }}
-{%- if tools is not none %}{{ raise_exception('tools') }}{% endif %}
-{%- if strftime_now is defined %}
-    {%- set date_string = strftime_now("%d %b %Y") %}
-{%- else %}
-    {%- set date_string = "26 Jul 2024" %}
-{%- endif %}
-{{- "<|start_header_id|>system<|end_header_id|>\\n\\nToday Date: " + date_string + "<|eot_id|>" }}
-{%- for message in messages %}
-    {%- if message.role == 'skip' %}{%- continue %}{% endif %}
-    {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' }}
-    {%- generation %}{{- message['content'] | trim + '<|eot_id|>' }}{% endgeneration %}
-{%- endfor %}
-{%- if add_generation_prompt %}
-    {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}
-{%- endif %}
-"""
-STYLES = {
-  "chatml": dict(
-    special=("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
-    config=dict(eos_token="<|im_end|>", pad_token="<|endoftext|>", bos_token=None, chat_template=CHATML),
-    generation=dict(eos_token_id=["<|im_end|>", "<|endoftext|>"]),
-  ),
-  "llama3": dict(
-    special=("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
-    config=dict(
-      eos_token={"__type": "AddedToken", "content": "<|eot_id|>"}, bos_token="<|begin_of_text|>", chat_template=LLAMA3
-    ),
-    generation=dict(eos_token_id=["<|end_of_text|>", "<|eot_id|>"]),
-  ),
-}
-USER = ({"role": "user", "content": " What is 12*7?\n"},)
-
-
-def make(folder, style="chatml", vocab=330, **config):
-  """Trains a byte-level BPE and writes the directory around it; returns the tokenizer of `tokenizers`."""
-  known = STYLES[style]
-  folder.mkdir(exist_ok=True, parents=True)
-  _trained(style, vocab).save(str(folder / "tokenizer.json"))
-  model = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-  made = known["config"] | {"tokenizer_class": "PreTrainedTokenizerFast"} | config
-  (folder / "tokenizer_config.json").write_text(json.dumps(made))
-  ids = [model.token_to_id(text) for text in known["generation"]["eos_token_id"]]
-  (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ids, "temperature": 0.6}))
-  return model
-
-
-@functools.cache
-def _trained(style, vocab):
-  model = tokenizers.Tokenizer(models.BPE(byte_fallback=False))
-  model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-  model.decoder = decoders.ByteLevel()
-  special = list(STYLES[style]["special"])
-  trainer = trainers.BpeTrainer(
-    vocab_size=vocab, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
-  )
-  text = ["Start with 5, then *7, +9. Last digit?", "What is 12 times 7? The answer is \\boxed{84}.", "5*7=35, 35+9=44"]
-  model.train_from_iterator(text * 20, trainer)
-  model.add_tokens([tokenizers.AddedToken(t, normalized=False, special=False) for t in ("<think>", "</think>")])
-  if style == "llama3":  # adds its start token by itself, as Llama's file does
-    bos = special[0]
-    model.post_processor = tokenizers.processors.TemplateProcessing(
-      single=f"{bos} $A", special_tokens=[(bos, model.token_to_id(bos))]
-    )
-  return model
-
 
 @pytest.mark.parametrize("style", STYLES)
 def test_text_goes_in_and_out(tmp_path, style):
-  model = make(tmp_path, style)
+  model = write_tokenizer(tmp_path, style)
   ours = HuggingFace(tmp_path)
   text = "<think>\nnaïve ½ 🙂 \t 12*7=84\n</think>\n\n\\boxed{84}"
   ids = ours.encode(text)
@@ -131,7 +46,7 @@ def test_text_goes_in_and_out(tmp_path, style):
 
 @pytest.mark.parametrize("style", STYLES)
 def test_stop_ids_are_all_that_the_directory_names_its_own_first(tmp_path, style):
-  model = make(tmp_path, style)
+  model = write_tokenizer(tmp_path, style)
   last = model.token_to_id("</think>")
   (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": last}))
   found = HuggingFace(tmp_path)
@@ -143,7 +58,7 @@ def test_stop_ids_are_all_that_the_directory_names_its_own_first(tmp_path, style
 
 
 def test_chat_templates_are_rendered_to_one_stream_of_tokens(tmp_path):
-  chatml, llama3 = make(tmp_path / "q", "chatml"), make(tmp_path / "l", "llama3")
+  chatml, llama3 = write_tokenizer(tmp_path / "q", "chatml"), write_tokenizer(tmp_path / "l", "llama3")
   ids = HuggingFace(tmp_path / "q").render(USER)
   text = "<|im_start|>system\nYou are helpful.<|im_end|>\n<|im_start|>user\n What is 12*7?\n<|im_end|>\n"
   text += "<|im_start|>assistant\n"
@@ -158,8 +73,8 @@ def test_chat_templates_are_rendered_to_one_stream_of_tokens(tmp_path):
 
 
 def test_thinking_is_the_templates_own_switch(tmp_path):
-  make(tmp_path / "q", "chatml")
-  make(tmp_path / "l", "llama3")
+  write_tokenizer(tmp_path / "q", "chatml")
+  write_tokenizer(tmp_path / "l", "llama3")
   plain, off = HuggingFace(tmp_path / "q"), HuggingFace(tmp_path / "q", think=False)
   closed = plain.encode("<think>\n\n</think>\n\n")
   assert off.render(USER) == plain.render(USER, False) == [*plain.render(USER), *closed]
@@ -168,7 +83,6 @@ def test_thinking_is_the_templates_own_switch(tmp_path):
     HuggingFace(tmp_path / "l").render(USER, True)
 
 
-TURNS = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
 HISTORY = TURNS.replace("m.content", "(m.content.split('</think>')[-1] if m.role == 'assistant' else m.content)")
 START = "{{ '<|im_start|>assistant\n' }}"
 OFF = "{{ '<think>\n\n</think>\n\n' if enable_thinking is defined and not enable_thinking else '<think>\n' }}"
@@ -208,7 +122,7 @@ SPEAKERS = (
 
 @pytest.mark.parametrize("template", OPENINGS)
 def test_a_think_tag_that_the_template_leaves_open_is_seen_and_no_other(tmp_path, template):
-  make(tmp_path, chat_template=template)
+  write_tokenizer(tmp_path, chat_template=template)
   ours = HuggingFace(tmp_path)
   for number, messages in enumerate(SPEAKERS):
     opening = OPENINGS[template]
@@ -222,12 +136,12 @@ def test_a_think_tag_that_the_template_leaves_open_is_seen_and_no_other(tmp_path
 
 
 def test_without_a_template_nothing_is_opened(tmp_path):
-  make(tmp_path, "llama3", chat_template=None)
+  write_tokenizer(tmp_path, "llama3", chat_template=None)
   assert HuggingFace(tmp_path).opening(({"role": "user", "content": "<think>"},)) == ""
 
 
 def test_no_text_spells_a_control_token(tmp_path):
-  make(tmp_path)
+  write_tokenizer(tmp_path)
   ours = HuggingFace(tmp_path)
   hostile = "a<|im_end|><|im_<|im_end|>end|>\ufdd0<think>"
   said = hostile.replace("\ufdd0", "")
@@ -238,7 +152,7 @@ def test_no_text_spells_a_control_token(tmp_path):
 
 
 def test_thinking_tags_are_text_also_where_they_are_special(tmp_path):
-  model = make(tmp_path)
+  model = write_tokenizer(tmp_path)
   model.add_special_tokens(["<think>", "</think>"])
   model.save(str(tmp_path / "tokenizer.json"))
   ours, text = HuggingFace(tmp_path), "<think>5</think>"
@@ -247,7 +161,9 @@ def test_thinking_tags_are_text_also_where_they_are_special(tmp_path):
 
 
 def test_templates_by_file_and_by_name(tmp_path):
-  make(tmp_path, chat_template=[{"name": "tool_use", "template": "x"}, {"name": "default", "template": "{{ 'ab' }}"}])
+  write_tokenizer(
+    tmp_path, chat_template=[{"name": "tool_use", "template": "x"}, {"name": "default", "template": "{{ 'ab' }}"}]
+  )
   assert HuggingFace(tmp_path).render(USER) == HuggingFace(tmp_path).encode("ab")
   (tmp_path / "chat_template.jinja").write_text("{{ messages | tojson }}")
   text = HuggingFace(tmp_path).decode(HuggingFace(tmp_path).render(({"role": "user", "content": "<é>"},)))
@@ -255,7 +171,7 @@ def test_templates_by_file_and_by_name(tmp_path):
 
 
 def test_without_a_template(tmp_path):
-  model = make(tmp_path, "llama3", chat_template=None)
+  model = write_tokenizer(tmp_path, "llama3", chat_template=None)
   ours = HuggingFace(tmp_path)
   assert ours.render(({"role": "system", "content": "Add."}, *USER)) == model.encode("Add.\n\n What is 12*7?\n\n\n").ids
 
@@ -291,7 +207,7 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_is_refused(tmp_path, case):
   config, words = REFUSED[case]
-  make(tmp_path, **config)
+  write_tokenizer(tmp_path, **config)
   if case == "no end":
     (tmp_path / "generation_config.json").unlink()
   if case == "ids":
@@ -318,7 +234,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("case", HOSTILE)
 def test_hostile_templates_are_refused_in_bounded_time_and_memory(tmp_path, case):
-  make(tmp_path, chat_template=HOSTILE[case])
+  write_tokenizer(tmp_path, chat_template=HOSTILE[case])
   began = time.monotonic()
   with pytest.raises(InputError, match="tokenizer_config.json: its chat template"):
     HuggingFace(tmp_path)
@@ -329,7 +245,7 @@ def test_a_template_that_fails_at_some_messages_only_is_an_input_error_too(tmp_p
   template = (
     "{% for m in messages %}{{ 1 / (m.content | length - 3) }}{{ 'a' * 10 ** (m.content | length) }}{% endfor %}"
   )
-  make(tmp_path, chat_template=template)
+  write_tokenizer(tmp_path, chat_template=template)
   for text in ("abc", "a" * 9):
     with pytest.raises(InputError, match="its chat template refuses messages"):
       HuggingFace(tmp_path).render(({"role": "user", "content": text},))
@@ -337,7 +253,7 @@ def test_a_template_that_fails_at_some_messages_only_is_an_input_error_too(tmp_p
 
 def test_a_template_may_want_a_system_message(tmp_path):
   want = "{% if messages[0].role != 'system' %}{{ raise_exception('no system') }}{% endif %}{{ messages[1].content }}"
-  make(tmp_path, chat_template=want)
+  write_tokenizer(tmp_path, chat_template=want)
   assert HuggingFace(tmp_path).decode(HuggingFace(tmp_path).render(SPEAKERS[1])) == "Say <think>"
 
 
@@ -345,23 +261,23 @@ ENDLESS = TURNS.replace("<|im_end|>", "<|im_start|>") + START
 
 
 def test_a_turns_end_that_ends_no_response_is_seen_and_may_be_named(tmp_path):
-  model = make(tmp_path)
+  model = write_tokenizer(tmp_path)
   assert HuggingFace(tmp_path).unstopped == ""
-  make(tmp_path, chat_template=ENDLESS)
+  write_tokenizer(tmp_path, chat_template=ENDLESS)
   ours = HuggingFace(tmp_path)
   assert ours.unstopped == "<|im_start|>"
   more = HuggingFace(tmp_path, stop_tokens=("<|im_start|>",))
   assert more.unstopped == "" and more.eos_ids == (*ours.eos_ids, model.token_to_id("<|im_start|>"))
   with pytest.raises(InputError, match="stop token '<end>' is no token .*model.stop_tokens"):
     HuggingFace(tmp_path, stop_tokens=("<end>",))
-  make(tmp_path, chat_template=TURNS.replace("<|im_end|>", ""))
+  write_tokenizer(tmp_path, chat_template=TURNS.replace("<|im_end|>", ""))
   assert HuggingFace(tmp_path).unstopped == ""
-  make(tmp_path / "l", "llama3")
+  write_tokenizer(tmp_path / "l", "llama3")
   assert HuggingFace(tmp_path / "l").unstopped == ""
 
 
 def test_a_turns_end_that_ends_no_response_is_told_with_the_cure(tmp_path, caplog):
-  make(tmp_path, chat_template=ENDLESS)
+  write_tokenizer(tmp_path, chat_template=ENDLESS)
   build_policy.read_tokenizer(configs.load("smoke", {"tokenizer": str(tmp_path)}))
   assert f"{tmp_path}: the chat template ends an assistant's turn with <|im_start|>, which ends no" in caplog.text
   assert "take config.model.stop_tokens=<|im_start|>, or name it as eos_token" in caplog.text
@@ -371,24 +287,24 @@ def test_a_turns_end_that_ends_no_response_is_told_with_the_cure(tmp_path, caplo
 
 
 def test_tokens_that_only_the_config_lists_are_one_token(tmp_path):
-  model = make(tmp_path)
+  model = write_tokenizer(tmp_path)
   size = model.get_vocab_size()
   entry = {"content": "<tool>", "lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
   end = entry | {"content": "<|turn_end|>", "special": True}
   listed = {str(size): entry | {"special": False}, str(size + 1): end, "0": entry | {"content": "<|endoftext|>"}}
-  make(tmp_path, added_tokens_decoder=listed)
+  write_tokenizer(tmp_path, added_tokens_decoder=listed)
   ours = HuggingFace(tmp_path)
   assert ours.encode("a<tool>") == [*ours.encode("a"), size] and ours.decode([size]) == "<tool>"
   assert ours.vocab_size == size + 2 and ours.pieces()[size] == b"<tool>" and ours.pieces()[size + 1] == b""
   assert size + 1 not in ours.encode("<|turn_end|>") and ours.decode([size + 1]) == ""
   for listed in ({str(size + 5): entry}, {"x": entry}, {str(size): {}}):
-    make(tmp_path, added_tokens_decoder=listed)
+    write_tokenizer(tmp_path, added_tokens_decoder=listed)
     with pytest.raises(InputError, match="tokenizer_config.json: added_tokens_decoder"):
       HuggingFace(tmp_path)
 
 
 def test_files_that_never_end_or_nest_too_deep_are_refused(tmp_path):
-  make(tmp_path)
+  write_tokenizer(tmp_path)
   (tmp_path / "tokenizer_config.json").write_text("[" * 100_000)
   with pytest.raises(InputError, match="tokenizer_config.json: is no JSON"):
     HuggingFace(tmp_path)
@@ -398,7 +314,7 @@ def test_files_that_never_end_or_nest_too_deep_are_refused(tmp_path):
     with pytest.raises(InputError, match=f"{name}: is no regular file"):
       HuggingFace(tmp_path)
     (tmp_path / name).unlink()
-    make(tmp_path)
+    write_tokenizer(tmp_path)
 
 
 def test_a_tilde_stands_for_the_home_directory(tmp_path, monkeypatch):
@@ -427,7 +343,7 @@ def test_a_tilde_is_read_in_every_key_that_names_a_place(tmp_path, monkeypatch, 
     assert told in capsys.readouterr().err, key
   c = configs.load("smoke", {"heldout.folder": "~/x", "heldout.sets": "math500", "judge.name": "replay"})
   c.judge.file, c.init = "~/x", "~/hf"
-  make(tmp_path / "hf")
+  write_tokenizer(tmp_path / "hf")
   for read, told in (
     (lambda: chosen_sets(c, []), f"{x}/non-think/"),
     (lambda: make_judge(c, c.judge, tmp_path), f"'{x}' is no file"),
@@ -447,7 +363,7 @@ def test_a_tilde_is_read_in_every_key_that_names_a_place(tmp_path, monkeypatch, 
 
 
 def test_init_and_model_path_name_each_other(tmp_path):
-  make(tmp_path / "hf")
+  write_tokenizer(tmp_path / "hf")
   with pytest.raises(InputError, match="config.init = .*is a Hugging Face directory.*config.model.path="):
     build_policy.load_policy(configs.load("smoke", {"init": str(tmp_path / "hf")}))
   (tmp_path / "run").mkdir()
@@ -459,14 +375,14 @@ def test_init_and_model_path_name_each_other(tmp_path):
 def test_files_that_are_no_tokenizer(tmp_path):
   with pytest.raises(InputError, match="tokenizer.json: is no tokenizer"):
     HuggingFace(tmp_path)
-  make(tmp_path)
+  write_tokenizer(tmp_path)
   (tmp_path / "tokenizer_config.json").write_text("{")
   with pytest.raises(InputError, match="tokenizer_config.json: is no JSON"):
     HuggingFace(tmp_path)
 
 
 def test_digest_covers_the_template(tmp_path):
-  make(tmp_path)
+  write_tokenizer(tmp_path)
   before = HuggingFace(tmp_path).digest
   (tmp_path / "chat_template.jinja").write_text("x")
   assert HuggingFace(tmp_path).digest != before

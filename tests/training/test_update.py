@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_sample import EOS, NO_STOPS, prompts, row_keys
 
+from helpers.rollouts import EOS, NO_STOPS, prompts, rollout_batch, row_keys
 from jaxrlvr.base.errors import InputError
 from jaxrlvr.base.types import Branches
 from jaxrlvr.config import checks as configs
@@ -22,44 +22,6 @@ from jaxrlvr.training.update import accumulate, init_state, update
 
 S = Sampling(group=4, max_tokens=8, eos_ids=EOS, shrink=0)
 REWARD = np.array([[1, 0, 0, 1], [0, 0, 0, 0], [0, 1, 1, 1], [1, 0, 1, 0]], np.float32)
-
-
-def rollout_batch(
-  prompts,
-  lengths,
-  rollout,
-  rewards,
-  scored,
-  *,
-  group,
-  share=False,
-  skip=False,
-  parts=1,
-  updates=1,
-  scores=None,
-  branches=None,
-  **how,
-):
-  """[(batch, its live parts)] of each update; packed if `share`, responses without advantage left out if `skip`."""
-  length_PG = np.asarray(rollout.length_B).reshape(-1, group)
-  total_B = (lengths[:, None] + length_PG).reshape(-1)
-  width = prompts.shape[1] + rollout.tokens_BT.shape[1]
-  how = dict(max_tokens=rollout.tokens_BT.shape[1], updates=updates) | how
-  weight_PG, advantage_PG = objective.weigh(length_PG, rewards, scored, **how)
-  made = []
-  for update_of in range(updates):
-    mine = np.arange(total_B.size).reshape(-1, updates, group)[:, update_of].reshape(-1)
-    kept = mine[np.asarray(advantage_PG).reshape(-1)[mine] != 0] if skip else mine
-    if branches is None:
-      placed = packing.place(total_B, kept, len(mine), width, parts, share)
-    else:
-      rows = len(mine) // branches.count
-      placed = packing.branch(lengths, length_PG.reshape(-1), kept, group, rows, branches, parts, share)
-    where = placed.segments_RS, placed.positions_RS
-    batch = objective.lay_out(prompts, lengths, rollout, *where, samples=group, group=group, branches=branches)
-    batch = batch.replace(**(scores or (lambda *_: {}))(batch, placed.live))
-    made.append((objective.grade(batch, weight_PG, advantage_PG), np.int32(placed.live)))
-  return made
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,61 @@
+"""Prompts, their random keys, and the batch that an update gets of a rollout."""
+
+import numpy as np
+
+from jaxrlvr.device import keys
+from jaxrlvr.text.stop_strings import automaton
+from jaxrlvr.training import objective, packing
+
+EOS = (2, 5)
+NO_STOPS = automaton((), [b"x"] * 32)
+
+
+def prompts(lengths, width=6, seed=0, high=21):
+  rng = np.random.default_rng(seed)
+  tokens = np.zeros((len(lengths), width), np.int32)
+  for row, n in enumerate(lengths):
+    tokens[row, width - n :] = rng.integers(6, high, n)
+  return tokens, np.array(lengths, np.int32)
+
+
+def row_keys(problems, group, step=0, offset=0):
+  index = np.broadcast_to(np.arange(group, dtype=np.int32) + offset, (len(problems), group))
+  return keys.rows(keys.address(0, "test", step), np.array(problems, np.uint32), index)
+
+
+def rollout_batch(
+  prompts,
+  lengths,
+  rollout,
+  rewards,
+  scored,
+  *,
+  group,
+  share=False,
+  skip=False,
+  parts=1,
+  updates=1,
+  scores=None,
+  branches=None,
+  **how,
+):
+  """[(batch, its live parts)] of each update; packed if `share`, responses without advantage left out if `skip`."""
+  length_PG = np.asarray(rollout.length_B).reshape(-1, group)
+  total_B = (lengths[:, None] + length_PG).reshape(-1)
+  width = prompts.shape[1] + rollout.tokens_BT.shape[1]
+  how = dict(max_tokens=rollout.tokens_BT.shape[1], updates=updates) | how
+  weight_PG, advantage_PG = objective.weigh(length_PG, rewards, scored, **how)
+  made = []
+  for update_of in range(updates):
+    mine = np.arange(total_B.size).reshape(-1, updates, group)[:, update_of].reshape(-1)
+    kept = mine[np.asarray(advantage_PG).reshape(-1)[mine] != 0] if skip else mine
+    if branches is None:
+      placed = packing.place(total_B, kept, len(mine), width, parts, share)
+    else:
+      rows = len(mine) // branches.count
+      placed = packing.branch(lengths, length_PG.reshape(-1), kept, group, rows, branches, parts, share)
+    where = placed.segments_RS, placed.positions_RS
+    batch = objective.lay_out(prompts, lengths, rollout, *where, samples=group, group=group, branches=branches)
+    batch = batch.replace(**(scores or (lambda *_: {}))(batch, placed.live))
+    made.append((objective.grade(batch, weight_PG, advantage_PG), np.int32(placed.live)))
+  return made
