@@ -6,7 +6,7 @@ right answers are 0, so that a group that is all right gets 0. The appendix has 
 divided by its length, whatever the baseline, so that clipping binds alike and the runs compare. The words of study.py.
 """
 
-from jaxrlvr.config.checks import base
+from jaxrlvr.config import base
 
 
 def get_config(arg=""):

@@ -5,7 +5,7 @@ two CPU cores for 135 million weights (4 minutes were measured), on a GPU of 16 
 estimate).
 """
 
-from jaxrlvr.config.checks import base, words
+from jaxrlvr.config import base, words
 
 
 def get_config(arg=""):

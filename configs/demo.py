@@ -5,7 +5,7 @@ The study's pattern in miniature (paper, figures 1 and 6): the thinking arm gene
 non-thinking arm memorises them. `demo.py:SEED` takes another seed.
 """
 
-from jaxrlvr.config.checks import base
+from jaxrlvr.config import base
 
 
 def get_config(arg=""):

@@ -11,7 +11,7 @@ careful answers is right and CPT has nothing to add; after 2,000 it answers 23 %
 outside. `tiny` shows in minutes that every path runs, and its scores mean nothing.
 """
 
-from jaxrlvr.config.checks import base, words
+from jaxrlvr.config import base, words
 
 MODELS = {  # curve: (what SFT starts from, sft.thinking, longest response)
   "Base + Thinking": ("base", True, 56),

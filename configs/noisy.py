@@ -3,7 +3,7 @@
 The study's own noisy files, of Math and Graph; `jaxrlvr corrupt` makes such files for Science or another model.
 """
 
-from jaxrlvr.config.checks import base
+from jaxrlvr.config import base
 
 # How large a gamma the model stands without losing what it gains from right labels.
 EXPECTED = {

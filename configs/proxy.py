@@ -4,7 +4,7 @@ The words of study.py; N = 1024 problems, or the 882 of Graph, and 850 steps: th
 to 850, and some collapse later than the 496 steps of its other runs.
 """
 
-from jaxrlvr.config.checks import base
+from jaxrlvr.config import base
 
 EXPECTED = {
   "majority_vote": "only Qwen2.5-Math holds; the others rise, then collapse to one answer everywhere (Qwen2.5-3B on "

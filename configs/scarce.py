@@ -1,6 +1,6 @@
 """Few problems (paper, section 3.1): `scarce.py:MODEL,DOMAIN,N`, the words of study.py; N = 8 by default."""
 
-from jaxrlvr.config.checks import base
+from jaxrlvr.config import base
 
 # At N = 8: the step at which the training reward saturates, the points of avg@16 gained until then, what else is said.
 EXPECTED = {

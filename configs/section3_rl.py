@@ -5,7 +5,7 @@ cut is for `jaxrlvr plan` to check (README tells which of these it has); another
 what to lower. `data=FOLDER` as in study.py.
 """
 
-from jaxrlvr.config.checks import base, set_value, words
+from jaxrlvr.config import base, set_value, words
 
 # (model, topology, tokens of a response) -> what cuts the work.
 CUTS = {

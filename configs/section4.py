@@ -3,7 +3,7 @@
 Settings are those of thinking.py; how the work is cut is for `jaxrlvr plan` to check (README).
 """
 
-from jaxrlvr.config.checks import base, words
+from jaxrlvr.config import base, words
 
 MICROBATCHES = {
   ("cpt", "llama3.2-3b", "v5p-64"): 1,

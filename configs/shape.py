@@ -4,7 +4,7 @@
 behind it (llama3.2-3b-instruct).
 """
 
-from jaxrlvr.config.checks import base, words
+from jaxrlvr.config import base, words
 
 LLAMA = dict(vocab=128256, rope_theta=500_000.0, norm_eps=1e-5, head_dim=128)
 QWEN2 = dict(vocab=151936, rope_theta=1e6, norm_eps=1e-6, head_dim=128, qkv_bias=True)

@@ -1,6 +1,6 @@
 """Every stage of the demo in seconds, with a policy too small to learn: shows that the machinery runs, no more."""
 
-from jaxrlvr.config.checks import base
+from jaxrlvr.config import base
 
 
 def get_config(arg=""):

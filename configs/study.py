@@ -6,7 +6,7 @@ graph/, eval/); `config.init` is models/MODEL. `tiny`: the same run on a few pro
 it shows that every path runs, its scores mean nothing.
 """
 
-from jaxrlvr.config.checks import base, words
+from jaxrlvr.config import base, words
 from jaxrlvr.data.eval_sets import DOMAINS, TRAIN_FILES, train_file
 
 WORDS = dict(

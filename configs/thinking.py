@@ -8,7 +8,7 @@ for the large-small gap; `tiny`. `config.init` is the base model, models/llama3.
 and OpenThoughts-114k. The judge is the paper's, o3; `config.judge` names another.
 """
 
-from jaxrlvr.config.checks import base, words
+from jaxrlvr.config import base, words
 
 SHARED = dict(data=("study-data",), tiny=("", "tiny"), large=("", "large"), instruct=("models/llama3.2-3b-instruct",))
 SETTINGS = {  # panel: (words of study.py, n of the cell)

@@ -61,7 +61,7 @@ def _size(name: str) -> Size:
     return SIZES[name]
   if name.startswith("{"):
     return Size(**json.loads(name))
-  from jaxrlvr.config.checks import base
+  from jaxrlvr.config import base
 
   path, _, arg = name.partition(":")
   c = base(path, arg)
@@ -332,7 +332,7 @@ def _model_folder(size: Size, folder: Path) -> None:
 def _step(size: Size) -> Work:
   """Iterations of the stage, from one reward to the next."""
   from jaxrlvr.base import logbook
-  from jaxrlvr.config import checks as configs
+  from jaxrlvr.config import files as configs
   from jaxrlvr.rewards import expression as reward
   from jaxrlvr.stages.rl import rl
 

@@ -1,25 +1,17 @@
-"""Configs: files that build one, overrides from the command line, and every check that needs no device."""
+"""Checks of a config that need no device, before anything compiles."""
 
 from __future__ import annotations
 
-import ast
 import difflib
-import importlib.util
-import json
-import logging
-import math
-import os
 import re
-import traceback
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
 from jaxrlvr.analysis import prediction
 from jaxrlvr.base.errors import InputError
-from jaxrlvr.config.manual import FOLDER
+from jaxrlvr.config import values
 from jaxrlvr.data import columns, problems
 from jaxrlvr.data import eval_sets as sets
 from jaxrlvr.device import masked
@@ -30,169 +22,6 @@ from jaxrlvr.rewards import expression
 from jaxrlvr.tasks.arithmetic import problems as arithmetic
 from jaxrlvr.text.answer import READINGS
 from jaxrlvr.training import loss, optimizer
-
-_LOG = logging.getLogger(__name__)
-
-# Names of other libraries' settings for ours: TRL's, verl's (the last words of a path count), and what runs call them.
-OTHER_NAMES: Mapping[str, str] = {
-  "num_generations": "rl.group_size",
-  "rollout.n": "rl.group_size",
-  "num_samples": "rl.group_size",
-  "max_prompt_length": "rl.prompt_tokens",
-  "max_completion_length": "rl.response_tokens",
-  "max_response_length": "rl.response_tokens",
-  "max_new_tokens": "rl.response_tokens",
-  "max_tokens": "rl.response_tokens",
-  "per_device_train_batch_size": "rl.problems_per_step",
-  "train_batch_size": "rl.problems_per_step",
-  "batch_size": "rl.problems_per_step",
-  "ppo_mini_batch_size": "rl.minibatch_problems",
-  "gradient_accumulation_steps": "rl.microbatches",
-  "ppo_micro_batch_size_per_gpu": "rl.microbatches",
-  "micro_batch_size": "rl.microbatches",
-  "max_steps": "rl.steps",
-  "total_training_steps": "rl.steps",
-  "num_train_epochs": "rl.steps",
-  "total_epochs": "rl.steps",
-  "learning_rate": "rl.optim.lr",
-  "lr": "rl.optim.lr",
-  "lr_scheduler_type": "rl.optim.schedule",
-  "warmup_ratio": "rl.optim.warmup",
-  "weight_decay": "rl.optim.weight_decay",
-  "max_grad_norm": "rl.optim.clip_norm",
-  "grad_clip": "rl.optim.clip_norm",
-  "adam_beta1": "rl.optim.b1",
-  "adam_beta2": "rl.optim.b2",
-  "beta": "rl.kl_beta",
-  "kl_coef": "rl.kl_beta",
-  "kl_loss_coef": "rl.kl_beta",
-  "kl_loss_type": "rl.kl_estimator",
-  "epsilon": "rl.clip_low",
-  "clip_ratio": "rl.clip_low",
-  "clip_ratio_low": "rl.clip_low",
-  "epsilon_high": "rl.clip_high",
-  "clip_ratio_high": "rl.clip_high",
-  "clip_ratio_c": "rl.dual_clip",
-  "delta": "rl.dual_clip",
-  "loss_type": "rl.reduce",
-  "loss_agg_mode": "rl.reduce",
-  "scale_rewards": "rl.scale_std",
-  "norm_adv_by_std_in_grpo": "rl.scale_std",
-  "importance_sampling_level": "rl.ratio",
-  "vllm_importance_sampling_cap": "rl.importance_cap",
-  "tis_imp_ratio_cap": "rl.importance_cap",
-  "reward_funcs": "rl.reward",
-  "reward_fn": "rl.reward",
-  "custom_reward_function": "rl.reward",
-  "stop": "rl.stop_strings",
-  "model_name_or_path": "model.path",
-  "model.name": "model.path",
-  "dataset_name": "problems.source",
-  "dataset": "problems.source",
-  "train_files": "problems.source",
-  "data.train_files": "problems.source",
-  "val_files": "heldout.source",
-  "data.val_files": "heldout.source",
-  "eval_dataset": "heldout.source",
-  "eval_steps": "evaluate.every",
-  "test_freq": "evaluate.every",
-  "save_steps": "checkpoint.every",
-  "save_freq": "checkpoint.every",
-  "save_total_limit": "checkpoint.keep",
-  "gradient_checkpointing": "model.remat",
-  "enable_gradient_checkpointing": "model.remat",
-  "attn_implementation": "model.attention",
-  "report_to": "tensorboard",
-}
-
-
-def _build(path: Path, arg: str) -> ConfigDict:
-  if not path.is_file():
-    near = difflib.get_close_matches(path.stem, [p.stem for p in FOLDER.glob("*.py")], 1)
-    hint = f"; did you mean {FOLDER / near[0]}.py?" if near else ""
-    names = ", ".join(sorted(p.stem for p in FOLDER.glob("*.py")))
-    raise InputError(f"--config={path}: no such file{hint}; name a file, or a config of {FOLDER}: {names}")
-  if path.suffix == ".json":
-    return _recorded(path)
-  module_spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
-  module = importlib.util.module_from_spec(module_spec)
-  try:
-    module_spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-      raise InputError(f"{path}: defines no get_config(arg); add one that returns a ConfigDict")
-    made = module.get_config(arg)
-    if not isinstance(made, ConfigDict):
-      raise InputError(f"{path}: get_config returns {type(made).__name__}; return a ConfigDict")
-  except InputError:
-    raise
-  except Exception as error:  # a config file is the user's code: whatever it raises is told with its place
-    at = (
-      error
-      if isinstance(error, SyntaxError)
-      else next((f for f in reversed(traceback.extract_tb(error.__traceback__)) if f.filename == str(path)), None)
-    )
-    raise InputError(f"{path}:{getattr(at, 'lineno', '?')}: {type(error).__name__}: {error}") from error
-  made.lock()
-  return made
-
-
-def _recorded(path: Path) -> ConfigDict:
-  """The config that a run directory's config.json holds; what it does not name is as in configs/base.py."""
-  try:
-    given = ConfigDict({key: value for key, value in json.loads(path.read_text()).items() if key != "stage"})
-  except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-    raise InputError(f"{path}: is no config of a run ({type(error).__name__}: {error})") from error
-  made = base()
-  for key in keys(given):
-    set_value(made, key, _get(given, key))
-  made.lock()
-  return made
-
-
-def base(name: str = "base", arg: str = "") -> ConfigDict:
-  """The defaults (configs/base.py), or another config of that folder: where an experiment's config starts."""
-  return _build(FOLDER / f"{name}.py", arg)
-
-
-def words(arg: str, **choices: tuple[str, ...]) -> dict[str, str]:
-  """What the words of a config's argument choose: `words("64,math", domain=("math", "graph"), n=("8", "64"))`.
-
-  A choice that no word makes is the first of its values; `name=value` sets one to something that is not listed.
-  """
-  made = {name: values[0] for name, values in choices.items()}
-  for word in filter(None, arg.split(",")):
-    name, equals, value = word.partition("=")
-    if not equals:
-      name, value = next((n for n, values in choices.items() if word in values), ""), word
-    if name not in choices:
-      listed = [value for values in choices.values() for value in values if value]
-      near = difflib.get_close_matches(word, listed, 1)
-      raise InputError(f"{word!r} chooses nothing; " + (f"did you mean {near[0]!r}?" if near else f"words: {listed}"))
-    made[name] = value
-  return made
-
-
-def _split(name: str) -> tuple[str, str]:
-  """(file, argument) of `FILE[:ARG]`: either may hold colons; the longest beginning that is a file is the file."""
-  ends = [len(name), *(at for at in range(len(name) - 1, 0, -1) if name[at] == ":")]
-  for end in ends:
-    if Path(name[:end]).is_file():
-      return name[:end], name[end + 1 :]
-  file, _, arg = name.partition(":")
-  return file, arg
-
-
-def load(name: str, overrides: Mapping[str, str] | None = None, stage: str | None = None) -> ConfigDict:
-  """Config of `FILE[:ARG]` (FILE a path, or a name in configs/) with dotted `key: text` overrides, as `check`ed."""
-  file, arg = _split(os.path.expanduser(name))
-  path = Path(file)
-  if not path.is_file() and path.parent == Path() and (FOLDER / f"{path.stem}.py").is_file():
-    path = FOLDER / f"{path.stem}.py"
-  config = _build(path.resolve(), arg)
-  for key, text in (overrides or {}).items():
-    set_text(config, key, text)
-  check(config, stage, overrides or ())
-  return config
 
 
 def check_heeded(config: ConfigDict, overridden: Iterable[str]) -> None:
@@ -210,113 +39,6 @@ def check_heeded(config: ConfigDict, overridden: Iterable[str]) -> None:
       )
 
 
-def _leaf(config: ConfigDict, key: str) -> tuple[ConfigDict, str]:
-  node = config
-  *parents, last = key.split(".")
-  for part in [*parents, last]:
-    if not isinstance(node, ConfigDict) or part not in node:
-      raise InputError(f"config.{key}: no such key{_hint(config, key)}")
-    node, parent = node[part], node
-  if isinstance(node, ConfigDict):
-    raise InputError(f"config.{key}: a group of keys, not a value; set one of {[f'{key}.{k}' for k in node]}")
-  return parent, last
-
-
-def _hint(config: ConfigDict, key: str) -> str:
-  """What to write for a key that is not there."""
-  likely = meant(config, key)
-  return f"; did you mean config.{' or config.'.join(likely)}?" if likely else "; configs/base.py lists all keys"
-
-
-def meant(config: ConfigDict, key: str) -> list[str]:
-  """Returns the keys, up to three, that one which is not there may stand for."""
-  there, parts = keys(config), key.split(".")
-  group = parts[0] if isinstance(config.get(parts[0]), ConfigDict) else ""
-  tails = (".".join(parts[start:]) for start in range(len(parts)))
-  theirs = next((OTHER_NAMES[tail] for tail in tails if tail in OTHER_NAMES), "")
-  if theirs and parts[-1] == "lr" and f"{group}.optim.lr" in there:
-    theirs = f"{group}.optim.lr"
-  near = difflib.get_close_matches(key, there, 1, 0.75)
-  if near or theirs:
-    return [near[0] if near and not _is_foreign(parts) else theirs or near[0]]
-  same = [other for other in there if other.split(".")[-1] == parts[-1]]
-  return same[:3] or difflib.get_close_matches(key, there, 1, 0.5)
-
-
-def _is_foreign(parts: list[str]) -> bool:
-  return any(".".join(parts[start:]) in OTHER_NAMES for start in range(len(parts)))
-
-
-def keys(config: ConfigDict, prefix: str = "") -> list[str]:
-  """Dotted names of all leaves."""
-  found = []
-  for name, value in config.items():
-    found += keys(value, f"{prefix}{name}.") if isinstance(value, ConfigDict) else [prefix + name]
-  return found
-
-
-def set_text(config: ConfigDict, key: str, text: str) -> None:
-  """Sets a leaf from command-line text, read as the type the leaf has."""
-  parent, last = _leaf(config, key)
-  now = parent[last]
-  if isinstance(now, str):
-    value = text
-  else:
-    try:
-      value = ast.literal_eval({"true": "True", "false": "False"}.get(text.lower(), text))
-    except (ValueError, SyntaxError, RecursionError, MemoryError):  # no literal, or one that is nested too deeply
-      value = _words(key, text) if isinstance(now, tuple) else text
-    if isinstance(now, tuple) and not isinstance(value, (tuple, list)):
-      value = (value,)
-  set_value(config, key, value)
-
-
-_ESCAPES = {r"\n": "\n", r"\t": "\t", r"\r": "\r", "\\\\": "\\"}
-
-
-def _words(key: str, text: str) -> tuple[str, ...]:
-  r"""Texts between commas, as typed in a shell. Of `rl.stop_strings` white space counts, and \n, \t, \r are decoded."""
-  if key != "rl.stop_strings":
-    return tuple(word.strip() for word in text.split(",") if word.strip())
-  decoded = re.sub(r"\\[ntr\\]", lambda match: _ESCAPES[match[0]], text)
-  words = tuple(decoded.split(","))
-  if decoded != text:
-    _LOG.warning("config.%s = %s is read as %r; for other strings write a Python tuple", key, text, words)
-  return words
-
-
-def set_value(config: ConfigDict, key: str, value) -> None:
-  """Sets a leaf; a value of another type than the default's is an error."""
-  parent, last = _leaf(config, key)
-  parent[last] = _typed(key, value, parent[last])
-
-
-def _typed(key: str, value, like):
-  if isinstance(like, tuple) and isinstance(value, (tuple, list)):
-    return _as_tuples(key, value)
-  if isinstance(like, float) and isinstance(value, int) and not isinstance(value, bool):
-    value = float(value)
-  if type(value) is not type(like):
-    raise InputError(
-      f"config.{key} = {value!r}: has type {type(value).__name__}, wanted {type(like).__name__} like {like!r}"
-    )
-  if isinstance(value, float) and not math.isfinite(value):
-    raise InputError(f"config.{key} = {value!r}: wanted a finite number")
-  return value
-
-
-def _as_tuples(key: str, value):
-  """Returns the value with tuples for lists at any depth, as config files write them; no number in it may be infinite
-  or NaN, which JSON can't hold."""
-  if isinstance(value, tuple | list):
-    return tuple(_as_tuples(key, item) for item in value)
-  if isinstance(value, Mapping):
-    return {name: _as_tuples(key, item) for name, item in value.items()}
-  if isinstance(value, float) and not math.isfinite(value):
-    raise InputError(f"config.{key}: holds {value!r}; wanted finite numbers")
-  return value
-
-
 def one_of(*names) -> tuple[Callable, str]:
   return (lambda v: type(v) is type(names[0]) and v in names), f"one of {', '.join(map(str, names))}"
 
@@ -332,7 +54,11 @@ def each(rule: tuple[Callable, str], empty: bool = False) -> tuple[Callable, str
 
 
 _POSITIVE = (lambda v: v > 0), "above 0"
+
+
 _SHARE = (lambda v: 0 <= v <= 1), "from 0 to 1"
+
+
 _DECAY = (lambda v: 0 <= v < 1), "from 0 to below 1"
 
 
@@ -344,7 +70,10 @@ _RATES = (
   (lambda v: len(v) == 2 and all(map(_is_share, v))),
   "two rates from 0 to 1, as (0.1, 0.2)",
 )
+
+
 _MESH = (lambda v: v == -1 or v >= 1), "-1 or at least 1"
+
 
 # What a value must be, by key; a key that starts with a dot stands for every group that has it.
 RULES: dict[str, tuple[Callable, str]] = {
@@ -506,9 +235,17 @@ class Impossible(NamedTuple):
 
 
 _TRAINING = "training"  # the keys of config.rl that say how RL trains; other stages sample by some of that group
+
+
 _POLICY = ("model", "mesh")
+
+
 _SAMPLING = (*_POLICY, "rl", "evaluate", "verify", "answer")
+
+
 _LINKED = ("chain", "study")  # stages that run other stages
+
+
 # Groups of the config that a stage reads; what is wrong elsewhere does not stop it. Keys without a group are read by
 # all stages, and so are `hosts` and `checkpoint`.
 STAGE_GROUPS: Mapping[str, tuple[str, ...]] = {
@@ -553,6 +290,8 @@ def _named_sets(c: ConfigDict) -> tuple[str, ...]:
 
 # Kinds of problems: of `heeds` and `_kinds_of`.
 _FILES, _RELEASED, _MADE, _ARITHMETIC = "files", "released sets", "generated", "arithmetic"
+
+
 _KINDS_TOLD = {
   _FILES: "a file, a folder or a set of the hub (config.{group}.source)",
   _RELEASED: "the study's files (config.heldout.sets, .domain)",
@@ -570,6 +309,8 @@ class Heeded(NamedTuple):
 
 
 _GENERATED = (_MADE, _ARITHMETIC)
+
+
 HEEDED: Mapping[str, Heeded] = {
   **dict.fromkeys(("columns", "verifier", "split", "copies"), Heeded((_FILES,))),
   "skip_bad": Heeded((_FILES, _RELEASED)),
@@ -707,7 +448,7 @@ IMPOSSIBLE: tuple[Impossible, ...] = (
   ),
   Impossible(
     ("heldout",),
-    lambda c: not c.heldout.source and _named_sets(c) and c.heldout.name != base().heldout.name,
+    lambda c: not c.heldout.source and _named_sets(c) and c.heldout.name != "heldout",
     "config.heldout.name is set, but it is the name of the set of config.heldout.source, which is empty; clear it, or "
     "name the source",
   ),
@@ -783,16 +524,16 @@ def check(config: ConfigDict, stage: str | None = None, overridden: Iterable[str
   Of values and pairs only those in groups that the stage reads count (STAGE_GROUPS), all where none is named.
   `overridden`: keys that were set on the command line.
   """
-  like, groups = base(), groups_of(config, stage)
-  extra = set(keys(config)) ^ set(keys(like))
+  from jaxrlvr.config import files  # which checks what it loads
+
+  like, groups = files.base(), groups_of(config, stage)
+  extra = set(values.names(config)) ^ set(values.names(like))
   if extra:
     raise InputError(
-      f"config.{min(extra)}: {'missing' if min(extra) in keys(like) else 'unknown'}; see configs/base.py"
+      f"config.{min(extra)}: {'missing' if min(extra) in values.names(like) else 'unknown'}; see configs/base.py"
     )
-  for key in keys(config):
-    parent, last = _leaf(config, key)
-    reference, _ = _leaf(like, key)
-    value = _typed(key, parent[last], reference[last])
+  for key in values.names(config):
+    value = values.typed(key, values.get(config, key), values.get(like, key))
     rule = _rule(key) if _is_read(key, groups) else None
     if rule and not _holds(rule[0], value):
       near = difflib.get_close_matches(value, rule[1].replace(",", "").split(), 1) if isinstance(value, str) else []
@@ -813,7 +554,7 @@ def check(config: ConfigDict, stage: str | None = None, overridden: Iterable[str
     for link in config.chain:
       _check_entries(link)
       _check_link(link)
-      derive(config, link.get("set", {}), link.get("stage", ""))
+      files.derive(config, link.get("set", {}), link.get("stage", ""))
 
 
 _SAMPLED = "prompt_tokens response_tokens temperature top_k top_p stop_strings shrink cache_blocks".split()
@@ -874,34 +615,3 @@ def _holds(rule: Callable, value) -> bool:
     return bool(rule(value))
   except TypeError:
     return False
-
-
-def derive(config: ConfigDict, changes: Mapping[str, object], stage: str | None = None) -> ConfigDict:
-  """A copy with some leaves changed and no chain of its own, checked as `check` does for the stage."""
-  made = ConfigDict(config.to_dict())
-  made.chain = ()
-  for key, value in changes.items():
-    set_value(made, key, value)
-  made.lock()
-  check(made, stage)
-  return made
-
-
-def differences(a: ConfigDict, b: Mapping, ignore: tuple[str, ...]) -> list[str]:
-  """`key: here x, there y` for leaves that differ; keys that start with one of `ignore` may."""
-  here, there = ({key: _get(c, key) for key in keys(c)} for c in (a, ConfigDict(b)))
-  return [
-    f"config.{key}: {here.get(key)!r}, earlier {there.get(key)!r}"
-    for key in sorted({*here, *there})
-    if not key.startswith(ignore) and _as_json(here.get(key)) != _as_json(there.get(key))
-  ]
-
-
-def _get(config: ConfigDict, key: str):
-  parent, last = _leaf(config, key)
-  return parent[last]
-
-
-def _as_json(value):
-  """Returns the value as it comes back from a JSON file: tuples at any depth are lists, all keys are strings."""
-  return json.loads(json.dumps(value, default=list))

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from jaxrlvr.base import object_store
 from jaxrlvr.base.errors import InputError
-from jaxrlvr.config import checks as configs
+from jaxrlvr.config.files import derive
 from jaxrlvr.stages.run_directory import open_run
 
 Stage = Callable[[ConfigDict, str | Path], dict]
@@ -43,7 +43,7 @@ def plan(config: ConfigDict, workdir: Path, stages: Mapping[str, Stage]) -> list
       changes[key] = str(workdir / file)
     if "runs" in link:
       changes["report.runs"] = tuple(f"{title}={workdir / folder}" for title, folder in link["runs"].items())
-    made.append((name, stages[stage], configs.derive(config, changes, stage)))
+    made.append((name, stages[stage], derive(config, changes, stage)))
     seen.add(name)
   return made
 

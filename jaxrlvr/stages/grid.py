@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from jaxrlvr.base import logbook, object_store, signals
 from jaxrlvr.base.errors import InputError, TrainingStopped
-from jaxrlvr.config import checks as configs
+from jaxrlvr.config.files import derive
 from jaxrlvr.device import multihost
 from jaxrlvr.reporting.runs import STUDY
 from jaxrlvr.stages.chain import Stage, needs, plan
@@ -52,7 +52,7 @@ class _Links:
     named = {stage: name for name, stage in stages.items()}
     self._stage, self._config = {}, {}
     for name, stage, derived in plan(config, workdir, stages):
-      self._stage[name], self._config[name] = named[stage], configs.derive(derived, kept, named[stage]).to_dict()
+      self._stage[name], self._config[name] = named[stage], derive(derived, kept, named[stage]).to_dict()
     self._needs = {link["name"]: needs(link) for link in config.chain}
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_setaffinity") else []
     self._free = [cores[i :: self._jobs] for i in range(self._jobs)]
@@ -156,7 +156,7 @@ def study(stages: Mapping[str, Stage]) -> Stage:
         raise
       made = {}
       if any("cell" in link for link in config.chain):
-        made = stages["report"](configs.derive(config, {"report.runs": (str(workdir),)}, "report"), workdir / "report")
+        made = stages["report"](derive(config, {"report.runs": (str(workdir),)}, "report"), workdir / "report")
       if len(links.done) < total:
         raise TrainingStopped(
           f"{total - len(links.done)} of {total} links are not finished; failed: "

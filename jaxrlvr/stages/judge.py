@@ -16,7 +16,7 @@ from jaxrlvr.analysis.saturation import saturation
 from jaxrlvr.base import logbook, object_store, signals
 from jaxrlvr.base.errors import InputError, TrainingStopped
 from jaxrlvr.base.types import Problem
-from jaxrlvr.config import checks as configs
+from jaxrlvr.config.files import derive
 from jaxrlvr.device import multihost
 from jaxrlvr.judging import endpoint, judges
 from jaxrlvr.judging.judges import Judge, Response
@@ -50,7 +50,7 @@ def local(config: ConfigDict, group: ConfigDict) -> tuple[endpoint.Complete, str
     raise InputError("model is empty; name the run directory of a policy (`jaxrlvr import` makes one of a model)")
   how = {"init": group.model, "model.path": "", "tokenizer": "", "rl.prompt_tokens": group.prompt_tokens}
   how |= {"rl.response_tokens": group.tokens, "rl.stop_strings": (), "plan.mean_tokens": 0}
-  policy = build_policy.load_policy(own := configs.derive(config, how, "judge"))
+  policy = build_policy.load_policy(own := derive(config, how, "judge"))
   sampler = rollout.Sampler(own, policy, "judge", group=1, temperature=0.0, top_k=0, top_p=1.0)
   size, counts = sampler.batch_size(group.concurrency, group.concurrency), Counter()
 

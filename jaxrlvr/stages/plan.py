@@ -14,7 +14,8 @@ from ml_collections import ConfigDict
 
 from jaxrlvr.base import logbook, object_store
 from jaxrlvr.base.errors import InputError
-from jaxrlvr.config import checks as configs
+from jaxrlvr.config import values
+from jaxrlvr.config.files import derive
 from jaxrlvr.model import spec as policy_spec
 from jaxrlvr.planning import tpu
 from jaxrlvr.stages import plan_programs
@@ -59,7 +60,7 @@ def search(config: ConfigDict, stage: str, capacity: float, measure: Callable):
   """
   made, changes = measure(config, None, {}), {}
   tries = [t._replace(key=stage + t.key if t.key.startswith(".") else t.key) for t in TRIES]
-  left = {name: [t for t in tries if name in t.helps and t.key in configs.keys(config)] for name in made}
+  left = {name: [t for t in tries if name in t.helps and t.key in values.names(config)] for name in made}
   while bad := next((name for name, m in made.items() if m.total > capacity or m.refused), None):
     now = made[bad]
     room = capacity - now.arguments - now.beside - now.output
@@ -78,7 +79,7 @@ def _better(config: ConfigDict, t: Try, bad: str, room: float, made: dict[str, M
   value = functools.reduce(lambda node, part: node[part], t.key.split("."), config)
   for wanted in t.next(value, made[bad].temporaries / room if room > 0 else math.inf):
     try:
-      changed = configs.derive(config, {t.key: wanted} | ({"mesh.data": 1} if t.key == "mesh.fsdp" else {}), "plan")
+      changed = derive(config, {t.key: wanted} | ({"mesh.data": 1} if t.key == "mesh.fsdp" else {}), "plan")
       found = measure(changed, t.helps, made)
     except InputError:
       continue

@@ -26,7 +26,8 @@ from ml_collections import ConfigDict
 
 from jaxrlvr.base import logbook, object_store, signals
 from jaxrlvr.base.errors import InputError, StorageError, TrainingStopped
-from jaxrlvr.config import checks as configs
+from jaxrlvr.config import values
+from jaxrlvr.config.files import differences
 from jaxrlvr.device import checkpoint, multihost
 from jaxrlvr.rewards import expression
 
@@ -388,13 +389,13 @@ def _check_used(config: ConfigDict, workdir: Path, stage: str) -> dict | None:
   longer = stage == "rl" and (config.rl.steps > before["rl"]["steps"] or unstopped)
   if longer and config.rl.optim.schedule == "constant" and not config.rl.optim.warmup:
     free = (*free, "rl.steps")  # more steps change no step that is done
-  unknown = sorted(set(configs.keys(config)) ^ set(configs.keys(ConfigDict(before))))
+  unknown = sorted(set(values.names(config)) ^ set(values.names(ConfigDict(before))))
   if unknown:
     raise InputError(
       f"--workdir={workdir}: holds a run of another version of jaxrlvr (config.{unknown[0]} is new or gone); go on "
       "with that version (git in manifest.json), or choose another directory"
     )
-  changed = configs.differences(config, before, free)
+  changed = differences(config, before, free)
   if changed:
     raise InputError(
       f"--workdir={workdir}: holds a run with another config; choose another directory or undo\n  "

@@ -97,7 +97,7 @@ def test_only_what_is_new_goes_up_and_the_summary_last(tmp_path, bucket, monkeyp
 
 def test_a_run_of_many_steps_goes_up_now_and_then(tmp_path, bucket, monkeypatch):
   """Lines go up at most once in a while, and whatever is left when a checkpoint is saved or the run ends."""
-  from jaxrlvr.config import checks as configs
+  from jaxrlvr.config import files as configs
   from jaxrlvr.device import checkpoint
   from jaxrlvr.stages import run_directory as runs
 

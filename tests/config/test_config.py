@@ -9,7 +9,8 @@ import pytest
 
 from jaxrlvr import cli
 from jaxrlvr.base.errors import InputError
-from jaxrlvr.config import checks as configs
+from jaxrlvr.config import checks, values
+from jaxrlvr.config import files as configs
 
 ROOT = Path(__file__).parents[2]
 
@@ -107,16 +108,16 @@ def test_only_groups_that_a_stage_reads_can_stop_it():
     "heldout.overlap": ("no", {"rl", "evaluate"}),
     "filter.high": ("99", {"filter"}),
     "report.samples": ("-1", {"report", "chain", "study"}),
-    "seed": ("-1", set(configs.STAGE_GROUPS)),
+    "seed": ("-1", set(checks.STAGE_GROUPS)),
   }
   for key, (value, stages) in wrong.items():
-    for stage in configs.STAGE_GROUPS:
+    for stage in checks.STAGE_GROUPS:
       if stage in stages:
         with pytest.raises(InputError, match=f"config.{key.split('.')[0]}|rows of an update"):
           configs.load("base", {key: value}, stage)
       else:
         configs.load("base", {key: value}, stage)
-  assert set(configs.STAGE_GROUPS) == set(cli.HELP)
+  assert set(checks.STAGE_GROUPS) == set(cli.HELP)
 
 
 def test_keys_that_no_problem_heeds_are_refused():
@@ -151,7 +152,7 @@ def test_stages_read_no_group_beyond_their_own():
   for stage in ("prepare", "evaluate", "rl", "diagnose", "judge", "report"):
     text = (ROOT / "jaxrlvr" / "stages" / f"{stage}.py").read_text()
     read = set(re.findall(r"\bconfig\.(\w+)", text)) & set(groups)
-    assert read <= configs.groups_of(configs.base(), stage), stage
+    assert read <= checks.groups_of(configs.base(), stage), stage
 
 
 def test_stop_strings_from_a_shell_are_decoded(caplog):
@@ -230,7 +231,7 @@ def test_an_override_that_no_link_would_heed_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
       cli.run([stage, f"--config={name}", f"--config.{key}={value}", f"--workdir={tmp_path / 'run'}"])
     assert f"config.{key}: would change nothing, for each link of " in capsys.readouterr().err
-  configs.check_heeded(configs.load("demo"), ["seed", "rl.response_tokens", "rl.steps"])
+  checks.check_heeded(configs.load("demo"), ["seed", "rl.response_tokens", "rl.steps"])
 
 
 def test_chains_are_checked_before_the_first_link_runs(tmp_path):
@@ -243,7 +244,7 @@ def test_chains_are_checked_before_the_first_link_runs(tmp_path):
     return c
 
   with pytest.raises(InputError, match="no such key; did you mean config.sft.thinking"):
-    configs.check(links({"name": "a", "stage": "sft", "set": {"sft.thinkin": True}}))
+    checks.check(links({"name": "a", "stage": "sft", "set": {"sft.thinkin": True}}))
   for chain, words in (
     ((), "config.chain is empty"),
     (({"name": "a", "stage": "sftt"},), "of no known stage"),
@@ -251,7 +252,7 @@ def test_chains_are_checked_before_the_first_link_runs(tmp_path):
     (({"name": "a", "stage": "sft"}, {"name": "a", "stage": "sft"}), "there twice"),
     (({"name": "a", "set": {"seed": 1}},), "has no stage"),
   ):
-    configs.check_heeded(links(*chain), ["seed"])
+    checks.check_heeded(links(*chain), ["seed"])
     with pytest.raises(InputError, match=words):
       plan(links(*chain), tmp_path, STAGES)
 
@@ -283,7 +284,7 @@ def test_every_key_is_read_somewhere():
     if path.name != "config.py":
       with path.open("rb") as f:
         words |= {w for t in tokenize.tokenize(f.readline) for w in re.findall(r"\w+", t.string) if t.type in (1, 3)}
-  for key in configs.keys(configs.base()):
+  for key in values.names(configs.base()):
     assert key.split(".")[-1] in words, f"config.{key} is read by nobody"
 
 

@@ -11,7 +11,7 @@ import pytest
 from helpers.hf_directories import USER, write_tokenizer
 from jaxrlvr.base.errors import InputError
 from jaxrlvr.base.types import Problem
-from jaxrlvr.config import checks as configs
+from jaxrlvr.config import files as configs
 from jaxrlvr.data import corpus, embedded_text
 from jaxrlvr.data import files as rows
 from jaxrlvr.stages import language_modelling

@@ -14,7 +14,7 @@ import pytest
 
 from jaxrlvr.base.errors import InputError
 from jaxrlvr.base.types import Problem
-from jaxrlvr.config import checks as configs
+from jaxrlvr.config import files as configs
 from jaxrlvr.data import columns as layout
 from jaxrlvr.data import corpus, problems
 from jaxrlvr.data import files as rows

@@ -7,7 +7,7 @@ import pytest
 
 from jaxrlvr.base.errors import InputError
 from jaxrlvr.base.types import Problem
-from jaxrlvr.config import checks as configs
+from jaxrlvr.config import files as configs
 from jaxrlvr.data import files, overlap
 from jaxrlvr.data import prepared as store
 from jaxrlvr.stages import build_policy, rollout

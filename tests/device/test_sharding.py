@@ -252,7 +252,7 @@ def test_digests_are_those_of_one_device_and_come_from_one_program(spec, params)
 )
 def test_sampling_is_cut_by_kv_heads_and_by_memory(heads, memory, cut):
   """8 devices, about 2,000 weights; 6 heads divide by 2 of its divisors alone."""
-  from jaxrlvr.config import checks as configs
+  from jaxrlvr.config import files as configs
   from jaxrlvr.stages import build_policy
 
   spec = policy_spec.Spec(vocab=24, width=16, layers=1, heads=heads[0], kv_heads=heads[1], head_dim=4, mlp=24)

@@ -11,7 +11,7 @@ from jaxrlvr import cli
 from jaxrlvr.analysis import reasoning
 from jaxrlvr.base import logbook, signals
 from jaxrlvr.base.errors import StorageError
-from jaxrlvr.config import checks as configs
+from jaxrlvr.config import files as configs
 from jaxrlvr.judging import judges
 from jaxrlvr.judging.judges import Response, Settings
 from jaxrlvr.tasks.arithmetic import faithfulness as exact_judge

@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxrlvr.base.errors import InputError
-from jaxrlvr.config import checks as configs
+from jaxrlvr.config import files as configs
 from jaxrlvr.planning import collectives, flops, tpu
 from jaxrlvr.stages import STAGES, plan_programs
 from jaxrlvr.stages.plan import report, search, table, verdict

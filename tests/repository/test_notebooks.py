@@ -13,7 +13,7 @@ import pytest
 
 from helpers.hf_directories import write_model
 from jaxrlvr.cli import HELP
-from jaxrlvr.config import checks as configs
+from jaxrlvr.config import files as configs
 
 ROOT = Path(__file__).parents[2]
 COLAB = ROOT / "colab"

@@ -10,7 +10,7 @@ from helpers.hf_directories import write_model
 from helpers.serving import completion, send
 from jaxrlvr.base import logbook
 from jaxrlvr.base.errors import InputError
-from jaxrlvr.config import checks as configs
+from jaxrlvr.config import files as configs
 from jaxrlvr.data import prepared
 from jaxrlvr.judging import judges
 from jaxrlvr.judging.judges import Response

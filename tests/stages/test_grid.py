@@ -17,7 +17,7 @@ import pytest
 from jaxrlvr import cli
 from jaxrlvr.base import logbook, signals
 from jaxrlvr.base.errors import InputError, TrainingStopped
-from jaxrlvr.config import checks as configs
+from jaxrlvr.config import files as configs
 from jaxrlvr.stages import STAGES
 from jaxrlvr.stages.chain import needs, plan
 from jaxrlvr.stages.grid import cells, study

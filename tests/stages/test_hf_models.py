@@ -23,7 +23,7 @@ from helpers.hf_directories import PADDED, SPECS, STYLES, USER, tensors_of, writ
 from helpers.policies import logits_of
 from jaxrlvr.base import logbook
 from jaxrlvr.base.errors import InputError
-from jaxrlvr.config import checks as configs
+from jaxrlvr.config import files as configs
 from jaxrlvr.data import hub
 from jaxrlvr.device import checkpoint, sharding
 from jaxrlvr.model import hf_weights

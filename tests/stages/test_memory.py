@@ -10,7 +10,7 @@ import tokenizers
 from helpers.command_line import QUICK, rollouts, run_smoke
 from helpers.hf_directories import STYLES, USER, write_tokenizer
 from jaxrlvr.base.errors import InputError
-from jaxrlvr.config import checks as configs
+from jaxrlvr.config import files as configs
 from jaxrlvr.device import sharding
 from jaxrlvr.judging import judges
 from jaxrlvr.sampling.decode import Sampling

@@ -14,7 +14,7 @@ import pytest
 from jaxrlvr import cli
 from jaxrlvr.base import logbook, signals
 from jaxrlvr.base.errors import InputError, StorageError
-from jaxrlvr.config import checks as configs
+from jaxrlvr.config import files as configs
 from jaxrlvr.device import checkpoint
 from jaxrlvr.rewards import expression
 from jaxrlvr.stages import run_directory as runs

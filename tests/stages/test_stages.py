@@ -388,7 +388,7 @@ def test_a_chain_can_be_moved_and_a_stale_evaluation_is_refused(tmp_path, chain,
 
 
 def test_moments_lie_like_their_weights_and_the_update_compiles_once(chain):
-  from jaxrlvr.config import checks as configs
+  from jaxrlvr.config import files as configs
   from jaxrlvr.stages import build_policy
 
   c = configs.load("smoke", {"init": str(chain / "cpt"), "mesh.data": "2", "mesh.fsdp": "2", "mesh.tensor": "2"})

@@ -7,7 +7,7 @@ import pytest
 
 from helpers.command_line import QUICK, metrics, run_smoke
 from jaxrlvr.base.errors import InputError
-from jaxrlvr.config import checks as configs
+from jaxrlvr.config import files as configs
 from jaxrlvr.stages.unpaid import KINDS, STEPS, Unpaid, shares
 
 CURES = {

@@ -16,7 +16,7 @@ from jaxrlvr.base import logbook
 from jaxrlvr.base import signals as stopping
 from jaxrlvr.base.errors import InputError
 from jaxrlvr.base.types import Problem, Verdict
-from jaxrlvr.config import checks as configs
+from jaxrlvr.config import files as configs
 from jaxrlvr.data import prepared
 from jaxrlvr.grading.service import Service
 from jaxrlvr.stages import STAGES, rollout

@@ -14,7 +14,7 @@ from helpers.command_line import run
 from helpers.hf_directories import STYLES, TURNS, USER, write_tokenizer
 from jaxrlvr.base import object_store
 from jaxrlvr.base.errors import InputError
-from jaxrlvr.config import checks as configs
+from jaxrlvr.config import files as configs
 from jaxrlvr.data import hub
 from jaxrlvr.stages import build_policy
 from jaxrlvr.stages.diagnose import reference

@@ -10,7 +10,7 @@ import pytest
 from helpers.rollouts import EOS, NO_STOPS, prompts, rollout_batch, row_keys
 from jaxrlvr.base.errors import InputError
 from jaxrlvr.base.types import Branches
-from jaxrlvr.config import checks as configs
+from jaxrlvr.config import files as configs
 from jaxrlvr.device import masked, sharding
 from jaxrlvr.model.score import score
 from jaxrlvr.sampling.decode import Sampling, sample

@@ -1,0 +1,105 @@
+"""The values of a config by their dotted names."""
+
+from __future__ import annotations
+
+import ast
+import logging
+import math
+import re
+from collections.abc import Mapping
+
+from ml_collections import ConfigDict
+
+from jaxrlvr.base.errors import InputError
+from jaxrlvr.config import hints
+
+_LOG = logging.getLogger(__name__)
+
+
+def names(config: ConfigDict, prefix: str = "") -> list[str]:
+  """Dotted names of all leaves."""
+  found = []
+  for name, value in config.items():
+    found += names(value, f"{prefix}{name}.") if isinstance(value, ConfigDict) else [prefix + name]
+  return found
+
+
+def _leaf(config: ConfigDict, key: str) -> tuple[ConfigDict, str]:
+  node = config
+  *parents, last = key.split(".")
+  for part in [*parents, last]:
+    if not isinstance(node, ConfigDict) or part not in node:
+      raise InputError(f"config.{key}: no such key{hints.hint(names(config), key)}")
+    node, parent = node[part], node
+  if isinstance(node, ConfigDict):
+    raise InputError(f"config.{key}: a group of keys, not a value; set one of {[f'{key}.{k}' for k in node]}")
+  return parent, last
+
+
+def get(config: ConfigDict, key: str):
+  """Returns the value of a leaf; InputError where there is none."""
+  parent, last = _leaf(config, key)
+  return parent[last]
+
+
+def set_text(config: ConfigDict, key: str, text: str) -> None:
+  """Sets a leaf from command-line text, read as the type the leaf has."""
+  parent, last = _leaf(config, key)
+  now = parent[last]
+  if isinstance(now, str):
+    value = text
+  else:
+    try:
+      value = ast.literal_eval({"true": "True", "false": "False"}.get(text.lower(), text))
+    except (ValueError, SyntaxError, RecursionError, MemoryError):  # no literal, or one that is nested too deeply
+      value = _words(key, text) if isinstance(now, tuple) else text
+    if isinstance(now, tuple) and not isinstance(value, (tuple, list)):
+      value = (value,)
+  set_value(config, key, value)
+
+
+_ESCAPES = {r"\n": "\n", r"\t": "\t", r"\r": "\r", "\\\\": "\\"}
+
+
+def _words(key: str, text: str) -> tuple[str, ...]:
+  r"""Texts between commas, as typed in a shell. Of `rl.stop_strings` white space counts, and \n, \t, \r are decoded."""
+  if key != "rl.stop_strings":
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+  decoded = re.sub(r"\\[ntr\\]", lambda match: _ESCAPES[match[0]], text)
+  words = tuple(decoded.split(","))
+  if decoded != text:
+    _LOG.warning("config.%s = %s is read as %r; for other strings write a Python tuple", key, text, words)
+  return words
+
+
+def set_value(config: ConfigDict, key: str, value) -> None:
+  """Sets a leaf; a value of another type than the default's is an error."""
+  parent, last = _leaf(config, key)
+  parent[last] = typed(key, value, parent[last])
+
+
+def typed(key: str, value, like):
+  """Returns the value in the type of `like`: an integer may stand for a float, a list for a tuple. Else InputError."""
+  if isinstance(like, tuple) and isinstance(value, (tuple, list)):
+    return _as_tuples(key, value)
+  if isinstance(like, float) and isinstance(value, int) and not isinstance(value, bool):
+    value = float(value)
+  if type(value) is not type(like):
+    raise InputError(
+      f"config.{key} = {value!r}: has type {type(value).__name__}, wanted {type(like).__name__} like {like!r}"
+    )
+  if isinstance(value, float) and not math.isfinite(value):
+    raise InputError(f"config.{key} = {value!r}: wanted a finite number")
+  return value
+
+
+def _as_tuples(key: str, value):
+  """Returns the value with tuples for lists at any depth, as config files write them; no number in it may be infinite
+  or NaN, which JSON can't hold."""
+  if isinstance(value, tuple | list):
+    return tuple(_as_tuples(key, item) for item in value)
+  if isinstance(value, Mapping):
+    return {name: _as_tuples(key, item) for name, item in value.items()}
+  if isinstance(value, float) and not math.isfinite(value):
+    raise InputError(f"config.{key}: holds {value!r}; wanted finite numbers")
+  return value
