@@ -38,7 +38,8 @@ def pytest_configure(config):
     jax.config.update(name, value)
 
 
-FIRST = ("stages", "sample", "update", "weak", "sharding", "multihost")  # the longest modules, so that workers end together
+# The longest modules, so that workers end together.
+FIRST = ("stages", "sample", "update", "weak", "sharding", "multihost")
 
 
 def pytest_collection_modifyitems(items):
