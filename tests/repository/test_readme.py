@@ -3,6 +3,7 @@
 import ast
 import importlib
 import re
+import tomllib
 from pathlib import Path
 
 from jaxrlvr.cli import HELP
@@ -33,3 +34,9 @@ def test_named_files_and_functions_exist():
     assert f"jaxrlvr.{name}" in TEXT
     module, _, function = f"jaxrlvr.{name}".rpartition(".")
     assert callable(getattr(importlib.import_module(module), function))
+
+
+def test_version_and_changes_are_those_of_the_package():
+  version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+  assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+  assert f"\n## [{version}] - " in (ROOT / "CHANGELOG.md").read_text()
