@@ -8,24 +8,21 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-import jax
 from ml_collections import ConfigDict
 
-from jaxrlvr.base import logbook
 from jaxrlvr.base.errors import InputError
 from jaxrlvr.base.types import Problem
 from jaxrlvr.data import prepared
 from jaxrlvr.data import problems as problem_lists
 from jaxrlvr.data import subset as subsets
-from jaxrlvr.device import multihost
 from jaxrlvr.grading.service import Job
 from jaxrlvr.grading.vote import Grade, elect
 from jaxrlvr.reporting import charts
 from jaxrlvr.rewards import expression
 from jaxrlvr.stages import build_policy, rollout
 from jaxrlvr.stages.run_directory import Run, open_run
+from jaxrlvr.stages.survey import open_survey
 from jaxrlvr.tasks.verdicts import WRONG
 from jaxrlvr.text.answer import stated
 
@@ -33,88 +30,62 @@ _LOG = logging.getLogger(__name__)
 PROBLEMS = "problems.jsonl"
 
 
-class Survey(NamedTuple):
-  """A stage that samples many problems and writes one row about each."""
-
-  stage: str
-  order: Callable[[Sequence[Problem]], list[Problem]]  # in which they are sampled
-  measure: Callable[[rollout.Drawn, Grade], list[dict]]  # a row a problem, each with its id
-  enough: Callable[[Sequence[dict], int], bool]  # (rows so far, problems in all): may the rest be left out?
-  write: Callable[[Run, Sequence[Problem], Mapping[str, dict]], dict]  # (run, problems, rows by id) -> summary
-  load: Mapping[str, object] = {}  # what of config.problems is to be otherwise
-  prepare: Callable[[Run, build_policy.Policy], None] = lambda run, policy: None  # refuses what else can't be used
-
-
-def survey(config: ConfigDict, workdir: str | Path, how: Survey) -> dict:
-  """Runs a survey of `config.problems` by the policy of `config.init`; one that goes on keeps its whole batches."""
-  samples = config[how.stage].samples
-  with open_run(config, workdir, how.stage) as run:
-    policy = build_policy.load_policy(config)
-    how.prepare(run, policy)
-    sampler = rollout.Sampler(config, policy, how.stage, group=samples)
-    with rollout.verifier_service(config) as service, jax.set_mesh(policy.mesh), jax.transfer_guard("disallow"):
-      loaded = rollout.load_problems(config, "problems", policy.tokenizer, service, **how.load)
-      ordered = loaded._replace(problems=how.order(loaded.problems))
-      e, total = config.evaluate, len(loaded.problems)
-      size = sampler.batch_size(max(1, e.problems_per_batch * e.samples // samples), total)
-      inputs = {"tokenizer": policy.tokenizer.pieces(), "origin": policy.origin.get("digests")}
-      run.begin(problems=loaded.problems, **inputs)
-      if run.finished:
-        return run.summary
-      files = sorted((run.workdir / "rows").glob("*.jsonl"))
-      rows = multihost.first(lambda: [row for file in files for row in logbook.read_jsonl(file)])
-      progress = run.progress(total, len(rows))
-      batches = sampler.sweep(sampler.weights(policy.params), ordered, size, len(rows))
-      while len(rows) < total and not how.enough(rows, total):
-        run.raise_if_asked()
-        made = how.measure(next(batches), expression.remembering(service.grade))
-        logbook.write_jsonl(run.workdir / "rows" / f"{len(rows):08d}.jsonl", made)
-        rows += made
-        progress(len(rows))
-    return run.finish(dropped=loaded.dropped, **how.write(run, loaded.problems, {row["id"]: row for row in rows}))
-
-
 def filter_problems(config: ConfigDict, workdir: str | Path) -> dict:
   """Keeps the problems of which the policy of `config.init` solves `filter.low` to `filter.high` of its samples.
 
   The kept ones go to problems.jsonl, with `extra["solved"]` and `extra["samples"]`; rows/ tells of all.
   """
-  f = config.filter
+  with open_run(config, workdir, "filter") as run:
+    policy = build_policy.load_policy(config)
+    with open_survey(run, policy) as survey:
+      survey.begin()
+      if run.finished:
+        return run.summary
+      for drawn, grade in survey.batches(survey.problems):
+        survey.record(_solve_counts(drawn.answers.problems, expression.truth(drawn.answers, grade)))
+    rows = {row["id"]: row for row in survey.rows}
+    return run.finish(dropped=survey.dropped, **_keep(run, survey.problems, rows))
 
-  def measure(drawn, grade):
-    true = expression.truth(drawn.answers, grade)
-    each = zip(drawn.answers.problems, true.value_PG, true.scored_PG, true.cause_PG, strict=True)
-    return [
-      {"id": p.id, "solved": int((value == 1)[scored].sum()), "scored": int(scored.sum()),
-       "unscored": Counter(cause for cause, known in zip(causes, scored, strict=True) if not known)}
-      for p, value, scored, causes in each
-    ]  # fmt: skip
 
-  def write(run: Run, problems: Sequence[Problem], rows):
-    solved = {p.id: rows[p.id]["solved"] for p in problems if rows[p.id]["scored"]}
-    kept = [
-      dataclasses.replace(p, extra={**p.extra, "solved": solved[p.id], "samples": f.samples})
-      for p in problems
-      if f.low <= solved.get(p.id, -1) <= f.high
-    ]
-    if not kept:
-      raise InputError(
-        f"none of {len(problems)} problems is solved {f.low} to {f.high} times in {f.samples}; {run.home}/rows tells"
-        " how often each is; take other problems, another policy, or another range in another workdir"
-      )
-    counts = Counter(solved.values())
-    bars = [counts[n] for n in range(f.samples + 1)]
-    charts.histogram(run.workdir / "histogram.png", bars, f"Problems by solve@{f.samples}")
-    prepared.save(run.workdir / PROBLEMS, kept)
-    print(f"{run.home / PROBLEMS}: {len(kept)} of {len(problems)} problems are solved {f.low} to {f.high} times in "
-          f"{f.samples}; {bars[0]} never, {bars[-1]} always")  # fmt: skip
-    unscored = sum((Counter(row["unscored"]) for row in rows.values()), Counter())
-    if unscored:
-      _LOG.warning("%d samples could not be graded (%s) and count as not solved; %d problems are left out, as none of "
-                   "theirs could", unscored.total(), dict(unscored), len(problems) - len(solved))  # fmt: skip
-    return {"problems": len(problems), "kept": len(kept), "histogram": bars, "unscored": dict(unscored)}
+def _solve_counts(problems: Sequence[Problem], true: expression.Graded) -> list[dict]:
+  """Of each problem how many of its samples are right, how many could be graded, and why the others could not."""
+  rows = []
+  for problem, value_G, scored_G, cause_G in zip(problems, true.value_PG, true.scored_PG, true.cause_PG, strict=True):
+    solved, scored = int((value_G == 1)[scored_G].sum()), int(scored_G.sum())
+    unscored = Counter(cause for cause, known in zip(cause_G, scored_G, strict=True) if not known)
+    rows.append({"id": problem.id, "solved": solved, "scored": scored, "unscored": unscored})
+  return rows
 
-  return survey(config, workdir, Survey("filter", list, measure, lambda rows, total: False, write))
+
+def _keep(run: Run, problems: Sequence[Problem], rows: Mapping[str, dict]) -> dict:
+  """Writes the problems that are solved often enough and not too often, and the histogram; returns the summary."""
+  f = run.config.filter
+  solved = {p.id: rows[p.id]["solved"] for p in problems if rows[p.id]["scored"]}
+  kept = [
+    dataclasses.replace(p, extra={**p.extra, "solved": solved[p.id], "samples": f.samples})
+    for p in problems
+    if f.low <= solved.get(p.id, -1) <= f.high
+  ]
+  if not kept:
+    raise InputError(
+      f"none of {len(problems)} problems is solved {f.low} to {f.high} times in {f.samples}; {run.home}/rows tells"
+      " how often each is; take other problems, another policy, or another range in another workdir"
+    )
+  counts = Counter(solved.values())
+  bars = [counts[n] for n in range(f.samples + 1)]
+  charts.histogram(run.workdir / "histogram.png", bars, f"Problems by solve@{f.samples}")
+  prepared.save(run.workdir / PROBLEMS, kept)
+  print(
+    f"{run.home / PROBLEMS}: {len(kept)} of {len(problems)} problems are solved {f.low} to {f.high} times in "
+    f"{f.samples}; {bars[0]} never, {bars[-1]} always"
+  )
+  unscored = sum((Counter(row["unscored"]) for row in rows.values()), Counter())
+  if unscored:
+    _LOG.warning(
+      "%d samples could not be graded (%s) and count as not solved; %d problems are left out, as none of theirs could",
+      unscored.total(), dict(unscored), len(problems) - len(solved),
+    )  # fmt: skip
+  return {"problems": len(problems), "kept": len(kept), "histogram": bars, "unscored": dict(unscored)}
 
 
 def subset(config: ConfigDict, workdir: str | Path) -> dict:
@@ -166,7 +137,7 @@ def is_wrong(problem: Problem, answer: str, grade: Grade) -> bool:
 
 
 # Which answers of the policy a new label may be: (problem, answer, grade). Keys: value of `corrupt.label`.
-LABELS: dict[str, Callable[[Problem, str, Grade], bool]] = {
+NEW_LABELS: dict[str, Callable[[Problem, str, Grade], bool]] = {
   "wrong": is_wrong,
   "majority": lambda problem, answer, grade: True,
 }
@@ -179,52 +150,66 @@ def corrupt(config: ConfigDict, workdir: str | Path) -> dict:
   have one in a random order: what is corrupted at a small gamma is at a larger one (paper, section 3.2). The truth
   stays beside the label. `corrupt.label` = "majority" takes the most frequent answer instead, right or wrong.
   """
-  c = config.corrupt
+  with open_run(config, workdir, "corrupt") as run:
+    policy = build_policy.load_policy(config)
+    with open_survey(run, policy) as survey:
+      _check_labels_are_true(survey.problems)
+      survey.begin()
+      if run.finished:
+        return run.summary
+      most = round(max(config.corrupt.gammas) * len(survey.problems))
+      batches = survey.batches(by_lot(config.seed, survey.problems))
+      while _relabelled(survey.rows) < most and (batch := next(batches, None)):
+        survey.record(_new_labels(config, *batch))
+    rows = {row["id"]: row for row in survey.rows}
+    return run.finish(dropped=survey.dropped, **_write_gammas(run, survey.problems, rows))
 
-  def order(problems: Sequence[Problem]) -> list[Problem]:
-    done = [p for p in problems if p.label != p.truth]
-    if done:
-      raise InputError(
-        f"config.problems: {len(done)} of {len(problems)} problems have a label that is not their truth, first "
-        f"{done[0].id} (label {done[0].label[:80]!r}, truth {done[0].truth[:80]!r}); start from the true labels"
-      )
-    return by_lot(config.seed, problems)
 
-  def measure(drawn, grade):
-    problems = drawn.answers.problems
-    answers_PG = [[response.answer for response in responses] for responses in drawn.answers.response_PG]
-    rows = []
-    for problem, election, answers in zip(problems, elect(problems, answers_PG, grade), answers_PG, strict=True):
-      votes = Counter(cluster for cluster in election.cluster_G if cluster is not None).most_common()
-      leaders = ((answers[election.cluster_G.index(cluster)].strip(), n) for cluster, n in votes)
-      fit = (leader for leader in leaders if LABELS[c.label](problem, leader[0], grade))
-      label, n = next(fit, (None, 0))
-      rows.append({"id": problem.id, "truth": problem.truth, "label": label, "votes": n, "samples": c.samples})
-    return rows
+def _check_labels_are_true(problems: Sequence[Problem]) -> None:
+  done = [p for p in problems if p.label != p.truth]
+  if done:
+    raise InputError(
+      f"config.problems: {len(done)} of {len(problems)} problems have a label that is not their truth, first "
+      f"{done[0].id} (label {done[0].label[:80]!r}, truth {done[0].truth[:80]!r}); start from the true labels"
+    )
 
-  def enough(rows: Sequence[dict], total: int) -> bool:
-    return sum(row["label"] is not None for row in rows) >= round(max(c.gammas) * total)
 
-  def write(run: Run, problems: Sequence[Problem], rows):
-    drawn = [p.id for p in by_lot(config.seed, problems) if p.id in rows and rows[p.id]["label"] is not None]
-    files = {}
-    for gamma in c.gammas:
-      file, wanted = run.workdir / f"gamma_{gamma:.2f}.jsonl", round(gamma * len(problems))
-      chosen = set(drawn[:wanted])
-      labelled = [_relabel(p, rows[p.id]["label"]) if p.id in chosen else p for p in problems]
-      prepared.save(file, labelled)
-      with file.open("rb") as written:
-        digest = hashlib.file_digest(written, "sha256").hexdigest()
-      files[file.name] = {"gamma": gamma, "relabelled": len(chosen), "sha256": digest}
-      print(f"{run.home / file.name}: {len(chosen)} of {len(problems)} labels are the policy's own")
-      if len(chosen) < wanted:
-        _LOG.warning(
-          "%s: %d were asked for; the others have no such answer in %d samples", file.name, wanted, c.samples
-        )
-    without = sorted(row["id"] for row in rows.values() if row["label"] is None)
-    return {"problems": len(problems), "sampled": len(rows), "without_such_answer": without, "files": files}
+def _relabelled(rows: Sequence[dict]) -> int:
+  return sum(row["label"] is not None for row in rows)
 
-  return survey(config, workdir, Survey("corrupt", order, measure, enough, write))
+
+def _new_labels(config: ConfigDict, drawn: rollout.Drawn, grade: Grade) -> list[dict]:
+  """Of each problem its most frequent answer that may be a label, and how many samples gave it; None where none may."""
+  c, problems = config.corrupt, drawn.answers.problems
+  answers_PG = [[response.answer for response in responses] for responses in drawn.answers.response_PG]
+  rows = []
+  for problem, election, answers in zip(problems, elect(problems, answers_PG, grade), answers_PG, strict=True):
+    votes = Counter(cluster for cluster in election.cluster_G if cluster is not None).most_common()
+    leaders = ((answers[election.cluster_G.index(cluster)].strip(), n) for cluster, n in votes)
+    fit = (leader for leader in leaders if NEW_LABELS[c.label](problem, leader[0], grade))
+    label, n = next(fit, (None, 0))
+    rows.append({"id": problem.id, "truth": problem.truth, "label": label, "votes": n, "samples": c.samples})
+  return rows
+
+
+def _write_gammas(run: Run, problems: Sequence[Problem], rows: Mapping[str, dict]) -> dict:
+  """Writes all problems once a gamma, with new labels on its share of them; returns the summary."""
+  c, seed = run.config.corrupt, run.config.seed
+  drawn = [p.id for p in by_lot(seed, problems) if p.id in rows and rows[p.id]["label"] is not None]
+  files = {}
+  for gamma in c.gammas:
+    file, wanted = run.workdir / f"gamma_{gamma:.2f}.jsonl", round(gamma * len(problems))
+    chosen = set(drawn[:wanted])
+    labelled = [_relabel(p, rows[p.id]["label"]) if p.id in chosen else p for p in problems]
+    prepared.save(file, labelled)
+    with file.open("rb") as written:
+      digest = hashlib.file_digest(written, "sha256").hexdigest()
+    files[file.name] = {"gamma": gamma, "relabelled": len(chosen), "sha256": digest}
+    print(f"{run.home / file.name}: {len(chosen)} of {len(problems)} labels are the policy's own")
+    if len(chosen) < wanted:
+      _LOG.warning("%s: %d were asked for; the others have no such answer in %d samples", file.name, wanted, c.samples)
+  without = sorted(row["id"] for row in rows.values() if row["label"] is None)
+  return {"problems": len(problems), "sampled": len(rows), "without_such_answer": without, "files": files}
 
 
 def _relabel(problem: Problem, label: str) -> Problem:

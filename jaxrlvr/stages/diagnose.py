@@ -12,14 +12,14 @@ from jaxrlvr.analysis import pre_rl, prediction, reasoning
 from jaxrlvr.base import logbook, object_store
 from jaxrlvr.base.errors import InputError, TrainingStopped
 from jaxrlvr.base.types import Problem
-from jaxrlvr.data import problems as problem_lists
 from jaxrlvr.device import multihost
 from jaxrlvr.model import spec as policy_spec
 from jaxrlvr.stages import build_policy
-from jaxrlvr.stages.curate import Survey, lot, survey
+from jaxrlvr.stages.curate import lot
 from jaxrlvr.stages.evaluate import graded
 from jaxrlvr.stages.judge import judge_step, make
-from jaxrlvr.stages.run_directory import Run
+from jaxrlvr.stages.run_directory import Run, open_run
+from jaxrlvr.stages.survey import open_survey
 
 # What the page tells: figure ({K}: samples a problem), and what it is.
 TOLD = {
@@ -47,52 +47,77 @@ def diagnose(config: ConfigDict, workdir: str | Path) -> dict:
   diagnosis.md is the page to read, diagnosis.json its numbers, rows/ has all responses, verdicts.jsonl the judge's. In
   an outage of a judge `http` the page tells the rest, and the stage ends unfinished.
   """
-  d, j, ready = config.diagnose, config.judge, {}
+  d, j = config.diagnose, config.judge
   if multihost.count() > 1 and j.name not in ("exact", "replay"):
     raise InputError(f"config.judge.name = {j.name!r} judges in one process; leave out --distributed, or take exact")
-
-  def prepare(run: Run, policy: build_policy.Policy) -> None:
-    ready.update(judge=make(config, j, run.workdir / "cache"), billions=policy_spec.count(policy.spec) / 1e9)
-    ready["reference"] = reference(d.reference)
-
-  def measure(drawn, grade) -> list[dict]:
-    rows = graded(drawn, 0, grade)
-    return [
-      {"id": p.id, "responses": rows[i * d.samples : (i + 1) * d.samples]} for i, p in enumerate(drawn.answers.problems)
-    ]
-
-  def write(run: Run, problems: Sequence[Problem], rows: Mapping[str, dict]) -> dict:
-    records = [record for row in rows.values() for record in row["responses"]]
-    ks = sorted({d.samples, *(k for k in config.evaluate.pass_k if k < d.samples)})
-    figures, histogram = pre_rl.measure(records, d.samples, ks)
-    chosen = sorted(rows, key=lambda problem: lot(config.seed, problem))[: j.problems]
-    found, judging = judged([r for p in chosen for r in rows[p]["responses"][: j.samples]], run, ready["judge"], config)
-    near = prediction.is_near(ready["billions"], {p.verifier for p in problems})
-    figures |= found
-    domain = prediction.domain_of(d.domain, config.problems.source, {p.verifier for p in problems})
-    said = prediction.predict(figures, near, judging["problems"], domain, ready["reference"])
-    made = {"domain": domain, "reference": ready["reference"]}
-    made |= {"figures": figures, "histogram": histogram, "predictions": [p._asdict() for p in said], "near": near,
-            "billions": ready["billions"], "judging": judging}  # fmt: skip
-    logbook.write_json(run.workdir / "diagnosis.json", made)
-    page = sections(config, made, said)
-    logbook.write_atomic(
-      run.workdir / "diagnosis.md", "\n".join(f"{title}\n\n{text.rstrip()}\n" for title, text in page.items())
-    )
-    print(page[_MEASURED] + "\n" + page[_PREDICTED] + f"\nthe page: {run.home / 'diagnosis.md'}")
+  with open_run(config, workdir, "diagnose") as run:
+    policy = build_policy.load_policy(config)
+    judge = make(config, j, run.workdir / "cache")
+    reference = faithful_diversity_of(d.reference)
+    with open_survey(run, policy, limit=d.problems) as survey:
+      survey.begin()
+      if run.finished:
+        return run.summary
+      for drawn, grade in survey.batches(survey.problems):
+        survey.record(_responses(drawn.answers.problems, graded(drawn, 0, grade)))
+    responses = {row["id"]: row["responses"] for row in survey.rows}
+    figures, histogram = _figures(config, responses)
+    figures_of_reasoning, judging = judged(_chosen(config, responses), run, judge, config)
+    figures |= figures_of_reasoning
+    billions, verifiers = policy_spec.count(policy.spec) / 1e9, {p.verifier for p in survey.problems}
+    near = prediction.is_near(billions, verifiers)
+    domain = prediction.domain_of(d.domain, config.problems.source, verifiers)
+    predictions = prediction.predict(figures, near, judging["problems"], domain, reference)
+    diagnosis = {
+      "domain": domain,
+      "reference": reference,
+      "figures": figures,
+      "histogram": histogram,
+      "predictions": [p._asdict() for p in predictions],
+      "near": near,
+      "billions": billions,
+      "judging": judging,
+    }
+    _write(run, diagnosis, predictions)
     if j.name == "http" and not judging["measured"]:  # it may answer another time
       raise TrainingStopped(
         f"{judging['missing']} of {judging['verdicts']} verdicts are missing, over config.judge.max_missing = "
         f"{j.max_missing}; see that it answers (warnings above). The same command asks only for what is missing"
       )
-    return made
-
-  count = d.problems if config.problems.source in problem_lists.GENERATED else 0
-  how = dict(count=count, at_most=d.problems)
-  return survey(config, workdir, Survey("diagnose", list, measure, lambda rows, total: False, write, how, prepare))
+    return run.finish(dropped=survey.dropped, **diagnosis)
 
 
-def reference(folder: str) -> float | None:
+def _responses(problems: Sequence[Problem], records: Sequence[Mapping]) -> list[dict]:
+  """A row a problem, with the records of its responses, of which there are as many each."""
+  K = len(records) // len(problems)
+  return [{"id": problem.id, "responses": records[i * K : (i + 1) * K]} for i, problem in enumerate(problems)]
+
+
+def _figures(config: ConfigDict, responses: Mapping[str, Sequence[Mapping]]) -> tuple[dict[str, float], list[int]]:
+  """(what the verifier says of all responses, how many problems are solved how often)."""
+  samples = config.diagnose.samples
+  ks = sorted({samples, *(k for k in config.evaluate.pass_k if k < samples)})
+  records = [record for of_problem in responses.values() for record in of_problem]
+  return pre_rl.measure(records, samples, ks)
+
+
+def _chosen(config: ConfigDict, responses: Mapping[str, Sequence[Mapping]]) -> list[Mapping]:
+  """The records that are judged: of some problems, by lot, the first samples."""
+  j = config.judge
+  problems = sorted(responses, key=lambda problem: lot(config.seed, problem))[: j.problems]
+  return [record for problem in problems for record in responses[problem][: j.samples]]
+
+
+def _write(run: Run, diagnosis: Mapping, predictions: Sequence[prediction.Prediction]) -> None:
+  """Writes diagnosis.json and the page, and prints what of the page is read first."""
+  logbook.write_json(run.workdir / "diagnosis.json", diagnosis)
+  page = sections(run.config, diagnosis, predictions)
+  text = "\n".join(f"{title}\n\n{body.rstrip()}\n" for title, body in page.items())
+  logbook.write_atomic(run.workdir / "diagnosis.md", text)
+  print(page[_MEASURED] + "\n" + page[_PREDICTED] + f"\nthe page: {run.home / 'diagnosis.md'}")
+
+
+def faithful_diversity_of(folder: str) -> float | None:
   """Returns the faithful diversity of a former diagnosis; None for "". InputError where it can't be read."""
   if not folder:
     return None

@@ -15,7 +15,7 @@ from jaxrlvr.data import prepared
 from jaxrlvr.judging import judges
 from jaxrlvr.judging.judges import Response
 from jaxrlvr.stages.curate import lot
-from jaxrlvr.stages.diagnose import reference
+from jaxrlvr.stages.diagnose import faithful_diversity_of
 from jaxrlvr.stages.judge import local, make
 from jaxrlvr.tasks.arithmetic import problems as arithmetic
 
@@ -65,12 +65,12 @@ def test_diagnosis_is_that_of_the_samples(diagnosed, init):
 
 
 def test_a_former_diagnosis_is_the_reference(diagnosed, tmp_path):
-  assert reference("") is None
+  assert faithful_diversity_of("") is None
   (tmp_path / "diagnosis.json").write_text(json.dumps({"figures": {"faithful_diversity": 0.625}}))
-  assert reference(str(tmp_path)) == 0.625
+  assert faithful_diversity_of(str(tmp_path)) == 0.625
   (tmp_path / "diagnosis.json").write_text(json.dumps({"figures": {"faithful_diversity": None}}))
   with pytest.raises(InputError, match="config.diagnose.reference = .*was not measured there; name the run directory"):
-    reference(str(tmp_path))
+    faithful_diversity_of(str(tmp_path))
   found, page = told(diagnosed), (diagnosed / "diagnosis.md").read_text()
   assert (found["domain"], found["reference"]) == ("arithmetic", None) and "taken for arithmetic" in page
 

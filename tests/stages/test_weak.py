@@ -170,6 +170,17 @@ def test_corrupt_rl(tmp_path, init):
   assert all(r["reward"] == float(r["answer"] == r["label"]) for r in rows)
 
 
+def test_corrupt_samples_no_more_than_it_needs(tmp_path, init):
+  """Neither at first nor where a run goes on that was killed before its end."""
+  how = dict(init=init, problems__count=24, corrupt__gammas="(0.1,)", **TWELVE)
+  assert run("corrupt", tmp_path, **how) == 0
+  summary, rows = (tmp_path / "summary.json").read_text(), sorted((tmp_path / "rows").iterdir())
+  assert json.loads(summary)["sampled"] == 8 and len(rows) == 1
+  (tmp_path / "summary.json").unlink()
+  assert run("corrupt", tmp_path, **how) == 0
+  assert (tmp_path / "summary.json").read_text() == summary and sorted((tmp_path / "rows").iterdir()) == rows
+
+
 def test_what_corrupt_refuses(tmp_path, init, capsys):
   labels = [("p", "4", "5"), ("q", "4", "4")]
   made = [Problem(i, ({"role": "user", "content": i},), *rest, "arithmetic", {"operations": 1}) for i, *rest in labels]
@@ -199,7 +210,7 @@ def test_a_corrupted_label_must_not_pay_the_truth_either_way(accepted, wrong):
 
 def test_filter_counts_what_could_not_be_graded_apart(tmp_path, init, monkeypatch, caplog):
   """One sample of four can't be graded, and of one problem none can."""
-  real, lost = label.reward.truth, []
+  real, lost = label.expression.truth, []
 
   def truth(answers, grade):
     found = real(answers, grade)
@@ -208,7 +219,7 @@ def test_filter_counts_what_could_not_be_graded_apart(tmp_path, init, monkeypatc
     cause = [["" if k else "timeout" for k in row] for row in known]
     return found._replace(scored_PG=known, cause_PG=cause, value_PG=np.where(known, found.value_PG, 1.0))
 
-  monkeypatch.setattr(label.reward, "truth", truth)
+  monkeypatch.setattr(label.expression, "truth", truth)
   how = dict(init=init, problems__count=24, filter__samples=4, filter__low=0, filter__high=3)
   assert run_smoke("filter", tmp_path / "f", **how) == 0
   summary = json.loads((tmp_path / "f" / "summary.json").read_text())

@@ -17,7 +17,7 @@ from jaxrlvr.base.errors import InputError
 from jaxrlvr.config import files as configs
 from jaxrlvr.data import hub
 from jaxrlvr.stages import build_policy
-from jaxrlvr.stages.diagnose import reference
+from jaxrlvr.stages.diagnose import faithful_diversity_of
 from jaxrlvr.stages.evaluate import chosen_sets
 from jaxrlvr.stages.judge import make as make_judge
 from jaxrlvr.stages.run_directory import set_compile_cache
@@ -347,7 +347,7 @@ def test_a_tilde_is_read_in_every_key_that_names_a_place(tmp_path, monkeypatch, 
   for read, told in (
     (lambda: chosen_sets(c, []), f"{x}/non-think/"),
     (lambda: make_judge(c, c.judge, tmp_path), f"'{x}' is no file"),
-    (lambda: reference("~/x"), f"{x}/diagnosis.json"),
+    (lambda: faithful_diversity_of("~/x"), f"{x}/diagnosis.json"),
     (lambda: build_policy.load_policy(c), "config.init = '~/hf': is a Hugging Face directory"),
   ):
     with pytest.raises(InputError, match=re.escape(told)):
