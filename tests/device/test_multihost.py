@@ -190,17 +190,18 @@ def test_a_signal_to_one_process_stops_both_and_one_can_go_on(tmp_path, tokenize
 
 SCRIPT = """
 import logging, sys, time
-from jaxrlvr import hosts
+from jaxrlvr.base.errors import InputError
+from jaxrlvr.base.types import Verdict
+from jaxrlvr.device import multihost
+from jaxrlvr.grading.service import Job, Service
 from jaxrlvr.text.answer import stated
-from jaxrlvr.types import InputError, Verdict
-from jaxrlvr.verify.service import Job, Service
 logging.basicConfig()
-hosts.initialise(deadline=3.0, silence=20.0)
-me = hosts.index()
-assert hosts.gather(lambda: [me, "x" * 3_000_000]) == [[k, "x" * 3_000_000] for k in range(3)]
-assert hosts.first(lambda: me) == 0
+multihost.initialise(deadline=3.0, silence=20.0)
+me = multihost.index()
+assert multihost.gather(lambda: [me, "x" * 3_000_000]) == [[k, "x" * 3_000_000] for k in range(3)]
+assert multihost.first(lambda: me) == 0
 try:
-  hosts.gather(lambda: (_ for _ in ()).throw(InputError("only mine")) if me == 1 else 0)
+  multihost.gather(lambda: (_ for _ in ()).throw(InputError("only mine")) if me == 1 else 0)
   sys.exit("not raised")
 except InputError as error:
   assert str(error) == "only mine"
@@ -208,17 +209,17 @@ seen = []
 def grade(jobs):
   seen.extend(jobs)
   return [Verdict(None, f"timeout {me}") if job == 4 else Verdict(job / 7) for job in jobs]
-verdicts = hosts.share(grade, range(8))
+verdicts = multihost.share(grade, range(8))
 assert verdicts == [Verdict(None, "timeout 1") if k == 4 else Verdict(k / 7) for k in range(8)], verdicts
 assert seen == list(range(8))[me::3], seen
-assert hosts.share(grade, []) == []
-service = Service(mode="strict", share=hosts.share)
+assert multihost.share(grade, []) == []
+service = Service(mode="strict", share=multihost.share)
 assert [v.score for v in service.grade([Job("choice", stated(x), "B") for x in "ABCD"])] == [0, 1, 0, 0]
 print("well", flush=True)
 logging.getLogger("jaxrlvr.x").warning("told once")
 if me == 2:
   time.sleep(60)  # alive, but it will not come
-hosts.gather(lambda: 0)
+multihost.gather(lambda: 0)
 """
 
 

@@ -67,22 +67,23 @@ def test_rl_that_stops_itself_ends_with_3_while_its_threads_compile_and_wait(tmp
 
 THREADS = """
 import sys, threading, time
-from jaxrlvr import main, stages, types
+from jaxrlvr import cli, stages
+from jaxrlvr.base import errors
 def stage(config, workdir):
   threading.Thread(target=time.sleep, args=(600,)).start()  # Python would wait for it
   raise {error}
 stages.STAGES["report"] = stage
-main.run()
+cli.run()
 """
 
 
 @pytest.mark.parametrize(
   ("error", "code", "last"),
   [
-    ("types.TrainingStopped('of itself')", 3, "jaxrlvr: of itself"),
-    ("types.StorageError('no disk')", 4, "jaxrlvr: no disk"),
+    ("errors.TrainingStopped('of itself')", 3, "jaxrlvr: of itself"),
+    ("errors.StorageError('no disk')", 4, "jaxrlvr: no disk"),
     ("ZeroDivisionError('a bug')", 1, "ZeroDivisionError: a bug"),
-    ("types.InputError('\\x1b[2J in an id')", 2, "jaxrlvr: ⟨U+001B⟩[2J in an id"),
+    ("errors.InputError('\\x1b[2J in an id')", 2, "jaxrlvr: ⟨U+001B⟩[2J in an id"),
   ],
 )
 def test_no_thread_keeps_a_process_from_its_code(tmp_path, error, code, last):

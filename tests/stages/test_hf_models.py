@@ -290,14 +290,15 @@ def test_export_that_differs_is_not_finished(imported, tmp_path, capsys, monkeyp
 MEASURE = """
 import re, sys
 import jax
-from jaxrlvr import shard, weights
-from jaxrlvr.policy.spec import count
-model = weights.open_model(sys.argv[1])
-mesh = shard.make_mesh(data=1, fsdp=4, tensor=2)
+from jaxrlvr.device import sharding
+from jaxrlvr.model import hf_weights
+from jaxrlvr.model.spec import count
+model = hf_weights.open_model(sys.argv[1])
+mesh = sharding.make_mesh(data=1, fsdp=4, tensor=2)
 status = lambda key: int(re.search(key + r":\\s*(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
-jax.block_until_ready(jax.jit(lambda: jax.numpy.ones(8), out_shardings=shard.named(mesh))())
+jax.block_until_ready(jax.jit(lambda: jax.numpy.ones(8), out_shardings=sharding.named(mesh))())
 before = status("VmRSS")
-params = jax.block_until_ready(weights.load(model, model.spec, mesh))
+params = jax.block_until_ready(hf_weights.load(model, model.spec, mesh))
 print(status("VmHWM") - before - 4 * count(model.spec), max(t.row_bytes * t.shape[0] for t in model.tensors.values()))
 """
 
