@@ -17,9 +17,12 @@ import jax
 import pytest
 
 from helpers.serving import Server
+from jaxrlvr.data import embedded_text
 from jaxrlvr.device import keys
+from jaxrlvr.grading.service import Service
 from jaxrlvr.model import spec as policy_spec
 from jaxrlvr.model.spec import RopeScaling, Spec
+from jaxrlvr.text.tokenizer import train_sentencepiece
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -104,6 +107,20 @@ def rich_spec():
 def rich_params(rich_spec):
   made = jax.jit(lambda: policy_spec.init(rich_spec, keys.at(5, "init")))()
   return {name: w + 0.1 if name.endswith(("bias", "norm")) else w for name, w in made.items()}
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory):
+  """SentencePiece trained on a little of each of the embedded texts."""
+  mix = embedded_text.Mix((1, 4), 0.2, 0.3)
+  texts = [embedded_text.plain(write(0, n, mix)) for write in embedded_text.TEXTS.values() for n in range(300)]
+  return train_sentencepiece(texts, tmp_path_factory.mktemp("tokenizer") / "t.model", 400)
+
+
+@pytest.fixture(scope="module")
+def service():
+  with Service(workers=2) as service:
+    yield service
 
 
 @pytest.fixture
