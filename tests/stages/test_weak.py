@@ -173,11 +173,11 @@ def test_corrupt_rl(tmp_path, init):
 def test_corrupt_samples_no_more_than_it_needs(tmp_path, init):
   """Neither at first nor where a run goes on that was killed before its end."""
   how = dict(init=init, problems__count=24, corrupt__gammas="(0.1,)", **TWELVE)
-  assert run("corrupt", tmp_path, **how) == 0
+  assert run_smoke("corrupt", tmp_path, **how) == 0
   summary, rows = (tmp_path / "summary.json").read_text(), sorted((tmp_path / "rows").iterdir())
   assert json.loads(summary)["sampled"] == 8 and len(rows) == 1
   (tmp_path / "summary.json").unlink()
-  assert run("corrupt", tmp_path, **how) == 0
+  assert run_smoke("corrupt", tmp_path, **how) == 0
   assert (tmp_path / "summary.json").read_text() == summary and sorted((tmp_path / "rows").iterdir()) == rows
 
 
