@@ -273,8 +273,8 @@ def get_config(arg: str = "") -> ConfigDict:
   c.export.shard_gib = 5.0  # GiB, largest file; a larger tensor is a file of its own
 
   c.report = ConfigDict()
-  c.report.runs = ()  # "name=run directory", or a directory alone, of rl, evaluate and judge runs and of studies
-  c.report.title = ""  # headline of the page; "": that of the study
+  c.report.runs = ()  # "name=run directory", or a directory alone, of rl, evaluate and judge runs and of grids
+  c.report.title = ""  # headline of the page; "": that of the grid
   c.report.samples = 12  # responses that the page holds of each run and step, fewer where it would grow too large
   c.saturation_tail = 50  # last steps in which saturation is not looked for (T - T_eff of the paper)
 
@@ -291,11 +291,11 @@ def get_config(arg: str = "") -> ConfigDict:
   c.paper.t_sat = 0  # step at which training saturated there; 0: not told
   c.paper.gains = ()  # (set, points of accuracy gained until then) of each set that it tells
 
-  c.study = ConfigDict()  # how the stage `study` runs the links of a chain
-  c.study.jobs = 1  # links at once, each a process with its share of the cores; 0: none, only the commands are written
+  c.grid = ConfigDict()  # how the stage `grid` runs the links of a chain
+  c.grid.jobs = 1  # links at once, each a process with its share of the cores; 0: none, only the commands are written
 
-  # For the stages `chain` and `study`: links {"name", "stage"} and, where wanted, "init" and "tokenizer" (names of
+  # For the stages `chain` and `grid`: links {"name", "stage"} and, where wanted, "init" and "tokenizer" (names of
   # earlier links), "set" ({key: value} that differ from this config), "files" ({key: path below an earlier link, which
-  # it begins with}), "runs" ({title: link} for a report) and, of rl links of a study, "cell": {"arm", "setting", "n"}.
+  # it begins with}), "runs" ({title: link} for a report) and, of rl links of a grid, "cell": {"arm", "setting", "n"}.
   c.chain = ()
   return c

@@ -1,4 +1,4 @@
-"""The study in miniature, on the embedded domain and CPUs: `jaxrlvr study --config=miniature --workdir=runs/miniature`.
+"""The study in miniature, on the embedded domain and CPUs: `jaxrlvr grid --config=miniature --workdir=runs/miniature`.
 
 {Base, CPT} x {Thinking, Non-thinking SFT} x {N = 8, N = 512, gamma = 0.7, majority vote, self-certainty}, each cell a
 run of 60 steps judged exactly, for so many seeds: `miniature.py:SEEDS[,first=SEED][,tiny]`, 0, 1 and 2 by default.
@@ -71,7 +71,7 @@ def get_config(arg=""):
   c.heldout.domain = "arithmetic"
   c.corrupt.gammas, c.corrupt.samples = (0.7,), 32
   c.judge.set, c.judge.steps = "arithmetic", tuple(range(0, c.rl.steps + 1, c.evaluate.every))
-  c.study.jobs = 2
+  c.grid.jobs = 2
   c.chain = tuple(link for seed in range(first, first + int(chosen["seeds"])) for link in links(seed))
   if chosen["tiny"]:
     c.corrupt.samples, c.evaluate.samples = 4, 2

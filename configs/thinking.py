@@ -1,7 +1,7 @@
 """What comes before RL (paper, section 4): five configurations x three kinds of weak supervision.
 
 {Base, CPT} x {Thinking, Non-thinking SFT}, and Instruct as the reference; from each RL with 8 problems, with majority
-vote (1024 problems, 600 steps) and with gamma = 0.7. `jaxrlvr study --config=thinking[:WORDS]` runs all of it and
+vote (1024 problems, 600 steps) and with gamma = 0.7. `jaxrlvr grid --config=thinking[:WORDS]` runs all of it and
 writes the report, whose charts are those of figures 6, 7, 34 and 35. Words: `data=FOLDER` as in study.py;
 `instruct=FOLDER`, the reference model, models/llama3.2-3b-instruct by default; `large` adds RL with all 2048 problems,
 for the large-small gap; `tiny`. `config.init` is the base model, models/llama3.2-3b. CPT and SFT read Nemotron-CC-Math

@@ -25,6 +25,7 @@ MEMORY = {  # what to change where a stage runs out of it
   "config.evaluate.problems_per_batch (evaluation)",
   **dict.fromkeys(("evaluate", "filter", "corrupt", "diagnose"), "lower config.evaluate.problems_per_batch"),
 }
+FORMER_STAGES = {"study": "grid"}  # names that stages had: what they are called now
 FLAGS = ("--config", "--workdir", "--resume", "--distributed", "--debug")
 MEMORY_OF_OTHERS = "take a machine with more, or more devices (config.mesh.fsdp)"
 BUG = 1
@@ -46,7 +47,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     allow_abbrev=False,
   )  # fmt: skip
   parser.add_argument("--version", action="version", version=f"jaxrlvr {importlib.metadata.version('jaxrlvr')}")
-  parser.add_argument("stage", choices=list(HELP), metavar="STAGE", help="what to do, see below")
+  parser.add_argument("stage", choices=[*HELP, *FORMER_STAGES], metavar="STAGE", help="what to do, see below")
   parser.add_argument(
     "--config",
     default="base",
@@ -60,11 +61,16 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     "--distributed", action="store_true", help="this is one of several processes, each started with the same words"
   )
   parser.add_argument("--debug", action="store_true", help="show tracebacks and the library's own log")
-  named = next((word for word in argv if word in manual.STAGES), None)
+  words = [FORMER_STAGES.get(word, word) for word in argv]
+  named = next((word for word in words if word in manual.STAGES), None)
   if named and {"-h", "--help"} & set(argv):
     print(manual.page(named), end="")
     raise SystemExit(0)
   flags, rest = parser.parse_known_args(argv)
+  if flags.stage in FORMER_STAGES:
+    current = FORMER_STAGES[flags.stage]
+    print(f"jaxrlvr: the stage {flags.stage} is called {current} now, and does the same", file=sys.stderr)
+    flags.stage = current
   overrides = {"resume": flags.resume} if flags.resume else {}
   rest, runs = list(rest), []
   while rest:
@@ -111,7 +117,7 @@ def execute(flags: argparse.Namespace, overrides: dict[str, str]) -> dict:
   from jaxrlvr.config import checks, files
 
   config = files.load(flags.config, overrides, flags.stage)
-  if flags.stage in ("chain", "study"):
+  if flags.stage in ("chain", "grid"):
     checks.check_heeded(config, overrides)
   if flags.distributed:
     from jaxrlvr.device import multihost

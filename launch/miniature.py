@@ -1,7 +1,7 @@
 """Brings docs/miniature and the tables of docs/miniature.md up to date from runs of configs/miniature.py.
 
-  jaxrlvr study --config=miniature --workdir=runs/miniature
-  jaxrlvr study --config=miniature:1,first=3 --workdir=runs/miniature-3
+  jaxrlvr grid --config=miniature --workdir=runs/miniature
+  jaxrlvr grid --config=miniature:1,first=3 --workdir=runs/miniature-3
   jaxrlvr diagnose --config=miniature --workdir=runs/diagnoses/POLICY --config.init=runs/miniature/POLICY  # each of 16
   python launch/miniature.py runs/miniature/report runs/miniature-3/report runs/diagnoses
 

@@ -88,7 +88,7 @@ RULES: dict[str, tuple[Callable, str]] = {
   "heldout.domain": one_of("", *sets.DOMAINS),
   "heldout.prompts": one_of("think", "non-think"),
   "report.runs": ((lambda v: all(isinstance(x, str) for x in v)), "strings `name=run directory`"),
-  "study.jobs": at_least(0),
+  "grid.jobs": at_least(0),
   "chain": ((lambda v: all(isinstance(x, Mapping) for x in v)), "links {'name': ..., 'stage': ...}"),
   "saturation_tail": at_least(0),
   "stop_after_bad_updates": at_least(1),
@@ -243,7 +243,7 @@ _POLICY = ("model", "mesh")
 _SAMPLING = (*_POLICY, "rl", "evaluate", "verify", "answer")
 
 
-_LINKED = ("chain", "study")  # stages that run other stages
+_LINKED = ("chain", "grid")  # stages that run other stages
 
 
 # Groups of the config that a stage reads; what is wrong elsewhere does not stop it. Keys without a group are read by
@@ -266,7 +266,7 @@ STAGE_GROUPS: Mapping[str, tuple[str, ...]] = {
   "report": ("report",),
   "plan": (*_POLICY, "plan"),
   "chain": ("report",),
-  "study": ("study", "report"),
+  "grid": ("grid", "report"),
 }
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from jaxrlvr.base.errors import InputError
-from jaxrlvr.config import checks, values
+from jaxrlvr.config import checks, hints, values
 from jaxrlvr.config.manual import FOLDER
 
 
@@ -104,7 +104,8 @@ def _build(path: Path, arg: str) -> ConfigDict:
       if isinstance(error, SyntaxError)
       else next((f for f in reversed(traceback.extract_tb(error.__traceback__)) if f.filename == str(path)), None)
     )
-    raise InputError(f"{path}:{getattr(at, 'lineno', '?')}: {type(error).__name__}: {error}") from error
+    renamed = hints.renamed_in(getattr(at, "line", None) or "")
+    raise InputError(f"{path}:{getattr(at, 'lineno', '?')}: {type(error).__name__}: {error}{renamed}") from error
   made.lock()
   return made
 

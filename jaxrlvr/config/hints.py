@@ -76,12 +76,21 @@ OTHER_NAMES: Mapping[str, str] = {
   "attn_implementation": "model.attention",
   "report_to": "tensorboard",
 }
+# Keys that were renamed: what they are called now.
+RENAMED: Mapping[str, str] = {"study.jobs": "grid.jobs"}
 
 
 def hint(names: Sequence[str], key: str) -> str:
   """Returns what to write for a key that is not among these names, as the end of an error message."""
+  if key in RENAMED:
+    return f"; it is config.{RENAMED[key]} now"
   likely = meant(names, key)
   return f"; did you mean config.{' or config.'.join(likely)}?" if likely else "; configs/base.py lists all keys"
+
+
+def renamed_in(line: str) -> str:
+  """Returns what keys are called now that a line of a config file names as they were called, as the end of an error."""
+  return "".join(f"; {before} is {now} now" for before, now in RENAMED.items() if f".{before}" in line)
 
 
 def meant(names: Sequence[str], key: str) -> list[str]:

@@ -100,7 +100,7 @@ STAGES: dict[str, Stage] = {
     "--config=demo --workdir=runs/judged --config.judge.run=runs/rl",
     (*_ALL, "judge.", "saturation_tail", "model.", "mesh.", "hosts.", "compile_cache")),
   "report": Stage(
-    "write the HTML report of RUN... (rl, evaluate and judge runs, a study), or of config.report.runs",
+    "write the HTML report of RUN... (rl, evaluate and judge runs, a grid), or of config.report.runs",
     "metrics, rollouts, evaluations and verdicts of the runs", "report/index.html, its charts and its tables as CSV",
     "runs/a Thinking=runs/b runs/judged --workdir=runs/report", (*_ALL, "report.", "saturation_tail")),
   "plan": Stage(
@@ -108,10 +108,10 @@ STAGES: dict[str, Stage] = {
     "the shape of config.init or config.model, no weights", f"plan.md, plan.json, {_OWN}",
     "--config=section3_rl:llama3.2-3b-instruct,v5e-8 --workdir=runs/plan",
     (*_ALL, *_POLICY, "plan.", "rl.", "evaluate.", "pretrain.", "cpt.", "sft.")),
-  "study": Stage(
+  "grid": Stage(
     "run the links of config.chain side by side, then report on them (configs/miniature.py)",
-    "whatever its links read", f"a run directory a link, links/ (configs and logs), study.json, report/, {_OWN}",
-    "--config=miniature --workdir=runs/miniature", (*_ALL, "chain", "study.", "report.", "compile_cache")),
+    "whatever its links read", f"a run directory a link, links/ (configs and logs), grid.json, report/, {_OWN}",
+    "--config=miniature --workdir=runs/miniature", (*_ALL, "chain", "grid.", "report.", "compile_cache")),
   "chain": Stage(
     "run the links of config.chain one after another (configs/demo.py)", "whatever its links read",
     f"a run directory a link, {_OWN}", "--config=demo --workdir=runs/demo", (*_ALL, "chain", "report.")),

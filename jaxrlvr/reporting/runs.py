@@ -1,4 +1,4 @@
-"""Recorded runs as the report reads them: cells of a study with metrics, evaluations and judgements; gaps are told."""
+"""Recorded runs as the report reads them: cells of a grid with metrics, evaluations and judgements; gaps are told."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from jaxrlvr.base.logbook import finite, read_json, read_jsonl
 from jaxrlvr.data.eval_sets import DOMAINS
 
 _LOG = logging.getLogger(__name__)
-STUDY = "study.json"
+GRID = "grid.json"
 _AVG = re.compile(r"eval/(.+)/avg@(\d+)")
 _GAIN = ("heldout_gain", "heldout_gain_low", "heldout_gain_high")
 _MEANS = {"in-domain": "inside", "out-of-domain": "outside"}  # of sets, as `eval/NAME/avg@K`
@@ -53,10 +53,10 @@ class Cell:
   evaluation: bool = False  # whether it is a run of the stage evaluate
 
 
-def study(folder: Path) -> tuple[str, list[Cell]]:
-  """Title and cells of a study directory, whose study.json names run directories relative to it."""
+def read_grid(folder: Path) -> tuple[str, list[Cell]]:
+  """Returns title and cells of a grid's directory, whose grid.json names run directories relative to it."""
   try:
-    found = json.loads((folder / STUDY).read_text(encoding="utf-8"))
+    found = json.loads((folder / GRID).read_text(encoding="utf-8"))
     cells = [
       Cell(str(c["name"]), folder / c["rl"], str(c["arm"]), str(c["setting"]), c.get("n"), c.get("seed"),
            folder / c["judged"] if c.get("judged") else None)
@@ -65,7 +65,7 @@ def study(folder: Path) -> tuple[str, list[Cell]]:
     return str(found.get("title", "")), cells
   except (OSError, ValueError, TypeError, KeyError) as error:
     wanted = 'wanted {"title", "cells": [{"name", "arm", "setting", "n", "seed", "rl", "judged"}]}'
-    raise InputError(f"{folder / STUDY}: {type(error).__name__}: {error}; {wanted}") from error
+    raise InputError(f"{folder / GRID}: {type(error).__name__}: {error}; {wanted}") from error
 
 
 class HeldOut(NamedTuple):

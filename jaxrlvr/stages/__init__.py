@@ -6,7 +6,7 @@ from jaxrlvr.stages.chain import chain
 from jaxrlvr.stages.curate import corrupt, filter_problems, subset
 from jaxrlvr.stages.diagnose import diagnose
 from jaxrlvr.stages.evaluate import evaluate
-from jaxrlvr.stages.grid import study
+from jaxrlvr.stages.grid import grid
 from jaxrlvr.stages.hf_models import export, import_model
 from jaxrlvr.stages.judge import judge
 from jaxrlvr.stages.language_modelling import tokenizer, train
@@ -33,4 +33,4 @@ STAGES = {
   "report": report,
   "plan": plan,
 }
-STAGES |= {"chain": chain(dict(STAGES)), "study": study(dict(STAGES))}
+STAGES |= {"chain": chain(dict(STAGES)), "grid": grid(dict(STAGES))}

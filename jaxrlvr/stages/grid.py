@@ -1,4 +1,4 @@
-"""The study stage: a grid of runs, the links of a chain, side by side in processes of their own, and one report."""
+"""The grid stage: a set of runs, the links of a chain, side by side in processes of their own, and one report."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from jaxrlvr.base import logbook, object_store, signals
 from jaxrlvr.base.errors import InputError, TrainingStopped
 from jaxrlvr.config.files import derive
 from jaxrlvr.device import multihost
-from jaxrlvr.reporting.runs import STUDY
+from jaxrlvr.reporting.runs import GRID
 from jaxrlvr.stages.chain import Stage, needs, plan
 from jaxrlvr.stages.run_directory import in_use, open_run
 
@@ -27,7 +27,7 @@ _SECONDS = 0.2  # between two looks at what ended
 
 
 def cells(links: Sequence[Mapping], title: str) -> dict:
-  """What study.json holds: each rl link with a cell, beside it the judge link that takes its run."""
+  """What grid.json holds: each rl link with a cell, beside it the judge link that takes its run."""
   judged = {link["files"]["judge.run"]: link["name"] for link in links if "judge.run" in link.get("files", {})}
   rows = []
   for link in links:
@@ -47,7 +47,7 @@ class _Links:
   """Links as processes, each started once those that it needs are finished."""
 
   def __init__(self, config: ConfigDict, workdir: Path, stages: Mapping[str, Stage]):
-    self._workdir, self._jobs = workdir, config.study.jobs
+    self._workdir, self._jobs = workdir, config.grid.jobs
     kept = {} if config.compile_cache != "auto" else {"compile_cache": str(workdir / "compiled")}
     named = {stage: name for name, stage in stages.items()}
     self._stage, self._config = {}, {}
@@ -120,25 +120,25 @@ class _Links:
       process.wait()
 
 
-def study(stages: Mapping[str, Stage]) -> Stage:
-  """The stage that runs the links of `config.chain`, `config.study.jobs` at once, and reports on its cells if any.
+def grid(stages: Mapping[str, Stage]) -> Stage:
+  """The stage that runs the links of `config.chain`, `config.grid.jobs` at once, and reports on its cells if any.
 
   A link that is finished is not run again, one that failed is told and what needs it left out: the same command goes
   on. Each link is also a line of commands.txt, for one job a cell elsewhere.
   """
 
-  def run_study(config: ConfigDict, workdir: str | Path) -> dict:
+  def run_grid(config: ConfigDict, workdir: str | Path) -> dict:
     if object_store.is_remote(workdir) or multihost.count() > 1:
-      raise InputError("a study runs its links from one process and a local folder; run the lines of its commands.txt")
+      raise InputError("a grid runs its links from one process and a local folder; run the lines of its commands.txt")
     jax.config.update("jax_platforms", "cpu")  # devices are for the links
     workdir = object_store.path(workdir).resolve()
     links = _Links(config, workdir, stages)
-    with open_run(config, workdir, "study") as run:
+    with open_run(config, workdir, "grid") as run:
       run.summary = None  # its links say themselves what is finished
       run.begin()
       links.write()
-      logbook.write_json(workdir / STUDY, cells(config.chain, config.report.title))
-      if not config.study.jobs:
+      logbook.write_json(workdir / GRID, cells(config.chain, config.report.title))
+      if not config.grid.jobs:
         print(f"{workdir / 'commands.txt'}: a line for each of {len(config.chain)} links, in an order that works")
         return run.finish(links=len(config.chain))
       total, told = len(config.chain), len(links.done)
@@ -166,4 +166,4 @@ def study(stages: Mapping[str, Stage]) -> Stage:
         )
       return run.finish(links=total, **{k: v for k, v in made.items() if k == "report"})
 
-  return run_study
+  return run_grid

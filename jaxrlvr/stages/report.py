@@ -1,4 +1,4 @@
-"""The report stage: a page, charts and tables from run directories and studies."""
+"""The report stage: a page, charts and tables from run directories and grids."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def report(config: ConfigDict, workdir: str | Path) -> dict:
   title, cells, evaluations = gather(config.report.runs)
   if not cells and not evaluations:
     raise InputError(
-      "config.report.runs names no rl or evaluate run and no study; name at least one, as `jaxrlvr report RUN ...`"
+      "config.report.runs names no rl or evaluate run and no grid; name at least one, as `jaxrlvr report RUN ...`"
     )
   with open_run(config, workdir, "report") as run:
     run.summary = None  # always made anew
@@ -33,12 +33,12 @@ def report(config: ConfigDict, workdir: str | Path) -> dict:
 
 
 def gather(entries: Sequence[str]) -> tuple[str, list[Cell], list[Cell]]:
-  """(title of the studies, cells, cells of evaluate runs) of rl, evaluate and judge runs and studies."""
+  """(title of the grids, cells, cells of evaluate runs) of rl, evaluate and judge runs and grids."""
   titles, cells, judges = [], {}, []
   for name, place in named(entries):
     folder = Path(object_store.local(place))
-    if (folder / runs.STUDY).is_file():
-      title, found = runs.study(folder)
+    if (folder / runs.GRID).is_file():
+      title, found = runs.read_grid(folder)
       titles.append(title)
       cells |= {f"{place}/{cell.name}": cell for cell in found}
       continue
@@ -48,7 +48,7 @@ def gather(entries: Sequence[str]) -> tuple[str, list[Cell], list[Cell]]:
     elif stage == "judge":
       judges.append((found["judge"]["run"], folder))
     else:
-      raise InputError(f"{place}: a run of stage {stage!r}; the report takes rl, evaluate and judge runs and studies")
+      raise InputError(f"{place}: a run of stage {stage!r}; the report takes rl, evaluate and judge runs and grids")
   for of, folder in judges:
     same = [place for place in cells if object_store.path(place) == object_store.path(of)]
     same = same or [place for place in cells if Path(place).name == Path(of).name]  # moved together since

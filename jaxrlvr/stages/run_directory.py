@@ -66,7 +66,7 @@ _HARMLESS = (
   "hosts.",
   "compile_cache",
 )
-MAY_CHANGE = {"report": ("",), "chain": ("",), "study": ("",)}
+MAY_CHANGE = {"report": ("",), "chain": ("",), "grid": ("",)}
 SAVED = "saved.json"  # in the workdir: the step of the last checkpoint that is known to be on disk
 _TRAINING = ("pretrain", "cpt", "sft", "rl")  # stages with checkpoints
 _PUSH_SECONDS = 60.0  # at most, between two times that a store gets what is new, but for saves

@@ -70,6 +70,7 @@ BAD = (
   ("problems.copies=keep", "config.problems.copies has no effect"),
   ("problems.split=a/b", "the name of a split"),
   ("rl.noise=(1e999, 0)", "finite"),
+  ("study.jobs=2", "config.study.jobs: no such key; it is config.grid.jobs now"),
   ("report.runs=5", "strings `name=run directory`"),
   ("chain=5", "links {"),
 )
@@ -107,7 +108,7 @@ def test_only_groups_that_a_stage_reads_can_stop_it():
     "sft.optim.schedule": ("cosin", {"sft", "tokenizer"}),
     "heldout.overlap": ("no", {"rl", "evaluate"}),
     "filter.high": ("99", {"filter"}),
-    "report.samples": ("-1", {"report", "chain", "study"}),
+    "report.samples": ("-1", {"report", "chain", "grid"}),
     "seed": ("-1", set(checks.STAGE_GROUPS)),
   }
   for key, (value, stages) in wrong.items():
@@ -227,7 +228,7 @@ def test_the_cut_of_a_preset_is_that_of_its_stage_and_slice(words, parts):
 
 def test_an_override_that_no_link_would_heed_is_refused(tmp_path, capsys):
   """Each link of the miniature has its seed, both SFT links of the demo their targets; of its RL links one a length."""
-  for stage, name, key, value in (("study", "miniature:1", "seed", 7), ("chain", "demo", "sft.thinking", True)):
+  for stage, name, key, value in (("grid", "miniature:1", "seed", 7), ("chain", "demo", "sft.thinking", True)):
     with pytest.raises(SystemExit):
       cli.run([stage, f"--config={name}", f"--config.{key}={value}", f"--workdir={tmp_path / 'run'}"])
     assert f"config.{key}: would change nothing, for each link of " in capsys.readouterr().err
@@ -300,6 +301,7 @@ def test_base_explains_every_key():
   [
     ("  c = base()\n  with c.unlocked():\n    c.rl.stepz = 1\n  return c\n", "config.rl.stepz: unknown"),
     ("  c = base()\n  with c.unlocked():\n    del c.rl.steps\n  return c\n", "config.rl.steps: missing"),
+    ("  c = base()\n  c.study.jobs = 2\n  return c\n", "mine.py:4: .*; study.jobs is grid.jobs now"),
   ],
 )
 def test_a_config_with_other_keys_is_refused(tmp_path, body, words):

@@ -1,4 +1,4 @@
-"""The report on synthetic runs and a study: its numbers, verdicts, hostile text, and runs that are not whole."""
+"""The report on synthetic runs and a grid: its numbers, verdicts, hostile text, and runs that are not whole."""
 
 import csv
 import io
@@ -447,7 +447,7 @@ def test_not_finite_values_are_unknown(tmp_path):
   assert row["arm"] == "again" and row["pass@4"] == "" and row["avg@4"]
 
 
-# A study: 2 arms x 2 settings x 2 seeds, judged; its numbers worked out here by other means
+# A grid: 2 arms x 2 settings x 2 seeds, judged; its numbers worked out here by other means
 
 RATES = {"Base": 0.3, "CPT + Thinking": 0.6}  # what an arm gains from N = 64
 SLOPES = {8: 4.0, 64: 3.0}  # by N, of the reward; seed 1 is slower
@@ -462,8 +462,8 @@ def reward_of(n, seed):
 
 
 @pytest.fixture(scope="module")
-def studied(tmp_path_factory):
-  root = tmp_path_factory.mktemp("study")
+def grid(tmp_path_factory):
+  root = tmp_path_factory.mktemp("grid")
   cells = []
   for a, arm in enumerate(RATES):
     for n in SLOPES:
@@ -478,8 +478,8 @@ def studied(tmp_path_factory):
                       "judged": f"judged/{name}"})  # fmt: skip
   cells.append(cells[-1] | {"name": "lost", "arm": "Base", "setting": "majority", "n": None, "rl": "rl/lost"})
   cells.append(cells[0] | {"name": "unjudged", "setting": "majority", "n": None, "judged": ""})
-  (root / results.STUDY).write_text(json.dumps({"title": "Weak <supervision>", "cells": cells}))
-  title, found = results.study(root)
+  (root / results.GRID).write_text(json.dumps({"title": "Weak <supervision>", "cells": cells}))
+  title, found = results.read_grid(root)
   return root, title, found, *make(root / "page", found, samples=6)
 
 
@@ -495,8 +495,8 @@ def at(M_SP, step):
   return np.array([np.interp(step, (0, 10, 20), M_SP[:, p]) for p in range(P)])
 
 
-def test_study_saturation_is_that_of_its_runs(studied):
-  root = studied[0]
+def test_grid_saturation_is_that_of_its_runs(grid):
+  root = grid[0]
   rows = {(row["setting"], row["arm"]): row for row in table(root / "page", "saturation")}
   for arm in RATES:
     for n in SLOPES:
@@ -537,22 +537,22 @@ def test_the_story_is_told_of_the_domain_s_own_set(tmp_path):
   assert list(run.sets) == ["arithmetic", "arithmetic-large", "quiz"]  # a mean of one set is that set
 
 
-def test_study_gap_pairs_seeds_of_an_arm(studied):
-  rows = table(studied[0] / "page", "gap")
+def test_grid_gap_pairs_seeds_of_an_arm(grid):
+  rows = table(grid[0] / "page", "gap")
   assert [(row["arm"], row["between"], row["n'"], row["n"]) for row in rows] == [
     (arm, "N = 64 − N = 8", "64", "8") for arm in RATES
   ]
   for row in rows:
     found = []
     for seed in (0, 1):
-      (t_small, small), (_, large) = (worked_out(studied[0], row["arm"], n, seed) for n in SLOPES)
+      (t_small, small), (_, large) = (worked_out(grid[0], row["arm"], n, seed) for n in SLOPES)
       found.append((at(large, t_small) - at(small, t_small)).mean())
     assert float(row["G(n', n)"]) == pytest.approx(np.mean(found), abs=1e-9) and row["pairs"] == "2"
     assert float(row["G(n', n) low"]) < np.mean(found) < float(row["G(n', n) high"])
 
 
-def test_study_evaluations_and_judgements(studied):
-  root = studied[0]
+def test_grid_evaluations_and_judgements(grid):
+  root = grid[0]
   rows = {(r["setting"], r["arm"], r["at"]): r for r in table(root / "page", "evaluations-quiz")}
   seeds = [worked_out(root, "Base", 8, seed) for seed in (0, 1)]
   for moment, values in {
@@ -570,8 +570,8 @@ def test_study_evaluations_and_judgements(studied):
   assert ends == pytest.approx([0.55, 0.5, 0.6])
 
 
-def test_study_page(studied):
-  root, title, cells, html, page, numbers, shown = studied
+def test_grid_page(grid):
+  root, title, cells, html, page, numbers, shown = grid
   assert title == "Weak <supervision>" and len(cells) == 10 and cells[0].judged == root / "judged" / "b-8-0"
   assert "What happened in each run" not in page.text and "1 of 10 runs are not there or not finished." in page.text
   states = {row["run"]: row["state"] for row in table(root / "page", "runs")}
@@ -850,27 +850,27 @@ def test_entries_get_names(tmp_path, monkeypatch):
     cli.parse(["rl", "a/rl", "--workdir=w"])
 
 
-def test_gather_sorts_runs_and_matches_judges(two, studied, tmp_path):
+def test_gather_sorts_runs_and_matches_judges(two, grid, tmp_path):
   judged = judge_run(tmp_path / "judged", two[0] / "good")
-  title, cells, evaluations = gather([f"good={two[0] / 'good'}", str(judged), str(studied[0])])
+  title, cells, evaluations = gather([f"good={two[0] / 'good'}", str(judged), str(grid[0])])
   assert title == "Weak <supervision>" and len(cells) == 11 and evaluations == []
   assert (cells[0].name, cells[0].judged) == ("good", judged)
   with pytest.raises(InputError, match="not among the report's runs"):
     gather([str(judged)])
   with pytest.raises(InputError, match="holds no run"):
     gather([str(tmp_path)])
-  (tmp_path / results.STUDY).write_text('{"cells": [{"name": "x"}]}')
-  with pytest.raises(InputError, match="study.json: KeyError: 'rl'; wanted"):
+  (tmp_path / results.GRID).write_text('{"cells": [{"name": "x"}]}')
+  with pytest.raises(InputError, match="grid.json: KeyError: 'rl'; wanted"):
     gather([str(tmp_path)])
 
 
 @pytest.mark.skipif(not browser.find(), reason="no Chromium on this machine")
-def test_in_a_browser(studied, tmp_path):
+def test_in_a_browser(grid, tmp_path):
   run = make_run(tmp_path / "run", lambda x: 0.5, fast, texts=tuple(HOSTILE.values()))
   shown = make(tmp_path / "page", [Cell("<i>arm</i>", run)], samples=40)[-1]
   late = [row for row in shown if row["step"] == STEPS]
   with browser.tab(browser.find(), tmp_path / "profile") as tab:
-    pages = [(root / "page" / "index.html").as_uri() for root in (tmp_path, studied[0])]
+    pages = [(root / "page" / "index.html").as_uri() for root in (tmp_path, grid[0])]
     tab.open(pages[0])
     assert tab.value("list.children.length") == 12 and tab.value("count.textContent") == f"1 to 12 of {len(shown)}"
     pick = "const s = document.querySelector('select[name=Step]'); s.value = '20'; s.dispatchEvent(new Event('change'))"

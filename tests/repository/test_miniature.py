@@ -1,4 +1,4 @@
-"""docs/miniature.md says what the study's tables beside it say: each number that they hold is worked out again."""
+"""docs/miniature.md says what the grid's tables beside it say: each number that they hold is worked out again."""
 
 import csv
 import functools

@@ -20,12 +20,12 @@ from jaxrlvr.base.errors import InputError, TrainingStopped
 from jaxrlvr.config import files as configs
 from jaxrlvr.stages import STAGES
 from jaxrlvr.stages.chain import needs, plan
-from jaxrlvr.stages.grid import cells, study
+from jaxrlvr.stages.grid import cells, grid
 from jaxrlvr.stages.run_directory import in_use
 
 
 def of_links(*links, jobs=2):
-  config = configs.load("smoke", {"study.jobs": str(jobs)})
+  config = configs.load("smoke", {"grid.jobs": str(jobs)})
   return configs.derive(config, {"text.documents": 120, "chain": links})
 
 
@@ -43,7 +43,7 @@ def test_what_fails_is_told_and_the_others_go_on(tmp_path, stages, capsys):
   other = {"name": "more", "stage": "tokenizer", "set": {"text.vocab": 340}, "cell": {"arm": "A", "setting": "S"}}
   behind = {"name": "behind", "stage": "judge", "files": {"judge.run": "bad"}}
   config = of_links(TOKENIZER, NO_RUN, behind, other)
-  run = study(stages)
+  run = grid(stages)
   with pytest.raises(TrainingStopped, match=r"2 of 4 links are not finished; failed: bad \(exit code 2\)") as told:
     run(config, tmp_path)
   assert f"('{tmp_path}',)" in str(told.value)  # what was finished is reported on
@@ -66,7 +66,7 @@ def test_what_fails_is_told_and_the_others_go_on(tmp_path, stages, capsys):
 
 def test_without_jobs_it_writes_the_commands(tmp_path, stages):
   config = of_links(TOKENIZER, NO_RUN, jobs=0)
-  study(stages)(config, tmp_path)
+  grid(stages)(config, tmp_path)
   lines = [shlex.split(line) for line in (tmp_path / "commands.txt").read_text().splitlines()]
   assert [line[:2] for line in lines] == [["jaxrlvr", "tokenizer"], ["jaxrlvr", "judge"]]
   flags, overrides = cli.parse(lines[1][1:])
@@ -87,7 +87,7 @@ def test_a_signal_ends_the_links_too(tmp_path, stages, monkeypatch):
 
   monkeypatch.setattr(signals, "asked", when_it_runs)
   with pytest.raises(signals.Interrupted):
-    study(stages)(of_links(TOKENIZER, long), tmp_path)
+    grid(stages)(of_links(TOKENIZER, long), tmp_path)
   assert (
     "stopped" in (tmp_path / "links" / "long.log").read_text() and not (tmp_path / "long" / "summary.json").exists()
   )
@@ -160,9 +160,9 @@ def test_a_link_starts_from_earlier_links_alone(more):
 
 
 def test_paths_with_a_colon(tmp_path, stages, monkeypatch):
-  """Of a study, of its links' configs, of a config file with and without an argument, of runs that are reported on."""
+  """Of a grid, of its links' configs, of a config file with and without an argument, of runs that are reported on."""
   workdir = tmp_path / "runs" / "10:30"
-  assert study(stages)(of_links(TOKENIZER), workdir)["links"] == 1
+  assert grid(stages)(of_links(TOKENIZER), workdir)["links"] == 1
   recorded = workdir / "links" / "words.json"
   assert configs.load(str(recorded)).text.documents == 120
   file = tmp_path / "a:b.py"
@@ -179,16 +179,26 @@ def test_paths_with_a_colon(tmp_path, stages, monkeypatch):
 
 def test_a_link_that_is_in_use_is_waited_for(tmp_path, stages, capsys):
   config = of_links(TOKENIZER)
-  logbook.write_json(tmp_path / "config.json", {"stage": "study", **config.to_dict()})  # a grid has begun here
+  logbook.write_json(tmp_path / "config.json", {"stage": "grid", **config.to_dict()})  # a grid has begun here
   (tmp_path / "words").mkdir()
   with (tmp_path / "words" / ".lock").open("w") as lock:
     fcntl.flock(lock, fcntl.LOCK_EX)
     assert in_use(tmp_path / "words")
     timer = threading.Timer(2.0, fcntl.flock, (lock, fcntl.LOCK_UN))
     timer.start()
-    assert study(stages)(config, tmp_path)["links"] == 1
+    assert grid(stages)(config, tmp_path)["links"] == 1
     timer.join()
   assert "words: in use by another process; waiting" in capsys.readouterr().err
+
+
+def test_the_former_name_of_the_stage_prints_a_notice(tmp_path, capsys):
+  words = [f"--config={tmp_path / 'grid.py'}", "--config.grid.jobs=0"]
+  (tmp_path / "grid.py").write_text(GRID)
+  for stage, notice in (("study", "jaxrlvr: the stage study is called grid now, and does the same\n"), ("grid", "")):
+    with pytest.raises(SystemExit) as end:
+      cli.run([stage, f"--workdir={tmp_path / 'w'}", *words])
+    assert end.value.code == 0 and capsys.readouterr().err == notice
+  assert logbook.read_json(tmp_path / "w" / "config.json")["stage"] == "grid"
 
 
 GRID = """
@@ -212,7 +222,7 @@ def test_links_end_with_a_grid_that_is_killed_and_go_on_with_the_next(tmp_path):
     sys.executable,
     "-m",
     "jaxrlvr.cli",
-    "study",
+    "grid",
     f"--config={tmp_path / 'grid.py'}",
     f"--workdir={tmp_path / 'w'}",
   ]

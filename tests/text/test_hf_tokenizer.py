@@ -357,8 +357,8 @@ def test_a_tilde_is_read_in_every_key_that_names_a_place(tmp_path, monkeypatch, 
     assert jax.config.jax_compilation_cache_dir == x
   finally:
     set_compile_cache(os.environ["JAX_COMPILATION_CACHE_DIR"])
-  assert run("study", "--config=smoke", "--workdir=~/grid", "--config.study.jobs=0") == 0
-  assert {file.name for file in (tmp_path / "grid").iterdir()} >= {"commands.txt", "study.json", "manifest.json"}
+  assert run("grid", "--config=smoke", "--workdir=~/grid", "--config.grid.jobs=0") == 0
+  assert {file.name for file in (tmp_path / "grid").iterdir()} >= {"commands.txt", "grid.json", "manifest.json"}
   assert not (tmp_path / "~").exists()
 
 
