@@ -19,7 +19,7 @@ from typing import NamedTuple
 class Size(NamedTuple):
   """A model, and how much work of each kind."""
 
-  model: dict  # fields of policy.spec.Spec
+  model: dict  # fields of model.spec.Spec
   problems: int  # sampled at once
   group: int  # responses to each
   prompt: int  # tokens

@@ -38,8 +38,8 @@ def pass_at_k(n, c, k) -> np.ndarray:
 def maj_at_k(clusters: Sequence[int | None], right: Sequence[float]) -> float:
   """1.0 iff the most frequent answer of one problem's samples is right, else 0.0.
 
-  `clusters` says which answers are the same (`verify.vote`); None doesn't vote; of a tie the answer seen first wins; it
-  is as right as the first sample that gave it. 0.0 where nobody voted.
+  `clusters` says which answers are the same (`grading.vote`); None doesn't vote; of a tie the answer seen first wins;
+  it is as right as the first sample that gave it. 0.0 where nobody voted.
   """
   voted = [(c, r) for c, r in zip(clusters, right, strict=True) if c is not None]
   if not voted:

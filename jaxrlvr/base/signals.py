@@ -66,6 +66,6 @@ def asked() -> bool:
 def raise_if_asked(what: str = "this stage") -> None:
   """Raises Interrupted where a signal has asked this process to stop: for work that has nothing to save.
 
-  Of several processes only within `hosts.gather`, which raises it on all."""
+  Of several processes only within `multihost.gather`, which raises it on all."""
   if asked():
     raise Interrupted(f"{what}: stopped by a signal; the same command goes on")

@@ -57,7 +57,7 @@ def load(
   copies: str = "drop",
   key: str = "columns",
 ) -> Loaded:
-  """The problems of whatever `rows.read` reads, in its order, and what became of every row.
+  """The problems of whatever `files.read` reads, in its order, and what became of every row.
 
   `verifier`: "math"; "choice"; "graph", by extra.source_dataset; or "auto": graph where that names one, else math.
   `columns`: entries `TARGET=COLUMN`, (): STUDY where the first row is laid out so, else what `recognised` finds. A
@@ -65,13 +65,13 @@ def load(
   short. A column may be a path into structs or JSON text (`a.b`), have substitutes (`a|b`: the first that a row has),
   or be optional (`a?`); of messages that end in an assistant turn `a[:-1]` is all but that turn and `a[-1]` its text.
   `COLUMN==VALUE` leaves out the other rows. Of a label, and of a solution without a box, whose last line is
-  `#### ANSWER` that is the answer. Rows written by `store.save` need none of this, and bring their verifiers: another
-  one than "auto" is an error. `system`: a system message for
+  `#### ANSWER` that is the answer. Rows written by `prepared.save` need none of this, and bring their verifiers:
+  another one than "auto" is an error. `system`: a system message for
   prompts without one. `copies` says what becomes of rows whose prompt a row before has: "drop" leaves them out and
   tells which (a conflict is a copy with another label), "keep" makes each a problem of its own, "error" refuses them.
   More than `skip_bad` rows that can't be used are an error. A label that is a JSON list counts as any of its entries:
   the first is the label, the rest `extra["also"]`. `wanted`: targets that `columns` must have. `patterns`, `split`:
-  see `rows.files`. `key`: the config key of `columns`, for messages.
+  see `files.files`. `key`: the config key of `columns`, for messages.
   """
   if verifier not in VERIFIERS:
     raise InputError(f"verifier of {path} is {verifier!r}; use one of {', '.join(VERIFIERS)}")
@@ -298,7 +298,7 @@ def _turns(path: str, cell: object, part: str) -> object:
 
 
 def _prepared(row: Mapping, verifier: str, system: str) -> Problem:
-  """The problem of a row that `store.save` wrote."""
+  """The problem of a row that `prepared.save` wrote."""
   problem = prepared.from_row(row)
   if verifier != "auto":
     raise InputError(

@@ -74,7 +74,7 @@ def pairs(
   verified: Callable[[Sequence[tuple[Problem, str]]], Sequence[bool]] | None = None,
   thinking: bool = True,
 ) -> layout.Loaded:
-  """The prompts of a source (as for `layout.load`; targets prompt, solution and trace) that both arms train on.
+  """The prompts of a source (as for `columns.load`; targets prompt, solution and trace) that both arms train on.
 
   A trace stands in a column of its own, or in the solution between `<think>` and `</think>`. A source without any trace
   serves only the arm that is not `thinking`.

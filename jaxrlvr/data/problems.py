@@ -76,7 +76,7 @@ def read(
   copies: str = "drop",
   key: str = "columns",
 ) -> layout.Loaded:
-  """All problems of a path or a data set of the hub (see `raw.find`), and what became of each row."""
+  """All problems of a path or a data set of the hub (see `hub.find`), and what became of each row."""
   path, place = hub.find(source)
   if place.text:
     raise InputError(f"{source}: is plain text without problems; use it for CPT")
@@ -85,7 +85,7 @@ def read(
 
 
 def columns(source: str) -> Sequence[str]:
-  """The entries of `columns` by which a source is read where none are given; (): a set that `store.save` wrote."""
+  """The entries of `columns` by which a source is read where none are given; (): a set that `prepared.save` wrote."""
   path, place = hub.find(source)
   return place.columns or layout.default_columns(path, place.patterns)
 

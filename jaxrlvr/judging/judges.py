@@ -268,7 +268,7 @@ _EXACT: dict[str, Callable[..., Ruling]] = {"faithfulness": _exact_label, "strat
 
 
 def _exact(settings: Settings) -> Judge:
-  """Of the embedded arithmetic, which needs no model (`verify.arithmetic`); of anything else no verdict."""
+  """Of the embedded arithmetic, which needs no model (`tasks.arithmetic.faithfulness`); of anything else no verdict."""
   return Judge(lambda task, questions: [_EXACT[task](*responses) for responses in questions])
 
 

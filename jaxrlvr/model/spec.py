@@ -42,8 +42,8 @@ class Spec:
   qk_norm: bool = False  # Qwen3
   tied: bool = True  # the head is the embedding table
   dtype: str = "float32"  # of activations; master weights are float32
-  attention: str = "reference"  # a name in policy.attention.ATTENTION: how whole rows attend
-  remat: str = "none"  # a name in policy.forward.REMAT: what the backward pass finds kept of a layer
+  attention: str = "reference"  # a name in model.attention.ATTENTION: how whole rows attend
+  remat: str = "none"  # a name in model.forward.REMAT: what the backward pass finds kept of a layer
   unroll: int = 1  # layers that one step of the scan over layers runs; all of them: faster and longer to compile
   vocab_chunk: int = 8192  # columns of the head that a scoring pass holds at once
 

@@ -123,7 +123,7 @@ def decode(
   spec: Spec, group: int, prompt: int, slots: int, levels: list[tuple[int, float]], cut: Cut, int8: tuple[str, ...] = ()
 ) -> Cost:
   """All tokens but the first of a chip's responses: weights and the cache so far, in blocks of `slots` tokens, are read
-  for every token. int8: as of `policy.sample.Sampling`."""
+  for every token. int8: as of `sampling.Sampling`."""
   total, begun = Cost(0, 0, 0), 0.0
   slot = spec.head_dim * (1 if "cache" in int8 else _width(spec)) + 4 * ("cache" in int8)
   kv = 2 * spec.layers * max(spec.kv_heads, cut.tensor) / cut.tensor * slot  # bytes a slot

@@ -480,8 +480,8 @@ def sample(weights, prompt_PS, prompt_length_P, keys_B, stops, spec: Spec, s: Sa
 
   weights: masters, or as `lay_out` makes them, which saves that work; prompt_PS: left-padded token ids;
   prompt_length_P: how many of the last slots are real (at least 1); keys_B: one a row (`keys.rows`); stops: the
-  stop-string automaton (`text.stops.automaton`), int [states, V], its last state meaning found; shards: pieces that
-  the batch is cut into on the mesh, rows are compacted inside each.
+  stop-string automaton (`text.stop_strings.automaton`), int [states, V], its last state meaning found; shards: pieces
+  that the batch is cut into on the mesh, rows are compacted inside each.
 
   The host chooses between programs as responses end: their number is at most (halvings + 1) * blocks of the cache, and
   the first call of a shape compiles them all. On a CPU each core samples a part of the batch, if it has rows enough.

@@ -108,7 +108,7 @@ def of(config: ConfigDict, where: tpu.Slice, devices) -> tuple[build_policy.Poli
 
 
 def language_programs(config: ConfigDict, policy: build_policy.Policy) -> list[Program]:
-  """An update of `stages.language`."""
+  """An update of `stages.language_modelling`."""
   stage, shape = config.plan.stage, (config[config.plan.stage].rows, config[config.plan.stage].row_tokens)
   s = config[stage]
   sharding.check(policy.mesh, f"config.{stage}.rows", (s.rows // s.microbatches,), ("batch",))

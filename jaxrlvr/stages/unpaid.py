@@ -20,8 +20,8 @@ KINDS = ("unscored", "right", "cut_off", "unparseable", "wrong")
 def shares(true_PG, scored_PG, cause_PG, cut_PG) -> dict[str, float]:
   """Returns the share of each of KINDS among these responses as `answers/KIND`, by the true answers.
 
-  true_PG, scored_PG, cause_PG: what grading against the truth said (`reward.Graded`). cut_PG: whether a response was
-  ended by the limit of tokens. A response that was cut off and is right all the same counts as right.
+  true_PG, scored_PG, cause_PG: what grading against the truth said (`rewards.expression.Graded`). cut_PG: whether a
+  response was ended by the limit of tokens. A response that was cut off and is right all the same counts as right.
   """
   unparseable_PG = np.array(cause_PG, object) == "unparseable"
   holds = {

@@ -79,7 +79,7 @@ def lay_out(
   prompt_PS, prompt_length_P, rollout: Rollout, segments_RS, positions_RS, *, samples: int, group: int,
   branches: Branches | None = None,
 ) -> RolloutBatch:  # fmt: skip
-  """Prompt and response where `data.pack.place`, or `branch`, says.
+  """Prompt and response where `training.packing.place`, or `branch`, says.
 
   Numbers count the first `group` of the `samples` responses to each prompt. Prompts are padded on the left.
   """

@@ -113,8 +113,8 @@ def place(length_N, numbers, rows: int, width: int, parts: int, share: bool = Tr
   """Each of the texts `numbers`, of `length_N[number]` tokens, on one of `rows` rows of `width` slots.
 
   Longest first, each on the first row with room for it; share=False: in order, each on a row of its own. The rows are
-  filled part by part of those that `shard.split_rows` makes. InputError where they don't suffice; as many rows as texts
-  always do.
+  filled part by part of those that `sharding.split_rows` makes. InputError where they don't suffice; as many rows as
+  texts always do.
   """
   made = _Rows(rows, width)
   for number, row, slot in _first_fit(length_N, numbers, [width] * rows, share):

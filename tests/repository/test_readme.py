@@ -1,16 +1,25 @@
-"""README and docs/architecture.md stay true: stages, commands, functions, rooms."""
+"""Pages stay true: rooms, stages, files, modules and functions that they name, the version."""
 
 import ast
-import importlib
+import json
+import pkgutil
 import re
 import tomllib
 from pathlib import Path
+
+import pytest
 
 from jaxrlvr.cli import HELP
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "README.md").read_text()
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
+FOLDERS = {path.name for path in ROOT.iterdir() if path.is_dir()}
+PAGES = [
+  path
+  for pattern in ("README.md", "CONTRIBUTING.md", "docs/*.md", "launch/*.md", "colab/*.ipynb")
+  for path in sorted(ROOT.glob(pattern))
+]
 
 
 def test_the_drawn_rooms_are_those_of_the_files():
@@ -26,14 +35,29 @@ def test_every_stage_is_told():
   assert set(re.findall(r"^\| `(\w+)` \|", TEXT, re.M)) >= set(HELP)
 
 
-def test_named_files_and_functions_exist():
-  for path in ("launch/demo.sh", "launch/test.sh", "configs/base.py", "configs/demo.py", "docs/demo.png"):
-    assert path in TEXT and (ROOT / path).is_file()
-  names = "training.loss.group_advantage model.score.score sampling.sample grading.Service analysis.passk.pass_at_k"
-  for name in names.split():
-    assert f"jaxrlvr.{name}" in TEXT
-    module, _, function = f"jaxrlvr.{name}".rpartition(".")
-    assert callable(getattr(importlib.import_module(module), function))
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_named_files_exist(page):
+  for word in re.findall(r"[\w./-]+", text_of(page)):
+    name = word.strip("./")
+    top, slash, _ = name.partition("/")
+    if name.endswith((".py", ".sh", ".ipynb", ".toml", ".cff")) or slash and top in FOLDERS:
+      places = [ROOT, ROOT / "jaxrlvr", page.parent]
+      assert any((place / name).exists() for place in places), f"{page.name} names {name}, which is not there"
+
+
+@pytest.mark.parametrize("folder", ["docs", "jaxrlvr", "configs", "launch"])
+def test_named_modules_and_functions_exist(folder):
+  files = PAGES if folder == "docs" else sorted((ROOT / folder).rglob("*.py"))
+  for file in files:
+    for name in set(re.findall(r"(?<![\w.])jaxrlvr(?:\.\w+)+", text_of(file))):
+      assert pkgutil.resolve_name(name) is not None, file
+
+
+def text_of(file):
+  """Returns a page's text; of a notebook what is written in it, without the outputs."""
+  if file.suffix != ".ipynb":
+    return file.read_text()
+  return "\n".join("".join(cell["source"]) for cell in json.loads(file.read_text())["cells"])
 
 
 def test_version_and_changes_are_those_of_the_package():

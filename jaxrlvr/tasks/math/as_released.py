@@ -1,7 +1,7 @@
 """Mathematics as the study's released code grades it (its RULE_BASED scores), for comparison with its figures.
 
 Nothing is refused and no box is needed: Math-Verify reads the whole response, several boxes as one set, and numbers
-agree to six decimals. Its clocks are off, so this runs only behind verify.service.
+agree to six decimals. Its clocks are off, so this runs only behind grading.service.
 """
 
 from __future__ import annotations

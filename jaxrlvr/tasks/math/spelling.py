@@ -1,4 +1,4 @@
-"""Spellings of an answer that mean the same: each is rewritten to the LaTeX that `verify.formula` reads."""
+"""Spellings of an answer that mean the same: each is rewritten to the LaTeX that `tasks.math.formula` reads."""
 
 from __future__ import annotations
 
@@ -227,7 +227,7 @@ _PHRASES = {
 
 
 def respell(text: str) -> str:
-  """Returns the text in the spelling that `verify.formula` reads; one that it already has stays as it is."""
+  """Returns the text in the spelling that `tasks.math.formula` reads; one that it already has stays as it is."""
   for pattern, new in _REWRITES:
     text = pattern.sub(new, text.strip())
   text = _REPEATING.sub(_repeating, text)

@@ -1,6 +1,6 @@
 """Strict grading of mathematical answers: our own reader, and Math-Verify for integrals, sums, products and limits.
 
-Math-Verify can hang or eat memory on short hostile text, so this runs only behind verify.service.
+Math-Verify can hang or eat memory on short hostile text, so this runs only behind grading.service.
 """
 
 from __future__ import annotations
