@@ -15,7 +15,8 @@ from jaxrlvr.data import embedded_text, files, hub
 from jaxrlvr.data.embedded_text import Text
 from jaxrlvr.data.prepared import text as checked
 from jaxrlvr.data.problems import shuffled
-from jaxrlvr.text.tokenizer import THINK, THINK_END, Tokenizer
+from jaxrlvr.text.tags import THINK, THINK_END
+from jaxrlvr.text.tokenizer import Tokenizer
 
 
 class TextRows:
@@ -96,7 +97,7 @@ def pairs(
   if thinking and not traced:
     raise InputError(
       f"{source}: holds no traces, which Thinking SFT trains on; add trace=COLUMN to its columns, take solutions with "
-      "<think>...</think>, or train the other arm (sft.thinking=False)"
+      f"{THINK}...{THINK_END}, or train the other arm (sft.thinking=False)"
     )
   usable = traced or closed
   fits = [problem for problem in usable if len(embedded_text.document(longest(problem), tokenizer).ids) <= max_tokens]

@@ -21,7 +21,8 @@ from jaxrlvr.base.logbook import read_jsonl
 from jaxrlvr.judging import endpoint
 from jaxrlvr.tasks.arithmetic import faithfulness as arithmetic
 from jaxrlvr.tasks.arithmetic.problems import asked
-from jaxrlvr.text.answer import CLOSE, OPEN, parse
+from jaxrlvr.text.answer import parse
+from jaxrlvr.text.tags import THINK, THINK_END
 
 Ruling = float | bool | None  # faithfulness 1.0, 0.5 or 0.0; the same strategy or not; None: missing
 
@@ -113,10 +114,10 @@ def read(task: str, responses: Sequence[Response], said: str | None) -> Ruling:
 
 def _without_thinking(reply: str) -> str:
   """Returns what follows the first `</think>`; nothing where a thinking was opened and never closed."""
-  before, closing, after = reply.partition(CLOSE)
+  before, closing, after = reply.partition(THINK_END)
   if closing:
     return after
-  return "" if OPEN in before else reply
+  return "" if THINK in before else reply
 
 
 def _plain(text: str) -> str:

@@ -36,7 +36,7 @@ _LOG = logging.getLogger(__name__)
 TOKENIZER = "tokenizer.model"
 POLICY = "policy.json"
 MODEL, FOLDER = "model", "tokenizer"  # in a run directory: a Hugging Face model, and the files of its tokenizer
-THINK = {"template": None, "on": True, "off": False}
+THINKING_SWITCH = {"template": None, "on": True, "off": False}
 
 
 class Policy(NamedTuple):
@@ -174,7 +174,7 @@ def find_tokenizer(config: ConfigDict) -> Path:
 
 
 def read_tokenizer(config: ConfigDict) -> Tokenizer:
-  path, think = find_tokenizer(config), THINK[config.model.think]
+  path, think = find_tokenizer(config), THINKING_SWITCH[config.model.think]
   try:
     if path.is_dir():
       tokenizer = hf_tokenizer.HuggingFace(path, think, config.model.stop_tokens)

@@ -26,7 +26,8 @@ from jaxrlvr.stages import build_policy
 from jaxrlvr.stages.rollout import in_parts, verifier_service
 from jaxrlvr.stages.run_directory import open_run
 from jaxrlvr.text.answer import parse
-from jaxrlvr.text.tokenizer import THINK_END, Tokenizer, train_sentencepiece
+from jaxrlvr.text.tags import THINK_END
+from jaxrlvr.text.tokenizer import Tokenizer, train_sentencepiece
 from jaxrlvr.training import objective
 from jaxrlvr.training.packing import Packed, pack, rows_of
 from jaxrlvr.training.update import update

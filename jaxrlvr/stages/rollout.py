@@ -28,8 +28,9 @@ from jaxrlvr.stages import memory
 from jaxrlvr.stages.build_policy import Policy
 from jaxrlvr.tasks.arithmetic import faithfulness as judge
 from jaxrlvr.tasks.table import VERIFIERS
-from jaxrlvr.text.answer import OPEN, Parsed, parse
+from jaxrlvr.text.answer import Parsed, parse
 from jaxrlvr.text.stop_strings import automaton
+from jaxrlvr.text.tags import THINK
 from jaxrlvr.text.tokenizer import Tokenizer
 
 _LOG = logging.getLogger(__name__)
@@ -179,7 +180,7 @@ def decode(tokenizer: Tokenizer, tokens_BT, length_B, stop_B) -> list[str]:
 def with_opening(text: str, opening: str) -> str:
   """Returns a response with the think tag that its prompt ended in, so that all see the trace as if the policy had
   written the tag; a tag that the policy wrote itself is not doubled."""
-  return text if text.lstrip().startswith(OPEN) else opening + text
+  return text if text.lstrip().startswith(THINK) else opening + text
 
 
 def sampling(config: ConfigDict, tokenizer: Tokenizer, **changes) -> Sampling:

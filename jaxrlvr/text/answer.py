@@ -6,7 +6,8 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-OPEN, CLOSE = "<think>", "</think>"
+from jaxrlvr.text.tags import THINK, THINK_END
+
 _BOX = "\\boxed"
 _CLOSED_BOX = re.compile(r"\\boxed\{[^\n]*\}")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped one is part of the answer
@@ -62,7 +63,7 @@ READINGS: dict[str, Callable[[str], str | None]] = {
 def parse(text: str, reading: str) -> Parsed:
   """Reads a response by a row of READINGS. Where thinking was opened and not closed there is no answer."""
   rest = after_thinking(text)
-  answer = None if OPEN in rest else READINGS[reading](rest)
+  answer = None if THINK in rest else READINGS[reading](rest)
   return Parsed(text, answer, thinking(text))
 
 
@@ -73,13 +74,13 @@ def stated(answer: str) -> Parsed:
 
 def after_thinking(text: str) -> str:
   """What follows the last `</think>`, or all of the text where no thinking was closed."""
-  return text.rpartition(CLOSE)[2]
+  return text.rpartition(THINK_END)[2]
 
 
 def thinking(text: str) -> str | None:
   """What stands between the first `<think>` and the last `</think>`; None unless both occur in this order."""
-  start, end = text.find(OPEN), text.rfind(CLOSE)
-  return text[start + len(OPEN) : end] if 0 <= start < end else None
+  start, end = text.find(THINK), text.rfind(THINK_END)
+  return text[start + len(THINK) : end] if 0 <= start < end else None
 
 
 def _one_box(response: Parsed) -> bool:
@@ -96,7 +97,7 @@ def _thinking_format(response: Parsed) -> bool:
 
 
 def _study_thinking_format(response: Parsed) -> bool:
-  return OPEN in response.text and bool(_CLOSED_BOX.search(response.text.partition(CLOSE)[2]))
+  return THINK in response.text and bool(_CLOSED_BOX.search(response.text.partition(THINK_END)[2]))
 
 
 # What a response's form can be held to. Keys: names in `rl.reward`.

@@ -11,8 +11,8 @@ from pathlib import Path
 import tokenizers
 
 from jaxrlvr.base.errors import InputError
+from jaxrlvr.text.tags import THINK, THINK_END
 from jaxrlvr.text.template import Template
-from jaxrlvr.text.tokenizer import THINK, THINK_END
 
 TOKENIZER = "tokenizer.json"
 # What a directory needs to stand alone as a tokenizer; config.json and generation_config.json name stop tokens.
@@ -30,7 +30,7 @@ FILES = (
 )
 _BREAK = "\ufdd0"  # a noncharacter: cuts a text in two before it becomes tokens
 _END = "\ufdd1"  # another one: stands behind the last message while the end of a prompt is looked for
-_TAG = re.compile(r"<(?=/?think>)")
+_TAG = re.compile(f"<(?={THINK[1:]}|{THINK_END[1:]})")
 _SENTENCE = re.compile(r"\w[ \t]+\Z")  # before a tag that is spoken of
 
 

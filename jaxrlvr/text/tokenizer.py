@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Protocol
 
 from jaxrlvr.base.errors import InputError
+from jaxrlvr.text.tags import THINK, THINK_END
 
-THINK, THINK_END = "<think>", "</think>"
 ROLES = {"system": "<|system|>", "user": "<|user|>", "assistant": "<|assistant|>"}
 
 

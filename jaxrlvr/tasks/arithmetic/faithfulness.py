@@ -12,7 +12,8 @@ from jaxrlvr.tasks.arithmetic import problems as arithmetic
 from jaxrlvr.tasks.arithmetic.problems import Tree
 from jaxrlvr.tasks.arithmetic.verify import INTEGER
 from jaxrlvr.tasks.verdicts import legible
-from jaxrlvr.text.answer import OPEN, Parsed
+from jaxrlvr.text.answer import Parsed
+from jaxrlvr.text.tags import THINK
 
 _APPLY = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__}
 _LONGEST_TRACE = 20_000  # characters; a longer trace is not read
@@ -356,7 +357,7 @@ def strategy(response: Parsed) -> tuple[str, ...]:
   so may the sides of + and *, several operations may stand in a line, and a slip in a result changes nothing. Of equal
   digits the formula that sorts first is taken up. What is no step is passed over: () is an answer without steps.
   """
-  steps, _ = read_steps(response.text.partition(OPEN)[2] if response.trace is None else response.trace)
+  steps, _ = read_steps(response.text.partition(THINK)[2] if response.trace is None else response.trace)
   hanging: list[tuple[int, str]] = []  # (last digit, formula) of results that are not taken up
   for step in steps[:_MAX_STEPS]:
     if step.readings and step.result is not None:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 from jaxrlvr.base.errors import InputError
 from jaxrlvr.base.types import Problem
+from jaxrlvr.text.tags import THINK, THINK_END
 
 LEVELS = (1, 2, 3, 4, 5)  # difficulty; level n has n + 1 operations
 KINDS = ("chain", "expression", "large")
@@ -208,7 +209,7 @@ def direct(tree: Tree) -> str:
 
 def respond(trace: str | None, answer: str) -> str:
   box = f"\\boxed{{{answer}}}"
-  return box if trace is None else f"<think>\n{trace}\n</think>\n{box}"
+  return box if trace is None else f"{THINK}\n{trace}\n{THINK_END}\n{box}"
 
 
 _NOUNS = "bird tree river stone house child garden road cloud horse lamp book door field boat hill".split()
