@@ -445,9 +445,9 @@ def test_tfds_sets_need_no_tensorflow(tmp_path):
   with pytest.raises(ValueError, match="mine: no readable tfds data set"):
     load(folder)
   code = (
-    "import sys, jaxrlvr.data.problems\nfrom jaxrlvr.data import rows\nassert 'tensorflow_datasets' not in sys.modules"
+    "import sys, jaxrlvr.data.problems\nfrom jaxrlvr.data import files\nassert 'tensorflow_datasets' not in sys.modules"
   )
-  code += "\nrows.tfds(); sys.exit('tensorflow' in sys.modules)"
+  code += "\nfiles.tfds(); sys.exit('tensorflow' in sys.modules)"
   root = pathlib.Path(__file__).parents[2]
   assert subprocess.run([sys.executable, "-c", code], check=False, cwd=root).returncode == 0
 
