@@ -32,22 +32,22 @@ def language_modelling(steps: int, lr: float) -> ConfigDict:
 
 
 def judge(name: str) -> ConfigDict:
-  """Where verdicts on reasoning come from."""
+  """Where labels of reasoning come from."""
   o = ConfigDict()
-  # exact (embedded arithmetic, needs no model) | http (chat completions) | local (a policy) | replay (former verdicts)
+  # exact (embedded arithmetic, needs no model) | http (chat completions) | local (a policy) | replay (former labels)
   o.name = name
   o.url = ""  # http: of the endpoint, up to where /chat/completions begins
   o.model = ""  # http: its name there; local: run directory of a policy, as of `import`
   o.key_variable = ""  # http: environment variable that holds the key; "": none is sent
   o.request = '{"temperature": 0}'  # http: further fields of each request, a JSON object
   o.timeout_seconds = 60.0  # http: of a call
-  o.deadline_seconds = 180.0  # http: of a verdict, with all retries; what then is not there is missing
+  o.deadline_seconds = 180.0  # http: of a label, with all retries; what then is not there is missing
   o.retries = 5  # http: after 429, 5xx, timeouts and lost connections, with growing waits
   o.concurrency = 8  # http: calls at a time; local: prompts sampled at once
-  o.prompt_tokens = 4096  # local: longest request, also the padded width; a longer one has no verdict
+  o.prompt_tokens = 4096  # local: longest request, also the padded width; a longer one has no label
   o.tokens = 1024  # local: longest response
   o.price_in, o.price_out = 0.0, 0.0  # http: of a million tokens of prompts and of answers, for the cost; 0: unknown
-  o.file = ""  # replay: the verdicts.jsonl of a former judging
+  o.file = ""  # replay: the labels.jsonl of a former judging
   return o
 
 
@@ -253,8 +253,8 @@ def get_config(arg: str = "") -> ConfigDict:
   c.judge.steps = ()  # at which steps; (): the first, t_sat where there is one, and the last that are recorded
   c.judge.problems = 8  # problems, the same at each step
   c.judge.samples = 16  # responses a problem, fewer where fewer are recorded
-  c.judge.max_missing = 0.2  # share of a step's verdicts that may be missing before the stage stops itself (exit 3)
-  c.judge.cache = ""  # folder of verdicts of http and local, which other runs may share; "": in the run directory
+  c.judge.max_missing = 0.2  # share of a step's labels that may be missing before the stage stops itself (exit 3)
+  c.judge.cache = ""  # folder of labels of http and local, which other runs may share; "": in the run directory
 
   c.verify = ConfigDict()  # limits of one grading job in its worker process
   c.verify.mode = "strict"  # strict | study: mathematics read as the released code does

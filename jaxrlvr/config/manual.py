@@ -96,12 +96,12 @@ STAGES: dict[str, Stage] = {
     (*_ALL, *_POLICY, "heldout.", "evaluate.", *_SAMPLING, "verify.", "answer.")),
   "judge": Stage(
     "faithfulness and diversity of the responses that config.judge.run recorded", "rollouts/ or evals/ of a run",
-    f"metrics.jsonl, judged/, verdicts.jsonl, usage.json, cache/, {_OWN}",
+    f"metrics.jsonl, judged/, labels.jsonl, usage.json, cache/, {_OWN}",
     "--config=demo --workdir=runs/judged --config.judge.run=runs/rl",
     (*_ALL, "judge.", "saturation_tail", "model.", "mesh.", "hosts.", "compile_cache")),
   "report": Stage(
     "write the HTML report of RUN... (rl, evaluate and judge runs, a grid), or of config.report.runs",
-    "metrics, rollouts, evaluations and verdicts of the runs", "report/index.html, its charts and its tables as CSV",
+    "metrics, rollouts, evaluations and labels of the runs", "report/index.html, its charts and its tables as CSV",
     "runs/a Thinking=runs/b runs/judged --workdir=runs/report", (*_ALL, "report.", "saturation_tail")),
   "plan": Stage(
     "compile config.plan.stage for a TPU slice on a CPU: memory, limits, hours (launch/plan.sh)",

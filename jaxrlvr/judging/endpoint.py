@@ -186,7 +186,7 @@ def _read(data: bytes, counts: Counter) -> _Reply:
     text, ended = choice["message"]["content"], choice.get("finish_reason")
   except _NOT_AN_ANSWER:
     return _Reply(None, "answered with something that is no chat completion")
-  if ended in ("length", "content_filter"):  # a verdict at its end may be the beginning of another
+  if ended in ("length", "content_filter"):  # the word at its end may be the beginning of another
     return _Reply(None, f"answered with a text that was cut off ({ended}); see the limits in request")
   return _Reply(text) if isinstance(text, str) else _Reply(None, "answered without a text")
 

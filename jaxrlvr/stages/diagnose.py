@@ -13,11 +13,12 @@ from jaxrlvr.base import logbook, object_store
 from jaxrlvr.base.errors import InputError, TrainingStopped
 from jaxrlvr.base.types import Problem
 from jaxrlvr.device import multihost
+from jaxrlvr.judging.judges import Judge
 from jaxrlvr.model import spec as policy_spec
 from jaxrlvr.stages import build_policy
 from jaxrlvr.stages.curate import lot
 from jaxrlvr.stages.evaluate import graded
-from jaxrlvr.stages.judge import judge_step, make
+from jaxrlvr.stages.judge import LABELS_FILE, judge_step, make_judge
 from jaxrlvr.stages.run_directory import Run, open_run
 from jaxrlvr.stages.survey import open_survey
 
@@ -44,7 +45,7 @@ TOLD = {
 def diagnose(config: ConfigDict, workdir: str | Path) -> dict:
   """Samples `config.diagnose.problems` of `config.problems` as RL would, judges some, and says what RL will meet.
 
-  diagnosis.md is the page to read, diagnosis.json its numbers, rows/ has all responses, verdicts.jsonl the judge's. In
+  diagnosis.md is the page to read, diagnosis.json its numbers, rows/ has all responses, labels.jsonl the judge's. In
   an outage of a judge `http` the page tells the rest, and the stage ends unfinished.
   """
   d, j = config.diagnose, config.judge
@@ -52,7 +53,7 @@ def diagnose(config: ConfigDict, workdir: str | Path) -> dict:
     raise InputError(f"config.judge.name = {j.name!r} judges in one process; leave out --distributed, or take exact")
   with open_run(config, workdir, "diagnose") as run:
     policy = build_policy.load_policy(config)
-    judge = make(config, j, run.workdir / "cache")
+    judge = make_judge(config, j, run.workdir / "cache")
     reference = faithful_diversity_of(d.reference)
     with open_survey(run, policy, limit=d.problems) as survey:
       survey.begin()
@@ -81,7 +82,7 @@ def diagnose(config: ConfigDict, workdir: str | Path) -> dict:
     _write(run, diagnosis, predictions)
     if j.name == "http" and not judging["measured"]:  # it may answer another time
       raise TrainingStopped(
-        f"{judging['missing']} of {judging['verdicts']} verdicts are missing, over config.judge.max_missing = "
+        f"{judging['missing']} of {judging['labels']} labels are missing, over config.judge.max_missing = "
         f"{j.max_missing}; see that it answers (warnings above). The same command asks only for what is missing"
       )
     return run.finish(dropped=survey.dropped, **diagnosis)
@@ -135,16 +136,23 @@ def faithful_diversity_of(folder: str) -> float | None:
   )
 
 
-def judged(rows: Sequence[Mapping], run: Run, judge, config: ConfigDict) -> tuple[dict[str, float], dict]:
-  """(figures of reasoning, nan where too many verdicts are missing; what was judged by whom)."""
-  labels, verdicts = judge_step(rows, judge, None)
+def judged(rows: Sequence[Mapping], run: Run, judge: Judge, config: ConfigDict) -> tuple[dict[str, float], dict]:
+  """(figures of reasoning, nan where too many labels are missing; what was judged by whom)."""
+  responses, labels = judge_step(rows, judge, None)
   run.raise_if_asked()  # what a stopping judge leaves out is not missing
-  logbook.write_jsonl(run.workdir / "verdicts.jsonl", verdicts)
-  missing = sum(row["verdict"] is None for row in verdicts)
-  measured = missing <= config.judge.max_missing * len(verdicts)
-  told = {"judge": config.judge.name, "problems": len({row["problem"] for row in rows}), "responses": len(rows),
-          "verdicts": len(verdicts), "missing": missing, "measured": measured, "usage": judge.counts}  # fmt: skip
-  return reasoning.summarise(labels if measured else []), told
+  logbook.write_jsonl(run.workdir / LABELS_FILE, labels)
+  missing = sum(row["label"] is None for row in labels)
+  measured = missing <= config.judge.max_missing * len(labels)
+  judging = {
+    "judge": config.judge.name,
+    "problems": len({row["problem"] for row in rows}),
+    "responses": len(rows),
+    "labels": len(labels),
+    "missing": missing,
+    "measured": measured,
+    "usage": judge.counts,
+  }
+  return reasoning.summarise(responses if measured else []), judging
 
 
 _MEASURED, _PREDICTED = "## What was measured", "## What RL will probably do"
@@ -162,7 +170,7 @@ def sections(config: ConfigDict, made: Mapping, said: Sequence[prediction.Predic
     f"{config.rl.temperature:g}, of at most {config.rl.response_tokens} tokens, {figures['mean_length']:.1f} in the "
     f"mean. `{judging['judge']}` judged "
     f"{judging['responses']} responses to {judging['problems']} problems; {judging['missing']} of "
-    f"{judging['verdicts']} verdicts are missing"
+    f"{judging['labels']} labels are missing"
     + ("." if judging["measured"] else ": faithfulness and diversity are **not measured**."),
     _MEASURED: "With 95 % intervals over problems.\n\n"
     + logbook.markdown(("figure", "value", "what it is"), measured),

@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -18,39 +19,48 @@ from jaxrlvr.base.errors import InputError, TrainingStopped
 from jaxrlvr.base.types import Problem
 from jaxrlvr.config.files import derive
 from jaxrlvr.device import multihost
-from jaxrlvr.judging import endpoint, judges
-from jaxrlvr.judging.judges import Judge, Response
+from jaxrlvr.judging import endpoint, judges, rubric
+from jaxrlvr.judging.judges import Judge
+from jaxrlvr.judging.rubric import Label, Response
 from jaxrlvr.sampling.decode import STOP_LENGTH
 from jaxrlvr.stages import build_policy, rollout
 from jaxrlvr.stages.curate import lot
 from jaxrlvr.stages.run_directory import Run, open_run, read_config
 
-_READ = {"step": int, "problem": str, "sample": int, "prompt": str, "text": str,
-         "true_reward": (int, float, type(None))}  # of a recorded response  # fmt: skip
-_TOLD = ("F(1)/all", "diversity", "faithful_diversity")  # printed at the end
+LABELS_FILE = "labels.jsonl"
+_FIELDS = {
+  "step": int,
+  "problem": str,
+  "sample": int,
+  "prompt": str,
+  "text": str,
+  "true_reward": (int, float, type(None)),
+}  # of a recorded response, and their types
+_PRINTED = ("F(1)/all", "diversity", "faithful_diversity")  # at the end
 
 
-def make(config: ConfigDict, group: ConfigDict, cache: Path) -> Judge:
+def make_judge(config: ConfigDict, group: ConfigDict, cache: Path) -> Judge:
   """The judge of `config.judge` or `config.judge.second`."""
   try:
     fields = {f.name: group[f.name] for f in dataclasses.fields(endpoint.Endpoint) if f.name in group}
     place = endpoint.Endpoint(**fields) if group.name == "http" else None
-    policy = local(config, group) if group.name == "local" else None
+    model = local_model(config, group) if group.name == "local" else None
     return judges.JUDGES[group.name](
-      judges.Settings(place, object_store.path(config.judge.cache or cache), object_store.local(group.file), policy)
+      judges.Settings(place, object_store.path(config.judge.cache or cache), object_store.local(group.file), model)
     )
   except InputError as error:
-    told = str(error).replace("config.init", "model")  # where a policy judges
-    raise InputError(f"config.judge{'' if group is config.judge else '.second'}: {told}") from error
+    reason = str(error).replace("config.init", "model")  # where a policy judges
+    raise InputError(f"config.judge{'' if group is config.judge else '.second'}: {reason}") from error
 
 
-def local(config: ConfigDict, group: ConfigDict) -> tuple[endpoint.Complete, str, Counter]:
-  """(what completes prompts by the policy of `group.model`, greedily; what it depends on; counts of what it did)."""
+def local_model(config: ConfigDict, group: ConfigDict) -> judges.LocalModel:
+  """The policy of `group.model` as something that completes prompts, greedily."""
   if not group.model:
     raise InputError("model is empty; name the run directory of a policy (`jaxrlvr import` makes one of a model)")
-  how = {"init": group.model, "model.path": "", "tokenizer": "", "rl.prompt_tokens": group.prompt_tokens}
-  how |= {"rl.response_tokens": group.tokens, "rl.stop_strings": (), "plan.mean_tokens": 0}
-  policy = build_policy.load_policy(own := derive(config, how, "judge"))
+  changes = {"init": group.model, "model.path": "", "tokenizer": "", "rl.prompt_tokens": group.prompt_tokens}
+  changes |= {"rl.response_tokens": group.tokens, "rl.stop_strings": (), "plan.mean_tokens": 0}
+  own = derive(config, changes, "judge")
+  policy = build_policy.load_policy(own)
   sampler = rollout.Sampler(own, policy, "judge", group=1, temperature=0.0, top_k=0, top_p=1.0)
   size, counts = sampler.batch_size(group.concurrency, group.concurrency), Counter()
 
@@ -64,16 +74,16 @@ def local(config: ConfigDict, group: ConfigDict) -> tuple[endpoint.Complete, str
       sampler.sweep(sampler.weights(policy.params), rollout.Loaded(fits, ids, openings, 0), size) if fits else ()
     )
     texts = (
-      response.text if stop != STOP_LENGTH else None  # cut off, a verdict may be the beginning of another
+      response.text if stop != STOP_LENGTH else None  # cut off, its last word may be the beginning of another
       for drawn in batches
       for (response,), (stop,) in zip(drawn.answers.response_PG, drawn.stop_PG, strict=False)
     )
     for p in asked:
       yield next(texts) if len(ids[p.id]) <= group.prompt_tokens and not signals.asked() else None
 
-  made = {"weights": policy.origin["digests"], "tokenizer": logbook.digest(policy.tokenizer.pieces())}
-  made |= {"tokens": group.tokens, "dtype": config.model.dtype, "think": config.model.think}
-  return complete, json.dumps(made, sort_keys=True), counts
+  identity = {"weights": policy.origin["digests"], "tokenizer": logbook.digest(policy.tokenizer.pieces())}
+  identity |= {"tokens": group.tokens, "dtype": config.model.dtype, "think": config.model.think}
+  return judges.LocalModel(complete, json.dumps(identity, sort_keys=True), counts)
 
 
 def recorded(folder: Path, name: str) -> dict[int, Path]:
@@ -106,7 +116,7 @@ def choose_steps(files: Mapping[int, Path], wanted: Sequence[int], folder: Path,
   return sorted({min(files), *saturated, max(files)})
 
 
-def choose(config: ConfigDict) -> dict[int, list[dict]]:
+def recorded_responses(config: ConfigDict) -> dict[int, list[dict]]:
   """Recorded responses by step: the same problems at each, by lot, and of each problem its first samples."""
   j = config.judge
   if not j.run:
@@ -115,13 +125,7 @@ def choose(config: ConfigDict) -> dict[int, list[dict]]:
   read_config(folder)
   files = recorded(folder, j.set)
   steps = choose_steps(files, j.steps, folder, config.saturation_tail)
-  by_step: dict[int, dict[str, list[dict]]] = {step: {} for step in steps}
-  for step, by_problem in by_step.items():
-    for row in logbook.read_jsonl(files[step]):
-      if odd := [name for name, kind in _READ.items() if not isinstance(row.get(name, ...), kind)]:
-        told = f"can't be read as recorded responses ({odd[0]} is absent or of another kind)"
-        raise InputError(f"{files[step]}: {told}; restore the file, or judge other steps (config.judge.steps)")
-      by_problem.setdefault(row["problem"], []).append({name: row[name] for name in _READ})
+  by_step = {step: _by_problem(files[step]) for step in steps}
   shared = set.intersection(*(set(by_problem) for by_problem in by_step.values()))
   if not shared:
     raise InputError(f"config.judge: no problem is at all of the steps {steps}; judge an evaluated set, whose problems "
@@ -133,94 +137,121 @@ def choose(config: ConfigDict) -> dict[int, list[dict]]:
   }
 
 
+def _by_problem(file: Path) -> dict[str, list[dict]]:
+  """The recorded responses of a file, by problem; InputError where a field is absent or of another type."""
+  by_problem: dict[str, list[dict]] = {}
+  for row in logbook.read_jsonl(file):
+    odd = [name for name, types in _FIELDS.items() if not isinstance(row.get(name, ...), types)]
+    if odd:
+      raise InputError(
+        f"{file}: can't be read as recorded responses ({odd[0]} is absent or of another kind); restore the file, or "
+        "judge other steps (config.judge.steps)"
+      )
+    by_problem.setdefault(row["problem"], []).append({name: row[name] for name in _FIELDS})
+  return by_problem
+
+
+class _Labelled(NamedTuple):
+  """A question to the judge, and its label."""
+
+  task: str
+  row: int  # of the response that it is about; of two the first
+  responses: tuple[Response, ...]
+  label: Label
+
+
 def judge_step(rows: Sequence[Mapping], first: Judge, second: Judge | None) -> tuple[list[dict], list[dict]]:
-  """(judged responses, verdicts): the labels of all, then strategies as the clusters need them.
+  """Returns (judged responses, labels): faithfulness of all, then strategies as the clusters need them.
 
   The second judge gets the questions that the first one got.
   """
-  at_P: dict[str, list[int]] = {}
+  rows_of: dict[str, list[int]] = {}
   for i, row in enumerate(rows):
-    at_P.setdefault(row["problem"], []).append(i)
-  responses, groups = [Response(row["prompt"], row["text"]) for row in rows], list(at_P.values())
-  labels = first.faithfulness(responses)
-  asked = [("faithfulness", i, (r,), said) for i, (r, said) in enumerate(zip(responses, labels, strict=True))]
+    rows_of.setdefault(row["problem"], []).append(i)
+  rows_P = list(rows_of.values())
+  responses = [Response(row["prompt"], row["text"]) for row in rows]
+  faithfulness = first.faithfulness(responses)
+  labelled = [_Labelled("faithfulness", i, (responses[i],), label) for i, label in enumerate(faithfulness)]
 
   def same(triples):
-    at = [(groups[p][a], groups[p][b]) for p, a, b in triples]
-    said = first.same_strategy([(responses[a], responses[b]) for a, b in at])
-    both = (("strategy", a, (responses[a], responses[b]), x) for (a, b), x in zip(at, said, strict=True))
-    asked.extend(one for one in both if one[2][0].text != one[2][1].text)  # of the same text nobody is asked
-    return said
+    at = [(rows_P[p][a], rows_P[p][b]) for p, a, b in triples]
+    pairs = [(responses[a], responses[b]) for a, b in at]
+    labels = first.same_strategy(pairs)
+    for (row, _), pair, label in zip(at, pairs, labels, strict=True):
+      if pair[0].text != pair[1].text:  # of the same text nobody is asked
+        labelled.append(_Labelled("strategy", row, pair, label))
+    return labels
 
-  clusters_P = reasoning.cluster_all([len(group) for group in groups], same)
-  cluster = dict(zip(sum(groups, []), sum(clusters_P, []), strict=True))
+  clusters_P = reasoning.cluster_all([len(some) for some in rows_P], same)
+  cluster = dict(zip(sum(rows_P, []), sum(clusters_P, []), strict=True))
   judged = [
     {"step": row["step"], "problem": row["problem"], "sample": row["sample"],
      "correct": None if row["true_reward"] is None else row["true_reward"] == 1,
-     "faithfulness": label, "cluster": cluster[i], "key": judges.key("faithfulness", (responses[i],))}
-    for i, (row, label) in enumerate(zip(rows, labels, strict=True))
+     "faithfulness": label, "cluster": cluster[i], "key": rubric.key("faithfulness", (responses[i],))}
+    for i, (row, label) in enumerate(zip(rows, faithfulness, strict=True))
   ]  # fmt: skip
-  verdicts = [
-    {"step": rows[i]["step"], "task": task, "problem": rows[i]["problem"], "key": judges.key(task, question),
-     "verdict": said}
-    for task, i, question, said in asked
+  labels = [
+    {"step": rows[one.row]["step"], "task": one.task, "problem": rows[one.row]["problem"],
+     "key": rubric.key(one.task, one.responses), "label": one.label}
+    for one in labelled
   ]  # fmt: skip
   if second is not None:
-    pairs = [question for task, _, question, _ in asked if task == "strategy"]
+    pairs = [one.responses for one in labelled if one.task == "strategy"]
     others = second.faithfulness(responses) + second.same_strategy(pairs)
-    verdicts = [row | {"second": said} for row, said in zip(verdicts, others, strict=True)]
-  return judged, verdicts
+    labels = [row | {"second": label} for row, label in zip(labels, others, strict=True)]
+  return judged, labels
 
 
-def stop_if_missing(step: int, verdicts: Sequence[Mapping], limit: float) -> None:
-  for name in ("verdict", "second"):
-    said = [row[name] for row in verdicts if name in row]
-    missing = said.count(None)
-    if missing > limit * len(said):
+def stop_if_missing(step: int, labels: Sequence[Mapping], limit: float) -> None:
+  """TrainingStopped where more than this share of a judge's labels is missing."""
+  for name, whose in (("label", ""), ("second", "of the second judge ")):
+    values = [row[name] for row in labels if name in row]
+    missing = values.count(None)
+    if missing > limit * len(values):
       raise TrainingStopped(
-        f"step {step}: {missing} of {len(said)} verdicts {'of the second judge ' * (name == 'second')}are missing, "
-        f"over config.judge.max_missing = {limit}; see that it answers (warnings above) with the line it is asked for "
-        "(exact knows only the embedded arithmetic). The same command goes on, and asks http only for what is missing"
+        f"step {step}: {missing} of {len(values)} labels {whose}are missing, over config.judge.max_missing = {limit}; "
+        "see that it answers (warnings above) with the line it is asked for (exact knows only the embedded "
+        "arithmetic). The same command goes on, and asks http only for what is missing"
       )
 
 
-def kappa(verdicts: Sequence[Mapping], task: str) -> dict:
+def kappa(labels: Sequence[Mapping], task: str) -> dict:
   """Agreement of both judges over all steps, with intervals over problems."""
   by_problem: dict[str, list[tuple]] = {}
-  for row in verdicts:
+  for row in labels:
     if row["task"] == task:
-      by_problem.setdefault(row["problem"], []).append((row["verdict"], row["second"]))
+      by_problem.setdefault(row["problem"], []).append((row["label"], row["second"]))
   return reasoning.agreement(list(by_problem.values()))._asdict()
 
 
 def judge(config: ConfigDict, workdir: str | Path) -> dict:
   """Judges responses that the run `config.judge.run` recorded; a step whose file is there is not judged again.
 
-  judged/step_*.jsonl has a row a response, verdicts.jsonl one a verdict (what the judge `replay` reads), metrics.jsonl
-  one a step with all figures, summary.json these, kappa to the second judge, and what the judging took.
+  judged/step_*.jsonl has a row a response, labels.jsonl one a label (what the judge `replay` reads), metrics.jsonl one
+  a step with all figures, summary.json these, kappa to the second judge, and what the judging took.
   """
   j = config.judge
   if multihost.count() > 1:
     raise InputError("the stage judge runs as one process; leave out --distributed")
   with open_run(config, workdir, "judge") as run:
-    panel = {"first": make(config, j, run.workdir / "cache")}
+    panel = {"first": make_judge(config, j, run.workdir / "cache")}
     if j.second.name:
-      panel["second"] = make(config, j.second, run.workdir / "cache")
-    chosen = choose(config)
-    run.begin(responses=list(chosen.items()))
+      panel["second"] = make_judge(config, j.second, run.workdir / "cache")
+    responses = recorded_responses(config)
+    run.begin(responses=list(responses.items()))
     if run.finished:
       return run.summary
-    files = {step: run.workdir / "judged" / f"step_{step:06d}.jsonl" for step in chosen}
-    progress = run.progress(len(chosen))
-    for number, (step, rows) in enumerate(chosen.items(), 1):
+    files = {step: run.workdir / "judged" / f"step_{step:06d}.jsonl" for step in responses}
+    progress = run.progress(len(responses))
+    for number, (step, rows) in enumerate(responses.items(), 1):
       if not files[step].is_file():
         run.raise_if_asked()
-        judged, verdicts = judge_step(rows, panel["first"], panel.get("second"))
+        judged, labels = judge_step(rows, panel["first"], panel.get("second"))
         spend(run, panel)
         run.raise_if_asked()  # what a stopping judge leaves out is not missing
-        others = [row for row in logbook.read_jsonl(run.workdir / "verdicts.jsonl") if row["step"] != step]
-        logbook.write_jsonl(run.workdir / "verdicts.jsonl", others + verdicts)
-        stop_if_missing(step, verdicts, j.max_missing)
+        others = [row for row in logbook.read_jsonl(run.workdir / LABELS_FILE) if row["step"] != step]
+        logbook.write_jsonl(run.workdir / LABELS_FILE, others + labels)
+        stop_if_missing(step, labels, j.max_missing)
         logbook.write_jsonl(files[step], judged)
       progress(number)
     return run.finish(**conclude(config, run, files))
@@ -244,13 +275,15 @@ def conclude(config: ConfigDict, run: Run, files: Mapping[int, Path]) -> dict:
   figures = {step: reasoning.summarise(logbook.read_jsonl(file)) for step, file in files.items()}
   logbook.write_jsonl(run.workdir / "metrics.jsonl", ({"step": step} | found for step, found in figures.items()))
   for step, found in figures.items():
-    told = (f"{name} {found[name]:.3f} [{found[f'{name}_low']:.3f}, {found[f'{name}_high']:.3f}]" for name in _TOLD)
-    print(f"step {step}: " + ", ".join(told))
+    parts = (f"{name} {found[name]:.3f} [{found[f'{name}_low']:.3f}, {found[f'{name}_high']:.3f}]" for name in _PRINTED)
+    print(f"step {step}: " + ", ".join(parts))
   spent = usage(run)
   for name, group in (("first", config.judge), ("second", config.judge.second)):
     if name in spent and group.price_in + group.price_out:
       tokens = [spent[name].get(f"{side}_tokens", 0) for side in ("prompt", "completion")]
       spent[name]["cost"] = (tokens[0] * group.price_in + tokens[1] * group.price_out) / 1e6
-  verdicts = logbook.read_jsonl(run.workdir / "verdicts.jsonl")
-  agreed = {task: kappa(verdicts, task) for task in judges.TASKS} if config.judge.second.name else {}
+  labels = logbook.read_jsonl(run.workdir / LABELS_FILE)
+  agreed = {}
+  if config.judge.second.name:
+    agreed = {task: kappa(labels, task) for task in rubric.TASKS}
   return {"figures": {str(step): found for step, found in figures.items()}, "kappa": agreed, "usage": spent}

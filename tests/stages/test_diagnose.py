@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 
 import pytest
 
@@ -12,11 +13,11 @@ from jaxrlvr.base import logbook
 from jaxrlvr.base.errors import InputError
 from jaxrlvr.config import files as configs
 from jaxrlvr.data import prepared
-from jaxrlvr.judging import judges
-from jaxrlvr.judging.judges import Response
+from jaxrlvr.judging import judges, rubric
+from jaxrlvr.judging.rubric import Response
 from jaxrlvr.stages.curate import lot
 from jaxrlvr.stages.diagnose import faithful_diversity_of
-from jaxrlvr.stages.judge import local, make
+from jaxrlvr.stages.judge import local_model, make_judge
 from jaxrlvr.tasks.arithmetic import problems as arithmetic
 
 SMALL = dict(diagnose__samples=8, diagnose__problems=24, judge__problems=4, evaluate__problems_per_batch=32)
@@ -46,11 +47,11 @@ def test_diagnosis_is_that_of_the_samples(diagnosed, init):
   assert found["figures"]["avg@8"] == pytest.approx(sum(solved) / 192)
   assert found["figures"]["pass@8"] == pytest.approx(sum(n > 0 for n in solved) / 24)
   chosen = sorted(sampled, key=lambda p: lot(0, p))[:4]
-  verdicts = logbook.read_jsonl(diagnosed / "verdicts.jsonl")
-  assert {r["problem"] for r in verdicts} == set(chosen)
-  labels = [r["faithfulness"] for p in chosen for r in sampled[p]]
-  assert found["figures"]["F(1)/all"] == pytest.approx(labels.count(1.0) / 32)
-  assert found["judging"] | {"verdicts": 0} == {"judge": "exact", "problems": 4, "responses": 32, "verdicts": 0,
+  labels = logbook.read_jsonl(diagnosed / "labels.jsonl")
+  assert {r["problem"] for r in labels} == set(chosen)
+  faithfulness = [r["faithfulness"] for p in chosen for r in sampled[p]]
+  assert found["figures"]["F(1)/all"] == pytest.approx(faithfulness.count(1.0) / 32)
+  assert found["judging"] | {"labels": 0} == {"judge": "exact", "problems": 4, "responses": 32, "labels": 0,
                                                 "missing": 0, "measured": True, "usage": {}}  # fmt: skip
   assert [p["regime"] for p in found["predictions"]] == ["memorises", "memorises", "collapses", "collapses"]
   assert not found["near"] and {p["sure"] for p in found["predictions"]} == {"low", "medium"}
@@ -96,7 +97,7 @@ def test_without_a_judge_nothing_is_said_of_reasoning(tmp_path, init):
   more |= dict(judge__name="replay", judge__file=tmp_path / "none.jsonl")
   assert run_smoke("diagnose", tmp_path / "w", init=init, **(SMALL | more)) == 0
   found, page = told(tmp_path / "w"), (tmp_path / "w" / "diagnosis.md").read_text()
-  assert len(rows(tmp_path / "w")) == 24 and found["judging"]["missing"] == found["judging"]["verdicts"] > 0
+  assert len(rows(tmp_path / "w")) == 24 and found["judging"]["missing"] == found["judging"]["labels"] > 0
   assert all(found["figures"][name] is None for name in ("F(1)/all", "F(1)/correct", "diversity"))
   assert "| F(1)/correct | not measured |" in page and "are **not measured**" in page
   assert found["figures"]["usable_problems"] >= 8  # so that nothing but the judge is missing
@@ -114,7 +115,7 @@ def test_an_outage_of_the_judge_is_told_and_gone_on_from(tmp_path, init, serve, 
 
   server = serve(play)
   how = SMALL | dict(init=init, judge__name="http", judge__url=server.url, judge__model="m", judge__retries=0)
-  assert run_smoke("diagnose", tmp_path, **how) == 3 and "verdicts are missing" in capsys.readouterr().err
+  assert run_smoke("diagnose", tmp_path, **how) == 3 and "labels are missing" in capsys.readouterr().err
   assert "are **not measured**" in (tmp_path / "diagnosis.md").read_text()
   assert not (tmp_path / "summary.json").exists() and len(list((tmp_path / "cache").iterdir())) == 2
   up.append(len(server.requests))
@@ -125,7 +126,7 @@ def test_an_outage_of_the_judge_is_told_and_gone_on_from(tmp_path, init, serve, 
 
 
 def test_a_hugging_face_model_and_a_policy_as_judge(tmp_path, init):
-  """A judge whose prompts must be shorter than any rubric gives no verdict, and each that is missing is counted."""
+  """A judge whose prompts must be shorter than any rubric gives no label, and each that is missing is counted."""
   source = write_model(tmp_path / "hf")
   prepared.save(tmp_path / "three.jsonl", arithmetic.problems(7, "train", (1,), 3, ("chain",)))
   how = dict(model__path=source, rl__prompt_tokens=160, problems__source=tmp_path / "three.jsonl")
@@ -134,7 +135,7 @@ def test_a_hugging_face_model_and_a_policy_as_judge(tmp_path, init):
   assert run_smoke("diagnose", tmp_path / "w", **how) == 0
   found = told(tmp_path / "w")
   judging, used = found["judging"], found["judging"]["usage"]
-  assert judging["judge"] == "local" and judging["missing"] == judging["verdicts"] >= 4 and not judging["measured"]
+  assert judging["judge"] == "local" and judging["missing"] == judging["labels"] >= 4 and not judging["measured"]
   assert used["missing"] == used["too_long"] == judging["missing"] and used["calls"] == 0
   assert f"--config.model.path={source}" in (tmp_path / "w" / "diagnosis.md").read_text()
   assert found["predictions"][0]["regime"] == "can't say" and len(rows(tmp_path / "w")) == 3 == sum(found["histogram"])
@@ -145,7 +146,7 @@ def test_local_judge(tmp_path, init):
   the identity."""
   c = configs.load("smoke", {"judge.name": "local", "judge.model": str(init), "judge.tokens": "6",
                              "judge.prompt_tokens": "64", "judge.concurrency": "3"})  # fmt: skip
-  complete, identity, counts = local(c, c.judge)
+  complete, identity, counts = local_model(c, c.judge)
   prompts = ["Start with 5, then *7.", "x" * 200, "Start with 2, then +1, -3.", "Last digit?", "Start with 5."]
   said = list(complete(prompts))
   assert [text is None for text in said] == [False, True, False, False, False] and said[0]
@@ -153,25 +154,25 @@ def test_local_judge(tmp_path, init):
   assert [next(iter(complete([p]))) for p in prompts] == said == list(complete(prompts))
   assert list(complete(prompts[::-1])) == said[::-1]
   digests = json.loads(identity)["weights"]
-  assert digests and json.loads(local(c, c.judge)[1])["weights"] == digests
-  one = make(c, c.judge, tmp_path)
+  assert digests and json.loads(local_model(c, c.judge).identity)["weights"] == digests
+  one = make_judge(c, c.judge, tmp_path)
   assert one.faithfulness([Response("q", "a")]) == [None] and one.counts["missing"] == 1  # too long
   c.judge.prompt_tokens = 2000
-  one = make(c, c.judge, tmp_path)
+  one = make_judge(c, c.judge, tmp_path)
   assert one.faithfulness([Response("q", "a")]) == [None] and one.counts["calls"] == one.counts["missing"] == 1
   assert one.counts["prompt_tokens"] > 500 and not list(tmp_path.iterdir())
   c.judge.prompt_tokens, c.judge.tokens = 64, 1
-  assert list(local(c, c.judge)[0](prompts)) == [None] * 5  # cut off
+  assert list(local_model(c, c.judge).complete(prompts)) == [None] * 5  # cut off
 
 
-def test_a_verdict_of_a_policy_is_read_and_kept_by_its_weights(tmp_path):
+def test_a_label_of_a_policy_is_read_and_kept_by_its_weights(tmp_path):
   """As one that judges would say it."""
 
   def complete(prompts):
-    return [f"VERDICT {judges.mark((Response('q', 'a'),))}: 0.5" for _ in prompts]
+    return [f"VERDICT {rubric.mark((Response('q', 'a'),))}: 0.5" for _ in prompts]
 
   for identity in ("weights 1", "weights 2"):
-    settings = judges.Settings(cache=tmp_path, local=(complete, identity, judges.Counter()))
+    settings = judges.Settings(cache=tmp_path, local=judges.LocalModel(complete, identity, Counter()))
     assert judges.JUDGES["local"](settings).faithfulness([Response("q", "a")]) == [0.5]
   assert len(list(tmp_path.iterdir())) == 2
 

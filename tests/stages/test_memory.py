@@ -12,7 +12,7 @@ from helpers.hf_directories import STYLES, USER, write_tokenizer
 from jaxrlvr.base.errors import InputError
 from jaxrlvr.config import files as configs
 from jaxrlvr.device import sharding
-from jaxrlvr.judging import judges
+from jaxrlvr.judging import judges, rubric
 from jaxrlvr.sampling.decode import Sampling
 from jaxrlvr.stages import memory
 from jaxrlvr.stages.rollout import transcript
@@ -107,5 +107,5 @@ def test_the_exact_judge_reads_the_question_of_a_recorded_prompt():
   prompts = [transcript(problem.messages), transcript(({"role": "system", "content": "Think."}, *problem.messages))]
   assert prompts[1].startswith("[system]\nThink.\n\n[user]\n") and prompts[1].endswith(prompts[0])
   exact = judges.JUDGES["exact"](judges.Settings())
-  assert exact.faithfulness([judges.Response(prompt, text) for prompt in prompts]) == [1.0, 1.0]
-  assert np.isfinite(exact.faithfulness([judges.Response(prompts[1], "\\boxed{3}")])[0])
+  assert exact.faithfulness([rubric.Response(prompt, text) for prompt in prompts]) == [1.0, 1.0]
+  assert np.isfinite(exact.faithfulness([rubric.Response(prompts[1], "\\boxed{3}")])[0])

@@ -19,7 +19,7 @@ from jaxrlvr.data import hub
 from jaxrlvr.stages import build_policy
 from jaxrlvr.stages.diagnose import faithful_diversity_of
 from jaxrlvr.stages.evaluate import chosen_sets
-from jaxrlvr.stages.judge import make as make_judge
+from jaxrlvr.stages.judge import make_judge
 from jaxrlvr.stages.run_directory import set_compile_cache
 from jaxrlvr.text.hf_tokenizer import HuggingFace
 from jaxrlvr.text.stop_strings import automaton
