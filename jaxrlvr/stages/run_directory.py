@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -32,6 +32,7 @@ from jaxrlvr.device import checkpoint, multihost
 from jaxrlvr.rewards import expression
 
 _LOG = logging.getLogger(__name__)
+_PACKAGE = Path(__file__).resolve().parents[1]
 # Keys in which a resumed run may differ from the run it goes on with, by stage; the links of a chain check themselves.
 _HARMLESS = (
   "init",  # its weights count, not its path
@@ -434,15 +435,21 @@ def sources_of_rewards(config: ConfigDict) -> dict[str, str]:
   """Digests of the code that grades and pays: of the verifiers, of answer parsing, and of each name in rl.reward.
 
   A function that was put into the table of rewards from outside of this package is known by its own source."""
-  package = Path(__file__).resolve().parents[1]
-  files = {
-    "the verifiers": sorted([*(package / "tasks").rglob("*.py"), *(package / "grading").glob("*.py")]),
-    "the reading of answers": [package / "text" / "answer.py"],
+  sources = {
+    "the verifiers": _digest_of_files(_verifier_files()),
+    "the reading of answers": _digest_of_files([_PACKAGE / "text" / "answer.py"]),
   }
-  sources = {name: logbook.digest([path.read_text() for path in paths]) for name, paths in files.items()}
   for name in sorted({part.name for _, parts in expression.parse(config.rl.reward) for part in parts}):
     sources[f"rl.reward {name!r}"] = logbook.digest(_source(expression.REWARDS[name].function))
   return sources
+
+
+def _verifier_files() -> list[Path]:
+  return sorted([*(_PACKAGE / "tasks").rglob("*.py"), *(_PACKAGE / "grading").glob("*.py")])
+
+
+def _digest_of_files(paths: Sequence[Path]) -> str:
+  return logbook.digest([path.read_text() for path in paths])
 
 
 def _source(function) -> list[str]:
@@ -461,8 +468,7 @@ def _source(function) -> list[str]:
 
 def manifest() -> dict:
   """Versions and source state that the run's figures come from."""
-  here = Path(__file__).resolve().parent
-  command = ["git", "-C", here, "describe", "--always", "--dirty"]
+  command = ["git", "-C", str(_PACKAGE), "describe", "--always", "--dirty"]
   try:
     source = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
   except OSError:  # no git on this machine
@@ -471,7 +477,7 @@ def manifest() -> dict:
     "python": platform.python_version(),
     "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
     "git": source,
-    "verifiers": logbook.digest([p.read_text() for p in sorted((here.parent / "verify").glob("*.py"))]),
+    "verifiers": _digest_of_files(_verifier_files()),
     "devices": [str(d) for d in jax.devices()] if backends_are_initialized() else [],  # of a stage that needs any
     "command": sys.argv[1:],
   }
