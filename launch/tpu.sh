@@ -202,7 +202,7 @@ status() {
 # One word on all workers: idle, running, partial (some run, some failed or never started), foreign (running another
 # command), unknown (not all could be asked), or an exit code. Of several codes the one that says most: a host that
 # stopped itself takes others along, which then end by other codes.
-verdict() { # checksum of the command
+state_of_all() { # checksum of the command
   local word how code sum seen=0 running=0 foreign=0 codes=() zeros=0
   while read -r word _ how code sum; do
     [[ $word == worker ]] || continue
@@ -294,7 +294,7 @@ babysit() {
         continue
         ;;
     esac
-    now=$(verdict "$sum")
+    now=$(state_of_all "$sum")
     [[ $now == "$before" ]] || say "$NAME is READY, the run: $now"
     case $now in
       0) say "done; the slice $NAME is left, and costs until launch/tpu.sh delete" && return ;;

@@ -1,19 +1,20 @@
-"""What a run's numbers say: a verdict in a word, what it means, and the report's first paragraph."""
+"""What a run's numbers say: a conclusion in a word, what it means, and the report's first paragraph."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from jaxrlvr.analysis.passk import mean, paired_gain
-from jaxrlvr.reporting.runs import Run
+from jaxrlvr.reporting.runs import RecordedRun
 
 ROSE = 0.05  # a training reward counts as risen if it rose by this share of its scale
 WINDOW = 5  # steps whose mean is called the first and the last training reward
 STORIES = 8  # runs, and no more, are each told of by name
 
 
-def tell(run: Run) -> dict:
+def conclude(run: RecordedRun) -> dict:
   """The numbers of a run on its first set, and what they say: kind, word, and text in plain sentences."""
   evals, start, end = run.evals, min(run.evals, default=None), max(run.evals, default=None)
   gain = (None, None, None, 0)
@@ -30,9 +31,9 @@ def tell(run: Run) -> dict:
     "faithful_first": faithful.get(start), "faithful_last": faithful.get(end),
   }  # fmt: skip
   kind = "unpaid" if run.unpaid else "evaluated" if run.cell.evaluation and run.rows else _kind(m)
-  means = "" if run.cell.evaluation else VERDICTS[kind][2].format(most=percent(max(m["high"] or 0.0, 0.0)))
+  means = "" if run.cell.evaluation else CONCLUSIONS[kind].meaning.format(most=percent(max(m["high"] or 0.0, 0.0)))
   text = " ".join([means, *(_cautions(run, start, end) if m["gain"] is not None else [])]).strip()
-  return m | {"kind": kind, "word": VERDICTS[kind][0], "text": text}
+  return m | {"kind": kind, "word": CONCLUSIONS[kind].word, "text": text}
 
 
 def _pair(before: Mapping[str, float], after: Mapping[str, float]):
@@ -48,29 +49,72 @@ def ends(series: Mapping[int, float]) -> tuple[float | None, float | None]:
   return (mean(values[:width]), mean(values[-width:])) if values else (None, None)
 
 
-VERDICTS = {  # kind: (in a word, what the lead says of such arms, what it means for one arm)
-  "unpaid": ("Not paid", "got no reward at all",
-             "No response was paid anything at any step, so there was nothing to learn from."),
-  "gained": ("Gained", "gained on held-out problems", "What it learned carries over to held-out problems."),
-  "memorised": ("Memorised", "learned the training problems but not the task",
-                "The reward rose, and held-out accuracy by {most} points at most: it memorised its training problems."),
-  "misled": ("Misled", "learned to please the reward without getting more answers right",
-             "The reward rose while true accuracy in training did not, and held out it rose by {most} points at most:"
-             " it learned what labels pay for."),
-  "flat": ("No change", "did not move measurably", "Neither the reward nor held-out accuracy rose measurably."),
-  "unclear": ("Unclear", "may have gained or not", "The reward rose, and the interval is too wide to tell whether"
-              " held-out accuracy rose with it; evaluate on more problems."),
-  "fell": ("Fell", "got worse on held-out problems", "Training made it worse on held-out problems."),
-  "open": ("No interval", "changed by an amount that can't be judged",
-           "Per-problem records are missing, so there is no interval, and this may be chance."),
-  "unmeasured": ("Not measured", "can't be judged for lack of two evaluations",
-                 "There are not two evaluations to compare."),
-  "evaluated": ("Evaluated", "was evaluated without RL", "There is one evaluation, and nothing to compare it with."),
-}  # fmt: skip
+class Conclusion(NamedTuple):
+  """What a run's numbers say of it, in the words of the report."""
+
+  word: str
+  of_runs: str  # what the lead says of such runs
+  meaning: str  # what it means for one; {most}: the largest held-out gain that is not ruled out, in points
+
+
+CONCLUSIONS = {
+  "unpaid": Conclusion(
+    "Not paid",
+    "got no reward at all",
+    "No response was paid anything at any step, so there was nothing to learn from.",
+  ),
+  "gained": Conclusion(
+    "Gained",
+    "gained on held-out problems",
+    "What it learned carries over to held-out problems.",
+  ),
+  "memorised": Conclusion(
+    "Memorised",
+    "learned the training problems but not the task",
+    "The reward rose, and held-out accuracy by {most} points at most: it memorised its training problems.",
+  ),
+  "misled": Conclusion(
+    "Misled",
+    "learned to please the reward without getting more answers right",
+    "The reward rose while true accuracy in training did not, and held out it rose by {most} points at most: it"
+    " learned what labels pay for.",
+  ),
+  "flat": Conclusion(
+    "No change",
+    "did not move measurably",
+    "Neither the reward nor held-out accuracy rose measurably.",
+  ),
+  "unclear": Conclusion(
+    "Unclear",
+    "may have gained or not",
+    "The reward rose, and the interval is too wide to tell whether held-out accuracy rose with it; evaluate on more"
+    " problems.",
+  ),
+  "fell": Conclusion(
+    "Fell",
+    "got worse on held-out problems",
+    "Training made it worse on held-out problems.",
+  ),
+  "open": Conclusion(
+    "No interval",
+    "changed by an amount that can't be judged",
+    "Per-problem records are missing, so there is no interval, and this may be chance.",
+  ),
+  "unmeasured": Conclusion(
+    "Not measured",
+    "can't be judged for lack of two evaluations",
+    "There are not two evaluations to compare.",
+  ),
+  "evaluated": Conclusion(
+    "Evaluated",
+    "was evaluated without RL",
+    "There is one evaluation, and nothing to compare it with.",
+  ),
+}
 
 
 def _kind(m: Mapping) -> str:
-  """Key of VERDICTS: a held-out gain counts by its interval, training reward by ROSE.
+  """Key of CONCLUSIONS: a held-out gain counts by its interval, training reward by ROSE.
 
   Only an interval that rules out a gain as large as the reward's can say that held-out accuracy did not follow it.
   """
@@ -91,7 +135,7 @@ def _rose(first: float | None, last: float | None) -> bool:
   return first is not None and last - first >= ROSE * max(1.0, abs(first), abs(last))
 
 
-def _cautions(run: Run, start: int, end: int) -> list[str]:
+def _cautions(run: RecordedRun, start: int, end: int) -> list[str]:
   """Sentences on a format that moved by ten points (it can pass for reasoning), and on ungraded responses."""
   before, after = (run.series(f"eval/{run.set}/format").get(step) for step in (start, end))
   told = []
@@ -107,7 +151,7 @@ def _cautions(run: Run, start: int, end: int) -> list[str]:
   return told
 
 
-def lead(runs: Sequence[Run], told: Mapping[Run, Mapping]) -> str:
+def lead(runs: Sequence[RecordedRun], concluded: Mapping[RecordedRun, Mapping]) -> str:
   """The page's first paragraph: which runs did what and, of a few, how far the best ends above the others."""
   absent = [run.name for run in runs if not run.finished]
   if len(runs) > STORIES:
@@ -115,13 +159,13 @@ def lead(runs: Sequence[Run], told: Mapping[Run, Mapping]) -> str:
     many = [f"{count} {word}{'s' if count > 1 else ''}" for count, word in ((arms, "arm"), (settings, "setting"))]
     text = f"{len(runs)} runs: {many[0]} under {many[1]}. The first table says what they did."
     unpaid = sum(run.unpaid for run in runs)
-    text += f" {unpaid} of {len(runs)} runs {VERDICTS['unpaid'][1]}." if unpaid else ""
+    text += f" {unpaid} of {len(runs)} runs {CONCLUSIONS['unpaid'].of_runs}." if unpaid else ""
     return text + (f" {len(absent)} of {len(runs)} runs are not there or not finished." if absent else "")
-  named = {kind: [run.name for run in runs if told[run]["kind"] == kind] for kind in VERDICTS}
-  text = "; ".join(f"{listed(names)} {VERDICTS[kind][1]}" for kind, names in named.items() if names) + "."
-  ends_P = {run: run.problem_means(run.set, told[run]["end_step"]) for run in runs}
+  named = {kind: [run.name for run in runs if concluded[run]["kind"] == kind] for kind in CONCLUSIONS}
+  text = "; ".join(f"{listed(names)} {CONCLUSIONS[kind].of_runs}" for kind, names in named.items() if names) + "."
+  ends_P = {run: run.problem_means(run.set, concluded[run]["end_step"]) for run in runs}
   compared = [run for run in runs if not run.unlike]
-  best = max(compared, key=lambda run: -1 if run.evals == {} else told[run]["end"])
+  best = max(compared, key=lambda run: -1 if run.evals == {} else concluded[run]["end"])
   pairs = {run.name: _pair(ends_P[run], ends_P[best]) for run in compared if run is not best and run.set == best.set}
   above = [f"{percent(pair[0])} points above {name} (95% interval {points(pair[1])} to {points(pair[2])})"
            for name, pair in pairs.items() if pair and pair[0] > 0]  # fmt: skip
@@ -134,16 +178,16 @@ def lead(runs: Sequence[Run], told: Mapping[Run, Mapping]) -> str:
   return text + (f" Not finished yet: {listed(absent)}." if absent else "")
 
 
-def lead_of_evaluations(policies: Sequence[Run], told: Mapping[Run, Mapping]) -> str:
+def lead_of_evaluations(policies: Sequence[RecordedRun], concluded: Mapping[RecordedRun, Mapping]) -> str:
   """The first paragraph of a page without RL runs: accuracy on each policy's first set, and what is missing."""
-  measured = [run for run in policies if told[run]["end"] is not None]
-  by_set: dict[str, list[Run]] = {}
+  measured = [run for run in policies if concluded[run]["end"] is not None]
+  by_set: dict[str, list[RecordedRun]] = {}
   for run in measured:
     by_set.setdefault(f"{run.set}, avg@{run.K}", []).append(run)
   sentences = []
   for name, runs in by_set.items():
-    ranked = sorted(runs, key=lambda run: -told[run]["end"])
-    some = [f"{run.name} {percent(told[run]['end'])}%" for run in ranked[:STORIES]]
+    ranked = sorted(runs, key=lambda run: -concluded[run]["end"])
+    some = [f"{run.name} {percent(concluded[run]['end'])}%" for run in ranked[:STORIES]]
     more = f" and {len(ranked) - STORIES} more below" if len(ranked) > STORIES else ""
     sentences.append(f"Right answers of {name}: {', '.join(some)}{more}.")
   absent = [run.name for run in policies if run not in measured]
@@ -152,7 +196,7 @@ def lead_of_evaluations(policies: Sequence[Run], told: Mapping[Run, Mapping]) ->
   return " ".join(sentences)
 
 
-def checked(run: Run, set_name: str | None) -> str:
+def checked(run: RecordedRun, set_name: str | None) -> str:
   """Whether problems of the set are trained on, as far as the run recorded it: for captions and behind "held out:"."""
   found = run.held_out(set_name)
   if not found.recorded:
@@ -166,7 +210,7 @@ def checked(run: Run, set_name: str | None) -> str:
   return told
 
 
-def all_checked(runs: Sequence[Run], set_name: str) -> str:
+def all_checked(runs: Sequence[RecordedRun], set_name: str) -> str:
   """What `checked` says of these runs: once where they agree, else with counts of runs."""
   counts = Counter(checked(run, set_name) for run in runs)
   if len(counts) == 1:

@@ -26,11 +26,11 @@ from jaxrlvr.reporting import charts as figures
 from jaxrlvr.reporting import conclusions
 from jaxrlvr.reporting import samples as responses
 from jaxrlvr.reporting.conclusions import listed, percent, plain, points, whole
-from jaxrlvr.reporting.runs import Cell, Run, series
+from jaxrlvr.reporting.runs import Cell, RecordedRun, series
 
 CHARTS = 50  # that the page itself holds, at most
 NO_RL = "no RL"  # the setting of what the stage evaluate measured
-Groups = Mapping[tuple[str, str], Sequence[Run]]  # runs of the seeds, by (setting, arm)
+Groups = Mapping[tuple[str, str], Sequence[RecordedRun]]  # runs of the seeds, by (setting, arm)
 
 
 def write(
@@ -45,24 +45,24 @@ def write(
     names = [cell.name for cell in some]
     if len(set(names)) < len(names) or not (cells or evaluations):
       raise InputError(f"the report's runs are named {names}: give at least one, and each name once")
-  runs = [Run(cell, tail) for cell in cells]
+  runs = [RecordedRun(cell, tail) for cell in cells]
   place = NO_RL if runs else ""
-  policies = [Run(dataclasses.replace(cell, setting=place), tail) for cell in evaluations]
+  policies = [RecordedRun(dataclasses.replace(cell, setting=place), tail) for cell in evaluations]
   groups, everything = _grouped(runs), _grouped([*runs, *policies])
-  told = {run: conclusions.tell(run) for run in (*runs, *policies)}
-  _mark_unlike_ends(groups, told)
-  lead = conclusions.lead(runs, told) if runs else conclusions.lead_of_evaluations(policies, told)
+  concluded = {run: conclusions.conclude(run) for run in (*runs, *policies)}
+  _mark_unlike_ends(groups, concluded)
+  lead = conclusions.lead(runs, concluded) if runs else conclusions.lead_of_evaluations(policies, concluded)
   in_order = [run for some in everything.values() for run in some]
   shown, recorded, each = responses.choose(in_order, samples)
   folder = Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
   for former in (path for form in ("png", "svg", "csv") for path in folder.glob(f"*.{form}")):
     former.unlink()  # of a report on other runs
-  charts, tables = _charts(folder, everything), _tables(groups, everything, told)
+  charts, tables = _charts(folder, everything), _tables(groups, everything, concluded)
   for table in tables:
     write_atomic(folder / f"{table.name}.csv", _csv(table.rows))
-  numbers = {"title": title, "lead": lead, "arms": [told[run] for run in runs],
-             "evaluations": [told[run] for run in policies], "charts": [c["file"] for c in charts],
+  numbers = {"title": title, "lead": lead, "arms": [concluded[run] for run in runs],
+             "evaluations": [concluded[run] for run in policies], "charts": [c["file"] for c in charts],
              "tables": [table.name for table in tables], "responses": len(shown)}  # fmt: skip
   write_atomic(folder / "report.json", json.dumps(finite(numbers), indent=1, allow_nan=False) + "\n")
   page = _render(
@@ -74,7 +74,7 @@ def write(
   return folder / "index.html"
 
 
-def _grouped(runs: Sequence[Run]) -> Groups:
+def _grouped(runs: Sequence[RecordedRun]) -> Groups:
   """Returns the runs by place, settings in the order of first sight."""
   settings, groups = list(dict.fromkeys(run.setting for run in runs)), {}
   for run in sorted(runs, key=lambda run: settings.index(run.setting)):
@@ -82,7 +82,7 @@ def _grouped(runs: Sequence[Run]) -> Groups:
   return groups
 
 
-def _mark_unlike_ends(groups: Groups, told: Mapping[Run, Mapping]) -> None:
+def _mark_unlike_ends(groups: Groups, concluded: Mapping[RecordedRun, Mapping]) -> None:
   """Marks and notes runs that were last evaluated before others of their setting: comparisons leave them out."""
   for setting in {setting for setting, _ in groups}:
     runs = [run for (other, _), some in groups.items() if other == setting for run in some if run.evals]
@@ -153,7 +153,7 @@ def _value(values: Iterable[float | None], drawn: Sequence = (), show: Callable 
   return Value(mean(known), *ends, *seeds, show=show)
 
 
-def _time(runs: Sequence[Run], times: Sequence[Time], paper: float | None = None) -> Value:
+def _time(runs: Sequence[RecordedRun], times: Sequence[Time], paper: float | None = None) -> Value:
   """A time of runs whose reward rose: of one with its interval, of several the median, which counts the censored."""
   limits = [run.timing.t_eff for run in runs]
   median = median_time([time.step for time in times], limits)
@@ -167,7 +167,7 @@ def _time(runs: Sequence[Run], times: Sequence[Time], paper: float | None = None
   return value
 
 
-def _states(runs: Sequence[Run]) -> str:
+def _states(runs: Sequence[RecordedRun]) -> str:
   """How many runs saturated, and of the others with another state than the censored how many have it."""
   counts = Counter(run.timing.state for run in runs)
   unfinished = sum(run.timing.state in _TIMED and not run.finished for run in runs)
@@ -191,22 +191,22 @@ def _logged(places: Sequence[tuple[Mapping[int, Mapping], int]], metric: str, sh
   return value._replace(low=low, high=high)
 
 
-def _tables(groups: Groups, everything: Groups, told: Mapping[Run, Mapping]) -> list[Table]:
+def _tables(groups: Groups, everything: Groups, concluded: Mapping[RecordedRun, Mapping]) -> list[Table]:
   """Those that have a row, in the page's order. `groups`: the RL runs among `everything`."""
   many = sum(map(len, groups.values())) > conclusions.STORIES
   all_runs = [run for some in everything.values() for run in some]
-  sets = listed(sorted({f"{m['set']}, avg@{m['K']}" for m in told.values() if m["set"]}) or ["no set"])
+  sets = listed(sorted({f"{m['set']}, avg@{m['K']}" for m in concluded.values() if m["set"]}) or ["no set"])
   when = " at the first and last evaluation" if groups else ""
   runs = Table("runs", f"Every run, and its accuracy ({sets}){when}, %.",
-               _rows(everything, functools.partial(_run_rows, told)), first=not many)  # fmt: skip
+               _rows(everything, functools.partial(_run_rows, concluded)), first=not many)  # fmt: skip
   made = [
     Table("overview", f"Accuracy ({sets}) at the first and last evaluation, %, and what runs did.",
-          _overview(groups, told), first=True) if many else runs,
+          _overview(groups, concluded), first=True) if many else runs,
     Table("differences", "Accuracy at the last evaluation, %, and its difference in points, paired over the problems "
           "that both recorded.",
           _difference_rows(all_runs if not many else [run for run in all_runs if run.cell.evaluation]), first=True),
     Table("saturation", "Table 1. Until training saturates, and after: gains and residual in points.",
-          _rows(groups, functools.partial(_saturation_rows, told)), first=True),
+          _rows(groups, functools.partial(_saturation_rows, concluded)), first=True),
     Table("phases", "The phase that each run recorded last, its held-out gain in points, and what became of the "
           f"training answers, in % of the first → last {conclusions.WINDOW} steps.",
           _rows(groups, _phase_rows), first=not many),
@@ -225,25 +225,25 @@ def _tables(groups: Groups, everything: Groups, told: Mapping[Run, Mapping]) -> 
   return [table for table in made if table.rows]
 
 
-def _checked(runs: Sequence[Run], set_name: str) -> str:
+def _checked(runs: Sequence[RecordedRun], set_name: str) -> str:
   return conclusions.all_checked([run for run in runs if set_name in run.sets], set_name)
 
 
-def _rows(groups: Groups, of: Callable[[Sequence[Run]], Iterable[Mapping]]) -> list[dict]:
+def _rows(groups: Groups, of: Callable[[Sequence[RecordedRun]], Iterable[Mapping]]) -> list[dict]:
   """What `of` tells of the runs of each place, behind the place's names."""
   return [{"setting": setting, "arm": arm} | row for (setting, arm), runs in groups.items() for row in of(runs)]
 
 
-def _names(runs: Iterable[Run]) -> list[str]:
+def _names(runs: Iterable[RecordedRun]) -> list[str]:
   """Sets that any of the runs measured."""
   return list(dict.fromkeys(name for run in runs for name in run.sets))
 
 
-def _overview(groups: Groups, told: Mapping[Run, Mapping]) -> list[dict]:
+def _overview(groups: Groups, concluded: Mapping[RecordedRun, Mapping]) -> list[dict]:
   """A row an arm, a column a setting."""
   rows: dict[str, dict] = {}
   for (setting, arm), runs in groups.items():
-    measured = [told[run] for run in runs if told[run]["kind"] != "unmeasured" and not run.unlike]
+    measured = [concluded[run] for run in runs if concluded[run]["kind"] != "unmeasured" and not run.unlike]
     kinds = Counter(m["word"].lower() for m in measured)
     ends = " → ".join(percent(mean([m[end] for m in measured])) for end in ("start", "end") if measured)
     did = ", ".join(f"{word} {n} of {len(measured)}" for word, n in kinds.most_common())
@@ -257,7 +257,7 @@ def _overview(groups: Groups, told: Mapping[Run, Mapping]) -> list[dict]:
   return list(rows.values())
 
 
-def _phases(runs: Sequence[Run]) -> str:
+def _phases(runs: Sequence[RecordedRun]) -> str:
   """How many runs recorded which phase last; "" where none did."""
   counts = Counter(claim.claim for run in runs if (claim := run.claim()))
   if sum(counts.values()) == 1 == len(runs):
@@ -265,7 +265,7 @@ def _phases(runs: Sequence[Run]) -> str:
   return ", ".join(f"{claim} {count} of {len(runs)}" for claim, count in counts.items())
 
 
-def _phase_rows(runs: Sequence[Run]) -> Iterable[dict]:
+def _phase_rows(runs: Sequence[RecordedRun]) -> Iterable[dict]:
   for run in runs:
     row = {}
     if claim := run.claim():
@@ -281,7 +281,7 @@ def _phase_rows(runs: Sequence[Run]) -> Iterable[dict]:
       yield row | {"run": run.name}
 
 
-def _difference_rows(runs: Sequence[Run]) -> list[dict]:
+def _difference_rows(runs: Sequence[RecordedRun]) -> list[dict]:
   """Of each set, every run's last evaluation against that of the first run of the stage evaluate."""
   rows = []
   for name in _names(runs):
@@ -307,9 +307,9 @@ def _difference_rows(runs: Sequence[Run]) -> list[dict]:
 _TIMED = ("saturated", "not saturated")  # states of runs whose reward rose to where time can be told
 
 
-def _run_rows(told: Mapping[Run, Mapping], runs: Sequence[Run]) -> Iterable[dict]:
+def _run_rows(concluded: Mapping[RecordedRun, Mapping], runs: Sequence[RecordedRun]) -> Iterable[dict]:
   for run in runs:
-    m = told[run]
+    m = concluded[run]
     once = m["start_step"] == m["end_step"]  # evaluated
     start, faithful = (None if once else m[name] for name in ("start", "faithful_first"))
     accuracy = Value(m["end"], first=start)
@@ -333,7 +333,7 @@ def _run_rows(told: Mapping[Run, Mapping], runs: Sequence[Run]) -> Iterable[dict
     }  # fmt: skip
 
 
-def _saturation_rows(told: Mapping[Run, Mapping], runs: Sequence[Run]) -> list[dict]:
+def _saturation_rows(concluded: Mapping[RecordedRun, Mapping], runs: Sequence[RecordedRun]) -> list[dict]:
   rose = [run for run in runs if run.timing.state in _TIMED]
   paper = next((paper for run in runs if (paper := run.paper())), None)
   place = {"set": "not evaluated", "saturated": _states(runs),
@@ -357,7 +357,7 @@ def _saturation_rows(told: Mapping[Run, Mapping], runs: Sequence[Run]) -> list[d
     )
     until = until._replace(paper=paper and paper.gains.get(name))
     if len(having) == 1 and name == having[0].set:  # the story's gain: one interval, the same in every table
-      m = told[having[0]]
+      m = concluded[having[0]]
       end = Value(m["gain"], m["low"], m["high"], show=points)
     rows.append(place | {"set": name, "gain until t_sat": until, "residual": residual, "gain to the end": end})
   rows = rows or [place]
@@ -390,7 +390,7 @@ _EVALUATED = re.compile(r"(avg|pass(?!@1$)|maj)@\d+|" + "|".join(_HEADINGS))
 _MOMENTS = {"first": min, "t_sat": None, "best": lambda curve: max(curve, key=curve.get), "last": max}
 
 
-def _evaluation_rows(name: str, runs: Sequence[Run]) -> Iterable[dict]:
+def _evaluation_rows(name: str, runs: Sequence[RecordedRun]) -> Iterable[dict]:
   """First, t_sat, best and last evaluation on one set."""
   curves, prefix = [(run, curve) for run in runs if (curve := run.curve(name))], f"eval/{name}/"
   keys = {key.removeprefix(prefix) for run, _ in curves for row in run.rows.values() for key in row if prefix in key}
@@ -423,7 +423,7 @@ _JUDGED = {  # heading: metric of a judged step, how it is written
 }  # fmt: skip
 
 
-def _reasoning_rows(runs: Sequence[Run]) -> Iterable[dict]:
+def _reasoning_rows(runs: Sequence[RecordedRun]) -> Iterable[dict]:
   for step in sorted({step for run in runs for step in run.judged_steps}):
     places = [(run.rows, step) for run in runs if step in run.judged_steps]
     figures = {name: _logged(places, f"judge/{metric}", show) for name, (metric, show) in _JUDGED.items()}
@@ -514,7 +514,7 @@ def _charts(folder: Path, groups: Groups) -> list[dict]:
   return made
 
 
-def _drawings(shown: Mapping[str, Sequence[Run]], arms: Sequence[str]) -> Iterable[_Drawing]:
+def _drawings(shown: Mapping[str, Sequence[RecordedRun]], arms: Sequence[str]) -> Iterable[_Drawing]:
   """The charts of a setting that have values, from the runs of its arms."""
   runs = [run for some in shown.values() for run in some]
   misled = any(run.series("true_reward") != run.series("reward") for run in runs)
@@ -536,14 +536,14 @@ def _drawings(shown: Mapping[str, Sequence[Run]], arms: Sequence[str]) -> Iterab
           yield _Drawing("passk-by-k", name, f"pass@k on {name}, %", caption_k, lines, "samples k")
 
 
-def _passed(runs: Sequence[Run], set_name: str) -> list[int]:
+def _passed(runs: Sequence[RecordedRun], set_name: str) -> list[int]:
   """Every k of which pass@k was measured on the set."""
   prefix = f"eval/{set_name}/pass@"
   names = {name for run in runs for row in run.rows.values() for name in row if name.startswith(prefix)}
   return sorted(int(name.removeprefix(prefix)) for name in names if name.removeprefix(prefix).isdecimal())
 
 
-def _lines_of_passk(index: int, arm: str, runs: Sequence[Run], set_name: str) -> list[figures.Line]:
+def _lines_of_passk(index: int, arm: str, runs: Sequence[RecordedRun], set_name: str) -> list[figures.Line]:
   """pass@k over k at the last evaluation of the arm's runs, and faint at the first where that is another one."""
   having = [run for run in runs if run.curve(set_name)]
   compared = [run for run in having if len(having) == 1 or not run.unlike]
@@ -574,7 +574,7 @@ def _pass_at(row: Mapping, set_name: str, end: str = "") -> dict[int, float]:
 
 
 def _line(
-  index: int, arm: str, runs: Sequence[Run], metric: str, set_name: str, k: int, scale: float
+  index: int, arm: str, runs: Sequence[RecordedRun], metric: str, set_name: str, k: int, scale: float
 ) -> figures.Line | None:
   """The arm's curve over its seeds, None where no run has values."""
   names = [(run, metric.format(set=set_name, K=run.sets.get(set_name), k=k)) for run in runs]

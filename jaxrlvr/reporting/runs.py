@@ -97,7 +97,7 @@ class Claim(NamedTuple):
   gain: Gain | None  # held-out, since step 0, over the problems of all sets
 
 
-class Run:
+class RecordedRun:
   """A cell's run directory (or a run of the stage evaluate) as far as it can be read; `notes` says what couldn't."""
 
   def __init__(self, cell: Cell, tail: int):

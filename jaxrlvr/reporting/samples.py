@@ -9,14 +9,14 @@ from pathlib import Path
 
 from jaxrlvr.base.escape import visible
 from jaxrlvr.base.logbook import finite, read_jsonl
-from jaxrlvr.reporting.runs import Run
+from jaxrlvr.reporting.runs import RecordedRun
 
 HEAD, TAIL = 1200, 500  # characters shown of a longer response
 EMBEDDED = 1_500_000  # characters of responses that a page holds at most
 _FIELDS = "problem sample tokens stop answer truth label reward true_reward scored cause".split()
 
 
-def choose(runs: Sequence[Run], samples: int) -> tuple[list[dict], int, int]:
+def choose(runs: Sequence[RecordedRun], samples: int) -> tuple[list[dict], int, int]:
   """(responses shown, how many are recorded there, shown at most of a run and step): as many as fit into the page."""
   places, recorded = [], 0
   for run in runs:
@@ -30,7 +30,7 @@ def choose(runs: Sequence[Run], samples: int) -> tuple[list[dict], int, int]:
   return [one for some in places for one in some[:each]], recorded, each
 
 
-def _place(run: Run, where: str, step: int, samples: int, path: Path) -> tuple[list[dict], int]:
+def _place(run: RecordedRun, where: str, step: int, samples: int, path: Path) -> tuple[list[dict], int]:
   """(responses of a file that are worth showing, how many it has)."""
   rows = read_jsonl(path)
   for row in rows if where == (run.judged_set or "training") else ():
@@ -39,7 +39,7 @@ def _place(run: Run, where: str, step: int, samples: int, path: Path) -> tuple[l
   return [_response(run, where, step, row) for row in _pick(rows, samples)], len(rows)
 
 
-def _places(run: Run) -> list[tuple[str, int, Path]]:
+def _places(run: RecordedRun) -> list[tuple[str, int, Path]]:
   """(set or "training", step, file): evaluations at first and last, training at first, t_sat and last, judged steps."""
   files = (run.workdir / "rollouts").glob("step_*.jsonl")
   trained = {int(path.stem[5:]): path for path in files if path.stem[5:].isdigit()}
@@ -64,7 +64,7 @@ def _pick(rows: Sequence[Mapping], count: int) -> list[Mapping]:
   return turns[:count]
 
 
-def _response(run: Run, where: str, step: int, row: Mapping) -> dict:
+def _response(run: RecordedRun, where: str, step: int, row: Mapping) -> dict:
   """What the page shows of a recorded response, with nothing in it that moves a cursor or turns the writing."""
   text, prompt = row["text"], row.get("prompt") or row["problem"]
   left_out = max(0, len(text) - HEAD - TAIL)

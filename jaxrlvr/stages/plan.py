@@ -175,11 +175,11 @@ def plan(config: ConfigDict, workdir: str | Path) -> dict:
   (workdir / "plan.md").write_text(text + "\n")
   print(text)
   if not told["fits"] or changes:
-    raise InputError(verdict(told, where))
+    raise InputError(whether_it_fits(told, where))
   return told
 
 
-def verdict(told: dict, where: tpu.Slice) -> str:
+def whether_it_fits(told: dict, where: tpu.Slice) -> str:
   """Whether it fits, with which settings, and if not how many chips it may need: one line."""
   cure = " ".join(f"--config.{key}={value}" for key, value in told["changes"].items())
   if told["fits"]:
@@ -203,7 +203,7 @@ unless config.evaluate.problems_per_batch is at most {max(part // config.evaluat
   run = f"{told['steps']} steps {told['hours']:.4g} h, {told['chip_hours']:.4g} chip-hours"
   if not told["steps"]:
     run = "the run unknown: its steps follow from config.sft.epochs and the documents"
-  return f"""# {told["stage"]} on {where.name}: {verdict(told, where)}
+  return f"""# {told["stage"]} on {where.name}: {whether_it_fits(told, where)}
 
 {told["parameters"]:,} weights on {where.chips} {where.kind} chips ({where.topology}), mesh
 {told["mesh"]}, sampling {told["sample_mesh"] if rl else "none"}, attention {told["attention"]}.

@@ -18,7 +18,7 @@ from jaxrlvr.base.errors import InputError
 from jaxrlvr.config import files as configs
 from jaxrlvr.planning import collectives, flops, tpu
 from jaxrlvr.stages import STAGES, plan_programs
-from jaxrlvr.stages.plan import report, search, table, verdict
+from jaxrlvr.stages.plan import report, search, table, whether_it_fits
 from jaxrlvr.stages.plan_programs import Measured, Program, compile_program
 from jaxrlvr.stages.rl import check_sizes
 
@@ -190,7 +190,7 @@ def test_a_try_that_does_not_help_is_not_kept_and_hopeless_ends():
   told = {"fits": False, "changes": changes, "programs": {"decode": {"total": 104.0}}}
   slice_ = tpu.find("v5e-8")
   told["programs"]["decode"]["total"] = 6 * slice_.chip.hbm
-  assert "estimate: 48 chips, v5e-64" in verdict(told, slice_)
+  assert "estimate: 48 chips, v5e-64" in whether_it_fits(told, slice_)
 
 
 def test_the_compilers_refusal_is_a_result():

@@ -1,4 +1,4 @@
-"""The report on synthetic runs and a grid: its numbers, verdicts, hostile text, and runs that are not whole."""
+"""The report on synthetic runs and a grid: its numbers, conclusions, hostile text, and runs that are not whole."""
 
 import csv
 import io
@@ -216,7 +216,7 @@ def test_saturation_and_rewards_are_those_of_the_metrics(two):
   assert float(table(root / "page", "runs")[0]["t_sat"]) == t_sat
 
 
-def test_verdicts_follow_the_numbers(two, tmp_path):
+def test_conclusions_follow_the_numbers(two, tmp_path):
   assert [arm["kind"] for arm in two[3]["arms"]] == ["gained", "memorised"]
   assert "good $arm_1$ gained" in two[3]["lead"] and "_bad learned the training problems" in two[3]["lead"]
   for name, accuracy, reward, true in (
@@ -225,8 +225,8 @@ def test_verdicts_follow_the_numbers(two, tmp_path):
     ("unclear", lambda x: 0.25, lambda x: 0.3 + 0.1 * x, None),
     ("fell", lambda x: 0.9 - 0.7 * x, fast, None),
   ):
-    run = results.Run(Cell(name, make_run(tmp_path / name, accuracy, reward, true, seed=2)), 5)
-    assert conclusions.tell(run)["kind"] == name
+    run = results.RecordedRun(Cell(name, make_run(tmp_path / name, accuracy, reward, true, seed=2)), 5)
+    assert conclusions.conclude(run)["kind"] == name
 
 
 def test_cautions_and_true_rewards_are_told_where_they_matter(two, tmp_path):
@@ -523,7 +523,7 @@ def test_grid_saturation_is_that_of_its_runs(grid):
 
 def test_a_run_s_own_tail_counts(tmp_path):
   path = make_run(tmp_path / "run", lambda x: 0.5, lambda x: min(1.0, 2 * x), saturation_tail=3)
-  assert results.Run(results.Cell("one", path), tail=STEPS).t_sat == STEPS // 2
+  assert results.RecordedRun(results.Cell("one", path), tail=STEPS).t_sat == STEPS // 2
 
 
 def test_the_story_is_told_of_the_domain_s_own_set(tmp_path):
@@ -532,7 +532,7 @@ def test_the_story_is_told_of_the_domain_s_own_set(tmp_path):
   rows = [row | {f"eval/{s}/avg@4": 0.5 for s in ("arithmetic-large", "arithmetic", "in-domain")} for row in
           results.read_jsonl(path / "metrics.jsonl")]  # fmt: skip
   write_jsonl(path / "metrics.jsonl", [dict(sorted(row.items())) for row in rows])
-  run = results.Run(results.Cell("one", path), tail=5)
+  run = results.RecordedRun(results.Cell("one", path), tail=5)
   assert (run.set, run.K) == ("arithmetic", 4)
   assert list(run.sets) == ["arithmetic", "arithmetic-large", "quiz"]  # a mean of one set is that set
 
@@ -666,7 +666,7 @@ def test_what_was_compared_is_read_from_any_summary(tmp_path):
 
   def told(name, **summary):
     record(path, heldout_overlap=None, heldout_left_out=None)
-    return conclusions.checked(results.Run(Cell("run", record(path, **summary)), 5), name)
+    return conclusions.checked(results.RecordedRun(Cell("run", record(path, **summary)), 5), name)
 
   counts = {"math500": 2, "amc": 1}
   left = {"amc": 4}
@@ -679,10 +679,10 @@ def test_what_was_compared_is_read_from_any_summary(tmp_path):
   assert told("amc", heldout_overlap=counts, heldout_left_out="x") == "1 of its 40 problems trained on too"
   summary = json.loads((path / "summary.json").read_text()) | {"heldout_overlap": None}
   (path / "summary.json").write_text(json.dumps(summary))
-  run = results.Run(Cell("run", path), 5)
+  run = results.RecordedRun(Cell("run", path), 5)
   assert conclusions.checked(run, "amc") == "not compared with training problems: none of the policy are on record"
   (path / "summary.json").unlink()
-  assert conclusions.checked(results.Run(Cell("run", path), 5), "amc").startswith("not recorded yet whether")
+  assert conclusions.checked(results.RecordedRun(Cell("run", path), 5), "amc").startswith("not recorded yet whether")
 
 
 def test_phases_are_told_as_the_run_recorded_them(tmp_path):
@@ -713,7 +713,7 @@ def test_phases_are_told_as_the_run_recorded_them(tmp_path):
   states = {row["run"]: row["state"] for row in table(tmp_path / "page", "runs")}
   assert states == {"turned": "stopped itself", "open": "finished", "older": "finished"}
   assert f"Stopped itself at step {STEPS}: memorising: the reward is full." in page.text
-  assert report._phases([results.Run(cell, 5) for cell in cells]) == "memorising 1 of 3, not decided 1 of 3"
+  assert report._phases([results.RecordedRun(cell, 5) for cell in cells]) == "memorising 1 of 3, not decided 1 of 3"
 
 
 def test_runs_without_reward_are_not_told_as_done(tmp_path):
@@ -796,8 +796,8 @@ def test_seeds_of_different_lengths_all_show(tmp_path):
     assert [0, 10, 20] in [list(line.get_xdata()) for line in axes.lines], seeds
   row = table(tmp_path / "page", "evaluations-quiz")[-1]
   assert (row["at"], float(row["step"]), row["runs"]) == ("last", STEPS, "1 of 2")
-  runs = [results.Run(cell, 5) for cell in cells]
-  rest = results.Run(Cell("c", make_run(tmp_path / "c", lambda x: 0.2, fast, steps=17, finished=False)), 5)
+  runs = [results.RecordedRun(cell, 5) for cell in cells]
+  rest = results.RecordedRun(Cell("c", make_run(tmp_path / "c", lambda x: 0.2, fast, steps=17, finished=False)), 5)
   assert report._states([*runs, rest]) == "2 of 3; too short 1 of 3; not finished 1 of 3"
 
 
@@ -808,7 +808,7 @@ def test_right_and_wrong_responses_have_their_own_curves(tmp_path):
   rows = results.read_jsonl(judged / "metrics.jsonl")
   shares = {"F(1)/correct": 0.9, "F(0)/correct": 0.05, "F(0)/incorrect": 0.6, "diversity/correct": 0.3}
   write_jsonl(judged / "metrics.jsonl", [row | shares for row in rows])
-  read = results.Run(Cell("run", run, judged=judged), 5)
+  read = results.RecordedRun(Cell("run", run, judged=judged), 5)
   drawings = {drawing.key: drawing for drawing in report._drawings({"run": [read]}, ["run"])}
   ends = {"judged-faithful": 50, "judged-faithful-right": 90, "judged-not-right": 5, "judged-not-wrong": 60,
           "judged-diversity-right": 0.3, "entropy": 0.4}  # fmt: skip
@@ -826,7 +826,7 @@ def test_gaps_count_the_pairs_that_they_are_of(tmp_path):
     for n in (8, 64):
       path = make_run(tmp_path / f"{n}-{seed}", lambda x: 0.2 + 0.5 * x, reward, more=())
       cells.append(Cell(f"{n}-{seed}", path, "arm", f"N = {n}", n, seed))
-  groups = report._grouped([results.Run(cell, 5) for cell in cells])
+  groups = report._grouped([results.RecordedRun(cell, 5) for cell in cells])
   assert [row["pairs"] for row in report._gap_rows(groups)] == ["1 of 2"]
 
 
@@ -909,11 +909,11 @@ def test_censored_runs_and_runs_that_never_rose_are_told(tmp_path):
   _, page, _, _ = make(tmp_path / "page", cells)
   mixed, flat = table(tmp_path / "page", "saturation")
   tail = 5  # of `make`
-  run = results.Run(cells[1], tail)
+  run = results.RecordedRun(cells[1], tail)
   assert run.timing.state == "not saturated" and run.t_sat is None
   assert str(report._time([run], [run.timing.t_sat])) == f"not by {STEPS - tail}"
   assert mixed["saturated"] == "1 of 3" and mixed["t_sat"] == ""
-  assert float(mixed["t_sat at least"]) == results.Run(cells[0], tail).timing.t_eff
+  assert float(mixed["t_sat at least"]) == results.RecordedRun(cells[0], tail).timing.t_eff
   assert "≥" in page.text
   assert flat["saturated"] == "no rise" and flat["t_sat"] == flat["t90"] == ""
 

@@ -166,7 +166,7 @@ def test_tables_of_the_page_are_those_that_the_script_writes():
     script.with_tables(PAGE.replace("<!-- gaps -->", ""))
 
 
-def test_verdicts_behind_the_claims():
+def test_conclusions_behind_the_claims():
   did = {
     (row["setting"], arm): {run["did"] for run in runs([arm], row["setting"])}
     for row in table("runs")
