@@ -1,301 +1,638 @@
-"""Every default, with its unit and meaning. An experiment's file starts from `jaxrlvr.config.base()` and changes some.
+"""Every config key: its default, what it must be, and what it means with its unit. Nothing else declares a key.
 
-`jaxrlvr STAGE --config=FILE[:ARG] --workdir=DIR --config.key=value`; a key that is not here is an error.
+An experiment's file starts from `jaxrlvr.config.base()`, a ConfigDict of these defaults, and changes some; on a command
+line it is `jaxrlvr STAGE --config=FILE[:ARG] --workdir=DIR --config.key=value`. A key that is not here is an error.
+`may_change`: a run that is resumed may have another value than before.
 """
 
-from ml_collections import ConfigDict
+from collections.abc import Mapping
+
+from jaxrlvr.config.keys import (
+  DECAY,
+  DTYPE,
+  FILLED_SHARE,
+  PLACE,
+  POSITIVE,
+  RATES,
+  SEED,
+  SHARE,
+  SWITCH,
+  TEXT,
+  Group,
+  Key,
+  above,
+  at_least,
+  defaults,
+  each,
+  is_filled_text,
+  is_share,
+  is_text,
+  matching,
+  no_rule,
+  one_of,
+  one_of_table,
+  parsed_by,
+  rule,
+)
+
+COLUMNS = rule("strings `target=column`", lambda value: all(map(is_text, value)))
+LEVELS = each(one_of_table("jaxrlvr.tasks.arithmetic.problems:LEVELS"))
+MESH = rule("-1 or at least 1", lambda value: value == -1 or value >= 1)
 
 
-def optim(lr: float, schedule: str, weight_decay: float, b2: float) -> ConfigDict:
-  o = ConfigDict()
-  o.lr = lr  # peak learning rate
-  o.schedule = schedule  # constant | cosine | linear, after the warm-up
-  o.warmup = 0.0  # linear warm-up, as a share of the updates
-  o.floor = 0.0  # where cosine and linear end, as a share of lr
-  o.b1, o.b2, o.eps = 0.9, b2, 1e-8  # AdamW: decay of the moments, what is added to the divisor
-  o.moment = "float32"  # dtype of the first moment: float32 | bfloat16 (2 bytes a weight less)
-  o.weight_decay = weight_decay  # share of a weight that an update takes off, times lr
-  o.clip_norm = 1.0  # largest global norm of a gradient; 0: no clipping
+def optim(lr: float, schedule: str, warmup: float, b2: float) -> Group:
+  """AdamW and its learning rate."""
+  o = Group()
+  o.lr = Key(lr, at_least(0.0), "peak learning rate")
+  o.schedule = Key(
+    schedule,
+    one_of_table("jaxrlvr.training.optimizer:SCHEDULES"),
+    "of the learning rate after the warm-up: constant | cosine | linear",
+  )
+  o.warmup = Key(warmup, DECAY, "linear warm-up, as a share of the updates")
+  o.floor = Key(0.0, SHARE, "where cosine and linear end, as a share of lr")
+  o.b1 = Key(0.9, DECAY, "decay of AdamW's first moment")
+  o.b2 = Key(b2, DECAY, "decay of AdamW's second moment")
+  o.eps = Key(1e-8, POSITIVE, "what AdamW adds to the divisor")
+  o.moment = Key("float32", DTYPE, "dtype of the first moment; bfloat16: 2 bytes a weight less")
+  o.weight_decay = Key(0.01, at_least(0.0), "share of a weight that an update takes off, times lr")
+  o.clip_norm = Key(1.0, at_least(0.0), "largest global norm of a gradient; 0: no clipping")
   return o
 
 
-def language_modelling(steps: int, lr: float) -> ConfigDict:
+def language_modelling(steps: Key, lr: float) -> Group:
   """Pre-training, CPT and SFT: packed rows, loss over the mean of all target tokens of a batch."""
-  t = ConfigDict()
-  t.steps = steps  # updates
-  t.rows = 16  # packed rows an update
-  t.row_tokens = 128  # slots of a row
-  t.microbatches = 1  # parts a batch is cut into; changes memory, never the gradient
-  t.optim = optim(lr, "cosine", weight_decay=0.01, b2=0.95)
-  t.optim.warmup = 0.05
+  t = Group()
+  t.steps = steps
+  t.rows = Key(16, at_least(1), "packed rows an update")
+  t.row_tokens = Key(128, at_least(2), "slots of a row")
+  t.microbatches = Key(
+    1, at_least(1), "parts that a batch is cut into; changes memory, never the gradient", may_change=True
+  )
+  t.optim = optim(lr, "cosine", warmup=0.05, b2=0.95)
   return t
 
 
-def judge(name: str) -> ConfigDict:
+def problems(source: Key, count: Key, seed: int) -> Group:
+  """Problems, and what of their files is read as what."""
+  p = Group()
+  p.source = source
+  p.columns = Key((), COLUMNS, "`prompt=A`, `label=B`, ...: what holds what (docs/data.md); (): by their names")
+  p.split = Key(
+    "",
+    matching(r"[\w.-]*", "the name of a split, such as train or test, or all"),
+    "which files of a folder or a hub's set are read, where their names begin with a split (train-*, test-*, "
+    "validation-*) or they lie in folders of such names; all: all of them; empty: for problems train, for heldout test "
+    "or else validation",
+  )
+  p.system = Key("", TEXT, "system message for prompts that have none")
+  p.skip_bad = Key(0, at_least(0), "rows that can't be used and are skipped (and counted) before one is an error")
+  p.count = count
+  p.levels = Key((4,), LEVELS, "difficulty of generated problems, 1 to 5, in turn")
+  p.kinds = Key(
+    ("chain",),
+    each(rule("a name", is_text)),
+    "kinds of generated problems, in turn: chain | expression | large, or tasks of Reasoning Gym",
+  )
+  p.seed = Key(seed, SEED, "of generated problems")
+  p.verifier = Key(
+    "auto",
+    one_of_table("jaxrlvr.data.columns:VERIFIERS"),
+    "how answers to a file's problems are graded: auto (graph tasks by name, else math) | math | graph | choice",
+  )
+  p.unreadable = Key(
+    "warn", one_of("warn", "drop", "error"), "what is done with problems whose label or truth the verifier can't read"
+  )
+  p.too_long = Key(
+    "error", one_of("error", "drop"), "what is done with prompts over rl.prompt_tokens; drop counts them"
+  )
+  p.copies = Key(
+    "drop",
+    one_of("drop", "keep", "error"),
+    "what is done with rows that have the prompt of an earlier row; drop counts them, keep makes problems of their own",
+  )
+  return p
+
+
+def judge(name: Key) -> Group:
   """Where labels of reasoning come from."""
-  o = ConfigDict()
-  # exact (embedded arithmetic, needs no model) | http (chat completions) | local (a policy) | replay (former labels)
+  o = Group()
   o.name = name
-  o.url = ""  # http: of the endpoint, up to where /chat/completions begins
-  o.model = ""  # http: its name there; local: run directory of a policy, as of `import`
-  o.key_variable = ""  # http: environment variable that holds the key; "": none is sent
-  o.request = '{"temperature": 0}'  # http: further fields of each request, a JSON object
-  o.timeout_seconds = 60.0  # http: of a call
-  o.deadline_seconds = 180.0  # http: of a label, with all retries; what then is not there is missing
-  o.retries = 5  # http: after 429, 5xx, timeouts and lost connections, with growing waits
-  o.concurrency = 8  # http: calls at a time; local: prompts sampled at once
-  o.prompt_tokens = 4096  # local: longest request, also the padded width; a longer one has no label
-  o.tokens = 1024  # local: longest response
-  o.price_in, o.price_out = 0.0, 0.0  # http: of a million tokens of prompts and of answers, for the cost; 0: unknown
-  o.file = ""  # replay: the labels.jsonl of a former judging
+  o.url = Key("", PLACE, "http: address of the endpoint, up to where /chat/completions begins", may_change=True)
+  o.model = Key("", PLACE, "http: the model's name there; local: run directory of a policy, as of `import`")
+  o.key_variable = Key(
+    "",
+    matching(r"([A-Z_][A-Z0-9_]*)?", "the name of an environment variable"),
+    "http: environment variable that holds the key; empty: none is sent",
+    may_change=True,
+  )
+  o.request = Key(
+    '{"temperature": 0}', no_rule("the endpoint reads it"), "http: further fields of each request, a JSON object"
+  )
+  o.timeout_seconds = Key(60.0, POSITIVE, "http: limit of a call", may_change=True)
+  o.deadline_seconds = Key(
+    180.0, POSITIVE, "http: limit of a label, with all retries; what then is not there is missing", may_change=True
+  )
+  o.retries = Key(
+    5, at_least(0), "http: after 429, 5xx, timeouts and lost connections, with growing waits", may_change=True
+  )
+  o.concurrency = Key(8, at_least(1), "http: calls at a time; local: prompts sampled at once", may_change=True)
+  o.prompt_tokens = Key(4096, at_least(1), "local: longest request, also the padded width; a longer one has no label")
+  o.tokens = Key(1024, at_least(1), "local: longest response")
+  o.price_in = Key(
+    0.0, at_least(0.0), "http: of a million tokens of prompts, for the cost; 0: unknown", may_change=True
+  )
+  o.price_out = Key(
+    0.0, at_least(0.0), "http: of a million tokens of answers, for the cost; 0: unknown", may_change=True
+  )
+  o.file = Key("", PLACE, "replay: the labels.jsonl of a former judging")
   return o
 
 
-def get_config(arg: str = "") -> ConfigDict:
+c = Group()
+c.seed = Key(0, rule("from 0 to 2**32 - 1", lambda value: 0 <= value < 2**32), "of weights, data order and samples")
+c.init = Key(
+  "",
+  PLACE,
+  "run directory whose newest weights (and tokenizer) to start from; empty: model.path, or fresh weights",
+  may_change=True,  # its weights count, not its path
+)
+c.tokenizer = Key(
+  "",
+  PLACE,
+  "SentencePiece model, run or Hugging Face directory that holds one; empty: that of init or model.path",
+  may_change=True,
+)
+c.resume = Key(
+  "auto",
+  one_of("auto", "required", "never", "check"),
+  "auto: go on if the workdir has a checkpoint | required | never: the workdir must be unused | check: as auto, but "
+  "the last checkpoint is read of a finished run too, and where it is damaged the run goes on from the one before",
+  may_change=True,
+)
+c.compile_cache = Key(
+  "auto", PLACE, "folder of compiled programs; auto: ~/.cache/jaxrlvr but none on CPU; empty: none", may_change=True
+)
+c.tensorboard = Key(False, SWITCH, "write TensorBoard events too (extra `tensorboard`)", may_change=True)
+
+# Shape of fresh weights; with `init` or `path` its own shape holds, and only how to compute is read from here.
+c.model = Group()
+c.model.path = Key(
+  "", PLACE, "Hugging Face directory of a Llama, Qwen2 or Qwen3, or ORG/NAME[@REVISION] of the hub", may_change=True
+)
+c.model.think = Key(
+  "template", one_of("template", "on", "off"), "thinking in its chat template; template: the template's own default"
+)
+c.model.stop_tokens = Key(
+  (),
+  rule("tokens, texts that are not empty", lambda value: all(map(is_filled_text, value))),
+  "tokens that end a response beside those that the Hugging Face directory names",
+)
+c.model.vocab = Key(0, at_least(0), "rows of the embedding table; 0: as many as the tokenizer has tokens")
+c.model.width = Key(64, at_least(1), "of the residual stream")
+c.model.layers = Key(3, at_least(1), "blocks of attention and MLP")
+c.model.heads = Key(4, at_least(1), "query heads")
+c.model.kv_heads = Key(2, at_least(1), "key and value heads, shared by the query heads (GQA)")
+c.model.head_dim = Key(
+  16, rule("an even number from 2: RoPE rotates pairs", lambda value: value >= 2 and value % 2 == 0), "width of a head"
+)
+c.model.mlp = Key(192, at_least(1), "hidden width of the SwiGLU MLP")
+c.model.rope_theta = Key(10_000.0, POSITIVE, "base of the rotary frequencies")
+c.model.rope_scaling = Key(0.0, at_least(0.0), "factor of Llama-3 frequency scaling; 0: none")
+c.model.norm_eps = Key(1e-6, POSITIVE, "what RMSNorm adds to the mean square")
+c.model.qkv_bias = Key(False, SWITCH, "biases on q, k and v (Qwen2)")
+c.model.qk_norm = Key(False, SWITCH, "RMSNorm of q and k (Qwen3)")
+c.model.tied = Key(True, SWITCH, "output head = embedding table")
+c.model.dtype = Key("float32", DTYPE, "of activations; masters are float32")
+c.model.unroll = Key(3, at_least(1), "layers a step of the scan over layers runs", may_change=True)
+c.model.vocab_chunk = Key(8192, at_least(1), "columns of the head that scoring holds at once", may_change=True)
+c.model.attention = Key(
+  "auto",
+  one_of_table("jaxrlvr.model.attention:ATTENTION", also=("auto",)),
+  "reference | mapped | xla | cudnn (GPU) | splash (TPU, Pallas); auto: the platform's",
+  may_change=True,
+)
+c.model.remat = Key(
+  "none",
+  one_of_table("jaxrlvr.model.forward:REMAT"),
+  "what is kept of a layer for the backward pass: none (no recomputation: all is kept) | dots (the products with "
+  "weights) | full (recomputes the layer from its input: least memory, a third more work)",
+  may_change=True,
+)
+
+c.mesh = Group()  # devices along each axis; one may be -1: all that are left
+c.mesh.data = Key(
+  1, MESH, "devices along the axis of copies of the weights, rows split; -1: all that are left", may_change=True
+)
+c.mesh.fsdp = Key(
+  -1, MESH, "devices along the axis that splits weights and rows; -1: all that are left", may_change=True
+)
+c.mesh.tensor = Key(
+  1,
+  MESH,
+  "devices along the axis that splits heads, MLP and vocabulary; may exceed kv_heads, which are then repeated; -1: all "
+  "that are left",
+  may_change=True,
+)
+c.mesh.sample_tensor = Key(
+  0,
+  at_least(0),
+  "pieces that the weights are cut into in sampling, as by `tensor`, and never gathered; rows are split over the other "
+  "devices. 0: as many as there are KV heads, more if the weights then take over a quarter of a device; few on CPU",
+  may_change=True,
+)
+
+c.hosts = Group()  # of several processes (--distributed)
+c.hosts.deadline_seconds = Key(
+  1200.0,
+  POSITIVE,
+  "that a process of several (--distributed) waits for the others; longer than they differ in compiling",
+  may_change=True,
+)
+c.hosts.silence_seconds = Key(
+  60.0, at_least(2.0), "that a process may show no sign of life before it counts as dead", may_change=True
+)
+
+c.text = Group()  # what the embedded text is made of
+c.text.vocab = Key(512, at_least(320), "tokens of the SentencePiece model")
+c.text.documents = Key(4000, at_least(100), "documents that the SentencePiece model is trained on")
+c.text.levels = Key(
+  (1, 2, 3, 4), LEVELS, "difficulty of problems in pre-training and CPT text; level n has n + 1 operations"
+)
+c.text.kinds = Key(
+  ("chain",),
+  each(one_of_table("jaxrlvr.tasks.arithmetic.problems:KINDS")),
+  "kinds of these problems, in turn: chain | expression | large (jaxrlvr.tasks.arithmetic)",
+)
+c.text.filler = Key(0.1, SHARE, "share of pre-training documents that are general filler")
+c.text.facts = Key(0.3, SHARE, "share that are easy facts; the rest are problems with an answer")
+c.text.careful = Key(0.3, SHARE, "share of these answers with every step; the others show one step and guess")
+c.text.guess_right = Key(0.25, SHARE, "share of guesses that are right")
+
+c.pretrain = language_modelling(Key(600, at_least(1), "updates"), lr=3e-3)
+
+c.cpt = language_modelling(Key(800, at_least(1), "updates"), lr=3e-3)
+c.cpt.source = Key(
+  "", PLACE, "parquet or jsonl, a folder of such | nemotron-cc-math[:FOLDER]; empty: the embedded text"
+)
+c.cpt.column = Key("", PLACE, "column that holds the text; empty: the data set's own, else `text`")
+c.cpt.skip_bad = Key(0, at_least(0), "rows without text that are skipped (and counted) before one is an error")
+
+c.sft = language_modelling(Key(60, at_least(0), "updates; 0: they follow from epochs"), lr=1e-3)
+c.sft.epochs = Key(0, at_least(0), "times that SFT sees each row of its source; 0: as `steps` say")
+c.sft.source = Key(
+  "", PLACE, "parquet, jsonl, a folder of such or tfds | openthoughts-114k[:FOLDER]; empty: the embedded prompts"
+)
+c.sft.columns = Key(
+  (),
+  COLUMNS,
+  "`prompt=A`, `solution=B`, `trace=C` (or B holds it, between think tags); to check solutions `label=D` or `boxed=D`",
+)
+c.sft.system = Key("", TEXT, "system message of its prompts that have none")
+c.sft.max_tokens = Key(
+  0, at_least(0), "longest prompt, trace and solution; longer ones are left out of both arms; 0: row_tokens"
+)
+c.sft.verified = Key(True, SWITCH, "leave out solutions that disagree with their label")
+c.sft.skip_bad = Key(0, at_least(0), "rows that can't be used and are skipped (and counted) before one is an error")
+c.sft.thinking = Key(True, SWITCH, "targets: True: trace and answer; False: the same prompts, the answer alone")
+c.sft.terse = Key(0.6, SHARE, "share of traces that show their first step only and jump to the (right) answer")
+c.sft.levels = Key((4,), LEVELS, "difficulty of its problems, 1 to 5")
+
+c.problems = problems(  # what RL trains on
+  source=Key(
+    "arithmetic",
+    PLACE,
+    "arithmetic | graph | reasoning_gym: generated; a parquet, jsonl, json or csv file, a folder of such, a tfds "
+    "folder; a set of the hub, ORG/NAME or ORG/NAME:CONFIG; or one with a layout of its own, skywork-or1 | scp-116k | "
+    "openthoughts-114k, with NAME:FOLDER for a local copy",
+  ),
+  count=Key(8, at_least(0), "N, the first so many problems, 0: all; fewer than a batch are repeated uniformly"),
+  seed=100,
+)
+
+c.heldout = problems(  # what evaluation uses, during RL and in `evaluate`
+  source=Key(
+    "",
+    PLACE,
+    "as problems.source; empty: if the problems of problems.source are generated, the held-out problems of that "
+    "generator. Beside `sets` or `domain` it is one more set",
+  ),
+  count=Key(64, at_least(0), "how many of its problems, 0: all"),
+  seed=1,
+)
+c.heldout.name = Key(
+  "heldout",
+  rule(  # it is part of a file's name
+    "letters, digits, '_', '-' and '.', at most 100 bytes of them",
+    lambda value: matching(r"\w[\w.-]*", "").holds(value) and len(value.encode()) <= 100,
+  ),
+  "name in metrics of the set that `source` gives",
+)
+c.heldout.overlap = Key(
+  "error", one_of("error", "drop", "warn"), "what is done with held-out problems whose prompt is trained on as well"
+)
+c.heldout.sets = Key(
+  (),
+  each(one_of_table("jaxrlvr.data.eval_sets:EVAL_SETS", "jaxrlvr.data.eval_sets:GENERATED"), empty=True),
+  "names in jaxrlvr.data.eval_sets (EVAL_SETS, GENERATED)",
+)
+c.heldout.domain = Key(
+  "",
+  one_of_table("jaxrlvr.data.eval_sets:DOMAINS", also=("",)),
+  "arithmetic | math | science | graph-qwen | graph-llama: all its sets, with means inside and outside of it",
+)
+c.heldout.at_most = Key(0, at_least(0), "problems of each set; 0: all")
+c.heldout.folder = Key("", PLACE, "where the sets lie: the folder with think/ and non-think/ of the study's release")
+c.heldout.prompts = Key("non-think", one_of("think", "non-think"), "whose prompts the study's sets have")
+
+c.prepare = Group()
+c.prepare.format = Key("jsonl", one_of("jsonl", "tfds"), "of the prepared set; tfds: ArrayRecord (extra `tfds`)")
+
+c.filter = Group()
+c.filter.samples = Key(16, at_least(2), "samples a problem")
+c.filter.low = Key(1, at_least(0), "how many of them a kept problem has right at least")
+c.filter.high = Key(15, at_least(0), "how many of them a kept problem has right at most")
+
+c.subset = Group()
+c.subset.count = Key(
+  2048, at_least(1), "problems that are ordered; a later run takes the first N of them (problems.count)"
+)
+
+c.corrupt = Group()
+c.corrupt.samples = Key(96, at_least(2), "samples a problem")
+c.corrupt.gammas = Key(
+  (0.1, 0.3, 0.5, 0.7, 0.9),
+  rule(
+    "shares from 0 to 1 that differ in their first two decimals, as (0.1, 0.7)",
+    lambda value: value and all(map(is_share, value)) and len({f"{share:.2f}" for share in value}) == len(value),
+  ),
+  "shares of the problems with a wrong label, one file each",
+)
+c.corrupt.label = Key(
+  "wrong", one_of("wrong", "majority"), "wrong: the most frequent wrong answer | majority: the most frequent answer"
+)
+
+c.diagnose = Group()
+c.diagnose.domain = Key(
+  "",
+  one_of_table("jaxrlvr.analysis.prediction:DOMAINS", also=("",)),
+  "math | science | graph | arithmetic | other, which says what separates; empty: by the problems",
+)
+c.diagnose.reference = Key(
+  "", PLACE, "diagnosis of a policy known to generalise on such problems, where faithfulness says nothing"
+)
+c.diagnose.problems = Key(
+  64, at_least(1), "how many of problems.source, whatever problems.count is; fewer where a file holds fewer"
+)
+c.diagnose.samples = Key(16, at_least(2), "samples a problem; what the paper calls solve@16")
+
+c.rl = Group()
+c.rl.steps = Key(60, at_least(1), "batches of problems")
+c.rl.problems_per_step = Key(32, at_least(1), "problems of a batch; where there are fewer they are repeated uniformly")
+c.rl.group_size = Key(8, at_least(2, "a group of one has no spread and teaches nothing"), "samples a problem")
+c.rl.minibatch_problems = Key(0, at_least(0), "problems an update, 0: all of a step in one update (on-policy)")
+c.rl.microbatches = Key(
+  4, at_least(1), "parts of an update's rows; changes memory, never the gradient", may_change=True
+)
+c.rl.pack = Key(
+  True,
+  SWITCH,
+  "several responses a row of an update, none without a gradient; False: one a row, all of them",
+  may_change=True,
+)
+c.rl.branches = Key(
+  -1,
+  at_least(-1),
+  "pieces of a row of an update that share a prompt (in CPUs' attention); 0: none; -1: by lengths",
+  may_change=True,
+)
+c.rl.sample_parts = Key(
+  1,
+  at_least(1),
+  "parts that a step's problems are sampled in, one by one; changes memory, never a sample",
+  may_change=True,
+)
+c.rl.prompt_tokens = Key(48, at_least(1), "longest prompt; also the padded width")
+c.rl.response_tokens = Key(56, at_least(1), "longest response")
+c.rl.temperature = Key(
+  1.0,
+  above(0, "greedy samples of a problem are all alike"),
+  "of sampling, and of the log-probabilities that are trained on",
+)
+c.rl.top_k = Key(0, at_least(0), "sample among so many likeliest tokens; 0: off")
+c.rl.top_p = Key(1.0, FILLED_SHARE, "sample among the likeliest tokens that have this probability together; 1: off")
+c.rl.stop_strings = Key(
+  (),
+  rule("strings that are not empty", lambda value: all(map(is_filled_text, value))),
+  "a response also ends where one of these is complete",
+)
+c.rl.shrink = Key(1, at_least(0), "times the batch is halved as responses finish; more: less work, longer compile")
+c.rl.cache_blocks = Key(
+  0, at_least(0), "pieces of the cache of responses, each made and read once it is reached; 0: up to 4 by length"
+)
+c.rl.sample_int8 = Key(
+  (),
+  rule('some of "weights", "cache"', lambda value: set(value) <= {"weights", "cache"}),
+  "what RL's sampler keeps in 8 bits; needs importance_cap",
+)
+c.rl.reward = Key(
+  "verifiable",
+  parsed_by("jaxrlvr.rewards.expression:parse"),
+  'a name in jaxrlvr.rewards, or a sum of products: "0.8*verifiable + 0.2*one_box"',
+)
+c.rl.votes = Key(
+  0, at_least(0), "samples a problem that a majority vote looks at, the first group_size are trained on; 0: group_size"
+)
+c.rl.noise = Key((0.0, 0.0), RATES, "online noise on a 0/1 reward: rates of false positives and of false negatives")
+c.rl.correction = Key(
+  "none",
+  one_of_table("jaxrlvr.training.loss:CORRECTIONS"),
+  "of advantages, for noise: none | backward | forward",
+)
+c.rl.correction_noise = Key(
+  (),
+  rule(f"() or {RATES.words()}", lambda value: value == () or RATES.holds(value)),
+  "the rates the correction assumes, false positive and negative; (): those of rl.noise",
+)
+c.rl.baseline = Key(
+  "mean",
+  one_of_table("jaxrlvr.training.loss:BASELINES"),
+  "mean | leave-one-out | zero, one (the paper's GRPO-POS, -NEG) | positive, negative (as released)",
+)
+c.rl.scale_std = Key(True, SWITCH, "divide advantages by the group's std; False: Dr.GRPO")
+c.rl.ratio = Key("token", one_of_table("jaxrlvr.training.loss:RATIOS"), "token | sequence (GSPO)")
+c.rl.clip_low = Key(0.2, SHARE, "the ratio counts down to 1 - clip_low")
+c.rl.clip_high = Key(0.2, at_least(0.0), "the ratio counts up to 1 + clip_high")
+c.rl.dual_clip = Key(
+  0.0,
+  rule("0 (off) or above 1", lambda value: value == 0 or value > 1),
+  "cap of the loss for negative advantages, in units of the advantage; 0: off",
+)
+c.rl.importance_cap = Key(0.0, at_least(0.0), "truncated importance sampling against the sampler's logp; 0: off")
+c.rl.reduce = Key(
+  "token-mean",
+  one_of_table("jaxrlvr.device.masked:REDUCTIONS"),
+  "token-mean | sequence-mean-token-mean | sequence-mean-token-sum | constant-length",
+)
+c.rl.kl_beta = Key(0.001, at_least(0.0), "weight of the KL to the starting policy in the loss; 0: no reference policy")
+c.rl.kl_estimator = Key("k3", one_of_table("jaxrlvr.training.loss:KL"), "of that KL: k1 | k2 | k3 | k3-k2")
+c.rl.mask_truncated = Key(
+  False, SWITCH, "leave responses that were cut off out of the loss and out of their group's mean and std"
+)
+c.rl.max_unscored = Key(0.2, SHARE, "share of a batch's rows that may be unscored before the run stops itself (exit 3)")
+c.rl.worthwhile_gain = Key(
+  0.05, SHARE, "least gain in held-out accuracy worth having: memorising is claimed where it is excluded"
+)
+c.rl.stop_when_memorising = Key(
+  False, SWITCH, "end the run, as if finished, at an evaluation by which it memorises", may_change=True
+)
+c.rl.optim = optim(1e-4, "constant", warmup=0.0, b2=0.999)
+
+c.answer = Group()
+c.answer.read = Key(
+  "boxed",
+  one_of_table("jaxrlvr.text.answer:READINGS"),
+  "what of a response, behind its thinking, is its answer: boxed (the last box) | hash (what follows the last `####` "
+  "on its line, as in GSM8K) | last-number (as lm-eval's flexible-extract)",
+)
+
+c.evaluate = Group()
+c.evaluate.every = Key(10, at_least(0), "RL steps between evaluations; 0: only at start and end")
+c.evaluate.samples = Key(16, at_least(1), "samples a problem")
+c.evaluate.temperature = Key(
+  1.0, at_least(0.0), "of sampling; 0: greedy, for which samples must be 1: all would be the same"
+)
+c.evaluate.pass_k = Key((1, 4, 8, 16), each(at_least(1)), "k of pass@k, each at most `samples`")
+c.evaluate.problems_per_batch = Key(
+  64, at_least(1), "problems sampled at once; changes memory, never a sample", may_change=True
+)
+
+c.judge = judge(  # who judges reasoning
+  Key(
+    "exact",
+    one_of_table("jaxrlvr.judging.judges:JUDGES"),
+    "exact (embedded arithmetic, needs no model) | http (chat completions) | local (a policy) | replay (former labels)",
+  )
+)
+c.judge.run = Key(
+  "",
+  PLACE,
+  "run directory of a stage rl or evaluate, whose recorded responses are judged",
+  may_change=True,  # its responses count, not their path
+)
+c.judge.set = Key("", TEXT, "name of the evaluated set they come from (evals/); empty: what was trained on (rollouts/)")
+c.judge.steps = Key(
+  (),
+  each(at_least(0), empty=True),
+  "at which steps; (): the first, t_sat where there is one, and the last that are recorded",
+)
+c.judge.problems = Key(8, at_least(1), "problems, the same at each step")
+c.judge.samples = Key(16, at_least(1), "responses a problem, fewer where fewer are recorded")
+c.judge.max_missing = Key(
+  0.2, SHARE, "share of a step's labels that may be missing before the stage stops itself (exit 3)", may_change=True
+)
+c.judge.cache = Key(
+  "",
+  rule("a local folder", lambda value: "://" not in value),
+  "folder of labels of http and local, which other runs may share; empty: in the run directory",
+  may_change=True,
+)
+c.judge.second = judge(  # who judges the same again, in the stage judge
+  Key(
+    "",
+    one_of_table("jaxrlvr.judging.judges:JUDGES", also=("",)),
+    "who judges the same again, for kappa: exact | http | local | replay; empty: nobody",
+  )
+)
+
+c.verify = Group()  # limits of one grading job in its worker process
+c.verify.mode = Key("strict", one_of("strict", "study"), "study: mathematics is read as the released code does")
+c.verify.workers = Key(2, at_least(1), "grading jobs at a time", may_change=True)
+c.verify.cpu_seconds = Key(
+  1.5, POSITIVE, "of a grading job; then its worker is killed and the answer is unscored", may_change=True
+)
+c.verify.wall_seconds = Key(10.0, POSITIVE, "of a grading job, from its start", may_change=True)
+c.verify.memory_mib = Key(1024, at_least(64), "MiB on top of what an idle worker takes", may_change=True)
+
+c.checkpoint = Group()
+c.checkpoint.every = Key(
+  10,
+  at_least(1),
+  "steps; the last step, and each that is evaluated, is always saved, before its evaluation",
+  may_change=True,
+)
+c.checkpoint.keep = Key(2, at_least(1), "newest checkpoints kept", may_change=True)
+c.stop_after_bad_updates = Key(3, at_least(1), "non-finite updates in a row before the run stops itself (exit 3)")
+
+c.export = Group()
+c.export.dtype = Key(
+  "float32",
+  DTYPE,
+  "of the weights in the files: float32, as trained | bfloat16, half the size and rounded",
+  may_change=True,
+)
+c.export.shard_gib = Key(5.0, POSITIVE, "GiB, largest file; a larger tensor is a file of its own", may_change=True)
+
+c.report = Group()
+c.report.runs = Key(
+  (),
+  rule("strings `name=run directory`", lambda value: all(map(is_text, value))),
+  '"name=run directory", or a directory alone, of rl, evaluate and judge runs and of grids',
+  may_change=True,
+)
+c.report.title = Key("", TEXT, "headline of the page; empty: that of the grid", may_change=True)
+c.report.samples = Key(
+  12,
+  at_least(0),
+  "responses that the page holds of each run and step, fewer where it would grow too large",
+  may_change=True,
+)
+c.saturation_tail = Key(
+  50, at_least(0), "last steps in which saturation is not looked for (T - T_eff of the paper)", may_change=True
+)
+
+c.plan = Group()
+c.plan.stage = Key("rl", one_of("rl", "pretrain", "cpt", "sft"), "what is planned", may_change=True)
+c.plan.topology = Key(
+  "v5e-8",
+  no_rule("planning.tpu reads it, and lists the slices that it knows"),
+  "TPU slice, by gcloud's name (v5p-16 has 8 chips) or libtpu's (v5e:2x4)",
+  may_change=True,
+)
+c.plan.efficiency = Key(0.5, FILLED_SHARE, "share of the roofline that programs are taken to reach", may_change=True)
+c.plan.mean_tokens = Key(0, at_least(0), "of a response, an assumption; 0: rl.response_tokens", may_change=True)
+
+c.paper = Group()  # what the study says of an experiment; goes to the summary and the report
+c.paper.setting = Key("", TEXT, "model and domain that the study trained")
+c.paper.figure = Key("", TEXT, "where the paper shows it")
+c.paper.expected = Key("", TEXT, "what the paper found")
+c.paper.t_sat = Key(0, at_least(0), "step at which training saturated in the paper; 0: it does not say")
+c.paper.gains = Key(
+  (),
+  no_rule("what the paper says, copied by hand into a config file"),
+  "(set, points of accuracy gained until then) of each set of which the paper says it",
+)
+
+c.grid = Group()
+c.grid.jobs = Key(
+  1,
+  at_least(0),
+  "links of a chain that the stage `grid` runs at once, each a process with its share of the cores; 0: none, only the "
+  "commands are written",
+)
+
+c.chain = Key(
+  (),
+  rule("links {'name': ..., 'stage': ...}", lambda value: all(isinstance(link, Mapping) for link in value)),
+  'for the stages `chain` and `grid`: links {"name", "stage"} and, where wanted, "init" and "tokenizer" (names of '
+  'earlier links), "set" ({key: value} that differ from this config), "files" ({key: path below an earlier link, which '
+  'it begins with}), "runs" ({title: link} for a report) and, of rl links of a grid, "cell": {"arm", "setting", "n"}',
+  may_change=True,
+)
+
+
+def get_config(arg: str = ""):
+  """Returns a ConfigDict of the defaults."""
   if arg:
     raise ValueError(f"base takes no argument, got {arg!r}")
-  c = ConfigDict()
-  c.seed = 0  # of everything: weights, data order, samples
-  c.init = ""  # run directory whose newest weights (and tokenizer) to start from; "": model.path, or fresh weights
-  c.tokenizer = ""  # SentencePiece model, run or Hugging Face directory that holds one; "": that of init or model.path
-  # auto: go on if the workdir has a checkpoint | required | never: the workdir must be unused | check: as auto, but the
-  # last checkpoint is read of a finished run too, and where it is damaged the run goes on from the one before
-  c.resume = "auto"
-  c.compile_cache = "auto"  # folder of compiled programs; auto: ~/.cache/jaxrlvr but none on CPU; "": none
-  c.tensorboard = False  # write TensorBoard events too (extra `tensorboard`)
-
-  # Shape of fresh weights; with `init` or `path` its own shape holds, and only how to compute is read from here.
-  c.model = ConfigDict()
-  c.model.path = ""  # Hugging Face directory of a Llama, Qwen2 or Qwen3, or ORG/NAME[@REVISION] of the hub
-  c.model.think = "template"  # thinking in its chat template: template (its own default) | on | off
-  c.model.stop_tokens = ()  # tokens that end a response beside those that the Hugging Face directory names
-  c.model.vocab = 0  # rows of the embedding table; 0: as many as the tokenizer has tokens
-  c.model.width = 64  # of the residual stream
-  c.model.layers = 3  # blocks of attention and MLP
-  c.model.heads = 4  # query heads
-  c.model.kv_heads = 2  # key and value heads, shared by the query heads (GQA)
-  c.model.head_dim = 16  # width of a head, even
-  c.model.mlp = 192  # hidden width of the SwiGLU MLP
-  c.model.rope_theta = 10_000.0  # base of the rotary frequencies
-  c.model.rope_scaling = 0.0  # factor of Llama-3 frequency scaling; 0: none
-  c.model.norm_eps = 1e-6  # of RMSNorm
-  c.model.qkv_bias = False  # biases on q, k and v (Qwen2)
-  c.model.qk_norm = False  # RMSNorm of q and k (Qwen3)
-  c.model.tied = True  # output head = embedding table
-  c.model.dtype = "float32"  # of activations: float32 | bfloat16; masters are float32
-  c.model.unroll = 3  # layers a step of the scan over layers runs
-  c.model.vocab_chunk = 8192  # columns of the head that scoring holds at once
-  c.model.attention = "auto"  # reference | mapped | xla | cudnn (GPU) | splash (TPU, Pallas); auto: the platform's
-  # What is kept of a layer for the backward pass: none (no recomputation: all is kept) | dots (the products with
-  # weights) | full (recomputes the layer from its input: least memory, a third more work).
-  c.model.remat = "none"
-
-  c.mesh = ConfigDict()  # devices along each axis; one may be -1: all that are left
-  c.mesh.data = 1  # copies of the weights, rows split
-  c.mesh.fsdp = -1  # weights and rows split
-  c.mesh.tensor = 1  # heads, MLP and vocabulary split; may exceed kv_heads, which are then repeated
-  # Pieces that the weights are cut into in sampling, as by `tensor`, and never gathered; rows are split over the other
-  # devices. 0: as many as there are KV heads, more if the weights then take over a quarter of a device; few on CPU.
-  c.mesh.sample_tensor = 0
-
-  c.hosts = ConfigDict()  # of several processes (--distributed)
-  c.hosts.deadline_seconds = 1200.0  # that a process waits for the others; longer than they differ in compiling
-  c.hosts.silence_seconds = 60.0  # without a sign of life, and a process counts as dead
-
-  c.text = ConfigDict()  # what the embedded text is made of
-  c.text.vocab = 512  # tokens of the SentencePiece model
-  c.text.documents = 4000  # documents it is trained on
-  c.text.levels = (1, 2, 3, 4)  # difficulty of problems in pre-training and CPT text; level n has n + 1 operations
-  c.text.kinds = ("chain",)  # kinds of these problems, in turn: chain | expression | large (jaxrlvr.tasks.arithmetic)
-  c.text.filler = 0.1  # share of pre-training documents that are general filler
-  c.text.facts = 0.3  # share that are easy facts; the rest are problems with an answer
-  c.text.careful = 0.3  # share of these answers with every step; the others show one step and guess
-  c.text.guess_right = 0.25  # share of guesses that are right
-
-  c.pretrain = language_modelling(steps=600, lr=3e-3)
-  c.cpt = language_modelling(steps=800, lr=3e-3)
-  c.cpt.source = ""  # "": the embedded text | parquet or jsonl, a folder of such | nemotron-cc-math[:FOLDER]
-  c.cpt.column = ""  # of the text; "": the data set's own, else `text`
-  c.cpt.skip_bad = 0  # rows without text that are skipped (and counted) before one is an error
-  c.sft = language_modelling(steps=60, lr=1e-3)
-  c.sft.epochs = 0  # times that SFT sees each row of its source (steps = 0: they follow from it); 0: as `steps` say
-  c.sft.source = ""  # "": the embedded prompts | parquet, jsonl, a folder of such or tfds | openthoughts-114k[:FOLDER]
-  # `prompt=A`, `solution=B`, `trace=C` (or B holds it, between think tags); to check solutions `label=D` or `boxed=D`
-  c.sft.columns = ()
-  c.sft.system = ""  # system message of its prompts that have none
-  c.sft.max_tokens = 0  # longest prompt, trace and solution; longer ones are left out of both arms; 0: row_tokens
-  c.sft.verified = True  # leave out solutions that disagree with their label
-  c.sft.skip_bad = 0  # rows that can't be used, as in cpt
-  c.sft.thinking = True  # targets: True: trace and answer; False: the same prompts, the answer alone
-  c.sft.terse = 0.6  # share of traces that show their first step only and jump to the (right) answer
-  c.sft.levels = (4,)  # difficulty of its problems
-
-  c.problems = ConfigDict()  # what RL trains on
-  # arithmetic | graph | reasoning_gym: generated; a parquet, jsonl, json or csv file, a folder of such, a tfds folder;
-  # a set of the hub, ORG/NAME or ORG/NAME:CONFIG; or one with a layout of its own, skywork-or1 | scp-116k |
-  # openthoughts-114k, with NAME:FOLDER for a local copy
-  c.problems.source = "arithmetic"
-  c.problems.columns = ()  # `prompt=A`, `label=B`, ...: what holds what (docs/data.md); (): by their names
-  # Which files of a folder or a hub's set are read where their names begin with a split (train-*, test-*, validation-*)
-  # or they lie in folders of such names: a split; all; "": for problems train, for heldout test or else validation.
-  c.problems.split = ""
-  c.problems.system = ""  # system message for prompts that have none
-  c.problems.skip_bad = 0  # rows that can't be used and are skipped (and counted) before one is an error
-  c.problems.count = 8  # N, the first so many problems, 0: all; fewer than a batch are repeated uniformly
-  c.problems.levels = (4,)  # 1 to 5, difficulty of generated problems, in turn
-  c.problems.kinds = ("chain",)  # in turn: chain | expression | large, or tasks of Reasoning Gym
-  c.problems.seed = 100  # of generated problems
-  # How answers to a file's problems are graded: auto (graph tasks by name, else math) | math | graph | choice.
-  c.problems.verifier = "auto"
-  c.problems.unreadable = "warn"  # problems whose label or truth the verifier can't read: warn | drop | error
-  c.problems.too_long = "error"  # prompts over rl.prompt_tokens: error | drop (counted)
-  c.problems.copies = (
-    "drop"  # rows with the prompt of an earlier row: drop (told) | keep (problems of their own) | error
-  )
-
-  c.heldout = ConfigDict(c.problems.to_dict())  # what evaluation uses, during RL and in `evaluate`
-  # As problems.source; "": if the problems of problems.source are generated, the held-out problems of that generator.
-  # Beside `sets` or `domain` it is one more set.
-  c.heldout.source = ""
-  c.heldout.count = 64  # problems
-  c.heldout.seed = 1  # of generated problems
-  c.heldout.name = "heldout"  # name in metrics of the set that `source` gives
-  c.heldout.overlap = "error"  # held-out problems whose prompt is trained on as well: error | drop | warn
-  c.heldout.sets = ()  # names in jaxrlvr.data.eval_sets (EVAL_SETS, GENERATED)
-  # arithmetic | math | science | graph-qwen | graph-llama: all its sets, with means inside and outside of it
-  c.heldout.domain = ""
-  c.heldout.at_most = 0  # problems of each set; 0: all
-  c.heldout.folder = ""  # where the sets lie: the folder with think/ and non-think/ of the study's release
-  c.heldout.prompts = "non-think"  # think | non-think: whose prompts
-
-  c.prepare = ConfigDict()
-  c.prepare.format = "jsonl"  # jsonl | tfds (ArrayRecord, extra `tfds`)
-
-  c.filter = ConfigDict()
-  c.filter.samples = 16  # a problem
-  c.filter.low, c.filter.high = 1, 15  # how many of them a kept problem has right, at least and at most
-
-  c.subset = ConfigDict()
-  c.subset.count = 2048  # problems that are ordered; a later run takes the first N of them (problems.count)
-
-  c.corrupt = ConfigDict()
-  c.corrupt.samples = 96  # a problem
-  c.corrupt.gammas = (0.1, 0.3, 0.5, 0.7, 0.9)  # shares of the problems with a wrong label, one file each
-  c.corrupt.label = "wrong"  # wrong: the most frequent wrong answer | majority: the most frequent answer
-
-  c.diagnose = ConfigDict()
-  c.diagnose.domain = ""  # math | science | graph | arithmetic | other, which says what separates; "": by the problems
-  c.diagnose.reference = (
-    ""  # diagnosis of a policy known to generalise on such problems, where faithfulness says nothing
-  )
-  c.diagnose.problems = 64  # of problems.source, whatever problems.count is; fewer where a file holds fewer
-  c.diagnose.samples = 16  # a problem; what the paper calls solve@16
-
-  c.rl = ConfigDict()
-  c.rl.steps = 60  # batches of problems
-  c.rl.problems_per_step = 32  # problems of a batch; where there are fewer they are repeated uniformly
-  c.rl.group_size = 8  # samples a problem
-  c.rl.minibatch_problems = 0  # problems an update, 0: all of a step in one update (on-policy)
-  c.rl.microbatches = 4  # parts of an update's rows; changes memory, never the gradient
-  c.rl.pack = True  # several responses a row of an update, none without a gradient; False: one a row, all of them
-  c.rl.branches = -1  # pieces of a row of an update that share a prompt (in CPUs' attention); 0: none; -1: by lengths
-  c.rl.sample_parts = 1  # parts that a step's problems are sampled in, one by one; changes memory, never a sample
-  c.rl.prompt_tokens = 48  # longest prompt; also the padded width
-  c.rl.response_tokens = 56  # longest response
-  c.rl.temperature = 1.0  # of sampling, and of the log-probabilities that are trained on
-  c.rl.top_k = 0  # 0: off
-  c.rl.top_p = 1.0  # 1: off
-  c.rl.stop_strings = ()  # a response also ends where one of these is complete
-  c.rl.shrink = 1  # times the batch is halved as responses finish; more: less work, longer compile
-  c.rl.cache_blocks = 0  # pieces of the cache of responses, each made and read once it is reached; 0: up to 4 by length
-  c.rl.sample_int8 = ()  # what RL's sampler keeps in 8 bits, "weights", "cache"; needs importance_cap
-  c.rl.reward = "verifiable"  # a name in jaxrlvr.rewards, or a sum of products: "0.8*verifiable + 0.2*one_box"
-  c.rl.votes = 0  # samples a problem that a majority vote looks at, the first group_size are trained on; 0: group_size
-  c.rl.noise = (0.0, 0.0)  # online noise on a 0/1 reward: rates of false positives and of false negatives
-  c.rl.correction = "none"  # of advantages, for noise: none | backward | forward (loss.CORRECTIONS)
-  c.rl.correction_noise = ()  # the rates the correction assumes, false positive and negative; (): those of rl.noise
-  c.rl.baseline = (
-    "mean"  # mean | leave-one-out | zero, one (the paper's GRPO-POS, -NEG) | positive, negative (as released)
-  )
-  c.rl.scale_std = True  # divide advantages by the group's std; False: Dr.GRPO
-  c.rl.ratio = "token"  # token | sequence (GSPO)
-  c.rl.clip_low = 0.2  # the ratio counts down to 1 - clip_low
-  c.rl.clip_high = 0.2  # and up to 1 + clip_high
-  c.rl.dual_clip = 0.0  # cap of the loss for negative advantages, in units of the advantage; 0: off
-  c.rl.importance_cap = 0.0  # truncated importance sampling against the sampler's logp; 0: off
-  c.rl.reduce = "token-mean"  # token-mean | sequence-mean-token-mean | sequence-mean-token-sum | constant-length
-  c.rl.kl_beta = 0.001  # weight of the KL to the starting policy in the loss; 0: no reference policy
-  c.rl.kl_estimator = "k3"  # k1 | k2 | k3 | k3-k2
-  c.rl.mask_truncated = False  # leave responses that were cut off out of the loss and out of their group's mean and std
-  c.rl.max_unscored = 0.2  # share of a batch's rows that may be unscored before the run stops itself (exit 3)
-  c.rl.worthwhile_gain = (
-    0.05  # least gain in held-out accuracy worth having: memorising is claimed where it is excluded
-  )
-  c.rl.stop_when_memorising = False  # end the run, as if finished, at an evaluation by which it memorises
-  c.rl.optim = optim(1e-4, "constant", weight_decay=0.01, b2=0.999)
-
-  c.answer = ConfigDict()
-  # What of a response, behind its thinking, is its answer: boxed (the last box) | hash (what follows the last `####` on
-  # its line, as in GSM8K) | last-number (as lm-eval's flexible-extract)
-  c.answer.read = "boxed"
-
-  c.evaluate = ConfigDict()
-  c.evaluate.every = 10  # RL steps between evaluations; 0: only at start and end
-  c.evaluate.samples = 16  # a problem
-  c.evaluate.temperature = 1.0  # 0: greedy, for which samples must be 1: all would be the same
-  c.evaluate.pass_k = (1, 4, 8, 16)  # k of pass@k, each at most `samples`
-  c.evaluate.problems_per_batch = 64  # sampled at once; changes memory, never a sample
-
-  c.judge = judge("exact")  # who judges reasoning
-  c.judge.second = judge("")  # who judges the same again, for kappa (stage judge); name "": nobody
-  c.judge.run = ""  # run directory of a stage rl or evaluate, whose recorded responses are judged
-  c.judge.set = ""  # name of the evaluated set they come from (evals/); "": what was trained on (rollouts/)
-  c.judge.steps = ()  # at which steps; (): the first, t_sat where there is one, and the last that are recorded
-  c.judge.problems = 8  # problems, the same at each step
-  c.judge.samples = 16  # responses a problem, fewer where fewer are recorded
-  c.judge.max_missing = 0.2  # share of a step's labels that may be missing before the stage stops itself (exit 3)
-  c.judge.cache = ""  # folder of labels of http and local, which other runs may share; "": in the run directory
-
-  c.verify = ConfigDict()  # limits of one grading job in its worker process
-  c.verify.mode = "strict"  # strict | study: mathematics read as the released code does
-  c.verify.workers = 2  # jobs at a time
-  c.verify.cpu_seconds = 1.5  # then the worker is killed and the answer is unscored
-  c.verify.wall_seconds = 10.0  # from the job's start
-  c.verify.memory_mib = 1024  # MiB on top of what an idle worker takes
-
-  c.checkpoint = ConfigDict()
-  c.checkpoint.every = 10  # steps; the last step, and each that is evaluated, is always saved, before its evaluation
-  c.checkpoint.keep = 2  # newest checkpoints kept
-  c.stop_after_bad_updates = 3  # non-finite updates in a row before the run stops itself (exit 3)
-
-  c.export = ConfigDict()
-  c.export.dtype = "float32"  # of the weights in the files: float32, as trained | bfloat16, half the size and rounded
-  c.export.shard_gib = 5.0  # GiB, largest file; a larger tensor is a file of its own
-
-  c.report = ConfigDict()
-  c.report.runs = ()  # "name=run directory", or a directory alone, of rl, evaluate and judge runs and of grids
-  c.report.title = ""  # headline of the page; "": that of the grid
-  c.report.samples = 12  # responses that the page holds of each run and step, fewer where it would grow too large
-  c.saturation_tail = 50  # last steps in which saturation is not looked for (T - T_eff of the paper)
-
-  c.plan = ConfigDict()
-  c.plan.stage = "rl"  # what is planned: rl | pretrain | cpt | sft
-  c.plan.topology = "v5e-8"  # TPU slice, by gcloud's name (v5p-16 has 8 chips) or libtpu's (v5e:2x4)
-  c.plan.efficiency = 0.5  # share of the roofline that programs are taken to reach
-  c.plan.mean_tokens = 0  # of a response, an assumption; 0: rl.response_tokens
-
-  c.paper = ConfigDict()  # what the study says of an experiment; goes to the summary and the report
-  c.paper.setting = ""  # model and domain
-  c.paper.figure = ""  # where the paper shows it
-  c.paper.expected = ""  # what it found
-  c.paper.t_sat = 0  # step at which training saturated there; 0: not told
-  c.paper.gains = ()  # (set, points of accuracy gained until then) of each set that it tells
-
-  c.grid = ConfigDict()  # how the stage `grid` runs the links of a chain
-  c.grid.jobs = 1  # links at once, each a process with its share of the cores; 0: none, only the commands are written
-
-  # For the stages `chain` and `grid`: links {"name", "stage"} and, where wanted, "init" and "tokenizer" (names of
-  # earlier links), "set" ({key: value} that differ from this config), "files" ({key: path below an earlier link, which
-  # it begins with}), "runs" ({title: link} for a report) and, of rl links of a grid, "cell": {"arm", "setting", "n"}.
-  c.chain = ()
-  return c
+  return defaults(c)

@@ -95,7 +95,8 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
 
 def _meant(word: str, stage: str) -> str:
   """Returns what to write for an argument that is no flag: a flag, or a key of the config, first one of this stage."""
-  from jaxrlvr.config import files, hints, values
+  from jaxrlvr.config import hints
+  from jaxrlvr.config.keys import declared
 
   name, equals, value = word.partition("=")
   name = name.lstrip("-")
@@ -105,7 +106,7 @@ def _meant(word: str, stage: str) -> str:
     return f"; did you mean {flag[0]}{equals}{value}?"
   first, _, rest = name.partition(".")
   key = rest if rest and difflib.get_close_matches(first.lower(), ["config"], 1, 0.7) else name
-  names = values.names(files.base())
+  names = list(declared())
   own = [one for one in manual.keys_of(stage) if one.endswith(f".{key}")]
   there = [one for one in (key, f"{stage}.{key}", *own) if one in names]
   likely = there[:1] or hints.meant(names, key if "." in key else f"{stage}.{key}")
@@ -114,11 +115,11 @@ def _meant(word: str, stage: str) -> str:
 
 def execute(flags: argparse.Namespace, overrides: dict[str, str]) -> dict:
   """Loads the config and runs the stage; jax and the stages are imported only here, behind the signal handler."""
-  from jaxrlvr.config import checks, files
+  from jaxrlvr.config import files, links
 
   config = files.load(flags.config, overrides, flags.stage)
   if flags.stage in ("chain", "grid"):
-    checks.check_heeded(config, overrides)
+    links.check_heeded(config, overrides)
   if flags.distributed:
     from jaxrlvr.device import multihost
 

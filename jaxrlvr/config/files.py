@@ -7,14 +7,14 @@ import importlib.util
 import json
 import os
 import traceback
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from jaxrlvr.base.errors import InputError
 from jaxrlvr.config import checks, hints, values
-from jaxrlvr.config.manual import FOLDER
+from jaxrlvr.config.keys import FOLDER
 
 
 def base(name: str = "base", arg: str = "") -> ConfigDict:
@@ -54,23 +54,19 @@ def load(name: str, overrides: Mapping[str, str] | None = None, stage: str | Non
 
 
 def derive(config: ConfigDict, changes: Mapping[str, object], stage: str | None = None) -> ConfigDict:
-  """A copy with some leaves changed and no chain of its own, checked as `check` does for the stage."""
-  made = ConfigDict(config.to_dict())
-  made.chain = ()
-  for key, value in changes.items():
-    values.set_value(made, key, value)
-  made.lock()
-  checks.check(made, stage)
-  return made
+  """Returns a locked copy with some leaves changed and no chain of its own, checked as `check` does for the stage."""
+  derived = values.changed(config, changes)
+  checks.check(derived, stage)
+  return derived
 
 
-def differences(a: ConfigDict, b: Mapping, ignore: tuple[str, ...]) -> list[str]:
-  """`key: here x, there y` for leaves that differ; keys that start with one of `ignore` may."""
+def differences(a: ConfigDict, b: Mapping, ignore: Collection[str]) -> list[str]:
+  """Returns `key: here x, earlier y` for each leaf that differs, but for those of `ignore`."""
   here, there = ({key: values.get(c, key) for key in values.names(c)} for c in (a, ConfigDict(b)))
   return [
     f"config.{key}: {here.get(key)!r}, earlier {there.get(key)!r}"
     for key in sorted({*here, *there})
-    if not key.startswith(ignore) and _as_json(here.get(key)) != _as_json(there.get(key))
+    if key not in ignore and _as_json(here.get(key)) != _as_json(there.get(key))
   ]
 
 

@@ -78,6 +78,16 @@ def set_value(config: ConfigDict, key: str, value) -> None:
   parent[last] = typed(key, value, parent[last])
 
 
+def changed(config: ConfigDict, changes: Mapping[str, object]) -> ConfigDict:
+  """Returns a locked copy with some leaves changed and no chain of its own."""
+  copy = ConfigDict(config.to_dict())
+  copy.chain = ()
+  for key, value in changes.items():
+    set_value(copy, key, value)
+  copy.lock()
+  return copy
+
+
 def typed(key: str, value, like):
   """Returns the value in the type of `like`: an integer may stand for a float, a list for a tuple. Else InputError."""
   if isinstance(like, tuple) and isinstance(value, (tuple, list)):

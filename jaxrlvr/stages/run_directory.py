@@ -28,46 +28,14 @@ from jaxrlvr.base import logbook, object_store, signals
 from jaxrlvr.base.errors import InputError, StorageError, TrainingStopped
 from jaxrlvr.config import values
 from jaxrlvr.config.files import differences
+from jaxrlvr.config.keys import declared
 from jaxrlvr.device import checkpoint, multihost
 from jaxrlvr.rewards import expression
 
 _LOG = logging.getLogger(__name__)
 _PACKAGE = Path(__file__).resolve().parents[1]
-# Keys in which a resumed run may differ from the run it goes on with, by stage; the links of a chain check themselves.
-_HARMLESS = (
-  "init",  # its weights count, not its path
-  "model.path",
-  "tokenizer",
-  "saturation_tail",
-  "resume",
-  "tensorboard",
-  "checkpoint.",
-  "report.",
-  "verify.workers",
-  "verify.cpu_seconds",
-  "verify.wall_seconds",
-  "verify.memory_mib",
-  "mesh.",
-  "chain",
-  "evaluate.problems_per_batch",
-  "rl.sample_parts",
-  "rl.pack",
-  "rl.branches",
-  "rl.stop_when_memorising",
-  *(f"{stage}.microbatches" for stage in ("pretrain", "cpt", "sft", "rl")),
-  *(f"model.{name}" for name in ("attention", "remat", "unroll", "vocab_chunk")),
-  *(f"judge.{name}" for name in ("run", "cache", "max_missing")),  # its responses count, not their path
-  *(
-    f"judge.{which}{name}"
-    for which in ("", "second.")
-    for name in ("url", "key_variable", "timeout_seconds", "deadline_seconds", "retries", "concurrency", "price_")
-  ),
-  "plan.",
-  "export.",
-  "hosts.",
-  "compile_cache",
-)
-MAY_CHANGE = {"report": ("",), "chain": ("",), "grid": ("",)}
+# Stages that may be resumed with any other config: a report is always made anew, links of a chain check themselves.
+_ANY_CONFIG = ("report", "chain", "grid")
 SAVED = "saved.json"  # in the workdir: the step of the last checkpoint that is known to be on disk
 _TRAINING = ("pretrain", "cpt", "sft", "rl")  # stages with checkpoints
 _PUSH_SECONDS = 60.0  # at most, between two times that a store gets what is new, but for saves
@@ -384,12 +352,12 @@ def _check_used(config: ConfigDict, workdir: Path, stage: str) -> dict | None:
   before = read_config(workdir)
   if (other := before.pop("stage")) != stage:
     raise InputError(f"--workdir={workdir}: holds a run of stage {other!r}, not {stage!r}; choose another directory")
-  free = MAY_CHANGE.get(stage, _HARMLESS)
+  free = {name for name, key in declared().items() if key.may_change or stage in _ANY_CONFIG}
   earlier = logbook.read_json(workdir / "summary.json") or None
   unstopped = earlier and "stopped" in earlier and not config.rl.stop_when_memorising
   longer = stage == "rl" and (config.rl.steps > before["rl"]["steps"] or unstopped)
   if longer and config.rl.optim.schedule == "constant" and not config.rl.optim.warmup:
-    free = (*free, "rl.steps")  # more steps change no step that is done
+    free.add("rl.steps")  # more steps change no step that is done
   unknown = sorted(set(values.names(config)) ^ set(values.names(ConfigDict(before))))
   if unknown:
     raise InputError(

@@ -9,8 +9,9 @@ import pytest
 
 from jaxrlvr import cli
 from jaxrlvr.base.errors import InputError
-from jaxrlvr.config import checks, values
+from jaxrlvr.config import checks, links, manual
 from jaxrlvr.config import files as configs
+from jaxrlvr.config.keys import SWITCH, Group, Key, at_least, declared, each, one_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -42,7 +43,7 @@ BAD = (
   ("rl.dual_clip=0.5", "0 (off) or above 1"),
   ("rl.temperature=0", "greedy samples"),
   ("model.kv_heads=3", "multiple of config.model.kv_heads"),
-  ("model.head_dim=5", "must be even"),
+  ("model.head_dim=5", "an even number from 2: RoPE rotates pairs"),
   ("model.dtype=float16", "one of float32, bfloat16"),
   ("evaluate.pass_k=32", "goes beyond config.evaluate.samples"),
   ("text.facts=0.95", "is above 1"),
@@ -100,25 +101,29 @@ def test_overrides_are_read_as_the_type_of_their_key():
   assert isinstance(c.rl.optim.lr, float) and c.seed == 3 and c.rl.stop_strings == ("x",)
 
 
-def test_only_groups_that_a_stage_reads_can_stop_it():
+def test_only_keys_that_a_stage_reads_can_stop_it():
   """What is wrong with RL's training stops rl and its plan, not stages that only sample, and so on."""
   wrong = {
     "rl.microbatches": ("7", {"rl", "plan"}),
-    "rl.prompt_tokens": ("0", {"rl", "plan", "evaluate", "filter", "corrupt", "diagnose", "judge"}),
-    "sft.optim.schedule": ("cosin", {"sft", "tokenizer"}),
+    "rl.prompt_tokens": ("0", {"rl", "plan", "evaluate", "filter", "corrupt", "diagnose"}),
+    "sft.optim.schedule": ("cosin", {"sft"}),
+    "sft.terse": ("2.0", {"sft", "tokenizer"}),
     "heldout.overlap": ("no", {"rl", "evaluate"}),
     "filter.high": ("99", {"filter"}),
+    "evaluate.samples": ("1", {"rl", "plan", "evaluate"}),  # beside pass_k
     "report.samples": ("-1", {"report", "chain", "grid"}),
-    "seed": ("-1", set(checks.STAGE_GROUPS)),
+    "seed": ("-1", set(manual.STAGES)),
   }
   for key, (value, stages) in wrong.items():
-    for stage in checks.STAGE_GROUPS:
+    for stage in manual.STAGES:
       if stage in stages:
         with pytest.raises(InputError, match=f"config.{key.split('.')[0]}|rows of an update"):
           configs.load("base", {key: value}, stage)
       else:
         configs.load("base", {key: value}, stage)
-  assert set(checks.STAGE_GROUPS) == set(cli.HELP)
+  with pytest.raises(InputError, match="config.sft.optim.schedule"):
+    configs.load("base", {"sft.optim.schedule": "cosin", "plan.stage": "sft"}, "plan")
+  assert set(manual.STAGES) == set(cli.HELP)
 
 
 def test_keys_that_no_problem_heeds_are_refused():
@@ -148,12 +153,12 @@ def test_keys_that_no_problem_heeds_are_refused():
 
 
 def test_stages_read_no_group_beyond_their_own():
-  """Groups that stand in a stage's own module are those of its table."""
-  groups = [name for name, value in configs.base().items() if hasattr(value, "items")]
+  """Groups that stand in a stage's own module are those of its page."""
   for stage in ("prepare", "evaluate", "rl", "diagnose", "judge", "report"):
     text = (ROOT / "jaxrlvr" / "stages" / f"{stage}.py").read_text()
-    read = set(re.findall(r"\bconfig\.(\w+)", text)) & set(groups)
-    assert read <= checks.groups_of(configs.base(), stage), stage
+    groups = {key.split(".")[0] for key in manual.keys_of(stage)}
+    read = set(re.findall(r"\bconfig\.(\w+)", text)) & {key.split(".")[0] for key in declared()}
+    assert read - {"init"} <= groups, stage
 
 
 def test_stop_strings_from_a_shell_are_decoded(caplog):
@@ -232,20 +237,20 @@ def test_an_override_that_no_link_would_heed_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
       cli.run([stage, f"--config={name}", f"--config.{key}={value}", f"--workdir={tmp_path / 'run'}"])
     assert f"config.{key}: would change nothing, for each link of " in capsys.readouterr().err
-  checks.check_heeded(configs.load("demo"), ["seed", "rl.response_tokens", "rl.steps"])
+  links.check_heeded(configs.load("demo"), ["seed", "rl.response_tokens", "rl.steps"])
 
 
 def test_chains_are_checked_before_the_first_link_runs(tmp_path):
   from jaxrlvr.stages import STAGES
   from jaxrlvr.stages.chain import plan
 
-  def links(*chain):
+  def config_of(*chain):
     c = configs.base()
     c.chain = chain
     return c
 
   with pytest.raises(InputError, match="no such key; did you mean config.sft.thinking"):
-    checks.check(links({"name": "a", "stage": "sft", "set": {"sft.thinkin": True}}))
+    checks.check(config_of({"name": "a", "stage": "sft", "set": {"sft.thinkin": True}}))
   for chain, words in (
     ((), "config.chain is empty"),
     (({"name": "a", "stage": "sftt"},), "of no known stage"),
@@ -253,9 +258,9 @@ def test_chains_are_checked_before_the_first_link_runs(tmp_path):
     (({"name": "a", "stage": "sft"}, {"name": "a", "stage": "sft"}), "there twice"),
     (({"name": "a", "set": {"seed": 1}},), "has no stage"),
   ):
-    checks.check_heeded(links(*chain), ["seed"])
+    links.check_heeded(config_of(*chain), ["seed"])
     with pytest.raises(InputError, match=words):
-      plan(links(*chain), tmp_path, STAGES)
+      plan(config_of(*chain), tmp_path, STAGES)
 
 
 def test_a_run_s_config_is_a_config(tmp_path):
@@ -279,21 +284,44 @@ def test_a_run_s_config_is_a_config(tmp_path):
 
 
 def test_every_key_is_read_somewhere():
-  """A key that nobody reads is a silent no-op: each leaf's name stands in library code outside of config.py's rules."""
+  """A key that nobody reads is a silent no-op: each leaf's name stands in library code outside of this room."""
   words = set()
   for path in (ROOT / "jaxrlvr").rglob("*.py"):
-    if path.name != "config.py":
+    if path.parent.name != "config":
       with path.open("rb") as f:
         words |= {w for t in tokenize.tokenize(f.readline) for w in re.findall(r"\w+", t.string) if t.type in (1, 3)}
-  for key in values.names(configs.base()):
+  for key in declared():
     assert key.split(".")[-1] in words, f"config.{key} is read by nobody"
 
 
-def test_base_explains_every_key():
-  text = (ROOT / "configs" / "base.py").read_text().split("\n")
-  for before, line in zip(text, text[1:], strict=False):
-    if re.match(r"  [cto]\.[\w.]+(, o\.\w+)* = (?!ConfigDict|optim\(|language_modelling\(|0.05)", line):
-      assert "#" in line or "#" in before, f"no meaning: {line}"
+def test_each_key_has_a_meaning_and_a_rule_that_its_default_follows():
+  for name, key in declared().items():
+    assert key.meaning.strip() and key.rule.words(), name
+    assert key.rule.holds(key.default), name
+
+
+def test_meanings_name_what_is_in_the_tables_of_other_rooms():
+  """Help pages load no other room: what a rule looks up there stands in the meaning, or the meaning names the table."""
+  looked_up = [
+    (name, key.meaning, key.rule.words().split("one of ")[1].split(", "))
+    for name, key in declared().items()
+    if not key.rule.on_page and "one of " in key.rule.words()
+  ]
+  assert len(looked_up) > 20
+  for name, meaning, options in looked_up:
+    named = set(re.findall(r"[\w-]+", meaning)) | {str(level) for level in range(1, 6)} | {'""'}
+    assert named.issuperset(options) or "jaxrlvr." in meaning, (name, set(options) - named)
+
+
+def test_rules_and_groups():
+  assert each(at_least(1)).words() == "one or more, each at least 1"
+  assert not each(at_least(1)).holds(()) and each(at_least(1), empty=True).holds(())
+  assert not each(at_least(1)).holds((1, 0)) and not each(at_least(1)).holds((1.0,))
+  assert one_of("", "a").words() == 'one of "", a' and not one_of("", "a").holds("b")
+  group = Group()
+  group.x = Key(True, SWITCH, "a switch")
+  with pytest.raises(AttributeError, match="x is declared twice"):
+    group.x = Key(False, SWITCH, "another")
 
 
 @pytest.mark.parametrize(

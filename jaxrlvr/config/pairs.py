@@ -1,0 +1,258 @@
+"""What several keys say together: values that can't go together, and keys that have no effect beside others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from jaxrlvr.base.errors import InputError
+from jaxrlvr.config.keys import declared
+from jaxrlvr.data import eval_sets, problems
+from jaxrlvr.rewards import expression
+from jaxrlvr.tasks.arithmetic import problems as arithmetic
+
+
+class Impossible(NamedTuple):
+  """Keys that can't go together. Looked at where a stage reads all of them."""
+
+  keys: tuple[str, ...]
+  when: Callable[[ConfigDict], bool]
+  message: str  # what is wrong and the cure; `{c.rl.steps}` stands for the value of a key
+
+
+def _embedded_kinds(group: str) -> Callable[[ConfigDict], bool]:
+  return lambda c: c[group].source == "arithmetic" and not set(c[group].kinds) <= set(arithmetic.KINDS)
+
+
+def _named_sets(c: ConfigDict) -> tuple[str, ...]:
+  return eval_sets.named(c.heldout.sets, c.heldout.domain) if c.heldout.sets or c.heldout.domain else ()
+
+
+IMPOSSIBLE: tuple[Impossible, ...] = (
+  Impossible(
+    ("init", "model.path"),
+    lambda c: c.init and c.model.path,
+    "config.init and config.model.path are both set, and a policy starts from one; clear the other (--config.init=)",
+  ),
+  Impossible(
+    ("model.heads", "model.kv_heads"),
+    lambda c: c.model.heads % c.model.kv_heads != 0,
+    "config.model.heads must be a multiple of config.model.kv_heads",
+  ),
+  Impossible(
+    ("text.filler", "text.facts"),
+    lambda c: c.text.filler + c.text.facts > 1,
+    "config.text.filler + config.text.facts is above 1; lower one",
+  ),
+  Impossible(
+    ("rl.minibatch_problems", "rl.problems_per_step"),
+    lambda c: c.rl.minibatch_problems and c.rl.problems_per_step % c.rl.minibatch_problems != 0,
+    "config.rl.problems_per_step = {c.rl.problems_per_step} must be a multiple of config.rl.minibatch_problems = "
+    "{c.rl.minibatch_problems}; change one of them",
+  ),
+  Impossible(
+    ("rl.minibatch_problems", "rl.problems_per_step", "rl.group_size", "rl.microbatches"),
+    lambda c: (c.rl.minibatch_problems or c.rl.problems_per_step) * c.rl.group_size % c.rl.microbatches != 0,
+    "the rows of an update, (config.rl.minibatch_problems = {c.rl.minibatch_problems} or config.rl.problems_per_step = "
+    "{c.rl.problems_per_step}) * config.rl.group_size = {c.rl.group_size}, must be a multiple of "
+    "config.rl.microbatches = {c.rl.microbatches}; change one of them",
+  ),
+  Impossible(
+    ("rl.problems_per_step", "rl.sample_parts"),
+    lambda c: c.rl.problems_per_step % c.rl.sample_parts != 0,
+    "config.rl.problems_per_step = {c.rl.problems_per_step} must be a multiple of config.rl.sample_parts = "
+    "{c.rl.sample_parts}; change one of them",
+  ),
+  Impossible(
+    ("rl.votes", "rl.reward"),
+    lambda c: c.rl.votes and not expression.votes(expression.parse(c.rl.reward)),
+    "config.rl.votes is set, but config.rl.reward looks at no other samples than those it pays; set it to 0",
+  ),
+  Impossible(
+    ("rl.votes", "rl.group_size"),
+    lambda c: 0 < c.rl.votes < c.rl.group_size,
+    "config.rl.votes is below config.rl.group_size: those that are trained on vote too; raise it, or 0 for no others",
+  ),
+  Impossible(
+    ("rl.sample_int8", "rl.importance_cap"),
+    lambda c: c.rl.sample_int8 and not c.rl.importance_cap,
+    "config.rl.sample_int8 samples from rounded numbers; set config.rl.importance_cap (2.0, say) to correct it",
+  ),
+  Impossible(
+    ("rl.noise", "rl.correction", "rl.reward"),
+    lambda c: (
+      (any(c.rl.noise) or c.rl.correction != "none") and not expression.is_binary(expression.parse(c.rl.reward))
+    ),
+    "config.rl.noise and config.rl.correction need a reward of 0 and 1; config.rl.reward is a sum or has real values",
+  ),
+  Impossible(
+    ("rl.noise", "rl.correction", "rl.correction_noise"),
+    lambda c: c.rl.correction != "none" and sum(c.rl.correction_noise or c.rl.noise) >= 1,
+    "config.rl.correction needs rates (false positive, false negative) that sum to less than 1: beyond, paid answers "
+    "are no likelier to be right than others",
+  ),
+  *(
+    Impossible(
+      (f"{s}.rows", f"{s}.microbatches"),
+      lambda c, s=s: c[s].rows % c[s].microbatches != 0,
+      f"config.{s}.rows = {{c.{s}.rows}} must be a multiple of config.{s}.microbatches = {{c.{s}.microbatches}}; "
+      "change one of them",
+    )
+    for s in ("pretrain", "cpt", "sft")
+  ),
+  Impossible(
+    ("rl.noise", "rl.correction", "rl.correction_noise"),
+    lambda c: c.rl.correction != "none" and not any(c.rl.correction_noise or c.rl.noise),
+    "config.rl.correction assumes no noise at all; set config.rl.correction_noise, or config.rl.noise",
+  ),
+  Impossible(
+    ("rl.correction", "rl.correction_noise"),
+    lambda c: c.rl.correction == "none" and c.rl.correction_noise != (),
+    "config.rl.correction_noise is set, but config.rl.correction = 'none' reads it not; set it to ()",
+  ),
+  Impossible(
+    ("rl.correction", "rl.baseline", "rl.scale_std"),
+    lambda c: c.rl.correction == "forward" and (c.rl.baseline != "mean" or not c.rl.scale_std),
+    "config.rl.correction = 'forward' takes the place of baseline and scale_std; leave these at 'mean' and True",
+  ),
+  *(
+    Impossible(
+      (f"{g}.source", f"{g}.kinds"),
+      _embedded_kinds(g),
+      f"config.{g}.kinds of the source arithmetic: wanted each one of {', '.join(arithmetic.KINDS)}",
+    )
+    for g in ("problems", "heldout")
+  ),
+  Impossible(
+    ("heldout.name", "heldout.source", "heldout.sets", "heldout.domain"),
+    lambda c: not c.heldout.source and _named_sets(c) and c.heldout.name != declared()["heldout.name"].default,
+    "config.heldout.name is set, but it is the name of the set of config.heldout.source, which is empty; clear it, or "
+    "name the source",
+  ),
+  Impossible(
+    ("heldout.name", "heldout.source", "heldout.sets", "heldout.domain"),
+    lambda c: c.heldout.source and c.heldout.name in (*_named_sets(c), "in-domain", "out-of-domain"),
+    "config.heldout.name is the name of another set or mean; give the set of config.heldout.source another name",
+  ),
+  Impossible(
+    ("rl.stop_when_memorising", "evaluate.every"),
+    lambda c: c.rl.stop_when_memorising and not c.evaluate.every,
+    "config.rl.stop_when_memorising needs evaluations to see it by; set config.evaluate.every",
+  ),
+  Impossible(
+    ("cpt.source", "cpt.column", "cpt.skip_bad"),
+    lambda c: (c.cpt.column or c.cpt.skip_bad) and not c.cpt.source,
+    "config.cpt.column or .skip_bad is set, but config.cpt.source is the embedded text; clear it, or name a source",
+  ),
+  Impossible(
+    ("sft.source", "sft.columns", "sft.system", "sft.skip_bad", "sft.max_tokens"),
+    lambda c: not c.sft.source and any(c.sft[name] for name in ("columns", "system", "skip_bad", "max_tokens")),
+    "config.sft.columns, .system, .skip_bad or .max_tokens is set, but config.sft.source is the embedded prompts; "
+    "clear them, or name a source",
+  ),
+  Impossible(
+    ("verify.mode", "answer.read"),
+    lambda c: c.verify.mode == "study" and c.answer.read != "boxed",
+    "config.verify.mode = 'study' reads whole texts as the released code does; leave config.answer.read at 'boxed'",
+  ),
+  Impossible(
+    ("sft.steps", "sft.epochs"),
+    lambda c: (c.sft.steps == 0) == (c.sft.epochs == 0),
+    "config.sft.steps and config.sft.epochs are both set, or both 0: one follows from the other; set the other to 0",
+  ),
+  Impossible(
+    ("sft.source", "sft.epochs"),
+    lambda c: c.sft.epochs and not c.sft.source,
+    "config.sft.epochs is set, but the embedded prompts of config.sft.source have no end; set config.sft.steps",
+  ),
+  Impossible(
+    ("filter.low", "filter.high", "filter.samples"),
+    lambda c: not c.filter.low <= c.filter.high <= c.filter.samples,
+    "config.filter needs low <= high <= samples",
+  ),
+  Impossible(
+    ("plan.mean_tokens", "rl.response_tokens"),
+    lambda c: c.plan.mean_tokens > c.rl.response_tokens,
+    "config.plan.mean_tokens is above config.rl.response_tokens; lower it",
+  ),
+  Impossible(
+    ("evaluate.temperature", "evaluate.samples"),
+    lambda c: c.evaluate.temperature == 0 and c.evaluate.samples > 1,
+    "config.evaluate.temperature = 0 is greedy, so that all config.evaluate.samples of a problem are the same, and "
+    "pass@k means nothing; take --config.evaluate.samples=1 --config.evaluate.pass_k=1, or a temperature above 0",
+  ),
+  Impossible(
+    ("evaluate.pass_k", "evaluate.samples"),
+    lambda c: max(c.evaluate.pass_k) > c.evaluate.samples,
+    "config.evaluate.pass_k goes beyond config.evaluate.samples",
+  ),
+  Impossible(
+    ("mesh.data", "mesh.fsdp", "mesh.tensor"),
+    lambda c: [c.mesh.data, c.mesh.fsdp, c.mesh.tensor].count(-1) > 1,
+    "only one of config.mesh.data, .fsdp and .tensor may be -1",
+  ),
+)
+
+
+# Kinds of problems: of `Heeded` and `_kinds_of`.
+_FILES, _RELEASED, _MADE, _ARITHMETIC = "files", "released sets", "generated", "arithmetic"
+
+
+_KINDS_TOLD = {
+  _FILES: "a file, a folder or a set of the hub (config.{group}.source)",
+  _RELEASED: "the study's files (config.heldout.sets, .domain)",
+  _MADE: "generated problems",
+  _ARITHMETIC: "generated arithmetic",
+}
+
+
+class Heeded(NamedTuple):
+  """A key of `problems` and `heldout` that some kinds of problems heed."""
+
+  by: tuple[str, ...]
+  # Sizes have a value in any config: set where nothing heeds them they are refused on the command line alone.
+  is_size: bool = False
+
+
+_GENERATED = (_MADE, _ARITHMETIC)
+
+
+HEEDED: Mapping[str, Heeded] = {
+  **dict.fromkeys(("columns", "verifier", "split", "copies"), Heeded((_FILES,))),
+  "skip_bad": Heeded((_FILES, _RELEASED)),
+  **dict.fromkeys(("folder", "prompts"), Heeded((_RELEASED,))),
+  "system": Heeded((_FILES, _RELEASED, _MADE)),
+  **dict.fromkeys(("levels", "kinds", "seed"), Heeded(_GENERATED, is_size=True)),
+  "count": Heeded((_FILES, *_GENERATED), is_size=True),
+}
+
+
+def _kinds_of(c: ConfigDict, group: str) -> set[str]:
+  """The kinds of problems that a group of the config names."""
+  named = _named_sets(c) if group == "heldout" else ()
+  found = {_ARITHMETIC if name in eval_sets.GENERATED else _RELEASED for name in named}
+  source = c[group].source
+  if not source and not named:  # it follows config.problems.source
+    source = c.problems.source if c.problems.source in problems.GENERATED else "arithmetic"
+  if source:
+    found.add(_ARITHMETIC if source == "arithmetic" else _MADE if source in problems.GENERATED else _FILES)
+  return found
+
+
+def check_heeded(config: ConfigDict, group: str, overridden: Collection[str]) -> None:
+  """Raises InputError for a key of `problems` or `heldout` that none of the problems which the group names heeds."""
+  kinds = _kinds_of(config, group)
+  for name, heeded in HEEDED.items():
+    key = f"{group}.{name}"
+    if name not in config[group] or kinds & set(heeded.by):
+      continue
+    is_set = key in overridden if heeded.is_size else config[group][name] != declared()[key].default
+    if is_set:
+      wanted = ", ".join(_KINDS_TOLD[kind].format(group=group) for kind in heeded.by)
+      there = " and ".join(_KINDS_TOLD[kind].format(group=group) for kind in sorted(kinds))
+      cure = "; config.heldout.at_most is for these" if name == "count" else ""
+      raise InputError(
+        f"config.{key} has no effect: it is for {wanted}, and here there is only {there}; clear it{cure}"
+      )
