@@ -109,31 +109,36 @@ def _sampling(group: int, response: int, shrink: int, eos=()):
 
 
 def _sample_cost(size: Size, problems: int, group: int, response: int, mean: float, shrink: int):
+  from jaxrlvr.model.row_layout import Separate
   from jaxrlvr.planning import flops as counts
 
   spec, one = _spec(size), counts.Cut(1, 1, 1)
-  cost = counts.forward(spec, problems, size.prompt, 1, one)
+  cost = counts.forward(spec, problems, Separate(size.prompt), 1, one)
   if response > 1:
     levels = counts.level_steps(problems * group, response, mean, shrink)
     cost += counts.decode(spec, group, size.prompt, _sampling(group, response, shrink).slots, levels, one)
   return cost
 
 
-def _branches(size: Size):
-  from jaxrlvr.base.types import Branches
+def _separate(size: Size):
+  from jaxrlvr.model.row_layout import Separate
 
-  return Branches(size.prompt, size.group, size.response)
+  return Separate(size.prompt + size.response)
 
 
-def _update_cost(size: Size, scored: int, branches=None):
-  """scored: tokens of a row."""
+def _shared_prompt(size: Size):
+  from jaxrlvr.model.row_layout import SharedPrompt
+
+  return SharedPrompt(size.prompt, size.group, size.response)
+
+
+def _update_cost(size: Size, scored: int, layout):
+  """scored: tokens of a response."""
   from jaxrlvr.planning import flops as counts
 
-  parts, shape = size.rows // size.micro, (size.rows, size.prompt + size.response)
-  if branches is not None:
-    prompt, count, piece = branches
-    shape, scored = (size.rows // count, prompt + count * piece), scored * count
-  return counts.update(_spec(size), *shape, scored, parts, 4, counts.Cut(1, 1, 1), branches)
+  rows = layout.rows(size.rows)
+  scored *= size.rows // rows
+  return counts.update(_spec(size), rows, layout, scored, size.rows // size.micro, 4, counts.Cut(1, 1, 1))
 
 
 def _sample(size: Size, problems: int, group: int, response: int, eos=(), shrink: int = 0) -> Work:
@@ -160,18 +165,18 @@ def _sample(size: Size, problems: int, group: int, response: int, eos=(), shrink
   return Work(once, rows * response if response > 1 else rows * size.prompt, cost.flops, cost.bytes)
 
 
-def _grouped(batch, branches):
-  """Responses of single rows behind the prompts of their groups' first ones."""
+def _grouped(batch, size: Size):
+  """Returns the responses of single rows behind the prompts of their groups' first ones."""
   import jax
-  import jax.numpy as jnp
+  import numpy as np
 
-  prompt, count, piece = branches
-  numbers_R1 = jnp.arange(len(batch.tokens_RS))[:, None] + 1
-
-  def join(x_RS):
-    return jnp.concatenate([x_RS[::count, :prompt], x_RS[:, prompt:].reshape(-1, count * piece)], 1)
-
-  return jax.tree.map(join, batch.replace(segments_RS=batch.segments_RS * numbers_R1)).replace(branches=branches)
+  layout = _shared_prompt(size)
+  prompt_P = np.full(size.rows // size.group, size.prompt)
+  length_PG = np.full((len(prompt_P), size.group), size.response)
+  rows, parts = layout.rows(size.rows), size.rows // size.micro
+  segments_RS, positions_RS, _ = layout.place(prompt_P, length_PG, range(size.rows), rows, parts)
+  grouped = jax.tree.map(lambda x_RS: x_RS[segments_RS - 1, positions_RS], batch)
+  return grouped.replace(segments_RS=jax.numpy.asarray(segments_RS), layout=layout)
 
 
 def _train(size: Size, kind: str) -> Work:
@@ -196,21 +201,21 @@ def _train(size: Size, kind: str) -> Work:
     advantage_RS = jnp.broadcast_to(random.normal(size=(rows, 1)).astype("float32"), (rows, slots))
     old_RS = jnp.full((rows, slots), -6.0)
     batch = objective.RolloutBatch(
-      tokens_RS, positions_RS, segments_RS, weights_RS, advantage_RS, old_RS, None, None
-    )  # fmt: skip
+      tokens_RS, positions_RS, segments_RS, weights_RS, advantage_RS, old_RS, None, None, _separate(size)
+    )
     if kind == "grouped":  # the same, but that every group has one prompt
-      batch = _grouped(batch, _branches(size))
+      batch = _grouped(batch, size)
     loss = objective.grpo(spec, temperature=1.0, kl_beta=0.0, kl_estimator="k3")
   if kind == "score":
 
     def once():
       jax.block_until_ready(objective.logp(params, batch, micro, spec, temperature=1.0, parts=micro))
 
-    cost = counts.forward(spec, rows, slots, slots - 1, counts.Cut(1, 1, 1))
+    cost = counts.forward(spec, rows, _separate(size), slots - 1, counts.Cut(1, 1, 1))
     return Work(once, rows * slots, cost.flops, cost.bytes)
   optimizer = optim.adamw(0.9, 0.999, 1e-8, 0.01, 1.0)
   scored = slots - 1 if kind == "sft" else size.response
-  cost = _update_cost(size, scored, _branches(size) if kind == "grouped" else None)
+  cost = _update_cost(size, scored, _shared_prompt(size) if kind == "grouped" else _separate(size))
   box = [init_state(params, optimizer)]
 
   def once():
@@ -368,7 +373,7 @@ def _step(size: Size) -> Work:
 
   name = "completions/mean_length"
   cost = _sample_cost(size, size.problems, size.group, size.response, size.response, 0)
-  cost += _update_cost(size, size.response, _branches(size))
+  cost += _update_cost(size, size.response, _shared_prompt(size))
   tokens = size.rows * size.response
   return Work(once, tokens, cost.flops, cost.bytes, lambda: shutil.rmtree(folder, ignore_errors=True))
 

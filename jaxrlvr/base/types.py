@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import NamedTuple
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,14 +26,3 @@ class Verdict:
   cause: str = (
     ""  # "" where an answer was read; "unparseable" (score 0); unscored: "timeout", "memory", "died", "error"
   )
-
-
-class Branches(NamedTuple):
-  """Slots of rows that begin with a prompt, at the end of `prompt` slots, and go on in `count` pieces of `piece` slots.
-
-  The texts of all pieces go on from that prompt; none sees another.
-  """
-
-  prompt: int
-  count: int
-  piece: int

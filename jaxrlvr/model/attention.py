@@ -16,34 +16,12 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxrlvr.base.types import Branches
 from jaxrlvr.device import sharding
 
 NEGATIVE = -1e30  # a masked score: finite, so that a row without any key gives no NaN
 _SCORES = 2**23  # that `mapped` has at once, if a row has no more
+_SPLASH_BLOCK = 512  # slots of a block of the TPU kernel: those above the diagonal are left out
 _LANES = 128  # of a TPU: the kernel's blocks and head width are multiples
-
-
-def attend(name: str, q_BHTh, k_BKTh, v_BKTh, segments_BT, branches: Branches | None = None):
-  """Attention of whole rows by a function of `ATTENTION`."""
-  rows = ATTENTION[name]
-  if branches is None:
-    return rows(q_BHTh, k_BKTh, v_BKTh, segments_BT, segments_BT[:, :0])
-  prompt, count, piece = branches
-
-  def pieces(x):  # [B, heads, T, h] as [B * count, heads, piece, h]
-    x = x[:, :, prompt:].reshape(*x.shape[:2], count, piece, x.shape[3]).swapaxes(1, 2)
-    return x.reshape(-1, *x.shape[2:])
-
-  def behind_prompt(x):
-    return jnp.concatenate([jnp.repeat(x[:, :, :prompt], count, 0), pieces(x)], 2)
-
-  of_prompt, before_BP = (x[:, :, :prompt] for x in (q_BHTh, k_BKTh, v_BKTh)), segments_BT[:, :prompt]
-  first = rows(*of_prompt, before_BP, before_BP[:, :0])
-  segments = segments_BT[:, prompt:].reshape(-1, piece)
-  rest = rows(pieces(q_BHTh), behind_prompt(k_BKTh), behind_prompt(v_BKTh), segments, jnp.repeat(before_BP, count, 0))
-  rest = rest.reshape(-1, count, *rest.shape[1:]).swapaxes(1, 2)
-  return jnp.concatenate([first, rest.reshape(*first.shape[:2], -1, first.shape[3])], 2)
 
 
 def _seen_BTS(segments_BT: jax.Array, before_BP: jax.Array) -> jax.Array:
@@ -186,6 +164,16 @@ ATTENTION: dict[str, Callable] = {
   "splash": splash,
 }
 WHOLE_TEXTS = ("splash",)  # those that can't have slots before the row
+
+
+def computed_pairs(name: str, time: int, before: int = 0) -> float:
+  """Returns how many pairs of a query and a key a function of `ATTENTION` computes, for each head and row: of `time`
+  slots, with `before` slots before it."""
+  if name == "splash":
+    return time * (time + min(_SPLASH_BLOCK, time)) / 2
+  return time * (before + time)
+
+
 # What "auto" takes, by platform and dtype of activations.
 AUTO = {
   ("cpu", "float32"): "mapped",

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxrlvr.base.types import Branches
 from jaxrlvr.device import sharding
 from jaxrlvr.model import attention
 from jaxrlvr.model.int8 import plain
+from jaxrlvr.model.row_layout import RowLayout
 from jaxrlvr.model.spec import Spec, leaves
 
 # (q_BHTh, k_BKTh, v_BKTh, one layer's cache) -> (out_BHTh, that layer's new cache)
@@ -57,10 +57,15 @@ def rotate(x_BHTh: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
   return jnp.concatenate([low * cos - high * sin, high * cos + low * sin], -1).astype(x_BHTh.dtype)
 
 
-def causal(segments_BT: jax.Array, spec: Spec, branches: Branches | None = None) -> Attend:
-  """Attention of whole rows: a token sees earlier tokens of its own segment and, in rows with branches, the prompt;
-  segment 0 is padding, whatever it sees."""
-  return lambda q, k, v, cache: (attention.attend(spec.attention, q, k, v, segments_BT, branches), None)
+def causal(segments_BT: jax.Array, spec: Spec, layout: RowLayout) -> Attend:
+  """Returns the attention of whole rows: a token sees the earlier tokens of its own segment, and its prompt wherever
+  `layout` puts that. Segment 0 is padding, whatever it sees."""
+  attend_rows = attention.ATTENTION[spec.attention]
+
+  def attend(q_BHTh, k_BKTh, v_BKTh, cache):
+    return layout.attend(attend_rows, q_BHTh, k_BKTh, v_BKTh, segments_BT), None
+
+  return attend
 
 
 def cast(params: dict, spec: Spec) -> dict:

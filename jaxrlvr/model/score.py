@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxrlvr.base.types import Branches
 from jaxrlvr.device import sharding
 from jaxrlvr.model import forward as fwd
 from jaxrlvr.model.attention import NEGATIVE
+from jaxrlvr.model.row_layout import RowLayout, Separate
 from jaxrlvr.model.spec import Spec
 
 _TOKENS, _PARTS = 256, 8  # tokens whose logits are made at once, at least, and pieces of a micro-batch, at most
@@ -180,21 +180,18 @@ token_stats.defvjp(_stats_forward, _stats_backward)
 
 def score(
   params, tokens_BT, positions_BT, segments_BT, spec: Spec, *, start=1, temperature=1.0, wanted_BT=None,
-  branches: Branches | None = None,
+  layout: RowLayout | None = None,
 ) -> Scores:  # fmt: skip
   """Statistics [B, T-start] of tokens start..T-1, each given the tokens of its segment before it.
 
   `params` are the float32 masters. A token whose predecessor lies in another segment has no context: mask it out.
-  wanted_BT: tokens to look at (None: all); the others' statistics are 0, and their logits are not made. branches: how
-  rows are laid out where texts share a prompt; a text's first token is then given the prompt.
+  wanted_BT: tokens to look at (None: all); the others' statistics are 0, and their logits are not made. layout: how
+  texts stand on the rows (not named: one behind another); a response's first token is given its prompt.
   """
   weights = fwd.cast(params, spec)
-  hidden_BTD, _ = fwd.forward(weights, tokens_BT, positions_BT, fwd.causal(segments_BT, spec, branches), None, spec)
+  layout = layout or Separate(tokens_BT.shape[1])
   wanted_BT = jnp.ones(tokens_BT.shape, bool) if wanted_BT is None else wanted_BT
-  hidden, target, wanted = hidden_BTD[:, start - 1 : -1], tokens_BT[:, start:], wanted_BT[:, start:]
-  if branches is not None:
-    slots = jnp.arange(start, tokens_BT.shape[1]) - branches.prompt
-    first_BT = (slots % branches.piece == 0) | (segments_BT[:, start:] != segments_BT[:, start - 1 : -1])
-    hidden = jnp.where((first_BT & (slots >= 0))[..., None], hidden_BTD[:, branches.prompt - 1, None], hidden)
-  how = spec.known_vocab, spec.vocab_chunk, 1 / temperature
-  return Scores(*token_stats(hidden, fwd.head_VD(weights, spec), target, wanted, *how))
+  hidden_BTD, _ = fwd.forward(weights, tokens_BT, positions_BT, fwd.causal(segments_BT, spec, layout), None, spec)
+  hidden = layout.previous_hidden(hidden_BTD, segments_BT, start)
+  head_VD, target, wanted = fwd.head_VD(weights, spec), tokens_BT[:, start:], wanted_BT[:, start:]
+  return Scores(*token_stats(hidden, head_VD, target, wanted, spec.known_vocab, spec.vocab_chunk, 1 / temperature))

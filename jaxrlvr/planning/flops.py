@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from jaxrlvr.base.types import Branches
+from jaxrlvr.model.row_layout import RowLayout
 from jaxrlvr.model.spec import Spec, count
 
 
@@ -30,21 +30,9 @@ class Cut(NamedTuple):
   weights: int  # pieces of the masters and moments
 
 
-_SPLASH = 512  # slots of a block of the kernel: blocks above the diagonal are left out
-
-
 def products(spec: Spec) -> int:
   """Weights of a layer that a token is multiplied with."""
   return spec.width * (2 * spec.heads + 2 * spec.kv_heads) * spec.head_dim + 3 * spec.width * spec.mlp
-
-
-def _pairs(spec: Spec, time: int, branches: Branches | None) -> tuple[float, float]:
-  """Pairs of slots that whole-row attention computes, a head and row, and those of them that are wanted."""
-  if branches is not None:
-    prompt, count, piece = branches
-    wanted = prompt * (prompt + 1) / 2 + count * piece * (prompt + (piece + 1) / 2)
-    return prompt**2 + count * piece * (prompt + piece), wanted
-  return time * (time + min(_SPLASH, time)) / 2 if spec.attention == "splash" else time**2, time * (time + 1) / 2
 
 
 def _width(spec: Spec) -> int:
@@ -61,26 +49,25 @@ def _activations(spec: Spec, seen: float, tensor: int) -> float:
   return 2 * _width(spec) * (5 * spec.width + inner / tensor) + 2 * scores / tensor
 
 
-def forward(spec: Spec, rows: int, time: int, scored: int, cut: Cut, branches: Branches | None = None) -> Cost:
-  """A pass over `rows` rows of `time` slots, with the head at `scored` of them."""
-  seen, wanted = _pairs(spec, time, branches)
+def forward(spec: Spec, rows: int, layout: RowLayout, scored: int, cut: Cut) -> Cost:
+  """Returns the cost of a pass over `rows` rows, with the head at `scored` slots of each."""
+  time, pairs = layout.slots, layout.attention_pairs(spec.attention)
   attend, layer, head = 4 * spec.heads * spec.head_dim * rows, 2 * rows * time * products(spec), 2 * spec.width
-  flops = spec.layers * (layer + attend * seen) + head * spec.vocab * rows * scored
-  model = spec.layers * (layer + attend * wanted) + head * spec.vocab * rows * scored
-  here, passed = rows / cut.batch, _activations(spec, seen / time, cut.tensor)
+  flops = spec.layers * (layer + attend * pairs.computed) + head * spec.vocab * rows * scored
+  model = spec.layers * (layer + attend * pairs.needed) + head * spec.vocab * rows * scored
+  here, passed = rows / cut.batch, _activations(spec, pairs.computed / time, cut.tensor)
   moved = spec.layers * here * time * passed + 8 * here * scored * spec.vocab / cut.tensor
   chips = cut.batch * cut.tensor
   return Cost(flops / chips, model / chips, moved + _width(spec) * count(spec) / cut.tensor)
 
 
 def update(
-  spec: Spec, rows: int, time: int, scored: int, microbatches: int, moment_bytes: int, cut: Cut,
-  branches: Branches | None = None,
-) -> Cost:  # fmt: skip
-  """Gradient over all micro-batches, and AdamW's step on the weights of this chip."""
-  once = forward(spec, rows, time, 0, cut, branches)
+  spec: Spec, rows: int, layout: RowLayout, scored: int, microbatches: int, moment_bytes: int, cut: Cut
+) -> Cost:
+  """Returns the cost of the gradient over all micro-batches, and of AdamW's step on the weights of this chip."""
+  once, time = forward(spec, rows, layout, 0, cut), layout.slots
   head = 2 * spec.width * spec.vocab * rows * scored / (cut.batch * cut.tensor)
-  seen = rows * _pairs(spec, time, branches)[0]
+  seen = rows * layout.attention_pairs(spec.attention).computed
   attend = spec.layers * 4 * spec.heads * spec.head_dim * seen / (cut.batch * cut.tensor)
   down = spec.layers * 2 * rows * time * spec.width * spec.mlp / (cut.batch * cut.tensor)  # nothing needs it again
   again = {"none": 0, "dots": attend, "full": once.flops - down}[spec.remat]

@@ -18,6 +18,7 @@ from jaxrlvr.device import sharding
 from jaxrlvr.model import forward as fwd
 from jaxrlvr.model.attention import NEGATIVE
 from jaxrlvr.model.int8 import Int8, plain, quantise
+from jaxrlvr.model.row_layout import Separate
 from jaxrlvr.model.spec import Spec, leaves
 
 STOP_LENGTH, STOP_EOS, STOP_STRING = 0, 1, 2
@@ -256,7 +257,7 @@ def _read(weights, prompt_PS, prompt_length_P, spec: Spec, s: Sampling) -> tuple
   slots = jnp.arange(prompt_PS.shape[1])
   pad_P1 = prompt_PS.shape[1] - prompt_length_P[:, None]
   mask_PS = slots >= pad_P1
-  rows = fwd.causal(mask_PS.astype(jnp.int32), spec)
+  rows = fwd.causal(mask_PS.astype(jnp.int32), spec, Separate(mask_PS.shape[1]))
   positions_PS = jnp.maximum(slots - pad_P1, 0)
 
   def attend(q_PHSh, k_PKSh, v_PKSh, _):

@@ -20,6 +20,7 @@ from jaxrlvr.base import object_store
 from jaxrlvr.base.errors import InputError
 from jaxrlvr.device import keys, sharding
 from jaxrlvr.model import spec as policy_spec
+from jaxrlvr.model.row_layout import RowLayout, Separate
 from jaxrlvr.planning import collectives, flops, tpu
 from jaxrlvr.sampling import decode as sampler
 from jaxrlvr.sampling.decode import Rollout
@@ -117,21 +118,23 @@ def language_programs(config: ConfigDict, policy: build_policy.Policy) -> list[P
     _rows(policy.mesh, objective.TextBatch(*fields)),
     build_policy.optimizer(s.optim, max(s.steps, 1))[0],
   )
-  return [_update(policy, s, batch, objective.language_modelling(policy.spec), optimizer)]
+  layout = Separate(s.row_tokens)
+  return [_update(policy, s, layout, batch, objective.language_modelling(policy.spec), optimizer)]
 
 
-def _update(policy, s, batch, loss_fn, optimizer, times: int = 1, beside: float = 0, live=None, trips: int = 0):
+def _update(
+  policy, s, layout: RowLayout, batch, loss_fn, optimizer, times: int = 1, beside: float = 0, live=None, trips: int = 0
+) -> Program:
   """`Program` of an update; with `live`, the shape of a number of micro-batches, `trips` of them are run."""
-  trips, (rows, slots) = trips or s.microbatches, jax.tree.leaves(batch)[0].shape
-  shape = (rows // s.microbatches * trips, slots)
+  trips, slots = trips or s.microbatches, layout.slots
+  rows = jax.tree.leaves(batch)[0].shape[0] // s.microbatches * trips
   state = _abstract(*build_policy.state_shapes(policy, optimizer))
   rate = jax.ShapeDtypeStruct((), jnp.float32, sharding=sharding.named(policy.mesh))
   given = dict(loss_fn=loss_fn, optimizer=optimizer, microbatches=s.microbatches)
   moment = jnp.dtype(s.optim.moment).itemsize
-  how = _cut(policy.mesh), getattr(batch, "branches", None)
-  cost = flops.update(policy.spec, *shape, slots - 1, trips, moment, *how)
+  cost = flops.update(policy.spec, rows, layout, slots - 1, trips, moment, _cut(policy.mesh))
   lower = _in(policy.mesh, lambda _: update.lower(state, batch, rate, live, **given))
-  return Program("update", times, _bytes((state, batch)), beside, lower, cost, math.prod(shape), trips)
+  return Program("update", times, _bytes((state, batch)), beside, lower, cost, rows * slots, trips)
 
 
 def rl_programs(config: ConfigDict, policy: build_policy.Policy) -> list[Program]:
@@ -145,9 +148,9 @@ def rl_programs(config: ConfigDict, policy: build_policy.Policy) -> list[Program
   reference = half if s.kl_beta else {}
   programs, _ = _sampling(config, policy, state + _bytes(reference))
   batch = _batch(config, policy, learner)
-  slots, mean = batch.tokens_RS.shape[1], config.plan.mean_tokens or s.response_tokens
-  prompt, texts, _ = learner.branches or (s.prompt_tokens, 1, 0)
-  trips = math.ceil(s.microbatches * (prompt + texts * mean) / slots) if s.pack else s.microbatches
+  layout, slots = learner.layout, learner.layout.slots
+  filled = layout.filled(s.prompt_tokens, config.plan.mean_tokens or s.response_tokens)
+  trips = math.ceil(s.microbatches * filled / slots) if s.pack else s.microbatches
   rows, live = batch.tokens_RS.shape[0] // s.microbatches * trips, jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
   read, scored = reference or policy.params, batch.replace(ref_logp_RS=None, old_logp_RS=None)
   programs += [
@@ -155,11 +158,13 @@ def rl_programs(config: ConfigDict, policy: build_policy.Policy) -> list[Program
       "score", (bool(s.kl_beta) + (learner.updates > 1)) * learner.updates, _bytes((scored, read)),
       state + _bytes(reference) - _bytes(read),
       _in(mesh, lambda _: objective.logp.lower(read, scored, live, **learner.scoring())),
-      flops.forward(spec, rows, slots, slots - 1, _cut(mesh), learner.branches), rows * slots, trips,
+      flops.forward(spec, rows, layout, slots - 1, _cut(mesh)), rows * slots, trips,
     )
   ]  # fmt: skip
-  beside, how = _bytes(reference) + (learner.updates - 1) * _bytes(batch), (learner.loss_fn, learner.optimizer)
-  programs.append(_update(policy, s, batch, *how, learner.updates, beside, live, trips))
+  beside = _bytes(reference) + (learner.updates - 1) * _bytes(batch)
+  programs.append(
+    _update(policy, s, layout, batch, learner.loss_fn, learner.optimizer, learner.updates, beside, live, trips)
+  )
   return [p for p in programs if p.times]
 
 
@@ -197,7 +202,7 @@ def _sampling(config: ConfigDict, policy: build_policy.Policy, resident: float) 
   masters = _bytes(policy.params)
   work = (
     flops.Cost(0, 0, masters + _bytes(weights)),
-    flops.forward(spec, problems, s.prompt_tokens, 1, _cut(mesh)),
+    flops.forward(spec, problems, Separate(s.prompt_tokens), 1, _cut(mesh)),
     flops.decode(spec, sampling.group, s.prompt_tokens, sampling.slots, levels, _cut(mesh), sampling.int8),
   )
   prefill = functools.partial(sampler.prefill.lower, *asked, **how)
@@ -218,7 +223,7 @@ def _batch(config: ConfigDict, policy: build_policy.Policy, learner: Learner) ->
   """The rows of an update, as `Learner.parts` makes them."""
   ints, floats = (jax.ShapeDtypeStruct(learner.shape(), dtype) for dtype in (jnp.int32, jnp.float32))
   scores = floats if learner.updates > 1 else None, floats if config.rl.kl_beta else None
-  return _rows(policy.mesh, objective.RolloutBatch(*[ints] * 3, *[floats] * 3, *scores, learner.branches))
+  return _rows(policy.mesh, objective.RolloutBatch(*[ints] * 3, *[floats] * 3, *scores, learner.layout))
 
 
 def compile_program(program: Program, done: dict, devices: int) -> Measured:

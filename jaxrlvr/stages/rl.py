@@ -16,12 +16,11 @@ from ml_collections import ConfigDict
 
 from jaxrlvr.analysis import reward_vs_truth
 from jaxrlvr.base import logbook
-from jaxrlvr.base.errors import InputError, TrainingStopped
-from jaxrlvr.base.types import Branches
+from jaxrlvr.base.errors import TrainingStopped
 from jaxrlvr.data import problems as problem_lists
 from jaxrlvr.device import multihost, sharding
 from jaxrlvr.device.idle import Busy
-from jaxrlvr.model.attention import WHOLE_TEXTS
+from jaxrlvr.model import row_layout
 from jaxrlvr.rewards import expression
 from jaxrlvr.sampling.decode import STOP_LENGTH
 from jaxrlvr.stages import build_policy, rollout
@@ -29,7 +28,7 @@ from jaxrlvr.stages.evaluate import Evaluator
 from jaxrlvr.stages.run_directory import open_run
 from jaxrlvr.stages.unpaid import Unpaid, shares
 from jaxrlvr.stages.watch import Watch
-from jaxrlvr.training import objective, packing
+from jaxrlvr.training import objective
 from jaxrlvr.training.update import TrainState, update
 
 
@@ -47,7 +46,7 @@ class Learner(NamedTuple):
   loss_fn: object
   optimizer: object
   updates: int  # updates a step
-  branches: Branches | None  # how rows share a prompt
+  layout: row_layout.RowLayout  # of the rows of an update
   settings: ConfigDict
 
   def scoring(self) -> dict:
@@ -76,20 +75,9 @@ class Learner(NamedTuple):
     return sum(not pushes_PG[first :: self.updates].any() for first in range(self.updates))
 
   def shape(self) -> tuple[int, int]:
-    """(rows, slots) of an update."""
-    s, branches = self.settings, self.branches
-    responses = s.problems_per_step * s.group_size // self.updates
-    if branches is None:
-      return responses, s.prompt_tokens + s.response_tokens
-    return responses // branches.count, branches.prompt + branches.count * branches.piece
-
-  def place(self, prompt_P, length_PG, numbers) -> packing.Placed:
-    """Where these responses stand in the rows of an update."""
-    s, (rows, slots) = self.settings, self.shape()
-    if self.branches is None:
-      return packing.place((prompt_P[:, None] + length_PG).reshape(-1), numbers, rows, slots, s.microbatches, s.pack)
-    given = prompt_P, length_PG.reshape(-1), numbers, s.group_size, rows, self.branches
-    return packing.branch(*given, s.microbatches, s.pack)
+    """Returns (rows, slots) of an update."""
+    s = self.settings
+    return self.layout.rows(s.problems_per_step * s.group_size // self.updates), self.layout.slots
 
   def parts(self, params, ref_params, prompts: rollout.Prompts, drawn: rollout.Drawn, kept_PG=None) -> list[Part]:
     """The batch of each update with its scores; responses that are not kept (None: all are) are left out.
@@ -98,16 +86,17 @@ class Learner(NamedTuple):
     no pass of its own. All that a step's batches are laid out by goes up in one transfer.
     """
     s, mesh, made = self.settings, self.policy.mesh, []
+    rows, _ = self.shape()
     length_PG = drawn.length_PG[:, : s.group_size]
     kept_B = np.ones(length_PG.size, bool) if kept_PG is None or not s.pack else kept_PG.reshape(-1)
     layouts = []
     for mine in np.arange(length_PG.size).reshape(-1, self.updates, s.group_size).swapaxes(0, 1):
-      placed = self.place(prompts.length_P, length_PG, mine[kept_B[mine]])
+      placed = self.layout.place(prompts.length_P, length_PG, mine[kept_B[mine]], rows, s.microbatches, s.pack)
       layouts.append(((placed.segments_RS, placed.positions_RS), np.int32(placed.live)))
     everywhere, by_rows = sharding.named(mesh), sharding.named(mesh, "batch")
     places = (everywhere, [(by_rows, everywhere)] * len(layouts))
     problems, layouts = multihost.put(((prompts.tokens_PS, prompts.length_P), layouts), places)
-    of = dict(samples=s.votes or s.group_size, group=s.group_size, branches=self.branches)
+    of = dict(samples=s.votes or s.group_size, group=s.group_size, layout=self.layout)
     for where, live in layouts:
       batch = objective.lay_out(*problems, drawn.rollout, *where, **of)
       old, ref = (
@@ -138,44 +127,25 @@ def mean_metrics(several: list[dict]) -> dict:
   }
 
 
-_SHORT = 1 / 8  # of the longest response: down to such a mean, rows with branches are to hold no more slots than others
-
-
-def branches_of(config: ConfigDict, policy: build_policy.Policy, length_P: Sequence[int]) -> Branches | None:
-  """What `rl.branches` says of prompts of these lengths (no lengths: as long as they may be); None: no sharing."""
-  s, whole = config.rl, policy.spec.attention in WHOLE_TEXTS
-  if s.branches > 0 and whole:
-    raise InputError(
-      f"config.rl.branches = {s.branches}: model.attention {policy.spec.attention!r} can't share a prompt; take 0"
-    )
-  if s.branches == 0 or whole or (s.branches < 0 and not len(length_P)):
-    return None
-  prompt = min(-(-max(length_P, default=s.prompt_tokens) // 8) * 8, s.prompt_tokens)
-  responses = (s.minibatch_problems or s.problems_per_step) * s.group_size
-  parts, piece = s.microbatches * sharding.size(policy.mesh, "batch"), s.response_tokens
-  most = s.branches if s.branches > 0 else (s.group_size * (np.mean(length_P) + _SHORT * piece) - prompt) / piece
-  fits = [n for n in range(1, s.group_size + 1) if s.group_size % n == 0 and responses % (n * parts) == 0 and n <= most]
-  if s.branches > 0 and s.branches not in fits:
-    raise InputError(
-      f"config.rl.branches = {s.branches}: must divide config.rl.group_size = {s.group_size}, and {responses} "
-      f"responses of an update / branches must be a multiple of {parts} (micro-batches x pieces of the mesh)"
-    )
-  return Branches(prompt, fits[-1], piece) if fits and (fits[-1] > 1 or s.branches > 0) else None
-
-
 def make_learner(
   config: ConfigDict, policy: build_policy.Policy, length_P: Sequence[int] = ()
 ) -> tuple[Learner, np.ndarray]:
   """(learner, learning rate of each update) for prompts of these lengths."""
   s = config.rl
-  updates = s.problems_per_step // (s.minibatch_problems or s.problems_per_step)
+  problems = s.minibatch_problems or s.problems_per_step  # of an update
+  updates = s.problems_per_step // problems
   optimizer, rates = build_policy.optimizer(s.optim, s.steps * updates)
   loss_fn = objective.grpo(
     policy.spec, temperature=s.temperature, kl_beta=s.kl_beta, kl_estimator=s.kl_estimator,
     clip_low=s.clip_low, clip_high=s.clip_high, dual_clip=s.dual_clip or None, ratio=s.ratio,
     importance_cap=s.importance_cap or None,
   )  # fmt: skip
-  return Learner(policy, loss_fn, optimizer, updates, branches_of(config, policy, length_P), s), rates
+  layout = row_layout.choose(
+    s.branches, length_P, prompt_tokens=s.prompt_tokens, response_tokens=s.response_tokens, group=s.group_size,
+    responses=problems * s.group_size, parts=s.microbatches * sharding.size(policy.mesh, "batch"),
+    attention=policy.spec.attention,
+  )  # fmt: skip
+  return Learner(policy, loss_fn, optimizer, updates, layout, s), rates
 
 
 class Judged(NamedTuple):

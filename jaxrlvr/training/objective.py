@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from jaxrlvr.base.types import Branches
 from jaxrlvr.device import masked, sharding
+from jaxrlvr.model.row_layout import RowLayout
 from jaxrlvr.model.score import score
 from jaxrlvr.model.spec import Spec
 from jaxrlvr.sampling.decode import Rollout
@@ -45,7 +45,7 @@ def language_modelling(spec: Spec) -> LossFn:
 
 @struct.dataclass
 class RolloutBatch:
-  """Prompts and their responses, any number one behind another on a row, or responses behind a prompt they share."""
+  """Prompts and their responses on the rows of `layout`."""
 
   tokens_RS: jax.Array
   positions_RS: jax.Array
@@ -55,7 +55,7 @@ class RolloutBatch:
   sampler_logp_RS: jax.Array
   old_logp_RS: jax.Array | None  # None: the policy itself, one update a step
   ref_logp_RS: jax.Array | None  # None: no KL
-  branches: Branches | None = struct.field(pytree_node=False, default=None)  # None: each response has its own prompt
+  layout: RowLayout = struct.field(pytree_node=False)
 
 
 @functools.partial(jax.jit, static_argnames=("spec", "parts", "temperature"))
@@ -66,20 +66,26 @@ def logp(params, batch: RolloutBatch, live, spec: Spec, *, temperature: float, p
 
   def part(i, done):
     *where, wanted_RS = sharding.part(rows, i)
-    how = dict(temperature=temperature, wanted_BT=wanted_RS, branches=batch.branches)
-    found = score(params, *where, spec, **how).logp_BT
-    return jax.lax.dynamic_update_index_in_dim(done, jnp.pad(found, ((0, 0), (1, 0))), i, 0)
+    scores = score(params, *where, spec, temperature=temperature, wanted_BT=wanted_RS, layout=batch.layout)
+    return jax.lax.dynamic_update_index_in_dim(done, jnp.pad(scores.logp_BT, ((0, 0), (1, 0))), i, 0)
 
   none = sharding.constrain(jnp.zeros(rows[0].shape), None, "batch", None)
   return sharding.join_rows(jax.lax.fori_loop(0, live, part, none))
 
 
-@functools.partial(jax.jit, static_argnames=("samples", "group", "branches"))
+@functools.partial(jax.jit, static_argnames=("samples", "group", "layout"))
 def lay_out(
-  prompt_PS, prompt_length_P, rollout: Rollout, segments_RS, positions_RS, *, samples: int, group: int,
-  branches: Branches | None = None,
-) -> RolloutBatch:  # fmt: skip
-  """Prompt and response where `training.packing.place`, or `branch`, says.
+  prompt_PS,
+  prompt_length_P,
+  rollout: Rollout,
+  segments_RS,
+  positions_RS,
+  *,
+  samples: int,
+  group: int,
+  layout: RowLayout,
+) -> RolloutBatch:
+  """Returns prompts and responses where `layout.place` says.
 
   Numbers count the first `group` of the `samples` responses to each prompt. Prompts are padded on the left.
   """
@@ -102,7 +108,7 @@ def lay_out(
     sampler_logp_RS=jnp.where(answers_RS, logp_BT[row_RS, slot_RS], 0.0),
     old_logp_RS=None,
     ref_logp_RS=None,
-    branches=branches,
+    layout=layout,
   )
 
 
@@ -151,8 +157,7 @@ def grpo(spec: Spec, *, temperature: float, kl_beta: float, kl_estimator: str, *
 
   def loss_fn(params, batch: RolloutBatch):
     where, wanted_RS = (batch.tokens_RS, batch.positions_RS, batch.segments_RS), batch.weights_RS > 0
-    how = dict(temperature=temperature, wanted_BT=wanted_RS, branches=batch.branches)
-    here = score(params, *where, spec, **how).logp_BT
+    here = score(params, *where, spec, temperature=temperature, wanted_BT=wanted_RS, layout=batch.layout).logp_BT
     batch = jax.tree.map(lambda x_RS: x_RS[:, 1:], batch)
     weights, mask, sampler = batch.weights_RS, batch.weights_RS > 0, batch.sampler_logp_RS
     old = jax.lax.stop_gradient(here) if batch.old_logp_RS is None else batch.old_logp_RS

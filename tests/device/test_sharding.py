@@ -11,10 +11,10 @@ import pytest
 
 from helpers.rollouts import prompts, rollout_batch, row_keys
 from jaxrlvr.base.errors import InputError
-from jaxrlvr.base.types import Branches
 from jaxrlvr.device import checkpoint, sharding
 from jaxrlvr.model import attention, forward
 from jaxrlvr.model import spec as policy_spec
+from jaxrlvr.model.row_layout import SharedPrompt
 from jaxrlvr.model.score import score
 from jaxrlvr.sampling.decode import Sampling, lay_out, sample
 from jaxrlvr.training import objective, optimizer
@@ -36,7 +36,7 @@ def text_batch():
   return objective.TextBatch(tokens, positions, segments, weights.astype(np.float32))
 
 
-def everything(spec, params, mesh, cut, shrink=0, branches=None):
+def everything(spec, params, mesh, cut, shrink=0, layout=None):
   """(scores, rollout, weights after GRPO, weights after SFT, losses) on a mesh, sampled with weights cut `cut` ways."""
   placed = policy_spec.shardings(spec, mesh)
   up = functools.partial(jax.device_put, device=sharding.named(mesh, "batch"))
@@ -58,7 +58,7 @@ def everything(spec, params, mesh, cut, shrink=0, branches=None):
       stops = np.zeros((2, spec.vocab), np.int32)
       rollout = sample(weights, *rows, stops, spec, s, shards=sharding.size(sampling, "batch"))
     rollout = jax.device_put(rollout, sharding.named(mesh, "batch"))
-    how |= dict(share=True, parts=2, branches=branches)
+    how |= dict(share=True, parts=2, layout=layout)
     [(made, live)] = rollout_batch(PROMPTS, LENGTHS, rollout, REWARD, REWARD >= 0, **how)
     made = up(made)
     grpo = functools.partial(update, optimizer=ADAMW, loss_fn=objective.grpo(spec, **clip))
@@ -84,8 +84,8 @@ MESHES = {  # name: sizes, pieces of the weights in sampling
 def test_sharded_equals_one_device(mesh, spec, params, alone):
   sizes, cut = MESHES[mesh]
   other = dataclasses.replace(spec, remat="full", attention="mapped")
-  branches = Branches(PROMPTS.shape[1], 2, S.max_tokens)
-  made = everything(other, params, sharding.make_mesh(**sizes), cut, shrink=1, branches=branches)
+  layout = SharedPrompt(PROMPTS.shape[1], 2, S.max_tokens)
+  made = everything(other, params, sharding.make_mesh(**sizes), cut, shrink=1, layout=layout)
   for name in ("logp_BT", "entropy_BT", "certainty_BT"):
     np.testing.assert_allclose(getattr(made[0], name), getattr(alone[0], name), atol=2e-5, err_msg=name)
   np.testing.assert_array_equal(made[1].tokens_BT, alone[1].tokens_BT)

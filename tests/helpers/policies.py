@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxrlvr.device import sharding
 from jaxrlvr.model import forward as fwd
 from jaxrlvr.model import hf_weights
+from jaxrlvr.model.row_layout import Separate
 
 
 def logits_of(params, tokens_BT, spec, segments_BT=None, positions_BT=None):
@@ -16,7 +17,9 @@ def logits_of(params, tokens_BT, spec, segments_BT=None, positions_BT=None):
     jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape) if positions_BT is None else positions_BT
   )
   weights = fwd.cast(params, spec)
-  hidden, _ = fwd.forward(weights, tokens_BT, positions_BT, fwd.causal(segments_BT, spec), None, spec)
+  hidden, _ = fwd.forward(
+    weights, tokens_BT, positions_BT, fwd.causal(segments_BT, spec, Separate(tokens_BT.shape[1])), None, spec
+  )
   return jnp.einsum("btd,vd->btv", hidden, fwd.head_VD(weights, spec))
 
 

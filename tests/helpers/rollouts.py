@@ -3,8 +3,9 @@
 import numpy as np
 
 from jaxrlvr.device import keys
+from jaxrlvr.model.row_layout import Separate
 from jaxrlvr.text.stop_strings import automaton
-from jaxrlvr.training import objective, packing
+from jaxrlvr.training import objective
 
 EOS = (2, 5)
 NO_STOPS = automaton((), [b"x"] * 32)
@@ -36,26 +37,24 @@ def rollout_batch(
   parts=1,
   updates=1,
   scores=None,
-  branches=None,
+  layout=None,
   **how,
 ):
-  """[(batch, its live parts)] of each update; packed if `share`, responses without advantage left out if `skip`."""
+  """[(batch, its live parts)] of each update; packed if `share`, responses without advantage left out if `skip`.
+
+  layout: of the rows; not named: each response behind its own prompt.
+  """
   length_PG = np.asarray(rollout.length_B).reshape(-1, group)
-  total_B = (lengths[:, None] + length_PG).reshape(-1)
-  width = prompts.shape[1] + rollout.tokens_BT.shape[1]
+  layout = layout or Separate(prompts.shape[1] + rollout.tokens_BT.shape[1])
   how = dict(max_tokens=rollout.tokens_BT.shape[1], updates=updates) | how
   weight_PG, advantage_PG = objective.weigh(length_PG, rewards, scored, **how)
   made = []
   for update_of in range(updates):
-    mine = np.arange(total_B.size).reshape(-1, updates, group)[:, update_of].reshape(-1)
+    mine = np.arange(length_PG.size).reshape(-1, updates, group)[:, update_of].reshape(-1)
     kept = mine[np.asarray(advantage_PG).reshape(-1)[mine] != 0] if skip else mine
-    if branches is None:
-      placed = packing.place(total_B, kept, len(mine), width, parts, share)
-    else:
-      rows = len(mine) // branches.count
-      placed = packing.branch(lengths, length_PG.reshape(-1), kept, group, rows, branches, parts, share)
+    placed = layout.place(lengths, length_PG, kept, layout.rows(len(mine)), parts, share)
     where = placed.segments_RS, placed.positions_RS
-    batch = objective.lay_out(prompts, lengths, rollout, *where, samples=group, group=group, branches=branches)
+    batch = objective.lay_out(prompts, lengths, rollout, *where, samples=group, group=group, layout=layout)
     batch = batch.replace(**(scores or (lambda *_: {}))(batch, placed.live))
     made.append((objective.grade(batch, weight_PG, advantage_PG), np.int32(placed.live)))
   return made

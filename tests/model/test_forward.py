@@ -10,6 +10,7 @@ import pytest
 from helpers.policies import logits_of, read_checkpoint
 from jaxrlvr.model import forward as fwd
 from jaxrlvr.model import score as score_module
+from jaxrlvr.model.row_layout import Separate
 from jaxrlvr.model.score import score, token_stats
 from jaxrlvr.model.spec import Spec, count, init
 
@@ -42,7 +43,7 @@ def test_no_token_sees_a_later_one(rich_spec, rich_params):
     ones = jnp.ones((1, 10), jnp.int32)
 
     def shifted(q, k, v, cache):
-      return fwd.causal(ones, rich_spec)(q, k + embed_extra, v + embed_extra, cache)
+      return fwd.causal(ones, rich_spec, Separate(10))(q, k + embed_extra, v + embed_extra, cache)
 
     hidden, _ = fwd.forward(weights, tokens, jnp.arange(10)[None], shifted, None, rich_spec)
     return hidden[0, 4].sum()

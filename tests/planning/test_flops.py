@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxrlvr.base.types import Branches
 from jaxrlvr.model import spec as policy_spec
+from jaxrlvr.model.row_layout import Separate, SharedPrompt
 from jaxrlvr.model.score import score
 from jaxrlvr.planning import flops
 from jaxrlvr.sampling import decode as sampler
@@ -44,10 +44,10 @@ def test_a_scoring_pass(spec, params):
   batch = text(spec, 3, 10)
   rows = (batch.tokens_BT, batch.positions_BT, batch.segments_BT)
   jaxpr = jax.make_jaxpr(lambda *x: score(*x, spec=spec, start=4))(params, *rows).jaxpr
-  assert flops.forward(spec, 3, 10, 6, ONE).flops == multiplied(jaxpr)
-  branches = Branches(2, 2, 4)
-  jaxpr = jax.make_jaxpr(lambda *x: score(*x, spec=spec, start=4, branches=branches))(params, *rows).jaxpr
-  assert flops.forward(spec, 3, 10, 6, ONE, branches).flops == multiplied(jaxpr)
+  assert flops.forward(spec, 3, Separate(10), 6, ONE).flops == multiplied(jaxpr)
+  shared = SharedPrompt(2, 2, 4)
+  jaxpr = jax.make_jaxpr(lambda *x: score(*x, spec=spec, start=4, layout=shared))(params, *rows).jaxpr
+  assert flops.forward(spec, 3, shared, 6, ONE).flops == multiplied(jaxpr)
 
 
 @pytest.mark.parametrize("remat", ["none", "dots", "full"])
@@ -56,7 +56,7 @@ def test_an_update(spec, params, remat):
   spec = dataclasses.replace(spec, remat=remat)
   gradient = jax.grad(lambda *x: objective.language_modelling(spec)(*x)[0])
   jaxpr = jax.make_jaxpr(gradient)(params, text(spec, 3, 10)).jaxpr
-  counted = flops.update(spec, 3, 10, 9, 1, 4, ONE)
+  counted = flops.update(spec, 3, Separate(10), 9, 1, 4, ONE)
   assert counted.flops == multiplied(jaxpr)
   assert counted.model_flops < counted.flops
 
@@ -93,11 +93,11 @@ def test_levels_of_the_batch_have_the_mean_length():
 
 
 def test_chips_share_the_work_and_weights_are_read_by_each(spec):
-  whole = flops.update(spec, 8, 10, 9, 2, 4, ONE)
-  shared = flops.update(spec, 8, 10, 9, 2, 4, flops.Cut(4, 2, 8))
+  whole = flops.update(spec, 8, Separate(10), 9, 2, 4, ONE)
+  shared = flops.update(spec, 8, Separate(10), 9, 2, 4, flops.Cut(4, 2, 8))
   assert shared.flops == whole.flops / 8
   assert shared.bytes > whole.bytes / 8
-  more = flops.update(spec, 8, 10, 9, 4, 4, ONE)
+  more = flops.update(spec, 8, Separate(10), 9, 4, 4, ONE)
   assert more.bytes - whole.bytes == 2 * policy_spec.count(spec) * (8 + 2 * 4)  # gradient and weights, twice as often
-  less = flops.update(spec, 8, 10, 9, 2, 2, ONE)
+  less = flops.update(spec, 8, Separate(10), 9, 2, 2, ONE)
   assert whole.bytes - less.bytes == 4 * policy_spec.count(spec)

@@ -1,22 +1,16 @@
 """One update: micro-batches, devices, GRPO on policy, and what happens when something is not finite."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from helpers.rollouts import EOS, NO_STOPS, prompts, rollout_batch, row_keys
-from jaxrlvr.base.errors import InputError
-from jaxrlvr.base.types import Branches
-from jaxrlvr.config import files as configs
-from jaxrlvr.device import masked, sharding
+from jaxrlvr.device import masked
+from jaxrlvr.model.row_layout import Separate, SharedPrompt
 from jaxrlvr.model.score import score
 from jaxrlvr.sampling.decode import Sampling, sample
-from jaxrlvr.stages import build_policy
-from jaxrlvr.stages.rl import branches_of
-from jaxrlvr.training import objective, optimizer, packing
+from jaxrlvr.training import objective, optimizer
 from jaxrlvr.training.loss import policy_loss
 from jaxrlvr.training.update import accumulate, init_state, update
 
@@ -126,7 +120,7 @@ def test_packed_rows_have_the_gradient_of_single_ones(name, rich_spec, rich_para
   kept = dict(share=True, skip=not given["kl_beta"])
   packed, single = gradients(**kept), gradients()
   assert min(live for _, live, _ in packed) < parts == min(live for _, live, _ in single)
-  branched = gradients(**kept, branches=Branches(7, 2, 14))  # pieces with room for more than one response
+  branched = gradients(**kept, layout=SharedPrompt(7, 2, 14))  # pieces with room for more than one response
   pieces = [piece for batch, *_ in branched for piece in batch.segments_RS[:, 7:].reshape(-1, 14).tolist()]
   assert {0, 1, 2} <= {len(set(piece) - {0}) for piece in pieces}
   compared = [*zip(packed, single, strict=True), *zip(branched, single, strict=True)]
@@ -202,93 +196,18 @@ def test_minibatches_are_whole_groups(drawn):
 
 def test_the_first_samples_are_trained_on(drawn):
   tokens, lengths, rollout = drawn
-  width, length_PG = tokens.shape[1] + S.max_tokens, np.asarray(rollout.length_B).reshape(4, 4)
+  layout, length_PG = Separate(tokens.shape[1] + S.max_tokens), np.asarray(rollout.length_B).reshape(4, 4)
   made = {}
   for group in (4, 2):
-    total_B = (lengths[:, None] + length_PG[:, :group]).reshape(-1)
-    placed = packing.place(total_B, range(len(total_B)), len(total_B), width, 1, False)
-    rows = objective.lay_out(*drawn, placed.segments_RS, placed.positions_RS, samples=4, group=group)
+    placed = layout.place(lengths, length_PG[:, :group], range(4 * group), 4 * group, 1, False)
+    where = placed.segments_RS, placed.positions_RS
+    rows = objective.lay_out(*drawn, *where, samples=4, group=group, layout=layout)
     order = np.argsort(np.asarray(rows.segments_RS)[:, 0])
     made[group] = jax.tree.map(lambda x, order=order: np.asarray(x)[order], rows)
   for name in ("tokens_RS", "positions_RS", "weights_RS", "sampler_logp_RS"):
     wanted = getattr(made[4], name).reshape(4, 4, -1)[:, :2].reshape(8, -1)
     np.testing.assert_array_equal(getattr(made[2], name), wanted, err_msg=name)
   assert len({tuple(row) for row in made[4].tokens_RS}) == 16
-
-
-def test_placing_responses():
-  lengths = np.random.default_rng(0).integers(1, 12, 40)
-  numbers = np.flatnonzero(np.arange(40) % 5)
-  placed = packing.place(lengths, numbers, 40, 12, 5)
-  again = packing.place(lengths, numbers[::-1], 40, 12, 5)
-  np.testing.assert_array_equal(placed.segments_RS, again.segments_RS)
-  found, counted = np.unique(placed.segments_RS, return_counts=True)
-  np.testing.assert_array_equal(found[1:] - 1, numbers)
-  np.testing.assert_array_equal(counted[1:], lengths[numbers])
-  for number in numbers:
-    here = placed.segments_RS == number + 1
-    assert np.sum(here.any(1)) == 1
-    np.testing.assert_array_equal(placed.positions_RS[here], np.arange(lengths[number]))
-    assert np.ptp(np.flatnonzero(here.any(0))) == lengths[number] - 1
-  full = (placed.segments_RS > 0).any(1).reshape(8, 5).sum(0)  # rows of each micro-batch, as split_rows deals them
-  assert placed.live == np.sum(full > 0) and np.all(np.diff(full) <= 0) and full.sum() <= 1.2 * counted[1:].sum() / 12
-  alone = packing.place(lengths, numbers, 40, 12, 5, share=False)
-  assert np.all([len(set(row) - {0}) <= 1 for row in alone.segments_RS]) and alone.live == 4
-  assert packing.place(lengths, [], 40, 12, 5).live == 0
-  with pytest.raises(InputError, match="finds no room on 2 rows of 12"):
-    packing.place(lengths, numbers, 2, 12, 1)
-
-
-def test_placing_responses_behind_their_prompts():
-  prompts, lengths = np.array([3, 1, 5, 2]), np.array([4, 2, 1, 4, 4, 4, 4, 4, 1, 1, 1, 1, 3, 2, 4, 1])
-  numbers = [n for n in range(16) if n != 7]
-  placed = packing.branch(prompts, lengths, numbers, 4, 8, Branches(5, 2, 4), 4)
-  made = {frozenset(row) - {0} for row in placed.segments_RS.tolist() if any(row)}
-  want = [{1, 4}, {2, 3}, {5, 6}, {7}, {9, 10, 11, 12}, {15, 13, 16}, {14}]
-  assert made == set(map(frozenset, want)) and placed.live == 4
-  for segments, positions in zip(placed.segments_RS, placed.positions_RS, strict=True):
-    held = [n for n in dict.fromkeys(segments[5:]) if n]
-    if not held:
-      continue
-    prompt = prompts[(held[0] - 1) // 4]
-    assert segments[:5].tolist() == [0] * (5 - prompt) + [held[0]] * prompt
-    assert positions[5 - prompt : 5].tolist() == list(range(prompt))
-    for number in held:
-      [slots] = np.nonzero(segments[5:] == number)
-      assert np.ptp(slots) + 1 == len(slots) == lengths[number - 1] and len(set(slots // 4)) == 1
-      assert positions[5 + slots].tolist() == list(range(prompt, prompt + len(slots)))
-  alone = packing.branch(prompts, lengths, numbers, 4, 8, Branches(5, 2, 4), 4, share=False)
-  assert sum(len(set(row[at : at + 4]) - {0}) for row in alone.segments_RS.tolist() for at in (5, 9)) == 15
-  with pytest.raises(InputError, match="finds no room on 2 rows of 13"):
-    packing.branch(prompts, lengths, numbers, 4, 2, Branches(5, 2, 4), 1)
-
-
-@pytest.mark.parametrize(
-  "wanted, lengths, attention, made",
-  [
-    (-1, [64] * 4, "mapped", Branches(64, 4, 128)),  # a quarter of the slots
-    (-1, [12] * 4, "mapped", None),  # so short that a row of short responses would stand empty
-    (-1, [20] * 7 + [61], "mapped", Branches(64, 2, 128)),
-    (-1, [64] * 4, "splash", None),
-    (0, [64] * 4, "mapped", None),
-    (8, [3] * 4, "mapped", Branches(8, 8, 128)),
-    (4, [64], "splash", "'splash' can't share a prompt; take 0"),
-    (3, [64], "mapped", "must divide config.rl.group_size = 8"),
-    (8, [64], "mapped-16", "64 responses .* multiple of 16 "),
-  ],
-)
-def test_rows_share_a_prompt_where_that_saves_slots(wanted, lengths, attention, made, rich_spec):
-  changes = dict(branches=wanted, prompt_tokens=64, response_tokens=128, problems_per_step=8, microbatches=8)
-  attention, _, parts = attention.partition("-")
-  changes |= {"microbatches": int(parts or 8)}
-  config = configs.load("base", {f"rl.{name}": str(value) for name, value in changes.items()})
-  spec = dataclasses.replace(rich_spec, attention=attention)
-  policy = build_policy.Policy(spec, None, {}, sharding.make_mesh(devices=jax.devices()[:1]), None, {})
-  if isinstance(made, str):
-    with pytest.raises(InputError, match=made):
-      branches_of(config, policy, lengths)
-  else:
-    assert branches_of(config, policy, lengths) == made
 
 
 def test_schedules_and_adamw():
