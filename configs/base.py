@@ -375,7 +375,7 @@ c.corrupt.label = Key(
 c.diagnose = Group()
 c.diagnose.domain = Key(
   "",
-  one_of_table("jaxrlvr.analysis.prediction:DOMAINS", also=("",)),
+  one_of_table("jaxrlvr.analysis.prediction:DOMAIN_NAMES", also=("",)),
   "math | science | graph | arithmetic | other, which says what separates; empty: by the problems",
 )
 c.diagnose.reference = Key(

@@ -97,7 +97,7 @@ def problem_means(records: Iterable[Mapping]) -> dict[str, float]:
   return {problem: mean(values) for problem, values in scores.items()}
 
 
-def summarise(records: Sequence[Mapping], ks: Sequence[int]) -> dict[str, float]:
+def evaluation_figures(records: Sequence[Mapping], ks: Sequence[int]) -> dict[str, float]:
   """Figures of one evaluated set by name (avg@K, pass@k, maj@K, format, ...); K: samples a problem; nan: undefined.
 
   if_extracted@K is avg@K over the responses that hold an answer: what is left of a gain that is not one of format.
@@ -106,7 +106,7 @@ def summarise(records: Sequence[Mapping], ks: Sequence[int]) -> dict[str, float]
   the smaller n, and leaves out a problem with n < k. Right means a score of exactly 1; avg@K keeps fractions.
   """
   if not records:
-    raise ValueError("summarise: no record; an evaluation needs at least one problem and one sample")
+    raise ValueError("evaluation_figures: no record; an evaluation needs at least one problem and one sample")
   samples, scored = Counter(row["problem"] for row in records), defaultdict(list)
   for row in records:
     if row["scored"]:

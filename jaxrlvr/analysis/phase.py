@@ -10,7 +10,7 @@ import numpy as np
 from jaxrlvr.analysis.passk import Gain
 from jaxrlvr.analysis.saturation import CLEARLY, SHARE, rises_clearly
 
-WINDOW = 10  # steps at least that are averaged over before a running curve is called anything
+LEAST_WINDOW = 10  # steps at least that are averaged over before a running curve is called anything
 _THREE = 3  # what none of n draws shows has a share of at most 3 / n, with 95 % confidence
 FULL, NEAR_ZERO = 0.9, 0.2  # of a reward from 0 to 1: it is full above the one, near zero below the other
 
@@ -89,7 +89,7 @@ def _series(values_T: Sequence[float | None]) -> tuple[np.ndarray, int]:
   """Returns the values that are there, and the width of the windows that they are compared over."""
   values_T = np.array([np.nan if value is None else value for value in values_T], np.float64)
   values_T = values_T[np.isfinite(values_T)]
-  return values_T, max(WINDOW, len(values_T) // 3)
+  return values_T, max(LEAST_WINDOW, len(values_T) // 3)
 
 
 def _means(values_T: np.ndarray, width: int) -> np.ndarray:

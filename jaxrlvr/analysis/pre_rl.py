@@ -7,15 +7,15 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from jaxrlvr.analysis.passk import mean, summarise, with_interval
+from jaxrlvr.analysis.passk import evaluation_figures, mean, with_interval
 
 
 def measure(records: Sequence[Mapping], samples: int, ks: Sequence[int]) -> tuple[dict[str, float], list[int]]:
   """(figures by name, all with intervals over problems as NAME_low and NAME_high; problems by how often solved).
 
-  Those of `passk.summarise`, and usable, never, always: shares of the problems solved 1 to samples - 1 times, never,
-  always; vote_right, vote_margin: is the most frequent answer right, and its lead as a share of the samples, over the
-  problems that somebody voted on; certainty_auc: `separation` inside of problems, their mean. nan: undefined.
+  Those of `passk.evaluation_figures`, and usable, never, always: shares of the problems solved 1 to samples - 1 times,
+  never, always; vote_right, vote_margin: is the most frequent answer right, and its lead as a share of the samples,
+  over the problems that somebody voted on; certainty_auc: `separation` inside of problems, their mean. nan: undefined.
   """
   by_problem: dict[str, list[Mapping]] = {}
   for row in records:
@@ -32,7 +32,7 @@ def measure(records: Sequence[Mapping], samples: int, ks: Sequence[int]) -> tupl
     "vote_margin": [margin for _, margin in votes if margin is not None],
     "certainty_auc": [x for x in apart if x is not None],
   }
-  found = summarise(records, ks)
+  found = evaluation_figures(records, ks)
   for name, values in shares.items():
     found |= with_interval(name, values)
   for name, holds in (("format", lambda r: r["answer"] is not None), ("clipped", lambda r: r["stop"] == "length")):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 GENERALISES, MEMORISES, COLLAPSES, UNKNOWN = "generalises", "memorises", "collapses", "can't say"
 SURE = ("low", "medium", "high")
-SETTINGS = {
+WEAK_SETTINGS = {
   "scarce": "N = 8 problems, true labels",
   "noisy": "70 % wrong labels (gamma 0.7)",
   "vote": "majority vote, no labels",
@@ -21,9 +21,9 @@ REFERENCES = (
   ("Qwen2.5-Math-1.5B", "Science", 268), ("Qwen2.5-1.5B", "Science", 161), ("Llama3.2-3B-Instruct", "Science", 61),
   ("Qwen2.5-Math-7B", "Graph", 150), ("Llama3.1-8B-Instruct", "Graph", 29),
 )  # fmt: skip
-SIZES = (1.5, 8.0)  # billions of weights of the smallest and the largest of these
-VERIFIERS = ("math", "choice", "quantum_lock", "largest_island")  # of its domains
-DOMAINS = ("math", "science", "graph", "arithmetic", "other")
+REFERENCE_SIZES = (1.5, 8.0)  # billions of weights of the smallest and the largest of these
+REFERENCE_VERIFIERS = ("math", "choice", "quantum_lock", "largest_island")  # of its domains
+DOMAIN_NAMES = ("math", "science", "graph", "arithmetic", "other")
 SEPARATES = ("math", "arithmetic")  # where F(1)/correct tells the regimes apart: the paper's Math, and our miniature
 
 # What to do, the stage that does it, and its options beside config, workdir and policy; words in capitals are yours.
@@ -69,7 +69,7 @@ class Rule(NamedTuple):
 
 _F = "F(1)/correct"  # of the responses that true labels pay, the share whose trace carries the answer
 # Of each setting the first rule that holds counts.
-RULES = (
+REGIME_RULES = (
   Rule(("certainty",), "in any case", lambda f: True, COLLAPSES, "high", "paper: self-certainty collapses everywhere",
        ("reward",)),
   Rule(_LABELLED, "most responses hold no answer", lambda f: mostly(f, "format") is False, UNKNOWN, "",
@@ -138,7 +138,7 @@ class Prediction(NamedTuple):
   setting: str
   regime: str
   sure: str  # low, medium, high; "" where nothing is said
-  rule: int  # number in RULES, from 1
+  rule: int  # number in REGIME_RULES, from 1
   advice: Sequence[str]
 
 
@@ -147,16 +147,16 @@ def predict(
 ) -> list[Prediction]:
   """Returns one prediction a setting, from figures with intervals; nan: not measured.
 
-  domain: one of DOMAINS, which says whether faithfulness separates. reference: faithful diversity of a policy known to
-  generalise there, by which the domains are judged where it does not; None: there is none. Each of these lowers by a
-  level how sure it is: the policy is not `near` the references, fewer than 8 problems were judged, fewer than 16
-  correct responses have a label (their interval may then be narrow by chance).
+  domain: one of DOMAIN_NAMES, which says whether faithfulness separates. reference: faithful diversity of a policy
+  known to generalise there, by which the domains are judged where it does not; None: there is none. Each of these
+  lowers by a level how sure it is: the policy is not `near` the references, fewer than 8 problems were judged, fewer
+  than 16 correct responses have a label (their interval may then be narrow by chance).
   """
   figures = {**figures, "separates": domain in SEPARATES, "against": against(figures, reference)}
   doubts = (not near) + (judged < N) + (figures["labelled/correct"] < K)
   made = []
-  for setting in SETTINGS:
-    number, rule = next((i, r) for i, r in enumerate(RULES, 1) if setting in r.settings and r.holds(figures))
+  for setting in WEAK_SETTINGS:
+    number, rule = next((i, r) for i, r in enumerate(REGIME_RULES, 1) if setting in r.settings and r.holds(figures))
     lowered = doubts if setting in _LABELLED else not near  # the others ask no judge
     sure = SURE[max(0, SURE.index(rule.sure) - lowered)] if rule.sure else ""
     made.append(Prediction(setting, rule.regime, sure, number, rule.advice))
@@ -165,4 +165,4 @@ def predict(
 
 def is_near(billions: float, verifiers: Iterable[str]) -> bool:
   """Are size and domains among those of the study?"""
-  return SIZES[0] <= round(billions, 1) <= SIZES[1] and set(verifiers) <= set(VERIFIERS)
+  return REFERENCE_SIZES[0] <= round(billions, 1) <= REFERENCE_SIZES[1] and set(verifiers) <= set(REFERENCE_VERIFIERS)

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxrlvr.analysis.passk import bootstrap, mean, with_interval
 
-LABELS = (1.0, 0.5, 0.0)  # the trace leads to the stated answer, does so in part, does not
+FAITHFULNESS_LABELS = (1.0, 0.5, 0.0)  # the trace leads to the stated answer, does so in part, does not
 SUBSETS: dict[str, Callable[[bool | None], bool]] = {
   "all": lambda correct: True,
   "correct": lambda correct: correct is True,
@@ -18,7 +18,7 @@ SUBSETS: dict[str, Callable[[bool | None], bool]] = {
 }
 
 
-def summarise(rows: Sequence[Mapping]) -> dict[str, float]:
+def reasoning_figures(rows: Sequence[Mapping]) -> dict[str, float]:
   """Returns faithfulness, diversity and faithful diversity of one step's judged responses; nan where undefined.
 
   A row has `problem`, `correct` (None: unscored), `faithfulness` and `cluster` (None each: missing). Faithful diversity
@@ -29,7 +29,7 @@ def summarise(rows: Sequence[Mapping]) -> dict[str, float]:
   for row in rows:
     by_problem.setdefault(row["problem"], []).append(row)
   rows_P = list(by_problem.values())
-  found = faithfulness([[(r["faithfulness"], r["correct"]) for r in some] for some in rows_P])
+  found = faithful_shares([[(r["faithfulness"], r["correct"]) for r in some] for some in rows_P])
   found |= diversities("diversity", [[r["cluster"] for r in some] for some in rows_P])
   correct = [[r["cluster"] for r in some if r["correct"] is True] for some in rows_P]
   found |= diversities("diversity/correct", correct)
@@ -37,7 +37,7 @@ def summarise(rows: Sequence[Mapping]) -> dict[str, float]:
   return found | diversities("faithful_diversity", faithful)
 
 
-def faithfulness(judged_P: Sequence[Sequence[tuple[float | None, bool | None]]]) -> dict[str, float]:
+def faithful_shares(judged_P: Sequence[Sequence[tuple[float | None, bool | None]]]) -> dict[str, float]:
   """Shares F(1), F(0.5), F(0) of all, correct and incorrect labelled responses, from (label, correct) of each.
 
   Responses of all problems count alike; intervals are over the problems that have a labelled one.
@@ -45,9 +45,11 @@ def faithfulness(judged_P: Sequence[Sequence[tuple[float | None, bool | None]]])
   found = {}
   for subset, holds in SUBSETS.items():
     labels_P = [[label for label, correct in judged if holds(correct)] for judged in judged_P]
-    counts_PL = np.array([[labels.count(x) for x in LABELS] for labels in labels_P]).reshape(-1, len(LABELS))
+    counts_PL = np.array([[labels.count(x) for x in FAITHFULNESS_LABELS] for labels in labels_P]).reshape(
+      -1, len(FAITHFULNESS_LABELS)
+    )
     counts_PL = counts_PL[counts_PL.any(1)]
-    for i, label in enumerate(LABELS):
+    for i, label in enumerate(FAITHFULNESS_LABELS):
       found |= with_interval(f"F({label:g})/{subset}", counts_PL, functools.partial(_share, i))
     found[f"labelled/{subset}"] = float(counts_PL.sum())
     found[f"missing/{subset}"] = float(sum(labels.count(None) for labels in labels_P))

@@ -8,7 +8,7 @@ from jaxrlvr.analysis.passk import mean
 from jaxrlvr.grading.vote import Election
 
 
-def truth(value_PG, scored_PG, true_PG, true_scored_PG, binary: bool) -> Mapping[str, float]:
+def reward_metrics(value_PG, scored_PG, true_PG, true_scored_PG, binary: bool) -> Mapping[str, float]:
   """The true reward and, for rewards of 0 and 1, how often the two agree and how the reward errs.
 
   false_positive_rate: share of truly wrong answers that were paid; false_negative_rate: of right ones that were not.
@@ -24,7 +24,7 @@ def truth(value_PG, scored_PG, true_PG, true_scored_PG, binary: bool) -> Mapping
   return metrics
 
 
-def labels(label_right_P: Sequence[float | None], elections_P: Sequence[Election] | None) -> Mapping[str, float]:
+def label_metrics(label_right_P: Sequence[float | None], elections_P: Sequence[Election] | None) -> Mapping[str, float]:
   """Share of labels that are right answers; of voted ones also by how much they won, and how often nobody voted."""
   metrics = {"label_accuracy": mean([right for right in label_right_P if right is not None])}
   if elections_P is not None:
@@ -36,7 +36,7 @@ def labels(label_right_P: Sequence[float | None], elections_P: Sequence[Election
   return metrics
 
 
-def causes(cause_PG: Sequence[Sequence[str]]) -> Mapping[str, float]:
+def cause_metrics(cause_PG: Sequence[Sequence[str]]) -> Mapping[str, float]:
   """Shares of answers that hold nothing to read, and of those that ran out of time against the true answer."""
   flat = [cause for row in cause_PG for cause in row]
   return {name: mean([cause == name for cause in flat]) for name in ("unparseable", "timeout")}

@@ -10,7 +10,7 @@ import numpy as np
 
 SHARE = 0.99  # of the largest reward: reached, a run counts as saturated
 SHARE_OF_RISE = 0.9  # of the way from the first reward to the largest mean: reached at t90
-WINDOW = 7  # steps that such a mean is taken over, of which t90 names the middle one
+T90_WINDOW = 7  # steps that such a mean is taken over, of which t90 names the middle one
 CLEARLY = 4.0  # standard errors that a rise must have, or it is noise
 
 
@@ -149,9 +149,9 @@ def timing(reward_T: Sequence[float | None], reward_DT=None, tail: int = 50) -> 
   nothing = Time(None, None, None)
   if not len(finite_T):
     return Timing("not measured", t_eff, False, nothing, nothing)
-  if len(finite_T) < 2 * WINDOW:
+  if len(finite_T) < 2 * T90_WINDOW:
     return Timing("too short", t_eff, False, nothing, nothing)
-  if not any(rises_clearly(finite_T, width) for width in {WINDOW, max(WINDOW, len(finite_T) // 3)}):
+  if not any(rises_clearly(finite_T, width) for width in {T90_WINDOW, max(T90_WINDOW, len(finite_T) // 3)}):
     return Timing("no rise", t_eff, False, nothing, nothing)
   whole = reward_DT is not None and np.array_equal(np.isfinite(reward_DT).all(0), np.isfinite(reward_T))
   t_sat, t90 = (
@@ -181,15 +181,15 @@ def times_of_t90(reward_DT: np.ndarray, t_eff: int) -> np.ndarray:
   sums_DT = _window_sums(np.where(there_DT, reward_DT, 0.0))
   counts_DT = _window_sums(there_DT.astype(np.float64))
   mean_DT = np.where(counts_DT > 0, sums_DT / np.maximum(counts_DT, 1), -np.inf)
-  top_D = mean_DT[:, WINDOW // 2 : -(WINDOW // 2)].max(1)
+  top_D = mean_DT[:, T90_WINDOW // 2 : -(T90_WINDOW // 2)].max(1)
   first_D = np.take_along_axis(reward_DT, there_DT.argmax(1)[:, None], 1)[:, 0]
   level_D = first_D + SHARE_OF_RISE * (top_D - first_D)
   return _first(mean_DT >= level_D[:, None], t_eff)
 
 
 def _window_sums(values_DT: np.ndarray) -> np.ndarray:
-  """Returns sums over the WINDOW steps around each; over fewer at the ends."""
-  T, half = values_DT.shape[1], WINDOW // 2
+  """Returns sums over the T90_WINDOW steps around each; over fewer at the ends."""
+  T, half = values_DT.shape[1], T90_WINDOW // 2
   until_DT = np.concatenate([np.zeros((len(values_DT), 1)), np.cumsum(values_DT, 1)], 1)
   begin_T, end_T = np.maximum(np.arange(T) - half, 0), np.minimum(np.arange(T) + half + 1, T)
   return until_DT[:, end_T] - until_DT[:, begin_T]

@@ -35,7 +35,7 @@ def style(index: int) -> tuple[str, tuple]:
   return _COLOURS[place], _DASHES[(place + turn) % len(_DASHES)]
 
 
-def draw(title: str, lines: Sequence[Line], over: str = "step") -> dict[str, bytes]:
+def draw_chart(title: str, lines: Sequence[Line], over: str = "step") -> dict[str, bytes]:
   """{"png", "svg"} of one chart; its ground is transparent, so that a page can turn it dark. over: the axis below; but
   for steps it has powers of two."""
   figure, axes = _figure(2.9, "none")

@@ -10,7 +10,7 @@ from jaxrlvr.analysis.passk import mean, paired_gain
 from jaxrlvr.reporting.runs import RecordedRun
 
 ROSE = 0.05  # a training reward counts as risen if it rose by this share of its scale
-WINDOW = 5  # steps whose mean is called the first and the last training reward
+END_STEPS = 5  # steps whose mean is called the first and the last training reward
 STORIES = 8  # runs, and no more, are each told of by name
 
 
@@ -43,9 +43,9 @@ def _pair(before: Mapping[str, float], after: Mapping[str, float]):
 
 
 def ends(series: Mapping[int, float]) -> tuple[float | None, float | None]:
-  """Returns the means of the first and the last WINDOW values, of fewer where there are not twice as many."""
+  """Returns the means of the first and the last END_STEPS values, of fewer where there are not twice as many."""
   values = list(series.values())
-  width = max(1, min(WINDOW, len(values) // 2))
+  width = max(1, min(END_STEPS, len(values) // 2))
   return (mean(values[:width]), mean(values[-width:])) if values else (None, None)
 
 
@@ -230,7 +230,7 @@ def points(value: float | None) -> str:
   return "–" if value is None else f"{100 * value:+.1f}".replace("-", "−")
 
 
-def plain(value: float | None) -> str:
+def three_digits(value: float | None) -> str:
   return "–" if value is None else f"{value:.3g}" if abs(value) >= 1 else f"{value:.2f}"
 
 

@@ -25,7 +25,7 @@ from jaxrlvr.base.logbook import csv_text, finite, write_atomic
 from jaxrlvr.reporting import charts as figures
 from jaxrlvr.reporting import conclusions
 from jaxrlvr.reporting import samples as responses
-from jaxrlvr.reporting.conclusions import listed, percent, plain, points, whole
+from jaxrlvr.reporting.conclusions import listed, percent, points, three_digits, whole
 from jaxrlvr.reporting.runs import Cell, RecordedRun, series
 
 CHARTS = 50  # that the page itself holds, at most
@@ -68,7 +68,7 @@ def write(
   page = _render(
     tables, shown, charts=charts, settings=list(dict.fromkeys(chart["setting"] for chart in charts)), title=title,
     lead=lead, recorded=recorded, each=each, tail=" or ".join(sorted({str(run.tail) for run in runs})),
-    rose=conclusions.ROSE, window=conclusions.WINDOW, claims=CLAIMS, trains=bool(runs),
+    rose=conclusions.ROSE, window=conclusions.END_STEPS, claims=CLAIMS, trains=bool(runs),
   )  # fmt: skip
   write_atomic(folder / "index.html", page)
   return folder / "index.html"
@@ -208,7 +208,7 @@ def _tables(groups: Groups, everything: Groups, concluded: Mapping[RecordedRun, 
     Table("saturation", "Table 1. Until training saturates, and after: gains and residual in points.",
           _rows(groups, functools.partial(_saturation_rows, concluded)), first=True),
     Table("phases", "The phase that each run recorded last, its held-out gain in points, and what became of the "
-          f"training answers, in % of the first → last {conclusions.WINDOW} steps.",
+          f"training answers, in % of the first → last {conclusions.END_STEPS} steps.",
           _rows(groups, _phase_rows), first=not many),
     Table("gap", "Large-small gap G(n', n), in points: accuracy with n' problems minus that with n, both at n's t_sat.",
           _gap_rows(groups), first=True),
@@ -318,8 +318,8 @@ def _run_rows(concluded: Mapping[RecordedRun, Mapping], runs: Sequence[RecordedR
     yield {
       "did": "" if run.cell.evaluation and run.rows else m["word"], "what it means": m["text"],
       "accuracy": accuracy, "gain": Value(m["gain"], m["low"], m["high"], show=points),
-      "reward": Value(m["reward_last"], first=m["reward_first"], show=plain),
-      "true reward": Value(m["true_last"], first=m["true_first"], show=plain),
+      "reward": Value(m["reward_last"], first=m["reward_first"], show=three_digits),
+      "true reward": Value(m["true_last"], first=m["true_first"], show=three_digits),
       "faithful": Value(m["faithful_last"], first=faithful),
       "t_sat": _time([run], [run.timing.t_sat]) if run.timing.state in _TIMED else Value(None),
       "t90": _time([run], [run.timing.t90]) if run.timing.state in _TIMED else Value(None),
@@ -417,9 +417,9 @@ _JUDGED = {  # heading: metric of a judged step, how it is written
   "faithful": ("F(1)/all", percent), "in part": ("F(0.5)/all", percent), "not": ("F(0)/all", percent),
   "faithful, right": ("F(1)/correct", percent), "faithful, wrong": ("F(1)/incorrect", percent),
   "not, right": ("F(0)/correct", percent), "not, wrong": ("F(0)/incorrect", percent),
-  "diversity": ("diversity", plain), "of right ones": ("diversity/correct", plain),
-  "faithful diversity": ("faithful_diversity", plain),
-  "labelled": ("labelled/all", whole), "missing": ("missing/all", whole), "kappa": ("kappa", plain),
+  "diversity": ("diversity", three_digits), "of right ones": ("diversity/correct", three_digits),
+  "faithful diversity": ("faithful_diversity", three_digits),
+  "labelled": ("labelled/all", whole), "missing": ("missing/all", whole), "kappa": ("kappa", three_digits),
 }  # fmt: skip
 
 
@@ -504,7 +504,7 @@ def _charts(folder: Path, groups: Groups) -> list[dict]:
       told = drawing.title + (f" · {setting}" if setting else "")
       file = "_".join([drawing.key, *(_slug(part) for part in (drawing.set_name, setting) if part)])
       file += f"_{len(made)}" if file in (one["file"] for one in made) else ""
-      drawn = figures.draw(told, drawing.lines, drawing.over)
+      drawn = figures.draw_chart(told, drawing.lines, drawing.over)
       for form, content in drawn.items():
         (folder / f"{file}.{form}").write_bytes(content)
       data = "data:image/png;base64," + base64.b64encode(drawn["png"]).decode()
@@ -595,7 +595,7 @@ def _alt(title: str, lines: Sequence[figures.Line], over: str) -> str:
   for line in lines:
     first, last = (mean([ys[of(ys)] for ys in line.seeds]) for of in (min, max))
     label = line.label + (" before" if line.faint else "")
-    ends.append(f"{label}: first {plain(first)}, last {plain(last)}")
+    ends.append(f"{label}: first {three_digits(first)}, last {three_digits(last)}")
   return f"{title}, over {'steps' if over == 'step' else over}. " + "; ".join(ends) + "."
 
 

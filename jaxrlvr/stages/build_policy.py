@@ -33,9 +33,10 @@ from jaxrlvr.training import optimizer as optim
 from jaxrlvr.training.update import TrainState, init_state
 
 _LOG = logging.getLogger(__name__)
-TOKENIZER = "tokenizer.model"
+TOKENIZER_FILE = "tokenizer.model"
 POLICY = "policy.json"
-MODEL, FOLDER = "model", "tokenizer"  # in a run directory: a Hugging Face model, and the files of its tokenizer
+MODEL = "model"  # in a run directory: a Hugging Face model
+TOKENIZER_FOLDER = "tokenizer"  # in a run directory: the files of a tokenizer that is not SentencePiece's
 THINKING_SWITCH = {"template": None, "on": True, "off": False}
 
 
@@ -60,7 +61,7 @@ def find_devices() -> list[jax.Device]:
     ) from error
 
 
-def make_mesh(config: ConfigDict, devices=None) -> jax.sharding.Mesh:
+def configured_mesh(config: ConfigDict, devices=None) -> jax.sharding.Mesh:
   """The mesh of config.mesh over these devices (default: all there are)."""
   if devices is None:
     find_devices()
@@ -87,7 +88,9 @@ def make_mesh(config: ConfigDict, devices=None) -> jax.sharding.Mesh:
     raise InputError(f"config.mesh: {error}") from error
 
 
-def sampling_mesh(config: ConfigDict, spec: Spec, mesh: jax.sharding.Mesh, memory: int | None) -> jax.sharding.Mesh:
+def configured_sampling_mesh(
+  config: ConfigDict, spec: Spec, mesh: jax.sharding.Mesh, memory: int | None
+) -> jax.sharding.Mesh:
   """The mesh that sampling uses: config.mesh.sample_tensor, or where it is 0 what suits devices of `memory` bytes.
 
   None: unknown (a CPU), few pieces. Else as many as there are KV heads, for a device then reads least of weights and
@@ -161,16 +164,16 @@ def find_tokenizer(config: ConfigDict) -> Path:
   path = object_store.path(name)
   if path.name == hf_tokenizer.TOKENIZER:
     return Path(object_store.local(str(path.parent), hf_tokenizer.FILES))
-  for folder in (path, path / FOLDER, path / MODEL):
+  for folder in (path, path / TOKENIZER_FOLDER, path / MODEL):
     if (folder / hf_tokenizer.TOKENIZER).is_file():
       return Path(object_store.local(str(folder), hf_tokenizer.FILES))
-    if (folder / TOKENIZER).is_file():
-      return Path(object_store.local(str(folder / TOKENIZER)))
+    if (folder / TOKENIZER_FILE).is_file():
+      return Path(object_store.local(str(folder / TOKENIZER_FILE)))
   if path.is_dir() and config.init != name:
     raise InputError(
-      f"config.tokenizer: {path}: holds neither {hf_tokenizer.TOKENIZER} nor {TOKENIZER}; name a folder that does"
+      f"config.tokenizer: {path}: holds neither {hf_tokenizer.TOKENIZER} nor {TOKENIZER_FILE}; name a folder that does"
     )
-  return path / TOKENIZER if path.is_dir() else Path(object_store.local(str(path)))
+  return path / TOKENIZER_FILE if path.is_dir() else Path(object_store.local(str(path)))
 
 
 def read_tokenizer(config: ConfigDict) -> Tokenizer:
@@ -218,13 +221,13 @@ def load_policy(config: ConfigDict) -> Policy:
       )
     raise InputError(f"config.init = {config.init!r}: holds no {POLICY}; name the workdir of a finished training stage")
   model, tokenizer = find_model(config), read_tokenizer(config)
-  mesh = make_mesh(config)
-  stated = read_spec(init / POLICY) if init else fresh_spec(config, config.model.vocab or tokenizer.vocab_size)
+  mesh = configured_mesh(config)
+  stated = read_recorded_spec(init / POLICY) if init else fresh_spec(config, config.model.vocab or tokenizer.vocab_size)
   device = mesh.local_devices[0]
   spec = check_rows(tokenizer, configured(config, model.spec if model else stated, platform_of(device)))
   placed = policy_spec.shardings(spec, mesh)
   memory = (device.memory_stats() or {}).get("bytes_limit")
-  sample_mesh = sampling_mesh(config, spec, mesh, memory)
+  sample_mesh = configured_sampling_mesh(config, spec, mesh, memory)
   make = jax.jit(lambda: policy_spec.init(spec, keys.at(config.seed, "init")), out_shardings=placed)
   if model is not None:
     params, origin = hf_weights.load(model, spec, mesh), origin_of(model)
@@ -252,9 +255,9 @@ def origin_of(model: hf_weights.Model) -> dict:
   }
 
 
-def keep(config: ConfigDict, policy: Policy, workdir: Path, training: Sequence[Problem] = ()) -> None:
+def keep_policy(config: ConfigDict, policy: Policy, workdir: Path, training: Sequence[Problem] = ()) -> None:
   """Copies tokenizer and shape to `workdir`, which then stands alone as an `init`, and tells what it is trained on."""
-  keep_tokenizer(config, workdir / TOKENIZER, workdir / FOLDER)
+  keep_tokenizer(config, workdir / TOKENIZER_FILE, workdir / TOKENIZER_FOLDER)
   logbook.write_json(workdir / POLICY, dataclasses.asdict(policy.spec))
   if (trained := trained_on(config, training)) is not None:
     logbook.write_atomic(workdir / overlap.FILE, overlap.to_text(trained))
@@ -279,7 +282,7 @@ def keep_tokenizer(config: ConfigDict, file: Path, folder: Path) -> None:
       disk.copy(source / name, folder / name)
 
 
-def read_spec(path: Path) -> Spec:
+def read_recorded_spec(path: Path) -> Spec:
   try:
     fields = json.loads(path.read_text())
     fields["rope_scaling"] = fields["rope_scaling"] and RopeScaling(**fields["rope_scaling"])

@@ -15,31 +15,12 @@ from jaxrlvr.base.types import Problem
 from jaxrlvr.device import multihost
 from jaxrlvr.judging.judges import Judge
 from jaxrlvr.model import spec as policy_spec
-from jaxrlvr.stages import build_policy
+from jaxrlvr.stages import build_policy, diagnosis_page
 from jaxrlvr.stages.curate import lot
 from jaxrlvr.stages.evaluate import graded
 from jaxrlvr.stages.judge import LABELS_FILE, judge_step, make_judge
 from jaxrlvr.stages.run_directory import Run, open_run
 from jaxrlvr.stages.survey import open_survey
-
-# What the page tells: figure ({K}: samples a problem), and what it is.
-TOLD = {
-  "usable": "share of problems that can teach: solved at least once and not always",
-  "never": "share never solved",
-  "always": "share always solved",
-  "avg@{K}": "accuracy",
-  "pass@{K}": "share of problems solved at least once",
-  "format": "share of responses with an answer",
-  "clipped": "share of responses cut off at rl.response_tokens",
-  "vote_right": "share of majority votes that are right labels",
-  "vote_margin": "lead of the vote, as a share of the samples",
-  "certainty_auc": "does self-certainty tell right from wrong? 0.5: no, 1: always",
-  "F(1)/all": "faithful: share of responses whose trace leads to their answer",
-  "F(1)/correct": "the same among correct responses, which are what true labels pay",
-  "F(0)/all": "share whose answer contradicts the trace or is a guess",
-  "diversity": "of strategies, 0 to 1",
-  "faithful_diversity": "of those of faithful responses",
-}
 
 
 def diagnose(config: ConfigDict, workdir: str | Path) -> dict:
@@ -112,10 +93,12 @@ def _chosen(config: ConfigDict, responses: Mapping[str, Sequence[Mapping]]) -> l
 def _write(run: Run, diagnosis: Mapping, predictions: Sequence[prediction.Prediction]) -> None:
   """Writes diagnosis.json and the page, and prints what of the page is read first."""
   logbook.write_json(run.workdir / "diagnosis.json", diagnosis)
-  page = sections(run.config, diagnosis, predictions)
+  page = diagnosis_page.sections(run.config, diagnosis, predictions)
   text = "\n".join(f"{title}\n\n{body.rstrip()}\n" for title, body in page.items())
   logbook.write_atomic(run.workdir / "diagnosis.md", text)
-  print(page[_MEASURED] + "\n" + page[_PREDICTED] + f"\nthe page: {run.home / 'diagnosis.md'}")
+  print(
+    page[diagnosis_page.MEASURED] + "\n" + page[diagnosis_page.PREDICTED] + f"\nthe page: {run.home / 'diagnosis.md'}"
+  )
 
 
 def faithful_diversity_of(folder: str) -> float | None:
@@ -152,59 +135,4 @@ def judged(rows: Sequence[Mapping], run: Run, judge: Judge, config: ConfigDict) 
     "measured": measured,
     "usage": judge.counts,
   }
-  return reasoning.summarise(responses if measured else []), judging
-
-
-_MEASURED, _PREDICTED = "## What was measured", "## What RL will probably do"
-
-
-def sections(config: ConfigDict, made: Mapping, said: Sequence[prediction.Prediction]) -> dict[str, str]:
-  """The page, by headings."""
-  K, figures, judging = config.diagnose.samples, made["figures"], made["judging"]
-  start = f"--config.model.path={config.model.path}" if config.model.path else f"--config.init={config.init}"
-  measured = [(name, value(figures, name), meaning) for name, meaning in ((n.format(K=K), m) for n, m in TOLD.items())]
-  todo = {key: prediction.ADVICE[key] for p in said for key in p.advice}
-  return {
-    "# Diagnosis before RL": f"`{start}`, {made['billions'] * 1e3:,.1f} million weights; "
-    f"{figures['problems']:.0f} problems of `{config.problems.source}` x {K} responses at temperature "
-    f"{config.rl.temperature:g}, of at most {config.rl.response_tokens} tokens, {figures['mean_length']:.1f} in the "
-    f"mean. `{judging['judge']}` judged "
-    f"{judging['responses']} responses to {judging['problems']} problems; {judging['missing']} of "
-    f"{judging['labels']} labels are missing"
-    + ("." if judging["measured"] else ": faithfulness and diversity are **not measured**."),
-    _MEASURED: "With 95 % intervals over problems.\n\n"
-    + logbook.markdown(("figure", "value", "what it is"), measured),
-    f"## How many problems are solved how often in {K}": logbook.markdown(range(K + 1), [made["histogram"]]),
-    _PREDICTED: f"The domain is taken for {made['domain']} (`diagnose.domain`), where "
-    + ("faithfulness separates what generalises from what memorises.\n\n" if made["domain"] in prediction.SEPARATES else
-       "a faithful policy may memorise all the same: what counts is how diverse its faithful responses are, compared "
-       "with a reference (`diagnose.reference`"
-       + (").\n\n" if made["reference"] is None else f": {made['reference']:.3f}).\n\n"))
-    + logbook.markdown(
-      ("setting", "prediction", "how sure", "because", "rule", "advice"),
-      ((prediction.SETTINGS[p.setting], f"**{p.regime}**", p.sure or "-", prediction.RULES[p.rule - 1].when, p.rule,
-        prediction.ADVICE[p.advice[0]][0]) for p in said),
-    ),
-    "## The rule": "Of each setting the first row that holds counts. *most*: the whole interval lies above one half "
-    "(most are not: below). One half is ours and not calibrated, as are the rows that say so: the paper gives no "
-    "figure for faithfulness, format or votes. How sure is at most what the row says, and a level lower each if "
-    f"size ({prediction.SIZES[0]} to {prediction.SIZES[1]} billion) or verifier ({', '.join(prediction.VERIFIERS)}) is "
-    f"none of the references', if fewer than {prediction.N} problems were judged, and if fewer than {prediction.K} "
-    f"correct responses were labelled (here {figures['labelled/correct']:.0f}). This policy is "
-    f"{'' if made['near'] else '**not** '}among the references' sizes and domains.\n\n"
-    + logbook.markdown(
-      ("rule", "settings", "if", "then", "at most", "why"),
-      ((i, ", ".join(r.settings), r.when, r.regime, r.sure or "-", r.why) for i, r in enumerate(prediction.RULES, 1)),
-    ),
-    "## References": "RL on N = 8 problems in the paper (arXiv 2604.18574): the step at which training saturates.\n\n"
-    + logbook.markdown(("model", "domain", "t_sat"), prediction.REFERENCES),
-    "## Next": "CONFIG is the config of this diagnosis; words in capitals are yours.\n\n```\n" + "".join(
-      f"# {why}\njaxrlvr {stage} --config=CONFIG --workdir=runs/{key.replace(' ', '-')} {start}{options}\n"
-      for key, (why, stage, options) in todo.items()) + "```",
-  }  # fmt: skip
-
-
-def value(figures: Mapping[str, float], name: str) -> str:
-  """`value [low, high]`, or that it was not measured."""
-  found, low, high = (figures[name + end] for end in ("", "_low", "_high"))
-  return f"{found:.3f} [{low:.3f}, {high:.3f}]" if found == found else "not measured"
+  return reasoning.reasoning_figures(responses if measured else []), judging

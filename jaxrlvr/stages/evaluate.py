@@ -70,7 +70,7 @@ class Evaluator:
         progress()
         run.raise_if_asked(saved)
       logbook.write_jsonl(run.workdir / "evals" / f"{name}_{step:06d}.jsonl", rows)
-      found[name] = passk.summarise(rows, self._config.evaluate.pass_k)
+      found[name] = passk.evaluation_figures(rows, self._config.evaluate.pass_k)
       self.means |= {f"{name}/{problem}": value for problem, value in passk.problem_means(rows).items()}
     metrics = {f"eval/{name}/{figure}": value for name, one in found.items() for figure, value in one.items()}
     return metrics | self._domain_means(found)
@@ -178,7 +178,7 @@ def follow(config: ConfigDict, training: Sequence[Problem]) -> dict:
   )
 
 
-def table(metrics: Mapping[str, float]) -> list[dict[str, str]]:
+def rows_of_sets(metrics: Mapping[str, float]) -> list[dict[str, str]]:
   """One row a set, one column a figure, in percent but for lengths; intervals as `61.3 [58.0, 64.1]`."""
   rows: dict[str, dict[str, str]] = {}
   for key, value in metrics.items():
@@ -195,7 +195,7 @@ def table(metrics: Mapping[str, float]) -> list[dict[str, str]]:
 
 def write_table(metrics: Mapping[str, float], run: Run) -> str:
   """table.csv and table.md in the run directory; returns the latter's text."""
-  rows = table(metrics)
+  rows = rows_of_sets(metrics)
   columns = list(dict.fromkeys(figure for row in rows for figure in row))
   cells = [[row.get(column, "") for column in columns] for row in rows]
   logbook.write_atomic(run.workdir / "table.csv", logbook.csv_text(columns, cells))

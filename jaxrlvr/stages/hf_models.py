@@ -61,7 +61,9 @@ def import_model(config: ConfigDict, workdir: str | Path) -> dict:
     if hf_weights.digest(copied) != origin["digests"]["weights"]:
       raise StorageError(f"{folder}: is not what {model.folder} held at first; import it again")
     hf_weights.check_finite(copied)
-    build_policy.keep_tokenizer(config, run.workdir / build_policy.TOKENIZER, run.workdir / build_policy.FOLDER)
+    build_policy.keep_tokenizer(
+      config, run.workdir / build_policy.TOKENIZER_FILE, run.workdir / build_policy.TOKENIZER_FOLDER
+    )
     logbook.write_json(run.workdir / build_policy.POLICY, dataclasses.asdict(spec))  # last: now it is an init
     return run.finish(steps=0, parameters=policy_spec.count(spec), origin=origin)
 
@@ -86,7 +88,7 @@ def export(config: ConfigDict, workdir: str | Path) -> dict:
     hf_weights.save(folder, policy.params, spec, e.dtype, int(e.shard_gib * 2**30))
     kept = kept_of_training(policy, e.dtype)
     origin, policy = policy.origin, None  # its weights leave the devices before the copy is loaded
-    build_policy.keep_tokenizer(config, folder / build_policy.TOKENIZER, folder)
+    build_policy.keep_tokenizer(config, folder / build_policy.TOKENIZER_FILE, folder)
     if isinstance(tokenizer, SentencePiece):
       logbook.write_json(folder / "tokenizer_config.json", _EMBEDDED)
     logbook.write_json(folder / "config.json", told)

@@ -254,7 +254,7 @@ def judge(config: ConfigDict, workdir: str | Path) -> dict:
         stop_if_missing(step, labels, j.max_missing)
         logbook.write_jsonl(files[step], judged)
       progress(number)
-    return run.finish(**conclude(config, run, files))
+    return run.finish(**write_figures(config, run, files))
 
 
 def spend(run: Run, panel: Mapping[str, Judge]) -> None:
@@ -270,9 +270,9 @@ def usage(run: Run) -> dict[str, dict[str, int]]:
   return logbook.read_json(run.workdir / "usage.json")
 
 
-def conclude(config: ConfigDict, run: Run, files: Mapping[int, Path]) -> dict:
+def write_figures(config: ConfigDict, run: Run, files: Mapping[int, Path]) -> dict:
   """Figures of all steps from the files that tell of them, to metrics.jsonl and the summary."""
-  figures = {step: reasoning.summarise(logbook.read_jsonl(file)) for step, file in files.items()}
+  figures = {step: reasoning.reasoning_figures(logbook.read_jsonl(file)) for step, file in files.items()}
   logbook.write_jsonl(run.workdir / "metrics.jsonl", ({"step": step} | found for step, found in figures.items()))
   for step, found in figures.items():
     parts = (f"{name} {found[name]:.3f} [{found[f'{name}_low']:.3f}, {found[f'{name}_high']:.3f}]" for name in _PRINTED)

@@ -65,7 +65,7 @@ def tokenizer(config: ConfigDict, workdir: str | Path) -> dict:
       for stage, text in embedded_text.TEXTS.items()
       for number in range(config.text.documents // len(embedded_text.TEXTS))
     ]
-    trained = train_sentencepiece(made, run.workdir / build_policy.TOKENIZER, config.text.vocab)
+    trained = train_sentencepiece(made, run.workdir / build_policy.TOKENIZER_FILE, config.text.vocab)
     progress(1, {"tokens": trained.vocab_size})
     return run.finish(vocab=trained.vocab_size)
 
@@ -161,7 +161,7 @@ def train(stage: str, config: ConfigDict, workdir: str | Path) -> dict:
     )
     if run.finished:
       return run.summary
-    build_policy.keep(config, policy, run.workdir, problems)
+    build_policy.keep_policy(config, policy, run.workdir, problems)
     with jax.set_mesh(policy.mesh), jax.transfer_guard("disallow"):
       state, meta = run.restore(build_policy.fresh_state(policy, optimizer))
       start, cursor = (meta["step"], tuple(meta["cursor"])) if meta else (0, (0, 0))

@@ -58,7 +58,7 @@ def _free_of_host() -> int | None:
   return min(left, default=None)
 
 
-def check(
+def check_fits(
   what: str, cure: str, spec: Spec, sampling: Sampling, problems: int, prompt_tokens: int, mesh: jax.sharding.Mesh
 ) -> None:
   """InputError where a batch of so many problems can't be sampled; a warning where long responses may not fit.

@@ -88,7 +88,7 @@ def _better(config: ConfigDict, t: Try, bad: str, room: float, made: dict[str, M
   return None
 
 
-def report(listed: list[Program], made: dict[str, Measured], chip: tpu.Chip, efficiency: float) -> dict:
+def rows_of_programs(listed: list[Program], made: dict[str, Measured], chip: tpu.Chip, efficiency: float) -> dict:
   """A row a program: memory as compiled, work as counted, and the time that follows from the chip's figures."""
   rows = {}
   for p in listed:
@@ -112,7 +112,7 @@ COLUMNS = ("program", "a step", "arguments", "temporaries", "output", "beside", 
            "GB sent", "bound s", "by", "estimate s", "tokens/s", "MFU", "compiled in s")  # fmt: skip
 
 
-def table(rows: dict, capacity: float) -> str:
+def table_of_programs(rows: dict, capacity: float) -> str:
   lines = ["| " + " | ".join(COLUMNS) + " |", "|" + " --- |" * len(COLUMNS)]
   for name, r in rows.items():
     memory = [f"{r[k] / tpu.GIB:.2f}" for k in ("arguments", "temporaries", "output", "beside")]
@@ -157,7 +157,7 @@ def plan(config: ConfigDict, workdir: str | Path) -> dict:
 
   fitted, made, changes = search(config, stage, where.chip.hbm, measure)
   policy, listed = plan_programs.of(fitted, where, devices)
-  rows = report(listed, made, where.chip, p.efficiency)
+  rows = rows_of_programs(listed, made, where.chip, p.efficiency)
   step = sum(r["times"] * r["estimated_seconds"] for r in rows.values())
   steps = config[stage].steps  # 0: sft.epochs, and how many that are the documents would tell
   hours = step * steps / 3600
@@ -169,7 +169,7 @@ def plan(config: ConfigDict, workdir: str | Path) -> dict:
     "hours": hours, "chip_hours": hours * where.chips, "programs": rows,
     "fits": all(r["total"] <= where.chip.hbm and not r["refused"] for r in rows.values()),
   }  # fmt: skip
-  text = describe(config, told, where)
+  text = plan_page(config, told, where)
   workdir.mkdir(parents=True, exist_ok=True)
   logbook.write_json(workdir / "plan.json", told)
   (workdir / "plan.md").write_text(text + "\n")
@@ -190,7 +190,7 @@ def whether_it_fits(told: dict, where: tpu.Slice) -> str:
   return f"does not fit {where.name}, not even with {cure or 'other settings'}; estimate: {chips} chips, {larger}"
 
 
-def describe(config: ConfigDict, told: dict, where: tpu.Slice) -> str:
+def plan_page(config: ConfigDict, told: dict, where: tpu.Slice) -> str:
   """plan.md."""
   chip, rl = where.chip, told["stage"] == "rl"
   length = f"responses of {told['mean_tokens']} of {config.rl.response_tokens} tokens in the mean; " if rl else ""
@@ -208,7 +208,7 @@ unless config.evaluate.problems_per_batch is at most {max(part // config.evaluat
 {told["parameters"]:,} weights on {where.chips} {where.kind} chips ({where.topology}), mesh
 {told["mesh"]}, sampling {told["sample_mesh"] if rl else "none"}, attention {told["attention"]}.
 
-{table(told["programs"], told["capacity"])}
+{table_of_programs(told["programs"], told["capacity"])}
 {more if rl and rows > part else ""}
 Memory (GiB a chip) is what libtpu's compiler allots; *beside* is what the run holds in memory meanwhile. FLOPs and
 bytes moved to and from HBM are counted from shapes, bytes sent are those of the compiled collectives (nan: they can't

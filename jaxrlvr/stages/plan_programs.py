@@ -93,12 +93,14 @@ def abstract_policy(config: ConfigDict, where: tpu.Slice, devices) -> build_poli
       f"config.model.vocab = 0, and neither config.init = {config.init!r} nor config.model.path holds a model; name "
       "one that does, or set config.model.vocab to plan for the shape of config.model"
     )
-  stated = build_policy.read_spec(init) if init.is_file() else build_policy.fresh_spec(config, config.model.vocab)
+  stated = (
+    build_policy.read_recorded_spec(init) if init.is_file() else build_policy.fresh_spec(config, config.model.vocab)
+  )
   spec = model.spec if model else stated
-  mesh, spec = build_policy.make_mesh(config, devices), build_policy.configured(config, spec, "tpu")
+  mesh, spec = build_policy.configured_mesh(config, devices), build_policy.configured(config, spec, "tpu")
   shapes = jax.eval_shape(lambda: policy_spec.init(spec, keys.at(0, "init")))
   params = _abstract(shapes, policy_spec.shardings(spec, mesh))
-  sample_mesh = build_policy.sampling_mesh(config, spec, mesh, int(where.chip.hbm))
+  sample_mesh = build_policy.configured_sampling_mesh(config, spec, mesh, int(where.chip.hbm))
   return build_policy.Policy(spec, None, params, mesh, sample_mesh, {})
 
 

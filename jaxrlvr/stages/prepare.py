@@ -21,7 +21,7 @@ from jaxrlvr.text.answer import stated
 _LOG = logging.getLogger(__name__)
 _COMMAND, _WORD, _NUMBER = re.compile(r"\\[a-zA-Z]+"), re.compile(r"[^\W\d_]{2}"), re.compile(r"\d[\d,.]*(?<![,.])")
 # Where the set is written, below the run directory. Keys: value of `prepare.format`.
-FORMATS = {"jsonl": "problems.jsonl", "tfds": "problems"}
+FILE_FORMATS = {"jsonl": "problems.jsonl", "tfds": "problems"}
 
 
 def prepare(config: ConfigDict, workdir: str | Path) -> dict:
@@ -37,7 +37,7 @@ def prepare(config: ConfigDict, workdir: str | Path) -> dict:
       run.begin(problems=found)
       return run.summary
     with rollout.verifier_service(config) as service:
-      kept, unreadable = rollout.readable(config, "problems", found, service)
+      kept, unreadable = rollout.with_readable_labels(config, "problems", found, service)
       run.begin(problems=found)
       unfit = {problem.id for problem, _ in unreadable}
       fit = [problem for problem in kept if problem.id not in unfit]
@@ -49,7 +49,7 @@ def prepare(config: ConfigDict, workdir: str | Path) -> dict:
         "problem %s; ask for them in the prompt (config.problems.system), or make the numbers the labels",
         len(wordy), len(found), wordy[0].label[:80], wordy[0].id,
       )  # fmt: skip
-    path = run.workdir / FORMATS[config.prepare.format]
+    path = run.workdir / FILE_FORMATS[config.prepare.format]
     if path.is_dir():
       shutil.rmtree(path)  # of this run, killed before its end
     prepared.save(path, kept)

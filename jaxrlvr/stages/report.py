@@ -17,7 +17,7 @@ from jaxrlvr.stages.run_directory import open_run, read_config
 
 def report(config: ConfigDict, workdir: str | Path) -> dict:
   """Writes report/index.html and what belongs to it from the runs of `config.report.runs`; never cached."""
-  title, cells, evaluations = gather(config.report.runs)
+  title, cells, evaluations = cells_of(config.report.runs)
   if not cells and not evaluations:
     raise InputError(
       "config.report.runs names no rl or evaluate run and no grid; name at least one, as `jaxrlvr report RUN ...`"
@@ -32,10 +32,10 @@ def report(config: ConfigDict, workdir: str | Path) -> dict:
     return run.finish(report=str(run.home / made.relative_to(run.workdir)))
 
 
-def gather(entries: Sequence[str]) -> tuple[str, list[Cell], list[Cell]]:
+def cells_of(entries: Sequence[str]) -> tuple[str, list[Cell], list[Cell]]:
   """(title of the grids, cells, cells of evaluate runs) of rl, evaluate and judge runs and grids."""
   titles, cells, judges = [], {}, []
-  for name, place in named(entries):
+  for name, place in named_places(entries):
     folder = Path(object_store.local(place))
     if (folder / runs.GRID).is_file():
       title, found = runs.read_grid(folder)
@@ -60,7 +60,7 @@ def gather(entries: Sequence[str]) -> tuple[str, list[Cell], list[Cell]]:
   return ", ".join(filter(None, titles)), trained, evaluated
 
 
-def named(entries: Sequence[str]) -> Iterator[tuple[str, str]]:
+def named_places(entries: Sequence[str]) -> Iterator[tuple[str, str]]:
   """(name, place) of `name=place` or of a place alone: then the folder's name, or the place where two are alike."""
   split = [("", entry) if Path(entry).is_dir() or "=" not in entry else entry.split("=", 1) for entry in entries]
   folders = [Path(place).resolve().name for _, place in split]

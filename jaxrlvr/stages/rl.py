@@ -32,7 +32,7 @@ from jaxrlvr.training import objective
 from jaxrlvr.training.update import TrainState, update
 
 
-class Part(NamedTuple):
+class UpdateBatch(NamedTuple):
   """What one update trains on."""
 
   batch: objective.RolloutBatch
@@ -79,7 +79,9 @@ class Learner(NamedTuple):
     s = self.settings
     return self.layout.rows(s.problems_per_step * s.group_size // self.updates), self.layout.slots
 
-  def parts(self, params, ref_params, prompts: rollout.Prompts, drawn: rollout.Drawn, kept_PG=None) -> list[Part]:
+  def parts(
+    self, params, ref_params, prompts: rollout.Prompts, drawn: rollout.Drawn, kept_PG=None
+  ) -> list[UpdateBatch]:
     """The batch of each update with its scores; responses that are not kept (None: all are) are left out.
 
     Groups are dealt out to the updates in turn. With one update a step the old policy is the policy itself and needs
@@ -103,11 +105,11 @@ class Learner(NamedTuple):
         None if who is None else objective.logp(who, batch, live, **self.scoring())
         for who in (params if self.updates > 1 else None, ref_params)
       )
-      made.append(Part(batch.replace(old_logp_RS=old, ref_logp_RS=ref), live))
+      made.append(UpdateBatch(batch.replace(old_logp_RS=old, ref_logp_RS=ref), live))
     return made
 
   def __call__(
-    self, state: TrainState, rates, parts: list[Part], weights: objective.Weights
+    self, state: TrainState, rates, parts: list[UpdateBatch], weights: objective.Weights
   ) -> tuple[TrainState, dict]:
     """All updates of one step, at these learning rates; what the host decided goes up in one transfer."""
     (weight_PG, advantage_PG), rates = multihost.put((weights, list(rates)), sharding.named(self.policy.mesh))
@@ -148,7 +150,7 @@ def make_learner(
   return Learner(policy, loss_fn, optimizer, updates, layout, s), rates
 
 
-class Judged(NamedTuple):
+class RewardAndTruth(NamedTuple):
   """What was made of a step's answers: [P, samples], votes that are not trained on included."""
 
   paid: expression.Graded  # behind the noise
@@ -157,13 +159,13 @@ class Judged(NamedTuple):
   label_right_P: list[float | None]  # of the label that was paid for: the vote's where there was one
 
 
-def judge(
+def reward_and_truth(
   terms: expression.Terms,
   noise: tuple[float, float],
   answers: expression.Answers,
   label_right: Mapping[str, float | None],
   grade: expression.Grade,
-) -> Judged:
+) -> RewardAndTruth:
   """The reward with its parts, and the truth beside it, which changes nothing of the reward.
 
   label_right: whether the problems' own labels are right, by problem id.
@@ -174,9 +176,9 @@ def judge(
   if any(noise):
     paid = expression.noisy(paid, answers, *noise)
   if paid.elections_P is None:
-    return Judged(paid, parts, true, [label_right[problem.id] for problem in answers.problems])
+    return RewardAndTruth(paid, parts, true, [label_right[problem.id] for problem in answers.problems])
   won = [(i, e.winner) for i, e in enumerate(paid.elections_P) if e.winner is not None]
-  return Judged(paid, parts, true, [float(true.value_PG[at]) if true.scored_PG[at] else None for at in won])
+  return RewardAndTruth(paid, parts, true, [float(true.value_PG[at]) if true.scored_PG[at] else None for at in won])
 
 
 def trained(graded: expression.Graded, group: int) -> expression.Graded:
@@ -188,7 +190,7 @@ def trained(graded: expression.Graded, group: int) -> expression.Graded:
   )
 
 
-def host_metrics(judged: Judged, drawn: rollout.Drawn, rows, group: int, binary: bool) -> dict:
+def host_metrics(judged: RewardAndTruth, drawn: rollout.Drawn, rows, group: int, binary: bool) -> dict:
   """What the host can say of a step: rewards, shadow truth, lengths, and what the sampler saw of every response."""
   paid, true = trained(judged.paid, group), trained(judged.true, group)
   value, scored = paid.value_PG, paid.scored_PG
@@ -213,9 +215,9 @@ def host_metrics(judged: Judged, drawn: rollout.Drawn, rows, group: int, binary:
     }
   causes = Counter(c for row, s in zip(paid.cause_PG, scored, strict=True) for c in np.array(row, object)[~s])
   metrics |= {f"unscored/{cause}": n / scored.size for cause, n in causes.items()}
-  metrics |= reward_vs_truth.truth(paid.value_PG, scored, true.value_PG, true.scored_PG, binary)
-  metrics |= reward_vs_truth.labels(judged.label_right_P, judged.paid.elections_P)
-  metrics |= reward_vs_truth.causes(true.cause_PG)
+  metrics |= reward_vs_truth.reward_metrics(paid.value_PG, scored, true.value_PG, true.scored_PG, binary)
+  metrics |= reward_vs_truth.label_metrics(judged.label_right_P, judged.paid.elections_P)
+  metrics |= reward_vs_truth.cause_metrics(true.cause_PG)
   metrics |= shares(true.value_PG, true.scored_PG, true.cause_PG, drawn.stop_PG[:, :group] == STOP_LENGTH)
   if labels:
     metrics |= {"faithful": np.mean([x == 1.0 for x in labels]), "step_true": reward_vs_truth.mean(step_true)}
@@ -257,7 +259,7 @@ def rl(config: ConfigDict, workdir: str | Path) -> dict:
       run.begin(problems=problems, heldout=evaluator.problems, **inputs)
       if run.finished:
         return run.summary
-      build_policy.keep(config, policy, run.workdir, problems)
+      build_policy.keep_policy(config, policy, run.workdir, problems)
       rollout.show_prompt(run.workdir, policy, problems[0])
       label_right = expression.labels_right(problems, service.grade)
       ref_params = build_policy.frozen(policy) if s.kl_beta else None
@@ -288,7 +290,7 @@ def rl(config: ConfigDict, workdir: str | Path) -> dict:
         given = (state.params, ref_params, prompts, drawn)
         parts = None if ref_params is None else learner.parts(*given)  # the device scores while verifiers grade
         busy.watch([part.batch.ref_logp_RS for part in parts or ()])
-        judged = judge(terms, s.noise, drawn.answers, label_right, service.grade)
+        judged = reward_and_truth(terms, s.noise, drawn.answers, label_right, service.grade)
         graded = trained(judged.paid, s.group_size)
         weights = learner.weigh(drawn, graded)
         if parts is None:  # without a KL term a response without advantage has no gradient
@@ -322,7 +324,7 @@ def rl(config: ConfigDict, workdir: str | Path) -> dict:
       return run.finish(**watch.summary(), **unpaid.summary(), **told, **final_metrics(run.workdir))
 
 
-def write_rollouts(workdir: Path, step: int, drawn: rollout.Drawn, judged: Judged) -> list[dict]:
+def write_rollouts(workdir: Path, step: int, drawn: rollout.Drawn, judged: RewardAndTruth) -> list[dict]:
   """The rows of rollouts/ of this step."""
   paid = np.where(judged.paid.scored_PG, judged.paid.value_PG, np.nan).tolist()
   rows = rollout.records(drawn, step, judged.true, reward=paid)

@@ -97,7 +97,7 @@ class Sampler:
   def check_memory(self, what: str, problems: int, cure: str) -> None:
     """InputError where so many problems at once take more memory than is free; `cure`: the keys to lower."""
     policy = self._policy
-    memory.check(what, cure, policy.spec, self.sampling, problems, self._width, policy.sample_mesh)
+    memory.check_fits(what, cure, policy.spec, self.sampling, problems, self._width, policy.sample_mesh)
 
   def batch_size(self, wanted: int, largest: int) -> int:
     """Problems a batch that the mesh can split, at least enough for `largest` where that is less than `wanted`."""
@@ -137,7 +137,7 @@ class Sampler:
     if self._busy is not None:
       self._busy.add(begun, time.monotonic())
     tokens_BT, length_B, stop_B, by_row = down
-    written = decode(self._policy.tokenizer, tokens_BT, length_B, stop_B)
+    written = response_texts(self._policy.tokenizer, tokens_BT, length_B, stop_B)
     texts = [with_opening(text, prompts.opening_P[i // group]) for i, text in enumerate(written)]
     responses = [parse(text, self._reading) for text in texts]
     shape = (-1, group)
@@ -171,7 +171,7 @@ def row_statistics(rollout: Rollout) -> dict[str, jax.Array]:
   }
 
 
-def decode(tokenizer: Tokenizer, tokens_BT, length_B, stop_B) -> list[str]:
+def response_texts(tokenizer: Tokenizer, tokens_BT, length_B, stop_B) -> list[str]:
   """Texts of the responses, without the end token."""
   ends = length_B - (stop_B == STOP_EOS)
   return [tokenizer.decode(row[:end].tolist()) for row, end in zip(tokens_BT, ends, strict=True)]
@@ -257,10 +257,12 @@ def load_problems(
   if long:
     _LOG.warning("config.%s: %s: %d of %d problems dropped, their prompts are over config.rl.prompt_tokens = %d",
                  key, changes.get("source", group.source), len(long), len(found), config.rl.prompt_tokens)  # fmt: skip
-  return Loaded(readable(config, key, kept, service, changes.get("source", ""))[0], ids, openings, len(long))
+  return Loaded(
+    with_readable_labels(config, key, kept, service, changes.get("source", ""))[0], ids, openings, len(long)
+  )
 
 
-def readable(
+def with_readable_labels(
   config: ConfigDict, key: str, problems: list[Problem], service: Service, source: str = ""
 ) -> tuple[list[Problem], list[tuple[Problem, str]]]:
   """(problems to go on with, those whose label or truth the verifier can't read, and why), by `KEY.unreadable`.
@@ -337,7 +339,7 @@ def records(drawn: Drawn, step: int, true: expression.Graded, **more) -> list[di
   rows = []
   for i, problem in enumerate(drawn.answers.problems):
     for g, response in enumerate(drawn.answers.response_PG[i]):
-      judged = faithfulness(problem, response)
+      judged = exact_faithfulness(problem, response)
       rows.append(
         {
           "step": step,
@@ -375,6 +377,6 @@ def show_prompt(workdir: Path, policy: Policy, problem: Problem) -> None:
     logbook.write_atomic(workdir / "prompt.txt", policy.tokenizer.rendered(problem.messages))
 
 
-def faithfulness(problem: Problem, response: Parsed) -> judge.Faithfulness | None:
+def exact_faithfulness(problem: Problem, response: Parsed) -> judge.Faithfulness | None:
   """Returns what the exact judge says of a response, None where no exact judge exists."""
   return judge.faithfulness(response, problem.messages[-1]["content"]) if problem.verifier == "arithmetic" else None

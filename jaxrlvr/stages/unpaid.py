@@ -14,11 +14,11 @@ _LOG = logging.getLogger(__name__)
 STEPS = 5  # without any reward, and it is told
 
 # What becomes of an answer, each of exactly one kind. The first that holds counts.
-KINDS = ("unscored", "right", "cut_off", "unparseable", "wrong")
+ANSWER_KINDS = ("unscored", "right", "cut_off", "unparseable", "wrong")
 
 
 def shares(true_PG, scored_PG, cause_PG, cut_PG) -> dict[str, float]:
-  """Returns the share of each of KINDS among these responses as `answers/KIND`, by the true answers.
+  """Returns the share of each of ANSWER_KINDS among these responses as `answers/KIND`, by the true answers.
 
   true_PG, scored_PG, cause_PG: what grading against the truth said (`rewards.expression.Graded`). cut_PG: whether a
   response was ended by the limit of tokens. A response that was cut off and is right all the same counts as right.
@@ -33,7 +33,7 @@ def shares(true_PG, scored_PG, cause_PG, cut_PG) -> dict[str, float]:
   }
   left_PG = np.ones(scored_PG.shape, bool)
   made = {}
-  for kind in KINDS:
+  for kind in ANSWER_KINDS:
     mine_PG = left_PG & holds[kind]
     made[f"answers/{kind}"] = float(mine_PG.mean())
     left_PG &= ~mine_PG
@@ -65,7 +65,7 @@ class Unpaid:
 
   def __call__(self, step: int, metrics: Mapping) -> None:
     """Takes a step's metrics, and warns behind the first STEPS in a row (or all of a shorter run) without reward."""
-    names = ("reward", "reward_std", *(f"answers/{kind}" for kind in KINDS))
+    names = ("reward", "reward_std", *(f"answers/{kind}" for kind in ANSWER_KINDS))
     self._rows.append(logbook.finite({name: float(metrics[name]) for name in names}))
     if not self._told and self._silent(self._rows):
       self._told = True
@@ -76,8 +76,8 @@ class Unpaid:
     return len(last) >= min(STEPS, self._config.rl.steps) and not any(map(_paid, last))
 
   def _why(self, rows: Sequence[Mapping]) -> str:
-    mean = {kind: float(np.mean([row[f"answers/{kind}"] for row in rows])) for kind in KINDS}
-    told = ", ".join(f"{mean[kind]:.0%} {kind.replace('_', ' ')}" for kind in KINDS)
+    mean = {kind: float(np.mean([row[f"answers/{kind}"] for row in rows])) for kind in ANSWER_KINDS}
+    told = ", ".join(f"{mean[kind]:.0%} {kind.replace('_', ' ')}" for kind in ANSWER_KINDS)
     most = max(mean, key=mean.get)
     return (
       f"no response was paid anything in {len(rows)} steps, so nothing is learned; answers: {told}; "

@@ -44,7 +44,7 @@ def test_golden_table(golden):
 def test_golden_sets(golden, index):
   one = golden["sets"][index]
   ks = [int(k) for k in one["average_pass_at_k"]]
-  found = passk.summarise(records_of(one["rewards"]), ks)
+  found = passk.evaluation_figures(records_of(one["rewards"]), ks)
   K = max(len(runs) for runs in one["rewards"])
   assert found[f"avg@{K}"] == pytest.approx(one["avg_at_n_mean_of_problem_means"], abs=1e-12)
   for k in ks:
@@ -119,7 +119,7 @@ def test_unscored_rows_leave_n_and_are_never_wrong():
   rows = [record("a", s, score) for s, score in enumerate([1.0, 0.0, None, None])]
   rows += [record("b", s, 1.0) for s in range(4)]
   rows += [record("c", s, None) for s in range(4)]
-  found = passk.summarise(rows, ks=(1, 2, 3))
+  found = passk.evaluation_figures(rows, ks=(1, 2, 3))
   assert found["avg@4"] == pytest.approx((0.5 + 1.0) / 2)
   assert found["pass@1"] == pytest.approx(0.75)
   assert found["pass@2"] == 1.0
@@ -136,13 +136,13 @@ def test_shares_of_responses():
     record("a", 2, 0.0, None, text="", tokens=0, faithfulness=0, step_true=0.5),
     record("a", 3, 0.0, None, text="\\boxed{3", tokens=2),
   ]
-  found = passk.summarise(rows, ks=(4,))
+  found = passk.evaluation_figures(rows, ks=(4,))
   assert {name: found[name] for name in ("format", "mean_length", "clipped")} == {
     "format": 0.25, "mean_length": 8.0, "clipped": 0.25,
   }  # fmt: skip
   assert found["faithful"] == pytest.approx(1 / 3)
   assert found["step_true"] == 0.75
   assert (found["avg@4"], found["if_extracted@4"], found["problems"]) == (0.25, 1.0, 1.0)
-  assert math.isnan(passk.summarise(records_of([[1.0]]), ks=(2,))["faithful"])
+  assert math.isnan(passk.evaluation_figures(records_of([[1.0]]), ks=(2,))["faithful"])
   with pytest.raises(ValueError, match="no record"):
-    passk.summarise([], ks=(1,))
+    passk.evaluation_figures([], ks=(1,))

@@ -61,7 +61,7 @@ CASES = {
 def test_cases(name):
   given, domain, reference, want, rules = CASES[name]
   said = prediction.predict(given, True, 8, domain, reference)
-  assert [p.setting for p in said] == list(prediction.SETTINGS)
+  assert [p.setting for p in said] == list(prediction.WEAK_SETTINGS)
   assert tuple(p.regime for p in said) == (*want, COLLAPSES) and tuple(p.rule for p in said) == (*rules, 1)
   assert all((p.sure == "") == (p.regime == UNKNOWN) and p.advice for p in said)
 
@@ -69,7 +69,7 @@ def test_cases(name):
 def test_every_rule_and_every_advice_is_reached():
   said = [p for given, domain, reference, *_ in CASES.values()
           for p in prediction.predict(given, True, 8, domain, reference)]  # fmt: skip
-  assert {p.rule for p in said} == set(range(1, len(prediction.RULES) + 1))
+  assert {p.rule for p in said} == set(range(1, len(prediction.REGIME_RULES) + 1))
   assert {key for p in said for key in p.advice} == set(prediction.ADVICE)
 
 
@@ -79,7 +79,7 @@ def test_faithfulness_alone_predicts_no_gain_where_all_are_faithful():
     for reference in (None, 0.0, 0.5, 1.0):
       said = prediction.predict(figures(), True, 8, domain, reference)
       assert all(p.regime == UNKNOWN for p in said[:3])  # diversity was not measured
-  assert not any("61" in rule.why for rule in prediction.RULES)
+  assert not any("61" in rule.why for rule in prediction.REGIME_RULES)
   assert ("Qwen2.5-1.5B", "Science", 161) in prediction.REFERENCES and len(prediction.REFERENCES) == 8
 
 
@@ -95,7 +95,7 @@ def test_domains_of_problems():
     ("science", "mine.jsonl", ("math",)): "science",
   }
   assert {key: prediction.domain_of(*key) for key in asked} == asked
-  assert set(asked.values()) == set(prediction.DOMAINS) > set(prediction.SEPARATES)
+  assert set(asked.values()) == set(prediction.DOMAIN_NAMES) > set(prediction.SEPARATES)
 
 
 def test_how_sure():

@@ -22,7 +22,7 @@ def test_faithfulness_shares_by_hand():
   """p: 1, 0.5 right, 0 wrong, one missing; q: 1 right, 1 wrong, 0 unscored."""
   rows = [row("p", 1.0), row("p", 0.5), row("p", 0.0, correct=False), row("p", None)]
   rows += [row("q", 1.0), row("q", 1.0, correct=False), row("q", 0.0, correct=None)]
-  found = reasoning.summarise(rows)
+  found = reasoning.reasoning_figures(rows)
   want = {
     "all": (3 / 6, 1 / 6, 2 / 6, 6, 1),
     "correct": (2 / 3, 1 / 3, 0.0, 3, 1),
@@ -36,10 +36,10 @@ def test_faithfulness_shares_by_hand():
 
 
 def test_nothing_labelled_is_undefined_and_never_zero():
-  found = reasoning.summarise([row("p", None, None), row("q", None, None)])
+  found = reasoning.reasoning_figures([row("p", None, None), row("q", None, None)])
   assert math.isnan(found["F(1)/all"]) and math.isnan(found["diversity"]) and math.isnan(found["faithful_diversity"])
   assert found["missing/all"] == found["diversity/left_out"] == 2 and found["diversity/problems"] == 0
-  only = reasoning.summarise([row("p", 1.0, correct=True)])
+  only = reasoning.reasoning_figures([row("p", 1.0, correct=True)])
   assert math.isnan(only["F(1)/incorrect"]) and only["labelled/incorrect"] == 0 and only["F(1)/correct"] == 1
 
 
@@ -48,12 +48,12 @@ def test_interval_is_over_problems_and_narrows_with_them():
 
   def width(problems):
     rows = [row(p, float(draw.random() < rate)) for p, rate in enumerate(draw.random(problems)) for _ in range(16)]
-    found = reasoning.summarise(rows)
+    found = reasoning.reasoning_figures(rows)
     assert found["F(1)/all_low"] < found["F(1)/all"] < found["F(1)/all_high"]
     return found["F(1)/all_high"] - found["F(1)/all_low"]
 
   assert width(200) < width(8) / 2
-  alike = reasoning.summarise([row(p, float(i < 8)) for p in range(8) for i in range(16)])
+  alike = reasoning.reasoning_figures([row(p, float(i < 8)) for p in range(8) for i in range(16)])
   assert alike["F(1)/all_low"] == alike["F(1)/all_high"] == 0.5  # problems do not differ, responses within them do
 
 
@@ -143,7 +143,7 @@ def test_with_half_of_it_left_out_a_problem_has_no_diversity():
 
 def test_faithful_diversity_is_that_of_responses_labelled_one():
   rows = [row("p", x, c) for x, c in ((1.0, 0), (1.0, 1), (0.5, 2), (0.0, 3), (None, 4), (1.0, None))]
-  found = reasoning.summarise([*rows, row("q", 0.5, 0)])
+  found = reasoning.reasoning_figures([*rows, row("q", 0.5, 0)])
   assert found["faithful_diversity"] == pytest.approx(1.0) and found["faithful_diversity/clusters"] == 2
   assert found["faithful_diversity/problems"] == 1 and found["faithful_diversity/left_out"] == 1
   assert found["diversity"] == pytest.approx(0.5)  # p: five of five clusters, q: one
@@ -151,7 +151,7 @@ def test_faithful_diversity_is_that_of_responses_labelled_one():
 
 def test_diversity_of_the_correct_responses():
   rows = [row("p", 1.0, c, right) for c, right in ((0, True), (1, True), (2, False), (3, None), (None, True))]
-  found = reasoning.summarise([*rows, row("q", 1.0, 0, False)])
+  found = reasoning.reasoning_figures([*rows, row("q", 1.0, 0, False)])
   assert found["diversity/correct"] == pytest.approx(1.0) and found["diversity/correct/clusters"] == 2
   assert found["diversity/correct/problems"] == 1 and found["diversity/correct/left_out"] == 1
 

@@ -117,13 +117,13 @@ def test_prompts_of_the_run_that_a_policy_comes_from_are_trained_on_too(tmp_path
 
 
 def test_each_stage_hands_on_what_its_policy_was_trained_on(tmp_path, spec):
-  (tmp_path / build_policy.TOKENIZER).touch()
+  (tmp_path / build_policy.TOKENIZER_FILE).touch()
   policy = types.SimpleNamespace(spec=spec)
 
   def run(name, init, *texts):
     (tmp_path / name).mkdir()
     config = configs.load("base", {"tokenizer": str(tmp_path), "init": str(tmp_path / init) if init else ""})
-    build_policy.keep(config, policy, tmp_path / name, [problem(text) for text in texts])
+    build_policy.keep_policy(config, policy, tmp_path / name, [problem(text) for text in texts])
     file = tmp_path / name / overlap.FILE
     return overlap.from_text(file.read_text(), "x") if file.is_file() else None
 

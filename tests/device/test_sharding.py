@@ -256,5 +256,5 @@ def test_sampling_is_cut_by_kv_heads_and_by_memory(heads, memory, cut):
   from jaxrlvr.stages import build_policy
 
   spec = policy_spec.Spec(vocab=24, width=16, layers=1, heads=heads[0], kv_heads=heads[1], head_dim=4, mlp=24)
-  made = build_policy.sampling_mesh(configs.base(), spec, sharding.make_mesh(data=1, fsdp=8), memory)
+  made = build_policy.configured_sampling_mesh(configs.base(), spec, sharding.make_mesh(data=1, fsdp=8), memory)
   assert dict(made.shape) == {"data": 8 // cut, "fsdp": 1, "tensor": cut}

@@ -18,7 +18,7 @@ from jaxrlvr.base.errors import InputError
 from jaxrlvr.config import files as configs
 from jaxrlvr.planning import collectives, flops, tpu
 from jaxrlvr.stages import STAGES, plan_programs
-from jaxrlvr.stages.plan import report, search, table, whether_it_fits
+from jaxrlvr.stages.plan import rows_of_programs, search, table_of_programs, whether_it_fits
 from jaxrlvr.stages.plan_programs import Measured, Program, compile_program
 from jaxrlvr.stages.rl import check_sizes
 
@@ -205,19 +205,19 @@ def test_the_compilers_refusal_is_a_result():
   cost = flops.Cost(1, 1, 1)
   found = compile_program(Program("update", 1, 3.0, 2.0, lower, cost, 1), {}, 8)
   assert found.temporaries == 25.5 * 2**30 and found.refused == told and found.arguments == 3
-  row = report([Program("update", 1, 3.0, 2.0, lower, cost, 1)], {"update": found}, tpu.CHIPS["v5e"], 0.5)
-  assert "does not fit" in table(row, tpu.CHIPS["v5e"].hbm)
+  row = rows_of_programs([Program("update", 1, 3.0, 2.0, lower, cost, 1)], {"update": found}, tpu.CHIPS["v5e"], 0.5)
+  assert "does not fit" in table_of_programs(row, tpu.CHIPS["v5e"].hbm)
 
 
 def test_the_bound_is_the_slowest_of_three():
   chip = tpu.Chip(flops=10, bandwidth=5, ici=2, hbm=100, cores=1, dimensions=2)
   made = measured()._replace(sent={"all-gather": collectives.Traffic(1, 8)})
   program = Program("score", 1, 0, 0, None, flops.Cost(30, 20, 10), 80)
-  row = report([program], {"score": made}, chip, 0.5)["score"]
+  row = rows_of_programs([program], {"score": made}, chip, 0.5)["score"]
   assert (row["bound_by"], row["bound_seconds"], row["estimated_seconds"]) == ("network", 4, 8)
   assert (row["tokens_per_second"], row["mfu"]) == (10, 20 / 8 / 10)
-  row = report([program], {"score": made._replace(sent=None)}, chip, 0.5)["score"]
-  assert row["bound_by"] == "compute" and "| nan |" in table({"score": row}, 100)
+  row = rows_of_programs([program], {"score": made._replace(sent=None)}, chip, 0.5)["score"]
+  assert row["bound_by"] == "compute" and "| nan |" in table_of_programs({"score": row}, 100)
 
 
 def test_without_libtpu_the_cure_is_named(tmp_path):

@@ -20,7 +20,7 @@ from jaxrlvr.reporting import page as report
 from jaxrlvr.reporting import runs as results
 from jaxrlvr.reporting import samples as responses
 from jaxrlvr.reporting.runs import Cell
-from jaxrlvr.stages.report import gather, named
+from jaxrlvr.stages.report import cells_of, named_places
 
 P, K, STEPS = 12, 4, 20
 RECORDED, JUDGED = (1, 0.5, 0, 1), (0.5, 1, 1, 0)  # labels by sample: of the run itself, and of a judge of 8 problems
@@ -257,7 +257,7 @@ def test_charts_are_beside_the_page_and_inside_it(two):
   by_k = next(alt for alt in alts if alt.startswith("pass@k on quiz, %, over samples k."))
   last, first = (results.read_jsonl(root / "good" / "metrics.jsonl")[at] for at in (-1, 0))
   for label, row in (("good $arm_1$", last), ("good $arm_1$ before", first)):
-    least, most = (conclusions.plain(100 * row[f"eval/quiz/pass@{k}"]) for k in (1, 4))
+    least, most = (conclusions.three_digits(100 * row[f"eval/quiz/pass@{k}"]) for k in (1, 4))
     assert f"{label}: first {least}, last {most}" in by_k
 
 
@@ -413,7 +413,7 @@ def test_lines_that_are_of_another_kind_are_told(tmp_path, file, line):
   ],
 )
 def test_values_of_another_kind_are_passed_over(tmp_path, monkeypatch, file, change):
-  monkeypatch.setattr(figures, "draw", lambda *_: {"png": b"", "svg": b""})  # charts have tests of their own
+  monkeypatch.setattr(figures, "draw_chart", lambda *_: {"png": b"", "svg": b""})  # charts have tests of their own
   run = make_run(tmp_path / "run", lambda x: 0.2 + 0.6 * x, fast)
   path = run / file
   if file.endswith(".json"):
@@ -760,7 +760,7 @@ def test_evaluations_alone_are_compared(two, tmp_path):
     (tmp_path / name / "config.json").write_text(json.dumps({"stage": "evaluate", "checkpoint": {}, "seed": 1}))
   judged = judge_run(tmp_path / "judged", tmp_path / "after", steps=(0,))
   places = [str(tmp_path / name) for name in ("before", "after")]
-  _, cells, evaluations = gather([*places, str(judged)])
+  _, cells, evaluations = cells_of([*places, str(judged)])
   assert cells == [] and [cell.judged for cell in evaluations] == [None, judged]
   (tmp_path / "gone").mkdir()
   path = report.write(
@@ -837,7 +837,7 @@ def test_entries_get_names(tmp_path, monkeypatch):
   for name in ("a/rl", "b/rl", "c", "lr=1"):
     (tmp_path / name).mkdir(parents=True)
   monkeypatch.chdir(tmp_path)
-  assert list(named(["a/rl", "X=b/rl", "c/", "lr=1"])) == [
+  assert list(named_places(["a/rl", "X=b/rl", "c/", "lr=1"])) == [
     ("a/rl", "a/rl"),
     ("X", "b/rl"),
     ("c", "c/"),
@@ -852,16 +852,16 @@ def test_entries_get_names(tmp_path, monkeypatch):
 
 def test_gather_sorts_runs_and_matches_judges(two, grid, tmp_path):
   judged = judge_run(tmp_path / "judged", two[0] / "good")
-  title, cells, evaluations = gather([f"good={two[0] / 'good'}", str(judged), str(grid[0])])
+  title, cells, evaluations = cells_of([f"good={two[0] / 'good'}", str(judged), str(grid[0])])
   assert title == "Weak <supervision>" and len(cells) == 11 and evaluations == []
   assert (cells[0].name, cells[0].judged) == ("good", judged)
   with pytest.raises(InputError, match="not among the report's runs"):
-    gather([str(judged)])
+    cells_of([str(judged)])
   with pytest.raises(InputError, match="holds no run"):
-    gather([str(tmp_path)])
+    cells_of([str(tmp_path)])
   (tmp_path / results.GRID).write_text('{"cells": [{"name": "x"}]}')
   with pytest.raises(InputError, match="grid.json: KeyError: 'rl'; wanted"):
-    gather([str(tmp_path)])
+    cells_of([str(tmp_path)])
 
 
 @pytest.mark.skipif(not browser.find(), reason="no Chromium on this machine")

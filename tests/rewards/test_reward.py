@@ -371,14 +371,14 @@ def test_shadow_truth_counts_what_the_reward_gets_wrong():
   value, true = np.array([[1, 1, 0, 1], [0, 0, 0, 1]]), np.array([[1, 0, 1, 0], [1, 0, 1, 0]])
   scored, known = np.ones((2, 4), bool), np.ones((2, 4), bool)
   scored[1, 3] = known[1, 2] = False
-  found = reward_vs_truth.truth(value, scored, true, known, True)
+  found = reward_vs_truth.reward_metrics(value, scored, true, known, True)
   assert found == pytest.approx(
     {"true_reward": 3 / 7, "reward_accuracy": 2 / 6, "false_positive_rate": 2 / 3, "false_negative_rate": 2 / 3}
   )
-  assert set(reward_vs_truth.truth(value, scored, true, known, False)) == {"true_reward"}
-  assert reward_vs_truth.causes([["unparseable", ""], ["timeout", ""]]) == {"unparseable": 0.25, "timeout": 0.25}
-  assert reward_vs_truth.labels([1.0, None, 0.0], None) == {"label_accuracy": 0.5}
-  assert math.isnan(reward_vs_truth.labels([], None)["label_accuracy"])
+  assert set(reward_vs_truth.reward_metrics(value, scored, true, known, False)) == {"true_reward"}
+  assert reward_vs_truth.cause_metrics([["unparseable", ""], ["timeout", ""]]) == {"unparseable": 0.25, "timeout": 0.25}
+  assert reward_vs_truth.label_metrics([1.0, None, 0.0], None) == {"label_accuracy": 0.5}
+  assert math.isnan(reward_vs_truth.label_metrics([], None)["label_accuracy"])
 
 
 def test_label_accuracy_is_by_the_verifier():

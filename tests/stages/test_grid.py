@@ -171,10 +171,10 @@ def test_paths_with_a_colon(tmp_path, stages, monkeypatch):
   assert configs.load("scarce:data=gs://bucket/a:b").problems.source.startswith("gs://bucket/a:b/math/")
   with pytest.raises(InputError, match="no such file"):
     configs.load(f"{tmp_path}/c:d.py")
-  from jaxrlvr.stages.report import named
+  from jaxrlvr.stages.report import named_places
 
-  assert list(named((str(workdir),))) == [("10:30", str(workdir))]
-  assert list(named((f"A={workdir}",))) == [("A", str(workdir))]
+  assert list(named_places((str(workdir),))) == [("10:30", str(workdir))]
+  assert list(named_places((f"A={workdir}",))) == [("A", str(workdir))]
 
 
 def test_a_link_that_is_in_use_is_waited_for(tmp_path, stages, capsys):

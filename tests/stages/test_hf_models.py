@@ -159,9 +159,9 @@ def test_records_of_a_run_that_cannot_be_read_are_refused(tmp_path):
     with pytest.raises(
       InputError, match=rf"policy.json: is no policy of this version .*{name} = .*: wanted a positive"
     ):
-      build_policy.read_spec(tmp_path / "policy.json")
+      build_policy.read_recorded_spec(tmp_path / "policy.json")
   for name, read in (
-    ("policy.json", lambda f: build_policy.read_spec(f / "policy.json")),
+    ("policy.json", lambda f: build_policy.read_recorded_spec(f / "policy.json")),
     ("config.json", read_config),
   ):
     (tmp_path / name).write_text("[" * 100_000)
@@ -233,7 +233,7 @@ def trained(imported, tmp_path_factory):
   saved = checkpoint.Checkpoints(workdir)
   saved.save(5, after, {"counts": jnp.zeros(1)}, {"origin": policy.origin})
   saved.close()
-  build_policy.keep(config, policy, workdir)
+  build_policy.keep_policy(config, policy, workdir)
   logbook.write_json(workdir / "summary.json", {"steps": 5})
   return workdir, before, jax.device_get(after)
 

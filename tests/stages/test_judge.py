@@ -86,7 +86,7 @@ def test_stage_tells_figures_of_each_step(exact, capsys):
   assert list(summary["figures"]) == ["1", "2", "4"]
   rows = logbook.read_jsonl(exact / "metrics.jsonl")
   for (step, judged), row in zip(judged_files(exact).items(), rows, strict=True):
-    want = logbook.finite(reasoning.summarise(judged))
+    want = logbook.finite(reasoning.reasoning_figures(judged))
     assert {"step": step} | want == row and want == summary["figures"][str(step)]
     assert want["labelled/all"] == 8 * K and want["F(1)/all_low"] <= want["F(1)/all"] <= want["F(1)/all_high"]
   assert rows[0]["F(1)/all"] < rows[-1]["F(1)/all"] and 0 < rows[0]["diversity"] < 1

@@ -35,13 +35,13 @@ def test_more_than_is_free_is_refused_with_the_numbers(spec, caplog):
   mesh = sharding.make_mesh(data=1, fsdp=8, tensor=1)
   free = memory.free(mesh)
   assert 1 << 28 < free < 1 << 44
-  memory.check("sampling", "a key", spec, S, 3, 8, mesh)
+  memory.check_fits("sampling", "a key", spec, S, 3, 8, mesh)
   assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
   long = dataclasses.replace(S, max_tokens=10**9)
   with pytest.raises(
     InputError, match=r"sampling takes up to [\d.]+ GB: 3 problems x 4 responses.*GB are free; lower a"
   ):
-    memory.check("sampling", "a key", spec, long, 3, 8, mesh)
+    memory.check_fits("sampling", "a key", spec, long, 3, 8, mesh)
 
 
 def test_a_million_tokens_are_refused_before_anything_is_allocated(tmp_path, init, capsys):

@@ -8,7 +8,7 @@ import pytest
 from helpers.command_line import QUICK, metrics, run_smoke
 from jaxrlvr.base.errors import InputError
 from jaxrlvr.config import files as configs
-from jaxrlvr.stages.unpaid import KINDS, STEPS, Unpaid, shares
+from jaxrlvr.stages.unpaid import ANSWER_KINDS, STEPS, Unpaid, shares
 
 CURES = {
   "cut_off": "config.rl.response_tokens",
@@ -20,7 +20,7 @@ CURES = {
 
 
 def row(kind, reward=0.0, std=0.0):
-  return {"reward": reward, "reward_std": std} | {f"answers/{k}": float(k == kind) for k in KINDS}
+  return {"reward": reward, "reward_std": std} | {f"answers/{k}": float(k == kind) for k in ANSWER_KINDS}
 
 
 def test_each_answer_is_of_one_kind():
@@ -34,7 +34,7 @@ def test_each_answer_is_of_one_kind():
   }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ANSWER_KINDS)
 def test_one_warning_names_the_shares_and_the_key(kind, caplog):
   config = configs.load("base", {})
   unpaid = Unpaid([{"step": 0}], config)
