@@ -33,4 +33,7 @@ STAGES = {
   "report": report,
   "plan": plan,
 }
-STAGES |= {"chain": chain(dict(STAGES)), "grid": grid(dict(STAGES))}
+STAGES |= {
+  "chain": functools.partial(chain, dict(STAGES)),
+  "grid": functools.partial(grid, dict(STAGES)),
+}

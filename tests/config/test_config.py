@@ -242,7 +242,7 @@ def test_an_override_that_no_link_would_heed_is_refused(tmp_path, capsys):
 
 def test_chains_are_checked_before_the_first_link_runs(tmp_path):
   from jaxrlvr.stages import STAGES
-  from jaxrlvr.stages.chain import plan
+  from jaxrlvr.stages.links import read_links
 
   def config_of(*chain):
     c = configs.base()
@@ -260,7 +260,7 @@ def test_chains_are_checked_before_the_first_link_runs(tmp_path):
   ):
     links.check_heeded(config_of(*chain), ["seed"])
     with pytest.raises(InputError, match=words):
-      plan(config_of(*chain), tmp_path, STAGES)
+      read_links(config_of(*chain), tmp_path, STAGES)
 
 
 def test_a_run_s_config_is_a_config(tmp_path):

@@ -1,6 +1,7 @@
 """A grid of runs side by side: order, failures, what is not run again, and what a report gets to know of it."""
 
 import fcntl
+import functools
 import json
 import os
 import re
@@ -19,8 +20,8 @@ from jaxrlvr.base import logbook, signals
 from jaxrlvr.base.errors import InputError, TrainingStopped
 from jaxrlvr.config import files as configs
 from jaxrlvr.stages import STAGES
-from jaxrlvr.stages.chain import needs, plan
 from jaxrlvr.stages.grid import cells, grid
+from jaxrlvr.stages.links import needs, read_links
 from jaxrlvr.stages.run_directory import in_use
 
 
@@ -43,7 +44,7 @@ def test_what_fails_is_told_and_the_others_go_on(tmp_path, stages, capsys):
   other = {"name": "more", "stage": "tokenizer", "set": {"text.vocab": 340}, "cell": {"arm": "A", "setting": "S"}}
   behind = {"name": "behind", "stage": "judge", "files": {"judge.run": "bad"}}
   config = of_links(TOKENIZER, NO_RUN, behind, other)
-  run = grid(stages)
+  run = functools.partial(grid, stages)
   with pytest.raises(TrainingStopped, match=r"2 of 4 links are not finished; failed: bad \(exit code 2\)") as told:
     run(config, tmp_path)
   assert f"('{tmp_path}',)" in str(told.value)  # what was finished is reported on
@@ -66,7 +67,7 @@ def test_what_fails_is_told_and_the_others_go_on(tmp_path, stages, capsys):
 
 def test_without_jobs_it_writes_the_commands(tmp_path, stages):
   config = of_links(TOKENIZER, NO_RUN, jobs=0)
-  grid(stages)(config, tmp_path)
+  grid(stages, config, tmp_path)
   lines = [shlex.split(line) for line in (tmp_path / "commands.txt").read_text().splitlines()]
   assert [line[:2] for line in lines] == [["jaxrlvr", "tokenizer"], ["jaxrlvr", "judge"]]
   flags, overrides = cli.parse(lines[1][1:])
@@ -87,15 +88,18 @@ def test_a_signal_ends_the_links_too(tmp_path, stages, monkeypatch):
 
   monkeypatch.setattr(signals, "asked", when_it_runs)
   with pytest.raises(signals.Interrupted):
-    grid(stages)(of_links(TOKENIZER, long), tmp_path)
+    grid(stages, of_links(TOKENIZER, long), tmp_path)
   assert (
     "stopped" in (tmp_path / "links" / "long.log").read_text() and not (tmp_path / "long" / "summary.json").exists()
   )
 
 
 def test_links_name_what_they_start_from(tmp_path):
-  with pytest.raises(InputError, match="link 'bad' takes judge.run from 'words', of no earlier link"):
-    plan(of_links(NO_RUN), tmp_path, STAGES)
+  with pytest.raises(InputError, match="link 'bad' takes judge.run from 'words', which is no earlier link"):
+    read_links(of_links(NO_RUN), tmp_path, STAGES)
+  for more, key in (({"tokenizer": "words"}, "tokenizer"), ({"runs": {"A": "words"}}, "a run")):
+    with pytest.raises(InputError, match=f"link 'b' takes {key} from 'words', which is no earlier link"):
+      read_links(of_links({"name": "b", "stage": "report", **more}), tmp_path, STAGES)
   assert needs({"init": "a", "tokenizer": "b", "files": {"x": "c/d.jsonl"}, "runs": {"t": "e"}}) == set("abce")
 
 
@@ -140,7 +144,7 @@ def test_section_4_has_all_cells():
   assert [(sft.epochs, sft.steps) for sft in trained] == [(3, 0)] * 4
   assert 1e-5 <= config.sft.optim.lr <= 5e-5 and config.judge.model == "o3"
   assert {c["n"] for c in cells(configs.load("thinking:large").chain, "")["cells"]} == {8, 2048, None}
-  plan(config, configs.FOLDER, STAGES)  # each link's config is one
+  read_links(config, configs.FOLDER, STAGES)  # each link's config is one
 
 
 @pytest.mark.parametrize(
@@ -162,7 +166,7 @@ def test_a_link_starts_from_earlier_links_alone(more):
 def test_paths_with_a_colon(tmp_path, stages, monkeypatch):
   """Of a grid, of its links' configs, of a config file with and without an argument, of runs that are reported on."""
   workdir = tmp_path / "runs" / "10:30"
-  assert grid(stages)(of_links(TOKENIZER), workdir)["links"] == 1
+  assert grid(stages, of_links(TOKENIZER), workdir)["links"] == 1
   recorded = workdir / "links" / "words.json"
   assert configs.load(str(recorded)).text.documents == 120
   file = tmp_path / "a:b.py"
@@ -186,7 +190,7 @@ def test_a_link_that_is_in_use_is_waited_for(tmp_path, stages, capsys):
     assert in_use(tmp_path / "words")
     timer = threading.Timer(2.0, fcntl.flock, (lock, fcntl.LOCK_UN))
     timer.start()
-    assert grid(stages)(config, tmp_path)["links"] == 1
+    assert grid(stages, config, tmp_path)["links"] == 1
     timer.join()
   assert "words: in use by another process; waiting" in capsys.readouterr().err
 

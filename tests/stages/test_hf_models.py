@@ -31,7 +31,7 @@ from jaxrlvr.model.hf_weights import stored
 from jaxrlvr.model.score import score
 from jaxrlvr.model.spec import Spec, count
 from jaxrlvr.stages import build_policy, hf_models
-from jaxrlvr.stages.chain import plan
+from jaxrlvr.stages.links import read_links
 from jaxrlvr.stages.run_directory import read_config
 from jaxrlvr.text.hf_tokenizer import HuggingFace
 
@@ -79,7 +79,7 @@ def test_a_chain_may_start_from_a_model():
   c = ConfigDict(configs.load("smoke").to_dict())
   c.model.path = "a/model"
   c.chain = ({"name": "one", "stage": "sft"}, {"name": "two", "stage": "rl", "init": "one"})
-  links = [config for _, _, config in plan(c, Path("/w"), {"sft": None, "rl": None})]
+  links = [link.config for link in read_links(c, Path("/w"), ("sft", "rl"))]
   assert [(link.model.path, link.init) for link in links] == [("a/model", ""), ("", "/w/one")]
 
 

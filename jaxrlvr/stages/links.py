@@ -1,0 +1,273 @@
+"""The links of a chain: runs of which each may start from earlier ones, in this process or side by side."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from ml_collections import ConfigDict
+
+from jaxrlvr.base import logbook, signals
+from jaxrlvr.base.errors import InputError
+from jaxrlvr.config.files import derive
+from jaxrlvr.stages.run_directory import in_use
+
+Stage = Callable[[ConfigDict, str | Path], dict]
+LINKS = "links"  # in the workdir of a grid: the config and the log of each link
+_SECONDS = 0.2  # between two looks at which processes ended
+
+
+class Link(NamedTuple):
+  """One run of a chain, in the directory of its name below the chain's."""
+
+  name: str
+  stage: str
+  config: ConfigDict  # names of earlier links are turned into their directories
+  needs: frozenset[str]  # names of the links that it starts from
+
+
+class Outcome(NamedTuple):
+  """What became of the links; one that is in neither has not been run, as a link that it needs failed."""
+
+  done: set[str]
+  failed: dict[str, int]  # exit codes
+
+
+class Executor(Protocol):
+  """What runs links: `places` of them at a time."""
+
+  places: int
+
+  def is_free(self, link: Link) -> bool:
+    """Returns whether the link may be started now: no other process is at work in its directory."""
+
+  def start(self, link: Link) -> None:
+    """Runs the link, or starts to."""
+
+  def ended(self) -> Mapping[str, int]:
+    """Returns the exit codes, by name, of the links that have ended since the last call."""
+
+  def wait(self) -> None:
+    """Returns after a moment in which links may have ended."""
+
+  def stop(self) -> None:
+    """Asks the links that run to save and end, and waits for it."""
+
+
+def read_links(
+  config: ConfigDict, workdir: Path, stages: Collection[str], shared: Mapping[str, object] | None = None
+) -> list[Link]:
+  """Returns the links of `config.chain` in its order, all of them checked.
+
+  `shared` are keys that differ from the config for every link that does not set them itself. InputError where a link is
+  there twice, is of none of these stages, starts from what is no earlier link, or has a config that its stage refuses.
+  """
+  if not config.chain:
+    raise InputError("config.chain is empty; take a config with a chain, such as configs/demo.py, or run one stage")
+  links: dict[str, Link] = {}
+  for entry in config.chain:
+    _check_entry(entry, stages, links)
+    own = derive(config, {**(shared or {}), **_changes(entry, workdir)}, entry["stage"])
+    links[entry["name"]] = Link(entry["name"], entry["stage"], own, needs(entry))
+  return list(links.values())
+
+
+def _check_entry(entry: object, stages: Collection[str], earlier: Collection[str]) -> None:
+  if not isinstance(entry, Mapping):
+    raise InputError(f"config.chain: {entry!r} is no link; write {{'name': ..., 'stage': ...}}")
+  if missing := {"name", "stage"} - set(entry):
+    raise InputError(f"config.chain: link {dict(entry)} has no {min(missing)}")
+  name, stage = entry["name"], entry["stage"]
+  if name in earlier or stage not in stages:
+    raise InputError(
+      f"config.chain: link {name!r} (stage {stage!r}) is there twice or of no known stage {sorted(stages)}"
+    )
+  for key, place in _places(entry):
+    if _link_of(place) not in earlier:
+      raise InputError(
+        f"config.chain: link {name!r} takes {key} from {place!r}, which is no earlier link ({sorted(earlier)})"
+      )
+
+
+def _places(entry: Mapping) -> list[tuple[str, str]]:
+  """(key, link or path below one) of all that the link starts from."""
+  places = [(key, entry[key]) for key in ("init", "tokenizer") if entry.get(key)]
+  places += entry.get("files", {}).items()
+  places += [("a run", place) for place in entry.get("runs", {}).values()]
+  return places
+
+
+def _link_of(place: str) -> str:
+  return place.split("/")[0]
+
+
+def needs(entry: Mapping) -> frozenset[str]:
+  """Returns the names of the links that an entry of `config.chain` starts from."""
+  return frozenset(_link_of(place) for _, place in _places(entry))
+
+
+def _changes(entry: Mapping, workdir: Path) -> dict[str, object]:
+  """Returns what of the chain's config differs for the link, with the places that it starts from below `workdir`."""
+  changes = dict(entry.get("set", {}))
+  if entry.get("init"):
+    changes |= {"init": str(workdir / entry["init"]), "model.path": ""}
+  if entry.get("tokenizer"):
+    changes["tokenizer"] = str(workdir / entry["tokenizer"])
+  for key, place in entry.get("files", {}).items():
+    changes[key] = str(workdir / place)
+  if "runs" in entry:
+    changes["report.runs"] = tuple(f"{title}={workdir / place}" for title, place in entry["runs"].items())
+  return changes
+
+
+def is_finished(link: Link, workdir: Path) -> bool:
+  """Returns whether the link's directory holds a finished run with this very config."""
+  summary = logbook.read_json(workdir / link.name / "summary.json")
+  recorded = logbook.read_json(workdir / link.name / "config.json")
+  recorded.pop("stage", None)
+  return bool(summary.get("finished")) and recorded == json.loads(json.dumps(link.config.to_dict()))
+
+
+def run_links(
+  links: Sequence[Link],
+  executor: Executor,
+  raise_if_asked: Callable[[], None],
+  done: Iterable[str] = (),
+  show: Callable[[int], None] = lambda count: None,
+) -> Outcome:
+  """Hands each link to the executor once the links that it needs are done, in the order of the chain where several are.
+
+  Links named by `done` are not run. A link that fails is left, with those that need it; the others go on. `show` gets
+  the number of links that are done whenever it grows. What `raise_if_asked` raises, or the executor, stops the links
+  that run.
+  """
+  outcome = Outcome(set(done), {})
+  running: set[str] = set()
+  try:
+    while True:
+      count = len(outcome.done)
+      for name, code in executor.ended().items():
+        running.remove(name)
+        if code:
+          outcome.failed[name] = code
+        else:
+          outcome.done.add(name)
+      if len(outcome.done) > count:
+        show(len(outcome.done))
+      begun = outcome.done | outcome.failed.keys() | running
+      ready = [link for link in links if link.name not in begun and link.needs <= outcome.done]
+      if not ready and not running:
+        return outcome
+      raise_if_asked()
+      free = [link for link in ready if executor.is_free(link)]
+      for link in free[: executor.places - len(running)]:
+        running.add(link.name)
+        executor.start(link)
+      executor.wait()
+  except BaseException:
+    executor.stop()
+    raise
+
+
+class InThisProcess:
+  """Runs one link after another in this process, or in these if there are several on several hosts. What a stage raises
+  ends the chain. `summaries` holds what each link returned, by its name."""
+
+  places = 1
+
+  def __init__(self, workdir: Path, stages: Mapping[str, Stage]):
+    self.summaries: dict[str, dict] = {}
+    self._workdir, self._stages = workdir, stages
+    self._ended: dict[str, int] = {}
+
+  def is_free(self, link: Link) -> bool:
+    return True  # the stage itself raises where its directory is in use
+
+  def start(self, link: Link) -> None:
+    self.summaries[link.name] = self._stages[link.stage](link.config, self._workdir / link.name)
+    self._ended[link.name] = 0
+
+  def ended(self) -> Mapping[str, int]:
+    ended, self._ended = self._ended, {}
+    return ended
+
+  def wait(self) -> None:
+    """Does nothing: a link that was started has ended."""
+
+  def stop(self) -> None:
+    """Does nothing: no link runs beside this."""
+
+
+def command(link: Link, workdir: Path) -> list[str]:
+  """Returns the words of the link's command line; it may be run anywhere where the links that it needs lie."""
+  return [link.stage, f"--config={workdir / LINKS / link.name}.json", f"--workdir={workdir / link.name}"]
+
+
+class InProcesses:
+  """Runs links side by side, each as a process of its own with its share of the cores and a log in LINKS.
+
+  The configs must lie there (`write_configs`). A link whose directory is in use is waited for, as one of a grid that
+  was killed may still be at work. A link that fails is told on stderr.
+  """
+
+  def __init__(self, workdir: Path, places: int):
+    self.places = places
+    self._workdir = workdir
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_setaffinity") else []
+    self._free_cores = [cores[place::places] for place in range(places)]
+    self._running: dict[str, tuple[subprocess.Popen, list[int]]] = {}
+    self._waited_for: set[str] = set()
+
+  def is_free(self, link: Link) -> bool:
+    busy = in_use(self._workdir / link.name)
+    if busy and link.name not in self._waited_for:
+      self._waited_for.add(link.name)
+      print(f"{link.name}: in use by another process; waiting for it to end", file=sys.stderr)
+    return not busy
+
+  def start(self, link: Link) -> None:
+    words = [sys.executable, "-m", "jaxrlvr.cli", *command(link, self._workdir)]
+    environment = os.environ | {signals.PARENT: str(os.getpid())}  # it ends when we do, however that is
+    with self._log(link.name).open("ab") as log:
+      process = subprocess.Popen(words, stdout=log, stderr=log, env=environment, start_new_session=True)
+    cores = self._free_cores.pop(0)
+    if cores:
+      os.sched_setaffinity(process.pid, cores)
+    self._running[link.name] = process, cores
+
+  def ended(self) -> Mapping[str, int]:
+    ended = {}
+    for name, (process, cores) in list(self._running.items()):
+      code = process.poll()
+      if code is None:
+        continue
+      del self._running[name]
+      self._free_cores.append(cores)
+      ended[name] = code
+      if code:
+        print(f"{name}: exit code {code}, see {self._log(name)}", file=sys.stderr)
+    return ended
+
+  def wait(self) -> None:
+    time.sleep(_SECONDS)
+
+  def stop(self) -> None:
+    for process, _ in self._running.values():
+      process.terminate()
+    for process, _ in self._running.values():
+      process.wait()
+
+  def _log(self, name: str) -> Path:
+    return self._workdir / LINKS / f"{name}.log"
+
+
+def write_configs(links: Iterable[Link], workdir: Path) -> None:
+  """Writes the config of each link to LINKS, where its command line names it."""
+  for link in links:
+    logbook.write_json(workdir / LINKS / f"{link.name}.json", link.config.to_dict())
