@@ -25,6 +25,7 @@ from jaxrlvr.model.spec import RopeScaling, Spec
 from jaxrlvr.text.tokenizer import train_sentencepiece
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
+GOLDEN = Path(__file__).parent / "data" / "golden"
 
 
 def pytest_configure(config):
@@ -55,21 +56,30 @@ def pytest_unconfigure(config):
     shutil.rmtree(config.own_programs)
 
 
-@pytest.fixture(scope="session")
-def golden():
-  """Folder of golden data; absent in a user's clone."""
-  folder = SHARED / "golden"
+def _shared(name):
+  """Returns a folder of data that no clone has; skips where it is not beside this checkout."""
+  folder = SHARED / name
   if not folder.is_dir():
-    pytest.skip("the golden data of the study's development are not beside this checkout")
+    pytest.skip(f"needs ../shared/data/{name}")
   return folder
+
+
+@pytest.fixture(scope="session")
+def whole_golden():
+  """Folder of all golden data, texts of data sets among them."""
+  return _shared("golden")
+
+
+@pytest.fixture(scope="session", params=["shipped", "whole"])
+def golden(request):
+  """Folder of golden numbers: the cases that lie in this repository, then all of them."""
+  return GOLDEN if request.param == "shipped" else _shared("golden")
 
 
 @pytest.fixture(scope="session")
 def official():
-  folder = SHARED / "official"
-  if not folder.is_dir():
-    pytest.skip("the study's official data files are not beside this checkout")
-  return folder
+  """Folder of the study's data files."""
+  return _shared("official")
 
 
 @pytest.fixture(scope="session")

@@ -3,21 +3,16 @@
 import itertools
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from jaxrlvr.analysis import passk
 
-GOLDEN = Path(__file__).parents[3] / "shared" / "data" / "golden" / "pass_at_k.json"
 
-
-@pytest.fixture(scope="module")
-def golden():
-  if not GOLDEN.is_file():
-    pytest.skip(f"golden data is not there: {GOLDEN}")
-  return json.loads(GOLDEN.read_text())
+@pytest.fixture
+def cases(golden):
+  return json.loads((golden / "pass_at_k.json").read_text())
 
 
 def record(
@@ -34,15 +29,15 @@ def records_of(rewards):
   return [record(f"p{p}", s, r) for p, runs in enumerate(rewards) for s, r in enumerate(runs)]
 
 
-def test_golden_table(golden):
-  n, c, k, expected = (np.array([row[name] for row in golden["table"]]) for name in ("n", "c", "k", "pass_at_k"))
+def test_golden_table(cases):
+  n, c, k, expected = (np.array([row[name] for row in cases["table"]]) for name in ("n", "c", "k", "pass_at_k"))
   np.testing.assert_allclose(passk.pass_at_k(n, c, k), expected, rtol=0, atol=1e-12)
   assert ((k > n) & (c > 0)).any() and ((k > n) & (c == 0)).any()  # the odd cases are among them
 
 
 @pytest.mark.parametrize("index", [0, 1, 2])
-def test_golden_sets(golden, index):
-  one = golden["sets"][index]
+def test_golden_sets(cases, index):
+  one = cases["sets"][index]
   ks = [int(k) for k in one["average_pass_at_k"]]
   found = passk.evaluation_figures(records_of(one["rewards"]), ks)
   K = max(len(runs) for runs in one["rewards"])

@@ -1,7 +1,6 @@
 """Saturation against the golden cases (linear reading, literal residual) and where it is undefined."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,24 +20,20 @@ from jaxrlvr.analysis.saturation import (
   value_at,
 )
 
-GOLDEN = Path(__file__).parents[3] / "shared" / "data" / "golden" / "metrics.json"
 
-
-@pytest.fixture(scope="module")
-def golden():
-  if not GOLDEN.is_file():
-    pytest.skip(f"golden data is not there: {GOLDEN}")
-  return json.loads(GOLDEN.read_text())
+@pytest.fixture
+def runs(golden):
+  return json.loads((golden / "metrics.json").read_text())
 
 
 def steps(evals):
   return {int(step): value for step, value in evals.items()}
 
 
-def test_golden_cases(golden):
-  for case in golden["cases"]:
+def test_golden_cases(runs):
+  for case in runs["cases"]:
     expected, small = case["expected"], steps(case["eval_small"])
-    found = saturation(case["rewards"], small, golden["excluded_last_steps"])
+    found = saturation(case["rewards"], small, runs["excluded_last_steps"])
     assert found.t_sat == expected["t_sat"], case["name"]
     assert found.reward_max == pytest.approx(expected["r_max"], abs=1e-9)
     if found.t_sat is None:
@@ -53,8 +48,8 @@ def test_golden_cases(golden):
       assert both == pytest.approx(read["gap_large_minus_small"]["linear"], abs=1e-9), case["name"]
 
 
-def test_golden_holds_both_kinds(golden):
-  defined = [case["expected"]["t_sat"] is not None for case in golden["cases"]]
+def test_golden_holds_both_kinds(runs):
+  defined = [case["expected"]["t_sat"] is not None for case in runs["cases"]]
   assert any(defined) and not all(defined)
 
 

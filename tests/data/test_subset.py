@@ -1,7 +1,6 @@
 """Subsets by difficulty, against the study's released subsets and golden cases."""
 
 import json
-import pathlib
 
 import numpy as np
 import pyarrow.parquet
@@ -9,14 +8,9 @@ import pytest
 
 from jaxrlvr.data.subset import bins, round_robin
 
-SHARED = pathlib.Path(__file__).parents[3] / "shared" / "data"
-GOLDEN = SHARED / "golden" / "difficulty_filter.json"
-needs_golden = pytest.mark.skipif(not GOLDEN.exists(), reason="needs ../shared/data/golden")
 
-
-@needs_golden
-def test_golden_cases():
-  for case in json.loads(GOLDEN.read_text())["cases"]:
+def test_golden_cases(golden):
+  for case in json.loads((golden / "difficulty_filter.json").read_text())["cases"]:
     counts = case["solve_counts"]
     found = bins(counts)
     kept = sorted(int(i) for members in found.values() for i in members)
@@ -33,13 +27,11 @@ def test_golden_cases():
         assert sequence == expected["bin_sequence"], case["name"]
 
 
-@needs_golden
-@pytest.mark.skipif(not (SHARED / "official").exists(), reason="needs ../shared/data/official")
-def test_released_subsets_have_these_bins():
+def test_released_subsets_have_these_bins(whole_golden, official):
   """Each subset that the study released is, bin by bin, as many problems as its 2048-problem file gives here."""
   spread = 0
-  for released in json.loads(GOLDEN.read_text())["released_files"]:
-    path = SHARED / "official" / released["file"]
+  for released in json.loads((whole_golden / "difficulty_filter.json").read_text())["released_files"]:
+    path = official / released["file"]
     counts = _solve_counts(path)
     assert {str(n): len(members) for n, members in bins(counts).items()} == released["per_bin"], path
     assert len(counts) == released["unique_prompts"]

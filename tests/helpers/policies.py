@@ -26,5 +26,5 @@ def logits_of(params, tokens_BT, spec, segments_BT=None, positions_BT=None):
 def read_checkpoint(folder):
   """(spec, params) of a Hugging Face directory, on one device."""
   model = hf_weights.open_model(folder)
-  spec = dataclasses.replace(model.spec, vocab_chunk=100)
+  spec = dataclasses.replace(model.spec, vocab_chunk=30)
   return spec, hf_weights.load(model, spec, sharding.make_mesh(devices=jax.devices()[:1]))

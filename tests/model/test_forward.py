@@ -22,16 +22,16 @@ def test_logits_equal_hugging_face(golden, model):
   spec, params = read_checkpoint(golden / "hf_logits" / model)
   expected = np.load(golden / "hf_logits" / model / "expected.npz")
   run = jax.jit(logits_of, static_argnums=2)
-  np.testing.assert_allclose(run(params, expected["plain/input_ids"], spec), expected["plain/logits"], atol=1e-4)
+  tokens = expected["plain/input_ids"]
+  ones, positions = np.ones_like(tokens), np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
+  np.testing.assert_allclose(run(params, tokens, spec, ones, positions), expected["plain/logits"], atol=1e-4)
   mask = expected["leftpad/attention_mask"]
   padded = run(params, expected["leftpad/input_ids"], spec, mask, expected["leftpad/position_ids"])
   np.testing.assert_allclose(padded * mask[..., None], expected["leftpad/logits"] * mask[..., None], atol=1e-4)
   if "long/input_ids" in expected:
     long = run(params, expected["long/input_ids"], spec)
     np.testing.assert_allclose(long[:, -8:], expected["long/logits_last8"], atol=1e-4)
-  tokens = jnp.asarray(expected["plain/input_ids"])
-  ones = jnp.ones(tokens.shape, jnp.int32)
-  scores = jax.jit(score, static_argnums=4)(params, tokens, jnp.broadcast_to(jnp.arange(24), tokens.shape), ones, spec)
+  scores = jax.jit(score, static_argnums=4)(params, tokens, positions, ones, spec)
   np.testing.assert_allclose(scores.logp_BT, expected["plain/logprobs_next"], atol=1e-4)
 
 

@@ -272,8 +272,8 @@ VOTES_DIFFER = {
 }
 
 
-def test_majority_votes_of_the_released_code(golden):
-  cases = json.loads((golden / "majority_vote.json").read_text())["cases"]
+def test_majority_votes_of_the_released_code(whole_golden):
+  cases = json.loads((whole_golden / "majority_vote.json").read_text())["cases"]
   given = answers([problem(c["name"], "", verifier="math") for c in cases], [c["responses"] for c in cases])
   graded, _ = paid("majority_vote", given)
   differ = {
