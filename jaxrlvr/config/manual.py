@@ -52,7 +52,7 @@ STAGES: dict[str, Stage] = {
     "config.model.path",
     f"model/, tokenizer/, policy.json, {_OWN}; serves as config.init",
     "--workdir=models/mine --config.model.path=ORG/NAME",
-    (*_ALL, "init", "tokenizer", "model.path", "model.think", "model.stop_tokens"),
+    (*_ALL, "init", "tokenizer", "model."),
   ),
   "export": Stage(
     "write config.init as a Hugging Face directory and load it again",
