@@ -22,12 +22,13 @@ from jaxrlvr.data import hub as raw
 from jaxrlvr.data import prepared as store
 from jaxrlvr.tasks.arithmetic import faithfulness as judge
 from jaxrlvr.tasks.arithmetic import problems as arithmetic
+from jaxrlvr.tasks.arithmetic import verify
 from jaxrlvr.text.answer import parse
 
 
 def answer(text, label, extra):
   """The verdict on a response of this text."""
-  return judge.answer(parse(text, "boxed").answer, label, extra)
+  return verify.answer(parse(text, "boxed").answer, label, extra)
 
 
 def faithfulness(text, question):
