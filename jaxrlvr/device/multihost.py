@@ -23,9 +23,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
-
-# jax shows no public door to the key-value store and the barriers of the service that jax.distributed starts.
-from jax._src.distributed import global_state
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -33,6 +30,7 @@ from jaxrlvr.base import signals
 from jaxrlvr.base.errors import InputError, StorageError, TrainingStopped
 from jaxrlvr.base.escape import visible
 from jaxrlvr.base.types import Verdict
+from jaxrlvr.device.jax_internals import jax_internals
 
 GONE = 5  # exit code of a process whose peers are gone: all of them may be started again
 _BEAT = 1.0  # seconds between two signs of life
@@ -43,11 +41,11 @@ _watch: _Watch | None = None
 
 
 def count() -> int:
-  return global_state.num_processes
+  return jax_internals().distributed.num_processes
 
 
 def index() -> int:
-  return global_state.process_id
+  return jax_internals().distributed.process_id
 
 
 def initialise(deadline: float, silence: float) -> None:
@@ -142,7 +140,7 @@ def gather(make: Callable[[], object]) -> list:
     mine = {"value": make()}
   except tuple(_TOLD.values()) as error:
     mine = {"error": type(error).__name__, "told": str(error)}
-  number, client = next(_rounds), global_state.client
+  number, client = next(_rounds), jax_internals().distributed.client
   with waiting(f"exchange {number}"):
     client.key_value_set_bytes(f"jaxrlvr/{number}/{index()}", json.dumps(mine).encode())
     client.wait_at_barrier(f"jaxrlvr/{number}", _LONG)
@@ -220,7 +218,7 @@ class _Watch:
     self.arrivals, self.where, self.since = self.arrivals + 1, where, time.monotonic()
 
   def _beat(self) -> None:
-    client = global_state.client
+    client = jax_internals().distributed.client
     beat = 0
     while not self.over.wait(_BEAT if beat else 0.0):
       beat += 1

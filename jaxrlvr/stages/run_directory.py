@@ -19,9 +19,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
-
-# jax shows no public door to whether it has looked for devices yet; to ask for them would be to look.
-from jax._src.xla_bridge import backends_are_initialized
 from ml_collections import ConfigDict
 
 from jaxrlvr.base import logbook, object_store, signals
@@ -30,6 +27,7 @@ from jaxrlvr.config import values
 from jaxrlvr.config.files import differences
 from jaxrlvr.config.keys import declared
 from jaxrlvr.device import checkpoint, multihost
+from jaxrlvr.device.jax_internals import jax_internals
 from jaxrlvr.rewards import expression
 
 _LOG = logging.getLogger(__name__)
@@ -441,11 +439,12 @@ def manifest() -> dict:
     source = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
   except OSError:  # no git on this machine
     source = None
+  uses_devices = jax_internals().backends_are_initialized()
   return {
     "python": platform.python_version(),
     "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
     "git": source,
     "verifiers": _digest_of_files(_verifier_files()),
-    "devices": [str(d) for d in jax.devices()] if backends_are_initialized() else [],  # of a stage that needs any
+    "devices": [str(d) for d in jax.devices()] if uses_devices else [],
     "command": sys.argv[1:],
   }
