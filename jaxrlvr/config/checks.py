@@ -34,10 +34,10 @@ def check(config: ConfigDict, stage: str | None = None, overridden: Collection[s
       raise InputError(pair.message.format(c=config))
   for group in ("heldout", "problems"):
     if f"{group}.source" in read:
-      pairs.check_heeded(config, group, overridden)
+      pairs.check_effects(config, group, overridden)
   if "chain" in read:
     for link in config.chain:
-      links.check(link)
+      links.check_link(link)
       check(values.changed(config, link.get("set", {})), link.get("stage", ""))
 
 

@@ -18,7 +18,7 @@ from jaxrlvr.config.keys import FOLDER
 
 
 def base(name: str = "base", arg: str = "") -> ConfigDict:
-  """The defaults (configs/base.py), or another config of that folder: where an experiment's config starts."""
+  """Returns the defaults (configs/base.py), or another config of that folder, for an experiment's to start from."""
   return _build(FOLDER / f"{name}.py", arg)
 
 
@@ -41,7 +41,8 @@ def words(arg: str, **choices: tuple[str, ...]) -> dict[str, str]:
 
 
 def load(name: str, overrides: Mapping[str, str] | None = None, stage: str | None = None) -> ConfigDict:
-  """Config of `FILE[:ARG]` (FILE a path, or a name in configs/) with dotted `key: text` overrides, as `check`ed."""
+  """Returns the config of `FILE[:ARG]` (FILE a path, or a name in configs/) with dotted `key: text` overrides, checked
+  for the stage."""
   file, arg = _split(os.path.expanduser(name))
   path = Path(file)
   if not path.is_file() and path.parent == Path() and (FOLDER / f"{path.stem}.py").is_file():
@@ -76,51 +77,58 @@ def _as_json(value):
 
 
 def _build(path: Path, arg: str) -> ConfigDict:
+  """Returns the locked config that a file builds, or that a run recorded; InputError where there is none."""
   if not path.is_file():
-    near = difflib.get_close_matches(path.stem, [p.stem for p in FOLDER.glob("*.py")], 1)
+    names = sorted(file.stem for file in FOLDER.glob("*.py"))
+    near = difflib.get_close_matches(path.stem, names, 1)
     hint = f"; did you mean {FOLDER / near[0]}.py?" if near else ""
-    names = ", ".join(sorted(p.stem for p in FOLDER.glob("*.py")))
-    raise InputError(f"--config={path}: no such file{hint}; name a file, or a config of {FOLDER}: {names}")
-  if path.suffix == ".json":
-    return _recorded(path)
+    raise InputError(f"--config={path}: no such file{hint}; name a file, or a config of {FOLDER}: {', '.join(names)}")
+  config = _recorded(path) if path.suffix == ".json" else _executed(path, arg)
+  config.lock()
+  return config
+
+
+def _executed(path: Path, arg: str) -> ConfigDict:
   module_spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
   module = importlib.util.module_from_spec(module_spec)
   try:
     module_spec.loader.exec_module(module)
     if not hasattr(module, "get_config"):
       raise InputError(f"{path}: defines no get_config(arg); add one that returns a ConfigDict")
-    made = module.get_config(arg)
-    if not isinstance(made, ConfigDict):
-      raise InputError(f"{path}: get_config returns {type(made).__name__}; return a ConfigDict")
+    config = module.get_config(arg)
   except InputError:
     raise
   except Exception as error:  # a config file is the user's code: whatever it raises is told with its place
-    at = (
-      error
-      if isinstance(error, SyntaxError)
-      else next((f for f in reversed(traceback.extract_tb(error.__traceback__)) if f.filename == str(path)), None)
-    )
-    renamed = hints.renamed_in(getattr(at, "line", None) or "")
-    raise InputError(f"{path}:{getattr(at, 'lineno', '?')}: {type(error).__name__}: {error}{renamed}") from error
-  made.lock()
-  return made
+    raise InputError(_with_place(error, path)) from error
+  if not isinstance(config, ConfigDict):
+    raise InputError(f"{path}: get_config returns {type(config).__name__}; return a ConfigDict")
+  return config
+
+
+def _with_place(error: Exception, path: Path) -> str:
+  """Returns an error of a config file in one line, with the line of the file that raised it."""
+  frames = traceback.extract_tb(error.__traceback__)
+  inside = [frame for frame in frames if frame.filename == str(path)]
+  place = error if isinstance(error, SyntaxError) else (inside or [None])[-1]
+  renamed = hints.renamed_in(getattr(place, "line", None) or "")
+  return f"{path}:{getattr(place, 'lineno', '?')}: {type(error).__name__}: {error}{renamed}"
 
 
 def _recorded(path: Path) -> ConfigDict:
-  """The config that a run directory's config.json holds; what it does not name is as in configs/base.py."""
+  """Returns the config that a run directory's config.json holds; what it does not name is as in configs/base.py."""
   try:
-    given = ConfigDict({key: value for key, value in json.loads(path.read_text()).items() if key != "stage"})
+    entries = json.loads(path.read_text())
+    recorded = ConfigDict({key: value for key, value in entries.items() if key != "stage"})
   except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
     raise InputError(f"{path}: is no config of a run ({type(error).__name__}: {error})") from error
-  made = base()
-  for key in values.names(given):
-    values.set_value(made, key, values.get(given, key))
-  made.lock()
-  return made
+  config = base()
+  for key in values.names(recorded):
+    values.set_value(config, key, values.get(recorded, key))
+  return config
 
 
 def _split(name: str) -> tuple[str, str]:
-  """(file, argument) of `FILE[:ARG]`: either may hold colons; the longest beginning that is a file is the file."""
+  """Returns file and argument of `FILE[:ARG]`. Either may hold colons: the longest beginning that is a file is it."""
   ends = [len(name), *(at for at in range(len(name) - 1, 0, -1) if name[at] == ":")]
   for end in ends:
     if Path(name[:end]).is_file():

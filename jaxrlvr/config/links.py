@@ -19,7 +19,7 @@ _LINK: Mapping[str, type] = {
 }
 
 
-def check(link: Mapping) -> None:
+def check_link(link: Mapping) -> None:
   """Raises InputError where a link holds what no link may, or would write outside of a directory of its own."""
   _check_entries(link)
   _check_places(link)
@@ -30,15 +30,15 @@ def _check_entries(link: Mapping) -> None:
     if entry not in _LINK:
       raise InputError(f"config.chain: link {repr(dict(link))[:200]} has {entry!r}; a link has {', '.join(_LINK)}")
     if not isinstance(value, _LINK[entry]):
-      wanted = "a text" if _LINK[entry] is str else "a table {key: value}"
-      raise InputError(f"config.chain: link {link.get('name')!r}: {entry} = {repr(value)[:200]}: wanted {wanted}")
+      kind = "a text" if _LINK[entry] is str else "a table {key: value}"
+      raise InputError(f"config.chain: link {link.get('name')!r}: {entry} = {repr(value)[:200]}: wanted {kind}")
     if entry in ("files", "runs") and not all(isinstance(path, str) for path in value.values()):
       raise InputError(f"config.chain: link {link.get('name')!r}: {entry}: wanted paths, each a text")
 
 
 def _check_places(link: Mapping) -> None:
   if "name" not in link:
-    return  # told where links are run
+    return  # links that are run are refused without it
   name = link["name"]
   plain = isinstance(name, str) and re.fullmatch(r"\w[\w.-]*", name) and len(name.encode()) <= 100
   if not plain:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
   from ml_collections import ConfigDict
 
 
-class Stage(NamedTuple):
+class Page(NamedTuple):
   """The page of one stage."""
 
   does: str
@@ -39,78 +39,78 @@ _SAMPLING = (
 )
 _OWN = "config.json, manifest.json, summary.json"
 _POLICY_OUT = f"checkpoints/, metrics.jsonl, policy.json, the tokenizer, {_OWN}; serves as config.init"
-STAGES: dict[str, Stage] = {
-  "tokenizer": Stage(
+STAGES: dict[str, Page] = {
+  "tokenizer": Page(
     "train the SentencePiece tokenizer of the embedded models",
     "nothing",
     f"tokenizer.model, {_OWN}",
     "--config=demo --workdir=runs/tokenizer",
     (*_ALL, "text.", "sft.terse", "sft.levels", "sft.thinking"),
   ),
-  "import": Stage(
+  "import": Page(
     "check the Hugging Face model of config.model.path and keep a copy as a run directory",
     "config.model.path",
     f"model/, tokenizer/, policy.json, {_OWN}; serves as config.init",
     "--workdir=models/mine --config.model.path=ORG/NAME",
     (*_ALL, "init", "tokenizer", "model."),
   ),
-  "export": Stage(
+  "export": Page(
     "write config.init as a Hugging Face directory and load it again",
     "the checkpoint of config.init",
     f"model/ (safetensors, config.json, the tokenizer), {_OWN}",
     "--workdir=runs/mine-hf --config.init=runs/mine",
     (*_ALL, *_POLICY, "export."),
   ),
-  "pretrain": Stage(
+  "pretrain": Page(
     "train a fresh policy on the embedded pre-training text",
     "config.tokenizer",
     _POLICY_OUT,
     "--config=demo --workdir=runs/base --config.tokenizer=runs/tokenizer",
     (*_TRAINING, "text.", "pretrain."),
   ),
-  "cpt": Stage(
+  "cpt": Page(
     "continual pre-training of config.init on dense worked examples, or on config.cpt.source",
     "the checkpoint of config.init, config.cpt.source",
     _POLICY_OUT,
     "--config=demo --workdir=runs/cpt --config.init=runs/base",
     (*_TRAINING, "text.", "cpt."),
   ),
-  "sft": Stage(
+  "sft": Page(
     "supervised fine-tuning of config.init, Thinking or Non-thinking (config.sft.thinking, .source)",
     "the checkpoint of config.init, config.sft.source",
     _POLICY_OUT,
     "--config=demo --workdir=runs/sft --config.init=runs/cpt",
     (*_TRAINING, "sft.", "verify.", "answer."),
   ),
-  "prepare": Stage(
+  "prepare": Page(
     "check the problems of any source and write them as one prepared set",
     "config.problems.source",
     f"problems.jsonl or problems/, unreadable.jsonl, {_OWN}",
     '--workdir=runs/mine --config.problems.source=mine.jsonl --config.problems.columns="prompt=question,label=answer"',
     (*_ALL, "problems.", "prepare.", "verify."),
   ),
-  "filter": Stage(
+  "filter": Page(
     "keep the problems that config.init sometimes solves (solve@16 from 1 to 15)",
     "the checkpoint of config.init, config.problems.source",
     f"problems.jsonl, rows/, histogram.png, {_OWN}",
     "--config=demo --workdir=runs/filter --config.init=runs/sft",
     (*_ALL, *_POLICY, "problems.", "filter.", *_SAMPLING, "evaluate.problems_per_batch"),
   ),
-  "subset": Stage(
+  "subset": Page(
     "order filtered problems so that the first N are spread over difficulties",
     "the problems.jsonl of a filter",
     f"problems.jsonl, {_OWN}",
     "--workdir=runs/subset --config.problems.source=runs/filter/problems.jsonl",
     (*_ALL, "problems.", "subset."),
   ),
-  "corrupt": Stage(
+  "corrupt": Page(
     "give problems the labels that config.init most often gets wrong (config.corrupt.gammas)",
     "the checkpoint of config.init, config.problems.source",
     f"gamma_*.jsonl, rows/, {_OWN}",
     "--config=demo --workdir=runs/corrupt --config.init=runs/sft",
     (*_ALL, *_POLICY, "problems.", "corrupt.", *_SAMPLING, "evaluate.problems_per_batch"),
   ),
-  "diagnose": Stage(
+  "diagnose": Page(
     "before RL: measure config.init, and predict what RL does to it under each weak setting",
     "the checkpoint of config.init, config.problems.source",
     f"diagnosis.md, diagnosis.json, rows/, {_OWN}",
@@ -126,49 +126,49 @@ STAGES: dict[str, Stage] = {
       "evaluate.pass_k",
     ),
   ),
-  "rl": Stage(
+  "rl": Page(
     "GRPO and its variants from config.init on config.problems",
     "the checkpoint of config.init, config.problems.source, the held-out sets",
     f"rollouts/, evals/, {_POLICY_OUT}",
     "--config=demo --workdir=runs/rl --config.init=runs/sft",
     (*_TRAINING, "rl.", "problems.", "heldout.", "evaluate.", "verify.", "paper.", "answer.", "saturation_tail"),
   ),
-  "evaluate": Stage(
+  "evaluate": Page(
     "avg@k, pass@k, maj@k of config.init on config.heldout",
     "the checkpoint of config.init, the held-out sets",
     f"table.md, table.csv, evals/, {_OWN}",
     "--config=demo --workdir=runs/eval --config.init=runs/rl",
     (*_ALL, *_POLICY, "problems.", "heldout.", "evaluate.", *_SAMPLING),
   ),
-  "judge": Stage(
+  "judge": Page(
     "faithfulness and diversity of the responses that config.judge.run recorded",
     "rollouts/ or evals/ of a run",
     f"metrics.jsonl, judged/, labels.jsonl, usage.json, cache/, {_OWN}",
     "--config=demo --workdir=runs/judged --config.judge.run=runs/rl",
     (*_ALL, "judge.", "saturation_tail", "model.", "mesh.", "compile_cache", "rl.shrink", "rl.cache_blocks"),
   ),
-  "report": Stage(
+  "report": Page(
     "write the HTML report of RUN... (rl, evaluate and judge runs, a grid), or of config.report.runs",
     "metrics, rollouts, evaluations and labels of the runs",
     "report/index.html, its charts and its tables as CSV",
     "runs/a Thinking=runs/b runs/judged --workdir=runs/report",
     (*_ALL, "report.", "saturation_tail"),
   ),
-  "plan": Stage(
+  "plan": Page(
     "compile config.plan.stage for a TPU slice on a CPU: memory, limits, hours (launch/plan.sh)",
     "the shape of config.init or config.model, no weights",
     f"plan.md, plan.json, {_OWN}",
     "--config=section3_rl:llama3.2-3b-instruct,v5e-8 --workdir=runs/plan",
     (*_ALL, *_POLICY, "plan.", "rl.", "evaluate.", "pretrain.", "cpt.", "sft."),
   ),
-  "grid": Stage(
+  "grid": Page(
     "run the links of config.chain side by side, then report on them (configs/miniature.py)",
     "whatever its links read",
     f"a run directory a link, links/ (configs and logs), grid.json, report/, {_OWN}",
     "--config=miniature --workdir=runs/miniature",
     (*_ALL, "chain", "grid.", "report.", "compile_cache"),
   ),
-  "chain": Stage(
+  "chain": Page(
     "run the links of config.chain one after another (configs/demo.py)",
     "whatever its links read",
     f"a run directory a link, {_OWN}",

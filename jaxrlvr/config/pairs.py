@@ -198,9 +198,8 @@ IMPOSSIBLE: tuple[Impossible, ...] = (
 
 # Kinds of problems: of `Heeded` and `_kinds_of`.
 _FILES, _RELEASED, _MADE, _ARITHMETIC = "files", "released sets", "generated", "arithmetic"
-
-
-_KINDS_TOLD = {
+_GENERATED = (_MADE, _ARITHMETIC)
+_IN_WORDS = {
   _FILES: "a file, a folder or a set of the hub (config.{group}.source)",
   _RELEASED: "the study's files (config.heldout.sets, .domain)",
   _MADE: "generated problems",
@@ -216,9 +215,6 @@ class Heeded(NamedTuple):
   is_size: bool = False
 
 
-_GENERATED = (_MADE, _ARITHMETIC)
-
-
 HEEDED: Mapping[str, Heeded] = {
   **dict.fromkeys(("columns", "verifier", "split", "copies"), Heeded((_FILES,))),
   "skip_bad": Heeded((_FILES, _RELEASED)),
@@ -230,18 +226,20 @@ HEEDED: Mapping[str, Heeded] = {
 
 
 def _kinds_of(c: ConfigDict, group: str) -> set[str]:
-  """The kinds of problems that a group of the config names."""
+  """Returns the kinds of problems that a group of the config names."""
   named = _named_sets(c) if group == "heldout" else ()
-  found = {_ARITHMETIC if name in eval_sets.GENERATED else _RELEASED for name in named}
+  kinds = {_ARITHMETIC if name in eval_sets.GENERATED else _RELEASED for name in named}
   source = c[group].source
   if not source and not named:  # it follows config.problems.source
     source = c.problems.source if c.problems.source in problems.GENERATED else "arithmetic"
-  if source:
-    found.add(_ARITHMETIC if source == "arithmetic" else _MADE if source in problems.GENERATED else _FILES)
-  return found
+  if source == "arithmetic":
+    kinds.add(_ARITHMETIC)
+  elif source:
+    kinds.add(_MADE if source in problems.GENERATED else _FILES)
+  return kinds
 
 
-def check_heeded(config: ConfigDict, group: str, overridden: Collection[str]) -> None:
+def check_effects(config: ConfigDict, group: str, overridden: Collection[str]) -> None:
   """Raises InputError for a key of `problems` or `heldout` that none of the problems which the group names heeds."""
   kinds = _kinds_of(config, group)
   for name, heeded in HEEDED.items():
@@ -250,9 +248,7 @@ def check_heeded(config: ConfigDict, group: str, overridden: Collection[str]) ->
       continue
     is_set = key in overridden if heeded.is_size else config[group][name] != declared()[key].default
     if is_set:
-      wanted = ", ".join(_KINDS_TOLD[kind].format(group=group) for kind in heeded.by)
-      there = " and ".join(_KINDS_TOLD[kind].format(group=group) for kind in sorted(kinds))
+      meant = ", ".join(_IN_WORDS[kind].format(group=group) for kind in heeded.by)
+      there = " and ".join(_IN_WORDS[kind].format(group=group) for kind in sorted(kinds))
       cure = "; config.heldout.at_most is for these" if name == "count" else ""
-      raise InputError(
-        f"config.{key} has no effect: it is for {wanted}, and here there is only {there}; clear it{cure}"
-      )
+      raise InputError(f"config.{key} has no effect: it is for {meant}, and here there is only {there}; clear it{cure}")

@@ -17,14 +17,18 @@ _LOG = logging.getLogger(__name__)
 
 
 def names(config: ConfigDict, prefix: str = "") -> list[str]:
-  """Dotted names of all leaves."""
-  found = []
+  """Returns the dotted names of all leaves."""
+  leaves = []
   for name, value in config.items():
-    found += names(value, f"{prefix}{name}.") if isinstance(value, ConfigDict) else [prefix + name]
-  return found
+    if isinstance(value, ConfigDict):
+      leaves += names(value, f"{prefix}{name}.")
+    else:
+      leaves.append(prefix + name)
+  return leaves
 
 
 def _leaf(config: ConfigDict, key: str) -> tuple[ConfigDict, str]:
+  """Returns the group that holds a leaf, and its name there; InputError, with a hint, where there is none."""
   node = config
   *parents, last = key.split(".")
   for part in [*parents, last]:
@@ -43,7 +47,7 @@ def get(config: ConfigDict, key: str):
 
 
 def set_text(config: ConfigDict, key: str, text: str) -> None:
-  """Sets a leaf from command-line text, read as the type the leaf has."""
+  """Sets a leaf from command-line text, which is read as the type that the leaf has."""
   parent, last = _leaf(config, key)
   now = parent[last]
   if isinstance(now, str):
@@ -62,7 +66,8 @@ _ESCAPES = {r"\n": "\n", r"\t": "\t", r"\r": "\r", "\\\\": "\\"}
 
 
 def _words(key: str, text: str) -> tuple[str, ...]:
-  r"""Texts between commas, as typed in a shell. Of `rl.stop_strings` white space counts, and \n, \t, \r are decoded."""
+  r"""Returns texts between commas, as typed in a shell. Of `rl.stop_strings` white space counts, and \n, \t, \r are
+  decoded."""
   if key != "rl.stop_strings":
     return tuple(word.strip() for word in text.split(",") if word.strip())
   decoded = re.sub(r"\\[ntr\\]", lambda match: _ESCAPES[match[0]], text)
