@@ -103,7 +103,7 @@ def _ours(size: Size):
 
 
 def _sampling(group: int, response: int, shrink: int, eos=()):
-  from jaxrlvr.sampling.decode import Sampling
+  from jaxrlvr.sampling import Sampling
 
   return Sampling(group=group, max_tokens=response, eos_ids=tuple(eos), shrink=shrink)
 
@@ -144,7 +144,8 @@ def _update_cost(size: Size, scored: int, layout):
 def _sample(size: Size, problems: int, group: int, response: int, eos=(), shrink: int = 0) -> Work:
   import jax
 
-  from jaxrlvr.sampling.decode import lay_out, sample
+  from jaxrlvr.sampling import sample
+  from jaxrlvr.sampling.decode import lay_out
 
   spec, params, random = _ours(size)
   weights = jax.block_until_ready(lay_out(spec)(params))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-import dataclasses
 import functools
 import os
 from typing import NamedTuple
@@ -13,57 +12,14 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxrlvr.base.errors import InputError
 from jaxrlvr.device import sharding
 from jaxrlvr.model import forward as fwd
 from jaxrlvr.model.attention import NEGATIVE
 from jaxrlvr.model.int8 import Int8, plain, quantise
 from jaxrlvr.model.row_layout import Separate
 from jaxrlvr.model.spec import Spec, leaves
-
-STOP_LENGTH, STOP_EOS, STOP_STRING = 0, 1, 2
-STOP_NAMES = ("length", "eos", "string")
-_PIECE = 128  # columns of the vocabulary that are summed up together
-
-
-@dataclasses.dataclass(frozen=True)
-class Sampling:
-  """How to sample; hashable, a static argument of jit."""
-
-  group: int  # samples a problem
-  max_tokens: int  # response tokens at most
-  eos_ids: tuple[int, ...]
-  pad_id: int = 0  # what stands behind a response; never read as a token
-  temperature: float = 1.0  # 0: greedy
-  top_k: int = 0  # keep the k likeliest tokens (ties too), 0: all
-  top_p: float = 1.0  # then the smallest set with at least this probability, 1: all
-  shrink: int = 2  # how many times the batch is halved as rows finish, 0: never
-  blocks: int = 0  # pieces of the cache of responses, allocated and read only once they are reached; 0: by max_tokens
-  int8: tuple[str, ...] = ()  # what is kept in 8 bits: "weights", "cache"
-
-  def __post_init__(self):
-    if self.group < 1 or self.max_tokens < 1 or self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
-      raise InputError(f"{self}: group and max_tokens from 1, temperature and top_k from 0, top_p in (0, 1]")
-    if self.blocks < 0 or not set(self.int8) <= {"weights", "cache"}:
-      raise InputError(f"{self}: blocks from 0, int8 of 'weights' and 'cache'")
-
-  @property
-  def slots(self) -> int:
-    """Tokens of a block of the cache."""
-    return -(-self.max_tokens // (self.blocks or min(4, -(-self.max_tokens // 64))))
-
-
-@struct.dataclass
-class Rollout:
-  """B = P * G responses, problem-major. Slots from length_B on hold pad_id and zeros."""
-
-  tokens_BT: jax.Array
-  length_B: jax.Array  # tokens of the response, the stopping one included
-  stop_B: jax.Array  # STOP_LENGTH, STOP_EOS or STOP_STRING
-  logp_BT: jax.Array  # under the distribution really sampled from (temperature, top-k, top-p)
-  model_logp_BT: jax.Array  # under the model itself (temperature 1)
-  certainty_BT: jax.Array  # KL(U || p) of the model itself, nats
-  entropy_BT: jax.Array  # H(p) of the model itself, nats
+from jaxrlvr.sampling.drawing import draw_known
+from jaxrlvr.sampling.types import STOP_EOS, STOP_LENGTH, STOP_STRING, Rollout, Sampling
 
 
 @struct.dataclass
@@ -79,66 +35,14 @@ class _State:
   prompt_R: jax.Array  # prompt length
 
 
-def _truncate(logits_RV, s: Sampling):
-  """Tempered logits with the tokens outside of top-k and top-p at NEGATIVE."""
-  logits_RV = logits_RV / s.temperature
-  if s.top_k or s.top_p < 1:
-    ordered = -jnp.sort(-logits_RV, -1)
-    if s.top_k:
-      floor = ordered[:, min(s.top_k, ordered.shape[1]) - 1, None]
-      logits_RV, ordered = (jnp.where(x >= floor, x, NEGATIVE) for x in (logits_RV, ordered))
-    if s.top_p < 1:
-      p = jax.nn.softmax(ordered, -1)
-      kept = jnp.cumsum(p, -1) - p < s.top_p
-      floor = jnp.min(jnp.where(kept, ordered, jnp.inf), -1, keepdims=True)
-      logits_RV = jnp.where(logits_RV >= floor, logits_RV, NEGATIVE)
-  return logits_RV
-
-
-def _invert(mass_RN, at_R):
-  """(first index at which the running sum of `mass` exceeds `at`, what of `at` is left there); its mass is not 0."""
-  sum_RN = jnp.cumsum(mass_RN, -1)
-  index_R = jnp.sum(sum_RN <= at_R[:, None], -1)
-  last_R = mass_RN.shape[1] - 1 - jnp.argmax(mass_RN[:, ::-1] > 0, -1)  # rounding may put `at` beyond the whole
-  index_R = jnp.minimum(index_R, last_R)
-  before_R = jnp.take_along_axis(sum_RN - mass_RN, index_R[:, None], -1)[:, 0]
-  return index_R, jnp.maximum(at_R - before_R, 0.0)
-
-
-def draw(logits_RV, key_R, t, s: Sampling):
-  """(token, its logp under what was sampled from): inverse-CDF, one uniform a (row key, position t)."""
-  if s.temperature == 0:
-    return jnp.argmax(logits_RV, -1).astype(jnp.int32), jnp.zeros(len(logits_RV))
-  logits_RV = _truncate(logits_RV, s)
-  u_R = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, t)))(key_R)
-  p_RV = jnp.exp(logits_RV - jnp.max(logits_RV, -1, keepdims=True))
-  more = -p_RV.shape[1] % _PIECE
-  p_RNC = jnp.pad(p_RV, ((0, 0), (0, more))).reshape(len(p_RV), -1, _PIECE)  # two short sums instead of one over V
-  mass_RN = jnp.sum(p_RNC, -1)
-  piece_R, left_R = _invert(mass_RN, u_R * jnp.sum(mass_RN, -1))
-  inside_R, _ = _invert(jnp.take_along_axis(p_RNC, piece_R[:, None, None], 1)[:, 0], left_R)
-  token_R = piece_R * _PIECE + inside_R
-  chosen = jnp.take_along_axis(logits_RV, token_R[:, None], -1)[:, 0]
-  return token_R.astype(jnp.int32), chosen - jax.nn.logsumexp(logits_RV, -1)
-
-
 def _emit(state: _State, logits_RV, t, s: Sampling, stops, known: int) -> _State:
   """Draws token t of each live row and records it; each device looks at some rows over the whole vocabulary."""
   if not len(logits_RV) % sharding.here("everywhere"):
     logits_RV = sharding.constrain(logits_RV, "everywhere", None)
-  real = jnp.arange(logits_RV.shape[1]) < known
-  logits_RV = jnp.where(real, logits_RV, NEGATIVE)
-  token_R, logp_R = draw(logits_RV, state.key_R, t, s)
-  shifted_RV = logits_RV - jnp.max(logits_RV, -1, keepdims=True)
-  e_RV = jnp.exp(shifted_RV)
-  total_R = jnp.sum(e_RV, -1)
-  entropy_R = jnp.log(total_R) - jnp.sum(e_RV * shifted_RV, -1) / total_R
-  log_z = jnp.max(logits_RV, -1) + jnp.log(total_R)
-  model_logp_R = jnp.take_along_axis(logits_RV, token_R[:, None], -1)[:, 0] - log_z
-  certainty_R = log_z - jnp.sum(jnp.where(real, logits_RV, 0.0), -1) / known - jnp.log(float(known))
+  token = draw_known(logits_RV, state.key_R, t, s, known)
   live_R = ~state.done_R
-  matched_R = stops[state.matched_R, token_R]
-  eos_R = jnp.isin(token_R, jnp.array(s.eos_ids, jnp.int32))
+  matched_R = stops[state.matched_R, token.token_R]
+  eos_R = jnp.isin(token.token_R, jnp.array(s.eos_ids, jnp.int32))
   string_R = matched_R == len(stops) - 1
   r = state.rollout
 
@@ -148,15 +52,16 @@ def _emit(state: _State, logits_RV, t, s: Sampling, stops, known: int) -> _State
 
   stop_R = jnp.where(eos_R, STOP_EOS, jnp.where(string_R, STOP_STRING, STOP_LENGTH))
   rollout = Rollout(
-    tokens_BT=put(r.tokens_BT, token_R),
+    tokens_BT=put(r.tokens_BT, token.token_R),
     length_B=r.length_B + live_R,
     stop_B=jnp.where(live_R, stop_R, r.stop_B),
-    logp_BT=put(r.logp_BT, logp_R),
-    model_logp_BT=put(r.model_logp_BT, model_logp_R),
-    certainty_BT=put(r.certainty_BT, certainty_R),
-    entropy_BT=put(r.entropy_BT, entropy_R),
+    logp_BT=put(r.logp_BT, token.logp_R),
+    model_logp_BT=put(r.model_logp_BT, token.model_logp_R),
+    certainty_BT=put(r.certainty_BT, token.certainty_R),
+    entropy_BT=put(r.entropy_BT, token.entropy_R),
   )
-  return state.replace(rollout=rollout, last_R=token_R, done_R=state.done_R | eos_R | string_R, matched_R=matched_R)
+  done_R = state.done_R | eos_R | string_R
+  return state.replace(rollout=rollout, last_R=token.token_R, done_R=done_R, matched_R=matched_R)
 
 
 @struct.dataclass

@@ -22,7 +22,7 @@ from jaxrlvr.device import multihost
 from jaxrlvr.judging import endpoint, judges, rubric
 from jaxrlvr.judging.judges import Judge
 from jaxrlvr.judging.rubric import Label, Response
-from jaxrlvr.sampling.decode import STOP_LENGTH
+from jaxrlvr.sampling.types import STOP_LENGTH
 from jaxrlvr.stages import build_policy, rollout
 from jaxrlvr.stages.curate import lot
 from jaxrlvr.stages.run_directory import Run, open_run, read_config

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxrlvr.base.errors import InputError
 from jaxrlvr.model.spec import Spec
-from jaxrlvr.sampling.decode import Sampling
+from jaxrlvr.sampling.types import Sampling
 
 _LOG = logging.getLogger(__name__)
 _ROLLOUT_BYTES = 5 * 4  # of a token: its number, and four figures of it

@@ -23,7 +23,7 @@ from jaxrlvr.model import spec as policy_spec
 from jaxrlvr.model.row_layout import RowLayout, Separate
 from jaxrlvr.planning import collectives, flops, tpu
 from jaxrlvr.sampling import decode as sampler
-from jaxrlvr.sampling.decode import Rollout
+from jaxrlvr.sampling.types import Rollout
 from jaxrlvr.stages import build_policy, rollout
 from jaxrlvr.stages.rl import Learner, check_sizes, make_learner
 from jaxrlvr.training import objective

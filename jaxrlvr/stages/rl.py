@@ -22,7 +22,7 @@ from jaxrlvr.device import multihost, sharding
 from jaxrlvr.device.idle import Busy
 from jaxrlvr.model import row_layout
 from jaxrlvr.rewards import expression
-from jaxrlvr.sampling.decode import STOP_LENGTH
+from jaxrlvr.sampling.types import STOP_LENGTH
 from jaxrlvr.stages import build_policy, rollout
 from jaxrlvr.stages.evaluate import Evaluator
 from jaxrlvr.stages.run_directory import open_run

@@ -23,7 +23,8 @@ from jaxrlvr.device import keys, masked, multihost, sharding
 from jaxrlvr.device.idle import Busy
 from jaxrlvr.grading.service import Service
 from jaxrlvr.rewards import expression
-from jaxrlvr.sampling.decode import STOP_EOS, STOP_NAMES, Rollout, Sampling, lay_out, sample
+from jaxrlvr.sampling.decode import lay_out, sample
+from jaxrlvr.sampling.types import STOP_EOS, STOP_NAMES, Rollout, Sampling
 from jaxrlvr.stages import memory
 from jaxrlvr.stages.build_policy import Policy
 from jaxrlvr.tasks.arithmetic import faithfulness as judge

@@ -14,7 +14,7 @@ from jaxrlvr.device import masked, sharding
 from jaxrlvr.model.row_layout import RowLayout
 from jaxrlvr.model.score import score
 from jaxrlvr.model.spec import Spec
-from jaxrlvr.sampling.decode import Rollout
+from jaxrlvr.sampling.types import Rollout
 from jaxrlvr.training import loss
 from jaxrlvr.training.update import LossFn
 

@@ -16,7 +16,8 @@ from jaxrlvr.model import attention, forward
 from jaxrlvr.model import spec as policy_spec
 from jaxrlvr.model.row_layout import SharedPrompt
 from jaxrlvr.model.score import score
-from jaxrlvr.sampling.decode import Sampling, lay_out, sample
+from jaxrlvr.sampling import Sampling, sample
+from jaxrlvr.sampling.decode import lay_out
 from jaxrlvr.training import objective, optimizer
 from jaxrlvr.training.update import init_state, update
 

@@ -12,6 +12,7 @@ from jaxrlvr.model.row_layout import Separate, SharedPrompt
 from jaxrlvr.model.score import score
 from jaxrlvr.planning import flops
 from jaxrlvr.sampling import decode as sampler
+from jaxrlvr.sampling.types import Sampling
 from jaxrlvr.training import objective
 
 ONE = flops.Cut(1, 1, 1)
@@ -62,7 +63,7 @@ def test_an_update(spec, params, remat):
 
 
 def test_decoding(rich_spec, rich_params):
-  s = sampler.Sampling(group=2, max_tokens=5, eos_ids=(0,), shrink=0)
+  s = Sampling(group=2, max_tokens=5, eos_ids=(0,), shrink=0)
   spec, problems, width = rich_spec, 3, 4
   keys_B, stops = jax.random.split(jax.random.key(0), 6), jnp.zeros((2, spec.vocab), jnp.int32)
   prompt_PS, length_P = jnp.ones((problems, width), jnp.int32), jnp.full(problems, width)

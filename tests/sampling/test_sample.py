@@ -14,8 +14,11 @@ from jaxrlvr.device import keys, sharding
 from jaxrlvr.model.int8 import plain
 from jaxrlvr.model.score import score
 from jaxrlvr.model.spec import leaves
+from jaxrlvr.sampling import Sampling, sample
 from jaxrlvr.sampling import decode as sampler
-from jaxrlvr.sampling.decode import STOP_EOS, STOP_LENGTH, STOP_STRING, Sampling, decode, draw, lay_out, sample
+from jaxrlvr.sampling.decode import decode, lay_out
+from jaxrlvr.sampling.drawing import draw
+from jaxrlvr.sampling.types import STOP_EOS, STOP_LENGTH, STOP_STRING
 from jaxrlvr.text.stop_strings import automaton
 
 PLAIN_STOPS = automaton((), [b"x"] * 24)  # of the plain policy

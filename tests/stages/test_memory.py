@@ -13,7 +13,7 @@ from jaxrlvr.base.errors import InputError
 from jaxrlvr.config import files as configs
 from jaxrlvr.device import sharding
 from jaxrlvr.judging import judges, rubric
-from jaxrlvr.sampling.decode import Sampling
+from jaxrlvr.sampling.types import Sampling
 from jaxrlvr.stages import memory
 from jaxrlvr.stages.rollout import transcript
 from jaxrlvr.tasks.arithmetic import problems as arithmetic

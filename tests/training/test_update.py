@@ -9,7 +9,7 @@ from helpers.rollouts import EOS, NO_STOPS, prompts, rollout_batch, row_keys
 from jaxrlvr.device import masked
 from jaxrlvr.model.row_layout import Separate, SharedPrompt
 from jaxrlvr.model.score import score
-from jaxrlvr.sampling.decode import Sampling, sample
+from jaxrlvr.sampling import Sampling, sample
 from jaxrlvr.training import objective, optimizer
 from jaxrlvr.training.loss import policy_loss
 from jaxrlvr.training.update import accumulate, init_state, update

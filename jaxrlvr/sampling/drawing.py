@@ -1,0 +1,93 @@
+"""Draws a token of each row from its logits: truncation, one uniform number, and statistics of what was drawn."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxrlvr.model.attention import NEGATIVE
+from jaxrlvr.sampling.types import Sampling
+
+_PIECE = 128  # columns of the vocabulary that are summed up together
+
+
+class Token(NamedTuple):
+  """One token of each row R, and what is recorded of it."""
+
+  token_R: jax.Array
+  logp_R: jax.Array  # these four as in `Rollout`
+  model_logp_R: jax.Array
+  certainty_R: jax.Array
+  entropy_R: jax.Array
+
+
+def draw(logits_RV, key_R, t, s: Sampling) -> tuple[jax.Array, jax.Array]:
+  """Returns a token of each row and its log-probability under the truncated, tempered distribution.
+
+  Inverts the cumulative distribution at one uniform number, a function of the row's key and the position t.
+  """
+  if s.temperature == 0:
+    return jnp.argmax(logits_RV, -1).astype(jnp.int32), jnp.zeros(len(logits_RV))
+  logits_RV = _truncate(logits_RV, s)
+  u_R = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, t)))(key_R)
+  p_RV = jnp.exp(logits_RV - jnp.max(logits_RV, -1, keepdims=True))
+  more = -p_RV.shape[1] % _PIECE
+  p_RNC = jnp.pad(p_RV, ((0, 0), (0, more))).reshape(len(p_RV), -1, _PIECE)  # two short sums instead of one over V
+  mass_RN = jnp.sum(p_RNC, -1)
+  piece_R, rest_R = _invert(mass_RN, u_R * jnp.sum(mass_RN, -1))
+  inside_R, _ = _invert(jnp.take_along_axis(p_RNC, piece_R[:, None, None], 1)[:, 0], rest_R)
+  token_R = piece_R * _PIECE + inside_R
+  chosen_R = jnp.take_along_axis(logits_RV, token_R[:, None], -1)[:, 0]
+  return token_R.astype(jnp.int32), chosen_R - jax.nn.logsumexp(logits_RV, -1)
+
+
+def draw_known(logits_RV, key_R, t, s: Sampling, known: int) -> Token:
+  """Draws among the first `known` columns, those that the tokenizer has tokens for, and says how sure the model was."""
+  real_V = jnp.arange(logits_RV.shape[1]) < known
+  logits_RV = jnp.where(real_V, logits_RV, NEGATIVE)
+  token_R, logp_R = draw(logits_RV, key_R, t, s)
+  shifted_RV = logits_RV - jnp.max(logits_RV, -1, keepdims=True)
+  e_RV = jnp.exp(shifted_RV)
+  total_R = jnp.sum(e_RV, -1)
+  log_z_R = jnp.max(logits_RV, -1) + jnp.log(total_R)
+  mean_R = jnp.sum(jnp.where(real_V, logits_RV, 0.0), -1) / known
+  return Token(
+    token_R=token_R,
+    logp_R=logp_R,
+    model_logp_R=jnp.take_along_axis(logits_RV, token_R[:, None], -1)[:, 0] - log_z_R,
+    certainty_R=log_z_R - mean_R - jnp.log(float(known)),
+    entropy_R=jnp.log(total_R) - jnp.sum(e_RV * shifted_RV, -1) / total_R,
+  )
+
+
+def _truncate(logits_RV, s: Sampling) -> jax.Array:
+  """Returns tempered logits with the tokens outside of top-k and top-p at NEGATIVE."""
+  logits_RV = logits_RV / s.temperature
+  if not s.top_k and s.top_p == 1:
+    return logits_RV
+  ordered_RV = -jnp.sort(-logits_RV, -1)
+  if s.top_k:
+    floor_R1 = ordered_RV[:, min(s.top_k, ordered_RV.shape[1]) - 1, None]
+    logits_RV = jnp.where(logits_RV >= floor_R1, logits_RV, NEGATIVE)
+    ordered_RV = jnp.where(ordered_RV >= floor_R1, ordered_RV, NEGATIVE)
+  if s.top_p < 1:
+    p_RV = jax.nn.softmax(ordered_RV, -1)
+    kept_RV = jnp.cumsum(p_RV, -1) - p_RV < s.top_p
+    floor_R1 = jnp.min(jnp.where(kept_RV, ordered_RV, jnp.inf), -1, keepdims=True)
+    logits_RV = jnp.where(logits_RV >= floor_R1, logits_RV, NEGATIVE)
+  return logits_RV
+
+
+def _invert(mass_RN, at_R) -> tuple[jax.Array, jax.Array]:
+  """Returns the first index at which the running sum of `mass` exceeds `at`, and what of `at` is left there.
+
+  The mass at that index is never 0.
+  """
+  sum_RN = jnp.cumsum(mass_RN, -1)
+  index_R = jnp.sum(sum_RN <= at_R[:, None], -1)
+  last_R = mass_RN.shape[1] - 1 - jnp.argmax(mass_RN[:, ::-1] > 0, -1)  # rounding may put `at` beyond the whole
+  index_R = jnp.minimum(index_R, last_R)
+  before_R = jnp.take_along_axis(sum_RN - mass_RN, index_R[:, None], -1)[:, 0]
+  return index_R, jnp.maximum(at_R - before_R, 0.0)
