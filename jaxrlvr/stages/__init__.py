@@ -10,12 +10,13 @@ from jaxrlvr.stages.grid import grid
 from jaxrlvr.stages.hf_models import export, import_model
 from jaxrlvr.stages.judge import judge
 from jaxrlvr.stages.language_modelling import tokenizer, train
+from jaxrlvr.stages.links import StageFunction
 from jaxrlvr.stages.plan import plan
 from jaxrlvr.stages.prepare import prepare
 from jaxrlvr.stages.report import report
 from jaxrlvr.stages.rl import rl
 
-STAGES = {
+STAGES: dict[str, StageFunction] = {
   "tokenizer": tokenizer,
   "import": import_model,
   "export": export,

@@ -8,11 +8,11 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from jaxrlvr.base import object_store
-from jaxrlvr.stages.links import InThisProcess, Stage, read_links, run_links
+from jaxrlvr.stages.links import InThisProcess, StageFunction, read_links, run_links
 from jaxrlvr.stages.run_directory import open_run
 
 
-def chain(stages: Mapping[str, Stage], config: ConfigDict, workdir: str | Path) -> dict:
+def chain(stages: Mapping[str, StageFunction], config: ConfigDict, workdir: str | Path) -> dict:
   """Runs the links of `config.chain` in order. The summary has the last link's report, if it made one."""
   workdir = object_store.path(workdir)
   links = read_links(config, workdir, stages)

@@ -19,7 +19,7 @@ from jaxrlvr.stages.links import (
   InProcesses,
   Link,
   Outcome,
-  Stage,
+  StageFunction,
   command,
   is_finished,
   read_links,
@@ -31,7 +31,7 @@ from jaxrlvr.stages.run_directory import open_run
 COMMANDS = "commands.txt"  # in the workdir: the command line of each link
 
 
-def grid(stages: Mapping[str, Stage], config: ConfigDict, workdir: str | Path) -> dict:
+def grid(stages: Mapping[str, StageFunction], config: ConfigDict, workdir: str | Path) -> dict:
   """Runs the links of `config.chain`, `config.grid.jobs` at once, and reports on their cells if they have any.
 
   A link that is finished is not run again; one that failed is told, and those that need it are left out: the same
@@ -80,7 +80,7 @@ def _write_commands(links: Sequence[Link], workdir: Path) -> None:
   logbook.write_atomic(workdir / COMMANDS, "\n".join(lines) + "\n")
 
 
-def _report(report: Stage, config: ConfigDict, workdir: Path) -> dict[str, str]:
+def _report(report: StageFunction, config: ConfigDict, workdir: Path) -> dict[str, str]:
   """Returns {"report": its page} of the grid's cells, {} where no link has a cell."""
   if not any("cell" in link for link in config.chain):
     return {}

@@ -18,7 +18,7 @@ from jaxrlvr.base.errors import InputError
 from jaxrlvr.config.files import derive
 from jaxrlvr.stages.run_directory import in_use
 
-Stage = Callable[[ConfigDict, str | Path], dict]
+StageFunction = Callable[[ConfigDict, str | Path], dict]
 LINKS = "links"  # in the workdir of a grid: the config and the log of each link
 _SECONDS = 0.2  # between two looks at which processes ended
 
@@ -181,7 +181,7 @@ class InThisProcess:
 
   places = 1
 
-  def __init__(self, workdir: Path, stages: Mapping[str, Stage]):
+  def __init__(self, workdir: Path, stages: Mapping[str, StageFunction]):
     self.summaries: dict[str, dict] = {}
     self._workdir, self._stages = workdir, stages
     self._ended: dict[str, int] = {}
