@@ -147,10 +147,15 @@ def test_help_of_a_stage_tells_its_keys_as_configs_base_declares_them(capsys):
 
 
 @pytest.mark.parametrize(
-  "does", ["from jaxrlvr import cli", "from jaxrlvr.config import manual; manual.page('rl')"], ids=["cli", "page"]
+  ("does", "slow"),
+  [
+    ("from jaxrlvr import cli", {"jax", "numpy", "pyarrow", "ml_collections"}),
+    ("from jaxrlvr.config import manual; manual.page('rl')", {"jax", "numpy", "pyarrow", "ml_collections"}),
+    ("from jaxrlvr.config import base; base('demo')", {"jax"}),
+  ],
+  ids=["cli", "page", "config"],
 )
-def test_help_is_quick(does):
-  slow = {"jax", "numpy", "pyarrow"} | ({"ml_collections"} if "page" not in does else set())
+def test_help_is_quick_and_configs_load_without_jax(does, slow):
   _, _, said = end(start(code=f"import sys; {does}; sys.exit(str({slow} & set(sys.modules) or ''))"))
   assert said.strip() == ""
 
