@@ -24,7 +24,7 @@ def measure(records: Sequence[Mapping], samples: int, ks: Sequence[int]) -> tupl
   solved = [sum(map(_right, rows)) for rows in rows_P if any(row["scored"] for row in rows)]
   votes = [vote(rows) for rows in rows_P]
   apart = [separation([(r["certainty"], _right(r)) for r in rows if r["scored"]]) for rows in rows_P]
-  shares = {
+  shares: dict[str, list] = {
     "usable": [0 < n < samples for n in solved],
     "never": [n == 0 for n in solved],
     "always": [n == samples for n in solved],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 GENERALISES, MEMORISES, COLLAPSES, UNKNOWN = "generalises", "memorises", "collapses", "can't say"
 SURE = ("low", "medium", "high")
@@ -60,7 +60,7 @@ def mostly(figures: Mapping[str, float], name: str) -> bool | None:
 class Rule(NamedTuple):
   settings: Sequence[str]
   when: str
-  holds: Callable[[Mapping[str, float]], bool]
+  holds: Callable[[Mapping[str, Any]], bool]
   regime: str
   sure: str  # at most
   why: str
@@ -152,11 +152,11 @@ def predict(
   lowers by a level how sure it is: the policy is not `near` the references, fewer than 8 problems were judged, fewer
   than 16 correct responses have a label (their interval may then be narrow by chance).
   """
-  figures = {**figures, "separates": domain in SEPARATES, "against": against(figures, reference)}
+  facts: dict[str, Any] = {**figures, "separates": domain in SEPARATES, "against": against(figures, reference)}
   doubts = (not near) + (judged < N) + (figures["labelled/correct"] < K)
   made = []
   for setting in WEAK_SETTINGS:
-    number, rule = next((i, r) for i, r in enumerate(REGIME_RULES, 1) if setting in r.settings and r.holds(figures))
+    number, rule = next((i, r) for i, r in enumerate(REGIME_RULES, 1) if setting in r.settings and r.holds(facts))
     lowered = doubts if setting in _LABELLED else not near  # the others ask no judge
     sure = SURE[max(0, SURE.index(rule.sure) - lowered)] if rule.sure else ""
     made.append(Prediction(setting, rule.regime, sure, number, rule.advice))

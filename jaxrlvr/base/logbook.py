@@ -97,8 +97,12 @@ def content(value):
   Fields that have their default are left out: a field that is added to a type, with a default, changes no digest.
   """
   if dataclasses.is_dataclass(value) and not isinstance(value, type):
-    named = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    return {name: content(v) for name, v in named.items() if not _is_default(type(value), name, v)}
+    kept = {}
+    for field in dataclasses.fields(value):
+      part = getattr(value, field.name)
+      if not _is_default(field, part):
+        kept[field.name] = content(part)
+    return kept
   if isinstance(value, tuple) and hasattr(value, "_fields"):
     defaults = value._field_defaults
     named = value._asdict()
@@ -110,8 +114,7 @@ def content(value):
   return value
 
 
-def _is_default(kind: type, name: str, value) -> bool:
-  field = kind.__dataclass_fields__[name]
+def _is_default(field: dataclasses.Field, value: object) -> bool:
   if field.default_factory is not dataclasses.MISSING:
     return _same(field.default_factory(), value)
   return field.default is not dataclasses.MISSING and _same(field.default, value)

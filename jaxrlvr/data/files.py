@@ -13,7 +13,7 @@ import pathlib
 import re
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxrlvr.base.errors import InputError
 
@@ -368,7 +368,7 @@ def tfds():
   return tensorflow_datasets
 
 
-def _plain(value: object) -> object:
+def _plain(value: object) -> Any:
   """Bytes as text, arrays as lists, numpy scalars as Python's."""
   value = value.tolist() if hasattr(value, "tolist") else value
   if isinstance(value, Mapping):

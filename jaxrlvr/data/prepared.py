@@ -10,6 +10,7 @@ import os
 import pathlib
 import shutil
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from jaxrlvr.base.errors import InputError
 from jaxrlvr.base.types import Problem
@@ -30,7 +31,7 @@ def from_row(row: Mapping) -> Problem:
   return Problem(**texts, messages=messages("messages", turns), extra=extra)
 
 
-def _parsed(column: str, cell: object, wanted: str) -> object:
+def _parsed(column: str, cell: object, wanted: str) -> Any:
   """The cell, or what it says where it is JSON text."""
   try:
     return parse(cell) if isinstance(cell, str) else cell
@@ -119,7 +120,7 @@ def _write_tfds(path: pathlib.Path, problems: Sequence[Problem]) -> pathlib.Path
   """tfds writes below a folder by name and version; only that part is kept."""
   package = tfds()
 
-  class Problems(package.core.GeneratorBasedBuilder, skip_registration=True):
+  class Problems(package.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg, name-defined]
     VERSION = package.core.Version("1.0.0")
 
     def _info(self):

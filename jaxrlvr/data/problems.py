@@ -80,8 +80,17 @@ def read(
   path, place = hub.find(source)
   if place.text:
     raise InputError(f"{source}: is plain text without problems; use it for CPT")
-  how = dict(patterns=place.patterns, split=split, copies=copies, key=key)
-  return layout.load(path, verifier, columns or place.columns, system, skip_bad, **how)
+  return layout.load(
+    path,
+    verifier,
+    columns or place.columns,
+    system,
+    skip_bad,
+    patterns=place.patterns,
+    split=split,
+    copies=copies,
+    key=key,
+  )
 
 
 def columns(source: str) -> Sequence[str]:

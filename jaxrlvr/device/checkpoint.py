@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -182,11 +182,12 @@ class Checkpoints:
   def _put_aside(self, torn: list[int]) -> None:
     """Out of Orbax's sight: it would refuse to save steps up to the newest that it sees."""
     if torn and not self._read_only:
-      multihost.first(lambda: [self._rename(step) for step in torn])
+      multihost.first(lambda: self._rename(torn))
       self._manager.reload()
 
-  def _rename(self, step: int) -> None:
-    (self.folder / str(step)).rename(self.folder.parent / f"torn-checkpoint-{step}")
+  def _rename(self, torn: Sequence[int]) -> None:
+    for step in torn:
+      (self.folder / str(step)).rename(self.folder.parent / f"torn-checkpoint-{step}")
 
   def _restore(self, step: int, params, train):
     wanted = {"meta": ocp.args.JsonRestore()}

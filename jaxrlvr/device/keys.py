@@ -14,7 +14,7 @@ def address(seed: int, stream: str, *numbers: int) -> np.ndarray:
   return np.array([seed, zlib.crc32(stream.encode()), *numbers], np.uint32)
 
 
-def derive(address: jax.Array) -> jax.Array:
+def derive(address: jax.Array | np.ndarray) -> jax.Array:
   """The key of an address; inside of jit it costs no transfer."""
   key = jax.random.key(0)
   for part in address:

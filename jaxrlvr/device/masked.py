@@ -5,11 +5,13 @@ Those of NumPy arrays are computed on the host, those of JAX arrays on devices, 
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-Array = jax.Array | np.ndarray
+Array = TypeVar("Array", jax.Array, np.ndarray)
 
 
 def _library(x: Array):

@@ -66,10 +66,13 @@ def initialise(deadline: float, silence: float) -> None:
   jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM, which is ours
   ctypes.CDLL(None).signal(signal.SIGABRT, _aborted)
   try:
+    processes, which = (int(n) if n else None for n in numbers)
     jax.distributed.initialize(
-      found[names[0]] or None, *(int(n) if n else None for n in numbers),
+      found[names[0]] or None,
+      processes,
+      which,
       heartbeat_timeout_seconds=int(2 * silence) + 10,  # the watch is earlier, and names who is gone
-    )  # fmt: skip
+    )
   except (ValueError, RuntimeError) as error:
     raise InputError(
       f"--distributed: {str(error).splitlines()[0]}; set {', '.join(names)}, or leave it out where one process is all"
@@ -194,7 +197,8 @@ class _Watch:
 
   def __init__(self, deadline: float, silence: float):
     self.deadline, self.silence = deadline, silence
-    self.arrivals, self.where, self.since = 0, "the start", None
+    self.arrivals, self.where = 0, "the start"
+    self.since: float | None = None  # when this process began to wait for the others; None: it does not
     self.told = ""  # what this process says of its end
     self.verdict = ""  # what another has said
     self.leaving = False  # this process ends by itself: what others say is not for it

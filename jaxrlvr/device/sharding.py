@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxrlvr.base.errors import InputError
@@ -50,11 +50,11 @@ def spec(*axes) -> P:
   return P(*(axis if axis is ANY else RULES.get(axis) for axis in axes))
 
 
-def named(mesh: Mesh, *axes: str | None) -> NamedSharding:
+def named(mesh: Mesh | AbstractMesh, *axes: str | None) -> NamedSharding:
   return NamedSharding(mesh, spec(*axes))
 
 
-def size(mesh: Mesh, axis: str | None) -> int:
+def size(mesh: Mesh | AbstractMesh, axis: str | None) -> int:
   """Number of pieces that a logical axis is cut into."""
   names = RULES.get(axis) or ()
   return int(np.prod([mesh.shape[n] for n in ((names,) if isinstance(names, str) else names)]))

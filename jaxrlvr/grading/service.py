@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from jaxrlvr.base.errors import InputError
 from jaxrlvr.base.types import Problem, Verdict
@@ -122,7 +123,7 @@ class Service:
           busy[server.channel] = (server, payload)
         waiting = {channel: server for channel, (server, _) in busy.items()} | starting
         timeout = max(0.0, min(server.deadline for server in waiting.values()) - time.monotonic())
-        answered = multiprocessing.connection.wait(list(waiting), timeout)
+        answered: list[Any] = multiprocessing.connection.wait(list(waiting), timeout)
         late = [channel for channel, server in waiting.items() if server.deadline <= time.monotonic()]
         for channel in {*answered, *late}:
           if channel in starting:
@@ -178,8 +179,10 @@ class _Server:
     environment = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ} | _WORKER_VARIABLES
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     self._wall = wall_seconds
+    limits = (str(cpu_seconds), str(wall_seconds), str(memory_bytes))
+    self._command = [sys.executable, "-m", "jaxrlvr.grading.worker", *limits]
     self._process = subprocess.Popen(
-      [sys.executable, "-m", "jaxrlvr.grading.worker", str(cpu_seconds), str(wall_seconds), str(memory_bytes)],
+      self._command,
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
       stderr=subprocess.DEVNULL,
@@ -206,7 +209,7 @@ class _Server:
       self.close()
       raise RuntimeError(
         f"verifier worker ended with code {self._process.returncode} before its first job; see why with"
-        f" `{' '.join(self._process.args)} < /dev/null`"
+        f" `{' '.join(self._command)} < /dev/null`"
       )
 
   def send(self, payload: bytes) -> None:

@@ -12,6 +12,7 @@ import functools
 import math
 import re
 from collections.abc import Callable
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -117,7 +118,7 @@ def _on_mesh(local, q_BHTh, k_BKSh, v_BKSh, *segments):
   return on_mesh(q_BHTh, k_BKSh, v_BKSh, *segments)
 
 
-def _library(q_BHTh, k_BKSh, v_BKSh, segments_BT, before_BP, implementation: str):
+def _library(q_BHTh, k_BKSh, v_BKSh, segments_BT, before_BP, implementation: Literal["xla", "cudnn"]):
   """`jax.nn.dot_product_attention`, which wants [B,T,heads,h]."""
   q, k, v = (x.swapaxes(1, 2) for x in (q_BHTh, k_BKSh, v_BKSh))
   mask = _seen_BTS(segments_BT, before_BP)[:, None]

@@ -205,7 +205,8 @@ def _spec(file: epath.Path, c: Mapping) -> Spec:
     raise refuse("rope_type", kind, "default or llama3")
   if other := rope.keys() - {"rope_type", "type", "rope_theta", "partial_rotary_factor", *_LLAMA3}:
     raise refuse(f"rope parameter {min(other)}", rope[min(other)], "none of this name")
-  fields = take(_FIELDS, c | {key: value for key, value in rope.items() if key == "rope_theta"}) | switches
+  theta = {key: value for key, value in rope.items() if key == "rope_theta"}
+  fields = take(_FIELDS, {**c, **theta}) | switches
   fields["kv_heads"] = fields["kv_heads"] or fields["heads"]
   fields["head_dim"] = fields["head_dim"] or (128 if "qk_norm" in switches else fields["width"] // fields["heads"])
   scaling = RopeScaling(**take(_LLAMA3, rope)) if kind == "llama3" else None
@@ -317,12 +318,14 @@ def save(folder: str | os.PathLike, params: Mapping[str, jax.Array], spec: Spec,
     if shards[-1] and _size(shards[-1], dtype) + _size([entry], dtype) > shard_bytes:
       shards.append([])
     shards[-1].append(entry)
-  mesh = params["embed"].sharding.mesh
-  take = jax.jit(_taken, static_argnames=("leaf", "dtype"), out_shardings=sharding.named(mesh))
+  place = params["embed"].sharding
+  assert isinstance(place, jax.sharding.NamedSharding)
+  take = jax.jit(_taken, static_argnames=("leaf", "dtype"), out_shardings=sharding.named(place.mesh))
   weight_map = {}
   for number, entries in enumerate(shards, 1):
     file = folder / (SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors")
-    header, end = {"__metadata__": {"format": "pt"}}, 0
+    header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
+    end = 0
     for entry in entries:
       hf, _, leaf, _ = entry
       start, end = end, end + _size([entry], dtype)

@@ -22,7 +22,7 @@ _CALLS = re.compile(r"(?:calls|to_apply|body|branch_computations)=(%[\w.\-]+|\{[
 
 
 class Traffic(NamedTuple):
-  count: float  # times it runs
+  count: float  # type: ignore[assignment]  # times it runs; it hides the method of tuples
   bytes: float  # that leave a chip, in all these times
 
 

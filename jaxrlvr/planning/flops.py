@@ -15,10 +15,10 @@ class Cost(NamedTuple):
   model_flops: float  # that the mathematics needs: what MFU counts
   bytes: float
 
-  def __add__(self, other):
+  def plus(self, other: Cost) -> Cost:
     return Cost(*(a + b for a, b in zip(self, other, strict=True)))
 
-  def __mul__(self, times: float):
+  def repeated(self, times: float) -> Cost:
     return Cost(*(a * times for a in self))
 
 
@@ -121,6 +121,7 @@ def decode(
     attend = 4 * spec.layers * spec.heads * spec.head_dim / cut.tensor * (prompt + own)
     prompts = live / group if level == 0 else live
     moved = weights + kv * (prompts * prompt + live * own) + live * spec.vocab / cut.tensor * 4 * 2
-    total += Cost(live * (dense + attend), live * (dense + attend), moved) * steps
+    step = Cost(live * (dense + attend), live * (dense + attend), moved)
+    total = total.plus(step.repeated(steps))
     begun += steps
   return total

@@ -21,7 +21,7 @@ class Line(NamedTuple):
   Where seeds end at different steps, the mean ends with the first; the others go on as thin lines."""
 
   label: str
-  index: int  # of the arm, which gives colour, dashes and mark
+  arm: int  # number of the arm, which gives colour, dashes and mark
   seeds: Sequence[Mapping[int, float]]
   band: Mapping[int, tuple[float, float]]  # of a single seed
   t_sat: float | None
@@ -43,7 +43,7 @@ def draw_chart(title: str, lines: Sequence[Line], over: str = "step") -> dict[st
   low, high = axes.get_ylim()
   axes.set_ylim(low if any(y < 0 for line in lines for ys in line.seeds for y in ys.values()) else 0.0, high)
   for place, line in enumerate(line for line in lines if line.t_sat is not None):
-    colour, height = style(line.index)[0], 0.03 + 0.17 * (place % 5)  # one above the other, for they are often close
+    colour, height = style(line.arm)[0], 0.03 + 0.17 * (place % 5)  # one above the other, for they are often close
     axes.axvline(line.t_sat, color=colour, lw=0.9, alpha=0.8, dashes=(1, 2.5))
     axes.annotate(f"t_sat {line.t_sat:.0f}", (line.t_sat, height), xycoords=axes.get_xaxis_transform(), xytext=(-2, 0),
                   textcoords="offset points", rotation=90, ha="right", fontsize=6.5, color=colour)  # fmt: skip
@@ -85,7 +85,7 @@ def _save(figure, form: str) -> bytes:
 
 def _curve(axes, line: Line):
   """The mean of the seeds' curves at steps that all of them have; dense ones as running means, thin what they are."""
-  colour, dashes = style(line.index)
+  colour, dashes = style(line.arm)
   look = {"color": colour, "lw": 1.6, "dashes": dashes or (None, None)}
   if line.faint:
     look |= {"lw": 0.9, "alpha": 0.6}
@@ -102,7 +102,7 @@ def _curve(axes, line: Line):
     rest = [step for step in sorted(ys) if not steps or step >= steps[-1]]
     if len(line.seeds) > 1 and len(rest) > 1:
       axes.plot(rest, [ys[step] for step in rest], color=colour, lw=0.7, alpha=0.6)
-  marks = {"marker": _MARKERS[line.index % len(_MARKERS)], "ms": 2.4 if line.faint else 3.6} if line.sparse else {}
+  marks = {"marker": _MARKERS[line.arm % len(_MARKERS)], "ms": 2.4 if line.faint else 3.6} if line.sparse else {}
   return axes.plot(steps, [_mean(ys) for ys in zip(*curves, strict=True)], **look, **marks)[0]
 
 

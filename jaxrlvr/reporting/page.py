@@ -231,7 +231,7 @@ def _checked(runs: Sequence[RecordedRun], set_name: str) -> str:
 
 def _rows(groups: Groups, of: Callable[[Sequence[RecordedRun]], Iterable[Mapping]]) -> list[dict]:
   """What `of` tells of the runs of each place, behind the place's names."""
-  return [{"setting": setting, "arm": arm} | row for (setting, arm), runs in groups.items() for row in of(runs)]
+  return [{"setting": setting, "arm": arm, **row} for (setting, arm), runs in groups.items() for row in of(runs)]
 
 
 def _names(runs: Iterable[RecordedRun]) -> list[str]:
@@ -387,7 +387,12 @@ def _gap_rows(groups: Groups) -> list[dict]:
 _HEADINGS = {"format": "boxed", "faithful": "faithful", "mean_length": "tokens", "clipped": "cut off"}
 _WRITTEN = {"mean_length": whole}  # all else is a share
 _EVALUATED = re.compile(r"(avg|pass(?!@1$)|maj)@\d+|" + "|".join(_HEADINGS))
-_MOMENTS = {"first": min, "t_sat": None, "best": lambda curve: max(curve, key=curve.get), "last": max}
+_MOMENTS: dict[str, Callable | None] = {
+  "first": min,
+  "t_sat": None,
+  "best": lambda curve: max(curve, key=curve.get),
+  "last": max,
+}
 
 
 def _evaluation_rows(name: str, runs: Sequence[RecordedRun]) -> Iterable[dict]:

@@ -136,7 +136,8 @@ class RecordedRun:
     if isinstance(stopped := self.summary.get("stopped"), Mapping):
       self.notes.append(f"Stopped itself at step {stopped.get('step')}: {stopped.get('why')}.")
     self.labels: dict[tuple, float | None] = {}  # of (step, problem, sample), by the judge
-    self.judged_set, self.judged_steps = "", ()
+    self.judged_set = ""
+    self.judged_steps: tuple[int, ...] = ()
     if cell.judged:
       self._read_judged(cell.judged)
 

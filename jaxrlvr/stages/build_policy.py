@@ -56,8 +56,8 @@ def find_devices() -> list[jax.Device]:
   except (RuntimeError, AssertionError) as error:  # the latter where no package for the platform is installed
     reason = (str(error).strip() or "nothing is installed for it").splitlines()[0]
     raise InputError(
-      f"JAX_PLATFORMS = {jax.config.jax_platforms!r}: jax finds no such device here ({reason}); unset JAX_PLATFORMS or "
-      "set it to cpu, or install what the device needs (the extra `gpu` or `tpu`)"
+      f"JAX_PLATFORMS = {jax.config.values['jax_platforms']!r}: jax finds no such device here ({reason}); unset "
+      "JAX_PLATFORMS or set it to cpu, or install what the device needs (the extra `gpu` or `tpu`)"
     ) from error
 
 

@@ -151,8 +151,8 @@ def chosen_sets(config: ConfigDict, training: Sequence[Problem]) -> dict[str, di
   if absent:
     _LOG.warning("%s: not among the study's files and not in %s; left out", ", ".join(absent), h.folder)
   generated = (name for name in eval_sets.named(h.sets, h.domain) if name in eval_sets.GENERATED)
-  changes = {
-    name: {"source": "arithmetic", "verifier": "auto", "columns": ()} | eval_sets.GENERATED[name] for name in generated
+  changes: dict[str, dict] = {
+    name: {"source": "arithmetic", "verifier": "auto", "columns": (), **eval_sets.GENERATED[name]} for name in generated
   }
   for name, file in files.items():
     verifier = eval_sets.EVAL_SETS[name].verifier

@@ -141,7 +141,8 @@ def _differing(one: jax.Array, other: jax.Array, dtype: str) -> tuple[jax.Array,
   """Returns how many elements differ, and still differ after rounding to `dtype`, for each index of the first axis."""
   rest = tuple(range(1, one.ndim))
   pairs = (one, other), [jax.lax.reduce_precision(w, *_BITS[dtype]) for w in (one, other)]
-  return tuple(jnp.sum(a != b, axis=rest, dtype=jnp.int32) for a, b in pairs)
+  exact, rounded = (jnp.sum(a != b, axis=rest, dtype=jnp.int32) for a, b in pairs)
+  return exact, rounded
 
 
 def probe(params, spec: policy_spec.Spec, mesh: jax.sharding.Mesh, dtype: str = "float32") -> np.ndarray:

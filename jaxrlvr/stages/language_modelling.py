@@ -178,7 +178,7 @@ def train(stage: str, config: ConfigDict, workdir: str | Path) -> dict:
         if run.due(step, steps):
           run.save(step, state, cursor=cursor, origin=policy.origin)
           run.stop_if_asked()
-      more = {"texts": known | {"skipped": getattr(text, "skipped", 0)}} if known else {}
+      more: dict[str, object] = {"texts": known | {"skipped": getattr(text, "skipped", 0)}} if known else {}
       if end is not None:
         more["documents"] = end
       return run.finish(steps=steps, parameters=policy_spec.count(policy.spec), **more)

@@ -94,13 +94,14 @@ def rows_of_programs(listed: list[Program], made: dict[str, Measured], chip: tpu
   for p in listed:
     m, network = made[p.name], made[p.name].sent
     sent = math.nan if network is None else sum(t.bytes for t in network.values())
+    by_kind = None if network is None else {kind: traffic._asdict() for kind, traffic in network.items()}
     limits = {"compute": p.cost.flops / chip.flops, "memory": p.cost.bytes / chip.bandwidth, "network": sent / chip.ici}
     limits = {name: seconds for name, seconds in limits.items() if not math.isnan(seconds)}
     by = max(limits, key=limits.get)
     seconds = limits[by] / efficiency
     rows[p.name] = m._asdict() | {
       "times": p.times, "total": m.total, "flops": p.cost.flops, "model_flops": p.cost.model_flops,
-      "bytes": p.cost.bytes, "sent_bytes": sent, "sent": network and {k: t._asdict() for k, t in network.items()},
+      "bytes": p.cost.bytes, "sent_bytes": sent, "sent": by_kind,
       "bound_seconds": limits[by], "bound_by": by, "estimated_seconds": seconds,
       "tokens_per_second": p.tokens / seconds, "mfu": p.cost.model_flops / seconds / chip.flops,
     }  # fmt: skip

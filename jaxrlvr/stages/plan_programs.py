@@ -10,7 +10,7 @@ import re
 import time
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -173,7 +173,7 @@ def rl_programs(config: ConfigDict, policy: build_policy.Policy) -> list[Program
 def _sampling(config: ConfigDict, policy: build_policy.Policy, resident: float) -> tuple[list[Program], Rollout]:
   """(programs of `rollout.Sampler`, shapes of what they draw in one part); decode is the one with all its cache."""
   s, spec, mesh = config.rl, policy.spec, policy.sample_mesh
-  tokenizer = SimpleNamespace(eos_ids=(0,), pad_id=0)  # any ids make the same program
+  tokenizer: Any = SimpleNamespace(eos_ids=(0,), pad_id=0)  # any ids make the same program
   sampling = rollout.sampling(config, tokenizer, int8=s.sample_int8)
   problems, shards = s.problems_per_step // s.sample_parts, sharding.size(mesh, "batch")
   rows, mean = problems * sampling.group, config.plan.mean_tokens or s.response_tokens
@@ -231,11 +231,14 @@ def _batch(config: ConfigDict, policy: build_policy.Policy, learner: Learner) ->
 def compile_program(program: Program, done: dict, devices: int) -> Measured:
   """Compiles; a program that is too large for a chip's memory is a result too."""
   begun = time.monotonic()
-  given = dict(arguments=program.arguments, beside=program.beside, sent={})
+
+  def refuse(why: str, temporaries: float, seconds: float) -> Measured:
+    return Measured(program.arguments, temporaries, 0, program.beside, seconds, why, sent={})
+
   try:
     lowered = program.lower(done)
     if lowered is None:
-      return Measured(temporaries=math.inf, output=0, seconds=0, refused="prefill does not fit", **given)
+      return refuse("prefill does not fit", math.inf, 0)
     made = lowered.compile()
   except jax.errors.JaxRuntimeError as error:
     told = str(error).split("\n")[0]
@@ -243,9 +246,8 @@ def compile_program(program: Program, done: dict, devices: int) -> Measured:
     if wanted is None:
       raise
     size, unit = wanted.groups()[:2] if wanted[1] else wanted.groups()[2:]
-    wanted = float(size) * _UNITS[unit] - (0 if "temporaries" in told else program.arguments)
-    seconds = time.monotonic() - begun
-    return Measured(temporaries=max(wanted, 0.0), output=0, seconds=seconds, refused=told, **given)
+    asked = float(size) * _UNITS[unit] - (0 if "temporaries" in told else program.arguments)
+    return refuse(told, max(asked, 0.0), time.monotonic() - begun)
   m = made.memory_analysis()
   return Measured(
     arguments=m.argument_size_in_bytes,
@@ -281,7 +283,9 @@ def open_topology(where: tpu.Slice):
   for name, value in (quiet | beside).items():
     os.environ.setdefault(name, value)
   jax.config.update("jax_platforms", "cpu")
-  more = {"chip_config_name": "megacore"} if where.kind == "v4" else {}  # or each TensorCore is a device
+  more: dict[str, object] = (
+    {"chip_config_name": "megacore"} if where.kind == "v4" else {}
+  )  # or each TensorCore is a device
   if where.chips == 1:
     more["chips_per_host_bounds"] = (1, 1, 1)  # 2x2x1 by default
   try:

@@ -61,8 +61,8 @@ class Run:
   def __init__(self, config: ConfigDict, home: Path, workdir: Path, stage: str, earlier: dict | None):
     self.config, self.home, self.workdir, self.stage = config, home, workdir, stage
     self.summary = earlier  # of the finished run this directory already holds, else None
-    self.checkpoints = None
-    self._logbook = None
+    self.checkpoints: checkpoint.Checkpoints | None = None
+    self._logbook: logbook.Logbook | None = None
     self._mirror = (
       object_store.Mirror(workdir, home) if object_store.is_remote(home) and not multihost.index() else None
     )
@@ -277,7 +277,7 @@ def set_compile_cache(folder: str) -> None:
 
   A folder that jax itself was told of (JAX_COMPILATION_CACHE_DIR) stays."""
   if folder == "auto":
-    if jax.config.jax_compilation_cache_dir or jax.default_backend() == "cpu":
+    if jax.config.values["jax_compilation_cache_dir"] or jax.default_backend() == "cpu":
       return
     folder = "~/.cache/jaxrlvr"
   jax.config.update("jax_compilation_cache_dir", os.path.expanduser(folder) or None)

@@ -30,7 +30,7 @@ class Survey:
     self.problems, self.dropped = loaded.problems, loaded.dropped
     self.rows: list[dict] = []
     self._run, self._policy, self._sampler, self._service, self._loaded = run, policy, sampler, service, loaded
-    self._progress = None
+    self._progress: logbook.Progress | None = None
 
   def begin(self) -> None:
     """Begins the run, and reads the rows of one that goes on. Call it when all input is checked."""

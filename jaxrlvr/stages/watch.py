@@ -22,7 +22,7 @@ _ADVICE = {
 class Watch:
   """The phase of a run from the rows of its metrics alone: one that is resumed says what an unbroken one does."""
 
-  def __init__(self, rows: Sequence[Mapping], before: Mapping[str, float], worthwhile: float, stop: bool):
+  def __init__(self, rows: Sequence[dict], before: Mapping[str, float], worthwhile: float, stop: bool):
     """`before`: the means of evaluation at step 0, by problem; `worthwhile`: the least gain worth having; `stop`:
     whether a decided memorising ends the run."""
     self._rows, self.before, self._worthwhile, self._stop = list(rows), before, worthwhile, stop
@@ -30,7 +30,7 @@ class Watch:
 
   def __call__(self, step: int, metrics: Mapping, means: Mapping[str, float] | None = None) -> dict[str, float]:
     """Returns what this step's metrics have to tell of the phase; `means` of an evaluation at this step."""
-    more = {}
+    more: dict[str, float] = {}
     if means is not None:
       both = [name for name in self.before if name in means]
       gain = passk.paired_gain([self.before[name] for name in both], [means[name] for name in both])

@@ -17,8 +17,10 @@ class Tokenizer(Protocol):
 
   vocab_size: int
   pad_id: int
+  bos_id: int | None
   eos_ids: tuple[int, ...]
 
+  def __hash__(self) -> int: ...
   def encode(self, text: str) -> list[int]: ...
   def decode(self, ids: Sequence[int]) -> str: ...
   def pieces(self) -> list[bytes]: ...  # the bytes each id stands for; control ids stand for none
@@ -63,7 +65,8 @@ class SentencePiece:
     except (RuntimeError, OSError) as error:
       raise InputError(f"{path}: is no SentencePiece model ({error}); train one with `jaxrlvr tokenizer`") from error
     self.vocab_size = self._model.get_piece_size()
-    self.pad_id, self.bos_id, self.eos_ids = self._model.pad_id(), self._model.bos_id(), (self._model.eos_id(),)
+    self.pad_id, self.bos_id = self._model.pad_id(), self._model.bos_id()
+    self.eos_ids: tuple[int, ...] = (self._model.eos_id(),)
     unknown = self._model.unk_id()
     for symbol in (THINK, THINK_END, *ROLES.values()):
       if self._model.piece_to_id(symbol) == unknown:

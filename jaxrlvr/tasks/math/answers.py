@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from fractions import Fraction
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 from jaxrlvr.tasks.math import formula, numeric, units
 from jaxrlvr.tasks.math.formula import INFINITY, Number, Operation, Symbol, Token, Tree, Unknown, symbols
@@ -292,9 +292,10 @@ def _list(tokens: list[Token]) -> object:
   items = _named_alike(items)
   if any(not part and joiners[n - 1] not in ",;" for n, part in enumerate(parts) if n):
     raise Unknown("an empty item")
-  if all(isinstance(item, Region) for item in items):
-    return _joined(items, joiners)
-  if any(isinstance(item, Region) for item in items):
+  regions = [item for item in items if isinstance(item, Region)]
+  if len(regions) == len(items):
+    return _joined(regions, joiners)
+  if regions:
     points = [_point(item) for item in items]
     if None not in points and set(joiners) <= {"or", ","}:
       return _joined(points, ["or"] * len(joiners))
@@ -775,9 +776,10 @@ def same(answer: object, label: object) -> bool:
     return brackets and _in_order(answer.items, label.items)
   if isinstance(answer, Collection) and isinstance(label, Collection):
     return _same_items(answer.items, label.items)
-  for group, collection in ((answer, label), (label, answer)):
-    if isinstance(group, Group) and isinstance(collection, Collection) and collection.listed and True not in braces:
-      return (group.opening, group.closing) == ("(", ")") and _in_order(answer.items, label.items)
+  if isinstance(answer, Group | Collection) and isinstance(label, Group | Collection) and True not in braces:
+    for group, collection in ((answer, label), (label, answer)):
+      if isinstance(group, Group) and isinstance(collection, Collection) and collection.listed:
+        return (group.opening, group.closing) == ("(", ")") and _in_order(answer.items, label.items)
   return _same_rest(answer, label)
 
 
@@ -791,10 +793,11 @@ def _unnamed(value: object) -> object:
   return Collection(tuple(_spread([item.sides[1] for item in value.items])), listed=True)
 
 
-def _names_several(value: object) -> bool:
+def _names_several(value: object) -> TypeGuard[Collection]:
   """Returns whether a list says of several names what they are, as x=1, y=2."""
-  named = isinstance(value, Collection) and all(isinstance(item, Relation) for item in value.items)
-  return named and len({item.texts[0] for item in value.items}) == len(value.items) > 1
+  if not isinstance(value, Collection) or not all(isinstance(item, Relation) for item in value.items):
+    return False
+  return len({item.texts[0] for item in value.items}) == len(value.items) > 1
 
 
 def _same_rest(answer: object, label: object) -> bool:
@@ -1062,7 +1065,8 @@ def _equivalent(answer: Relation, label: Relation) -> bool:
       trees.reverse()
     differences.append(Operation("add", (trees[0], Operation("neg", (trees[1],)))))
   signs = [{">": "<", ">=": "<="}.get(relation.signs[0], relation.signs[0]) for relation in (answer, label)]
-  return signs[0] == signs[1] and numeric.proportional(*differences, positive=signs[0] in ("<", "<="))
+  first, second = differences
+  return signs[0] == signs[1] and numeric.proportional(first, second, positive=signs[0] in ("<", "<="))
 
 
 def _values_of_list(answer: object, label: object) -> object:
@@ -1094,7 +1098,8 @@ def _as_region(value: object) -> Region | None:
   if isinstance(value, Group) and len(value.items) == 2 and value.opening in "([":
     trees = [item.tree if isinstance(item, Scalar) else None for item in value.items]
     if None not in trees:
-      return Region((Interval(*trees, value.opening == "[", value.closing == "]"),))
+      low, high = trees
+      return Region((Interval(low, high, value.opening == "[", value.closing == "]"),))
   if isinstance(value, Scalar) and value.tree is not None:
     value = Collection((value,))
   if isinstance(value, Collection) and value.listed and all(isinstance(item, Group) for item in value.items):

@@ -84,15 +84,11 @@ def proportional(a: Tree, b: Tree, positive: bool = False) -> bool:
       continue
     if current == 0 or positive and current < 0:
       return False
-    if ratio is not None and abs(_float(current - ratio)) > 1e-30 * abs(_float(ratio)):
+    if ratio is not None and abs(current - ratio) > 1e-30 * abs(ratio):
       return False
     ratio = current
     count += 1
   return count >= 3
-
-
-def _float(value) -> float:
-  return value if not isinstance(value, Fraction) else value
 
 
 def _values(trees: tuple[Tree, Tree], env: Mapping) -> tuple[bool, bool] | None:
