@@ -29,6 +29,7 @@ from jaxrlvr.text.answer import parse
 from jaxrlvr.text.tags import THINK_END
 from jaxrlvr.text.tokenizer import Tokenizer, train_sentencepiece
 from jaxrlvr.training import objective
+from jaxrlvr.training.metrics import values_of
 from jaxrlvr.training.packing import Packed, pack, rows_of
 from jaxrlvr.training.update import update
 
@@ -173,7 +174,7 @@ def train(stage: str, config: ConfigDict, workdir: str | Path) -> dict:
         state, metrics = update(
           state, batch, rate, loss_fn=loss_fn, optimizer=optimizer, microbatches=settings.microbatches
         )
-        figures = run.log(step, metrics | {"tokens": packed.target_BT.sum()})
+        figures = run.log(step, values_of(metrics) | {"tokens": packed.target_BT.sum()})
         progress(step, {"loss": figures["loss"]} if figures else None)
         if run.due(step, steps):
           run.save(step, state, cursor=cursor, origin=policy.origin)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -29,6 +28,7 @@ from jaxrlvr.stages.run_directory import open_run
 from jaxrlvr.stages.unpaid import Unpaid, shares
 from jaxrlvr.stages.watch import Watch
 from jaxrlvr.training import objective
+from jaxrlvr.training.metrics import values_of
 from jaxrlvr.training.update import TrainState, update
 
 
@@ -117,16 +117,7 @@ class Learner(NamedTuple):
     for part, rate in zip(parts, rates, strict=True):
       state, metrics = update(state, objective.grade(part.batch, weight_PG, advantage_PG), rate, part.live, **how)
       several.append(metrics)
-    return state, several[0] if self.updates == 1 else mean_metrics(several)
-
-
-@jax.jit
-def mean_metrics(several: list[dict]) -> dict:
-  """Metrics of a step's updates in one: largest for extremes and counts, else the mean of those that have a value."""
-  largest = ("sampling/logp_difference/max", "skipped_updates", "skipped_in_a_row", "learning_rate")
-  return {
-    name: (jnp.max if name in largest else jnp.nanmean)(jnp.stack([m[name] for m in several])) for name in several[0]
-  }
+    return state, values_of(*several)
 
 
 def make_learner(

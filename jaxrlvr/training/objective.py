@@ -16,6 +16,7 @@ from jaxrlvr.model.score import score
 from jaxrlvr.model.spec import Spec
 from jaxrlvr.sampling.types import Rollout
 from jaxrlvr.training import loss
+from jaxrlvr.training.metrics import Maximum, Sum, WeightedMean
 from jaxrlvr.training.update import LossFn
 
 
@@ -37,7 +38,8 @@ def language_modelling(spec: Spec) -> LossFn:
     wanted_BT = batch.weights_BT > 0
     scores = score(params, batch.tokens_BT, batch.positions_BT, batch.segments_BT, spec, wanted_BT=wanted_BT)
     weights_BT = batch.weights_BT[:, 1:]
-    metrics = {"entropy": jnp.sum(jnp.where(weights_BT > 0, weights_BT * scores.entropy_BT, 0.0))}
+    entropy = jnp.sum(jnp.where(weights_BT > 0, weights_BT * scores.entropy_BT, 0.0))
+    metrics = {"entropy": Sum(entropy)}
     return -jnp.sum(jnp.where(weights_BT > 0, weights_BT * scores.logp_BT, 0.0)), metrics
 
   return loss_fn
@@ -162,20 +164,22 @@ def grpo(spec: Spec, *, temperature: float, kl_beta: float, kl_estimator: str, *
     weights, mask, sampler = batch.weights_RS, batch.weights_RS > 0, batch.sampler_logp_RS
     old = jax.lax.stop_gradient(here) if batch.old_logp_RS is None else batch.old_logp_RS
     how = dict(weights_BT=weights, segments_BT=batch.segments_RS, sampler_logp_BT=sampler)
-    value, metrics = loss.policy_loss(here, old, batch.advantage_RS, mask, **how, **clipping)
+    value, shares = loss.policy_loss(here, old, batch.advantage_RS, mask, **how, **clipping)
 
     def total(x):
       return jnp.sum(jnp.where(mask, weights * x, 0.0))
 
-    metrics["mean/ppo_kl"] = metrics.pop("ppo_kl")
+    gap = jnp.where(mask, jnp.abs(here - sampler), 0.0)
+    seen = total(1.0)
+    metrics = {name: Sum(share) for name, share in shares.items()}
+    metrics["ppo_kl"] = WeightedMean(shares["ppo_kl"], seen)
+    metrics["sampling/logp_difference/mean"] = WeightedMean(total(gap), seen)
+    metrics["sampling/logp_difference/max"] = Maximum(jnp.max(gap))
     if batch.ref_logp_RS is not None:
       ref = jnp.where(mask, batch.ref_logp_RS, jax.lax.stop_gradient(here))  # no NaN from behind the mask
-      metrics["kl"] = total(loss.kl(here, ref, kl_estimator))
-      value = value + kl_beta * metrics["kl"]
-    gap = jnp.where(mask, jnp.abs(here - sampler), 0.0)
-    metrics["seen"] = total(1.0)
-    metrics["mean/sampling/logp_difference/mean"] = total(gap)
-    metrics["max/sampling/logp_difference/max"] = jnp.max(gap)
+      kl = total(loss.kl(here, ref, kl_estimator))
+      metrics["kl"] = Sum(kl)
+      value = value + kl_beta * kl
     return value, jax.lax.stop_gradient(metrics)
 
   return loss_fn

@@ -11,6 +11,7 @@ import optax
 from flax import struct
 
 from jaxrlvr.device import sharding
+from jaxrlvr.training.metrics import Maximum, Metric, Sum, WeightedMean, merge
 
 
 @struct.dataclass
@@ -22,17 +23,12 @@ class TrainState:
   skipped_in_a_row: jax.Array
 
 
-# (params, micro-batch) -> (its share of the loss, its metrics); "max/..." metrics (from 0 on) are combined by max, the
-# others added, and "mean/..." are at last divided by the metric "seen"
-LossFn = Callable[[dict, dict], tuple[jax.Array, dict[str, jax.Array]]]
+# (params, micro-batch) -> (its share of the loss, its metrics)
+LossFn = Callable[[dict, dict], tuple[jax.Array, dict[str, Metric]]]
 
 
 def init_state(params, optimizer: optax.GradientTransformation) -> TrainState:
   return TrainState(params, optimizer.init(params), *(jnp.zeros((), jnp.int32) for _ in range(3)))
-
-
-def _combine(a: dict, b: dict) -> dict:
-  return {name: jnp.maximum(a[name], b[name]) if name.startswith("max/") else a[name] + b[name] for name in a}
 
 
 def accumulate(loss_fn: LossFn, params, batch, microbatches: int, live=None):
@@ -50,7 +46,7 @@ def accumulate(loss_fn: LossFn, params, batch, microbatches: int, live=None):
 
   def step(i, carry):
     (loss, metrics), gradient = grad_fn(params, sharding.part(parts, i))
-    return jax.tree.map(jnp.add, carry[0], gradient), carry[1] + loss, _combine(carry[2], metrics)
+    return jax.tree.map(jnp.add, carry[0], gradient), carry[1] + loss, merge(carry[2], metrics)
 
   first = jax.eval_shape(grad_fn, params, jax.tree.map(lambda x: x[0], parts))
   (loss, metrics), gradient = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), first)
@@ -59,7 +55,7 @@ def accumulate(loss_fn: LossFn, params, batch, microbatches: int, live=None):
 
 @functools.partial(jax.jit, static_argnames=("loss_fn", "optimizer", "microbatches"), donate_argnames="state")
 def update(state: TrainState, batch, rate, live=None, *, loss_fn: LossFn, optimizer, microbatches: int = 1):
-  """(new state, metrics) after one step of learning rate `rate` on the first `live` micro-batches.
+  """Returns (new state, metrics by name) after one step of learning rate `rate` on the first `live` micro-batches.
 
   A non-finite loss or gradient changes no weight and no moment; it is counted.
   """
@@ -76,9 +72,10 @@ def update(state: TrainState, batch, rate, live=None, *, loss_fn: LossFn, optimi
     skipped=state.skipped + ~good,
     skipped_in_a_row=jnp.where(good, 0, state.skipped_in_a_row + 1),
   )
-  seen = metrics.pop("seen", None)
-  metrics = {name: value / seen if name.startswith("mean/") else value for name, value in metrics.items()}
-  metrics = {name.removeprefix("max/").removeprefix("mean/"): value for name, value in metrics.items()}
-  counts = {"skipped_updates": state.skipped, "skipped_in_a_row": state.skipped_in_a_row}
-  applied = jnp.where(good, rate, 0.0)
-  return state, metrics | counts | {"loss": loss, "grad_norm": norm, "learning_rate": applied}
+  return state, metrics | {
+    "loss": Sum(loss),
+    "grad_norm": WeightedMean(norm, jnp.ones_like(norm)),
+    "learning_rate": Maximum(jnp.where(good, rate, 0.0)),
+    "skipped_updates": Maximum(state.skipped),
+    "skipped_in_a_row": Maximum(state.skipped_in_a_row),
+  }

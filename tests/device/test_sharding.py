@@ -65,7 +65,7 @@ def everything(spec, params, mesh, cut, shrink=0, layout=None):
     grpo = functools.partial(update, optimizer=ADAMW, loss_fn=objective.grpo(spec, **clip))
     after_rl, rl = grpo(state(), made, 1e-2, live, microbatches=2)
     after_sft, sft = update(state(), text, 1e-2, loss_fn=objective.language_modelling(spec), optimizer=ADAMW)
-  return scores, rollout, after_rl.params, after_sft.params, (rl["loss"], sft["loss"])
+  return scores, rollout, after_rl.params, after_sft.params, (rl["loss"].compute(), sft["loss"].compute())
 
 
 @pytest.fixture(scope="module")
