@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxrlvr.analysis.passk import Gain
-from jaxrlvr.analysis.saturation import CLEARLY, SHARE, rises_clearly
+from jaxrlvr.analysis.saturation import CLEARLY, T_SAT_SHARE, rises_clearly
 
 LEAST_WINDOW = 10  # steps at least that are averaged over before a running curve is called anything
 _THREE = 3  # what none of n draws shows has a share of at most 3 / n, with 95 % confidence
@@ -49,7 +49,7 @@ def reward_phase(reward_T: Sequence[float | None]) -> str:
   if not rises_clearly(reward_T, width):
     return "flat"
   mean_T = _means(reward_T, width)
-  levelled = mean_T[: len(mean_T) - width].max() >= SHARE * mean_T[-1]
+  levelled = mean_T[: len(mean_T) - width].max() >= T_SAT_SHARE * mean_T[-1]
   return "saturated" if levelled else "rising"
 
 
@@ -98,7 +98,7 @@ def _means(values_T: np.ndarray, width: int) -> np.ndarray:
 
 def _is_full(reward_T: np.ndarray, width: int) -> bool:
   """Whether each of the last two windows' rewards has 0.99 of the largest."""
-  return bool(reward_T[-2 * width :].min() >= SHARE * reward_T.max())
+  return bool(reward_T[-2 * width :].min() >= T_SAT_SHARE * reward_T.max())
 
 
 def _is_above_start(reward_T: Sequence[float | None]) -> bool:

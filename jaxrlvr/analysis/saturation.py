@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-SHARE = 0.99  # of the largest reward: reached, a run counts as saturated
+T_SAT_SHARE = 0.99  # of the largest reward: reached, a run counts as saturated
 SHARE_OF_RISE = 0.9  # of the way from the first reward to the largest mean: reached at t90
 T90_WINDOW = 7  # steps that such a mean is taken over, of which t90 names the middle one
 CLEARLY = 4.0  # standard errors that a rise must have, or it is noise
@@ -34,7 +34,7 @@ def saturation(reward_T: Sequence[float | None], evals: Mapping[int, float], tai
   if not np.isfinite(reward_T).any():
     return Saturation(None, None, note="no training reward was logged")
   reward_max = float(np.nanmax(reward_T))
-  reached = np.flatnonzero(reward_T >= SHARE * reward_max) + 1
+  reached = np.flatnonzero(reward_T >= T_SAT_SHARE * reward_max) + 1
   if T <= tail:
     return Saturation(None, reward_max, note=f"{T} steps: saturation is not looked for in the last {tail}")
   if not len(reached):
@@ -171,7 +171,7 @@ def _timed(step: float, drawn_D: np.ndarray | None) -> Time:
 
 def times_of_t_sat(reward_DT: np.ndarray, t_eff: int) -> np.ndarray:
   """Returns t_sat [D] of many curves; inf where it lies behind step t_eff."""
-  reached_DT = reward_DT >= SHARE * np.nanmax(reward_DT, axis=1, keepdims=True)
+  reached_DT = reward_DT >= T_SAT_SHARE * np.nanmax(reward_DT, axis=1, keepdims=True)
   return _first(reached_DT, t_eff)
 
 

@@ -53,7 +53,7 @@ def write(
   _mark_unlike_ends(groups, concluded)
   lead = conclusions.lead(runs, concluded) if runs else conclusions.lead_of_evaluations(policies, concluded)
   in_order = [run for some in everything.values() for run in some]
-  shown, recorded, each = responses.choose(in_order, samples)
+  shown, recorded, each = responses.choose_responses(in_order, samples)
   folder = Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
   for former in (path for form in ("png", "svg", "csv") for path in folder.glob(f"*.{form}")):

@@ -16,7 +16,7 @@ EMBEDDED = 1_500_000  # characters of responses that a page holds at most
 _FIELDS = "problem sample tokens stop answer truth label reward true_reward scored cause".split()
 
 
-def choose(runs: Sequence[RecordedRun], samples: int) -> tuple[list[dict], int, int]:
+def choose_responses(runs: Sequence[RecordedRun], samples: int) -> tuple[list[dict], int, int]:
   """(responses shown, how many are recorded there, shown at most of a run and step): as many as fit into the page."""
   places, recorded = [], 0
   for run in runs:
