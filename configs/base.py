@@ -438,7 +438,7 @@ c.rl.sample_int8 = Key(
 c.rl.reward = Key(
   "verifiable",
   parsed_by("jaxrlvr.rewards.expression:parse"),
-  'a name in jaxrlvr.rewards, or a sum of products: "0.8*verifiable + 0.2*one_box"',
+  'a name in rewards/table.py, or a sum of products: "0.8*verifiable + 0.2*one_box"',
 )
 c.rl.votes = Key(
   0, at_least(0), "samples a problem that a majority vote looks at, the first group_size are trained on; 0: group_size"

@@ -339,7 +339,7 @@ def _step(size: Size) -> Work:
   """Iterations of the stage, from one reward to the next."""
   from jaxrlvr.base import logbook
   from jaxrlvr.config import files as configs
-  from jaxrlvr.rewards import expression as reward
+  from jaxrlvr.rewards import spurious, table
   from jaxrlvr.stages.rl import rl
 
   size, folder = size.of_a_step(), Path(tempfile.mkdtemp())
@@ -361,9 +361,9 @@ def _step(size: Size) -> Work:
 
   def gated(answers, grade):
     gate.arrive()
-    return reward.REWARDS["random"].function(answers, grade)
+    return spurious.random_reward(answers, grade)
 
-  reward.REWARDS["gated"] = reward.Reward(gated)
+  table.REWARDS["gated"] = table.Reward(gated)
   given = configs.load("base", {key: str(value) for key, value in settings.items()})
   gate = Gate(lambda: rl(given, folder / "run"))
 

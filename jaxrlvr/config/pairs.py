@@ -67,7 +67,7 @@ IMPOSSIBLE: tuple[Impossible, ...] = (
   ),
   Impossible(
     ("rl.votes", "rl.reward"),
-    lambda c: c.rl.votes and not expression.votes(expression.parse(c.rl.reward)),
+    lambda c: c.rl.votes and not expression.looks_at_votes(expression.parse(c.rl.reward)),
     "config.rl.votes is set, but config.rl.reward looks at no other samples than those it pays; set it to 0",
   ),
   Impossible(

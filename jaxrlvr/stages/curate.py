@@ -19,7 +19,8 @@ from jaxrlvr.data import subset as subsets
 from jaxrlvr.grading.service import Job
 from jaxrlvr.grading.vote import Grade, elect
 from jaxrlvr.reporting import charts
-from jaxrlvr.rewards import expression
+from jaxrlvr.rewards import verifiable
+from jaxrlvr.rewards.types import Graded
 from jaxrlvr.stages import build_policy, rollout
 from jaxrlvr.stages.run_directory import Run, open_run
 from jaxrlvr.stages.survey import open_survey
@@ -42,12 +43,12 @@ def filter_problems(config: ConfigDict, workdir: str | Path) -> dict:
       if run.finished:
         return run.summary
       for drawn, grade in survey.batches(survey.problems):
-        survey.record(_solve_counts(drawn.answers.problems, expression.truth(drawn.answers, grade)))
+        survey.record(_solve_counts(drawn.answers.problems, verifiable.grade_by_truth(drawn.answers, grade)))
     rows = {row["id"]: row for row in survey.rows}
     return run.finish(dropped=survey.dropped, **_keep(run, survey.problems, rows))
 
 
-def _solve_counts(problems: Sequence[Problem], true: expression.Graded) -> list[dict]:
+def _solve_counts(problems: Sequence[Problem], true: Graded) -> list[dict]:
   """Of each problem how many of its samples are right, how many could be graded, and why the others could not."""
   rows = []
   for problem, value_G, scored_G, cause_G in zip(problems, true.value_PG, true.scored_PG, true.cause_PG, strict=True):

@@ -19,7 +19,7 @@ from jaxrlvr.data import eval_sets, overlap
 from jaxrlvr.data import problems as problem_lists
 from jaxrlvr.grading.service import Service
 from jaxrlvr.grading.vote import Grade, elect
-from jaxrlvr.rewards import expression
+from jaxrlvr.rewards import verifiable
 from jaxrlvr.stages import build_policy, rollout
 from jaxrlvr.stages.run_directory import Run, open_run
 from jaxrlvr.tasks.arithmetic import problems as arithmetic
@@ -66,7 +66,7 @@ class Evaluator:
     for name in self._sets:
       rows = []
       for drawn in self._sampler.sweep(weights, self._sets[name], self._size, stream=f"evaluate/{name}"):
-        rows += graded(drawn, step, expression.remembering(self._service.grade))
+        rows += graded(drawn, step, verifiable.grade_once(self._service.grade))
         progress()
         run.raise_if_asked(saved)
       logbook.write_jsonl(run.workdir / "evals" / f"{name}_{step:06d}.jsonl", rows)
@@ -88,7 +88,7 @@ class Evaluator:
 
 def graded(drawn: rollout.Drawn, step: int, grade: Grade) -> list[dict]:
   """Rows of these responses, graded against the truth, each with the `cluster` of equal answers it belongs to."""
-  true = expression.truth(drawn.answers, grade)
+  true = verifiable.grade_by_truth(drawn.answers, grade)
   answers_PG = [[response.answer for response in responses] for responses in drawn.answers.response_PG]
   votes = elect(drawn.answers.problems, answers_PG, grade)
   return rollout.records(drawn, step, true, cluster=[e.cluster_G for e in votes])

@@ -19,8 +19,11 @@ from jaxrlvr.base.errors import TrainingStopped
 from jaxrlvr.data import problems as problem_lists
 from jaxrlvr.device import multihost, sharding
 from jaxrlvr.device.idle import Busy
+from jaxrlvr.grading.vote import Grade
 from jaxrlvr.model import row_layout
-from jaxrlvr.rewards import expression
+from jaxrlvr.rewards import expression, verifiable
+from jaxrlvr.rewards.noise import add_noise
+from jaxrlvr.rewards.types import Answers, Graded
 from jaxrlvr.sampling.types import STOP_LENGTH
 from jaxrlvr.stages import build_policy, rollout
 from jaxrlvr.stages.evaluate import Evaluator
@@ -54,7 +57,7 @@ class Learner(NamedTuple):
     s = self.settings
     return dict(spec=self.policy.spec, temperature=s.temperature, parts=s.microbatches)
 
-  def weigh(self, drawn: rollout.Drawn, graded: expression.Graded) -> objective.Weights:
+  def weigh(self, drawn: rollout.Drawn, graded: Graded) -> objective.Weights:
     """What the updates make of each response that is trained on: its weight in the loss and its advantage.
 
     A response that was cut off counts in no mean where `rl.mask_truncated` says so.
@@ -144,35 +147,35 @@ def make_learner(
 class RewardAndTruth(NamedTuple):
   """What was made of a step's answers: [P, samples], votes that are not trained on included."""
 
-  paid: expression.Graded  # behind the noise
-  parts: dict[str, expression.Graded]
-  true: expression.Graded
+  paid: Graded  # behind the noise
+  parts: dict[str, Graded]
+  true: Graded
   label_right_P: list[float | None]  # of the label that was paid for: the vote's where there was one
 
 
 def reward_and_truth(
   terms: expression.Terms,
   noise: tuple[float, float],
-  answers: expression.Answers,
+  answers: Answers,
   label_right: Mapping[str, float | None],
-  grade: expression.Grade,
+  grade: Grade,
 ) -> RewardAndTruth:
   """The reward with its parts, and the truth beside it, which changes nothing of the reward.
 
   label_right: whether the problems' own labels are right, by problem id.
   """
-  grade = expression.remembering(grade)
+  grade = verifiable.grade_once(grade)
   paid, parts = expression.evaluate(terms, answers, grade)
-  true = expression.truth(answers, grade)
+  true = verifiable.grade_by_truth(answers, grade)
   if any(noise):
-    paid = expression.noisy(paid, answers, *noise)
+    paid = add_noise(paid, answers, *noise)
   if paid.elections_P is None:
     return RewardAndTruth(paid, parts, true, [label_right[problem.id] for problem in answers.problems])
   won = [(i, e.winner) for i, e in enumerate(paid.elections_P) if e.winner is not None]
   return RewardAndTruth(paid, parts, true, [float(true.value_PG[at]) if true.scored_PG[at] else None for at in won])
 
 
-def trained(graded: expression.Graded, group: int) -> expression.Graded:
+def trained(graded: Graded, group: int) -> Graded:
   """The first `group` samples of each problem."""
   return graded._replace(
     value_PG=graded.value_PG[:, :group],
@@ -252,7 +255,7 @@ def rl(config: ConfigDict, workdir: str | Path) -> dict:
         return run.summary
       build_policy.keep_policy(config, policy, run.workdir, problems)
       rollout.show_prompt(run.workdir, policy, problems[0])
-      label_right = expression.labels_right(problems, service.grade)
+      label_right = verifiable.labels_right(problems, service.grade)
       ref_params = build_policy.frozen(policy) if s.kl_beta else None
       terms = expression.parse(s.reward)
       state, meta = run.restore(build_policy.fresh_state(policy, learner.optimizer))
@@ -323,7 +326,7 @@ def write_rollouts(workdir: Path, step: int, drawn: rollout.Drawn, judged: Rewar
   return rows
 
 
-def stop_if_unscored(step: int, graded: expression.Graded, limit: float) -> None:
+def stop_if_unscored(step: int, graded: Graded, limit: float) -> None:
   share = 1.0 - graded.scored_PG.mean()
   if share > limit:
     causes = Counter(np.array(graded.cause_PG, object)[~graded.scored_PG])

@@ -22,7 +22,7 @@ from jaxrlvr.data import problems as problem_lists
 from jaxrlvr.device import keys, masked, multihost, sharding
 from jaxrlvr.device.idle import Busy
 from jaxrlvr.grading.service import Service
-from jaxrlvr.rewards import expression
+from jaxrlvr.rewards.types import Answers, Graded
 from jaxrlvr.sampling.decode import lay_out, sample
 from jaxrlvr.sampling.types import STOP_EOS, STOP_NAMES, Rollout, Sampling
 from jaxrlvr.stages import memory
@@ -53,7 +53,7 @@ class Drawn(NamedTuple):
   """Responses on the device and what of them came down to the host."""
 
   rollout: Rollout
-  answers: expression.Answers
+  answers: Answers
   length_PG: np.ndarray
   stop_PG: np.ndarray
 
@@ -145,7 +145,7 @@ class Sampler:
     statistics = {name: values_B.reshape(shape) for name, values_B in by_row.items()}
     response_PG = [responses[i : i + group] for i in range(0, len(responses), group)]
     samples_PG = prompts.occurrence_P[:, None] * group + np.arange(group)
-    answers = expression.Answers(prompts.problems, response_PG, statistics, samples_PG, self._seed, step)
+    answers = Answers(prompts.problems, response_PG, statistics, samples_PG, self._seed, step)
     return Drawn(rollout, answers, length_B.reshape(shape), stop_B.reshape(shape))
 
 
@@ -335,7 +335,7 @@ def verifier_service(config: ConfigDict) -> Service:
   return Service(v.workers, v.cpu_seconds, v.wall_seconds, v.memory_mib << 20, v.mode, multihost.share)
 
 
-def records(drawn: Drawn, step: int, true: expression.Graded, **more) -> list[dict]:
+def records(drawn: Drawn, step: int, true: Graded, **more) -> list[dict]:
   """One row a response, as rollouts/ and evals/ hold it; `more` are [P,G] arrays to add."""
   rows = []
   for i, problem in enumerate(drawn.answers.problems):

@@ -28,7 +28,7 @@ from jaxrlvr.config.files import differences
 from jaxrlvr.config.keys import declared
 from jaxrlvr.device import checkpoint, multihost
 from jaxrlvr.device.jax_internals import jax_internals
-from jaxrlvr.rewards import expression
+from jaxrlvr.rewards import expression, table
 
 _LOG = logging.getLogger(__name__)
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -403,10 +403,10 @@ def sources_of_rewards(config: ConfigDict) -> dict[str, str]:
   A function that was put into the table of rewards from outside of this package is known by its own source."""
   sources = {
     "the verifiers": _digest_of_files(_verifier_files()),
-    "the reading of answers": _digest_of_files([_PACKAGE / "text" / "answer.py"]),
+    "the reading of answers": _digest_of_files([_PACKAGE / "text" / "answer.py", _PACKAGE / "text" / "tags.py"]),
   }
-  for name in sorted({part.name for _, parts in expression.parse(config.rl.reward) for part in parts}):
-    sources[f"rl.reward {name!r}"] = logbook.digest(_source(expression.REWARDS[name].function))
+  for name in sorted({factor.name for _, factors in expression.parse(config.rl.reward) for factor in factors}):
+    sources[f"rl.reward {name!r}"] = logbook.digest(_source(table.REWARDS[name].function))
   return sources
 
 
@@ -419,14 +419,15 @@ def _digest_of_files(paths: Sequence[Path]) -> str:
 
 
 def _source(function) -> list[str]:
-  """Returns what a reward's code is: its own text, and of one of this package all of the module that it stands in."""
+  """Returns what a reward's code is: its own text, and of one of this package all of its room."""
   if isinstance(function, functools.partial):
     arguments = [f"{name}={value!r}" for name, value in function.keywords.items() if not callable(value)]
     return [*_source(function.func), *map(repr, function.args), *arguments]
   try:
     module = inspect.getmodule(function)
-    inside = module is not None and module.__name__.startswith("jaxrlvr.")
-    return [inspect.getsource(module if inside else function)]
+    if module is not None and module.__name__.startswith("jaxrlvr."):
+      return [path.read_text() for path in sorted(Path(module.__file__).parent.glob("*.py"))]
+    return [inspect.getsource(function)]
   except (OSError, TypeError):  # typed in, or compiled
     code = getattr(function, "__code__", None)
     return [code.co_code.hex(), repr(code.co_consts)] if code else [type(function).__qualname__]

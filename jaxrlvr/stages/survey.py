@@ -13,7 +13,7 @@ from jaxrlvr.data import problems as problem_lists
 from jaxrlvr.device import multihost
 from jaxrlvr.grading.service import Service
 from jaxrlvr.grading.vote import Grade
-from jaxrlvr.rewards import expression
+from jaxrlvr.rewards import verifiable
 from jaxrlvr.stages import rollout
 from jaxrlvr.stages.build_policy import Policy
 from jaxrlvr.stages.run_directory import Run
@@ -58,7 +58,7 @@ class Survey:
     sweep = self._sampler.sweep(weights, self._loaded._replace(problems=list(ordered)), size, len(self.rows))
     while len(self.rows) < total:
       self._run.raise_if_asked()
-      yield next(sweep), expression.remembering(self._service.grade)
+      yield next(sweep), verifiable.grade_once(self._service.grade)
 
   def record(self, rows: Sequence[dict]) -> None:
     """Writes the rows of the batch at hand, one a problem, and adds them to `rows`."""

@@ -20,7 +20,7 @@ ANSWER_KINDS = ("unscored", "right", "cut_off", "unparseable", "wrong")
 def shares(true_PG, scored_PG, cause_PG, cut_PG) -> dict[str, float]:
   """Returns the share of each of ANSWER_KINDS among these responses as `answers/KIND`, by the true answers.
 
-  true_PG, scored_PG, cause_PG: what grading against the truth said (`rewards.expression.Graded`). cut_PG: whether a
+  true_PG, scored_PG, cause_PG: what grading against the truth said (`rewards.types.Graded`). cut_PG: whether a
   response was ended by the limit of tokens. A response that was cut off and is right all the same counts as right.
   """
   unparseable_PG = np.array(cause_PG, object) == "unparseable"

@@ -12,6 +12,11 @@ from jaxrlvr.base.types import Problem, Verdict
 from jaxrlvr.grading.service import Job, Service
 from jaxrlvr.grading.vote import elect
 from jaxrlvr.rewards import expression as reward
+from jaxrlvr.rewards.draws import uniform
+from jaxrlvr.rewards.noise import add_noise
+from jaxrlvr.rewards.table import REWARDS
+from jaxrlvr.rewards.types import Answers
+from jaxrlvr.rewards.verifiable import grade_once, labels_right
 from jaxrlvr.text.answer import parse, stated
 from jaxrlvr.training import loss
 
@@ -37,13 +42,13 @@ PROBLEMS = [problem("a", "4"), problem("b", "6", "7")]
 def answers(problems=PROBLEMS, texts=TEXTS, statistics=STATISTICS, **more):
   samples = np.tile(np.arange(len(texts[0])), (len(texts), 1))
   responses = [[parse(text, "boxed") for text in row] for row in texts]
-  return reward.Answers(problems, responses, statistics, samples, **more)
+  return Answers(problems, responses, statistics, samples, **more)
 
 
 def paid(expression, given=None, grade=None):
   given = given or answers()
   with Service(workers=1) as service:
-    return reward.evaluate(reward.parse(expression), given, reward.remembering(grade or service.grade))
+    return reward.evaluate(reward.parse(expression), given, grade_once(grade or service.grade))
 
 
 @pytest.mark.parametrize(
@@ -80,7 +85,7 @@ def test_rewards(expression, value):
 
 
 def test_every_row_of_the_table_pays_something_finite():
-  for name, row in reward.REWARDS.items():
+  for name, row in REWARDS.items():
     graded, _ = paid(name)
     assert np.isfinite(graded.value_PG).all() and graded.value_PG.any(), name
     if row.binary:
@@ -116,7 +121,9 @@ def test_sums_and_reals_are_not_binary():
   for text in ("2*verifiable", "verifiable + one_box", "self_certainty*verifiable"):
     assert not reward.is_binary(reward.parse(text))
   assert reward.is_binary(reward.parse("verifiable*random(0.2)"))
-  assert reward.votes(reward.parse("one_box + 0.1*majority_vote")) and not reward.votes(reward.parse("one_box"))
+  assert reward.looks_at_votes(reward.parse("one_box + 0.1*majority_vote")) and not reward.looks_at_votes(
+    reward.parse("one_box")
+  )
 
 
 # Three outcomes
@@ -301,15 +308,15 @@ def test_random_rewards_and_noise_belong_to_the_sample():
   np.testing.assert_array_equal(value[::-1], paid("random(0.3)", many(slice(None, None, -1)))[0].value_PG)
   for other in (many(step=4), many(seed=2)):
     assert (value != paid("random(0.3)", other)[0].value_PG).mean() > 0.2
-  noisy = reward.noisy(paid("random(0.3)", many())[0], many(), 0.0, 0.0)
+  noisy = add_noise(paid("random(0.3)", many())[0], many(), 0.0, 0.0)
   np.testing.assert_array_equal(value, noisy.value_PG)
-  assert abs(np.corrcoef(value.ravel(), reward.uniform(many(), "noise").ravel())[0, 1]) < 0.1
+  assert abs(np.corrcoef(value.ravel(), uniform(many(), "noise").ravel())[0, 1]) < 0.1
 
 
 @pytest.mark.parametrize(("fp", "fn"), [(0.2, 0.0), (0.0, 0.4), (0.1, 0.3), (1.0, 1.0)])
 def test_noise_has_the_rates_asked_for(fp, fn):
   clean = paid("random(0.5)", many())[0]
-  noisy = reward.noisy(clean, many(), fp, fn)
+  noisy = add_noise(clean, many(), fp, fn)
   right = clean.value_PG == 1
   assert abs((noisy.value_PG[~right] == 1).mean() - fp) < 0.02
   assert abs((noisy.value_PG[right] == 0).mean() - fn) < 0.02
@@ -384,4 +391,4 @@ def test_shadow_truth_counts_what_the_reward_gets_wrong():
 def test_label_accuracy_is_by_the_verifier():
   problems = [problem("a", "+4", "4"), problem("b", "3", "4"), problem("c", "1/2", "0.5", "math")]
   with Service(workers=1) as service:
-    assert reward.labels_right(problems, service.grade) == {"a": 1.0, "b": 0.0, "c": 1.0}
+    assert labels_right(problems, service.grade) == {"a": 1.0, "b": 0.0, "c": 1.0}

@@ -13,6 +13,7 @@ from jaxrlvr.base.types import Problem
 from jaxrlvr.data import prepared
 from jaxrlvr.grading.service import Service
 from jaxrlvr.rewards import expression
+from jaxrlvr.rewards.types import Answers
 from jaxrlvr.stages.rollout import with_opening
 from jaxrlvr.text.answer import FORMATS, parse
 from jaxrlvr.text.hf_tokenizer import HuggingFace
@@ -38,7 +39,7 @@ def test_a_tag_of_the_template_is_read_as_one_of_the_policy(opening):
   assert [FORMATS["thinking_format"](one) for one in responses] == [True, True, False, True, True, False]
   shape = np.arange(len(WRITTEN))[None]
   four = Problem("a", ({"role": "user", "content": "a"},), "4", "4", "arithmetic")
-  given = expression.Answers([four], [responses], {}, shape)
+  given = Answers([four], [responses], {}, shape)
   with Service(workers=1) as service:
     voted, _ = expression.evaluate(expression.parse("majority_vote_thinking"), given, service.grade)
   assert voted.value_PG.tolist() == [[1, 0, 0, 1, 0, 0]]  # a tie of 6 and 4: the first

@@ -16,7 +16,7 @@ from jaxrlvr.base import logbook, signals
 from jaxrlvr.base.errors import InputError, StorageError
 from jaxrlvr.config import files as configs
 from jaxrlvr.device import checkpoint
-from jaxrlvr.rewards import expression
+from jaxrlvr.rewards import table
 from jaxrlvr.stages import run_directory as runs
 
 ROOT = Path(__file__).parents[2]
@@ -217,9 +217,9 @@ def test_a_reward_that_changed_is_noticed(tmp_path, caplog, monkeypatch):
       one.begin()
     return "is not what the run began with" in caplog.text and re.search(r"the code of (.*) is not", caplog.text)[1]
 
-  monkeypatch.setitem(expression.REWARDS, "random", expression.Reward(first))
+  monkeypatch.setitem(table.REWARDS, "random", table.Reward(first))
   assert not begin() and not begin()
-  monkeypatch.setitem(expression.REWARDS, "random", expression.Reward(second))
+  monkeypatch.setitem(table.REWARDS, "random", table.Reward(second))
   assert begin() == "rl.reward 'random'" and not begin()  # the manifest now tells of the new one
   sources = runs.sources_of_rewards(config)
   assert {"the verifiers", "the reading of answers", "rl.reward 'one_box'"} <= set(sources)

@@ -210,7 +210,7 @@ def test_a_corrupted_label_must_not_pay_the_truth_either_way(accepted, wrong):
 
 def test_filter_counts_what_could_not_be_graded_apart(tmp_path, init, monkeypatch, caplog):
   """One sample of four can't be graded, and of one problem none can."""
-  real, lost = label.expression.truth, []
+  real, lost = label.verifiable.grade_by_truth, []
 
   def truth(answers, grade):
     found = real(answers, grade)
@@ -219,7 +219,7 @@ def test_filter_counts_what_could_not_be_graded_apart(tmp_path, init, monkeypatc
     cause = [["" if k else "timeout" for k in row] for row in known]
     return found._replace(scored_PG=known, cause_PG=cause, value_PG=np.where(known, found.value_PG, 1.0))
 
-  monkeypatch.setattr(label.expression, "truth", truth)
+  monkeypatch.setattr(label.verifiable, "grade_by_truth", truth)
   how = dict(init=init, problems__count=24, filter__samples=4, filter__low=0, filter__high=3)
   assert run_smoke("filter", tmp_path / "f", **how) == 0
   summary = json.loads((tmp_path / "f" / "summary.json").read_text())

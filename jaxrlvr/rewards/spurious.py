@@ -1,0 +1,35 @@
+"""Rewards that say nothing about what is right, or the opposite: controls."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from jaxrlvr.grading.vote import Grade
+from jaxrlvr.rewards.draws import uniform
+from jaxrlvr.rewards.types import Answers, Graded, graded_by_value
+from jaxrlvr.rewards.verifiable import grade_by_label, grade_by_truth
+from jaxrlvr.rewards.votes import pay_winner
+from jaxrlvr.tasks.verdicts import UNPARSEABLE
+
+
+def random_reward(answers: Answers, grade: Grade, rate: float = 0.5) -> Graded:
+  """Pays 1 with this probability, whatever was answered."""
+  return graded_by_value(uniform(answers, "random reward") < rate)
+
+
+def inverse(answers: Answers, grade: Grade) -> Graded:
+  """Pays 1 for an answer that is not the label's; 0 for a response that holds none the verifier can read."""
+  graded = grade_by_label(answers, grade)
+  read_PG = np.array(graded.cause_PG, object) != UNPARSEABLE.cause
+  value_PG = np.where(read_PG & graded.scored_PG, 1.0 - graded.value_PG, 0.0)
+  return graded._replace(value_PG=value_PG.astype(np.float32))
+
+
+def wrong_label(answers: Answers, grade: Grade) -> Graded:
+  """Pays 1 for the most frequent wrong answer; unscored where nobody could say whether an answer is wrong."""
+  true = grade_by_truth(answers, grade)
+  voted = pay_winner(answers, true.scored_PG & (true.value_PG < 1), grade)
+  cause_PG = np.array(voted.cause_PG, object)
+  unknown_PG = ~true.scored_PG
+  cause_PG[unknown_PG] = np.array(true.cause_PG, object)[unknown_PG]
+  return Graded(voted.value_PG, voted.scored_PG & true.scored_PG, cause_PG.tolist())

@@ -1,0 +1,34 @@
+"""The table of rewards. A new one is a function in a module of its family, and a row here."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+from jaxrlvr.rewards import formats, spurious, statistics, verifiable, votes
+from jaxrlvr.rewards.types import Graded
+from jaxrlvr.text.answer import FORMATS
+
+
+class Reward(NamedTuple):
+  """What one name in `rl.reward` stands for."""
+
+  function: Callable[..., Graded]  # (answers, grade, *the arguments written behind the name)
+  binary: bool = True  # worth 0 or 1
+  votes: bool = False  # looks at all `rl.votes` samples, those that are not trained on too
+
+
+# Keys: names in `rl.reward`.
+REWARDS: dict[str, Reward] = {
+  "verifiable": Reward(verifiable.grade_by_label),  # the answer is the label's, which may be wrong
+  "inverse": Reward(spurious.inverse),  # there is an answer, and it is not the label's
+  "wrong_label": Reward(spurious.wrong_label, votes=True),  # it is the group's most frequent wrong answer
+  "majority_vote": Reward(votes.majority_vote, votes=True),  # it is the group's most frequent answer (TTRL)
+  "majority_vote_thinking": Reward(votes.majority_vote_thinking, votes=True),  # the same of the thinking format alone
+  "self_certainty": Reward(statistics.self_certainty, binary=False),  # Intuitor
+  "token_entropy": Reward(statistics.token_entropy, binary=False),  # - mean H(p)
+  "sequence_entropy": Reward(statistics.sequence_entropy, binary=False),  # log p(response)
+  "random": Reward(spurious.random_reward),  # random(0.3): 1 with this probability, else with 0.5
+  **{name: Reward(functools.partial(formats.keeps_format, name=name)) for name in FORMATS},
+}
