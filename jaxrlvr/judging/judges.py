@@ -30,11 +30,11 @@ class Judge:
   ask: Callable[[str, Sequence[tuple[Response, ...]]], Iterable[Label]]
   counts: Counter = dataclasses.field(default_factory=Counter)  # calls, retries, cached, missing, tokens
 
-  def faithfulness(self, items: Sequence[Response]) -> list[float | None]:
+  def faithfulness(self, items: Sequence[Response]) -> list[Label]:
     """Label of each response: 1.0, 0.5 or 0.0."""
     return list(self.ask("faithfulness", [(item,) for item in items]))
 
-  def same_strategy(self, pairs: Sequence[tuple[Response, Response]]) -> list[bool | None]:
+  def same_strategy(self, pairs: Sequence[tuple[Response, Response]]) -> list[Label]:
     """Do both of a pair, responses to one problem, solve it in the same way? What is the same text does."""
     unlike = [pair for pair in pairs if pair[0].text != pair[1].text]
     labels = dict(zip(unlike, self.ask("strategy", unlike), strict=True))

@@ -28,7 +28,7 @@ from jaxrlvr.stages.curate import lot
 from jaxrlvr.stages.run_directory import Run, open_run, read_config
 
 LABELS_FILE = "labels.jsonl"
-_FIELDS = {
+_FIELDS: dict[str, type | tuple[type, ...]] = {
   "step": int,
   "problem": str,
   "sample": int,
@@ -196,7 +196,7 @@ def judge_step(rows: Sequence[Mapping], first: Judge, second: Judge | None) -> t
     for one in labelled
   ]  # fmt: skip
   if second is not None:
-    pairs = [one.responses for one in labelled if one.task == "strategy"]
+    pairs = [(one.responses[0], one.responses[1]) for one in labelled if one.task == "strategy"]
     others = second.faithfulness(responses) + second.same_strategy(pairs)
     labels = [row | {"second": label} for row, label in zip(labels, others, strict=True)]
   return judged, labels
