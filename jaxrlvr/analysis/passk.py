@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 
 class Gain(NamedTuple):
@@ -17,7 +18,7 @@ class Gain(NamedTuple):
   high: float
 
 
-def pass_at_k(n, c, k) -> np.ndarray:
+def pass_at_k(n: ArrayLike, c: ArrayLike, k: ArrayLike) -> np.ndarray:
   """Chance that k of n samples, drawn without putting back, hold one of the c right ones: 1 - C(n-c, k) / C(n, k).
 
   Arguments broadcast. 0 where c = 0, and 1 where c > 0 but fewer than k are wrong: so also for k > n, where the
@@ -49,7 +50,11 @@ def maj_at_k(clusters: Sequence[int | None], right: Sequence[float]) -> float:
 
 
 def bootstrap(
-  values_P, statistic: Callable = np.mean, draws: int = 2000, level: float = 0.95, seed: int = 0
+  values_P: Sequence[float] | np.ndarray,
+  statistic: Callable = np.mean,
+  draws: int = 2000,
+  level: float = 0.95,
+  seed: int = 0,
 ) -> tuple[float, float]:
   """Percentile interval of statistic(values_P) under redrawing problems; (nan, nan) without any value.
 
@@ -64,7 +69,7 @@ def bootstrap(
   return interval(drawn, level) if len(drawn) else (float("nan"), float("nan"))
 
 
-def redrawn(values_PS, draws: int = 2000, seed: int = 0) -> np.ndarray:
+def redrawn(values_PS: Sequence[Sequence[float]] | np.ndarray, draws: int = 2000, seed: int = 0) -> np.ndarray:
   """Means over problems [draws, S], each of as many problems drawn with replacement: the same ones for all columns.
 
   The same seed and number of problems draw the same, so that differences of two are paired.
@@ -74,13 +79,13 @@ def redrawn(values_PS, draws: int = 2000, seed: int = 0) -> np.ndarray:
   return np.random.default_rng(seed).multinomial(P, np.full(P, 1 / P), draws) @ values_PS / P
 
 
-def interval(drawn_D, level: float = 0.95) -> tuple[float, float]:
+def interval(drawn_D: np.ndarray, level: float = 0.95) -> tuple[float, float]:
   """Ends of the percentile interval of redrawn statistics."""
   low, high = np.quantile(drawn_D, ((1 - level) / 2, (1 + level) / 2))
   return float(low), float(high)
 
 
-def paired_gain(before_P, after_P, **how) -> Gain:
+def paired_gain(before_P: Sequence[float] | np.ndarray, after_P: Sequence[float] | np.ndarray, **how) -> Gain:
   """Mean of after - before over the same problems in the same order; `how` goes to `bootstrap`."""
   before_P, after_P = np.asarray(before_P, np.float64), np.asarray(after_P, np.float64)
   if before_P.shape != after_P.shape:
@@ -134,12 +139,12 @@ def evaluation_figures(records: Sequence[Mapping], ks: Sequence[int]) -> dict[st
   }
 
 
-def with_interval(name: str, values_P, statistic: Callable = np.mean) -> dict[str, float]:
+def with_interval(name: str, values_P: Sequence[float] | np.ndarray, statistic: Callable = np.mean) -> dict[str, float]:
   """A statistic over problems as NAME, NAME_low, NAME_high; nan without any value."""
   low, high = bootstrap(values_P, statistic)
   value = statistic(np.asarray(values_P, np.float64)) if len(values_P) else np.nan
   return {name: float(value), f"{name}_low": low, f"{name}_high": high}
 
 
-def mean(values) -> float:
+def mean(values: Sequence[float] | np.ndarray) -> float:
   return float(np.mean(values)) if len(values) else float("nan")

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from jaxrlvr.analysis.passk import mean
 from jaxrlvr.grading.vote import Election
 
 
-def reward_metrics(value_PG, scored_PG, true_PG, true_scored_PG, binary: bool) -> Mapping[str, float]:
+def reward_metrics(
+  value_PG: np.ndarray, scored_PG: np.ndarray, true_PG: np.ndarray, true_scored_PG: np.ndarray, binary: bool
+) -> Mapping[str, float]:
   """The true reward and, for rewards of 0 and 1, how often the two agree and how the reward errs.
 
   false_positive_rate: share of truly wrong answers that were paid; false_negative_rate: of right ones that were not.

@@ -67,7 +67,7 @@ def gap(large: Mapping[int, float], small: Mapping[int, float], t_sat: int | Non
   return None if None in values else values[0] - values[1]
 
 
-def column_at(M_DS, steps: Sequence[int], step: int) -> np.ndarray | None:
+def column_at(M_DS: np.ndarray, steps: Sequence[int], step: int) -> np.ndarray | None:
   """`value_at` of many redrawn curves [D, S] over the same ascending evaluation steps."""
   if not len(steps) or not steps[0] <= step <= steps[-1]:
     return None
@@ -78,7 +78,7 @@ def column_at(M_DS, steps: Sequence[int], step: int) -> np.ndarray | None:
   return (1 - share) * M_DS[:, left] + share * M_DS[:, right]
 
 
-def phases(M_DS, steps: Sequence[int], t_sat: int, T: int) -> tuple[np.ndarray | None, np.ndarray | None]:
+def phases(M_DS: np.ndarray, steps: Sequence[int], t_sat: int, T: int) -> tuple[np.ndarray | None, np.ndarray | None]:
   """(gain, residual) [D] of redrawn curves, as `saturation` reads them from one; None where undefined."""
   value_D = column_at(M_DS, steps, t_sat)
   if value_D is None:
@@ -96,7 +96,7 @@ def drawn_gap(large: tuple, small: tuple, t_sat: int | None) -> np.ndarray | Non
   return None if any(value is None for value in values) else values[0] - values[1]
 
 
-def rises_clearly(reward_T, width: int) -> bool:
+def rises_clearly(reward_T: np.ndarray, width: int) -> bool:
   """Whether a mean over `width` successive rewards lies clearly above that of the first ones.
 
   Clearly is by 4 standard errors of the difference of two such means. The noise is that of successive rewards, which a
@@ -136,7 +136,7 @@ class Timing(NamedTuple):
   t90: Time  # first step at which a mean over 7 steps has gone 90 % of the way up; None: behind T_eff, or no rise
 
 
-def timing(reward_T: Sequence[float | None], reward_DT=None, tail: int = 50) -> Timing:
+def timing(reward_T: Sequence[float | None], reward_DT: np.ndarray | None = None, tail: int = 50) -> Timing:
   """Returns t_sat and t90 of a run with mean rewards reward_T, steps 1..T, and whether they mean anything.
 
   reward_DT: the rewards redrawn (`redrawn_rewards`), from which the intervals come. There are none where it is None, or

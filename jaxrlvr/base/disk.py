@@ -9,12 +9,14 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from etils import epath
+
 from jaxrlvr.base.errors import StorageError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def describe(error: OSError, path, size: int | None = None) -> str:
+def describe(error: OSError, path: str | os.PathLike, size: int | None = None) -> str:
   """Returns what failed at this path and the cure; `size`: bytes that were to be written there, None: unknown."""
   reason = error.strerror or type(error).__name__
   if error.errno not in _FULL:
@@ -39,7 +41,7 @@ def is_full(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def writing(path, size: int | None = None) -> Iterator[None]:
+def writing(path: str | os.PathLike, size: int | None = None) -> Iterator[None]:
   """Raises StorageError that names the path where what is written within fails."""
   try:
     yield
@@ -47,7 +49,7 @@ def writing(path, size: int | None = None) -> Iterator[None]:
     raise StorageError(describe(error, path, size)) from error
 
 
-def copy(source, target: Path) -> None:
+def copy(source: Path | epath.Path, target: Path) -> None:
   """Copies a file, 16 MiB at a time; StorageError, with path and bytes, where it can't be written."""
   with source.open("rb") as read:
     read.seek(0, os.SEEK_END)

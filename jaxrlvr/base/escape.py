@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import TextIO
 
 
 def visible(text: str, kept: str = "\n\t") -> str:
@@ -28,7 +29,7 @@ def let_libraries_write(allowed: bool) -> None:
 _unended: list = []  # the terminal that shows a line of progress which no line end has followed yet
 
 
-def draw(terminal, line: str, last: bool) -> None:
+def draw(terminal: TextIO, line: str, last: bool) -> None:
   """Draws a line over the one before; unless it is the last, what a `VisibleStream` takes next stands in its place."""
   terminal.write(f"\r\x1b[K{line}" + ("\n" if last else ""))
   _unended[:] = [] if last else [terminal]
@@ -54,12 +55,12 @@ class VisibleStream:
     self.below.write(visible(text).encode(encoding, "backslashreplace").decode(encoding))
     return len(text)
 
-  def writelines(self, lines) -> None:
+  def writelines(self, lines: Iterable[str]) -> None:
     for line in lines:
       self.write(line)
 
 
-def below(stream):
+def below(stream: TextIO) -> TextIO:
   """Returns the stream that takes control characters, for what moves the cursor on purpose."""
   return stream.below if isinstance(stream, VisibleStream) else stream
 

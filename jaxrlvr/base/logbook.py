@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from jaxrlvr.base import disk, escape
 from jaxrlvr.base.errors import InputError
@@ -37,7 +38,7 @@ def write_atomic(path: Path, text: str) -> None:
       raise
 
 
-def finite(value):
+def finite(value: object) -> Any:
   """The value as JSON can hold it: a number that is not finite becomes None, at any depth."""
   if isinstance(value, Mapping):
     return {key: finite(v) for key, v in value.items()}
@@ -46,7 +47,7 @@ def finite(value):
   return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def write_json(path: Path, value) -> None:
+def write_json(path: Path, value: object) -> None:
   write_atomic(path, json.dumps(finite(value), indent=1, sort_keys=True, default=list) + "\n")
 
 
@@ -86,12 +87,12 @@ def _csv_cell(cell):
   return f"'{shown}" if like_a_formula or shown != text else text
 
 
-def digest(value) -> str:
+def digest(value: object) -> str:
   """Stands for a value's content: what JSON can hold, records by `content`, and the repr of anything else."""
   return hashlib.sha256(json.dumps(content(value), sort_keys=True, default=repr).encode()).hexdigest()
 
 
-def content(value):
+def content(value: Any) -> Any:
   """Returns a value with its records, dataclasses and named tuples at any depth, as {field: value}.
 
   Fields that have their default are left out: a field that is added to a type, with a default, changes no digest.
@@ -104,8 +105,8 @@ def content(value):
         kept[field.name] = content(part)
     return kept
   if isinstance(value, tuple) and hasattr(value, "_fields"):
-    defaults = value._field_defaults
-    named = value._asdict()
+    record: Any = value
+    defaults, named = record._field_defaults, record._asdict()
     return {name: content(v) for name, v in named.items() if name not in defaults or not _same(defaults[name], v)}
   if isinstance(value, Mapping):
     return {str(key): content(v) for key, v in value.items()}

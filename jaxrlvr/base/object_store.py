@@ -7,6 +7,7 @@ import functools
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path, PurePath
 
 from etils import epath
@@ -14,17 +15,17 @@ from etils import epath
 from jaxrlvr.base.errors import InputError, StorageError
 
 
-def is_remote(name) -> bool:
+def is_remote(name: str | os.PathLike) -> bool:
   return "://" in os.fspath(name)
 
 
-def path(name) -> Path | epath.Path:
+def path(name: str | os.PathLike) -> Path | epath.Path:
   """The place as a path that reads and writes there; a local one is absolute, its `~` a home directory."""
   return epath.Path(name) if is_remote(name) else Path(os.path.expanduser(name)).absolute()
 
 
 @contextlib.contextmanager
-def told(kind: type[Exception], place):
+def told(kind: type[Exception], place: object) -> Iterator[None]:
   """Whatever a store's package raises, as our own error."""
   try:
     yield
@@ -49,7 +50,7 @@ def _transfer(source, target) -> None:
     shutil.copyfileobj(read, write, 1 << 24)
 
 
-def pull(place, folder: Path, left: tuple[str, ...] = ()) -> None:
+def pull(place: Path | epath.Path, folder: Path, left: tuple[str, ...] = ()) -> None:
   """Copies the place's files to the local folder, but for those of these names and below folders of these names."""
   with told(InputError, place):
     for file in _files(place, left) if place.exists() else ():  # a store has no empty folder

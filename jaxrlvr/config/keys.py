@@ -152,16 +152,16 @@ def matching(pattern: str, words: str) -> Rule:
   return rule(words, lambda value: re.fullmatch(pattern, value) is not None)
 
 
-def is_share(value) -> bool:
+def is_share(value: object) -> bool:
   """Whether a value inside of a tuple is a number from 0 to 1."""
   return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
 
 
-def is_text(value) -> bool:
+def is_text(value: object) -> bool:
   return isinstance(value, str)
 
 
-def is_filled_text(value) -> bool:
+def is_filled_text(value: object) -> bool:
   return isinstance(value, str) and value != ""
 
 

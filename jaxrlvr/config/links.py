@@ -32,7 +32,7 @@ def _check_entries(link: Mapping) -> None:
     if not isinstance(value, _LINK[entry]):
       kind = "a text" if _LINK[entry] is str else "a table {key: value}"
       raise InputError(f"config.chain: link {link.get('name')!r}: {entry} = {repr(value)[:200]}: wanted {kind}")
-    if entry in ("files", "runs") and not all(isinstance(path, str) for path in value.values()):
+    if entry in ("files", "runs") and not all(isinstance(path, str) for path in link[entry].values()):
       raise InputError(f"config.chain: link {link.get('name')!r}: {entry}: wanted paths, each a text")
 
 

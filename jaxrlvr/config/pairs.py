@@ -26,6 +26,10 @@ def _embedded_kinds(group: str) -> Callable[[ConfigDict], bool]:
   return lambda c: c[group].source == "arithmetic" and not set(c[group].kinds) <= set(arithmetic.KINDS)
 
 
+def _uneven_rows(stage: str) -> Callable[[ConfigDict], bool]:
+  return lambda c: c[stage].rows % c[stage].microbatches != 0
+
+
 def _named_sets(c: ConfigDict) -> tuple[str, ...]:
   return eval_sets.named(c.heldout.sets, c.heldout.domain) if c.heldout.sets or c.heldout.domain else ()
 
@@ -96,7 +100,7 @@ IMPOSSIBLE: tuple[Impossible, ...] = (
   *(
     Impossible(
       (f"{s}.rows", f"{s}.microbatches"),
-      lambda c, s=s: c[s].rows % c[s].microbatches != 0,
+      _uneven_rows(s),
       f"config.{s}.rows = {{c.{s}.rows}} must be a multiple of config.{s}.microbatches = {{c.{s}.microbatches}}; "
       "change one of them",
     )
@@ -127,7 +131,7 @@ IMPOSSIBLE: tuple[Impossible, ...] = (
   ),
   Impossible(
     ("heldout.name", "heldout.source", "heldout.sets", "heldout.domain"),
-    lambda c: not c.heldout.source and _named_sets(c) and c.heldout.name != declared()["heldout.name"].default,
+    lambda c: not c.heldout.source and _named_sets(c) != () and c.heldout.name != declared()["heldout.name"].default,
     "config.heldout.name is set, but it is the name of the set of config.heldout.source, which is empty; clear it, or "
     "name the source",
   ),

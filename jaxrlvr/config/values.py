@@ -7,6 +7,7 @@ import logging
 import math
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -40,7 +41,7 @@ def _leaf(config: ConfigDict, key: str) -> tuple[ConfigDict, str]:
   return parent, last
 
 
-def get(config: ConfigDict, key: str):
+def get(config: ConfigDict, key: str) -> Any:
   """Returns the value of a leaf; InputError where there is none."""
   parent, last = _leaf(config, key)
   return parent[last]
@@ -77,7 +78,7 @@ def _words(key: str, text: str) -> tuple[str, ...]:
   return words
 
 
-def set_value(config: ConfigDict, key: str, value) -> None:
+def set_value(config: ConfigDict, key: str, value: object) -> None:
   """Sets a leaf; a value of another type than the default's is an error."""
   parent, last = _leaf(config, key)
   parent[last] = typed(key, value, parent[last])
@@ -93,7 +94,7 @@ def changed(config: ConfigDict, changes: Mapping[str, object]) -> ConfigDict:
   return copy
 
 
-def typed(key: str, value, like):
+def typed(key: str, value: object, like: object) -> Any:
   """Returns the value in the type of `like`: an integer may stand for a float, a list for a tuple. Else InputError."""
   if isinstance(like, tuple) and isinstance(value, (tuple, list)):
     return _as_tuples(key, value)

@@ -358,7 +358,7 @@ def _tfds_block(path: pathlib.Path, split: Split) -> Iterator[Block]:
     yield Block(len(found), lambda: iter(found))
 
 
-def tfds():
+def tfds() -> Any:
   """The package tensorflow-datasets, quiet. It must not need TensorFlow for what is done here."""
   try:
     import tensorflow_datasets

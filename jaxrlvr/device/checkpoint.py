@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import functools
 import hashlib
 import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +25,7 @@ FORMAT = 3
 _LOG = logging.getLogger(__name__)
 
 
-def digests(tree) -> dict[str, str]:
+def digests(tree: Any) -> dict[str, str]:
   """Digest of the bits, shape and dtype of each leaf: 64 bits, the same however the leaf is cut over devices."""
   named = {jax.tree_util.keystr(path): jnp.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
   sums = multihost.fetch(_sums(named))
@@ -36,7 +38,7 @@ def digest_of_meta(meta: Mapping) -> str:
   return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def check_meta(meta, step: int) -> None:
+def check_meta(meta: object, step: int) -> None:
   """Raises StorageError where a checkpoint's meta is not what was saved at this step."""
   if not isinstance(meta, Mapping) or meta.get("format") != FORMAT:
     stated = meta.get("format") if isinstance(meta, Mapping) else type(meta).__name__
@@ -101,7 +103,7 @@ class Checkpoints:
     with multihost.waiting("the checkpoints"):
       self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=("params", "train", "meta"))
 
-  def save(self, step: int, params, train, meta: dict) -> None:
+  def save(self, step: int, params: Any, train: Any, meta: dict) -> None:
     """Starts to save, on all processes; `train` is the rest of the array tree, `meta` plain JSON (cursor, seed)."""
     if not multihost.fetch(_all_finite((params, train))):
       raise StorageError(
@@ -153,7 +155,7 @@ class Checkpoints:
   def steps(self) -> list[int]:
     return sorted(self._manager.all_steps())
 
-  def restore(self, params, train):
+  def restore(self, params: Any, train: Any) -> tuple[Any, Any, dict] | None:
     """(params, train, meta) of the newest whole checkpoint, None if there is none.
 
     `params` and `train` say shapes, dtypes and shardings (arrays or ShapeDtypeStructs); train None: only weights.
@@ -167,7 +169,7 @@ class Checkpoints:
         found = self._restore(step, params, train)
       except Exception as error:
         problem = _first_line(error)
-      if problems := list(filter(None, multihost.gather(lambda told=problem: told))):  # all take it or none
+      if problems := list(filter(None, multihost.gather(functools.partial(str, problem)))):  # all take it or none
         _LOG.warning("%s/%d: passed over, can't be restored: %s", self.folder, step, problems[0])
         continue
       self._put_aside([s for s in steps if s > step])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from typing import Any
 
 import jax
 
@@ -32,7 +33,7 @@ class Busy:
     with self._lock:
       self._spans.append([begun, ended])
 
-  def watch(self, result) -> None:
+  def watch(self, result: Any) -> None:
     """A span from now until `result`, of a program just dispatched, is there; not to be donated before."""
     span = [self._clock(), None]
     with self._lock:

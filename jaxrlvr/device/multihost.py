@@ -19,7 +19,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -88,7 +89,7 @@ def initialise(deadline: float, silence: float) -> None:
   jax.devices()  # all wait for each other in this; later on one might ask while another waits elsewhere
 
 
-def put(tree, places):
+def put(tree: Any, places: Any) -> Any:
   """Host arrays, equal on all processes, onto devices; each process hands over what its own devices hold.
 
   `places`: a tree of shardings, or a prefix of one."""
@@ -110,7 +111,7 @@ def _replicate(mesh):
   return jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, P()))
 
 
-def fetch(tree):
+def fetch(tree: Any) -> Any:
   """All of the arrays, on every process, in one transfer; values of the host stay as they are."""
   if count() == 1:
     return jax.device_get(tree)
@@ -157,7 +158,7 @@ def gather(make: Callable[[], object]) -> list:
   return [one["value"] for one in each]
 
 
-def first(make: Callable[[], object]):
+def first(make: Callable[[], object]) -> Any:
   """What `make` returns on the first process, the only one where it runs."""
   return gather(make if not index() else lambda: None)[0]
 
@@ -179,7 +180,7 @@ def share(grade: Callable[[Sequence], list[Verdict]], jobs: Sequence) -> list[Ve
 
 
 @contextlib.contextmanager
-def waiting(where: str):
+def waiting(where: str) -> Iterator[None]:
   """Marks what can only end when all processes have come to it."""
   if _watch is not None:
     _watch.arrive(where)

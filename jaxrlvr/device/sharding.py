@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import jax
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
@@ -26,7 +29,9 @@ RULES = {
 }
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> Mesh:
+def make_mesh(
+  data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | np.ndarray | None = None
+) -> Mesh:
   """Mesh with axes (data, fsdp, tensor); one size may be -1: what is left of the devices."""
   devices = np.asarray(jax.devices() if devices is None else devices)
   sizes = [data, fsdp, tensor]
@@ -94,7 +99,7 @@ def constrain(x: jax.Array, *axes) -> jax.Array:
   return x if jax.sharding.get_abstract_mesh().empty else jax.lax.with_sharding_constraint(x, spec(*axes))
 
 
-def split_rows(tree, parts: int, block: int = 1):
+def split_rows(tree: Any, parts: int, block: int = 1) -> Any:
   """Arrays [B, ...] as [parts, B/parts, ...]; blocks of rows are dealt out in turn: every part is on every device."""
 
   def split(x):
@@ -104,12 +109,12 @@ def split_rows(tree, parts: int, block: int = 1):
   return jax.tree.map(split, tree)
 
 
-def part(parts, i):
+def part(parts: Any, i: int | jax.Array) -> Any:
   """Part number i of what `split_rows` made."""
   return jax.tree.map(lambda x: constrain(x[i], "batch", *[None] * (x.ndim - 2)), parts)
 
 
-def join_rows(tree, block: int = 1):
+def join_rows(tree: Any, block: int = 1) -> Any:
   """The inverse of `split_rows`."""
 
   def join(x):

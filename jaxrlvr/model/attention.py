@@ -42,7 +42,9 @@ def _seen_BTS(segments_BT: jax.Array, before_BP: jax.Array) -> jax.Array:
   return own_BTS | ((keys + real_B11).astype(jnp.uint32) < real_B11.astype(jnp.uint32))
 
 
-def reference(q_BHTh, k_BKSh, v_BKSh, segments_BT, before_BP):
+def reference(
+  q_BHTh: jax.Array, k_BKSh: jax.Array, v_BKSh: jax.Array, segments_BT: jax.Array, before_BP: jax.Array
+) -> jax.Array:
   """Plain products in the layout [B,K,..]: what the others are compared with."""
   batch, _, time, head_dim = q_BHTh.shape
   q_BKgTh = q_BHTh.reshape(batch, k_BKSh.shape[1], -1, time, head_dim)
@@ -52,7 +54,9 @@ def reference(q_BHTh, k_BKSh, v_BKSh, segments_BT, before_BP):
   return jnp.einsum("bkgts,bksh->bkgth", weight, v_BKSh).reshape(q_BHTh.shape)
 
 
-def mapped(q_BHTh, k_BKSh, v_BKSh, segments_BT, before_BP):
+def mapped(
+  q_BHTh: jax.Array, k_BKSh: jax.Array, v_BKSh: jax.Array, segments_BT: jax.Array, before_BP: jax.Array
+) -> jax.Array:
   """Some rows after others, whose scores are made again in the backward pass: for CPUs, in little memory."""
 
   def local(q, k, v, *segments):
@@ -125,7 +129,15 @@ def _library(q_BHTh, k_BKSh, v_BKSh, segments_BT, before_BP, implementation: Lit
   return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation=implementation).swapaxes(1, 2)
 
 
-def splash(q_BHTh, k_BKTh, v_BKTh, segments_BT, before_BP, *, interpret: bool = False):
+def splash(
+  q_BHTh: jax.Array,
+  k_BKTh: jax.Array,
+  v_BKTh: jax.Array,
+  segments_BT: jax.Array,
+  before_BP: jax.Array,
+  *,
+  interpret: bool = False,
+) -> jax.Array:
   """The Pallas kernel for TPUs (splash attention): no [T,T] array, blocks above the diagonal are left out.
 
   Widths are padded to the kernel's blocks. On a mesh each device works on its own rows and heads. No slots before the
@@ -185,7 +197,7 @@ AUTO = {
 _CUDNN = (8, 0)  # least compute capability with a kernel for attention: Ampere
 
 
-def platform_of(device) -> str:
+def platform_of(device: jax.Device) -> str:
   """A device's platform as `AUTO` knows it; GPUs that have no kernel of cuDNN are `older gpu`."""
   if device.platform != "gpu":
     return device.platform

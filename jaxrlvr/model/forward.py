@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -68,7 +69,7 @@ def causal(segments_BT: jax.Array, spec: Spec, layout: RowLayout) -> Attend:
   return attend
 
 
-def cast(params: dict, spec: Spec) -> dict:
+def cast(params: Mapping[str, jax.Array], spec: Spec) -> dict[str, jax.Array]:
   """Weights in the compute dtype; done once, outside of any loop."""
   return {name: w.astype(spec.dtype) for name, w in params.items()}
 
@@ -134,7 +135,15 @@ def _layer(x_BTD, w, angles, attend, cache, spec: Spec):
   return sharding.constrain(x_BTD + out_nD.reshape(x_BTD.shape), "batch", None, None), cache
 
 
-def forward(params, tokens_BT, positions_BT, attend: Attend, cache, spec: Spec, table=None):
+def forward(
+  params: Mapping[str, Any],
+  tokens_BT: jax.Array,
+  positions_BT: jax.Array,
+  attend: Attend,
+  cache: Any,
+  spec: Spec,
+  table: tuple[jax.Array, jax.Array] | None = None,
+) -> tuple[jax.Array, Any]:
   """Final hidden states [B,T,D] (normed, before the head) and the new cache.
 
   A cache that is a tuple, one entry a layer, goes through unrolled layers (a scan would copy it each token) and comes

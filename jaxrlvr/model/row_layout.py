@@ -152,8 +152,8 @@ class SharedPrompt:
   ) -> jax.Array:
     """The prompt attends to itself; then the pieces, as rows of their own, to it and to themselves."""
     before_BP = segments_BT[:, : self.prompt]
-    of_prompt = [x[:, :, : self.prompt] for x in (q_BHTh, k_BKTh, v_BKTh)]
-    first = attend_rows(*of_prompt, before_BP, before_BP[:, :0])
+    q_BHPh, k_BKPh, v_BKPh = (x[:, :, : self.prompt] for x in (q_BHTh, k_BKTh, v_BKTh))
+    first = attend_rows(q_BHPh, k_BKPh, v_BKPh, before_BP, before_BP[:, :0])
     rest = attend_rows(
       self._pieces(q_BHTh),
       self._behind_prompt(k_BKTh),
@@ -271,4 +271,5 @@ class _Rows:
     rows, slots = self.segments_RS.shape
     used = int(np.sum(np.any(self.segments_RS, 1)))
     both = np.stack([self.segments_RS, self.positions_RS]).reshape(2, parts, -1, slots).swapaxes(1, 2)
-    return Placed(*both.reshape(2, rows, slots), -(-used * parts // rows))
+    segments_RS, positions_RS = both.reshape(2, rows, slots)
+    return Placed(segments_RS, positions_RS, -(-used * parts // rows))

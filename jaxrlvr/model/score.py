@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -98,7 +99,15 @@ def _logits(hidden, piece, scale):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
-def token_stats(hidden_BTD, head_VD, target_BT, wanted_BT, known: int, chunk: int, scale: float):
+def token_stats(
+  hidden_BTD: jax.Array,
+  head_VD: jax.Array,
+  target_BT: jax.Array,
+  wanted_BT: jax.Array,
+  known: int,
+  chunk: int,
+  scale: float,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
   """(logp, entropy, certainty) of `target` under scale * hidden @ head.T, columns from `known` on left out.
 
   What is not wanted is 0 and costs next to nothing.
@@ -179,9 +188,17 @@ token_stats.defvjp(_stats_forward, _stats_backward)
 
 
 def score(
-  params, tokens_BT, positions_BT, segments_BT, spec: Spec, *, start=1, temperature=1.0, wanted_BT=None,
+  params: Mapping[str, jax.Array],
+  tokens_BT: jax.Array,
+  positions_BT: jax.Array,
+  segments_BT: jax.Array,
+  spec: Spec,
+  *,
+  start: int = 1,
+  temperature: float = 1.0,
+  wanted_BT: jax.Array | None = None,
   layout: RowLayout | None = None,
-) -> Scores:  # fmt: skip
+) -> Scores:
   """Statistics [B, T-start] of tokens start..T-1, each given the tokens of its segment before it.
 
   `params` are the float32 masters. A token whose predecessor lies in another segment has no context: mask it out.

@@ -9,9 +9,9 @@ import json
 import logging
 import operator
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -203,7 +203,7 @@ class RecordedRun:
     for path in sorted((folder / "judged").glob("step_*.jsonl")):
       self.labels |= self.read(labels, path, {})
 
-  def read(self, how: Callable, path: Path, otherwise):
+  def read(self, how: Callable, path: Path, otherwise: Any) -> Any:
     """What `how` reads from the file; where it can't, a note and `otherwise`."""
     try:
       return how(path)
@@ -224,7 +224,7 @@ class RecordedRun:
   def _json(self, path: Path) -> dict:
     return self.read(lambda path: finite(read_json(path)), path, {})
 
-  def at(self, path: str, kind: type = object):
+  def at(self, path: str, kind: type = object) -> Any:
     """A value of the run's config, or behind `summary.`, None where it isn't there or of another kind."""
     value = inside(self.config | {"summary": self.summary}, path)
     return value if isinstance(value, kind) else None
@@ -300,7 +300,7 @@ class RecordedRun:
       self._redrawn[set_name] = steps, np.mean(curves, 0) if whole else None
     return self._redrawn[set_name]
 
-  def phases(self, set_name: str):
+  def phases(self, set_name: str) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]:
     """Redrawn (gain until t_sat, residual, gain from the first to the last evaluation), None each where undefined."""
     steps, M_DS = self.redrawn(set_name)
     if M_DS is None or len(steps) < 2:
@@ -309,7 +309,7 @@ class RecordedRun:
     return *at, M_DS[:, -1] - M_DS[:, 0]
 
 
-def inside(value, path: str):
+def inside(value: object, path: str) -> Any:
   """The value at a path of keys with dots between, None where it isn't there."""
   for name in path.split("."):
     value = value.get(name) if isinstance(value, Mapping) else None
@@ -327,7 +327,7 @@ def _claimed(row: Mapping) -> str | None:
   return next((claim for claim, flag in flags.items() if flag), "not decided") if flags else None
 
 
-def measured_sets(names) -> dict[str, int]:
+def measured_sets(names: Iterable[str]) -> dict[str, int]:
   """Evaluated sets and their samples a problem, as the names of metrics tell them; means of sets are the last."""
   found = {match[1]: int(match[2]) for match in map(_AVG.fullmatch, names) if match}
   return dict(sorted(found.items(), key=lambda item: item[0] in _MEANS))

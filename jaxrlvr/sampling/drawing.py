@@ -23,7 +23,7 @@ class Token(NamedTuple):
   entropy_R: jax.Array
 
 
-def draw(logits_RV, key_R, t, s: Sampling) -> tuple[jax.Array, jax.Array]:
+def draw(logits_RV: jax.Array, key_R: jax.Array, t: jax.Array, s: Sampling) -> tuple[jax.Array, jax.Array]:
   """Returns a token of each row and its log-probability under the truncated, tempered distribution.
 
   Inverts the cumulative distribution at one uniform number, a function of the row's key and the position t.
@@ -43,7 +43,7 @@ def draw(logits_RV, key_R, t, s: Sampling) -> tuple[jax.Array, jax.Array]:
   return token_R.astype(jnp.int32), chosen_R - jax.nn.logsumexp(logits_RV, -1)
 
 
-def draw_known(logits_RV, key_R, t, s: Sampling, known: int) -> Token:
+def draw_known(logits_RV: jax.Array, key_R: jax.Array, t: jax.Array, s: Sampling, known: int) -> Token:
   """Draws among the first `known` columns, those that the tokenizer has tokens for, and says how sure the model was."""
   real_V = jnp.arange(logits_RV.shape[1]) < known
   logits_RV = jnp.where(real_V, logits_RV, NEGATIVE)

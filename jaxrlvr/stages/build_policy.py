@@ -8,7 +8,7 @@ import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -61,7 +61,7 @@ def find_devices() -> list[jax.Device]:
     ) from error
 
 
-def configured_mesh(config: ConfigDict, devices=None) -> jax.sharding.Mesh:
+def configured_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
   """The mesh of config.mesh over these devices (default: all there are)."""
   if devices is None:
     find_devices()
@@ -367,8 +367,8 @@ def fresh_state(policy: Policy, optimizer: optax.GradientTransformation) -> Trai
 
 def state_shapes(policy: Policy, optimizer: optax.GradientTransformation) -> tuple[TrainState, TrainState]:
   """(shapes, shardings) of the training state; moments are laid out like the weights they belong to."""
-  rest = sharding.named(policy.mesh)
-  placed = policy_spec.shardings(policy.spec, policy.mesh)
+  rest: Any = sharding.named(policy.mesh)
+  placed: Any = policy_spec.shardings(policy.spec, policy.mesh)
   shapes = jax.eval_shape(lambda p: init_state(p, optimizer), policy.params)
   with jax.transfer_guard("allow"):  # optax builds small placeholders
     moments = optax.tree.map_params(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -145,7 +146,9 @@ def _differing(one: jax.Array, other: jax.Array, dtype: str) -> tuple[jax.Array,
   return exact, rounded
 
 
-def probe(params, spec: policy_spec.Spec, mesh: jax.sharding.Mesh, dtype: str = "float32") -> np.ndarray:
+def probe(
+  params: Mapping[str, jax.Array], spec: policy_spec.Spec, mesh: jax.sharding.Mesh, dtype: str = "float32"
+) -> np.ndarray:
   """Log-probability, entropy and self-certainty of random tokens, which together read every logit, in float32 and
   with weights rounded to `dtype`."""
 

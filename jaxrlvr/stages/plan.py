@@ -52,7 +52,9 @@ TRIES = (
 )
 
 
-def search(config: ConfigDict, stage: str, capacity: float, measure: Callable):
+def search(
+  config: ConfigDict, stage: str, capacity: float, measure: Callable
+) -> tuple[ConfigDict, dict[str, Measured], dict]:
   """(config, its programs measured, changes made) after lowering what does not fit, as far as TRIES go.
 
   measure(config, names or None, before): programs by name, those in `names` compiled anew; InputError for settings

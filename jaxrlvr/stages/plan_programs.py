@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib.util
 import math
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -85,7 +86,7 @@ def _in(mesh, function):
   return lower
 
 
-def abstract_policy(config: ConfigDict, where: tpu.Slice, devices) -> build_policy.Policy:
+def abstract_policy(config: ConfigDict, where: tpu.Slice, devices: Sequence[jax.Device]) -> build_policy.Policy:
   """The policy of a config on a slice: shapes and places of its weights, and no weight."""
   model, init = build_policy.find_model(config), object_store.path(config.init) / build_policy.POLICY
   if model is None and not init.is_file() and not config.model.vocab:
@@ -104,7 +105,9 @@ def abstract_policy(config: ConfigDict, where: tpu.Slice, devices) -> build_poli
   return build_policy.Policy(spec, None, params, mesh, sample_mesh, {})
 
 
-def of(config: ConfigDict, where: tpu.Slice, devices) -> tuple[build_policy.Policy, list[Program]]:
+def of(
+  config: ConfigDict, where: tpu.Slice, devices: Sequence[jax.Device]
+) -> tuple[build_policy.Policy, list[Program]]:
   """(abstract policy, programs in the order of a step) of `config.plan.stage`."""
   policy = abstract_policy(config, where, devices)
   return policy, (rl_programs if config.plan.stage == "rl" else language_programs)(config, policy)
@@ -115,7 +118,7 @@ def language_programs(config: ConfigDict, policy: build_policy.Policy) -> list[P
   stage, shape = config.plan.stage, (config[config.plan.stage].rows, config[config.plan.stage].row_tokens)
   s = config[stage]
   sharding.check(policy.mesh, f"config.{stage}.rows", (s.rows // s.microbatches,), ("batch",))
-  fields = [jax.ShapeDtypeStruct(shape, dtype) for dtype in (*[jnp.int32] * 3, jnp.float32)]
+  fields: list[Any] = [jax.ShapeDtypeStruct(shape, dtype) for dtype in (*[jnp.int32] * 3, jnp.float32)]
   batch, optimizer = (
     _rows(policy.mesh, objective.TextBatch(*fields)),
     build_policy.optimizer(s.optim, max(s.steps, 1))[0],
@@ -154,7 +157,7 @@ def rl_programs(config: ConfigDict, policy: build_policy.Policy) -> list[Program
   filled = layout.filled(s.prompt_tokens, config.plan.mean_tokens or s.response_tokens)
   trips = math.ceil(s.microbatches * filled / slots) if s.pack else s.microbatches
   rows, live = batch.tokens_RS.shape[0] // s.microbatches * trips, jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
-  read, scored = reference or policy.params, batch.replace(ref_logp_RS=None, old_logp_RS=None)
+  read, scored = reference or policy.params, dataclasses.replace(batch, ref_logp_RS=None, old_logp_RS=None)
   programs += [
     Program(
       "score", (bool(s.kl_beta) + (learner.updates > 1)) * learner.updates, _bytes((scored, read)),
@@ -223,9 +226,20 @@ def _prompts(problems: int, width: int):
 
 def _batch(config: ConfigDict, policy: build_policy.Policy, learner: Learner) -> objective.RolloutBatch:
   """The rows of an update, as `Learner.parts` makes them."""
-  ints, floats = (jax.ShapeDtypeStruct(learner.shape(), dtype) for dtype in (jnp.int32, jnp.float32))
-  scores = floats if learner.updates > 1 else None, floats if config.rl.kl_beta else None
-  return _rows(policy.mesh, objective.RolloutBatch(*[ints] * 3, *[floats] * 3, *scores, learner.layout))
+  ints: Any = jax.ShapeDtypeStruct(learner.shape(), jnp.int32)
+  floats: Any = jax.ShapeDtypeStruct(learner.shape(), jnp.float32)
+  batch = objective.RolloutBatch(
+    tokens_RS=ints,
+    positions_RS=ints,
+    segments_RS=ints,
+    weights_RS=floats,
+    advantage_RS=floats,
+    sampler_logp_RS=floats,
+    old_logp_RS=floats if learner.updates > 1 else None,
+    ref_logp_RS=floats if config.rl.kl_beta else None,
+    layout=learner.layout,
+  )
+  return _rows(policy.mesh, batch)
 
 
 def compile_program(program: Program, done: dict, devices: int) -> Measured:
@@ -269,7 +283,7 @@ def _sent(made, devices: int, trips: float) -> dict[str, collectives.Traffic] | 
   return collectives.collectives(text, devices, trips)
 
 
-def open_topology(where: tpu.Slice):
+def open_topology(where: tpu.Slice) -> Sequence[jax.Device]:
   """The slice's devices, to compile for; they are nowhere."""
   if importlib.util.find_spec("libtpu") is None:
     raise InputError(

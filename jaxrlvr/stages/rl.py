@@ -83,7 +83,12 @@ class Learner(NamedTuple):
     return self.layout.rows(s.problems_per_step * s.group_size // self.updates), self.layout.slots
 
   def parts(
-    self, params, ref_params, prompts: rollout.Prompts, drawn: rollout.Drawn, kept_PG=None
+    self,
+    params: Mapping[str, jax.Array],
+    ref_params: Mapping[str, jax.Array],
+    prompts: rollout.Prompts,
+    drawn: rollout.Drawn,
+    kept_PG: np.ndarray | None = None,
   ) -> list[UpdateBatch]:
     """The batch of each update with its scores; responses that are not kept (None: all are) are left out.
 
@@ -184,7 +189,9 @@ def trained(graded: Graded, group: int) -> Graded:
   )
 
 
-def host_metrics(judged: RewardAndTruth, drawn: rollout.Drawn, rows, group: int, binary: bool) -> dict:
+def host_metrics(
+  judged: RewardAndTruth, drawn: rollout.Drawn, rows: Sequence[Mapping], group: int, binary: bool
+) -> dict:
   """What the host can say of a step: rewards, shadow truth, lengths, and what the sampler saw of every response."""
   paid, true = trained(judged.paid, group), trained(judged.true, group)
   value, scored = paid.value_PG, paid.scored_PG

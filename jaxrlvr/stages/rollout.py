@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -92,7 +92,7 @@ class Sampler:
       out_shardings=sharding.named(policy.mesh, "batch"),
     )
 
-  def prompts(self, problems: Sequence[Problem], loaded: Loaded, occurrence_P) -> Prompts:
+  def prompts(self, problems: Sequence[Problem], loaded: Loaded, occurrence_P: np.ndarray) -> Prompts:
     return make_prompts(problems, loaded, occurrence_P, self._width, self._policy.tokenizer.pad_id)
 
   def check_memory(self, what: str, problems: int, cure: str) -> None:
@@ -104,7 +104,9 @@ class Sampler:
     """Problems a batch that the mesh can split, at least enough for `largest` where that is less than `wanted`."""
     return -(-min(wanted, largest) // self._shards) * self._shards
 
-  def sweep(self, weights, loaded: Loaded, size: int, start: int = 0, stream: str = "") -> Iterator[Drawn]:
+  def sweep(
+    self, weights: Mapping[str, Any], loaded: Loaded, size: int, start: int = 0, stream: str = ""
+  ) -> Iterator[Drawn]:
     """Responses to all problems from number `start` on, in order, `size` problems at a time.
 
     `weights`: as `self.weights` lays them out. `stream`: of the samples' randomness, "": the sampler's own.
@@ -172,7 +174,7 @@ def row_statistics(rollout: Rollout) -> dict[str, jax.Array]:
   }
 
 
-def response_texts(tokenizer: Tokenizer, tokens_BT, length_B, stop_B) -> list[str]:
+def response_texts(tokenizer: Tokenizer, tokens_BT: np.ndarray, length_B: np.ndarray, stop_B: np.ndarray) -> list[str]:
   """Texts of the responses, without the end token."""
   ends = length_B - (stop_B == STOP_EOS)
   return [tokenizer.decode(row[:end].tolist()) for row, end in zip(tokens_BT, ends, strict=True)]
@@ -199,7 +201,9 @@ def sampling(config: ConfigDict, tokenizer: Tokenizer, **changes) -> Sampling:
   return Sampling(**values | changes, eos_ids=tuple(tokenizer.eos_ids), pad_id=tokenizer.pad_id)
 
 
-def read_problems(config: ConfigDict, key: str, without=lambda problem: False, **changes) -> list[Problem]:
+def read_problems(
+  config: ConfigDict, key: str, without: Callable[[Problem], bool] = lambda problem: False, **changes
+) -> list[Problem]:
   """The problems of `config.problems` or `config.heldout`; `changes` of that group for this call.
 
   `without` says of a problem whether it is left out, and does not count.
@@ -233,7 +237,12 @@ def check_problem(where: str, problem: Problem) -> None:
 
 
 def load_problems(
-  config: ConfigDict, key: str, tokenizer: Tokenizer, service: Service, without=lambda problem: False, **changes
+  config: ConfigDict,
+  key: str,
+  tokenizer: Tokenizer,
+  service: Service,
+  without: Callable[[Problem], bool] = lambda problem: False,
+  **changes,
 ) -> Loaded:
   """`read_problems` with their prompts; what is too long or has no readable label is refused, dropped or told."""
   group, found = config[key], read_problems(config, key, without, **changes)
@@ -314,7 +323,9 @@ def label_column(source: str, columns: Sequence[str]) -> str:
   return f"the column of {named[0]}" if named else "the field label"
 
 
-def make_prompts(problems: Sequence[Problem], loaded: Loaded, occurrence_P, width: int, pad_id: int) -> Prompts:
+def make_prompts(
+  problems: Sequence[Problem], loaded: Loaded, occurrence_P: np.ndarray, width: int, pad_id: int
+) -> Prompts:
   ids = loaded.ids
   tokens_PS = np.full((len(problems), width), pad_id, np.int32)
   for row, problem in enumerate(problems):

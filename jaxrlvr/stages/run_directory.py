@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -108,7 +109,7 @@ class Run:
     logbook.write_json(file, manifest() | {"inputs": digests, "rewards": sources})
     self._push()
 
-  def restore(self, state):
+  def restore(self, state: Any) -> tuple[Any, dict | None]:
     """(state, meta) of the newest checkpoint, (state, None) for a fresh start; opens the logbook at that step."""
     self.checkpoints = checkpoint.Checkpoints(self.home, self.config.checkpoint.keep)
     train = {"opt_state": state.opt_state, "counts": (state.updates, state.skipped, state.skipped_in_a_row)}
@@ -148,7 +149,7 @@ class Run:
     self.checkpoints.wait()
     self._mark_saved()
 
-  def save(self, step: int, state, **meta) -> None:
+  def save(self, step: int, state: Any, **meta) -> None:
     """Writes the metrics of this step, then starts to save a checkpoint that resumes right behind it."""
     self.flush()
     multihost.first(lambda: self._check_is_there(step))

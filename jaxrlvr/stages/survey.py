@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 
@@ -74,7 +75,7 @@ def open_survey(run: Run, policy: Policy, limit: int = 0) -> Iterator[Survey]:
   `limit`: of a generator as many problems instead of `problems.count`, of a file the first so many; 0: as configured.
   """
   config = run.config
-  changes = {}
+  changes: dict[str, Any] = {}
   if limit:
     count = limit if config.problems.source in problem_lists.GENERATED else 0
     changes = {"count": count, "at_most": limit}

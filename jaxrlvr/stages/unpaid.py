@@ -17,7 +17,9 @@ STEPS = 5  # without any reward, and it is told
 ANSWER_KINDS = ("unscored", "right", "cut_off", "unparseable", "wrong")
 
 
-def shares(true_PG, scored_PG, cause_PG, cut_PG) -> dict[str, float]:
+def shares(
+  true_PG: np.ndarray, scored_PG: np.ndarray, cause_PG: Sequence[Sequence[str]], cut_PG: np.ndarray
+) -> dict[str, float]:
   """Returns the share of each of ANSWER_KINDS among these responses as `answers/KIND`, by the true answers.
 
   true_PG, scored_PG, cause_PG: what grading against the truth said (`rewards.types.Graded`). cut_PG: whether a

@@ -42,7 +42,9 @@ BASELINES = {
 }
 
 
-def group_advantage(reward_PG, scored_PG=None, *, baseline: str = "mean", scale_std: bool = True) -> np.ndarray:
+def group_advantage(
+  reward_PG: np.ndarray, scored_PG: np.ndarray | None = None, *, baseline: str = "mean", scale_std: bool = True
+) -> np.ndarray:
   """Returns advantages [P,G] in float64, on the host: (reward - baseline), divided by the group's sample std + 1e-6 if
   `scale_std` (False: Dr.GRPO), and 0 for the rows that the baseline leaves out.
 
@@ -117,7 +119,7 @@ def _k3_k2(d):
 KL = {"k1": _k1, "k2": _k2, "k3": _k3, "k3-k2": _k3_k2}
 
 
-def kl(logp_BT, ref_logp_BT, estimator: str = "k3") -> jax.Array:
+def kl(logp_BT: jax.Array, ref_logp_BT: jax.Array, estimator: str = "k3") -> jax.Array:
   """Per-token estimate of KL(policy || reference) in nats (Schulman, Approximating KL Divergence).
 
   As a loss k1 has zero mean gradient and k3 does not descend the reverse KL; "k3-k2" does. The study uses k3.
@@ -140,10 +142,10 @@ RATIOS = {"token": _token_ratio, "sequence": _sequence_ratio}
 
 
 def policy_loss(
-  logp_BT,
-  old_logp_BT,
-  advantage_B,
-  mask_BT,
+  logp_BT: jax.Array,
+  old_logp_BT: jax.Array,
+  advantage_B: jax.Array,
+  mask_BT: jax.Array,
   *,
   clip_low: float = 0.2,
   clip_high: float = 0.2,
@@ -151,9 +153,9 @@ def policy_loss(
   ratio: str = "token",
   reduce: str = "token-mean",
   max_tokens: int = 0,
-  weights_BT=None,
-  segments_BT=None,
-  sampler_logp_BT=None,
+  weights_BT: jax.Array | None = None,
+  segments_BT: jax.Array | None = None,
+  sampler_logp_BT: jax.Array | None = None,
   importance_cap: float | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Clipped surrogate of PPO and GRPO, to be minimised, and its metrics (each weighted like the loss).

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from jaxrlvr.base.errors import InputError
 from jaxrlvr.base.types import Problem
@@ -161,7 +161,9 @@ def problem(seed: int, split: str, level: int, index: int, kind: str = "chain", 
   return Problem(f"arithmetic/{text}", ({"role": "user", "content": text},), answer, answer, "arithmetic", extra)
 
 
-def problems(seed: int, split: str, levels, count: int, kinds=("chain",)) -> list[Problem]:
+def problems(
+  seed: int, split: str, levels: Sequence[int], count: int, kinds: Sequence[str] = ("chain",)
+) -> list[Problem]:
   """`count` different problems, levels and kinds in turn; a longer list begins with the shorter ones."""
   found: dict[str, Problem] = {}
   turns = [(level, kind) for level in levels for kind in kinds]

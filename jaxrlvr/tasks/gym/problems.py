@@ -33,7 +33,7 @@ _PATIENCE = 1000  # problems in a row that are of the other split or known alrea
 
 
 def problems(
-  seed: int, split: str, levels: Sequence[int], count: int, kinds=(*GRAPH,), system: str = ""
+  seed: int, split: str, levels: Sequence[int], count: int, kinds: Sequence[str] = (*GRAPH,), system: str = ""
 ) -> list[Problem]:
   """`count` different problems, kinds and levels in turn; a longer list begins with the shorter ones.
 
@@ -55,7 +55,9 @@ def problems(
   return list(found.values())
 
 
-def graph_problems(seed: int, split: str, levels: Sequence[int], count: int, kinds, system: str = "") -> list[Problem]:
+def graph_problems(
+  seed: int, split: str, levels: Sequence[int], count: int, kinds: Sequence[str], system: str = ""
+) -> list[Problem]:
   """`problems` of the study's two graph tasks; kinds that are the embedded domain's stand for both."""
   kinds = tuple(kind for kind in kinds if kind not in KINDS) or tuple(GRAPH)
   if unknown := sorted(set(kinds) - set(GRAPH)):

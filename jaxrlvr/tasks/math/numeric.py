@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
+from typing import Any, TypeAlias
 
 from jaxrlvr.tasks.math.formula import Number, Operation, Symbol, Tree, has, symbols
+
+Value: TypeAlias = Any  # a Fraction, or an mpf or mpc of mpmath, which has no types
 
 MAX_BITS = 1 << 17  # of the numerator or the denominator of an exact number
 MAX_PRECISION = 40_000  # bits of an irrational one
@@ -148,13 +151,13 @@ class Evaluation:
     self.extent = 0  # the largest binary exponent, of either sign, of a number on the way
     self.largest = 0  # the largest
 
-  def magnitude(self, value) -> int:
+  def magnitude(self, value: Value) -> int:
     """Returns the binary exponent of a number."""
     if isinstance(value, Fraction):
       return value.numerator.bit_length() - value.denominator.bit_length()
     return int(self.mp.mag(value)) if value else -(1 << 60)
 
-  def value(self, tree: Tree, env: Mapping[str, Fraction]):
+  def value(self, tree: Tree, env: Mapping[str, Fraction]) -> Value:
     """Returns the value of a tree where its variables have these values. Raises TooLarge, Undefined."""
     if isinstance(tree, Number):
       return tree.value
@@ -164,7 +167,7 @@ class Evaluation:
       return self._note(self._exp(self.value(tree.arguments[1], env)))
     return self.operate(tree.name, [self.value(part, env) for part in tree.arguments])
 
-  def operate(self, name: str, values):
+  def operate(self, name: str, values: Sequence[Value]) -> Value:
     """Returns what an operation makes of values."""
     operation = _OPERATIONS.get(name)
     if operation is None:
@@ -178,7 +181,7 @@ class Evaluation:
         raise
       raise Undefined(name) from error
 
-  def subtract(self, a, b):
+  def subtract(self, a: Value, b: Value) -> Value:
     return self._note(_add(self, a, _neg(self, b)))
 
   def _symbol(self, name: str, env: Mapping[str, Fraction]):
@@ -212,7 +215,7 @@ class Evaluation:
       self.extent, self.largest = max(self.extent, abs(exponent)), max(self.largest, exponent)
     return value
 
-  def inexact(self, value):
+  def inexact(self, value: Value) -> Value:
     """Returns an exact number as one of so many bits, others as they are."""
     if isinstance(value, Fraction):
       return self.mp.mpf(value.numerator) / value.denominator
@@ -577,12 +580,12 @@ def _same_rounding(a: Decimal, b: Decimal) -> bool:
   return enough or abs(long.value - short.value) <= abs(long.value) * _ROUNDED
 
 
-def real(tree: Tree):
+def real(tree: Tree) -> Value:
   """Returns the value of a formula without variables; None where it has none that is real. Raises TooLarge."""
   return None if symbols(tree) else _real_value(tree)
 
 
-def fraction(value) -> Fraction:
+def fraction(value: Value) -> Fraction:
   """Returns a real number as a fraction, to compare it with others. Raises TooLarge."""
   if isinstance(value, Fraction):
     return value
