@@ -32,7 +32,7 @@ class Graded(NamedTuple):
   elections_P: list[Election] | None = None  # where the label was voted on; of several votes in a sum the first
 
 
-def graded_by_value(value_PG) -> Graded:
+def graded_by_value(value_PG: np.ndarray | Sequence[Sequence[float]]) -> Graded:
   """Returns values that need no verifier as graded; one that is not finite is unscored, with the cause "error"."""
   value_PG = np.asarray(value_PG, np.float32)
   scored_PG = np.isfinite(value_PG)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from jaxrlvr.grading.vote import Grade, elect
@@ -20,7 +22,7 @@ def majority_vote_thinking(answers: Answers, grade: Grade) -> Graded:
   return pay_winner(answers, [[thinks(response) for response in responses] for responses in answers.response_PG], grade)
 
 
-def pay_winner(answers: Answers, votes_PG, grade: Grade) -> Graded:
+def pay_winner(answers: Answers, votes_PG: Sequence[Sequence[bool]] | np.ndarray, grade: Grade) -> Graded:
   """Pays 1 where a response gives the most frequent answer of those that vote; without any vote nobody is paid."""
   answer_PG = [
     [response.answer if votes else None for response, votes in zip(*row, strict=True)]

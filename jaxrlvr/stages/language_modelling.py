@@ -7,7 +7,7 @@ import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -187,4 +187,5 @@ def train(stage: str, config: ConfigDict, workdir: str | Path) -> dict:
 
 def _batch(packed: Packed) -> objective.TextBatch:
   weights_BT = packed.target_BT / np.float32(max(packed.target_BT.sum(), 1))
-  return objective.TextBatch(packed.tokens_BT, packed.positions_BT, packed.segments_BT, weights_BT.astype(np.float32))
+  on_host: Any = (packed.tokens_BT, packed.positions_BT, packed.segments_BT, weights_BT.astype(np.float32))
+  return objective.TextBatch(*on_host)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -16,7 +18,7 @@ from jaxrlvr.model.score import score
 from jaxrlvr.model.spec import Spec
 from jaxrlvr.sampling.types import Rollout
 from jaxrlvr.training import loss
-from jaxrlvr.training.metrics import Maximum, Sum, WeightedMean
+from jaxrlvr.training.metrics import Maximum, Metric, Sum, WeightedMean
 from jaxrlvr.training.update import LossFn
 
 
@@ -61,7 +63,9 @@ class RolloutBatch:
 
 
 @functools.partial(jax.jit, static_argnames=("spec", "parts", "temperature"))
-def logp(params, batch: RolloutBatch, live, spec: Spec, *, temperature: float, parts: int) -> jax.Array:
+def logp(
+  params: Mapping[str, jax.Array], batch: RolloutBatch, live: jax.Array, spec: Spec, *, temperature: float, parts: int
+) -> jax.Array:
   """log-probability [R,S] of the responses' tokens in the first `live` of `parts` parts of the rows, else 0."""
   rows = (batch.tokens_RS, batch.positions_RS, batch.segments_RS, batch.weights_RS > 0)
   rows = sharding.split_rows(rows, parts)
@@ -77,11 +81,11 @@ def logp(params, batch: RolloutBatch, live, spec: Spec, *, temperature: float, p
 
 @functools.partial(jax.jit, static_argnames=("samples", "group", "layout"))
 def lay_out(
-  prompt_PS,
-  prompt_length_P,
+  prompt_PS: jax.Array,
+  prompt_length_P: jax.Array,
   rollout: Rollout,
-  segments_RS,
-  positions_RS,
+  segments_RS: jax.Array,
+  positions_RS: jax.Array,
   *,
   samples: int,
   group: int,
@@ -122,9 +126,18 @@ class Weights(NamedTuple):
 
 
 def weigh(
-  length_PG, reward_PG, scored_PG, *, max_tokens, baseline, scale_std, reduce, updates=1, correction="none",
-  noise=(0.0, 0.0),
-) -> Weights:  # fmt: skip
+  length_PG: np.ndarray,
+  reward_PG: np.ndarray,
+  scored_PG: np.ndarray,
+  *,
+  max_tokens: int,
+  baseline: str,
+  scale_std: bool,
+  reduce: str,
+  updates: int = 1,
+  correction: str = "none",
+  noise: Sequence[float] = (0.0, 0.0),
+) -> Weights:
   """Weighs responses, on the host; problem p belongs to update p % updates and its means.
 
   Responses that are not scored count in no mean and get 0. noise: the rates (false positive, false negative) that
@@ -141,12 +154,12 @@ def weigh(
 
 
 @jax.jit
-def grade(batch: RolloutBatch, weight_PG, advantage_PG) -> RolloutBatch:
+def grade(batch: RolloutBatch, weight_PG: jax.Array, advantage_PG: jax.Array) -> RolloutBatch:
   """The batch with what `weigh` found for its responses."""
   number_RS = jnp.maximum(batch.segments_RS - 1, 0)
   weights_RS = batch.weights_RS * weight_PG.reshape(-1)[number_RS]
   advantage_RS = batch.weights_RS * advantage_PG.reshape(-1)[number_RS]
-  return batch.replace(weights_RS=weights_RS, advantage_RS=advantage_RS)
+  return dataclasses.replace(batch, weights_RS=weights_RS, advantage_RS=advantage_RS)
 
 
 @functools.lru_cache
@@ -171,7 +184,7 @@ def grpo(spec: Spec, *, temperature: float, kl_beta: float, kl_estimator: str, *
 
     gap = jnp.where(mask, jnp.abs(here - sampler), 0.0)
     seen = total(1.0)
-    metrics = {name: Sum(share) for name, share in shares.items()}
+    metrics: dict[str, Metric] = {name: Sum(share) for name, share in shares.items()}
     metrics["ppo_kl"] = WeightedMean(shares["ppo_kl"], seen)
     metrics["sampling/logp_difference/mean"] = WeightedMean(total(gap), seen)
     metrics["sampling/logp_difference/max"] = Maximum(jnp.max(gap))

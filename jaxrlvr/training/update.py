@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,14 +25,16 @@ class TrainState:
 
 
 # (params, micro-batch) -> (its share of the loss, its metrics)
-LossFn = Callable[[dict, dict], tuple[jax.Array, dict[str, Metric]]]
+LossFn = Callable[[dict, Any], tuple[jax.Array, dict[str, Metric]]]
 
 
-def init_state(params, optimizer: optax.GradientTransformation) -> TrainState:
+def init_state(params: dict[str, jax.Array], optimizer: optax.GradientTransformation) -> TrainState:
   return TrainState(params, optimizer.init(params), *(jnp.zeros((), jnp.int32) for _ in range(3)))
 
 
-def accumulate(loss_fn: LossFn, params, batch, microbatches: int, live=None):
+def accumulate(
+  loss_fn: LossFn, params: dict[str, jax.Array], batch: Any, microbatches: int, live: jax.Array | int | None = None
+) -> tuple[dict[str, jax.Array], jax.Array, dict[str, Metric]]:
   """(gradient, loss, metrics) of a whole batch, as the sum over the first `live` (None: all) of its `microbatches`.
 
   The weights inside the batch are those of the whole batch, so parts add up and nothing is divided here. How many are
@@ -54,7 +57,16 @@ def accumulate(loss_fn: LossFn, params, batch, microbatches: int, live=None):
 
 
 @functools.partial(jax.jit, static_argnames=("loss_fn", "optimizer", "microbatches"), donate_argnames="state")
-def update(state: TrainState, batch, rate, live=None, *, loss_fn: LossFn, optimizer, microbatches: int = 1):
+def update(
+  state: TrainState,
+  batch: Any,
+  rate: jax.Array,
+  live: jax.Array | None = None,
+  *,
+  loss_fn: LossFn,
+  optimizer: optax.GradientTransformation,
+  microbatches: int = 1,
+) -> tuple[TrainState, dict[str, Metric]]:
   """Returns (new state, metrics by name) after one step of learning rate `rate` on the first `live` micro-batches.
 
   A non-finite loss or gradient changes no weight and no moment; it is counted.
