@@ -36,7 +36,7 @@ from jaxrlvr.config.keys import (
 )
 
 COLUMNS = rule("strings `target=column`", lambda value: all(map(is_text, value)))
-LEVELS = each(one_of_table("jaxrlvr.tasks.arithmetic.problems:LEVELS"))
+LEVELS = each(one_of_table("jaxrlvr.tasks.splits:LEVELS"))
 MESH = rule("-1 or at least 1", lambda value: value == -1 or value >= 1)
 
 

@@ -16,7 +16,7 @@ from jaxrlvr.base.errors import InputError
 from jaxrlvr.base.types import Problem
 from jaxrlvr.data import files, prepared
 from jaxrlvr.data.files import BadCell, BadRow
-from jaxrlvr.tasks.graph import GRAPH
+from jaxrlvr.tasks.graph.verify import GRAPH_TASKS
 from jaxrlvr.text.answer import last_box
 
 _LOG = logging.getLogger(__name__)
@@ -351,11 +351,11 @@ def _extra(row: Mapping, source: Mapping[str, str]) -> dict:
 
 def _verifier(extra: Mapping, asked: str) -> str:
   task = extra.get("source_dataset")
-  if asked == "graph" and task not in GRAPH:
-    raise BadCell("extra_info", task, f"a source_dataset among {', '.join(GRAPH)}")
-  if asked in ("math", "choice") or task not in GRAPH:
+  if asked == "graph" and task not in GRAPH_TASKS:
+    raise BadCell("extra_info", task, f"a source_dataset among {', '.join(GRAPH_TASKS)}")
+  if asked in ("math", "choice") or task not in GRAPH_TASKS:
     return "math" if asked == "auto" else asked
-  if missing := [key for key in GRAPH[task] if key not in extra]:
+  if missing := [key for key in GRAPH_TASKS[task] if key not in extra]:
     raise BadCell("extra_info", sorted(extra), f"the key {missing[0]}, which {task} needs")
   return task
 
@@ -409,8 +409,8 @@ def _truths(row: Mapping, source: Mapping[str, str], extra: Mapping, verifier: s
     return _entries(source["truth"], _cell(row, source["truth"]))
   if "original_ground_truth" in extra:
     return _entries("extra_info.original_ground_truth", extra["original_ground_truth"])
-  if verifier in GRAPH and "solution_path" in extra:
+  if verifier in GRAPH_TASKS and "solution_path" in extra:
     return [" → ".join(extra["solution_path"])]
-  if verifier in GRAPH and "solution" in extra:
+  if verifier in GRAPH_TASKS and "solution" in extra:
     return [str(extra["solution"])]
   return None

@@ -144,7 +144,7 @@ def _check_file(path: pathlib.Path) -> None:
     raise InputError(f"{path}: is no regular file (a pipe, a device or a socket); write its content to a file")
 
 
-def split_of(file: pathlib.Path, folder: pathlib.Path) -> str:
+def split_of_file(file: pathlib.Path, folder: pathlib.Path) -> str:
   """The split that a file's name tells, or else that of the nearest folder of such a name; "": none, or several."""
   for part in reversed((*file.relative_to(folder).parts[:-1], file.stem)):
     told = {_SPLITS[word] for word in re.split(r"[\W_\d]+", part.lower()) if word in _SPLITS}
@@ -154,7 +154,7 @@ def split_of(file: pathlib.Path, folder: pathlib.Path) -> str:
 
 
 def _of_split(folder: pathlib.Path, found: list[pathlib.Path], split: Split) -> list[pathlib.Path]:
-  by_file = {file: split_of(file, folder) for file in found}
+  by_file = {file: split_of_file(file, folder) for file in found}
   there = sorted(set(by_file.values()) - {""})
   if split.name == ALL:
     return found

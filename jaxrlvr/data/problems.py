@@ -15,6 +15,7 @@ from jaxrlvr.data import columns as layout
 from jaxrlvr.data import files as rows
 from jaxrlvr.data import hub
 from jaxrlvr.tasks.arithmetic import problems as arithmetic
+from jaxrlvr.tasks.graph import problems as graph
 from jaxrlvr.tasks.gym import problems as gym
 
 _LOG = logging.getLogger(__name__)
@@ -22,7 +23,7 @@ _LOG = logging.getLogger(__name__)
 # Sources that make their problems: (seed, split, levels, count, kinds, system) -> problems.
 GENERATED: Mapping[str, Callable[..., list[Problem]]] = {
   "arithmetic": lambda *asked: arithmetic.problems(*asked[:-1]),  # its prompts have no system message
-  "graph": gym.graph_problems,
+  "graph": graph.problems,
   "reasoning_gym": gym.problems,
 }
 

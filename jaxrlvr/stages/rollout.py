@@ -27,7 +27,7 @@ from jaxrlvr.sampling.decode import lay_out, sample
 from jaxrlvr.sampling.types import STOP_EOS, STOP_NAMES, Rollout, Sampling
 from jaxrlvr.stages import memory
 from jaxrlvr.stages.build_policy import Policy
-from jaxrlvr.tasks.arithmetic import faithfulness as judge
+from jaxrlvr.tasks.arithmetic.faithfulness import Faithfulness
 from jaxrlvr.tasks.table import VERIFIERS
 from jaxrlvr.text.answer import Parsed, parse
 from jaxrlvr.text.stop_strings import automaton
@@ -389,6 +389,7 @@ def show_prompt(workdir: Path, policy: Policy, problem: Problem) -> None:
     logbook.write_atomic(workdir / "prompt.txt", policy.tokenizer.rendered(problem.messages))
 
 
-def exact_faithfulness(problem: Problem, response: Parsed) -> judge.Faithfulness | None:
-  """Returns what the exact judge says of a response, None where no exact judge exists."""
-  return judge.faithfulness(response, problem.messages[-1]["content"]) if problem.verifier == "arithmetic" else None
+def exact_faithfulness(problem: Problem, response: Parsed) -> Faithfulness | None:
+  """Returns what the task's exact judge says of a response; None for a task without one."""
+  judge = VERIFIERS[problem.verifier].faithfulness
+  return judge(response, problem.messages[-1]["content"]) if judge else None

@@ -4,11 +4,14 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from jaxrlvr.base.types import Verdict
-from jaxrlvr.tasks import choice, graph
+from jaxrlvr.tasks import choice
 from jaxrlvr.tasks.arithmetic import verify as arithmetic
+from jaxrlvr.tasks.arithmetic.faithfulness import Faithfulness, faithfulness
+from jaxrlvr.tasks.graph import verify as graph
 from jaxrlvr.tasks.gym import verify as gym
 from jaxrlvr.tasks.math import as_released
 from jaxrlvr.tasks.math import verify as math
+from jaxrlvr.text.answer import Parsed
 
 
 class Verifier(NamedTuple):
@@ -19,6 +22,7 @@ class Verifier(NamedTuple):
   `probe`: a label of the kind it reads.
 
   `quick` is safe on any text and gives the function's verdict, or None where it takes the function to know it.
+  `faithfulness` judges the reasoning of a response to a question exactly, for tasks where that can be done.
   `warm` does, once and before any text is seen, what every call would do again.
   """
 
@@ -29,14 +33,15 @@ class Verifier(NamedTuple):
   needs: tuple[str, ...] = ()
   probe: str = "0"
   whole: bool = False
+  faithfulness: Callable[[Parsed, str], Faithfulness] | None = None
 
 
 # Keys: Problem.verifier.
 VERIFIERS = {
   "math": Verifier(math.math, isolated=True, quick=math.quick, warm=math.warm),
   "largest_island": Verifier(graph.largest_island, isolated=False),
-  "quantum_lock": Verifier(graph.quantum_lock, isolated=False, needs=graph.GRAPH["quantum_lock"], probe="A"),
-  "arithmetic": Verifier(arithmetic.answer, isolated=False),
+  "quantum_lock": Verifier(graph.quantum_lock, isolated=False, needs=graph.GRAPH_TASKS["quantum_lock"], probe="A"),
+  "arithmetic": Verifier(arithmetic.answer, isolated=False, faithfulness=faithfulness),
   "choice": Verifier(choice.choice, isolated=False),
   "reasoning_gym": Verifier(gym.gym, isolated=True, quick=gym.quick, warm=gym.warm, needs=("source_dataset", "entry")),
 }

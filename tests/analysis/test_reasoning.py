@@ -11,6 +11,7 @@ import pytest
 from jaxrlvr.analysis import passk, reasoning
 from jaxrlvr.tasks.arithmetic import faithfulness as exact
 from jaxrlvr.tasks.arithmetic import problems as arithmetic
+from jaxrlvr.tasks.splits import LEVELS
 from jaxrlvr.text.answer import parse, thinking
 
 
@@ -212,7 +213,7 @@ def test_strategies_of_the_embedded_domain():
 
 
 def test_questions_are_read_as_they_were_made():
-  for level, kind in itertools.product(arithmetic.LEVELS, arithmetic.KINDS):
+  for level, kind in itertools.product(LEVELS, arithmetic.KINDS):
     for index in range(20):
       p = arithmetic.problem(0, "train", level, index, kind)
       assert arithmetic.asked(p.messages[-1]["content"]) == p.extra["tree"]
@@ -324,7 +325,7 @@ def test_a_guess_of_all_that_is_left_is_no_merged_step():
 
 
 def test_wordings_of_the_training_text_are_faithful():
-  for kind, level, wording in itertools.product(arithmetic.KINDS, arithmetic.LEVELS, arithmetic.WORDINGS):
+  for kind, level, wording in itertools.product(arithmetic.KINDS, LEVELS, arithmetic.WORDINGS):
     p = arithmetic.problem(5, "train", level, 0, kind)
     trace = thinking(text := wording(p.extra["tree"])) or text
     assert judged(trace, p.truth, p.messages[0]["content"]) == (1.0, 1.0), trace

@@ -8,6 +8,7 @@ from helpers.grading import SAYS, read
 from jaxrlvr.tasks.arithmetic import faithfulness as judge
 from jaxrlvr.tasks.arithmetic import problems as arithmetic
 from jaxrlvr.tasks.arithmetic import verify
+from jaxrlvr.tasks.splits import LEVELS
 from jaxrlvr.text.answer import parse
 
 
@@ -26,7 +27,7 @@ def plain_value(tree):
 
 @pytest.mark.parametrize("kind", arithmetic.KINDS)
 def test_answers_are_the_last_digit_and_traces_are_faithful(kind):
-  for level in arithmetic.LEVELS:
+  for level in LEVELS:
     for index in range(60):
       p = arithmetic.problem(0, "train", level, index, kind)
       tree, n = p.extra["tree"], p.extra["operations"]

@@ -9,9 +9,11 @@ import pyarrow.parquet
 import pytest
 
 from jaxrlvr.data import problems
-from jaxrlvr.tasks.arithmetic.problems import LEVELS
-from jaxrlvr.tasks.graph import largest_island, quantum_lock
+from jaxrlvr.tasks.graph import problems as graph
+from jaxrlvr.tasks.graph.levels import GENERATOR_SETTINGS
+from jaxrlvr.tasks.graph.verify import largest_island, quantum_lock
 from jaxrlvr.tasks.gym import problems as gym
+from jaxrlvr.tasks.splits import LEVELS
 
 OFFICIAL = pathlib.Path(__file__).parents[3] / "shared" / "data" / "official"
 
@@ -63,7 +65,7 @@ def _largest(grid):
 
 def test_splits_never_meet_and_seeds_differ():
   def ids(seed, split, count, levels=(1, 2)):
-    return {p.id for p in gym.problems(seed, split, levels, count)}
+    return {p.id for p in graph.problems(seed, split, levels, count, ())}
 
   train = ids(0, "train", 300) | ids(1, "train", 300)
   held = ids(0, "heldout", 60) | ids(1, "heldout", 60)
@@ -89,10 +91,10 @@ def test_other_tasks_by_name(monkeypatch):
   with pytest.raises(ValueError, match="kinds: 'chain' is no task of Reasoning Gym; use some of .*chain_sum"):
     gym.problems(0, "train", (1,), 1, ("chain",))
   with pytest.raises(ValueError, match="levels .7,."):
-    gym.problems(0, "train", (7,), 1)
+    graph.problems(0, "train", (7,), 1, ())
   monkeypatch.setitem(sys.modules, "reasoning_gym", None)
   with pytest.raises(ValueError, match=r"pip install 'jaxrlvr\[gym\]'"):
-    gym.problems(0, "train", (1,), 1)
+    graph.problems(0, "train", (1,), 1, ())
 
 
 @pytest.mark.skipif(not OFFICIAL.exists(), reason="needs ../shared/data/official")
@@ -106,4 +108,4 @@ def test_levels_are_those_of_the_studys_files():
   ours = gym.problems(0, "train", LEVELS, 5, ("largest_island",))
   assert seen["largest_island"] == {json.dumps(p.extra["difficulty"], sort_keys=True) for p in ours}
   locks = {json.loads(one)["difficulty"] for one in seen["quantum_lock"]}
-  assert locks == set(range(1, gym.SETTINGS["quantum_lock"][-1]["difficulty"] + 1))
+  assert locks == set(range(1, GENERATOR_SETTINGS["quantum_lock"][-1]["difficulty"] + 1))

@@ -1,27 +1,24 @@
 """The embedded domain: last-digit arithmetic whose reasoning can be checked exactly, generated from a seed.
 
 A problem is a chain ("Start with 7, then +5, *3, ...") or a bracketed expression, of which only the last digit is
-asked. Carrying on with the last digit of each result is exact, so every step is one of about 200 small facts; the
-answer without the steps is close to a uniform digit. A thinking trace is one line a step: `7+5=12`, then `2*3=6`.
-The kind "large" is a chain of numbers of two digits, of which the last one counts.
+asked; one of level n has n + 1 operations. Carrying on with the last digit of each result is exact, so every step is
+one of about 200 small facts; the answer without the steps is close to a uniform digit. A thinking trace is one line a
+step: `7+5=12`, then `2*3=6`. The kind "large" is a chain of numbers of two digits, of which the last one counts.
 """
 
 from __future__ import annotations
 
-import hashlib
 import random
 import re
 from collections.abc import Callable, Sequence
 
 from jaxrlvr.base.errors import InputError
 from jaxrlvr.base.types import Problem
+from jaxrlvr.tasks.splits import LEVELS, SPLITS, split_of_text
 from jaxrlvr.text.tags import THINK, THINK_END
 
-LEVELS = (1, 2, 3, 4, 5)  # difficulty; level n has n + 1 operations
 KINDS = ("chain", "expression", "large")
-SPLITS = ("train", "heldout")
 _FACTORS = (3, 7, 9)  # coprime to 10: multiplying by them loses nothing of the digit
-_HELDOUT_SHARE = 8  # one problem in so many is held out, by a hash of its text
 
 _CHAIN = re.compile(r"Start with ([0-9]+), then ([+*-][0-9]+(?:, [+*-][0-9]+)*)\. Last digit\?")
 _EXPRESSION = re.compile(r"Work out ([0-9()+*-]+)\. Last digit\?")
@@ -141,11 +138,6 @@ def asked(text: str) -> Tree | None:
   return tree
 
 
-def split_of(text: str) -> str:
-  digest = hashlib.blake2b(text.encode(), digest_size=4).digest()
-  return SPLITS[int.from_bytes(digest, "little") % _HELDOUT_SHARE == 0]
-
-
 def problem(seed: int, split: str, level: int, index: int, kind: str = "chain", stream: str = "rl") -> Problem:
   """Problem number `index` of an endless stream. Train and held-out never share a text, whatever the seeds."""
   if split not in SPLITS or level not in LEVELS or kind not in KINDS:
@@ -154,7 +146,7 @@ def problem(seed: int, split: str, level: int, index: int, kind: str = "chain", 
   while True:
     tree = _draw_tree(draw, level + 1, kind)
     text = question(tree, kind)
-    if split_of(text) == split:
+    if split_of_text(text) == split:
       break
   answer = str(steps(tree)[1])
   extra = {"level": level, "kind": kind, "operations": level + 1, "tree": tree}

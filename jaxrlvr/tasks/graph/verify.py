@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from jaxrlvr.base.types import Verdict
 from jaxrlvr.tasks.verdicts import RIGHT, UNPARSEABLE, WRONG, legible
 
-GRAPH = {
+# Keys: the task. Keys of Problem.extra without which its verifier can't judge.
+GRAPH_TASKS = {
   "largest_island": (),
   "quantum_lock": ("buttons", "initial_state", "initial_value", "target_value"),
 }
