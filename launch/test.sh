@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Makes .venv, installs the test extra, checks style and imports, and runs the tests: bash launch/test.sh [pytest arguments]
+# Makes .venv, installs the test extra, checks style, imports and types, and runs the tests:
+# bash launch/test.sh [pytest arguments]
 # JAXRLVR_WORKERS processes share the tests (default 2).
 # JAX_COMPILATION_CACHE_DIR=FOLDER keeps their compiled programs there: the next run takes little more than half as long.
 set -euo pipefail

@@ -158,7 +158,7 @@ def timing(reward_T: Sequence[float | None], reward_DT: np.ndarray | None = None
     _timed(read(reward_T[None], t_eff)[0], read(np.asarray(reward_DT), t_eff) if whole else None)
     for read in (times_of_t_sat, times_of_t90)
   )
-  if finite_T.max() < 0:
+  if np.max(finite_T) < 0:
     return Timing("undefined", t_eff, whole, nothing, t90)
   return Timing("not saturated" if t_sat.step is None else "saturated", t_eff, whole, t_sat, t90)
 

@@ -88,7 +88,7 @@ def evaluate(terms: Terms, answers: Answers, grade: Grade) -> tuple[Graded, dict
       if factor not in graded:
         graded[factor] = REWARDS[factor.name].function(answers, grade, *factor.arguments)
   value = sum(weight * np.prod([graded[factor].value_PG for factor in factors], 0) for weight, factors in terms)
-  scored = np.logical_and.reduce([g.scored_PG for g in graded.values()])
+  scored = np.all([g.scored_PG for g in graded.values()], axis=0)
   causes = [np.array(g.cause_PG, object) for g in graded.values()]
   cause = functools.reduce(lambda a, b: np.where(a == "", b, a), causes)
   elections = next((g.elections_P for g in graded.values() if g.elections_P), None)

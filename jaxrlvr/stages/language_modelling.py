@@ -186,6 +186,6 @@ def train(stage: str, config: ConfigDict, workdir: str | Path) -> dict:
 
 
 def _batch(packed: Packed) -> objective.TextBatch:
-  weights_BT = packed.target_BT / np.float32(max(packed.target_BT.sum(), 1))
+  weights_BT = packed.target_BT / np.float32(max(int(packed.target_BT.sum()), 1))
   on_host: Any = (packed.tokens_BT, packed.positions_BT, packed.segments_BT, weights_BT.astype(np.float32))
   return objective.TextBatch(*on_host)
