@@ -1,8 +1,8 @@
 """RL of the study (paper, section 3) on a TPU slice, at published sizes: `section3_rl.py:MODEL,TOPOLOGY[,TOKENS]`.
 
 The study's settings hold (64 problems, 8 samples, one update a step); TOKENS is the longest response. How the work is
-cut is for `jaxrlvr plan` to check (README tells which of these it has); another slice is `topology=NAME`, and plan says
-what to lower. `data=FOLDER` as in study.py.
+cut is for `jaxrlvr plan` to check (docs/plan.md lists which of these were planned); another slice is `topology=NAME`,
+and plan says what to lower. `data=FOLDER` as in study.py.
 """
 
 from jaxrlvr.config import base, set_value, words

@@ -1,6 +1,6 @@
 """CPT and SFT of the study (paper, section 4) on a TPU slice: `section4.py:STAGE,MODEL,TOPOLOGY[,data=FOLDER]`.
 
-Settings are those of thinking.py; how the work is cut is for `jaxrlvr plan` to check (README).
+Settings are those of thinking.py; how the work is cut is for `jaxrlvr plan` to check (docs/plan.md).
 """
 
 from jaxrlvr.config import base, words

@@ -69,7 +69,7 @@ def configured_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = N
   sizes = {name: config.mesh[name] for name in sharding.AXES}
   needed = math.prod(max(n, 1) for n in sizes.values())
   if devices is None and jax.process_count() != multihost.count():
-    raise InputError(f"this is one of {jax.process_count()} processes; start each with --distributed, see README")
+    raise InputError(f"this is one of {jax.process_count()} processes; start each with --distributed (docs/scaling.md)")
   devices = jax.devices() if devices is None else devices
   if -1 not in sizes.values():
     if needed > len(devices):

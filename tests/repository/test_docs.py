@@ -1,4 +1,4 @@
-"""What README and docs/ tell a reader to type or to follow is there: commands, config keys, links; and the site builds."""
+"""Commands, config keys and links on README and docs/ lead to what is there; and the site builds."""
 
 import ast
 import functools
@@ -114,7 +114,11 @@ def test_every_key_in_backticks_is_declared(page):
   for text in in_backticks(page):
     name = text.removeprefix("--").removeprefix("config.").partition("=")[0]
     group, dot, _ = name.partition(".")
-    if re.fullmatch(r"[a-z_]+(\.[a-z_0-9]+)+", name) and group in groups and not name.endswith((".py", ".md", ".json")):
+    if (
+      re.fullmatch(r"[a-z_]+(\.[a-z_0-9]+)+", name)
+      and group in groups
+      and not name.endswith((".py", ".md", ".json", ".jsonl"))
+    ):
       assert name in names or any(key.startswith(f"{name}.") for key in names), f"{page.name}: no key {name}"
 
 
@@ -159,3 +163,12 @@ def test_the_site_builds(tmp_path):
   done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True)
   assert done.returncode == 0, done.stderr
   assert (tmp_path / "site" / "concepts" / "index.html").is_file()
+
+
+def test_pictures_are_drawn_from_what_there_is_now():
+  """Rooms are those of the import contract; `python launch/draw.py` draws both pictures anew."""
+  specification = importlib.util.spec_from_file_location("draw", ROOT / "launch" / "draw.py")
+  draw = importlib.util.module_from_spec(specification)
+  specification.loader.exec_module(draw)
+  for name, picture in draw.PICTURES.items():
+    assert (ROOT / "docs" / name).read_text() == picture(), f"docs/{name}: run python launch/draw.py"

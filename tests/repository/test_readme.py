@@ -14,10 +14,10 @@ from jaxrlvr.cli import HELP
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "README.md").read_text()
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
-FOLDERS = {path.name for path in ROOT.iterdir() if path.is_dir()}
+FOLDERS = ("colab", "configs", "docs", "jaxrlvr", "launch", "tests")
 PAGES = [
   path
-  for pattern in ("README.md", "CONTRIBUTING.md", "docs/*.md", "launch/*.md", "colab/*.ipynb")
+  for pattern in ("README.md", "CONTRIBUTING.md", "docs/*.md", "colab/*.ipynb")
   for path in sorted(ROOT.glob(pattern))
 ]
 
