@@ -159,7 +159,7 @@ def test_the_site_builds(tmp_path):
   """A broken link between pages, and a page that is in no menu, is an error there."""
   if importlib.util.find_spec("material") is None:
     pytest.skip("no mkdocs-material; the test extra brings it")
-  command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", f"--site-dir={tmp_path / 'site'}"]
+  command = [sys.executable, "-m", "mkdocs", "build", "--strict", f"--site-dir={tmp_path / 'site'}"]
   done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True)
   assert done.returncode == 0, done.stderr
   assert (tmp_path / "site" / "concepts" / "index.html").is_file()
