@@ -93,56 +93,13 @@ def quickly_readable(answer: str | None, label: str, extra: Mapping | None) -> V
 
 
 def warm() -> None:
-  """Imports Math-Verify and fills its grammar caches, so that forked children inherit both."""
-  _predict_locally()
-  for answer, label in _WARM:
-    math(answer, label, None)
+  """Imports Math-Verify and fills some of its grammar caches, so that forked children inherit both."""
+  for text in _WARM:
+    _parse(text)
   _parse.cache_clear()
 
 
-def _predict_locally() -> None:
-  """Lets Math-Verify's grammar first predict without the full context: a third faster, the same tree or an error.
-
-  After an error (see the parser generator's notes on SLL and LL prediction) it parses again as it always did.
-  """
-  try:
-    from antlr4.atn.PredictionMode import PredictionMode
-    from latex2sympy2_extended.latex2sympy2 import _Latex2Sympy
-
-    create = _Latex2Sympy.create_parser
-  except (ImportError, AttributeError):  # a version that is built otherwise: slower, no worse
-    return
-
-  def create_two_staged(self, text):
-    parser = create(self, text)
-    parser._interp.predictionMode = PredictionMode.SLL
-    math = parser.math
-
-    def two_staged():
-      try:
-        return math()
-      except (RecursionError, MemoryError):  # too much for the other way too
-        raise
-      except Exception:  # the grammar's own listener raises nothing narrower where the text does not fit
-        return create(self, text).math()
-
-    parser.math = two_staged
-    return parser
-
-  _Latex2Sympy.create_parser = create_two_staged
-
-
-_WARM = (
-  ("0.5", r"\frac{1}{2}"),
-  (r"x^2-2x+1", "(x-1)^2"),
-  (r"(-\infty,1)\cup[2,\infty)", r"x<1 \text{ or } x\ge 2"),
-  (r"\{1,\sqrt{3}\}", r"1, \sqrt[2]{3}"),
-  (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{bmatrix}1\\2\end{bmatrix}"),
-  (r"x = \frac{\pi}{4} + 2k\pi", r"\tan^{-1}(1)+2\pi k"),
-  (r"3 \times 10^{8} \text{ m/s}", r"300{,}000{,}000"),
-  (r"|a_n| \cdot \log_2 (e^{i x}) \le 45^\circ", r"50\%"),
-  (r"\text{(B)}", "B"),
-)
+_WARM = (r"\int_0^1 x\,dx", r"\sum_{k=1}^{n} k")
 
 
 def _pairs(answer: str | None, label: str, extra: Mapping | None) -> list[tuple[str, str]]:
