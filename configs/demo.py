@@ -28,7 +28,7 @@ def get_config(arg=""):
     {"name": "eval-base", "stage": "evaluate", "init": "base"},
     {"name": "eval-cpt", "stage": "evaluate", "init": "cpt"},
     {
-      "name": "analysis",
+      "name": "report",
       "stage": "report",
       "runs": {
         "Thinking": "rl-thinking",

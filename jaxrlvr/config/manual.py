@@ -150,7 +150,7 @@ STAGES: dict[str, Page] = {
   "report": Page(
     "write the HTML report of RUN... (rl, evaluate and judge runs, a grid), or of config.report.runs",
     "metrics, rollouts, evaluations and labels of the runs",
-    "report/index.html, its charts and its tables as CSV",
+    f"index.html, its charts as PNG and SVG, its tables as CSV, report.json, {_OWN}",
     "runs/a Thinking=runs/b runs/judged --workdir=runs/report",
     (*_ALL, "report.", "saturation_tail"),
   ),

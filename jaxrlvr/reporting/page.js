@@ -67,3 +67,10 @@ for (const [label, of] of Object.entries(FILTERS)) {
 document.getElementById("back").addEventListener("click", () => { first -= PAGE; show(); });
 document.getElementById("on").addEventListener("click", () => { first += PAGE; show(); });
 show();
+
+// A table that is wider than its box says that it scrolls (.wide in page.css).
+const boxes = document.querySelectorAll(".scroll");
+const watch = new ResizeObserver(() => {
+  for (const box of boxes) box.classList.toggle("wide", box.scrollWidth > box.clientWidth + 1);
+});
+for (const box of boxes) watch.observe(box);

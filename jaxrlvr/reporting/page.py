@@ -21,7 +21,7 @@ from jaxrlvr.analysis.phase import CLAIMS
 from jaxrlvr.analysis.saturation import Time, drawn_gap, gap, median_time, value_at
 from jaxrlvr.base.errors import InputError
 from jaxrlvr.base.escape import visible
-from jaxrlvr.base.logbook import csv_text, finite, write_atomic
+from jaxrlvr.base.logbook import csv_text, finite, read_json, write_atomic
 from jaxrlvr.reporting import charts as figures
 from jaxrlvr.reporting import conclusions
 from jaxrlvr.reporting import samples as responses
@@ -29,6 +29,7 @@ from jaxrlvr.reporting.conclusions import listed, percent, points, three_digits,
 from jaxrlvr.reporting.runs import Cell, RecordedRun, series
 
 CHARTS = 50  # that the page itself holds, at most
+NUMBERS = "report.json"  # in the folder: what the page says, as numbers, and the names of its charts and tables
 NO_RL = "no RL"  # the setting of what the stage evaluate measured
 Groups = Mapping[tuple[str, str], Sequence[RecordedRun]]  # runs of the seeds, by (setting, arm)
 
@@ -56,15 +57,14 @@ def write(
   shown, recorded, each = responses.choose_responses(in_order, samples)
   folder = Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
-  for former in (path for form in ("png", "svg", "csv") for path in folder.glob(f"*.{form}")):
-    former.unlink()  # of a report on other runs
+  _remove_former(folder)
   charts, tables = _charts(folder, everything), _tables(groups, everything, concluded)
   for table in tables:
     write_atomic(folder / f"{table.name}.csv", _csv(table.rows))
   numbers = {"title": title, "lead": lead, "arms": [concluded[run] for run in runs],
              "evaluations": [concluded[run] for run in policies], "charts": [c["file"] for c in charts],
              "tables": [table.name for table in tables], "responses": len(shown)}  # fmt: skip
-  write_atomic(folder / "report.json", json.dumps(finite(numbers), indent=1, allow_nan=False) + "\n")
+  write_atomic(folder / NUMBERS, json.dumps(finite(numbers), indent=1, allow_nan=False) + "\n")
   page = _render(
     tables, shown, charts=charts, settings=list(dict.fromkeys(chart["setting"] for chart in charts)), title=title,
     lead=lead, recorded=recorded, each=each, tail=" or ".join(sorted({str(run.tail) for run in runs})),
@@ -72,6 +72,16 @@ def write(
   )  # fmt: skip
   write_atomic(folder / "index.html", page)
   return folder / "index.html"
+
+
+def _remove_former(folder: Path) -> None:
+  """Deletes the charts and tables of an earlier report in the folder, as its report.json names them."""
+  former = read_json(folder / NUMBERS)
+  files = [f"{name}.csv" for name in former.get("tables") or ()]
+  for name in former.get("charts") or ():
+    files += [f"{name}.png", f"{name}.svg"]
+  for file in files:
+    (folder / Path(file).name).unlink(missing_ok=True)
 
 
 def _grouped(runs: Sequence[RecordedRun]) -> Groups:

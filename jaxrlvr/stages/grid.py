@@ -29,6 +29,7 @@ from jaxrlvr.stages.links import (
 from jaxrlvr.stages.run_directory import open_run
 
 COMMANDS = "commands.txt"  # in the workdir: the command line of each link
+REPORT = "report"  # in the workdir: the run directory of the report on the cells
 
 
 def grid(stages: Mapping[str, StageFunction], config: ConfigDict, workdir: str | Path) -> dict:
@@ -44,6 +45,7 @@ def grid(stages: Mapping[str, StageFunction], config: ConfigDict, workdir: str |
   workdir = object_store.path(workdir).resolve()
   shared = {"compile_cache": str(workdir / "compiled")} if config.compile_cache == "auto" else {}
   links = read_links(config, workdir, stages, shared)
+  _check_report_is_free(config.chain)
   done = {link.name for link in links if is_finished(link, workdir)}
   with open_run(config, workdir, "grid") as run:
     run.summary = None  # its links say themselves what is finished
@@ -75,6 +77,15 @@ def cells(chain: Sequence[Mapping], title: str) -> dict:
   return {"title": title, "cells": rows}
 
 
+def _check_report_is_free(chain: Sequence[Mapping]) -> None:
+  """Raises InputError where a link would write into the directory of the grid's own report, which cells bring about."""
+  has_cells = any("cell" in link for link in chain)
+  if has_cells and any(link["name"] == REPORT for link in chain):
+    raise InputError(
+      f"config.chain: link name {REPORT!r}: the grid writes the report on its cells there; choose another name"
+    )
+
+
 def _write_commands(links: Sequence[Link], workdir: Path) -> None:
   lines = [shlex.join(["jaxrlvr", *command(link, workdir)]) for link in links]
   logbook.write_atomic(workdir / COMMANDS, "\n".join(lines) + "\n")
@@ -84,7 +95,7 @@ def _report(report: StageFunction, config: ConfigDict, workdir: Path) -> dict[st
   """Returns {"report": its page} of the grid's cells, {} where no link has a cell."""
   if not any("cell" in link for link in config.chain):
     return {}
-  summary = report(derive(config, {"report.runs": (str(workdir),)}, "report"), workdir / "report")
+  summary = report(derive(config, {"report.runs": (str(workdir),)}, "report"), workdir / REPORT)
   return {"report": summary["report"]}
 
 

@@ -16,7 +16,10 @@ from jaxrlvr.stages.run_directory import open_run, read_config
 
 
 def report(config: ConfigDict, workdir: str | Path) -> dict:
-  """Writes report/index.html and what belongs to it from the runs of `config.report.runs`; never cached."""
+  """Writes index.html, charts and tables on the runs of `config.report.runs` into `workdir`.
+
+  Returns the summary, whose `report` is the page's path. A report is written anew each time it is asked for.
+  """
   title, cells, evaluations = cells_of(config.report.runs)
   if not cells and not evaluations:
     raise InputError(
@@ -26,7 +29,7 @@ def report(config: ConfigDict, workdir: str | Path) -> dict:
     run.summary = None  # always made anew
     run.begin()
     made = page.write(
-      run.workdir / "report", config.report.title or title or "RLVR under weak supervision", cells, evaluations,
+      run.workdir, config.report.title or title or "RLVR under weak supervision", cells, evaluations,
       config.saturation_tail, config.report.samples,
     )  # fmt: skip
     return run.finish(report=str(run.home / made.relative_to(run.workdir)))

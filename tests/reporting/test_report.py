@@ -5,6 +5,7 @@ import io
 import json
 import math
 import re
+import time
 from html.parser import HTMLParser
 
 import numpy as np
@@ -356,6 +357,7 @@ def test_same_input_same_page(two, tmp_path):
   cells = [Cell("good $arm_1$", root / "good"), Cell("_bad", root / "bad")]
   (tmp_path / "page").mkdir()
   (tmp_path / "page" / "former.csv").write_text("of other runs")
+  (tmp_path / "page" / "report.json").write_text('{"tables": ["former"]}')
   again = make(tmp_path / "page", cells, {"Start": root / "start", "Lost": root / "nowhere"})[0]
   assert again == html
   assert {p.name for p in (root / "page").iterdir()} == {p.name for p in (tmp_path / "page").iterdir()}
@@ -783,6 +785,21 @@ def test_evaluations_alone_are_compared(two, tmp_path):
   assert "t_sat" not in page.text and "Over training" not in page.text
 
 
+def test_a_report_replaces_its_former_files_alone(tmp_path):
+  """It stands in a run directory: config.json and what a user puts there stay."""
+  run = make_run(tmp_path / "run", lambda x: 0.5, fast, more=())
+  page = tmp_path / "page"
+  page.mkdir()
+  (page / "report.json").write_text(json.dumps({"charts": ["old"], "tables": ["former", "../outside"]}))
+  own = [page / "config.json", page / "mine.csv", page / "mine.png", tmp_path / "outside.csv"]
+  former = [page / "old.png", page / "old.svg", page / "former.csv"]
+  for file in (*own, *former):
+    file.write_text("")
+  make(page, [Cell("run", run)])
+  assert all(file.is_file() for file in own) and not any(file.exists() for file in former)
+  assert (page / "runs.csv").is_file() and (page / "reward.png").is_file()
+
+
 def test_seeds_of_different_lengths_all_show(tmp_path):
   """One of two seeds was interrupted before its second evaluation: the other one's curve is drawn to its end."""
   cells = [
@@ -864,6 +881,14 @@ def test_gather_sorts_runs_and_matches_judges(two, grid, tmp_path):
     cells_of([str(tmp_path)])
 
 
+def wait_for(tab, script, seconds=10):
+  """Returns when the expression is true in the page: an observer tells it only after the next frame."""
+  end = time.monotonic() + seconds
+  while not tab.value(script):
+    assert time.monotonic() < end, script
+    time.sleep(0.05)
+
+
 @pytest.mark.skipif(not browser.find(), reason="no Chromium on this machine")
 def test_in_a_browser(grid, tmp_path):
   run = make_run(tmp_path / "run", lambda x: 0.5, fast, texts=tuple(HOSTILE.values()))
@@ -886,6 +911,11 @@ def test_in_a_browser(grid, tmp_path):
     tab.open(pages[1])
     tab.call("Emulation.setDeviceMetricsOverride", width=1280, height=800, deviceScaleFactor=1, mobile=False)
     assert tab.value("[...document.querySelectorAll('.scroll')].every(box => box.scrollWidth <= box.clientWidth)")
+    assert not tab.value("document.querySelectorAll('.scroll.wide').length")
+    tab.call("Emulation.setDeviceMetricsOverride", width=360, height=800, deviceScaleFactor=1, mobile=True)
+    wait_for(tab, "document.querySelectorAll('.scroll.wide').length")
+    says = "getComputedStyle(document.querySelector('.scroll.wide'), '::before').content"
+    assert "scrolls sideways" in tab.value(says)
   told = [
     e for e in tab.events if e["method"] in ("Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown")
   ]

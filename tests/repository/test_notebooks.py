@@ -146,8 +146,8 @@ def plain(monkeypatch):
 def test_quickstart_runs(checkout, plain):
   said = execute("quickstart.ipynb", checkout)
   assert "is ready on cpu" in said and "Traceback" not in said
-  for name in ("demo/analysis", "mine"):
-    assert (checkout / "runs" / name / "report" / "index.html").is_file()
+  for name in ("demo/report", "mine"):
+    assert (checkout / "runs" / name / "index.html").is_file()
 
 
 @pytest.mark.slow

@@ -103,6 +103,13 @@ def test_links_name_what_they_start_from(tmp_path):
   assert needs({"init": "a", "tokenizer": "b", "files": {"x": "c/d.jsonl"}, "runs": {"t": "e"}}) == set("abce")
 
 
+def test_a_link_cannot_take_the_place_of_the_grids_report(tmp_path):
+  config = of_links(TOKENIZER | {"name": "report", "cell": {"arm": "a", "setting": "s"}})
+  with pytest.raises(InputError, match="link name 'report': the grid writes the report on its cells there"):
+    grid(STAGES, config, tmp_path)
+  assert not (tmp_path / "config.json").exists()
+
+
 def test_the_miniature_has_all_cells():
   config = configs.load("miniature:2")
   found = cells(config.chain, "title")["cells"]
