@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -43,11 +44,16 @@ def free_port():
     return s.getsockname()[1]
 
 
+def flags(devices):
+  """XLA_FLAGS of these tests for a process with this many devices."""
+  return re.sub(r"device_count=\d+", f"device_count={devices}", os.environ["XLA_FLAGS"])
+
+
 def start(program, devices, number=2, **more):
   """`number` processes of this program, with `devices` devices each, that find each other."""
   shared = os.environ | {
     "JAX_PLATFORMS": "cpu",
-    "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0",
+    "XLA_FLAGS": flags(devices),
     "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}",
     "JAX_NUM_PROCESSES": str(number),
     "PYTHONPATH": str(ROOT),
@@ -179,7 +185,7 @@ def test_a_signal_to_one_process_stops_both_and_one_can_go_on(tmp_path, tokenize
   steps = [row["step"] for row in logbook.read_jsonl(tmp_path / "w" / "metrics.jsonl")]
   saved = [int(p.name) for p in (tmp_path / "w" / "checkpoints").iterdir()]
   assert saved == [steps[-1]] and steps == list(range(1, steps[-1] + 1))
-  env = {"XLA_FLAGS": "--xla_backend_optimization_level=0", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+  env = {"XLA_FLAGS": flags(1), "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
   alone = subprocess.Popen([sys.executable, *program, "--resume=required"], env=os.environ | env, cwd=ROOT,
                            stderr=subprocess.PIPE, text=True)  # fmt: skip
   wait_for_lines(tmp_path / "w", steps[-1] + 2, [alone])
