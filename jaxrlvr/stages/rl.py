@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ from jaxrlvr.base.errors import TrainingStopped
 from jaxrlvr.data import problems as problem_lists
 from jaxrlvr.device import multihost, sharding
 from jaxrlvr.device.idle import Busy
+from jaxrlvr.grading.service import Service
 from jaxrlvr.grading.vote import Grade
 from jaxrlvr.model import row_layout
 from jaxrlvr.rewards import expression, verifiable
@@ -27,7 +28,7 @@ from jaxrlvr.rewards.types import Answers, Graded
 from jaxrlvr.sampling.types import STOP_LENGTH
 from jaxrlvr.stages import build_policy, rollout
 from jaxrlvr.stages.evaluate import Evaluator
-from jaxrlvr.stages.run_directory import open_run
+from jaxrlvr.stages.run_directory import Run, open_run
 from jaxrlvr.stages.unpaid import Unpaid, shares
 from jaxrlvr.stages.watch import Watch
 from jaxrlvr.training import objective
@@ -95,7 +96,7 @@ class Learner(NamedTuple):
     Groups are dealt out to the updates in turn. With one update a step the old policy is the policy itself and needs
     no pass of its own. All that a step's batches are laid out by goes up in one transfer.
     """
-    s, mesh, made = self.settings, self.policy.mesh, []
+    s, mesh = self.settings, self.policy.mesh
     rows, _ = self.shape()
     length_PG = drawn.length_PG[:, : s.group_size]
     kept_B = np.ones(length_PG.size, bool) if kept_PG is None or not s.pack else kept_PG.reshape(-1)
@@ -106,24 +107,32 @@ class Learner(NamedTuple):
     everywhere, by_rows = sharding.named(mesh), sharding.named(mesh, "batch")
     places = (everywhere, [(by_rows, everywhere)] * len(layouts))
     problems, layouts = multihost.put(((prompts.tokens_PS, prompts.length_P), layouts), places)
-    of = dict(samples=s.votes or s.group_size, group=s.group_size, layout=self.layout)
-    for where, live in layouts:
-      batch = objective.lay_out(*problems, drawn.rollout, *where, **of)
-      old, ref = (
-        None if who is None else objective.logp(who, batch, live, **self.scoring())
-        for who in (params if self.updates > 1 else None, ref_params)
-      )
-      made.append(UpdateBatch(batch.replace(old_logp_RS=old, ref_logp_RS=ref), live))
-    return made
+    parts = []
+    for (segments_RS, positions_RS), live in layouts:
+      batch = objective.lay_out(
+        *problems, drawn.rollout, segments_RS, positions_RS,
+        samples=s.votes or s.group_size, group=s.group_size, layout=self.layout,
+      )  # fmt: skip
+      old_logp_RS = ref_logp_RS = None
+      if self.updates > 1:
+        old_logp_RS = objective.logp(params, batch, live, **self.scoring())
+      if ref_params is not None:
+        ref_logp_RS = objective.logp(ref_params, batch, live, **self.scoring())
+      parts.append(UpdateBatch(batch.replace(old_logp_RS=old_logp_RS, ref_logp_RS=ref_logp_RS), live))
+    return parts
 
   def __call__(
     self, state: TrainState, rates, parts: list[UpdateBatch], weights: objective.Weights
   ) -> tuple[TrainState, dict]:
     """All updates of one step, at these learning rates; what the host decided goes up in one transfer."""
     (weight_PG, advantage_PG), rates = multihost.put((weights, list(rates)), sharding.named(self.policy.mesh))
-    several, how = [], dict(loss_fn=self.loss_fn, optimizer=self.optimizer, microbatches=self.settings.microbatches)
+    several = []
     for part, rate in zip(parts, rates, strict=True):
-      state, metrics = update(state, objective.grade(part.batch, weight_PG, advantage_PG), rate, part.live, **how)
+      batch = objective.grade(part.batch, weight_PG, advantage_PG)
+      state, metrics = update(
+        state, batch, rate, part.live,
+        loss_fn=self.loss_fn, optimizer=self.optimizer, microbatches=self.settings.microbatches,
+      )  # fmt: skip
       several.append(metrics)
     return state, values_of(*several)
 
@@ -239,90 +248,186 @@ def check_sizes(config: ConfigDict, policy: build_policy.Policy) -> None:
   sharding.check(policy.mesh, told, (rows // s.microbatches,), ("batch",))
 
 
+class Trainer:
+  """A run of RL: what is the same at every step, and the state of the policy, which each step replaces.
+
+  Call `open`, `restore`, `step` for each of `steps`, and `finish`, in this order.
+  """
+
+  def __init__(
+    self,
+    config: ConfigDict,
+    run: Run,
+    policy: build_policy.Policy,
+    sampler: rollout.Sampler,
+    service: Service,
+    busy: Busy,
+  ):
+    self._config, self._settings = config, config.rl
+    self._run, self._policy, self._sampler, self._service, self._busy = run, policy, sampler, service, busy
+    self._loaded = rollout.load_problems(config, "problems", policy.tokenizer, service)
+    problems = self._loaded.problems
+    self._learner, self._rates = make_learner(config, policy, [len(self._loaded.ids[one.id]) for one in problems])
+    self._evaluator = Evaluator(config, policy, service, problems)
+    self._terms = expression.parse(config.rl.reward)
+
+  def open(self) -> None:
+    """Opens the run's directory for this config and these problems."""
+    tokenizer, origin = self._policy.tokenizer.pieces(), self._policy.origin.get("digests")
+    self._run.begin(
+      problems=self._loaded.problems, heldout=self._evaluator.problems, tokenizer=tokenizer, origin=origin
+    )
+
+  def restore(self) -> None:
+    """Takes up the run at its last checkpoint, or at step 0, which is evaluated."""
+    config, s, run, problems = self._config, self._settings, self._run, self._loaded.problems
+    build_policy.keep_policy(config, self._policy, run.workdir, problems)
+    rollout.show_prompt(run.workdir, self._policy, problems[0])
+    self._label_right = verifiable.labels_right(problems, self._service.grade)
+    self._ref_params = build_policy.frozen(self._policy) if s.kl_beta else None
+    self._state, meta = run.restore(build_policy.fresh_state(self._policy, self._learner.optimizer))
+    self._start = meta["step"] if meta else 0
+    self._progress = run.progress(s.steps, self._start)
+    if meta is None:
+      run.log(0, self._evaluator(self._state.params, run, 0))
+    rows = multihost.first(lambda: logbook.read_jsonl(run.workdir / "metrics.jsonl"))
+    before = meta["before"] if meta else self._evaluator.means
+    self._watch = Watch(rows, before, s.worthwhile_gain, s.stop_when_memorising)
+    self._unpaid = Unpaid(rows, config)
+    logged = max((row["step"] for row in rows), default=-1)
+    if meta and meta["unevaluated"] and logged < self._start:
+      self._evaluate_again(meta["unevaluated"])
+
+  def _evaluate_again(self, unevaluated: Mapping[str, float | None]) -> None:
+    """Logs the last step of a run that was stopped between its save and its evaluation."""
+    step, begun = self._start, time.monotonic()
+    metrics = {name: math.nan if value is None else value for name, value in unevaluated.items()}
+    metrics |= self._evaluator(self._state.params, self._run, step, saved=True)
+    self._log(step, metrics, self._evaluator.means, begun)
+
+  def steps(self) -> Iterator[int]:
+    """Yields the steps that are left, until the run is done or the watch ends it."""
+    for step in range(self._start + 1, self._settings.steps + 1):
+      if self._watch.stops:
+        return
+      yield step
+
+  def step(self, step: int) -> None:
+    """Draws, pays and updates; then evaluates and saves where it is time for that."""
+    begun = time.monotonic()
+    metrics = self._train(step)
+    means = None
+    every = self._config.evaluate.every
+    evaluates = step == self._settings.steps or (every and step % every == 0)
+    if evaluates:
+      metrics = self._save_and_evaluate(step, metrics)
+      means = self._evaluator.means
+    self._log(step, metrics, means, begun)
+    self._progress(step, {"reward": metrics["reward"], "true": metrics["true_reward"], "phase": self._watch.told})
+    if evaluates:
+      self._run.flush()
+      self._run.stop_if_asked()
+    elif self._run.due(step, self._settings.steps):
+      self._save(step, unevaluated=None)
+      self._run.stop_if_asked()
+
+  def _train(self, step: int) -> dict:
+    """Returns the metrics of a step; those of its updates are still being computed.
+
+    The device scores by the reference policy while verifiers grade, and updates while the host writes.
+    """
+    s, learner = self._settings, self._learner
+    prompts, drawn = self._draw(step)
+    parts = self._score(prompts, drawn) if s.kl_beta else None
+    judged = reward_and_truth(self._terms, s.noise, drawn.answers, self._label_right, self._service.grade)
+    graded = trained(judged.paid, s.group_size)
+    weights = learner.weigh(drawn, graded)
+    if parts is None:  # without a KL term a response without advantage has no gradient
+      parts = learner.parts(self._state.params, None, prompts, drawn, weights.advantage_PG != 0)
+    metrics = self._update(step, parts, weights)
+    rows = write_rollouts(self._run.workdir, step, drawn, judged)
+    stop_if_unscored(step, graded, s.max_unscored)
+    metrics |= host_metrics(judged, drawn, rows, s.group_size, expression.is_binary(self._terms))
+    return metrics | {"empty_updates": learner.empty(weights), "idle": self._busy.idle()}
+
+  def _draw(self, step: int) -> tuple[rollout.Prompts, rollout.Drawn]:
+    problems, occurrence_P = problem_lists.batch(
+      self._loaded.problems, self._config.seed, step, self._settings.problems_per_step
+    )
+    prompts = self._sampler.prompts(problems, self._loaded, occurrence_P)
+    return prompts, self._sampler(self._sampler.weights(self._state.params), prompts, step)
+
+  def _score(self, prompts: rollout.Prompts, drawn: rollout.Drawn) -> list[UpdateBatch]:
+    parts = self._learner.parts(self._state.params, self._ref_params, prompts, drawn)
+    self._busy.watch([part.batch.ref_logp_RS for part in parts])
+    return parts
+
+  def _update(self, step: int, parts: list[UpdateBatch], weights: objective.Weights) -> dict[str, jax.Array]:
+    updates = self._learner.updates
+    rates = self._rates[(step - 1) * updates : step * updates]
+    self._state, metrics = self._learner(self._state, rates, parts, weights)
+    self._busy.watch(metrics)
+    return metrics
+
+  def _save(self, step: int, unevaluated: dict | None) -> None:
+    """unevaluated: the metrics of a step whose evaluation comes behind this save."""
+    self._run.save(step, self._state, origin=self._policy.origin, before=self._watch.before, unevaluated=unevaluated)
+
+  def _save_and_evaluate(self, step: int, metrics: Mapping) -> dict[str, float]:
+    """Returns the metrics, fetched, with those of an evaluation; a run that is stopped in it goes on with it."""
+    metrics = {name: float(value) for name, value in multihost.fetch(metrics).items()}
+    self._save(step, logbook.finite(metrics))
+    metrics |= self._evaluator(self._state.params, self._run, step, saved=True)
+    self._busy.idle()  # what evaluation leaves idle is not a step's
+    return metrics
+
+  def _log(self, step: int, metrics: dict, means: Mapping[str, float] | None, begun: float) -> None:
+    """Logs metrics, to which the phase is added. means: of the evaluation of this step, by problem."""
+    metrics |= self._watch(step, metrics, means)
+    self._unpaid(step, metrics)
+    self._run.log(step, metrics | {"step_time": time.monotonic() - begun})
+
+  def finish(self) -> dict:
+    """Returns the summary of the run."""
+    self._run.flush()  # a run that went on only to evaluate its last step has its figures still waiting
+    return self._run.finish(
+      **self._watch.summary(),
+      **self._unpaid.summary(),
+      problems=len(self._loaded.problems),
+      dropped=self._loaded.dropped,
+      paper=self._config.paper.to_dict(),
+      **self._evaluator.overlaps(),
+      **final_metrics(self._run.workdir),
+    )
+
+
 def rl(config: ConfigDict, workdir: str | Path) -> dict:
   """Trains the policy of `config.init` on `config.problems` by the reward `config.rl.reward`."""
-  s = config.rl
   with open_run(config, workdir, "rl") as run, Busy() as busy:
     policy = build_policy.load_policy(config)
     check_sizes(config, policy)
-    sampler = rollout.Sampler(config, policy, "rl", s.sample_parts, busy, int8=s.sample_int8)
-    sampler.check_memory(
-      "sampling a step", s.problems_per_step // s.sample_parts,
-      "config.rl.response_tokens, config.rl.problems_per_step or config.rl.group_size (or .votes), or raise "
-      "config.rl.sample_parts",
-    )  # fmt: skip
+    sampler = make_sampler(config, policy, busy)
     with rollout.verifier_service(config) as service, jax.set_mesh(policy.mesh), jax.transfer_guard("disallow"):
-      loaded = rollout.load_problems(config, "problems", policy.tokenizer, service)
-      problems = loaded.problems
-      learner, rates = make_learner(config, policy, [len(loaded.ids[problem.id]) for problem in problems])
-      evaluator = Evaluator(config, policy, service, problems)
-      inputs = {"tokenizer": policy.tokenizer.pieces(), "origin": policy.origin.get("digests")}
-      run.begin(problems=problems, heldout=evaluator.problems, **inputs)
+      trainer = Trainer(config, run, policy, sampler, service, busy)
+      trainer.open()
       if run.finished:
         return run.summary
-      build_policy.keep_policy(config, policy, run.workdir, problems)
-      rollout.show_prompt(run.workdir, policy, problems[0])
-      label_right = verifiable.labels_right(problems, service.grade)
-      ref_params = build_policy.frozen(policy) if s.kl_beta else None
-      terms = expression.parse(s.reward)
-      state, meta = run.restore(build_policy.fresh_state(policy, learner.optimizer))
-      start = meta["step"] if meta else 0
-      progress = run.progress(s.steps, start)
-      if meta is None:
-        run.log(0, evaluator(state.params, run, 0))
-      rows = multihost.first(lambda: logbook.read_jsonl(run.workdir / "metrics.jsonl"))
-      before = meta["before"] if meta else evaluator.means
-      watch, unpaid = Watch(rows, before, s.worthwhile_gain, s.stop_when_memorising), Unpaid(rows, config)
-      logged = max((row["step"] for row in rows), default=-1)
-      if meta and meta["unevaluated"] and logged < start:  # it was stopped between the save and the figures
-        begun = time.monotonic()
-        metrics = {name: math.nan if value is None else value for name, value in meta["unevaluated"].items()}
-        metrics |= evaluator(state.params, run, start, saved=True)
-        metrics |= watch(start, metrics, evaluator.means)
-        unpaid(start, metrics)
-        run.log(start, metrics | {"step_time": time.monotonic() - begun})
-      for step in range(start + 1, s.steps + 1):
-        if watch.stops:
-          break
-        begun = time.monotonic()
-        batch, occurrence_P = problem_lists.batch(problems, config.seed, step, s.problems_per_step)
-        prompts = sampler.prompts(batch, loaded, occurrence_P)
-        drawn = sampler(sampler.weights(state.params), prompts, step)
-        given = (state.params, ref_params, prompts, drawn)
-        parts = None if ref_params is None else learner.parts(*given)  # the device scores while verifiers grade
-        busy.watch([part.batch.ref_logp_RS for part in parts or ()])
-        judged = reward_and_truth(terms, s.noise, drawn.answers, label_right, service.grade)
-        graded = trained(judged.paid, s.group_size)
-        weights = learner.weigh(drawn, graded)
-        if parts is None:  # without a KL term a response without advantage has no gradient
-          parts = learner.parts(*given, weights.advantage_PG != 0)
-        step_rates = rates[(step - 1) * learner.updates : step * learner.updates]
-        state, metrics = learner(state, step_rates, parts, weights)
-        busy.watch(metrics)  # while the device updates, the host writes, and prepares the next step
-        told = write_rollouts(run.workdir, step, drawn, judged)
-        stop_if_unscored(step, graded, s.max_unscored)
-        metrics |= host_metrics(judged, drawn, told, s.group_size, expression.is_binary(terms))
-        metrics |= {"empty_updates": learner.empty(weights), "idle": busy.idle()}
-        evaluated = step == s.steps or (config.evaluate.every and step % config.evaluate.every == 0)
-        if evaluated:
-          metrics = {name: float(value) for name, value in multihost.fetch(metrics).items()}
-          run.save(step, state, origin=policy.origin, before=watch.before, unevaluated=logbook.finite(metrics))
-          metrics |= evaluator(state.params, run, step, saved=True)
-          busy.idle()  # what evaluation leaves idle is not a step's
-        metrics |= watch(step, metrics, evaluator.means if evaluated else None)
-        unpaid(step, metrics)
-        run.log(step, metrics | {"step_time": time.monotonic() - begun})
-        progress(step, {"reward": metrics["reward"], "true": metrics["true_reward"], "phase": watch.told})
-        if evaluated:
-          run.flush()
-          run.stop_if_asked()
-        elif run.due(step, s.steps):
-          run.save(step, state, origin=policy.origin, before=watch.before, unevaluated=None)
-          run.stop_if_asked()
-      run.flush()  # a run that went on only to evaluate its last step has its figures still waiting
-      told = dict(problems=len(problems), dropped=loaded.dropped, paper=config.paper.to_dict())
-      told |= evaluator.overlaps()
-      return run.finish(**watch.summary(), **unpaid.summary(), **told, **final_metrics(run.workdir))
+      trainer.restore()
+      for step in trainer.steps():
+        trainer.step(step)
+      return trainer.finish()
+
+
+def make_sampler(config: ConfigDict, policy: build_policy.Policy, busy: Busy) -> rollout.Sampler:
+  """Returns what draws the responses of a step. Raises InputError where they take more memory than is free."""
+  s = config.rl
+  sampler = rollout.Sampler(config, policy, "rl", s.sample_parts, busy, int8=s.sample_int8)
+  sampler.check_memory(
+    "sampling a step", s.problems_per_step // s.sample_parts,
+    "config.rl.response_tokens, config.rl.problems_per_step or config.rl.group_size (or .votes), or raise "
+    "config.rl.sample_parts",
+  )  # fmt: skip
+  return sampler
 
 
 def write_rollouts(workdir: Path, step: int, drawn: rollout.Drawn, judged: RewardAndTruth) -> list[dict]:
