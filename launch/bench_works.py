@@ -116,7 +116,8 @@ def _sample_cost(size: Size, problems: int, group: int, response: int, mean: flo
   cost = counts.forward(spec, problems, Separate(size.prompt), 1, one)
   if response > 1:
     levels = counts.level_steps(problems * group, response, mean, shrink)
-    cost += counts.decode(spec, group, size.prompt, _sampling(group, response, shrink).slots, levels, one)
+    slots = _sampling(group, response, shrink).slots
+    cost = cost.plus(counts.decode(spec, group, size.prompt, slots, levels, one))
   return cost
 
 
@@ -349,8 +350,9 @@ def _step(size: Size) -> Work:
   _model_folder(size, folder / "model")
   settings = {
     "model.path": folder / "model", "model.dtype": size.model.get("dtype", "float32"), "model.unroll": 64,
-    "model.remat": size.model.get("remat", "none"), "mesh.fsdp": 1, "problems.count": 0, "heldout.count": 1,
-    "evaluate.samples": 1, "evaluate.pass_k": "1,", "evaluate.problems_per_batch": 1, "checkpoint.every": 10**9,
+    "model.remat": size.model.get("remat", "none"), "mesh.fsdp": 1, "problems.count": 0,
+    "heldout.count": 1, "heldout.overlap": "warn", "evaluate.samples": 1, "evaluate.pass_k": "1,",
+    "evaluate.problems_per_batch": 1, "checkpoint.every": 10**9,
     "rl.steps": 10**5, "rl.problems_per_step": size.problems, "rl.group_size": size.group, "rl.kl_beta": 0.0,
     "rl.microbatches": size.rows // size.micro, "rl.prompt_tokens": size.prompt, "rl.response_tokens": size.response,
     "rl.shrink": 0, "rl.branches": size.group, "rl.reward": "gated", "rl.optim.lr": 1e-6,
@@ -374,7 +376,7 @@ def _step(size: Size) -> Work:
 
   name = "completions/mean_length"
   cost = _sample_cost(size, size.problems, size.group, size.response, size.response, 0)
-  cost += _update_cost(size, size.response, _shared_prompt(size))
+  cost = cost.plus(_update_cost(size, size.response, _shared_prompt(size)))
   tokens = size.rows * size.response
   return Work(once, tokens, cost.flops, cost.bytes, lambda: shutil.rmtree(folder, ignore_errors=True))
 
