@@ -31,36 +31,49 @@ MEMORY_OF_OTHERS = "take a machine with more, or more devices (config.mesh.fsdp)
 BUG = 1
 CODES = {InputError: 2, TrainingStopped: 3, StorageError: 4, signals.Interrupted: signals.EXIT_CODE}
 EXITS = """exit codes:
-  0 done, 2 bad config or input, 3 training stopped itself, 4 storage, 143 stopped by a signal, what was done is saved;
-  1 a bug of jaxrlvr, with its traceback; 5 another process of a --distributed run is gone: start all of them again"""
+  0    done
+  1    a bug of jaxrlvr, with its traceback
+  2    bad config or input
+  3    training stopped itself
+  4    storage: a full disk, missing or damaged checkpoints
+  5    another process of a --distributed run is gone; start all of them again
+  143  stopped by a signal; what was done is saved, and the same command continues"""
+NOTES = """`jaxrlvr STAGE --help` says what a stage reads and writes, gives an example, and explains its keys.
+--config.KEY=VALUE changes a key of the config, as --config.rl.steps=100; configs/base.py declares all keys.
+First steps: `bash launch/demo.sh` in a checkout, or `jaxrlvr chain --config=demo --workdir=runs/demo`."""
 
 
-def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
-  """(flags, config overrides); argparse exits with 2 on a bad flag."""
+def _parser() -> argparse.ArgumentParser:
+  """Returns the parser of all flags but those of config keys, with the general help."""
+  stages = [f"  {name:<10} {text}" for name, text in HELP.items()]
   parser = argparse.ArgumentParser(
     "jaxrlvr",
     description="Reinforcement learning with verifiable rewards under weak supervision, in JAX.",
-    epilog="stages:\n" + "\n".join(f"  {name:<10} {text}" for name, text in HELP.items())
-    + "\n\n`jaxrlvr STAGE --help` tells what a stage reads and writes, an example, and its keys with their meaning."
-    + "\n--config.a.b=VALUE changes a key of the config; configs/base.py lists all with their meaning.\n\n" + EXITS,
+    epilog="\n\n".join(("\n".join(("stages:", *stages)), NOTES, EXITS)),
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
-  )  # fmt: skip
+  )
   parser.add_argument("--version", action="version", version=f"jaxrlvr {importlib.metadata.version('jaxrlvr')}")
-  parser.add_argument("stage", choices=[*HELP, *FORMER_STAGES], metavar="STAGE", help="what to do, see below")
+  parser.add_argument("stage", choices=[*HELP, *FORMER_STAGES], metavar="STAGE", help="what to do; listed below")
   parser.add_argument(
     "--config",
     default="base",
-    help="config file, or a name in configs/ (default: base, configs/base.py); FILE:ARG hands it an argument",
+    help="config file, or a name in configs/ (default: base, that is configs/base.py); FILE:ARG gives it an argument",
   )
   parser.add_argument(
-    "--workdir", required=True, help="directory of this run; made if absent, gone on with if it holds one"
+    "--workdir", required=True, help="directory of this run; it is made if absent, and continued if it holds a run"
   )
   parser.add_argument("--resume", choices=("auto", "required", "never", "check"), help="short for --config.resume")
   parser.add_argument(
-    "--distributed", action="store_true", help="this is one of several processes, each started with the same words"
+    "--distributed", action="store_true", help="this is one of several processes, each started with the same command"
   )
-  parser.add_argument("--debug", action="store_true", help="show tracebacks and the library's own log")
+  parser.add_argument("--debug", action="store_true", help="show tracebacks, and the logs of libraries")
+  return parser
+
+
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
+  """Returns the flags, and the text of each config key that is overridden; argparse exits with 2 on a bad flag."""
+  parser = _parser()
   words = [FORMER_STAGES.get(word, word) for word in argv]
   named = next((word for word in words if word in manual.STAGES), None)
   if named and {"-h", "--help"} & set(argv):

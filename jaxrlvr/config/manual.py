@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from jaxrlvr.config.keys import declared
@@ -22,6 +23,10 @@ class Page(NamedTuple):
   keys: tuple[str, ...]
 
 
+_USAGE = """usage   jaxrlvr {stage} --workdir=DIR [--config=FILE[:ARG]] [--config.KEY=VALUE ...]
+        FILE: a Python file, a run's config.json, or a name in configs/ (default: base, that is configs/base.py)
+        DIR: the directory of the run; it is made, or continued if it holds one
+"""
 _ALL = ("seed", "resume", "hosts.")
 _POLICY = ("init", "tokenizer", "model.", "mesh.", "compile_cache")
 _TRAINING = (*_ALL, *_POLICY, "checkpoint.", "stop_after_bad_updates", "tensorboard")
@@ -41,77 +46,77 @@ _OWN = "config.json, manifest.json, summary.json"
 _POLICY_OUT = f"checkpoints/, metrics.jsonl, policy.json, the tokenizer, {_OWN}; serves as config.init"
 STAGES: dict[str, Page] = {
   "tokenizer": Page(
-    "train the SentencePiece tokenizer of the embedded models",
-    "nothing",
+    "train the built-in SentencePiece tokenizer",
+    "nothing: its text is generated",
     f"tokenizer.model, {_OWN}",
     "--config=demo --workdir=runs/tokenizer",
     (*_ALL, "text.", "sft.terse", "sft.levels", "sft.thinking"),
   ),
   "import": Page(
-    "check the Hugging Face model of config.model.path and keep a copy as a run directory",
-    "config.model.path",
+    "check a Hugging Face model (config.model.path) and keep a copy as a run directory",
+    "the Hugging Face directory config.model.path, or ORG/NAME of the hub",
     f"model/, tokenizer/, policy.json, {_OWN}; serves as config.init",
     "--workdir=models/mine --config.model.path=ORG/NAME",
     (*_ALL, "init", "tokenizer", "model."),
   ),
   "export": Page(
-    "write config.init as a Hugging Face directory and load it again",
+    "write a policy (config.init) as a Hugging Face directory, then load it again to check it",
     "the checkpoint of config.init",
     f"model/ (safetensors, config.json, the tokenizer), {_OWN}",
     "--workdir=runs/mine-hf --config.init=runs/mine",
     (*_ALL, *_POLICY, "export."),
   ),
   "pretrain": Page(
-    "train a fresh policy on the embedded pre-training text",
-    "config.tokenizer",
+    "train a fresh policy on the built-in pre-training text",
+    "the tokenizer of config.tokenizer",
     _POLICY_OUT,
     "--config=demo --workdir=runs/base --config.tokenizer=runs/tokenizer",
     (*_TRAINING, "text.", "pretrain."),
   ),
   "cpt": Page(
-    "continual pre-training of config.init on dense worked examples, or on config.cpt.source",
+    "continue pre-training a policy (config.init) on built-in worked examples, or on config.cpt.source",
     "the checkpoint of config.init, config.cpt.source",
     _POLICY_OUT,
     "--config=demo --workdir=runs/cpt --config.init=runs/base",
     (*_TRAINING, "text.", "cpt."),
   ),
   "sft": Page(
-    "supervised fine-tuning of config.init, Thinking or Non-thinking (config.sft.thinking, .source)",
+    "fine-tune a policy (config.init) on examples, Thinking or Non-thinking (config.sft.thinking)",
     "the checkpoint of config.init, config.sft.source",
     _POLICY_OUT,
     "--config=demo --workdir=runs/sft --config.init=runs/cpt",
     (*_TRAINING, "sft.", "verify.", "answer."),
   ),
   "prepare": Page(
-    "check the problems of any source and write them as one prepared set",
+    "check the problems of config.problems.source and write them as one prepared set",
     "config.problems.source",
     f"problems.jsonl or problems/, unreadable.jsonl, {_OWN}",
     '--workdir=runs/mine --config.problems.source=mine.jsonl --config.problems.columns="prompt=question,label=answer"',
     (*_ALL, "problems.", "prepare.", "verify."),
   ),
   "filter": Page(
-    "keep the problems that config.init sometimes solves (solve@16 from 1 to 15)",
+    "keep the problems that a policy (config.init) sometimes solves: 1 to 15 times of 16",
     "the checkpoint of config.init, config.problems.source",
     f"problems.jsonl, rows/, histogram.png, {_OWN}",
     "--config=demo --workdir=runs/filter --config.init=runs/sft",
     (*_ALL, *_POLICY, "problems.", "filter.", *_SAMPLING, "evaluate.problems_per_batch"),
   ),
   "subset": Page(
-    "order filtered problems so that the first N are spread over difficulties",
+    "put filtered problems in an order in which the first N are spread over difficulties",
     "the problems.jsonl of a filter",
     f"problems.jsonl, {_OWN}",
     "--workdir=runs/subset --config.problems.source=runs/filter/problems.jsonl",
     (*_ALL, "problems.", "subset."),
   ),
   "corrupt": Page(
-    "give problems the labels that config.init most often gets wrong (config.corrupt.gammas)",
+    "give shares of the problems a wrong label: the most frequent wrong answer of a policy (config.init)",
     "the checkpoint of config.init, config.problems.source",
     f"gamma_*.jsonl, rows/, {_OWN}",
     "--config=demo --workdir=runs/corrupt --config.init=runs/sft",
     (*_ALL, *_POLICY, "problems.", "corrupt.", *_SAMPLING, "evaluate.problems_per_batch"),
   ),
   "diagnose": Page(
-    "before RL: measure config.init, and predict what RL does to it under each weak setting",
+    "before RL: measure a policy (config.init), and predict what RL does to it under each weak supervision",
     "the checkpoint of config.init, config.problems.source",
     f"diagnosis.md, diagnosis.json, rows/, {_OWN}",
     "--config=demo --workdir=runs/diagnosis --config.init=runs/sft",
@@ -127,51 +132,51 @@ STAGES: dict[str, Page] = {
     ),
   ),
   "rl": Page(
-    "GRPO and its variants from config.init on config.problems",
+    "train a policy (config.init) by GRPO or a variant on config.problems",
     "the checkpoint of config.init, config.problems.source, the held-out sets",
     f"rollouts/, evals/, {_POLICY_OUT}",
     "--config=demo --workdir=runs/rl --config.init=runs/sft",
     (*_TRAINING, "rl.", "problems.", "heldout.", "evaluate.", "verify.", "paper.", "answer.", "saturation_tail"),
   ),
   "evaluate": Page(
-    "avg@k, pass@k, maj@k of config.init on config.heldout",
+    "measure avg@k, pass@k and maj@k of a policy (config.init) on config.heldout",
     "the checkpoint of config.init, the held-out sets",
     f"table.md, table.csv, evals/, {_OWN}",
     "--config=demo --workdir=runs/eval --config.init=runs/rl",
     (*_ALL, *_POLICY, "problems.", "heldout.", "evaluate.", *_SAMPLING),
   ),
   "judge": Page(
-    "faithfulness and diversity of the responses that config.judge.run recorded",
+    "label responses that a run (config.judge.run) recorded, for faithfulness and diversity",
     "rollouts/ or evals/ of a run",
     f"metrics.jsonl, judged/, labels.jsonl, usage.json, cache/, {_OWN}",
     "--config=demo --workdir=runs/judged --config.judge.run=runs/rl",
     (*_ALL, "judge.", "saturation_tail", "model.", "mesh.", "compile_cache", "rl.shrink", "rl.cache_blocks"),
   ),
   "report": Page(
-    "write the HTML report of RUN... (rl, evaluate and judge runs, a grid), or of config.report.runs",
+    "write one HTML page about runs of rl, evaluate and judge and grids: RUN..., or config.report.runs",
     "metrics, rollouts, evaluations and labels of the runs",
     f"index.html, its charts as PNG and SVG, its tables as CSV, report.json, {_OWN}",
     "runs/a Thinking=runs/b runs/judged --workdir=runs/report",
     (*_ALL, "report.", "saturation_tail"),
   ),
   "plan": Page(
-    "compile config.plan.stage for a TPU slice on a CPU: memory, limits, hours (launch/plan.sh)",
-    "the shape of config.init or config.model, no weights",
+    "compile a stage (config.plan.stage) for a TPU slice on a CPU: memory, limits, hours (launch/plan.sh)",
+    "the shape of config.init or config.model; no weights",
     f"plan.md, plan.json, {_OWN}",
     "--config=section3_rl:llama3.2-3b-instruct,v5e-8 --workdir=runs/plan",
     (*_ALL, *_POLICY, "plan.", "rl.", "evaluate.", "pretrain.", "cpt.", "sft."),
   ),
   "grid": Page(
-    "run the links of config.chain side by side, then report on them (configs/miniature.py)",
+    "run the links of config.chain side by side, then report on them (example: configs/miniature.py)",
     "whatever its links read",
-    f"a run directory a link, links/ (configs and logs), grid.json, report/, {_OWN}",
+    f"a run directory for each link, links/ (configs and logs), grid.json, report/, {_OWN}",
     "--config=miniature --workdir=runs/miniature",
     (*_ALL, "chain", "grid.", "report.", "compile_cache"),
   ),
   "chain": Page(
-    "run the links of config.chain one after another (configs/demo.py)",
+    "run the links of config.chain one after another (example: configs/demo.py)",
     "whatever its links read",
-    f"a run directory a link, {_OWN}",
+    f"a run directory for each link, {_OWN}",
     "--config=demo --workdir=runs/demo",
     (*_ALL, "chain", "report."),
   ),
@@ -199,16 +204,33 @@ def keys_read(stage: str | None, config: ConfigDict) -> set[str]:
 
 
 def page(stage: str) -> str:
-  """Returns the help of one stage."""
+  """Returns the help of one stage: usage, what it reads and writes, an example, its own keys, then shared ones."""
   one = STAGES[stage]
-  lines = [f"jaxrlvr {stage}: {one.does}", ""]
+  keys = keys_of(stage)
+  own = [key for key in keys if key.startswith(f"{stage}.")]
+  shared = [key for key in keys if key not in own]
+  lines = [
+    f"jaxrlvr {stage}: {one.does}",
+    "",
+    *_USAGE.format(stage="report RUN..." if stage == "report" else stage).splitlines(),
+  ]
   lines += textwrap.wrap(f"reads   {one.reads}", 118, subsequent_indent=" " * 8)
   lines += textwrap.wrap(f"writes  {one.writes}", 118, subsequent_indent=" " * 8)
   lines += ["", "example", f"  jaxrlvr {stage} {one.example}", ""]
-  lines += ["keys, as --config.KEY=VALUE (default: meaning [what it must be])"]
-  for key in keys_of(stage):
+  lines += ["keys, each as --config.KEY=VALUE; a line says KEY = DEFAULT: meaning [what the value must be]"]
+  if own:
+    lines += ["", f"keys of {stage}", *_described(own), "", "keys that other stages read too"]
+  return "\n".join(lines + _described(shared)) + "\n"
+
+
+def _described(keys: Sequence[str]) -> list[str]:
+  """Returns the lines that describe these keys."""
+  lines = []
+  for key in keys:
     default, rule, meaning, _ = declared()[key]
     must_be = f" [{rule.words()}]" if rule.on_page else ""
     value = "" if key == "chain" else f" = {default!r}"
-    lines += textwrap.wrap(f"  {key}{value}: {meaning}{must_be}", 118, subsequent_indent=" " * 6)
-  return "\n".join(lines) + "\n"
+    lines += textwrap.wrap(
+      f"  {key}{value}: {meaning}{must_be}", 118, subsequent_indent=" " * 6, break_on_hyphens=False
+    )
+  return lines

@@ -122,6 +122,7 @@ def test_help_and_codes_agree(capsys):
     cli.run(["--help"])
   assert stop.value.code == 0
   told = capsys.readouterr().out
+  assert "default: base" in told
   assert all(f"{code} " in told for code in (0, 1, 2, 3, 4, 5, 143)) and set(cli.CODES.values()) == {2, 3, 4, 143}
 
 
@@ -140,7 +141,7 @@ def test_help_of_a_stage_tells_its_keys_as_configs_base_declares_them(capsys):
       assert f"  {name} = {keys[name].default!r}: {keys[name].meaning}" in joined or name == "chain"
     flags, _ = cli.parse([stage, *shlex.split(manual.STAGES[stage].example)])
     assert flags.workdir.startswith(("runs/", "models/"))
-  assert "seed = 0: of weights, data order and samples [from 0 to 2**32 - 1]\n" in page
+  assert "seed = 0: seed of weights, data order and samples [from 0 to 2**32 - 1]\n" in page
   with pytest.raises(SystemExit):
     cli.run(["--version"])
   assert capsys.readouterr().out == f"jaxrlvr {importlib.metadata.version('jaxrlvr')}\n"
