@@ -1,4 +1,4 @@
-"""Reads a response once: its answer, its trace, and the formats that it can be held to."""
+"""Reads a response once: its answer, its thinking trace, and the formats that a reward can ask of it."""
 
 from __future__ import annotations
 
@@ -10,49 +10,63 @@ from jaxrlvr.text.tags import THINK, THINK_END
 
 _BOX = "\\boxed"
 _CLOSED_BOX = re.compile(r"\\boxed\{[^\n]*\}")
-_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped one is part of the answer
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped brace is part of the answer
 _MARK = "####"
 _NUMBER = re.compile(r"-?\$?(?:(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)")
 
 
 class Parsed(NamedTuple):
-  """A response and what was read in it; all that grades, votes or judges goes on from this."""
+  """A response with its answer and its thinking trace. Verifiers, votes and judges all start from this record."""
 
-  text: str
-  answer: str | None  # None: it states none, or its thinking was opened and not closed
-  trace: str | None  # its thinking, None where that was not both opened and closed
+  text: str  # the whole response
+  answer: str | None  # None: the response states no answer, or its thinking was opened and not closed
+  trace: str | None  # the thinking; None: no thinking was both opened and closed
 
 
 def last_box(text: str) -> str | None:
-  """What the last `\\boxed{...}` holds; None if there is none, no brace follows at once, or it never closes."""
-  start = text.rfind(_BOX) + len(_BOX)
-  if start < len(_BOX) or not text.startswith("{", start):
+  """Returns the content of the last `\\boxed{...}` of a text.
+
+  Returns None if the text has no box, no brace follows the last `\\boxed` at once, or that brace never closes.
+  """
+  box = text.rfind(_BOX)
+  opening = box + len(_BOX)
+  if box < 0 or not text.startswith("{", opening):
     return None
   depth = 0
-  for brace in _BRACE.finditer(text, start):
-    depth += (brace.group() == "{") - (brace.group() == "}")
+  for brace in _BRACE.finditer(text, opening):
+    if brace.group() == "{":
+      depth += 1
+    elif brace.group() == "}":
+      depth -= 1
     if depth == 0:
-      return text[start + 1 : brace.start()]
+      return text[opening + 1 : brace.start()]
   return None
 
 
 def after_mark(text: str) -> str | None:
-  """What follows the last `####` on its line, as in the solutions of GSM8K; None where nothing does."""
+  """Returns what follows the last `####` on its line, as in the solutions of GSM8K.
+
+  Returns None if the text has no `####`, or only white space follows it on its line.
+  """
   _, mark, behind = text.rpartition(_MARK)
   answer = behind.partition("\n")[0].strip()
-  return answer if mark and answer else None
+  if not mark or not answer:
+    return None
+  return answer
 
 
 def last_number(text: str) -> str | None:
-  """The last number, without `$` and without the commas between its thousands; None where there is none.
+  """Returns the last number of a text, without `$` and without commas between its thousands; None without a number.
 
-  Finds what lm-eval's filter flexible-extract finds, but for numbers with a full stop or a comma behind them.
+  Agrees with lm-eval's filter flexible-extract, except for numbers followed by a full stop or a comma.
   """
   numbers = _NUMBER.findall(text)
-  return numbers[-1].replace("$", "").replace(",", "") if numbers else None
+  if not numbers:
+    return None
+  return numbers[-1].replace("$", "").replace(",", "")
 
 
-# How the answer is read from what follows the thinking. Keys: value of `answer.read`.
+# Functions that read the answer in the text behind the thinking. Keys: values of the config key `answer.read`.
 READINGS: dict[str, Callable[[str], str | None]] = {
   "boxed": last_box,
   "hash": after_mark,
@@ -61,26 +75,37 @@ READINGS: dict[str, Callable[[str], str | None]] = {
 
 
 def parse(text: str, reading: str) -> Parsed:
-  """Reads a response by a row of READINGS. Where thinking was opened and not closed there is no answer."""
-  rest = after_thinking(text)
-  answer = None if THINK in rest else READINGS[reading](rest)
+  """Returns a response with its answer and its thinking trace.
+
+  `reading` is a key of READINGS; any other raises KeyError. A response whose thinking was opened and not closed has
+  no answer.
+  """
+  behind_thinking = after_thinking(text)
+  answer = None
+  if THINK not in behind_thinking:
+    answer = READINGS[reading](behind_thinking)
   return Parsed(text, answer, thinking(text))
 
 
 def stated(answer: str) -> Parsed:
-  """A response that states this answer and nothing else: how a label, or somebody's vote, is put to a verifier."""
+  """Returns a response that consists of this answer in a box.
+
+  So a label, or another sample's answer, can be given to a verifier as if it were a response.
+  """
   return Parsed(f"{_BOX}{{{answer}}}", answer, None)
 
 
 def after_thinking(text: str) -> str:
-  """What follows the last `</think>`, or all of the text where no thinking was closed."""
+  """Returns what follows the last `</think>`, or the whole text if it has no such tag."""
   return text.rpartition(THINK_END)[2]
 
 
 def thinking(text: str) -> str | None:
-  """What stands between the first `<think>` and the last `</think>`; None unless both occur in this order."""
+  """Returns the text between the first `<think>` and the last `</think>`; None unless both occur, in this order."""
   start, end = text.find(THINK), text.rfind(THINK_END)
-  return text[start + len(THINK) : end] if 0 <= start < end else None
+  if start < 0 or end < start:
+    return None
+  return text[start + len(THINK) : end]
 
 
 def _one_box(response: Parsed) -> bool:
@@ -88,8 +113,10 @@ def _one_box(response: Parsed) -> bool:
 
 
 def _box_last(response: Parsed) -> bool:
-  box = last_box(response.text)
-  return box is not None and response.text.rstrip().endswith(f"{_BOX}{{{box}}}")
+  content = last_box(response.text)
+  if content is None:
+    return False
+  return response.text.rstrip().endswith(f"{_BOX}{{{content}}}")
 
 
 def _thinking_format(response: Parsed) -> bool:
@@ -97,14 +124,22 @@ def _thinking_format(response: Parsed) -> bool:
 
 
 def _study_thinking_format(response: Parsed) -> bool:
-  return THINK in response.text and bool(_CLOSED_BOX.search(response.text.partition(THINK_END)[2]))
+  if THINK not in response.text:
+    return False
+  behind_first_end = response.text.partition(THINK_END)[2]
+  return _CLOSED_BOX.search(behind_first_end) is not None
 
 
-# What a response's form can be held to. Keys: names in `rl.reward`.
+def _think_tags(response: Parsed) -> bool:
+  return response.trace is not None
+
+
+# Tests of a response's form that a reward can pay for. Keys: names in `rl.reward`.
 FORMATS: dict[str, Callable[[Parsed], bool]] = {
-  "think_tags": lambda response: response.trace is not None,  # <think>, and </think> behind it
+  "think_tags": _think_tags,  # <think>, and </think> behind it
   "one_box": _one_box,  # exactly one box in the whole text, and it closes
   "box_last": _box_last,  # nothing but white space behind the last box
-  "thinking_format": _thinking_format,  # the tags, and an answer behind them
-  "study_thinking_format": _study_thinking_format,  # as released: tags anywhere, a box on one line behind the first
+  "thinking_format": _thinking_format,  # both tags, and an answer behind them
+  # As in the study's released code: <think> anywhere, and a box on one line behind the first </think>.
+  "study_thinking_format": _study_thinking_format,
 }

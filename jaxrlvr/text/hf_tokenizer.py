@@ -1,4 +1,4 @@
-"""Tokenizers of Hugging Face directories: tokenizer.json, its special tokens and its chat template."""
+"""Reads the tokenizer of a Hugging Face directory: tokenizer.json, special tokens and the chat template."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jaxrlvr.text.tags import THINK, THINK_END
 from jaxrlvr.text.template import Template
 
 TOKENIZER = "tokenizer.json"
-# What a directory needs to stand alone as a tokenizer; config.json and generation_config.json name stop tokens.
+# Files from which a tokenizer is built, where they exist; config.json and generation_config.json name stop tokens.
 FILES = (
   TOKENIZER,
   "tokenizer_config.json",
@@ -28,153 +28,214 @@ FILES = (
   "generation_config.json",
   "config.json",
 )
-_BREAK = "\ufdd0"  # a noncharacter: cuts a text in two before it becomes tokens
-_END = "\ufdd1"  # another one: stands behind the last message while the end of a prompt is looked for
+# Two noncharacters of Unicode, which no text is meant to hold.
+_BREAK = "\ufdd0"  # cuts a text in two before it becomes tokens
+_END = "\ufdd1"  # marks the end of the last message in a prompt
 _TAG = re.compile(f"<(?={THINK[1:]}|{THINK_END[1:]})")
-_SENTENCE = re.compile(r"\w[ \t]+\Z")  # before a tag that is spoken of
+_MENTION = re.compile(r"\w[ \t]+\Z")  # what precedes a think tag that a sentence mentions
+_BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 class HuggingFace:
-  """The tokenizer of a Hugging Face directory, and its chat template as transformers renders it.
+  """The tokenizer of a Hugging Face directory, with its chat template rendered as transformers renders it.
 
-  Text of messages and responses never becomes a control token: one that it spells is cut into ordinary ones. (That is
-  the only difference from transformers' apply_chat_template.) The thinking tags are text, whatever the directory says.
-  `strftime_now` is not known to templates: a prompt must not depend on the day, and Llama's then use a fixed date.
-  Without a template a prompt is the start token, if there is one, and each message's text with a blank line behind it.
+  Implements `text.tokenizer.Tokenizer`. It differs from transformers' apply_chat_template in one point: text of
+  messages and responses never becomes a control token; one that the text spells is cut into ordinary tokens. The
+  thinking tags are always text, whatever the directory says of them.
+  Templates can't call `strftime_now`, because a prompt must not depend on the day; Llama's templates then use a fixed
+  date. Without a template, a prompt is the start token, if there is one, and the text of each message followed by a
+  blank line.
+
+  `vocab_size`: one more than the largest id. `eos_ids`: all ids that end a response. `pad_id`: the padding token, or
+  the first of `eos_ids` if the directory names none.
   """
 
   def __init__(self, folder: str | Path, think: bool | None = None, stop_tokens: Sequence[str] = ()):
-    """`think`: what the template is told as `enable_thinking`; None: nothing.
+    """Reads the directory.
 
-    `stop_tokens`: tokens that end a response beside those that the directory names.
+    `think`: value of `enable_thinking` for the template unless a call gives another; None passes no value.
+    `stop_tokens`: tokens that end a response, in addition to those that the directory names.
+    Raises InputError for a file that can't be read, or files that contradict each other.
     """
     self._folder, self._think = Path(folder), think
     for file in (self._folder / name for name in FILES):
       if file.exists() and not file.is_file():
         raise InputError(f"{file}: is no regular file (a pipe, a device or a folder); take the model's own file")
-    try:
-      self._model = tokenizers.Tokenizer.from_file(str(self._folder / TOKENIZER))
-    except Exception as error:  # the library raises nothing narrower
-      raise InputError(f"{self._folder / TOKENIZER}: is no tokenizer ({error}); take the model's own file") from error
-    self._model.no_truncation()
-    self._model.no_padding()
+    self._model = self._load_model()
     config = self._json("tokenizer_config.json")
     self._add_tokens(config.get("added_tokens_decoder") or {})
-    added = self._model.get_added_tokens_decoder()
-    control = {i: token.content for i, token in added.items() if token.special}
-    self._control = {i: text for i, text in control.items() if text not in (THINK, THINK_END)}
+    self._control = self._control_tokens()
     spelled = "|".join(re.escape(text) for text in self._control.values() if len(text) > 1)
     self._spelled = re.compile(f"(?=(?:{spelled}))(.)", re.S) if spelled else None
     self.vocab_size = max(self._model.get_vocab(with_added_tokens=True).values()) + 1
-    self._names = {name: text for name in ("bos", "eos", "pad", "unk") if (text := self._text(config, f"{name}_token"))}
+    self._names = self._special_names(config)
     special = {name: self._id(text) for name, text in self._names.items()}
     self.bos_id = special.get("bos")
-    stops = [special["eos"]] if "eos" in special else []
-    for found in (
-      self._json("generation_config.json").get("eos_token_id"),
-      self._json("config.json").get("eos_token_id"),
-    ):
-      stops += found if isinstance(found, list) else [] if found is None else [found]
+    self.eos_ids = self._stop_ids(special.get("eos"), stop_tokens)
+    self.pad_id = special.get("pad", self.eos_ids[0])
+    self._template = self._compile(config)
+
+  def _load_model(self) -> tokenizers.Tokenizer:
+    """Returns the tokenizer of tokenizer.json, without its truncation and padding."""
+    file = self._folder / TOKENIZER
+    try:
+      model = tokenizers.Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises nothing narrower
+      raise InputError(f"{file}: is no tokenizer ({error}); take the model's own file") from error
+    model.no_truncation()
+    model.no_padding()
+    return model
+
+  def _control_tokens(self) -> dict[int, str]:
+    """Returns the special tokens by id, without the thinking tags."""
+    added = self._model.get_added_tokens_decoder()
+    special = {number: token.content for number, token in added.items() if token.special}
+    return {number: text for number, text in special.items() if text not in (THINK, THINK_END)}
+
+  def _special_names(self, config: Mapping) -> dict[str, str]:
+    """Returns the texts of the tokens that tokenizer_config.json names bos, eos, pad and unk, by these names."""
+    names = {}
+    for name in ("bos", "eos", "pad", "unk"):
+      text = self._text(config, f"{name}_token")
+      if text:
+        names[name] = text
+    return names
+
+  def _stop_ids(self, eos_id: int | None, stop_tokens: Sequence[str]) -> tuple[int, ...]:
+    """Returns all ids that end a response, each once: of tokenizer_config.json, the other files, and `stop_tokens`."""
+    stops = [] if eos_id is None else [eos_id]
+    for name in ("generation_config.json", "config.json"):
+      listed = self._json(name).get("eos_token_id")
+      if isinstance(listed, list):
+        stops += listed
+      elif listed is not None:
+        stops.append(listed)
     stops += [self._stop_id(text) for text in stop_tokens]
-    if not stops or not all(type(i) is int and 0 <= i < self.vocab_size for i in stops):
+    valid = all(type(number) is int and 0 <= number < self.vocab_size for number in stops)
+    if not stops or not valid:
       raise InputError(
         f"{self._folder}: end tokens {str(stops)[:200]}, wanted at least one id below {self.vocab_size}; "
         "set eos_token in tokenizer_config.json, or eos_token_id in generation_config.json"
       )
-    self.eos_ids = tuple(dict.fromkeys(stops))
-    self.pad_id = special.get("pad", self.eos_ids[0])
-    self._template = self._compile(config)
+    return tuple(dict.fromkeys(stops))
 
   @property
   def digest(self) -> str:
-    """Stands for everything that turns messages into tokens."""
-    files = (self._folder / name for name in FILES)
-    return hashlib.sha256(b"\0".join(file.read_bytes() for file in files if file.is_file())).hexdigest()
+    """Hash of all files from which the tokenizer is built."""
+    files = [self._folder / name for name in FILES]
+    contents = [file.read_bytes() for file in files if file.is_file()]
+    return hashlib.sha256(b"\0".join(contents)).hexdigest()
 
   def encode(self, text: str) -> list[int]:
+    """Returns the ids of a text. Control tokens that the text spells become ordinary tokens."""
     return self._ids(self._cut(text))
 
   def decode(self, ids: Sequence[int]) -> str:
-    return self._model.decode([int(i) for i in ids if int(i) not in self._control], skip_special_tokens=False)
+    """Returns the text of the ids, without control tokens."""
+    numbers = [int(number) for number in ids]
+    ordinary = [number for number in numbers if number not in self._control]
+    return self._model.decode(ordinary, skip_special_tokens=False)
 
   def pieces(self) -> list[bytes]:
+    """Returns the bytes of each id; those of control tokens and of unused ids are empty.
+
+    Raises InputError for a vocabulary that is neither byte-level nor marks spaces with ▁.
+    """
     decoder = json.dumps(self._json(TOKENIZER).get("decoder"), ensure_ascii=False)
     if "ByteLevel" in decoder:
-      table = _byte_alphabet()
+      alphabet = _byte_alphabet()
     elif "ByteFallback" in decoder or "Metaspace" in decoder or "▁" in decoder:
-      table = None
+      alphabet = None
     else:
       raise InputError(
         f"{self._folder / TOKENIZER}: is of a kind whose tokens have no bytes; wanted byte-level or ▁ BPE"
       )
     added = self._model.get_added_tokens_decoder()
-    made = []
-    for i in range(self.vocab_size):
-      text = self._model.id_to_token(i)
-      if text is None or i in self._control:
-        made.append(b"")
-      elif i in added:
-        made.append(added[i].content.encode())
-      elif table is not None:
-        made.append(b"".join(bytes([table[c]]) if c in table else c.encode() for c in text))
+    pieces = []
+    for number in range(self.vocab_size):
+      text = self._model.id_to_token(number)
+      if text is None or number in self._control:
+        pieces.append(b"")
+      elif number in added:
+        pieces.append(added[number].content.encode())
+      elif alphabet is not None:
+        pieces.append(_byte_level_piece(text, alphabet))
       else:
-        byte = re.fullmatch(r"<0x([0-9A-F]{2})>", text)
-        made.append(bytes.fromhex(byte[1]) if byte else text.replace("▁", " ").encode())
-    return made
+        pieces.append(_metaspace_piece(text))
+    return pieces
 
   def render(self, messages: Sequence[Mapping[str, str]], think: bool | None = None) -> list[int]:
+    """Returns the ids of the prompt, up to where the answer begins; without messages, of its start alone.
+
+    Raises InputError if the template refuses the messages, or has no switch for `think`.
+    """
     start = [] if self.bos_id is None else [self.bos_id]
     if not messages:
-      self._switched(think)
+      self._thinking_switch(think)
       return start
     cut = [{**message, "content": self._cut(message["content"])} for message in messages]
-    ids = self._ids(self._rendered(cut, think))
-    return [*start, *ids] if self._template is None else ids
+    ids = self._ids(self._prompt(cut, think))
+    if self._template is None:
+      return [*start, *ids]
+    return ids
 
   def opening(self, messages: Sequence[Mapping[str, str]], think: bool | None = None) -> str:
     """Returns the think tag that the template leaves open at the end of the prompt, with all that it writes behind it.
 
-    Returns "" where it writes none there, or closes it. Tags in the messages' own text never count, nor do tags in
-    turns before the answer's.
+    Returns "" if the template writes no tag there, or closes it. Tags in the messages' own text never count, nor do
+    tags in turns before the answer's.
     """
     if self._template is None or not messages:
       return ""
-    plain = [{**message, "content": _TAG.sub(f"<{_BREAK}", message["content"])} for message in messages]
-    marked = [*plain[:-1], {**plain[-1], "content": plain[-1]["content"] + _END}]
-    text = self._rendered(marked, think)
-    if _END in text and text.replace(_END, "") != (without := self._rendered(plain, think)):
-      text = without  # the template looks at how the message ends
-    _, behind_messages, written = text.rpartition(_END)
+    untagged = [{**message, "content": _TAG.sub(f"<{_BREAK}", message["content"])} for message in messages]
+    last = untagged[-1]
+    marked = [*untagged[:-1], {**last, "content": last["content"] + _END}]
+    prompt = self._prompt(marked, think)
+    if _END in prompt:
+      unmarked_prompt = self._prompt(untagged, think)
+      if prompt.replace(_END, "") != unmarked_prompt:  # the mark changes what the template writes
+        prompt = unmarked_prompt
+    _, mark, written = prompt.rpartition(_END)
     for control in self._control.values():
-      written = written.rpartition(control)[2] if len(control) > 1 else written
+      if len(control) > 1:
+        written = written.rpartition(control)[2]
     start = written.rfind(THINK)
     if start <= written.rfind(THINK_END):
       return ""
     opened = written[start:]
     if opened.strip() == THINK:
       return opened
-    # Without the end of the messages in sight, or within a sentence, a tag with text behind it may be no answer's.
-    return "" if not behind_messages or _SENTENCE.search(written[:start]) else opened
+    # A tag with text behind it may be no answer's if the end of the messages is unknown, or if a sentence mentions it.
+    if not mark or _MENTION.search(written[:start]):
+      return ""
+    return opened
 
   def rendered(self, messages: Sequence[Mapping[str, str]]) -> str:
     """Returns the text of a prompt as the template writes it, up to where the answer begins."""
-    start = self._control[self.bos_id] if self._template is None and self.bos_id is not None else ""
-    return start + self._rendered(messages, None)
+    start = ""
+    if self._template is None and self.bos_id is not None:
+      start = self._control[self.bos_id]
+    return start + self._prompt(messages, None)
 
   def opens_thinking(self, messages: Sequence[Mapping[str, str]], think: bool | None = None) -> bool:
     """Returns whether the prompt ends in a think tag that the template opened and left open."""
     return bool(self.opening(messages, think))
 
-  def _switched(self, think: bool | None) -> bool | None:
-    """Returns what the template is told of thinking; InputError where it knows no switch."""
-    think = self._think if think is None else think
-    if think is not None and not (self._template and "enable_thinking" in self._template.reads):
+  def _thinking_switch(self, think: bool | None) -> bool | None:
+    """Returns the value of `enable_thinking` for the template; None passes no value.
+
+    Raises InputError if there is a value but the template does not read it.
+    """
+    if think is None:
+      think = self._think
+    has_switch = self._template is not None and "enable_thinking" in self._template.reads
+    if think is not None and not has_switch:
       raise InputError(f"{self._folder}: has no chat template that reads enable_thinking; leave the switch to it")
     return think
 
-  def _rendered(self, messages: Sequence[Mapping[str, str]], think: bool | None) -> str:
+  def _prompt(self, messages: Sequence[Mapping[str, str]], think: bool | None) -> str:
     """Returns the text of a prompt, up to where the answer begins; without a template, without the start token."""
-    think = self._switched(think)
+    think = self._thinking_switch(think)
     if self._template is None:
       return "".join(message["content"] + "\n\n" for message in messages)
     values = {} if think is None else {"enable_thinking": think}
@@ -185,62 +246,73 @@ class HuggingFace:
 
   @property
   def unstopped(self) -> str:
-    """The control token that the template writes behind an assistant's turn where it is none that ends a response."""
+    """The control token that the template writes behind an assistant's turn, if that token does not end a response.
+
+    "" if it does end one, or if the template writes none or refuses such a conversation.
+    """
     if self._template is None:
       return ""
     turns = ({"role": "user", "content": "?"}, {"role": "assistant", "content": f"!{_END}"})
     try:
       text = self._template.render(turns, answer=False)
-    except InputError:  # of a template without such turns nothing can be said
+    except InputError:
       return ""
-    behind = text.rpartition(_END)[2].lstrip() if _END in text else ""
-    found = [one for one in self._control.items() if behind.startswith(one[1])]
-    if not found:
+    if _END not in text:
       return ""
-    number, token = max(found, key=lambda one: len(one[1]))
+    behind = text.rpartition(_END)[2].lstrip()
+    candidates = [(number, token) for number, token in self._control.items() if behind.startswith(token)]
+    if not candidates:
+      return ""
+    number, token = max(candidates, key=lambda candidate: len(candidate[1]))
     return "" if number in self.eos_ids else token
 
   def _stop_id(self, text: str) -> int:
+    """Returns the id of a token of model.stop_tokens. Raises InputError for an unknown one."""
     number = self._model.token_to_id(text)
     if number is None:
       raise InputError(f"{self._folder}: stop token {text!r} is no token of {TOKENIZER}; correct model.stop_tokens")
     return number
 
   def _add_tokens(self, listed: Mapping) -> None:
-    """Adds the tokens that only tokenizer_config.json lists, as transformers does; InputError where ids don't fit."""
+    """Adds the tokens that only tokenizer_config.json lists, as transformers does.
+
+    `listed`: its added_tokens_decoder. Raises InputError if it can't be read, or an id in it is not the token's.
+    """
     file = self._folder / "tokenizer_config.json"
     try:
-      wanted = sorted((int(number), dict(entry)) for number, entry in listed.items())
+      entries = sorted((int(number), dict(entry)) for number, entry in listed.items())
       known = {token.content for token in self._model.get_added_tokens_decoder().values()}
-      for number, entry in wanted:
-        content, special = entry["content"], bool(entry.get("special", False))
+      for number, entry in entries:
+        content = entry["content"]
         if content not in known:
-          flags = {
-            name: bool(entry[name]) for name in ("single_word", "lstrip", "rstrip", "normalized") if name in entry
-          }
-          self._model.add_tokens([tokenizers.AddedToken(content, special=special, **flags)])
-        if (is_at := self._model.token_to_id(content)) != number:
+          self._model.add_tokens([_added_token(entry)])
+        actual = self._model.token_to_id(content)
+        if actual != number:
           raise InputError(
-            f"{file}: added_tokens_decoder gives {content!r} the id {number}, but {TOKENIZER} makes it {is_at}; "
+            f"{file}: added_tokens_decoder gives {content!r} the id {number}, but {TOKENIZER} makes it {actual}; "
             "take both files of one model"
           )
+    except InputError:
+      raise
     except (TypeError, ValueError, KeyError, AttributeError) as error:
-      if isinstance(error, InputError):
-        raise
       raise InputError(f"{file}: added_tokens_decoder can't be read ({error}); take the model's own file") from error
 
   def _json(self, name: str) -> dict:
+    """Returns the object in a JSON file of the directory; {} if the file is absent. Raises InputError."""
     file = self._folder / name
     try:
-      found = json.loads(file.read_text()) if file.is_file() else {}
-      if not isinstance(found, dict):
-        raise ValueError(f"a {type(found).__name__}, wanted an object")
-      return found
+      content = json.loads(file.read_text()) if file.is_file() else {}
+      if not isinstance(content, dict):
+        raise ValueError(f"a {type(content).__name__}, wanted an object")
+      return content
     except (ValueError, OSError, RecursionError) as error:
       raise InputError(f"{file}: is no JSON ({error}); take the model's own file") from error
 
   def _text(self, config: Mapping, name: str) -> str | None:
-    """Returns the token that tokenizer_config.json gives this name, as a text or as an object that holds it."""
+    """Returns the text of the token that tokenizer_config.json gives this name; None if it names none.
+
+    The file may hold the text itself or an object with the key content. Raises InputError for anything else.
+    """
     token = config.get(name)
     text = token.get("content") if isinstance(token, Mapping) else token
     if token is not None and not isinstance(text, str):
@@ -251,43 +323,92 @@ class HuggingFace:
     return text
 
   def _id(self, text: str) -> int:
-    found = self._model.token_to_id(text)
-    if found is None:
+    """Returns the id of a token that tokenizer_config.json names. Raises InputError for an unknown one."""
+    number = self._model.token_to_id(text)
+    if number is None:
       raise InputError(f"{self._folder}: tokenizer_config.json names {text!r}, which {TOKENIZER} does not know")
-    return found
+    return number
 
   def _cut(self, text: str) -> str:
-    """A break behind the first character of each control token that the text spells."""
+    """Returns the text with _BREAK behind the first character of each control token that it spells."""
     text = text.replace(_BREAK, "")
-    return self._spelled.sub(rf"\1{_BREAK}", text) if self._spelled else text
+    if self._spelled is None:
+      return text
+    return self._spelled.sub(rf"\1{_BREAK}", text)
 
   def _ids(self, text: str) -> list[int]:
-    return [i for part in text.split(_BREAK) for i in self._model.encode(part, add_special_tokens=False).ids]
+    """Returns the ids of a text whose parts between _BREAKs are encoded one by one."""
+    ids = []
+    for part in text.split(_BREAK):
+      ids += self._model.encode(part, add_special_tokens=False).ids
+    return ids
 
   def _compile(self, config: Mapping) -> Template | None:
-    """The directory's chat template, in its own file or in tokenizer_config.json; None where there is none."""
-    file, own = self._folder / "chat_template.jinja", self._folder / "tokenizer_config.json"
+    """Returns the chat template of chat_template.jinja, else of tokenizer_config.json; None if neither has one.
+
+    Raises InputError for a template that can't be used.
+    """
+    file = self._folder / "chat_template.jinja"
+    if not file.is_file():
+      file = self._folder / "tokenizer_config.json"
     try:
-      source = file.read_text() if file.is_file() else config.get("chat_template")
-      if isinstance(source, list):
-        source = {one["name"]: one["template"] for one in source}
-        if "default" not in source:
-          raise InputError(f"{self._folder}: chat templates {sorted(source)}, wanted one named 'default'")
-        source = source["default"]
-      if source is not None and not isinstance(source, str):
-        raise TypeError(f"a {type(source).__name__}, wanted a text")
+      source = self._template_source(config)
     except (OSError, TypeError, KeyError, UnicodeDecodeError) as error:
-      raise InputError(f"{file if file.is_file() else own}: its chat template can't be read: {error}") from error
+      raise InputError(f"{file}: its chat template can't be read: {error}") from error
     if source is None:
       return None
     try:
       return Template(source, {f"{name}_token": text for name, text in self._names.items()})
     except InputError as error:
-      raise InputError(f"{file if file.is_file() else own}: {error}") from error
+      raise InputError(f"{file}: {error}") from error
+
+  def _template_source(self, config: Mapping) -> str | None:
+    """Returns the text of the chat template; of several in a list, the one named default. None if there is none."""
+    file = self._folder / "chat_template.jinja"
+    source = file.read_text() if file.is_file() else config.get("chat_template")
+    if isinstance(source, list):
+      by_name = {entry["name"]: entry["template"] for entry in source}
+      if "default" not in by_name:
+        raise InputError(f"{self._folder}: chat templates {sorted(by_name)}, wanted one named 'default'")
+      source = by_name["default"]
+    if source is not None and not isinstance(source, str):
+      raise TypeError(f"a {type(source).__name__}, wanted a text")
+    return source
+
+
+def _added_token(entry: Mapping) -> tokenizers.AddedToken:
+  """Returns the token of an entry of added_tokens_decoder; flags that the entry lacks keep the library's default."""
+  flags = {}
+  for name in ("single_word", "lstrip", "rstrip", "normalized"):
+    if name in entry:
+      flags[name] = bool(entry[name])
+  return tokenizers.AddedToken(entry["content"], special=bool(entry.get("special", False)), **flags)
+
+
+def _byte_level_piece(text: str, alphabet: Mapping[str, int]) -> bytes:
+  """Returns the bytes of a token of a byte-level vocabulary."""
+  piece = bytearray()
+  for character in text:
+    if character in alphabet:
+      piece.append(alphabet[character])
+    else:
+      piece += character.encode()
+  return bytes(piece)
+
+
+def _metaspace_piece(text: str) -> bytes:
+  """Returns the bytes of a token of a vocabulary that writes a space as ▁ and a single byte as <0x0A>."""
+  byte = _BYTE_PIECE.fullmatch(text)
+  if byte:
+    return bytes.fromhex(byte[1])
+  return text.replace("▁", " ").encode()
 
 
 def _byte_alphabet() -> dict[str, int]:
-  """The characters that stand for bytes in a byte-level BPE vocabulary (Radford et al. 2019)."""
-  plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-  rest = [b for b in range(256) if b not in plain]
-  return {chr(b): b for b in plain} | {chr(256 + i): b for i, b in enumerate(rest)}
+  """Returns the byte of each character of a byte-level BPE vocabulary (Radford et al. 2019)."""
+  printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+  others = [byte for byte in range(256) if byte not in printable]
+  alphabet = {chr(byte): byte for byte in printable}
+  for place, byte in enumerate(others):
+    alphabet[chr(256 + place)] = byte
+  return alphabet

@@ -1,4 +1,4 @@
-"""Stop strings as a table that a device can walk: an Aho-Corasick automaton over tokens instead of characters."""
+"""Turns stop strings into a table that a device can walk: an Aho-Corasick automaton whose symbols are tokens."""
 
 from __future__ import annotations
 
@@ -10,31 +10,51 @@ from jaxrlvr.base.errors import InputError
 
 
 def automaton(strings: Sequence[str], pieces: Sequence[bytes]) -> np.ndarray:
-  """int32 [states, V]: next state after a token, whatever way the text was cut into tokens.
+  """Returns int32 [states, V]: the state after a token is read in a state, whatever way the text was cut into tokens.
 
-  `pieces` are the bytes each token stands for. State 0 is the start, the last state means "a stop string has
-  occurred" and is never left. Without stop strings there are two states and the last is never reached.
+  `pieces` holds the bytes of each of the V tokens. State 0 is the start. The last state means that a stop string has
+  occurred; it is never left. Without stop strings there are two states and the last one is never reached.
+  Raises InputError for an empty stop string.
   """
-  patterns = [s.encode() for s in strings]
+  patterns = [string.encode() for string in strings]
   if b"" in patterns:
     raise InputError(f"stop strings {list(strings)!r}: an empty string would stop every response at once; remove it")
-  prefixes = sorted({p[:n] for p in patterns for n in range(len(p))} | {b""}, key=lambda p: (len(p), p))
-  number = {prefix: i for i, prefix in enumerate(prefixes)}
-  found = len(prefixes)
   if not patterns:
     return np.zeros((2, len(pieces)), np.int32)
-
-  def after(prefix: bytes, byte: int) -> int:
-    text = prefix + bytes([byte])
-    if any(text.endswith(p) for p in patterns):
-      return found
-    return next(number[text[i:]] for i in range(len(text) + 1) if text[i:] in number)
-
-  by_byte = np.array([[after(prefix, b) for b in range(256)] for prefix in prefixes] + [[found] * 256], np.int32)
-  table = np.empty((found + 1, len(pieces)), np.int32)
+  by_byte = _byte_automaton(patterns)
+  states = len(by_byte)
+  table = np.empty((states, len(pieces)), np.int32)
   for token, piece in enumerate(pieces):
-    state = np.arange(found + 1)
+    state = np.arange(states)
     for byte in piece:
       state = by_byte[state, byte]
     table[:, token] = state
   return table
+
+
+def _byte_automaton(patterns: Sequence[bytes]) -> np.ndarray:
+  """Returns int32 [states, 256]: the state after a byte is read in a state; the last state means a pattern occurred.
+
+  Every other state stands for the longest end of the text so far that begins a pattern.
+  """
+  prefixes = {b""}
+  for pattern in patterns:
+    prefixes.update(pattern[:length] for length in range(len(pattern)))
+  ordered = sorted(prefixes, key=lambda prefix: (len(prefix), prefix))
+  number = {prefix: state for state, prefix in enumerate(ordered)}
+  stopped = len(ordered)
+  table = np.full((stopped + 1, 256), stopped, np.int32)
+  for state, prefix in enumerate(ordered):
+    for byte in range(256):
+      text = prefix + bytes([byte])
+      if not any(text.endswith(pattern) for pattern in patterns):
+        table[state, byte] = _longest_known_end(text, number)
+  return table
+
+
+def _longest_known_end(text: bytes, number: dict[bytes, int]) -> int:
+  """Returns the number of the longest end of the text that is a key; the empty end always is one."""
+  for start in range(len(text)):
+    if text[start:] in number:
+      return number[text[start:]]
+  return number[b""]

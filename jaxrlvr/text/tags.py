@@ -1,3 +1,3 @@
-"""The tags between which a response thinks: the one place that spells them."""
+"""Spells the tags around a response's thinking. All other code takes them from here."""
 
 THINK, THINK_END = "<think>", "</think>"

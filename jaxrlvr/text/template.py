@@ -1,4 +1,4 @@
-"""Chat templates, which are code from elsewhere: rendered in a sandbox, within bounds of time, memory and length."""
+"""Renders chat templates, which are code from elsewhere, in a sandbox with limits of time, memory and length."""
 
 from __future__ import annotations
 
@@ -14,44 +14,54 @@ import jinja2.sandbox
 
 from jaxrlvr.base.errors import InputError
 
-CHARACTERS = 1 << 24  # of a rendered prompt, and of what one operation of a template may make
-SECONDS = 2  # CPU time of the first rendering
-MEMORY = 1 << 30  # bytes of the process that renders first
-_PROBES = (
+CHARACTERS = 1 << 24  # a rendered prompt, or the result of one operation of a template, may be this long
+SECONDS = 2  # CPU time that the trial rendering may take
+MEMORY = 1 << 30  # bytes that the process of the trial rendering may use
+_REFUSED = 3  # exit code of that process for a template that fails; it writes the reason to its standard output
+_CONVERSATIONS = (  # for the trial
   ({"role": "user", "content": "?"},),
   ({"role": "system", "content": "?"}, {"role": "user", "content": "?"}),
 )
 
 
 class Template:
-  """A chat template, set up as transformers does, without a clock.
+  """A chat template in the Jinja environment that transformers uses, but without a clock.
 
-  It is rendered once in a process of its own that can be killed, so that one that never ends, or fills the memory, is
-  refused when it is read.
+  A new template is first rendered in a process that can be killed. One that never ends, or that fills the memory, is
+  thus refused when it is read.
+
+  `reads`: names of all variables that the template reads.
   """
 
   def __init__(self, source: str, values: Mapping[str, str]):
-    """`values`: names beside the messages, such as bos_token. Raises InputError, which the caller says the file of."""
+    """`source`: the template's text. `values`: variables other than the messages, such as bos_token.
+
+    Raises InputError for a template that can't be used; the message doesn't name the file, which the caller must add.
+    """
     self._values = dict(values)
-    _try(source, self._values)  # first: even the parser works out what is constant
-    env = _environment()
+    _try(source, self._values)  # before parsing, which already evaluates constant expressions
+    environment = _environment()
     try:
-      self.reads = frozenset(jinja2.meta.find_undeclared_variables(env.parse(source)))
-      self._template = env.from_string(source)
-    except Exception as error:  # the parser too is open to what a file holds
+      self.reads = frozenset(jinja2.meta.find_undeclared_variables(environment.parse(source)))
+      self._template = environment.from_string(source)
+    except Exception as error:  # hostile text can raise anything, in the parser too
       raise InputError(f"its chat template can't be read: {_reason(error)}; take the model's own") from error
 
   def render(self, messages: Sequence[Mapping[str, str]], answer: bool = True, **more) -> str:
-    """Returns the text of the messages, with the head of the answer if `answer`; `more` values by name."""
-    parts, size = [], 0
-    values = self._values | more
+    """Returns the text of the messages; with `answer`, also what begins the assistant's answer.
+
+    `more`: further variables by name. Raises InputError if the template fails or writes over CHARACTERS characters.
+    """
+    parts = []
+    characters = 0
+    variables = self._values | more
     try:
       for part in self._template.generate(
-        messages=messages, tools=None, documents=None, add_generation_prompt=answer, **values
+        messages=messages, tools=None, documents=None, add_generation_prompt=answer, **variables
       ):
         parts.append(part)
-        size += len(part)
-        if size > CHARACTERS:
+        characters += len(part)
+        if characters > CHARACTERS:
           raise OverflowError(f"makes over {CHARACTERS} characters")
     except Exception as error:  # a template may raise whatever Python raises
       roles = [message["role"] for message in messages]
@@ -63,22 +73,26 @@ class Template:
 
 
 class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
-  """Refuses products and powers that fill the memory in one operation."""
+  """A sandbox that also refuses products and powers whose result would fill the memory."""
 
   intercepted_binops = frozenset(("*", "**", "%"))
 
   def call_binop(self, context, operator, left, right):
-    sizes = [len(side) for side in (left, right) if isinstance(side, str | bytes | list | tuple)]
-    counts = [abs(side) for side in (left, right) if isinstance(side, int)]
-    if operator == "*" and sizes and counts and sizes[0] * counts[0] > CHARACTERS:
-      raise OverflowError(f"a product of over {CHARACTERS} characters")
-    if operator == "**" and len(counts) == 2 and (counts[1] > 64 or counts[0] > CHARACTERS):
-      raise OverflowError("a power that large")
+    operands = (left, right)
+    lengths = [len(operand) for operand in operands if isinstance(operand, str | bytes | list | tuple)]
+    integers = [abs(operand) for operand in operands if isinstance(operand, int)]
+    if operator == "*" and lengths and integers:
+      if lengths[0] * integers[0] > CHARACTERS:
+        raise OverflowError(f"a product of over {CHARACTERS} characters")
+    if operator == "**" and len(integers) == 2:
+      base, exponent = integers
+      if exponent > 64 or base > CHARACTERS:
+        raise OverflowError("a power that large")
     return super().call_binop(context, operator, left, right)
 
 
 class _Generation(jinja2.ext.Extension):
-  """`{% generation %}`, which marks the assistant's part for others, stands for what it encloses."""
+  """Renders the content of `{% generation %}` blocks and ignores the tags, which mark the assistant's part."""
 
   tags = {"generation"}
 
@@ -88,6 +102,8 @@ class _Generation(jinja2.ext.Extension):
 
 
 def _environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
+  """Returns a sandbox with the functions that transformers offers to chat templates, except the clock."""
+
   def refuse(message):
     raise jinja2.TemplateError(message)
 
@@ -95,30 +111,33 @@ def _environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
   extensions = [_Generation, jinja2.ext.loopcontrols]
-  env = _Sandbox(trim_blocks=True, lstrip_blocks=True, optimized=False, extensions=extensions)
-  env.filters["tojson"], env.globals["raise_exception"] = tojson, refuse
-  return env
+  environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, optimized=False, extensions=extensions)
+  environment.filters["tojson"] = tojson
+  environment.globals["raise_exception"] = refuse
+  return environment
 
 
 def _reason(error: Exception) -> str:
   return f"{str(error) or type(error).__name__}"[:200]
 
 
-_tried: set[tuple] = set()  # templates that this process has seen end
+_tried: set[tuple] = set()  # templates and values whose trial has succeeded in this process
 
 
 def _try(source: str, values: Mapping[str, str]) -> None:
-  """Renders a first conversation in a process with limits; InputError where it fails, doesn't end, or grows too large.
+  """Renders a conversation in a process with limits, once for each template and its values.
 
-  A template may want a system message, so one with it is tried too.
+  Raises InputError if the template fails, does not end, or uses too much memory. Raises RuntimeError if the process
+  itself fails.
   """
   key = (source, *sorted(values.items()))
   if key in _tried:
     return
-  command = [sys.executable, "-c", "from jaxrlvr.text import template; template._first()"]
-  told = f"over {SECONDS} seconds, or over {MEMORY >> 20} MiB"
+  command = [sys.executable, "-c", "from jaxrlvr.text import template; template._run_trial()"]
+  limits = f"over {SECONDS} seconds, or over {MEMORY >> 20} MiB"
+  beyond_limits = f"its chat template takes {limits} to render a first message; take the model's own"
   try:
-    done = subprocess.run(
+    trial = subprocess.run(
       command,
       input=json.dumps([source, values]).encode(),
       capture_output=True,
@@ -126,26 +145,30 @@ def _try(source: str, values: Mapping[str, str]) -> None:
       check=False,
     )
   except subprocess.TimeoutExpired:
-    raise InputError(f"its chat template takes {told} to render a first message; take the model's own") from None
-  if done.returncode == 3:
-    raise InputError(done.stdout.decode(errors="replace"))
-  if done.returncode < 0 or b"MemoryError" in done.stderr:
-    raise InputError(f"its chat template takes {told} to render a first message; take the model's own")
-  if done.returncode:
-    raise RuntimeError(f"rendering a chat template in a process of its own failed: {done.stderr.decode()[-500:]}")
+    raise InputError(beyond_limits) from None
+  if trial.returncode == _REFUSED:
+    raise InputError(trial.stdout.decode(errors="replace"))
+  if trial.returncode < 0 or b"MemoryError" in trial.stderr:
+    raise InputError(beyond_limits)
+  if trial.returncode:
+    raise RuntimeError(f"rendering a chat template in a process of its own failed: {trial.stderr.decode()[-500:]}")
   _tried.add(key)
 
 
-def _first() -> None:
-  """What the process of `_try` runs: exit 0 where a probe renders, 3 with the reason where none does."""
+def _run_trial() -> None:
+  """Renders each of _CONVERSATIONS until one succeeds: the program of the process that `_try` starts.
+
+  Reads [source, values] as JSON from the standard input. If none succeeds it writes the first reason to the standard
+  output and exits with _REFUSED.
+  """
   import resource
 
   source, values = json.load(sys.stdin)
   resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
   resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-  _tried.add((source, *sorted(values.items())))
+  _tried.add((source, *sorted(values.items())))  # this process is the trial: Template must not start another
   reasons = []
-  for messages in _PROBES:
+  for messages in _CONVERSATIONS:
     try:
       Template(source, values).render(messages)
       return
@@ -153,4 +176,4 @@ def _first() -> None:
       reasons.append(str(error))
   print(reasons[0], end="")
   sys.stdout.flush()
-  sys.exit(3)
+  sys.exit(_REFUSED)

@@ -1,4 +1,4 @@
-"""Tokenizers behind one small interface, the chat layout of the embedded models, and training of the embedded one."""
+"""The interface of all tokenizers, the SentencePiece tokenizer of the built-in models, and its training."""
 
 from __future__ import annotations
 
@@ -13,7 +13,12 @@ ROLES = {"system": "<|system|>", "user": "<|user|>", "assistant": "<|assistant|>
 
 
 class Tokenizer(Protocol):
-  """What the rest of the library needs to know of a tokenizer."""
+  """What the library asks of a tokenizer.
+
+  In all methods, `messages` are the turns of a conversation, each with the keys role and content; the answer to it is
+  not among them. `think` switches thinking on or off in chat templates that have such a switch; None leaves it as the
+  template has it. Other templates raise InputError for True and False.
+  """
 
   vocab_size: int
   pad_id: int
@@ -21,41 +26,59 @@ class Tokenizer(Protocol):
   eos_ids: tuple[int, ...]
 
   def __hash__(self) -> int: ...
-  def encode(self, text: str) -> list[int]: ...
-  def decode(self, ids: Sequence[int]) -> str: ...
-  def pieces(self) -> list[bytes]: ...  # the bytes each id stands for; control ids stand for none
-  # Up to where the answer begins. `think`: thinking on or off, for chat templates that know a switch.
-  def render(self, messages: Sequence[Mapping[str, str]], think: bool | None = None) -> list[int]: ...
-  # `<think>`, and what the chat template writes behind it, where the prompt ends in a think tag that it left open; else
-  # "". The text of a response is this and what the policy writes.
-  def opening(self, messages: Sequence[Mapping[str, str]], think: bool | None = None) -> str: ...
-  def opens_thinking(self, messages: Sequence[Mapping[str, str]], think: bool | None = None) -> bool: ...
-  # What `render` makes tokens of, as text that a person reads: control tokens by name.
-  def rendered(self, messages: Sequence[Mapping[str, str]]) -> str: ...
+
+  def encode(self, text: str) -> list[int]:
+    """Returns the ids of a text. Control tokens that the text spells become ordinary tokens."""
+
+  def decode(self, ids: Sequence[int]) -> str:
+    """Returns the text of the ids, without control tokens."""
+
+  def pieces(self) -> list[bytes]:
+    """Returns the bytes of each id, vocab_size of them; those of control tokens are empty."""
+
+  def render(self, messages: Sequence[Mapping[str, str]], think: bool | None = None) -> list[int]:
+    """Returns the ids of the prompt, up to where the answer begins."""
+
+  def opening(self, messages: Sequence[Mapping[str, str]], think: bool | None = None) -> str:
+    """Returns the end of the prompt from a `<think>` that it leaves open; "" if it leaves none open.
+
+    The text of a response is this opening followed by what the policy writes.
+    """
+
+  def opens_thinking(self, messages: Sequence[Mapping[str, str]], think: bool | None = None) -> bool:
+    """Returns whether the prompt leaves a think tag open."""
+
+  def rendered(self, messages: Sequence[Mapping[str, str]]) -> str:
+    """Returns the prompt as text for people, with control tokens by name."""
 
 
 def continuation(response: str, opening: str) -> str:
-  """Returns what is to be written behind a prompt with this `Tokenizer.opening`, so that no think tag is doubled.
+  """Returns a complete response without the part that the prompt already wrote, for training on it.
 
-  Of a response that begins with `<think>` what the opening already says is left out. One without thinking closes the
-  tag at once: its answer never stands inside an open one.
+  `opening` is `Tokenizer.opening` of the prompt. From a response that begins with `<think>`, the opening is removed,
+  so that no think tag is doubled. A response without thinking gets a `</think>` in front, so that its answer does not
+  stand inside the open tag.
   """
   if not opening:
     return response
-  begun = opening.removeprefix(THINK)
+  behind_tag = opening.removeprefix(THINK)
   if not response.startswith(THINK):
-    return f"{THINK_END}\n\n{response}" if begun.endswith("\n\n") else f"\n{THINK_END}\n\n{response}"
-  rest = response.removeprefix(THINK)
-  if not begun:
-    return rest
-  rest = rest.removeprefix(begun).lstrip()
-  return rest if begun[-1].isspace() else f"\n{rest}"
+    line_break = "" if behind_tag.endswith("\n\n") else "\n"
+    return f"{line_break}{THINK_END}\n\n{response}"
+  thinking = response.removeprefix(THINK)
+  if not behind_tag:
+    return thinking
+  thinking = thinking.removeprefix(behind_tag).lstrip()
+  if behind_tag[-1].isspace():
+    return thinking
+  return f"\n{thinking}"
 
 
 class SentencePiece:
-  """A SentencePiece model file with this library's roles and thinking tags among its pieces."""
+  """A tokenizer from a SentencePiece model file; the roles and the thinking tags must be among its pieces."""
 
   def __init__(self, path: str | Path):
+    """Raises InputError for a file that is absent, is no SentencePiece model, or lacks one of those pieces."""
     import sentencepiece
 
     if not Path(path).is_file():
@@ -81,43 +104,55 @@ class SentencePiece:
     return self._model.decode([int(i) for i in ids])
 
   def pieces(self) -> list[bytes]:
-    m = self._model
-    made = []
-    for i in range(self.vocab_size):
-      if m.is_byte(i):
-        made.append(bytes([int(m.id_to_piece(i)[3:5], 16)]))
+    model = self._model
+    pieces = []
+    for token in range(self.vocab_size):
+      text = model.id_to_piece(token)
+      if model.is_byte(token):
+        hexadecimal = text.removeprefix("<0x").removesuffix(">")
+        pieces.append(bytes.fromhex(hexadecimal))
+      elif model.is_control(token) or model.is_unknown(token):
+        pieces.append(b"")
       else:
-        made.append(b"" if m.is_control(i) or m.is_unknown(i) else m.id_to_piece(i).replace("▁", " ").encode())
-    return made
+        pieces.append(text.replace("▁", " ").encode())
+    return pieces
 
   def render(self, messages: Sequence[Mapping[str, str]], think: bool | None = None) -> list[int]:
     if think is not None:
-      raise InputError("the embedded chat layout has no switch for thinking; leave it to the template")
+      raise InputError("the built-in chat layout has no switch for thinking; leave it to the template")
     ids = [self.bos_id]
     if not messages:
       return ids
     for message in messages:
-      if message["role"] not in ROLES:
-        raise InputError(f"message with role {message['role']!r}: wanted one of {', '.join(ROLES)}")
-      ids += [self._model.piece_to_id(ROLES[message["role"]]), *self.encode(message["content"])]
-    return [*ids, self._model.piece_to_id(ROLES["assistant"])]
+      role = message["role"]
+      if role not in ROLES:
+        raise InputError(f"message with role {role!r}: wanted one of {', '.join(ROLES)}")
+      ids.append(self._model.piece_to_id(ROLES[role]))
+      ids += self.encode(message["content"])
+    ids.append(self._model.piece_to_id(ROLES["assistant"]))
+    return ids
 
   def opening(self, messages: Sequence[Mapping[str, str]], think: bool | None = None) -> str:
-    """Returns "": the embedded layout never writes a think tag."""
+    """Returns "": the built-in chat layout never writes a think tag."""
     return ""
 
   def rendered(self, messages: Sequence[Mapping[str, str]]) -> str:
     """Returns the prompt as text, with the role pieces in front of their messages."""
-    said = "".join(ROLES[message["role"]] + message["content"] for message in messages)
-    return f"{self._model.id_to_piece(self.bos_id)}{said}{ROLES['assistant']}"
+    start = self._model.id_to_piece(self.bos_id)
+    turns = [ROLES[message["role"]] + message["content"] for message in messages]
+    return "".join([start, *turns, ROLES["assistant"]])
 
   def opens_thinking(self, messages: Sequence[Mapping[str, str]], think: bool | None = None) -> bool:
-    """Returns False, see `opening`."""
+    """Returns False: the built-in chat layout never writes a think tag."""
     return False
 
 
 def train_sentencepiece(texts: Iterable[str], path: str | Path, vocab_size: int) -> SentencePiece:
-  """Trains a BPE model with digits split, byte fallback and our special pieces, and writes it to `path`."""
+  """Trains a byte-pair model of at most `vocab_size` pieces on texts, writes it to `path` and returns it.
+
+  Each digit is a piece of its own, characters outside the vocabulary become bytes, and the roles and the thinking tags
+  are pieces.
+  """
   import io
 
   import sentencepiece
