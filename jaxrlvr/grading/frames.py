@@ -1,4 +1,4 @@
-"""Frames between a service and its worker: a message of bytes behind its length."""
+"""Frames messages between a service and its worker: the length of a message, then its bytes."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ _LENGTH = struct.Struct(">I")
 
 
 def framed(message: bytes) -> bytes:
-  """Returns the message as `read_frame` takes it apart again. At most 2**32 - 1 bytes."""
+  """Returns a message of at most 2**32 - 1 bytes behind its length, for `read_frame`. Longer ones: struct.error."""
   return _LENGTH.pack(len(message)) + message
 
 
 def read_frame(stream: BinaryIO) -> bytes | None:
-  """Returns the next message of a stream that blocks; None where the stream has ended before its length was whole."""
+  """Waits for the next frame of a stream and returns its message; None if the stream ends before a whole length."""
   prefix = stream.read(_LENGTH.size)
   if len(prefix) < _LENGTH.size:
     return None
-  return stream.read(_LENGTH.unpack(prefix)[0])
+  (length,) = _LENGTH.unpack(prefix)
+  return stream.read(length)

@@ -1,4 +1,4 @@
-"""Grades batches of responses; verifiers that hostile text can hurt run in processes that can be killed."""
+"""Grades batches of responses; verifiers that hostile text can hurt run in worker processes that can be killed."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from jaxrlvr.grading.frames import framed
 from jaxrlvr.tasks.table import VERIFIERS, verifier_of
 from jaxrlvr.text.answer import Parsed, stated
 
-_GRADING = ("strict", "study")  # the modes a service can have
-_TEXT_KEPT = 1 << 17  # characters of a whole text that are read, from its end
-_ANSWER_KEPT = 1 << 13  # of an answer: a longer one is none
-_START_SECONDS = 120.0  # to import Math-Verify on a busy machine
-_LOST_STARTS = 3  # servers that are killed while they start, before a batch is given up
-_GRACE_SECONDS = 5.0  # on top of the wall limit, before a silent server is given up
+_MODES = ("strict", "study")  # modes that a service can be created with
+_MAX_TEXT = 1 << 17  # a verifier of whole responses sees so many characters, from the end
+_MAX_ANSWER = 1 << 13  # a longer answer counts as none
+_START_SECONDS = 120.0  # that a server may take to start: it imports Math-Verify, perhaps on a busy machine
+_MAX_LOST_STARTS = 3  # servers killed while they start, before a batch is given up
+_GRACE_SECONDS = 5.0  # beyond the wall limit, before a silent server is given up
 _KEPT_VARIABLES = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH")
 _WORKER_VARIABLES = {
   "OMP_NUM_THREADS": "1",
@@ -38,7 +38,10 @@ _WORKER_VARIABLES = {
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-  """One response to grade by the named verifier; `extra` must be JSON where the verifier is isolated."""
+  """One response to grade against a label by the named verifier, a key of tasks.table.VERIFIERS.
+
+  `extra` is Problem.extra; it must be JSON if the verifier is isolated.
+  """
 
   verifier: str
   response: Parsed
@@ -46,12 +49,16 @@ class Job:
   extra: Mapping = dataclasses.field(default_factory=dict)
 
 
-class Service:
-  """A context manager that grades; its fork servers start with the first isolated job and end with it.
+_ModedJob = tuple[str, Job]  # a job and the mode in which it is graded: a key of tasks.table.MODES
 
-  `mode`: "strict", our own reading, or "study", the released code's reading of mathematics.
-  `share`: what calls the grading with the jobs, or with this process's part of them, and returns all verdicts.
-  """
+
+def _grade_here(grade: Callable[[Sequence[_ModedJob]], list[Verdict]], jobs: Sequence[_ModedJob]) -> list[Verdict]:
+  """Grades all jobs in this process."""
+  return grade(jobs)
+
+
+class Service:
+  """A context manager that grades; its worker processes start with the first isolated job and end with it."""
 
   def __init__(
     self,
@@ -60,10 +67,18 @@ class Service:
     wall_seconds: float = 10.0,
     memory_bytes: int = 1 << 30,
     mode: str = "strict",
-    share: Callable = lambda grade, asked: grade(asked),
+    share: Callable = _grade_here,
   ):
-    if mode not in _GRADING:
-      raise ValueError(f"verifier mode {mode!r} is unknown; use one of {', '.join(_GRADING)}")
+    """Starts no process yet.
+
+    `workers`: how many processes may run; None: one a CPU. The three limits hold for each isolated job.
+    `mode`: "strict" grades by this library's rules; "study" grades mathematics as the study's released code does.
+    `share`: called as share(grade, jobs). It may call `grade` with a part of the jobs, on each of several processes,
+    and returns the verdicts on all jobs.
+    Raises ValueError for an unknown mode.
+    """
+    if mode not in _MODES:
+      raise ValueError(f"verifier mode {mode!r} is unknown; use one of {', '.join(_MODES)}")
     self._mode, self._share = mode, share
     self._workers = workers or os.cpu_count() or 1
     self._limits = (cpu_seconds, wall_seconds, memory_bytes)
@@ -76,109 +91,164 @@ class Service:
     self.close()
 
   def grade(self, jobs: Sequence[Job]) -> list[Verdict]:
-    """Verdicts in the order of the jobs; equal isolated jobs are graded once."""
+    """Returns verdicts in the order of the jobs. Equal isolated jobs are graded once.
+
+    A verdict without a score has the cause "timeout", "memory", "died" or "error". Raises ValueError for an unknown
+    verifier, InputError for a Reasoning Gym task that can't be graded here, and RuntimeError if worker processes can't
+    start.
+    """
     unknown = sorted({job.verifier for job in jobs} - set(VERIFIERS))
     if unknown:
       raise ValueError(f"verifier {unknown[0]!r} is unknown; use one of {', '.join(VERIFIERS)}")
     return self._share(self._grade, [(self._mode, job) for job in jobs])
 
   def unreadable(self, problems: Iterable[Problem]) -> list[tuple[Problem, str]]:
-    """Problems with an answer (label, truth or alternative) that only its very text can match, and the reason."""
-    answers = [(problem, text) for problem in problems for text in _answers(problem)]
-    asked = [
-      ("labels", Job(problem.verifier, stated(text), text, {**problem.extra, "also": {}})) for problem, text in answers
-    ]
-    verdicts = self._share(self._grade, asked)
-    return [
-      (problem, f"{problem.verifier} can't read {text[:80]!r}: {verdict.cause or 'it is not equal to itself'}")
-      for (problem, text), verdict in zip(answers, verdicts, strict=True)
-      if verdict.score != 1
-    ]
+    """Returns each problem with an answer that its verifier can't read, and the reason.
 
-  def _grade(self, asked: Sequence[tuple[str, Job]]) -> list[Verdict]:
-    """Verdicts on jobs, each in its mode."""
-    settled = [_settle(*one) for one in asked]
-    graded = self._grade_isolated(list(dict.fromkeys(payload for payload in settled if isinstance(payload, bytes))))
-    return [graded[verdict] if isinstance(verdict, bytes) else verdict for verdict in settled]
+    The answers are the label, the truth and the alternatives of both. No response can match such an answer unless it
+    has the very same text. A problem with several such answers occurs several times.
+    """
+    answers: list[tuple[Problem, str]] = []
+    for problem in problems:
+      answers += [(problem, text) for text in _accepted_answers(problem)]
+    jobs = []
+    for problem, text in answers:
+      extra = {**problem.extra, "also": {}}
+      jobs.append(("labels", Job(problem.verifier, stated(text), text, extra)))
+    verdicts = self._share(self._grade, jobs)
+    unreadable = []
+    for (problem, text), verdict in zip(answers, verdicts, strict=True):
+      if verdict.score != 1:
+        reason = verdict.cause or "it is not equal to itself"
+        unreadable.append((problem, f"{problem.verifier} can't read {text[:80]!r}: {reason}"))
+    return unreadable
 
   def close(self) -> None:
-    """Ends the servers and what they run; a later job starts new ones."""
+    """Ends the worker processes. A later job starts new ones."""
     for server in self._servers:
       server.close()
     self._servers = []
 
+  def _grade(self, jobs: Sequence[_ModedJob]) -> list[Verdict]:
+    """Returns verdicts in the order of the jobs: on some at once, on the others from the worker processes."""
+    settled = [_settle(mode, job) for mode, job in jobs]
+    payloads = [outcome for outcome in settled if isinstance(outcome, bytes)]
+    graded = self._grade_isolated(list(dict.fromkeys(payloads)))
+    return [graded[outcome] if isinstance(outcome, bytes) else outcome for outcome in settled]
+
   def _grade_isolated(self, payloads: list[bytes]) -> dict[bytes, Verdict]:
-    """Verdicts by job. A job whose server was killed, which no job can do, is given to another one, once."""
-    verdicts: dict[bytes, Verdict] = {}
-    queue, given_again, lost_starts = collections.deque(payloads), set(), 0
+    """Returns the verdict on each payload, which are all different."""
     try:
       servers = self._living_servers(min(self._workers, len(payloads)))
-      idle = [server for server in servers if server.ready]
-      starting = {server.channel: server for server in servers if not server.ready}
-      busy: dict[int, tuple[_Server, bytes]] = {}
-      while queue or busy:
-        while queue and idle:
-          server, payload = idle.pop(), queue.popleft()
-          server.send(payload)
-          busy[server.channel] = (server, payload)
-        waiting = {channel: server for channel, (server, _) in busy.items()} | starting
-        timeout = max(0.0, min(server.deadline for server in waiting.values()) - time.monotonic())
-        answered: list[Any] = multiprocessing.connection.wait(list(waiting), timeout)
-        late = [channel for channel, server in waiting.items() if server.deadline <= time.monotonic()]
-        for channel in {*answered, *late}:
-          if channel in starting:
-            server = starting.pop(channel)
-            try:
-              server.greet()
-              idle.append(server)
-            except RuntimeError:
-              lost_starts += 1
-              if not server.was_killed or channel in late or lost_starts > _LOST_STARTS:
-                raise
-              successor = self._replace(server)
-              starting[successor.channel] = successor
-            continue
-          server, payload = busy.pop(channel)
-          verdict = server.verdict() if channel in answered else None
-          if verdict:
-            verdicts[payload] = verdict
-            idle.append(server)
-            continue
-          if channel in answered and payload not in given_again:
-            given_again.add(payload)
-            queue.append(payload)
-          else:
-            verdicts[payload] = Verdict(None, "died")
-          successor = self._replace(server)  # the others go on while it starts
-          starting[successor.channel] = successor
+      return _Batch(payloads, servers, self._replace).grade()
     except BaseException:
-      self.close()  # a server with a job at hand would answer the next batch with this one's verdict
+      self.close()  # a server that still has a job would answer the next batch with the verdict on it
       raise
-    return verdicts
 
   def _living_servers(self, count: int) -> list[_Server]:
-    """Returns so many servers; those that are new, or were still starting when a batch ended, are not ready."""
-    for server in [server for server in self._servers if not server.alive()]:
+    """Returns `count` servers. New ones, and those that were starting when the last batch ended, are not ready yet."""
+    dead = [server for server in self._servers if not server.alive()]
+    for server in dead:
       self._servers.remove(server)
       server.close()
-    new = [_Server(*self._limits) for _ in range(count - len(self._servers))]  # they start side by side
-    self._servers += new
+    missing = count - len(self._servers)
+    self._servers += [_Server(*self._limits) for _ in range(missing)]  # they start side by side
     return self._servers[:count]
 
-  def _replace(self, dead: _Server) -> _Server:
-    dead.close(patience=0.0)
-    new = self._servers[self._servers.index(dead)] = _Server(*self._limits)
-    return new
+  def _replace(self, server: _Server) -> _Server:
+    """Kills a server and returns a new one in its place, which is not ready yet."""
+    server.close(patience=0.0)
+    place = self._servers.index(server)
+    self._servers[place] = _Server(*self._limits)
+    return self._servers[place]
+
+
+class _Batch:
+  """Isolated jobs and the servers that grade them.
+
+  A job whose server was killed is given to another server, once: no job can kill a server. The other servers go on
+  while a new one starts.
+  """
+
+  def __init__(self, payloads: list[bytes], servers: list[_Server], replace: Callable[[_Server], _Server]):
+    self._replace = replace
+    self._verdicts: dict[bytes, Verdict] = {}
+    self._queue = collections.deque(payloads)
+    self._retried: set[bytes] = set()
+    self._lost_starts = 0
+    self._idle = [server for server in servers if server.ready]
+    self._starting = {server.channel: server for server in servers if not server.ready}
+    self._busy: dict[int, tuple[_Server, bytes]] = {}  # by channel: the server and its job
+
+  def grade(self) -> dict[bytes, Verdict]:
+    """Returns the verdict on each payload. Raises RuntimeError if servers can't start."""
+    while self._queue or self._busy:
+      self._send_jobs()
+      self._wait()
+    return self._verdicts
+
+  def _send_jobs(self) -> None:
+    while self._queue and self._idle:
+      server, payload = self._idle.pop(), self._queue.popleft()
+      server.send(payload)
+      self._busy[server.channel] = (server, payload)
+
+  def _wait(self) -> None:
+    """Waits until a server answers or is late, and deals with all such servers."""
+    waiting = {channel: server for channel, (server, _) in self._busy.items()}
+    waiting.update(self._starting)
+    deadline = min(server.deadline for server in waiting.values())
+    timeout = max(0.0, deadline - time.monotonic())
+    answered: list[Any] = multiprocessing.connection.wait(list(waiting), timeout)
+    now = time.monotonic()
+    late = [channel for channel, server in waiting.items() if server.deadline <= now]
+    for channel in {*answered, *late}:
+      if channel in self._starting:
+        self._greet(channel, is_late=channel in late)
+      else:
+        self._receive(channel, has_answered=channel in answered)
+
+  def _greet(self, channel: int, is_late: bool) -> None:
+    """Makes a server that has started idle, or replaces one that was killed while it started."""
+    server = self._starting.pop(channel)
+    try:
+      server.greet()
+      self._idle.append(server)
+    except RuntimeError:
+      self._lost_starts += 1
+      if not server.was_killed or is_late or self._lost_starts > _MAX_LOST_STARTS:
+        raise
+      self._start_successor(server)
+
+  def _receive(self, channel: int, has_answered: bool) -> None:
+    """Takes the verdict of a busy server, or replaces the server if it died or is late."""
+    server, payload = self._busy.pop(channel)
+    verdict = server.verdict() if has_answered else None
+    if verdict:
+      self._verdicts[payload] = verdict
+      self._idle.append(server)
+      return
+    if has_answered and payload not in self._retried:
+      self._retried.add(payload)
+      self._queue.append(payload)
+    else:
+      self._verdicts[payload] = Verdict(None, "died")
+    self._start_successor(server)
+
+  def _start_successor(self, server: _Server) -> None:
+    successor = self._replace(server)
+    self._starting[successor.channel] = successor
 
 
 class _Server:
-  """The host's end of one worker process."""
+  """The host's end of one worker process, a `grading.worker`.
+
+  `channel`: file descriptor of its output. `ready`: whether it has started and can take a job. `deadline`: when it must
+  have started, later when it must have graded its job, on the clock of time.monotonic.
+  """
 
   def __init__(self, cpu_seconds: float, wall_seconds: float, memory_bytes: int):
-    root = str(pathlib.Path(__file__).resolve().parents[2])
-    environment = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ} | _WORKER_VARIABLES
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
-    self._wall = wall_seconds
+    self._wall_seconds = wall_seconds
     limits = (str(cpu_seconds), str(wall_seconds), str(memory_bytes))
     self._command = [sys.executable, "-m", "jaxrlvr.grading.worker", *limits]
     self._process = subprocess.Popen(
@@ -186,25 +256,30 @@ class _Server:
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
       stderr=subprocess.DEVNULL,
-      env=environment,
-      start_new_session=True,  # a Ctrl-C for the host is the host's to handle
+      env=_worker_environment(),
+      start_new_session=True,  # Ctrl-C reaches the host alone, which then ends the worker
     )
     self.channel = self._process.stdout.fileno()
-    self.ready = False  # it has spoken
-    self.deadline = time.monotonic() + _START_SECONDS  # of the start, then of the job at hand
+    self.ready = False
+    self.deadline = time.monotonic() + _START_SECONDS
 
   def alive(self) -> bool:
+    """Returns whether the process still runs."""
     return self._process.poll() is None
 
   @property
   def was_killed(self) -> bool:
-    """Whether the process ended by a signal."""
-    return (self._process.poll() or 0) < 0
+    """Whether a signal ended the process."""
+    code = self._process.poll()
+    return code is not None and code < 0
 
   def greet(self) -> None:
-    """Reads a new server's first word, which is there or will never come. Raises RuntimeError where it ended."""
-    started = multiprocessing.connection.wait([self.channel], 0.0)
-    self.ready = bool(started) and bool(self._process.stdout.readline())
+    """Reads the line by which a new server says that it is ready, without waiting for it.
+
+    Raises RuntimeError if the server has written none; it is then closed.
+    """
+    readable = multiprocessing.connection.wait([self.channel], 0.0)
+    self.ready = bool(readable) and bool(self._process.stdout.readline())
     if not self.ready:
       self.close()
       raise RuntimeError(
@@ -213,8 +288,8 @@ class _Server:
       )
 
   def send(self, payload: bytes) -> None:
-    """Hands over one job; a server that is gone shows when its verdict is read."""
-    self.deadline = time.monotonic() + self._wall + _GRACE_SECONDS
+    """Sends one job. A dead server raises nothing here; `verdict` then returns None."""
+    self.deadline = time.monotonic() + self._wall_seconds + _GRACE_SECONDS
     try:
       self._process.stdin.write(framed(payload))
       self._process.stdin.flush()
@@ -222,14 +297,15 @@ class _Server:
       pass
 
   def verdict(self) -> Verdict | None:
-    """The answer to the job at hand; None where the server died over it."""
+    """Waits for the verdict on the job that was sent; returns None if the server died before."""
     line = self._process.stdout.readline()
     if not line.endswith(b"\n"):
       return None
-    return Verdict(*json.loads(line))
+    score, cause = json.loads(line)
+    return Verdict(score, cause)
 
   def close(self, patience: float = 1.0) -> None:
-    """Lets the server end its child and itself, and kills it where it does not within so many seconds."""
+    """Lets the server end its child and itself; kills it if it has not ended within `patience` seconds."""
     try:
       self._process.stdin.close()
     except BrokenPipeError:
@@ -242,26 +318,47 @@ class _Server:
     self._process.stdout.close()
 
 
+def _worker_environment() -> dict[str, str]:
+  """Returns the environment of worker processes, which import this very library."""
+  environment = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
+  environment.update(_WORKER_VARIABLES)
+  search_path = [str(pathlib.Path(__file__).resolve().parents[2])]
+  if os.environ.get("PYTHONPATH"):
+    search_path.append(os.environ["PYTHONPATH"])
+  environment["PYTHONPATH"] = os.pathsep.join(search_path)
+  return environment
+
+
 def _settle(mode: str, job: Job) -> Verdict | bytes:
-  """The verdict where this process can give it, else what to send to a worker."""
+  """Returns the verdict if this process can find it safely, else the payload for a worker process.
+
+  Raises InputError for a problem that no verifier here can grade.
+  """
   verifier = verifier_of(mode, job.verifier)
   if verifier.whole:
-    said = job.response.text[-_TEXT_KEPT:]
+    text = job.response.text[-_MAX_TEXT:]
   else:
-    said = job.response.answer
-    said = said if said is None or len(said) <= _ANSWER_KEPT else None
-  here = verifier.quick if verifier.isolated else verifier.function
+    text = job.response.answer
+    if text is not None and len(text) > _MAX_ANSWER:
+      text = None
+  function = verifier.quick if verifier.isolated else verifier.function
+  verdict = None
   try:
-    verdict = here(said, job.label, job.extra) if here else None
+    if function is not None:
+      verdict = function(text, job.label, job.extra)
   except InputError:
     raise
-  except Exception:  # whatever is wrong with a problem must not end the run
+  except Exception:  # one broken problem must not end the run
     verdict = Verdict(None, "error")
   if verdict is None:
-    return json.dumps([mode, job.verifier, said, job.label, dict(job.extra)]).encode()
+    return json.dumps([mode, job.verifier, text, job.label, dict(job.extra)]).encode()
   return verdict
 
 
-def _answers(problem: Problem) -> list[str]:
+def _accepted_answers(problem: Problem) -> list[str]:
+  """Returns the label, the truth, and the alternatives of both, each once."""
   also = problem.extra.get("also", {})
-  return list(dict.fromkeys(t for text in (problem.label, problem.truth) for t in (text, *also.get(text, ()))))
+  texts = []
+  for text in (problem.label, problem.truth):
+    texts += [text, *also.get(text, ())]
+  return list(dict.fromkeys(texts))

@@ -1,4 +1,4 @@
-"""Elections: answers to one problem are the same if its verifier says so, and the most frequent one wins."""
+"""Holds elections: a verifier sorts the answers to a problem into clusters, and the largest cluster wins."""
 
 from __future__ import annotations
 
@@ -13,64 +13,102 @@ from jaxrlvr.tasks.verdicts import UNPARSEABLE
 from jaxrlvr.text.answer import stated
 
 Grade = Callable[[Sequence[Job]], list[Verdict]]
-# What of a problem's `extra` tells right answers from wrong ones: voters see none of it, so that right answers that
-# differ stay apart as wrong ones do.
-_JUDGES = ("also", "solution_path", "buttons", "entry")
+# Keys of Problem.extra that tell right answers from wrong ones. Elections hide them from the verifier: it must not join
+# different right answers when it keeps different wrong answers apart.
+_TRUTH_KEYS = ("also", "solution_path", "buttons", "entry")
 
 
 class Election(NamedTuple):
-  """The votes on one problem; clusters are numbered by first sight."""
+  """The votes on one problem. Clusters are numbered in the order in which their first answer occurs."""
 
-  cluster_G: list[int | None]  # of each sample; None: it does not vote
-  winner: int | None  # the sample whose answer is the label: the first of the winning cluster; None: nobody voted
-  cause_G: list[str]  # why nobody could say whether the sample agrees with the winner; "" where one can
-  ratio: float  # votes for the winner / samples, those without an answer included
-  margin: float  # (votes for the winner - votes for the second) / samples
+  cluster_G: list[int | None]  # the cluster of each sample; None: the sample does not vote
+  winner: int | None  # the first sample of the winning cluster, whose answer is the label; None: nobody voted
+  cause_G: list[str]  # why no verifier could compare the sample with the winning cluster; "": it was compared
+  ratio: float  # votes for the winning cluster / samples, including those that do not vote
+  margin: float  # (votes for the winning cluster - votes for the second) / samples
 
 
 def elect(problems: Sequence[Problem], answers_PG: Sequence[Sequence[str | None]], grade: Grade) -> list[Election]:
-  """An election a problem. Who gives no answer, or one that the verifier can't read, does not vote.
+  """Holds an election among the answers to each problem; returns an Election a problem, in their order.
 
-  Each answer is compared with the first one of every cluster so far, by the problem's verifier and without what it
-  knows of right answers; it joins the first that it equals, else it opens a cluster. A comparison that nobody could
-  make counts as unequal. Of a tie the cluster seen first wins.
+  A sample without an answer, or whose answer the verifier can't read, does not vote. Each other answer is compared
+  with the first answer of every cluster so far, by the problem's verifier and without the right answers in
+  Problem.extra. It joins the first cluster whose first answer equals it, else it opens a cluster. A comparison without
+  a score counts as unequal. Of clusters of equal size the first one wins.
+
+  `grade` is called once for all comparisons of the n-th different answers of all problems.
   """
-  texts_P = [list(dict.fromkeys(filter(None, map(_ballot, answers)))) for answers in answers_PG]
-  places_P: list[dict[str, int]] = [{} for _ in texts_P]  # text -> cluster
-  leaders_P: list[list[str]] = [[] for _ in texts_P]
-  doubts_P: list[dict[frozenset[int], str]] = [{} for _ in texts_P]
-  for turn in range(max(map(len, texts_P), default=0)):
-    voting = [i for i, texts in enumerate(texts_P) if turn < len(texts)]
-    rivals_P = {i: leaders_P[i] or [VERIFIERS[problems[i].verifier].probe] for i in voting}
-    verdicts = iter(grade([_compare(problems[i], texts_P[i][turn], rival) for i in voting for rival in rivals_P[i]]))
-    for i in voting:
-      said = [next(verdicts) for _ in rivals_P[i]]
-      if UNPARSEABLE in said:
-        continue
-      said = said if leaders_P[i] else []
-      same = [cluster for cluster, verdict in enumerate(said) if verdict.score == 1]
-      places_P[i][texts_P[i][turn]] = same[0] if same else len(said)
-      if not same:
-        leaders_P[i].append(texts_P[i][turn])
-        doubts_P[i] |= {frozenset((c, len(said))): v.cause for c, v in enumerate(said) if v.score is None}
-  return [_count(*each) for each in zip(answers_PG, places_P, doubts_P, strict=True)]
+  clusterings = []
+  for problem, answers in zip(problems, answers_PG, strict=True):
+    clusterings.append(_Clustering(problem, answers))
+  turns = max((len(clustering.texts) for clustering in clusterings), default=0)
+  for turn in range(turns):
+    voting = [clustering for clustering in clusterings if turn < len(clustering.texts)]
+    jobs_by_problem = [clustering.comparisons(turn) for clustering in voting]
+    verdicts = iter(grade([job for jobs in jobs_by_problem for job in jobs]))
+    for clustering, jobs in zip(voting, jobs_by_problem, strict=True):
+      clustering.place(turn, [next(verdicts) for _ in jobs])
+  return [clustering.count() for clustering in clusterings]
 
 
-def _ballot(answer: str | None) -> str:
-  """The answer as it is compared; "" where there is none."""
+class _Clustering:
+  """The clusters of the answers to one problem, which grow answer by answer.
+
+  `texts`: the different answers, in the order in which they occur.
+  """
+
+  def __init__(self, problem: Problem, answers_G: Sequence[str | None]):
+    self._problem = problem
+    self._answers_G = answers_G
+    stripped = [_stripped(answer) for answer in answers_G]
+    self.texts = list(dict.fromkeys(text for text in stripped if text))
+    self._cluster_of: dict[str, int] = {}  # by text
+    self._first_texts: list[str] = []  # of each cluster
+    self._doubts: dict[frozenset[int], str] = {}  # pair of clusters -> why their first texts could not be compared
+
+  def comparisons(self, turn: int) -> list[Job]:
+    """Returns jobs that compare a text with each cluster; before there is any, one job that only tries to read it."""
+    labels = self._first_texts or [VERIFIERS[self._problem.verifier].probe]
+    extra = {key: value for key, value in self._problem.extra.items() if key not in _TRUTH_KEYS}
+    return [Job(self._problem.verifier, stated(self.texts[turn]), label, extra) for label in labels]
+
+  def place(self, turn: int, verdicts: Sequence[Verdict]) -> None:
+    """Puts a text into a cluster by the verdicts on its `comparisons`; leaves out a text that can't be read."""
+    if UNPARSEABLE in verdicts:
+      return
+    text = self.texts[turn]
+    new_cluster = len(self._first_texts)
+    by_cluster = verdicts[:new_cluster]  # none of the first text's, whose only job compares it with no cluster
+    for cluster, verdict in enumerate(by_cluster):
+      if verdict.score == 1:
+        self._cluster_of[text] = cluster
+        return
+    self._cluster_of[text] = new_cluster
+    self._first_texts.append(text)
+    for cluster, verdict in enumerate(by_cluster):
+      if verdict.score is None:
+        self._doubts[frozenset((cluster, new_cluster))] = verdict.cause
+
+  def count(self) -> Election:
+    """Counts the votes once all texts have been placed."""
+    cluster_G = [self._cluster_of.get(_stripped(answer)) for answer in self._answers_G]
+    samples = len(cluster_G)
+    votes = Counter(cluster for cluster in cluster_G if cluster is not None)
+    if not votes:
+      return Election(cluster_G, None, [""] * samples, 0.0, 0.0)
+    ranking = votes.most_common(2)  # equal counts stand in the order in which the clusters occur
+    winning_cluster, most = ranking[0]
+    second_most = ranking[1][1] if len(ranking) > 1 else 0
+    cause_G = [self._doubts.get(frozenset((cluster, winning_cluster)), "") for cluster in cluster_G]
+    return Election(
+      cluster_G,
+      winner=cluster_G.index(winning_cluster),
+      cause_G=cause_G,
+      ratio=most / samples,
+      margin=(most - second_most) / samples,
+    )
+
+
+def _stripped(answer: str | None) -> str:
+  """Returns the answer without white space around it; "" if there is none."""
   return (answer or "").strip()
-
-
-def _compare(problem: Problem, answer: str, rival: str) -> Job:
-  blind = {key: value for key, value in problem.extra.items() if key not in _JUDGES}
-  return Job(problem.verifier, stated(answer), rival, blind)
-
-
-def _count(answers_G, places: dict[str, int], doubts: dict[frozenset[int], str]) -> Election:
-  cluster_G = [places.get(_ballot(answer)) for answer in answers_G]
-  votes = Counter(c for c in cluster_G if c is not None).most_common(2)  # of equals, in the order of first sight
-  if not votes:
-    return Election(cluster_G, None, [""] * len(cluster_G), 0.0, 0.0)
-  (won, first), second = votes[0], votes[1][1] if len(votes) > 1 else 0
-  cause_G = [doubts.get(frozenset((c, won)), "") for c in cluster_G]
-  return Election(cluster_G, cluster_G.index(won), cause_G, first / len(cluster_G), (first - second) / len(cluster_G))

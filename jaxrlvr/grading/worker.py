@@ -1,15 +1,16 @@
 """The fork server behind grading.service: `python -m jaxrlvr.grading.worker CPU_SECONDS WALL_SECONDS MEMORY_BYTES`.
 
-It reads length-prefixed JSON jobs from its standard input and answers each with one line of JSON. Jobs run one after
-another in a child that inherits the warm parser and obeys kernel limits; a child that breaks one, dies, has grown or
-has done its share is killed with its group, and the next job gets a fresh one.
+Its standard input carries jobs as frames of JSON: [mode, verifier, answer or text, label, extra]. It writes "ready",
+then one line of JSON a job: [score, cause]. Jobs run one after another in a child process, which inherits the imported
+parser and obeys kernel limits. A child that breaks a limit, dies, uses much more memory than at its start, or has done
+_JOBS_PER_CHILD jobs is killed with its process group; the next job gets a new child.
 """
 
 from __future__ import annotations
 
 import gc
 import json
-import math as numbers
+import math
 import os
 import resource
 import select
@@ -21,18 +22,22 @@ from jaxrlvr.base.types import Verdict
 from jaxrlvr.grading.frames import framed, read_frame
 from jaxrlvr.tasks.table import VERIFIERS, verifier_of
 
-_REPLY_BYTES = 4096  # a child's one write; at most PIPE_BUF, so it arrives whole
-_OPEN_FILES = 32
-_SHARE = 32  # jobs a child does: a fork costs as much as an easy job or two
-_KEPT_GROWTH = 1 / 16  # of the memory limit: what a child may have grown by and still get another job
+_REPLY_BYTES = 4096  # size of a child's reply; at most PIPE_BUF, so that it arrives in one piece
+_OPEN_FILES = 32  # that a child may have
+_JOBS_PER_CHILD = 32  # a fork costs as much as one or two easy jobs
+_MAX_GROWTH = 1 / 16  # of the memory limit: a child that has grown by more gets no further job
 
 
 def main(cpu_seconds: float, wall_seconds: float, memory_bytes: int) -> None:
-  """Serves jobs until the host closes our standard input, by intent or by dying."""
+  """Serves jobs from standard input until it closes. Writes "ready", then one JSON line [score, cause] a job."""
   jobs, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-  nowhere = os.open(os.devnull, os.O_RDWR)
+  devnull = os.open(os.devnull, os.O_RDWR)
   for stream in (0, 1, 2):  # what a verifier reads or prints must not reach the host
-    os.dup2(nowhere, stream)
+    os.dup2(devnull, stream)
+
+  def new_child() -> _Child:
+    return _Child((jobs.fileno(), replies.fileno()), cpu_seconds, wall_seconds, memory_bytes)
+
   _warm("math")
   child = None
   reply = b'"ready"'
@@ -42,15 +47,16 @@ def main(cpu_seconds: float, wall_seconds: float, memory_bytes: int) -> None:
     job = read_frame(jobs)
     if job is None:
       return
-    name = json.loads(job)[1]
-    _warm(name)
-    if child is None or child.spent or name not in child.warmed:
-      if child:
-        child.end()
-      child = _Child((jobs.fileno(), replies.fileno()), cpu_seconds, wall_seconds, memory_bytes)
+    verifier = json.loads(job)[1]
+    _warm(verifier)
+    if child is not None and (child.is_spent or verifier not in child.warmed):
+      child.end()
+      child = None
+    if child is None:
+      child = new_child()
     reply = child.run(job, jobs.fileno())
-    if child.killed:  # from outside: no limit and no job ends so
-      child = _Child((jobs.fileno(), replies.fileno()), cpu_seconds, wall_seconds, memory_bytes)
+    if child.was_killed:
+      child = new_child()
       reply = child.run(job, jobs.fileno())
 
 
@@ -58,6 +64,7 @@ _warmed: set[str] = set()
 
 
 def _warm(verifier: str) -> None:
+  """Warms a verifier, once, so that later children inherit what it has imported and cached."""
   if verifier not in _warmed:
     VERIFIERS[verifier].warm()
     gc.freeze()  # keeps the collector from touching, and so copying, pages that children share
@@ -65,47 +72,58 @@ def _warm(verifier: str) -> None:
 
 
 class _Child:
-  """The server's end of the process that runs verifiers."""
+  """The server's end of the process that runs verifiers.
 
-  def __init__(self, servers_own: tuple[int, ...], cpu: float, wall: float, memory: int):
-    self._wall, self._left, self.spent, self.warmed = wall, _SHARE, False, set(_warmed)
-    self.killed = False  # by a signal that another process sent
+  `warmed`: verifiers that were warm when it was forked. `is_spent`: whether it gets no further job.
+  `was_killed`: whether a signal from outside ended it, which no limit and no job sends.
+  """
+
+  def __init__(self, servers_files: tuple[int, ...], cpu_seconds: float, wall_seconds: float, memory_bytes: int):
+    """Forks. `servers_files`: file descriptors of the server, which the child closes."""
+    self._wall_seconds = wall_seconds
+    self._jobs_left = _JOBS_PER_CHILD
+    self.warmed = set(_warmed)
+    self.is_spent = False
+    self.was_killed = False
     jobs, self._jobs = os.pipe()
     self._verdicts, verdicts = os.pipe()
     self._pid = os.fork()
     if self._pid == 0:
-      for inherited in (*servers_own, self._jobs, self._verdicts):
+      for inherited in (*servers_files, self._jobs, self._verdicts):
         os.close(inherited)
-      _serve(os.fdopen(jobs, "rb"), verdicts, cpu, wall, memory)
+      _serve(os.fdopen(jobs, "rb"), verdicts, cpu_seconds, wall_seconds, memory_bytes)
     os.close(jobs)
     os.close(verdicts)
 
   def run(self, job: bytes, host: int) -> bytes:
-    """The child's [score, cause] for one job, or the cause of its death. Ends all where the host hangs up first."""
-    deadline = time.monotonic() + self._wall
+    """Returns the JSON [score, cause] of one job; [null, "timeout"] or [null, "died"] if the child ends over it.
+
+    `host`: file descriptor of the server's input. If it closes meanwhile, the child and this process end.
+    """
+    deadline = time.monotonic() + self._wall_seconds
     try:
       _write(self._jobs, framed(job))
     except BrokenPipeError:
       pass
     ready, _, _ = select.select([self._verdicts, host], [], [], max(0.0, deadline - time.monotonic()))
     reply = os.read(self._verdicts, _REPLY_BYTES) if self._verdicts in ready else b""
-    if host in ready:  # one job at a time: input now is the end of the input
+    if host in ready:  # the host sends no job before it has its reply, so the input has ended
       self.end()
       sys.exit()
-    self._left -= 1
+    self._jobs_left -= 1
     if reply:
-      score, cause, grown = json.loads(reply)
-      self.spent = grown or not self._left
+      score, cause, has_grown = json.loads(reply)
+      self.is_spent = has_grown or self._jobs_left == 0
       return json.dumps([score, cause]).encode()
-    self.spent = True
+    self.is_spent = True
     status = self.end()
     ended_by = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
-    self.killed = bool(ready) and ended_by in (signal.SIGKILL, signal.SIGTERM)
+    self.was_killed = bool(ready) and ended_by in (signal.SIGKILL, signal.SIGTERM)
     out_of_time = not ready or ended_by in (signal.SIGPROF, signal.SIGXCPU)
     return json.dumps([None, "timeout" if out_of_time else "died"]).encode()
 
   def end(self) -> int | None:
-    """Kills the child and its group; its exit status, None where that was told before."""
+    """Kills the child and its group. Returns its exit status, or None if this was called before."""
     if self._pid is None:
       return None
     for kill in (os.killpg, os.kill):  # the second for a child that has not yet opened its group
@@ -121,61 +139,71 @@ class _Child:
 
 
 def _write(pipe: int, data: bytes) -> None:
+  """Writes all bytes, in as many pieces as the pipe takes."""
   while data:
-    data = data[os.write(pipe, data) :]
+    written = os.write(pipe, data)
+    data = data[written:]
 
 
-def _serve(jobs, verdicts: int, cpu: float, wall: float, memory: int) -> None:
-  """The child's whole life: limits, then one write for each job; it never returns."""
+def _serve(jobs, verdicts: int, cpu_seconds: float, wall_seconds: float, memory_bytes: int) -> None:
+  """Runs jobs in the child, under limits, until `jobs` ends; then ends the process. It never returns.
+
+  Writes one JSON [score, cause, has_grown] a job to the file descriptor `verdicts`.
+  """
   try:
     os.setpgid(0, 0)
-    _limit(memory)
-    before = _peak()
+    _limit(memory_bytes)
+    bytes_at_start = _peak_bytes()
     while (job := read_frame(jobs)) is not None:
-      _wind(cpu, wall)
+      _start_clocks(cpu_seconds, wall_seconds)
       verdict = _verdict(*json.loads(job))
-      signal.setitimer(signal.ITIMER_REAL, 0.0)  # an idle child has all the time
-      grown = _peak() - before
-      if verdict.score == 0 and grown > memory / 2:  # a parser that swallowed its MemoryError says 0: not a verdict
-        verdict = Verdict(None, "memory")
-      os.write(verdicts, json.dumps([verdict.score, verdict.cause, grown > memory * _KEPT_GROWTH]).encode())
+      signal.setitimer(signal.ITIMER_REAL, 0.0)  # an idle child may wait for its next job
+      growth = _peak_bytes() - bytes_at_start
+      if verdict.score == 0 and growth > memory_bytes / 2:
+        verdict = Verdict(None, "memory")  # the parser may have caught a MemoryError and taken the answer for wrong
+      has_grown = growth > memory_bytes * _MAX_GROWTH
+      os.write(verdicts, json.dumps([verdict.score, verdict.cause, has_grown]).encode())
   finally:
     os._exit(0)
 
 
-def _verdict(mode: str, name: str, said: str | None, label: str, extra: dict) -> Verdict:
+def _verdict(mode: str, verifier: str, text: str | None, label: str, extra: dict) -> Verdict:
+  """Returns the verdict of a verifier; without a score if it runs out of memory or raises anything."""
   try:
-    return verifier_of(mode, name).function(said, label, extra)
+    return verifier_of(mode, verifier).function(text, label, extra)
   except MemoryError:
     return Verdict(None, "memory")
   except BaseException:
     return Verdict(None, "error")
 
 
-def _peak() -> int:
+def _peak_bytes() -> int:
+  """Returns the largest memory that this process has used so far."""
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _limit(memory: int) -> None:
-  for kind, limit in ((resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_NOFILE, _OPEN_FILES)):
-    resource.setrlimit(kind, (limit, limit))
+def _limit(memory_bytes: int) -> None:
+  """Forbids the child to write files, and limits its open files and, on Linux, what it may allocate from now on."""
+  resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+  resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+  resource.setrlimit(resource.RLIMIT_NOFILE, (_OPEN_FILES, _OPEN_FILES))
   if sys.platform == "linux":
-    with open("/proc/self/statm") as pages:
-      size = int(pages.read().split()[0]) * resource.getpagesize() + memory
-    resource.setrlimit(resource.RLIMIT_AS, (size, size))
+    with open("/proc/self/statm") as statm:
+      pages = int(statm.read().split()[0])
+    limit = pages * resource.getpagesize() + memory_bytes
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
-def _wind(cpu: float, wall: float) -> None:
+def _start_clocks(cpu_seconds: float, wall_seconds: float) -> None:
   """Starts the clocks of one job; each of them ends the process."""
-  for alarm, timer, after in (
-    (signal.SIGPROF, signal.ITIMER_PROF, cpu),
-    (signal.SIGALRM, signal.ITIMER_REAL, wall + 1),  # for a child whose server was killed
-  ):
-    signal.signal(alarm, signal.SIG_DFL)
-    signal.setitimer(timer, after)
-  used = resource.getrusage(resource.RUSAGE_SELF)
-  whole = numbers.ceil(used.ru_utime + used.ru_stime + cpu) + 1  # the kernel's own count, behind the timer's
-  resource.setrlimit(resource.RLIMIT_CPU, (whole, resource.RLIM_INFINITY))
+  signal.signal(signal.SIGPROF, signal.SIG_DFL)
+  signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
+  signal.signal(signal.SIGALRM, signal.SIG_DFL)
+  signal.setitimer(signal.ITIMER_REAL, wall_seconds + 1)  # should the server die, which else keeps the wall limit
+  usage = resource.getrusage(resource.RUSAGE_SELF)
+  cpu_used = usage.ru_utime + usage.ru_stime
+  kernels_limit = math.ceil(cpu_used + cpu_seconds) + 1  # in whole seconds: behind the timer, should that fail
+  resource.setrlimit(resource.RLIMIT_CPU, (kernels_limit, resource.RLIM_INFINITY))
 
 
 if __name__ == "__main__":
