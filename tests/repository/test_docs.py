@@ -84,7 +84,12 @@ def check_command(words):
 
 
 @each_page
-def test_every_command_is_understood(page):
+def test_every_command_is_understood(page, tmp_path, monkeypatch):
+  """Commands may name a config that a block of Python, which begins with its name, shows."""
+  for _, block in FENCED.findall(page.read_text()):
+    if named := re.match(r"# (\w+\.py)\n", block):
+      (tmp_path / named[1]).write_text(block)
+  monkeypatch.chdir(tmp_path)
   for words in commands(page):
     try:
       check_command(words)
