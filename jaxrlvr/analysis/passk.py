@@ -1,4 +1,4 @@
-"""Accuracy over repeated samples of each problem (avg@K, pass@k, maj@K) and how far a figure can be trusted."""
+"""Accuracy over repeated samples of each problem (avg@K, pass@k, maj@K), with bootstrap intervals over problems."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 
 
 class Gain(NamedTuple):
-  """after - before as a mean over problems, with the ends of its interval."""
+  """A mean over problems of after minus before, with the ends of its bootstrap interval."""
 
   gain: float
   low: float
@@ -19,34 +19,40 @@ class Gain(NamedTuple):
 
 
 def pass_at_k(n: ArrayLike, c: ArrayLike, k: ArrayLike) -> np.ndarray:
-  """Chance that k of n samples, drawn without putting back, hold one of the c right ones: 1 - C(n-c, k) / C(n, k).
+  """Returns the chance that k of n samples, drawn without replacement, include a right one: 1 - C(n-c, k) / C(n, k).
 
-  Arguments broadcast. 0 where c = 0, and 1 where c > 0 but fewer than k are wrong: so also for k > n, where the
-  estimator has no meaning and the caller should leave the problem out.
+  n: samples of a problem; c: how many of them are right. The arguments broadcast. The chance is 0 where c = 0, and 1
+  where c > 0 and fewer than k samples are wrong. The second rule also decides where k > n: the estimator has no meaning
+  there, and the caller should leave the problem out. ValueError for c outside of 0..n, or k < 1.
   """
   n, c, k = np.broadcast_arrays(*(np.asarray(x, np.int64) for x in (n, c, k)))
   if ((c < 0) | (c > n) | (k < 1)).any():
     raise ValueError(f"pass_at_k(n={n}, c={c}, k={k}): needs 0 <= c <= n and k >= 1")
-  sure = (c > 0) & (n - c < k)
-  few, many = np.where(sure, 0, np.minimum(c, k)), np.maximum(c, k)  # the quotient stays if c and k change places
+  certain = (c > 0) & (n - c < k)
+  # C(n-c, k) / C(n, k) is symmetric in c and k: as a product over the smaller of them it has fewer factors.
+  factors = np.where(certain, 0, np.minimum(c, k))
+  larger = np.maximum(c, k)
   log_miss = np.zeros(n.shape)
-  for i in range(few.max(initial=0)):
-    open_ = i < few
-    log_miss += np.log1p(-np.where(open_, many, 0) / np.where(open_, n - i, 1))
-  return np.where(sure, 1.0, -np.expm1(log_miss))[()]
+  for i in range(factors.max(initial=0)):
+    counts = i < factors
+    log_miss += np.log1p(-np.where(counts, larger, 0) / np.where(counts, n - i, 1))
+  return np.where(certain, 1.0, -np.expm1(log_miss))[()]
 
 
 def maj_at_k(clusters: Sequence[int | None], right: Sequence[float]) -> float:
-  """1.0 iff the most frequent answer of one problem's samples is right, else 0.0.
+  """Returns 1.0 if the most frequent answer of one problem's samples is right, else 0.0; 0.0 if no sample voted.
 
-  `clusters` says which answers are the same (`grading.vote`); None doesn't vote; of a tie the answer seen first wins;
-  it is as right as the first sample that gave it. 0.0 where nobody voted.
+  clusters: of each sample a number that equal answers share (`grading.vote`), None for a sample that does not vote.
+  right: the true reward of each sample. Of equally frequent answers the one that was seen first wins. The first sample
+  that gave the winning answer decides whether it is right: its true reward must be 1.
   """
-  voted = [(c, r) for c, r in zip(clusters, right, strict=True) if c is not None]
-  if not voted:
+  votes = [(cluster, score) for cluster, score in zip(clusters, right, strict=True) if cluster is not None]
+  if not votes:
     return 0.0
-  winner = Counter(c for c, _ in voted).most_common(1)[0][0]  # of equals, the first seen
-  return float(next(r for c, r in voted if c == winner) == 1.0)
+  counts = Counter(cluster for cluster, _ in votes)
+  winner = counts.most_common(1)[0][0]  # among equals, the first seen
+  winner_score = next(score for cluster, score in votes if cluster == winner)
+  return float(winner_score == 1.0)
 
 
 def bootstrap(
@@ -56,45 +62,58 @@ def bootstrap(
   level: float = 0.95,
   seed: int = 0,
 ) -> tuple[float, float]:
-  """Percentile interval of statistic(values_P) under redrawing problems; (nan, nan) without any value.
+  """Returns (low, high), the percentile interval of statistic(values_P) when problems are drawn with replacement.
 
-  A draw in which the statistic is undefined (nan) is left out.
+  values_P: a value, or a row of values, of each problem. Draws in which the statistic is nan are left out. (nan, nan)
+  where there is no problem, or no draw is left.
   """
   values_P = np.asarray(values_P, np.float64)
-  if not len(values_P):
+  count = len(values_P)
+  if not count:
     return float("nan"), float("nan")
-  draw, count = np.random.default_rng(seed), len(values_P)
-  drawn = np.array([statistic(values_P[draw.integers(count, size=count)]) for _ in range(draws)])
-  drawn = drawn[~np.isnan(drawn)]
-  return interval(drawn, level) if len(drawn) else (float("nan"), float("nan"))
+  generator = np.random.default_rng(seed)
+  statistics_D = np.array([statistic(values_P[generator.integers(count, size=count)]) for _ in range(draws)])
+  defined_D = statistics_D[~np.isnan(statistics_D)]
+  if not len(defined_D):
+    return float("nan"), float("nan")
+  return interval(defined_D, level)
 
 
 def redrawn(values_PS: Sequence[Sequence[float]] | np.ndarray, draws: int = 2000, seed: int = 0) -> np.ndarray:
-  """Means over problems [draws, S], each of as many problems drawn with replacement: the same ones for all columns.
+  """Returns bootstrap means [draws, S] of S columns: in each draw, over as many problems drawn with replacement.
 
-  The same seed and number of problems draw the same, so that differences of two are paired.
+  A draw takes the same problems for all columns. Two calls with the same seed and number of problems take the same
+  problems too, so that differences of their results are paired.
   """
   values_PS = np.asarray(values_PS, np.float64)
   P = len(values_PS)
-  return np.random.default_rng(seed).multinomial(P, np.full(P, 1 / P), draws) @ values_PS / P
+  times_DP = np.random.default_rng(seed).multinomial(P, np.full(P, 1 / P), draws)  # how often each problem is drawn
+  return times_DP @ values_PS / P
 
 
 def interval(drawn_D: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-  """Ends of the percentile interval of redrawn statistics."""
+  """Returns (low, high), between which the middle share `level` of the bootstrapped statistics lies."""
   low, high = np.quantile(drawn_D, ((1 - level) / 2, (1 + level) / 2))
   return float(low), float(high)
 
 
-def paired_gain(before_P: Sequence[float] | np.ndarray, after_P: Sequence[float] | np.ndarray, **how) -> Gain:
-  """Mean of after - before over the same problems in the same order; `how` goes to `bootstrap`."""
+def paired_gain(before_P: Sequence[float] | np.ndarray, after_P: Sequence[float] | np.ndarray) -> Gain:
+  """Returns the mean of after - before over problems, with its 95 % bootstrap interval.
+
+  Both sequences hold the values of the same problems in the same order. ValueError where their lengths differ.
+  """
   before_P, after_P = np.asarray(before_P, np.float64), np.asarray(after_P, np.float64)
   if before_P.shape != after_P.shape:
     raise ValueError(f"paired_gain: {before_P.shape} against {after_P.shape} values; pass those of the same problems")
-  return Gain(mean(after_P - before_P), *bootstrap(after_P - before_P, **how))
+  low, high = bootstrap(after_P - before_P)
+  return Gain(mean(after_P - before_P), low, high)
 
 
 def problem_means(records: Iterable[Mapping]) -> dict[str, float]:
-  """Mean true reward of each problem's scored samples, in the order of first sight; without any it is left out."""
+  """Returns {problem: mean true reward of its scored samples}, in the order in which problems are first scored.
+
+  records: rows of evals/ with `problem`, `scored` and `true_reward`. A problem without a scored sample is left out.
+  """
   scores = defaultdict(list)
   for row in records:
     if row["scored"]:
@@ -103,48 +122,69 @@ def problem_means(records: Iterable[Mapping]) -> dict[str, float]:
 
 
 def evaluation_figures(records: Sequence[Mapping], ks: Sequence[int]) -> dict[str, float]:
-  """Figures of one evaluated set by name (avg@K, pass@k, maj@K, format, ...); K: samples a problem; nan: undefined.
+  """Returns the figures of one evaluated set from its rows of evals/; nan where a figure is undefined.
 
-  if_extracted@K is avg@K over the responses that hold an answer: what is left of a gain that is not one of format.
+  K below is the largest number of samples of a problem. With intervals over problems (NAME, NAME_low, NAME_high):
+    avg@K           mean true reward
+    if_extracted@K  the same over the responses that hold an answer: what is left of a gain that is not one of format
+    pass@k          for each k of `ks`, the chance that one of k samples is right
+  Without: problems (their number), maj@K, format (share of responses with an answer), mean_length (tokens), clipped
+  (share cut off at the token limit), unscored (share that could not be graded), faithful (share of the labelled
+  responses whose label is 1), step_true (mean share of right steps in a trace).
 
-  An unscored row is never wrong: it is taken out of its problem's n and c and doesn't vote, so pass@k estimates from
-  the smaller n, and leaves out a problem with n < k. Right means a score of exactly 1; avg@K keeps fractions.
+  An unscored response never counts as wrong: it is left out of its problem's samples, casts no vote, and lowers the n
+  that pass@k is estimated from. pass@k leaves out problems with n < k. A response is right if its true reward is
+  exactly 1, while avg@K keeps fractions. ValueError without any record.
   """
   if not records:
     raise ValueError("evaluation_figures: no record; an evaluation needs at least one problem and one sample")
-  samples, scored = Counter(row["problem"] for row in records), defaultdict(list)
+  samples = Counter(row["problem"] for row in records)
+  K = max(samples.values())
+  figures = with_interval(f"avg@{K}", list(problem_means(records).values()))
+  extracted = problem_means(row for row in records if row["answer"] is not None)
+  figures |= with_interval(f"if_extracted@{K}", list(extracted.values()))
+  scored = defaultdict(list)
   for row in records:
     if row["scored"]:
       scored[row["problem"]].append(row)
   n_P = np.array([len(rows) for rows in scored.values()], np.int64)
-  c_P = np.array([sum(row["true_reward"] == 1.0 for row in rows) for rows in scored.values()], np.int64)
-  means_P = list(problem_means(records).values())
-  votes_P = [maj_at_k([r["cluster"] for r in rows], [r["true_reward"] for r in rows]) for rows in scored.values()]
-  judged = [row["faithfulness"] == 1 for row in records if row["faithfulness"] is not None]
-  K = max(samples.values())
-  found = with_interval(f"avg@{K}", means_P)
-  extracted = problem_means(row for row in records if row["answer"] is not None)
-  found |= with_interval(f"if_extracted@{K}", list(extracted.values()))
+  c_P = np.array([_count_right(rows) for rows in scored.values()], np.int64)
   for k in ks:
-    found |= with_interval(f"pass@{k}", pass_at_k(n_P[n_P >= k], c_P[n_P >= k], k))
-  return found | {
-    "problems": float(len(samples)),
-    f"maj@{K}": mean(votes_P),
+    figures |= with_interval(f"pass@{k}", pass_at_k(n_P[n_P >= k], c_P[n_P >= k], k))
+  figures["problems"] = float(len(samples))
+  figures[f"maj@{K}"] = mean([_majority_is_right(rows) for rows in scored.values()])
+  return figures | _response_means(records)
+
+
+def _count_right(rows: Sequence[Mapping]) -> int:
+  return sum(row["true_reward"] == 1.0 for row in rows)
+
+
+def _majority_is_right(rows: Sequence[Mapping]) -> float:
+  return maj_at_k([row["cluster"] for row in rows], [row["true_reward"] for row in rows])
+
+
+def _response_means(records: Sequence[Mapping]) -> dict[str, float]:
+  """Returns the figures of `evaluation_figures` that are means over all responses."""
+  labels = [row["faithfulness"] for row in records if row["faithfulness"] is not None]
+  right_steps = [row["step_true"] for row in records if row.get("step_true") is not None]
+  return {
     "format": mean([row["answer"] is not None for row in records]),
     "mean_length": mean([row["tokens"] for row in records]),
     "clipped": mean([row["stop"] == "length" for row in records]),
     "unscored": mean([not row["scored"] for row in records]),
-    "faithful": mean(judged),
-    "step_true": mean([row["step_true"] for row in records if row.get("step_true") is not None]),
+    "faithful": mean([label == 1 for label in labels]),
+    "step_true": mean(right_steps),
   }
 
 
 def with_interval(name: str, values_P: Sequence[float] | np.ndarray, statistic: Callable = np.mean) -> dict[str, float]:
-  """A statistic over problems as NAME, NAME_low, NAME_high; nan without any value."""
+  """Returns {NAME: statistic(values_P), NAME_low, NAME_high} with the 95 % bootstrap interval; nan without values."""
   low, high = bootstrap(values_P, statistic)
   value = statistic(np.asarray(values_P, np.float64)) if len(values_P) else np.nan
   return {name: float(value), f"{name}_low": low, f"{name}_high": high}
 
 
 def mean(values: Sequence[float] | np.ndarray) -> float:
+  """Returns the mean of the values; nan if there are none."""
   return float(np.mean(values)) if len(values) else float("nan")

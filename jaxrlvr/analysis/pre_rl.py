@@ -1,4 +1,4 @@
-"""What a policy shows before RL, from samples of it: which problems can teach it, whether its votes would be right."""
+"""What samples of a policy show before RL: which problems can teach it, and whether its votes would be right."""
 
 from __future__ import annotations
 
@@ -11,56 +11,85 @@ from jaxrlvr.analysis.passk import evaluation_figures, mean, with_interval
 
 
 def measure(records: Sequence[Mapping], samples: int, ks: Sequence[int]) -> tuple[dict[str, float], list[int]]:
-  """(figures by name, all with intervals over problems as NAME_low and NAME_high; problems by how often solved).
+  """Returns the figures of a policy's responses by name, and how many problems were solved 0, 1, ..., samples times.
 
-  Those of `passk.evaluation_figures`, and usable, never, always: shares of the problems solved 1 to samples - 1 times,
-  never, always; vote_right, vote_margin: is the most frequent answer right, and its lead as a share of the samples,
-  over the problems that somebody voted on; certainty_auc: `separation` inside of problems, their mean. nan: undefined.
+  records: a row of each response, as evaluation records it. samples: responses to each problem. The figures are those
+  of `passk.evaluation_figures` (with pass@k for each k of `ks`) and, each as NAME, NAME_low and NAME_high with a 95 %
+  interval over problems:
+    usable, never, always  shares of problems solved 1 to samples - 1 times, never, and each time
+    vote_right             share of problems whose most frequent answer is right
+    vote_margin            mean lead of that answer over the next, as a share of the samples (see `vote`)
+    certainty_auc          mean over problems of `separation` of right from wrong responses by self-certainty
+    format, clipped        shares of responses with an answer, and of those cut off at the token limit
+  usable_problems is the number of usable problems, without an interval. An undefined figure is nan. A problem without a
+  scored response counts in none of usable, never, always and the histogram.
   """
   by_problem: dict[str, list[Mapping]] = {}
   for row in records:
     by_problem.setdefault(row["problem"], []).append(row)
   rows_P = list(by_problem.values())
-  solved = [sum(map(_right, rows)) for rows in rows_P if any(row["scored"] for row in rows)]
+  times_solved = [sum(map(_is_right, rows)) for rows in rows_P if any(row["scored"] for row in rows)]
   votes = [vote(rows) for rows in rows_P]
-  apart = [separation([(r["certainty"], _right(r)) for r in rows if r["scored"]]) for rows in rows_P]
-  shares: dict[str, list] = {
-    "usable": [0 < n < samples for n in solved],
-    "never": [n == 0 for n in solved],
-    "always": [n == samples for n in solved],
-    "vote_right": [right for right, _ in votes if right is not None],
-    "vote_margin": [margin for _, margin in votes if margin is not None],
-    "certainty_auc": [x for x in apart if x is not None],
-  }
-  found = evaluation_figures(records, ks)
-  for name, values in shares.items():
-    found |= with_interval(name, values)
-  for name, holds in (("format", lambda r: r["answer"] is not None), ("clipped", lambda r: r["stop"] == "length")):
-    found |= with_interval(name, [mean([holds(row) for row in rows]) for rows in rows_P])
-  counts = Counter(solved)
-  return found | {"usable_problems": float(sum(shares["usable"]))}, [counts[n] for n in range(samples + 1)]
+  separations = [separation(_certainties(rows)) for rows in rows_P]
+  usable = [0 < times < samples for times in times_solved]
+  figures = evaluation_figures(records, ks)
+  figures |= with_interval("usable", usable)
+  figures |= with_interval("never", [times == 0 for times in times_solved])
+  figures |= with_interval("always", [times == samples for times in times_solved])
+  figures |= with_interval("vote_right", [right for right, _ in votes if right is not None])
+  figures |= with_interval("vote_margin", [margin for _, margin in votes if margin is not None])
+  figures |= with_interval("certainty_auc", [auc for auc in separations if auc is not None])
+  figures |= with_interval("format", [_share_with_answer(rows) for rows in rows_P])
+  figures |= with_interval("clipped", [_share_cut_off(rows) for rows in rows_P])
+  figures["usable_problems"] = float(sum(usable))
+  counts = Counter(times_solved)
+  return figures, [counts[times] for times in range(samples + 1)]
 
 
-def _right(row: Mapping) -> bool:
+def _is_right(row: Mapping) -> bool:
   return row["scored"] and row["true_reward"] == 1
 
 
-def vote(rows: Sequence[Mapping]) -> tuple[float | None, float | None]:
-  """(is the most frequent answer right, its lead on the next one as a share of all samples) of one problem's samples.
+def _certainties(rows: Sequence[Mapping]) -> list[tuple[float, bool]]:
+  """Returns (self-certainty, whether it is right) of each scored response."""
+  return [(row["certainty"], _is_right(row)) for row in rows if row["scored"]]
 
-  Of a tie the answer seen first wins. None: nobody could grade it; (None, None): nobody voted.
+
+def _share_with_answer(rows: Sequence[Mapping]) -> float:
+  return mean([row["answer"] is not None for row in rows])
+
+
+def _share_cut_off(rows: Sequence[Mapping]) -> float:
+  return mean([row["stop"] == "length" for row in rows])
+
+
+def vote(rows: Sequence[Mapping]) -> tuple[float | None, float | None]:
+  """Holds a majority vote among one problem's responses. Returns (1.0 if the winning answer is right else 0.0, margin).
+
+  The margin is the number of votes by which the winner leads the next answer, divided by the number of responses. Of
+  equally frequent answers the one that was seen first wins. The first value is None where the winner could not be
+  graded; both are None where no response votes (its cluster is None).
   """
-  votes = Counter(row["cluster"] for row in rows if row["cluster"] is not None).most_common(2)
-  if not votes:
+  counts = Counter(row["cluster"] for row in rows if row["cluster"] is not None).most_common(2)
+  if not counts:
     return None, None
-  winner = next(row for row in rows if row["cluster"] == votes[0][0])
-  margin = (votes[0][1] - (votes[1][1] if len(votes) > 1 else 0)) / len(rows)
-  return float(_right(winner)) if winner["scored"] else None, margin
+  winner, winner_votes = counts[0]
+  second_votes = counts[1][1] if len(counts) > 1 else 0
+  margin = (winner_votes - second_votes) / len(rows)
+  first_of_winner = next(row for row in rows if row["cluster"] == winner)
+  if not first_of_winner["scored"]:
+    return None, margin
+  return float(_is_right(first_of_winner)), margin
 
 
 def separation(pairs: Sequence[tuple[float, bool]]) -> float | None:
-  """AUC: the chance that a right response has a larger value than a wrong one, ties half; None without one of each."""
-  right, wrong = (np.array([value for value, is_right in pairs if is_right == wanted]) for wanted in (True, False))
+  """Returns the AUC of a value that should tell right responses from wrong ones, from (value, is right) of each.
+
+  That is the chance that a right response has a larger value than a wrong one, where a tie counts one half. None
+  without a right and a wrong response.
+  """
+  right = np.array([value for value, is_right in pairs if is_right])
+  wrong = np.array([value for value, is_right in pairs if not is_right])
   if not len(right) or not len(wrong):
     return None
   return float(np.mean((right[:, None] > wrong) + 0.5 * (right[:, None] == wrong)))

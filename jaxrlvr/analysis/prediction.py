@@ -1,4 +1,4 @@
-"""What RL will probably do to a policy under each weak setting, by one table of rules over figures taken before RL."""
+"""Predicts what RL will do to a policy under each weak setting, by one table of rules over figures taken before RL."""
 
 from __future__ import annotations
 
@@ -6,69 +6,122 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 GENERALISES, MEMORISES, COLLAPSES, UNKNOWN = "generalises", "memorises", "collapses", "can't say"
-SURE = ("low", "medium", "high")
+SURE = ("low", "medium", "high")  # how sure a prediction can be, ascending
+# The weak settings that are predicted. Keys: Prediction.setting; values: what the page calls them.
 WEAK_SETTINGS = {
   "scarce": "N = 8 problems, true labels",
   "noisy": "70 % wrong labels (gamma 0.7)",
   "vote": "majority vote, no labels",
   "certainty": "self-certainty, no labels",
 }
-_LABELLED = ("scarce", "noisy", "vote")
-N, K = 8, 16  # problems of the scarce setting, and those that the study judged; responses it judged of each
-# What the paper reports of RL on N = 8 problems: model, domain, t_sat.
-REFERENCES = (
-  ("Qwen2.5-Math-1.5B", "Math", 302), ("Qwen2.5-1.5B", "Math", 170), ("Llama3.2-3B-Instruct", "Math", 55),
-  ("Qwen2.5-Math-1.5B", "Science", 268), ("Qwen2.5-1.5B", "Science", 161), ("Llama3.2-3B-Instruct", "Science", 61),
-  ("Qwen2.5-Math-7B", "Graph", 150), ("Llama3.1-8B-Instruct", "Graph", 29),
-)  # fmt: skip
-REFERENCE_SIZES = (1.5, 8.0)  # billions of weights of the smallest and the largest of these
-REFERENCE_VERIFIERS = ("math", "choice", "quantum_lock", "largest_island")  # of its domains
-DOMAIN_NAMES = ("math", "science", "graph", "arithmetic", "other")
-SEPARATES = ("math", "arithmetic")  # where F(1)/correct tells the regimes apart: the paper's Math, and our miniature
+_LABELLED = ("scarce", "noisy", "vote")  # the settings that pay agreement with a label, given or voted
+N = 8  # training problems of the scarce setting, and problems whose responses the study judged
+K = 16  # responses that the study judged of each problem
 
-# What to do, the stage that does it, and its options beside config, workdir and policy; words in capitals are yours.
-ADVICE: dict[str, tuple[str, str, str]] = {
-  "go": ("go: RL on eight problems", "rl", " --config.problems.count=8"),
-  "go noisy": ("go with the labels there are, and watch true_reward where truths are known", "rl",
-               " --config.problems.source=YOURS"),
-  "go vote": ("go, and watch label_accuracy and vote/majority_ratio", "rl",
-              " --config.rl.reward=majority_vote --config.rl.votes=16"),
-  "sft": ("Thinking SFT first, which the study finds necessary", "sft", " --config.sft.thinking=True"),
-  "cpt": ("CPT on the domain before that SFT: amplifies it and does not replace it", "cpt", ""),
-  "format": ("teach the answer's format, or take a verifier that reads what is written", "sft", ""),
-  "length": ("allow longer responses, diagnose again", "diagnose", " --config.rl.response_tokens=MORE"),
-  "problems": ("other problems: keep those solved 1 to 15 times in 16", "filter", " --config.problems.count=MORE"),
-  "judge": ("measure faithfulness: a judge over http, or a policy as judge", "diagnose",
-            " --config.judge.name=local --config.judge.model=RUN"),
-  "reference": ("diagnose a policy that is known to generalise here, and name it as the reference", "diagnose",
-                " --config.diagnose.reference=RUN"),
-  "more": ("judge more problems, for a narrower interval", "diagnose", " --config.judge.problems=32"),
-  "reward": ("another reward: true labels for eight problems", "rl",
-             " --config.problems.count=8 --config.rl.reward=verifiable"),
-}  # fmt: skip
+
+class Reference(NamedTuple):
+  """What the paper reports of RL on N = 8 problems."""
+
+  model: str
+  domain: str
+  t_sat: int  # the step at which training saturates
+
+
+REFERENCES = (
+  Reference("Qwen2.5-Math-1.5B", "Math", 302),
+  Reference("Qwen2.5-1.5B", "Math", 170),
+  Reference("Llama3.2-3B-Instruct", "Math", 55),
+  Reference("Qwen2.5-Math-1.5B", "Science", 268),
+  Reference("Qwen2.5-1.5B", "Science", 161),
+  Reference("Llama3.2-3B-Instruct", "Science", 61),
+  Reference("Qwen2.5-Math-7B", "Graph", 150),
+  Reference("Llama3.1-8B-Instruct", "Graph", 29),
+)
+REFERENCE_SIZES = (1.5, 8.0)  # billions of weights of the smallest and the largest reference model
+REFERENCE_VERIFIERS = ("math", "choice", "quantum_lock", "largest_island")  # of the references' domains
+DOMAIN_NAMES = ("math", "science", "graph", "arithmetic", "other")
+SEPARATES = (
+  "math",
+  "arithmetic",
+)  # domains in which F(1)/correct tells the regimes apart: in the paper, in our miniature
+
+
+class Advice(NamedTuple):
+  """What to do next, and the command that does it."""
+
+  what: str
+  stage: str
+  options: str  # of the command, beside config, workdir and policy; words in capitals are the user's
+
+
+ADVICE: dict[str, Advice] = {
+  "go": Advice("go: RL on eight problems", "rl", " --config.problems.count=8"),
+  "go noisy": Advice(
+    "go with the labels there are, and watch true_reward where truths are known",
+    "rl",
+    " --config.problems.source=YOURS",
+  ),
+  "go vote": Advice(
+    "go, and watch label_accuracy and vote/majority_ratio",
+    "rl",
+    " --config.rl.reward=majority_vote --config.rl.votes=16",
+  ),
+  "sft": Advice("Thinking SFT first, which the study finds necessary", "sft", " --config.sft.thinking=True"),
+  "cpt": Advice("CPT on the domain before that SFT: amplifies it and does not replace it", "cpt", ""),
+  "format": Advice("teach the answer's format, or take a verifier that reads what is written", "sft", ""),
+  "length": Advice("allow longer responses, diagnose again", "diagnose", " --config.rl.response_tokens=MORE"),
+  "problems": Advice(
+    "other problems: keep those solved 1 to 15 times in 16",
+    "filter",
+    " --config.problems.count=MORE",
+  ),
+  "judge": Advice(
+    "measure faithfulness: a judge over http, or a policy as judge",
+    "diagnose",
+    " --config.judge.name=local --config.judge.model=RUN",
+  ),
+  "reference": Advice(
+    "diagnose a policy that is known to generalise here, and name it as the reference",
+    "diagnose",
+    " --config.diagnose.reference=RUN",
+  ),
+  "more": Advice("judge more problems, for a narrower interval", "diagnose", " --config.judge.problems=32"),
+  "reward": Advice(
+    "another reward: true labels for eight problems",
+    "rl",
+    " --config.problems.count=8 --config.rl.reward=verifiable",
+  ),
+}
 
 
 def mostly(figures: Mapping[str, float], name: str) -> bool | None:
-  """Is it above one half? True or False where the whole interval says so; None: it does not, or nothing was measured.
+  """Returns True where the figure's whole interval lies above one half, False where it lies below, otherwise None.
 
-  One half is ours and means "most of them": the paper's page gives no figure for any of these.
+  figures: holds the interval as NAME_low and NAME_high; nan means not measured, and gives None. One half stands for
+  "most of them" and is our own threshold: the paper gives no figure for any of these.
   """
   low, high = figures[f"{name}_low"], figures[f"{name}_high"]
-  return True if low > 0.5 else False if high < 0.5 else None
+  if low > 0.5:
+    return True
+  if high < 0.5:
+    return False
+  return None
 
 
 class RegimeRule(NamedTuple):
-  settings: Sequence[str]
-  when: str
-  holds: Callable[[Mapping[str, Any]], bool]
-  regime: str
-  sure: str  # at most
-  why: str
-  advice: Sequence[str]
+  """One row of the table by which a regime is predicted."""
+
+  settings: Sequence[str]  # keys of WEAK_SETTINGS to which the rule applies
+  when: str  # the condition in words, as the page shows it
+  holds: Callable[[Mapping[str, Any]], bool]  # the condition, on the facts that `predict` collects
+  regime: str  # what is then predicted
+  sure: str  # how sure that is at most, one of SURE; "" where nothing is predicted
+  why: str  # the source of the rule: the paper, or ours
+  advice: Sequence[str]  # keys of ADVICE, the most important first
 
 
-_F = "F(1)/correct"  # of the responses that true labels pay, the share whose trace carries the answer
-# Of each setting the first rule that holds counts.
+_F = "F(1)/correct"  # share of the correct responses, which true labels pay, whose trace leads to the answer
+# The rules in order: for each setting the first one that holds decides.
 REGIME_RULES = (
   RegimeRule(
     settings=("certainty",),
@@ -121,7 +174,7 @@ REGIME_RULES = (
     holds=lambda f: mostly(f, _F) is False,
     regime=MEMORISES,
     sure="medium",
-    why=("paper, Math: unfaithful before RL, early saturation (t_sat of Llama3.2-3B: 55), and worse from gamma 0.5 on"),
+    why="paper, Math: unfaithful before RL, early saturation (t_sat of Llama3.2-3B: 55), and worse from gamma 0.5 on",
     advice=("sft", "cpt"),
   ),
   RegimeRule(
@@ -190,7 +243,7 @@ REGIME_RULES = (
   RegimeRule(
     settings=("scarce", "noisy"),
     when="faithful elsewhere, and less diverse in what is faithful than the reference",
-    holds=lambda f: f["against"] == "below",
+    holds=lambda f: f["against_reference"] == "below",
     regime=MEMORISES,
     sure="low",
     why=(
@@ -202,7 +255,7 @@ REGIME_RULES = (
   RegimeRule(
     settings=("vote",),
     when="the same",
-    holds=lambda f: f["against"] == "below",
+    holds=lambda f: f["against_reference"] == "below",
     regime=COLLAPSES,
     sure="low",
     why="the same",
@@ -211,7 +264,7 @@ REGIME_RULES = (
   RegimeRule(
     settings=("scarce",),
     when="faithful elsewhere, and at least as diverse in what is faithful as the reference",
-    holds=lambda f: f["against"] == "not below",
+    holds=lambda f: f["against_reference"] == "not below",
     regime=GENERALISES,
     sure="low",
     why="the same",
@@ -220,7 +273,7 @@ REGIME_RULES = (
   RegimeRule(
     settings=("noisy", "vote"),
     when="the same",
-    holds=lambda f: f["against"] == "not below",
+    holds=lambda f: f["against_reference"] == "not below",
     regime=UNKNOWN,
     sure="",
     why="paper: Qwen holds to gamma 0.7 on Science and degrades at 0.5 on Graph; votes held for Qwen-Math only",
@@ -239,7 +292,11 @@ REGIME_RULES = (
 
 
 def domain_of(named: str, source: str, verifiers: Iterable[str]) -> str:
-  """Returns the domain of problems: `named`, or what their source and verifiers say; "other" where they say nothing."""
+  """Returns the domain of the problems, one of DOMAIN_NAMES: `named` if it is not empty, otherwise guessed.
+
+  It is guessed from the words in `source`, the problems' file or data set, and from the names of their `verifiers`;
+  "other" where these say nothing.
+  """
   verifiers = set(verifiers)
   if named:
     return named
@@ -247,46 +304,80 @@ def domain_of(named: str, source: str, verifiers: Iterable[str]) -> str:
     return "graph"
   if "choice" in verifiers or any(word in source.lower() for word in ("science", "scp", "gpqa")):
     return "science"
-  return {frozenset({"math"}): "math", frozenset({"arithmetic"}): "arithmetic"}.get(frozenset(verifiers), "other")
+  if verifiers == {"math"}:
+    return "math"
+  if verifiers == {"arithmetic"}:
+    return "arithmetic"
+  return "other"
 
 
 def against(figures: Mapping[str, float], reference: float | None) -> str:
-  """Returns where the whole interval of faithful diversity lies: "below" the reference's or "not below"; else ""."""
-  low, high = (figures.get(f"faithful_diversity_{end}", float("nan")) for end in ("low", "high"))
+  """Compares the interval of faithful_diversity with a reference's value.
+
+  Returns "below" where the whole interval lies below it, "not below" where the whole interval does not, and "" where
+  the interval contains it, or one of the two is not measured.
+  """
   if reference is None:
     return ""
-  return "below" if high < reference else "not below" if low >= reference else ""
+  low, high = (figures.get(f"faithful_diversity_{end}", float("nan")) for end in ("low", "high"))
+  if high < reference:
+    return "below"
+  if low >= reference:
+    return "not below"
+  return ""
 
 
 class Prediction(NamedTuple):
-  setting: str
-  regime: str
-  sure: str  # low, medium, high; "" where nothing is said
-  rule: int  # number in REGIME_RULES, from 1
-  advice: Sequence[str]
+  """What RL will probably do to a policy in one weak setting."""
+
+  setting: str  # a key of WEAK_SETTINGS
+  regime: str  # generalises, memorises, collapses or can't say
+  sure: str  # low, medium or high; "" where nothing is predicted
+  rule: int  # number of the rule in REGIME_RULES that decided, counted from 1
+  advice: Sequence[str]  # keys of ADVICE
 
 
 def predict(
   figures: Mapping[str, float], near: bool, judged: int, domain: str, reference: float | None = None
 ) -> list[Prediction]:
-  """Returns one prediction a setting, from figures with intervals; nan: not measured.
+  """Predicts what RL will do to a policy in each setting of WEAK_SETTINGS, in their order.
 
-  domain: one of DOMAIN_NAMES, which says whether faithfulness separates. reference: faithful diversity of a policy
-  known to generalise there, by which the domains are judged where it does not; None: there is none. Each of these
-  lowers by a level how sure it is: the policy is not `near` the references, fewer than 8 problems were judged, fewer
-  than 16 correct responses have a label (their interval may then be narrow by chance).
+  figures: those of `pre_rl.measure` and `reasoning.reasoning_figures`, with intervals; nan means not measured. domain:
+  one of DOMAIN_NAMES; it decides whether faithfulness tells the regimes apart (SEPARATES). reference: the faithful
+  diversity of a policy that is known to generalise in this domain, which decides elsewhere; None if there is none.
+
+  A prediction is one level less sure for each of these: the policy is not `near` the references (`is_near`); responses
+  to fewer than 8 problems were `judged`; fewer than 16 correct responses have a label, so that their interval may be
+  narrow by chance. The last two count only in settings with labels, whose rules use judged figures.
   """
-  facts: dict[str, Any] = {**figures, "separates": domain in SEPARATES, "against": against(figures, reference)}
-  doubts = (not near) + (judged < N) + (figures["labelled/correct"] < K)
-  made = []
+  facts: dict[str, Any] = dict(figures)
+  facts["separates"] = domain in SEPARATES
+  facts["against_reference"] = against(figures, reference)
+  predictions = []
   for setting in WEAK_SETTINGS:
-    number, rule = next((i, r) for i, r in enumerate(REGIME_RULES, 1) if setting in r.settings and r.holds(facts))
-    lowered = doubts if setting in _LABELLED else not near  # the others ask no judge
-    sure = SURE[max(0, SURE.index(rule.sure) - lowered)] if rule.sure else ""
-    made.append(Prediction(setting, rule.regime, sure, number, rule.advice))
-  return made
+    number, rule = _first_rule(setting, facts)
+    doubts = [not near]
+    if setting in _LABELLED:
+      doubts += [judged < N, figures["labelled/correct"] < K]
+    sure = ""
+    if rule.sure:
+      sure = SURE[max(0, SURE.index(rule.sure) - sum(doubts))]
+    predictions.append(Prediction(setting, rule.regime, sure, number, rule.advice))
+  return predictions
+
+
+def _first_rule(setting: str, facts: Mapping[str, Any]) -> tuple[int, RegimeRule]:
+  """Returns the first rule of the setting that holds, behind its number in REGIME_RULES counted from 1."""
+  for number, rule in enumerate(REGIME_RULES, 1):
+    if setting in rule.settings and rule.holds(facts):
+      return number, rule
+  raise AssertionError(f"no rule of REGIME_RULES holds for {setting!r}")
 
 
 def is_near(billions: float, verifiers: Iterable[str]) -> bool:
-  """Are size and domains among those of the study?"""
-  return REFERENCE_SIZES[0] <= round(billions, 1) <= REFERENCE_SIZES[1] and set(verifiers) <= set(REFERENCE_VERIFIERS)
+  """Returns whether a policy of so many billions of weights, on problems of these verifiers, resembles the references.
+
+  It does if its size lies among theirs and all verifiers are of their domains.
+  """
+  smallest, largest = REFERENCE_SIZES
+  return smallest <= round(billions, 1) <= largest and set(verifiers) <= set(REFERENCE_VERIFIERS)

@@ -1,4 +1,4 @@
-"""Measures of reasoning over judged responses: faithfulness, diversity of strategies, and how far judges agree."""
+"""Measures reasoning in judged responses: faithfulness, diversity of strategies, and how far two judges agree."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 from jaxrlvr.analysis.passk import bootstrap, mean, with_interval
 
 FAITHFULNESS_LABELS = (1.0, 0.5, 0.0)  # the trace leads to the stated answer, does so in part, does not
+# Which responses belong to a subset, by whether they are correct (None: unscored).
 SUBSETS: dict[str, Callable[[bool | None], bool]] = {
   "all": lambda correct: True,
   "correct": lambda correct: correct is True,
@@ -19,155 +20,224 @@ SUBSETS: dict[str, Callable[[bool | None], bool]] = {
 
 
 def reasoning_figures(rows: Sequence[Mapping]) -> dict[str, float]:
-  """Returns faithfulness, diversity and faithful diversity of one step's judged responses; nan where undefined.
+  """Returns faithfulness and diversity of one step's judged responses by name; nan where undefined.
 
-  A row has `problem`, `correct` (None: unscored), `faithfulness` and `cluster` (None each: missing). Faithful diversity
-  is that of the responses labelled 1, and diversity/correct that of the right ones, in the clusters that all responses
-  of the problem fall into.
+  A row has `problem`, `correct` (None: unscored), `faithfulness` (the label; None: missing) and `cluster` (the number
+  of its strategy among the problem's; None: missing). The keys are those of `faithful_shares`, and those of
+  `diversities` under three names: diversity (over all responses), diversity/correct (over the correct ones) and
+  faithful_diversity (over those with label 1). Clusters are not computed anew for the smaller sets.
   """
   by_problem: dict[str, list[Mapping]] = {}
   for row in rows:
     by_problem.setdefault(row["problem"], []).append(row)
   rows_P = list(by_problem.values())
-  found = faithful_shares([[(r["faithfulness"], r["correct"]) for r in some] for some in rows_P])
-  found |= diversities("diversity", [[r["cluster"] for r in some] for some in rows_P])
-  correct = [[r["cluster"] for r in some if r["correct"] is True] for some in rows_P]
-  found |= diversities("diversity/correct", correct)
-  faithful = [[r["cluster"] for r in some if r["faithfulness"] == 1] for some in rows_P]
-  return found | diversities("faithful_diversity", faithful)
+  figures = faithful_shares([_labels_and_correctness(problem_rows) for problem_rows in rows_P])
+  figures |= diversities("diversity", [_clusters(problem_rows) for problem_rows in rows_P])
+  figures |= diversities("diversity/correct", [_clusters_of_correct(problem_rows) for problem_rows in rows_P])
+  figures |= diversities("faithful_diversity", [_clusters_of_faithful(problem_rows) for problem_rows in rows_P])
+  return figures
+
+
+def _labels_and_correctness(rows: Sequence[Mapping]) -> list[tuple[float | None, bool | None]]:
+  return [(row["faithfulness"], row["correct"]) for row in rows]
+
+
+def _clusters(rows: Sequence[Mapping]) -> list[int | None]:
+  return [row["cluster"] for row in rows]
+
+
+def _clusters_of_correct(rows: Sequence[Mapping]) -> list[int | None]:
+  return [row["cluster"] for row in rows if row["correct"] is True]
+
+
+def _clusters_of_faithful(rows: Sequence[Mapping]) -> list[int | None]:
+  return [row["cluster"] for row in rows if row["faithfulness"] == 1]
 
 
 def faithful_shares(judged_P: Sequence[Sequence[tuple[float | None, bool | None]]]) -> dict[str, float]:
-  """Shares F(1), F(0.5), F(0) of all, correct and incorrect labelled responses, from (label, correct) of each.
+  """Returns the shares of responses with each faithfulness label, among all, correct and incorrect responses.
 
-  Responses of all problems count alike; intervals are over the problems that have a labelled one.
+  judged_P: of each problem, (label, correct) of each response; None where the label is missing, or the response
+  unscored. Keys, for each SUBSET (all, correct, incorrect): F(1)/SUBSET, F(0.5)/SUBSET and F(0)/SUBSET with intervals
+  as ..._low and ..._high, labelled/SUBSET and missing/SUBSET (numbers of responses with and without a label). All
+  labelled responses count alike, whatever their problem; intervals redraw the problems that have one.
   """
-  found = {}
+  figures = {}
   for subset, holds in SUBSETS.items():
     labels_P = [[label for label, correct in judged if holds(correct)] for judged in judged_P]
-    counts_PL = np.array([[labels.count(x) for x in FAITHFULNESS_LABELS] for labels in labels_P]).reshape(
-      -1, len(FAITHFULNESS_LABELS)
-    )
+    counts_PL = np.zeros((len(labels_P), len(FAITHFULNESS_LABELS)), np.int64)
+    for problem, labels in enumerate(labels_P):
+      counts_PL[problem] = [labels.count(label) for label in FAITHFULNESS_LABELS]
     counts_PL = counts_PL[counts_PL.any(1)]
-    for i, label in enumerate(FAITHFULNESS_LABELS):
-      found |= with_interval(f"F({label:g})/{subset}", counts_PL, functools.partial(_share, i))
-    found[f"labelled/{subset}"] = float(counts_PL.sum())
-    found[f"missing/{subset}"] = float(sum(labels.count(None) for labels in labels_P))
-  return found
+    for column, label in enumerate(FAITHFULNESS_LABELS):
+      share = functools.partial(_share_of_column, column)
+      figures |= with_interval(f"F({label:g})/{subset}", counts_PL, share)
+    figures[f"labelled/{subset}"] = float(counts_PL.sum())
+    figures[f"missing/{subset}"] = float(sum(labels.count(None) for labels in labels_P))
+  return figures
 
 
-def _share(i: int, counts_PL) -> float:
-  return counts_PL[:, i].sum() / counts_PL.sum()
+def _share_of_column(column: int, counts_PL: np.ndarray) -> float:
+  return counts_PL[:, column].sum() / counts_PL.sum()
 
 
 def cluster(items: Sequence, same: Callable[[object, object], bool | None]) -> list[int | None]:
-  """Cluster number of each item; see `cluster_all`."""
-  return cluster_all([len(items)], lambda asked: [same(items[a], items[b]) for _, a, b in asked])[0]
+  """Clusters the responses to one problem by strategy; `cluster_all` for a single problem.
+
+  items: the responses. same: whether two of them use the same strategy, None where that is not known. Returns the
+  number of each response's cluster, None for a response of which it is not known.
+  """
+
+  def answer_questions(questions):
+    return [same(items[representative], items[response]) for _, representative, response in questions]
+
+  return cluster_all([len(items)], answer_questions)[0]
 
 
 def cluster_all(sizes: Sequence[int], same: Callable[[list], Sequence[bool | None]]) -> list[list[int | None]]:
-  """Cluster numbers of the responses of several problems with so many each, problems side by side.
+  """Clusters the responses to each of several problems by strategy, asking about all problems at once.
 
-  One response after another is compared with the first member of each cluster, in order of creation: it joins the first
-  that is the same, or founds one. Where an answer is missing (None) it is left out, and its number is None.
-  `same` answers a list of (problem, representative, response), each a position, at most one a problem.
+  sizes: the number of responses to each problem. same: answers a list of questions (problem, representative, response),
+  three positions, with one answer each: do both responses use the same strategy? True, False, or None where that is not
+  known. A list has at most one question about a problem. Returns the cluster number of each response of each problem.
+
+  Responses are taken in order. Each is compared with the first member of every cluster, in the order in which clusters
+  were created; it joins the first that is the same, or founds a cluster. Where an answer is None the response belongs
+  to no cluster, and its number is None.
   """
-  made: list = [None] * len(sizes)
-  running = [_greedy(size) for size in sizes]
+  numbers_P: list = [None] * len(sizes)
+  clusterings = [_cluster_greedily(size) for size in sizes]
   answers: Mapping[int, bool | None] = dict.fromkeys(range(len(sizes)))
   while answers:
-    asked = {}
+    questions = []
     for problem, answer in answers.items():
       try:
-        asked[problem] = running[problem].send(answer)
+        representative, response = clusterings[problem].send(answer)
+        questions.append((problem, representative, response))
       except StopIteration as end:
-        made[problem] = end.value
-    triples = [(problem, *pair) for problem, pair in asked.items()]
-    answers = dict(zip(asked, same(triples) if triples else (), strict=True))
-  return made
+        numbers_P[problem] = end.value
+    replies = same(questions) if questions else ()
+    answers = {problem: reply for (problem, *_), reply in zip(questions, replies, strict=True)}
+  return numbers_P
 
 
-def _greedy(size: int) -> Generator[tuple[int, int], bool | None, list[int | None]]:
-  first, clusters = [], []
+def _cluster_greedily(size: int) -> Generator[tuple[int, int], bool | None, list[int | None]]:
+  """Clusters one problem's responses: yields (representative, response) to ask about, and takes the answer.
+
+  Returns the cluster number of each response, None for one about which an answer was None.
+  """
+  representatives: list[int] = []
+  numbers: list[int | None] = []
   for response in range(size):
-    found: int | None = len(first)
-    for number, representative in enumerate(first):
+    number: int | None = len(representatives)  # of a new cluster, unless the response joins one
+    for existing, representative in enumerate(representatives):
       same = yield representative, response
-      if same is not False:
-        found = None if same is None else number
+      if same is None:
+        number = None
         break
-    if found == len(first):
-      first.append(response)
-    clusters.append(found)
-  return clusters
+      if same:
+        number = existing
+        break
+    if number == len(representatives):
+      representatives.append(response)
+    numbers.append(number)
+  return numbers
 
 
 def effective(clusters: Sequence[int]) -> float:
-  """N_eff = exp(H), H the Shannon entropy of the clusters' shares in nats; at least one response."""
-  share_K = np.unique(np.asarray(clusters), return_counts=True)[1] / len(clusters)
+  """Returns the effective number of clusters exp(H), H the Shannon entropy of the clusters' shares in nats.
+
+  clusters: the cluster number of each response, at least one.
+  """
+  _, counts_K = np.unique(np.asarray(clusters), return_counts=True)
+  share_K = counts_K / len(clusters)
   return float(np.exp(-(share_K * np.log(share_K)).sum()))
 
 
 def diversity(clusters: Sequence[int]) -> float:
-  """Div = (N_eff - 1) / (K - 1) of K clusters, 0 where K = 1; nan without any response."""
+  """Returns (N_eff - 1) / (K - 1), N_eff the effective number of the K clusters that the responses fall into.
+
+  0 means that all responses have one strategy, 1 that all K strategies are equally frequent. nan without a response.
+  """
   if not len(clusters):
     return float("nan")
   K = len(set(clusters))
-  return (effective(clusters) - 1) / (K - 1) if K > 1 else 0.0
+  if K == 1:
+    return 0.0
+  return (effective(clusters) - 1) / (K - 1)
 
 
 def diversities(name: str, clusters_P: Sequence[Sequence[int | None]]) -> dict[str, float]:
-  """Mean Div over the problems of which something can be said, with interval, and what it is made of.
+  """Returns the mean diversity over problems as NAME, NAME_low, NAME_high, with what it is made of.
 
-  n_eff and clusters are means over these problems; left_out counts the responses in no cluster. A problem of which half
-  or more are left out is left out itself: the first response founds a cluster unasked, which is no diversity of 0.
+  clusters_P: the cluster number of each response of each problem, None for a response in no cluster. The other keys:
+  NAME/n_eff and NAME/clusters (means of the effective and of the actual number of clusters), NAME/problems (problems
+  that count) and NAME/left_out (responses in no cluster). A problem counts if more than half of its responses are in a
+  cluster: the first response founds one without a question, so that a judge that never answers would look like a
+  diversity of 0.
   """
-  kept_P = [[c for c in clusters if c is not None] for clusters in clusters_P]
-  some_P = [kept for kept, clusters in zip(kept_P, clusters_P, strict=True) if 2 * len(kept) > len(clusters)]
-  return with_interval(name, [diversity(kept) for kept in some_P]) | {
-    f"{name}/n_eff": mean([effective(kept) for kept in some_P]),
-    f"{name}/clusters": mean([len(set(kept)) for kept in some_P]),
-    f"{name}/problems": float(len(some_P)),
-    f"{name}/left_out": float(sum(map(len, clusters_P)) - sum(map(len, kept_P))),
-  }
+  clustered_P = [[number for number in clusters if number is not None] for clusters in clusters_P]
+  counting_P = []
+  for clustered, clusters in zip(clustered_P, clusters_P, strict=True):
+    if 2 * len(clustered) > len(clusters):
+      counting_P.append(clustered)
+  figures = with_interval(name, [diversity(clustered) for clustered in counting_P])
+  figures[f"{name}/n_eff"] = mean([effective(clustered) for clustered in counting_P])
+  figures[f"{name}/clusters"] = mean([len(set(clustered)) for clustered in counting_P])
+  figures[f"{name}/problems"] = float(len(counting_P))
+  figures[f"{name}/left_out"] = float(sum(map(len, clusters_P)) - sum(map(len, clustered_P)))
+  return figures
 
 
 class Agreement(NamedTuple):
-  """Cohen's kappa of two judges; None where undefined, and `note` says why."""
+  """Cohen's kappa of two judges with its 95 % interval; None where it is undefined, and `note` says why."""
 
   kappa: float | None
   low: float | None
   high: float | None
-  agreed: float | None  # share of the items that both labelled on which they say the same
-  both: int  # items that both labelled
-  missing: int  # items that one or both did not label
+  agreed: float | None  # share of the items labelled by both judges to which they gave the same label
+  both: int  # items labelled by both judges
+  missing: int  # items that at least one judge did not label
   note: str = ""
 
 
 def agreement(pairs_P: Sequence[Sequence[tuple]]) -> Agreement:
-  """Cohen's kappa, unweighted, from both judges' labels (None: missing) of each item, by problem.
+  """Returns Cohen's kappa, unweighted, of two judges.
 
-  The interval redraws problems; draws in which kappa is undefined are left out of it.
+  pairs_P: of each problem, (first judge's label, second judge's label) of each item; None where a label is missing. The
+  interval redraws problems; draws in which kappa is undefined are left out of it.
   """
   both_P = [[pair for pair in pairs if None not in pair] for pairs in pairs_P]
   both = sum(map(len, both_P))
   missing = sum(map(len, pairs_P)) - both
   if not both:
     return Agreement(None, None, None, None, 0, missing, "no item was labelled by both judges")
-  labels = sorted({label for pairs in both_P for pair in pairs for label in pair})
-  table_PLL = np.zeros((len(both_P), len(labels), len(labels)))
-  for table_LL, pairs in zip(table_PLL, both_P, strict=True):
-    for a, b in pairs:
-      table_LL[labels.index(a), labels.index(b)] += 1
-  table_PLL = table_PLL[table_PLL.any((1, 2))]
+  table_PLL = _tables_of_labels(both_P)
   agreed = float(np.trace(table_PLL.sum(0)) / both)
-  if len(labels) == 1:
+  if table_PLL.shape[1] == 1:
     return Agreement(None, None, None, agreed, both, missing, "undefined: both judges gave every item the same label")
-  return Agreement(_kappa(table_PLL), *bootstrap(table_PLL, _kappa), agreed, both, missing)
+  low, high = bootstrap(table_PLL, _kappa)
+  return Agreement(_kappa(table_PLL), low, high, agreed, both, missing)
 
 
-def _kappa(table_PLL) -> float:
-  """(p_o - p_e) / (1 - p_e) of summed tables of counts; nan where p_e = 1."""
+def _tables_of_labels(pairs_P: Sequence[Sequence[tuple]]) -> np.ndarray:
+  """Returns [P, L, L], of each problem with items how many of them have label a by the first and b by the second."""
+  labels = sorted({label for pairs in pairs_P for pair in pairs for label in pair})
+  table_PLL = np.zeros((len(pairs_P), len(labels), len(labels)))
+  for table_LL, pairs in zip(table_PLL, pairs_P, strict=True):
+    for first, second in pairs:
+      table_LL[labels.index(first), labels.index(second)] += 1
+  return table_PLL[table_PLL.any((1, 2))]
+
+
+def _kappa(table_PLL: np.ndarray) -> float:
+  """Returns (p_o - p_e) / (1 - p_e) of the tables' sum, p_o the observed and p_e the expected agreement.
+
+  nan where p_e = 1.
+  """
   table_LL = table_PLL.sum(0)
-  n, chance = table_LL.sum(), table_LL.sum(0) @ table_LL.sum(1)
-  return float((n * np.trace(table_LL) - chance) / (n * n - chance)) if n * n > chance else float("nan")
+  n = table_LL.sum()
+  expected = table_LL.sum(0) @ table_LL.sum(1)  # p_e times n squared
+  if n * n <= expected:
+    return float("nan")
+  return float((n * np.trace(table_LL) - expected) / (n * n - expected))

@@ -1,4 +1,4 @@
-"""Shadow truth: how a weak reward compares with the true one, at no change to what is trained on."""
+"""Compares the reward that training pays with the true one; nothing that is trained on changes by it."""
 
 from __future__ import annotations
 
@@ -13,34 +13,43 @@ from jaxrlvr.grading.vote import Election
 def reward_metrics(
   value_PG: np.ndarray, scored_PG: np.ndarray, true_PG: np.ndarray, true_scored_PG: np.ndarray, binary: bool
 ) -> Mapping[str, float]:
-  """The true reward and, for rewards of 0 and 1, how often the two agree and how the reward errs.
+  """Returns the mean true reward of a batch and, where the paid reward is 0 or 1, how the two differ.
 
-  false_positive_rate: share of truly wrong answers that were paid; false_negative_rate: of right ones that were not.
+  value_PG, scored_PG: the paid reward of P problems with G responses each, and where it could be computed. true_PG,
+  true_scored_PG: the same of the true reward. binary: whether the paid reward is 0 or 1. Keys: true_reward and, if
+  binary, over the responses that have both rewards: reward_accuracy (share in which they agree), false_positive_rate
+  (share of the wrong responses that were paid), false_negative_rate (share of the right ones that were not). A mean of
+  nothing is nan.
   """
   metrics = {"true_reward": mean(true_PG[true_scored_PG])}
   if binary:
     both, right, paid = scored_PG & true_scored_PG, true_PG == 1, value_PG == 1
-    metrics |= {
-      "reward_accuracy": mean((paid == right)[both]),
-      "false_positive_rate": mean(paid[both & ~right]),
-      "false_negative_rate": mean(~paid[both & right]),
-    }
+    metrics["reward_accuracy"] = mean((paid == right)[both])
+    metrics["false_positive_rate"] = mean(paid[both & ~right])
+    metrics["false_negative_rate"] = mean(~paid[both & right])
   return metrics
 
 
 def label_metrics(label_right_P: Sequence[float | None], elections_P: Sequence[Election] | None) -> Mapping[str, float]:
-  """Share of labels that are right answers; of voted ones also by how much they won, and how often nobody voted."""
+  """Returns how good the labels of a batch's problems are.
+
+  label_right_P: 1.0 where a problem's label is a right answer, 0.0 where it is wrong, None where that is not known.
+  elections_P: the vote that made each label, None where labels were not voted. Keys: label_accuracy (share of right
+  labels) and, of voted labels, vote/majority_ratio and vote/margin (means of `Election.ratio` and `.margin`) and
+  vote/none (share of problems for which nobody voted). A mean of nothing is nan.
+  """
   metrics = {"label_accuracy": mean([right for right in label_right_P if right is not None])}
   if elections_P is not None:
-    metrics |= {
-      "vote/majority_ratio": mean([e.ratio for e in elections_P]),
-      "vote/margin": mean([e.margin for e in elections_P]),
-      "vote/none": mean([e.winner is None for e in elections_P]),
-    }
+    metrics["vote/majority_ratio"] = mean([election.ratio for election in elections_P])
+    metrics["vote/margin"] = mean([election.margin for election in elections_P])
+    metrics["vote/none"] = mean([election.winner is None for election in elections_P])
   return metrics
 
 
 def cause_metrics(cause_PG: Sequence[Sequence[str]]) -> Mapping[str, float]:
-  """Shares of answers that hold nothing to read, and of those that ran out of time against the true answer."""
-  flat = [cause for row in cause_PG for cause in row]
-  return {name: mean([cause == name for cause in flat]) for name in ("unparseable", "timeout")}
+  """Returns the shares of responses without a readable answer (unparseable) and with too slow a grading (timeout).
+
+  cause_PG: what grading against the truth said of each response, "" where there was nothing to say.
+  """
+  causes = [cause for row in cause_PG for cause in row]
+  return {name: mean([cause == name for cause in causes]) for name in ("unparseable", "timeout")}

@@ -356,7 +356,7 @@ def _saturation_rows(concluded: Mapping[RecordedRun, Mapping], runs: Sequence[Re
   rows = []
   for name in _names(runs):
     having = [run for run in runs if name in run.sets]
-    found, drawn = [run.saturation(name) for run in having], [run.phases(name) for run in having]
+    found, drawn = [run.saturation(name) for run in having], [run.redrawn_gains(name) for run in having]
     ends = [c[max(c)] - c[min(c)] if len(c) > 1 else None for c in (run.curve(name) for run in having)]
     if len(having) > 1:
       ends = [None if run.unlike else end for run, end in zip(having, ends, strict=True)]

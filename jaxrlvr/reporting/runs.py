@@ -19,9 +19,11 @@ from jaxrlvr.analysis.passk import Gain, problem_means, redrawn
 from jaxrlvr.analysis.phase import CLAIMS
 from jaxrlvr.analysis.saturation import (
   STATES,
+  RedrawnCurves,
+  RedrawnGains,
   Saturation,
   Timing,
-  phases,
+  redrawn_gains,
   redrawn_rewards,
   rewards_by_problem,
   saturation,
@@ -288,8 +290,8 @@ class RecordedRun:
       self._means[set_name, step] = read
     return self._means[set_name, step]
 
-  def redrawn(self, set_name: str) -> tuple[list[int], np.ndarray | None]:
-    """(evaluation steps, curves of avg@K [draws, S] over redrawn problems; None without records)."""
+  def redrawn(self, set_name: str) -> RedrawnCurves:
+    """Returns the curve of avg@K over problems drawn with replacement; of a mean of sets, the mean of their curves."""
     if set_name not in self._redrawn:
       steps, curves = sorted(self.curve(set_name)), []
       for seed, name in enumerate(self._parts.get(set_name, (set_name,))):
@@ -297,16 +299,12 @@ class RecordedRun:
         shared = sorted(set.intersection(*map(set, means)), key=str) if means else []
         curves.append(redrawn([[m[p] for m in means] for p in shared], seed=seed) if shared else None)
       whole = curves and all(curve is not None for curve in curves)
-      self._redrawn[set_name] = steps, np.mean(curves, 0) if whole else None
+      self._redrawn[set_name] = RedrawnCurves(steps, np.mean(curves, 0) if whole else None)
     return self._redrawn[set_name]
 
-  def phases(self, set_name: str) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]:
-    """Redrawn (gain until t_sat, residual, gain from the first to the last evaluation), None each where undefined."""
-    steps, M_DS = self.redrawn(set_name)
-    if M_DS is None or len(steps) < 2:
-      return None, None, None
-    at = (None, None) if self.t_sat is None else phases(M_DS, steps, self.t_sat, len(self.reward_T))
-    return *at, M_DS[:, -1] - M_DS[:, 0]
+  def redrawn_gains(self, set_name: str) -> RedrawnGains:
+    """Returns the run's gains on the set over problems drawn with replacement."""
+    return redrawn_gains(self.redrawn(set_name), self.t_sat, len(self.reward_T))
 
 
 def inside(value: object, path: str) -> Any:

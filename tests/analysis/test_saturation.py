@@ -8,11 +8,12 @@ import pytest
 from jaxrlvr.analysis.passk import interval, redrawn
 from jaxrlvr.analysis.saturation import (
   STATES,
+  RedrawnCurves,
   column_at,
   drawn_gap,
   gap,
   median_time,
-  phases,
+  redrawn_gains,
   redrawn_rewards,
   rewards_by_problem,
   saturation,
@@ -111,21 +112,23 @@ STEPS = [0, 2, 5, 9]
 @pytest.mark.parametrize("rewards", [[0.1, 0.5, 1.0, *[1.0] * 6], [0.1, 1.0, *[0.9] * 7], [1.0] * 9], ids=str)
 def test_many_curves_are_read_as_one(rewards):
   M_DS = np.random.default_rng(0).random((20, 4))
-  for M_S, gain, residual in zip(M_DS, *phases(M_DS, STEPS, rewards.index(1.0) + 1, len(rewards)), strict=True):
+  gains = redrawn_gains(RedrawnCurves(STEPS, M_DS), rewards.index(1.0) + 1, len(rewards))
+  for M_S, gain, residual in zip(M_DS, gains.until_t_sat, gains.residual, strict=True):
     one = saturation(rewards, dict(zip(STEPS, M_S, strict=True)), tail=1)
     assert (gain, residual) == (pytest.approx(one.gain), pytest.approx(one.residual))
-  assert phases(M_DS, STEPS, 10, 12) == (None, None) and column_at(M_DS, [], 0) is None
-  assert phases(M_DS, [1, 2, 5, 9], 3, 9)[0] is None
+  np.testing.assert_array_equal(gains.to_the_end, M_DS[:, -1] - M_DS[:, 0])
+  assert redrawn_gains(RedrawnCurves(STEPS, M_DS), 10, 12)[:2] == (None, None) and column_at(M_DS, [], 0) is None
+  assert redrawn_gains(RedrawnCurves([1, 2, 5, 9], M_DS), 3, 9).until_t_sat is None
 
 
 def test_redrawn_gap_is_that_of_the_same_problems():
   draw = np.random.default_rng(1)
   small_PS, shift_P = draw.random((30, 4)), draw.normal(0.2, 0.01, 30)
-  curves = [(STEPS, redrawn(values_PS)) for values_PS in (small_PS + shift_P[:, None], small_PS)]
+  curves = [RedrawnCurves(STEPS, redrawn(values_PS)) for values_PS in (small_PS + shift_P[:, None], small_PS)]
   found_D = drawn_gap(*curves, 4)
   low, high = interval(found_D)
   assert low < shift_P.mean() < high and high - low == pytest.approx(2 * 1.96 * shift_P.std() / 30**0.5, rel=0.1)
-  assert drawn_gap(*curves, None) is None and drawn_gap((STEPS, None), curves[1], 4) is None
+  assert drawn_gap(*curves, None) is None and drawn_gap(RedrawnCurves(STEPS, None), curves[1], 4) is None
   assert drawn_gap(*curves, 10) is None
 
 
