@@ -50,7 +50,7 @@ def pytest_configure(config):
 
 
 # The longest modules, so that workers end together.
-FIRST = ("stages", "sample", "update", "weak", "sharding", "multihost")
+FIRST = ("stages", "grid", "weak", "multihost", "resume", "report", "exit", "sample", "update", "math", "sharding")
 
 
 def pytest_collection_modifyitems(items):

@@ -49,6 +49,8 @@ LLAMA3 = """{{- bos_token }}
 {%- endif %}
 """
 TURNS = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+START = "{{ '<|im_start|>assistant\n' }}"
+ENDLESS = TURNS.replace("<|im_end|>", "<|im_start|>") + START
 STYLES = {
   "chatml": dict(
     special=("<|endoftext|>", "<|im_start|>", "<|im_end|>"),

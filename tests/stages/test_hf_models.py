@@ -19,7 +19,17 @@ from ml_collections import ConfigDict
 from safetensors import numpy as safetensors
 
 from helpers.command_line import run
-from helpers.hf_directories import PADDED, SPECS, STYLES, USER, tensors_of, write_model, write_tokenizer, write_weights
+from helpers.hf_directories import (
+  ENDLESS,
+  PADDED,
+  SPECS,
+  STYLES,
+  USER,
+  tensors_of,
+  write_model,
+  write_tokenizer,
+  write_weights,
+)
 from helpers.policies import logits_of
 from jaxrlvr.base import logbook
 from jaxrlvr.base.errors import InputError
@@ -465,3 +475,23 @@ def test_an_embedded_policy_goes_out_and_in(tmp_path):
     assert theirs.encode(text, add_special_tokens=False) == policy.tokenizer.encode(text)
   want = logits_of(policy.params, jnp.asarray([ids]), policy.spec)
   np.testing.assert_allclose(their_logits(out / "model", [ids]), want, atol=1e-4)
+
+
+def test_a_turns_end_that_ends_no_response_is_told_with_the_cure(tmp_path, caplog):
+  write_tokenizer(tmp_path, chat_template=ENDLESS)
+  build_policy.read_tokenizer(configs.load("smoke", {"tokenizer": str(tmp_path)}))
+  assert f"{tmp_path}: the chat template ends an assistant's turn with <|im_start|>, which ends no" in caplog.text
+  assert "take config.model.stop_tokens=<|im_start|>, or name it as eos_token" in caplog.text
+  caplog.clear()
+  build_policy.read_tokenizer(configs.load("smoke", {"tokenizer": str(tmp_path), "model.stop_tokens": "<|im_start|>"}))
+  assert caplog.text == ""
+
+
+def test_init_and_model_path_name_each_other(tmp_path):
+  write_tokenizer(tmp_path / "hf")
+  with pytest.raises(InputError, match="config.init = .*is a Hugging Face directory.*config.model.path="):
+    build_policy.load_policy(configs.load("smoke", {"init": str(tmp_path / "hf")}))
+  (tmp_path / "run").mkdir()
+  (tmp_path / "run" / "policy.json").write_text("{}")
+  with pytest.raises(InputError, match="config.model.path = .*is a run directory.*config.init="):
+    build_policy.find_model(configs.load("smoke", {"model.path": str(tmp_path / "run")}))

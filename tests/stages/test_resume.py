@@ -243,7 +243,7 @@ KILLED = [  # (config, stage) of what can be run on a CPU in seconds
 def test_a_killed_run_of_a_shipped_config_goes_on(tmp_path, trained, request, caplog, name, stage):
   data = f",data={request.getfixturevalue('official')}" if name != "smoke" else ""
   words = [stage, f"--config={name}{data}", f"--workdir={tmp_path / 'run'}", f"--config.init={trained / 'base'}"]
-  words += [f"--config.{stage}.steps=12", "--config.checkpoint.every=1", "--config.evaluate.every=0"]
+  words += [f"--config.{stage}.steps=6", "--config.checkpoint.every=1", "--config.evaluate.every=0"]
   process = subprocess.Popen([sys.executable, "-m", "jaxrlvr.cli", *words], cwd=ROOT, stderr=subprocess.PIPE, text=True)
   saved = tmp_path / "run" / runs.SAVED
   deadline = time.monotonic() + 240
@@ -254,4 +254,4 @@ def test_a_killed_run_of_a_shipped_config_goes_on(tmp_path, trained, request, ca
   assert process.returncode == -signal.SIGKILL, said
   assert run(*words, "--resume=required") == 0 and "goes on from step" in caplog.text
   rows = logbook.read_jsonl(tmp_path / "run" / "metrics.jsonl")
-  assert [row["step"] for row in rows][-12:] == list(range(1, 13))
+  assert [row["step"] for row in rows][-6:] == list(range(1, 7))

@@ -2,25 +2,14 @@
 
 import json
 import os
-import re
 import time
 
-import jax
 import pytest
 import tokenizers
 from tokenizers import decoders, models
 
-from helpers.command_line import run
-from helpers.hf_directories import STYLES, TURNS, USER, write_tokenizer
-from jaxrlvr.base import object_store
+from helpers.hf_directories import ENDLESS, START, STYLES, TURNS, USER, write_tokenizer
 from jaxrlvr.base.errors import InputError
-from jaxrlvr.config import files as configs
-from jaxrlvr.data import hub
-from jaxrlvr.stages import build_policy
-from jaxrlvr.stages.diagnose import faithful_diversity_of
-from jaxrlvr.stages.evaluate import chosen_sets
-from jaxrlvr.stages.judge import make_judge
-from jaxrlvr.stages.run_directory import set_compile_cache
 from jaxrlvr.text.hf_tokenizer import HuggingFace
 from jaxrlvr.text.stop_strings import automaton
 
@@ -84,7 +73,6 @@ def test_thinking_is_the_templates_own_switch(tmp_path):
 
 
 HISTORY = TURNS.replace("m.content", "(m.content.split('</think>')[-1] if m.role == 'assistant' else m.content)")
-START = "{{ '<|im_start|>assistant\n' }}"
 OFF = "{{ '<think>\n\n</think>\n\n' if enable_thinking is defined and not enable_thinking else '<think>\n' }}"
 OPENINGS = {  # template: what it leaves open, with thinking as it is by default
   TURNS + START + "{{ '<think>' }}": "<think>",
@@ -257,9 +245,6 @@ def test_a_template_may_want_a_system_message(tmp_path):
   assert HuggingFace(tmp_path).decode(HuggingFace(tmp_path).render(SPEAKERS[1])) == "Say <think>"
 
 
-ENDLESS = TURNS.replace("<|im_end|>", "<|im_start|>") + START
-
-
 def test_a_turns_end_that_ends_no_response_is_seen_and_may_be_named(tmp_path):
   model = write_tokenizer(tmp_path)
   assert HuggingFace(tmp_path).unstopped == ""
@@ -274,16 +259,6 @@ def test_a_turns_end_that_ends_no_response_is_seen_and_may_be_named(tmp_path):
   assert HuggingFace(tmp_path).unstopped == ""
   write_tokenizer(tmp_path / "l", "llama3")
   assert HuggingFace(tmp_path / "l").unstopped == ""
-
-
-def test_a_turns_end_that_ends_no_response_is_told_with_the_cure(tmp_path, caplog):
-  write_tokenizer(tmp_path, chat_template=ENDLESS)
-  build_policy.read_tokenizer(configs.load("smoke", {"tokenizer": str(tmp_path)}))
-  assert f"{tmp_path}: the chat template ends an assistant's turn with <|im_start|>, which ends no" in caplog.text
-  assert "take config.model.stop_tokens=<|im_start|>, or name it as eos_token" in caplog.text
-  caplog.clear()
-  build_policy.read_tokenizer(configs.load("smoke", {"tokenizer": str(tmp_path), "model.stop_tokens": "<|im_start|>"}))
-  assert caplog.text == ""
 
 
 def test_tokens_that_only_the_config_lists_are_one_token(tmp_path):
@@ -315,61 +290,6 @@ def test_files_that_never_end_or_nest_too_deep_are_refused(tmp_path):
       HuggingFace(tmp_path)
     (tmp_path / name).unlink()
     write_tokenizer(tmp_path)
-
-
-def test_a_tilde_stands_for_the_home_directory(tmp_path, monkeypatch):
-  monkeypatch.setenv("HOME", str(tmp_path))
-  assert object_store.path("~/x") == tmp_path / "x" and object_store.local("~/x") == str(tmp_path / "x")
-  assert object_store.path("gs://b/~x").as_posix() == "gs://b/~x" and object_store.local("arithmetic") == "arithmetic"
-  (tmp_path / "c.py").write_text("from jaxrlvr.config import base\n\n\ndef get_config(arg):\n  return base()\n")
-  assert configs.load("~/c.py").seed == 0 and hub.model("~/c.py") == str(tmp_path / "c.py")
-
-
-def test_a_tilde_is_read_in_every_key_that_names_a_place(tmp_path, monkeypatch, capsys):
-  """As a shell leaves it in `--config.init=~/x`: each is looked for in the home directory."""
-  monkeypatch.setenv("HOME", str(tmp_path))
-  monkeypatch.chdir(tmp_path)
-  x = str(tmp_path / "x")
-  assert hub.find("~/x")[0] == hub.find("skywork-or1:~/x")[0] == x
-  for stage, key, value, told in (
-    ("evaluate", "tokenizer", "~/x", f"{x}: no such tokenizer"),
-    ("import", "model.path", "~/x", f"{x}/config.json: can't be read"),
-    ("prepare", "problems.source", "~/x", f"config.problems: {x}: "),
-    ("judge", "judge.run", "~/x", f"{x}: holds no run"),
-    ("report", "report.runs", "~/x", f"{x}: holds no run"),
-    ("report", "report.runs", "A=~/x", f"{x}: holds no run"),
-  ):
-    assert run(stage, "--config=smoke", "--workdir=~/w", f"--config.{key}={value}") == 2
-    assert told in capsys.readouterr().err, key
-  c = configs.load("smoke", {"heldout.folder": "~/x", "heldout.sets": "math500", "judge.name": "replay"})
-  c.judge.file, c.init = "~/x", "~/hf"
-  write_tokenizer(tmp_path / "hf")
-  for read, told in (
-    (lambda: chosen_sets(c, []), f"{x}/non-think/"),
-    (lambda: make_judge(c, c.judge, tmp_path), f"'{x}' is no file"),
-    (lambda: faithful_diversity_of("~/x"), f"{x}/diagnosis.json"),
-    (lambda: build_policy.load_policy(c), "config.init = '~/hf': is a Hugging Face directory"),
-  ):
-    with pytest.raises(InputError, match=re.escape(told)):
-      read()
-  try:
-    set_compile_cache("~/x")
-    assert jax.config.jax_compilation_cache_dir == x
-  finally:
-    set_compile_cache(os.environ["JAX_COMPILATION_CACHE_DIR"])
-  assert run("grid", "--config=smoke", "--workdir=~/grid", "--config.grid.jobs=0") == 0
-  assert {file.name for file in (tmp_path / "grid").iterdir()} >= {"commands.txt", "grid.json", "manifest.json"}
-  assert not (tmp_path / "~").exists()
-
-
-def test_init_and_model_path_name_each_other(tmp_path):
-  write_tokenizer(tmp_path / "hf")
-  with pytest.raises(InputError, match="config.init = .*is a Hugging Face directory.*config.model.path="):
-    build_policy.load_policy(configs.load("smoke", {"init": str(tmp_path / "hf")}))
-  (tmp_path / "run").mkdir()
-  (tmp_path / "run" / "policy.json").write_text("{}")
-  with pytest.raises(InputError, match="config.model.path = .*is a run directory.*config.init="):
-    build_policy.find_model(configs.load("smoke", {"model.path": str(tmp_path / "run")}))
 
 
 def test_files_that_are_no_tokenizer(tmp_path):
