@@ -48,6 +48,25 @@ def test_finished_chain_is_not_run_again(chain):
   assert before == {p: p.stat().st_mtime_ns for p in chain.rglob("metrics.jsonl")}
 
 
+def test_every_metric_of_the_chain_is_on_the_page_of_metrics(chain):
+  page = set(re.findall(r"`([^`]+)`", (ROOT / "docs" / "metrics.md").read_text()))
+  patterns = (
+    (r"_(low|high)$", ""),
+    (r"^eval/[\w-]+/", "eval/SET/"),
+    (r"(avg|maj|if_extracted)@\d+$", r"\1@K"),
+    (r"pass@\d+$", "pass@k"),
+    (r"^rewards/.*/(mean|std)$", r"rewards/PART/\1"),
+    (r"^(F\(.*\)|labelled|missing)/\w+$", r"\1/GROUP"),
+    (r"^((faithful_)?diversity(/correct)?)(/\w+)$", r"\4"),
+  )
+  for file in chain.glob("*/metrics.jsonl"):
+    for name in {name for row in logbook.read_jsonl(file) for name in row}:
+      written = name
+      for pattern, replacement in patterns:
+        written = re.sub(pattern, replacement, written)
+      assert page & {name, written}, f"{file.parent.name}/metrics.jsonl has {name}, which docs/metrics.md does not name"
+
+
 def test_rl_writes_what_the_design_promises(chain):
   workdir = chain / "rl-thinking"
   rows = logbook.read_jsonl(workdir / "metrics.jsonl")
