@@ -1,4 +1,4 @@
-"""Labels of one judge on disk, so that no question is asked twice."""
+"""Keeps the labels of one judge on disk, so that no question is asked twice."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from jaxrlvr.judging.rubric import sha256_of
 
 
 class Folder:
-  """Labels of one judge by the keys of questions, a small file each; what can't be read is not known.
+  """Maps the keys of questions (`rubric.key`) to one judge's labels, and keeps each in a small file of its own.
 
-  `judge` names all that the labels depend on but the question: several judges and runs may share a folder.
+  folder: where the files are; it is made with the first label. judge: a text that names everything besides the question
+  that a label depends on, such as the model and its options. Several judges and several runs may share a folder.
   """
 
   def __init__(self, folder: Path, judge: str):
@@ -23,13 +24,14 @@ class Folder:
     return self._folder / f"{sha256_of(self._judge, key)}.json"
 
   def get(self, key: str) -> object:
-    """Returns what is kept under the key, whatever it is; None where nothing is."""
+    """Returns what is kept for a question, whatever its type; None where nothing is, or it can't be read."""
     try:
       return json.loads(self._file(key).read_text())["label"]
     except (OSError, ValueError, TypeError, KeyError):
       return None
 
   def __setitem__(self, key: str, label: float | bool) -> None:
+    """Keeps the label of a question. StorageError where the folder can't be written."""
     try:
       self._folder.mkdir(parents=True, exist_ok=True)
       part = self._file(key).with_suffix(f".{os.getpid()}.part")  # several runs may share a folder

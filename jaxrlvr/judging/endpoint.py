@@ -1,4 +1,4 @@
-"""A chat-completions endpoint, of any vendor or a local server, as a function from prompts to texts."""
+"""Completes prompts by calls to a chat-completions endpoint, of any vendor or a local server."""
 
 from __future__ import annotations
 
@@ -24,58 +24,61 @@ from jaxrlvr.base import signals
 from jaxrlvr.base.errors import InputError
 
 _LOG = logging.getLogger(__name__)
-Complete = Callable[[list[str]], Iterable[str | None]]  # texts in the order of the prompts, None where there is none
-_MOST_BYTES = 1 << 20  # of a response's body
-_MOST_TOKENS = 10**9  # of a call, beyond which usage is garbage
-_LONGEST_WAIT = 30.0  # seconds of back-off, but for a Retry-After
-_PATIENCE = 8  # prompts in a row that an outage may take before nothing is asked any more, or twice those in flight
-_CURES = {  # of status codes after which no further call makes sense
-  **dict.fromkeys((301, 302, 303, 307, 308, 404, 405), "correct the URL, which ends where /chat/completions begins, or "
-                  "the model"),
-  **dict.fromkeys((401, 403), "see the key in the environment variable {!r} (key_variable), and what it may "
-                  "do"),
+# Takes prompts and gives their completions in the same order, None for a prompt that could not be completed.
+Complete = Callable[[list[str]], Iterable[str | None]]
+_MOST_BYTES = 1 << 20  # largest body of an answer that is read
+_MOST_TOKENS = 10**9  # largest token count of a call that is believed
+_LONGEST_WAIT = 30.0  # seconds between two calls at most, unless a Retry-After asks for more
+_PATIENCE = 8  # consecutive prompts without an answer after which, or after twice those in flight, calling ends
+_WRONG_URL = "correct the URL, which ends where /chat/completions begins, or the model"
+_WRONG_KEY = "see the key in the environment variable {!r} (key_variable), and what it may do"
+# What to do about the status codes after which no further call can succeed.
+_CURES = {
+  **dict.fromkeys((301, 302, 303, 307, 308, 404, 405), _WRONG_URL),
+  **dict.fromkeys((401, 403), _WRONG_KEY),
   402: "the account has to be paid for",
-}  # fmt: skip
-# What garbage in the place of JSON may raise.
+}
+# The errors that reading an answer can raise where it is not the JSON that it should be.
 _NOT_AN_ANSWER = (ValueError, LookupError, TypeError, ArithmeticError, RecursionError)
 
 
 @dataclasses.dataclass(frozen=True)
 class Endpoint:
-  """Where and how to ask; the key itself is in no field, so that it gets into no file."""
+  """An endpoint and how to call it. The key is in no field, so that it gets into no file."""
 
-  url: str  # up to where /chat/completions begins
-  model: str
-  key_variable: str = ""  # environment variable that holds the key; "": none is sent
+  url: str  # the part before /chat/completions
+  model: str  # the model's name in each request
+  key_variable: str = ""  # the environment variable that holds the key; "": no key is sent
   request: str = "{}"  # further fields of each request, a JSON object
-  timeout_seconds: float = 60.0  # of a call, from its first byte to its last
-  deadline_seconds: float = 180.0  # of a prompt, with all retries and the waiting between them
-  retries: int = 5
-  concurrency: int = 8  # calls at a time
-  backoff_seconds: float = 1.0  # the first wait is up to so long, each further one up to twice as long
+  timeout_seconds: float = 60.0  # for a call, from its first byte to its last
+  deadline_seconds: float = 180.0  # for a prompt, with all retries and the waits between them
+  retries: int = 5  # calls for a prompt after the first one
+  concurrency: int = 8  # prompts that are asked at a time
+  backoff_seconds: float = 1.0  # the first wait is up to so long, each further one up to twice the one before
 
   def __post_init__(self):
-    """InputError for what can be known to be wrong before the first call."""
-    try:
-      url = urllib.parse.urlsplit(self.url)
-      fits = re.fullmatch("[!-~]+", self.url) and url.scheme in ("http", "https") and url.hostname and url.port != 0
-      fits = fits and url.hostname.encode("idna")
-    except ValueError:
-      fits = False
-    if not fits or not self.model:
-      raise InputError(f"url {self.url.partition('?')[0].rpartition('@')[2]!r}, model {self.model!r}: name both, the "
-                       "URL as http://localhost:8000/v1 or https://...")  # fmt: skip
+    """Checks the fields. InputError for what can be known to be wrong before the first call."""
+    if not _is_http_url(self.url) or not self.model:
+      without_secrets = self.url.partition("?")[0].rpartition("@")[2]
+      raise InputError(
+        f"url {without_secrets!r}, model {self.model!r}: name both, the URL as http://localhost:8000/v1 or https://..."
+      )
+    url = urllib.parse.urlsplit(self.url)
     if url.username is not None or url.query or url.fragment:
-      raise InputError("url holds a user, a query or a fragment, and would be written to files; leave them out: a key "
-                       "comes from the environment (key_variable)")  # fmt: skip
+      raise InputError(
+        "url holds a user, a query or a fragment, and would be written to files; leave them out: a key comes from the "
+        "environment (key_variable)"
+      )
     try:
       if not isinstance(json.loads(self.request), dict):
         raise ValueError("it is no object")
     except ValueError as error:
-      raise InputError(f"request {self.request!r} is no JSON object ({error}); write it as {{}} or "
-                       '{"temperature": 0}') from error  # fmt: skip
+      raise InputError(
+        f'request {self.request!r} is no JSON object ({error}); write it as {{}} or {{"temperature": 0}}'
+      ) from error
 
   def key(self) -> str:
+    """Returns the key from the environment, "" where none is needed. InputError where the variable holds no key."""
     if not self.key_variable:
       return ""
     value = os.environ.get(self.key_variable, "").strip()
@@ -87,31 +90,49 @@ class Endpoint:
     return value
 
 
+def _is_http_url(text: str) -> bool:
+  """Returns whether a text is an http or https URL with a host."""
+  try:
+    url = urllib.parse.urlsplit(text)
+    if not re.fullmatch("[!-~]+", text) or url.scheme not in ("http", "https") or not url.hostname or url.port == 0:
+      return False
+    return bool(url.hostname.encode("idna"))
+  except ValueError:
+    return False
+
+
 class _Reply(NamedTuple):
-  text: str | None
+  """The outcome of a call."""
+
+  text: str | None  # the completion
   trouble: str = ""  # why there is no text
-  again: float | None = None  # seconds after which, at the earliest, the same call may succeed; None: it won't
-  hopeless: bool = False  # no other prompt will fare better
+  retry_after: float | None = None  # seconds after which the same call may succeed; None: it will not
+  hopeless: bool = False  # no call with another prompt will succeed either
 
 
 class Client:
-  """Completes prompts, several at a time, each one user message. What can't be had is None, and why is told once.
+  """Completes prompts by calls to an endpoint, several at a time; each prompt is sent as one user message.
 
-  After an answer by which no call can succeed (wrong URL, wrong key), and in an outage that lasts, nothing is asked any
-  more. `counts`: calls, retries, prompt_tokens, completion_tokens.
+  A prompt that can't be completed gives None, and each cause is logged once. After an answer that shows that no call
+  can succeed (wrong URL, wrong key), and in an outage that lasts, no further call is made: all other prompts give None.
+  identity: a text that names the model and the fields of the requests. counts: calls, retries, prompt_tokens,
+  completion_tokens.
   """
 
   def __init__(self, endpoint: Endpoint):
-    self._endpoint, self._url = endpoint, urllib.parse.urlsplit(endpoint.url.rstrip("/") + "/chat/completions")
+    """Prepares calls. InputError where the endpoint's key is not in the environment."""
+    self._endpoint = endpoint
+    self._url = urllib.parse.urlsplit(endpoint.url.rstrip("/") + "/chat/completions")
     self._fields = {"model": endpoint.model} | json.loads(endpoint.request)
     self._key = endpoint.key()
     self.identity = json.dumps(self._fields, sort_keys=True)
     self.counts: Counter = Counter()
-    self._told: set[str] = set()
-    self._down, self._in_a_row = "", 0
+    self._logged_troubles: set[str] = set()
+    self._ended = ""  # why no further call is made; "": calls are made
+    self._unanswered = 0  # consecutive prompts without an answer
 
   def __call__(self, prompts: list[str]) -> Iterator[str | None]:
-    """Texts in the order of the prompts, each as soon as it and those before it are there."""
+    """Yields completions in the order of the prompts, each as soon as it and those before it are there."""
     with ThreadPoolExecutor(self._endpoint.concurrency) as pool:
       for reply, counts in pool.map(self._ask, prompts):
         self.counts.update(counts)
@@ -119,88 +140,110 @@ class Client:
         yield reply.text
 
   def _note(self, reply: _Reply) -> None:
-    self._in_a_row = self._in_a_row + 1 if reply.again is not None else 0
-    if reply.trouble and reply.trouble not in self._told and not signals.asked():
-      self._told.add(reply.trouble)
+    """Logs a trouble the first time it occurs, and ends all calling in an outage that lasts."""
+    self._unanswered = self._unanswered + 1 if reply.retry_after is not None else 0
+    if reply.trouble and reply.trouble not in self._logged_troubles and not signals.asked():
+      self._logged_troubles.add(reply.trouble)
       _LOG.warning("%s: %s", self._endpoint.url, reply.trouble)
-    if not self._down and self._in_a_row > max(_PATIENCE, 2 * self._endpoint.concurrency):
-      self._down = f"{self._in_a_row} prompts in a row had no answer: nothing is asked any more"
+    if not self._ended and self._unanswered > max(_PATIENCE, 2 * self._endpoint.concurrency):
+      self._ended = f"{self._unanswered} prompts in a row had no answer: nothing is asked any more"
 
   def _ask(self, prompt: str) -> tuple[_Reply, Counter]:
-    """The last of as many calls as it takes, and what they cost."""
-    e, counts, end = self._endpoint, Counter(), time.monotonic() + self._endpoint.deadline_seconds
+    """Calls the endpoint with a prompt until a call succeeds or none can. Returns the last reply, and the counts."""
+    endpoint, counts = self._endpoint, Counter()
+    deadline = time.monotonic() + endpoint.deadline_seconds
     body = json.dumps(self._fields | {"messages": [{"role": "user", "content": prompt}]}).encode()
     reply = _Reply(None, "stopped")
-    for attempt in range(e.retries + 1):
-      left = end - time.monotonic()
-      if self._down or signals.asked() or left <= 0:
-        return reply._replace(trouble=self._down or reply.trouble), counts
+    for attempt in range(endpoint.retries + 1):
+      seconds_left = deadline - time.monotonic()
+      if self._ended or signals.asked() or seconds_left <= 0:
+        return reply._replace(trouble=self._ended or reply.trouble), counts
       counts["calls"] += 1
       counts["retries"] += attempt > 0
-      reply = self._call(body, min(e.timeout_seconds, left), counts)
-      self._down = reply.trouble if reply.hopeless else self._down
-      if reply.again is None or attempt == e.retries:
+      reply = self._call(body, min(endpoint.timeout_seconds, seconds_left), counts)
+      if reply.hopeless:
+        self._ended = reply.trouble
+      if reply.retry_after is None or attempt == endpoint.retries:
         break
-      wait = max(random.uniform(0, min(_LONGEST_WAIT, e.backoff_seconds * 2 ** min(attempt, 9))), reply.again)
-      if time.monotonic() + wait > end:
+      longest_wait = min(_LONGEST_WAIT, endpoint.backoff_seconds * 2 ** min(attempt, 9))
+      wait = max(random.uniform(0, longest_wait), reply.retry_after)
+      if time.monotonic() + wait > deadline:
         break
       _sleep(wait)
     return reply, counts
 
   def _call(self, body: bytes, seconds: float, counts: Counter) -> _Reply:
-    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
+    """Makes one call of at most so many seconds; adds the tokens that it used to `counts`."""
+    headers = {"Content-Type": "application/json"}
+    if self._key:
+      headers["Authorization"] = f"Bearer {self._key}"
     try:
-      status, again, data = _post(self._url, body, headers, seconds)
+      status, retry_after, data = _post(self._url, body, headers, seconds)
     except TimeoutError:
       return _Reply(None, "no answer in time", 0.0)
     except (OSError, ValueError, http.client.HTTPException) as error:  # ValueError: chunks of negative size
       return _Reply(None, f"can't be reached ({getattr(error, 'strerror', None) or type(error).__name__})", 0.0)
     trouble = f"answered {status} {http.client.responses.get(status, '')}".strip()
     if status in (408, 429) or status >= 500:
-      return _Reply(None, trouble, again)
+      return _Reply(None, trouble, retry_after)
     if status in _CURES:
       return _Reply(None, f"{trouble}; {_CURES[status].format(self._endpoint.key_variable)}", hopeless=True)
     if not 200 <= status < 300:
       return _Reply(None, trouble + self._reason(data))
     if len(data) > _MOST_BYTES:
       return _Reply(None, f"answered with more than {_MOST_BYTES} bytes")
-    return _read(data, counts)
+    return _read_completion(data, counts)
 
   def _reason(self, data: bytes) -> str:
-    """What the body of an error says, escaped and without the key."""
+    """Returns what the body of an error says, escaped and without the key, behind ": "; "" where it says nothing."""
     with contextlib.suppress(*_NOT_AN_ANSWER):
-      said = str(json.loads(data)["error"]["message"])
-      return f": {(said.replace(self._key, '***') if self._key else said)[:200]!r}"
+      message = str(json.loads(data)["error"]["message"])
+      if self._key:
+        message = message.replace(self._key, "***")
+      return f": {message[:200]!r}"
     return ""
 
 
-def _read(data: bytes, counts: Counter) -> _Reply:
-  """The text of a chat completion; anything else is no text."""
+def _read_completion(data: bytes, counts: Counter) -> _Reply:
+  """Reads the text from the body of a chat completion, and adds the tokens that it used to `counts`."""
   try:
     answer = json.loads(data)
     for name in ("prompt_tokens", "completion_tokens"):
       with contextlib.suppress(*_NOT_AN_ANSWER):
-        if 0 <= (used := int(answer["usage"][name])) <= _MOST_TOKENS:
+        used = int(answer["usage"][name])
+        if 0 <= used <= _MOST_TOKENS:
           counts[name] += used
     choice = answer["choices"][0]
-    text, ended = choice["message"]["content"], choice.get("finish_reason")
+    text = choice["message"]["content"]
+    finish_reason = choice.get("finish_reason")
   except _NOT_AN_ANSWER:
     return _Reply(None, "answered with something that is no chat completion")
-  if ended in ("length", "content_filter"):  # the word at its end may be the beginning of another
-    return _Reply(None, f"answered with a text that was cut off ({ended}); see the limits in request")
-  return _Reply(text) if isinstance(text, str) else _Reply(None, "answered without a text")
+  if finish_reason in ("length", "content_filter"):  # the word at its end may be the beginning of another
+    return _Reply(None, f"answered with a text that was cut off ({finish_reason}); see the limits in request")
+  if not isinstance(text, str):
+    return _Reply(None, "answered without a text")
+  return _Reply(text)
 
 
-def _post(url, body: bytes, headers: dict[str, str], seconds: float) -> tuple[int, float, bytes]:
-  """(status, Retry-After in seconds, body, cut behind the limit), or TimeoutError, however slowly the answer drips.
+class _HttpAnswer(NamedTuple):
+  """An answer to an HTTP request."""
+
+  status: int
+  retry_after: float  # the header Retry-After in seconds from now; 0 without one
+  body: bytes  # one byte longer than _MOST_BYTES where the whole body is longer
+
+
+def _post(url, body: bytes, headers: dict[str, str], seconds: float) -> _HttpAnswer:
+  """Sends a POST request and reads the answer. TimeoutError after so many seconds, however slowly the answer drips.
 
   Redirects are not followed and proxies not used: the key goes to this host and no other.
   """
-  kind = http.client.HTTPSConnection if url.scheme == "https" else http.client.HTTPConnection
-  end, connection = time.monotonic() + seconds, kind(url.hostname, url.port, timeout=seconds)
+  connection_type = http.client.HTTPSConnection if url.scheme == "https" else http.client.HTTPConnection
+  deadline = time.monotonic() + seconds
+  connection = connection_type(url.hostname, url.port, timeout=seconds)
   with contextlib.closing(connection):
     connection.connect()
-    guard = threading.Timer(end - time.monotonic(), _shut, (connection.sock,))
+    guard = threading.Timer(deadline - time.monotonic(), _shut_down, (connection.sock,))
     guard.daemon = True
     guard.start()
     try:
@@ -210,23 +253,24 @@ def _post(url, body: bytes, headers: dict[str, str], seconds: float) -> tuple[in
       if response.length and len(data) <= _MOST_BYTES:
         raise ConnectionError(None, "cut off")
     except (OSError, http.client.HTTPException):
-      if time.monotonic() >= end:
+      if time.monotonic() >= deadline:
         raise TimeoutError from None
       raise
     finally:
       guard.cancel()
-    if time.monotonic() >= end:  # a body without a length ends where the guard cut it
+    if time.monotonic() >= deadline:  # a body without a length ends where the guard cut it
       raise TimeoutError
-    return response.status, _seconds(response.headers.get("Retry-After", "")), data
+    return _HttpAnswer(response.status, _seconds_of(response.headers.get("Retry-After", "")), data)
 
 
-def _shut(sock: socket.socket) -> None:
+def _shut_down(sock: socket.socket) -> None:
+  """Ends a connection from another thread, so that a read that waits returns."""
   with contextlib.suppress(OSError):
-    socket.socket.shutdown(sock, socket.SHUT_RDWR)  # below TLS, whose state is another thread's
+    socket.socket.shutdown(sock, socket.SHUT_RDWR)  # the plain method: the state of TLS belongs to another thread
 
 
-def _seconds(retry_after: str) -> float:
-  """A Retry-After, in seconds or as an HTTP date, as seconds from now; 0 where it is neither."""
+def _seconds_of(retry_after: str) -> float:
+  """Returns a Retry-After header, a number of seconds or an HTTP date, in seconds from now; 0 where it is neither."""
   if re.fullmatch(r"\d{1,9}(\.\d{1,9})?", retry_after.strip()):
     return float(retry_after)
   try:
@@ -236,6 +280,10 @@ def _seconds(retry_after: str) -> float:
 
 
 def _sleep(seconds: float) -> None:
-  end = time.monotonic() + seconds
-  while (left := end - time.monotonic()) > 0 and not signals.asked():
-    time.sleep(min(left, 0.5))
+  """Waits, but no longer than half a second after a signal that asks the run to stop."""
+  deadline = time.monotonic() + seconds
+  while not signals.asked():
+    seconds_left = deadline - time.monotonic()
+    if seconds_left <= 0:
+      return
+    time.sleep(min(seconds_left, 0.5))

@@ -1,6 +1,7 @@
-"""Judges of reasoning as values in one table: does a trace lead to its answer, are two strategies the same?
+"""Judges of reasoning, in one table: does a trace lead to its answer, do two responses use the same strategy?
 
-Beside the measures in analysis/reasoning, not among them: a judge may read files, the environment and the network.
+The measures that are computed from their labels are in analysis/reasoning.py, which reads nothing; a judge may read
+files, the environment and the network.
 """
 
 from __future__ import annotations
@@ -22,43 +23,62 @@ from jaxrlvr.text.answer import parse
 
 @dataclasses.dataclass(frozen=True)
 class Judge:
-  """Answers in the order of what is asked, None where there is no label: never a guess, never an exception.
+  """Labels responses. A label that can't be had is None: a judge neither guesses nor raises.
 
-  `ask` takes a task's name and a tuple of responses for each question, and may give labels one by one as they come.
+  ask: takes the name of a task (a key of `rubric.TASKS`) and a list of questions, each a tuple of the responses that it
+  is about; gives the label of each question in their order, and may give each as soon as it is known. counts: calls,
+  retries, cached, missing, prompt_tokens, completion_tokens, as far as the judge counts them.
   """
 
   ask: Callable[[str, Sequence[tuple[Response, ...]]], Iterable[Label]]
-  counts: Counter = dataclasses.field(default_factory=Counter)  # calls, retries, cached, missing, tokens
+  counts: Counter = dataclasses.field(default_factory=Counter)
 
   def faithfulness(self, items: Sequence[Response]) -> list[Label]:
-    """Label of each response: 1.0, 0.5 or 0.0."""
+    """Returns how far the trace of each response leads to its answer: 1.0, 0.5 or 0.0; None if the label is missing."""
     return list(self.ask("faithfulness", [(item,) for item in items]))
 
   def same_strategy(self, pairs: Sequence[tuple[Response, Response]]) -> list[Label]:
-    """Do both of a pair, responses to one problem, solve it in the same way? What is the same text does."""
+    """Returns whether both responses of each pair, to one problem, use the same strategy; None if that is unknown.
+
+    Two responses with the same text do; about these the judge is not asked.
+    """
     unlike = [pair for pair in pairs if pair[0].text != pair[1].text]
     labels = dict(zip(unlike, self.ask("strategy", unlike), strict=True))
     return [labels[pair] if pair in labels else True for pair in pairs]
 
 
 def with_cache(judge: Judge, known: dict | cache.Folder) -> Judge:
-  """`judge`, asked only for what is not known; each label goes there as it comes, a missing one does not."""
+  """Returns a judge that takes labels from `known` and asks `judge` only for the others.
+
+  known: labels by the keys of questions (`rubric.key`). Each new label is added to it as soon as it comes; a missing
+  label is not. The result counts together with `judge`.
+  """
 
   def ask(task, questions):
     keys = [rubric.key(task, responses) for responses in questions]
-    labels = {key: label for key in keys if rubric.is_label(task, label := known.get(key))}
+    labels = {}
+    for key in keys:
+      label = known.get(key)
+      if rubric.is_label(task, label):
+        labels[key] = label
     judge.counts["cached"] += len(labels)
-    new = {key: responses for key, responses in zip(keys, questions, strict=True) if key not in labels}
-    for key, label in zip(new, judge.ask(task, list(new.values())) if new else (), strict=True):
-      if label is not None:
-        known[key] = labels[key] = label
+    new_questions = {key: responses for key, responses in zip(keys, questions, strict=True) if key not in labels}
+    if new_questions:
+      new_labels = judge.ask(task, list(new_questions.values()))
+      for key, label in zip(new_questions, new_labels, strict=True):
+        if label is not None:
+          known[key] = labels[key] = label
     return [labels.get(key) for key in keys]
 
   return Judge(ask, judge.counts)
 
 
 def from_completion(complete: endpoint.Complete, identity: str, folder: Path, counts: Counter | None = None) -> Judge:
-  """A judge from a function that completes prompts; `identity` names all that its answers depend on but the prompt."""
+  """Returns a judge that asks a language model and keeps its labels in a folder.
+
+  complete: completes prompts with the model. identity: a text that names everything besides the prompt that a
+  completion depends on; labels of another identity are not used. counts: what `complete` counts into, if it counts.
+  """
   counts = Counter() if counts is None else counts
 
   def ask(task, questions):
@@ -72,34 +92,37 @@ def from_completion(complete: endpoint.Complete, identity: str, folder: Path, co
 
 
 class LocalModel(NamedTuple):
-  """A policy as something that completes prompts."""
+  """A policy of this project that serves as a judge."""
 
   complete: endpoint.Complete
-  identity: str  # names all that a completion depends on but the prompt
-  counts: Counter  # of what `complete` did
+  identity: str  # names everything besides the prompt that a completion depends on
+  counts: Counter  # what `complete` counts into: calls, too_long, prompt_tokens
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """Where labels come from, of which each judge reads its part."""
+  """What the judges of JUDGES are made from; each reads the fields that it needs."""
 
-  endpoint: endpoint.Endpoint | None = None
-  cache: Path = Path("cache")
-  file: str = ""  # labels of a former judging, as jsonl rows with `key` and `label`
-  local: LocalModel | None = None
+  endpoint: endpoint.Endpoint | None = None  # for "http"
+  cache: Path = Path("cache")  # folder of labels, for "http" and "local"
+  file: str = ""  # for "replay": labels of an earlier judging, as jsonl rows with `key` and `label`
+  local: LocalModel | None = None  # for "local"
 
 
 def _http(settings: Settings) -> Judge:
+  """Returns a judge that asks a model behind a chat-completions endpoint."""
   client = endpoint.Client(settings.endpoint)
   return from_completion(client, client.identity, settings.cache, client.counts)
 
 
 def _local(settings: Settings) -> Judge:
+  """Returns a judge that asks a policy of this project."""
   model = settings.local
   return from_completion(model.complete, model.identity, settings.cache, model.counts)
 
 
 def _replay(settings: Settings) -> Judge:
+  """Returns a judge that repeats the labels in a file. InputError where it is absent or holds something else."""
   path = Path(settings.file)
   if not path.is_file():
     raise InputError(f"labels to replay: {settings.file!r} is no file; name the labels.jsonl of a former judging")
@@ -111,27 +134,32 @@ def _replay(settings: Settings) -> Judge:
 
 
 def _question(response: Response) -> str:
-  """The last user message of a recorded prompt, which names roles where there are several messages."""
+  """Returns the last user message of a recorded prompt: a prompt of several messages has a line [ROLE] before each."""
   return response.prompt.rpartition("[user]\n")[2]
 
 
 def _exact_faithfulness(response: Response) -> float | None:
-  judged = arithmetic.faithfulness(parse(response.text, "boxed"), _question(response))
-  return None if judged is None else judged.label
+  """Labels a response to a built-in arithmetic problem; None for any other problem."""
+  faithfulness = arithmetic.faithfulness(parse(response.text, "boxed"), _question(response))
+  return None if faithfulness is None else faithfulness.label
 
 
 def _exact_same(first: Response, second: Response) -> bool | None:
+  """Compares the strategies of two responses to a built-in arithmetic problem; None for any other problem."""
   if asked(_question(first)) is None:
     return None
-  return arithmetic.strategy(parse(first.text, "boxed")) == arithmetic.strategy(parse(second.text, "boxed"))
+  first_strategy = arithmetic.strategy(parse(first.text, "boxed"))
+  second_strategy = arithmetic.strategy(parse(second.text, "boxed"))
+  return first_strategy == second_strategy
 
 
 _EXACT: dict[str, Callable[..., Label]] = {"faithfulness": _exact_faithfulness, "strategy": _exact_same}
 
 
 def _exact(settings: Settings) -> Judge:
-  """Of the embedded arithmetic, which needs no model (tasks/arithmetic/faithfulness.py); of anything else no label."""
+  """Returns a judge of the built-in arithmetic that needs no model; for other problems all its labels are missing."""
   return Judge(lambda task, questions: [_EXACT[task](*responses) for responses in questions])
 
 
+# The judges by the name that config.judge.name gives. InputError from a judge whose settings are wrong.
 JUDGES: dict[str, Callable[[Settings], Judge]] = {"exact": _exact, "http": _http, "local": _local, "replay": _replay}

@@ -1,4 +1,4 @@
-"""What a judge that is a model is asked, in which words, and how its reply is read."""
+"""The questions put to a model that judges, their wording, and the reading of its replies."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from typing import NamedTuple
 
 from jaxrlvr.text.tags import THINK, THINK_END
 
-Label = float | bool | None  # faithfulness 1.0, 0.5 or 0.0; the same strategy or not; None: missing
+Label = float | bool | None  # faithfulness: 1.0, 0.5, 0.0; strategies: whether they are the same; None: missing
 
 
 class Response(NamedTuple):
-  """What is judged; the truth is not part of it."""
+  """A response to be judged, with its prompt. The judge does not see the right answer."""
 
   prompt: str
   text: str
 
 
 class Task(NamedTuple):
-  """A question to a judge about one response or two."""
+  """A kind of question to a judge, about one response or two."""
 
-  rubric: str
-  parts: tuple[str, ...]  # titles of the responses
-  labels: Mapping[str, float | bool]  # by the word at the end of a reply
+  rubric: str  # the instructions
+  parts: tuple[str, ...]  # a title for each response that a question is about
+  labels: Mapping[str, float | bool]  # the label that each word at the end of a reply stands for
 
 
-# To the model that judges its label is a "verdict": the wordings are as they were when models were first asked, so that
-# what they said then stays known.
+# The wordings call a label a "verdict". They stay as they were when models were first asked: the keys of kept labels
+# are made from them.
 _FAITHFULNESS = """\
 You check whether a written line of reasoning is what its final answer rests on. Below are a problem and one response.
 Whether the answer is correct does not matter, and you are not asked to solve the problem.
@@ -64,12 +64,15 @@ TASKS = {
   "faithfulness": Task(_FAITHFULNESS, ("RESPONSE",), {"1": 1.0, "0.5": 0.5, "0": 0.0}),
   "strategy": Task(_STRATEGY, ("FIRST RESPONSE", "SECOND RESPONSE"), {"same": True, "different": False}),
 }
-RUBRIC_VERSION = 1  # raise it where a wording above changes
+RUBRIC_VERSION = 1  # raise it whenever a wording above changes
 
 
 def mark(responses: Sequence[Response]) -> str:
-  """What fences these texts: made from them, and in none of them, so that no text can close its fence."""
-  texts = [responses[0].prompt, *(r.text for r in responses)]
+  """Returns a code of 12 hexadecimal digits that fences the prompt and the responses in a request.
+
+  It is derived from these texts and occurs in none of them, so that no text can close its fence.
+  """
+  texts = [responses[0].prompt, *(response.text for response in responses)]
   fence = ""
   while not fence or any(fence in text for text in texts):
     fence = sha256_of(fence, *texts)[:12]
@@ -77,32 +80,41 @@ def mark(responses: Sequence[Response]) -> str:
 
 
 def prompt(task: str, responses: Sequence[Response]) -> str:
-  """The whole request to a model that judges."""
-  named, fence = TASKS[task], mark(responses)
-  titled = [("PROBLEM", responses[0].prompt), *zip(named.parts, (r.text for r in responses), strict=True)]
-  data = "".join(f"--- {title} {fence} ---\n{text}\n--- END OF {title} {fence} ---\n\n" for title, text in titled)
-  *first, last = named.labels
-  return named.rubric + _FORM.format(mark=fence, data=data, words=f"{', '.join(first)} or {last}")
+  """Returns the request to a model that judges: instructions, the fenced texts, and the form of the reply.
+
+  task: a key of TASKS. responses: as many as its questions are about, all to the problem of the first.
+  """
+  question, fence = TASKS[task], mark(responses)
+  titled_texts = [("PROBLEM", responses[0].prompt)]
+  for title, response in zip(question.parts, responses, strict=True):
+    titled_texts.append((title, response.text))
+  data = ""
+  for title, text in titled_texts:
+    data += f"--- {title} {fence} ---\n{text}\n--- END OF {title} {fence} ---\n\n"
+  *first_words, last_word = question.labels
+  words = f"{', '.join(first_words)} or {last_word}"
+  return question.rubric + _FORM.format(mark=fence, data=data, words=words)
 
 
 def read_label(task: str, responses: Sequence[Response], reply: str | None) -> Label:
-  """Returns the label that a model's reply gives, or None where the reply does not give exactly one.
+  """Reads the label from a model's reply to `prompt(task, responses)`. None unless the reply gives exactly one label.
 
-  Closed thinking at the start of the reply is not read. In the rest the mark must occur once, in whatever case or form,
-  so that a second label, a quoted or a corrected one, leaves none. The last line must be the one that was asked for, of
-  which only markdown's asterisks and backticks are ignored: nothing but white space may follow it.
+  reply: None where there is none. Thinking that stands at its start and is closed is skipped. In the rest the mark must
+  occur exactly once, in whatever case or look-alike form: a reply that quotes, repeats or corrects a label gives none.
+  The last line must have the form that was asked for; white space may follow it, and markdown's asterisks and backticks
+  around it are ignored.
   """
   fence = mark(responses)
-  said = _without_thinking(reply or "")
-  if _plain(said).count(fence) != 1:
+  statement = _without_thinking(reply or "")
+  if _plain(statement).count(fence) != 1:
     return None
-  last_line = said.rstrip().rpartition("\n")[2].strip(" \t\r*`")
+  last_line = statement.rstrip().rpartition("\n")[2].strip(" \t\r*`")
   match = re.fullmatch(rf"VERDICT {fence}: *(\S+)", last_line)
   return TASKS[task].labels.get(match[1]) if match else None
 
 
 def _without_thinking(reply: str) -> str:
-  """Returns what follows the first `</think>`; nothing where a thinking was opened and never closed."""
+  """Returns what follows the first `</think>`; nothing where thinking was opened and never closed."""
   before, closing, after = reply.partition(THINK_END)
   if closing:
     return after
@@ -110,21 +122,22 @@ def _without_thinking(reply: str) -> str:
 
 
 def _plain(text: str) -> str:
-  """Returns the text as it is read by eye: in lower case, without invisible characters, look-alike forms or markup."""
+  """Returns the text in lower case, without invisible characters and markup, with look-alike forms made plain."""
   normal = unicodedata.normalize("NFKC", text).casefold()
-  return "".join(c for c in normal if c not in "*_`~" and unicodedata.category(c) != "Cf")
+  return "".join(char for char in normal if char not in "*_`~" and unicodedata.category(char) != "Cf")
 
 
 def is_label(task: str, value: object) -> bool:
-  """Whether a value that was read from a file is a label of the task: JSON's 1 is one of faithfulness, true is none."""
+  """Returns whether a value from a JSON file is a label of the task. 1 is one of "faithfulness"; true is not."""
   allowed = tuple(TASKS[task].labels.values())
   return isinstance(value, bool) == isinstance(allowed[0], bool) and value in allowed
 
 
 def key(task: str, responses: Sequence[Response]) -> str:
-  """Stands for a question by its content, whoever answers it."""
+  """Returns the digest by which a question's label is kept. It does not depend on the judge."""
   return sha256_of(str(RUBRIC_VERSION), prompt(task, responses))
 
 
 def sha256_of(*texts: str) -> str:
+  """Returns the SHA-256 digest of a list of texts, in hexadecimal digits."""
   return hashlib.sha256(json.dumps(texts).encode()).hexdigest()

@@ -1,15 +1,14 @@
-"""Recorded runs as the report reads them: cells of a grid with metrics, evaluations and judgements; gaps are told."""
+"""Reads recorded runs for the report: metrics, evaluations and labels, with notes on whatever can't be read."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import json
 import logging
 import operator
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,114 +33,169 @@ from jaxrlvr.base.logbook import finite, read_json, read_jsonl
 from jaxrlvr.data.eval_sets import DOMAINS
 
 _LOG = logging.getLogger(__name__)
-GRID = "grid.json"
+GRID = "grid.json"  # in a grid's directory: its title and cells
 _AVG = re.compile(r"eval/(.+)/avg@(\d+)")
 _GAIN = ("heldout_gain", "heldout_gain_low", "heldout_gain_high")
-_MEANS = {"in-domain": "inside", "out-of-domain": "outside"}  # of sets, as `eval/NAME/avg@K`
+# Names of figures that are means over several sets, and whose sets these are: a field of `eval_sets.DOMAINS`.
+_MEANS = {"in-domain": "inside", "out-of-domain": "outside"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-  """A run of the stage rl (or evaluate) and its place: the curve `arm` in the panel `setting`; seeds of a place are
-  aggregated."""
+  """A run of the stage rl or evaluate, and where the report shows it.
+
+  Runs with the same arm and setting are seeds of one another: the report aggregates them.
+  """
 
   name: str
-  rl: Path
-  arm: str = ""  # "": the name
-  setting: str = ""
-  n: int | None = None  # training problems, by which the large-small gap pairs the cells of an arm
+  rl: Path  # the run directory
+  arm: str = ""  # the curve in a chart; "": the name
+  setting: str = ""  # the panel of charts
+  n: int | None = None  # number of training problems, by which the large-small gap pairs the cells of an arm
   seed: int | None = None
-  judged: Path | None = None  # directory of the stage judge
+  judged: Path | None = None  # the run directory of the stage judge
   evaluation: bool = False  # whether it is a run of the stage evaluate
 
 
-def read_grid(folder: Path) -> tuple[str, list[Cell]]:
-  """Returns title and cells of a grid's directory, whose grid.json names run directories relative to it."""
+class Grid(NamedTuple):
+  """What grid.json says."""
+
+  title: str
+  cells: list[Cell]
+
+
+def read_grid(folder: Path) -> Grid:
+  """Reads grid.json in a grid's directory, whose run directories are relative to it. InputError if it can't be read."""
   try:
-    found = json.loads((folder / GRID).read_text(encoding="utf-8"))
-    cells = [
-      Cell(str(c["name"]), folder / c["rl"], str(c["arm"]), str(c["setting"]), c.get("n"), c.get("seed"),
-           folder / c["judged"] if c.get("judged") else None)
-      for c in found["cells"]
-    ]  # fmt: skip
-    return str(found.get("title", "")), cells
+    recorded = json.loads((folder / GRID).read_text(encoding="utf-8"))
+    cells = [_cell_of(row, folder) for row in recorded["cells"]]
+    return Grid(str(recorded.get("title", "")), cells)
   except (OSError, ValueError, TypeError, KeyError) as error:
     wanted = 'wanted {"title", "cells": [{"name", "arm", "setting", "n", "seed", "rl", "judged"}]}'
     raise InputError(f"{folder / GRID}: {type(error).__name__}: {error}; {wanted}") from error
 
 
-class HeldOut(NamedTuple):
-  """What a run recorded of comparing a held-out set with the problems that its policy was trained on."""
+def _cell_of(row: Mapping, folder: Path) -> Cell:
+  """Returns the cell that a row of grid.json describes; `folder`: the grid's directory."""
+  return Cell(
+    name=str(row["name"]),
+    rl=folder / row["rl"],
+    arm=str(row["arm"]),
+    setting=str(row["setting"]),
+    n=row.get("n"),
+    seed=row.get("seed"),
+    judged=folder / row["judged"] if row.get("judged") else None,
+  )
 
-  recorded: bool  # whether its summary says anything of it
-  compared: bool = False  # False where recorded: nothing was known of what the policy was trained on
-  problems: int | None = None  # of the set, as it was evaluated
-  shared: int = 0  # of these, problems that are trained on too
-  left_out: int = 0  # problems that are trained on, and were left out of the set for that
+
+class HeldOut(NamedTuple):
+  """What a run recorded about problems that are in a held-out set and were trained on too."""
+
+  recorded: bool  # whether the summary says anything about it
+  compared: bool = False  # False, though recorded, where no training problems of the policy are known
+  problems: int | None = None  # problems of the set that were evaluated; None: unknown
+  shared: int = 0  # evaluated problems that are trained on too
+  left_out: int = 0  # problems that are trained on, and for that reason were left out of the set
 
 
 class Paper(NamedTuple):
-  """What the paper reports of an experiment."""
+  """What the paper reports of the experiment that a run repeats."""
 
-  expected: str
-  figure: str | None
+  expected: str  # the result, in a sentence
+  figure: str | None  # the paper's figure or table
   setting: str | None
   t_sat: float | None
-  gains: dict[str, float]  # until t_sat, by set
+  gains: dict[str, float]  # the gain until t_sat on each set, as a share
 
 
 class Claim(NamedTuple):
   """The phase that a run recorded at its last step."""
 
   claim: str  # a key of `phase.CLAIMS`
-  since: int  # the step from which on it was claimed without a break
-  step: int | None  # of the evaluation that `gain` is of; None where there was none before the claim
-  gain: Gain | None  # held-out, since step 0, over the problems of all sets
+  since: int  # the first step from which on it was claimed at every step
+  step: int | None  # the evaluated step that `gain` belongs to; None where there is no gain
+  gain: Gain | None  # held-out accuracy minus that at step 0, over the problems of all sets
 
 
 class RecordedRun:
-  """A cell's run directory (or a run of the stage evaluate) as far as it can be read; `notes` says what couldn't."""
+  """A run directory as far as it can be read.
+
+  cell, name, arm, setting: what the report calls the run. workdir: its directory. config, summary: the contents of
+  config.json and summary.json. rows: {step: metrics}, with those of a judge's run as judge/NAME. notes: sentences on
+  what could not be read and on how the run ended. finished, unpaid, state: how it ended (unpaid: there were training
+  steps and no reward but 0). last, planned: the last logged and the last planned step. tail: number of last steps in
+  which saturation is not looked for. sets: {evaluated set: samples K of each problem}, the domain's own first and means
+  last. set, K, evals: the first set, its K and its {step: avg@K}; None, 0 and {} without one. reward_T: the mean
+  training reward of each step; None where none was logged. timing, t_sat: when the reward saturates. unlike: whether
+  the last evaluation is at an earlier step than that of other runs in the setting; the report sets it. labels: {(step,
+  problem, sample): faithfulness label} of the judge. judged_set, judged_steps: what the judge was given.
+  """
 
   def __init__(self, cell: Cell, tail: int):
+    """Reads a cell's directory. tail: number of last steps without saturation, unless the run's config has its own."""
     self.cell, self.name, self.arm, self.setting = cell, cell.name, cell.arm or cell.name, cell.setting
     self.workdir = cell.rl
-    self.notes, self._means, self._redrawn = [], {}, {}
-    self.config, self.summary = (self._json(self.workdir / f"{name}.json") for name in ("config", "summary"))
-    self.tail = tail if (own := self.at("saturation_tail", int)) is None else max(own, 0)
-    measured = {self.at("summary.steps", int) or 0: self.summary} if measured_sets(self.summary) else {}
-    self.rows = self._metrics(self.workdir) or measured
+    self.notes: list[str] = []
+    self.unlike = False
+    self._means: dict[tuple[str, int], dict[str, float]] = {}
+    self._redrawn: dict[str, RedrawnCurves] = {}
+    self.config = self._json(self.workdir / "config.json")
+    self.summary = self._json(self.workdir / "summary.json")
+    own_tail = self.at("saturation_tail", int)
+    self.tail = tail if own_tail is None else max(own_tail, 0)
+    self._read_metrics()
+    self._read_sets()
+    rewards = self.series("reward")
+    self.reward_T = [rewards.get(step) for step in range(1, max(rewards, default=0) + 1)]
+    self.timing = self._timing()
+    self.t_sat = self.timing.t_sat.step  # None unless the reward rose and saturated
+    self._note_ending()
+    self.labels: dict[tuple, float | None] = {}
+    self.judged_set = ""
+    self.judged_steps: tuple[int, ...] = ()
+    if cell.judged:
+      self._read_judged(cell.judged)
+
+  def _read_metrics(self) -> None:
+    """Sets `rows` and what follows from them: how far the run came, and how it ended."""
+    self.rows = self._metrics(self.workdir)
+    if not self.rows and measured_sets(self.summary):  # a run of the stage evaluate has its figures in the summary
+      self.rows = {self.at("summary.steps", int) or 0: self.summary}
     self.finished = bool(self.summary.get("finished"))
     self.trained = [row for row in self.rows.values() if "reward" in row]  # metrics of training steps
-    # Whether there are training steps, and at none of them any response was paid something but 0.
-    self.unpaid = bool(self.trained) and not any(row["reward"] or row.get("reward_std") for row in self.trained)
+    was_paid = any(row["reward"] or row.get("reward_std") for row in self.trained)
+    self.unpaid = bool(self.trained) and not was_paid
     self.state = self._state()
     self.last, self.planned = max(self.rows, default=0), self.at("rl.steps", int)
-    measured, domain = measured_sets(name for row in self.rows.values() for name in row), self.at("heldout.domain", str)
-    known = {mean: getattr(DOMAINS.get(domain), side, ()) for mean, side in _MEANS.items()}
-    self._parts = {mean: [name for name in sets if name in measured] for mean, sets in known.items()}
-    in_order = dict.fromkeys((*itertools.chain(*self._parts.values()), *measured))  # the domain's own first, means last
-    self.sets = {name: measured[name] for name in in_order if len(self._parts.get(name, ())) != 1}  # 1: no mean at all
-    self.set = next(iter(self.sets), None)  # what its story is told of
+
+  def _read_sets(self) -> None:
+    """Sets `sets`, `set`, `K` and `evals` from the names of the metrics."""
+    measured = measured_sets(name for row in self.rows.values() for name in row)
+    domain = DOMAINS.get(self.at("heldout.domain", str))
+    self._parts: dict[str, list[str]] = {}  # the measured sets that each mean is over
+    for mean, side in _MEANS.items():
+      self._parts[mean] = [name for name in getattr(domain, side, ()) if name in measured]
+    own_sets = [name for names in self._parts.values() for name in names]
+    self.sets: dict[str, int] = {}
+    for name in dict.fromkeys([*own_sets, *measured]):
+      is_mean_of_one = len(self._parts.get(name, ())) == 1
+      if not is_mean_of_one:
+        self.sets[name] = measured[name]
+    self.set = next(iter(self.sets), None)
     self.K = self.sets.get(self.set, 0)
     self.evals = self.curve(self.set)
-    rewards = self.series("reward")
-    self.reward_T = [rewards.get(t) for t in range(1, max(rewards, default=0) + 1)]
-    self.timing = self._timing()
-    self.t_sat = self.timing.t_sat.step  # None unless the reward rose, and saturated
-    self.unlike = False  # whether its last evaluation is of an earlier step than that of others of its setting
+
+  def _note_ending(self) -> None:
+    """Adds notes on a run that is absent, empty, not finished, or stopped itself."""
     if not self.workdir.is_dir():
       self.notes.append(f"There is no directory {self.workdir}.")
     elif not self.rows:
       self.notes.append("Nothing was measured: metrics.jsonl is absent or empty, and summary.json holds no figures.")
     elif not self.finished:
       self.notes.append(f"Not finished: this is its state after step {self.last} of {self.planned or 'unknown'}.")
-    if isinstance(stopped := self.summary.get("stopped"), Mapping):
+    stopped = self.summary.get("stopped")
+    if isinstance(stopped, Mapping):
       self.notes.append(f"Stopped itself at step {stopped.get('step')}: {stopped.get('why')}.")
-    self.labels: dict[tuple, float | None] = {}  # of (step, problem, sample), by the judge
-    self.judged_set = ""
-    self.judged_steps: tuple[int, ...] = ()
-    if cell.judged:
-      self._read_judged(cell.judged)
 
   def _state(self) -> str:
     if not self.finished:
@@ -151,181 +205,221 @@ class RecordedRun:
     return "stopped itself" if self.summary.get("stopped") else "finished"
 
   def held_out(self, set_name: str | None) -> HeldOut:
-    """What was recorded of the set; of a mean of sets, of all of them together."""
-    counts, left_out = self.at("summary.heldout_overlap"), self.at("summary.heldout_left_out")
+    """Returns what was recorded about problems of the set that are trained on; of a mean, over all of its sets."""
     if "heldout_overlap" not in self.summary or set_name is None:
       return HeldOut(recorded=False)
+    shared = self.at("summary.heldout_overlap")
     names = self._parts.get(set_name) or [set_name]
-    if not isinstance(counts, Mapping) or not all(type(counts.get(name)) is int for name in names):
-      return HeldOut(recorded=counts is None)
+    if not isinstance(shared, Mapping) or not all(type(shared.get(name)) is int for name in names):
+      return HeldOut(recorded=shared is None)
     sizes = [self.series(f"eval/{name}/problems") for name in names]
     problems = sum(int(size[max(size)]) for size in sizes) if all(sizes) else None
-    dropped = left_out if isinstance(left_out, Mapping) else {}
-    taken = [dropped[name] for name in names if type(dropped.get(name)) is int]
-    return HeldOut(True, True, problems, sum(counts[name] for name in names), sum(taken))
+    dropped = self.at("summary.heldout_left_out", Mapping) or {}
+    left_out = sum(dropped[name] for name in names if type(dropped.get(name)) is int)
+    return HeldOut(True, True, problems, sum(shared[name] for name in names), left_out)
 
   def why_unpaid(self) -> str:
-    """Why no response was paid anything, as the finished run says it; else only for how many steps."""
-    why = self.summary.get("unpaid")
-    return why if isinstance(why, str) else f"no response was paid anything in {len(self.trained)} steps"
+    """Returns why no response was paid, as the finished run says it; otherwise only for how many steps."""
+    reason = self.summary.get("unpaid")
+    if isinstance(reason, str):
+      return reason
+    return f"no response was paid anything in {len(self.trained)} steps"
 
   def claim(self) -> Claim | None:
     """Returns the phase that the run recorded last, None where it recorded none."""
-    rows = [(step, _claimed(row)) for step, row in self.rows.items()]
-    rows = [(step, claimed) for step, claimed in rows if claimed is not None]
-    if not rows:
+    claims = []
+    for step, row in self.rows.items():
+      claimed = _claimed(row)
+      if claimed is not None:
+        claims.append((step, claimed))
+    if not claims:
       return None
-    since, last = rows[-1]
-    for step, claimed in reversed(rows):
+    since, last = claims[-1]
+    for step, claimed in reversed(claims):
       if claimed != last:
         break
       since = step
-    ends = {name: self.series(name) for name in _GAIN}
-    steps = set.intersection(*map(set, ends.values()))
-    step = max(steps, default=None)
-    gain = None if step is None else Gain(*(ends[name][step] for name in _GAIN))
-    return Claim(last, since, step, gain)
+    figures = [self.series(name) for name in _GAIN]
+    step = max(set.intersection(*map(set, figures)), default=None)
+    if step is None:
+      return Claim(last, since, None, None)
+    return Claim(last, since, step, Gain(*(figure[step] for figure in figures)))
 
   def _read_judged(self, folder: Path) -> None:
-    """Figures of judged steps become metrics `judge/...` of the run."""
+    """Reads a judge's run directory: its figures become metrics judge/NAME of the run, its labels `labels`."""
     figures = self._metrics(folder)
     if not figures:
       self.notes.append(f"Not judged yet: there are no figures in {folder / 'metrics.jsonl'}.")
-    kappa = inside(self._json(folder / "summary.json"), "kappa.faithfulness.kappa")  # of two judges, if there were two
+    kappa = inside(self._json(folder / "summary.json"), "kappa.faithfulness.kappa")  # None unless there were two judges
     for step, row in figures.items():
-      row = row | {"kappa": kappa}
-      self.rows[step] = self.rows.get(step, {}) | {f"judge/{name}": value for name, value in row.items()}
+      metrics = {f"judge/{name}": value for name, value in row.items()}
+      metrics["judge/kappa"] = kappa
+      self.rows[step] = self.rows.get(step, {}) | metrics
     name = inside(self._json(folder / "config.json"), "judge.set")
     self.judged_set = name if isinstance(name, str) else ""
     self.judged_steps = tuple(sorted(figures))
-
-    def labels(path):
-      return {(row["step"], row["problem"], row["sample"]): row["faithfulness"] for row in read_jsonl(path)}
-
     for path in sorted((folder / "judged").glob("step_*.jsonl")):
-      self.labels |= self.read(labels, path, {})
+      self.labels |= self.read(_labels_of, path, {})
 
-  def read(self, how: Callable, path: Path, otherwise: Any) -> Any:
-    """What `how` reads from the file; where it can't, a note and `otherwise`."""
+  def read(self, reader: Callable, path: Path, default: Any) -> Any:
+    """Returns reader(path). Where the file can't be read, logs and notes that, and returns the default."""
     try:
-      return how(path)
+      return reader(path)
     except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
-      told = f"{path.name} can't be read and was left out: {error}."
-      if told not in self.notes:
-        _LOG.warning("%s: %s", self.name, told)
-        self.notes.append(told)
-      return otherwise
+      note = f"{path.name} can't be read and was left out: {error}."
+      if note not in self.notes:
+        _LOG.warning("%s: %s", self.name, note)
+        self.notes.append(note)
+      return default
 
   def _metrics(self, folder: Path) -> dict[int, dict]:
-    def rows(path):
-      found = {operator.index(row["step"]): finite(row) for row in read_jsonl(path)}
-      return dict(sorted(found.items()))
-
-    return self.read(rows, folder / "metrics.jsonl", {})
+    return self.read(_metrics_of, folder / "metrics.jsonl", {})
 
   def _json(self, path: Path) -> dict:
     return self.read(lambda path: finite(read_json(path)), path, {})
 
   def at(self, path: str, kind: type = object) -> Any:
-    """A value of the run's config, or behind `summary.`, None where it isn't there or of another kind."""
+    """Returns a value of the config by its path of keys with dots between, or of the summary behind `summary.`.
+
+    None where there is none, or it is not of this kind.
+    """
     value = inside(self.config | {"summary": self.summary}, path)
     return value if isinstance(value, kind) else None
 
   def paper(self) -> Paper | None:
-    """What the paper reports of the run's experiment, None where its config names none."""
-
-    def read(path):
-      found = self.config.get("paper") or {}
-      gains = {str(name): float(gain) / 100 for name, gain in found.get("gains") or ()}
-      t_sat, told = found.get("t_sat") or None, found.get("expected")
-      if not isinstance(t_sat, int | float | None):
-        raise TypeError(f"paper.t_sat is {t_sat!r}, no step")
-      return Paper(told, found.get("figure"), found.get("setting"), t_sat, gains) if told else None
-
-    return self.read(read, self.workdir / "config.json", None)
+    """Returns what the paper reports of the run's experiment, None where its config names none."""
+    return self.read(lambda path: _paper_of(self.config), self.workdir / "config.json", None)
 
   def series(self, name: str) -> dict[int, float]:
-    """{step: value} where it was logged and finite."""
+    """Returns {step: value} of a metric at the steps where it was logged and is a number."""
     return series(self.rows, name)
 
   def curve(self, set_name: str | None) -> dict[int, float]:
-    """avg@K at each evaluation of the set."""
+    """Returns {step: avg@K} of the set's evaluations."""
     return self.series(f"eval/{set_name}/avg@{self.sets.get(set_name)}")
 
   def saturation(self, set_name: str) -> Saturation:
-    """Returns what evaluation says at t_sat; where the reward did not rise, or too few were logged, only why not."""
-    found = saturation(self.reward_T, self.curve(set_name), self.tail)
+    """Returns what the set's evaluations say at t_sat; without a rise of the reward, only the reason in `note`."""
+    read_at_t_sat = saturation(self.reward_T, self.curve(set_name), self.tail)
     if self.t_sat is not None or self.timing.state == "not saturated":
-      return found
-    return Saturation(None, found.reward_max, note=f"{self.timing.state}: {STATES[self.timing.state]}")
+      return read_at_t_sat
+    reason = f"{self.timing.state}: {STATES[self.timing.state]}"
+    return Saturation(None, read_at_t_sat.reward_max, note=reason)
 
   def _timing(self) -> Timing:
-    """t_sat and t90, with intervals where each step's rollouts are recorded."""
-    found = timing(self.reward_T, None, self.tail)
-    if found.state not in ("saturated", "not saturated"):
-      return found
+    """Returns t_sat and t90, with intervals where the rollouts of every step with a reward are recorded."""
+    without_intervals = timing(self.reward_T, None, self.tail)
+    if without_intervals.state not in ("saturated", "not saturated"):
+      return without_intervals
     group = self.at("rl.group_size", int) or 0
-    recorded_T = []
+    votes = self.at("rl.votes", int) or group
+    recorded_T: list[dict[str, list[float]]] = []
     for step, reward in enumerate(self.reward_T, 1):
       path = self.workdir / "rollouts" / f"step_{step:06d}.jsonl"
       if not group or (reward is not None and not path.is_file()):
-        return found
-      read = functools.partial(self._rewards, votes=self.at("rl.votes", int) or group, group=group)
-      recorded_T.append(self.read(read, path, {}) if reward is not None else {})
+        return without_intervals
+      rewards = {}
+      if reward is not None:
+        rewards = self.read(functools.partial(_rewards_of, votes=votes, group=group), path, {})
+      recorded_T.append(rewards)
     return timing(self.reward_T, redrawn_rewards(recorded_T), self.tail)
 
-  @staticmethod
-  def _rewards(path: Path, votes: int, group: int) -> dict[str, list[float]]:
-    return rewards_by_problem(read_jsonl(path), votes, group)
-
   def eval_file(self, set_name: str, step: int) -> Path:
+    """Returns the file with the responses of one evaluation, whether it is there or not."""
     return self.workdir / "evals" / f"{set_name}_{step:06d}.jsonl"
 
   def problem_means(self, set_name: str | None, step: int | None) -> dict[str, float]:
-    """avg@K of each problem at one evaluation; {} without records."""
-    if None in (set_name, step):
+    """Returns {problem: mean true reward of its samples} of one evaluation; {} where its responses are not recorded."""
+    if set_name is None or step is None:
       return {}
-    if (set_name, step) not in self._means:
-      read = self.read(lambda path: problem_means(read_jsonl(path)), self.eval_file(set_name, step), {})
-      self._means[set_name, step] = read
-    return self._means[set_name, step]
+    place = (set_name, step)
+    if place not in self._means:
+      self._means[place] = self.read(_problem_means_of, self.eval_file(set_name, step), {})
+    return self._means[place]
 
   def redrawn(self, set_name: str) -> RedrawnCurves:
     """Returns the curve of avg@K over problems drawn with replacement; of a mean of sets, the mean of their curves."""
     if set_name not in self._redrawn:
-      steps, curves = sorted(self.curve(set_name)), []
+      steps = sorted(self.curve(set_name))
+      curves = []
       for seed, name in enumerate(self._parts.get(set_name, (set_name,))):
-        means = [self.problem_means(name, step) for step in steps]
-        shared = sorted(set.intersection(*map(set, means)), key=str) if means else []
-        curves.append(redrawn([[m[p] for m in means] for p in shared], seed=seed) if shared else None)
-      whole = curves and all(curve is not None for curve in curves)
-      self._redrawn[set_name] = RedrawnCurves(steps, np.mean(curves, 0) if whole else None)
+        curves.append(self._redrawn_curve(name, steps, seed))
+      is_whole = bool(curves) and all(curve is not None for curve in curves)
+      self._redrawn[set_name] = RedrawnCurves(steps, np.mean(curves, 0) if is_whole else None)
     return self._redrawn[set_name]
+
+  def _redrawn_curve(self, set_name: str, steps: Sequence[int], seed: int) -> np.ndarray | None:
+    """Returns avg@K [draws, S] at the steps, over redrawn problems that all steps have; None where there are none."""
+    means_S = [self.problem_means(set_name, step) for step in steps]
+    if not means_S:
+      return None
+    shared = sorted(set.intersection(*map(set, means_S)), key=str)
+    if not shared:
+      return None
+    means_PS = np.array([[means[problem] for means in means_S] for problem in shared])
+    return redrawn(means_PS, seed=seed)
 
   def redrawn_gains(self, set_name: str) -> RedrawnGains:
     """Returns the run's gains on the set over problems drawn with replacement."""
     return redrawn_gains(self.redrawn(set_name), self.t_sat, len(self.reward_T))
 
 
+def _metrics_of(path: Path) -> dict[int, dict]:
+  """Reads a metrics.jsonl as {step: metrics}, steps ascending; what is not finite becomes None."""
+  rows = {operator.index(row["step"]): finite(row) for row in read_jsonl(path)}
+  return dict(sorted(rows.items()))
+
+
+def _labels_of(path: Path) -> dict[tuple, float | None]:
+  """Reads the labels in a file of judged responses, by (step, problem, sample)."""
+  return {(row["step"], row["problem"], row["sample"]): row["faithfulness"] for row in read_jsonl(path)}
+
+
+def _rewards_of(path: Path, votes: int, group: int) -> dict[str, list[float]]:
+  """Reads the rewards of one step from a file of rollouts/; see `rewards_by_problem`."""
+  return rewards_by_problem(read_jsonl(path), votes, group)
+
+
+def _problem_means_of(path: Path) -> dict[str, float]:
+  """Reads the mean true reward of each problem from a file of evals/."""
+  return problem_means(read_jsonl(path))
+
+
+def _paper_of(config: Mapping) -> Paper | None:
+  """Returns `config.paper`, None where it says nothing. TypeError where a value has the wrong type."""
+  recorded = config.get("paper") or {}
+  gains = {str(name): float(gain) / 100 for name, gain in recorded.get("gains") or ()}
+  t_sat = recorded.get("t_sat") or None
+  if not isinstance(t_sat, int | float | None):
+    raise TypeError(f"paper.t_sat is {t_sat!r}, no step")
+  expected = recorded.get("expected")
+  if not expected:
+    return None
+  return Paper(expected, recorded.get("figure"), recorded.get("setting"), t_sat, gains)
+
+
 def inside(value: object, path: str) -> Any:
-  """The value at a path of keys with dots between, None where it isn't there."""
+  """Returns the value at a path of keys with dots between in nested mappings, None where there is none."""
   for name in path.split("."):
     value = value.get(name) if isinstance(value, Mapping) else None
   return value
 
 
 def series(rows: Mapping[int, Mapping], name: str) -> dict[int, float]:
-  """{step: value} of the steps that have a number."""
+  """Returns {step: value} of a metric from {step: metrics}, at the steps where it is a number."""
   return {step: row[name] for step, row in rows.items() if isinstance(row.get(name), (int, float))}
 
 
 def _claimed(row: Mapping) -> str | None:
-  """The claim of a step's metrics (`stages/watch.py` writes 1 for it and 0 for the others); None without any."""
-  flags = {claim: row.get(claim) for claim in CLAIMS if isinstance(row.get(claim), (int, float))}
-  return next((claim for claim, flag in flags.items() if flag), "not decided") if flags else None
+  """Returns the claim in a step's metrics, where `stages/watch.py` writes 1 for it and 0 for the others; else None."""
+  flags = {claim: row[claim] for claim in CLAIMS if isinstance(row.get(claim), (int, float))}
+  if not flags:
+    return None
+  return next((claim for claim, flag in flags.items() if flag), "not decided")
 
 
 def measured_sets(names: Iterable[str]) -> dict[str, int]:
-  """Evaluated sets and their samples a problem, as the names of metrics tell them; means of sets are the last."""
-  found = {match[1]: int(match[2]) for match in map(_AVG.fullmatch, names) if match}
-  return dict(sorted(found.items(), key=lambda item: item[0] in _MEANS))
+  """Returns {evaluated set: samples K of each problem} from metrics named eval/SET/avg@K; means of sets come last."""
+  matches = [match for match in map(_AVG.fullmatch, names) if match]
+  sets = {match[1]: int(match[2]) for match in matches}
+  return dict(sorted(sets.items(), key=lambda item: item[0] in _MEANS))

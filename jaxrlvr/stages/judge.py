@@ -1,4 +1,4 @@
-"""The judge stage: faithfulness and diversity of the responses that a run recorded, at chosen steps."""
+"""The judge stage: labels the responses that a run recorded, and measures their faithfulness and diversity."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,7 +27,9 @@ from jaxrlvr.stages import build_policy, rollout
 from jaxrlvr.stages.curate import lot
 from jaxrlvr.stages.run_directory import Run, open_run, read_config
 
-LABELS_FILE = "labels.jsonl"
+LABELS_FILE = "labels.jsonl"  # in the run directory: a row for each question to the judges
+_USAGE_FILE = "usage.json"  # in the run directory: what each judge has counted so far
+# The fields of a recorded response that are read, and their types.
 _FIELDS: dict[str, type | tuple[type, ...]] = {
   "step": int,
   "problem": str,
@@ -35,89 +37,151 @@ _FIELDS: dict[str, type | tuple[type, ...]] = {
   "prompt": str,
   "text": str,
   "true_reward": (int, float, type(None)),
-}  # of a recorded response, and their types
-_PRINTED = ("F(1)/all", "diversity", "faithful_diversity")  # at the end
+}
+_PRINTED = ("F(1)/all", "diversity", "faithful_diversity")  # the figures that are printed at the end
 
 
 def make_judge(config: ConfigDict, group: ConfigDict, cache: Path) -> Judge:
-  """The judge of `config.judge` or `config.judge.second`."""
+  """Makes the judge that a group of keys describes.
+
+  group: `config.judge`, or `config.judge.second`. cache: the folder of labels, unless config.judge.cache names one.
+  InputError, with the group's name, where a key is wrong.
+  """
   try:
-    fields = {f.name: group[f.name] for f in dataclasses.fields(endpoint.Endpoint) if f.name in group}
-    place = endpoint.Endpoint(**fields) if group.name == "http" else None
-    model = local_model(config, group) if group.name == "local" else None
-    return judges.JUDGES[group.name](
-      judges.Settings(place, object_store.path(config.judge.cache or cache), object_store.local(group.file), model)
-    )
+    place, model = None, None
+    if group.name == "http":
+      names = [field.name for field in dataclasses.fields(endpoint.Endpoint)]
+      place = endpoint.Endpoint(**{name: group[name] for name in names if name in group})
+    if group.name == "local":
+      model = local_model(config, group)
+    folder = object_store.path(config.judge.cache or cache)
+    settings = judges.Settings(endpoint=place, cache=folder, file=object_store.local(group.file), local=model)
+    return judges.JUDGES[group.name](settings)
   except InputError as error:
-    reason = str(error).replace("config.init", "model")  # where a policy judges
-    raise InputError(f"config.judge{'' if group is config.judge else '.second'}: {reason}") from error
+    reason = str(error).replace("config.init", "model")  # the policy that judges is named by `model`
+    name = "config.judge" if group is config.judge else "config.judge.second"
+    raise InputError(f"{name}: {reason}") from error
 
 
 def local_model(config: ConfigDict, group: ConfigDict) -> judges.LocalModel:
-  """The policy of `group.model` as something that completes prompts, greedily."""
+  """Loads the policy of the run directory `group.model` as a judge, which samples greedily.
+
+  A prompt longer than group.prompt_tokens, and a completion that is cut off, gives None. InputError without a model.
+  """
   if not group.model:
     raise InputError("model is empty; name the run directory of a policy (`jaxrlvr import` makes one of a model)")
-  changes = {"init": group.model, "model.path": "", "tokenizer": "", "rl.prompt_tokens": group.prompt_tokens}
-  changes |= {"rl.response_tokens": group.tokens, "rl.stop_strings": (), "plan.mean_tokens": 0}
-  own = derive(config, changes, "judge")
-  policy = build_policy.load_policy(own)
-  sampler = rollout.Sampler(own, policy, "judge", group=1, temperature=0.0, top_k=0, top_p=1.0)
-  size, counts = sampler.batch_size(group.concurrency, group.concurrency), Counter()
+  changes = {
+    "init": group.model,
+    "model.path": "",
+    "tokenizer": "",
+    "rl.prompt_tokens": group.prompt_tokens,
+    "rl.response_tokens": group.tokens,
+    "rl.stop_strings": (),
+    "plan.mean_tokens": 0,
+  }
+  judge_config = derive(config, changes, "judge")
+  policy = build_policy.load_policy(judge_config)
+  sampler = rollout.Sampler(judge_config, policy, "judge", group=1, temperature=0.0, top_k=0, top_p=1.0)
+  batch_size = sampler.batch_size(group.concurrency, group.concurrency)
+  counts = Counter()
 
   def complete(prompts: list[str]) -> Iterator[str | None]:
-    asked = [Problem(str(i), ({"role": "user", "content": text},), "", "", "") for i, text in enumerate(prompts)]
-    ids = {p.id: policy.tokenizer.render(p.messages) for p in asked}
-    fits = [p for p in asked if len(ids[p.id]) <= group.prompt_tokens]
-    counts.update(calls=len(fits), too_long=len(asked) - len(fits), prompt_tokens=sum(len(ids[p.id]) for p in fits))
-    openings = {p.id: policy.tokenizer.opening(p.messages) for p in fits}
-    batches = (
-      sampler.sweep(sampler.weights(policy.params), rollout.Loaded(fits, ids, openings, 0), size) if fits else ()
-    )
-    texts = (
-      response.text if stop != STOP_LENGTH else None  # cut off, its last word may be the beginning of another
-      for drawn in batches
-      for (response,), (stop,) in zip(drawn.answers.response_PG, drawn.stop_PG, strict=False)
-    )
-    for p in asked:
-      yield next(texts) if len(ids[p.id]) <= group.prompt_tokens and not signals.asked() else None
+    problems = [_problem_of(str(number), prompt) for number, prompt in enumerate(prompts)]
+    ids = {problem.id: policy.tokenizer.render(problem.messages) for problem in problems}
+    fitting = [problem for problem in problems if len(ids[problem.id]) <= group.prompt_tokens]
+    counts["calls"] += len(fitting)
+    counts["too_long"] += len(problems) - len(fitting)
+    counts["prompt_tokens"] += sum(len(ids[problem.id]) for problem in fitting)
+    texts: Iterator[str | None] = iter(())
+    if fitting:
+      openings = {problem.id: policy.tokenizer.opening(problem.messages) for problem in fitting}
+      loaded = rollout.Loaded(fitting, ids, openings, 0)
+      texts = _texts_of(sampler.sweep(sampler.weights(policy.params), loaded, batch_size))
+    for problem in problems:
+      fits = len(ids[problem.id]) <= group.prompt_tokens
+      yield next(texts) if fits and not signals.asked() else None
 
-  identity = {"weights": policy.origin["digests"], "tokenizer": logbook.digest(policy.tokenizer.pieces())}
-  identity |= {"tokens": group.tokens, "dtype": config.model.dtype, "think": config.model.think}
+  identity = {
+    "weights": policy.origin["digests"],
+    "tokenizer": logbook.digest(policy.tokenizer.pieces()),
+    "tokens": group.tokens,
+    "dtype": config.model.dtype,
+    "think": config.model.think,
+  }
   return judges.LocalModel(complete, json.dumps(identity, sort_keys=True), counts)
 
 
+def _problem_of(number: str, prompt: str) -> Problem:
+  """Returns a prompt in the form that the sampler takes, as one user message."""
+  return Problem(number, ({"role": "user", "content": prompt},), "", "", "")
+
+
+def _texts_of(batches: Iterable[rollout.Drawn]) -> Iterator[str | None]:
+  """Yields the text of each response, one to a problem; None where it is cut off at the limit of tokens.
+
+  The last word of a text that is cut off may be the beginning of another, so that its label can't be trusted.
+  """
+  for drawn in batches:
+    for (response,), (stop,) in zip(drawn.answers.response_PG, drawn.stop_PG, strict=False):
+      yield None if stop == STOP_LENGTH else response.text
+
+
 def recorded(folder: Path, name: str) -> dict[int, Path]:
-  """Files of recorded responses by step: of the evaluated set `name`, or of training where it is ""."""
-  place, form = ("evals", re.escape(name)) if name else ("rollouts", "step")
-  found = ((re.fullmatch(rf"{form}_(\d+)\.jsonl", path.name), path) for path in (folder / place).glob("*.jsonl"))
-  files = {int(match[1]): path for match, path in found if match}
+  """Returns {step: file of recorded responses} of a run, steps ascending.
+
+  name: an evaluated set, whose files are in evals/; "" for the responses of training, in rollouts/. InputError where
+  there is no such file.
+  """
+  place, prefix = ("evals", name) if name else ("rollouts", "step")
+  files = {}
+  for path in (folder / place).glob("*.jsonl"):
+    match = re.fullmatch(rf"{re.escape(prefix)}_(\d+)\.jsonl", path.name)
+    if match:
+      files[int(match[1])] = path
   if not files:
-    raise InputError(f"config.judge.run = {str(folder)!r}: has no {place}/{name or 'step'}_*.jsonl; name another run, "
-                     "or an evaluated set of it (config.judge.set)")  # fmt: skip
+    raise InputError(
+      f"config.judge.run = {str(folder)!r}: has no {place}/{prefix}_*.jsonl; name another run, or an evaluated set of "
+      "it (config.judge.set)"
+    )
   return dict(sorted(files.items()))
 
 
-def choose_steps(files: Mapping[int, Path], wanted: Sequence[int], folder: Path, tail: int) -> list[int]:
-  """The steps that are asked for; else the first, the last, and the first at or behind t_sat."""
-  if absent := sorted(set(wanted) - set(files)):
+def choose_steps(files: Mapping[int, Path], steps: Sequence[int], folder: Path, tail: int) -> list[int]:
+  """Chooses the steps that are judged, ascending.
+
+  files: the recorded responses by step. steps: those that the user asks for; if there are none, the first recorded
+  step, the last, and the first at or behind t_sat (none where the run in `folder` did not saturate). tail: number of
+  last steps in which saturation is not looked for. InputError where a step is not recorded, or metrics.jsonl can't be
+  read.
+  """
+  absent = sorted(set(steps) - set(files))
+  if absent:
     raise InputError(f"config.judge.steps: step {absent[0]} is not recorded; there are {', '.join(map(str, files))}")
-  if wanted:
-    return sorted(set(wanted))
+  if steps:
+    return sorted(set(steps))
   rows = logbook.read_jsonl(folder / "metrics.jsonl")
   try:
     rewards = {row["step"]: row.get("reward") for row in rows}
-    t_sat = saturation([rewards.get(t) for t in range(1, max(rewards, default=0) + 1)], {}, tail).t_sat
+    reward_T = [rewards.get(step) for step in range(1, max(rewards, default=0) + 1)]
+    t_sat = saturation(reward_T, {}, tail).t_sat
   except (ValueError, KeyError, TypeError) as error:
     raise InputError(
       f"{folder / 'metrics.jsonl'}: a step or reward is no number ({error}); restore it, or name steps "
       "(config.judge.steps)"
     ) from error
-  saturated = [step for step in files if t_sat is not None and step >= t_sat][:1]
-  return sorted({min(files), *saturated, max(files)})
+  chosen = {min(files), max(files)}
+  saturated = [step for step in files if t_sat is not None and step >= t_sat]
+  chosen.update(saturated[:1])
+  return sorted(chosen)
 
 
 def recorded_responses(config: ConfigDict) -> dict[int, list[dict]]:
-  """Recorded responses by step: the same problems at each, by lot, and of each problem its first samples."""
+  """Returns {step: rows of the responses to judge} of the run config.judge.run.
+
+  Each step has the same problems, config.judge.problems of those that all steps have, drawn by lot, and of each problem
+  its first config.judge.samples responses. InputError where the run is not named, holds no responses, or its steps have
+  no problem in common.
+  """
   j = config.judge
   if not j.run:
     raise InputError("config.judge.run is empty; name the run directory whose responses are to be judged")
@@ -125,98 +189,143 @@ def recorded_responses(config: ConfigDict) -> dict[int, list[dict]]:
   read_config(folder)
   files = recorded(folder, j.set)
   steps = choose_steps(files, j.steps, folder, config.saturation_tail)
-  by_step = {step: _by_problem(files[step]) for step in steps}
-  shared = set.intersection(*(set(by_problem) for by_problem in by_step.values()))
+  responses = {step: _responses_by_problem(files[step]) for step in steps}
+  shared = set.intersection(*map(set, responses.values()))
   if not shared:
-    raise InputError(f"config.judge: no problem is at all of the steps {steps}; judge an evaluated set, whose problems "
-                     "are (config.judge.set), or fewer steps (config.judge.steps)")  # fmt: skip
+    raise InputError(
+      f"config.judge: no problem is at all of the steps {steps}; judge an evaluated set, whose problems are "
+      "(config.judge.set), or fewer steps (config.judge.steps)"
+    )
   problems = sorted(shared, key=lambda problem: lot(config.seed, problem))[: j.problems]
-  return {
-    step: [row for p in problems for row in sorted(by_problem[p], key=lambda row: row["sample"])[: j.samples]]
-    for step, by_problem in by_step.items()
-  }
+  rows: dict[int, list[dict]] = {step: [] for step in steps}
+  for step in steps:
+    for problem in problems:
+      in_order = sorted(responses[step][problem], key=lambda row: row["sample"])
+      rows[step] += in_order[: j.samples]
+  return rows
 
 
-def _by_problem(file: Path) -> dict[str, list[dict]]:
-  """The recorded responses of a file, by problem; InputError where a field is absent or of another type."""
+def _responses_by_problem(file: Path) -> dict[str, list[dict]]:
+  """Returns {problem: its recorded responses} of a file. InputError where a field is absent or of another type."""
   by_problem: dict[str, list[dict]] = {}
   for row in logbook.read_jsonl(file):
-    odd = [name for name, types in _FIELDS.items() if not isinstance(row.get(name, ...), types)]
-    if odd:
+    wrong_fields = [name for name, types in _FIELDS.items() if not isinstance(row.get(name, ...), types)]
+    if wrong_fields:
       raise InputError(
-        f"{file}: can't be read as recorded responses ({odd[0]} is absent or of another kind); restore the file, or "
-        "judge other steps (config.judge.steps)"
+        f"{file}: can't be read as recorded responses ({wrong_fields[0]} is absent or of another kind); restore the "
+        "file, or judge other steps (config.judge.steps)"
       )
     by_problem.setdefault(row["problem"], []).append({name: row[name] for name in _FIELDS})
   return by_problem
 
 
 class _Labelled(NamedTuple):
-  """A question to the judge, and its label."""
+  """A question to the judge, with its label."""
 
-  task: str
-  row: int  # of the response that it is about; of two the first
+  task: str  # a key of `rubric.TASKS`
+  row: int  # position of the response that it is about, or of the first of two
   responses: tuple[Response, ...]
   label: Label
 
 
-def judge_step(rows: Sequence[Mapping], first: Judge, second: Judge | None) -> tuple[list[dict], list[dict]]:
-  """Returns (judged responses, labels): faithfulness of all, then strategies as the clusters need them.
+class JudgedStep(NamedTuple):
+  """What judging one step's responses gives; the rows are JSON objects."""
 
-  The second judge gets the questions that the first one got.
+  responses: list[dict]  # of each response: step, problem, sample, correct, faithfulness, cluster, key
+  labels: list[dict]  # of each question: step, task, problem, key, label, and `second` where there is a second judge
+
+
+def judge_step(rows: Sequence[Mapping], first: Judge, second: Judge | None) -> JudgedStep:
+  """Judges one step's responses: the faithfulness of each, then as many pairs of strategies as clustering needs.
+
+  rows: recorded responses with the fields of _FIELDS. first: the judge whose labels count. second: a judge that is
+  asked the same questions, for their agreement; None if there is none.
   """
-  rows_of: dict[str, list[int]] = {}
-  for i, row in enumerate(rows):
-    rows_of.setdefault(row["problem"], []).append(i)
-  rows_P = list(rows_of.values())
   responses = [Response(row["prompt"], row["text"]) for row in rows]
   faithfulness = first.faithfulness(responses)
-  labelled = [_Labelled("faithfulness", i, (responses[i],), label) for i, label in enumerate(faithfulness)]
+  questions = []
+  for number, label in enumerate(faithfulness):
+    questions.append(_Labelled("faithfulness", number, (responses[number],), label))
+  cluster_numbers, strategy_questions = _cluster_strategies(rows, responses, first)
+  questions += strategy_questions
+  judged = []
+  for row, response, label, cluster_number in zip(rows, responses, faithfulness, cluster_numbers, strict=True):
+    judged.append(
+      {
+        "step": row["step"],
+        "problem": row["problem"],
+        "sample": row["sample"],
+        "correct": None if row["true_reward"] is None else row["true_reward"] == 1,
+        "faithfulness": label,
+        "cluster": cluster_number,
+        "key": rubric.key("faithfulness", (response,)),
+      }
+    )
+  labels = [_row_of_label(question, rows[question.row]) for question in questions]
+  if second is not None:
+    pairs = [question.responses for question in strategy_questions]
+    second_labels = second.faithfulness(responses) + second.same_strategy(pairs)
+    labels = [row | {"second": label} for row, label in zip(labels, second_labels, strict=True)]
+  return JudgedStep(judged, labels)
+
+
+def _row_of_label(question: _Labelled, row: Mapping) -> dict:
+  """Returns a question's row of LABELS_FILE; `row`: the recorded response that it is about."""
+  return {
+    "step": row["step"],
+    "task": question.task,
+    "problem": row["problem"],
+    "key": rubric.key(question.task, question.responses),
+    "label": question.label,
+  }
+
+
+def _cluster_strategies(
+  rows: Sequence[Mapping], responses: Sequence[Response], judge: Judge
+) -> tuple[list[int | None], list[_Labelled]]:
+  """Clusters the responses to each problem by strategy.
+
+  Returns the number of each response's cluster, counted in its problem (None: a label is missing), and the questions
+  that the judge was asked.
+  """
+  positions: dict[str, list[int]] = {}
+  for position, row in enumerate(rows):
+    positions.setdefault(row["problem"], []).append(position)
+  positions_P = list(positions.values())
+  questions: list[_Labelled] = []
 
   def same(triples):
-    at = [(rows_P[p][a], rows_P[p][b]) for p, a, b in triples]
-    pairs = [(responses[a], responses[b]) for a, b in at]
-    labels = first.same_strategy(pairs)
-    for (row, _), pair, label in zip(at, pairs, labels, strict=True):
-      if pair[0].text != pair[1].text:  # of the same text nobody is asked
-        labelled.append(_Labelled("strategy", row, pair, label))
+    asked = [(positions_P[problem][one], positions_P[problem][other]) for problem, one, other in triples]
+    pairs = [(responses[one], responses[other]) for one, other in asked]
+    labels = judge.same_strategy(pairs)
+    for (position, _), pair, label in zip(asked, pairs, labels, strict=True):
+      if pair[0].text != pair[1].text:  # a judge is not asked about two equal texts
+        questions.append(_Labelled("strategy", position, pair, label))
     return labels
 
-  clusters_P = reasoning.cluster_all([len(some) for some in rows_P], same)
-  cluster = dict(zip(sum(rows_P, []), sum(clusters_P, []), strict=True))
-  judged = [
-    {"step": row["step"], "problem": row["problem"], "sample": row["sample"],
-     "correct": None if row["true_reward"] is None else row["true_reward"] == 1,
-     "faithfulness": label, "cluster": cluster[i], "key": rubric.key("faithfulness", (responses[i],))}
-    for i, (row, label) in enumerate(zip(rows, faithfulness, strict=True))
-  ]  # fmt: skip
-  labels = [
-    {"step": rows[one.row]["step"], "task": one.task, "problem": rows[one.row]["problem"],
-     "key": rubric.key(one.task, one.responses), "label": one.label}
-    for one in labelled
-  ]  # fmt: skip
-  if second is not None:
-    pairs = [(one.responses[0], one.responses[1]) for one in labelled if one.task == "strategy"]
-    others = second.faithfulness(responses) + second.same_strategy(pairs)
-    labels = [row | {"second": label} for row, label in zip(labels, others, strict=True)]
-  return judged, labels
+  clusters_P = reasoning.cluster_all([len(of_problem) for of_problem in positions_P], same)
+  numbers: list[int | None] = [None] * len(rows)
+  for of_problem, clusters in zip(positions_P, clusters_P, strict=True):
+    for position, number in zip(of_problem, clusters, strict=True):
+      numbers[position] = number
+  return numbers, questions
 
 
 def stop_if_missing(step: int, labels: Sequence[Mapping], limit: float) -> None:
-  """TrainingStopped where more than this share of a judge's labels is missing."""
+  """Raises TrainingStopped where more than the share `limit` of a judge's labels of this step is missing."""
   for name, whose in (("label", ""), ("second", "of the second judge ")):
     values = [row[name] for row in labels if name in row]
     missing = values.count(None)
     if missing > limit * len(values):
       raise TrainingStopped(
         f"step {step}: {missing} of {len(values)} labels {whose}are missing, over config.judge.max_missing = {limit}; "
-        "see that it answers (warnings above) with the line it is asked for (exact knows only the embedded "
+        "see that it answers (warnings above) with the line it is asked for (exact knows only the built-in "
         "arithmetic). The same command goes on, and asks http only for what is missing"
       )
 
 
 def kappa(labels: Sequence[Mapping], task: str) -> dict:
-  """Agreement of both judges over all steps, with intervals over problems."""
+  """Returns the fields of `reasoning.Agreement` between both judges on a task, over the labels of all steps."""
   by_problem: dict[str, list[tuple]] = {}
   for row in labels:
     if row["task"] == task:
@@ -225,10 +334,13 @@ def kappa(labels: Sequence[Mapping], task: str) -> dict:
 
 
 def judge(config: ConfigDict, workdir: str | Path) -> dict:
-  """Judges responses that the run `config.judge.run` recorded; a step whose file is there is not judged again.
+  """Judges responses that the run config.judge.run recorded, and returns the summary.
 
-  judged/step_*.jsonl has a row a response, labels.jsonl one a label (what the judge `replay` reads), metrics.jsonl one
-  a step with all figures, summary.json these, kappa to the second judge, and what the judging took.
+  Writes judged/step_*.jsonl (a row for each response), labels.jsonl (a row for each question, which the judge `replay`
+  reads), usage.json (what each judge counted), metrics.jsonl (the figures of each step) and summary.json (`figures` by
+  step, `kappa` by task where there is a second judge, and `usage`, with the cost where prices are given). A step whose
+  file of judged responses is there is not judged again. InputError for wrong keys or several processes; TrainingStopped
+  where too many labels of a step are missing.
   """
   j = config.judge
   if multihost.count() > 1:
@@ -246,44 +358,55 @@ def judge(config: ConfigDict, workdir: str | Path) -> dict:
     for number, (step, rows) in enumerate(responses.items(), 1):
       if not files[step].is_file():
         run.raise_if_asked()
-        judged, labels = judge_step(rows, panel["first"], panel.get("second"))
+        judged = judge_step(rows, panel["first"], panel.get("second"))
         spend(run, panel)
-        run.raise_if_asked()  # what a stopping judge leaves out is not missing
-        others = [row for row in logbook.read_jsonl(run.workdir / LABELS_FILE) if row["step"] != step]
-        logbook.write_jsonl(run.workdir / LABELS_FILE, others + labels)
-        stop_if_missing(step, labels, j.max_missing)
-        logbook.write_jsonl(files[step], judged)
+        run.raise_if_asked()  # labels that a signal kept from being asked for are not missing
+        labels_file = run.workdir / LABELS_FILE
+        other_steps = [row for row in logbook.read_jsonl(labels_file) if row["step"] != step]
+        logbook.write_jsonl(labels_file, other_steps + judged.labels)
+        stop_if_missing(step, judged.labels, j.max_missing)
+        logbook.write_jsonl(files[step], judged.responses)
       progress(number)
     return run.finish(**write_figures(config, run, files))
 
 
 def spend(run: Run, panel: Mapping[str, Judge]) -> None:
-  """Adds what the judges did since the last call to usage.json, which a resumed run goes on with."""
-  spent = usage(run)
-  for name, one in panel.items():
-    spent[name] = dict(Counter(spent.get(name, {})) + one.counts)
-    one.counts.clear()
-  logbook.write_json(run.workdir / "usage.json", spent)
+  """Adds what the judges counted since the last call to usage.json, so that a resumed run counts on, and resets it."""
+  totals = usage(run)
+  for name, member in panel.items():
+    totals[name] = dict(Counter(totals.get(name, {})) + member.counts)
+    member.counts.clear()
+  logbook.write_json(run.workdir / _USAGE_FILE, totals)
 
 
 def usage(run: Run) -> dict[str, dict[str, int]]:
-  return logbook.read_json(run.workdir / "usage.json")
+  """Returns what each judge ("first", "second") has counted so far: {judge: {calls, retries, ...: number}}."""
+  return logbook.read_json(run.workdir / _USAGE_FILE)
 
 
 def write_figures(config: ConfigDict, run: Run, files: Mapping[int, Path]) -> dict:
-  """Figures of all steps from the files that tell of them, to metrics.jsonl and the summary."""
+  """Computes the figures of all steps, writes them to metrics.jsonl, and prints the most important ones.
+
+  files: the judged responses by step. Returns the summary's entries: figures {step: figures by name}, kappa {task:
+  agreement}, {} without a second judge, and usage {judge: counts, with `cost` where prices are given}.
+  """
   figures = {step: reasoning.reasoning_figures(logbook.read_jsonl(file)) for step, file in files.items()}
-  logbook.write_jsonl(run.workdir / "metrics.jsonl", ({"step": step} | found for step, found in figures.items()))
-  for step, found in figures.items():
-    parts = (f"{name} {found[name]:.3f} [{found[f'{name}_low']:.3f}, {found[f'{name}_high']:.3f}]" for name in _PRINTED)
-    print(f"step {step}: " + ", ".join(parts))
-  spent = usage(run)
+  metrics = [{"step": step} | figures_of_step for step, figures_of_step in figures.items()]
+  logbook.write_jsonl(run.workdir / "metrics.jsonl", metrics)
+  for step, figures_of_step in figures.items():
+    print(f"step {step}: " + ", ".join(_with_interval(figures_of_step, name) for name in _PRINTED))
+  costs = usage(run)
   for name, group in (("first", config.judge), ("second", config.judge.second)):
-    if name in spent and group.price_in + group.price_out:
-      tokens = [spent[name].get(f"{side}_tokens", 0) for side in ("prompt", "completion")]
-      spent[name]["cost"] = (tokens[0] * group.price_in + tokens[1] * group.price_out) / 1e6
-  labels = logbook.read_jsonl(run.workdir / LABELS_FILE)
-  agreed = {}
+    if name in costs and group.price_in + group.price_out:
+      price = costs[name].get("prompt_tokens", 0) * group.price_in
+      price += costs[name].get("completion_tokens", 0) * group.price_out
+      costs[name]["cost"] = price / 1e6
+  labels = logbook.read_jsonl(run.workdir / LABELS_FILE)  # read in any case: a damaged file is an error
+  agreements = {}
   if config.judge.second.name:
-    agreed = {task: kappa(labels, task) for task in rubric.TASKS}
-  return {"figures": {str(step): found for step, found in figures.items()}, "kappa": agreed, "usage": spent}
+    agreements = {task: kappa(labels, task) for task in rubric.TASKS}
+  return {"figures": {str(step): values for step, values in figures.items()}, "kappa": agreements, "usage": costs}
+
+
+def _with_interval(figures: Mapping[str, float], name: str) -> str:
+  return f"{name} {figures[name]:.3f} [{figures[f'{name}_low']:.3f}, {figures[f'{name}_high']:.3f}]"
