@@ -21,18 +21,28 @@ from jaxrlvr.model.spec import Spec, count, init
 def test_logits_equal_hugging_face(golden, model):
   spec, params = read_checkpoint(golden / "hf_logits" / model)
   expected = np.load(golden / "hf_logits" / model / "expected.npz")
-  run = jax.jit(logits_of, static_argnums=2)
-  tokens = expected["plain/input_ids"]
-  ones, positions = np.ones_like(tokens), np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
-  np.testing.assert_allclose(run(params, tokens, spec, ones, positions), expected["plain/logits"], atol=1e-4)
-  mask = expected["leftpad/attention_mask"]
-  padded = run(params, expected["leftpad/input_ids"], spec, mask, expected["leftpad/position_ids"])
-  np.testing.assert_allclose(padded * mask[..., None], expected["leftpad/logits"] * mask[..., None], atol=1e-4)
+  plain, mask = expected["plain/input_ids"], expected["leftpad/attention_mask"]
+  (rows, width), more = plain.shape, plain.shape[1] - mask.shape[1]
+
+  def below(of_plain, of_padded):  # one batch of both, the shorter rows padded on the left
+    return np.concatenate([of_plain, np.pad(of_padded, ((0, 0), (more, 0)))])
+
+  tokens = below(plain, expected["leftpad/input_ids"])
+  segments = below(np.ones_like(plain), mask)
+  positions = below(np.broadcast_to(np.arange(width), plain.shape), expected["leftpad/position_ids"])
+
+  def logits_and_logp(params, tokens, segments, positions):
+    logits = logits_of(params, tokens, spec, segments, positions)
+    return logits, score(params, tokens, positions, segments, spec).logp_BT
+
+  logits, logp = jax.jit(logits_and_logp)(params, tokens, segments, positions)
+  np.testing.assert_allclose(logits[:rows], expected["plain/logits"], atol=1e-4)
+  np.testing.assert_allclose(logp[:rows], expected["plain/logprobs_next"], atol=1e-4)
+  real = mask[..., None] > 0
+  np.testing.assert_allclose(logits[rows:, more:] * real, expected["leftpad/logits"] * real, atol=1e-4)
   if "long/input_ids" in expected:
-    long = run(params, expected["long/input_ids"], spec)
+    long = jax.jit(logits_of, static_argnums=2)(params, expected["long/input_ids"], spec)
     np.testing.assert_allclose(long[:, -8:], expected["long/logits_last8"], atol=1e-4)
-  scores = jax.jit(score, static_argnums=4)(params, tokens, positions, ones, spec)
-  np.testing.assert_allclose(scores.logp_BT, expected["plain/logprobs_next"], atol=1e-4)
 
 
 def test_no_token_sees_a_later_one(rich_spec, rich_params):
