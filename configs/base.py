@@ -99,7 +99,7 @@ def problems(source: Key, count: Key, seed: int) -> Group:
   p.seed = Key(seed, SEED, "seed of generated problems")
   p.verifier = Key(
     "auto",
-    one_of_table("jaxrlvr.data.columns:VERIFIERS"),
+    one_of_table("jaxrlvr.data.columns:VERIFIER_CHOICES"),
     "how answers to a file's problems are graded: auto (graph tasks by name, else math) | math | graph | choice",
   )
   p.unreadable = Key(
@@ -371,8 +371,8 @@ c.heldout.overlap = Key(
 )
 c.heldout.sets = Key(
   (),
-  each(one_of_table("jaxrlvr.data.eval_sets:EVAL_SETS", "jaxrlvr.data.eval_sets:GENERATED"), empty=True),
-  "evaluation sets by name, of those in jaxrlvr.data.eval_sets (EVAL_SETS, GENERATED)",
+  each(one_of_table("jaxrlvr.data.eval_sets:EVAL_SETS", "jaxrlvr.data.eval_sets:GENERATED_SETS"), empty=True),
+  "evaluation sets by name, of those in jaxrlvr.data.eval_sets (EVAL_SETS, GENERATED_SETS)",
 )
 c.heldout.domain = Key(
   "",

@@ -16,8 +16,8 @@ from jaxrlvr.base.errors import InputError, StorageError, TrainingStopped
 from jaxrlvr.config import manual
 from jaxrlvr.device import cpu_malloc
 
-HELP = {stage: page.does for stage, page in manual.STAGES.items()}
-MEMORY = {  # what to change where a stage runs out of it
+HELP = {stage: page.does for stage, page in manual.STAGE_PAGES.items()}
+MEMORY_CURES = {  # what to change where a stage runs out of it
   **{
     stage: f"raise config.{stage}.microbatches, or take config.model.remat=full" for stage in ("pretrain", "cpt", "sft")
   },
@@ -71,11 +71,11 @@ def _parser() -> argparse.ArgumentParser:
   return parser
 
 
-def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
+def parse_arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
   """Returns the flags, and the text of each config key that is overridden; argparse exits with 2 on a bad flag."""
   parser = _parser()
   words = [FORMER_STAGES.get(word, word) for word in argv]
-  named = next((word for word in words if word in manual.STAGES), None)
+  named = next((word for word in words if word in manual.STAGE_PAGES), None)
   if named and {"-h", "--help"} & set(argv):
     print(manual.page(named), end="")
     raise SystemExit(0)
@@ -140,7 +140,7 @@ def execute(flags: argparse.Namespace, overrides: dict[str, str]) -> dict:
   from jaxrlvr.stages import STAGES
 
   if not flags.distributed:
-    signals.raise_if_asked()  # during imports, which take seconds
+    signals.raise_if_stop_requested()  # during imports, which take seconds
   return STAGES[flags.stage](config, flags.workdir)
 
 
@@ -182,7 +182,7 @@ def _end_process(code: int) -> None:
 
 def _command(words: Sequence[str]) -> int:
   """Does what the words of a command line say, and returns the exit code."""
-  flags, overrides = parse(words)
+  flags, overrides = parse_arguments(words)
   logging.basicConfig(level=logging.DEBUG if flags.debug else logging.WARNING, format="%(levelname)s %(message)s")
   for noisy in ("absl", "orbax", "asyncio"):  # what goes wrong is told in one line of our own
     logging.getLogger(noisy).setLevel(logging.DEBUG if flags.debug else logging.CRITICAL)
@@ -229,7 +229,7 @@ def explain(error: Exception, flags: argparse.Namespace) -> tuple[int, str]:
   if disk.is_full(error):
     return CODES[StorageError], f"{flags.workdir}: the disk is full ({_first_line(told)}); free space there"
   if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in told):
-    cure = MEMORY.get(flags.stage, MEMORY_OF_OTHERS)
+    cure = MEMORY_CURES.get(flags.stage, MEMORY_OF_OTHERS)
     return CODES[TrainingStopped], f"out of memory ({_first_line(told) or 'MemoryError'}); {cure}"
   return BUG, told
 

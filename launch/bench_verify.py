@@ -21,7 +21,7 @@ import numpy as np
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from jaxrlvr.grading.service import Job, Service
-from jaxrlvr.text.answer import parse, stated
+from jaxrlvr.text.answer import parse_response, stated
 
 _RESPELL = (("\\frac", "\\dfrac"), ("(", "\\left( "), (")", " \\right)"), ("\\pi", " \\pi"), ("+", " + "), ("-", "- "))
 CHUNKS = 8  # ours and the reference take turns, so that a change of load meets both
@@ -56,7 +56,7 @@ def honest(rng: random.Random, rows: int) -> list[Job]:
       for old, new in _RESPELL:
         said = said.replace(old, new)
     text = f"We compute step by step and find that the answer is $\\boxed{{{said}}}$."
-    jobs.append(Job("math", parse(text, "boxed"), label))
+    jobs.append(Job("math", parse_response(text, "boxed"), label))
   return jobs
 
 
@@ -133,9 +133,8 @@ def memory(rng, rows):
     before = resident()
     done = 0
     while done < rows:
-      service.grade(
-        [*honest(rng, 100), *(Job("largest_island", parse("\\boxed{6}" * 500, "boxed"), "6") for _ in range(900))]
-      )
+      islands = [Job("largest_island", parse_response("\\boxed{6}" * 500, "boxed"), "6") for _ in range(900)]
+      service.grade([*honest(rng, 100), *islands])
       done += 1000
   yield {"what": "host memory", "rows": done, "grown_mib": resident() - before}
 

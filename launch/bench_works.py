@@ -113,11 +113,11 @@ def _sample_cost(size: Size, problems: int, group: int, response: int, mean: flo
   from jaxrlvr.planning import flops as counts
 
   spec, one = _spec(size), counts.Cut(1, 1, 1)
-  cost = counts.forward(spec, problems, Separate(size.prompt), 1, one)
+  cost = counts.forward_cost(spec, problems, Separate(size.prompt), 1, one)
   if response > 1:
     levels = counts.level_steps(problems * group, response, mean, shrink)
     slots = _sampling(group, response, shrink).slots
-    cost = cost.plus(counts.decode(spec, group, size.prompt, slots, levels, one))
+    cost = cost.plus(counts.decode_cost(spec, group, size.prompt, slots, levels, one))
   return cost
 
 
@@ -139,17 +139,17 @@ def _update_cost(size: Size, scored: int, layout):
 
   rows = layout.rows(size.rows)
   scored *= size.rows // rows
-  return counts.update(_spec(size), rows, layout, scored, size.rows // size.micro, 4, counts.Cut(1, 1, 1))
+  return counts.update_cost(_spec(size), rows, layout, scored, size.rows // size.micro, 4, counts.Cut(1, 1, 1))
 
 
 def _sample(size: Size, problems: int, group: int, response: int, eos=(), shrink: int = 0) -> Work:
   import jax
 
   from jaxrlvr.sampling import sample
-  from jaxrlvr.sampling.decode import lay_out
+  from jaxrlvr.sampling.decode import lay_out_weights
 
   spec, params, random = _ours(size)
-  weights = jax.block_until_ready(lay_out(spec)(params))
+  weights = jax.block_until_ready(lay_out_weights(spec)(params))
   prompts = jax.device_put(random.integers(2, spec.vocab, (problems, size.prompt)).astype("int32"))
   lengths = jax.device_put(random.integers(size.prompt, size.prompt + 1, problems).astype("int32"))
   stops = jax.numpy.zeros((2, spec.vocab), jax.numpy.int32)
@@ -213,7 +213,7 @@ def _train(size: Size, kind: str) -> Work:
     def once():
       jax.block_until_ready(objective.logp(params, batch, micro, spec, temperature=1.0, parts=micro))
 
-    cost = counts.forward(spec, rows, _separate(size), slots - 1, counts.Cut(1, 1, 1))
+    cost = counts.forward_cost(spec, rows, _separate(size), slots - 1, counts.Cut(1, 1, 1))
     return Work(once, rows * slots, cost.flops, cost.bytes)
   optimizer = optim.adamw(0.9, 0.999, 1e-8, 0.01, 1.0)
   scored = slots - 1 if kind == "sft" else size.response

@@ -130,7 +130,7 @@ def rich_params(rich_spec):
 def tokenizer(tmp_path_factory):
   """SentencePiece trained on a little of each of the embedded texts."""
   mix = embedded_text.Mix((1, 4), 0.2, 0.3)
-  texts = [embedded_text.plain(write(0, n, mix)) for write in embedded_text.TEXTS.values() for n in range(300)]
+  texts = [embedded_text.document_text(write(0, n, mix)) for write in embedded_text.TEXTS.values() for n in range(300)]
   return train_sentencepiece(texts, tmp_path_factory.mktemp("tokenizer") / "t.model", 400)
 
 

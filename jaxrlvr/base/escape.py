@@ -29,7 +29,7 @@ def let_libraries_write(allowed: bool) -> None:
 _unended: list = []  # the terminal that shows a line of progress which no line end has followed yet
 
 
-def draw(terminal: TextIO, line: str, last: bool) -> None:
+def draw_progress(terminal: TextIO, line: str, last: bool) -> None:
   """Draws a line over the one before; unless it is the last, what a `VisibleStream` takes next stands in its place."""
   terminal.write(f"\r\x1b[K{line}" + ("\n" if last else ""))
   _unended[:] = [] if last else [terminal]

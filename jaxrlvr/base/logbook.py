@@ -222,7 +222,7 @@ class Progress:
     line = f"{self._name:<18} {step:>5}/{self._total}  {left if done > 0 or last else 'compiling'}  {told}"
     line = escape.visible(line, kept="")
     if self._terminal:
-      escape.draw(self._out, line, last)
+      escape.draw_progress(self._out, line, last)
     else:
       self._out.write(line + "\n")
     self._out.flush()

@@ -25,7 +25,7 @@ def path(name: str | os.PathLike) -> Path | epath.Path:
 
 
 @contextlib.contextmanager
-def told(kind: type[Exception], place: object) -> Iterator[None]:
+def translate_errors(kind: type[Exception], place: object) -> Iterator[None]:
   """Whatever a store's package raises, as our own error."""
   try:
     yield
@@ -52,7 +52,7 @@ def _transfer(source, target) -> None:
 
 def pull(place: Path | epath.Path, folder: Path, left: tuple[str, ...] = ()) -> None:
   """Copies the place's files to the local folder, but for those of these names and below folders of these names."""
-  with told(InputError, place):
+  with translate_errors(InputError, place):
     for file in _files(place, left) if place.exists() else ():  # a store has no empty folder
       _transfer(file, folder / PurePath(file).relative_to(PurePath(place)))
 
@@ -71,7 +71,7 @@ class Mirror:
   def push(self) -> None:
     """An object is there whole or not at all; a summary, which says that all is done, goes last."""
     now = self._now()
-    with told(StorageError, self._place):
+    with translate_errors(StorageError, self._place):
       for name in self._known.keys() - now.keys():
         (self._place / name).unlink()
       for name in sorted(now, key=lambda name: (name == "summary.json", name)):
@@ -96,7 +96,7 @@ def forget() -> None:
 @functools.cache
 def _copy(name: str, only: tuple[str, ...]) -> Path:
   place, here = epath.Path(name), Path(tempfile.mkdtemp(dir=_copies().name)) / PurePath(name).name
-  with told(InputError, name):
+  with translate_errors(InputError, name):
     if place.is_dir():
       here.mkdir()
       if not only:

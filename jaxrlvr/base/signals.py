@@ -59,13 +59,13 @@ def _handle(number, frame) -> None:
       pass
 
 
-def asked() -> bool:
+def stop_requested() -> bool:
   return bool(_asked)
 
 
-def raise_if_asked(what: str = "this stage") -> None:
+def raise_if_stop_requested(what: str = "this stage") -> None:
   """Raises Interrupted where a signal has asked this process to stop: for work that has nothing to save.
 
   Of several processes only within `multihost.gather`, which raises it on all."""
-  if asked():
+  if stop_requested():
     raise Interrupted(f"{what}: stopped by a signal; the same command goes on")

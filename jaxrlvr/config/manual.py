@@ -44,7 +44,7 @@ _SAMPLING = (
 )
 _OWN = "config.json, manifest.json, summary.json"
 _POLICY_OUT = f"checkpoints/, metrics.jsonl, policy.json, the tokenizer, {_OWN}; serves as config.init"
-STAGES: dict[str, Page] = {
+STAGE_PAGES: dict[str, Page] = {
   "tokenizer": Page(
     "train the built-in SentencePiece tokenizer",
     "nothing: its text is generated",
@@ -185,7 +185,7 @@ STAGES: dict[str, Page] = {
 
 def keys_of(stage: str) -> list[str]:
   """Returns the config keys that a stage reads, in the order of configs/base.py."""
-  keys = STAGES[stage].keys
+  keys = STAGE_PAGES[stage].keys
   groups = tuple(key for key in keys if key.endswith("."))
   return [key for key in declared() if key in keys or key.startswith(groups)]
 
@@ -194,18 +194,18 @@ def keys_read(stage: str | None, config: ConfigDict) -> set[str]:
   """Returns the keys that a stage reads under this config; all keys where no stage, or one that is not known, is named.
 
   A plan reads of the stages that can be planned only what the planned one does."""
-  if stage not in STAGES:
+  if stage not in STAGE_PAGES:
     return set(declared())
   read = set(keys_of(stage))
   if stage == "plan":
-    planned = set(keys_of(config.plan.stage)) if config.plan.stage in STAGES else set()
+    planned = set(keys_of(config.plan.stage)) if config.plan.stage in STAGE_PAGES else set()
     read = {key for key in read if key in planned or key.startswith("plan.")}
   return read
 
 
 def page(stage: str) -> str:
   """Returns the help of one stage: usage, what it reads and writes, an example, its own keys, then shared ones."""
-  one = STAGES[stage]
+  one = STAGE_PAGES[stage]
   keys = keys_of(stage)
   own = [key for key in keys if key.startswith(f"{stage}.")]
   shared = [key for key in keys if key not in own]

@@ -31,7 +31,7 @@ def _uneven_rows(stage: str) -> Callable[[ConfigDict], bool]:
 
 
 def _named_sets(c: ConfigDict) -> tuple[str, ...]:
-  return eval_sets.named(c.heldout.sets, c.heldout.domain) if c.heldout.sets or c.heldout.domain else ()
+  return eval_sets.set_names(c.heldout.sets, c.heldout.domain) if c.heldout.sets or c.heldout.domain else ()
 
 
 IMPOSSIBLE: tuple[Impossible, ...] = (
@@ -232,14 +232,14 @@ HEEDED: Mapping[str, Heeded] = {
 def _kinds_of(c: ConfigDict, group: str) -> set[str]:
   """Returns the kinds of problems that a group of the config names."""
   named = _named_sets(c) if group == "heldout" else ()
-  kinds = {_ARITHMETIC if name in eval_sets.GENERATED else _RELEASED for name in named}
+  kinds = {_ARITHMETIC if name in eval_sets.GENERATED_SETS else _RELEASED for name in named}
   source = c[group].source
   if not source and not named:  # it follows config.problems.source
-    source = c.problems.source if c.problems.source in problems.GENERATED else "arithmetic"
+    source = c.problems.source if c.problems.source in problems.GENERATORS else "arithmetic"
   if source == "arithmetic":
     kinds.add(_ARITHMETIC)
   elif source:
-    kinds.add(_MADE if source in problems.GENERATED else _FILES)
+    kinds.add(_MADE if source in problems.GENERATORS else _FILES)
   return kinds
 
 

@@ -21,20 +21,25 @@ from jaxrlvr.text.answer import last_box
 
 _LOG = logging.getLogger(__name__)
 # Verifier by extra.source_dataset, with the keys of extra that it reads.
-VERIFIERS = ("auto", "math", "graph", "choice")
-STUDY = ("prompt=prompt", "label=reward_model.ground_truth", "extra=extra_info?", "extra.data_source=data_source?")
+VERIFIER_CHOICES = ("auto", "math", "graph", "choice")
+STUDY_COLUMNS = (
+  "prompt=prompt",
+  "label=reward_model.ground_truth",
+  "extra=extra_info?",
+  "extra.data_source=data_source?",
+)
 TARGETS = ("prompt", "label", "boxed", "truth", "id", "extra", "trace", "solution")
 # Names of columns, in any case, that are taken for what they say where `columns` is empty and one of each is there.
-PROMPTS = ("prompt", "question", "problem", "query")
-LABELS = ("answer", "label", "ground_truth", "final_answer", "expected_answer")
-SOLUTION = "solution"  # taken where no label is there: its last box, or what stands behind ####
+PROMPT_COLUMNS = ("prompt", "question", "problem", "query")
+LABEL_COLUMNS = ("answer", "label", "ground_truth", "final_answer", "expected_answer")
+SOLUTION_COLUMN = "solution"  # taken where no label is there: its last box, or what stands behind ####
 _PART = re.compile(r"(.+)\[(:-1|-1)\]")  # all turns but the last of a column of messages; the text of the last one
 _HASH = re.compile(r"\s*####(?!#)\s*(\S.*?)\s*")
 _WITH_COPIES = ("config.problems.", "config.heldout.")  # groups with a key `copies`
 _SHORT = 64  # characters of a solution without a box that is an answer as it stands
 
 
-class Loaded(NamedTuple):
+class ProblemsAndCounts(NamedTuple):
   """What a source holds. `counts`: rows = len(problems) + other + unanswered + bad + copies + conflicts."""
 
   problems: list[Problem]
@@ -56,25 +61,25 @@ def load(
   split: files.Split | None = None,
   copies: str = "drop",
   key: str = "columns",
-) -> Loaded:
+) -> ProblemsAndCounts:
   """The problems of whatever `files.read` reads, in its order, and what became of every row.
 
   `verifier`: "math"; "choice"; "graph", by extra.source_dataset; or "auto": graph where that names one, else math.
-  `columns`: entries `TARGET=COLUMN`, (): STUDY where the first row is laid out so, else what `recognised` finds. A
-  target is one of TARGETS or extra.NAME; `boxed` takes as the label the last box of a solution, or the whole of it if
-  short. A column may be a path into structs or JSON text (`a.b`), have substitutes (`a|b`: the first that a row has),
-  or be optional (`a?`); of messages that end in an assistant turn `a[:-1]` is all but that turn and `a[-1]` its text.
-  `COLUMN==VALUE` leaves out the other rows. Of a label, and of a solution without a box, whose last line is
+  `columns`: entries `TARGET=COLUMN`, (): STUDY_COLUMNS where the first row is laid out so, else what `recognised`
+  finds. A target is one of TARGETS or extra.NAME; `boxed` takes as the label the last box of a solution, or the whole
+  of it if short. A column may be a path into structs or JSON text (`a.b`), have substitutes (`a|b`: the first that a
+  row has), or be optional (`a?`); of messages that end in an assistant turn `a[:-1]` is all but that turn and `a[-1]`
+  its text. `COLUMN==VALUE` leaves out the other rows. Of a label, and of a solution without a box, whose last line is
   `#### ANSWER` that is the answer. Rows written by `prepared.save` need none of this, and bring their verifiers:
-  another one than "auto" is an error. `system`: a system message for
-  prompts without one. `copies` says what becomes of rows whose prompt a row before has: "drop" leaves them out and
-  tells which (a conflict is a copy with another label), "keep" makes each a problem of its own, "error" refuses them.
-  More than `skip_bad` rows that can't be used are an error. A label that is a JSON list counts as any of its entries:
-  the first is the label, the rest `extra["also"]`. `wanted`: targets that `columns` must have. `patterns`, `split`:
-  see `files.files`. `key`: the config key of `columns`, for messages.
+  another one than "auto" is an error. `system`: a system message for prompts without one. `copies` says what becomes of
+  rows whose prompt a row before has: "drop" leaves them out and tells which (a conflict is a copy with another label),
+  "keep" makes each a problem of its own, "error" refuses them. More than `skip_bad` rows that can't be used are an
+  error. A label that is a JSON list counts as any of its entries: the first is the label, the rest `extra["also"]`.
+  `wanted`: targets that `columns` must have. `patterns`, `split`: see `files.files`. `key`: the config key of
+  `columns`, for messages.
   """
-  if verifier not in VERIFIERS:
-    raise InputError(f"verifier of {path} is {verifier!r}; use one of {', '.join(VERIFIERS)}")
+  if verifier not in VERIFIER_CHOICES:
+    raise InputError(f"verifier of {path} is {verifier!r}; use one of {', '.join(VERIFIER_CHOICES)}")
   source, where, tops = _plan(columns, wanted) if columns else ({}, {}, ())
   counts = dict.fromkeys(("rows", "other", "unanswered", "bad", "copies", "conflicts"), 0)
   found: list[Problem] = []
@@ -93,7 +98,7 @@ def load(
         source, where, _ = _plan(_layout(place, row, key, str(path)), wanted)
       problem = _prepared(row, verifier, system) if own else _problem(row, source, verifier, system)
       _check_turns("messages" if own else source["prompt"], problem.messages, key)
-      prompt = digest(problem.messages)
+      prompt = prompt_id(problem.messages)
       if owner.setdefault(problem.id, prompt) != prompt:
         raise BadCell("id", problem.id, "an id that no other prompt has")
     except _Left as left:
@@ -114,9 +119,9 @@ def load(
         problem = _another(problem, owner, prompt)
       found.append(problem)
   if not found:
-    raise InputError(f"{path}: no row gives a problem ({told(counts)}); correct the file or the columns")
+    raise InputError(f"{path}: no row gives a problem ({counts_in_words(counts)}); correct the file or the columns")
   _tell(path, counts, repeats, key)
-  return Loaded(found, counts)
+  return ProblemsAndCounts(found, counts)
 
 
 def _another(problem: Problem, owner: dict[str, str], prompt: str) -> Problem:
@@ -152,13 +157,13 @@ def _tell(path: str | pathlib.Path, counts: Mapping[str, int], repeats: Sequence
   more = f", ... ({len(repeats)} in all)" if len(repeats) > len(shown) else ""
   kept = f"; {key.removesuffix('columns')}copies=keep keeps them" if key.startswith(_WITH_COPIES) else ""
   rest = f"; left out: {', '.join(shown)}{more}{kept}" if repeats else ""
-  _LOG.log(level, "%s: %s%s", path, told(counts), rest)
+  _LOG.log(level, "%s: %s%s", path, counts_in_words(counts), rest)
 
 
 def _layout(place: str, row: Mapping, key: str, path: str) -> Sequence[str]:
   """STUDY where the row is laid out so, else the columns that it has by name, which is told."""
   if "reward_model" in row and "prompt" in row:
-    return STUDY
+    return STUDY_COLUMNS
   columns = recognised(row)
   if columns is None:
     missing = "prompt" if "reward_model" in row or "prompt" not in row else "reward_model.ground_truth"
@@ -179,16 +184,16 @@ def default_columns(path: str | pathlib.Path, patterns: tuple[str, ...] = ()) ->
   )
   if all(field in row for field in prepared.FIELDS):
     return ()
-  return STUDY if "reward_model" in row and "prompt" in row else recognised(row) or ()
+  return STUDY_COLUMNS if "reward_model" in row and "prompt" in row else recognised(row) or ()
 
 
 def recognised(row: Mapping) -> tuple[str, ...] | None:
   """The entries of `columns` that a row's names tell, None where they don't tell one prompt and one label."""
   names = {str(name).strip().lower(): str(name) for name in row}
-  prompts, labels = ([names[name] for name in wanted if name in names] for wanted in (PROMPTS, LABELS))
-  if len(prompts) != 1 or len(labels) > 1 or (not labels and SOLUTION not in names):
+  prompts, labels = ([names[name] for name in wanted if name in names] for wanted in (PROMPT_COLUMNS, LABEL_COLUMNS))
+  if len(prompts) != 1 or len(labels) > 1 or (not labels and SOLUTION_COLUMN not in names):
     return None
-  return f"prompt={prompts[0]}", f"label={labels[0]}" if labels else f"boxed={names[SOLUTION]}"
+  return f"prompt={prompts[0]}", f"label={labels[0]}" if labels else f"boxed={names[SOLUTION_COLUMN]}"
 
 
 def _guess(row: Mapping) -> tuple[str, str]:
@@ -199,10 +204,10 @@ def _guess(row: Mapping) -> tuple[str, str]:
       if row[name][-1].get("role") == "assistant":
         return f"prompt={name}[:-1]", f"boxed={name}[-1]"
   known = {name.strip().lower(): name for name in reversed(names)}
-  prompt = next((known[name] for name in (*PROMPTS, "messages") if name in known), names[0] if names else "A")
-  label = next((known[name] for name in LABELS if name in known and known[name] != prompt), "")
-  if not label and SOLUTION in known:
-    return f"prompt={prompt}", f"boxed={known[SOLUTION]}"
+  prompt = next((known[name] for name in (*PROMPT_COLUMNS, "messages") if name in known), names[0] if names else "A")
+  label = next((known[name] for name in LABEL_COLUMNS if name in known and known[name] != prompt), "")
+  if not label and SOLUTION_COLUMN in known:
+    return f"prompt={prompt}", f"boxed={known[SOLUTION_COLUMN]}"
   return f"prompt={prompt}", f"label={label or next((name for name in reversed(names) if name != prompt), 'B')}"
 
 
@@ -219,12 +224,12 @@ def _check_turns(column: str, turns: Sequence[Mapping[str, str]], key: str) -> N
     raise BadCell(column, list(turns), "a turn with text")
 
 
-def told(counts: Mapping[str, int]) -> str:
+def counts_in_words(counts: Mapping[str, int]) -> str:
   """Counts in words."""
   return ", ".join(f"{number} {name}" for name, number in counts.items() if number or name == "rows")
 
 
-def digest(messages: Sequence[Mapping[str, str]]) -> str:
+def prompt_id(messages: Sequence[Mapping[str, str]]) -> str:
   """The id of a prompt."""
   return hashlib.sha1("\n".join(f"{m['role']}: {m['content']}" for m in messages).encode()).hexdigest()[:16]
 
@@ -316,7 +321,7 @@ def _problem(row: Mapping, source: Mapping[str, str], verifier: str, system: str
   truths = _truths(row, source, extra, verifier) or labels
   also = {first: rest for first, *rest in (labels, truths) if rest}
   return Problem(
-    id=str(_scalar("id", _cell(row, source["id"]))) if "id" in source else digest(messages),
+    id=str(_scalar("id", _cell(row, source["id"]))) if "id" in source else prompt_id(messages),
     messages=messages,
     label=labels[0],
     truth=truths[0],
@@ -393,7 +398,7 @@ def _entries(column: str, cell: object) -> list[str]:
   entries = cell
   if isinstance(cell, str) and cell.lstrip().startswith("["):
     with contextlib.suppress(ValueError):
-      entries = files.parse(cell)
+      entries = files.parse_json(cell)
   if not (isinstance(entries, list) and all(isinstance(entry, str) for entry in entries)):
     entries = [cell]
   entries = [behind_hash(entry) or entry if isinstance(entry, str) else entry for entry in entries]

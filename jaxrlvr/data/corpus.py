@@ -27,7 +27,7 @@ class TextRows:
   """
 
   def __init__(self, source: str, column: str, seed: int, skip_bad: int = 0):
-    path, place = hub.find(source)
+    path, place = hub.locate(source)
     self._column, self._seed, self._skip_bad = column or place.text or "text", seed, skip_bad
     self._blocks = list(files.blocks(path, (self._column,), place.patterns, need=self._column))
     self._bad: set[str] = set()  # places
@@ -74,7 +74,7 @@ def pairs(
   skip_bad: int = 0,
   verified: Callable[[Sequence[tuple[Problem, str]]], Sequence[bool]] | None = None,
   thinking: bool = True,
-) -> layout.Loaded:
+) -> layout.ProblemsAndCounts:
   """The prompts of a source (as for `columns.load`; targets prompt, solution and trace) that both arms train on.
 
   A trace stands in a column of its own, or in the solution between `<think>` and `</think>`. A source without any trace
@@ -84,7 +84,7 @@ def pairs(
   have one (untraced), what is longer than `max_tokens` with its trace (too_long), and the problems whose solution
   `verified`, given (problem, solution) pairs, finds wrong.
   """
-  path, place = hub.find(source)
+  path, place = hub.locate(source)
   wanted, columns = ("prompt", "solution"), columns or place.columns
   if not columns:
     raise InputError(f"{source}: no columns; name them, such as prompt=problem, trace=reasoning, solution=answer")
@@ -111,8 +111,9 @@ def pairs(
     "wrong": len(fits) - len(kept),
   }
   if not kept:
-    raise InputError(f"{source}: no row is left to train on ({layout.told(counts)}); raise max_tokens = {max_tokens}")
-  return layout.Loaded(kept, counts)
+    what = layout.counts_in_words(counts)
+    raise InputError(f"{source}: no row is left to train on ({what}); raise max_tokens = {max_tokens}")
+  return layout.ProblemsAndCounts(kept, counts)
 
 
 def with_trace(problem: Problem) -> Problem | None:

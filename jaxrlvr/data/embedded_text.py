@@ -75,7 +75,7 @@ def sft(seed: int, number: int, mix: Mix) -> Text:
 TEXTS: Mapping[str, Callable[[int, int, Mix], Text]] = {"pretrain": pretrain, "cpt": cpt, "sft": sft}
 
 
-def plain(made: Text) -> str:
+def document_text(made: Text) -> str:
   """The characters of a document, for training a tokenizer."""
   return made.text if made.problem is None else made.problem.messages[-1]["content"] + "\n" + made.text
 

@@ -37,7 +37,7 @@ EVAL_SETS: dict[str, EvalSet] = {
 
 
 # Sets of the embedded domain: what differs from the problems of config.heldout. Keys as above.
-GENERATED: dict[str, Mapping] = {
+GENERATED_SETS: dict[str, Mapping] = {
   "arithmetic": {},
   "arithmetic-longer": {"levels": (5,)},  # more operands
   "arithmetic-large": {"kinds": ("large",)},  # of two digits
@@ -62,18 +62,18 @@ DOMAINS: dict[str, Domain] = {
 }
 
 
-def named(sets: Sequence[str], domain: str) -> tuple[str, ...]:
+def set_names(sets: Sequence[str], domain: str) -> tuple[str, ...]:
   """`sets`, or all those of `domain` where there is none."""
   return tuple(sets) or (*DOMAINS[domain].inside, *DOMAINS[domain].outside)
 
 
-def find(sets: Sequence[str], domain: str, folder: str, prompts: str) -> tuple[dict[str, Path], list[str]]:
+def find_files(sets: Sequence[str], domain: str, folder: str, prompts: str) -> tuple[dict[str, Path], list[str]]:
   """(file of each set that is asked for, the domain's sets that the user does not have and the study never released).
 
   `sets` by name, all those of `domain` where none is named; `prompts`: "think" or "non-think". The embedded domain's
-  sets (`GENERATED`) have no file and are left out.
+  sets (`GENERATED_SETS`) have no file and are left out.
   """
-  wanted = tuple(name for name in named(sets, domain) if name not in GENERATED)
+  wanted = tuple(name for name in set_names(sets, domain) if name not in GENERATED_SETS)
   files = {name: Path(folder) / prompts / f"{EVAL_SETS[name].file}.parquet" for name in wanted}
   absent = [name for name, file in files.items() if not file.is_file()]
   for name in absent:

@@ -20,7 +20,7 @@ from jaxrlvr.base.errors import InputError
 _LOG = logging.getLogger(__name__)
 LINES = 1024  # of a jsonl file that are read together, as the rows of a parquet row group are
 LONGEST = 1 << 26  # bytes of a line of a jsonl file, and of a cell of a csv file; a longer one is an error
-KINDS = (".parquet", ".jsonl", ".json", ".csv")
+SUFFIXES = (".parquet", ".jsonl", ".json", ".csv")
 _OF_FOLDERS = ((".parquet", ".jsonl"), (".csv",), (".json",))  # of a folder only files of the first kinds that it holds
 # Splits by the words that files and folders are named with.
 _SPLITS = {
@@ -107,14 +107,14 @@ def files(path: str | pathlib.Path, patterns: tuple[str, ...] = (), split: Split
     if split.name not in ("", ALL):
       raise InputError(f"{split.key} = {split.name!r} has no effect: {path} is one file; clear it")
     return [path]
-  below = (file for file in sorted(path.rglob("*")) if file.suffix in KINDS and file.is_file())
+  below = (file for file in sorted(path.rglob("*")) if file.suffix in SUFFIXES and file.is_file())
   found = [file for file in below if not any(part.startswith(".") for part in file.relative_to(path).parts)]
   if patterns:
     found = [file for file in found if any(fnmatch.fnmatch(file.absolute().as_posix(), f"*/{p}") for p in patterns)]
   by_kind = ([file for file in found if file.suffix in kinds] for kinds in _OF_FOLDERS)
   found = next(filter(None, by_kind), [])
   if not found:
-    like = " or ".join(patterns or (f"*{kind}" for kind in KINDS))
+    like = " or ".join(patterns or (f"*{kind}" for kind in SUFFIXES))
     raise InputError(f"{path}: holds no file like {like}, and is no tfds data set; correct the path")
   return _of_split(path, found, split)
 
@@ -128,10 +128,10 @@ def _is_folder(path: pathlib.Path) -> bool:
 
 def _check_file(path: pathlib.Path) -> None:
   """Refuses what is no data file: other endings, and whatever is there and no regular file, as a pipe or a device."""
-  if path.suffix not in KINDS:
+  if path.suffix not in SUFFIXES:
     near = "; a data set of the Hugging Face hub is named ORG/NAME" if len(path.parts) == 1 and not path.suffix else ""
     raise InputError(
-      f"{path}: is no folder, and its name ends in none of {', '.join(KINDS)}; correct the path{near}"[:1000]
+      f"{path}: is no folder, and its name ends in none of {', '.join(SUFFIXES)}; correct the path{near}"[:1000]
     )
   try:
     mode = path.stat().st_mode
@@ -182,7 +182,7 @@ def _of_split(folder: pathlib.Path, found: list[pathlib.Path], split: Split) -> 
   return chosen
 
 
-def parse(text: str) -> object:
+def parse_json(text: str) -> object:
   """The value of JSON text; ValueError whatever is wrong with it."""
   try:
     return json.loads(text)
@@ -271,7 +271,7 @@ def _next_lines(path: pathlib.Path, file) -> Iterator[bytes]:
 
 def _json_row(line: bytes, encoding: str) -> Mapping | BadRow:
   try:
-    row = parse(line.decode(encoding))
+    row = parse_json(line.decode(encoding))
   except UnicodeDecodeError as error:
     return BadRow(f"not UTF-8 (byte {error.start} of the line)")
   except ValueError as error:
@@ -287,7 +287,7 @@ def _json_blocks(path: pathlib.Path, columns: tuple[str, ...], need: str) -> Ite
   except OSError as error:
     raise InputError(f"{path}: not a readable file ({error.strerror}); correct the path") from None
   try:
-    whole = parse(content.decode("utf-8-sig"))
+    whole = parse_json(content.decode("utf-8-sig"))
   except ValueError as error:
     first = content.partition(b"\n")[0]
     if isinstance(_json_row(first, "utf-8-sig"), dict):

@@ -21,7 +21,7 @@ class Raw(NamedTuple):
 
 
 RAW = {
-  "skywork-or1": Raw("Skywork/Skywork-OR1-RL-Data", ("data/math-*.parquet",), layout.STUDY),
+  "skywork-or1": Raw("Skywork/Skywork-OR1-RL-Data", ("data/math-*.parquet",), layout.STUDY_COLUMNS),
   # The first version has matched_solution, a later one extracted_solution; both are worked solutions.
   "scp-116k": Raw(
     "EricLu/SCP-116K",
@@ -49,7 +49,7 @@ _FILES = ("*.parquet", "*.jsonl", "*.json", "*.csv")
 _NO_CONFIGS = ("data", "train", "test", "validation")  # folders of a data set that are none of its configs
 
 
-def find(source: str) -> tuple[str, Raw]:
+def locate(source: str) -> tuple[str, Raw]:
   """(path, what is known of it) of `NAME` (from RAW: the hub's cache, else the network), `NAME:COPY`, or a path.
 
   What is no path that exists and looks like `ORG/NAME`, `ORG/NAME@REVISION`, `ORG/NAME:CONFIG` is a set of the hub.
@@ -57,7 +57,7 @@ def find(source: str) -> tuple[str, Raw]:
   name, _, copy = source.partition(":")
   if name not in RAW:
     match = _HUB.fullmatch(source)
-    if match and not Path(source).exists() and Path(source).suffix not in rows.KINDS:
+    if match and not Path(source).exists() and Path(source).suffix not in rows.SUFFIXES:
       return _hub(*match.groups()), Raw("")
     return object_store.local(source), Raw("")
   entry = RAW[name]

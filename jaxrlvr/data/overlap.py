@@ -40,18 +40,18 @@ def normalised(messages: Sequence[Mapping[str, str]]) -> str:
   return joined.rstrip(".?:;。 ") or joined
 
 
-def digest(problem: Problem) -> str:
+def prompt_digest(problem: Problem) -> str:
   """Returns what stands for the problem's prompt when prompts are compared."""
   return hashlib.blake2b(normalised(problem.messages).encode(), digest_size=8).hexdigest()
 
 
-def digests(problems: Iterable[Problem]) -> frozenset[str]:
-  return frozenset(map(digest, problems))
+def prompt_digests(problems: Iterable[Problem]) -> frozenset[str]:
+  return frozenset(map(prompt_digest, problems))
 
 
 def common(problems: Sequence[Problem], trained: Collection[str]) -> list[Problem]:
   """Returns the problems whose prompts are among `trained`, digests of prompts."""
-  return [problem for problem in problems if digest(problem) in trained]
+  return [problem for problem in problems if prompt_digest(problem) in trained]
 
 
 def to_text(trained: Collection[str]) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 from jaxrlvr.base.errors import InputError
 from jaxrlvr.base.types import Problem
-from jaxrlvr.data.files import BadCell, parse, tfds
+from jaxrlvr.data.files import BadCell, parse_json, tfds
 
 FIELDS = tuple(field.name for field in dataclasses.fields(Problem))
 _NESTED = ("messages", "extra")  # as JSON text in a tfds data set
@@ -34,7 +34,7 @@ def from_row(row: Mapping) -> Problem:
 def _parsed(column: str, cell: object, wanted: str) -> Any:
   """The cell, or what it says where it is JSON text."""
   try:
-    return parse(cell) if isinstance(cell, str) else cell
+    return parse_json(cell) if isinstance(cell, str) else cell
   except ValueError:
     raise BadCell(column, cell, wanted) from None
 

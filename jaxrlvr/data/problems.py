@@ -21,7 +21,7 @@ from jaxrlvr.tasks.gym import problems as gym
 _LOG = logging.getLogger(__name__)
 
 # Sources that make their problems: (seed, split, levels, count, kinds, system) -> problems.
-GENERATED: Mapping[str, Callable[..., list[Problem]]] = {
+GENERATORS: Mapping[str, Callable[..., list[Problem]]] = {
   "arithmetic": lambda *asked: arithmetic.problems(*asked[:-1]),  # its prompts have no system message
   "graph": graph.problems,
   "reasoning_gym": gym.problems,
@@ -50,10 +50,10 @@ def load(
   `split` is that of generated problems, `files` that of a folder's files. Problems that are to be left out
   (`without`) are not counted.
   """
-  if source in GENERATED:
+  if source in GENERATORS:
     if not count:
       raise InputError(f"{source}: makes as many problems as are asked for; set the count")
-    made = GENERATED[source](seed, split, levels, count, kinds, system)
+    made = GENERATORS[source](seed, split, levels, count, kinds, system)
     return [problem for problem in made if not without(problem)]
   found, _ = read(source, verifier, columns, system, skip_bad, files, copies, key)
   left = [problem for problem in found if not without(problem)]
@@ -76,9 +76,9 @@ def read(
   split: rows.Split | None = None,
   copies: str = "drop",
   key: str = "columns",
-) -> layout.Loaded:
-  """All problems of a path or a data set of the hub (see `hub.find`), and what became of each row."""
-  path, place = hub.find(source)
+) -> layout.ProblemsAndCounts:
+  """All problems of a path or a data set of the hub (see `hub.locate`), and what became of each row."""
+  path, place = hub.locate(source)
   if place.text:
     raise InputError(f"{source}: is plain text without problems; use it for CPT")
   return layout.load(
@@ -94,9 +94,9 @@ def read(
   )
 
 
-def columns(source: str) -> Sequence[str]:
+def columns_of(source: str) -> Sequence[str]:
   """The entries of `columns` by which a source is read where none are given; (): a set that `prepared.save` wrote."""
-  path, place = hub.find(source)
+  path, place = hub.locate(source)
   return place.columns or layout.default_columns(path, place.patterns)
 
 

@@ -25,7 +25,7 @@ FORMAT = 3
 _LOG = logging.getLogger(__name__)
 
 
-def digests(tree: Any) -> dict[str, str]:
+def leaf_digests(tree: Any) -> dict[str, str]:
   """Digest of the bits, shape and dtype of each leaf: 64 bits, the same however the leaf is cut over devices."""
   named = {jax.tree_util.keystr(path): jnp.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
   sums = multihost.fetch(_sums(named))
@@ -109,7 +109,7 @@ class Checkpoints:
       raise StorageError(
         f"{self.folder}/{step}: not saved, a weight or moment is not finite; the last checkpoint stays"
       )
-    meta = {**meta, "format": FORMAT, "step": step, "digests": digests({"params": params, "train": train})}
+    meta = {**meta, "format": FORMAT, "step": step, "digests": leaf_digests({"params": params, "train": train})}
     meta = json.loads(json.dumps(meta))  # as it is read back
     meta["digest"] = digest_of_meta(meta)
     self._size = sum(leaf.nbytes for leaf in jax.tree.leaves((params, train)))
@@ -201,5 +201,5 @@ class Checkpoints:
     meta = got["meta"]
     check_meta(meta, step)
     trees = tuple(name for name in wanted if name != "meta")
-    check_leaves(meta["digests"], digests({name: got[name] for name in trees}), trees)
+    check_leaves(meta["digests"], leaf_digests({name: got[name] for name in trees}), trees)
     return got["params"], got["train"] if train is not None else None, meta

@@ -41,11 +41,11 @@ _rounds = itertools.count()
 _watch: _Watch | None = None
 
 
-def count() -> int:
+def process_count() -> int:
   return jax_internals().distributed.num_processes
 
 
-def index() -> int:
+def process_index() -> int:
   return jax_internals().distributed.process_id
 
 
@@ -80,7 +80,7 @@ def initialise(deadline: float, silence: float) -> None:
     ) from error
   _watch = _Watch(deadline, silence)
   _watch.start()
-  if index():
+  if process_index():
     signals.be_quiet()
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
@@ -93,7 +93,7 @@ def put(tree: Any, places: Any) -> Any:
   """Host arrays, equal on all processes, onto devices; each process hands over what its own devices hold.
 
   `places`: a tree of shardings, or a prefix of one."""
-  if count() == 1:
+  if process_count() == 1:
     return jax.device_put(tree, places)
 
   def one(x, place):
@@ -113,7 +113,7 @@ def _replicate(mesh):
 
 def fetch(tree: Any) -> Any:
   """All of the arrays, on every process, in one transfer; values of the host stay as they are."""
-  if count() == 1:
+  if process_count() == 1:
     return jax.device_get(tree)
 
   def near(x):
@@ -138,7 +138,7 @@ def anywhere(flag: bool) -> jax.Array:
 
 def gather(make: Callable[[], object]) -> list:
   """What `make` returned on each process, as JSON can hold it; an error or a stop on one is raised on all."""
-  if count() == 1:
+  if process_count() == 1:
     return [make()]
   try:
     mine = {"value": make()}
@@ -146,12 +146,12 @@ def gather(make: Callable[[], object]) -> list:
     mine = {"error": type(error).__name__, "told": str(error)}
   number, client = next(_rounds), jax_internals().distributed.client
   with waiting(f"exchange {number}"):
-    client.key_value_set_bytes(f"jaxrlvr/{number}/{index()}", json.dumps(mine).encode())
+    client.key_value_set_bytes(f"jaxrlvr/{number}/{process_index()}", json.dumps(mine).encode())
     client.wait_at_barrier(f"jaxrlvr/{number}", _LONG)
     found = dict(client.key_value_dir_get_bytes(f"jaxrlvr/{number}/"))
-  if not index():
+  if not process_index():
     client.key_value_delete(f"jaxrlvr/{number - 1}/")  # all are past it
-  each = [json.loads(found[f"jaxrlvr/{number}/{k}"]) for k in range(count())]
+  each = [json.loads(found[f"jaxrlvr/{number}/{k}"]) for k in range(process_count())]
   for one in each:
     if "error" in one:
       raise _TOLD[one["error"]](one["told"])
@@ -160,22 +160,22 @@ def gather(make: Callable[[], object]) -> list:
 
 def first(make: Callable[[], object]) -> Any:
   """What `make` returns on the first process, the only one where it runs."""
-  return gather(make if not index() else lambda: None)[0]
+  return gather(make if not process_index() else lambda: None)[0]
 
 
-def any_asked() -> bool:
+def any_stop_requested() -> bool:
   """Has a signal asked any process to stop?"""
-  return any(gather(signals.asked))
+  return any(gather(signals.stop_requested))
 
 
 def share(grade: Callable[[Sequence], list[Verdict]], jobs: Sequence) -> list[Verdict]:
   """The verdicts on all jobs, of which each process grades its part: all go on from the same, timeouts included."""
-  if count() == 1:
+  if process_count() == 1:
     return grade(jobs)
-  parts = gather(lambda: [dataclasses.astuple(v) for v in grade(jobs[index() :: count()])])
+  parts = gather(lambda: [dataclasses.astuple(v) for v in grade(jobs[process_index() :: process_count()])])
   verdicts: list = [None] * len(jobs)
   for k, part in enumerate(parts):
-    verdicts[k :: count()] = [Verdict(*v) for v in part]
+    verdicts[k :: process_count()] = [Verdict(*v) for v in part]
   return verdicts
 
 
@@ -209,7 +209,7 @@ class _Watch:
     self.seen: Mapping[int, tuple[list, float]] = {}
 
   def start(self) -> None:
-    self.seen = {k: ([0, 0, "the start", "?"], time.monotonic()) for k in range(count())}
+    self.seen = {k: ([0, 0, "the start", "?"], time.monotonic()) for k in range(process_count())}
     for thread in self.threads:
       thread.start()
 
@@ -229,7 +229,7 @@ class _Watch:
       beat += 1
       sign = json.dumps([beat, self.arrivals, self.where, platform.node()]).encode()
       try:
-        client.key_value_set_bytes(f"jaxrlvr-life/{index()}", sign, allow_overwrite=True)
+        client.key_value_set_bytes(f"jaxrlvr-life/{process_index()}", sign, allow_overwrite=True)
         if self.told:
           client.key_value_set_bytes("jaxrlvr-life/end", self.told.encode(), allow_overwrite=True)
         rows = dict(client.key_value_dir_get_bytes("jaxrlvr-life/"))
@@ -246,7 +246,8 @@ class _Watch:
       told = self.verdict or self.judge(time.monotonic())
       if told and not self.leaving:
         self.told = told  # for the others
-        time.sleep(_BEAT * (2 if index() else 4))  # the service ends with the first process: the others before it
+        # The service ends with the first process: the others end before it.
+        time.sleep(_BEAT * (2 if process_index() else 4))
         if not self.leaving:
           print(f"jaxrlvr: {told}", file=sys.stderr, flush=True)
           os._exit(GONE)
@@ -254,18 +255,19 @@ class _Watch:
   def judge(self, now: float) -> str:
     """Why this process would wait in vain, "" if it would not."""
     for k, ((_, _, where, host), at) in self.seen.items():
-      if k != index() and now - at > self.silence and now - self.answered < self.silence:
+      if k != process_index() and now - at > self.silence and now - self.answered < self.silence:
         return f"process {k} on {host} died or was stopped: silent for {now - at:.0f} s, last at {where}"
     if now - self.answered > self.silence:
       return f"process 0 died or was stopped: its coordination service is silent for {now - self.answered:.0f} s"
     since = self.since
     if since is None or now - since <= self.deadline:
       return ""
-    signs = {k: sign for k, (sign, _) in self.seen.items()} | {index(): [0, self.arrivals, self.where, ""]}
+    signs = {k: sign for k, (sign, _) in self.seen.items()} | {process_index(): [0, self.arrivals, self.where, ""]}
     least = min(arrivals for _, arrivals, _, _ in signs.values())
     names = [f"process {k} on {s[3]}, last at {s[2]}" for k, s in signs.items() if s[1] == least != self.arrivals]
     behind = f"{'; '.join(names)} hangs" if names else "no process is behind"
-    return f"process {index()} waited {now - since:.0f} s for {self.where} (config.hosts.deadline_seconds): {behind}"
+    waited = f"process {process_index()} waited {now - since:.0f} s for {self.where}"
+    return f"{waited} (config.hosts.deadline_seconds): {behind}"
 
 
 @ctypes.CFUNCTYPE(None, ctypes.c_int)
@@ -295,8 +297,8 @@ def leave(code: int, told: str) -> None:
     jax.distributed.shutdown()
     return
   _watch.leaving = True
-  _watch.told = f"process {index()} on {platform.node()} ended with exit code {code}: {told}"
-  time.sleep(_BEAT * (2 if index() else 4))
+  _watch.told = f"process {process_index()} on {platform.node()} ended with exit code {code}: {told}"
+  time.sleep(_BEAT * (2 if process_index() else 4))
   sys.stdout.flush()
   sys.stderr.flush()
   os._exit(code)

@@ -55,7 +55,7 @@ def spec(*axes) -> P:
   return P(*(axis if axis is ANY else RULES.get(axis) for axis in axes))
 
 
-def named(mesh: Mesh | AbstractMesh, *axes: str | None) -> NamedSharding:
+def named_sharding(mesh: Mesh | AbstractMesh, *axes: str | None) -> NamedSharding:
   return NamedSharding(mesh, spec(*axes))
 
 
@@ -65,7 +65,7 @@ def size(mesh: Mesh | AbstractMesh, axis: str | None) -> int:
   return int(np.prod([mesh.shape[n] for n in ((names,) if isinstance(names, str) else names)]))
 
 
-def here(axis: str) -> int:
+def size_here(axis: str) -> int:
   """`size` on the mesh of `jax.set_mesh`; 1 without a mesh."""
   mesh = jax.sharding.get_abstract_mesh()
   return 1 if mesh.empty else size(mesh, axis)
@@ -80,11 +80,11 @@ def place(mesh: Mesh, name: str, shape: tuple[int, ...], axes: tuple[str | None,
   """Where an array lies; KV heads fewer than their pieces stay whole, and attention repeats them (`kv_copies`)."""
   pairs = zip(shape, axes, strict=True)
   axes = tuple(None if a == "kv_heads" and kv_copies(n, size(mesh, a)) > 1 else a for n, a in pairs)
-  check(mesh, name, shape, axes)
-  return named(mesh, *axes)
+  check_divisible(mesh, name, shape, axes)
+  return named_sharding(mesh, *axes)
 
 
-def check(mesh: Mesh, name: str, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> None:
+def check_divisible(mesh: Mesh, name: str, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> None:
   """Raises InputError, naming leaf, axis and numbers, where a dimension can't be split evenly."""
   for length, axis in zip(shape, axes, strict=True):
     if length % size(mesh, axis):

@@ -142,7 +142,7 @@ class Client:
   def _note(self, reply: _Reply) -> None:
     """Logs a trouble the first time it occurs, and ends all calling in an outage that lasts."""
     self._unanswered = self._unanswered + 1 if reply.retry_after is not None else 0
-    if reply.trouble and reply.trouble not in self._logged_troubles and not signals.asked():
+    if reply.trouble and reply.trouble not in self._logged_troubles and not signals.stop_requested():
       self._logged_troubles.add(reply.trouble)
       _LOG.warning("%s: %s", self._endpoint.url, reply.trouble)
     if not self._ended and self._unanswered > max(_PATIENCE, 2 * self._endpoint.concurrency):
@@ -156,7 +156,7 @@ class Client:
     reply = _Reply(None, "stopped")
     for attempt in range(endpoint.retries + 1):
       seconds_left = deadline - time.monotonic()
-      if self._ended or signals.asked() or seconds_left <= 0:
+      if self._ended or signals.stop_requested() or seconds_left <= 0:
         return reply._replace(trouble=self._ended or reply.trouble), counts
       counts["calls"] += 1
       counts["retries"] += attempt > 0
@@ -282,7 +282,7 @@ def _seconds_of(retry_after: str) -> float:
 def _sleep(seconds: float) -> None:
   """Waits, but no longer than half a second after a signal that asks the run to stop."""
   deadline = time.monotonic() + seconds
-  while not signals.asked():
+  while not signals.stop_requested():
     seconds_left = deadline - time.monotonic()
     if seconds_left <= 0:
       return

@@ -17,8 +17,8 @@ from jaxrlvr.base.logbook import read_jsonl
 from jaxrlvr.judging import cache, endpoint, rubric
 from jaxrlvr.judging.rubric import Label, Response
 from jaxrlvr.tasks.arithmetic import faithfulness as arithmetic
-from jaxrlvr.tasks.arithmetic.problems import asked
-from jaxrlvr.text.answer import parse
+from jaxrlvr.tasks.arithmetic.problems import read_question
+from jaxrlvr.text.answer import parse_response
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,16 +140,16 @@ def _question(response: Response) -> str:
 
 def _exact_faithfulness(response: Response) -> float | None:
   """Labels a response to a built-in arithmetic problem; None for any other problem."""
-  faithfulness = arithmetic.faithfulness(parse(response.text, "boxed"), _question(response))
+  faithfulness = arithmetic.faithfulness(parse_response(response.text, "boxed"), _question(response))
   return None if faithfulness is None else faithfulness.label
 
 
 def _exact_same(first: Response, second: Response) -> bool | None:
   """Compares the strategies of two responses to a built-in arithmetic problem; None for any other problem."""
-  if asked(_question(first)) is None:
+  if read_question(_question(first)) is None:
     return None
-  first_strategy = arithmetic.strategy(parse(first.text, "boxed"))
-  second_strategy = arithmetic.strategy(parse(second.text, "boxed"))
+  first_strategy = arithmetic.strategy(parse_response(first.text, "boxed"))
+  second_strategy = arithmetic.strategy(parse_response(second.text, "boxed"))
   return first_strategy == second_strategy
 
 

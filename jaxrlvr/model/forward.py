@@ -12,7 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxrlvr.device import sharding
 from jaxrlvr.model import attention
-from jaxrlvr.model.int8 import plain
+from jaxrlvr.model.int8 import dequantise
 from jaxrlvr.model.row_layout import RowLayout
 from jaxrlvr.model.spec import Spec, leaves
 
@@ -110,7 +110,7 @@ _products.defvjp(lambda x_nD, weights: (_products(x_nD, weights), (x_nD, weights
 
 
 def _layer(x_BTD, w, angles, attend, cache, spec: Spec):
-  w = {name: plain(x, spec.dtype) for name, x in w.items()}
+  w = {name: dequantise(x, spec.dtype) for name, x in w.items()}
   rows, time, width = x_BTD.shape
   y_nD = rms_norm(x_BTD, w["attn_norm"], spec.norm_eps).reshape(-1, width)  # flat: a quarter less time on CPU
   # transposed by hand: an einsum to "bnth" would make, on CPU, [n*h, b*t] and read it column by column
@@ -121,7 +121,7 @@ def _layer(x_BTD, w, angles, attend, cache, spec: Spec):
     q, k, v = (a + w[name][:, None] for a, name in ((q, "q_bias"), (k, "k_bias"), (v, "v_bias")))
   if spec.qk_norm:
     q, k = rms_norm(q, w["q_norm"], spec.norm_eps), rms_norm(k, w["k_norm"], spec.norm_eps)
-  if (copies := sharding.kv_copies(spec.kv_heads, sharding.here("kv_heads"))) > 1:
+  if (copies := sharding.kv_copies(spec.kv_heads, sharding.size_here("kv_heads"))) > 1:
     k, v = jnp.repeat(k, copies, 1), jnp.repeat(v, copies, 1)
   q, k, v = (
     sharding.constrain(a, "batch", axis, None, None) for a, axis in ((q, "heads"), (k, "kv_heads"), (v, "kv_heads"))
@@ -152,7 +152,7 @@ def forward(
   Positions lie below T, or in `table` (`rope_table`), which a loop makes once for all its tokens.
   """
   stacked = {name: params[name] for name, leaf in leaves(spec).items() if leaf.layered}
-  x_BTD = plain(jax.tree.map(lambda table: table[tokens_BT], params["embed"]), spec.dtype)
+  x_BTD = dequantise(jax.tree.map(lambda table: table[tokens_BT], params["embed"]), spec.dtype)
   x_BTD = sharding.constrain(x_BTD, "copies", None, "embed")  # no device gathers the table
   x_BTD = sharding.constrain(x_BTD, "batch", None, None)
   table = rope_table(positions_BT.shape[1], spec) if table is None else table

@@ -113,7 +113,7 @@ def stored(leaf: Leaf) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...
   return shape, order, (math.prod(shape[inputs:]), leaf.fan_in)
 
 
-def named(spec: Spec) -> Iterator[tuple[str, str, Leaf, int]]:
+def named_tensors(spec: Spec) -> Iterator[tuple[str, str, Leaf, int]]:
   """(name in files, name here, leaf, layer or -1) of every tensor of a policy."""
   for name, leaf in leaves(spec).items():
     for layer in range(spec.layers) if leaf.layered else (-1,):
@@ -134,7 +134,7 @@ def open_model(folder: str | os.PathLike) -> Model:
   if spec.tied and "lm_head.weight" in found and "model.embed_tokens.weight" in found:
     _same(found["model.embed_tokens.weight"], found.pop("lm_head.weight"))
   wanted = set()
-  for name, _, leaf, _ in named(
+  for name, _, leaf, _ in named_tensors(
     spec
   ):  # ends at the first that is missing, whatever number of layers config.json states
     wanted.add(name)
@@ -154,7 +154,7 @@ def open_model(folder: str | os.PathLike) -> Model:
   for name in sorted(found.keys() - wanted):
     if not name.endswith("rotary_emb.inv_freq"):  # a buffer in old files, which the config determines
       raise InputError(f"{found[name].file}: tensor {name} is not of this architecture; take the model's own files")
-  return Model(folder, spec, {name: found[name] for name, *_ in named(spec)}, files)
+  return Model(folder, spec, {name: found[name] for name, *_ in named_tensors(spec)}, files)
 
 
 def read_spec(folder: epath.Path) -> Spec:
@@ -247,7 +247,7 @@ def load(model: Model, spec: Spec, mesh: jax.sharding.Mesh) -> dict[str, jax.Arr
     lambda: {name: jnp.zeros(leaf.shape) for name, leaf in stacks.items()},
     out_shardings={name: placed[name] for name in stacks},
   )()
-  for hf, name, leaf, layer in named(spec):
+  for hf, name, leaf, layer in named_tensors(spec):
     one = _on_mesh(model.tensors[hf], leaf, mesh)
     params[name], finite = _fill(params[name], one, layer) if leaf.layered else _widen(one)
     jax.block_until_ready(params[name])  # all devices: one that lags would keep its pieces of several tensors alive
@@ -291,7 +291,7 @@ def check_finite(model: Model) -> None:
       raise InputError(f"{tensor.file}: tensor {name} holds a value that is not finite; take another copy")
 
 
-def digest(model: Model) -> str:
+def weights_digest(model: Model) -> str:
   """Stands for the weights, however they are cut into files: name, kind, shape and 3 * 4 KiB of each tensor.
 
   That tells other weights, also those of a short training run; it is no check of every byte.
@@ -314,13 +314,13 @@ def save(folder: str | os.PathLike, params: Mapping[str, jax.Array], spec: Spec,
   """
   folder, code = epath.Path(folder), next(code for code, known in DTYPES.items() if known == jnp.dtype(dtype))
   shards = [[]]
-  for entry in named(spec):
+  for entry in named_tensors(spec):
     if shards[-1] and _size(shards[-1], dtype) + _size([entry], dtype) > shard_bytes:
       shards.append([])
     shards[-1].append(entry)
   place = params["embed"].sharding
   assert isinstance(place, jax.sharding.NamedSharding)
-  take = jax.jit(_taken, static_argnames=("leaf", "dtype"), out_shardings=sharding.named(place.mesh))
+  take = jax.jit(_taken, static_argnames=("leaf", "dtype"), out_shardings=sharding.named_sharding(place.mesh))
   weight_map = {}
   for number, entries in enumerate(shards, 1):
     file = folder / (SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors")

@@ -19,6 +19,6 @@ def quantise(x: jax.Array, axes: tuple[int, ...]) -> Int8:
   return Int8(jnp.round(x / jnp.where(scale > 0, scale, 1.0)).astype(jnp.int8), scale)
 
 
-def plain(x: jax.Array | Int8, dtype: jax.typing.DTypeLike) -> jax.Array:
+def dequantise(x: jax.Array | Int8, dtype: jax.typing.DTypeLike) -> jax.Array:
   """The array itself; compilers for TPU and GPU make it inside of the product that reads it."""
   return (x.value * x.scale).astype(dtype) if isinstance(x, Int8) else x

@@ -37,7 +37,7 @@ def _pieces(vocab: int, chunk: int) -> int:
 def _chunks(head_VD: jax.Array, chunk: int) -> tuple[jax.Array, jax.Array]:
   """(the head in pieces [pieces, columns, D], the token id of each column); each device's part is cut up by itself."""
   vocab, width = head_VD.shape
-  shards = sharding.here("vocab")
+  shards = sharding.size_here("vocab")
   pieces = _pieces(vocab // shards, max(chunk // shards, 1))
   size = -(-vocab // (shards * pieces))
 
@@ -51,7 +51,7 @@ def _chunks(head_VD: jax.Array, chunk: int) -> tuple[jax.Array, jax.Array]:
 
 def _join(pieces, vocab: int) -> jax.Array:
   """The inverse of `_chunks` for the head."""
-  shards = sharding.here("vocab")
+  shards = sharding.size_here("vocab")
   x = pieces.reshape(len(pieces), shards, -1, pieces.shape[-1]).swapaxes(0, 1)
   return x.reshape(-1, x.shape[-1])[:vocab]
 
@@ -83,7 +83,7 @@ def _parts(tokens: int) -> int:
 
 
 def _order(wanted_BT: jax.Array) -> _Order:
-  shards = sharding.here("batch")
+  shards = sharding.size_here("batch")
   wanted_SM = wanted_BT.reshape(shards, -1)
   tokens = wanted_SM.shape[1]
   index_SM = jnp.argsort(~wanted_SM, axis=1, stable=True)

@@ -130,13 +130,13 @@ def shardings(spec: Spec, mesh: jax.sharding.Mesh) -> dict[str, jax.sharding.Nam
   return {name: sharding.place(mesh, name, leaf.shape, leaf.axes) for name, leaf in leaves(spec).items()}
 
 
-def count(spec: Spec) -> int:
+def count_weights(spec: Spec) -> int:
   return sum(math.prod(leaf.shape) for leaf in leaves(spec).values())
 
 
 def init(spec: Spec, key: jax.Array) -> dict[str, jax.Array]:
   """Random float32 weights, normal with variance 1/fan_in; one flat draw, because a draw a leaf compiles 14x slower."""
-  flat = jax.random.normal(key, (count(spec),))
+  flat = jax.random.normal(key, (count_weights(spec),))
   params, start = {}, 0
   for name, leaf in leaves(spec).items():
     piece = flat[start : start + math.prod(leaf.shape)].reshape(leaf.shape)

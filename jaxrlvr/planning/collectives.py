@@ -7,7 +7,7 @@ import re
 from collections import defaultdict
 from typing import NamedTuple
 
-KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 # Bytes that leave a chip, as a multiple of the bytes of the result, in a group of n chips.
 SENT = {
   "all-gather": lambda n: (n - 1) / n,
@@ -17,7 +17,7 @@ SENT = {
   "collective-permute": lambda n: 1,
 }
 _BITS = {"pred": 8, "bf16": 16, "f8": 8, "s4": 4, "u4": 4}
-_OPERATION = re.compile(rf"= (?P<type>.*?) (?P<kind>{'|'.join(KINDS)})(?P<start>-start)?\(")
+_OPERATION = re.compile(rf"= (?P<type>.*?) (?P<kind>{'|'.join(COLLECTIVES)})(?P<start>-start)?\(")
 _CALLS = re.compile(r"(?:calls|to_apply|body|branch_computations)=(%[\w.\-]+|\{[^}]*\})")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from jaxrlvr.model.row_layout import RowLayout
-from jaxrlvr.model.spec import Spec, count
+from jaxrlvr.model.spec import Spec, count_weights
 
 
 class Cost(NamedTuple):
@@ -30,7 +30,7 @@ class Cut(NamedTuple):
   weights: int  # pieces of the masters and moments
 
 
-def products(spec: Spec) -> int:
+def layer_weights(spec: Spec) -> int:
   """Weights of a layer that a token is multiplied with."""
   return spec.width * (2 * spec.heads + 2 * spec.kv_heads) * spec.head_dim + 3 * spec.width * spec.mlp
 
@@ -49,23 +49,23 @@ def _activations(spec: Spec, seen: float, tensor: int) -> float:
   return 2 * _width(spec) * (5 * spec.width + inner / tensor) + 2 * scores / tensor
 
 
-def forward(spec: Spec, rows: int, layout: RowLayout, scored: int, cut: Cut) -> Cost:
+def forward_cost(spec: Spec, rows: int, layout: RowLayout, scored: int, cut: Cut) -> Cost:
   """Returns the cost of a pass over `rows` rows, with the head at `scored` slots of each."""
   time, pairs = layout.slots, layout.attention_pairs(spec.attention)
-  attend, layer, head = 4 * spec.heads * spec.head_dim * rows, 2 * rows * time * products(spec), 2 * spec.width
+  attend, layer, head = 4 * spec.heads * spec.head_dim * rows, 2 * rows * time * layer_weights(spec), 2 * spec.width
   flops = spec.layers * (layer + attend * pairs.computed) + head * spec.vocab * rows * scored
   model = spec.layers * (layer + attend * pairs.needed) + head * spec.vocab * rows * scored
   here, passed = rows / cut.batch, _activations(spec, pairs.computed / time, cut.tensor)
   moved = spec.layers * here * time * passed + 8 * here * scored * spec.vocab / cut.tensor
   chips = cut.batch * cut.tensor
-  return Cost(flops / chips, model / chips, moved + _width(spec) * count(spec) / cut.tensor)
+  return Cost(flops / chips, model / chips, moved + _width(spec) * count_weights(spec) / cut.tensor)
 
 
-def update(
+def update_cost(
   spec: Spec, rows: int, layout: RowLayout, scored: int, microbatches: int, moment_bytes: int, cut: Cut
 ) -> Cost:
   """Returns the cost of the gradient over all micro-batches, and of AdamW's step on the weights of this chip."""
-  once, time = forward(spec, rows, layout, 0, cut), layout.slots
+  once, time = forward_cost(spec, rows, layout, 0, cut), layout.slots
   head = 2 * spec.width * spec.vocab * rows * scored / (cut.batch * cut.tensor)
   seen = rows * layout.attention_pairs(spec.attention).computed
   attend = spec.layers * 4 * spec.heads * spec.head_dim * seen / (cut.batch * cut.tensor)
@@ -73,10 +73,11 @@ def update(
   again = {"none": 0, "dots": attend, "full": once.flops - down}[spec.remat]
   kernel = attend / 2 if spec.attention == "splash" else 0  # its backward pass computes the scores again
   passes = 3 + (spec.remat == "full")  # over activations: forward, twice backward, again
-  gathered = _width(spec) * count(spec) / cut.tensor
+  gathered = _width(spec) * count_weights(spec) / cut.tensor
   activations = (once.bytes - gathered) * passes + 4 * 8 * rows / cut.batch * scored * spec.vocab / cut.tensor
-  state = count(spec) / cut.weights * (2 * (4 + moment_bytes + 4) + 4)  # weights and moments there and back, gradient
-  gradient = 0 if microbatches == 1 else 8 * count(spec) / cut.weights * microbatches
+  # Weights and moments there and back, and the gradient.
+  state = count_weights(spec) / cut.weights * (2 * (4 + moment_bytes + 4) + 4)
+  gradient = 0 if microbatches == 1 else 8 * count_weights(spec) / cut.weights * microbatches
   moved = activations + gathered * (passes - 1) * microbatches + gradient + state
   return Cost(3 * once.flops + again + kernel + 4 * head, 3 * (once.model_flops + head), moved)
 
@@ -106,7 +107,7 @@ def read_slots(begun: float, steps: float, slots: int) -> float:
   return total / steps if steps else slots
 
 
-def decode(
+def decode_cost(
   spec: Spec, group: int, prompt: int, slots: int, levels: list[tuple[int, float]], cut: Cut, int8: tuple[str, ...] = ()
 ) -> Cost:
   """All tokens but the first of a chip's responses: weights and the cache so far, in blocks of `slots` tokens, are read
@@ -114,8 +115,8 @@ def decode(
   total, begun = Cost(0, 0, 0), 0.0
   slot = spec.head_dim * (1 if "cache" in int8 else _width(spec)) + 4 * ("cache" in int8)
   kv = 2 * spec.layers * max(spec.kv_heads, cut.tensor) / cut.tensor * slot  # bytes a slot
-  dense = 2 * (spec.layers * products(spec) + spec.vocab * spec.width) / cut.tensor
-  weights = (1 if "weights" in int8 else _width(spec)) * count(spec) / cut.tensor
+  dense = 2 * (spec.layers * layer_weights(spec) + spec.vocab * spec.width) / cut.tensor
+  weights = (1 if "weights" in int8 else _width(spec)) * count_weights(spec) / cut.tensor
   for level, (live, steps) in enumerate(levels):
     own = read_slots(begun, steps, slots)
     attend = 4 * spec.layers * spec.heads * spec.head_dim / cut.tensor * (prompt + own)

@@ -59,7 +59,7 @@ class Slice:
     return f"{self.kind}:{self.grid}"
 
 
-def names() -> dict[str, Slice]:
+def slices() -> dict[str, Slice]:
   """Every slice by the name gcloud has for it: v5p and v4 count TensorCores, two a chip, the others chips."""
   found = {}
   for kind, chip in CHIPS.items():
@@ -69,9 +69,9 @@ def names() -> dict[str, Slice]:
   return found
 
 
-def find(name: str) -> Slice:
+def find_slice(name: str) -> Slice:
   """Slice of a gcloud name (v5e-8, v5litepod-8, v5p-16) or of libtpu's own (v5e:2x4)."""
-  known = names()
+  known = slices()
   plain = name.lower().replace("v5litepod", "v5e")
   if plain in known:
     return dataclasses.replace(known[plain], name=name)
@@ -91,4 +91,4 @@ def _near(kind: str, known: dict[str, Slice]) -> str:
 
 def larger(kind: str, chips: int) -> str:
   """Name of the smallest slice of this kind with at least so many chips, "" if there is none."""
-  return next((name for name, s in names().items() if s.kind == kind and s.chips >= chips), "")
+  return next((name for name, s in slices().items() if s.kind == kind and s.chips >= chips), "")

@@ -15,7 +15,7 @@ from flax import struct
 from jaxrlvr.device import sharding
 from jaxrlvr.model import forward as fwd
 from jaxrlvr.model.attention import NEGATIVE
-from jaxrlvr.model.int8 import Int8, plain, quantise
+from jaxrlvr.model.int8 import Int8, dequantise, quantise
 from jaxrlvr.model.row_layout import Separate
 from jaxrlvr.model.spec import Spec, leaves
 from jaxrlvr.sampling.drawing import draw_known
@@ -37,7 +37,7 @@ class _State:
 
 def _emit(state: _State, logits_RV, t, s: Sampling, stops, known: int) -> _State:
   """Draws token t of each live row and records it; each device looks at some rows over the whole vocabulary."""
-  if not len(logits_RV) % sharding.here("everywhere"):
+  if not len(logits_RV) % sharding.size_here("everywhere"):
     logits_RV = sharding.constrain(logits_RV, "everywhere", None)
   token = draw_known(logits_RV, state.key_R, t, s, known)
   live_R = ~state.done_R
@@ -194,13 +194,13 @@ def _alive(state: _State, shards: int):
 
 def _logits(weights, hidden_RD, spec: Spec) -> jax.Array:
   """Made where each device's part of the head lies: else the head would be gathered for every token."""
-  head_VD = plain(fwd.head_VD(weights, spec), hidden_RD.dtype)
+  head_VD = dequantise(fwd.head_VD(weights, spec), hidden_RD.dtype)
   logits_RV = jnp.einsum("rd,vd->rv", hidden_RD, head_VD, preferred_element_type=jnp.float32)
   return sharding.constrain(logits_RV, "batch", "vocab")
 
 
 def places(spec: Spec, mesh: jax.sharding.Mesh, int8: tuple[str, ...] = ()) -> dict:
-  """Where the weights that `lay_out` makes lie."""
+  """Where the weights that `lay_out_weights` makes lie."""
 
   def place(name, leaf):
     shape, axes = leaf.shape[leaf.layered :], leaf.axes[leaf.layered :]
@@ -215,7 +215,7 @@ def places(spec: Spec, mesh: jax.sharding.Mesh, int8: tuple[str, ...] = ()) -> d
 
 
 @functools.lru_cache
-def lay_out(spec: Spec, mesh: jax.sharding.Mesh | None = None, int8: tuple[str, ...] = ()):
+def lay_out_weights(spec: Spec, mesh: jax.sharding.Mesh | None = None, int8: tuple[str, ...] = ()):
   """The program that makes sampling's weights of the masters: in the compute dtype (or 8 bits, "weights" in `int8`),
   each layer's by itself, which a decode step reads without a copy, and laid out on sampling's mesh if one is given."""
   table = leaves(spec)
@@ -384,7 +384,7 @@ _join = jax.jit(lambda made: jax.tree.map(lambda *x: jnp.concatenate(x), *made))
 def sample(weights, prompt_PS, prompt_length_P, keys_B, stops, spec: Spec, s: Sampling, *, shards: int = 1) -> Rollout:
   """G continuations of each prompt, a pure function of weights, prompt and row key.
 
-  weights: masters, or as `lay_out` makes them, which saves that work; prompt_PS: left-padded token ids;
+  weights: masters, or as `lay_out_weights` makes them, which saves that work; prompt_PS: left-padded token ids;
   prompt_length_P: how many of the last slots are real (at least 1); keys_B: one a row (`keys.rows`); stops: the
   stop-string automaton (`text.stop_strings.automaton`), int [states, V], its last state meaning found; shards: pieces
   that the batch is cut into on the mesh, rows are compacted inside each.
@@ -393,7 +393,7 @@ def sample(weights, prompt_PS, prompt_length_P, keys_B, stops, spec: Spec, s: Sa
   the first call of a shape compiles them all. On a CPU each core samples a part of the batch, if it has rows enough.
   """
   if not isinstance(weights["q"], tuple):
-    weights = lay_out(spec, None, s.int8)(weights)
+    weights = lay_out_weights(spec, None, s.int8)(weights)
   parts, given = _threads(weights, len(prompt_PS), s.group), (prompt_PS, prompt_length_P, keys_B)
   if parts == 1:
     return _part(weights, *given, stops, spec, s, shards)

@@ -68,7 +68,7 @@ def configured_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = N
   set_compile_cache(config.compile_cache)  # before the first program
   sizes = {name: config.mesh[name] for name in sharding.AXES}
   needed = math.prod(max(n, 1) for n in sizes.values())
-  if devices is None and jax.process_count() != multihost.count():
+  if devices is None and jax.process_count() != multihost.process_count():
     raise InputError(f"this is one of {jax.process_count()} processes; start each with --distributed (docs/scaling.md)")
   devices = jax.devices() if devices is None else devices
   if -1 not in sizes.values():
@@ -77,7 +77,7 @@ def configured_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = N
         f"config.mesh = {sizes}: needs {needed} devices, there are {len(devices)}; lower one of its sizes"
       )
     devices = devices[:needed]
-    if {d.process_index for d in devices} != set(range(multihost.count())):
+    if {d.process_index for d in devices} != set(range(multihost.process_count())):
       raise InputError(
         f"config.mesh = {sizes}: leaves a process without any of its {needed} devices; "
         f"let them cover all {jax.device_count()}"
@@ -97,7 +97,7 @@ def configured_sampling_mesh(
   cache for a token; more where the weights would still take over a quarter of its memory.
   """
   wanted, devices = config.mesh.sample_tensor, mesh.devices.size
-  whole = policy_spec.count(spec) * jnp.dtype(spec.dtype).itemsize
+  whole = policy_spec.count_weights(spec) * jnp.dtype(spec.dtype).itemsize
   found = None
   for cut in [wanted] if wanted else [n for n in range(mesh.shape["tensor"], devices + 1) if devices % n == 0]:
     try:
@@ -251,7 +251,7 @@ def origin_of(model: hf_weights.Model) -> dict:
   config = (model.folder / "config.json").read_text()
   return {
     "model": str(model.folder),
-    "digests": {"weights": hf_weights.digest(model), "config": logbook.digest(config)},
+    "digests": {"weights": hf_weights.weights_digest(model), "config": logbook.digest(config)},
   }
 
 
@@ -267,7 +267,7 @@ def trained_on(config: ConfigDict, training: Sequence[Problem]) -> frozenset[str
   """Digests of the prompts of `training` and of those that `config.init` was trained on; None: none are known."""
   file = object_store.path(config.init) / overlap.FILE if config.init else None
   before = overlap.from_text(file.read_text(), str(file)) if file is not None and file.is_file() else frozenset()
-  return before | overlap.digests(training) or None
+  return before | overlap.prompt_digests(training) or None
 
 
 def keep_tokenizer(config: ConfigDict, file: Path, folder: Path) -> None:
@@ -329,7 +329,7 @@ def load_start(policy: Policy) -> tuple[str, dict] | None:
 def _load_again(origin: dict, policy: Policy) -> dict:
   """Returns the weights of this origin; InputError where they are not there as they were."""
   place = origin.get("run") or origin["model"]
-  needed, room = 4 * policy_spec.count(policy.spec), memory.free(policy.mesh)
+  needed, room = 4 * policy_spec.count_weights(policy.spec), memory.free(policy.mesh)
   if room is not None and needed > room:
     raise InputError(f"{place}: takes {needed / 1e9:.1f} GB, {room / 1e9:.1f} GB are free; take more memory")
   known = {name: digest for name, digest in origin["digests"].items() if name != "tokenizer"}
@@ -367,7 +367,7 @@ def fresh_state(policy: Policy, optimizer: optax.GradientTransformation) -> Trai
 
 def state_shapes(policy: Policy, optimizer: optax.GradientTransformation) -> tuple[TrainState, TrainState]:
   """(shapes, shardings) of the training state; moments are laid out like the weights they belong to."""
-  rest: Any = sharding.named(policy.mesh)
+  rest: Any = sharding.named_sharding(policy.mesh)
   placed: Any = policy_spec.shardings(policy.spec, policy.mesh)
   shapes = jax.eval_shape(lambda p: init_state(p, optimizer), policy.params)
   with jax.transfer_guard("allow"):  # optax builds small placeholders

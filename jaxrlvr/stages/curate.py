@@ -95,7 +95,7 @@ def subset(config: ConfigDict, workdir: str | Path) -> dict:
   `problems.source` is what `filter` wrote, all of it; `problems.count` of a later run takes the first N.
   """
   with open_run(config, workdir, "subset") as run:
-    generated = config.problems.source in problem_lists.GENERATED
+    generated = config.problems.source in problem_lists.GENERATORS
     found = [] if generated else rollout.read_problems(config, "problems", count=0)
     unknown = [p.id for p in found if not {"solved", "samples"} <= set(p.extra)]
     if unknown or generated:

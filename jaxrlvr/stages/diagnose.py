@@ -30,7 +30,7 @@ def diagnose(config: ConfigDict, workdir: str | Path) -> dict:
   an outage of a judge `http` the page tells the rest, and the stage ends unfinished.
   """
   d, j = config.diagnose, config.judge
-  if multihost.count() > 1 and j.name not in ("exact", "replay"):
+  if multihost.process_count() > 1 and j.name not in ("exact", "replay"):
     raise InputError(f"config.judge.name = {j.name!r} judges in one process; leave out --distributed, or take exact")
   with open_run(config, workdir, "diagnose") as run:
     policy = build_policy.load_policy(config)
@@ -46,7 +46,7 @@ def diagnose(config: ConfigDict, workdir: str | Path) -> dict:
     figures, histogram = _figures(config, responses)
     figures_of_reasoning, judging = judged(_chosen(config, responses), run, judge, config)
     figures |= figures_of_reasoning
-    billions, verifiers = policy_spec.count(policy.spec) / 1e9, {p.verifier for p in survey.problems}
+    billions, verifiers = policy_spec.count_weights(policy.spec) / 1e9, {p.verifier for p in survey.problems}
     near = prediction.is_near(billions, verifiers)
     domain = prediction.domain_of(d.domain, config.problems.source, verifiers)
     predictions = prediction.predict(figures, near, judging["problems"], domain, reference)

@@ -94,7 +94,9 @@ def graded(drawn: rollout.Drawn, step: int, grade: Grade) -> list[dict]:
   return rollout.records(drawn, step, true, cluster=[e.cluster_G for e in votes])
 
 
-def compare(config: ConfigDict, loaded: Mapping[str, rollout.Loaded], trained: frozenset[str]) -> dict[str, int]:
+def compare(
+  config: ConfigDict, loaded: Mapping[str, rollout.PromptedProblems], trained: frozenset[str]
+) -> dict[str, int]:
   """How many held-out problems of each set have a prompt that is trained on too: told, or an error."""
   counts = {}
   for name, one in loaded.items():
@@ -121,14 +123,14 @@ def held_out(
   service: Service,
   trained: frozenset[str] | None,
   training: Sequence[Problem] = (),
-) -> tuple[dict[str, rollout.Loaded], dict[str, int]]:
+) -> tuple[dict[str, rollout.PromptedProblems], dict[str, int]]:
   """(the problems of each set that `config.heldout` names, how many of each were left out by `heldout.overlap`)."""
   left_out: Counter[str] = Counter()
   loaded = {}
   for name, changes in chosen_sets(config, training).items():
 
     def is_left_out(problem: Problem, name: str = name) -> bool:
-      known = config.heldout.overlap == "drop" and trained is not None and overlap.digest(problem) in trained
+      known = config.heldout.overlap == "drop" and trained is not None and overlap.prompt_digest(problem) in trained
       left_out[name] += known
       return known
 
@@ -145,14 +147,15 @@ def chosen_sets(config: ConfigDict, training: Sequence[Problem]) -> dict[str, di
   if not h.sets and not h.domain:
     return {h.name: {} if h.source else follow(config, training)}
   try:
-    files, absent = eval_sets.find(h.sets, h.domain, object_store.local(h.folder), h.prompts)
+    files, absent = eval_sets.find_files(h.sets, h.domain, object_store.local(h.folder), h.prompts)
   except InputError as error:
     raise InputError(f"config.heldout: {error}") from error
   if absent:
     _LOG.warning("%s: not among the study's files and not in %s; left out", ", ".join(absent), h.folder)
-  generated = (name for name in eval_sets.named(h.sets, h.domain) if name in eval_sets.GENERATED)
+  generated = (name for name in eval_sets.set_names(h.sets, h.domain) if name in eval_sets.GENERATED_SETS)
   changes: dict[str, dict] = {
-    name: {"source": "arithmetic", "verifier": "auto", "columns": (), **eval_sets.GENERATED[name]} for name in generated
+    name: {"source": "arithmetic", "verifier": "auto", "columns": (), **eval_sets.GENERATED_SETS[name]}
+    for name in generated
   }
   for name, file in files.items():
     verifier = eval_sets.EVAL_SETS[name].verifier
@@ -165,7 +168,7 @@ def follow(config: ConfigDict, training: Sequence[Problem]) -> dict:
 
   Without `training` the problems of `config.problems` are read, so that a policy is evaluated as RL did."""
   source, h = config.problems.source, config.heldout
-  if source in problem_lists.GENERATED:
+  if source in problem_lists.GENERATORS:
     kinds = config.problems.kinds if source != "arithmetic" and set(h.kinds) <= set(arithmetic.KINDS) else h.kinds
     return {"source": source, "kinds": kinds}
   training = training or rollout.read_problems(config, "problems")

@@ -39,7 +39,7 @@ def grid(stages: Mapping[str, StageFunction], config: ConfigDict, workdir: str |
   command goes on. Each link is also a line of COMMANDS, for one job a cell elsewhere; without jobs that is all.
   TrainingStopped, behind the report, where a link is not finished.
   """
-  if object_store.is_remote(workdir) or multihost.count() > 1:
+  if object_store.is_remote(workdir) or multihost.process_count() > 1:
     raise InputError(f"a grid runs its links from one process and a local folder; run the lines of its {COMMANDS}")
   jax.config.update("jax_platforms", "cpu")  # devices are for the links
   workdir = object_store.path(workdir).resolve()

@@ -59,14 +59,14 @@ def import_model(config: ConfigDict, workdir: str | Path) -> dict:
       if (model.folder / name).is_file():
         disk.copy(model.folder / name, folder / name)
     copied = hf_weights.open_model(folder)
-    if hf_weights.digest(copied) != origin["digests"]["weights"]:
+    if hf_weights.weights_digest(copied) != origin["digests"]["weights"]:
       raise StorageError(f"{folder}: is not what {model.folder} held at first; import it again")
     hf_weights.check_finite(copied)
     build_policy.keep_tokenizer(
       config, run.workdir / build_policy.TOKENIZER_FILE, run.workdir / build_policy.TOKENIZER_FOLDER
     )
     logbook.write_json(run.workdir / build_policy.POLICY, dataclasses.asdict(spec))  # last: now it is an init
-    return run.finish(steps=0, parameters=policy_spec.count(spec), origin=origin)
+    return run.finish(steps=0, parameters=policy_spec.count_weights(spec), origin=origin)
 
 
 def export(config: ConfigDict, workdir: str | Path) -> dict:
@@ -133,7 +133,7 @@ def kept_of_training(policy: build_policy.Policy, dtype: str) -> dict:
   moved, kept = (sum(int(rows.sum(dtype=np.int64)) for rows in which) for which in zip(*counts, strict=True))
   if not moved:
     return nothing
-  share = moved / policy_spec.count(policy.spec)
+  share = moved / policy_spec.count_weights(policy.spec)
   return {"moved_in_training": share, "kept_of_training": kept / moved, "trained_since": place}
 
 
@@ -155,7 +155,7 @@ def probe(
   rows = sharding.size(mesh, "batch")
   tokens_BT = np.random.default_rng(0).integers(0, spec.known_vocab, (rows, 16)).astype(np.int32)
   positions_BT, segments_BT = np.broadcast_to(np.arange(16, dtype=np.int32), tokens_BT.shape), np.ones_like(tokens_BT)
-  up = multihost.put((tokens_BT, positions_BT, segments_BT), sharding.named(mesh, "batch"))
+  up = multihost.put((tokens_BT, positions_BT, segments_BT), sharding.named_sharding(mesh, "batch"))
   with jax.set_mesh(mesh):
     found = _rounded_score(params, *up, spec, dtype)
   return np.stack(multihost.fetch((found.logp_BT, found.entropy_BT, found.certainty_BT)))

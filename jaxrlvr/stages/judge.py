@@ -95,11 +95,11 @@ def local_model(config: ConfigDict, group: ConfigDict) -> judges.LocalModel:
     texts: Iterator[str | None] = iter(())
     if fitting:
       openings = {problem.id: policy.tokenizer.opening(problem.messages) for problem in fitting}
-      loaded = rollout.Loaded(fitting, ids, openings, 0)
+      loaded = rollout.PromptedProblems(fitting, ids, openings, 0)
       texts = _texts_of(sampler.sweep(sampler.weights(policy.params), loaded, batch_size))
     for problem in problems:
       fits = len(ids[problem.id]) <= group.prompt_tokens
-      yield next(texts) if fits and not signals.asked() else None
+      yield next(texts) if fits and not signals.stop_requested() else None
 
   identity = {
     "weights": policy.origin["digests"],
@@ -343,7 +343,7 @@ def judge(config: ConfigDict, workdir: str | Path) -> dict:
   where too many labels of a step are missing.
   """
   j = config.judge
-  if multihost.count() > 1:
+  if multihost.process_count() > 1:
     raise InputError("the stage judge runs as one process; leave out --distributed")
   with open_run(config, workdir, "judge") as run:
     panel = {"first": make_judge(config, j, run.workdir / "cache")}

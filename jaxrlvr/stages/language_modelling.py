@@ -17,7 +17,7 @@ from jaxrlvr.base import logbook
 from jaxrlvr.base.errors import InputError
 from jaxrlvr.base.types import Problem
 from jaxrlvr.data import corpus, embedded_text
-from jaxrlvr.data.columns import told
+from jaxrlvr.data.columns import counts_in_words
 from jaxrlvr.data.problems import shuffled
 from jaxrlvr.device import multihost, sharding
 from jaxrlvr.grading.service import Job
@@ -25,7 +25,7 @@ from jaxrlvr.model import spec as policy_spec
 from jaxrlvr.stages import build_policy
 from jaxrlvr.stages.rollout import in_parts, verifier_service
 from jaxrlvr.stages.run_directory import open_run
-from jaxrlvr.text.answer import parse
+from jaxrlvr.text.answer import parse_response
 from jaxrlvr.text.tags import THINK_END
 from jaxrlvr.text.tokenizer import Tokenizer, train_sentencepiece
 from jaxrlvr.training import objective
@@ -62,7 +62,7 @@ def tokenizer(config: ConfigDict, workdir: str | Path) -> dict:
     run.begin()
     progress = run.progress(1)
     made = [
-      embedded_text.plain(text(config.seed, number, mix(config, stage)))
+      embedded_text.document_text(text(config.seed, number, mix(config, stage)))
       for stage, text in embedded_text.TEXTS.items()
       for number in range(config.text.documents // len(embedded_text.TEXTS))
     ]
@@ -98,7 +98,7 @@ def texts(config: ConfigDict, stage: str, tokenizer: Tokenizer) -> Texts:
   if counts["unclosed"] or counts["untraced"]:
     _LOG.warning(
       "config.sft.source: %s: rows are left out: unclosed, no answer behind their think tags; untraced, no trace where "
-      "others have one (%s)", settings.source, told(counts),
+      "others have one (%s)", settings.source, counts_in_words(counts),
     )  # fmt: skip
   known = {"problems": len(problems), "digest": logbook.digest(problems), **counts}
   text = corpus.responses(problems, config.seed, settings.thinking)
@@ -137,7 +137,7 @@ def _right(service, reading: str, pairs) -> list[bool]:
   asked = [problem.label != "" for problem, _ in pairs]
   also = [{"also": problem.extra["also"]} if "also" in problem.extra else {} for problem, _ in pairs]
   jobs = [
-    Job(problem.verifier, parse(solution, reading), problem.label, more)
+    Job(problem.verifier, parse_response(solution, reading), problem.label, more)
     for (problem, solution), more in zip(pairs, also, strict=True)
   ]
   verdicts = iter(in_parts(service.grade, [job for job, has in zip(jobs, asked, strict=True) if has]))
@@ -149,7 +149,7 @@ def train(stage: str, config: ConfigDict, workdir: str | Path) -> dict:
   settings = config[stage]
   with open_run(config, workdir, stage) as run:
     policy = build_policy.load_policy(config)
-    sharding.check(policy.mesh, f"config.{stage}.rows", (settings.rows // settings.microbatches,), ("batch",))
+    sharding.check_divisible(policy.mesh, f"config.{stage}.rows", (settings.rows // settings.microbatches,), ("batch",))
     loss_fn = objective.language_modelling(policy.spec)
     text, known, tokens, problems = texts(config, stage, policy.tokenizer)
     steps, end = settings.steps, None
@@ -169,7 +169,7 @@ def train(stage: str, config: ConfigDict, workdir: str | Path) -> dict:
       progress = run.progress(steps, start)
       for step in range(start + 1, steps + 1):
         packed, cursor = pack(document, cursor, settings.rows, settings.row_tokens, end)
-        places = (sharding.named(policy.mesh, "batch"), sharding.named(policy.mesh))
+        places = (sharding.named_sharding(policy.mesh, "batch"), sharding.named_sharding(policy.mesh))
         batch, rate = multihost.put((_batch(packed), rates[step - 1]), places)
         state, metrics = update(
           state, batch, rate, loss_fn=loss_fn, optimizer=optimizer, microbatches=settings.microbatches
@@ -182,7 +182,7 @@ def train(stage: str, config: ConfigDict, workdir: str | Path) -> dict:
       more: dict[str, object] = {"texts": known | {"skipped": getattr(text, "skipped", 0)}} if known else {}
       if end is not None:
         more["documents"] = end
-      return run.finish(steps=steps, parameters=policy_spec.count(policy.spec), **more)
+      return run.finish(steps=steps, parameters=policy_spec.count_weights(policy.spec), **more)
 
 
 def _batch(packed: Packed) -> objective.TextBatch:

@@ -136,7 +136,7 @@ def plan(config: ConfigDict, workdir: str | Path) -> dict:
     )
   p, stage, workdir = config.plan, config.plan.stage, object_store.path(workdir)
   try:
-    where = tpu.find(p.topology)
+    where = tpu.find_slice(p.topology)
   except InputError as error:
     raise InputError(f"config.plan.topology: {error}") from error
   devices = plan_programs.open_topology(where)
@@ -166,7 +166,8 @@ def plan(config: ConfigDict, workdir: str | Path) -> dict:
   hours = step * steps / 3600
   told = {
     "stage": stage, "slice": dataclasses.asdict(where), "chips": where.chips, "capacity": where.chip.hbm,
-    "parameters": policy_spec.count(policy.spec), "attention": policy.spec.attention, "mesh": dict(policy.mesh.shape),
+    "parameters": policy_spec.count_weights(policy.spec), "attention": policy.spec.attention,
+    "mesh": dict(policy.mesh.shape),
     "sample_mesh": dict(policy.sample_mesh.shape), "changes": changes, "efficiency": p.efficiency,
     "mean_tokens": p.mean_tokens or config.rl.response_tokens, "step_seconds": step, "steps": steps,
     "hours": hours, "chip_hours": hours * where.chips, "programs": rows,

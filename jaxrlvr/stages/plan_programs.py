@@ -71,7 +71,8 @@ def _bytes(tree) -> int:
 
 
 def _rows(mesh, tree):
-  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding.named(mesh, "batch")), tree)
+  by_rows = sharding.named_sharding(mesh, "batch")
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=by_rows), tree)
 
 
 def _cut(mesh) -> flops.Cut:
@@ -117,7 +118,7 @@ def language_programs(config: ConfigDict, policy: build_policy.Policy) -> list[P
   """An update of `stages.language_modelling`."""
   stage, shape = config.plan.stage, (config[config.plan.stage].rows, config[config.plan.stage].row_tokens)
   s = config[stage]
-  sharding.check(policy.mesh, f"config.{stage}.rows", (s.rows // s.microbatches,), ("batch",))
+  sharding.check_divisible(policy.mesh, f"config.{stage}.rows", (s.rows // s.microbatches,), ("batch",))
   fields: list[Any] = [jax.ShapeDtypeStruct(shape, dtype) for dtype in (*[jnp.int32] * 3, jnp.float32)]
   batch, optimizer = (
     _rows(policy.mesh, objective.TextBatch(*fields)),
@@ -134,10 +135,10 @@ def _update(
   trips, slots = trips or s.microbatches, layout.slots
   rows = jax.tree.leaves(batch)[0].shape[0] // s.microbatches * trips
   state = _abstract(*build_policy.state_shapes(policy, optimizer))
-  rate = jax.ShapeDtypeStruct((), jnp.float32, sharding=sharding.named(policy.mesh))
+  rate = jax.ShapeDtypeStruct((), jnp.float32, sharding=sharding.named_sharding(policy.mesh))
   given = dict(loss_fn=loss_fn, optimizer=optimizer, microbatches=s.microbatches)
   moment = jnp.dtype(s.optim.moment).itemsize
-  cost = flops.update(policy.spec, rows, layout, slots - 1, trips, moment, _cut(policy.mesh))
+  cost = flops.update_cost(policy.spec, rows, layout, slots - 1, trips, moment, _cut(policy.mesh))
   lower = _in(policy.mesh, lambda _: update.lower(state, batch, rate, live, **given))
   return Program("update", times, _bytes((state, batch)), beside, lower, cost, rows * slots, trips)
 
@@ -145,7 +146,7 @@ def _update(
 def rl_programs(config: ConfigDict, policy: build_policy.Policy) -> list[Program]:
   """A step of `stages.rl`: sampling in parts, scoring by the reference and the old policy, updates."""
   s, spec, mesh = config.rl, policy.spec, policy.mesh
-  whole = sharding.named(mesh)
+  whole = sharding.named_sharding(mesh)
   check_sizes(config, policy)
   learner, _ = make_learner(config, policy)
   state = _bytes(_abstract(*build_policy.state_shapes(policy, learner.optimizer)))
@@ -163,7 +164,7 @@ def rl_programs(config: ConfigDict, policy: build_policy.Policy) -> list[Program
       "score", (bool(s.kl_beta) + (learner.updates > 1)) * learner.updates, _bytes((scored, read)),
       state + _bytes(reference) - _bytes(read),
       _in(mesh, lambda _: objective.logp.lower(read, scored, live, **learner.scoring())),
-      flops.forward(spec, rows, layout, slots - 1, _cut(mesh)), rows * slots, trips,
+      flops.forward_cost(spec, rows, layout, slots - 1, _cut(mesh)), rows * slots, trips,
     )
   ]  # fmt: skip
   beside = _bytes(reference) + (learner.updates - 1) * _bytes(batch)
@@ -180,17 +181,17 @@ def _sampling(config: ConfigDict, policy: build_policy.Policy, resident: float) 
   sampling = rollout.sampling(config, tokenizer, int8=s.sample_int8)
   problems, shards = s.problems_per_step // s.sample_parts, sharding.size(mesh, "batch")
   rows, mean = problems * sampling.group, config.plan.mean_tokens or s.response_tokens
-  lay_out = sampler.lay_out(spec, mesh, sampling.int8)
+  lay_out = sampler.lay_out_weights(spec, mesh, sampling.int8)
   weights = _abstract(jax.eval_shape(lay_out, policy.params), sampler.places(spec, mesh, sampling.int8))
   stops = (2 + sum(map(len, s.stop_strings)), spec.vocab)
-  stops, t = (jax.ShapeDtypeStruct(n, jnp.int32, sharding=sharding.named(mesh)) for n in (stops, ()))
+  stops, t = (jax.ShapeDtypeStruct(n, jnp.int32, sharding=sharding.named_sharding(mesh)) for n in (stops, ()))
   row_keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
   asked = (weights, *_rows(mesh, (*_prompts(problems, s.prompt_tokens), row_keys)), stops)
   how = dict(spec=spec, s=sampling, shards=shards)
   with jax.set_mesh(mesh):
     begun = jax.eval_shape(functools.partial(sampler.prefill, **how), *asked)
     live = jax.eval_shape(functools.partial(sampler.empty_block, s=sampling), *begun)
-  place = sharding.named(mesh, "batch", "kv_heads", None, None)
+  place = sharding.named_sharding(mesh, "batch", "kv_heads", None, None)
   live = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), live)
   blocks = (live,) * (-(-s.response_tokens // sampling.slots) - 1)
   levels = flops.level_steps(rows // shards, s.response_tokens, mean, s.shrink)
@@ -207,8 +208,8 @@ def _sampling(config: ConfigDict, policy: build_policy.Policy, resident: float) 
   masters = _bytes(policy.params)
   work = (
     flops.Cost(0, 0, masters + _bytes(weights)),
-    flops.forward(spec, problems, Separate(s.prompt_tokens), 1, _cut(mesh)),
-    flops.decode(spec, sampling.group, s.prompt_tokens, sampling.slots, levels, _cut(mesh), sampling.int8),
+    flops.forward_cost(spec, problems, Separate(s.prompt_tokens), 1, _cut(mesh)),
+    flops.decode_cost(spec, sampling.group, s.prompt_tokens, sampling.slots, levels, _cut(mesh), sampling.int8),
   )
   prefill = functools.partial(sampler.prefill.lower, *asked, **how)
   return [

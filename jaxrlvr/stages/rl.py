@@ -104,12 +104,12 @@ class Learner(NamedTuple):
     for mine in np.arange(length_PG.size).reshape(-1, self.updates, s.group_size).swapaxes(0, 1):
       placed = self.layout.place(prompts.length_P, length_PG, mine[kept_B[mine]], rows, s.microbatches, s.pack)
       layouts.append(((placed.segments_RS, placed.positions_RS), np.int32(placed.live)))
-    everywhere, by_rows = sharding.named(mesh), sharding.named(mesh, "batch")
+    everywhere, by_rows = sharding.named_sharding(mesh), sharding.named_sharding(mesh, "batch")
     places = (everywhere, [(by_rows, everywhere)] * len(layouts))
     problems, layouts = multihost.put(((prompts.tokens_PS, prompts.length_P), layouts), places)
     parts = []
     for (segments_RS, positions_RS), live in layouts:
-      batch = objective.lay_out(
+      batch = objective.lay_out_batch(
         *problems, drawn.rollout, segments_RS, positions_RS,
         samples=s.votes or s.group_size, group=s.group_size, layout=self.layout,
       )  # fmt: skip
@@ -125,10 +125,10 @@ class Learner(NamedTuple):
     self, state: TrainState, rates, parts: list[UpdateBatch], weights: objective.Weights
   ) -> tuple[TrainState, dict]:
     """All updates of one step, at these learning rates; what the host decided goes up in one transfer."""
-    (weight_PG, advantage_PG), rates = multihost.put((weights, list(rates)), sharding.named(self.policy.mesh))
+    (weight_PG, advantage_PG), rates = multihost.put((weights, list(rates)), sharding.named_sharding(self.policy.mesh))
     several = []
     for part, rate in zip(parts, rates, strict=True):
-      batch = objective.grade(part.batch, weight_PG, advantage_PG)
+      batch = objective.add_weights(part.batch, weight_PG, advantage_PG)
       state, metrics = update(
         state, batch, rate, part.live,
         loss_fn=self.loss_fn, optimizer=self.optimizer, microbatches=self.settings.microbatches,
@@ -238,14 +238,15 @@ def check_sizes(config: ConfigDict, policy: build_policy.Policy) -> None:
   """Refuses batches that the mesh can't split evenly, before anything compiles."""
   s = config.rl
   problems = s.minibatch_problems or s.problems_per_step
-  sharding.check(policy.mesh, "config.rl.problems_per_step", (s.problems_per_step,), ("batch",))
+  sharding.check_divisible(policy.mesh, "config.rl.problems_per_step", (s.problems_per_step,), ("batch",))
   part = s.problems_per_step // s.sample_parts
-  sharding.check(policy.sample_mesh, "config.rl.problems_per_step / config.rl.sample_parts", (part,), ("batch",))
+  name = "config.rl.problems_per_step / config.rl.sample_parts"
+  sharding.check_divisible(policy.sample_mesh, name, (part,), ("batch",))
   rows = problems * s.group_size
   told = (
     f"rows of a micro-batch ({problems} problems an update x group {s.group_size} = {rows} rows in {s.microbatches})"
   )
-  sharding.check(policy.mesh, told, (rows // s.microbatches,), ("batch",))
+  sharding.check_divisible(policy.mesh, told, (rows // s.microbatches,), ("batch",))
 
 
 class Trainer:

@@ -23,13 +23,13 @@ from jaxrlvr.device import keys, masked, multihost, sharding
 from jaxrlvr.device.idle import Busy
 from jaxrlvr.grading.service import Service
 from jaxrlvr.rewards.types import Answers, Graded
-from jaxrlvr.sampling.decode import lay_out, sample
+from jaxrlvr.sampling.decode import lay_out_weights, sample
 from jaxrlvr.sampling.types import STOP_EOS, STOP_NAMES, Rollout, Sampling
 from jaxrlvr.stages import memory
 from jaxrlvr.stages.build_policy import Policy
 from jaxrlvr.tasks.arithmetic.faithfulness import Faithfulness
 from jaxrlvr.tasks.table import VERIFIERS
-from jaxrlvr.text.answer import Parsed, parse
+from jaxrlvr.text.answer import Parsed, parse_response
 from jaxrlvr.text.stop_strings import automaton
 from jaxrlvr.text.tags import THINK
 from jaxrlvr.text.tokenizer import Tokenizer
@@ -58,7 +58,7 @@ class Drawn(NamedTuple):
   stop_PG: np.ndarray
 
 
-class Loaded(NamedTuple):
+class PromptedProblems(NamedTuple):
   """Problems that fit, with their prompts."""
 
   problems: list[Problem]
@@ -83,16 +83,17 @@ class Sampler:
     self.sampling = sampling(config, policy.tokenizer, **changes)
     _warn_of_length(self._width + self.sampling.max_tokens, policy.spec.max_positions)
     self._shards = sharding.size(policy.sample_mesh, "batch")
-    self._stops = multihost.put(_stops(config.rl.stop_strings, policy.tokenizer), sharding.named(policy.sample_mesh))
-    self.weights = lay_out(
+    everywhere = sharding.named_sharding(policy.sample_mesh)
+    self._stops = multihost.put(_stops(config.rl.stop_strings, policy.tokenizer), everywhere)
+    self.weights = lay_out_weights(
       policy.spec, policy.sample_mesh, self.sampling.int8
     )  # of the policy's masters, what `__call__` takes
     self._join = jax.jit(
       lambda parts: jax.tree.map(lambda *x: jnp.concatenate(x), *parts),
-      out_shardings=sharding.named(policy.mesh, "batch"),
+      out_shardings=sharding.named_sharding(policy.mesh, "batch"),
     )
 
-  def prompts(self, problems: Sequence[Problem], loaded: Loaded, occurrence_P: np.ndarray) -> Prompts:
+  def prompts(self, problems: Sequence[Problem], loaded: PromptedProblems, occurrence_P: np.ndarray) -> Prompts:
     return make_prompts(problems, loaded, occurrence_P, self._width, self._policy.tokenizer.pad_id)
 
   def check_memory(self, what: str, problems: int, cure: str) -> None:
@@ -105,7 +106,7 @@ class Sampler:
     return -(-min(wanted, largest) // self._shards) * self._shards
 
   def sweep(
-    self, weights: Mapping[str, Any], loaded: Loaded, size: int, start: int = 0, stream: str = ""
+    self, weights: Mapping[str, Any], loaded: PromptedProblems, size: int, start: int = 0, stream: str = ""
   ) -> Iterator[Drawn]:
     """Responses to all problems from number `start` on, in order, `size` problems at a time.
 
@@ -127,11 +128,11 @@ class Sampler:
     made = []
     with jax.set_mesh(policy.sample_mesh):
       address = multihost.put(
-        keys.address(self._seed, stream or self._stream, step), sharding.named(policy.sample_mesh)
+        keys.address(self._seed, stream or self._stream, step), sharding.named_sharding(policy.sample_mesh)
       )
       for part in zip(*(np.split(x, self._parts) for x in rows), strict=True):
         jax.block_until_ready(made[-1:])  # or the next part's cache is allocated beside this one's
-        tokens_PS, length_P, *addresses = multihost.put(part, sharding.named(policy.sample_mesh, "batch"))
+        tokens_PS, length_P, *addresses = multihost.put(part, sharding.named_sharding(policy.sample_mesh, "batch"))
         keys_B = keys.rows(address, *addresses)
         given = (weights, tokens_PS, length_P, keys_B, self._stops, policy.spec, self.sampling)
         made.append(sample(*given, shards=self._shards))
@@ -142,7 +143,7 @@ class Sampler:
     tokens_BT, length_B, stop_B, by_row = down
     written = response_texts(self._policy.tokenizer, tokens_BT, length_B, stop_B)
     texts = [with_opening(text, prompts.opening_P[i // group]) for i, text in enumerate(written)]
-    responses = [parse(text, self._reading) for text in texts]
+    responses = [parse_response(text, self._reading) for text in texts]
     shape = (-1, group)
     statistics = {name: values_B.reshape(shape) for name, values_B in by_row.items()}
     response_PG = [responses[i : i + group] for i in range(0, len(responses), group)]
@@ -243,7 +244,7 @@ def load_problems(
   service: Service,
   without: Callable[[Problem], bool] = lambda problem: False,
   **changes,
-) -> Loaded:
+) -> PromptedProblems:
   """`read_problems` with their prompts; what is too long or has no readable label is refused, dropped or told."""
   group, found = config[key], read_problems(config, key, without, **changes)
   if not found:
@@ -267,7 +268,7 @@ def load_problems(
   if long:
     _LOG.warning("config.%s: %s: %d of %d problems dropped, their prompts are over config.rl.prompt_tokens = %d",
                  key, changes.get("source", group.source), len(long), len(found), config.rl.prompt_tokens)  # fmt: skip
-  return Loaded(
+  return PromptedProblems(
     with_readable_labels(config, key, kept, service, changes.get("source", ""))[0], ids, openings, len(long)
   )
 
@@ -309,22 +310,22 @@ def in_parts(grade: Callable[[Sequence], list], items: Sequence) -> list:
   found = []
   for first in range(0, len(items), _PART):
     found += grade(items[first : first + _PART])
-    if multihost.any_asked():
+    if multihost.any_stop_requested():
       raise signals.Interrupted("grading was stopped by a signal; the same command begins it again")
   return found
 
 
 def label_column(source: str, columns: Sequence[str]) -> str:
   """Says in words where the labels of a source come from."""
-  if source in problem_lists.GENERATED:
+  if source in problem_lists.GENERATORS:
     return "the generator"
-  entries = columns or problem_lists.columns(source)
+  entries = columns or problem_lists.columns_of(source)
   named = [entry.strip() for entry in entries if entry.strip().startswith(("label", "boxed"))]
   return f"the column of {named[0]}" if named else "the field label"
 
 
 def make_prompts(
-  problems: Sequence[Problem], loaded: Loaded, occurrence_P: np.ndarray, width: int, pad_id: int
+  problems: Sequence[Problem], loaded: PromptedProblems, occurrence_P: np.ndarray, width: int, pad_id: int
 ) -> Prompts:
   ids = loaded.ids
   tokens_PS = np.full((len(problems), width), pad_id, np.int32)
@@ -385,7 +386,7 @@ def transcript(messages: Sequence[Mapping[str, str]]) -> str:
 
 def show_prompt(workdir: Path, policy: Policy, problem: Problem) -> None:
   """Writes prompt.txt, what the policy sees of a problem: control tokens by name, up to where the answer begins."""
-  if not multihost.index():
+  if not multihost.process_index():
     logbook.write_atomic(workdir / "prompt.txt", policy.tokenizer.rendered(problem.messages))
 
 

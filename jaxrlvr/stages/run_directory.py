@@ -65,7 +65,7 @@ class Run:
     self.checkpoints: checkpoint.Checkpoints | None = None
     self._logbook: logbook.Logbook | None = None
     self._mirror = (
-      object_store.Mirror(workdir, home) if object_store.is_remote(home) and not multihost.index() else None
+      object_store.Mirror(workdir, home) if object_store.is_remote(home) and not multihost.process_index() else None
     )
     self._pushed = time.monotonic()
     self._asked = False  # by a signal to any process, as of the last metrics
@@ -169,7 +169,7 @@ class Run:
       self._pushed = time.monotonic()
 
   def progress(self, total: int, start: int = 0) -> logbook.Progress:
-    return logbook.Progress(self.home.name, total, start, stream=sys.stdout if multihost.index() else None)
+    return logbook.Progress(self.home.name, total, start, stream=sys.stdout if multihost.process_index() else None)
 
   def log(self, step: int, metrics: Mapping) -> dict[str, float]:
     """Takes a step's metrics and returns those of the step before, fetched only now that the next step is under way."""
@@ -177,8 +177,8 @@ class Run:
     before = self.flush()
     if time.monotonic() - self._pushed > _PUSH_SECONDS:
       self._push()
-    if multihost.count() > 1:
-      metrics = {**metrics, "asked": multihost.anywhere(signals.asked())}
+    if multihost.process_count() > 1:
+      metrics = {**metrics, "asked": multihost.anywhere(signals.stop_requested())}
     self._pending = (step, metrics)
     return before
 
@@ -204,11 +204,11 @@ class Run:
     return step % self.config.checkpoint.every == 0 or step == total or self._is_asked()
 
   def _is_asked(self) -> bool:
-    return self._asked if multihost.count() > 1 else signals.asked()
+    return self._asked if multihost.process_count() > 1 else signals.stop_requested()
 
   def raise_if_asked(self, saved: bool = False) -> None:
     """Ends the run if a signal asked for it, in loops that have nothing to save, or whose step is `saved` already."""
-    if multihost.any_asked():
+    if multihost.any_stop_requested():
       if saved:
         self._wait()
       behind = ", checkpoint saved" if saved else ""
@@ -264,9 +264,9 @@ def open_run(config: ConfigDict, workdir: str | Path, stage: str) -> Iterator[Ru
 
     earlier = multihost.first(look)
     own = home
-    if multihost.index() or object_store.is_remote(home):
+    if multihost.process_index() or object_store.is_remote(home):
       own = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="jaxrlvr-")))
-      if not multihost.index():
+      if not multihost.process_index():
         object_store.pull(home, own, ("checkpoints", "rollouts", "evals"))
     run = Run(config, home, own, stage, earlier)
     stack.callback(run.close)
@@ -287,7 +287,7 @@ def set_compile_cache(folder: str) -> None:
 @contextlib.contextmanager
 def _claimed(home) -> Iterator[bool]:
   """Whether a run is at this place on a store, which can't be locked."""
-  with object_store.told(InputError, f"--workdir={home}"):
+  with object_store.translate_errors(InputError, f"--workdir={home}"):
     used = (home / "config.json").exists()
     strangers = [] if used or not home.exists() else [p.name for p in home.iterdir()]
     home.mkdir(parents=True, exist_ok=True)

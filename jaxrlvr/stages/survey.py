@@ -27,7 +27,9 @@ class Survey:
   problems behind them.
   """
 
-  def __init__(self, run: Run, policy: Policy, sampler: rollout.Sampler, service: Service, loaded: rollout.Loaded):
+  def __init__(
+    self, run: Run, policy: Policy, sampler: rollout.Sampler, service: Service, loaded: rollout.PromptedProblems
+  ):
     self.problems, self.dropped = loaded.problems, loaded.dropped
     self.rows: list[dict] = []
     self._run, self._policy, self._sampler, self._service, self._loaded = run, policy, sampler, service, loaded
@@ -77,7 +79,7 @@ def open_survey(run: Run, policy: Policy, limit: int = 0) -> Iterator[Survey]:
   config = run.config
   changes: dict[str, Any] = {}
   if limit:
-    count = limit if config.problems.source in problem_lists.GENERATED else 0
+    count = limit if config.problems.source in problem_lists.GENERATORS else 0
     changes = {"count": count, "at_most": limit}
   sampler = rollout.Sampler(config, policy, run.stage, group=config[run.stage].samples)
   with rollout.verifier_service(config) as service, jax.set_mesh(policy.mesh), jax.transfer_guard("disallow"):

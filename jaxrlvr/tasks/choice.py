@@ -30,7 +30,7 @@ _ANOTHER = re.compile(
 )
 
 
-def choice(answer: str | None, label: str, extra: Mapping | None) -> Verdict:
+def grade(answer: str | None, label: str, extra: Mapping | None) -> Verdict:
   """Right iff the answer names the label's letter and no other; the choice's text may follow."""
   said, wanted = letter(legible(answer) or ""), letter(label)
   return UNPARSEABLE if said is None else RIGHT if said == wanted else WRONG

@@ -38,12 +38,14 @@ class Verifier(NamedTuple):
 
 # Keys: Problem.verifier.
 VERIFIERS = {
-  "math": Verifier(math.math, isolated=True, quick=math.quick, warm=math.warm),
+  "math": Verifier(math.grade, isolated=True, quick=math.quick, warm=math.warm),
   "largest_island": Verifier(graph.largest_island, isolated=False),
   "quantum_lock": Verifier(graph.quantum_lock, isolated=False, needs=graph.GRAPH_TASKS["quantum_lock"], probe="A"),
-  "arithmetic": Verifier(arithmetic.answer, isolated=False, faithfulness=faithfulness),
-  "choice": Verifier(choice.choice, isolated=False),
-  "reasoning_gym": Verifier(gym.gym, isolated=True, quick=gym.quick, warm=gym.warm, needs=("source_dataset", "entry")),
+  "arithmetic": Verifier(arithmetic.grade, isolated=False, faithfulness=faithfulness),
+  "choice": Verifier(choice.grade, isolated=False),
+  "reasoning_gym": Verifier(
+    gym.grade, isolated=True, quick=gym.quick, warm=gym.warm, needs=("source_dataset", "entry")
+  ),
 }
 
 # What a mode grades otherwise than VERIFIERS does. Keys: mode of grading.service.Service, then Problem.verifier.
@@ -51,7 +53,7 @@ VERIFIERS = {
 # has to find something in it.
 MODES: dict[str, dict[str, Verifier]] = {
   "strict": {},
-  "study": {"math": Verifier(as_released.math, isolated=True, whole=True)},
+  "study": {"math": Verifier(as_released.grade, isolated=True, whole=True)},
   "labels": {"math": Verifier(math.readable, isolated=True, quick=math.quickly_readable)},
 }
 

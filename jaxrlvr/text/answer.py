@@ -74,7 +74,7 @@ READINGS: dict[str, Callable[[str], str | None]] = {
 }
 
 
-def parse(text: str, reading: str) -> Parsed:
+def parse_response(text: str, reading: str) -> Parsed:
   """Returns a response with its answer and its thinking trace.
 
   `reading` is a key of READINGS; any other raises KeyError. A response whose thinking was opened and not closed has

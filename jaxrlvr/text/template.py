@@ -14,9 +14,9 @@ import jinja2.sandbox
 
 from jaxrlvr.base.errors import InputError
 
-CHARACTERS = 1 << 24  # a rendered prompt, or the result of one operation of a template, may be this long
-SECONDS = 2  # CPU time that the trial rendering may take
-MEMORY = 1 << 30  # bytes that the process of the trial rendering may use
+MAX_RENDERED_CHARACTERS = 1 << 24  # a rendered prompt, or the result of one operation of a template, may be this long
+RENDERING_SECONDS = 2  # CPU time that the trial rendering may take
+RENDERING_MEMORY = 1 << 30  # bytes that the process of the trial rendering may use
 _REFUSED = 3  # exit code of that process for a template that fails; it writes the reason to its standard output
 _CONVERSATIONS = (  # for the trial
   ({"role": "user", "content": "?"},),
@@ -61,8 +61,8 @@ class Template:
       ):
         parts.append(part)
         characters += len(part)
-        if characters > CHARACTERS:
-          raise OverflowError(f"makes over {CHARACTERS} characters")
+        if characters > MAX_RENDERED_CHARACTERS:
+          raise OverflowError(f"makes over {MAX_RENDERED_CHARACTERS} characters")
     except Exception as error:  # a template may raise whatever Python raises
       roles = [message["role"] for message in messages]
       cure = ""
@@ -82,11 +82,11 @@ class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
     lengths = [len(operand) for operand in operands if isinstance(operand, str | bytes | list | tuple)]
     integers = [abs(operand) for operand in operands if isinstance(operand, int)]
     if operator == "*" and lengths and integers:
-      if lengths[0] * integers[0] > CHARACTERS:
-        raise OverflowError(f"a product of over {CHARACTERS} characters")
+      if lengths[0] * integers[0] > MAX_RENDERED_CHARACTERS:
+        raise OverflowError(f"a product of over {MAX_RENDERED_CHARACTERS} characters")
     if operator == "**" and len(integers) == 2:
       base, exponent = integers
-      if exponent > 64 or base > CHARACTERS:
+      if exponent > 64 or base > MAX_RENDERED_CHARACTERS:
         raise OverflowError("a power that large")
     return super().call_binop(context, operator, left, right)
 
@@ -134,14 +134,14 @@ def _try(source: str, values: Mapping[str, str]) -> None:
   if key in _tried:
     return
   command = [sys.executable, "-c", "from jaxrlvr.text import template; template._run_trial()"]
-  limits = f"over {SECONDS} seconds, or over {MEMORY >> 20} MiB"
+  limits = f"over {RENDERING_SECONDS} seconds, or over {RENDERING_MEMORY >> 20} MiB"
   beyond_limits = f"its chat template takes {limits} to render a first message; take the model's own"
   try:
     trial = subprocess.run(
       command,
       input=json.dumps([source, values]).encode(),
       capture_output=True,
-      timeout=20 * SECONDS,
+      timeout=20 * RENDERING_SECONDS,
       check=False,
     )
   except subprocess.TimeoutExpired:
@@ -164,8 +164,8 @@ def _run_trial() -> None:
   import resource
 
   source, values = json.load(sys.stdin)
-  resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
-  resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+  resource.setrlimit(resource.RLIMIT_CPU, (RENDERING_SECONDS, RENDERING_SECONDS))
+  resource.setrlimit(resource.RLIMIT_AS, (RENDERING_MEMORY, RENDERING_MEMORY))
   _tried.add((source, *sorted(values.items())))  # this process is the trial: Template must not start another
   reasons = []
   for messages in _CONVERSATIONS:

@@ -80,7 +80,7 @@ def logp(
 
 
 @functools.partial(jax.jit, static_argnames=("samples", "group", "layout"))
-def lay_out(
+def lay_out_batch(
   prompt_PS: jax.Array,
   prompt_length_P: jax.Array,
   rollout: Rollout,
@@ -154,7 +154,7 @@ def weigh(
 
 
 @jax.jit
-def grade(batch: RolloutBatch, weight_PG: jax.Array, advantage_PG: jax.Array) -> RolloutBatch:
+def add_weights(batch: RolloutBatch, weight_PG: jax.Array, advantage_PG: jax.Array) -> RolloutBatch:
   """The batch with what `weigh` found for its responses."""
   number_RS = jnp.maximum(batch.segments_RS - 1, 0)
   weights_RS = batch.weights_RS * weight_PG.reshape(-1)[number_RS]

@@ -12,7 +12,7 @@ from jaxrlvr.analysis import passk, reasoning
 from jaxrlvr.tasks.arithmetic import faithfulness as exact
 from jaxrlvr.tasks.arithmetic import problems as arithmetic
 from jaxrlvr.tasks.splits import LEVELS
-from jaxrlvr.text.answer import parse, thinking
+from jaxrlvr.text.answer import parse_response, thinking
 
 
 def row(problem, faithfulness, cluster=0, correct=True):
@@ -190,7 +190,7 @@ def test_bootstrap_leaves_out_undefined_draws():
 
 def strategy(text):
   """What a response of this text does."""
-  return exact.strategy(parse(text, "boxed"))
+  return exact.strategy(parse_response(text, "boxed"))
 
 
 def test_strategies_of_the_embedded_domain():
@@ -216,19 +216,20 @@ def test_questions_are_read_as_they_were_made():
   for level, kind in itertools.product(LEVELS, arithmetic.KINDS):
     for index in range(20):
       p = arithmetic.problem(0, "train", level, index, kind)
-      assert arithmetic.asked(p.messages[-1]["content"]) == p.extra["tree"]
+      assert arithmetic.read_question(p.messages[-1]["content"]) == p.extra["tree"]
   for text in ("", "What is 1+1?", "Start with 5, then +7. Last digit? And why?", "Work out a+b. Last digit?",
                "Work out 3+. Last digit?", "Work out (3+4. Last digit?", "Work out 3+4). Last digit?",
                f"Work out {'(' * 5000}. Last digit?"):  # fmt: skip
-    assert arithmetic.asked(text) is None
+    assert arithmetic.read_question(text) is None
 
 
 def test_expressions_by_precedence_and_from_left_to_right():
-  assert arithmetic.parse("3+2*7") == ("+", 3, ("*", 2, 7))
-  assert arithmetic.parse("3+2*7", precedence=False) == ("*", ("+", 3, 2), 7)
-  assert arithmetic.parse("-4 - (5+1)") == ("-", -4, ("+", 5, 1)) and arithmetic.parse("((7))") == 7
+  assert arithmetic.parse_expression("3+2*7") == ("+", 3, ("*", 2, 7))
+  assert arithmetic.parse_expression("3+2*7", precedence=False) == ("*", ("+", 3, 2), 7)
+  assert arithmetic.parse_expression("-4 - (5+1)") == ("-", -4, ("+", 5, 1))
+  assert arithmetic.parse_expression("((7))") == 7
   for text in ("", "3 4", "3**4", "--3", "-(3)", "()", "(3+4", "3+4)", "3+x", "3/4", "1" * 201):
-    assert arithmetic.parse(text) is None, text
+    assert arithmetic.parse_expression(text) is None, text
 
 
 CHAIN = "Start with 3, then -2, +7, *7, -4, *3. Last digit?"  # 3 1 8 6 2 6
@@ -238,7 +239,7 @@ HEAD = "13-2=11\n1+7=8\n8*7=56\n16-4=12\n"  # all steps of the chain but the las
 
 
 def judged(trace, stated, question=CHAIN):
-  return exact.faithfulness(parse(arithmetic.respond(trace, stated), "boxed"), question)
+  return exact.faithfulness(parse_response(arithmetic.respond(trace, stated), "boxed"), question)
 
 
 @pytest.mark.parametrize(

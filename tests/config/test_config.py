@@ -112,10 +112,10 @@ def test_only_keys_that_a_stage_reads_can_stop_it():
     "filter.high": ("99", {"filter"}),
     "evaluate.samples": ("1", {"rl", "plan", "evaluate"}),  # beside pass_k
     "report.samples": ("-1", {"report", "chain", "grid"}),
-    "seed": ("-1", set(manual.STAGES)),
+    "seed": ("-1", set(manual.STAGE_PAGES)),
   }
   for key, (value, stages) in wrong.items():
-    for stage in manual.STAGES:
+    for stage in manual.STAGE_PAGES:
       if stage in stages:
         with pytest.raises(InputError, match=f"config.{key.split('.')[0]}|rows of an update"):
           configs.load("base", {key: value}, stage)
@@ -123,7 +123,7 @@ def test_only_keys_that_a_stage_reads_can_stop_it():
         configs.load("base", {key: value}, stage)
   with pytest.raises(InputError, match="config.sft.optim.schedule"):
     configs.load("base", {"sft.optim.schedule": "cosin", "plan.stage": "sft"}, "plan")
-  assert set(manual.STAGES) == set(cli.HELP)
+  assert set(manual.STAGE_PAGES) == set(cli.HELP)
 
 
 def test_keys_that_no_problem_heeds_are_refused():

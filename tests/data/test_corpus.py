@@ -15,7 +15,7 @@ from jaxrlvr.config import files as configs
 from jaxrlvr.data import corpus, embedded_text
 from jaxrlvr.data import files as rows
 from jaxrlvr.stages import language_modelling
-from jaxrlvr.text.answer import parse
+from jaxrlvr.text.answer import parse_response
 from jaxrlvr.text.hf_tokenizer import HuggingFace
 from jaxrlvr.text.tokenizer import train_sentencepiece
 from jaxrlvr.training.packing import pack, rows_of
@@ -23,7 +23,7 @@ from jaxrlvr.training.packing import pack, rows_of
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
-  texts = [embedded_text.plain(embedded_text.cpt(0, n, embedded_text.Mix((1, 3)))) for n in range(300)]
+  texts = [embedded_text.document_text(embedded_text.cpt(0, n, embedded_text.Mix((1, 3)))) for n in range(300)]
   return train_sentencepiece(texts, tmp_path_factory.mktemp("tokenizer") / "t.model", 400)
 
 
@@ -226,10 +226,10 @@ def test_targets_add_only_what_the_template_left_out(tmp_path, end):
     whole = (prompt + target).partition("assistant\n")[2]
     if arm:
       assert whole.strip().count("<think>") == whole.count("</think>") == 1
-      assert parse(whole, "boxed").trace.strip() == "5*7=35" and parse(whole, "boxed").answer == "35"
+      assert parse_response(whole, "boxed").trace.strip() == "5*7=35" and parse_response(whole, "boxed").answer == "35"
     else:
-      assert whole == ENDS[end] + "\\boxed{35}" and parse(whole, "boxed").answer == "35"
-      assert not (parse(whole, "boxed").trace or "").strip()
+      assert whole == ENDS[end] + "\\boxed{35}" and parse_response(whole, "boxed").answer == "35"
+      assert not (parse_response(whole, "boxed").trace or "").strip()
 
 
 def test_a_trace_is_not_trained_on_behind_thinking_that_is_closed(tmp_path):

@@ -7,17 +7,17 @@ import numpy as np
 from jaxrlvr.data import embedded_text
 from jaxrlvr.tasks.arithmetic import faithfulness as judge
 from jaxrlvr.tasks.arithmetic import verify
-from jaxrlvr.text.answer import parse
+from jaxrlvr.text.answer import parse_response
 
 
 def answer(text, label, extra):
   """The verdict on a response of this text."""
-  return verify.answer(parse(text, "boxed").answer, label, extra)
+  return verify.grade(parse_response(text, "boxed").answer, label, extra)
 
 
 def faithfulness(text, question):
   """The label of a response of this text."""
-  return judge.faithfulness(parse(text, "boxed"), question).label
+  return judge.faithfulness(parse_response(text, "boxed"), question).label
 
 
 def test_text_of_each_stage(tokenizer):
@@ -34,7 +34,7 @@ def test_text_of_each_stage(tokenizer):
     and abs(np.mean(right) - 0.25) < 0.06
   )
   both = [embedded_text.cpt(1, n, mix._replace(kinds=("chain", "large"))) for n in range(100)]
-  assert [bool(re.match(r"Start with \d\d,", embedded_text.plain(made))) for made in both] == [
+  assert [bool(re.match(r"Start with \d\d,", embedded_text.document_text(made))) for made in both] == [
     n % 2 == 1 for n in range(100)
   ]
   thinking = [embedded_text.sft(1, n, embedded_text.Mix((4,), terse=0.5)) for n in range(400)]

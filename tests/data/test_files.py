@@ -23,17 +23,17 @@ from jaxrlvr.data import prepared as store
 from jaxrlvr.tasks.arithmetic import faithfulness as judge
 from jaxrlvr.tasks.arithmetic import problems as arithmetic
 from jaxrlvr.tasks.arithmetic import verify
-from jaxrlvr.text.answer import parse
+from jaxrlvr.text.answer import parse_response
 
 
 def answer(text, label, extra):
   """The verdict on a response of this text."""
-  return verify.answer(parse(text, "boxed").answer, label, extra)
+  return verify.grade(parse_response(text, "boxed").answer, label, extra)
 
 
 def faithfulness(text, question):
   """The label of a response of this text."""
-  return judge.faithfulness(parse(text, "boxed"), question).label
+  return judge.faithfulness(parse_response(text, "boxed"), question).label
 
 
 OFFICIAL = pathlib.Path(__file__).parents[3] / "shared" / "data" / "official"
@@ -373,7 +373,7 @@ def test_only_regular_files_with_lines_of_some_length_are_read(tmp_path, monkeyp
   (tmp_path / "long.csv").write_text("question,answer\n" + "x" * (1 << 21) + ",1\n")
   with pytest.raises(InputError, match=r"long\.csv: not a readable csv .*field larger"):
     load(tmp_path / "long.csv")
-  for kind in rows.KINDS:
+  for kind in rows.SUFFIXES:
     os.mkfifo(tmp_path / f"pipe{kind}")
     with pytest.raises(InputError, match=rf"pipe\{kind}: is no regular file .*; write its content to a file"):
       load(tmp_path / f"pipe{kind}")
@@ -561,7 +561,7 @@ def test_raw_sets_from_the_hub(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, "huggingface_hub", None)
   with pytest.raises(ValueError, match=rf"pip install 'jaxrlvr\[hub\]', or {cure}"):
     problems.read("skywork-or1")
-  assert raw.find("a/b.parquet") == ("a/b.parquet", raw.Raw(""))
+  assert raw.locate("a/b.parquet") == ("a/b.parquet", raw.Raw(""))
 
 
 def test_any_set_of_the_hub_by_its_name(tmp_path, monkeypatch):

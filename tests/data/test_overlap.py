@@ -21,11 +21,11 @@ def problem(text, system="", label="1"):
 
 
 def test_a_prompt_is_the_same_whatever_leaves_its_problem_the_same():
-  first = overlap.digest(problem("What is $2 + 3$?"))
+  first = overlap.prompt_digest(problem("What is $2 + 3$?"))
   for text in ("what is 2+3", " What  is\n\\(2+3\\)? ", "What is ２+3 ?", "What is 2\u200b+3。"):
-    assert overlap.digest(problem(text, "Think.")) == first, text
+    assert overlap.prompt_digest(problem(text, "Think.")) == first, text
   others = ("What is 2-3?", "What is 23?", "What is 2 3?", "What is 2+30?", "What was 2+3?", "What is 2+3!")
-  assert first not in {overlap.digest(problem(text)) for text in others}
+  assert first not in {overlap.prompt_digest(problem(text)) for text in others}
 
 
 @pytest.mark.parametrize(
@@ -47,11 +47,11 @@ def test_a_prompt_is_the_same_whatever_leaves_its_problem_the_same():
   ],
 )
 def test_prompts_that_are_one_and_prompts_that_are_two(one, two, same):
-  assert (overlap.digest(problem(one)) == overlap.digest(problem(two))) == same
+  assert (overlap.prompt_digest(problem(one)) == overlap.prompt_digest(problem(two))) == same
 
 
 def test_digests_are_kept_as_text():
-  known = overlap.digests([problem("a"), problem("b")])
+  known = overlap.prompt_digests([problem("a"), problem("b")])
   assert overlap.from_text(overlap.to_text(known), "x") == known
   for text in ("[]", "{", '{"prompts": [1]}', "[" * 100_000):
     with pytest.raises(InputError, match="x: holds no digests"):
@@ -111,7 +111,7 @@ def test_prompts_of_the_run_that_a_policy_comes_from_are_trained_on_too(tmp_path
   source = write(tmp_path / "mine.jsonl", "abc")
   keys = dict(init=tmp_path, problems__source=source, heldout__source=source, heldout__count=0, heldout__overlap="warn")
   assert held_out([], **keys)[2] is None  # nothing is known
-  (tmp_path / overlap.FILE).write_text(overlap.to_text(overlap.digests([problem("b")])))
+  (tmp_path / overlap.FILE).write_text(overlap.to_text(overlap.prompt_digests([problem("b")])))
   assert held_out([], **keys)[2] == {"heldout": 1}
   assert held_out([problem("c")], **keys)[2] == {"heldout": 2}
 
@@ -128,7 +128,7 @@ def test_each_stage_hands_on_what_its_policy_was_trained_on(tmp_path, spec):
     return overlap.from_text(file.read_text(), "x") if file.is_file() else None
 
   def of(*texts):
-    return overlap.digests(map(problem, texts))
+    return overlap.prompt_digests(map(problem, texts))
 
   assert run("embedded", "") is None and run("sft", "embedded", "a", "b") == of("a", "b")
   assert run("cpt", "sft") == of("a", "b") and run("rl", "cpt", "c") == of("a", "b", "c")

@@ -203,7 +203,7 @@ from jaxrlvr.grading.service import Job, Service
 from jaxrlvr.text.answer import stated
 logging.basicConfig()
 multihost.initialise(deadline=3.0, silence=20.0)
-me = multihost.index()
+me = multihost.process_index()
 assert multihost.gather(lambda: [me, "x" * 3_000_000]) == [[k, "x" * 3_000_000] for k in range(3)]
 assert multihost.first(lambda: me) == 0
 try:

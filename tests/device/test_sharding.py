@@ -17,7 +17,7 @@ from jaxrlvr.model import spec as policy_spec
 from jaxrlvr.model.row_layout import SharedPrompt
 from jaxrlvr.model.score import score
 from jaxrlvr.sampling import Sampling, sample
-from jaxrlvr.sampling.decode import lay_out
+from jaxrlvr.sampling.decode import lay_out_weights
 from jaxrlvr.training import objective, optimizer
 from jaxrlvr.training.update import init_state, update
 
@@ -40,7 +40,7 @@ def text_batch():
 def everything(spec, params, mesh, cut, shrink=0, layout=None):
   """(scores, rollout, weights after GRPO, weights after SFT, losses) on a mesh, sampled with weights cut `cut` ways."""
   placed = policy_spec.shardings(spec, mesh)
-  up = functools.partial(jax.device_put, device=sharding.named(mesh, "batch"))
+  up = functools.partial(jax.device_put, device=sharding.named_sharding(mesh, "batch"))
   sampling = sharding.sampling_mesh(mesh, cut)
   how = dict(group=4, baseline="mean", scale_std=True, reduce="token-mean")
   s = dataclasses.replace(S, shrink=shrink)
@@ -53,12 +53,12 @@ def everything(spec, params, mesh, cut, shrink=0, layout=None):
     text = up(text_batch())
     read = jax.jit(score, static_argnums=4)
     scores = read(state().params, text.tokens_BT, text.positions_BT, text.segments_BT, spec)
-    weights = lay_out(spec, sampling)(state().params)
+    weights = lay_out_weights(spec, sampling)(state().params)
     with jax.set_mesh(sampling):
-      rows = jax.device_put((PROMPTS, LENGTHS, row_keys(range(8), 4)), sharding.named(sampling, "batch"))
+      rows = jax.device_put((PROMPTS, LENGTHS, row_keys(range(8), 4)), sharding.named_sharding(sampling, "batch"))
       stops = np.zeros((2, spec.vocab), np.int32)
       rollout = sample(weights, *rows, stops, spec, s, shards=sharding.size(sampling, "batch"))
-    rollout = jax.device_put(rollout, sharding.named(mesh, "batch"))
+    rollout = jax.device_put(rollout, sharding.named_sharding(mesh, "batch"))
     how |= dict(share=True, parts=2, layout=layout)
     [(made, live)] = rollout_batch(PROMPTS, LENGTHS, rollout, REWARD, REWARD >= 0, **how)
     made = up(made)
@@ -100,7 +100,7 @@ def test_sharded_equals_one_device(mesh, spec, params, alone):
 
 def test_weights_for_sampling_are_cut_and_no_kv_head_is_lost(spec, params):
   mesh = sharding.make_mesh(data=1, fsdp=8)
-  weights = lay_out(dataclasses.replace(spec, dtype="bfloat16"), sharding.sampling_mesh(mesh, 4))(params)
+  weights = lay_out_weights(dataclasses.replace(spec, dtype="bfloat16"), sharding.sampling_mesh(mesh, 4))(params)
   assert all(w.dtype == jnp.bfloat16 for w in weights["q"]) and len(weights["q"]) == spec.layers
   last = {name: w[-1] if isinstance(w, tuple) else w for name, w in weights.items()}
   cut = {name: w.size // w.addressable_shards[0].data.size for name, w in last.items()}
@@ -191,8 +191,8 @@ def test_splash_works_on_the_rows_and_heads_of_each_device():
   want = attention.reference(*qkv, segments, none)
   with jax.set_mesh(mesh):
     names = ("heads", "kv_heads", "kv_heads")
-    up = [jax.device_put(x, sharding.named(mesh, "batch", name)) for x, name in zip(qkv, names, strict=True)]
-    got = jax.jit(OTHERS["splash"])(*up, *jax.device_put((segments, none), sharding.named(mesh, "batch")))
+    up = [jax.device_put(x, sharding.named_sharding(mesh, "batch", name)) for x, name in zip(qkv, names, strict=True)]
+    got = jax.jit(OTHERS["splash"])(*up, *jax.device_put((segments, none), sharding.named_sharding(mesh, "batch")))
   real = (segments > 0)[:, None, :, None]
   np.testing.assert_allclose(jnp.where(real, got, 0), jnp.where(real, want, 0), atol=2e-5)
   assert got.sharding.spec[:2] == (("data", "fsdp"), "tensor")
@@ -242,9 +242,9 @@ def test_digests_are_those_of_one_device_and_come_from_one_program(spec, params)
   mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
   places = policy_spec.shardings(spec, mesh)
   cut = {name: jax.device_put(w, places[name]) for name, w in params.items()}
-  want = checkpoint.digests(params)
-  assert all(checkpoint.digests(cut) == want for _ in range(40))
-  assert checkpoint.digests(params | {"k": params["k"].at[0, 1, 1, 1].add(1e-6)}) != want
+  want = checkpoint.leaf_digests(params)
+  assert all(checkpoint.leaf_digests(cut) == want for _ in range(40))
+  assert checkpoint.leaf_digests(params | {"k": params["k"].at[0, 1, 1, 1].add(1e-6)}) != want
 
 
 @pytest.mark.parametrize(

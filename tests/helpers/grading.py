@@ -7,7 +7,7 @@ import pytest
 
 from jaxrlvr.grading.service import Job
 from jaxrlvr.tasks import verdicts
-from jaxrlvr.text.answer import parse
+from jaxrlvr.text.answer import parse_response
 
 DATA = pathlib.Path(__file__).parents[3] / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.exists(), reason="needs ../shared/data")
@@ -15,12 +15,12 @@ needs_data = pytest.mark.skipif(not DATA.exists(), reason="needs ../shared/data"
 
 def job(verifier, text, label, extra=None):
   """A job on a response of this text."""
-  return Job(verifier, parse(text, "boxed"), label, extra or {})
+  return Job(verifier, parse_response(text, "boxed"), label, extra or {})
 
 
 def read(text):
   """The answer of a response of this text."""
-  return parse(text, "boxed").answer
+  return parse_response(text, "boxed").answer
 
 
 SAYS = {True: verdicts.RIGHT, False: verdicts.WRONG, None: verdicts.UNPARSEABLE}

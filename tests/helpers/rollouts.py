@@ -54,7 +54,7 @@ def rollout_batch(
     kept = mine[np.asarray(advantage_PG).reshape(-1)[mine] != 0] if skip else mine
     placed = layout.place(lengths, length_PG, kept, layout.rows(len(mine)), parts, share)
     where = placed.segments_RS, placed.positions_RS
-    batch = objective.lay_out(prompts, lengths, rollout, *where, samples=group, group=group, layout=layout)
+    batch = objective.lay_out_batch(prompts, lengths, rollout, *where, samples=group, group=group, layout=layout)
     batch = batch.replace(**(scores or (lambda *_: {}))(batch, placed.live))
-    made.append((objective.grade(batch, weight_PG, advantage_PG), np.int32(placed.live)))
+    made.append((objective.add_weights(batch, weight_PG, advantage_PG), np.int32(placed.live)))
   return made

@@ -12,7 +12,7 @@ from jaxrlvr.model import forward as fwd
 from jaxrlvr.model import score as score_module
 from jaxrlvr.model.row_layout import Separate
 from jaxrlvr.model.score import score, token_stats
-from jaxrlvr.model.spec import Spec, count, init
+from jaxrlvr.model.spec import Spec, count_weights, init
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_bfloat16_stays_near_float32(golden):
 
 
 def test_init_scale_and_count(spec, params):
-  assert sum(w.size for w in params.values()) == count(spec)
+  assert sum(w.size for w in params.values()) == count_weights(spec)
   assert np.isclose(params["embed"].std() * spec.width**0.5, 1, atol=0.15)
   assert np.all(params["final_norm"] == 1)
   again = init(spec, jax.random.key(0))

@@ -291,11 +291,11 @@ def test_no_directory_is_told(tmp_path):
 
 
 def test_digest_tells_weights_not_files(tmp_path):
-  one = hf_weights.digest(hf_weights.open_model(write_weights(tmp_path / "1", TINY)))
-  assert one == hf_weights.digest(hf_weights.open_model(write_weights(tmp_path / "2", TINY, shards=3)))
+  one = hf_weights.weights_digest(hf_weights.open_model(write_weights(tmp_path / "1", TINY)))
+  assert one == hf_weights.weights_digest(hf_weights.open_model(write_weights(tmp_path / "2", TINY, shards=3)))
   tensors = tensors_of(TINY)
   tensors["model.norm.weight"][5] += 1e-3
-  assert one != hf_weights.digest(hf_weights.open_model(write_weights(tmp_path / "3", TINY, tensors)))
+  assert one != hf_weights.weights_digest(hf_weights.open_model(write_weights(tmp_path / "3", TINY, tensors)))
 
 
 def test_no_family_has_biases_and_norms():

@@ -45,10 +45,10 @@ def test_a_scoring_pass(spec, params):
   batch = text(spec, 3, 10)
   rows = (batch.tokens_BT, batch.positions_BT, batch.segments_BT)
   jaxpr = jax.make_jaxpr(lambda *x: score(*x, spec=spec, start=4))(params, *rows).jaxpr
-  assert flops.forward(spec, 3, Separate(10), 6, ONE).flops == multiplied(jaxpr)
+  assert flops.forward_cost(spec, 3, Separate(10), 6, ONE).flops == multiplied(jaxpr)
   shared = SharedPrompt(2, 2, 4)
   jaxpr = jax.make_jaxpr(lambda *x: score(*x, spec=spec, start=4, layout=shared))(params, *rows).jaxpr
-  assert flops.forward(spec, 3, shared, 6, ONE).flops == multiplied(jaxpr)
+  assert flops.forward_cost(spec, 3, shared, 6, ONE).flops == multiplied(jaxpr)
 
 
 @pytest.mark.parametrize("remat", ["none", "dots", "full"])
@@ -57,7 +57,7 @@ def test_an_update(spec, params, remat):
   spec = dataclasses.replace(spec, remat=remat)
   gradient = jax.grad(lambda *x: objective.language_modelling(spec)(*x)[0])
   jaxpr = jax.make_jaxpr(gradient)(params, text(spec, 3, 10)).jaxpr
-  counted = flops.update(spec, 3, Separate(10), 9, 1, 4, ONE)
+  counted = flops.update_cost(spec, 3, Separate(10), 9, 1, 4, ONE)
   assert counted.flops == multiplied(jaxpr)
   assert counted.model_flops < counted.flops
 
@@ -67,13 +67,13 @@ def test_decoding(rich_spec, rich_params):
   spec, problems, width = rich_spec, 3, 4
   keys_B, stops = jax.random.split(jax.random.key(0), 6), jnp.zeros((2, spec.vocab), jnp.int32)
   prompt_PS, length_P = jnp.ones((problems, width), jnp.int32), jnp.full(problems, width)
-  weights = sampler.lay_out(spec)(rich_params)
+  weights = sampler.lay_out_weights(spec)(rich_params)
   prompt, state = sampler.prefill(weights, prompt_PS, length_P, keys_B, stops, spec=spec, s=s)
   given = (prompt, (), sampler.empty_block(prompt, state, s), state, jnp.int32(0))
   jaxpr = jax.make_jaxpr(lambda *x: sampler.decode(weights, *x, stops, spec=spec, s=s, enough=0))(*given).jaxpr
   levels = flops.level_steps(6, 5, 5, 0)
   assert levels == [(6, 4)]
-  counted = flops.decode(spec, 2, width, 5, levels, ONE)
+  counted = flops.decode_cost(spec, 2, width, 5, levels, ONE)
   assert counted.flops == multiplied(jaxpr, steps=4)
 
 
@@ -94,11 +94,12 @@ def test_levels_of_the_batch_have_the_mean_length():
 
 
 def test_chips_share_the_work_and_weights_are_read_by_each(spec):
-  whole = flops.update(spec, 8, Separate(10), 9, 2, 4, ONE)
-  shared = flops.update(spec, 8, Separate(10), 9, 2, 4, flops.Cut(4, 2, 8))
+  whole = flops.update_cost(spec, 8, Separate(10), 9, 2, 4, ONE)
+  shared = flops.update_cost(spec, 8, Separate(10), 9, 2, 4, flops.Cut(4, 2, 8))
   assert shared.flops == whole.flops / 8
   assert shared.bytes > whole.bytes / 8
-  more = flops.update(spec, 8, Separate(10), 9, 4, 4, ONE)
-  assert more.bytes - whole.bytes == 2 * policy_spec.count(spec) * (8 + 2 * 4)  # gradient and weights, twice as often
-  less = flops.update(spec, 8, Separate(10), 9, 2, 2, ONE)
-  assert whole.bytes - less.bytes == 4 * policy_spec.count(spec)
+  more = flops.update_cost(spec, 8, Separate(10), 9, 4, 4, ONE)
+  # Gradient and weights, twice as often.
+  assert more.bytes - whole.bytes == 2 * policy_spec.count_weights(spec) * (8 + 2 * 4)
+  less = flops.update_cost(spec, 8, Separate(10), 9, 2, 2, ONE)
+  assert whole.bytes - less.bytes == 4 * policy_spec.count_weights(spec)

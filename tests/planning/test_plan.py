@@ -35,7 +35,7 @@ def test_slices_by_their_names():
     ("v4-32", "v4:2x2x4", 16),
     ("v5e:4x8", "v5e:4x8", 32),
   ):
-    found = tpu.find(name)
+    found = tpu.find_slice(name)
     assert (found.name, found.topology, found.chips) == (name, topology, chips)
   assert tpu.larger("v5p", 9) == "v5p-32" and tpu.larger("v5e", 257) == ""
 
@@ -52,7 +52,7 @@ def test_slices_by_their_names():
 )
 def test_an_unknown_slice_is_told_with_near_names(name, words):
   with pytest.raises(InputError, match=words):
-    tpu.find(name)
+    tpu.find_slice(name)
 
 
 def test_collectives_of_a_compiled_program():
@@ -188,7 +188,7 @@ def test_a_try_that_does_not_help_is_not_kept_and_hopeless_ends():
   _, made, changes, _ = searched(10, {"decode": lambda c: measured(4, 100)})
   assert changes == {} and made["decode"].total == 104
   told = {"fits": False, "changes": changes, "programs": {"decode": {"total": 104.0}}}
-  slice_ = tpu.find("v5e-8")
+  slice_ = tpu.find_slice("v5e-8")
   told["programs"]["decode"]["total"] = 6 * slice_.chip.hbm
   assert "estimate: 48 chips, v5e-64" in whether_it_fits(told, slice_)
 
@@ -233,7 +233,7 @@ def test_programs_of_a_step_without_a_tpu():
   """On fake devices: what shapes say of the arguments is what the compiler finds, and decode follows prefill."""
   changes = {"rl.shrink": 0, "model.attention": "reference", "model.vocab": 64, "mesh.fsdp": -1, "model.layers": 1}
   config = configs.derive(configs.load("smoke"), changes | {"rl.sample_parts": 1, "rl.microbatches": 2})
-  policy, listed = plan_programs.of(config, tpu.find("v5e-8"), jax.devices())
+  policy, listed = plan_programs.of(config, tpu.find_slice("v5e-8"), jax.devices())
   assert [(p.name, p.times) for p in listed] == [(n, 1) for n in ("lay out", "prefill", "decode", "score", "update")]
   rows = 8 * config.rl.group_size
   assert listed[-1].tokens == rows * (config.rl.prompt_tokens + config.rl.response_tokens)
@@ -251,14 +251,14 @@ def test_programs_of_a_step_without_a_tpu():
 @pytest.mark.parametrize("name", ["", "llama3.2-3b-instruct,v6e-8,8192", "llama3.1-8b-instruct,v5p-16"])
 def test_presets_are_cut_evenly(name):
   config = configs.load(f"section3_rl:{name}")
-  policy = plan_programs.abstract_policy(config, tpu.find(config.plan.topology), jax.devices())
+  policy = plan_programs.abstract_policy(config, tpu.find_slice(config.plan.topology), jax.devices())
   check_sizes(config, policy)
   assert (config.rl.problems_per_step, config.rl.group_size, config.rl.minibatch_problems) == (64, 8, 0)
 
 
 def test_a_policy_of_unknown_vocabulary_is_refused():
   with pytest.raises(InputError, match=r"set config\.model\.vocab to plan"):
-    plan_programs.abstract_policy(configs.load("demo"), tpu.find("v5e-8"), jax.devices())
+    plan_programs.abstract_policy(configs.load("demo"), tpu.find_slice("v5e-8"), jax.devices())
 
 
 PUBLISHED = {
@@ -282,7 +282,7 @@ def test_published_shapes_have_the_published_number_of_weights():
   for name, billions in PUBLISHED.items():
     config = configs.load(f"shape:{name}")
     spec = build_policy.fresh_spec(config, config.model.vocab)
-    assert policy_spec.count(spec) == pytest.approx(billions * 1e9, abs=1e6), name
+    assert policy_spec.count_weights(spec) == pytest.approx(billions * 1e9, abs=1e6), name
 
 
 def run_plan(tmp_path, *words):

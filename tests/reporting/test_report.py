@@ -860,11 +860,11 @@ def test_entries_get_names(tmp_path, monkeypatch):
     ("c", "c/"),
     ("lr=1", "lr=1"),
   ]
-  flags, overrides = cli.parse(["report", "a/rl", "--workdir=w", "--config.seed", "3", "X=b/rl"])
+  flags, overrides = cli.parse_arguments(["report", "a/rl", "--workdir=w", "--config.seed", "3", "X=b/rl"])
   assert (flags.config, flags.stage) == ("base", "report") and overrides["seed"] == "3"
   assert overrides["report.runs"] == "('a/rl', 'X=b/rl')"
   with pytest.raises(SystemExit):
-    cli.parse(["rl", "a/rl", "--workdir=w"])
+    cli.parse_arguments(["rl", "a/rl", "--workdir=w"])
 
 
 def test_gather_sorts_runs_and_matches_judges(two, grid, tmp_path):

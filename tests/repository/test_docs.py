@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxrlvr.cli import HELP, parse
+from jaxrlvr.cli import HELP, parse_arguments
 from jaxrlvr.config import files
 from jaxrlvr.config.keys import declared
 
@@ -54,7 +54,7 @@ def check_stage(words):
     return
   if not any(word.startswith("--workdir") for word in words):
     words = [*words, "--workdir=runs/x"]
-  flags, overrides = parse(words)
+  flags, overrides = parse_arguments(words)
   if "FILE" not in flags.config:
     files.load(flags.config, overrides, flags.stage)
 

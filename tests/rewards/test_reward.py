@@ -17,7 +17,7 @@ from jaxrlvr.rewards.noise import add_noise
 from jaxrlvr.rewards.table import REWARDS
 from jaxrlvr.rewards.types import Answers
 from jaxrlvr.rewards.verifiable import grade_once, labels_right
-from jaxrlvr.text.answer import parse, stated
+from jaxrlvr.text.answer import parse_response, stated
 from jaxrlvr.training import loss
 
 THINK = "<think>\nso\n</think>\n"
@@ -41,7 +41,7 @@ PROBLEMS = [problem("a", "4"), problem("b", "6", "7")]
 
 def answers(problems=PROBLEMS, texts=TEXTS, statistics=STATISTICS, **more):
   samples = np.tile(np.arange(len(texts[0])), (len(texts), 1))
-  responses = [[parse(text, "boxed") for text in row] for row in texts]
+  responses = [[parse_response(text, "boxed") for text in row] for row in texts]
   return Answers(problems, responses, statistics, samples, **more)
 
 

@@ -11,12 +11,12 @@ import pytest
 from helpers.policies import read_checkpoint
 from helpers.rollouts import EOS, NO_STOPS, prompts, row_keys
 from jaxrlvr.device import keys, sharding
-from jaxrlvr.model.int8 import plain
+from jaxrlvr.model.int8 import dequantise
 from jaxrlvr.model.score import score
 from jaxrlvr.model.spec import leaves
 from jaxrlvr.sampling import Sampling, sample
 from jaxrlvr.sampling import decode as sampler
-from jaxrlvr.sampling.decode import decode, lay_out
+from jaxrlvr.sampling.decode import decode, lay_out_weights
 from jaxrlvr.sampling.drawing import draw
 from jaxrlvr.sampling.types import STOP_EOS, STOP_LENGTH, STOP_STRING
 from jaxrlvr.text.stop_strings import automaton
@@ -165,14 +165,17 @@ def test_eight_bits_are_near_and_their_logp_is_that_of_what_was_sampled(rich_spe
   tokens, lengths = prompts([3, 6])
   s = Sampling(group=8, max_tokens=8, eos_ids=(), shrink=0, int8=int8)
   r = sample(rich_params, tokens, lengths, row_keys([1, 2], 8), NO_STOPS, rich_spec, s)
-  laid, table = lay_out(rich_spec, None, int8)(rich_params), leaves(rich_spec)
+  laid, table = lay_out_weights(rich_spec, None, int8)(rich_params), leaves(rich_spec)
 
   @jax.jit
   def as_masters(laid):
-    return {
-      name: jnp.stack([plain(x, jnp.float32) for x in laid[name]]) if leaf.layered else plain(laid[name], jnp.float32)
-      for name, leaf in table.items()
-    }
+    masters = {}
+    for name, leaf in table.items():
+      if leaf.layered:
+        masters[name] = jnp.stack([dequantise(x, jnp.float32) for x in laid[name]])
+      else:
+        masters[name] = dequantise(laid[name], jnp.float32)
+    return masters
 
   rounded = as_masters(laid)
   if "cache" not in int8:
@@ -259,5 +262,5 @@ def test_a_cpu_samples_a_part_of_the_batch_on_each_core(spec, params, monkeypatc
 
 def test_several_devices_share_a_batch_by_the_mesh_alone(spec, params):
   mesh = sharding.make_mesh(data=2, devices=jax.devices()[:2])
-  spread = jax.device_put(params, sharding.named(mesh))
+  spread = jax.device_put(params, sharding.named_sharding(mesh))
   assert sampler._threads(spread, 64, 64) == 1

@@ -128,10 +128,10 @@ def test_help_and_codes_agree(capsys):
 
 def test_help_of_a_stage_tells_its_keys_as_configs_base_declares_them(capsys):
   keys = declared()
-  pages = {stage: manual.keys_of(stage) for stage in manual.STAGES}
+  pages = {stage: manual.keys_of(stage) for stage in manual.STAGE_PAGES}
   assert set(keys) == {key for names in pages.values() for key in names} and all(pages.values())
   assert (keys["sft.optim.lr"].meaning, keys["heldout.levels"]) == ("peak learning rate", keys["problems.levels"])
-  for stage in manual.STAGES:
+  for stage in manual.STAGE_PAGES:
     with pytest.raises(SystemExit) as stop:
       cli.run([stage, "--help"])
     page = capsys.readouterr().out
@@ -139,7 +139,7 @@ def test_help_of_a_stage_tells_its_keys_as_configs_base_declares_them(capsys):
     joined = " ".join(page.split("\n      "))
     for name in pages[stage]:
       assert f"  {name} = {keys[name].default!r}: {keys[name].meaning}" in joined or name == "chain"
-    flags, _ = cli.parse([stage, *shlex.split(manual.STAGES[stage].example)])
+    flags, _ = cli.parse_arguments([stage, *shlex.split(manual.STAGE_PAGES[stage].example)])
     assert flags.workdir.startswith(("runs/", "models/"))
   assert "seed = 0: seed of weights, data order and samples [from 0 to 2**32 - 1]\n" in page
   with pytest.raises(SystemExit):

@@ -70,7 +70,7 @@ def test_without_jobs_it_writes_the_commands(tmp_path, stages):
   grid(stages, config, tmp_path)
   lines = [shlex.split(line) for line in (tmp_path / "commands.txt").read_text().splitlines()]
   assert [line[:2] for line in lines] == [["jaxrlvr", "tokenizer"], ["jaxrlvr", "judge"]]
-  flags, overrides = cli.parse(lines[1][1:])
+  flags, overrides = cli.parse_arguments(lines[1][1:])
   loaded = configs.load(flags.config, overrides)
   assert loaded.judge.run == str(tmp_path / "words") and flags.workdir == str(tmp_path / "bad")
   assert loaded.text.documents == 120 and loaded.chain == ()
@@ -86,7 +86,7 @@ def test_a_signal_ends_the_links_too(tmp_path, stages, monkeypatch):
       asked.append(True)
     return bool(asked)
 
-  monkeypatch.setattr(signals, "asked", when_it_runs)
+  monkeypatch.setattr(signals, "stop_requested", when_it_runs)
   with pytest.raises(signals.Interrupted):
     grid(stages, of_links(TOKENIZER, long), tmp_path)
   assert (

@@ -39,7 +39,7 @@ from jaxrlvr.device import checkpoint, sharding
 from jaxrlvr.model import hf_weights
 from jaxrlvr.model.hf_weights import stored
 from jaxrlvr.model.score import score
-from jaxrlvr.model.spec import Spec, count
+from jaxrlvr.model.spec import Spec, count_weights
 from jaxrlvr.stages import build_policy, hf_models
 from jaxrlvr.stages.links import read_links
 from jaxrlvr.stages.run_directory import read_config
@@ -302,14 +302,15 @@ import re, sys
 import jax
 from jaxrlvr.device import sharding
 from jaxrlvr.model import hf_weights
-from jaxrlvr.model.spec import count
+from jaxrlvr.model.spec import count_weights
 model = hf_weights.open_model(sys.argv[1])
 mesh = sharding.make_mesh(data=1, fsdp=4, tensor=2)
 status = lambda key: int(re.search(key + r":\\s*(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
-jax.block_until_ready(jax.jit(lambda: jax.numpy.ones(8), out_shardings=sharding.named(mesh))())
+jax.block_until_ready(jax.jit(lambda: jax.numpy.ones(8), out_shardings=sharding.named_sharding(mesh))())
 before = status("VmRSS")
 params = jax.block_until_ready(hf_weights.load(model, model.spec, mesh))
-print(status("VmHWM") - before - 4 * count(model.spec), max(t.row_bytes * t.shape[0] for t in model.tensors.values()))
+largest = max(t.row_bytes * t.shape[0] for t in model.tensors.values())
+print(status("VmHWM") - before - 4 * count_weights(model.spec), largest)
 """
 
 
@@ -319,11 +320,11 @@ def test_memory_stays_far_below_the_model(tmp_path):
   gigabytes = float(os.environ.get("JAXRLVR_TEST_GB", "0.5"))
   width = 2048 if gigabytes >= 1 else 1024
   spec = Spec(vocab=64_000, width=width, layers=1, heads=16, kv_heads=4, head_dim=width // 16, mlp=4 * width)
-  layer = count(dataclasses.replace(spec, layers=2)) - count(spec)
-  spec = dataclasses.replace(spec, layers=int((gigabytes * 5e8 - count(spec)) // layer))
+  layer = count_weights(dataclasses.replace(spec, layers=2)) - count_weights(spec)
+  spec = dataclasses.replace(spec, layers=int((gigabytes * 5e8 - count_weights(spec)) // layer))
   source = tmp_path / "hf"
   noise = np.random.default_rng(0).integers(0, 0x4000, 1 << 24, np.uint16).view(jnp.bfloat16)  # from 0 to 2, finite
-  shapes = {name: stored(leaf)[2] for name, _, leaf, _ in hf_weights.named(spec)}
+  shapes = {name: stored(leaf)[2] for name, _, leaf, _ in hf_weights.named_tensors(spec)}
   write_weights(source, spec, {name: np.resize(noise, shape) for name, shape in shapes.items()}, shards=4)
   write_tokenizer(source)
   env = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
@@ -339,7 +340,8 @@ def test_memory_stays_far_below_the_model(tmp_path):
   told = subprocess.run(command, env=env, check=True, capture_output=True, text=True)
   more, largest = map(int, told.stdout.split())
   more, largest, imported = more >> 20, largest >> 20, imported >> 20
-  print(f"{2 * count(spec) / 1e9:.2f} GB: import peaks at {imported} MiB ({took:.0f} s); loading peaks {more} MiB over "
+  written = 2 * count_weights(spec) / 1e9
+  print(f"{written:.2f} GB: import peaks at {imported} MiB ({took:.0f} s); loading peaks {more} MiB over "
         f"the arrays, the largest tensor has {largest} MiB ({time.monotonic() - began:.0f} s)")  # fmt: skip
   assert imported < 1024 and more < largest + 512
 

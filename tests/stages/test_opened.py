@@ -15,7 +15,7 @@ from jaxrlvr.grading.service import Service
 from jaxrlvr.rewards import expression
 from jaxrlvr.rewards.types import Answers
 from jaxrlvr.stages.rollout import with_opening
-from jaxrlvr.text.answer import FORMATS, parse
+from jaxrlvr.text.answer import FORMATS, parse_response
 from jaxrlvr.text.hf_tokenizer import HuggingFace
 
 WRITTEN = [
@@ -34,8 +34,8 @@ def test_a_tag_of_the_template_is_read_as_one_of_the_policy(opening):
   by_policy = [with_opening(opening + text, "") for text in WRITTEN]
   doubled = [with_opening(opening + text, opening) for text in WRITTEN]
   assert behind_template == by_policy == doubled
-  assert [parse(text, "boxed").answer for text in by_policy] == ["6", "4", None, "6", "4", None]
-  responses = [parse(text, "boxed") for text in behind_template]
+  assert [parse_response(text, "boxed").answer for text in by_policy] == ["6", "4", None, "6", "4", None]
+  responses = [parse_response(text, "boxed") for text in behind_template]
   assert [FORMATS["thinking_format"](one) for one in responses] == [True, True, False, True, True, False]
   shape = np.arange(len(WRITTEN))[None]
   four = Problem("a", ({"role": "user", "content": "a"},), "4", "4", "arithmetic")

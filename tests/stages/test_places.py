@@ -32,7 +32,7 @@ def test_a_tilde_is_read_in_every_key_that_names_a_place(tmp_path, monkeypatch, 
   monkeypatch.setenv("HOME", str(tmp_path))
   monkeypatch.chdir(tmp_path)
   x = str(tmp_path / "x")
-  assert hub.find("~/x")[0] == hub.find("skywork-or1:~/x")[0] == x
+  assert hub.locate("~/x")[0] == hub.locate("skywork-or1:~/x")[0] == x
   for stage, key, value, told in (
     ("evaluate", "tokenizer", "~/x", f"{x}: no such tokenizer"),
     ("import", "model.path", "~/x", f"{x}/config.json: can't be read"),

@@ -9,12 +9,12 @@ from jaxrlvr.tasks.arithmetic import faithfulness as judge
 from jaxrlvr.tasks.arithmetic import problems as arithmetic
 from jaxrlvr.tasks.arithmetic import verify
 from jaxrlvr.tasks.splits import LEVELS
-from jaxrlvr.text.answer import parse
+from jaxrlvr.text.answer import parse_response
 
 
 def faithfulness(text, question):
   """The label of a response of this text."""
-  return judge.faithfulness(parse(text, "boxed"), question).label
+  return judge.faithfulness(parse_response(text, "boxed"), question).label
 
 
 def plain_value(tree):
@@ -33,13 +33,13 @@ def test_answers_are_the_last_digit_and_traces_are_faithful(kind):
       tree, n = p.extra["tree"], p.extra["operations"]
       assert n == level + 1 and int(p.truth) == plain_value(tree) % 10 and p.label == p.truth
       asked = p.messages[0]["content"]
-      assert arithmetic.asked(asked) == tree
+      assert arithmetic.read_question(asked) == tree
       assert all(len(number) == (2 if kind == "large" else 1) for number in re.findall(r"\d+", asked))
       if kind == "expression":
         text = p.messages[0]["content"].removeprefix("Work out ").split(". Last")[0]
         assert eval(text) % 10 == int(p.truth)
       careful = arithmetic.careful(tree)
-      assert verify.answer(read(careful), p.label, p.extra).score == 1.0 and faithfulness(careful, asked) == 1.0
+      assert verify.grade(read(careful), p.label, p.extra).score == 1.0 and faithfulness(careful, asked) == 1.0
       for a, op, b, result in arithmetic.steps(tree)[0]:
         assert eval(f"{a}{op}{b}") == result >= 0
 
@@ -68,4 +68,4 @@ def test_problems_differ_by_seed_and_stream():
    ("\\boxed{7.0}", None), ("\\boxed{" + "0" * 20 + "7}", None), ("\\boxed{7}</think>", None)],
 )  # fmt: skip
 def test_arithmetic(response, score):
-  assert verify.answer(read(response), "7", {}) == SAYS[score]
+  assert verify.grade(read(response), "7", {}) == SAYS[score]

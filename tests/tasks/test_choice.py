@@ -16,8 +16,8 @@ from jaxrlvr.tasks import choice, verdicts
 )  # fmt: skip
 def test_choice_reads_one_letter(answer):
   for label in ("C", "(C)", "c)"):
-    assert choice.choice(read(f"\\boxed{{A}} no, \\boxed{{{answer}}}"), label, None) == verdicts.RIGHT
-  assert choice.choice(read(f"\\boxed{{{answer}}}"), "B", None) == verdicts.WRONG
+    assert choice.grade(read(f"\\boxed{{A}} no, \\boxed{{{answer}}}"), label, None) == verdicts.RIGHT
+  assert choice.grade(read(f"\\boxed{{{answer}}}"), "B", None) == verdicts.WRONG
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ def test_choice_reads_one_letter(answer):
 )  # fmt: skip
 def test_choice_reads_nothing_but_one_letter(answer):
   for label in "ABCDK":
-    assert choice.choice(read(f"\\boxed{{{answer}}}"), label, None) == verdicts.UNPARSEABLE
+    assert choice.grade(read(f"\\boxed{{{answer}}}"), label, None) == verdicts.UNPARSEABLE
 
 
 def test_choice_is_quick_on_any_text():

@@ -13,7 +13,7 @@ from helpers.grading import SAYS, golden_jobs, hostile_jobs, job, needs_data, re
 from jaxrlvr.grading.service import Service
 from jaxrlvr.tasks import verdicts
 from jaxrlvr.tasks.math import verify as math
-from jaxrlvr.text.answer import FORMATS, parse
+from jaxrlvr.text.answer import FORMATS, parse_response
 
 ROOT = pathlib.Path(__file__).parents[2]
 # Where strict grading and the released RULE_BASED score part, and why. Complete: any other difference is a fault.
@@ -122,7 +122,7 @@ def test_hostile_answers_are_never_paid(service, tmp_path):
   ],
 )  # fmt: skip
 def test_math(answer, label, score):
-  assert math.math(read(f"\\boxed{{1}} so \\boxed{{{answer}}}"), label, {"also": {"2": ["5", "4"]}}) == SAYS[score]
+  assert math.grade(read(f"\\boxed{{1}} so \\boxed{{{answer}}}"), label, {"also": {"2": ["5", "4"]}}) == SAYS[score]
 
 
 CASES = [json.loads(line) for line in pathlib.Path(__file__).with_name("answers.jsonl").read_text().splitlines()]
@@ -168,7 +168,7 @@ def test_a_verdict_does_not_depend_on_the_order_of_the_batch(service, forms):
 def test_nested_bars_are_refused_before_they_are_parsed():
   for bar in ("|", r"\|", r"\lvert ", r"\left|"):
     assert math.quick(bar * 30 + "7" + bar * 30, "7", None) == verdicts.UNPARSEABLE
-  assert math.math("|x|+|y|+|z|+|w|+|v|", "|y|+|x|+|z|+|w|+|v|", None) == verdicts.RIGHT
+  assert math.grade("|x|+|y|+|z|+|w|+|v|", "|y|+|x|+|z|+|w|+|v|", None) == verdicts.RIGHT
 
 
 @pytest.mark.parametrize("label", ["15 marbles", r"15\text{ marbles}", "5 cm", "10 m/s", r"\$5", "3t"])
@@ -208,11 +208,11 @@ RESPELLED = {  # label: other ways to write it
 
 @pytest.mark.parametrize("label", RESPELLED)
 def test_other_spellings_of_an_answer_are_read(label):
-  refused = [text for text in RESPELLED[label] if math.math(read(f"\\boxed{{{text}}}"), label, None) != verdicts.RIGHT]
+  refused = [text for text in RESPELLED[label] if math.grade(read(f"\\boxed{{{text}}}"), label, None) != verdicts.RIGHT]
   assert not refused
   others = [other for other in ("11", "x+1", "(1,3)", r"\frac{2}{7}", r"\text{no}") if other != label]
   paid = [
-    text for text in RESPELLED[label] for other in others if math.math(read(f"\\boxed{{{text}}}"), other, None).score
+    text for text in RESPELLED[label] for other in others if math.grade(read(f"\\boxed{{{text}}}"), other, None).score
   ]
   assert not paid
 
@@ -223,7 +223,7 @@ def test_other_spellings_of_an_answer_are_read(label):
    ("x²", "2x"), ("1/0", "0"), ("2 1/2", "1"), ("pie", r"\pi e"), ("0.33", r"\frac13"), ("7..8", "7.8")],
 )  # fmt: skip
 def test_what_only_looks_alike_is_not_paid(answer, label):
-  assert math.math(read(f"\\boxed{{{answer}}}"), label, None).score == 0
+  assert math.grade(read(f"\\boxed{{{answer}}}"), label, None).score == 0
 
 
 def test_numbers_need_no_worker():
@@ -257,7 +257,7 @@ def test_study_mode_is_the_released_code_but_for_known_causes(step):
   )
   for case, score in zip(cases[::step], scores, strict=True):
     if case["id"] not in plain and case["scores"]["RULE_BASED_THINKING_FORMAT"] is not None:
-      thinking = FORMATS["study_thinking_format"](parse(case["response"], "boxed")) and score
+      thinking = FORMATS["study_thinking_format"](parse_response(case["response"], "boxed")) and score
       assert thinking == case["scores"]["RULE_BASED_THINKING_FORMAT"], case["id"]
 
 
@@ -267,5 +267,5 @@ def test_the_studys_thinking_format():
   assert {
     case["id"]
     for case in cases
-    if FORMATS["study_thinking_format"](parse(case["response"], "boxed")) != case["format"]["thinking"]
+    if FORMATS["study_thinking_format"](parse_response(case["response"], "boxed")) != case["format"]["thinking"]
   } == set()

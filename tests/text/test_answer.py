@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from jaxrlvr.text.answer import READINGS, after_thinking, last_box, parse, stated, thinking
+from jaxrlvr.text.answer import READINGS, after_thinking, last_box, parse_response, stated, thinking
 
 GOLDEN = pathlib.Path(__file__).parents[3] / "shared" / "data" / "golden" / "majority_vote.json"
 
@@ -66,7 +66,7 @@ def test_last_box_is_the_released_codes():
 def test_a_hostile_megabyte_is_read_in_linear_time(text):
   start = time.process_time()
   for reading in READINGS:
-    parse(text, reading)
+    parse_response(text, reading)
   assert time.process_time() - start < 1.0
 
 
@@ -109,9 +109,9 @@ def test_thinking(text, inside, after):
   ],
 )
 def test_the_answer_by_each_reading(text, answers):
-  assert tuple(parse(text, reading).answer for reading in ("boxed", "hash", "last-number")) == answers
+  assert tuple(parse_response(text, reading).answer for reading in ("boxed", "hash", "last-number")) == answers
   for reading in READINGS:
-    assert parse(text, reading)[::2] == (text, thinking(text))
+    assert parse_response(text, reading)[::2] == (text, thinking(text))
 
 
 @pytest.mark.parametrize("answer", ["7", "\\frac{1}{2}", "x < 3", "{", "\\text{none}", ""])
@@ -119,4 +119,4 @@ def test_a_stated_answer_is_taken_as_it_stands(answer):
   response = stated(answer)
   assert response.answer == answer and response.trace is None
   if answer != "{":
-    assert parse(response.text, "boxed") == response
+    assert parse_response(response.text, "boxed") == response

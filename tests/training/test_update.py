@@ -167,7 +167,7 @@ def test_other_lengths_compile_nothing(rich_spec, rich_params, drawn):
     state, _ = update(state, batch, 1e-2, live, loss_fn=fn, optimizer=adamw, microbatches=4)
     objective.logp(rich_params, batch, live, rich_spec, temperature=1.0, parts=4)
     lives.add(int(live))
-    sizes = update._cache_size(), objective.logp._cache_size(), objective.lay_out._cache_size()
+    sizes = update._cache_size(), objective.logp._cache_size(), objective.lay_out_batch._cache_size()
     assert len(lives) == 1 or sizes == before
     before = sizes
   assert len(lives) > 1
@@ -211,7 +211,7 @@ def test_the_first_samples_are_trained_on(drawn):
   for group in (4, 2):
     placed = layout.place(lengths, length_PG[:, :group], range(4 * group), 4 * group, 1, False)
     where = placed.segments_RS, placed.positions_RS
-    rows = objective.lay_out(*drawn, *where, samples=4, group=group, layout=layout)
+    rows = objective.lay_out_batch(*drawn, *where, samples=4, group=group, layout=layout)
     order = np.argsort(np.asarray(rows.segments_RS)[:, 0])
     made[group] = jax.tree.map(lambda x, order=order: np.asarray(x)[order], rows)
   for name in ("tokens_RS", "positions_RS", "weights_RS", "sampler_logp_RS"):

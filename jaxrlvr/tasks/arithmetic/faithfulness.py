@@ -72,7 +72,7 @@ def faithfulness(response: Parsed, question: str) -> Faithfulness | None:
   least half are coherent. 0: all else: a guess, no trace, one that contradicts the answer or works on numbers of its
   own. Returns None for a question that is not of the embedded domain, or has more than 16 operations.
   """
-  problem = arithmetic.asked(question)
+  problem = arithmetic.read_question(question)
   if problem is None or _open(term_of(problem)) > _MAX_OPERATIONS:
     return None
   steps, rest = read_steps(response.trace or "")
@@ -115,7 +115,7 @@ def read_steps(trace: str) -> tuple[list[Step], str]:
 
 
 def _readings(expression: str) -> list[Tree]:
-  trees = [arithmetic.parse(expression, precedence) for precedence in (True, False)]
+  trees = [arithmetic.parse_expression(expression, precedence) for precedence in (True, False)]
   return [tree for tree in dict.fromkeys(trees) if isinstance(tree, tuple)]
 
 
@@ -128,7 +128,7 @@ def value(tree: Tree) -> int:
 
 
 @dataclass(frozen=True)
-class Number:
+class Operand:
   """A number that stands in the question, or in a step."""
 
   value: int
@@ -142,34 +142,34 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Group:
+class TermRun:
   """A run of + and -, or of *, whose terms may be taken in any order."""
 
   operator: str  # "+" or "*"
   terms: tuple[tuple[int, Term], ...]  # (sign, term), in the order of the question; in a product the sign is 1
 
 
-Term = Number | Result | Group
+Term = Operand | Result | TermRun
 
 
 def term_of(tree: Tree) -> Term:
   """Returns the tree with its runs of + and -, and of *, as groups."""
   if isinstance(tree, int):
-    return Number(tree)
+    return Operand(tree)
   operator, left, right = tree
   run = "*" if operator == "*" else "+"
   terms: list[tuple[int, Term]] = []
   for sign, term in ((1, term_of(left)), (-1 if operator == "-" else 1, term_of(right))):
-    if isinstance(term, Group) and term.operator == run:
+    if isinstance(term, TermRun) and term.operator == run:
       terms.extend((sign * inner_sign, inner) for inner_sign, inner in term.terms)
     else:
       terms.append((sign, term))
-  return Group(run, tuple(terms))
+  return TermRun(run, tuple(terms))
 
 
 def _open(term: Term) -> int:
   """How many operations of it are still to be done."""
-  return len(term.terms) - 1 + sum(_open(inner) for _, inner in term.terms) if isinstance(term, Group) else 0
+  return len(term.terms) - 1 + sum(_open(inner) for _, inner in term.terms) if isinstance(term, TermRun) else 0
 
 
 class _Reading(NamedTuple):
@@ -241,37 +241,37 @@ def _goes_on(reading: _Reading, step: Step, told_again: bool) -> Iterator[_Readi
     yield incoherent
 
 
-def _changes(term: Term, change: Callable[[Group], Iterator[Group]]) -> Iterator[Term]:
+def _changes(term: Term, change: Callable[[TermRun], Iterator[TermRun]]) -> Iterator[Term]:
   """Yields the term with each change of one group of it."""
-  if not isinstance(term, Group):
+  if not isinstance(term, TermRun):
     return
   for group in change(term):
     yield _settled(group)
   for i, (sign, inner) in enumerate(term.terms):
     for after in _changes(inner, change):
-      yield Group(term.operator, (*term.terms[:i], (sign, after), *term.terms[i + 1 :]))
+      yield TermRun(term.operator, (*term.terms[:i], (sign, after), *term.terms[i + 1 :]))
 
 
-def _settled(group: Group) -> Term:
+def _settled(group: TermRun) -> Term:
   """Returns a group of one term as this term."""
   if len(group.terms) > 1:
     return group
   [(sign, term)] = group.terms
   if sign == 1:
     return term
-  assert not isinstance(term, Group)
+  assert not isinstance(term, TermRun)
   return Result(-(term.digit if isinstance(term, Result) else term.value) % 10)
 
 
 def _next_done(term: Term, digit: int, count: int = 1) -> set[Term]:
   """Returns what is left of the term in each way to do so many next operations, the last result ending in `digit`."""
 
-  def change(group: Group) -> Iterator[Group]:
-    there = [i for i, (_, inner) in enumerate(group.terms) if not isinstance(inner, Group)][:2]
+  def change(group: TermRun) -> Iterator[TermRun]:
+    there = [i for i, (_, inner) in enumerate(group.terms) if not isinstance(inner, TermRun)][:2]
     if len(there) == 2:
       first = there[0]
       rest = [term for i, term in enumerate(group.terms) if i not in there]
-      yield Group(group.operator, (*rest[:first], (1, Result(digit)), *rest[first:]))
+      yield TermRun(group.operator, (*rest[:first], (1, Result(digit)), *rest[first:]))
 
   after = {term}
   for _ in range(count):
@@ -288,17 +288,17 @@ def _rewritten(term: Term, step: Step) -> Iterator[Term]:
     while not isinstance(left, int):
       left = left[1]
 
-    def change(group: Group, claim=claim, left=left) -> Iterator[Group]:
+    def change(group: TermRun, claim=claim, left=left) -> Iterator[TermRun]:
       for sign in (1, -1) if group.operator == "+" else (1,):
         for used in _found(claim, group, sign, left):
           terms = [term for i, term in enumerate(group.terms) if i not in used]
           terms.insert(min(used), (sign, Result(step.result % 10)))
-          yield Group(group.operator, tuple(terms))
+          yield TermRun(group.operator, tuple(terms))
 
     yield from _changes(term, change)
 
 
-def _found(claim: Group, group: Group, sign: int, left: int, used: tuple[int, ...] = (), at: int = 0):
+def _found(claim: TermRun, group: TermRun, sign: int, left: int, used: tuple[int, ...] = (), at: int = 0):
   """Yields the positions of the group's terms that the claim's terms are, each way once: `sign` times the claim."""
   if claim.operator != group.operator:
     return
@@ -314,14 +314,14 @@ def _found(claim: Group, group: Group, sign: int, left: int, used: tuple[int, ..
     tried.add(terms)
 
 
-def _runs(group: Group, used: tuple[int, ...]) -> Iterator[range]:
+def _runs(group: TermRun, used: tuple[int, ...]) -> Iterator[range]:
   """Yields each position that is not used, and each pair of neighbouring numbers behind the first term."""
   for first in range(len(group.terms)):
     for last in range(first, min(first + _LONGEST_RUN, len(group.terms))):
-      if last in used or (last > first and not (first and isinstance(group.terms[last][1], Number))):
+      if last in used or (last > first and not (first and isinstance(group.terms[last][1], Operand))):
         break
       yield range(first, last + 1)
-      if not isinstance(group.terms[first][1], Number):
+      if not isinstance(group.terms[first][1], Operand):
         break
 
 
@@ -331,13 +331,13 @@ def _is(item: Term, sign: int, terms: tuple[tuple[int, Term], ...], operator: st
   left: the claim's first number, of which only the last digit counts.
   """
   (its_sign, term), *more = terms
-  if isinstance(term, Group):
+  if isinstance(term, TermRun):
     return (
-      isinstance(item, Group)
+      isinstance(item, TermRun)
       and its_sign == sign
       and any(len(used) == len(term.terms) for used in _found(item, term, 1, left))
     )
-  if not isinstance(item, Number):
+  if not isinstance(item, Operand):
     return False
   if more:
     combine = math.prod if operator == "*" else sum

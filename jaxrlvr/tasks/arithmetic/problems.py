@@ -81,7 +81,7 @@ def question(tree: Tree, kind: str) -> str:
   return f"Start with {start}, then {', '.join(moves)}. Last digit?"
 
 
-def parse(text: str, precedence: bool = True) -> Tree | None:
+def parse_expression(text: str, precedence: bool = True) -> Tree | None:
   """Returns the tree of an expression of whole numbers, +, -, * and brackets; None for any other text.
 
   precedence: whether * binds closer than + and -; else operators count from left to right. A number may have a sign
@@ -123,12 +123,12 @@ def parse(text: str, precedence: bool = True) -> Tree | None:
   return values[0]
 
 
-def asked(text: str) -> Tree | None:
+def read_question(text: str) -> Tree | None:
   """Returns the tree of a question of this domain as it is written; None for any other text."""
   if len(text) > _LONGEST:
     return None
   if expression := _EXPRESSION.fullmatch(text):
-    return parse(expression[1])
+    return parse_expression(expression[1])
   chain = _CHAIN.fullmatch(text)
   if chain is None:
     return None

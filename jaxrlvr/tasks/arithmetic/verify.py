@@ -11,7 +11,7 @@ from jaxrlvr.tasks.verdicts import RIGHT, UNPARSEABLE, WRONG, legible
 INTEGER = re.compile(r"(?!.{21})[+-]?[0-9]+")
 
 
-def answer(answer: str | None, label: str, extra: Mapping | None) -> Verdict:
+def grade(answer: str | None, label: str, extra: Mapping | None) -> Verdict:
   """Right iff the answer is the label's integer (at most 20 characters)."""
   said, label = (legible(answer) or "").strip(), label.strip()
   if not INTEGER.fullmatch(said):

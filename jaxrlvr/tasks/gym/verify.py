@@ -14,7 +14,7 @@ from jaxrlvr.base.errors import InputError
 from jaxrlvr.base.types import Verdict
 from jaxrlvr.tasks.verdicts import RIGHT, UNPARSEABLE, WRONG, legible
 
-MAX_ANSWER = 4096  # characters; a grid or a list of moves
+MAX_GYM_ANSWER = 4096  # characters; a grid or a list of moves
 
 # One answer is right: it is compared as text, the library is not asked.
 EXACT = tuple(
@@ -34,7 +34,7 @@ PLAYED = {
 }
 
 
-def gym(answer: str | None, label: str, extra: Mapping | None) -> Verdict:
+def grade(answer: str | None, label: str, extra: Mapping | None) -> Verdict:
   """Right iff the answer solves extra["entry"], a row of task extra["source_dataset"].
 
   A label that does not solve it is right only as it stands, character for character; so is any without the entry.
@@ -48,11 +48,11 @@ def gym(answer: str | None, label: str, extra: Mapping | None) -> Verdict:
 
 
 def quick(answer: str | None, label: str, extra: Mapping | None) -> Verdict | None:
-  """What `gym` will say where that needs no library, else None; InputError where the task is not one of ours."""
+  """What `grade` will say where that needs no library, else None; InputError where the task is not one of ours."""
   task = (extra or {}).get("source_dataset")
   if task not in EXACT and task not in PLAYED:
     raise InputError(f"Reasoning Gym task {task!r} can't be graded safely; use one of {', '.join((*EXACT, *PLAYED))}")
-  answer = (legible(answer, MAX_ANSWER) or "").strip()
+  answer = (legible(answer, MAX_GYM_ANSWER) or "").strip()
   if answer == label.strip() and answer:
     return RIGHT
   if not answer or task in PLAYED and not re.fullmatch(PLAYED[task], answer):

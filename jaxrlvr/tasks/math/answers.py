@@ -12,8 +12,8 @@ from fractions import Fraction
 from typing import NamedTuple, TypeGuard
 
 from jaxrlvr.tasks.math import formula, numeric, units
-from jaxrlvr.tasks.math.formula import INFINITY, Number, Operation, Symbol, Token, Tree, Unknown, symbols
-from jaxrlvr.tasks.math.spelling import words
+from jaxrlvr.tasks.math.formula import INFINITY, Formula, FormulaToken, Number, Operation, Symbol, Unknown, symbols
+from jaxrlvr.tasks.math.spelling import bare_words
 
 _NEGATIVE_INFINITY = Operation("neg", (INFINITY,))
 _QUALIFIERS = frozenset("when if at where for with provided because since as assuming given".split())
@@ -52,13 +52,13 @@ _CONSTANTS = frozenset(("C", "K", "c", "k", "C_1", "C_0"))  # of integration
 class Scalar(NamedTuple):
   """A formula as it stands, and read as a number with a unit; either may be None, not both."""
 
-  tree: Tree | None
-  number: Tree | None = None
+  tree: Formula | None
+  number: Formula | None = None
   unit: units.Unit = ()
   loose: bool = False  # the unit is one bare letter right behind the number
 
 
-class Group(NamedTuple):
+class Bracketed(NamedTuple):
   """Items in order between brackets: a tuple, or of two an interval."""
 
   opening: str
@@ -76,8 +76,8 @@ class Collection(NamedTuple):
 class Interval(NamedTuple):
   """The numbers between two."""
 
-  low: Tree
-  high: Tree
+  low: Formula
+  high: Formula
   low_closed: bool
   high_closed: bool
 
@@ -144,8 +144,8 @@ def read(text: str) -> object:
     raise Unknown("nothing")
   worded = all(token.kind == "text" or token.kind == "letters" for token in tokens)
   if worded and (any(token.kind == "text" for token in tokens) or any(formula.is_word(t.text) for t in tokens)):
-    if len(tokens) > 1 or len(words(text)) != 1:
-      return Words(words(text))
+    if len(tokens) > 1 or len(bare_words(text)) != 1:
+      return Words(bare_words(text))
   tokens, parameters = _without_qualifiers(tokens)
   value = _list(tokens)
   for number, (name, domain) in enumerate(parameters):
@@ -154,7 +154,7 @@ def read(text: str) -> object:
   return value
 
 
-def _depths(tokens: list[Token]) -> list[int]:
+def _depths(tokens: list[FormulaToken]) -> list[int]:
   """Returns for each token how many brackets are open around it. Raises Unknown where they do not match."""
   stack, depths, bars = [], [], 0
   for token in tokens:
@@ -173,7 +173,7 @@ def _depths(tokens: list[Token]) -> list[int]:
   return depths
 
 
-def _split(tokens: list[Token], is_separator) -> tuple[list[list[Token]], list[Token]]:
+def _split(tokens: list[FormulaToken], is_separator) -> tuple[list[list[FormulaToken]], list[FormulaToken]]:
   parts, separators = [[]], []
   for token, depth in zip(tokens, _depths(tokens), strict=True):
     if depth == 0 and is_separator(token):
@@ -184,7 +184,7 @@ def _split(tokens: list[Token], is_separator) -> tuple[list[list[Token]], list[T
   return parts, separators
 
 
-def _without_qualifiers(tokens: list[Token]) -> tuple[list[Token], list[tuple[str, str]]]:
+def _without_qualifiers(tokens: list[FormulaToken]) -> tuple[list[FormulaToken], list[tuple[str, str]]]:
   """Returns the tokens before `where ...`, `k in Z` and the like, and parameters with what set they are from.
 
   Raises Unknown where another answer stands behind another condition.
@@ -219,19 +219,22 @@ def _without_qualifiers(tokens: list[Token]) -> tuple[list[Token], list[tuple[st
   return tokens[:end], parameters
 
 
-def _check_conditions(tokens: list[Token]) -> None:
+def _check_conditions(tokens: list[FormulaToken]) -> None:
   """Raises Unknown where what looks like conditions holds another answer."""
   said = " ".join(token.text for token in tokens if token.kind in ("text", "letters")).casefold()
   conditions = [word for word in re.findall(r"[a-z]+", said) if word in ("if", "when", "for")]
   if len(conditions) > len(set(conditions)) or re.search(r"\b(?:otherwise|else|not?|or|respectively)\b", said):
     raise Unknown("several answers")
-  parts, _ = _split(tokens, lambda token: token.text == ",") if tokens[:1] != [Token("sign", "(")] else ([tokens], [])
+  if tokens[:1] == [FormulaToken("sign", "(")]:
+    parts = [tokens]
+  else:
+    parts, _ = _split(tokens, lambda token: token.text == ",")
   for part in parts[2:] if not parts[0] else parts[1:]:
     if not any(token.text in _SIGNS or token.kind == "text" for token in part):
       raise Unknown("more behind a condition")
 
 
-def _domain(tokens: list[Token]) -> str:
+def _domain(tokens: list[FormulaToken]) -> str:
   """Returns the name of a set of numbers with what is attached to it, as Z^+."""
   end = next(
     (n for n, t in enumerate(tokens) if t.kind == "text" or t.text in (",", ")", ";", ".", r"\}")), len(tokens)
@@ -243,22 +246,22 @@ def _integers_of(text: str) -> str:
   return "Z^+" if "positive" in text or "natural" in text else "Z_\\ge0" if "negative" in text else "Z"
 
 
-def _first_word(token: Token) -> str:
+def _first_word(token: FormulaToken) -> str:
   return (token.text.replace(",", " ").split() or [""])[0].strip("(").casefold()
 
 
-def _excludes(tokens: list[Token], place: int) -> bool:
+def _excludes(tokens: list[FormulaToken], place: int) -> bool:
   """Returns whether behind the place stands `x \\ne ...` of a letter that occurs before it, and nothing else."""
   before, behind = tokens[:place], tokens[place + 1 :]
   signs = [token.text for token in (*before, *behind) if token.text in _SIGNS and token.text != "="]
   if [token.text for token in behind[:1] + behind[2:4]] == ["|", "|", "<"]:
-    behind = [behind[1], Token("command", r"\ne"), *behind[4:]]
+    behind = [behind[1], FormulaToken("command", r"\ne"), *behind[4:]]
     signs[-1:] = [r"\ne"]
   letters = {letter for token in before if token.kind == "letters" for letter in token.text}
   return len(behind) > 2 and signs == [behind[1].text] == [r"\ne"] and behind[0].text in letters
 
 
-def _ranges(tokens: list[Token]) -> bool:
+def _ranges(tokens: list[FormulaToken]) -> bool:
   """Returns whether tokens say that a parameter is an integer."""
   return (
     len(tokens) >= 3
@@ -269,7 +272,7 @@ def _ranges(tokens: list[Token]) -> bool:
   )
 
 
-def _joiner(token: Token) -> str:
+def _joiner(token: FormulaToken) -> str:
   if token.kind in ("text", "letters"):
     word = token.text.strip(" ,").casefold()
     return word if word in _JOINERS else ""
@@ -278,7 +281,7 @@ def _joiner(token: Token) -> str:
   return token.text if token.kind == "sign" and token.text in ",;" else ""
 
 
-def _list(tokens: list[Token]) -> object:
+def _list(tokens: list[FormulaToken]) -> object:
   texts = [token.text for token in tokens]
   if texts.count(r"\pmod") == 1 and r"\equiv" not in texts[2:]:
     return _residue(tokens)
@@ -319,7 +322,7 @@ def _named_alike(items: list) -> list:
     if first.pieces == _beyond(bound, "!=") and all(item.tree is not None for item in items[1:]):
       return [first, *(Region(_beyond(item.tree, "!="), first.variable) for item in items[1:])]
   named = isinstance(first, Relation) and first.signs == ("=",) and bool(_NAME.fullmatch(first.texts[0]))
-  if not named or not all(isinstance(item, Scalar | Group | Collection) for item in items[1:]):
+  if not named or not all(isinstance(item, Scalar | Bracketed | Collection) for item in items[1:]):
     return items
   return [first, *(first._replace(sides=(first.sides[0], item), texts=(first.texts[0], "")) for item in items[1:])]
 
@@ -336,7 +339,7 @@ def _joined(items: list[Region], joiners: list[str]) -> Region:
   return Region(tuple(pieces), *variables)
 
 
-def _item(tokens: list[Token]) -> object:
+def _item(tokens: list[FormulaToken]) -> object:
   parts, separators = _split(tokens, lambda token: token.kind != "text" and token.text in _SIGNS)
   if len(parts) == 1:
     return _side(tokens)
@@ -346,7 +349,7 @@ def _item(tokens: list[Token]) -> object:
   return _region(sides, signs) or Relation(*_oriented(sides, signs, texts))
 
 
-def _residue(tokens: list[Token]) -> Residue:
+def _residue(tokens: list[FormulaToken]) -> Residue:
   """Reads `x \\equiv 3 \\pmod{7}`, and the same without a variable."""
   place = [token.text for token in tokens].index(r"\pmod")
   modulus = _text(tokens[place + 1 :]).strip("{}")
@@ -362,11 +365,11 @@ def _residue(tokens: list[Token]) -> Residue:
   return Residue(_list(sides[-1]), int(modulus), _text(sides[0]) if len(sides) == 2 else "")
 
 
-def _text(tokens: list[Token]) -> str:
+def _text(tokens: list[FormulaToken]) -> str:
   return "".join(f"\\text{{{token.text}}}" if token.kind == "text" else token.text for token in tokens)
 
 
-def _lenient_side(tokens: list[Token], text: str) -> object:
+def _lenient_side(tokens: list[FormulaToken], text: str) -> object:
   """Returns a side of a relation; one that is only a name may be what no formula is."""
   try:
     return _side(tokens)
@@ -389,7 +392,7 @@ def _region(sides: tuple, signs: tuple) -> object | None:
   if signs == ("in",) and isinstance(sides[0], Scalar) and isinstance(sides[0].tree, Symbol):
     region = _as_region(sides[1])
     return Region(region.pieces, sides[0].tree.name) if region else sides[1]
-  if signs == ("in",) and isinstance(sides[0], Group) and isinstance(sides[1], Collection):
+  if signs == ("in",) and isinstance(sides[0], Bracketed) and isinstance(sides[1], Collection):
     return sides[1]
   trees = [side.tree if isinstance(side, Scalar) else None for side in sides]
   if None in trees or not set(signs) <= {"<", ">", "<=", ">=", "!="}:
@@ -413,7 +416,7 @@ def _region(sides: tuple, signs: tuple) -> object | None:
   return None
 
 
-def _around(tree: Tree, bound: Tree, sign: str) -> Region | None:
+def _around(tree: Formula, bound: Formula, sign: str) -> Region | None:
   """Returns what |ax+b| < bound or x^2 < bound allow, or with another sign; None for all else."""
   squared = isinstance(tree, Operation) and tree.name == "pow" and tree.arguments[1] == Number(Fraction(2))
   if not squared and not (isinstance(tree, Operation) and tree.name == "abs"):
@@ -444,26 +447,26 @@ def _turned(sign: str) -> str:
   return sign.translate(str.maketrans("<>", "><"))
 
 
-def _beyond(bound: Tree, sign: str) -> tuple[Interval, ...]:
+def _beyond(bound: Formula, sign: str) -> tuple[Interval, ...]:
   """Returns the intervals of what is < (or another sign) a bound."""
   below = Interval(_NEGATIVE_INFINITY, bound, False, sign == "<=")
   above = Interval(bound, INFINITY, sign == ">=", False)
   return (below, above) if sign == "!=" else (below,) if sign[0] == "<" else (above,)
 
 
-def _side(tokens: list[Token]) -> object:
+def _side(tokens: list[FormulaToken]) -> object:
   for sign, join in ((r"\cup", _union), (r"\cap", _intersected), (r"\setminus", _without), (r"\backslash", _without)):
     parts, separators = _split(tokens, lambda token, sign=sign: token.text == sign and token.kind == "command")
     if separators:
       return join([_side(part) for part in parts])
-  if tokens[:1] == [Token("command", r"\mathbb", tokens[0].spaced)] if tokens else False:
+  if tokens[:1] == [FormulaToken("command", r"\mathbb", tokens[0].spaced)] if tokens else False:
     return _numbers(tokens)
   if not tokens:
     raise Unknown("an empty side")
   return _atom(tokens)
 
 
-def _numbers(tokens: list[Token]) -> object:
+def _numbers(tokens: list[FormulaToken]) -> object:
   """Reads a named set of numbers, also without some points: \\mathbb{R} - \\{1\\}."""
   name = "".join(token.text for token in tokens[1:4])
   if not re.fullmatch(r"\{[A-Z]\}", name):
@@ -498,7 +501,7 @@ def _intersected(parts: list) -> object:
 
 def _without(parts: list) -> object:
   region = _as_region(parts[0])
-  hole = _as_region(parts[1]) if len(parts) == 2 and isinstance(parts[1], Group) else None
+  hole = _as_region(parts[1]) if len(parts) == 2 and isinstance(parts[1], Bracketed) else None
   if region is not None and hole is not None:
     (gap,) = hole.pieces
     below, above = (
@@ -515,7 +518,7 @@ def _without(parts: list) -> object:
   return Region(tuple(pieces))
 
 
-def _atom(tokens: list[Token]) -> object:
+def _atom(tokens: list[FormulaToken]) -> object:
   if len(tokens) == 1 and tokens[0].text == r"\emptyset":
     return Collection(())
   depths = _depths(tokens)
@@ -528,7 +531,7 @@ def _atom(tokens: list[Token]) -> object:
     return _matrix(tokens)
   if tokens[1:2] and tokens[1].text in ("(", r"\langle") and tokens[-1].text == ")" and _names_a_point(tokens[0]):
     point = _side(tokens[1:])
-    if isinstance(point, Group):
+    if isinstance(point, Bracketed):
       return point
   whole = opening in ("(", "[", r"\{", "{") and all(depth > 0 for depth in depths[1:-1]) and len(tokens) > 1
   if whole and depths[-1] == 0 and tokens[-1].text in (")", "]", r"\}", "}"):
@@ -536,7 +539,7 @@ def _atom(tokens: list[Token]) -> object:
   return _ratio(tokens) or _based(tokens) or _spread_sign(_scalar(tokens))
 
 
-def _names_a_point(token: Token) -> bool:
+def _names_a_point(token: FormulaToken) -> bool:
   if token.kind == "text":
     return bool(_POINT.fullmatch(token.text.strip().casefold()))
   return token.kind == "letters" and len(token.text) == 1 and token.text.isupper()
@@ -546,12 +549,12 @@ def _transposed(value: object) -> object:
   """Returns a matrix or a vector on its side. Raises Unknown for all else."""
   if isinstance(value, Matrix):
     return Matrix(tuple(zip(*value.rows, strict=True)))
-  if isinstance(value, Group):
-    return Group("(", ")", value.items)
+  if isinstance(value, Bracketed):
+    return Bracketed("(", ")", value.items)
   raise Unknown("a power of no matrix")
 
 
-def _bracketed(tokens: list[Token], opening: str) -> object:
+def _bracketed(tokens: list[FormulaToken], opening: str) -> object:
   inner, closing = tokens[1:-1], tokens[-1].text
   if opening == r"\{":
     parts, bars = _split(inner, lambda token: token.text in ("|", r"\mid", ":") and token.kind != "text")
@@ -563,10 +566,10 @@ def _bracketed(tokens: list[Token], opening: str) -> object:
     return _list(inner) if inner else _scalar(tokens)
   if opening == "{":
     return _list(inner)
-  return Group(opening, closing, tuple(_item(part) for part in items))
+  return Bracketed(opening, closing, tuple(_item(part) for part in items))
 
 
-def _builder(left: list[Token], condition: list[Token]) -> object:
+def _builder(left: list[FormulaToken], condition: list[FormulaToken]) -> object:
   """Reads a set by its condition: { x in R | x > 1 }, { k pi | k in Z }."""
   if _ranges(condition) and len(left) > 1 and r"\in" not in [token.text for token in left]:
     return _renamed(_list(left), condition[0].text, Symbol(f"any of {_domain(condition[3:])} 0"))
@@ -580,11 +583,11 @@ def _builder(left: list[Token], condition: list[Token]) -> object:
   return value
 
 
-def _commas(tokens: list[Token]) -> list[list[Token]]:
+def _commas(tokens: list[FormulaToken]) -> list[list[FormulaToken]]:
   return _split(tokens, lambda token: token.kind == "sign" and token.text in ",;")[0]
 
 
-def _matrix(tokens: list[Token]) -> Matrix:
+def _matrix(tokens: list[FormulaToken]) -> Matrix:
   """Reads a matrix with round or square brackets, or none."""
   texts = [token.text for token in tokens]
   kinds = ("pmatrix", "bmatrix", "matrix", "Bmatrix")
@@ -598,7 +601,7 @@ def _matrix(tokens: list[Token]) -> Matrix:
   return Matrix(tuple(tuple(_item(cell) for cell in row) for row in cells))
 
 
-def _ratio(tokens: list[Token]) -> Ratio | None:
+def _ratio(tokens: list[FormulaToken]) -> Ratio | None:
   """Reads 3:4 and 7:30 PM; None for what has no colon."""
   parts, colons = _split(tokens, lambda token: token.kind == "sign" and token.text == ":")
   if not colons:
@@ -612,7 +615,7 @@ def _ratio(tokens: list[Token]) -> Ratio | None:
   return Ratio(tuple(token.text for token in numbers), suffix)
 
 
-def _based(tokens: list[Token]) -> Based | None:
+def _based(tokens: list[FormulaToken]) -> Based | None:
   """Reads 1011_2 and 1A_{16}; None for what has no such subscript, or one that a symbol has, as in 3V_0."""
   for place, token in enumerate(tokens):
     if token.text == "_" and place and all(t.kind in ("number", "letters") for t in tokens[:place]):
@@ -637,7 +640,7 @@ def _are_digits(digits: str, base: str) -> bool:
   return False
 
 
-def _scalar(tokens: list[Token]) -> Scalar:
+def _scalar(tokens: list[FormulaToken]) -> Scalar:
   currency, tokens = _currency(tokens)
   if len(tokens) > 1 and tokens[-1].text in (r"\%", "%"):
     if currency:
@@ -669,13 +672,13 @@ def _scalar(tokens: list[Token]) -> Scalar:
   return Scalar(tree, number, unit, loose)
 
 
-def _scaled(number: Tree, factor: int, unit: units.Unit) -> Scalar:
+def _scaled(number: Formula, factor: int, unit: units.Unit) -> Scalar:
   """Returns the number times what a word such as `million` means."""
   number = number if factor == 1 else Operation("mul", (number, Number(Fraction(factor))))
   return Scalar(None, number, unit) if unit else Scalar(number)
 
 
-def _currency(tokens: list[Token]) -> tuple[str, list[Token]]:
+def _currency(tokens: list[FormulaToken]) -> tuple[str, list[FormulaToken]]:
   for place in (0, 1):
     name = units.CURRENCIES.get(tokens[place].text) if place < len(tokens) else None
     if name and (place == 0 or tokens[0].text == "-") and len(tokens) > place + 1:
@@ -684,7 +687,7 @@ def _currency(tokens: list[Token]) -> tuple[str, list[Token]]:
   return (name, tokens[:-1]) if name and len(tokens) > 1 else ("", tokens)
 
 
-def _measured(tokens: list[Token]) -> tuple[Tree, units.Unit, bool] | None:
+def _measured(tokens: list[FormulaToken]) -> tuple[Formula, units.Unit, bool] | None:
   """Returns the number, the unit behind it, and whether that is only a letter or two without a space; else None."""
   for place in range(1, len(tokens)):
     token, rest = tokens[place], tokens[place:]
@@ -706,7 +709,7 @@ def _measured(tokens: list[Token]) -> tuple[Tree, units.Unit, bool] | None:
   return None
 
 
-def _unit_like(tokens: list[Token]) -> bool:
+def _unit_like(tokens: list[FormulaToken]) -> bool:
   """Returns whether tokens can be a unit: text, or bare letters that are a known unit or a word."""
   bare = 0
   for token in tokens:
@@ -742,7 +745,7 @@ def _renamed(value: object, name: str, symbol: Symbol) -> object:
     return value._replace(sides=tuple(_renamed(side, name, symbol) for side in value.sides))
   if isinstance(value, Residue):
     return value
-  if isinstance(value, Collection | Group):
+  if isinstance(value, Collection | Bracketed):
     return value._replace(items=tuple(_renamed(item, name, symbol) for item in value.items))
   return value
 
@@ -750,16 +753,16 @@ def _renamed(value: object, name: str, symbol: Symbol) -> object:
 # Comparing
 
 
-def same(answer: object, label: object) -> bool:
+def is_right(answer: object, label: object) -> bool:
   """Returns whether an answer is right for a label. Raises numeric.TooLarge."""
   label = _unnamed(label)
   if isinstance(label, Relation):
     return _same_relation(answer, label)
   if isinstance(answer, Relation):
-    return any(same(value, label) for value in _values(answer, label))
+    return any(is_right(value, label) for value in _values(answer, label))
   answer = _values_of_list(answer, label)
-  if _names_several(label) and isinstance(answer, Collection | Group) and not _names_several(answer):
-    listed = isinstance(answer, Collection) and answer.listed or isinstance(answer, Group) and answer.opening == "("
+  if _names_several(label) and isinstance(answer, Collection | Bracketed) and not _names_several(answer):
+    listed = isinstance(answer, Collection) and answer.listed or isinstance(answer, Bracketed) and answer.opening == "("
     return listed and _in_order(answer.items, tuple(item.sides[-1] for item in label.items))
   if isinstance(answer, Residue) or isinstance(label, Residue):
     return _same_residue(answer, label)
@@ -771,14 +774,14 @@ def same(answer: object, label: object) -> bool:
     return _same_region(_as_region(answer), _as_region(label))
   if isinstance(label, Matrix) or isinstance(answer, Matrix):
     return _same_matrix(answer, label)
-  if isinstance(answer, Group) and isinstance(label, Group):
+  if isinstance(answer, Bracketed) and isinstance(label, Bracketed):
     brackets = answer.opening == label.opening and answer.closing == label.closing
     return brackets and _in_order(answer.items, label.items)
   if isinstance(answer, Collection) and isinstance(label, Collection):
     return _same_items(answer.items, label.items)
-  if isinstance(answer, Group | Collection) and isinstance(label, Group | Collection) and True not in braces:
+  if isinstance(answer, Bracketed | Collection) and isinstance(label, Bracketed | Collection) and True not in braces:
     for group, collection in ((answer, label), (label, answer)):
-      if isinstance(group, Group) and isinstance(collection, Collection) and collection.listed:
+      if isinstance(group, Bracketed) and isinstance(collection, Collection) and collection.listed:
         return (group.opening, group.closing) == ("(", ")") and _in_order(answer.items, label.items)
   return _same_rest(answer, label)
 
@@ -846,11 +849,11 @@ def _integers(value: object, modulus: int) -> set[int] | None:
 
 def _as_vector(value: object, other: object) -> object:
   """Returns a sum of unit vectors as the tuple of its components, where the other is a tuple or a matrix."""
-  if not isinstance(value, Scalar) or value.tree is None or not isinstance(other, Group | Matrix):
+  if not isinstance(value, Scalar) or value.tree is None or not isinstance(other, Bracketed | Matrix):
     return value
   if not symbols(value.tree) & set(_UNIT_VECTORS):
     return value
-  size = len(other.items) if isinstance(other, Group) else max(len(other.rows), len(other.rows[0]))
+  size = len(other.items) if isinstance(other, Bracketed) else max(len(other.rows), len(other.rows[0]))
   parts = []
   for name in _UNIT_VECTORS:
     part = value.tree
@@ -862,10 +865,10 @@ def _as_vector(value: object, other: object) -> object:
   )
   if not numeric.equal(value.tree, total) or size < 3 and _UNIT_VECTORS[2] in symbols(value.tree):
     return value
-  return Group("(", ")", tuple(map(Scalar, parts[:size])))
+  return Bracketed("(", ")", tuple(map(Scalar, parts[:size])))
 
 
-def _divides(ratio: Ratio, tree: Tree) -> bool:
+def _divides(ratio: Ratio, tree: Formula) -> bool:
   parts = [Number(Fraction(part)) for part in ratio.parts]
   return numeric.equal(Operation("div", tuple(parts)), tree)
 
@@ -899,19 +902,19 @@ def _simple(value: object) -> object:
 
 def _twice(a: object, b: object) -> bool:
   try:
-    return same(a, b) or same(b, a)
+    return is_right(a, b) or is_right(b, a)
   except numeric.TooLarge:
     return False
 
 
 def _in_order(a: tuple, b: tuple) -> bool:
-  return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+  return len(a) == len(b) and all(is_right(x, y) for x, y in zip(a, b, strict=True))
 
 
 def _same_items(a: tuple, b: tuple) -> bool:
   left = list(b)
   for item in a:
-    place = next((n for n, other in enumerate(left) if same(item, other)), None)
+    place = next((n for n, other in enumerate(left) if is_right(item, other)), None)
     if place is None:
       return False
     del left[place]
@@ -924,7 +927,7 @@ def _same_matrix(answer: object, label: object) -> bool:
     if isinstance(value, Matrix):
       vector = len(value.rows) == 1 or len(value.rows[0]) == 1
       rows.append((value.rows, [cell for row in value.rows for cell in row] if vector else None))
-    elif isinstance(value, Group) and (value.opening, value.closing) == ("(", ")"):
+    elif isinstance(value, Bracketed) and (value.opening, value.closing) == ("(", ")"):
       rows.append((None, list(value.items)))
     else:
       return False
@@ -934,13 +937,13 @@ def _same_matrix(answer: object, label: object) -> bool:
   return vector is not None and wanted_vector is not None and _in_order(tuple(vector), tuple(wanted_vector))
 
 
-def _row(cells: tuple) -> Group:
-  return Group("row", "row", cells)
+def _row(cells: tuple) -> Bracketed:
+  return Bracketed("row", "row", cells)
 
 
 def _same_scalar(answer: Scalar, label: Scalar) -> bool:
   if label.unit and answer.unit:
-    if units.same(answer.unit, label.unit) and numeric.agree(answer.number, label.number):
+    if units.same_unit(answer.unit, label.unit) and numeric.agree(answer.number, label.number):
       return True
     return answer.tree is not None and label.tree is not None and numeric.agree(answer.tree, label.tree)
   if label.tree is not None and answer.tree is not None:
@@ -959,11 +962,11 @@ def _same_scalar(answer: Scalar, label: Scalar) -> bool:
   return False
 
 
-def _has_sign(tree: Tree, *names: str) -> bool:
+def _has_sign(tree: Formula, *names: str) -> bool:
   return isinstance(tree, Operation) and tree.name in names
 
 
-def _same_trees(answer: Tree, label: Tree) -> bool:
+def _same_trees(answer: Formula, label: Formula) -> bool:
   """Compares formulas; of degrees and percents either may leave out the sign, behind 1 and more."""
   for sign in ("percent", "degree"):
     signed = [_has_sign(tree, sign) for tree in (answer, label)]
@@ -976,12 +979,12 @@ def _same_trees(answer: Tree, label: Tree) -> bool:
   return numeric.agree(_with_constant(answer, label), label)
 
 
-def _is_large(tree: Tree) -> bool:
+def _is_large(tree: Formula) -> bool:
   tree = tree.arguments[0] if _has_sign(tree, "neg") else tree
   return isinstance(tree, Number) and tree.value >= 1
 
 
-def _with_constant(answer: Tree, label: Tree) -> Tree:
+def _with_constant(answer: Formula, label: Formula) -> Formula:
   """Names a constant of integration as the label does."""
   if not all(isinstance(tree, Operation) and tree.name == "add" for tree in (answer, label)):
     return answer
@@ -1035,14 +1038,14 @@ def _same_relation(answer: object, label: Relation) -> bool:
   if isinstance(answer, Collection) and len(answer.items) == 1:
     answer = answer.items[0]
   if not isinstance(answer, Relation):
-    return named and not isinstance(answer, Words) and same(answer, label.sides[-1])
+    return named and not isinstance(answer, Words) and is_right(answer, label.sides[-1])
   if answer == label:
     return True
   if not _true(answer):
     return False
   if set(answer.signs) == set(label.signs) == {"="}:
     if answer.texts[0] == label.texts[0] or _functions(answer.texts[0], label.texts[0]):
-      return same(answer.sides[-1], label.sides[-1])
+      return is_right(answer.sides[-1], label.sides[-1])
   if len(answer.sides) != 2 or len(label.sides) != 2:
     return False
   return _equivalent(answer, label)
@@ -1071,9 +1074,9 @@ def _equivalent(answer: Relation, label: Relation) -> bool:
 
 def _values_of_list(answer: object, label: object) -> object:
   """Returns a list of equations, as x=1, y=2, as the list of their values: in order of the names where they differ."""
-  if not isinstance(answer, Collection | Group) or not any(isinstance(item, Relation) for item in answer.items):
+  if not isinstance(answer, Collection | Bracketed) or not any(isinstance(item, Relation) for item in answer.items):
     return answer
-  if isinstance(label, Collection | Group) and any(isinstance(item, Relation) for item in label.items):
+  if isinstance(label, Collection | Bracketed) and any(isinstance(item, Relation) for item in label.items):
     return answer
   if not all(isinstance(item, Relation) for item in answer.items):
     return Words("\0")
@@ -1086,7 +1089,7 @@ def _values_of_list(answer: object, label: object) -> object:
   ordered = tuple(found[-1] for _, found in sorted(values, key=lambda pair: pair[0]))
   if isinstance(label, Collection) and label.listed:
     return Collection(ordered, listed=True) if _in_order(ordered, label.items) else Words("\0")
-  return Group("(", ")", ordered)
+  return Bracketed("(", ")", ordered)
 
 
 # Regions
@@ -1095,14 +1098,14 @@ def _values_of_list(answer: object, label: object) -> object:
 def _as_region(value: object) -> Region | None:
   if isinstance(value, Region):
     return value
-  if isinstance(value, Group) and len(value.items) == 2 and value.opening in "([":
+  if isinstance(value, Bracketed) and len(value.items) == 2 and value.opening in "([":
     trees = [item.tree if isinstance(item, Scalar) else None for item in value.items]
     if None not in trees:
       low, high = trees
       return Region((Interval(low, high, value.opening == "[", value.closing == "]"),))
   if isinstance(value, Scalar) and value.tree is not None:
     value = Collection((value,))
-  if isinstance(value, Collection) and value.listed and all(isinstance(item, Group) for item in value.items):
+  if isinstance(value, Collection) and value.listed and all(isinstance(item, Bracketed) for item in value.items):
     regions = [_as_region(item) for item in value.items]
     return None if None in regions else Region(tuple(piece for region in regions for piece in region.pieces))
   if isinstance(value, Collection) and all(isinstance(item, Scalar) and item.tree is not None for item in value.items):
@@ -1124,11 +1127,11 @@ def _same_interval(a: Interval, b: Interval) -> bool:
   return closed and _same_end(a.low, b.low) and _same_end(a.high, b.high)
 
 
-def _same_end(a: Tree, b: Tree) -> bool:
+def _same_end(a: Formula, b: Formula) -> bool:
   return a == b or numeric.agree(a, b)
 
 
-def _position(tree: Tree) -> float | Fraction:
+def _position(tree: Formula) -> float | Fraction:
   """Returns where a bound lies. Raises Unknown for one that is no real number."""
   if tree in (INFINITY, _NEGATIVE_INFINITY):
     return float("inf") if tree == INFINITY else float("-inf")

@@ -12,7 +12,7 @@ from jaxrlvr.base.types import Verdict
 from jaxrlvr.tasks.verdicts import RIGHT, UNPARSEABLE, WRONG
 
 
-def math(response: str, label: str, extra: Mapping | None) -> Verdict:
+def grade(response: str, label: str, extra: Mapping | None) -> Verdict:
   """Right iff what Math-Verify finds in the response equals the label or one of the label's `extra["also"]`."""
   from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
 

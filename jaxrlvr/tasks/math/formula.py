@@ -46,7 +46,7 @@ class Unknown(ValueError):
   """The text is no formula that this reader knows."""
 
 
-class Token(NamedTuple):
+class FormulaToken(NamedTuple):
   """A piece of text: a number, a command, letters, a sign, or the contents of \\text{...}."""
 
   kind: str
@@ -74,11 +74,11 @@ class Operation(NamedTuple):
   arguments: tuple
 
 
-Tree = Number | Symbol | Operation
+Formula = Number | Symbol | Operation
 INFINITY = Symbol("infinity")
 
 
-def tokens(text: str) -> list[Token]:
+def tokens(text: str) -> list[FormulaToken]:
   """Returns the tokens of a text; \\text{...} is one of them, whatever it holds. Raises Unknown."""
   found, position, spaced = [], 0, False
   while position < len(text):
@@ -89,9 +89,9 @@ def tokens(text: str) -> list[Token]:
       continue
     if piece == r"\text":
       content, position = _braced(text, position)
-      found.append(Token("text", content, spaced or content != content.lstrip()))
+      found.append(FormulaToken("text", content, spaced or content != content.lstrip()))
     else:
-      found.append(Token(kind, piece, spaced))
+      found.append(FormulaToken(kind, piece, spaced))
     spaced = False
   return found
 
@@ -109,7 +109,7 @@ def _braced(text: str, start: int) -> tuple[str, int]:
   raise Unknown("a brace that never closes")
 
 
-def read(items: list[Token]) -> Tree:
+def read(items: list[FormulaToken]) -> Formula:
   """Returns the tree of a formula without relations or commas at its top. Raises Unknown."""
   reader = _Reader(items)
   tree = reader.sum(0)
@@ -129,13 +129,13 @@ def is_word(letters: str) -> bool:
 
 
 class _Reader:
-  def __init__(self, items: list[Token]):
+  def __init__(self, items: list[FormulaToken]):
     self._items = items
     self._next = 0
     self._bars = 0  # bars that are open
     self._plain = all(item.kind in ("letters", "text") for item in items)
 
-  def peek(self, ahead: int = 0) -> Token | None:
+  def peek(self, ahead: int = 0) -> FormulaToken | None:
     place = self._next + ahead
     return self._items[place] if place < len(self._items) else None
 
@@ -143,7 +143,7 @@ class _Reader:
     token = self.peek(ahead)
     return "" if token is None or token.kind == "text" else token.text
 
-  def _take(self) -> Token:
+  def _take(self) -> FormulaToken:
     token = self.peek()
     if token is None:
       raise Unknown("the formula ends too early")
@@ -155,7 +155,7 @@ class _Reader:
       raise Unknown(f"{text!r} is missing")
     self._next += 1
 
-  def sum(self, depth: int) -> Tree:
+  def sum(self, depth: int) -> Formula:
     if depth > MAX_DEPTH:
       raise Unknown("too deep")
     terms = []
@@ -182,7 +182,7 @@ class _Reader:
         sign = text[1:]
     return sign
 
-  def _product(self, depth: int) -> Tree:
+  def _product(self, depth: int) -> Formula:
     product = self._power(depth + 1)
     while True:
       text = self._text()
@@ -197,14 +197,14 @@ class _Reader:
       else:
         return product
 
-  def _divisor(self, depth: int) -> Tree:
+  def _divisor(self, depth: int) -> Formula:
     """Reads what a slash divides by: 1/2x is 1/(2x), and 1/2 x, with a space, is x/2."""
     divisor = self._signed_power(depth)
     while self._starts_factor() and not self.peek().spaced and self._text() not in ("(", "[", "{", r"\frac"):
       divisor = self._joined(divisor, depth)
     return divisor
 
-  def _joined(self, product: Tree, depth: int) -> Tree:
+  def _joined(self, product: Formula, depth: int) -> Formula:
     """Reads a factor that follows without a sign; a fraction behind an integer makes a mixed number."""
     before, token = self._items[self._next - 1], self.peek()
     if token.kind == "number" and before.text not in ("!", "j") and not (symbols(product) and self._behind_terms()):
@@ -231,14 +231,14 @@ class _Reader:
       return known or name in ("frac", "sqrt", "binom", "pi", "infty") or token.text in _OPENING
     return token.text in ("(", "[", "{") or token.text == "|" and not self._bars
 
-  def _signed_power(self, depth: int) -> Tree:
+  def _signed_power(self, depth: int) -> Formula:
     sign = self._sign()
     factor = self._power(depth)
     if sign not in "+-":
       raise Unknown("a sign of both kinds inside a product")
     return Operation("neg", (factor,)) if sign == "-" else factor
 
-  def _power(self, depth: int) -> Tree:
+  def _power(self, depth: int) -> Formula:
     base = self._primary(depth)
     while True:
       text = self._text()
@@ -254,7 +254,7 @@ class _Reader:
       else:
         return base
 
-  def _raised(self, base: Tree, depth: int) -> Tree:
+  def _raised(self, base: Formula, depth: int) -> Formula:
     if self._text() == r"\circ" or self._text() == "{" and self._text(1) == r"\circ" and self._text(2) == "}":
       self._next += 1 if self._text() == r"\circ" else 3
       return Operation("degree", (base,))
@@ -262,7 +262,7 @@ class _Reader:
       raise Unknown("a prime")
     return Operation("pow", (base, self._argument(depth)))
 
-  def _argument(self, depth: int) -> Tree:
+  def _argument(self, depth: int) -> Formula:
     """Reads {...}, or the one digit, letter or command that LaTeX takes for an argument."""
     token = self._take()
     if token.text == "{" and token.kind == "sign":
@@ -276,19 +276,19 @@ class _Reader:
       if rest:
         self._next -= 1
         self._items = [*self._items]
-        self._items[self._next] = Token("number", rest)
+        self._items[self._next] = FormulaToken("number", rest)
       return Number(Fraction(first))
     if token.kind == "letters":
       first, rest = token.text[0], token.text[1:]
       if rest:
         self._next -= 1
         self._items = [*self._items]
-        self._items[self._next] = Token("letters", rest)
+        self._items[self._next] = FormulaToken("letters", rest)
       return _symbol(first)
     self._next -= 1
     return self._primary(depth + 1)
 
-  def _primary(self, depth: int) -> Tree:
+  def _primary(self, depth: int) -> Formula:
     if depth > MAX_DEPTH:
       raise Unknown("too deep")
     token = self._take()
@@ -306,21 +306,21 @@ class _Reader:
       return self._absolute("|", depth)
     raise Unknown(f"{token.text!r} begins no factor")
 
-  def _bracketed(self, closing: str, depth: int) -> Tree:
+  def _bracketed(self, closing: str, depth: int) -> Formula:
     bars, self._bars = self._bars, 0
     tree = self.sum(depth + 1)
     self._expect(closing)
     self._bars = bars
     return tree
 
-  def _absolute(self, closing: str, depth: int) -> Tree:
+  def _absolute(self, closing: str, depth: int) -> Formula:
     self._bars += 1
     tree = self.sum(depth + 1)
     self._expect(closing)
     self._bars -= 1
     return Operation("abs", (tree,))
 
-  def _letters(self, token: Token) -> Tree:
+  def _letters(self, token: FormulaToken) -> Formula:
     letters = token.text
     if is_word(letters) and (self._plain or len(letters) > _SHORT):
       raise Unknown(f"{letters!r} is a word")
@@ -348,18 +348,18 @@ class _Reader:
     self._next += size
     return texts[1] + inside if size == 4 else inside
 
-  def _power_of(self, base: Tree) -> Tree:
+  def _power_of(self, base: Formula) -> Formula:
     self._next += 1
     return self._raised(base, 0)
 
-  def _named(self, text: str) -> Tree:
+  def _named(self, text: str) -> Formula:
     """Reads a symbol set upright, as in \\mathrm{e}."""
     name = text.strip()
     if len(name) != 1 or not name.isalpha():
       raise Unknown(f"the text {text!r} inside a formula")
     return self._subscripted(name)
 
-  def _subscripted(self, name: str) -> Tree:
+  def _subscripted(self, name: str) -> Formula:
     if self._text() == "_":
       self._next += 1
       name = f"{name}_{self._subscript()}"
@@ -382,7 +382,7 @@ class _Reader:
       parts.append(token.text.strip())
     return "".join(parts[:-1])
 
-  def _command(self, command: str, depth: int) -> Tree:
+  def _command(self, command: str, depth: int) -> Formula:
     name = command[1:]
     name = ALIASES.get(name, name)
     if name in ("pi", "infty"):
@@ -414,12 +414,12 @@ class _Reader:
       return self._function(name, depth)
     raise Unknown(f"the command {command}")
 
-  def _difference(self, letters: Token) -> Tree:
+  def _difference(self, letters: FormulaToken) -> Formula:
     """Reads \\Delta with the letter behind it as one symbol, and the others as factors."""
     first, rest = letters.text[0], letters.text[1:]
     self._items = [*self._items]
     if rest:
-      self._items[self._next] = Token("letters", rest)
+      self._items[self._next] = FormulaToken("letters", rest)
     else:
       self._next += 1
     return self._subscripted(f"Delta {first}") if not rest else _symbol(f"Delta {first}")
@@ -430,7 +430,7 @@ class _Reader:
       parts.append(token.text.strip())
     return "".join(parts)
 
-  def _root(self, depth: int) -> Tree:
+  def _root(self, depth: int) -> Formula:
     degree = Number(Fraction(2))
     if self._text() == "[":
       self._next += 1
@@ -438,7 +438,7 @@ class _Reader:
       self._expect("]")
     return Operation("root", (self._argument(depth + 1), degree))
 
-  def _function(self, name: str, depth: int) -> Tree:
+  def _function(self, name: str, depth: int) -> Formula:
     """Reads a function: its base or power, then its argument, in brackets or as the factors that follow."""
     base, power = None, None
     for _ in range(2):
@@ -481,11 +481,11 @@ def _number(text: str) -> Number:
   return Number(Fraction(text if whole else "0" + text), len(decimals) if point else None)
 
 
-def _symbol(name: str) -> Tree:
+def _symbol(name: str) -> Formula:
   return Symbol({"I": "I"}.get(name, name))
 
 
-def _is_proper(tree: Tree) -> bool:
+def _is_proper(tree: Formula) -> bool:
   """Returns whether a tree is a fraction of two integers below one."""
   if not isinstance(tree, Operation) or tree.name != "div":
     return False
@@ -494,7 +494,7 @@ def _is_proper(tree: Tree) -> bool:
   return integers and top.value < bottom.value
 
 
-def symbols(tree: Tree) -> set[str]:
+def symbols(tree: Formula) -> set[str]:
   """Returns the names of the variables in a tree; constants are none."""
   if isinstance(tree, Symbol):
     return set() if tree.name in ("pi", "e", "i", "infinity") else {tree.name}
@@ -503,7 +503,7 @@ def symbols(tree: Tree) -> set[str]:
   return set()
 
 
-def replace(tree: Tree, old: str, new: Tree) -> Tree:
+def replace(tree: Formula, old: str, new: Formula) -> Formula:
   """Returns the tree with another in the place of a variable."""
   if isinstance(tree, Symbol):
     return new if tree.name == old else tree
@@ -512,14 +512,14 @@ def replace(tree: Tree, old: str, new: Tree) -> Tree:
   return tree
 
 
-def has(tree: Tree, *names: str) -> bool:
+def has(tree: Formula, *names: str) -> bool:
   """Returns whether an operation of one of these names occurs in the tree."""
   if not isinstance(tree, Operation):
     return False
   return tree.name in names or any(has(part, *names) for part in tree.arguments)
 
 
-def signed(tree: Tree, upper: bool) -> Tree:
+def signed(tree: Formula, upper: bool) -> Formula:
   """Returns the tree with every \\pm read as plus and every \\mp as minus, or with `upper` False the other way."""
   if not isinstance(tree, Operation):
     return tree

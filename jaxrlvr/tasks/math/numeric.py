@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any, TypeAlias
 
-from jaxrlvr.tasks.math.formula import Number, Operation, Symbol, Tree, has, symbols
+from jaxrlvr.tasks.math.formula import Formula, Number, Operation, Symbol, has, symbols
 
-Value: TypeAlias = Any  # a Fraction, or an mpf or mpc of mpmath, which has no types
+NumericValue: TypeAlias = Any  # a Fraction, or an mpf or mpc of mpmath, which has no types
 
 MAX_BITS = 1 << 17  # of the numerator or the denominator of an exact number
 MAX_PRECISION = 40_000  # bits of an irrational one
@@ -40,7 +40,7 @@ class Undefined(ValueError):
   """The formula has no value, as 1/0."""
 
 
-def equal(a: Tree, b: Tree) -> bool:
+def equal(a: Formula, b: Formula) -> bool:
   """Returns whether two formulas have the same value, for every value of their variables. Raises TooLarge."""
   if a == b:
     return True
@@ -69,7 +69,7 @@ def _all_complex(names: list[str], agreeing: int) -> bool:
   return agreeing == (1 if not names else len(_POINTS))
 
 
-def proportional(a: Tree, b: Tree, positive: bool = False) -> bool:
+def proportional(a: Formula, b: Formula, positive: bool = False) -> bool:
   """Returns whether a is b times a number other than 0, for every value of their variables. Raises TooLarge."""
   names = sorted(symbols(a) | symbols(b))
   if symbols(a) != symbols(b) or not names or len(names) > len(_POINTS[0]):
@@ -94,7 +94,7 @@ def proportional(a: Tree, b: Tree, positive: bool = False) -> bool:
   return count >= 3
 
 
-def _values(trees: tuple[Tree, Tree], env: Mapping) -> tuple[bool, bool] | None:
+def _values(trees: tuple[Formula, Formula], env: Mapping) -> tuple[bool, bool] | None:
   """Returns whether the two agree at a point and whether both are real there; None where one is undefined."""
   evaluation = Evaluation(200)
   try:
@@ -151,13 +151,13 @@ class Evaluation:
     self.extent = 0  # the largest binary exponent, of either sign, of a number on the way
     self.largest = 0  # the largest
 
-  def magnitude(self, value: Value) -> int:
+  def magnitude(self, value: NumericValue) -> int:
     """Returns the binary exponent of a number."""
     if isinstance(value, Fraction):
       return value.numerator.bit_length() - value.denominator.bit_length()
     return int(self.mp.mag(value)) if value else -(1 << 60)
 
-  def value(self, tree: Tree, env: Mapping[str, Fraction]) -> Value:
+  def value(self, tree: Formula, env: Mapping[str, Fraction]) -> NumericValue:
     """Returns the value of a tree where its variables have these values. Raises TooLarge, Undefined."""
     if isinstance(tree, Number):
       return tree.value
@@ -167,7 +167,7 @@ class Evaluation:
       return self._note(self._exp(self.value(tree.arguments[1], env)))
     return self.operate(tree.name, [self.value(part, env) for part in tree.arguments])
 
-  def operate(self, name: str, values: Sequence[Value]) -> Value:
+  def operate(self, name: str, values: Sequence[NumericValue]) -> NumericValue:
     """Returns what an operation makes of values."""
     operation = _OPERATIONS.get(name)
     if operation is None:
@@ -181,7 +181,7 @@ class Evaluation:
         raise
       raise Undefined(name) from error
 
-  def subtract(self, a: Value, b: Value) -> Value:
+  def subtract(self, a: NumericValue, b: NumericValue) -> NumericValue:
     return self._note(_add(self, a, _neg(self, b)))
 
   def _symbol(self, name: str, env: Mapping[str, Fraction]):
@@ -215,7 +215,7 @@ class Evaluation:
       self.extent, self.largest = max(self.extent, abs(exponent)), max(self.largest, exponent)
     return value
 
-  def inexact(self, value: Value) -> Value:
+  def inexact(self, value: NumericValue) -> NumericValue:
     """Returns an exact number as one of so many bits, others as they are."""
     if isinstance(value, Fraction):
       return self.mp.mpf(value.numerator) / value.denominator
@@ -493,7 +493,7 @@ class Decimal:
     return len(str(abs(self.value / self.unit).numerator)) if self.value else 1
 
 
-def decimal(tree: Tree) -> Decimal | None:
+def decimal(tree: Formula) -> Decimal | None:
   """Returns a number that shows a decimal point, also times a power of ten or in percent; None for all others."""
   if isinstance(tree, Number):
     return None if tree.decimals is None else Decimal(tree.value, Fraction(1, 10**tree.decimals), False)
@@ -510,7 +510,7 @@ def decimal(tree: Tree) -> Decimal | None:
   return None
 
 
-def _power_of_ten(tree: Tree) -> Fraction | None:
+def _power_of_ten(tree: Formula) -> Fraction | None:
   ten = Number(Fraction(10))
   if tree == ten:
     return ten.value
@@ -525,7 +525,7 @@ def _power_of_ten(tree: Tree) -> Fraction | None:
   return ten.value ** int(sign * exponent.value)
 
 
-def agree(answer: Tree, label: Tree) -> bool:
+def agree(answer: Formula, label: Formula) -> bool:
   """Returns whether an answer and a label are equal, or where the label is a decimal, roundings of one number.
 
   Raises TooLarge.
@@ -548,7 +548,7 @@ def _like(value, fraction: Fraction):
   return fraction if isinstance(value, Fraction) else value.context.mpf(fraction.numerator) / fraction.denominator
 
 
-def _real_value(tree: Tree):
+def _real_value(tree: Formula):
   try:
     value = Evaluation(200).value(tree, {})
   except Undefined:
@@ -563,7 +563,7 @@ def _rounds_to(value, short: Decimal) -> bool:
   return -half <= above < half and abs(value - _like(value, short.value)) <= half
 
 
-def rounds(tree: Tree, approximate: Tree) -> bool:
+def rounds(tree: Formula, approximate: Formula) -> bool:
   """Returns whether a decimal is a rounding of a number, to the digits that it shows. Raises TooLarge."""
   if equal(tree, approximate):
     return True
@@ -580,12 +580,12 @@ def _same_rounding(a: Decimal, b: Decimal) -> bool:
   return enough or abs(long.value - short.value) <= abs(long.value) * _ROUNDED
 
 
-def real(tree: Tree) -> Value:
+def real(tree: Formula) -> NumericValue:
   """Returns the value of a formula without variables; None where it has none that is real. Raises TooLarge."""
   return None if symbols(tree) else _real_value(tree)
 
 
-def fraction(value: Value) -> Fraction:
+def fraction(value: NumericValue) -> Fraction:
   """Returns a real number as a fraction, to compare it with others. Raises TooLarge."""
   if isinstance(value, Fraction):
     return value
@@ -595,7 +595,7 @@ def fraction(value: Value) -> Fraction:
   return (-1) ** sign * Fraction(int(mantissa)) * Fraction(2) ** exponent
 
 
-def fractional(tree: Tree) -> bool:
+def fractional(tree: Formula) -> bool:
   """Returns whether a formula is a rational number that is no integer."""
   value = real(tree)
   return isinstance(value, Fraction) and value.denominator > 1

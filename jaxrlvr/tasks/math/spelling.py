@@ -233,13 +233,13 @@ def respell(text: str) -> str:
   text = _REPEATING.sub(_repeating, text)
   if not re.search(r"[(\[]|\\\{|_ ?\{", text):
     text = _THOUSANDS.sub(lambda number: number[0].replace(",", ""), text)
-  phrase = words(text)
+  phrase = bare_words(text)
   if _NO_SOLUTION.fullmatch(phrase):
     return r"\emptyset"
   return _PHRASES.get(phrase) or _number_in_words(phrase) or text
 
 
-def words(text: str) -> str:
+def bare_words(text: str) -> str:
   """Returns the text without markup, in lower case, with single spaces, to compare what is written in words."""
   text = " ".join(_MARKUP.sub(" ", text).split()).casefold()
   return text if text.endswith("..") else text.rstrip(" .")

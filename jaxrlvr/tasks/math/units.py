@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 
 Unit = tuple[tuple[str, int], ...]  # names and their powers, in order
 
@@ -159,7 +158,7 @@ def _merged(powers: dict[str, int]) -> Unit:
   return tuple(sorted((name, power) for name, power in powers.items() if power))
 
 
-def same(a: Unit, b: Unit) -> bool:
+def same_unit(a: Unit, b: Unit) -> bool:
   """Returns whether two units are one; where both are plain words, one may say more, as `red marbles`."""
   if a == b:
     return True
@@ -177,8 +176,3 @@ def multiplier(unit: Unit) -> tuple[int, Unit]:
     else:
       rest.append((name, power))
   return factor, tuple(rest)
-
-
-def names(unit: Iterable[tuple[str, int]]) -> set[str]:
-  """Returns the names in a unit."""
-  return {name for name, _ in unit}

@@ -17,7 +17,7 @@ from jaxrlvr.tasks.choice import letter
 from jaxrlvr.tasks.math import answers
 from jaxrlvr.tasks.math.formula import Unknown
 from jaxrlvr.tasks.math.numeric import TooLarge
-from jaxrlvr.tasks.math.spelling import respell, words
+from jaxrlvr.tasks.math.spelling import bare_words, respell
 from jaxrlvr.tasks.verdicts import MAX_ANSWER, RIGHT, UNPARSEABLE, WRONG, best, legible
 
 MAX_NESTING = 8  # brackets inside brackets: parsing time is exponential in them
@@ -61,7 +61,7 @@ _WORDED = re.compile(r"\\text|\.\.|…|\\[lc]?dots|(?<![\\a-zA-Z])[a-zA-Z]{3,}")
 _BASE = re.compile(r"\d\s*_\s*\{?\s*(\w+)")
 
 
-def math(answer: str | None, label: str, extra: Mapping | None) -> Verdict:
+def grade(answer: str | None, label: str, extra: Mapping | None) -> Verdict:
   """Right iff the answer equals the label or one of the label's `extra["also"]`."""
   settled = quick(answer, label, extra)
   if settled is not None:
@@ -70,7 +70,7 @@ def math(answer: str | None, label: str, extra: Mapping | None) -> Verdict:
 
 
 def quick(answer: str | None, label: str, extra: Mapping | None) -> Verdict | None:
-  """What `math` will say, where the texts decide it without the parser; else None. Cheap and safe on any text."""
+  """What `grade` will say, where the texts decide it without the parser; else None. Cheap and safe on any text."""
   return best(_by_text(*pair) for pair in _pairs(answer, label, extra))
 
 
@@ -150,7 +150,7 @@ def _by_value(answer: str, label: str) -> Verdict:
     return RIGHT
   if ours is not None and wanted is not None:
     try:
-      return RIGHT if answers.same(ours, wanted) else WRONG
+      return RIGHT if answers.is_right(ours, wanted) else WRONG
     except (TooLarge, Unknown, RecursionError):
       return WRONG
   if _too_dear(answer, label):
@@ -163,7 +163,7 @@ def _by_value(answer: str, label: str) -> Verdict:
 def _same_words(answer: str, label: str, ours: object | None, wanted: object | None) -> bool:
   """Returns whether both say the same in words; all in capitals, as YES, is a word too where the label is one."""
   shouted = isinstance(wanted, answers.Words) and re.fullmatch("NO|[A-Z]{3,}", answer) and not label.isupper()
-  said, meant = (_EMPTY.sub("", words(text)) for text in (answer, label))
+  said, meant = (_EMPTY.sub("", bare_words(text)) for text in (answer, label))
   unread = ours is None or wanted is None or all(isinstance(value, answers.Words) for value in (ours, wanted))
   return (unread or bool(shouted)) and said == meant != ""
 
