@@ -14,7 +14,7 @@ def address(seed: int, stream: str, *numbers: int) -> np.ndarray:
   return np.array([seed, zlib.crc32(stream.encode()), *numbers], np.uint32)
 
 
-def derive(address: jax.Array | np.ndarray) -> jax.Array:
+def from_address(address: jax.Array | np.ndarray) -> jax.Array:
   """The key of an address; inside of jit it costs no transfer."""
   key = jax.random.key(0)
   for part in address:
@@ -24,7 +24,7 @@ def derive(address: jax.Array | np.ndarray) -> jax.Array:
 
 def at(seed: int, stream: str, *numbers: int) -> jax.Array:
   """Key of one draw: (seed, stream name, then numbers such as step or epoch)."""
-  return derive(address(seed, stream, *numbers))
+  return from_address(address(seed, stream, *numbers))
 
 
 def problem_hash(problem_id: str) -> np.uint32:
@@ -35,6 +35,6 @@ def problem_hash(problem_id: str) -> np.uint32:
 @jax.jit
 def rows(address: jax.Array, problem_P: jax.Array, sample_PG: jax.Array) -> jax.Array:
   """Keys [P*G], one a (problem hash, sample index): order and size of the batch change none of them."""
-  by_problem = jax.vmap(jax.random.fold_in, (None, 0))(derive(address), problem_P)
+  by_problem = jax.vmap(jax.random.fold_in, (None, 0))(from_address(address), problem_P)
   by_sample = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, 0))(by_problem, sample_PG)
   return by_sample.reshape(-1)

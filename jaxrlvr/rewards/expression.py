@@ -80,7 +80,7 @@ def looks_at_votes(terms: Terms) -> bool:
   return any(REWARDS[factor.name].votes for _, factors in terms for factor in factors)
 
 
-def evaluate(terms: Terms, answers: Answers, grade: Grade) -> tuple[Graded, dict[str, Graded]]:
+def grade_terms(terms: Terms, answers: Answers, grade: Grade) -> tuple[Graded, dict[str, Graded]]:
   """Returns the reward, and its factors by name. An answer that one factor can't score is unscored."""
   graded: dict[Factor, Graded] = {}
   for _, factors in terms:

@@ -179,7 +179,7 @@ def reward_and_truth(
   label_right: whether the problems' own labels are right, by problem id.
   """
   grade = verifiable.grade_once(grade)
-  paid, parts = expression.evaluate(terms, answers, grade)
+  paid, parts = expression.grade_terms(terms, answers, grade)
   true = verifiable.grade_by_truth(answers, grade)
   if any(noise):
     paid = add_noise(paid, answers, *noise)

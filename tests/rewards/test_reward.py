@@ -48,7 +48,7 @@ def answers(problems=PROBLEMS, texts=TEXTS, statistics=STATISTICS, **more):
 def paid(expression, given=None, grade=None):
   given = given or answers()
   with Service(workers=1) as service:
-    return reward.evaluate(reward.parse(expression), given, grade_once(grade or service.grade))
+    return reward.grade_terms(reward.parse(expression), given, grade_once(grade or service.grade))
 
 
 @pytest.mark.parametrize(

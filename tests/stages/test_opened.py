@@ -41,7 +41,7 @@ def test_a_tag_of_the_template_is_read_as_one_of_the_policy(opening):
   four = Problem("a", ({"role": "user", "content": "a"},), "4", "4", "arithmetic")
   given = Answers([four], [responses], {}, shape)
   with Service(workers=1) as service:
-    voted, _ = expression.evaluate(expression.parse("majority_vote_thinking"), given, service.grade)
+    voted, _ = expression.grade_terms(expression.parse("majority_vote_thinking"), given, service.grade)
   assert voted.value_PG.tolist() == [[1, 0, 0, 1, 0, 0]]  # a tie of 6 and 4: the first
 
 
