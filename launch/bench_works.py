@@ -146,7 +146,7 @@ def _sample(size: Size, problems: int, group: int, response: int, eos=(), shrink
   import jax
 
   from jaxrlvr.sampling import sample
-  from jaxrlvr.sampling.decode import lay_out_weights
+  from jaxrlvr.sampling.weights import lay_out_weights
 
   spec, params, random = _ours(size)
   weights = jax.block_until_ready(lay_out_weights(spec)(params))

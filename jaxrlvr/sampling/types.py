@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 from flax import struct
@@ -38,6 +39,14 @@ class Sampling:
   def slots(self) -> int:
     """Tokens of a block of the cache."""
     return -(-self.max_tokens // (self.blocks or min(4, -(-self.max_tokens // 64))))
+
+
+class Batch(NamedTuple):
+  """P prompts, left-padded to one width, and a key of randomness for each of the P * G responses."""
+
+  prompt_PS: jax.Array
+  prompt_length_P: jax.Array  # how many of the last slots are real
+  keys_B: jax.Array
 
 
 @struct.dataclass

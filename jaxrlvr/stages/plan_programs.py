@@ -24,6 +24,7 @@ from jaxrlvr.model import spec as policy_spec
 from jaxrlvr.model.row_layout import RowLayout, Separate
 from jaxrlvr.planning import collectives, flops, tpu
 from jaxrlvr.sampling import decode as sampler
+from jaxrlvr.sampling import weights as sampling_weights
 from jaxrlvr.sampling.types import Rollout
 from jaxrlvr.stages import build_policy, rollout
 from jaxrlvr.stages.rl import Learner, check_sizes, make_learner
@@ -181,8 +182,8 @@ def _sampling(config: ConfigDict, policy: build_policy.Policy, resident: float) 
   sampling = rollout.sampling(config, tokenizer, int8=s.sample_int8)
   problems, shards = s.problems_per_step // s.sample_parts, sharding.size(mesh, "batch")
   rows, mean = problems * sampling.group, config.plan.mean_tokens or s.response_tokens
-  lay_out = sampler.lay_out_weights(spec, mesh, sampling.int8)
-  weights = _abstract(jax.eval_shape(lay_out, policy.params), sampler.places(spec, mesh, sampling.int8))
+  lay_out = sampling_weights.lay_out_weights(spec, mesh, sampling.int8)
+  weights = _abstract(jax.eval_shape(lay_out, policy.params), sampling_weights.places(spec, mesh, sampling.int8))
   stops = (2 + sum(map(len, s.stop_strings)), spec.vocab)
   stops, t = (jax.ShapeDtypeStruct(n, jnp.int32, sharding=sharding.named_sharding(mesh)) for n in (stops, ()))
   row_keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))

@@ -23,8 +23,9 @@ from jaxrlvr.device import keys, masked, multihost, sharding
 from jaxrlvr.device.idle import Busy
 from jaxrlvr.grading.service import Service
 from jaxrlvr.rewards.types import Answers, Graded
-from jaxrlvr.sampling.decode import lay_out_weights, sample
+from jaxrlvr.sampling import sample
 from jaxrlvr.sampling.types import STOP_EOS, STOP_NAMES, Rollout, Sampling
+from jaxrlvr.sampling.weights import lay_out_weights
 from jaxrlvr.stages import memory
 from jaxrlvr.stages.build_policy import Policy
 from jaxrlvr.tasks.arithmetic.faithfulness import Faithfulness
@@ -85,9 +86,8 @@ class Sampler:
     self._shards = sharding.size(policy.sample_mesh, "batch")
     everywhere = sharding.named_sharding(policy.sample_mesh)
     self._stops = multihost.put(_stops(config.rl.stop_strings, policy.tokenizer), everywhere)
-    self.weights = lay_out_weights(
-      policy.spec, policy.sample_mesh, self.sampling.int8
-    )  # of the policy's masters, what `__call__` takes
+    # of the policy's masters, what `__call__` takes
+    self.weights = lay_out_weights(policy.spec, policy.sample_mesh, self.sampling.int8)
     self._join = jax.jit(
       lambda parts: jax.tree.map(lambda *x: jnp.concatenate(x), *parts),
       out_shardings=sharding.named_sharding(policy.mesh, "batch"),

@@ -17,7 +17,7 @@ from jaxrlvr.model import spec as policy_spec
 from jaxrlvr.model.row_layout import SharedPrompt
 from jaxrlvr.model.score import score
 from jaxrlvr.sampling import Sampling, sample
-from jaxrlvr.sampling.decode import lay_out_weights
+from jaxrlvr.sampling.weights import lay_out_weights
 from jaxrlvr.training import objective, optimizer
 from jaxrlvr.training.update import init_state, update
 

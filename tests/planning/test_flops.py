@@ -13,6 +13,7 @@ from jaxrlvr.model.score import score
 from jaxrlvr.planning import flops
 from jaxrlvr.sampling import decode as sampler
 from jaxrlvr.sampling.types import Sampling
+from jaxrlvr.sampling.weights import lay_out_weights
 from jaxrlvr.training import objective
 
 ONE = flops.Cut(1, 1, 1)
@@ -67,7 +68,7 @@ def test_decoding(rich_spec, rich_params):
   spec, problems, width = rich_spec, 3, 4
   keys_B, stops = jax.random.split(jax.random.key(0), 6), jnp.zeros((2, spec.vocab), jnp.int32)
   prompt_PS, length_P = jnp.ones((problems, width), jnp.int32), jnp.full(problems, width)
-  weights = sampler.lay_out_weights(spec)(rich_params)
+  weights = lay_out_weights(spec)(rich_params)
   prompt, state = sampler.prefill(weights, prompt_PS, length_P, keys_B, stops, spec=spec, s=s)
   given = (prompt, (), sampler.empty_block(prompt, state, s), state, jnp.int32(0))
   jaxpr = jax.make_jaxpr(lambda *x: sampler.decode(weights, *x, stops, spec=spec, s=s, enough=0))(*given).jaxpr

@@ -14,11 +14,12 @@ from jaxrlvr.device import keys, sharding
 from jaxrlvr.model.int8 import dequantise
 from jaxrlvr.model.score import score
 from jaxrlvr.model.spec import leaves
-from jaxrlvr.sampling import Sampling, sample
-from jaxrlvr.sampling import decode as sampler
-from jaxrlvr.sampling.decode import decode, lay_out_weights
+from jaxrlvr.sampling import Sampling, sample, threads
+from jaxrlvr.sampling import decode as decoding
+from jaxrlvr.sampling.decode import DecodeLoop, decode_loop
 from jaxrlvr.sampling.drawing import draw
 from jaxrlvr.sampling.types import STOP_EOS, STOP_LENGTH, STOP_STRING
+from jaxrlvr.sampling.weights import lay_out_weights
 from jaxrlvr.text.stop_strings import automaton
 
 PLAIN_STOPS = automaton((), [b"x"] * 24)  # of the plain policy
@@ -48,16 +49,16 @@ def check_against_scorer(params, spec, tokens_PS, length_P, rollout, s):
 def test_finished_rows_leave_the_batch_and_nothing_compiles_later(spec, params, compilations, monkeypatch):
   """With halving, later decode programs run on fewer rows; the first call has compiled all that any lengths need."""
   tokens, lengths = prompts([3, 6, 2, 4], high=20)
-  ran = []
+  ran, decode = [], decoding.decode
 
-  def watched(weights, prompt, blocks, live, state, *rest, **how):
+  def watched(weights, prompt, blocks, live, state, *rest, **settings):
     ran.append((len(state.done_R), len(blocks)))
-    return decode(weights, prompt, blocks, live, state, *rest, **how)
+    return decode(weights, prompt, blocks, live, state, *rest, **settings)
 
-  monkeypatch.setattr(sampler, "decode", watched)
-  monkeypatch.setattr(sampler, "_WARM", set())
+  monkeypatch.setattr(decoding, "decode", watched)
+  decode_loop.cache_clear()
   sample(params, tokens, lengths, row_keys([11, 12, 13, 14], 4), PLAIN_STOPS, spec, HALVED)
-  assert {(rows, n) for rows in (16, 8) for n in range(3)} <= set(ran)  # warmed up
+  assert {(rows, n) for rows in (16, 8) for n in range(3)} <= set(ran)  # compiled in the first call
   before, walked = len(compilations), len(ran)
   for step in range(8):
     sample(params, tokens, lengths, row_keys([11, 12, 13, 14], 4, step), PLAIN_STOPS, spec, HALVED)
@@ -241,26 +242,30 @@ def test_positions_streams_and_problems_draw_apart():
   assert len({int(keys.problem_hash(f"p{i}")) for i in range(100)}) == 100
 
 
-@pytest.mark.parametrize("cores,threads", [(1, 1), (2, 2), (3, 2)])
-def test_a_cpu_samples_a_part_of_the_batch_on_each_core(spec, params, monkeypatch, cores, threads):
-  """As many parts as divide the problems, and the samples of one."""
-  ran, part = [], sampler._part
-  monkeypatch.setattr(sampler, "_part", lambda *given: (ran.append(threading.get_ident()), part(*given))[1])
-  monkeypatch.setattr(sampler.os, "sched_getaffinity", lambda _: range(cores), raising=False)
+@pytest.mark.parametrize("cores,parts", [(1, 1), (2, 2), (3, 2)])
+def test_a_cpu_samples_a_part_of_the_batch_on_each_core(spec, params, monkeypatch, cores, parts):
+  """As many parts as divide the problems, and the samples of one; one thread compiles what all of them run."""
+  ran, call = [], DecodeLoop.__call__
+  compiled, compile_all = [], DecodeLoop._compile
+  monkeypatch.setattr(DecodeLoop, "__call__", lambda *args: (ran.append(threading.get_ident()), call(*args))[1])
+  monkeypatch.setattr(DecodeLoop, "_compile", lambda *args: (compiled.append(1), compile_all(*args)))
+  monkeypatch.setattr(threads.os, "sched_getaffinity", lambda _: range(cores), raising=False)
   tokens, lengths = prompts([3, 6, 2, 4], high=20)
-  given = (params, tokens, lengths, row_keys([11, 12, 13, 14], 4), automaton((), [b"x"] * 24), spec)
+  arguments = (params, tokens, lengths, row_keys([11, 12, 13, 14], 4), automaton((), [b"x"] * 24), spec)
   s = Sampling(group=4, max_tokens=10, eos_ids=EOS, shrink=0)
-  whole = sample(*given, s)  # too few rows for two threads
+  decode_loop.cache_clear()
+  whole = sample(*arguments, s)  # too few rows for two threads
   assert ran == [threading.get_ident()]
-  monkeypatch.setattr(sampler, "_ROWS", 4)
-  parts = sample(*given, s)
-  assert len(ran) == 1 + threads and (threading.get_ident() in ran[1:]) == (threads == 1)
+  monkeypatch.setattr(threads, "_ROWS", 4)
+  split = sample(*arguments, s)
+  assert len(ran) == 1 + parts and (threading.get_ident() in ran[1:]) == (parts == 1)
+  assert len(compiled) == (1 if parts == 1 else 2)  # once a shape
   for name in ("tokens_BT", "length_B", "stop_B"):
-    np.testing.assert_array_equal(getattr(parts, name), getattr(whole, name))
-  np.testing.assert_allclose(parts.model_logp_BT, whole.model_logp_BT, atol=1e-5)
+    np.testing.assert_array_equal(getattr(split, name), getattr(whole, name))
+  np.testing.assert_allclose(split.model_logp_BT, whole.model_logp_BT, atol=1e-5)
 
 
 def test_several_devices_share_a_batch_by_the_mesh_alone(spec, params):
   mesh = sharding.make_mesh(data=2, devices=jax.devices()[:2])
   spread = jax.device_put(params, sharding.named_sharding(mesh))
-  assert sampler._threads(spread, 64, 64) == 1
+  assert threads.count(spread, 64, 64) == 1

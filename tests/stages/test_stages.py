@@ -21,7 +21,7 @@ from jaxrlvr import cli
 from jaxrlvr.base import logbook, signals
 from jaxrlvr.base.errors import StorageError
 from jaxrlvr.device import checkpoint
-from jaxrlvr.sampling import decode as sampler
+from jaxrlvr.sampling.decode import decode_loop
 
 ROOT = Path(__file__).parents[2]
 
@@ -421,7 +421,7 @@ def test_moments_lie_like_their_weights_and_the_update_compiles_once(chain):
   assert state.params["q"].addressable_shards[0].data.size * 4 == state.params["q"].size
 
 
-def test_nothing_is_compiled_after_the_first_steps(tmp_path, chain, monkeypatch):
+def test_nothing_is_compiled_after_the_first_steps(tmp_path, chain):
   """Step 3 on, whatever prompts and responses: no new program. Step 2 is the first with a fetched metric."""
   seen = []
 
@@ -430,7 +430,7 @@ def test_nothing_is_compiled_after_the_first_steps(tmp_path, chain, monkeypatch)
       seen.append(len(logbook.read_jsonl(tmp_path / "rl" / "metrics.jsonl")))
 
   jax.clear_caches()  # a program that is found on disk is told as well
-  monkeypatch.setattr(sampler, "_WARM", set())
+  decode_loop.cache_clear()
   jax.monitoring.register_event_duration_secs_listener(listen)
   try:
     options = ["--config.rl.steps=8", "--config.checkpoint.every=1", "--config.evaluate.every=4"]
