@@ -1,4 +1,4 @@
-"""Multiple choice: which one letter does a boxed answer name?"""
+"""Grades multiple choice: an answer must name the label's letter and no other."""
 
 from __future__ import annotations
 
@@ -14,15 +14,14 @@ _MARKUP = re.compile(
 _INTRODUCTION = re.compile(
   r"(?:the )?(?:(?:correct|final|best) )?(?:answer|option|choice)(?: is)?(?: ?:)? ?", re.IGNORECASE
 )
-_NAMED = tuple(
-  re.compile(pattern)
-  for pattern in (
-    r"([A-Za-z])()",
-    r"[(\[] ?([A-Za-z]) ?[)\]]\.?(.*)",
-    r"([A-Za-z]) ?(?:[)\]]|[.:](?= |$))(.*)",
-  )
+# Group 1 is the letter, group 2 the text of the choice behind it.
+_LETTER_WITH_TEXT = (
+  re.compile(r"([A-Za-z])()"),  # C
+  re.compile(r"[(\[] ?([A-Za-z]) ?[)\]]\.?(.*)"),  # (C) 10 eV
+  re.compile(r"([A-Za-z]) ?(?:[)\]]|[.:](?= |$))(.*)"),  # C) 10 eV, or C: 10 eV
 )
-_ANOTHER = re.compile(
+# A text behind a letter that names another letter, or takes the first one back.
+_ANOTHER_CHOICE = re.compile(
   r"^ ?(?:[,&/;^_=!*<>]|\\(?:ne|approx|cdot|times)|(?:or|and|nor|not|to)\b|[A-Z]$)"
   r"|(?:\b(?:or|and)|[,&/]) ?[A-Z]$"
   r"|(?<![A-Za-z0-9])[A-Za-z] ?(?:[)\]:]|\.(?= |$))"
@@ -31,18 +30,29 @@ _ANOTHER = re.compile(
 
 
 def grade(answer: str | None, label: str, extra: Mapping | None) -> Verdict:
-  """Right iff the answer names the label's letter and no other; the choice's text may follow."""
-  said, wanted = letter(legible(answer) or ""), letter(label)
-  return UNPARSEABLE if said is None else RIGHT if said == wanted else WRONG
+  """Returns RIGHT iff the answer names the label's letter and no other; the text of the choice may follow.
+
+  UNPARSEABLE if the answer does not name exactly one letter. `extra` is not read.
+  """
+  chosen = letter(legible(answer) or "")
+  if chosen is None:
+    return UNPARSEABLE
+  return RIGHT if chosen == letter(label) else WRONG
 
 
 def letter(text: str) -> str | None:
-  """The one letter A..Z that `C`, `\\textbf{(C)}`, `Option C` or `C) 10 eV` names; None for `A or C`, `Cat`, `AC`."""
-  text = " ".join(_MARKUP.sub(" ", text).strip("* ").split())
-  for _ in range(2):  # the answer is option C
-    text = text[introduction.end() :] if (introduction := _INTRODUCTION.match(text)) else text
-  for pattern in _NAMED:
-    named = pattern.fullmatch(text)
-    if named and not _ANOTHER.search(named[2].rstrip(" .")):
-      return named[1].upper()
+  """Returns the one letter A..Z that a text names, as `C`, `\\textbf{(C)}`, `Option C` and `C) 10 eV` do.
+
+  Returns None for a text that names several or none, as `A or C`, `Cat` and `AC`.
+  """
+  text = _MARKUP.sub(" ", text).strip("* ")
+  text = " ".join(text.split())
+  for _ in range(2):  # `the answer is option C` has two introductions
+    introduction = _INTRODUCTION.match(text)
+    if introduction:
+      text = text[introduction.end() :]
+  for pattern in _LETTER_WITH_TEXT:
+    match = pattern.fullmatch(text)
+    if match and not _ANOTHER_CHOICE.search(match[2].rstrip(" .")):
+      return match[1].upper()
   return None

@@ -1,4 +1,4 @@
-"""What all generators of problems share: levels of difficulty, and the split that a problem's text belongs to."""
+"""Defines levels of difficulty and splits, which all generators of problems share."""
 
 from __future__ import annotations
 
@@ -6,10 +6,15 @@ import hashlib
 
 LEVELS = (1, 2, 3, 4, 5)  # difficulty
 SPLITS = ("train", "heldout")
-_HELDOUT_SHARE = 8  # one problem in so many is held out, by a hash of its text
+_TEXTS_PER_HELDOUT = 8  # one text in so many is held out
 
 
 def split_of_text(text: str) -> str:
-  """Returns the split that a problem of this text belongs to, whatever the seed: train and held-out never share one."""
+  """Returns the split of a problem with this text, from a hash of it.
+
+  It does not depend on a seed, so no text is ever in both splits.
+  """
   digest = hashlib.blake2b(text.encode(), digest_size=4).digest()
-  return SPLITS[int.from_bytes(digest, "little") % _HELDOUT_SHARE == 0]
+  train, heldout = SPLITS
+  is_heldout = int.from_bytes(digest, "little") % _TEXTS_PER_HELDOUT == 0
+  return heldout if is_heldout else train

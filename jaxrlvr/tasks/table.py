@@ -1,4 +1,4 @@
-"""Verifiers by name: each says how far an answer agrees with a label, in [0, 1]."""
+"""Lists the verifiers by name. A verifier scores in [0, 1] how far an answer agrees with a label."""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -15,24 +15,24 @@ from jaxrlvr.text.answer import Parsed
 
 
 class Verifier(NamedTuple):
-  """A scoring function; whether hostile text can hurt it, so that it must run behind grading.service; two short cuts.
+  """A scoring function, with what its callers must know to use it safely and fast."""
 
-  The function takes (answer, label, extra), where the answer is what was read from a response, None where nothing was;
-  `whole`: it takes the response's whole text instead. `needs`: keys of Problem.extra without which it can't judge.
-  `probe`: a label of the kind it reads.
-
-  `quick` is safe on any text and gives the function's verdict, or None where it takes the function to know it.
-  `faithfulness` judges the reasoning of a response to a question exactly, for tasks where that can be done.
-  `warm` does, once and before any text is seen, what every call would do again.
-  """
-
+  # Returns the verdict on (answer, label, Problem.extra). The answer is what was read in a response, None if nothing
+  # was.
   function: Callable[[str | None, str, Mapping | None], Verdict]
+  # Whether hostile text can make it hang or grow, so that it must run in the worker processes of grading.service.
   isolated: bool
+  # Returns the verdict of `function` if it can tell it without that, else None. Safe on any text.
   quick: Callable[[str | None, str, Mapping | None], Verdict | None] | None = None
+  # Imports and caches what every call needs. Called once, before any text is graded.
   warm: Callable[[], None] = lambda: None
+  # Keys of Problem.extra without which it can't grade.
   needs: tuple[str, ...] = ()
+  # A label that it can read.
   probe: str = "0"
+  # Whether `function` takes the whole text of the response in the place of the answer.
   whole: bool = False
+  # Judges the reasoning of a response to a question exactly; None: no such judge for this kind of problem.
   faithfulness: Callable[[Parsed, str], Faithfulness] | None = None
 
 
@@ -48,9 +48,9 @@ VERIFIERS = {
   ),
 }
 
-# What a mode grades otherwise than VERIFIERS does. Keys: mode of grading.service.Service, then Problem.verifier.
-# "labels" is for its own use: a label is read as an answer to itself, and where equal text would do, the parser still
-# has to find something in it.
+# Verifiers that a mode uses in the place of those in VERIFIERS. Keys: the mode, then Problem.verifier.
+# "strict" and "study" are the modes of grading.service.Service. "labels" checks whether labels can be read: each is
+# graded as an answer to itself, but its equal text alone does not make it right.
 MODES: dict[str, dict[str, Verifier]] = {
   "strict": {},
   "study": {"math": Verifier(as_released.grade, isolated=True, whole=True)},
@@ -59,5 +59,5 @@ MODES: dict[str, dict[str, Verifier]] = {
 
 
 def verifier_of(mode: str, name: str) -> Verifier:
-  """The verifier that grades problems of this name in this mode."""
+  """Returns the verifier for problems with this `Problem.verifier` in a mode. Raises KeyError for unknown ones."""
   return MODES[mode].get(name) or VERIFIERS[name]

@@ -1,4 +1,4 @@
-"""What all verifiers share: the three things they say of an answer, and which answers they read at all."""
+"""Defines what all verifiers share: the three verdicts on an answer, and the limit on its length."""
 
 from __future__ import annotations
 
@@ -11,11 +11,19 @@ MAX_ANSWER = 512  # characters; the study's longest labels have about 100
 
 
 def legible(answer: str | None, longest: int = MAX_ANSWER) -> str | None:
-  """The answer itself; None where there is none, or it is blank or too long to read."""
-  return answer if answer and not answer.isspace() and len(answer) <= longest else None
+  """Returns the answer itself; None if there is none, or it is blank or has over `longest` characters."""
+  if not answer or answer.isspace() or len(answer) > longest:
+    return None
+  return answer
 
 
 def best(verdicts: Iterable[Verdict | None]) -> Verdict | None:
-  """Of several readings the kindest that counts: right, else not yet known (None), else wrong, else unparseable."""
-  found = set(verdicts)
-  return next((verdict for verdict in (RIGHT, None, WRONG) if verdict in found), UNPARSEABLE)
+  """Returns the best of the verdicts on several readings of an answer; None stands for one that is not known yet.
+
+  From best to worst: RIGHT, None, WRONG, UNPARSEABLE. Without verdicts it is UNPARSEABLE.
+  """
+  present = set(verdicts)
+  for verdict in (RIGHT, None, WRONG):
+    if verdict in present:
+      return verdict
+  return UNPARSEABLE

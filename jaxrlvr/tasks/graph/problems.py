@@ -1,4 +1,4 @@
-"""Problems of the study's two graph tasks from a seed, in five levels."""
+"""Generates problems of the study's two graph tasks from a seed, in five levels."""
 
 from __future__ import annotations
 
@@ -14,8 +14,13 @@ from jaxrlvr.tasks.gym import problems as gym
 def problems(
   seed: int, split: str, levels: Sequence[int], count: int, kinds: Sequence[str], system: str = ""
 ) -> list[Problem]:
-  """Returns `count` problems as `gym.problems` does; kinds that are the embedded domain's stand for both tasks."""
+  """Returns `count` different problems, as `gym.problems.problems` does, of the tasks that `kinds` names.
+
+  Kinds of the built-in domain are ignored, as they are the default of the config; without others both tasks are used.
+  Raises InputError for any other kind.
+  """
   tasks = tuple(kind for kind in kinds if kind not in KINDS) or tuple(GRAPH_TASKS)
-  if unknown := sorted(set(tasks) - set(GRAPH_TASKS)):
+  unknown = sorted(set(tasks) - set(GRAPH_TASKS))
+  if unknown:
     raise InputError(f"kinds: {unknown[0]!r} is no graph task; use {', '.join(GRAPH_TASKS)}")
   return gym.problems(seed, split, levels, count, tasks, system)

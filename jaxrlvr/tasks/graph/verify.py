@@ -1,4 +1,4 @@
-"""Exact scorers of the two graph tasks; they take the place of Reasoning Gym's, which pay for substrings and prose."""
+"""Grades answers to the two graph tasks exactly. Reasoning Gym's own scorers pay for substrings and prose."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from jaxrlvr.base.types import Verdict
 from jaxrlvr.tasks.verdicts import RIGHT, UNPARSEABLE, WRONG, legible
 
-# Keys: the task. Keys of Problem.extra without which its verifier can't judge.
+# Keys: the task. Values: keys of Problem.extra without which its verifier can't grade.
 GRAPH_TASKS = {
   "largest_island": (),
   "quantum_lock": ("buttons", "initial_state", "initial_value", "target_value"),
@@ -18,37 +18,56 @@ _OPERATIONS = {"add": operator.add, "subtract": operator.sub, "multiply": operat
 
 
 def largest_island(answer: str | None, label: str, extra: Mapping | None) -> Verdict:
-  """Right iff the answer is the label, character for character."""
+  """Returns RIGHT iff the answer is the label, character for character; UNPARSEABLE if it is blank or too long."""
   answer = legible(answer)
-  return UNPARSEABLE if answer is None else RIGHT if answer == label else WRONG
+  if answer is None:
+    return UNPARSEABLE
+  return RIGHT if answer == label else WRONG
 
 
 def quantum_lock(answer: str | None, label: str, extra: Mapping | None) -> Verdict:
-  """Right iff the answer's presses are the label's, or, for a label that opens the lock, as many and open it too."""
-  answer, wanted = legible(answer), _presses(label)
-  if answer is None or wanted and not _presses(answer):
+  """Returns RIGHT iff the answer presses the label's buttons in their order, or others that open the lock as well.
+
+  The others must be as many, and count only if the label opens the lock. `extra` holds the lock: the keys in
+  GRAPH_TASKS, and solution_path, a solution whose length a label must have. UNPARSEABLE if the answer names no button
+  although the label does.
+  """
+  answer, label_presses = legible(answer), _presses(label)
+  if answer is None:
     return UNPARSEABLE
-  if not wanted:  # a wrong label that names no button can only be repeated
+  if not label_presses:  # only the very text of such a label, which is wrong, matches it
     return RIGHT if answer == label else WRONG
-  return RIGHT if _same_or_as_good(_presses(answer), wanted, extra or {}) else WRONG
+  presses = _presses(answer)
+  if not presses:
+    return UNPARSEABLE
+  if presses == label_presses or _is_as_good(presses, label_presses, extra or {}):
+    return RIGHT
+  return WRONG
 
 
-def _same_or_as_good(ours: str, wanted: str, lock: Mapping) -> bool:
-  if ours == wanted:
-    return True
-  if len(ours) != len(wanted) or len(ours) > MAX_PRESSES or not lock.get("buttons"):
+def _is_as_good(presses: str, label_presses: str, lock: Mapping) -> bool:
+  """Returns whether both open the lock with as many presses, as many as its solution has."""
+  if len(presses) != len(label_presses) or len(presses) > MAX_PRESSES or not lock.get("buttons"):
     return False
-  genuine = len(wanted) == len(lock.get("solution_path") or wanted) and _opens(wanted, lock)
-  return genuine and _opens(ours, lock)
+  solution = lock.get("solution_path") or label_presses
+  if len(label_presses) != len(solution):
+    return False
+  return _opens(label_presses, lock) and _opens(presses, lock)
 
 
 def _presses(text: str) -> str:
-  """The letters A, B, C of any case, also those inside words: the study's reading (`\\to` adds none, `Buttons` a B)."""
+  """Returns the letters A, B, C of any case, also those inside words.
+
+  The study reads answers so: `\\to` adds none, `Buttons` a B.
+  """
   return "".join(letter for letter in text.upper() if letter in "ABC")
 
 
 def _opens(presses: str, lock: Mapping) -> bool:
-  """Whether the presses lead to the target; one that is dead under the light does not toggle it (as in the study)."""
+  """Returns whether the presses lead to the lock's target value.
+
+  A press toggles the light. As in the study, a button that the light makes inactive does nothing, not even that.
+  """
   value, light = int(lock["initial_value"]), lock["initial_state"]
   buttons = {button["name"]: button for button in lock["buttons"]}
   for press in presses:

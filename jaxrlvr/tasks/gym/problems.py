@@ -1,10 +1,11 @@
-"""Problems of any Reasoning Gym task from a seed, in five levels."""
+"""Generates problems of any Reasoning Gym task from a seed, in five levels."""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 
 from jaxrlvr.base.errors import InputError
 from jaxrlvr.base.types import Problem
@@ -13,43 +14,57 @@ from jaxrlvr.tasks.graph.verify import GRAPH_TASKS
 from jaxrlvr.tasks.splits import LEVELS, SPLITS, split_of_text
 
 SYSTEM = "Reason through the task step by step. Then state your final answer once, as \\boxed{answer}."
-_SIZE = 1 << 20  # problems a data set can count to; it makes each when asked
-_PATIENCE = 1000  # problems in a row that are of the other split or known already
+_DATA_SET_SIZE = 1 << 20  # a data set of the library makes each problem when it is read
+_MAX_MISSES = 1000  # problems in a row that are of the other split or known, before the search is given up
 
 
 def problems(
   seed: int, split: str, levels: Sequence[int], count: int, kinds: Sequence[str], system: str = ""
 ) -> list[Problem]:
-  """`count` different problems, kinds and levels in turn; a longer list begins with the shorter ones.
+  """Returns `count` different problems, levels and kinds in turn; a longer list begins with the shorter ones.
 
-  Kinds are names of Reasoning Gym tasks; those that are not in GENERATOR_SETTINGS take the levels of their
-  curriculum, if they have one. Train and held-out never share a question, whatever the seeds.
+  `kinds`: names of Reasoning Gym tasks. A task in GENERATOR_SETTINGS takes its level's settings from there, others from
+  the library's curriculum; a task without either is the same on all levels. `system`: the system message, SYSTEM if "".
+  Train and held-out problems never share a question, whatever the seeds.
+  Raises InputError for an unknown split, level or kind, if the library is absent, and if there are too few problems.
   """
   if split not in SPLITS or not set(levels) <= set(LEVELS):
     raise InputError(f"split {split!r}, levels {tuple(levels)}: take one of {SPLITS} and some of {LEVELS}")
-  streams = [_stream(seed, split, level, kind, system or SYSTEM) for level in levels for kind in kinds]
-  found: dict[str, Problem] = {}
-  while len(found) < count:
-    for one in (next(streams[len(found) % len(streams)], None) for _ in range(_PATIENCE)):
-      if one is not None and one.id not in found:
-        found[one.id] = one
-        break
-    else:
-      of = f"{split} problems of {', '.join(kinds)}, levels {tuple(levels)}"
-      raise InputError(f"{of}: found only {len(found)} of {count}; ask for fewer, or for other levels")
-  return list(found.values())
+  streams = []
+  for level in levels:
+    for kind in kinds:
+      streams.append(_stream(seed, split, level, kind, system or SYSTEM))
+  by_id: dict[str, Problem] = {}
+  while len(by_id) < count:
+    stream = streams[len(by_id) % len(streams)]
+    problem = _next_new(stream, by_id)
+    if problem is None:
+      searched = f"{split} problems of {', '.join(kinds)}, levels {tuple(levels)}"
+      raise InputError(f"{searched}: found only {len(by_id)} of {count}; ask for fewer, or for other levels")
+    by_id[problem.id] = problem
+  return list(by_id.values())
+
+
+def _next_new(stream: Iterator[Problem | None], known: Container[str]) -> Problem | None:
+  """Returns the next problem of a stream whose id is not known; None after _MAX_MISSES, or at the stream's end."""
+  for problem in itertools.islice(stream, _MAX_MISSES):
+    if problem is not None and problem.id not in known:
+      return problem
+  return None
 
 
 def _stream(seed: int, split: str, level: int, kind: str, system: str) -> Iterator[Problem | None]:
-  """The task's problems, None for each that belongs to the other split."""
+  """Yields the problems of a task; None for each that belongs to the other split."""
   digest = hashlib.blake2b(f"{seed}/{split}/{kind}/{level}".encode(), digest_size=8).digest()
-  made = _data_set(kind, level, int.from_bytes(digest, "little") % (2**31 - _SIZE))  # it adds the index to its seed
-  for index in range(_SIZE):
-    entry = made[index]
+  largest_seed = 2**31 - _DATA_SET_SIZE  # the library adds a problem's place to the seed
+  entries = _data_set(kind, level, int.from_bytes(digest, "little") % largest_seed)
+  for place in range(_DATA_SET_SIZE):
+    entry = entries[place]
     yield _problem(entry, kind, level, system) if split_of_text(entry["question"]) == split else None
 
 
 def _data_set(kind: str, level: int, seed: int):
+  """Returns the library's data set of a task on a level. Raises InputError without the library or such a task."""
   try:
     import reasoning_gym
     from reasoning_gym import factory
@@ -57,7 +72,7 @@ def _data_set(kind: str, level: int, seed: int):
     raise InputError(f"problems of {kind}: Reasoning Gym is not installed; pip install 'jaxrlvr[gym]'") from None
   if kind not in factory.DATASETS:
     raise InputError(f"kinds: {kind!r} is no task of Reasoning Gym; use some of {', '.join(sorted(factory.DATASETS))}")
-  common = {"seed": seed, "size": _SIZE}
+  common = {"seed": seed, "size": _DATA_SET_SIZE}
   if kind in GENERATOR_SETTINGS:
     return reasoning_gym.create_dataset(kind, **common, **GENERATOR_SETTINGS[kind][level - 1])
   if not factory.has_curriculum(kind):
@@ -68,14 +83,18 @@ def _data_set(kind: str, level: int, seed: int):
 
 
 def _problem(entry: dict, kind: str, level: int, system: str) -> Problem:
+  """Returns an entry of the library as a problem."""
   question, answer = entry["question"], str(entry["answer"])
   entry = json.loads(json.dumps(dict(entry), default=str))  # plain values, as a saved problem has them
-  extra = entry["metadata"] if kind in GRAPH_TASKS else {"source_dataset": kind, "entry": entry}
+  if kind in GRAPH_TASKS:
+    verifier, extra = kind, entry["metadata"]
+  else:
+    verifier, extra = "reasoning_gym", {"source_dataset": kind, "entry": entry}
   return Problem(
     id=f"{kind}/{hashlib.sha1(question.encode()).hexdigest()[:16]}",
     messages=({"role": "system", "content": system}, {"role": "user", "content": question}),
     label=answer,
     truth=answer,
-    verifier=kind if kind in GRAPH_TASKS else "reasoning_gym",
+    verifier=verifier,
     extra=extra | {"level": level, "kind": kind},
   )
