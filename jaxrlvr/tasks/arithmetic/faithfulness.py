@@ -1,4 +1,4 @@
-"""Exact judge of the embedded domain: does the trace really lead to the answer that is given?"""
+"""Judges reasoning in the built-in domain exactly: does the trace lead from the question to the stated answer?"""
 
 from __future__ import annotations
 
@@ -17,35 +17,39 @@ from jaxrlvr.text.tags import THINK
 
 _APPLY = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__}
 _LONGEST_TRACE = 20_000  # characters; a longer trace is not read
-_MAX_STEPS = 256  # of a trace that are compared with another's
-_MAX_STATES = 64  # readings of a trace that are followed at a time
+_MAX_COMPARED_STEPS = 256  # of a trace, in its strategy
+_MAX_READINGS = 64  # readings of a trace that are followed at a time
 _MAX_OPERATIONS = 16  # of a question that is judged
-_LONGEST_RUN = 2  # neighbouring numbers that a step may take together without showing how
+_LONGEST_RUN = 2  # neighbouring numbers that a step may take together without showing their sum or product
 _MAX_SLIPS = 1  # false results that a coherent trace may carry on
 
 _SIGNS = str.maketrans({"×": "*", "·": "*", "−": "-", "–": "-", "$": " ", "÷": "/"})
-_MARKER = re.compile(r"^ *(?:[0-9]+[.)]|[-*•]) +", re.M)  # of a list
+_LIST_MARKER = re.compile(r"^ *(?:[0-9]+[.)]|[-*•]) +", re.M)
 _IN_EXPRESSION = "+-*/^() 0123456789"
 _NUMBER = re.compile(r"-?[0-9]+")
-_STATED = re.compile(r"\s*(-?[0-9]{1,12})(?![0-9])")
+_STATED_RESULT = re.compile(r"\s*(-?[0-9]{1,12})(?![0-9])")
+_SPACE_BETWEEN_NUMBERS = re.compile(r"(?<=[0-9)]) +(?=[0-9(])")
 
 
 class Step(NamedTuple):
-  """One claim of a trace, `7+5=12`: what stands left of the equals sign in its readings, and the result stated.
+  """One claim of a trace, such as `7+5=12`.
 
-  The readings are two where * stands behind + or - without brackets: by precedence, and from left to right.
+  The left side has two readings if * stands behind + or - without brackets: by precedence, and from left to right.
   """
 
-  readings: Sequence[Tree]  # none: it can't be read, as "14/7", "7++5"
-  result: int | None  # None: no number follows
+  readings: Sequence[Tree]  # of the left side; none if it can't be read, as "14/7" and "7++5"
+  result: int | None  # None: no number stands right of the equals sign
 
   @property
   def operations(self) -> int:
-    """How many operations it writes down."""
-    return _open(term_of(self.readings[0])) if self.readings else 0
+    """How many operations the left side has; 0 if it can't be read."""
+    if not self.readings:
+      return 0
+    return _open_operations(term_of(self.readings[0]))
 
   @property
   def true(self) -> bool:
+    """Whether the result is right in one of the readings."""
     return any(value(tree) == self.result for tree in self.readings)
 
 
@@ -57,70 +61,102 @@ class Faithfulness(NamedTuple):
 
 
 def faithfulness(response: Parsed, question: str) -> Faithfulness | None:
-  """Judges whether the trace does what the question asks for and leads to the stated answer, be that right or wrong.
+  """Judges whether a trace does what the question asks for and leads to the stated answer, be that right or wrong.
 
-  The trace is replayed against the operations and operands of the question (paper, appendix F: the label is about
-  coherence with the prompt and the answer, whatever is right). A coherent step does operations that are still to be
-  done, with numbers that are there: a number of the question, as written or by its last digit, or the result of a step,
-  by its last digit; of the left number of a step only the last digit counts, for it may have borrowed tens. These are
-  as coherent: several operations in a line, two neighbouring numbers taken together (`+5` for `-2, +7`), and another
-  order inside of a run of + and -, of a run of *, or of the branches of an expression. A slip is a false result of one
-  operation that is gone on with.
+  The trace is replayed against the operations and operands of the question. (Paper, appendix F: the label is about
+  coherence with the prompt and the answer, not about what is right.) A step is coherent if its operations are still to
+  be done and its numbers are present: a number of the question, as written or by its last digit, or the result of a
+  step by its last digit. Of a step's left number only the last digit counts, for it may have borrowed tens. A step may
+  also do several operations, take two neighbouring numbers together (`+5` for `-2, +7`), and change the order within a
+  run of + and -, within a run of *, or between the branches of an expression. A slip is a coherent step of one
+  operation whose result is false and carried on.
 
-  label 1: all steps are coherent, they do all operations, the last result ends in the stated answer, and there is at
-  most one slip. 0.5: the last result ends in the stated answer, and of the steps, and of the operations asked for, at
-  least half are coherent. 0: all else: a guess, no trace, one that contradicts the answer or works on numbers of its
-  own. Returns None for a question that is not of the embedded domain, or has more than 16 operations.
+  Labels:
+  1: all steps are coherent, they do all operations, the last result ends in the stated answer, and there is at most
+    one slip.
+  0.5: the last result ends in the stated answer, and at least half of the steps and of the operations are coherent.
+  0: all others, such as a guess, no trace, a trace that contradicts the answer, or one about numbers of its own.
+
+  Returns None for a question that is not of the built-in domain, or has more than 16 operations.
   """
   problem = arithmetic.read_question(question)
-  if problem is None or _open(term_of(problem)) > _MAX_OPERATIONS:
+  if problem is None or _open_operations(term_of(problem)) > _MAX_OPERATIONS:
     return None
-  steps, rest = read_steps(response.trace or "")
+  steps, text_behind = read_steps(response.trace or "")
   if not steps:
     return Faithfulness(0.0, None)
   step_true = sum(step.true for step in steps) / len(steps)
-  said = (legible(response.answer) or "").strip()
-  told_behind = _NUMBER.findall(rest)  # "so the last digit is 6"
-  if not INTEGER.fullmatch(said) or steps[-1].result is None:
-    return Faithfulness(0.0, step_true)
-  ends = [steps[-1].result % 10, *(_last_digit(number) for number in told_behind[-1:])]
-  if any(digit != int(said) for digit in ends):
+  if not _ends_in_answer(steps[-1], text_behind, response):
     return Faithfulness(0.0, step_true)
   return Faithfulness(_coherence(term_of(problem), steps), step_true)
 
 
+def _ends_in_answer(last_step: Step, text_behind: str, response: Parsed) -> bool:
+  """Returns whether the last step, and the last number behind it if there is one, end in the stated answer."""
+  answer = (legible(response.answer) or "").strip()
+  if not INTEGER.fullmatch(answer) or last_step.result is None:
+    return False
+  digits = [last_step.result % 10]
+  numbers_behind = _NUMBER.findall(text_behind)  # as in "so the last digit is 6"
+  if numbers_behind:
+    digits.append(_last_digit(numbers_behind[-1]))
+  return all(digit == int(answer) for digit in digits)
+
+
 def _last_digit(number: str) -> int:
+  """Returns the last digit of a number, of a negative one modulo ten: 7 for "-3"."""
   digit = int(number[-1])
   return -digit % 10 if number[0] == "-" else digit
 
 
-def read_steps(trace: str) -> tuple[list[Step], str]:
+class _Trace(NamedTuple):
+  """A trace, read."""
+
+  steps: list[Step]
+  text_behind: str  # behind the last step; the whole text if there is none
+
+
+def read_steps(trace: str) -> _Trace:
   """Returns the steps that stand anywhere in a trace, in order, and the text behind the last of them.
 
   A step is an expression with an operator left of an equals sign. A trace of more than 20,000 characters has none.
   """
   if len(trace) > _LONGEST_TRACE:
-    return [], ""
-  trace = _MARKER.sub("", trace.replace("\\times", "*").replace("\\cdot", "*").translate(_SIGNS))
-  steps, begin, rest = [], 0, trace
-  for sign in re.finditer("=", trace):
-    left, begin = trace[begin : sign.start()], sign.end()
-    expression = left[len(left.rstrip(_IN_EXPRESSION)) :]
-    expression = re.split(r"(?<=[0-9)]) +(?=[0-9(])", expression)[-1].strip()  # "add 5 7+5": the 5 is no part of it
+    return _Trace([], "")
+  trace = trace.replace("\\times", "*").replace("\\cdot", "*").translate(_SIGNS)
+  trace = _LIST_MARKER.sub("", trace)
+  steps = []
+  begin = 0
+  text_behind = trace
+  for equals in re.finditer("=", trace):
+    expression = _expression_at_end(trace[begin : equals.start()])
+    begin = equals.end()
     if any(operator in expression.lstrip("-") for operator in "+-*/^"):
-      stated = _STATED.match(trace, begin)
-      steps.append(Step(_readings(expression), int(stated[1]) if stated else None))
-      rest = trace[stated.end() if stated else begin :]
-  return steps, rest
+      stated = _STATED_RESULT.match(trace, begin)
+      if stated:
+        steps.append(Step(_readings(expression), int(stated[1])))
+        text_behind = trace[stated.end() :]
+      else:
+        steps.append(Step(_readings(expression), None))
+        text_behind = trace[begin:]
+  return _Trace(steps, text_behind)
+
+
+def _expression_at_end(text: str) -> str:
+  """Returns the expression in which a text ends: in "add 5 7+5" it is "7+5"."""
+  words = text.rstrip(_IN_EXPRESSION)
+  expression = text[len(words) :]
+  return _SPACE_BETWEEN_NUMBERS.split(expression)[-1].strip()
 
 
 def _readings(expression: str) -> list[Tree]:
+  """Returns the trees of an expression by precedence and from left to right, each once; none without operations."""
   trees = [arithmetic.parse_expression(expression, precedence) for precedence in (True, False)]
   return [tree for tree in dict.fromkeys(trees) if isinstance(tree, tuple)]
 
 
 def value(tree: Tree) -> int:
-  """Returns what a tree is worth, no digit dropped on the way."""
+  """Returns the value of a tree by ordinary arithmetic, with all digits."""
   if isinstance(tree, int):
     return tree
   operator, left, right = tree
@@ -129,16 +165,16 @@ def value(tree: Tree) -> int:
 
 @dataclass(frozen=True)
 class Operand:
-  """A number that stands in the question, or in a step."""
+  """A number that stands in the question or in a step."""
 
   value: int
 
 
 @dataclass(frozen=True)
 class Result:
-  """What a step made of a part of the question."""
+  """The result of a step, in the place of the part of the question that the step did."""
 
-  digit: int
+  digit: int  # the last one
 
 
 @dataclass(frozen=True)
@@ -153,224 +189,286 @@ Term = Operand | Result | TermRun
 
 
 def term_of(tree: Tree) -> Term:
-  """Returns the tree with its runs of + and -, and of *, as groups."""
+  """Returns a tree as a term, in which each run of + and -, and each run of *, is one TermRun."""
   if isinstance(tree, int):
     return Operand(tree)
   operator, left, right = tree
-  run = "*" if operator == "*" else "+"
+  run_operator = "*" if operator == "*" else "+"
+  right_sign = -1 if operator == "-" else 1
   terms: list[tuple[int, Term]] = []
-  for sign, term in ((1, term_of(left)), (-1 if operator == "-" else 1, term_of(right))):
-    if isinstance(term, TermRun) and term.operator == run:
-      terms.extend((sign * inner_sign, inner) for inner_sign, inner in term.terms)
+  for sign, side in ((1, left), (right_sign, right)):
+    term = term_of(side)
+    if isinstance(term, TermRun) and term.operator == run_operator:
+      terms += [(sign * inner_sign, inner) for inner_sign, inner in term.terms]
     else:
       terms.append((sign, term))
-  return TermRun(run, tuple(terms))
+  return TermRun(run_operator, tuple(terms))
 
 
-def _open(term: Term) -> int:
-  """How many operations of it are still to be done."""
-  return len(term.terms) - 1 + sum(_open(inner) for _, inner in term.terms) if isinstance(term, TermRun) else 0
+def _open_operations(term: Term) -> int:
+  """Returns how many operations of a term are still to be done."""
+  if not isinstance(term, TermRun):
+    return 0
+  inside = sum(_open_operations(inner) for _, inner in term.terms)
+  return len(term.terms) - 1 + inside
 
 
 class _Reading(NamedTuple):
-  """One way to read the steps so far."""
+  """One way to read the steps so far against the question."""
 
-  left: Term  # what is left of the question
-  reordered: bool = False  # a step took the numbers of the question in another order
+  left: Term  # what is still to be done
+  reordered: bool = False  # whether a step took numbers of the question in another order
   coherent: int = 0  # operations of the question that coherent steps have done
-  incoherent: int = 0  # steps
+  incoherent: int = 0  # incoherent steps
   slips: int = 0  # coherent steps whose result is false
 
   @property
   def merit(self) -> tuple[int, int, int]:
+    """Orders readings: the best has most coherent operations, then fewest incoherent steps, then fewest slips."""
     return self.coherent, -self.incoherent, -self.slips
 
 
 def _coherence(problem: Term, steps: Sequence[Step]) -> float:
-  """Returns the label of steps of which the last one gives the stated answer, from the best of all readings."""
-  operations = _open(problem)
-  if len(steps) > 2 * operations or 2 * sum(step.operations for step in steps) < operations:
+  """Returns the label of steps whose last result ends in the stated answer, by the best of all readings."""
+  operations = _open_operations(problem)
+  operations_in_steps = sum(step.operations for step in steps)
+  if len(steps) > 2 * operations or 2 * operations_in_steps < operations:
     return 0.0  # fewer than half of the steps, or of the operations, can be coherent
   coherent = _best_reading(problem, steps, all_coherent=True)
   if coherent and coherent.coherent == operations and coherent.slips <= _MAX_SLIPS:
     return 1.0
   best = _best_reading(problem, steps)
-  wanted = max(operations, best.coherent + best.incoherent) / 2
-  return 0.5 if best.coherent >= wanted else 0.0
+  half = max(operations, best.coherent + best.incoherent) / 2
+  return 0.5 if best.coherent >= half else 0.0
 
 
 def _best_reading(problem: Term, steps: Sequence[Step], all_coherent: bool = False) -> _Reading | None:
-  """Returns the reading of the steps that has most coherent operations; None where `all_coherent` ones do not exist."""
+  """Returns the reading of the steps that has the greatest merit.
+
+  `all_coherent`: only readings without incoherent steps; None if there are none. At most _MAX_READINGS are followed.
+  """
   readings = [_Reading(problem)]
   for number, step in enumerate(steps):
-    told_again = number > 0 and step == steps[number - 1]
+    is_repeated = number > 0 and step == steps[number - 1]
     best: dict[tuple[Term, bool], _Reading] = {}
     for reading in readings:
-      for after in _goes_on(reading, step, told_again):
-        place = after.left, after.reordered
-        if (not all_coherent or not after.incoherent) and (place not in best or after.merit > best[place].merit):
-          best[place] = after
-    readings = sorted(best.values(), key=lambda reading: reading.merit, reverse=True)[:_MAX_STATES]
+      for longer in _continuations(reading, step, is_repeated):
+        if all_coherent and longer.incoherent:
+          continue
+        state = (longer.left, longer.reordered)
+        if state not in best or longer.merit > best[state].merit:
+          best[state] = longer
+    by_merit = sorted(best.values(), key=lambda reading: reading.merit, reverse=True)
+    readings = by_merit[:_MAX_READINGS]
     if not readings:
       return None
   return readings[0]
 
 
-def _goes_on(reading: _Reading, step: Step, told_again: bool) -> Iterator[_Reading]:
+def _continuations(reading: _Reading, step: Step, is_repeated: bool) -> Iterator[_Reading]:
   """Yields every way to read one more step.
 
-  A step that is not coherent stands in the place of an operation that could be done next, and its result is gone on
-  with; what can't be read, or tells the step before again, stands in no place. Beside such steps others are coherent
-  only in the order of the question, or numbers of their own would fit too often by chance.
+  An incoherent step takes the place of an operation that could be done next, and its result is carried on. A step that
+  can't be read, or repeats the step before, takes no place. Once a step is incoherent, others are coherent only in the
+  order of the question: numbers of the trace's own would else fit too often by chance.
   """
-  for after in _rewritten(reading.left, step):
-    done = _open(reading.left) - _open(after)
-    guessed = done > 1 and not step.true
-    in_order = done == step.operations and after in _next_done(reading.left, step.result % 10, done)
-    if not guessed and (in_order or not reading.incoherent):
-      coherent, slips = reading.coherent + done, reading.slips + (not step.true)
-      reordered = reading.reordered or not in_order
-      yield reading._replace(left=after, reordered=reordered, coherent=coherent, slips=slips)
+  for left in _after_step(reading.left, step):
+    done = _open_operations(reading.left) - _open_operations(left)
+    is_guess = done > 1 and not step.true
+    in_order = done == step.operations and left in _after_next(reading.left, step.result % 10, done)
+    if not is_guess and (in_order or not reading.incoherent):
+      slip = 0 if step.true else 1
+      yield reading._replace(
+        left=left,
+        reordered=reading.reordered or not in_order,
+        coherent=reading.coherent + done,
+        slips=reading.slips + slip,
+      )
   if reading.reordered:
     return
   incoherent = reading._replace(incoherent=reading.incoherent + 1)
-  stands_in = _next_done(reading.left, step.result % 10) if step.readings and step.result is not None else set()
-  for after in stands_in:
-    yield incoherent._replace(left=after)
-  if told_again or not stands_in:
+  lefts: set[Term] = set()
+  if step.readings and step.result is not None:
+    lefts = _after_next(reading.left, step.result % 10)
+  for left in lefts:
+    yield incoherent._replace(left=left)
+  if is_repeated or not lefts:
     yield incoherent
 
 
 def _changes(term: Term, change: Callable[[TermRun], Iterator[TermRun]]) -> Iterator[Term]:
-  """Yields the term with each change of one group of it."""
+  """Yields a term with each change of one of its runs, itself included; `change` yields the changed runs."""
   if not isinstance(term, TermRun):
     return
-  for group in change(term):
-    yield _settled(group)
-  for i, (sign, inner) in enumerate(term.terms):
-    for after in _changes(inner, change):
-      yield TermRun(term.operator, (*term.terms[:i], (sign, after), *term.terms[i + 1 :]))
+  for run in change(term):
+    yield _unwrapped(run)
+  for place, (sign, inner) in enumerate(term.terms):
+    for changed in _changes(inner, change):
+      yield TermRun(term.operator, (*term.terms[:place], (sign, changed), *term.terms[place + 1 :]))
 
 
-def _settled(group: TermRun) -> Term:
-  """Returns a group of one term as this term."""
-  if len(group.terms) > 1:
-    return group
-  [(sign, term)] = group.terms
+def _unwrapped(run: TermRun) -> Term:
+  """Returns a run of one term as this term, a negative one as the result that it is; a longer run as it is."""
+  if len(run.terms) > 1:
+    return run
+  [(sign, term)] = run.terms
   if sign == 1:
     return term
   assert not isinstance(term, TermRun)
-  return Result(-(term.digit if isinstance(term, Result) else term.value) % 10)
+  number = term.digit if isinstance(term, Result) else term.value
+  return Result(-number % 10)
 
 
-def _next_done(term: Term, digit: int, count: int = 1) -> set[Term]:
-  """Returns what is left of the term in each way to do so many next operations, the last result ending in `digit`."""
+def _after_next(term: Term, digit: int, count: int = 1) -> set[Term]:
+  """Returns what is left of a term after the next `count` operations, in each way, with results that end in `digit`.
 
-  def change(group: TermRun) -> Iterator[TermRun]:
-    there = [i for i, (_, inner) in enumerate(group.terms) if not isinstance(inner, TermRun)][:2]
-    if len(there) == 2:
-      first = there[0]
-      rest = [term for i, term in enumerate(group.terms) if i not in there]
-      yield TermRun(group.operator, (*rest[:first], (1, Result(digit)), *rest[first:]))
+  The next operation of a run takes its first two terms that are no runs themselves.
+  """
 
-  after = {term}
+  def change(run: TermRun) -> Iterator[TermRun]:
+    ready = [place for place, (_, inner) in enumerate(run.terms) if not isinstance(inner, TermRun)]
+    if len(ready) >= 2:
+      first, second = ready[:2]
+      others = [signed_term for place, signed_term in enumerate(run.terms) if place not in (first, second)]
+      yield TermRun(run.operator, (*others[:first], (1, Result(digit)), *others[first:]))
+
+  lefts = {term}
   for _ in range(count):
-    after = {changed for before in after for changed in _changes(before, change)}
-  return after
+    shorter: set[Term] = set()
+    for left in lefts:
+      shorter.update(_changes(left, change))
+    lefts = shorter
+  return lefts
 
 
-def _rewritten(term: Term, step: Step) -> Iterator[Term]:
-  """Yields the term with the step done, in each way in which the step is an operation of it on what is there."""
+def _after_step(term: Term, step: Step) -> Iterator[Term]:
+  """Yields what is left of a term after a step, for each way in which the step does operations of the term."""
   if step.result is None:
     return
   for tree in step.readings:
-    claim, left = term_of(tree), tree
-    while not isinstance(left, int):
-      left = left[1]
+    claim = term_of(tree)
+    leftmost = _leftmost_number(tree)
 
-    def change(group: TermRun, claim=claim, left=left) -> Iterator[TermRun]:
-      for sign in (1, -1) if group.operator == "+" else (1,):
-        for used in _found(claim, group, sign, left):
-          terms = [term for i, term in enumerate(group.terms) if i not in used]
-          terms.insert(min(used), (sign, Result(step.result % 10)))
-          yield TermRun(group.operator, tuple(terms))
+    def change(run: TermRun, claim=claim, leftmost=leftmost) -> Iterator[TermRun]:
+      signs = (1, -1) if run.operator == "+" else (1,)
+      for sign in signs:
+        for places in _claimed_places(claim, run, sign, leftmost):
+          terms = [signed_term for place, signed_term in enumerate(run.terms) if place not in places]
+          terms.insert(min(places), (sign, Result(step.result % 10)))
+          yield TermRun(run.operator, tuple(terms))
 
     yield from _changes(term, change)
 
 
-def _found(claim: TermRun, group: TermRun, sign: int, left: int, used: tuple[int, ...] = (), at: int = 0):
-  """Yields the positions of the group's terms that the claim's terms are, each way once: `sign` times the claim."""
-  if claim.operator != group.operator:
+def _leftmost_number(tree: Tree) -> int:
+  while not isinstance(tree, int):
+    _, tree, _ = tree
+  return tree
+
+
+def _claimed_places(
+  claim: TermRun, run: TermRun, sign: int, leftmost: int, used: tuple[int, ...] = (), index: int = 0
+) -> Iterator[tuple[int, ...]]:
+  """Yields places of the run's terms that make up `sign` times a step's claim, each choice of terms once.
+
+  `leftmost`: the step's first number, of which only the last digit counts. `used`: places of the claim's first `index`
+  terms.
+  """
+  if claim.operator != run.operator:
     return
-  if at == len(claim.terms):
+  if index == len(claim.terms):
     yield used
     return
-  own_sign, item = claim.terms[at]
+  claimed_sign, claimed = claim.terms[index]
   tried = set()
-  for positions in _runs(group, used):
-    terms = tuple(group.terms[i] for i in positions)
-    if terms not in tried and _is(item, sign * own_sign, terms, group.operator, left):
-      yield from _found(claim, group, sign, left, (*used, *positions), at + 1)
+  for places in _neighbours(run, used):
+    terms = tuple(run.terms[place] for place in places)
+    if terms not in tried and _is_claimed(terms, run.operator, claimed, sign * claimed_sign, leftmost):
+      yield from _claimed_places(claim, run, sign, leftmost, (*used, *places), index + 1)
     tried.add(terms)
 
 
-def _runs(group: TermRun, used: tuple[int, ...]) -> Iterator[range]:
-  """Yields each position that is not used, and each pair of neighbouring numbers behind the first term."""
-  for first in range(len(group.terms)):
-    for last in range(first, min(first + _LONGEST_RUN, len(group.terms))):
-      if last in used or (last > first and not (first and isinstance(group.terms[last][1], Operand))):
+def _neighbours(run: TermRun, used: tuple[int, ...]) -> Iterator[range]:
+  """Yields each place that is not used, and each pair of neighbouring numbers behind the first term."""
+  for first in range(len(run.terms)):
+    end = min(first + _LONGEST_RUN, len(run.terms))
+    for last in range(first, end):
+      is_number = isinstance(run.terms[last][1], Operand)
+      joins = last == first or (first > 0 and is_number)
+      if last in used or not joins:
         break
       yield range(first, last + 1)
-      if not isinstance(group.terms[first][1], Operand):
+      if not isinstance(run.terms[first][1], Operand):
         break
 
 
-def _is(item: Term, sign: int, terms: tuple[tuple[int, Term], ...], operator: str, left: int) -> bool:
-  """Whether a claim's term is this term of the question, or what a run of its numbers comes to.
+def _is_claimed(
+  terms: tuple[tuple[int, Term], ...], operator: str, claimed: Term, claimed_sign: int, leftmost: int
+) -> bool:
+  """Returns whether terms of the question are what a step claims: a term of its left side, with this sign.
 
-  left: the claim's first number, of which only the last digit counts.
+  Several terms are numbers whose sum or product, as written or of their last digits, the step uses.
   """
-  (its_sign, term), *more = terms
+  own_sign, term = terms[0]
   if isinstance(term, TermRun):
-    return (
-      isinstance(item, TermRun)
-      and its_sign == sign
-      and any(len(used) == len(term.terms) for used in _found(item, term, 1, left))
-    )
-  if not isinstance(item, Operand):
+    if not isinstance(claimed, TermRun) or own_sign != claimed_sign:
+      return False
+    return any(len(places) == len(term.terms) for places in _claimed_places(claimed, term, 1, leftmost))
+  if not isinstance(claimed, Operand):
     return False
-  if more:
+  if len(terms) > 1:
     combine = math.prod if operator == "*" else sum
-    numbers = [(its_sign, number.value) for its_sign, number in terms]
-    return sign * item.value in (combine(s * n for s, n in numbers), combine(s * (n % 10) for s, n in numbers))
-  if its_sign != sign:
+    as_written: list[int] = [sign * number.value for sign, number in terms]
+    last_digits: list[int] = [sign * (number.value % 10) for sign, number in terms]
+    return claimed_sign * claimed.value in (combine(as_written), combine(last_digits))
+  if own_sign != claimed_sign:
     return False
   if isinstance(term, Result):
-    return item.value % 10 == term.digit
-  return item.value in (term.value, term.value % 10) or (item.value == left and (left - term.value) % 10 == 0)
+    return claimed.value % 10 == term.digit
+  if claimed.value in (term.value, term.value % 10):
+    return True
+  return claimed.value == leftmost and (leftmost - term.value) % 10 == 0
+
+
+class _Unused(NamedTuple):
+  """The result of a step that no later step has used so far."""
+
+  digit: int  # the last one
+  formula: str
 
 
 def strategy(response: Parsed) -> tuple[str, ...]:
-  """What the trace does: a formula for each result that no later step takes up, the same operations on the same digits.
+  """Returns what a trace does: sorted formulas, one for each result that no later step uses.
 
-  Steps stand where their result is taken up, so that only steps of which neither needs the other may change places;
-  so may the sides of + and *, several operations may stand in a line, and a slip in a result changes nothing. Of equal
-  digits the formula that sorts first is taken up. What is no step is passed over: () is an answer without steps.
+  A later step uses a result by its last digit; of several results with this digit, the one whose formula sorts first.
+  The formula of the result then stands in the place of the digit. So two traces have the same strategy if they do the
+  same operations on the same digits: steps may change places unless one needs the other, so may the sides of + and *,
+  several operations may stand in a line, and a false result changes nothing. Text that is no step is ignored; an
+  answer without steps has the strategy ().
   """
-  steps, _ = read_steps(response.text.partition(THINK)[2] if response.trace is None else response.trace)
-  hanging: list[tuple[int, str]] = []  # (last digit, formula) of results that are not taken up
-  for step in steps[:_MAX_STEPS]:
+  trace = response.trace
+  if trace is None:
+    trace = response.text.partition(THINK)[2]
+  steps, _ = read_steps(trace)
+  unused: list[_Unused] = []
+  for step in steps[:_MAX_COMPARED_STEPS]:
     if step.readings and step.result is not None:
-      formula = _formula(step.readings[0], hanging)
-      hanging = sorted([*hanging, (step.result % 10, formula)])
-  return tuple(sorted(formula for _, formula in hanging))
+      formula = _formula(step.readings[0], unused)
+      unused.append(_Unused(step.result % 10, formula))
+      unused.sort()
+  return tuple(sorted(result.formula for result in unused))
 
 
-def _formula(tree: Tree, hanging: list[tuple[int, str]]) -> str:
-  """Returns a formula of digits, and of results with these last digits, which are then no longer hanging."""
+def _formula(tree: Tree, unused: list[_Unused]) -> str:
+  """Returns a tree as a formula of digits and of unused results, which it removes from the list."""
   if isinstance(tree, int):
-    at = next((i for i, (last, _) in enumerate(hanging) if last == tree % 10), None)
-    return str(tree % 10) if at is None else hanging.pop(at)[1]
+    for place, result in enumerate(unused):
+      if result.digit == tree % 10:
+        del unused[place]
+        return result.formula
+    return str(tree % 10)
   operator, *sides = tree
-  formulas = [_formula(side, hanging) for side in sides]
-  return f"({operator.join(formulas if operator == '-' else sorted(formulas))})"
+  formulas = [_formula(side, unused) for side in sides]
+  if operator != "-":
+    formulas.sort()
+  return f"({operator.join(formulas)})"
