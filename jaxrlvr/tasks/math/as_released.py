@@ -1,7 +1,7 @@
-"""Mathematics as the study's released code grades it (its RULE_BASED scores), for comparison with its figures.
+"""Grades mathematics as the study's released code does (its RULE_BASED scores), for comparison with its figures.
 
-Nothing is refused and no box is needed: Math-Verify reads the whole response, several boxes as one set, and numbers
-agree to six decimals. Its clocks are off, so this runs only behind grading.service.
+No answer is refused and no box is needed: Math-Verify reads the whole response, takes several boxes as one set, and
+compares numbers to six decimals. Its time limits are switched off, so this must run behind grading.service.
 """
 
 from __future__ import annotations
@@ -13,14 +13,19 @@ from jaxrlvr.tasks.verdicts import RIGHT, UNPARSEABLE, WRONG
 
 
 def grade(response: str, label: str, extra: Mapping | None) -> Verdict:
-  """Right iff what Math-Verify finds in the response equals the label or one of the label's `extra["also"]`."""
+  """Returns RIGHT iff Math-Verify's reading of the response equals the label, or one of `extra["also"][label]`.
+
+  UNPARSEABLE if Math-Verify reads nothing in the response.
+  """
   from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
 
   latex = LatexExtractionConfig()
-  found = parse(response, [ExprExtractionConfig(), latex], parsing_timeout=None)
-  if not found:
+  answer = parse(response, [ExprExtractionConfig(), latex], parsing_timeout=None)
+  if not answer:
     return UNPARSEABLE
-  for text in (label, *(extra or {}).get("also", {}).get(label, ())):
-    if verify(parse(f"\\boxed{{{text}}}", [latex], parsing_timeout=None), found, timeout_seconds=None):
+  alternatives = (extra or {}).get("also", {}).get(label, ())
+  for text in (label, *alternatives):
+    accepted = parse(f"\\boxed{{{text}}}", [latex], parsing_timeout=None)
+    if verify(accepted, answer, timeout_seconds=None):
       return RIGHT
   return WRONG

@@ -1,6 +1,8 @@
-"""Strict grading of mathematical answers: our own reader, and Math-Verify for integrals, sums, products and limits.
+"""Grades mathematical answers strictly: by this library's reader, and by Math-Verify for integrals, sums and the like.
 
-Math-Verify can hang or eat memory on short hostile text, so this runs only behind grading.service.
+Short hostile text can make Math-Verify hang or fill the memory, so `grade` and `readable` must run behind
+grading.service. In the functions below, `answer` and `label` are texts respelled by `spelling.respell`, except in those
+that other modules call.
 """
 
 from __future__ import annotations
@@ -20,264 +22,336 @@ from jaxrlvr.tasks.math.numeric import TooLarge
 from jaxrlvr.tasks.math.spelling import bare_words, respell
 from jaxrlvr.tasks.verdicts import MAX_ANSWER, RIGHT, UNPARSEABLE, WRONG, best, legible
 
-MAX_NESTING = 8  # brackets inside brackets: parsing time is exponential in them
-_LOOSE = 1e-3  # rounded numbers must agree to this share of their size
-_TIGHT = 1e-40  # exact numbers further apart than this are different, whatever their first 15 digits say
+MAX_NESTING = 8  # brackets inside brackets; the time to parse grows exponentially with them
+_LOOSE = 1e-3  # rounded numbers may differ by this share of their size
+_TIGHT = 1e-40  # exact numbers that differ by more are different, even if Math-Verify's 15 digits agree
 
-# What makes a short answer dear to evaluate; allowed only where the label holds the same kind.
-_DEAR = tuple(
-  re.compile(pattern)
-  for pattern in (
-    r"\\(?:sum|i*int|oint|prod|lim)",
-    r"\^\s*(?:\{[^{}]*|\([^()]*|[^\s{}()+\-*/=,;])\s*\^",  # a power in an exponent
-    r"\^[^+=,;]*\)\s*\}?\s*\^",  # a power of a power
-    r"\^[\s{(]*-?\s*\d[\d,\s]{4,}",
-    r"\)[\s}]*\^[\s{(]*\d{3,}",
-    r"(?:!|\^[^!]*|\d{4,})[\s)}\]]*!",
-    r"\\[dt]?binom[^!]*(?:\d{4,}|\^)",
-  )
+# What can make a short answer slow to evaluate; allowed only if the label has the same.
+_SLOW = (
+  re.compile(r"\\(?:sum|i*int|oint|prod|lim)"),
+  re.compile(r"\^\s*(?:\{[^{}]*|\([^()]*|[^\s{}()+\-*/=,;])\s*\^"),  # a power in an exponent
+  re.compile(r"\^[^+=,;]*\)\s*\}?\s*\^"),  # a power of a power
+  re.compile(r"\^[\s{(]*-?\s*\d[\d,\s]{4,}"),
+  re.compile(r"\)[\s}]*\^[\s{(]*\d{3,}"),
+  re.compile(r"(?:!|\^[^!]*|\d{4,})[\s)}\]]*!"),
+  re.compile(r"\\[dt]?binom[^!]*(?:\d{4,}|\^)"),
 )
 _WRAPPER = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mathit|operatorname)\b|[{}\s]")
 _RATIONAL = re.compile(
-  r"([+-]?)(?:([0-9]+)(?:/([0-9]+)|(\.[0-9]+))?|\\[dt]?frac(?: ?\{([+-]?[0-9]+)\} ?\{([0-9]+)\}| ?([0-9])([0-9])))"
+  r"(?P<sign>[+-]?)"
+  r"(?:(?P<whole>[0-9]+)(?:/(?P<divisor>[0-9]+)|(?P<decimals>\.[0-9]+))?"
+  r"|\\[dt]?frac(?: ?\{(?P<top>[+-]?[0-9]+)\} ?\{(?P<bottom>[0-9]+)\}| ?(?P<top_digit>[0-9])(?P<bottom_digit>[0-9])))"
 )
 _SPACING = re.compile(r"\\(?:left|right)(?![a-zA-Z])|\\[!,;: ](?!\d)|(?<!\d)\\[!,;: ]|(?<![\d,]) | (?!\d)")
 _TEXT = re.compile(r"\\text\{([^{}]*)\}")
-_BRACED = re.compile(r"([_^])\{([A-Za-z0-9])\}(?!\d)")
+_BRACED_CHARACTER = re.compile(r"([_^])\{([A-Za-z0-9])\}(?!\d)")
 _LETTER = re.compile(r"(?:\\text ?\{)?\(?[A-E]\)?\}?")
 _BAR = re.compile(r"\\(?:\||[lr]?[vV]ert(?![a-zA-Z]))")
 _COMMAND = re.compile(r"\\[a-zA-Z]+")
-_CHOICE = re.compile(r"(?:\\(?:text|textbf|mathrm)\s*\{)?\(?([A-E])\)\}?(?:\\?[\s~])+(\S.*)")
-# Of two numbers with one of these between them Math-Verify may read one; right only for a label that has it too, or,
-# of the words, that has several answers.
-_EMPTY = re.compile(r"^(?:an?|the) | solutions$| and\b")  # of words
-_BETWEEN = re.compile(r"(?<=.)(?:\\(?:equiv|[bp]?mod|neq?)(?![a-zA-Z])|[≠≡])")
-_HEDGE, _SEVERAL = re.compile(r"\b(?:or|not|maybe)\b"), re.compile(r"[,;]|\\pm|±|\b(?:or|and)\b")
+_CHOICE_WITH_VALUE = re.compile(r"(?:\\(?:text|textbf|mathrm)\s*\{)?\(?([A-E])\)\}?(?:\\?[\s~])+(\S.*)")
+_CAPITAL_WORD = re.compile("NO|[A-Z]{3,}")
+_FILLER_WORDS = re.compile(r"^(?:an?|the) | solutions$| and\b")
+
+# Signs and words between two numbers, of which Math-Verify may read only one. Allowed for a label with such a sign, and
+# for a label with several answers.
+_SIGN_BETWEEN = re.compile(r"(?<=.)(?:\\(?:equiv|[bp]?mod|neq?)(?![a-zA-Z])|[≠≡])")
+_WORD_BETWEEN = re.compile(r"\b(?:or|not|maybe)\b")
+_SEVERAL = re.compile(r"[,;]|\\pm|±|\b(?:or|and)\b")
 _EVALUATED = re.compile(r"\\(?:i*int|oint|sum|prod|lim)(?![a-zA-Z])")
-_SCRIPT = re.compile(r"_ ?\{[^{}]*\}")
+_SUBSCRIPT = re.compile(r"_ ?\{[^{}]*\}")
 _LETTERS = frozenset(string.ascii_letters + "'")
-# What Math-Verify skips: words, and dots.
-_WORDED = re.compile(r"\\text|\.\.|…|\\[lc]?dots|(?<![\\a-zA-Z])[a-zA-Z]{3,}")
+_SKIPPED_BY_MATH_VERIFY = re.compile(r"\\text|\.\.|…|\\[lc]?dots|(?<![\\a-zA-Z])[a-zA-Z]{3,}")  # words and dots
 _BASE = re.compile(r"\d\s*_\s*\{?\s*(\w+)")
+_WARMING_TEXTS = (r"\int_0^1 x\,dx", r"\sum_{k=1}^{n} k")
 
 
 def grade(answer: str | None, label: str, extra: Mapping | None) -> Verdict:
-  """Right iff the answer equals the label or one of the label's `extra["also"]`."""
+  """Returns RIGHT iff the answer equals the label, or one of `extra["also"][label]`.
+
+  UNPARSEABLE if the answer can't be read, or could take too long to evaluate.
+  """
   settled = quick(answer, label, extra)
   if settled is not None:
     return settled
-  return best(_by_text(*pair) or _by_value(*pair) for pair in _pairs(answer, label, extra))
+  verdicts = []
+  for answer_text, label_text in _pairs(answer, label, extra):
+    verdicts.append(_by_text(answer_text, label_text) or _by_value(answer_text, label_text))
+  return best(verdicts)
 
 
 def quick(answer: str | None, label: str, extra: Mapping | None) -> Verdict | None:
-  """What `grade` will say, where the texts decide it without the parser; else None. Cheap and safe on any text."""
-  return best(_by_text(*pair) for pair in _pairs(answer, label, extra))
+  """Returns the verdict of `grade` if the texts decide it without a parser, else None. Fast and safe on any text."""
+  return best(_by_text(answer_text, label_text) for answer_text, label_text in _pairs(answer, label, extra))
 
 
 def readable(answer: str | None, label: str, extra: Mapping | None) -> Verdict:
-  """Right iff the parser finds something in the label, so that it can be compared with another spelling."""
+  """Returns RIGHT iff the label can be read, so that it can be compared with other spellings; else UNPARSEABLE.
+
+  `answer` and `extra` are not read.
+  """
   settled = quickly_readable(answer, label, extra)
-  return settled or best(RIGHT if _is_readable(text) else UNPARSEABLE for text in _readings(label))
-
-
-def _is_readable(text: str) -> bool:
-  return _value(text) is not None or _found(text)
+  if settled is not None:
+    return settled
+  for text in _readings(label):
+    if _value(text) is not None or _math_verify_reads(text):
+      return RIGHT
+  return UNPARSEABLE
 
 
 def quickly_readable(answer: str | None, label: str, extra: Mapping | None) -> Verdict | None:
-  """What `readable` will say of a number, a word, or a text that the guards refuse; else None."""
-  if not label.strip() or len(label) > MAX_ANSWER or _unreadable(label):
+  """Returns the verdict of `readable` on a number, a word, or a text that the limits refuse; else None."""
+  if not label.strip() or len(label) > MAX_ANSWER or _is_refused(label):
     return UNPARSEABLE
-  texts = _readings(label)
-  return RIGHT if any(_rational(text) or _WRAPPER.sub("", text).isalpha() for text in texts) else None
+  for text in _readings(label):
+    if _rational(text) is not None or _WRAPPER.sub("", text).isalpha():
+      return RIGHT
+  return None
 
 
 def warm() -> None:
-  """Imports Math-Verify and fills some of its grammar caches, so that forked children inherit both."""
-  for text in _WARM:
+  """Imports Math-Verify and fills some caches of its grammar, so that forked children inherit both."""
+  for text in _WARMING_TEXTS:
     _parse(text)
   _parse.cache_clear()
 
 
-_WARM = (r"\int_0^1 x\,dx", r"\sum_{k=1}^{n} k")
-
-
 def _pairs(answer: str | None, label: str, extra: Mapping | None) -> list[tuple[str, str]]:
-  """Every reading of the answer with every reading of an accepted label; none without an answer of fair size."""
+  """Returns the readings of the answer and of the accepted labels that are to be compared, as (answer, label).
+
+  Returns none if there is no answer or it is too long; labels that are too long are left out.
+  """
   answer = legible(answer)
   if answer is None:
     return []
-  labels = (label, *(extra or {}).get("also", {}).get(label, ()))
-  short = (text for text in labels if len(text) <= MAX_ANSWER)
-  return [pair for text in short for pair in _paired(_readings(answer), _readings(text))]
+  alternatives = (extra or {}).get("also", {}).get(label, ())
+  pairs = []
+  for text in (label, *alternatives):
+    if len(text) <= MAX_ANSWER:
+      pairs += _compared(_readings(answer), _readings(text))
+  return pairs
 
 
-def _paired(ours: tuple[str, ...], wanted: tuple[str, ...]) -> list[tuple[str, str]]:
-  """Which readings to compare. Of two choices with their values both must agree: the letters do as they stand."""
-  if len(ours) > 1 and len(wanted) > 1:
-    return [(ours[2], wanted[2])] if ours[1] == wanted[1] else [(ours[1], wanted[1])]
-  return [(a, b) for b in wanted for a in ours]
+def _compared(answer_readings: tuple[str, ...], label_readings: tuple[str, ...]) -> list[tuple[str, str]]:
+  """Returns which readings to compare: each with each, but of two choices with values the values.
+
+  If the letters of the two choices differ, these are compared, so that the verdict is WRONG.
+  """
+  if len(answer_readings) > 1 and len(label_readings) > 1:
+    _, answer_letter, answer_value = answer_readings
+    _, label_letter, label_value = label_readings
+    if answer_letter == label_letter:
+      return [(answer_value, label_value)]
+    return [(answer_letter, label_letter)]
+  return [(answer, label) for label in label_readings for answer in answer_readings]
 
 
 def _readings(text: str) -> tuple[str, ...]:
-  """The text respelled for the parser; of a choice with its value, as `(C) 3`, also each of the two alone."""
-  choice = _CHOICE.fullmatch(text.strip())
-  choice = choice if choice and letter(text) == choice[1] else None
-  text = respell(text)
-  return (text, choice[1], respell(choice[2])) if choice else (text,)
+  """Returns the respelled text; of a choice with its value, as `(C) 3`, also the letter and the respelled value."""
+  choice = _CHOICE_WITH_VALUE.fullmatch(text.strip())
+  respelled = respell(text)
+  if choice is None or letter(text) != choice[1]:
+    return (respelled,)
+  return (respelled, choice[1], respell(choice[2]))
 
 
 def _by_text(answer: str, label: str) -> Verdict | None:
-  """Whether the two are equal, where that needs no parser; else None."""
+  """Compares two texts without a parser. Returns None if that does not decide."""
   if answer == label:
     return RIGHT
-  if _unreadable(answer):
+  if _is_refused(answer):
     return UNPARSEABLE
-  if _spelled(answer) == _spelled(label) or _spelled(_TEXT.sub(r"\1", answer)) == _spelled(_TEXT.sub(r"\1", label)):
+  if _plain_spelling(answer) == _plain_spelling(label):
     return RIGHT
-  ours, wanted = _rational(answer), _rational(label)
-  if ours and wanted and (ours.value == wanted.value or ours.exact and wanted.exact):
-    return RIGHT if ours.value == wanted.value else WRONG
+  if _plain_spelling(_TEXT.sub(r"\1", answer)) == _plain_spelling(_TEXT.sub(r"\1", label)):
+    return RIGHT
+  answer_number, label_number = _rational(answer), _rational(label)
+  if answer_number is not None and label_number is not None:
+    if answer_number.value == label_number.value:
+      return RIGHT
+    if answer_number.is_exact and label_number.is_exact:
+      return WRONG
   if _LETTER.fullmatch(label) and letter(answer) == letter(label):
     return RIGHT
   return None
 
 
 def _by_value(answer: str, label: str) -> Verdict:
-  """Compares what two texts stand for; of what our own reader does not know Math-Verify may judge one kind."""
-  ours, wanted = _value(answer), _value(label)
-  if _same_words(answer, label, ours, wanted):
+  """Compares the values of two texts, if need be and if it is safe by Math-Verify."""
+  answer_value, label_value = _value(answer), _value(label)
+  if _same_words(answer, label, answer_value, label_value):
     return RIGHT
-  if ours is not None and wanted is not None:
+  if answer_value is not None and label_value is not None:
     try:
-      return RIGHT if answers.is_right(ours, wanted) else WRONG
+      return RIGHT if answers.is_right(answer_value, label_value) else WRONG
     except (TooLarge, Unknown, RecursionError):
       return WRONG
-  if _too_dear(answer, label):
+  if _is_slow(answer, label):
     return UNPARSEABLE
-  if wanted is not None or not _for_math_verify(answer, label):
-    return WRONG if _found(answer) else UNPARSEABLE
-  return _math_verify(answer, label)
+  if label_value is not None or not _is_for_math_verify(answer, label):
+    return WRONG if _math_verify_reads(answer) else UNPARSEABLE
+  return _by_math_verify(answer, label)
 
 
-def _same_words(answer: str, label: str, ours: object | None, wanted: object | None) -> bool:
-  """Returns whether both say the same in words; all in capitals, as YES, is a word too where the label is one."""
-  shouted = isinstance(wanted, answers.Words) and re.fullmatch("NO|[A-Z]{3,}", answer) and not label.isupper()
-  said, meant = (_EMPTY.sub("", bare_words(text)) for text in (answer, label))
-  unread = ours is None or wanted is None or all(isinstance(value, answers.Words) for value in (ours, wanted))
-  return (unread or bool(shouted)) and said == meant != ""
+def _same_words(answer: str, label: str, answer_value: object | None, label_value: object | None) -> bool:
+  """Returns whether both say the same in words, apart from filler words.
+
+  It does not count if both are values other than words. An answer in capitals, as YES, is a word if the label is one.
+  """
+  values = (answer_value, label_value)
+  is_open = None in values or all(isinstance(value, answers.Words) for value in values)
+  if not is_open:
+    is_capital_word = _CAPITAL_WORD.fullmatch(answer) is not None
+    if not isinstance(label_value, answers.Words) or not is_capital_word or label.isupper():
+      return False
+  answer_words = _FILLER_WORDS.sub("", bare_words(answer))
+  label_words = _FILLER_WORDS.sub("", bare_words(label))
+  return answer_words == label_words != ""
 
 
 @functools.lru_cache(64)
 def _value(text: str) -> object | None:
-  """Returns what our own reader makes of a text; None for what it does not know."""
+  """Returns the value that this library's reader finds in a text; None if it does not know it."""
   try:
     return answers.read(text)
-  except (Unknown, TooLarge, RecursionError):  # a product of some 300 factors is that deep
+  except (Unknown, TooLarge, RecursionError):  # RecursionError: for one, a product of some 300 factors
     return None
 
 
-def _spelled(text: str) -> str:
-  """The text without what only changes its looks; a space that may part two numbers stays."""
+def _plain_spelling(text: str) -> str:
+  """Returns the text without what only changes its looks; a space that may separate two numbers stays."""
   text = _SPACING.sub("", text).replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
-  return _BRACED.sub(r"\1\2", text)
+  return _BRACED_CHARACTER.sub(r"\1\2", text)
 
 
 class _Rational(NamedTuple):
   value: Fraction
-  exact: bool  # a decimal is not: it may be rounded
+  is_exact: bool  # False for a decimal, which may be rounded
 
 
 def _rational(text: str) -> _Rational | None:
-  """An integer, a fraction of two or a decimal; None for all else."""
+  """Returns the number that a text is: an integer, a fraction of two integers or a decimal; None for all else."""
   match = _RATIONAL.fullmatch(text)
-  if not match:
+  if match is None:
     return None
-  sign, whole, below, decimals, *fraction = match.groups()
-  top, bottom = fraction[:2] if fraction[0] else fraction[2:] if fraction[2] else (whole + (decimals or ""), below or 1)
+  if match["top"]:
+    top, bottom = match["top"], match["bottom"]
+  elif match["top_digit"]:
+    top, bottom = match["top_digit"], match["bottom_digit"]
+  else:
+    top, bottom = match["whole"] + (match["decimals"] or ""), match["divisor"] or "1"
   if int(bottom) == 0:
     return None
   value = Fraction(top) / int(bottom)
-  return _Rational(-value if sign == "-" else value, decimals is None)
+  if match["sign"] == "-":
+    value = -value
+  return _Rational(value, is_exact=match["decimals"] is None)
 
 
-def _unreadable(text: str) -> bool:
+def _is_refused(text: str) -> bool:
+  """Returns whether a text has unprintable characters or is nested too deeply to be parsed."""
   return not text.isprintable() or _nesting(text) > MAX_NESTING
 
 
-def _too_dear(answer: str, label: str) -> bool:
-  return any(pattern.search(answer) and not pattern.search(label) for pattern in _DEAR)
+def _is_slow(answer: str, label: str) -> bool:
+  """Returns whether the answer has something that can take long to evaluate and that the label does not have."""
+  return any(pattern.search(answer) and not pattern.search(label) for pattern in _SLOW)
 
 
-def _for_math_verify(answer: str, label: str) -> bool:
-  """Whether the label is of the one kind that Math-Verify may judge, and the answer none that it takes for another.
+def _is_for_math_verify(answer: str, label: str) -> bool:
+  """Returns whether Math-Verify may compare the two.
 
-  It reads what it knows and skips the rest: so both must hold the same letters and digits, and no words or dots.
+  The label must have an integral, sum, product or limit. As Math-Verify skips what it does not know, both must have the
+  same letters, equally often, and the same digits, and neither may have words or dots.
   """
-  said = [_COMMAND.sub("", text) for text in (answer, label)]
-  letters, digits = ([sorted(s for s in text if s in signs) for text in said] for signs in (_LETTERS, string.digits))
-  alike = letters[0] == letters[1] and set(digits[0]) == set(digits[1])
-  evaluated = alike and _EVALUATED.search(label) and "=" not in _SCRIPT.sub("", label)
-  return bool(evaluated) and not _misread(answer, label) and not any(map(_WORDED.search, (answer, label)))
+  if not _EVALUATED.search(label) or "=" in _SUBSCRIPT.sub("", label):
+    return False
+  answer_signs, label_signs = _COMMAND.sub("", answer), _COMMAND.sub("", label)
+  if _letters(answer_signs) != _letters(label_signs) or _digits(answer_signs) != _digits(label_signs):
+    return False
+  if _is_misread(answer, label):
+    return False
+  return not _SKIPPED_BY_MATH_VERIFY.search(answer) and not _SKIPPED_BY_MATH_VERIFY.search(label)
 
 
-def _misread(answer: str, label: str) -> bool:
-  """Whether the answer is of a kind that Math-Verify is known to take for what it is not."""
+def _letters(text: str) -> list[str]:
+  """Returns the letters and primes of a text, sorted."""
+  return sorted(sign for sign in text if sign in _LETTERS)
+
+
+def _digits(text: str) -> set[str]:
+  """Returns the digits of a text."""
+  return {sign for sign in text if sign in string.digits}
+
+
+def _is_misread(answer: str, label: str) -> bool:
+  """Returns whether the answer has a form that Math-Verify is known to misread."""
   left, equals, _ = answer.partition("=")
-  if equals and "=" not in label and not any(map(str.isalpha, _COMMAND.sub("", left))):
-    return True  # 1=7 is read as 7
-  if _BETWEEN.search(answer) and not _BETWEEN.search(label) or _HEDGE.search(answer) and not _SEVERAL.search(label):
+  if equals and "=" not in label and not any(sign.isalpha() for sign in _COMMAND.sub("", left)):
+    return True  # it reads 1=7 as 7
+  if _SIGN_BETWEEN.search(answer) and not _SIGN_BETWEEN.search(label):
     return True
-  if any(a.startswith("(") and b.startswith("\\{") for a, b in ((answer, label), (label, answer))):
-    return True  # a tuple is no set
+  if _WORD_BETWEEN.search(answer) and not _SEVERAL.search(label):
+    return True
+  for first, second in ((answer, label), (label, answer)):
+    if first.startswith("(") and second.startswith("\\{"):
+      return True  # it takes a tuple for a set
   bases = _BASE.findall(answer)
-  return bool(bases) and bases != _BASE.findall(label)  # 10_2 is read as 10
+  return bool(bases) and bases != _BASE.findall(label)  # it reads 10_2 as 10
 
 
 def _nesting(text: str) -> int:
   """Returns how deep brackets and bars are nested; a bar behind an operator, a bracket or another bar opens."""
-  depth = deepest = bars = 0
-  before = "("
+  depth = deepest = open_bars = 0
+  previous = "("
   for sign in _BAR.sub("|", text):
-    depth += (sign in "([{") - (sign in ")]}")
-    if sign == "|":
-      bars = bars + 1 if before in "([{|+-*/^=,<>" else 0
-    deepest = max(deepest, depth + bars)
-    before = before if sign == " " else sign
+    if sign in "([{":
+      depth += 1
+    elif sign in ")]}":
+      depth -= 1
+    elif sign == "|":
+      opens = previous in "([{|+-*/^=,<>"
+      open_bars = open_bars + 1 if opens else 0
+    deepest = max(deepest, depth + open_bars)
+    if sign != " ":
+      previous = sign
   return deepest
 
 
-def _math_verify(answer: str, label: str) -> Verdict:
+def _by_math_verify(answer: str, label: str) -> Verdict:
+  """Compares what Math-Verify reads in the two texts."""
   from math_verify import verify
 
-  wanted, found = _parse(label), _parse(answer)
-  if verify(wanted, found, timeout_seconds=None, allow_set_relation_comp=True):
-    return WRONG if _only_close(wanted[0], found[0]) else RIGHT
-  return WRONG if _found(answer) else UNPARSEABLE
+  label_reading, answer_reading = _parse(label), _parse(answer)
+  if verify(label_reading, answer_reading, timeout_seconds=None, allow_set_relation_comp=True):
+    return WRONG if _is_only_close(label_reading[0], answer_reading[0]) else RIGHT
+  return WRONG if _math_verify_reads(answer) else UNPARSEABLE
 
 
 @functools.lru_cache(8)
 def _parse(text: str) -> list:
-  """What Math-Verify reads: SymPy objects, then the text itself."""
+  """Returns what Math-Verify reads in a text: SymPy objects, then the text itself."""
   from math_verify import LatexExtractionConfig, parse
 
   return parse(f"\\boxed{{{text}}}", [LatexExtractionConfig()], parsing_timeout=None)
 
 
-def _found(text: str) -> bool:
+def _math_verify_reads(text: str) -> bool:
+  """Returns whether Math-Verify reads anything in a text."""
   return any(not isinstance(item, str) for item in _parse(text))
 
 
-def _only_close(a: object, b: object) -> bool:
-  """Whether two numbers that Math-Verify takes for equal differ beyond its 15 digits or six decimals."""
+def _is_only_close(a: object, b: object) -> bool:
+  """Returns whether two numbers that Math-Verify takes for equal differ beyond its 15 digits or six decimals."""
   from sympy import Expr, Float, UnevaluatedExpr
 
   if not (isinstance(a, Expr) and isinstance(b, Expr)) or a.free_symbols or b.free_symbols:
     return False
-  if a.has(UnevaluatedExpr) or b.has(UnevaluatedExpr):  # percents are loose
+  if a.has(UnevaluatedExpr) or b.has(UnevaluatedExpr):  # percents, of which one may lack the sign
     return False
-  gap, size = (abs(x.doit().evalf(50)) for x in (a - b, a))
-  if not (gap.is_comparable and size.is_comparable):
+  difference = abs((a - b).doit().evalf(50))
+  size = abs(a.doit().evalf(50))
+  if not (difference.is_comparable and size.is_comparable):
     return False
-  rounded = a.has(Float) or b.has(Float)  # it compares six decimals, which is nothing to go by for 6.6e-34
-  return bool(gap > (_TIGHT if not rounded else size * _LOOSE))
+  if a.has(Float) or b.has(Float):
+    return bool(difference > size * _LOOSE)  # six decimals say nothing of 6.6e-34
+  return bool(difference > _TIGHT)
