@@ -1,18 +1,24 @@
-"""Units behind numbers: `m/s`, `meters per second` and `m s^{-1}` are one unit, `cm` and `m` are two."""
+"""Reads units behind numbers: `m/s`, `meters per second` and `m s^{-1}` are one unit, `cm` and `m` are two."""
 
 from __future__ import annotations
 
 import re
 
-Unit = tuple[tuple[str, int], ...]  # names and their powers, in order
+Unit = tuple[tuple[str, int], ...]  # names and their powers, sorted; () is no unit
 
 MULTIPLIERS = {
-  "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12,
-}  # fmt: skip
+  "hundred": 100,
+  "thousand": 10**3,
+  "million": 10**6,
+  "billion": 10**9,
+  "trillion": 10**12,
+  "dozen": 12,
+}
 CURRENCIES = {r"\$": "dollar", "$": "dollar", "€": "euro", "£": "pound", "¥": "yen", "₹": "rupee", r"\pounds": "pound"}
-PRODUCTS = frozenset("Nm Js Vs Ah Wh Ws Tm Ns As".split())  # of two of these
-LETTERS = frozenset("msgNJWVACKLhFTCHl")  # that are units on their own behind a number
+PRODUCTS = frozenset("Nm Js Vs Ah Wh Ws Tm Ns As".split())  # of two units, written without a sign
+LETTERS = frozenset("msgNJWVACKLhFTCHl")  # that are a unit when they stand alone behind a number
 
+# A line a unit: its name, then other spellings.
 _SPELLED = """
 m: meter meters metre metres mtr
 cm: centimeter centimeters centimetre centimetres cms
@@ -68,23 +74,33 @@ angstrom: angstroms
 eV: eV electronvolt electronvolts
 unit: units
 """
-_NAMES = {}
-for _line in _SPELLED.split("\n"):
-  _name, _, _others = _line.partition(":")
-  for _other in (_name, *_others.split()):
-    _NAMES[_other] = _name
-_NAMES |= {
-  prefix + other: letters + short
-  for prefix, letters in zip("nano micro pico milli kilo mega giga".split(), "nupmkMG", strict=True)
-  for other, short in _NAMES.items()
-  if short in ("m", "s", "g", "N", "J", "W", "V", "A", "C", "Hz", "Pa", "F", "T", "eV") and len(other) > 3
-}  # fmt: skip
-# Short forms that mean something else in capitals are looked up as they stand; all else is a word.
+_PREFIXES = {"nano": "n", "micro": "u", "pico": "p", "milli": "m", "kilo": "k", "mega": "M", "giga": "G"}
+_PREFIXED = frozenset(("m", "s", "g", "N", "J", "W", "V", "A", "C", "Hz", "Pa", "F", "T", "eV"))
+
+
+def _names() -> dict[str, str]:
+  """Returns the name of each unit by its spellings, with prefixes before the spellings that are words."""
+  names = {}
+  for line in _SPELLED.split("\n"):
+    name, _, others = line.partition(":")
+    for spelling in (name, *others.split()):
+      names[spelling] = name
+  prefixed = {}
+  for prefix, letter in _PREFIXES.items():
+    for spelling, name in names.items():
+      if name in _PREFIXED and len(spelling) > 3:
+        prefixed[prefix + spelling] = letter + name
+  return names | prefixed
+
+
+_NAMES = _names()
+# Units. Short forms are looked up as they stand, as many mean something else in capitals.
 KNOWN = frozenset(_NAMES) | frozenset(
   "nm um ns us kN mN MJ mJ kV mV mA kHz MHz GHz MPa GPa atm bar torr keV MeV GeV kcal cal mmol amu Wb sr lm lx dB AU ly"
   " pc rpm kWh cc sq pts pt AM PM am pm".split()
 )
-_HEDGES = frozenset(
+# Words that make a text no unit: they could change what the number says.
+_NO_UNITS = frozenset(
   "or and not maybe perhaps is are was than less most least but if when wrong right i e ie eg either neither"
   " one two three four five six seven eight nine"
   " ten no none to about approximately nor each plus minus times point via infinity undefined isn aren won can cannot"
@@ -92,65 +108,85 @@ _HEDGES = frozenset(
   " incorrect false untrue invalid unsure unknown guess probably possibly likely unlikely impossible almost nearly"
   " around above below over under between both too remainder except without negative positive wait hmm".split()
 )
-_EACH = re.compile(r"[A-Za-z]+(?:\.(?=$|\s))?|\^ ?\{? ?-? ?\d+ ?\}?|[/·*]|\\cdot|\\times|\\mu|\\Omega|\\circ|[²³]|(\S)")
-_MAX_WORDS = 5
+_SQUARE_BEFORE = frozenset(("square", "sq", "sq."))
+_CUBIC_BEFORE = frozenset(("cubic", "cu", "cu."))
+_POWERS_BEHIND = {"²": 2, "³": 3, "squared": 2, "cubed": 3}
+# A word, a power, a sign, or in group 1 any other character.
+_PIECE = re.compile(
+  r"[A-Za-z]+(?:\.(?=$|\s))?|\^ ?\{? ?-? ?\d+ ?\}?|[/·*]|\\cdot|\\times|\\mu|\\Omega|\\circ|[²³]|(\S)"
+)
+_MAX_NAMES = 5  # in a unit
 
 
 def read(text: str) -> Unit | None:
-  """Returns the unit that a text names, () for one that says nothing; None where the text is no unit."""
-  text = re.sub(r"\\frac ?\{([^{}]*(?:\{[^{}]*\})?[^{}]*)\} ?\{", r"\1 / {", text)
-  text = re.sub(r"\\frac ?\{([^{}]*(?:\{[^{}]*\})?[^{}]*)\} ?\{", r"\1 / {", text)
-  text = re.sub(r"Å|\\AA(?![a-zA-Z])", " angstrom ", text)
-  text = re.sub(r"\\text(?![a-zA-Z])|\\[,;:! ]|~|\\frac|[()]", " ", text)
-  text = re.sub(r"\^ ?\{? ?\\circ ?\}?", " degree ", text.replace("°", " degree "))
-  text = re.sub(r"[{}](?![^{}]*\d ?\})|(?<!\d)\}|\\\\", " ", text) if "^" not in text else text
+  """Returns the unit that a text names; () if it names none, None if it is no unit."""
   powers: dict[str, int] = {}
-  last, sign, factor, count = None, 1, 1, 0
-  for match in _EACH.finditer(text):
-    piece = match[0]
-    if match[1]:
-      if piece in "{}.,":
-        continue
-      return None
-    if piece in "/" or piece == "per":
+  names = 0
+  last = None  # the name that a power behind it would belong to
+  sign = 1  # of powers; -1 behind a slash
+  power = 1  # of the next name
+  for match in _PIECE.finditer(_without_markup(text)):
+    piece, other_character = match[0], match[1]
+    if other_character:
+      if piece not in "{}.,":
+        return None
+    elif piece in ("/", "per"):
       sign, last = -1, None
     elif piece in ("·", "*", r"\cdot", r"\times"):
       last = None
-    elif piece[0] == "^" or piece in "²³":
+    elif piece[0] == "^" or piece in _POWERS_BEHIND:
       if last is None:
         return None
-      power = {"²": 2, "³": 3}.get(piece) or int(re.sub(r"[^\d-]", "", piece))
-      powers[last] += sign * (power - 1)
-    elif piece in ("square", "sq", "sq.", "squared", "cubic", "cu", "cu.", "cubed"):
-      power = 3 if piece.startswith("cu") else 2
-      if piece.endswith("ed"):
-        if last is None:
-          return None
-        powers[last] += sign * (power - 1)
-      else:
-        factor = power
+      powers[last] += sign * (_power_behind(piece) - 1)
+    elif piece in _SQUARE_BEFORE:
+      power = 2
+    elif piece in _CUBIC_BEFORE:
+      power = 3
     else:
       name = piece.strip("\\.")
-      if name.casefold() in _HEDGES or count >= _MAX_WORDS:
+      if name.casefold() in _NO_UNITS or names >= _MAX_NAMES:
         return None
       last = canonical(name)
-      powers[last] = powers.get(last, 0) + sign * factor
-      factor, count = 1, count + 1
-  return _merged(powers)
+      powers[last] = powers.get(last, 0) + sign * power
+      power = 1
+      names += 1
+  return _unit(powers)
+
+
+def _without_markup(text: str) -> str:
+  """Returns the text of a unit without LaTeX that only sets it, with fractions as quotients."""
+  for _ in range(2):  # fractions inside fractions
+    text = re.sub(r"\\frac ?\{([^{}]*(?:\{[^{}]*\})?[^{}]*)\} ?\{", r"\1 / {", text)
+  text = re.sub(r"Å|\\AA(?![a-zA-Z])", " angstrom ", text)
+  text = re.sub(r"\\text(?![a-zA-Z])|\\[,;:! ]|~|\\frac|[()]", " ", text)
+  text = text.replace("°", " degree ")
+  text = re.sub(r"\^ ?\{? ?\\circ ?\}?", " degree ", text)
+  if "^" not in text:
+    text = re.sub(r"[{}](?![^{}]*\d ?\})|(?<!\d)\}|\\\\", " ", text)
+  return text
+
+
+def _power_behind(piece: str) -> int:
+  """Returns the power of `²`, `squared`, `^2` or `^{-1}`."""
+  if piece in _POWERS_BEHIND:
+    return _POWERS_BEHIND[piece]
+  return int(re.sub(r"[^\d-]", "", piece))
 
 
 def canonical(name: str) -> str:
-  """Returns one name for all spellings of a unit, and the singular of a word."""
+  """Returns the one name for all spellings of a unit; of another word its singular in lower case."""
   for spelling in (name, name.casefold()):
     if spelling in _NAMES:
       return _NAMES[spelling]
   if name in KNOWN:
     return name
   word = name.casefold()
-  return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word
+  is_plural = len(word) > 3 and word.endswith("s") and not word.endswith("ss")
+  return word[:-1] if is_plural else word
 
 
-def _merged(powers: dict[str, int]) -> Unit:
+def _unit(powers: dict[str, int]) -> Unit:
+  """Returns the unit of names with these powers; degrees with a letter are degrees Celsius or Fahrenheit."""
   if powers.get("degree") == 1 and len(powers) == 2:
     for letter in ("C", "F", "degC", "degF"):
       if letter in powers:
@@ -159,20 +195,21 @@ def _merged(powers: dict[str, int]) -> Unit:
 
 
 def same_unit(a: Unit, b: Unit) -> bool:
-  """Returns whether two units are one; where both are plain words, one may say more, as `red marbles`."""
+  """Returns whether two units are the same; of two that are plain words one may have more, as `red marbles`."""
   if a == b:
     return True
   names_a, names_b = {name for name, _ in a}, {name for name, _ in b}
-  plain = not any(name in KNOWN for name in names_a | names_b) and all(power == 1 for _, power in (*a, *b))
-  return plain and (names_a <= names_b or names_b <= names_a)
+  all_plain = all(name not in KNOWN and power == 1 for name, power in (*a, *b))
+  return all_plain and (names_a <= names_b or names_b <= names_a)
 
 
 def multiplier(unit: Unit) -> tuple[int, Unit]:
-  """Returns what `million` and its like in a unit multiply the number by, and the rest of the unit."""
-  factor, rest = 1, []
+  """Returns the number that words such as `million` in a unit multiply by, and the unit without these words."""
+  factor = 1
+  others = []
   for name, power in unit:
     if name in MULTIPLIERS and power == 1:
       factor *= MULTIPLIERS[name]
     else:
-      rest.append((name, power))
-  return factor, tuple(rest)
+      others.append((name, power))
+  return factor, tuple(others)
