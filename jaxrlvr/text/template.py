@@ -50,7 +50,7 @@ class Template:
   def render(self, messages: Sequence[Mapping[str, str]], answer: bool = True, **more) -> str:
     """Returns the text of the messages; with `answer`, also what begins the assistant's answer.
 
-    `more`: further variables by name. Raises InputError if the template fails or writes over CHARACTERS characters.
+    `more`: further variables by name. Raises InputError if the template fails or writes too many characters.
     """
     parts = []
     characters = 0
