@@ -11,7 +11,17 @@ from jaxrlvr.sampling.types import Batch, Rollout, Sampling
 from jaxrlvr.sampling.weights import lay_out_weights
 
 
-def sample(weights, prompt_PS, prompt_length_P, keys_B, stops, spec: Spec, s: Sampling, *, shards: int = 1) -> Rollout:
+def sample(
+  weights: dict,
+  prompt_PS: jax.Array,
+  prompt_length_P: jax.Array,
+  keys_B: jax.Array,
+  stops: jax.Array,
+  spec: Spec,
+  s: Sampling,
+  *,
+  shards: int = 1,
+) -> Rollout:
   """Returns G responses to each prompt, a pure function of weights, prompt and row key.
 
   weights: masters, or as `lay_out_weights` makes them, which saves that work; prompt_PS: left-padded token ids;

@@ -26,7 +26,7 @@ class Slots:
   v_NKSh: jax.Array | Int8
 
 
-Block = tuple[Slots, ...]  # one piece of the cache of responses, an entry a layer
+CacheBlock = tuple[Slots, ...]  # one piece of the cache of responses, an entry a layer
 
 
 class Prompt(NamedTuple):
@@ -36,7 +36,9 @@ class Prompt(NamedTuple):
   mask_PS: jax.Array  # False: padding
 
 
-def read_prompts(weights, prompt_PS, prompt_length_P, spec: Spec, s: Sampling) -> tuple[jax.Array, Prompt]:
+def read_prompts(
+  weights: dict, prompt_PS: jax.Array, prompt_length_P: jax.Array, spec: Spec, s: Sampling
+) -> tuple[jax.Array, Prompt]:
   """Returns the final hidden state of each prompt's last token [P,D], and what later tokens attend to."""
   slots_S = jnp.arange(prompt_PS.shape[1])
   pad_P1 = prompt_PS.shape[1] - prompt_length_P[:, None]
@@ -51,7 +53,7 @@ def read_prompts(weights, prompt_PS, prompt_length_P, spec: Spec, s: Sampling) -
   return hidden_PSD[:, -1], Prompt(layers, mask_PS)
 
 
-def new_block(prompt: Prompt, rows: int, slots: int) -> Block:
+def new_block(prompt: Prompt, rows: int, slots: int) -> CacheBlock:
   """Returns zeros for the keys and values of the next `slots` tokens of each of `rows` rows."""
 
   def zeros(x, slot_axis):
@@ -66,7 +68,7 @@ def new_block(prompt: Prompt, rows: int, slots: int) -> Block:
   return tuple(block)
 
 
-def decode_attend(prompt: Prompt, blocks: tuple[Block, ...], slot, s: Sampling) -> fwd.Attend:
+def decode_attend(prompt: Prompt, blocks: tuple[CacheBlock, ...], slot: jax.Array, s: Sampling) -> fwd.Attend:
   """Returns attention of one new token to its problem's prompt, shared by the group, and to its own response so far.
 
   `blocks` are the full ones; the cache of a layer is (its number, its entry of the block in work), whose slot `slot`

@@ -16,7 +16,7 @@ from jaxrlvr.model import forward as fwd
 from jaxrlvr.model.int8 import dequantise
 from jaxrlvr.model.spec import Spec
 from jaxrlvr.sampling import cache as caches
-from jaxrlvr.sampling.cache import Block, Prompt
+from jaxrlvr.sampling.cache import CacheBlock, Prompt
 from jaxrlvr.sampling.drawing import draw_known
 from jaxrlvr.sampling.types import STOP_EOS, STOP_LENGTH, STOP_STRING, Batch, Rollout, Sampling
 
@@ -44,7 +44,7 @@ class Finished(NamedTuple):
 class Decoded(NamedTuple):
   """Where decoding stopped."""
 
-  live: Block  # the block in work
+  live: CacheBlock  # the block in work
   state: State
   t: jax.Array  # tokens of each live response, less one
   alive: jax.Array  # live rows of the shard that has most
@@ -55,14 +55,22 @@ class Halved(NamedTuple):
 
   prompt: Prompt
   state: State
-  blocks: tuple[Block, ...]
-  live: Block
+  blocks: tuple[CacheBlock, ...]
+  live: CacheBlock
   finished: Finished
 
 
 @functools.partial(jax.jit, static_argnames=("spec", "s", "shards"))
 def prefill(
-  weights, prompt_PS, prompt_length_P, keys_B, stops, spec: Spec, s: Sampling, *, shards: int = 1
+  weights: dict,
+  prompt_PS: jax.Array,
+  prompt_length_P: jax.Array,
+  keys_B: jax.Array,
+  stops: jax.Array,
+  spec: Spec,
+  s: Sampling,
+  *,
+  shards: int = 1,
 ) -> tuple[Prompt, State]:
   """Returns the prompts' cache, and the state after the first token of each response; arguments as of `sample`."""
   hidden_PD, prompt = caches.read_prompts(weights, prompt_PS, prompt_length_P, spec, s)
@@ -72,14 +80,25 @@ def prefill(
 
 
 @functools.partial(jax.jit, static_argnames="s")
-def empty_block(prompt: Prompt, state: State, s: Sampling) -> Block:
+def empty_block(prompt: Prompt, state: State, s: Sampling) -> CacheBlock:
   """Returns room for the keys and values of the next `s.slots` tokens of each row."""
   return caches.new_block(prompt, len(state.done_R), s.slots)
 
 
 @functools.partial(jax.jit, static_argnames=("spec", "s", "enough", "shards"), donate_argnames="live")
 def decode(
-  weights, prompt: Prompt, blocks, live, state: State, t, stops, spec, s: Sampling, *, enough, shards=1
+  weights: dict,
+  prompt: Prompt,
+  blocks: tuple[CacheBlock, ...],
+  live: CacheBlock,
+  state: State,
+  t: jax.Array,
+  stops: jax.Array,
+  spec: Spec,
+  s: Sampling,
+  *,
+  enough: int,
+  shards: int = 1,
 ) -> Decoded:
   """Decodes until the block is full, `s.max_tokens` is reached, or at most `enough` rows a shard are unfinished.
 
@@ -106,7 +125,9 @@ def decode(
 
 
 @functools.partial(jax.jit, static_argnames=("fan", "shards"))
-def halve(prompt: Prompt, blocks, live, state: State, *, fan: int, shards: int = 1) -> Halved:
+def halve(
+  prompt: Prompt, blocks: tuple[CacheBlock, ...], live: CacheBlock, state: State, *, fan: int, shards: int = 1
+) -> Halved:
   """Cuts the batch to the half of the rows that holds all unfinished ones; `fan` rows share a prompt so far.
 
   From here on each row holds its own copy of its prompt's keys and values: half of what no sharing would take.
@@ -193,8 +214,8 @@ class DecodeLoop:
     return 0 if halvings == self._s.shrink or here % 2 or here < 4 else here // 2
 
   def _decode(self, weights, prompt, blocks, live, state, t, stops, enough: int) -> Decoded:
-    fixed = dict(spec=self._spec, s=self._s, shards=self._shards)
-    return decode(weights, prompt, blocks, live, state, t, stops, enough=enough, **fixed)
+    arrays = (weights, prompt, blocks, live, state, t, stops)
+    return decode(*arrays, self._spec, self._s, enough=enough, shards=self._shards)
 
   def _halve(self, prompt, blocks, live, state, halvings: int) -> Halved:
     fan = 1 if halvings else self._s.group
@@ -205,7 +226,14 @@ class DecodeLoop:
 
 
 @functools.cache
-def decode_loop(spec: Spec, s: Sampling, shards: int, prompt_shape, stops_shape, mesh) -> DecodeLoop:
+def decode_loop(
+  spec: Spec,
+  s: Sampling,
+  shards: int,
+  prompt_shape: tuple[int, int],
+  stops_shape: tuple[int, int],
+  mesh: jax.sharding.AbstractMesh,
+) -> DecodeLoop:
   """Returns the loop of this process for batches of these shapes on this mesh, so that each is compiled once."""
   return DecodeLoop(spec, s, shards)
 

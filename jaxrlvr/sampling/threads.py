@@ -16,7 +16,7 @@ from jaxrlvr.sampling.types import Batch, Rollout
 _ROWS = 64  # of a thread, at least
 
 
-def count(weights, problems: int, group: int) -> int:
+def count(weights: dict, problems: int, group: int) -> int:
   """Returns how many parts of a batch are sampled at once: on a CPU one a core, if each has rows enough.
 
   Most of a decode step is too small for XLA to share out between cores. On other devices, and where a mesh splits the
@@ -33,7 +33,7 @@ def count(weights, problems: int, group: int) -> int:
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def split(batch: Batch, stops, parts: int) -> tuple[list[Batch], jax.Array]:
+def split(batch: Batch, stops: jax.Array, parts: int) -> tuple[list[Batch], jax.Array]:
   """Returns equal parts of a batch, and the stop-string automaton; all of them lie on the device."""
   pieces = [jnp.split(x, parts) for x in batch]
   return [Batch(*part) for part in zip(*pieces, strict=True)], stops
@@ -41,6 +41,7 @@ def split(batch: Batch, stops, parts: int) -> tuple[list[Batch], jax.Array]:
 
 @jax.jit
 def join(rollouts: Sequence[Rollout]) -> Rollout:
+  """Returns the responses of all parts, in their order."""
   return jax.tree.map(lambda *x: jnp.concatenate(x), *rollouts)
 
 
