@@ -11,7 +11,7 @@ all alike. Peers need `pip install -e ".[bench]"`. Spreads are [median, least, m
 part of the roofline that was reached: ceilings are measured first, FLOPs and bytes counted from shapes. `ratio` on a
 line "A / B" is how many times the tokens/s of B (by wall) A had, round by round. `grouped` is an update whose groups
 share a prompt, `step` whole GRPO iterations of the stage, `device` what of them is not the host's: sampling and update
-alone. `idle` is the share of the time they leave.
+alone. `idle` is the share of the time they leave. `int8` is `sample` with weights and cache in 8 bits.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench_works import NEEDED, OURS, PEERS, Size, model, serve
+from bench_works import NEEDED, OURS, OWN, PEERS, Size, model, serve
 
 ROOT = Path(__file__).parents[1]
 
@@ -292,7 +292,7 @@ def main() -> None:
   if unknown := [name for name in works if name not in OURS]:
     p.error(f"--only: there is no {unknown[0]!r}; take of {', '.join(OURS)}")
   found = {peer for peer, module in NEEDED.items() if importlib.util.find_spec(module)}
-  found &= {"device"} if args.peers == "none" or args.device == "tpu" else found
+  found &= OWN if args.peers == "none" or args.device == "tpu" else found
   plan = {
     name: [peer for peer, work in PEERS if work == name and peer in found] for name in works if name != "ceilings"
   }

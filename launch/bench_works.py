@@ -102,13 +102,13 @@ def _ours(size: Size):
   return spec, params, np.random.default_rng(0)
 
 
-def _sampling(group: int, response: int, shrink: int, eos=()):
+def _sampling(group: int, response: int, shrink: int, eos=(), int8=()):
   from jaxrlvr.sampling import Sampling
 
-  return Sampling(group=group, max_tokens=response, eos_ids=tuple(eos), shrink=shrink)
+  return Sampling(group=group, max_tokens=response, eos_ids=tuple(eos), shrink=shrink, int8=int8)
 
 
-def _sample_cost(size: Size, problems: int, group: int, response: int, mean: float, shrink: int):
+def _sample_cost(size: Size, problems: int, group: int, response: int, mean: float, shrink: int, int8=()):
   from jaxrlvr.model.row_layout import Separate
   from jaxrlvr.planning import flops as counts
 
@@ -117,7 +117,7 @@ def _sample_cost(size: Size, problems: int, group: int, response: int, mean: flo
   if response > 1:
     levels = counts.level_steps(problems * group, response, mean, shrink)
     slots = _sampling(group, response, shrink).slots
-    cost = cost.plus(counts.decode_cost(spec, group, size.prompt, slots, levels, one))
+    cost = cost.plus(counts.decode_cost(spec, group, size.prompt, slots, levels, one, int8))
   return cost
 
 
@@ -142,18 +142,18 @@ def _update_cost(size: Size, scored: int, layout):
   return counts.update_cost(_spec(size), rows, layout, scored, size.rows // size.micro, 4, counts.Cut(1, 1, 1))
 
 
-def _sample(size: Size, problems: int, group: int, response: int, eos=(), shrink: int = 0) -> Work:
+def _sample(size: Size, problems: int, group: int, response: int, eos=(), shrink: int = 0, int8=()) -> Work:
   import jax
 
   from jaxrlvr.sampling import sample
   from jaxrlvr.sampling.weights import lay_out_weights
 
   spec, params, random = _ours(size)
-  weights = jax.block_until_ready(lay_out_weights(spec)(params))
+  weights = jax.block_until_ready(lay_out_weights(spec, None, int8)(params))
   prompts = jax.device_put(random.integers(2, spec.vocab, (problems, size.prompt)).astype("int32"))
   lengths = jax.device_put(random.integers(size.prompt, size.prompt + 1, problems).astype("int32"))
   stops = jax.numpy.zeros((2, spec.vocab), jax.numpy.int32)
-  settings = _sampling(group, response, shrink, eos)
+  settings = _sampling(group, response, shrink, eos, int8)
   key, calls, rows = jax.random.key(1), iter(range(10**6)), problems * group
 
   def once():
@@ -163,7 +163,7 @@ def _sample(size: Size, problems: int, group: int, response: int, eos=(), shrink
 
   share = len(eos) / spec.vocab
   mean = (1 - (1 - share) ** response) / share if eos else response
-  cost = _sample_cost(size, problems, group, response, mean, shrink)
+  cost = _sample_cost(size, problems, group, response, mean, shrink, int8)
   return Work(once, rows * response if response > 1 else rows * size.prompt, cost.flops, cost.bytes)
 
 
@@ -526,9 +526,12 @@ PEERS = {
   ("torch", "grouped"): lambda s: _torch_update(s, False),
   ("torch.compile", "grouped"): lambda s: _torch_update(s, True),
   ("device", "step"): _device,
+  ("int8", "sample"): lambda s: _sample(s, s.problems, s.group, s.response, int8=("weights", "cache")),
   ("trl", "step"): _trl,
 }
-NEEDED = {"transformers": "transformers", "torch": "torch", "torch.compile": "torch", "trl": "trl", "device": "jax"}
+OWN = {"device", "int8"}  # peers that are jaxrlvr itself
+NEEDED = {"transformers": "transformers", "torch": "torch", "torch.compile": "torch", "trl": "trl"}
+NEEDED |= dict.fromkeys(OWN, "jax")
 
 # ---- a worker process ----
 
@@ -570,7 +573,7 @@ def serve(name: str, size: str) -> None:
   out = os.fdopen(os.dup(1), "w", buffering=1)
   os.dup2(2, 1)  # what others print is no answer
   work, _, peer = name.partition("/")
-  ours = peer in ("", "device")
+  ours = not peer or peer in OWN
   if ours:
     from jaxrlvr.device import cpu_malloc
 
