@@ -1,29 +1,31 @@
-"""The study in miniature, on the embedded domain and CPUs: `jaxrlvr grid --config=miniature --workdir=runs/miniature`.
+"""The study in miniature, on built-in arithmetic and CPUs: `jaxrlvr grid --config=miniature --workdir=runs/miniature`.
 
-{Base, CPT} x {Thinking, Non-thinking SFT} x {N = 8, N = 512, gamma = 0.7, majority vote, self-certainty}, each cell a
-run of 60 steps judged exactly, for so many seeds: `miniature.py:SEEDS[,first=SEED][,tiny]`, 0, 1 and 2 by default.
-Evaluation is inside of the domain and outside: a sixth operand, and numbers of two digits, which pre-training and CPT
-show and SFT and RL don't.
+The cells are {Base, CPT} x {Thinking, Non-thinking SFT} x {N = 8, N = 512, gamma = 0.7, majority vote, self-certainty}.
+Each is a run of 60 steps, labelled by the exact judge, for SEEDS seeds from `first` on:
+`miniature.py:SEEDS[,first=SEED][,tiny]`, seeds 0, 1 and 2 by default. Policies are evaluated inside of the domain and
+outside of it, on a sixth operand and on numbers of two digits, which pre-training and CPT show and SFT and RL don't.
 
-Sizes and rates are those of configs/demo.py. One thing was searched, on seed 0: the updates of pre-training. After 600
-to 1,750 of them the base answers no better than chance, so that RL has nothing to select from; after 2,500 each of its
-careful answers is right and CPT has nothing to add; after 2,000 it answers 23 % inside of the domain, 17 and 19 %
+Sizes and rates are those of configs/demo.py. One number was searched, on seed 0: the updates of pre-training. After 600
+to 1,750 updates the base answers no better than chance, so that RL has nothing to select from; after 2,500 each of its
+careful answers is right and CPT has nothing to add; after 2,000 it answers 23 % right inside of the domain, 17 and 19 %
 outside. `tiny` shows in minutes that every path runs, and its scores mean nothing.
 """
 
 from jaxrlvr.config import base, words
 
-MODELS = {  # curve: (what SFT starts from, sft.thinking, longest response)
+# Link that SFT starts from, sft.thinking and rl.response_tokens, by arm.
+MODELS = {
   "Base + Thinking": ("base", True, 56),
   "Base + Non-thinking": ("base", False, 12),
   "CPT + Thinking": ("cpt", True, 56),
   "CPT + Non-thinking": ("cpt", False, 12),
 }
-MANY = 512  # problems, where they are not scarce
+MANY = 512  # number of problems where they are not scarce
 
 
 def settings(corrupt):
-  """Panel: (n, what of the config differs, files of other links)."""
+  """Returns the settings by name: (number of problems in the report, None where it is no variable; keys that differ;
+  files of other links). `corrupt`: name of the link that writes wrong labels."""
   labels = {"problems.source": f"{corrupt}/gamma_0.70.jsonl"}
   voted = {"problems.count": MANY, "rl.reward": "majority_vote", "rl.votes": 16}
   return {
@@ -36,13 +38,14 @@ def settings(corrupt):
 
 
 def short(name):
-  return "-".join(part for part in name.lower().replace("+", " ").replace("=", " ").split())
+  """Returns an arm or a setting as part of a link's name: "N = 8" as "n-8"."""
+  return "-".join(name.lower().replace("+", " ").replace("=", " ").split())
 
 
 def links(seed):
-  """All runs of a seed, in an order that works."""
+  """Returns the links of all runs of a seed, each behind the links that it starts from."""
   own = {"seed": seed, "problems.seed": 100 + seed}
-  made = [
+  runs = [
     {"name": f"tokenizer-{seed}", "stage": "tokenizer", "set": own},
     {"name": f"base-{seed}", "stage": "pretrain", "tokenizer": f"tokenizer-{seed}", "set": own},
     {"name": f"cpt-{seed}", "stage": "cpt", "init": f"base-{seed}", "set": own},
@@ -50,29 +53,33 @@ def links(seed):
   for arm, (start, thinking, tokens) in MODELS.items():
     sft, wrong = f"{short(arm)}-{seed}", f"{short(arm)}-labels-{seed}"
     own = own | {"rl.response_tokens": tokens}
-    made.append({"name": sft, "stage": "sft", "init": f"{start}-{seed}", "set": own | {"sft.thinking": thinking}})
-    made.append({"name": wrong, "stage": "corrupt", "init": sft, "set": own | {"problems.count": MANY}})
+    runs.append({"name": sft, "stage": "sft", "init": f"{start}-{seed}", "set": own | {"sft.thinking": thinking}})
+    runs.append({"name": wrong, "stage": "corrupt", "init": sft, "set": own | {"problems.count": MANY}})
     for setting, (n, changes, files) in settings(wrong).items():
       name = f"{short(arm)}-{short(setting)}-{seed}"
       cell = {"arm": arm, "setting": setting, "n": n}
-      made.append({"name": name, "stage": "rl", "init": sft, "set": own | changes, "files": files, "cell": cell})
-      made.append({"name": f"{name}-judged", "stage": "judge", "set": own, "files": {"judge.run": name}})
-  return made
+      runs.append({"name": name, "stage": "rl", "init": sft, "set": own | changes, "files": files, "cell": cell})
+      runs.append({"name": f"{name}-judged", "stage": "judge", "set": own, "files": {"judge.run": name}})
+  return runs
 
 
 def get_config(arg=""):
+  """Returns the config of the whole grid; `arg`: the words above."""
   chosen = words(arg, seeds=("3", "1", "2", "4", "5"), first=("",), tiny=("", "tiny"))
   first = int(chosen["first"] or 0)
   c = base("smoke" if chosen["tiny"] else "demo")
   c.report.title = "When can a small policy learn to reason from weak supervision?"
-  c.text.levels, c.text.kinds = (1, 2, 3, 4, 5), ("chain", "large")  # so that what is out of RL's domain was once read
+  c.text.levels, c.text.kinds = (1, 2, 3, 4, 5), ("chain", "large")  # pre-training shows what is outside of RL's domain
   if not chosen["tiny"]:
     c.pretrain.steps = 2000  # see above
   c.heldout.domain = "arithmetic"
   c.corrupt.gammas, c.corrupt.samples = (0.7,), 32
   c.judge.set, c.judge.steps = "arithmetic", tuple(range(0, c.rl.steps + 1, c.evaluate.every))
   c.grid.jobs = 2
-  c.chain = tuple(link for seed in range(first, first + int(chosen["seeds"])) for link in links(seed))
+  runs = []
+  for seed in range(first, first + int(chosen["seeds"])):
+    runs += links(seed)
+  c.chain = tuple(runs)
   if chosen["tiny"]:
     c.corrupt.samples, c.evaluate.samples = 4, 2
     c.evaluate.pass_k = (1, 2)

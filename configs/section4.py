@@ -1,6 +1,7 @@
 """CPT and SFT of the study (paper, section 4) on a TPU slice: `section4.py:STAGE,MODEL,TOPOLOGY[,data=FOLDER]`.
 
-Settings are those of thinking.py; how the work is cut is for `jaxrlvr plan` to check (docs/plan.md).
+Settings are those of thinking.py. `jaxrlvr plan` checks whether the work fits the slice with so many microbatches
+(docs/plan.md).
 """
 
 from jaxrlvr.config import base, words
@@ -10,13 +11,17 @@ MICROBATCHES = {
   ("cpt", "llama3.2-3b", "v6e-64"): 1,
   ("sft", "llama3.2-3b", "v5e-16"): 8,
 }
-STAGES, MODELS, SLICES = (tuple(dict.fromkeys(column)) for column in zip(*MICROBATCHES, strict=True))
+STAGES = tuple(dict.fromkeys(stage for stage, _, _ in MICROBATCHES))
+MODELS = tuple(dict.fromkeys(model for _, model, _ in MICROBATCHES))
+SLICES = tuple(dict.fromkeys(topology for _, _, topology in MICROBATCHES))
 
 
 def get_config(arg=""):
+  """Returns the config of CPT or SFT on a slice; `arg`: the words above, of which STAGE is cpt by default."""
   chosen = words(arg, stage=STAGES, model=MODELS, topology=("", *SLICES), data=("study-data",))
   stage, model = chosen["stage"], chosen["model"]
-  topology = chosen["topology"] or next(place for for_, _, place in MICROBATCHES if for_ == stage)
+  topologies_of_stage = [topology for listed, _, topology in MICROBATCHES if listed == stage]
+  topology = chosen["topology"] or topologies_of_stage[0]
   c = base("thinking", f"data={chosen['data']}")
   c.init, c.chain = f"models/{model}", ()
   c.model.update(base("shape", model).model)

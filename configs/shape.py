@@ -1,7 +1,7 @@
-"""Published shapes of models (their config.json): `shape.py:MODEL` is the defaults with this model's shape.
+"""Published shapes of models, from their config.json: `shape.py:MODEL` is the default config with a model's shape.
 
-`init` is models/MODEL; planning needs no file of it. What is fine-tuned from a model has its shape: a name may go on
-behind it (llama3.2-3b-instruct).
+`init` is models/MODEL; planning needs no file there. A model that was fine-tuned has the shape of the model that it was
+tuned from, so that a suffix may follow the name (llama3.2-3b-instruct).
 """
 
 from jaxrlvr.config import base, words
@@ -12,6 +12,7 @@ QWEN3 = dict(vocab=151936, rope_theta=1e6, norm_eps=1e-6, head_dim=128, qk_norm=
 
 
 def size(family, width, layers, heads, kv_heads, mlp, **more):
+  """Returns the keys of config.model for a shape: those of its family, these sizes, and `more` that differ."""
   return family | dict(width=width, layers=layers, heads=heads, kv_heads=kv_heads, mlp=mlp) | more
 
 
@@ -33,7 +34,9 @@ SUFFIXES = ("", "-instruct", "-thinking", "-nonthinking")
 
 
 def get_config(arg=""):
-  model = words(arg, model=tuple(name + more for name in SHAPES for more in SUFFIXES))["model"]
+  """Returns the default config with a model's shape; `arg`: the model, llama3.2-1b by default."""
+  models = tuple(name + suffix for name in SHAPES for suffix in SUFFIXES)
+  model = words(arg, model=models)["model"]
   c = base()
   c.init = f"models/{model}"
   c.model.dtype, c.model.remat, c.model.unroll = "bfloat16", "full", 1

@@ -1,9 +1,9 @@
 """What all experiments of the study share (paper, section 2 and appendix B; settings of the released code).
 
-`study.py:MODEL,DOMAIN,N[,GAMMA][,REWARD][,BASELINE][,steps=T][,data=FOLDER][,tiny]`, words in any order; the
-experiments' own files (scarce, noisy, proxy, baselines) take the same. FOLDER holds the study's files (math/, science/,
-graph/, eval/); `config.init` is models/MODEL. `tiny`: the same run on a few problems, for an embedded policy on a CPU:
-it shows that every path runs, its scores mean nothing.
+`study.py:MODEL,DOMAIN,N[,GAMMA][,REWARD][,BASELINE][,steps=T][,data=FOLDER][,tiny]`, with the words in any order; the
+files of single experiments (scarce, noisy, proxy, baselines) take the same words. FOLDER holds the study's files
+(math/, science/, graph/, eval/); `config.init` is models/MODEL. `tiny` is the same run on a few problems, for a
+built-in policy on a CPU: it shows that every path runs, and its scores mean nothing.
 """
 
 from jaxrlvr.config import base, words
@@ -23,6 +23,7 @@ WORDS = dict(
 
 
 def get_config(arg=""):
+  """Returns the config of one of the study's RL runs; `arg`: the words above, the first of each kind by default."""
   chosen = words(arg, **WORDS)
   model, domain, reward = chosen["model"], chosen["domain"], chosen["reward"]
   thinking = model.endswith("-thinking")
@@ -43,7 +44,7 @@ def get_config(arg=""):
     c.rl.minibatch_problems = 32  # two updates a step
   if c.rl.baseline != "mean":
     c.rl.reduce = "sequence-mean-token-sum"  # appendix E: no 1/len
-    c.rl.scale_std = c.rl.baseline in ("positive", "negative")  # those of the released code divide by it
+    c.rl.scale_std = c.rl.baseline in ("positive", "negative")  # the released code divides by it
   c.checkpoint.every, c.saturation_tail = 25, 50
 
   c.problems.source = train_file(chosen["data"], model, domain, chosen["n"], chosen["gamma"])
@@ -51,9 +52,8 @@ def get_config(arg=""):
   c.heldout.domain = domain + {"graph": "-qwen" if "qwen" in model else "-llama"}.get(domain, "")
   c.heldout.folder, c.heldout.prompts = f"{chosen['data']}/eval", "think" if thinking else "non-think"
   c.heldout.too_long = "drop"
-  c.heldout.overlap = (
-    "warn"  # the release trains on some held-out prompts: of scp-hard on 38 of 50 with scp_2048 of Llama
-  )
+  # The released training files hold some held-out prompts: scp_2048 of Llama has 38 of the 50 of scp-hard.
+  c.heldout.overlap = "warn"
   c.evaluate.every, c.evaluate.samples, c.evaluate.pass_k, c.evaluate.problems_per_batch = 25, 16, (4, 8, 16), 32
   c.paper.setting = f"{model}, {domain}"
   if chosen["tiny"]:
@@ -62,6 +62,7 @@ def get_config(arg=""):
 
 
 def shrink(c):
+  """Changes the sizes of a config so that its run takes a few minutes on a CPU."""
   c.model.dtype, c.model.remat, c.mesh.fsdp = "float32", "none", 1
   c.rl.steps, c.rl.problems_per_step, c.rl.group_size, c.rl.microbatches = 2, 4, 2, 2
   c.rl.minibatch_problems, c.rl.votes = min(c.rl.minibatch_problems, 2), min(c.rl.votes, 4)

@@ -1,26 +1,29 @@
 """What comes before RL (paper, section 4): five configurations x three kinds of weak supervision.
 
-{Base, CPT} x {Thinking, Non-thinking SFT}, and Instruct as the reference; from each RL with 8 problems, with majority
-vote (1024 problems, 600 steps) and with gamma = 0.7. `jaxrlvr grid --config=thinking[:WORDS]` runs all of it and
-writes the report, whose charts are those of figures 6, 7, 34 and 35. Words: `data=FOLDER` as in study.py;
-`instruct=FOLDER`, the reference model, models/llama3.2-3b-instruct by default; `large` adds RL with all 2048 problems,
-for the large-small gap; `tiny`. `config.init` is the base model, models/llama3.2-3b. CPT and SFT read Nemotron-CC-Math
-and OpenThoughts-114k. The judge is the paper's, o3; `config.judge` names another.
+The configurations are {Base, CPT} x {Thinking, Non-thinking SFT}, and Instruct to compare with. Each is trained by RL
+with 8 problems, with majority vote (1024 problems, 600 steps) and with gamma = 0.7. `jaxrlvr grid
+--config=thinking[:WORDS]` runs all of it and writes the report, whose charts are those of figures 6, 7, 34 and 35.
+Words: `data=FOLDER` as in study.py; `instruct=FOLDER`, the model to compare with, models/llama3.2-3b-instruct by
+default; `large` adds RL with all 2048 problems, for the large-small gap; `tiny` as in study.py. `config.init` is the
+base model, models/llama3.2-3b. CPT and SFT read Nemotron-CC-Math and OpenThoughts-114k. The judge is the paper's, o3;
+`config.judge` names another.
 """
 
 from jaxrlvr.config import base, words
 
 SHARED = dict(data=("study-data",), tiny=("", "tiny"), large=("", "large"), instruct=("models/llama3.2-3b-instruct",))
-SETTINGS = {  # panel: (words of study.py, n of the cell)
+# Words of study.py, and number of problems in the report's tables (None: not scarce), by setting.
+SETTINGS = {
   "N = 8": ("8", 8),
   "majority vote": ("1024,majority_vote,steps=600", None),
   "gamma = 0.7": ("2048,0.7", None),
 }
 LARGE = {"N = 2048": ("2048", 2048)}
-KEYS = ("steps", "reward", "votes", "minibatch_problems", "response_tokens")  # of rl, in which the runs differ
+KEYS = ("steps", "reward", "votes", "minibatch_problems", "response_tokens")  # keys of config.rl that differ by setting
 
 
 def get_config(arg=""):
+  """Returns the config of the whole grid; `arg`: the words above."""
   chosen = words(arg, **SHARED)
   tiny = chosen["tiny"]
   shared = ",".join(filter(None, (f"data={chosen['data']}", tiny)))
@@ -41,20 +44,22 @@ def get_config(arg=""):
   if tiny:
     for stage in (c.cpt, c.sft):
       stage.steps, stage.rows, stage.row_tokens, stage.microbatches = 2, 4, 256, 2
-      stage.source = ""  # the embedded text: the corpora need not be there
-    c.sft.epochs, c.sft.max_tokens, c.cpt.column = 0, 0, ""  # the embedded text has no end
-    c.judge.name, c.judge.max_missing = "exact", 1.0  # it knows none of these problems, and says so
+      stage.source = ""  # the built-in text: the corpora need not be there
+    c.sft.epochs, c.sft.max_tokens, c.cpt.column = 0, 0, ""  # the built-in text has no end
+    c.judge.name, c.judge.max_missing = "exact", 1.0  # this judge can label none of these problems
   settings = SETTINGS | (LARGE if chosen["large"] else {})
   links = [{"name": "cpt", "stage": "cpt"}]
   for start, title in (("base", "Base"), ("cpt", "CPT")):
     for kind, arm in (("thinking", "Thinking"), ("nonthinking", "Non-thinking")):
-      before = {"init": start} if start == "cpt" else {}
-      sft = f"{start}-{kind}"
-      links.append({"name": sft, "stage": "sft", "set": {"sft.thinking": kind == "thinking"}, **before})
-      links += arm_links(f"{title} + {arm}", sft, f"llama3.2-3b-{kind}", settings, shared, {"init": sft}, {})
-  # A model of its own, which no link makes; the tiny version takes the policy that it is given.
-  own = {} if tiny else {"init": chosen["instruct"]}
-  links += arm_links("Instruct", "instruct", "llama3.2-3b-instruct", settings, shared, {}, own)
+      sft = {"name": f"{start}-{kind}", "stage": "sft", "set": {"sft.thinking": kind == "thinking"}}
+      if start == "cpt":
+        sft["init"] = "cpt"
+      links.append(sft)
+      from_sft = {"init": sft["name"]}
+      links += arm_links(f"{title} + {arm}", sft["name"], f"llama3.2-3b-{kind}", settings, shared, from_sft, {})
+  # No link makes the Instruct model. The tiny version starts from the policy of config.init instead.
+  init_of_instruct = {} if tiny else {"init": chosen["instruct"]}
+  links += arm_links("Instruct", "instruct", "llama3.2-3b-instruct", settings, shared, {}, init_of_instruct)
   c.chain = tuple(links)
   c.report.title = "What comes before RL, and what weak supervision then does"
   c.paper.figure = "figures 6, 7, 34 and 35, tables 4 to 7"
@@ -63,14 +68,18 @@ def get_config(arg=""):
 
 
 def arm_links(arm, name, model, settings, shared, start, changes):
-  """Returns RL and the judging of it under each setting, from what `start` and `changes` say it starts from."""
+  """Returns two links for each setting, an RL run of the arm and the judging of it.
+
+  `name` begins the names of the links; `model` and `shared` are words of study.py. `start` is {"init": LINK} where RL
+  starts from a link of the chain; `changes` holds further {key: value} of the RL runs' configs.
+  """
   links = []
-  for setting, (words_, n) in settings.items():
+  for setting, (setting_words, n) in settings.items():
     run = f"{name}-{setting.lower().replace(' = ', '-').replace(' ', '-')}"
-    changed = base("study", f"{model},{words_},{shared}")
-    differs = {f"rl.{key}": changed.rl[key] for key in KEYS}
-    differs |= {"problems.source": changed.problems.source, "heldout.prompts": changed.heldout.prompts}
+    experiment = base("study", f"{model},{setting_words},{shared}")
+    own = {f"rl.{key}": experiment.rl[key] for key in KEYS}
+    own |= {"problems.source": experiment.problems.source, "heldout.prompts": experiment.heldout.prompts}
     cell = {"arm": arm, "setting": setting, "n": n}
-    links.append({"name": run, "stage": "rl", "set": differs | changes, "cell": cell, **start})
+    links.append({"name": run, "stage": "rl", "set": own | changes, "cell": cell, **start})
     links.append({"name": f"{run}-judged", "stage": "judge", "files": {"judge.run": run}})
   return links
