@@ -13,44 +13,46 @@ from jaxrlvr.config.keys import Rule, declared
 
 
 def check(config: ConfigDict, stage: str | None = None, overridden: Collection[str] = ()) -> None:
-  """Raises InputError, naming the key, for a wrong type, a value out of range, an impossible pair or a key without
-  effect.
+  """Checks a config for a stage before anything compiles.
 
-  Types are checked of all keys; the rest only of keys that the stage reads (`manual.keys_read`), or of all where none
-  is named. `overridden`: keys that were set on the command line.
+  Raises InputError that names the key where a key is unknown or missing, a value has the wrong type or breaks its rule,
+  several values can't go together, or a key has no effect beside the others. Types are checked for all keys, everything
+  else only for the keys that `stage` reads (`manual.keys_read`; None: all keys). The links of a chain are checked too,
+  each for its own stage. `overridden`: keys that were set on the command line.
   """
-  extra = set(values.names(config)) ^ set(declared())
-  if extra:
-    raise InputError(
-      f"config.{min(extra)}: {'missing' if min(extra) in declared() else 'unknown'}; see configs/base.py"
-    )
-  read = manual.keys_read(stage, config)
+  unexpected = set(values.names(config)) ^ set(declared())
+  if unexpected:
+    name = min(unexpected)
+    problem = "missing" if name in declared() else "unknown"
+    raise InputError(f"config.{name}: {problem}; see configs/base.py")
+  keys_of_stage = manual.keys_read(stage, config)
   for name, key in declared().items():
     value = values.typed(name, values.get(config, name), key.default)
-    if name in read:
+    if name in keys_of_stage:
       _check_value(name, value, key.rule)
   for pair in pairs.IMPOSSIBLE:
-    if read.issuperset(pair.keys) and pair.when(config):
+    if keys_of_stage.issuperset(pair.keys) and pair.when(config):
       raise InputError(pair.message.format(c=config))
   for group in ("heldout", "problems"):
-    if f"{group}.source" in read:
+    if f"{group}.source" in keys_of_stage:
       pairs.check_effects(config, group, overridden)
-  if "chain" in read:
+  if "chain" in keys_of_stage:
     for link in config.chain:
       links.check_link(link)
       check(values.changed(config, link.get("set", {})), link.get("stage", ""))
 
 
 def _check_value(name: str, value, rule: Rule) -> None:
+  """Raises InputError where the value of the key `name` breaks its rule, with the option it may stand for."""
   try:
     if rule.holds(value):
       return
-  except TypeError:  # of entries of a tuple, which may have any type
+  except TypeError:  # the entries of a tuple may have any type, also one that the rule can't compare
     pass
   except InputError as error:
     group = name[: name.rfind(".") + 1]
     raise InputError(f"config.{group}{error}") from None
   options = rule.words().replace(",", "").split()
-  near = difflib.get_close_matches(value, options, 1) if isinstance(value, str) else []
-  hint = f"; did you mean {near[0]!r}?" if near else ""
+  similar = difflib.get_close_matches(value, options, 1) if isinstance(value, str) else []
+  hint = f"; did you mean {similar[0]!r}?" if similar else ""
   raise InputError(f"config.{name} = {repr(value)[:200]}: wanted {rule.words()}{hint}")

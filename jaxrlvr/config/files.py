@@ -1,4 +1,4 @@
-"""Configs from files: what a file builds, what the command line changes, how two configs differ."""
+"""Configs from files: loads a config file, applies overrides of the command line, and compares two configs."""
 
 from __future__ import annotations
 
@@ -18,31 +18,41 @@ from jaxrlvr.config.keys import FOLDER
 
 
 def base(name: str = "base", arg: str = "") -> ConfigDict:
-  """Returns the defaults (configs/base.py), or another config of that folder, for an experiment's to start from."""
+  """Returns the config that configs/NAME.py builds from the argument `arg`, for an experiment's file to start from."""
   return _build(FOLDER / f"{name}.py", arg)
 
 
 def words(arg: str, **choices: tuple[str, ...]) -> dict[str, str]:
-  """Returns what the words of a config's argument choose: `words("64,math", domain=("math", "graph"), n=("8", "64"))`.
+  """Reads a config's argument, words between commas, and returns the option that is chosen for each name.
 
-  A choice that no word makes is the first of its options; `name=value` sets one to something that is not listed.
+  `choices` gives the options of each name; its first option holds unless a word names another. The word `name=value`
+  sets a value that need not be an option. `words("64", domain=("math", "graph"), n=("8", "64"))` returns {"domain":
+  "math", "n": "64"}. Raises InputError for a word that is no option.
   """
   chosen = {name: options[0] for name, options in choices.items()}
+  name_of_option = {}
+  for name, options in choices.items():
+    for option in options:
+      name_of_option.setdefault(option, name)
   for word in filter(None, arg.split(",")):
     name, equals, value = word.partition("=")
     if not equals:
-      name, value = next((n for n, options in choices.items() if word in options), ""), word
+      name, value = name_of_option.get(word, ""), word
     if name not in choices:
-      listed = [option for options in choices.values() for option in options if option]
-      near = difflib.get_close_matches(word, listed, 1)
-      raise InputError(f"{word!r} chooses nothing; " + (f"did you mean {near[0]!r}?" if near else f"words: {listed}"))
+      options = [option for option in name_of_option if option]
+      similar = difflib.get_close_matches(word, options, 1)
+      hint = f"did you mean {similar[0]!r}?" if similar else f"words: {options}"
+      raise InputError(f"{word!r} chooses nothing; {hint}")
     chosen[name] = value
   return chosen
 
 
 def load(name: str, overrides: Mapping[str, str] | None = None, stage: str | None = None) -> ConfigDict:
-  """Returns the config of `FILE[:ARG]` (FILE a path, or a name in configs/) with dotted `key: text` overrides, checked
-  for the stage."""
+  """Returns the locked config of `FILE[:ARG]` with its overrides applied, checked for the stage as by `checks.check`.
+
+  FILE is a path or a name in configs/. `overrides` holds the text of each dotted key that is set. Raises InputError for
+  a file that can't be loaded and for a wrong value.
+  """
   file, arg = _split(os.path.expanduser(name))
   path = Path(file)
   if not path.is_file() and path.parent == Path() and (FOLDER / f"{path.stem}.py").is_file():
@@ -55,33 +65,42 @@ def load(name: str, overrides: Mapping[str, str] | None = None, stage: str | Non
 
 
 def derive(config: ConfigDict, changes: Mapping[str, object], stage: str | None = None) -> ConfigDict:
-  """Returns a locked copy with some leaves changed and no chain of its own, checked as `check` does for the stage."""
+  """Returns a locked copy with `changes` ({dotted key: value}) and an empty chain, checked for the stage.
+
+  Raises InputError as `checks.check` does.
+  """
   derived = values.changed(config, changes)
   checks.check(derived, stage)
   return derived
 
 
 def differences(a: ConfigDict, b: Mapping, ignore: Collection[str]) -> list[str]:
-  """Returns `key: here x, earlier y` for each leaf that differs, but for those of `ignore`."""
-  here, there = ({key: values.get(c, key) for key in values.names(c)} for c in (a, ConfigDict(b)))
-  return [
-    f"config.{key}: {here.get(key)!r}, earlier {there.get(key)!r}"
-    for key in sorted({*here, *there})
-    if key not in ignore and _as_json(here.get(key)) != _as_json(there.get(key))
-  ]
+  """Returns a line "config.KEY: VALUE, earlier VALUE" for each leaf of `a` that differs in the earlier config `b`.
+
+  Values are compared as JSON holds them. Keys in `ignore` are left out.
+  """
+  b = ConfigDict(b)
+  values_of_a = {key: values.get(a, key) for key in values.names(a)}
+  values_of_b = {key: values.get(b, key) for key in values.names(b)}
+  lines = []
+  for key in sorted({*values_of_a, *values_of_b}):
+    value, earlier = values_of_a.get(key), values_of_b.get(key)
+    if key not in ignore and _as_json(value) != _as_json(earlier):
+      lines.append(f"config.{key}: {value!r}, earlier {earlier!r}")
+  return lines
 
 
 def _as_json(value):
-  """Returns the value as it comes back from a JSON file: tuples at any depth are lists, all keys are strings."""
+  """Returns the value as it comes back from a JSON file: tuples at any depth become lists, keys become strings."""
   return json.loads(json.dumps(value, default=list))
 
 
 def _build(path: Path, arg: str) -> ConfigDict:
-  """Returns the locked config that a file builds, or that a run recorded; InputError where there is none."""
+  """Returns the locked config of a Python file, or of a run's config.json. Raises InputError where it can't."""
   if not path.is_file():
     names = sorted(file.stem for file in FOLDER.glob("*.py"))
-    near = difflib.get_close_matches(path.stem, names, 1)
-    hint = f"; did you mean {FOLDER / near[0]}.py?" if near else ""
+    similar = difflib.get_close_matches(path.stem, names, 1)
+    hint = f"; did you mean {FOLDER / similar[0]}.py?" if similar else ""
     raise InputError(f"--config={path}: no such file{hint}; name a file, or a config of {FOLDER}: {', '.join(names)}")
   config = _recorded(path) if path.suffix == ".json" else _executed(path, arg)
   config.lock()
@@ -89,6 +108,7 @@ def _build(path: Path, arg: str) -> ConfigDict:
 
 
 def _executed(path: Path, arg: str) -> ConfigDict:
+  """Runs a config file and returns what its get_config(arg) does. Raises InputError, with the line, where it fails."""
   module_spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
   module = importlib.util.module_from_spec(module_spec)
   try:
@@ -98,7 +118,7 @@ def _executed(path: Path, arg: str) -> ConfigDict:
     config = module.get_config(arg)
   except InputError:
     raise
-  except Exception as error:  # a config file is the user's code: whatever it raises is told with its place
+  except Exception as error:  # a config file is the user's code, which may raise anything
     raise InputError(_with_place(error, path)) from error
   if not isinstance(config, ConfigDict):
     raise InputError(f"{path}: get_config returns {type(config).__name__}; return a ConfigDict")
@@ -106,16 +126,19 @@ def _executed(path: Path, arg: str) -> ConfigDict:
 
 
 def _with_place(error: Exception, path: Path) -> str:
-  """Returns an error of a config file in one line, with the line of the file that raised it."""
-  frames = traceback.extract_tb(error.__traceback__)
-  inside = [frame for frame in frames if frame.filename == str(path)]
-  place = error if isinstance(error, SyntaxError) else (inside or [None])[-1]
-  renamed = hints.renamed_in(getattr(place, "line", None) or "")
-  return f"{path}:{getattr(place, 'lineno', '?')}: {type(error).__name__}: {error}{renamed}"
+  """Returns one line that says which line of the config file raised what."""
+  line_number, source_line = "?", ""
+  if isinstance(error, SyntaxError):
+    line_number = str(error.lineno)
+  else:
+    for frame in traceback.extract_tb(error.__traceback__):
+      if frame.filename == str(path):
+        line_number, source_line = str(frame.lineno), frame.line or ""
+  return f"{path}:{line_number}: {type(error).__name__}: {error}{hints.renamed_in(source_line)}"
 
 
 def _recorded(path: Path) -> ConfigDict:
-  """Returns the config that a run directory's config.json holds; what it does not name is as in configs/base.py."""
+  """Returns the config that a run's config.json holds; keys that are not there have their defaults."""
   try:
     entries = json.loads(path.read_text())
     recorded = ConfigDict({key: value for key, value in entries.items() if key != "stage"})
@@ -128,10 +151,12 @@ def _recorded(path: Path) -> ConfigDict:
 
 
 def _split(name: str) -> tuple[str, str]:
-  """Returns file and argument of `FILE[:ARG]`. Either may hold colons: the longest beginning that is a file is it."""
-  ends = [len(name), *(at for at in range(len(name) - 1, 0, -1) if name[at] == ":")]
-  for end in ends:
-    if Path(name[:end]).is_file():
-      return name[:end], name[end + 1 :]
-  file, _, arg = name.partition(":")
-  return file, arg
+  """Splits `FILE[:ARG]` and returns (FILE, ARG). Both may hold colons: FILE is the longest prefix that is a file."""
+  if Path(name).is_file():
+    return name, ""
+  parts = name.split(":")
+  for count in range(len(parts) - 1, 0, -1):
+    file = ":".join(parts[:count])
+    if Path(file).is_file():
+      return file, ":".join(parts[count:])
+  return parts[0], ":".join(parts[1:])

@@ -1,11 +1,11 @@
-"""What to write in the place of a key that is not there."""
+"""Hints for config keys that don't exist: which key was probably meant."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
 
-# Names of other libraries' settings for ours: TRL's, verl's (the last words of a path count), and what runs call them.
+# The key here for a setting of TRL or verl, or for another common name. A dotted path matches by its last parts.
 OTHER_NAMES: Mapping[str, str] = {
   "num_generations": "rl.group_size",
   "rollout.n": "rl.group_size",
@@ -76,12 +76,12 @@ OTHER_NAMES: Mapping[str, str] = {
   "attn_implementation": "model.attention",
   "report_to": "tensorboard",
 }
-# Keys that were renamed: what they are called now.
+# The present names of keys that were renamed.
 RENAMED: Mapping[str, str] = {"study.jobs": "grid.jobs"}
 
 
 def hint(names: Sequence[str], key: str) -> str:
-  """Returns what to write for a key that is not among these names, as the end of an error message."""
+  """Returns the end of an error message about a key that doesn't exist: which of the keys `names` may be meant."""
   if key in RENAMED:
     return f"; it is config.{RENAMED[key]} now"
   likely = meant(names, key)
@@ -89,12 +89,16 @@ def hint(names: Sequence[str], key: str) -> str:
 
 
 def renamed_in(line: str) -> str:
-  """Returns what keys are called now that a line of a config file names as they were called, as the end of an error."""
-  return "".join(f"; {before} is {now} now" for before, now in RENAMED.items() if f".{before}" in line)
+  """Returns the end of an error message about a line of a config file: the present names of renamed keys in it."""
+  return "".join(f"; {former} is {present} now" for former, present in RENAMED.items() if f".{former}" in line)
 
 
 def meant(names: Sequence[str], key: str) -> list[str]:
-  """Returns the keys, up to three, that one which is not among these names may stand for."""
+  """Returns up to three keys of `names` that a user who wrote the unknown `key` may have meant, the likeliest first.
+
+  A setting of another library gives its key here (OTHER_NAMES), else a similar spelling, else keys with the same last
+  part.
+  """
   parts = key.split(".")
   tails = [".".join(parts[start:]) for start in range(len(parts))]
   foreign = next((OTHER_NAMES[tail] for tail in tails if tail in OTHER_NAMES), "")
@@ -102,8 +106,8 @@ def meant(names: Sequence[str], key: str) -> list[str]:
     foreign = f"{parts[0]}.optim.lr"
   if foreign:
     return [foreign]
-  near = difflib.get_close_matches(key, names, 1, 0.75)
-  if near:
-    return near
-  same = [name for name in names if name.split(".")[-1] == parts[-1]]
-  return same[:3] or difflib.get_close_matches(key, names, 1, 0.5)
+  similar = difflib.get_close_matches(key, names, 1, 0.75)
+  if similar:
+    return similar
+  same_last_part = [name for name in names if name.split(".")[-1] == parts[-1]]
+  return same_last_part[:3] or difflib.get_close_matches(key, names, 1, 0.5)

@@ -1,7 +1,7 @@
-"""What a config key is declared by, and the rules that values follow. configs/base.py declares all keys.
+"""Declarations of config keys, and the rules that their values follow. configs/base.py declares all keys.
 
-A rule says what a value must be, in words that end the sentence "wanted ...". Rules that need a table of another room
-look it up when a value is checked, so that the pages of `jaxrlvr STAGE --help` load no other room.
+A rule has words that say what a value must be; they end the sentence "wanted ...". A rule that needs a table of another
+room imports it when a value is checked, so that the pages of `jaxrlvr STAGE --help` import no other room.
 """
 
 from __future__ import annotations
@@ -26,36 +26,34 @@ FOLDER = next(
 
 
 class Rule(NamedTuple):
-  """What a value must be, beside having the type of the key's default.
+  """What a value must be, in addition to having the type of the key's default."""
 
-  `holds` may also raise InputError, whose message then begins with the last part of the key's name.
-  """
-
-  holds: Callable[[Any], bool]
-  words: Callable[[], str]
-  on_page: bool = True  # whether help pages give the words; not where they say nothing, or are in another room
+  holds: Callable[[Any], bool]  # may raise InputError instead; its message then begins with the key's last part
+  words: Callable[[], str]  # what a value must be, as the end of "wanted ..."
+  on_page: bool = True  # whether help pages show the words; False where they say little, or need another room
 
 
 class Key(NamedTuple):
-  """The declaration of a config key. A resumed run may differ from the run it goes on with where `may_change`."""
+  """The declaration of a config key."""
 
   default: Any
   rule: Rule
-  meaning: str
-  may_change: bool = False
+  meaning: str  # a phrase that says what the value is, with its unit and what special values stand for
+  may_change: bool = False  # whether a run may be resumed with another value
 
 
 class Group:
-  """Keys and groups of keys, by name, in the order of their declaration. A name can be declared once."""
+  """Holds keys and groups of keys as attributes, in the order of their declaration."""
 
   def __setattr__(self, name: str, member: Key | Group) -> None:
+    """Declares a key or a group. Raises AttributeError for a name that is declared already."""
     if name in vars(self):
       raise AttributeError(f"{name} is declared twice")
     super().__setattr__(name, member)
 
 
 def by_name(group: Group, prefix: str = "") -> dict[str, Key]:
-  """Returns the keys of a group by their dotted names."""
+  """Returns all keys of a group and of the groups in it by their dotted names, each behind `prefix`."""
   keys = {}
   for name, member in vars(group).items():
     if isinstance(member, Group):
@@ -66,7 +64,7 @@ def by_name(group: Group, prefix: str = "") -> dict[str, Key]:
 
 
 def defaults(group: Group) -> ConfigDict:
-  """Returns the default values of a group."""
+  """Returns a ConfigDict of the default values of a group and of the groups in it."""
   from ml_collections import ConfigDict  # takes a while to load, and help pages need none
 
   config = ConfigDict()
@@ -77,7 +75,7 @@ def defaults(group: Group) -> ConfigDict:
 
 @functools.cache
 def declared() -> Mapping[str, Key]:
-  """Returns all keys of a config by their dotted names, as configs/base.py declares them."""
+  """Returns all keys that configs/base.py declares by their dotted names ("rl.optim.lr")."""
   spec = importlib.util.spec_from_file_location("config_base", FOLDER / "base.py")
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
@@ -85,32 +83,42 @@ def declared() -> Mapping[str, Key]:
 
 
 def _listed(options: tuple) -> str:
+  """Returns the words of a rule that takes one of these options."""
   return "one of " + ", ".join(str(option) or '""' for option in options)
 
 
-def _at(place: str):
+def _look_up(place: str):
+  """Imports and returns the object that "package.module:NAME" names."""
   module, _, name = place.partition(":")
   return getattr(importlib.import_module(module), name)
 
 
 def rule(words: str, holds: Callable[[Any], bool]) -> Rule:
+  """Returns a rule that takes values for which `holds` is true; `words` end the sentence "wanted ..."."""
   return Rule(holds, lambda: words)
 
 
 def no_rule(reason: str) -> Rule:
-  """Lets every value of the default's type be; `reason` says why."""
+  """Returns a rule that takes every value of the default's type; `reason` says why none is refused."""
   return Rule(lambda value: True, lambda: reason, on_page=False)
 
 
 def one_of(*options: str) -> Rule:
+  """Returns a rule that takes these options only."""
   return rule(_listed(options), lambda value: value in options)
 
 
 def one_of_table(*places: str, also: tuple = ()) -> Rule:
-  """Takes `also` and the names in tables of other rooms, each as "package.module:NAME". The meaning lists them."""
+  """Returns a rule that takes the names in tables of other rooms, and the values in `also`.
+
+  `places` names the tables, each as "package.module:NAME". The meaning of the key must list the names for help pages.
+  """
 
   def options() -> tuple:
-    return (*also, *(name for place in places for name in _at(place)))
+    names = list(also)
+    for place in places:
+      names += _look_up(place)
+    return tuple(names)
 
   def holds(value) -> bool:
     return any(type(value) is type(option) and value == option for option in options())
@@ -119,26 +127,29 @@ def one_of_table(*places: str, also: tuple = ()) -> Rule:
 
 
 def parsed_by(place: str) -> Rule:
-  """Takes what a function of another room, as "package.module:name", reads without an InputError."""
+  """Returns a rule that takes values that the function "package.module:name" reads without an InputError."""
 
   def holds(value) -> bool:
-    _at(place)(value)
+    _look_up(place)(value)
     return True
 
   return Rule(holds, lambda: f"what {place} reads", on_page=False)
 
 
 def at_least(low: float, reason: str = "") -> Rule:
-  """Inside of `each` too the value must be of the type of the bound."""
-  return rule(f"at least {low}" + (f": {reason}" if reason else ""), lambda v: type(v) is type(low) and v >= low)
+  """Returns a rule that takes numbers from `low` on, of the type of `low`; `reason` says why no lower ones."""
+  words = f"at least {low}: {reason}" if reason else f"at least {low}"
+  return rule(words, lambda value: type(value) is type(low) and value >= low)
 
 
 def above(low: float, reason: str = "") -> Rule:
-  return rule(f"above {low}" + (f": {reason}" if reason else ""), lambda value: value > low)
+  """Returns a rule that takes numbers above `low`; `reason` says why not `low` itself."""
+  words = f"above {low}: {reason}" if reason else f"above {low}"
+  return rule(words, lambda value: value > low)
 
 
 def each(item: Rule, empty: bool = False) -> Rule:
-  """Applies a rule to the entries of a tuple; `empty`: there may be none."""
+  """Returns a rule that takes tuples whose entries all follow `item`; `empty`: whether the empty tuple is taken."""
   count = "any number" if empty else "one or more"
   return Rule(
     lambda value: (empty or len(value) > 0) and all(item.holds(entry) for entry in value),
@@ -148,20 +159,22 @@ def each(item: Rule, empty: bool = False) -> Rule:
 
 
 def matching(pattern: str, words: str) -> Rule:
-  """Takes texts that match the regular expression as a whole."""
+  """Returns a rule that takes texts that the regular expression matches as a whole."""
   return rule(words, lambda value: re.fullmatch(pattern, value) is not None)
 
 
 def is_share(value: object) -> bool:
-  """Whether a value inside of a tuple is a number from 0 to 1."""
+  """Returns whether the entry of a tuple is a number from 0 to 1."""
   return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
 
 
 def is_text(value: object) -> bool:
+  """Returns whether the entry of a tuple is a string."""
   return isinstance(value, str)
 
 
 def is_filled_text(value: object) -> bool:
+  """Returns whether the entry of a tuple is a string that is not empty."""
   return isinstance(value, str) and value != ""
 
 

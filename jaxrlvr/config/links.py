@@ -1,4 +1,4 @@
-"""Checks of the links of `config.chain`, which the stages `chain` and `grid` run."""
+"""Checks of the links of `config.chain`, the runs of the stages `chain` and `grid`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from ml_collections import ConfigDict
 
 from jaxrlvr.base.errors import InputError
 
-# What a chain or a grid itself writes beside the directories of its links.
+# Folders that a grid writes beside the directories of its links, whose names no link may have.
 _OWN_NAMES = ("links", "compiled")
-# What each entry of a link may be.
+# Entries that a link may have, with their types.
 _LINK: Mapping[str, type] = {
   "name": object,  # see _check_places
   **dict.fromkeys(("stage", "init", "tokenizer"), str),
@@ -20,12 +20,14 @@ _LINK: Mapping[str, type] = {
 
 
 def check_link(link: Mapping) -> None:
-  """Raises InputError where a link holds what no link may, or would write outside of a directory of its own."""
+  """Raises InputError where a link has an unknown entry or one of a wrong type, a name that can't be a directory's, or
+  a path outside of earlier links."""
   _check_entries(link)
   _check_places(link)
 
 
 def _check_entries(link: Mapping) -> None:
+  """Raises InputError for entries that no link has, and for entries of a wrong type."""
   for entry, value in link.items():
     if entry not in _LINK:
       raise InputError(f"config.chain: link {repr(dict(link))[:200]} has {entry!r}; a link has {', '.join(_LINK)}")
@@ -37,8 +39,9 @@ def _check_entries(link: Mapping) -> None:
 
 
 def _check_places(link: Mapping) -> None:
+  """Raises InputError for a name that can't be a directory's, and for a path that leaves the chain's directory."""
   if "name" not in link:
-    return  # links that are run are refused without it
+    return  # `stages.links.read_links` refuses it
   name = link["name"]
   plain = isinstance(name, str) and re.fullmatch(r"\w[\w.-]*", name) and len(name.encode()) <= 100
   if not plain:
@@ -48,23 +51,24 @@ def _check_places(link: Mapping) -> None:
     )
   if name in _OWN_NAMES or name.endswith((".json", ".txt")):
     raise InputError(f"config.chain: link name {name!r}: is a name that the chain uses itself; choose another")
-  named = [link.get("init"), link.get("tokenizer")]
+  places = [link.get("init"), link.get("tokenizer")]
   for group in ("files", "runs"):
-    named += dict(link.get(group, {})).values()
-  for place in named:
+    places += dict(link.get(group, {})).values()
+  for place in places:
     if place and (not isinstance(place, str) or ".." in place.split("/") or place.startswith("/")):
       raise InputError(f"config.chain: link {name!r}: names {place!r}; wanted a path below an earlier link")
 
 
 def check_heeded(config: ConfigDict, overridden: Collection[str]) -> None:
-  """Raises InputError where an override would change nothing, as all links set that key themselves.
+  """Raises InputError where overriding a key would change nothing, as the links set that key themselves.
 
-  All means all links of the stages of which any link sets it. That a link has no stage is said where links are run.
+  It would change nothing where every link sets the key, of those whose stage is the stage of a link that sets it.
+  `overridden`: keys that were set on the command line. Links without a stage are left to `stages.links.read_links`.
   """
-  sets = [(link["stage"], link.get("set", {})) for link in config.chain if "stage" in link]
+  changes_of_links = [(link["stage"], link.get("set", {})) for link in config.chain if "stage" in link]
   for key in overridden:
-    stages = {stage for stage, own in sets if key in own}
-    if stages and all(key in own for stage, own in sets if stage in stages):
+    stages = {stage for stage, changes in changes_of_links if key in changes}
+    if stages and all(key in changes for stage, changes in changes_of_links if stage in stages):
       raise InputError(
         f"config.{key}: would change nothing, for each link of {', '.join(sorted(stages))} in config.chain sets its "
         "own (the config file has them, perhaps by its argument); leave it out, or change it there"

@@ -1,4 +1,4 @@
-"""What each stage is for, what it reads and writes and which config keys it reads: the pages of `STAGE --help`."""
+"""The pages of `jaxrlvr STAGE --help`: what each stage does, reads and writes, and which config keys it reads."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ if TYPE_CHECKING:
 
 
 class Page(NamedTuple):
-  """The page of one stage."""
+  """What the help of one stage says of it."""
 
-  does: str
-  reads: str
-  writes: str
-  example: str  # words behind `jaxrlvr STAGE`
-  # Keys that it reads; one that ends with a dot stands for its group. What is wrong with others does not stop it.
+  does: str  # a phrase that begins with a verb
+  reads: str  # files and directories
+  writes: str  # files below the run directory
+  example: str  # the arguments that follow `jaxrlvr STAGE`
+  # Config keys that the stage reads; a name that ends with a dot stands for all keys of the group. Wrong values of
+  # other keys don't stop the stage.
   keys: tuple[str, ...]
 
 
@@ -102,7 +103,7 @@ STAGE_PAGES: dict[str, Page] = {
     (*_ALL, *_POLICY, "problems.", "filter.", *_SAMPLING, "evaluate.problems_per_batch"),
   ),
   "subset": Page(
-    "put filtered problems in an order in which the first N are spread over difficulties",
+    "put filtered problems in an order in which the first N, for any N, are spread over difficulties",
     "the problems.jsonl of a filter",
     f"problems.jsonl, {_OWN}",
     "--workdir=runs/subset --config.problems.source=runs/filter/problems.jsonl",
@@ -191,9 +192,10 @@ def keys_of(stage: str) -> list[str]:
 
 
 def keys_read(stage: str | None, config: ConfigDict) -> set[str]:
-  """Returns the keys that a stage reads under this config; all keys where no stage, or one that is not known, is named.
+  """Returns the keys that a stage reads under this config; all keys for a stage that is None or unknown.
 
-  A plan reads of the stages that can be planned only what the planned one does."""
+  Of the stages that can be planned, the stage `plan` reads only the keys of the one that config.plan.stage names.
+  """
   if stage not in STAGE_PAGES:
     return set(declared())
   read = set(keys_of(stage))
@@ -204,19 +206,16 @@ def keys_read(stage: str | None, config: ConfigDict) -> set[str]:
 
 
 def page(stage: str) -> str:
-  """Returns the help of one stage: usage, what it reads and writes, an example, its own keys, then shared ones."""
-  one = STAGE_PAGES[stage]
+  """Returns the help text of one stage: usage, files, an example, its own keys, then keys of other stages too."""
+  stage_page = STAGE_PAGES[stage]
   keys = keys_of(stage)
   own = [key for key in keys if key.startswith(f"{stage}.")]
   shared = [key for key in keys if key not in own]
-  lines = [
-    f"jaxrlvr {stage}: {one.does}",
-    "",
-    *_USAGE.format(stage="report RUN..." if stage == "report" else stage).splitlines(),
-  ]
-  lines += textwrap.wrap(f"reads   {one.reads}", 118, subsequent_indent=" " * 8)
-  lines += textwrap.wrap(f"writes  {one.writes}", 118, subsequent_indent=" " * 8)
-  lines += ["", "example", f"  jaxrlvr {stage} {one.example}", ""]
+  usage = _USAGE.format(stage="report RUN..." if stage == "report" else stage)
+  lines = [f"jaxrlvr {stage}: {stage_page.does}", "", *usage.splitlines()]
+  lines += textwrap.wrap(f"reads   {stage_page.reads}", 118, subsequent_indent=" " * 8)
+  lines += textwrap.wrap(f"writes  {stage_page.writes}", 118, subsequent_indent=" " * 8)
+  lines += ["", "example", f"  jaxrlvr {stage} {stage_page.example}", ""]
   lines += ["keys, each as --config.KEY=VALUE; a line says KEY = DEFAULT: meaning [what the value must be]"]
   if own:
     lines += ["", f"keys of {stage}", *_described(own), "", "keys that other stages read too"]
@@ -224,13 +223,12 @@ def page(stage: str) -> str:
 
 
 def _described(keys: Sequence[str]) -> list[str]:
-  """Returns the lines that describe these keys."""
+  """Returns wrapped lines "KEY = DEFAULT: MEANING [RULE]" for these keys."""
   lines = []
-  for key in keys:
-    default, rule, meaning, _ = declared()[key]
-    must_be = f" [{rule.words()}]" if rule.on_page else ""
-    value = "" if key == "chain" else f" = {default!r}"
-    lines += textwrap.wrap(
-      f"  {key}{value}: {meaning}{must_be}", 118, subsequent_indent=" " * 6, break_on_hyphens=False
-    )
+  for name in keys:
+    key = declared()[name]
+    default = "" if name == "chain" else f" = {key.default!r}"
+    rule = f" [{key.rule.words()}]" if key.rule.on_page else ""
+    line = f"  {name}{default}: {key.meaning}{rule}"
+    lines += textwrap.wrap(line, 118, subsequent_indent=" " * 6, break_on_hyphens=False)
   return lines

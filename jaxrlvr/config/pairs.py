@@ -1,4 +1,4 @@
-"""What several keys say together: values that can't go together, and keys that have no effect beside others."""
+"""Checks of several keys together: values that can't go together, and keys that have no effect beside others."""
 
 from __future__ import annotations
 
@@ -15,23 +15,28 @@ from jaxrlvr.tasks.arithmetic import problems as arithmetic
 
 
 class Impossible(NamedTuple):
-  """Keys that can't go together. Looked at where a stage reads all of them."""
+  """A combination of values that is refused. It is checked only for stages that read all of its keys."""
 
   keys: tuple[str, ...]
-  when: Callable[[ConfigDict], bool]
-  message: str  # what is wrong and the cure; `{c.rl.steps}` stands for the value of a key
+  when: Callable[[ConfigDict], bool]  # whether a config has the combination
+  message: str  # says what is wrong and the cure; `{c.rl.steps}` stands for the value of a key
 
 
-def _embedded_kinds(group: str) -> Callable[[ConfigDict], bool]:
+def _has_unknown_kinds(group: str) -> Callable[[ConfigDict], bool]:
+  """Returns the check whether a group names a kind of problem that built-in arithmetic lacks."""
   return lambda c: c[group].source == "arithmetic" and not set(c[group].kinds) <= set(arithmetic.KINDS)
 
 
-def _uneven_rows(stage: str) -> Callable[[ConfigDict], bool]:
+def _has_uneven_rows(stage: str) -> Callable[[ConfigDict], bool]:
+  """Returns the check whether a stage's rows can't be split evenly into microbatches."""
   return lambda c: c[stage].rows % c[stage].microbatches != 0
 
 
 def _named_sets(c: ConfigDict) -> tuple[str, ...]:
-  return eval_sets.set_names(c.heldout.sets, c.heldout.domain) if c.heldout.sets or c.heldout.domain else ()
+  """Returns the names of the evaluation sets that heldout.sets and heldout.domain choose."""
+  if not c.heldout.sets and not c.heldout.domain:
+    return ()
+  return eval_sets.set_names(c.heldout.sets, c.heldout.domain)
 
 
 IMPOSSIBLE: tuple[Impossible, ...] = (
@@ -72,17 +77,19 @@ IMPOSSIBLE: tuple[Impossible, ...] = (
   Impossible(
     ("rl.votes", "rl.reward"),
     lambda c: c.rl.votes and not expression.looks_at_votes(expression.parse(c.rl.reward)),
-    "config.rl.votes is set, but config.rl.reward looks at no other samples than those it pays; set it to 0",
+    "config.rl.votes is set, but config.rl.reward pays each response without a vote; set it to 0",
   ),
   Impossible(
     ("rl.votes", "rl.group_size"),
     lambda c: 0 < c.rl.votes < c.rl.group_size,
-    "config.rl.votes is below config.rl.group_size: those that are trained on vote too; raise it, or 0 for no others",
+    "config.rl.votes is below config.rl.group_size, but responses that are trained on vote too; raise it, or take 0, "
+    "so that only these vote",
   ),
   Impossible(
     ("rl.sample_int8", "rl.importance_cap"),
     lambda c: c.rl.sample_int8 and not c.rl.importance_cap,
-    "config.rl.sample_int8 samples from rounded numbers; set config.rl.importance_cap (2.0, say) to correct it",
+    "config.rl.sample_int8 makes the sampler's log-probabilities inexact; set config.rl.importance_cap (2.0, say) to "
+    "correct for it",
   ),
   Impossible(
     ("rl.noise", "rl.correction", "rl.reward"),
@@ -100,7 +107,7 @@ IMPOSSIBLE: tuple[Impossible, ...] = (
   *(
     Impossible(
       (f"{s}.rows", f"{s}.microbatches"),
-      _uneven_rows(s),
+      _has_uneven_rows(s),
       f"config.{s}.rows = {{c.{s}.rows}} must be a multiple of config.{s}.microbatches = {{c.{s}.microbatches}}; "
       "change one of them",
     )
@@ -114,7 +121,7 @@ IMPOSSIBLE: tuple[Impossible, ...] = (
   Impossible(
     ("rl.correction", "rl.correction_noise"),
     lambda c: c.rl.correction == "none" and c.rl.correction_noise != (),
-    "config.rl.correction_noise is set, but config.rl.correction = 'none' reads it not; set it to ()",
+    "config.rl.correction_noise is set, but config.rl.correction = 'none' does not read it; set it to ()",
   ),
   Impossible(
     ("rl.correction", "rl.baseline", "rl.scale_std"),
@@ -124,7 +131,7 @@ IMPOSSIBLE: tuple[Impossible, ...] = (
   *(
     Impossible(
       (f"{g}.source", f"{g}.kinds"),
-      _embedded_kinds(g),
+      _has_unknown_kinds(g),
       f"config.{g}.kinds of the source arithmetic: wanted each one of {', '.join(arithmetic.KINDS)}",
     )
     for g in ("problems", "heldout")
@@ -148,12 +155,12 @@ IMPOSSIBLE: tuple[Impossible, ...] = (
   Impossible(
     ("cpt.source", "cpt.column", "cpt.skip_bad"),
     lambda c: (c.cpt.column or c.cpt.skip_bad) and not c.cpt.source,
-    "config.cpt.column or .skip_bad is set, but config.cpt.source is the embedded text; clear it, or name a source",
+    "config.cpt.column or .skip_bad is set, but config.cpt.source is the built-in text; clear it, or name a source",
   ),
   Impossible(
     ("sft.source", "sft.columns", "sft.system", "sft.skip_bad", "sft.max_tokens"),
     lambda c: not c.sft.source and any(c.sft[name] for name in ("columns", "system", "skip_bad", "max_tokens")),
-    "config.sft.columns, .system, .skip_bad or .max_tokens is set, but config.sft.source is the embedded prompts; "
+    "config.sft.columns, .system, .skip_bad or .max_tokens is set, but config.sft.source is the built-in prompts; "
     "clear them, or name a source",
   ),
   Impossible(
@@ -169,7 +176,7 @@ IMPOSSIBLE: tuple[Impossible, ...] = (
   Impossible(
     ("sft.source", "sft.epochs"),
     lambda c: c.sft.epochs and not c.sft.source,
-    "config.sft.epochs is set, but the embedded prompts of config.sft.source have no end; set config.sft.steps",
+    "config.sft.epochs is set, but the built-in prompts of config.sft.source have no end; set config.sft.steps",
   ),
   Impossible(
     ("filter.low", "filter.high", "filter.samples"),
@@ -200,22 +207,24 @@ IMPOSSIBLE: tuple[Impossible, ...] = (
 )
 
 
-# Kinds of problems: of `Heeded` and `_kinds_of`.
-_FILES, _RELEASED, _MADE, _ARITHMETIC = "files", "released sets", "generated", "arithmetic"
-_GENERATED = (_MADE, _ARITHMETIC)
+# Where problems may come from: values of `Heeded.by` and `_kinds_of`. Arithmetic is generated too, but has no system
+# message.
+_FILES, _RELEASED, _OTHER_GENERATED, _ARITHMETIC = "files", "released sets", "generated", "arithmetic"
+_GENERATED = (_OTHER_GENERATED, _ARITHMETIC)
 _IN_WORDS = {
   _FILES: "a file, a folder or a set of the hub (config.{group}.source)",
   _RELEASED: "the study's files (config.heldout.sets, .domain)",
-  _MADE: "generated problems",
+  _OTHER_GENERATED: "generated problems",
   _ARITHMETIC: "generated arithmetic",
 }
 
 
 class Heeded(NamedTuple):
-  """A key of `problems` and `heldout` that some kinds of problems heed."""
+  """Says for which kinds of problems a key of `problems` and `heldout` has an effect."""
 
-  by: tuple[str, ...]
-  # Sizes have a value in any config: set where nothing heeds them they are refused on the command line alone.
+  by: tuple[str, ...]  # the kinds
+  # Whether the key is a size, which every config file sets. Where it has no effect it is refused only on the command
+  # line; other keys are refused whenever they differ from their default.
   is_size: bool = False
 
 
@@ -223,28 +232,33 @@ HEEDED: Mapping[str, Heeded] = {
   **dict.fromkeys(("columns", "verifier", "split", "copies"), Heeded((_FILES,))),
   "skip_bad": Heeded((_FILES, _RELEASED)),
   **dict.fromkeys(("folder", "prompts"), Heeded((_RELEASED,))),
-  "system": Heeded((_FILES, _RELEASED, _MADE)),
+  "system": Heeded((_FILES, _RELEASED, _OTHER_GENERATED)),
   **dict.fromkeys(("levels", "kinds", "seed"), Heeded(_GENERATED, is_size=True)),
   "count": Heeded((_FILES, *_GENERATED), is_size=True),
 }
 
 
 def _kinds_of(c: ConfigDict, group: str) -> set[str]:
-  """Returns the kinds of problems that a group of the config names."""
-  named = _named_sets(c) if group == "heldout" else ()
-  kinds = {_ARITHMETIC if name in eval_sets.GENERATED_SETS else _RELEASED for name in named}
+  """Returns the kinds of problems that the group `problems` or `heldout` of a config names."""
+  set_names = _named_sets(c) if group == "heldout" else ()
+  kinds = {_ARITHMETIC if name in eval_sets.GENERATED_SETS else _RELEASED for name in set_names}
   source = c[group].source
-  if not source and not named:  # it follows config.problems.source
+  if not source and not set_names:  # held-out problems then come from the generator of the training problems
     source = c.problems.source if c.problems.source in problems.GENERATORS else "arithmetic"
   if source == "arithmetic":
     kinds.add(_ARITHMETIC)
+  elif source in problems.GENERATORS:
+    kinds.add(_OTHER_GENERATED)
   elif source:
-    kinds.add(_MADE if source in problems.GENERATORS else _FILES)
+    kinds.add(_FILES)
   return kinds
 
 
 def check_effects(config: ConfigDict, group: str, overridden: Collection[str]) -> None:
-  """Raises InputError for a key of `problems` or `heldout` that none of the problems which the group names heeds."""
+  """Raises InputError where a key of the group `problems` or `heldout` is set and has no effect on its problems.
+
+  `overridden`: keys that were set on the command line.
+  """
   kinds = _kinds_of(config, group)
   for name, heeded in HEEDED.items():
     key = f"{group}.{name}"
@@ -252,7 +266,9 @@ def check_effects(config: ConfigDict, group: str, overridden: Collection[str]) -
       continue
     is_set = key in overridden if heeded.is_size else config[group][name] != declared()[key].default
     if is_set:
-      meant = ", ".join(_IN_WORDS[kind].format(group=group) for kind in heeded.by)
-      there = " and ".join(_IN_WORDS[kind].format(group=group) for kind in sorted(kinds))
+      needed = ", ".join(_IN_WORDS[kind].format(group=group) for kind in heeded.by)
+      present = " and ".join(_IN_WORDS[kind].format(group=group) for kind in sorted(kinds))
       cure = "; config.heldout.at_most is for these" if name == "count" else ""
-      raise InputError(f"config.{key} has no effect: it is for {meant}, and here there is only {there}; clear it{cure}")
+      raise InputError(
+        f"config.{key} has no effect: it is for {needed}, and here there is only {present}; clear it{cure}"
+      )

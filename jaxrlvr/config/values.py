@@ -1,4 +1,4 @@
-"""The values of a config by their dotted names."""
+"""Reads and sets the values of a config by their dotted names, and converts them to the types of the defaults."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LOG = logging.getLogger(__name__)
 
 
 def names(config: ConfigDict, prefix: str = "") -> list[str]:
-  """Returns the dotted names of all leaves."""
+  """Returns the dotted names of all values in a config and its groups, each behind `prefix`."""
   leaves = []
   for name, value in config.items():
     if isinstance(value, ConfigDict):
@@ -29,7 +29,7 @@ def names(config: ConfigDict, prefix: str = "") -> list[str]:
 
 
 def _leaf(config: ConfigDict, key: str) -> tuple[ConfigDict, str]:
-  """Returns the group that holds a leaf, and its name there; InputError, with a hint, where there is none."""
+  """Returns the group that holds a value, and the value's name there. Raises InputError for an unknown key."""
   node = config
   *parents, last = key.split(".")
   for part in [*parents, last]:
@@ -42,24 +42,28 @@ def _leaf(config: ConfigDict, key: str) -> tuple[ConfigDict, str]:
 
 
 def get(config: ConfigDict, key: str) -> Any:
-  """Returns the value of a leaf; InputError where there is none."""
+  """Returns the value of a dotted key. Raises InputError where there is none."""
   parent, last = _leaf(config, key)
   return parent[last]
 
 
 def set_text(config: ConfigDict, key: str, text: str) -> None:
-  """Sets a leaf from command-line text, which is read as the type that the leaf has."""
-  parent, last = _leaf(config, key)
-  now = parent[last]
-  if isinstance(now, str):
-    value = text
-  else:
-    try:
-      value = ast.literal_eval({"true": "True", "false": "False"}.get(text.lower(), text))
-    except (ValueError, SyntaxError, RecursionError, MemoryError):  # no literal, or one that is nested too deeply
-      value = _words(key, text) if isinstance(now, tuple) else text
-    if isinstance(now, tuple) and not isinstance(value, (tuple, list)):
-      value = (value,)
+  """Sets a value from command-line text, converted to the type of the present value.
+
+  Strings are taken as they are. Other types are read as Python literals; a tuple may also be words between commas, or a
+  single entry. Raises InputError for an unknown key or a value of another type.
+  """
+  present = get(config, key)
+  if isinstance(present, str):
+    set_value(config, key, text)
+    return
+  literal = {"true": "True", "false": "False"}.get(text.lower(), text)
+  try:
+    value = ast.literal_eval(literal)
+  except (ValueError, SyntaxError, RecursionError, MemoryError):  # no literal, or one that is nested too deeply
+    value = _words(key, text) if isinstance(present, tuple) else text
+  if isinstance(present, tuple) and not isinstance(value, (tuple, list)):
+    value = (value,)
   set_value(config, key, value)
 
 
@@ -67,8 +71,10 @@ _ESCAPES = {r"\n": "\n", r"\t": "\t", r"\r": "\r", "\\\\": "\\"}
 
 
 def _words(key: str, text: str) -> tuple[str, ...]:
-  r"""Returns texts between commas, as typed in a shell. Of `rl.stop_strings` white space counts, and \n, \t, \r are
-  decoded."""
+  r"""Returns the words between commas, without white space around them and without empty ones.
+
+  For `rl.stop_strings` white space and empty words are kept, and the escapes \n, \t, \r and \\ are decoded.
+  """
   if key != "rl.stop_strings":
     return tuple(word.strip() for word in text.split(",") if word.strip())
   decoded = re.sub(r"\\[ntr\\]", lambda match: _ESCAPES[match[0]], text)
@@ -79,13 +85,16 @@ def _words(key: str, text: str) -> tuple[str, ...]:
 
 
 def set_value(config: ConfigDict, key: str, value: object) -> None:
-  """Sets a leaf; a value of another type than the default's is an error."""
+  """Sets the value of a dotted key, converted as by `typed`. Raises InputError for an unknown key or another type."""
   parent, last = _leaf(config, key)
   parent[last] = typed(key, value, parent[last])
 
 
 def changed(config: ConfigDict, changes: Mapping[str, object]) -> ConfigDict:
-  """Returns a locked copy with some leaves changed and no chain of its own."""
+  """Returns a locked copy of a config with `changes` ({dotted key: value}) and an empty chain.
+
+  Raises InputError as `set_value` does.
+  """
   copy = ConfigDict(config.to_dict())
   copy.chain = ()
   for key, value in changes.items():
@@ -95,7 +104,10 @@ def changed(config: ConfigDict, changes: Mapping[str, object]) -> ConfigDict:
 
 
 def typed(key: str, value: object, like: object) -> Any:
-  """Returns the value in the type of `like`: an integer may stand for a float, a list for a tuple. Else InputError."""
+  """Returns a value of the key in the type of `like`, converting an integer to a float and lists to tuples.
+
+  Raises InputError that names the key for a value of another type, and for infinity and NaN.
+  """
   if isinstance(like, tuple) and isinstance(value, (tuple, list)):
     return _as_tuples(key, value)
   if isinstance(like, float) and isinstance(value, int) and not isinstance(value, bool):
@@ -110,8 +122,10 @@ def typed(key: str, value: object, like: object) -> Any:
 
 
 def _as_tuples(key: str, value):
-  """Returns the value with tuples for lists at any depth, as config files write them; no number in it may be infinite
-  or NaN, which JSON can't hold."""
+  """Returns the value with lists replaced by tuples at any depth, as config files write them.
+
+  Raises InputError for infinity and NaN, which JSON can't hold.
+  """
   if isinstance(value, tuple | list):
     return tuple(_as_tuples(key, item) for item in value)
   if isinstance(value, Mapping):

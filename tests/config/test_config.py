@@ -59,8 +59,8 @@ BAD = (
   ("heldout.name=" + "a" * 300, "at most 100 bytes"),
   ("heldout.columns=prompt=a", "config.heldout.columns has no effect: it is for a file, a folder or a set of the hub"),
   ("problems.columns=prompt=a", "(config.problems.source), and here there is only generated arithmetic; clear it"),
-  ("cpt.skip_bad=1", "config.cpt.column or .skip_bad is set, but config.cpt.source is the embedded text"),
-  ("sft.max_tokens=9", ".max_tokens is set, but config.sft.source is the embedded prompts"),
+  ("cpt.skip_bad=1", "config.cpt.column or .skip_bad is set, but config.cpt.source is the built-in text"),
+  ("sft.max_tokens=9", ".max_tokens is set, but config.sft.source is the built-in prompts"),
   ("heldout.skip_bad=1", "config.heldout.skip_bad has no effect"),
   (
     "heldout.folder=a",

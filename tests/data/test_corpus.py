@@ -257,5 +257,5 @@ def test_epochs_show_each_document_as_often_in_both_arms(tmp_path, tokenizer, ar
     assert seen == sum(tokens)
   with pytest.raises(InputError, match="both set, or both 0"):
     configs.derive(config, {"sft.steps": 5})
-  with pytest.raises(InputError, match="sft.epochs is set, but the embedded prompts"):
+  with pytest.raises(InputError, match="sft.epochs is set, but the built-in prompts"):
     configs.derive(configs.base(), {"sft.steps": 0, "sft.epochs": 1})

@@ -141,7 +141,7 @@ def test_help_of_a_stage_tells_its_keys_as_configs_base_declares_them(capsys):
       assert f"  {name} = {keys[name].default!r}: {keys[name].meaning}" in joined or name == "chain"
     flags, _ = cli.parse_arguments([stage, *shlex.split(manual.STAGE_PAGES[stage].example)])
     assert flags.workdir.startswith(("runs/", "models/"))
-  assert "seed = 0: seed of weights, data order and samples [from 0 to 2**32 - 1]\n" in page
+  assert "seed = 0: random seed of fresh weights, data order and samples [from 0 to 2**32 - 1]\n" in page
   with pytest.raises(SystemExit):
     cli.run(["--version"])
   assert capsys.readouterr().out == f"jaxrlvr {importlib.metadata.version('jaxrlvr')}\n"

@@ -422,7 +422,7 @@ def test_configs_of_the_study_run_small(tmp_path, init, official, name, arg):
     ({"rl.noise": (0.1, 0.1), "rl.reward": "self_certainty"}, "need a reward of 0 and 1"),
     ({"rl.noise": (0.6, 0.5), "rl.correction": "backward"}, "less than 1"),
     ({"rl.correction": "backward"}, "assumes no noise"),
-    ({"rl.correction_noise": (0.1, 0.1)}, "reads it not"),
+    ({"rl.correction_noise": (0.1, 0.1)}, "does not read it"),
     ({"rl.noise": (0.1, 0.1), "rl.correction": "forward", "rl.scale_std": False}, "takes the place of baseline"),
     ({"rl.noise": (0.1, 1.1)}, "two rates from 0 to 1"),
     ({"filter.low": 9, "filter.high": 3}, "low <= high"),
