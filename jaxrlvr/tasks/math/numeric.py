@@ -1,7 +1,8 @@
-"""Whether two formulas are equal: exactly where they are rational, else to more digits than their parts differ by.
+"""Decides whether two formulas are equal.
 
-Formulas with variables are compared at fixed points. Nothing here takes long or grows: what is too large to be
-evaluated raises TooLarge.
+Rational numbers are compared exactly. Others are evaluated to many more digits than their parts can differ by. Formulas
+with variables are compared at fixed points. Time and memory are bounded: a formula whose evaluation would need too many
+digits raises TooLarge.
 """
 
 from __future__ import annotations
@@ -10,129 +11,160 @@ import functools
 import math
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from jaxrlvr.tasks.math.formula import Formula, Number, Operation, Symbol, has, symbols
 
 NumericValue: TypeAlias = Any  # a Fraction, or an mpf or mpc of mpmath, which has no types
 
 MAX_BITS = 1 << 17  # of the numerator or the denominator of an exact number
-MAX_PRECISION = 40_000  # bits of an irrational one
-_CONFIRMING = 2_000  # bits with which equality is looked at again
-MAX_EXPONENT = 1 << 40  # binary, of an irrational number
+MAX_PRECISION = 40_000  # bits of an irrational number
+MAX_EXPONENT = 1 << 40  # binary exponent of an irrational number
 MAX_FACTORIAL = 5_000
-_ROUNDED = Fraction(2, 10**6)  # decimals this close, in relation to their size, may be two roundings of one number
-_SCIENTIFIC_DIGITS = 3  # that the shorter of two numbers in scientific notation shows at least
-# Where formulas with variables are compared. Of both signs, small and large, no two alike.
+_PRECISION = 200  # bits with which formulas are first evaluated
+_CONFIRMING_PRECISION = 2_000  # bits with which numbers that seem equal are compared again
+_ROUNDED = Fraction(2, 10**6)  # decimals whose difference is at most this share may be roundings of one number
+_SCIENTIFIC_DIGITS = 3  # of two numbers in scientific notation the shorter must show as many to count as a rounding
+_MAX_ANGLE_EXPONENT = 4096  # binary
+_MAX_ROOT = 64  # degree of roots that are taken exactly
+
+# Points at which formulas with variables are compared; a point has a value for each of up to 24 variables. The values
+# have both signs, are small and large, and all differ.
 _POINTS = tuple(
   tuple(Fraction(a * (b + 7 * n), 97 + 13 * n) for n in range(24))
   for a, b in ((1, 31), (1, 173), (-1, 53), (1, 397), (-1, 211), (1, 1009))
 )
-# More points for what jumps from number to number.
+# Further points, for formulas that are constant between integers.
 _INTEGERS = tuple(tuple(Fraction(n * (5 * a + 3) % 61 - 7) for n in range(1, 25)) for a in range(40))
 
 
 class TooLarge(ValueError):
-  """The number has too many digits to be evaluated."""
+  """The evaluation would need too many digits or variables."""
 
 
 class Undefined(ValueError):
-  """The formula has no value, as 1/0."""
+  """The formula has no value, such as 1/0."""
 
 
 def equal(a: Formula, b: Formula) -> bool:
-  """Returns whether two formulas have the same value, for every value of their variables. Raises TooLarge."""
+  """Returns whether two formulas have the same value, for every value of their variables. Raises TooLarge.
+
+  Points at which a formula is undefined are passed over. Real values decide; if there are none, the formulas must agree
+  in their complex values at all points.
+  """
   if a == b:
     return True
   names = sorted(symbols(a) | symbols(b))
   if len(names) > len(_POINTS[0]):
     raise TooLarge("too many variables")
-  real = complex_ = 0
-  stepped = any(has(tree, "floor", "ceil") for tree in (a, b))
-  for point in (_POINTS + _INTEGERS * stepped)[: 1 if not names else None]:
-    values = _values((a, b), dict(zip(names, point, strict=False)))
-    if values is None:
+  real_agreements = complex_agreements = 0
+  for point in _points_for(a, b, names):
+    comparison = _compare_at(a, b, dict(zip(names, point, strict=False)))
+    if comparison is None:
       continue
-    same, is_real = values
-    if not is_real:
-      complex_ += same
-      if not names and not same:
+    if not comparison.agree:
+      if comparison.is_real or not names:
         return False
-      continue
-    if not same:
-      return False
-    real += 1
-  return real >= min(2, max(1, len(names))) or not real and complex_ >= 1 and _all_complex(names, complex_)
+    elif comparison.is_real:
+      real_agreements += 1
+    else:
+      complex_agreements += 1
+  if real_agreements:
+    return real_agreements >= (2 if len(names) > 1 else 1)
+  return complex_agreements == (len(_POINTS) if names else 1)
 
 
-def _all_complex(names: list[str], agreeing: int) -> bool:
-  return agreeing == (1 if not names else len(_POINTS))
+def _points_for(a: Formula, b: Formula, names: Sequence[str]) -> tuple[tuple[Fraction, ...], ...]:
+  """Returns the points at which to compare two formulas; one point if they have no variables."""
+  points = _POINTS
+  if has(a, "floor", "ceil") or has(b, "floor", "ceil"):
+    points += _INTEGERS
+  return points if names else points[:1]
 
 
 def proportional(a: Formula, b: Formula, positive: bool = False) -> bool:
-  """Returns whether a is b times a number other than 0, for every value of their variables. Raises TooLarge."""
-  names = sorted(symbols(a) | symbols(b))
+  """Returns whether a is b times one number other than 0, for every value of their variables. Raises TooLarge.
+
+  `positive`: the number must also be positive. Returns False for formulas without variables or with different ones.
+  """
+  names = sorted(symbols(a))
   if symbols(a) != symbols(b) or not names or len(names) > len(_POINTS[0]):
     return False
   ratio = None
-  count = 0
+  defined = 0
   for point in _POINTS:
-    env = dict(zip(names, point, strict=False))
-    try:
-      va, vb = Evaluation(200).value(a, env), Evaluation(200).value(b, env)
-      if _is_complex(va) or _is_complex(vb) or vb == 0:
-        continue
-      current = _divide(va, vb, Evaluation(200))
-    except Undefined:
+    at_point = _ratio_at(a, b, dict(zip(names, point, strict=False)))
+    if at_point is None:
       continue
-    if current == 0 or positive and current < 0:
+    if at_point == 0 or positive and at_point < 0:
       return False
-    if ratio is not None and abs(current - ratio) > 1e-30 * abs(ratio):
+    if ratio is not None and abs(at_point - ratio) > 1e-30 * abs(ratio):
       return False
-    ratio = current
-    count += 1
-  return count >= 3
+    ratio = at_point
+    defined += 1
+  return defined >= 3
 
 
-def _values(trees: tuple[Formula, Formula], env: Mapping) -> tuple[bool, bool] | None:
-  """Returns whether the two agree at a point and whether both are real there; None where one is undefined."""
-  evaluation = Evaluation(200)
+def _ratio_at(a: Formula, b: Formula, point: Mapping[str, Fraction]) -> NumericValue | None:
+  """Returns a / b at a point; None if that is undefined, or one of them is complex."""
   try:
-    a, b = (evaluation.value(tree, env) for tree in trees)
-    if isinstance(a, Fraction) and isinstance(b, Fraction):
-      return a == b, True
-    enough = 200 + (int(2.2 * evaluation.extent) if evaluation.extent > 100 else 0)
-    if enough > MAX_PRECISION:
-      raise TooLarge("too many digits")
-    if enough > 200:
-      evaluation = Evaluation(enough)
-      a, b = (evaluation.value(tree, env) for tree in trees)
-    if (
-      not env and enough < _CONFIRMING and _close(evaluation, a, b)
-    ):  # what rounds to the other, as the tanh of 100 to 1
-      evaluation = Evaluation(_CONFIRMING)
-      a, b = (evaluation.value(tree, env) for tree in trees)
+    value_a, value_b = Evaluation(_PRECISION).value(a, point), Evaluation(_PRECISION).value(b, point)
+    if _is_complex(value_a) or _is_complex(value_b) or value_b == 0:
+      return None
+    return Evaluation(_PRECISION).operate("div", (value_a, value_b))
   except Undefined:
     return None
-  if isinstance(a, Fraction) and isinstance(b, Fraction):
-    return a == b, True
-  parts = [value.imag for value in (a, b) if _is_complex(value)]
-  return _close(evaluation, a, b), all(evaluation.magnitude(part) <= 60 - evaluation.precision for part in parts)
 
 
-def _close(evaluation: Evaluation, a, b) -> bool:
-  """Returns whether two numbers differ by no more than their rounding may explain."""
-  gap = abs(evaluation.subtract(a, b))
+class _Comparison(NamedTuple):
+  """How two formulas compare at a point."""
+
+  agree: bool
+  is_real: bool  # whether both are real there
+
+
+def _compare_at(a: Formula, b: Formula, point: Mapping[str, Fraction]) -> _Comparison | None:
+  """Compares two formulas at a point; returns None if one of them is undefined there. Raises TooLarge."""
+  try:
+    return _compare_defined(a, b, point)
+  except Undefined:
+    return None
+
+
+def _compare_defined(a: Formula, b: Formula, point: Mapping[str, Fraction]) -> _Comparison:
+  """Compares two formulas at a point with as much precision as they need. Raises Undefined, TooLarge."""
+  evaluation = Evaluation(_PRECISION)
+  value_a, value_b = evaluation.value(a, point), evaluation.value(b, point)
+  if _exact(value_a, value_b):
+    return _Comparison(value_a == value_b, is_real=True)
+  precision = _PRECISION
+  if evaluation.extent > 100:
+    precision += int(2.2 * evaluation.extent)
+  if precision > MAX_PRECISION:
+    raise TooLarge("too many digits")
+  if precision > _PRECISION:
+    evaluation = Evaluation(precision)
+    value_a, value_b = evaluation.value(a, point), evaluation.value(b, point)
+  # A number may round to another, as the tanh of 100 to 1.
+  if not point and precision < _CONFIRMING_PRECISION and _close(evaluation, value_a, value_b):
+    evaluation = Evaluation(_CONFIRMING_PRECISION)
+    value_a, value_b = evaluation.value(a, point), evaluation.value(b, point)
+  if _exact(value_a, value_b):
+    return _Comparison(value_a == value_b, is_real=True)
+  imaginary_parts = [value.imag for value in (value_a, value_b) if _is_complex(value)]
+  is_real = all(evaluation.magnitude(part) <= 60 - evaluation.precision for part in imaginary_parts)
+  return _Comparison(_close(evaluation, value_a, value_b), is_real)
+
+
+def _close(evaluation: Evaluation, a: NumericValue, b: NumericValue) -> bool:
+  """Returns whether two numbers differ by no more than rounding can explain."""
+  difference = abs(evaluation.subtract(a, b))
   scale = max(0, min(evaluation.largest, evaluation.precision // 2))
-  return gap == 0 or evaluation.magnitude(gap) < scale - evaluation.precision + 60
+  return difference == 0 or evaluation.magnitude(difference) < scale - evaluation.precision + 60
 
 
-def _is_complex(value) -> bool:
+def _is_complex(value: NumericValue) -> bool:
   return not isinstance(value, Fraction) and type(value).__name__ == "mpc" and value.imag != 0
-
-
-def _divide(a, b, evaluation):
-  return evaluation.operate("div", (a, b))
 
 
 @functools.cache
@@ -143,13 +175,17 @@ def _context():
 
 
 class Evaluation:
-  """Evaluates trees to a Fraction where that is exact, else to a number of so many bits."""
+  """Evaluates formulas: to a Fraction if that is exact, else to a number of `precision` bits.
+
+  All evaluations share one context of mpmath, so only the newest may be used. `extent`: the largest binary exponent of
+  a number on the way, of either sign; `largest`: the largest positive one.
+  """
 
   def __init__(self, precision: int):
     self.mp = _context()
-    self.mp.prec = self.precision = precision  # of all evaluations: one at a time is in use
-    self.extent = 0  # the largest binary exponent, of either sign, of a number on the way
-    self.largest = 0  # the largest
+    self.mp.prec = self.precision = precision
+    self.extent = 0
+    self.largest = 0
 
   def magnitude(self, value: NumericValue) -> int:
     """Returns the binary exponent of a number."""
@@ -157,36 +193,36 @@ class Evaluation:
       return value.numerator.bit_length() - value.denominator.bit_length()
     return int(self.mp.mag(value)) if value else -(1 << 60)
 
-  def value(self, tree: Formula, env: Mapping[str, Fraction]) -> NumericValue:
-    """Returns the value of a tree where its variables have these values. Raises TooLarge, Undefined."""
+  def value(self, tree: Formula, point: Mapping[str, Fraction]) -> NumericValue:
+    """Returns the value of a formula whose variables have the values in `point`. Raises TooLarge, Undefined."""
     if isinstance(tree, Number):
       return tree.value
     if isinstance(tree, Symbol):
-      return self._symbol(tree.name, env)
+      return self._symbol(tree.name, point)
     if tree.name == "pow" and tree.arguments[0] == Symbol("e"):
-      return self._note(self._exp(self.value(tree.arguments[1], env)))
-    return self.operate(tree.name, [self.value(part, env) for part in tree.arguments])
+      return self._note(self.exp(self.value(tree.arguments[1], point)))
+    return self.operate(tree.name, [self.value(part, point) for part in tree.arguments])
 
   def operate(self, name: str, values: Sequence[NumericValue]) -> NumericValue:
-    """Returns what an operation makes of values."""
+    """Returns the result of an operation of `_OPERATIONS` on values. Raises TooLarge, Undefined."""
     operation = _OPERATIONS.get(name)
     if operation is None:
       raise Undefined(name)
     try:
       return self._note(operation(self, *values))
-    except (ZeroDivisionError, TypeError, OverflowError) as error:
-      raise Undefined(name) from error
-    except ValueError as error:
-      if isinstance(error, TooLarge | Undefined):
-        raise
+    except (TooLarge, Undefined):
+      raise
+    except (ZeroDivisionError, TypeError, OverflowError, ValueError) as error:
       raise Undefined(name) from error
 
   def subtract(self, a: NumericValue, b: NumericValue) -> NumericValue:
-    return self._note(_add(self, a, _neg(self, b)))
+    """Returns a - b; 0 if that is less than the rounding of both."""
+    return self._note(_add(self, a, -b))
 
-  def _symbol(self, name: str, env: Mapping[str, Fraction]):
-    if name in env:
-      return env[name]
+  def _symbol(self, name: str, point: Mapping[str, Fraction]) -> NumericValue:
+    """Returns the value of a variable or a constant."""
+    if name in point:
+      return point[name]
     if name == "pi":
       return +self.mp.pi
     if name == "e":
@@ -195,14 +231,14 @@ class Evaluation:
       return self.mp.mpc(0, 1)
     raise Undefined(name)
 
-  def _note(self, value):
+  def _note(self, value: NumericValue) -> NumericValue:
+    """Notes how large a value is and returns it, as a real number if it has no imaginary part. Raises TooLarge."""
     if isinstance(value, Fraction):
-      size = max(value.numerator.bit_length(), value.denominator.bit_length())
-      if size > MAX_BITS:
+      bits = max(value.numerator.bit_length(), value.denominator.bit_length())
+      if bits > MAX_BITS:
         raise TooLarge("too many digits")
       if value:
-        exponent = self.magnitude(value)
-        self.extent, self.largest = max(self.extent, abs(exponent)), max(self.largest, exponent)
+        self._note_exponent(self.magnitude(value))
       return value
     if not self.mp.isfinite(value):
       raise Undefined("infinite")
@@ -212,23 +248,33 @@ class Evaluation:
       exponent = self.magnitude(value)
       if abs(exponent) > MAX_EXPONENT:
         raise TooLarge("too many digits")
-      self.extent, self.largest = max(self.extent, abs(exponent)), max(self.largest, exponent)
+      self._note_exponent(exponent)
     return value
 
+  def _note_exponent(self, exponent: int) -> None:
+    self.extent = max(self.extent, abs(exponent))
+    self.largest = max(self.largest, exponent)
+
   def inexact(self, value: NumericValue) -> NumericValue:
-    """Returns an exact number as one of so many bits, others as they are."""
+    """Returns an exact number as one of `precision` bits, others as they are."""
     if isinstance(value, Fraction):
       return self.mp.mpf(value.numerator) / value.denominator
     return value
 
-  def _exp(self, exponent):
+  def exp(self, exponent: NumericValue) -> NumericValue:
+    """Returns e to a power. Raises TooLarge."""
     inexact = self.inexact(exponent)
     if abs(inexact.real) > MAX_EXPONENT:
       raise TooLarge("too many digits")
     return Fraction(1) if exponent == 0 else self.mp.exp(inexact)
 
 
+# Operations: functions of an evaluation and of values. Each may raise TooLarge, Undefined, or what mpmath and Fraction
+# raise where a value is undefined.
+
+
 def _exact(*values) -> bool:
+  """Returns whether all values are fractions."""
   return all(isinstance(value, Fraction) for value in values)
 
 
@@ -239,8 +285,8 @@ def _add(evaluation: Evaluation, *values):
   for value in values:
     term = evaluation.inexact(value)
     total, largest = total + term, max(largest, abs(term))
-  noise = largest * evaluation.mp.mpf(2) ** (20 - evaluation.precision)  # of a sum that is 0, its terms being rounded
-  return evaluation.mp.mpf(0) if abs(total) < noise else total
+  rounding = largest * evaluation.mp.mpf(2) ** (20 - evaluation.precision)
+  return evaluation.mp.mpf(0) if abs(total) < rounding else total
 
 
 def _neg(evaluation: Evaluation, value):
@@ -278,10 +324,11 @@ def _pow(evaluation: Evaluation, base, exponent):
 
 def _integer_power(evaluation: Evaluation, base, exponent: int):
   if _exact(base):
-    size = max(base.numerator.bit_length(), base.denominator.bit_length())
+    bits = max(base.numerator.bit_length(), base.denominator.bit_length())
     if abs(base) in (0, 1):
-      return base ** (exponent if exponent <= 0 else 2 - exponent % 2)
-    if size * abs(exponent) > 2 * MAX_BITS:
+      small_exponent = 2 - exponent % 2  # 1 or 2, with the same result
+      return base ** (small_exponent if exponent > 0 else exponent)
+    if bits * abs(exponent) > 2 * MAX_BITS:
       raise TooLarge("too many digits")
     return base**exponent
   _check_power(evaluation, base, exponent)
@@ -289,16 +336,19 @@ def _integer_power(evaluation: Evaluation, base, exponent: int):
 
 
 def _check_power(evaluation: Evaluation, base, exponent) -> None:
+  """Raises TooLarge if a power would be too large, or too small."""
   if base == 0:
     return
-  size = abs(evaluation.magnitude(base)) + 1
-  if size * abs(evaluation.inexact(exponent) if not isinstance(exponent, int) else exponent) > MAX_EXPONENT:
+  bits = abs(evaluation.magnitude(base)) + 1
+  if not isinstance(exponent, int):
+    exponent = evaluation.inexact(exponent)
+  if bits * abs(exponent) > MAX_EXPONENT:
     raise TooLarge("too many digits")
 
 
 def _exact_root(value: Fraction, degree: int) -> Fraction | None:
-  """Returns the root of a positive number where it is rational, else None."""
-  if degree > 64:
+  """Returns the root of a positive number if it is rational, else None."""
+  if degree > _MAX_ROOT:
     return None
   parts = []
   for part in (value.numerator, value.denominator):
@@ -310,7 +360,7 @@ def _exact_root(value: Fraction, degree: int) -> Fraction | None:
 
 
 def _integer_root(value: int, degree: int) -> int:
-  """Returns the largest integer whose power of the degree is at most the value."""
+  """Returns the largest integer that to the power of the degree is at most the value."""
   if degree == 2:
     return math.isqrt(value)
   low, high = 0, 1 << (value.bit_length() // degree + 1)
@@ -326,28 +376,35 @@ def _integer_root(value: int, degree: int) -> int:
 def _root(evaluation: Evaluation, value, degree):
   if not _exact(degree) or degree == 0 or degree.denominator != 1:
     return _pow(evaluation, value, _div(evaluation, Fraction(1), degree))
-  odd = degree.numerator % 2 == 1
-  real = _exact(value) or not _is_complex(value)
-  if real and value < 0 and odd:
+  is_odd = degree.numerator % 2 == 1
+  if is_odd and not _is_complex(value) and value < 0:
     return -_root(evaluation, -value, degree)
   return _pow(evaluation, value, 1 / degree)
 
 
-def _sine_like(name: str):
-  def evaluate(evaluation: Evaluation, angle):
-    if angle == 0:
-      return Fraction(int(name == "cos"))
-    if evaluation.magnitude(angle) > 4096:
-      raise TooLarge("too large an angle")
-    value = getattr(evaluation.mp, name)(evaluation.inexact(angle))
-    if abs(value) < evaluation.mp.mpf(2) ** (20 - evaluation.precision):
-      return evaluation.mp.mpf(0)
-    return value
-
-  return evaluate
+def _sin(evaluation: Evaluation, angle):
+  if angle == 0:
+    return Fraction(0)
+  _check_angle(evaluation, angle)
+  return _zero_if_tiny(evaluation, evaluation.mp.sin(evaluation.inexact(angle)))
 
 
-_sin, _cos = _sine_like("sin"), _sine_like("cos")
+def _cos(evaluation: Evaluation, angle):
+  if angle == 0:
+    return Fraction(1)
+  _check_angle(evaluation, angle)
+  return _zero_if_tiny(evaluation, evaluation.mp.cos(evaluation.inexact(angle)))
+
+
+def _check_angle(evaluation: Evaluation, angle) -> None:
+  if evaluation.magnitude(angle) > _MAX_ANGLE_EXPONENT:
+    raise TooLarge("too large an angle")
+
+
+def _zero_if_tiny(evaluation: Evaluation, value):
+  """Returns 0 for a value that is 0 but for the rounding of the angle, else the value."""
+  rounding = evaluation.mp.mpf(2) ** (20 - evaluation.precision)
+  return evaluation.mp.mpf(0) if abs(value) < rounding else value
 
 
 def _tan(evaluation: Evaluation, angle):
@@ -355,7 +412,7 @@ def _tan(evaluation: Evaluation, angle):
 
 
 def _of_library(name: str, largest: int = 1 << 40):
-  """A function of the library, for arguments of fair size."""
+  """Returns mpmath's function of this name as an operation. Arguments of a larger size raise TooLarge."""
 
   def evaluate(evaluation: Evaluation, *values):
     inexact = [evaluation.inexact(value) for value in values]
@@ -376,7 +433,8 @@ def _ln(evaluation: Evaluation, value):
 
 def _log(evaluation: Evaluation, value, base=Fraction(10)):
   if _exact(value, base) and value > 0 and base > 1:
-    power = round(float(evaluation.mp.log(evaluation.inexact(value)) / evaluation.mp.log(evaluation.inexact(base))))
+    quotient = evaluation.mp.log(evaluation.inexact(value)) / evaluation.mp.log(evaluation.inexact(base))
+    power = round(float(quotient))
     if abs(power) < 10_000 and base**power == value:
       return Fraction(power)
   return _div(evaluation, _ln(evaluation, value), _ln(evaluation, base))
@@ -414,33 +472,37 @@ def _abs(evaluation: Evaluation, value):
 def _floor(evaluation: Evaluation, value):
   if _exact(value):
     return Fraction(math.floor(value))
-  return Fraction(int(evaluation.mp.floor(value))) if evaluation.magnitude(value) < 200 else _too_large()
+  if evaluation.magnitude(value) >= _PRECISION:
+    raise TooLarge("too large a number")
+  return Fraction(int(evaluation.mp.floor(value)))
 
 
 def _ceil(evaluation: Evaluation, value):
   return -_floor(evaluation, -value)
 
 
-def _too_large():
-  raise TooLarge("too large a number")
+def _of_integers(function):
+  """Returns a function of integers as an operation. Other arguments raise Undefined."""
 
-
-def _integers(function):
   def evaluate(evaluation: Evaluation, *values):
     if not _exact(*values) or any(value.denominator != 1 for value in values):
       raise Undefined("no integers")
-    return Fraction(function(*(value.numerator for value in values)))
+    numbers = [value.numerator for value in values]
+    return Fraction(function(*numbers))
 
   return evaluate
 
 
 def _extreme(function):
+  """Returns max or min as an operation, which leaves exact values exact."""
+
   def evaluate(evaluation: Evaluation, *values):
     return function(values, key=evaluation.inexact)
 
   return evaluate
 
 
+# Keys: Operation.name.
 _OPERATIONS = {
   "add": _add,
   "neg": _neg,
@@ -462,7 +524,7 @@ _OPERATIONS = {
   "sinh": _of_library("sinh", 10_000),
   "cosh": _of_library("cosh", 10_000),
   "tanh": _of_library("tanh", 10_000),
-  "exp": lambda evaluation, value: evaluation._exp(value),
+  "exp": lambda evaluation, value: evaluation.exp(value),
   "ln": _ln,
   "log": _log,
   "lg": _log,
@@ -471,8 +533,8 @@ _OPERATIONS = {
   "ceil": _ceil,
   "factorial": _factorial,
   "binom": _binom,
-  "gcd": _integers(math.gcd),
-  "lcm": _integers(math.lcm),
+  "gcd": _of_integers(math.gcd),
+  "lcm": _of_integers(math.lcm),
   "max": _extreme(max),
   "min": _extreme(min),
   "Re": lambda evaluation, value: evaluation.inexact(value).real,
@@ -481,36 +543,42 @@ _OPERATIONS = {
 }
 
 
-class Decimal:
-  """A decimal as it was written: its value and the size of one in its last digit."""
+class Decimal(NamedTuple):
+  """A decimal as it is written."""
 
-  def __init__(self, value: Fraction, unit: Fraction, scientific: bool):
-    self.value, self.unit, self.scientific = value, unit, scientific
+  value: Fraction
+  unit: Fraction  # the value of a one in its last digit
+  scientific: bool  # whether a power of ten stands behind it
 
   @property
   def digits(self) -> int:
     """How many significant digits it shows."""
-    return len(str(abs(self.value / self.unit).numerator)) if self.value else 1
+    if not self.value:
+      return 1
+    return len(str(abs(self.value / self.unit).numerator))
 
 
 def decimal(tree: Formula) -> Decimal | None:
-  """Returns a number that shows a decimal point, also times a power of ten or in percent; None for all others."""
+  """Returns a number with a decimal point, perhaps negative or times a power of ten; None for all other formulas."""
   if isinstance(tree, Number):
-    return None if tree.decimals is None else Decimal(tree.value, Fraction(1, 10**tree.decimals), False)
+    if tree.decimals is None:
+      return None
+    return Decimal(tree.value, unit=Fraction(1, 10**tree.decimals), scientific=False)
   if not isinstance(tree, Operation):
     return None
   if tree.name == "neg":
-    inner = decimal(tree.arguments[0])
-    return inner and Decimal(-inner.value, inner.unit, inner.scientific)
+    positive = decimal(tree.arguments[0])
+    return positive._replace(value=-positive.value) if positive else None
   if tree.name == "mul":
-    inner, power = decimal(tree.arguments[0]), _power_of_ten(tree.arguments[1])
-    if inner is None or power is None:
+    mantissa, power = decimal(tree.arguments[0]), _power_of_ten(tree.arguments[1])
+    if mantissa is None or power is None:
       return None
-    return Decimal(inner.value * power, inner.unit * power, True)
+    return Decimal(mantissa.value * power, mantissa.unit * power, scientific=True)
   return None
 
 
 def _power_of_ten(tree: Formula) -> Fraction | None:
+  """Returns the value of 10 or of 10 to an integer of at most 400; None for all other formulas."""
   ten = Number(Fraction(10))
   if tree == ten:
     return ten.value
@@ -526,62 +594,77 @@ def _power_of_ten(tree: Formula) -> Fraction | None:
 
 
 def agree(answer: Formula, label: Formula) -> bool:
-  """Returns whether an answer and a label are equal, or where the label is a decimal, roundings of one number.
+  """Returns whether an answer equals a label, or may be a rounding of the same number if the label is a decimal.
 
-  Raises TooLarge.
+  A label that is no decimal wants an exact answer. Raises TooLarge.
   """
   if equal(answer, label):
     return True
-  wanted = decimal(label)
-  if wanted is None or symbols(answer) or has(answer, "percent", "degree"):
+  label_decimal = decimal(label)
+  if label_decimal is None or symbols(answer) or has(answer, "percent", "degree"):
     return False
-  written = decimal(answer)
-  if written is not None:
-    return _same_rounding(written, wanted)
+  answer_decimal = decimal(answer)
+  if answer_decimal is not None:
+    return _same_rounding(answer_decimal, label_decimal)
   value = _real_value(answer)
   if value is None or isinstance(value, Fraction) and value.denominator == 1:
     return False
-  return _rounds_to(value, wanted) and abs(value - _like(value, wanted.value)) <= abs(value) * _like(value, _ROUNDED)
+  if not _rounds_to(value, label_decimal):
+    return False
+  difference = abs(value - _converted(label_decimal.value, value))
+  return difference <= abs(value) * _converted(_ROUNDED, value)
 
 
-def _like(value, fraction: Fraction):
-  return fraction if isinstance(value, Fraction) else value.context.mpf(fraction.numerator) / fraction.denominator
+def _converted(fraction: Fraction, value: NumericValue) -> NumericValue:
+  """Returns a fraction as a number of the type of `value`, to compare the two."""
+  if isinstance(value, Fraction):
+    return fraction
+  return value.context.mpf(fraction.numerator) / fraction.denominator
 
 
-def _real_value(tree: Formula):
+def _real_value(tree: Formula) -> NumericValue | None:
+  """Returns the value of a formula without variables; None if it has none, or one that is complex."""
   try:
-    value = Evaluation(200).value(tree, {})
+    value = Evaluation(_PRECISION).value(tree, {})
   except Undefined:
     return None
   return None if _is_complex(value) else value
 
 
-def _rounds_to(value, short: Decimal) -> bool:
-  """Returns whether a number rounds to a decimal, half of its last digit away from 0."""
-  above = abs(value) - abs(_like(value, short.value))  # both have one sign, or are less than a digit
-  half = _like(value, short.unit) / 2
-  return -half <= above < half and abs(value - _like(value, short.value)) <= half
+def _rounds_to(value: NumericValue, short: Decimal) -> bool:
+  """Returns whether a number rounds to a decimal; a half of its last digit is rounded away from 0."""
+  short_value = _converted(short.value, value)
+  half_digit = _converted(short.unit, value) / 2
+  excess = abs(value) - abs(short_value)
+  return -half_digit <= excess < half_digit and abs(value - short_value) <= half_digit
 
 
 def rounds(tree: Formula, approximate: Formula) -> bool:
-  """Returns whether a decimal is a rounding of a number, to the digits that it shows. Raises TooLarge."""
+  """Returns whether `approximate` is equal to a number, or a decimal of several digits that it rounds to.
+
+  Raises TooLarge.
+  """
   if equal(tree, approximate):
     return True
   short = decimal(approximate)
   value = None if symbols(tree) else _real_value(tree)
-  return short is not None and value is not None and short.digits > 1 and _rounds_to(value, short)
+  if short is None or value is None or short.digits <= 1:
+    return False
+  return _rounds_to(value, short)
 
 
 def _same_rounding(a: Decimal, b: Decimal) -> bool:
+  """Returns whether one decimal is a rounding of the other, and they differ by little or are long enough."""
   short, long = (a, b) if a.unit > b.unit else (b, a)
   if not _rounds_to(long.value, short):
     return False
-  enough = short.scientific and long.scientific and short.digits >= _SCIENTIFIC_DIGITS
-  return enough or abs(long.value - short.value) <= abs(long.value) * _ROUNDED
+  if short.scientific and long.scientific and short.digits >= _SCIENTIFIC_DIGITS:
+    return True
+  return abs(long.value - short.value) <= abs(long.value) * _ROUNDED
 
 
-def real(tree: Formula) -> NumericValue:
-  """Returns the value of a formula without variables; None where it has none that is real. Raises TooLarge."""
+def real(tree: Formula) -> NumericValue | None:
+  """Returns the value of a formula; None if it has variables, no value, or one that is complex. Raises TooLarge."""
   return None if symbols(tree) else _real_value(tree)
 
 
@@ -596,6 +679,6 @@ def fraction(value: NumericValue) -> Fraction:
 
 
 def fractional(tree: Formula) -> bool:
-  """Returns whether a formula is a rational number that is no integer."""
+  """Returns whether a formula is a rational number that is no integer. Raises TooLarge."""
   value = real(tree)
   return isinstance(value, Fraction) and value.denominator > 1
