@@ -1,6 +1,7 @@
-"""A strict reader of formulas: tokens, and trees of operations. What it does not know is an error, never skipped.
+"""Reads formulas strictly: text to tokens, and tokens to a tree of operations.
 
-It takes time in proportion to the text and goes at most MAX_DEPTH levels deep.
+What it does not know raises Unknown; nothing is skipped. The time is proportional to the text, and the recursion at
+most MAX_DEPTH levels deep.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import re
 from fractions import Fraction
 from typing import NamedTuple
 
-MAX_DEPTH = 64  # operations inside operations; a bracket takes about four
+MAX_DEPTH = 64  # levels of recursion; a bracket takes about four
 
 FUNCTIONS = frozenset(
   "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log lg exp arg Re Im gcd lcm max min".split()
@@ -22,15 +23,17 @@ GREEK = frozenset(
   " Gamma Delta Theta Lambda Xi Sigma Phi Psi Omega ell hbar nabla partial".split()
 )
 ALIASES = {"varepsilon": "epsilon", "varphi": "phi", "vartheta": "theta", "varrho": "rho", "varsigma": "sigma"}
+_SIGNS = frozenset(("+", "-", r"\pm", r"\mp"))
+_FACTOR_COMMANDS = FUNCTIONS | GREEK | _ACCENTS | set(ALIASES) | {"frac", "sqrt", "binom", "pi", "infty"}
 _TIMES = frozenset(("*", r"\cdot", r"\times", r"\ast"))
 _OPENING = {"(": ")", "[": "]", r"\{": r"\}", r"\lfloor": r"\rfloor", r"\lceil": r"\rceil", r"\lvert": r"\rvert"}
 _SPACES = frozenset((r"\,", r"\;", r"\:", r"\!", r"\ ", r"\quad", r"\qquad", "~"))
-# A run of bare letters that is a word and no product: letters are compared in their order.
+# Bare letters that are a word, not a product of variables.
 _WORD = re.compile(
   r"(?i:no|on|up|do|go|is|it|in|if|or|of|to|so|we|he|me|us|as|at|am|an|be|by|my)"
   r"|(?=[A-Z]?[a-z]*[eiou])[A-Z]?[a-z]{3,}|[A-Z][a-z]*[eiou][a-z]+(?<=...)|[A-Z]?[a-z]*[aeiou][a-z]*(?<=....)"
 )
-_SHORT = 3  # letters in a row that are a product wherever there are numbers or signs too
+_MAX_PRODUCT_LETTERS = 3  # a word of so few letters is a product if the formula has numbers or signs
 
 _TOKEN = re.compile(
   r"(?P<space>\s+)"
@@ -43,44 +46,47 @@ _TOKEN = re.compile(
 
 
 class Unknown(ValueError):
-  """The text is no formula that this reader knows."""
+  """The text is nothing that the reader knows."""
 
 
 class FormulaToken(NamedTuple):
-  """A piece of text: a number, a command, letters, a sign, or the contents of \\text{...}."""
+  """A piece of a formula."""
 
-  kind: str
-  text: str
-  spaced: bool = False  # white space before it
+  kind: str  # "number", "command", "letters", "sign", or "text" for \\text{...}
+  text: str  # for \\text{...}, what stands between the braces
+  spaced: bool = False  # whether white space stands before it
 
 
 class Number(NamedTuple):
-  """A literal number; `decimals` is how many digits it shows behind the point, None for an integer."""
+  """A number in digits."""
 
   value: Fraction
-  decimals: int | None = None
+  decimals: int | None = None  # digits behind the decimal point; None: it has no point
 
 
 class Symbol(NamedTuple):
-  """A variable or a constant (`pi`, `e`, `i`), its subscript and accents in the name."""
+  """A variable or a constant (`pi`, `e`, `i`, `infinity`); its name includes subscripts and accents."""
 
   name: str
 
 
 class Operation(NamedTuple):
-  """An operation or function by name on trees."""
+  """An operation or a function of formulas."""
 
-  name: str
-  arguments: tuple
+  name: str  # a key of `_OPERATIONS` in `tasks.math.numeric`, "pm", or "mp"
+  arguments: tuple  # of formulas
 
 
 Formula = Number | Symbol | Operation
 INFINITY = Symbol("infinity")
+_CONSTANTS = frozenset(("pi", "e", "i", "infinity"))
 
 
 def tokens(text: str) -> list[FormulaToken]:
-  """Returns the tokens of a text; \\text{...} is one of them, whatever it holds. Raises Unknown."""
-  found, position, spaced = [], 0, False
+  """Returns the tokens of a text, without white space; \\text{...} is one token, whatever it holds. Raises Unknown."""
+  items = []
+  position = 0
+  spaced = False
   while position < len(text):
     match = _TOKEN.match(text, position)
     kind, piece, position = match.lastgroup, match[0], match.end()
@@ -88,101 +94,140 @@ def tokens(text: str) -> list[FormulaToken]:
       spaced = True
       continue
     if piece == r"\text":
-      content, position = _braced(text, position)
-      found.append(FormulaToken("text", content, spaced or content != content.lstrip()))
-    else:
-      found.append(FormulaToken(kind, piece, spaced))
+      piece, position = _braced(text, position)
+      kind = "text"
+      spaced = spaced or piece != piece.lstrip()
+    items.append(FormulaToken(kind, piece, spaced))
     spaced = False
-  return found
+  return items
 
 
 def _braced(text: str, start: int) -> tuple[str, int]:
+  """Returns the text inside the braces that open at `start`, and the position behind them. Raises Unknown."""
   while text.startswith(" ", start):
     start += 1
   if not text.startswith("{", start):
     raise Unknown("no brace")
   depth = 0
   for position in range(start, len(text)):
-    depth += (text[position] == "{") - (text[position] == "}")
+    if text[position] == "{":
+      depth += 1
+    elif text[position] == "}":
+      depth -= 1
     if depth == 0:
       return text[start + 1 : position], position + 1
   raise Unknown("a brace that never closes")
 
 
 def read(items: list[FormulaToken]) -> Formula:
-  """Returns the tree of a formula without relations or commas at its top. Raises Unknown."""
+  """Returns the formula that tokens are. Raises Unknown, also for relations and lists."""
   reader = _Reader(items)
   tree = reader.sum(0)
-  if reader.peek() is not None:
-    raise Unknown(f"{reader.peek().text!r} is not expected here")
+  unread = reader.peek()
+  if unread is not None:
+    raise Unknown(f"{unread.text!r} is not expected here")
   return tree
 
 
 def is_word(letters: str) -> bool:
-  """Returns whether a run of bare letters is a word, or names of points in a row, and no product."""
+  """Returns whether bare letters are a word, or names of points as in ABC, and not a product of variables."""
   if _WORD.fullmatch(letters):
     return True
   if len(letters) < 3 or not letters.isupper():
     return False
-  codes = sorted(map(ord, letters))
-  return codes == list(range(codes[0], codes[0] + len(codes))) or all(letter in "ABCDEFGH" for letter in letters)
+  if all(letter in "ABCDEFGH" for letter in letters):
+    return True
+  codes = sorted(ord(letter) for letter in letters)
+  return codes == list(range(codes[0], codes[0] + len(codes)))  # neighbours in the alphabet, as PQR
 
 
 class _Reader:
+  """Reads tokens from left to right, with a method for each level of precedence.
+
+  Each of them reads the longest formula of its level that begins at the next token, and raises Unknown if there is
+  none. `depth` counts the levels of recursion.
+  """
+
   def __init__(self, items: list[FormulaToken]):
     self._items = items
-    self._next = 0
-    self._bars = 0  # bars that are open
-    self._plain = all(item.kind in ("letters", "text") for item in items)
+    self._next = 0  # place of the next token
+    self._open_bars = 0
+    self._has_only_letters = all(item.kind in ("letters", "text") for item in items)
 
   def peek(self, ahead: int = 0) -> FormulaToken | None:
+    """Returns the next token, or the one `ahead` places behind it; None behind the last."""
     place = self._next + ahead
     return self._items[place] if place < len(self._items) else None
 
   def _text(self, ahead: int = 0) -> str:
+    """Returns the text of a token as `peek` does; "" for \\text{...} and behind the last token."""
     token = self.peek(ahead)
-    return "" if token is None or token.kind == "text" else token.text
+    if token is None or token.kind == "text":
+      return ""
+    return token.text
 
   def _take(self) -> FormulaToken:
+    """Returns the next token and moves behind it."""
     token = self.peek()
     if token is None:
       raise Unknown("the formula ends too early")
     self._next += 1
     return token
 
-  def _expect(self, text: str) -> None:
+  def _take_if(self, text: str) -> bool:
+    """Moves behind the next token if it has this text; returns whether it has."""
     if self._text() != text:
-      raise Unknown(f"{text!r} is missing")
+      return False
     self._next += 1
+    return True
+
+  def _expect(self, text: str) -> None:
+    """Moves behind the next token, which must have this text."""
+    if not self._take_if(text):
+      raise Unknown(f"{text!r} is missing")
+
+  def _take_first_character(self, token: FormulaToken) -> str:
+    """Returns the first character of the token just taken; the other characters become the next token."""
+    if len(token.text) > 1:
+      self._next -= 1
+      self._items = [*self._items]
+      self._items[self._next] = FormulaToken(token.kind, token.text[1:])
+    return token.text[0]
 
   def sum(self, depth: int) -> Formula:
+    """Reads terms with signs between them."""
     if depth > MAX_DEPTH:
       raise Unknown("too deep")
     terms = []
     sign = self._sign()
     while True:
       term = self._product(depth + 1)
-      terms.append(term if sign == "+" else Operation({"-": "neg"}.get(sign, sign), (term,)))
-      if self._text() not in ("+", "-", r"\pm", r"\mp"):
+      if sign == "-":
+        term = Operation("neg", (term,))
+      elif sign != "+":
+        term = Operation(sign, (term,))
+      terms.append(term)
+      if self._text() not in _SIGNS:
         break
       sign = self._sign()
     return terms[0] if len(terms) == 1 else Operation("add", tuple(terms))
 
   def _sign(self) -> str:
-    """Reads at most two signs in a row, as in `3+-2`."""
+    """Reads up to two signs, as in `3+-2`; returns "+", "-", "pm" or "mp"."""
     sign = "+"
     for _ in range(2):
       text = self._text()
-      if text not in ("+", "-", r"\pm", r"\mp"):
+      if text not in _SIGNS:
         break
       self._next += 1
       if text == "-":
-        sign = "-" if sign == "+" else "+" if sign == "-" else sign
+        sign = {"+": "-", "-": "+"}.get(sign, sign)
       elif text != "+":
         sign = text[1:]
     return sign
 
   def _product(self, depth: int) -> Formula:
+    """Reads factors with multiplication or division signs between them, or none."""
     product = self._power(depth + 1)
     while True:
       text = self._text()
@@ -198,40 +243,45 @@ class _Reader:
         return product
 
   def _divisor(self, depth: int) -> Formula:
-    """Reads what a slash divides by: 1/2x is 1/(2x), and 1/2 x, with a space, is x/2."""
+    """Reads what a slash divides by: 1/2x is 1/(2x), but 1/2 x, with a space, is x/2."""
     divisor = self._signed_power(depth)
     while self._starts_factor() and not self.peek().spaced and self._text() not in ("(", "[", "{", r"\frac"):
       divisor = self._joined(divisor, depth)
     return divisor
 
   def _joined(self, product: Formula, depth: int) -> Formula:
-    """Reads a factor that follows without a sign; a fraction behind an integer makes a mixed number."""
-    before, token = self._items[self._next - 1], self.peek()
-    if token.kind == "number" and before.text not in ("!", "j") and not (symbols(product) and self._behind_terms()):
-      raise Unknown("a number behind a factor")
+    """Reads a factor that follows a product without a sign; a fraction behind an integer makes a mixed number."""
+    previous, token = self._items[self._next - 1], self.peek()
+    if token.kind == "number" and previous.text not in ("!", "j"):
+      if not symbols(product) or not self._is_behind_sum():
+        raise Unknown("a number behind a factor")
     factor = self._power(depth + 1)
-    whole = isinstance(product, Number) and product.decimals is None and before.kind == "number"
-    if whole and token.text == r"\frac" and _is_proper(factor):
+    is_integer = isinstance(product, Number) and product.decimals is None and previous.kind == "number"
+    if is_integer and token.text == r"\frac" and _is_proper_fraction(factor):
       return Operation("add", (product, factor))
     return Operation("mul", (product, factor))
 
-  def _behind_terms(self) -> bool:
-    """Returns whether a bracket closes before here that holds more than one letter or number, as (a) does not."""
-    return self._items[self._next - 1].text == ")" and self._items[max(0, self._next - 3)].text != "("
+  def _is_behind_sum(self) -> bool:
+    """Returns whether a bracket closes before the next token that holds more than one letter or number."""
+    if self._items[self._next - 1].text != ")":
+      return False
+    return self._items[max(0, self._next - 3)].text != "("
 
   def _starts_factor(self) -> bool:
+    """Returns whether the next token begins a factor."""
     token = self.peek()
     if token is None:
       return False
     if token.kind in ("number", "letters", "text"):
       return True
     if token.kind == "command":
-      name = token.text[1:]
-      known = name in FUNCTIONS or name in GREEK or name in ALIASES or name in _ACCENTS
-      return known or name in ("frac", "sqrt", "binom", "pi", "infty") or token.text in _OPENING
-    return token.text in ("(", "[", "{") or token.text == "|" and not self._bars
+      return token.text[1:] in _FACTOR_COMMANDS or token.text in _OPENING
+    if token.text == "|":
+      return not self._open_bars
+    return token.text in ("(", "[", "{")
 
   def _signed_power(self, depth: int) -> Formula:
+    """Reads a factor behind a multiplication or division sign, which may have signs of its own."""
     sign = self._sign()
     factor = self._power(depth)
     if sign not in "+-":
@@ -239,24 +289,24 @@ class _Reader:
     return Operation("neg", (factor,)) if sign == "-" else factor
 
   def _power(self, depth: int) -> Formula:
+    """Reads a factor with its powers, factorials and percent signs."""
     base = self._primary(depth)
     while True:
-      text = self._text()
-      if text == "^":
-        self._next += 1
+      if self._take_if("^"):
         base = self._raised(base, depth)
-      elif text == "!":
-        self._next += 1
+      elif self._take_if("!"):
         base = Operation("factorial", (base,))
-      elif text in (r"\%", "%"):
-        self._next += 1
+      elif self._take_if(r"\%") or self._take_if("%"):
         base = Operation("percent", (base,))
       else:
         return base
 
   def _raised(self, base: Formula, depth: int) -> Formula:
-    if self._text() == r"\circ" or self._text() == "{" and self._text(1) == r"\circ" and self._text(2) == "}":
-      self._next += 1 if self._text() == r"\circ" else 3
+    """Reads what stands behind ^: a power, or the sign of degrees."""
+    if self._take_if(r"\circ"):
+      return Operation("degree", (base,))
+    if [self._text(ahead) for ahead in range(3)] == ["{", r"\circ", "}"]:
+      self._next += 3
       return Operation("degree", (base,))
     if self._text() in ("'", r"\prime"):
       raise Unknown("a prime")
@@ -272,23 +322,14 @@ class _Reader:
     if token.text == "-" and token.kind == "sign":
       return Operation("neg", (self._argument(depth + 1),))
     if token.kind == "number" and "." not in token.text:
-      first, rest = token.text[0], token.text[1:]
-      if rest:
-        self._next -= 1
-        self._items = [*self._items]
-        self._items[self._next] = FormulaToken("number", rest)
-      return Number(Fraction(first))
+      return Number(Fraction(self._take_first_character(token)))
     if token.kind == "letters":
-      first, rest = token.text[0], token.text[1:]
-      if rest:
-        self._next -= 1
-        self._items = [*self._items]
-        self._items[self._next] = FormulaToken("letters", rest)
-      return _symbol(first)
+      return Symbol(self._take_first_character(token))
     self._next -= 1
     return self._primary(depth + 1)
 
   def _primary(self, depth: int) -> Formula:
+    """Reads a number, letters, a command with its arguments, or a formula in brackets."""
     if depth > MAX_DEPTH:
       raise Unknown("too deep")
     token = self._take()
@@ -307,103 +348,102 @@ class _Reader:
     raise Unknown(f"{token.text!r} begins no factor")
 
   def _bracketed(self, closing: str, depth: int) -> Formula:
-    bars, self._bars = self._bars, 0
+    """Reads a formula and the bracket behind it; bars inside are its own."""
+    bars_outside, self._open_bars = self._open_bars, 0
     tree = self.sum(depth + 1)
     self._expect(closing)
-    self._bars = bars
+    self._open_bars = bars_outside
     return tree
 
   def _absolute(self, closing: str, depth: int) -> Formula:
-    self._bars += 1
+    """Reads a formula and the bar behind it."""
+    self._open_bars += 1
     tree = self.sum(depth + 1)
     self._expect(closing)
-    self._bars -= 1
+    self._open_bars -= 1
     return Operation("abs", (tree,))
 
   def _letters(self, token: FormulaToken) -> Formula:
+    """Reads letters as a product of variables; a subscript, primes and a power belong to the last one."""
     letters = token.text
-    if is_word(letters) and (self._plain or len(letters) > _SHORT):
+    if is_word(letters) and (self._has_only_letters or len(letters) > _MAX_PRODUCT_LETTERS):
       raise Unknown(f"{letters!r} is a word")
-    factors = [_symbol(letter) for letter in letters[:-1]]
-    factors.append(self._subscripted(letters[-1]))
-    if len(letters) == 1 and letters not in "eijkt" and (called := self._call()) is not None:
-      return Symbol(f"{factors[0].name}({called})")
-    tree = factors[0]
+    factors: list[Formula] = [Symbol(letter) for letter in letters[:-1]]
+    last = self._subscripted(letters[-1])
+    if len(letters) == 1 and letters not in "eijkt":
+      argument = self._number_argument()
+      if argument is not None:
+        return Symbol(f"{last.name}({argument})")
+    if len(letters) > 1 and self._take_if("^"):
+      factors.append(self._raised(last, 0))
+    else:
+      factors.append(last)
+    product = factors[0]
     for factor in factors[1:]:
-      tree = Operation("mul", (tree, factor))
-    if self._text() == "^" and len(factors) > 1:  # the power is the last letter's
-      raised = self._power_of(factors[-1])
-      tree = factors[0]
-      for factor in (*factors[1:-1], raised):
-        tree = Operation("mul", (tree, factor))
-    return tree
+      product = Operation("mul", (product, factor))
+    return product
 
-  def _call(self) -> str | None:
-    """Reads a number in brackets right behind a letter, as in f(2); None for all else."""
+  def _number_argument(self) -> str | None:
+    """Reads a number in brackets right behind a letter, as in f(2) and f(-2); returns None for all else."""
     texts = [self._text(ahead) for ahead in range(4)]
-    size = 4 if texts[1] == "-" else 3
-    inside = texts[size - 2]
-    if texts[0] != "(" or self.peek().spaced or texts[size - 1] != ")" or not re.fullmatch(r"[\d.]+", inside):
+    number = texts[1:3] if texts[1] == "-" else texts[1:2]
+    closing = texts[1 + len(number)]
+    if texts[0] != "(" or self.peek().spaced or closing != ")" or not re.fullmatch(r"[\d.]+", number[-1]):
       return None
-    self._next += size
-    return texts[1] + inside if size == 4 else inside
+    self._next += len(number) + 2
+    return "".join(number)
 
-  def _power_of(self, base: Formula) -> Formula:
-    self._next += 1
-    return self._raised(base, 0)
-
-  def _named(self, text: str) -> Formula:
+  def _named(self, text: str) -> Symbol:
     """Reads a symbol set upright, as in \\mathrm{e}."""
     name = text.strip()
     if len(name) != 1 or not name.isalpha():
       raise Unknown(f"the text {text!r} inside a formula")
     return self._subscripted(name)
 
-  def _subscripted(self, name: str) -> Formula:
-    if self._text() == "_":
-      self._next += 1
+  def _subscripted(self, name: str) -> Symbol:
+    """Reads the subscript and the primes of a symbol."""
+    if self._take_if("_"):
       name = f"{name}_{self._subscript()}"
-    primes = 0
-    while self._text() == "'":
-      self._next += 1
-      primes += 1
-    return _symbol(name + "'" * primes)
+    while self._take_if("'"):
+      name += "'"
+    return Symbol(name)
 
   def _subscript(self) -> str:
+    """Reads a subscript and returns its text, without white space."""
     token = self._take()
     if token.kind == "text":
       return token.text.strip()
     if token.text != "{":
       return token.text
-    parts, depth = [], 1
-    while depth:
-      token = self._take()
-      depth += (token.text == "{") - (token.text == "}")
-      parts.append(token.text.strip())
-    return "".join(parts[:-1])
+    parts: list[str] = []
+    depth = 1
+    while True:
+      part = self._take().text
+      if part == "{":
+        depth += 1
+      elif part == "}":
+        depth -= 1
+      if depth == 0:
+        return "".join(parts)
+      parts.append(part.strip())
 
   def _command(self, command: str, depth: int) -> Formula:
+    """Reads the arguments of a command."""
     name = command[1:]
     name = ALIASES.get(name, name)
-    if name in ("pi", "infty"):
-      return Symbol("pi") if name == "pi" else INFINITY
+    if name == "pi":
+      return Symbol("pi")
+    if name == "infty":
+      return INFINITY
     if name in GREEK:
-      following = self.peek()
-      if name in ("nabla", "partial", "Delta") and following is not None and following.kind == "letters":
-        if name != "Delta":
-          raise Unknown("an operator")
-        return self._difference(following)
-      return self._subscripted(name)
+      return self._greek(name)
     if name in _ACCENTS:
       self._expect("{")
-      content = self._subscript_content()
-      return self._subscripted(f"{name}{{{content}}}")
-    if name == "frac":
-      top = self._argument(depth + 1)
-      return Operation("div", (top, self._argument(depth + 1)))
-    if name == "binom":
-      top = self._argument(depth + 1)
-      return Operation("binom", (top, self._argument(depth + 1)))
+      return self._subscripted(f"{name}{{{self._accented()}}}")
+    if name in ("frac", "binom"):
+      first = self._argument(depth + 1)
+      second = self._argument(depth + 1)
+      return Operation("div" if name == "frac" else "binom", (first, second))
     if name == "sqrt":
       return self._root(depth)
     if command in (r"\lfloor", r"\lceil"):
@@ -414,63 +454,69 @@ class _Reader:
       return self._function(name, depth)
     raise Unknown(f"the command {command}")
 
-  def _difference(self, letters: FormulaToken) -> Formula:
-    """Reads \\Delta with the letter behind it as one symbol, and the others as factors."""
-    first, rest = letters.text[0], letters.text[1:]
-    self._items = [*self._items]
-    if rest:
-      self._items[self._next] = FormulaToken("letters", rest)
-    else:
-      self._next += 1
-    return self._subscripted(f"Delta {first}") if not rest else _symbol(f"Delta {first}")
+  def _greek(self, name: str) -> Formula:
+    """Reads a Greek letter; \\Delta and the letter behind it are one symbol. Operators are not known."""
+    following = self.peek()
+    if following is None or following.kind != "letters" or name not in ("nabla", "partial", "Delta"):
+      return self._subscripted(name)
+    if name != "Delta":
+      raise Unknown("an operator")
+    letters = self._take()
+    symbol = f"Delta {self._take_first_character(letters)}"
+    return Symbol(symbol) if len(letters.text) > 1 else self._subscripted(symbol)
 
-  def _subscript_content(self) -> str:
-    parts = []
-    while (token := self._take()).text != "}":
+  def _accented(self) -> str:
+    """Reads up to a closing brace and returns the text, without white space."""
+    parts: list[str] = []
+    while True:
+      token = self._take()
+      if token.text == "}":
+        return "".join(parts)
       parts.append(token.text.strip())
-    return "".join(parts)
 
   def _root(self, depth: int) -> Formula:
-    degree = Number(Fraction(2))
-    if self._text() == "[":
-      self._next += 1
+    """Reads the degree of a root, if it has one, and its argument."""
+    degree: Formula = Number(Fraction(2))
+    if self._take_if("["):
       degree = self.sum(depth + 1)
       self._expect("]")
     return Operation("root", (self._argument(depth + 1), degree))
 
   def _function(self, name: str, depth: int) -> Formula:
     """Reads a function: its base or power, then its argument, in brackets or as the factors that follow."""
-    base, power = None, None
+    base = power = None
     for _ in range(2):
-      if self._text() == "_" and name == "log" and base is None:
-        self._next += 1
+      if name == "log" and base is None and self._take_if("_"):
         base = self._argument(depth + 1)
-      elif self._text() == "^" and power is None:
-        self._next += 1
+      elif power is None and self._take_if("^"):
         power = self._argument(depth + 1)
-    if power == Operation("neg", (Number(Fraction(1)),)) and name in _INVERSES:
+    minus_one = Operation("neg", (Number(Fraction(1)),))
+    if power == minus_one and name in _INVERSES:
       name, power = _INVERSES[name], None
-    arguments = self._arguments(name, depth)
+    arguments = self._function_arguments(name, depth)
     if base is not None:
       arguments = (*arguments, base)
     tree = Operation(name, arguments)
     return tree if power is None else Operation("pow", (tree, power))
 
-  def _arguments(self, name: str, depth: int) -> tuple:
-    if self._text() == "(":
-      self._next += 1
+  def _function_arguments(self, name: str, depth: int) -> tuple[Formula, ...]:
+    """Reads the arguments of a function."""
+    if self._take_if("("):
       arguments = [self.sum(depth + 1)]
-      while self._text() == "," and name in _SEVERAL_ARGUMENTS:
-        self._next += 1
+      while name in _SEVERAL_ARGUMENTS and self._take_if(","):
         arguments.append(self.sum(depth + 1))
       self._expect(")")
       if self._text() == "^" and name != "exp":
         raise Unknown("a power behind a function's brackets")
       return tuple(arguments)
-    argument = self._power(depth + 1) if self._text() != "-" else self._signed_power(depth + 1)
+    if self._text() == "-":
+      argument = self._signed_power(depth + 1)
+    else:
+      argument = self._power(depth + 1)
     while self._starts_factor() and self._text()[1:] not in FUNCTIONS and self._text() not in ("(", "["):
       argument = self._joined(argument, depth)
-    if self._text() == "/" and isinstance(argument, Symbol | Number) and self._text(1)[1:] not in FUNCTIONS:
+    is_divided = self._text() == "/" and self._text(1)[1:] not in FUNCTIONS
+    if is_divided and isinstance(argument, Symbol | Number):
       self._next += 1
       argument = Operation("div", (argument, self._power(depth + 1)))
     return (argument,)
@@ -478,33 +524,30 @@ class _Reader:
 
 def _number(text: str) -> Number:
   whole, point, decimals = text.partition(".")
-  return Number(Fraction(text if whole else "0" + text), len(decimals) if point else None)
+  value = Fraction(text if whole else "0" + text)
+  return Number(value, len(decimals) if point else None)
 
 
-def _symbol(name: str) -> Formula:
-  return Symbol({"I": "I"}.get(name, name))
-
-
-def _is_proper(tree: Formula) -> bool:
-  """Returns whether a tree is a fraction of two integers below one."""
+def _is_proper_fraction(tree: Formula) -> bool:
+  """Returns whether a formula is a fraction of two integers below one."""
   if not isinstance(tree, Operation) or tree.name != "div":
     return False
   top, bottom = tree.arguments
-  integers = all(isinstance(part, Number) and part.decimals is None for part in (top, bottom))
-  return integers and top.value < bottom.value
+  are_integers = all(isinstance(part, Number) and part.decimals is None for part in (top, bottom))
+  return are_integers and top.value < bottom.value
 
 
 def symbols(tree: Formula) -> set[str]:
-  """Returns the names of the variables in a tree; constants are none."""
+  """Returns the names of the variables in a formula, without constants."""
   if isinstance(tree, Symbol):
-    return set() if tree.name in ("pi", "e", "i", "infinity") else {tree.name}
+    return set() if tree.name in _CONSTANTS else {tree.name}
   if isinstance(tree, Operation):
-    return set().union(*map(symbols, tree.arguments))
+    return set().union(*(symbols(part) for part in tree.arguments))
   return set()
 
 
 def replace(tree: Formula, old: str, new: Formula) -> Formula:
-  """Returns the tree with another in the place of a variable."""
+  """Returns a formula with `new` in the place of each symbol named `old`."""
   if isinstance(tree, Symbol):
     return new if tree.name == old else tree
   if isinstance(tree, Operation):
@@ -513,18 +556,21 @@ def replace(tree: Formula, old: str, new: Formula) -> Formula:
 
 
 def has(tree: Formula, *names: str) -> bool:
-  """Returns whether an operation of one of these names occurs in the tree."""
+  """Returns whether a formula has an operation of one of these names."""
   if not isinstance(tree, Operation):
     return False
   return tree.name in names or any(has(part, *names) for part in tree.arguments)
 
 
 def signed(tree: Formula, upper: bool) -> Formula:
-  """Returns the tree with every \\pm read as plus and every \\mp as minus, or with `upper` False the other way."""
+  """Returns a formula with the upper signs of all \\pm and \\mp, or with the lower signs.
+
+  The upper sign of \\pm is plus, that of \\mp is minus.
+  """
   if not isinstance(tree, Operation):
     return tree
   arguments = tuple(signed(part, upper) for part in tree.arguments)
   if tree.name in ("pm", "mp"):
-    plus = (tree.name == "pm") == upper
-    return arguments[0] if plus else Operation("neg", arguments)
+    is_plus = (tree.name == "pm") == upper
+    return arguments[0] if is_plus else Operation("neg", arguments)
   return Operation(tree.name, arguments)
