@@ -1,4 +1,4 @@
-"""What a run's numbers say: a conclusion in a word, what it means, and the report's first paragraph."""
+"""Draws a conclusion from each run's numbers, and writes the report's first paragraph."""
 
 from __future__ import annotations
 
@@ -7,105 +7,178 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from jaxrlvr.analysis.passk import mean, paired_gain
+from jaxrlvr.reporting.formats import listed, percent, points
 from jaxrlvr.reporting.runs import RecordedRun
 
 ROSE = 0.05  # a training reward counts as risen if it rose by this share of its scale
-END_STEPS = 5  # steps whose mean is called the first and the last training reward
-STORIES = 8  # runs, and no more, are each told of by name
-
-
-def conclude(run: RecordedRun) -> dict:
-  """The numbers of a run on its first set, and what they say: kind, word, and text in plain sentences."""
-  evals, start, end = run.evals, min(run.evals, default=None), max(run.evals, default=None)
-  gain = (None, None, None, 0)
-  if start != end:
-    paired = _pair(*(run.problem_means(run.set, step) for step in (start, end)))
-    gain = paired or (evals[end] - evals[start], None, None, 0)
-  reward, true, faithful = map(run.series, ("reward", "true_reward", f"eval/{run.set}/faithful"))
-  m = {
-    "arm": run.name, "set": run.set, "K": run.K, "start_step": start, "start": evals.get(start), "end_step": end,
-    "end": evals.get(end), "t_sat": run.t_sat, "notes": run.notes,
-    **dict(zip(("gain", "low", "high", "paired_problems"), gain, strict=True)),
-    **dict(zip(("reward_first", "reward_last"), ends(reward), strict=True)),
-    **dict(zip(("true_first", "true_last"), ends(true if true != reward else {}), strict=True)),
-    "faithful_first": faithful.get(start), "faithful_last": faithful.get(end),
-  }  # fmt: skip
-  kind = "unpaid" if run.unpaid else "evaluated" if run.cell.evaluation and run.rows else _kind(m)
-  means = "" if run.cell.evaluation else CONCLUSIONS[kind].meaning.format(most=percent(max(m["high"] or 0.0, 0.0)))
-  text = " ".join([means, *(_cautions(run, start, end) if m["gain"] is not None else [])]).strip()
-  return m | {"kind": kind, "word": CONCLUSIONS[kind].word, "text": text}
-
-
-def _pair(before: Mapping[str, float], after: Mapping[str, float]):
-  """(gain, low, high, problems) over the problems that both have, None without any."""
-  both = [problem for problem in before if problem in after]
-  return (*paired_gain([before[p] for p in both], [after[p] for p in both]), len(both)) if both else None
-
-
-def ends(series: Mapping[int, float]) -> tuple[float | None, float | None]:
-  """Returns the means of the first and the last END_STEPS values, of fewer where there are not twice as many."""
-  values = list(series.values())
-  width = max(1, min(END_STEPS, len(values) // 2))
-  return (mean(values[:width]), mean(values[-width:])) if values else (None, None)
+END_STEPS = 5  # the first and the last training reward are means over this many steps
+STORIES = 8  # up to so many runs, the report speaks of each by name
+_FORMAT_MOVED = 0.1  # a change in the share of boxed answers by this much may pass for reasoning
 
 
 class Conclusion(NamedTuple):
-  """What a run's numbers say of it, in the words of the report."""
+  """A run's numbers on its first evaluated set, and what they say; None where a number is unknown.
 
-  word: str
-  of_runs: str  # what the lead says of such runs
-  meaning: str  # what it means for one; {most}: the largest held-out gain that is not ruled out, in points
+  start and end are the first and the last evaluation, each avg@K at its step. gain is end - start with its 95 %
+  interval over `paired_problems`. The rewards and true rewards are means over the first and the last END_STEPS training
+  steps; the true ones are None where they are the same as the rewards.
+  """
+
+  arm: str  # the run's name
+  set: str | None
+  K: int  # samples of each problem
+  start_step: int | None
+  start: float | None
+  end_step: int | None
+  end: float | None
+  t_sat: int | None
+  notes: list[str]
+  gain: float | None
+  low: float | None
+  high: float | None
+  paired_problems: int  # problems that both evaluations recorded; 0: there is no interval
+  reward_first: float | None
+  reward_last: float | None
+  true_first: float | None
+  true_last: float | None
+  faithful_first: float | None  # share of faithful responses at start
+  faithful_last: float | None
+  kind: str = ""  # a key of CONCLUSIONS
+  word: str = ""  # the kind, as the report calls it
+  text: str = ""  # what it means, in plain sentences
 
 
-CONCLUSIONS = {
-  "unpaid": Conclusion(
+class PairedGain(NamedTuple):
+  """A difference of two evaluations, with its 95 % interval over the problems that both recorded."""
+
+  gain: float | None
+  low: float | None
+  high: float | None
+  problems: int
+
+
+def _paired_gain(before: Mapping[str, float], after: Mapping[str, float]) -> PairedGain | None:
+  """Returns after minus before, {problem: accuracy} each, over the problems in both; None where there is none."""
+  shared = [problem for problem in before if problem in after]
+  if not shared:
+    return None
+  gain = paired_gain([before[problem] for problem in shared], [after[problem] for problem in shared])
+  return PairedGain(gain.gain, gain.low, gain.high, len(shared))
+
+
+def conclude(run: RecordedRun) -> Conclusion:
+  """Returns the numbers of a run on its first set, and the conclusion drawn from them."""
+  start, end = min(run.evals, default=None), max(run.evals, default=None)
+  gain = PairedGain(None, None, None, 0)
+  if start != end:
+    paired = _paired_gain(run.problem_means(run.set, start), run.problem_means(run.set, end))
+    gain = paired or PairedGain(run.evals[end] - run.evals[start], None, None, 0)
+  rewards, true_rewards = run.series("reward"), run.series("true_reward")
+  if true_rewards == rewards:
+    true_rewards = {}
+  reward_first, reward_last = ends(rewards)
+  true_first, true_last = ends(true_rewards)
+  faithful = run.series(f"eval/{run.set}/faithful")
+  numbers = Conclusion(
+    arm=run.name,
+    set=run.set,
+    K=run.K,
+    start_step=start,
+    start=run.evals.get(start),
+    end_step=end,
+    end=run.evals.get(end),
+    t_sat=run.t_sat,
+    notes=run.notes,
+    gain=gain.gain,
+    low=gain.low,
+    high=gain.high,
+    paired_problems=gain.problems,
+    reward_first=reward_first,
+    reward_last=reward_last,
+    true_first=true_first,
+    true_last=true_last,
+    faithful_first=faithful.get(start),
+    faithful_last=faithful.get(end),
+  )
+  kind = _kind(run, numbers)
+  sentences = []
+  if not run.cell.evaluation:
+    largest_gain = percent(max(numbers.high or 0.0, 0.0))
+    sentences.append(CONCLUSIONS[kind].meaning.format(most=largest_gain))
+  if numbers.gain is not None:
+    sentences += _cautions(run, start, end)
+  return numbers._replace(kind=kind, word=CONCLUSIONS[kind].word, text=" ".join(sentences))
+
+
+def ends(series: Mapping[int, float]) -> tuple[float | None, float | None]:
+  """Returns the means of the first and of the last END_STEPS values of {step: value}; (None, None) without a value.
+
+  Of fewer than twice as many values, each mean is over one half of them.
+  """
+  values = list(series.values())
+  if not values:
+    return None, None
+  width = max(1, min(END_STEPS, len(values) // 2))
+  return mean(values[:width]), mean(values[-width:])
+
+
+class Wording(NamedTuple):
+  """The words in which the report states a conclusion."""
+
+  word: str  # in tables
+  of_runs: str  # what the first paragraph says of runs, behind their names
+  meaning: str  # what it means for a run; {most}: the largest held-out gain that is not ruled out, in points
+
+
+CONCLUSIONS: dict[str, Wording] = {
+  "unpaid": Wording(
     "Not paid",
     "got no reward at all",
     "No response was paid anything at any step, so there was nothing to learn from.",
   ),
-  "gained": Conclusion(
+  "gained": Wording(
     "Gained",
     "gained on held-out problems",
     "What it learned carries over to held-out problems.",
   ),
-  "memorised": Conclusion(
+  "memorised": Wording(
     "Memorised",
     "learned the training problems but not the task",
     "The reward rose, and held-out accuracy by {most} points at most: it memorised its training problems.",
   ),
-  "misled": Conclusion(
+  "misled": Wording(
     "Misled",
     "learned to please the reward without getting more answers right",
     "The reward rose while true accuracy in training did not, and held out it rose by {most} points at most: it"
     " learned what labels pay for.",
   ),
-  "flat": Conclusion(
+  "flat": Wording(
     "No change",
     "did not move measurably",
     "Neither the reward nor held-out accuracy rose measurably.",
   ),
-  "unclear": Conclusion(
+  "unclear": Wording(
     "Unclear",
     "may have gained or not",
     "The reward rose, and the interval is too wide to tell whether held-out accuracy rose with it; evaluate on more"
     " problems.",
   ),
-  "fell": Conclusion(
+  "fell": Wording(
     "Fell",
     "got worse on held-out problems",
     "Training made it worse on held-out problems.",
   ),
-  "open": Conclusion(
+  "open": Wording(
     "No interval",
     "changed by an amount that can't be judged",
     "Per-problem records are missing, so there is no interval, and this may be chance.",
   ),
-  "unmeasured": Conclusion(
+  "unmeasured": Wording(
     "Not measured",
     "can't be judged for lack of two evaluations",
     "There are not two evaluations to compare.",
   ),
-  "evaluated": Conclusion(
+  "evaluated": Wording(
     "Evaluated",
     "was evaluated without RL",
     "There is one evaluation, and nothing to compare it with.",
@@ -113,126 +186,181 @@ CONCLUSIONS = {
 }
 
 
-def _kind(m: Mapping) -> str:
-  """Key of CONCLUSIONS: a held-out gain counts by its interval, training reward by ROSE.
+def _kind(run: RecordedRun, numbers: Conclusion) -> str:
+  """Returns the key of CONCLUSIONS that holds for a run.
 
-  Only an interval that rules out a gain as large as the reward's can say that held-out accuracy did not follow it.
+  A held-out gain or loss counts if its interval excludes 0, and a training reward counts as risen by `_rose`. That
+  held-out accuracy did not follow the reward is only said where the interval rules out a gain as large as the reward's.
   """
-  if m["gain"] is None:
+  if run.unpaid:
+    return "unpaid"
+  if run.cell.evaluation and run.rows:
+    return "evaluated"
+  if numbers.gain is None:
     return "unmeasured"
-  if m["low"] is None:
+  if numbers.low is None:
     return "open"
-  if m["low"] > 0 or m["high"] < 0:
-    return "gained" if m["low"] > 0 else "fell"
-  if not _rose(m["reward_first"], m["reward_last"]):
+  if numbers.low > 0:
+    return "gained"
+  if numbers.high < 0:
+    return "fell"
+  if not _rose(numbers.reward_first, numbers.reward_last):
     return "flat"
-  if m["high"] >= m["reward_last"] - m["reward_first"]:
+  if numbers.high >= numbers.reward_last - numbers.reward_first:
     return "unclear"
-  return "memorised" if m["true_first"] is None or _rose(m["true_first"], m["true_last"]) else "misled"
+  if numbers.true_first is None or _rose(numbers.true_first, numbers.true_last):
+    return "memorised"
+  return "misled"
 
 
 def _rose(first: float | None, last: float | None) -> bool:
+  """Returns whether a reward rose by ROSE of its scale, which is the larger of 1 and its own size."""
   return first is not None and last - first >= ROSE * max(1.0, abs(first), abs(last))
 
 
 def _cautions(run: RecordedRun, start: int, end: int) -> list[str]:
-  """Sentences on a format that moved by ten points (it can pass for reasoning), and on ungraded responses."""
-  before, after = (run.series(f"eval/{run.set}/format").get(step) for step in (start, end))
-  told = []
-  if shared := run.held_out(run.set).shared:
-    told.append(f"{shared} of its held-out problems are trained on too, so part of the change is not generalising.")
-  if None not in (before, after) and abs(after - before) >= 0.1:
-    told.append(f"Responses with a boxed answer went from {percent(before)}% to {percent(after)}%, so part of the"
-                " change may be format rather than reasoning.")  # fmt: skip
-  ungraded = [run.series(f"eval/{run.set}/unscored").get(step) for step in (start, end)]
-  if any(ungraded):
-    told.append("{}% of the first and {}% of the last responses could not be graded; they are left out, not counted"
-                " as wrong.".format(*map(percent, ungraded)))  # fmt: skip
-  return told
+  """Returns sentences on what else may explain a change between two evaluated steps.
+
+  These are held-out problems that are trained on, a share of boxed answers that moved, and ungraded responses.
+  """
+  sentences = []
+  shared = run.held_out(run.set).shared
+  if shared:
+    sentences.append(
+      f"{shared} of its held-out problems are trained on too, so part of the change is not generalising."
+    )
+  formats = run.series(f"eval/{run.set}/format")
+  before, after = formats.get(start), formats.get(end)
+  if before is not None and after is not None and abs(after - before) >= _FORMAT_MOVED:
+    sentences.append(
+      f"Responses with a boxed answer went from {percent(before)}% to {percent(after)}%, so part of the change may be "
+      "format rather than reasoning."
+    )
+  unscored = run.series(f"eval/{run.set}/unscored")
+  before, after = unscored.get(start), unscored.get(end)
+  if before or after:
+    sentences.append(
+      f"{percent(before)}% of the first and {percent(after)}% of the last responses could not be graded; they are left "
+      "out, not counted as wrong."
+    )
+  return sentences
 
 
-def lead(runs: Sequence[RecordedRun], concluded: Mapping[RecordedRun, Mapping]) -> str:
-  """The page's first paragraph: which runs did what and, of a few, how far the best ends above the others."""
-  absent = [run.name for run in runs if not run.finished]
+def lead(runs: Sequence[RecordedRun], concluded: Mapping[RecordedRun, Conclusion]) -> str:
+  """Writes the first paragraph of a report on RL runs.
+
+  Up to STORIES runs it names each with its conclusion, and says how far the best one ends above the others, with 95 %
+  intervals over the same problems. Of more runs it only gives numbers of arms, settings and runs that went wrong.
+  """
   if len(runs) > STORIES:
-    arms, settings = (len({getattr(run, name) for run in runs}) for name in ("arm", "setting"))
-    many = [f"{count} {word}{'s' if count > 1 else ''}" for count, word in ((arms, "arm"), (settings, "setting"))]
-    text = f"{len(runs)} runs: {many[0]} under {many[1]}. The first table says what they did."
-    unpaid = sum(run.unpaid for run in runs)
-    text += f" {unpaid} of {len(runs)} runs {CONCLUSIONS['unpaid'].of_runs}." if unpaid else ""
-    return text + (f" {len(absent)} of {len(runs)} runs are not there or not finished." if absent else "")
-  named = {kind: [run.name for run in runs if concluded[run]["kind"] == kind] for kind in CONCLUSIONS}
-  text = "; ".join(f"{listed(names)} {CONCLUSIONS[kind].of_runs}" for kind, names in named.items() if names) + "."
-  ends_P = {run: run.problem_means(run.set, concluded[run]["end_step"]) for run in runs}
+    return _lead_of_many(runs)
+  sentences = [_sentence_of_conclusions(runs, concluded)]
   compared = [run for run in runs if not run.unlike]
-  best = max(compared, key=lambda run: -1 if run.evals == {} else concluded[run]["end"])
-  pairs = {run.name: _pair(ends_P[run], ends_P[best]) for run in compared if run is not best and run.set == best.set}
-  above = [f"{percent(pair[0])} points above {name} (95% interval {points(pair[1])} to {points(pair[2])})"
-           for name, pair in pairs.items() if pair and pair[0] > 0]  # fmt: skip
-  text += f" On the same problems {best.name} ends {listed(above)}." if above else ""
-  shared = [(run.name, run.held_out(run.set)) for run in runs]
-  trained_on = [f"{name} ({found.shared} of {found.problems or 'its'})" for name, found in shared if found.shared]
-  text += f" Trained on some of their held-out problems: {listed(trained_on)}." if trained_on else ""
+  best = max(compared, key=lambda run: concluded[run].end if run.evals else -1)
+  above = _leads_over_others(best, compared, concluded)
+  if above:
+    sentences.append(f"On the same problems {best.name} ends {listed(above)}.")
+  trained_on = []
+  for run in runs:
+    held_out = run.held_out(run.set)
+    if held_out.shared:
+      trained_on.append(f"{run.name} ({held_out.shared} of {held_out.problems or 'its'})")
+  if trained_on:
+    sentences.append(f"Trained on some of their held-out problems: {listed(trained_on)}.")
   unlike = [run.name for run in runs if run.unlike]
-  text += f" Not compared, as last evaluated at an earlier step: {listed(unlike)}." if unlike else ""
-  return text + (f" Not finished yet: {listed(absent)}." if absent else "")
+  if unlike:
+    sentences.append(f"Not compared, as last evaluated at an earlier step: {listed(unlike)}.")
+  unfinished = [run.name for run in runs if not run.finished]
+  if unfinished:
+    sentences.append(f"Not finished yet: {listed(unfinished)}.")
+  return " ".join(sentences)
 
 
-def lead_of_evaluations(policies: Sequence[RecordedRun], concluded: Mapping[RecordedRun, Mapping]) -> str:
-  """The first paragraph of a page without RL runs: accuracy on each policy's first set, and what is missing."""
-  measured = [run for run in policies if concluded[run]["end"] is not None]
+def _lead_of_many(runs: Sequence[RecordedRun]) -> str:
+  """Returns the first paragraph of a report on more than STORIES runs."""
+  arms = _count(len({run.arm for run in runs}), "arm")
+  settings = _count(len({run.setting for run in runs}), "setting")
+  sentences = [f"{len(runs)} runs: {arms} under {settings}. The first table says what they did."]
+  unpaid = sum(run.unpaid for run in runs)
+  if unpaid:
+    sentences.append(f"{unpaid} of {len(runs)} runs {CONCLUSIONS['unpaid'].of_runs}.")
+  unfinished = sum(not run.finished for run in runs)
+  if unfinished:
+    sentences.append(f"{unfinished} of {len(runs)} runs are not there or not finished.")
+  return " ".join(sentences)
+
+
+def _count(number: int, word: str) -> str:
+  """Returns a number with a word in the singular or the plural."""
+  return f"{number} {word}" if number == 1 else f"{number} {word}s"
+
+
+def _sentence_of_conclusions(runs: Sequence[RecordedRun], concluded: Mapping[RecordedRun, Conclusion]) -> str:
+  """Returns a sentence that names the runs with each conclusion."""
+  clauses = []
+  for kind, wording in CONCLUSIONS.items():
+    names = [run.name for run in runs if concluded[run].kind == kind]
+    if names:
+      clauses.append(f"{listed(names)} {wording.of_runs}")
+  return "; ".join(clauses) + "."
+
+
+def _leads_over_others(
+  best: RecordedRun, compared: Sequence[RecordedRun], concluded: Mapping[RecordedRun, Conclusion]
+) -> list[str]:
+  """Returns by how many points the best run ends above each other run on the same set, in words with intervals."""
+  best_means = best.problem_means(best.set, concluded[best].end_step)
+  leads = []
+  for run in compared:
+    if run is best or run.set != best.set:
+      continue
+    gain = _paired_gain(run.problem_means(run.set, concluded[run].end_step), best_means)
+    if gain and gain.gain > 0:
+      ends_of_interval = f"{points(gain.low)} to {points(gain.high)}"
+      leads.append(f"{percent(gain.gain)} points above {run.name} (95% interval {ends_of_interval})")
+  return leads
+
+
+def lead_of_evaluations(policies: Sequence[RecordedRun], concluded: Mapping[RecordedRun, Conclusion]) -> str:
+  """Writes the first paragraph of a report without RL runs: for each set the most accurate policies, the best first.
+
+  A policy counts on its first set; up to STORIES policies of a set are named. Policies without figures are listed last.
+  """
+  measured = [run for run in policies if concluded[run].end is not None]
   by_set: dict[str, list[RecordedRun]] = {}
   for run in measured:
     by_set.setdefault(f"{run.set}, avg@{run.K}", []).append(run)
   sentences = []
   for name, runs in by_set.items():
-    ranked = sorted(runs, key=lambda run: -concluded[run]["end"])
-    some = [f"{run.name} {percent(concluded[run]['end'])}%" for run in ranked[:STORIES]]
+    ranked = sorted(runs, key=lambda run: -concluded[run].end)
+    accuracies = ", ".join(f"{run.name} {percent(concluded[run].end)}%" for run in ranked[:STORIES])
     more = f" and {len(ranked) - STORIES} more below" if len(ranked) > STORIES else ""
-    sentences.append(f"Right answers of {name}: {', '.join(some)}{more}.")
-  absent = [run.name for run in policies if run not in measured]
-  if absent:
-    sentences.append(f"Not measured: {listed(absent)}.")
+    sentences.append(f"Right answers of {name}: {accuracies}{more}.")
+  unmeasured = [run.name for run in policies if run not in measured]
+  if unmeasured:
+    sentences.append(f"Not measured: {listed(unmeasured)}.")
   return " ".join(sentences)
 
 
 def checked(run: RecordedRun, set_name: str | None) -> str:
-  """Whether problems of the set are trained on, as far as the run recorded it: for captions and behind "held out:"."""
-  found = run.held_out(set_name)
-  if not found.recorded:
+  """Returns, as a phrase to follow "Held out:", what the run recorded of problems of the set that are trained on."""
+  held_out = run.held_out(set_name)
+  if not held_out.recorded:
     return f"not recorded {'whether' if run.finished else 'yet whether'} any of its problems is trained on"
-  if not found.compared:
+  if not held_out.compared:
     return "not compared with training problems: none of the policy are on record"
-  of = "its problems" if found.problems is None else f"its {found.problems} problems"
-  told = f"{found.shared} of {of} trained on too" if found.shared else f"none of {of} is trained on"
-  if found.left_out:
-    told += f" ({found.left_out} shared with the training problems left out)"
-  return told
+  problems = "its problems" if held_out.problems is None else f"its {held_out.problems} problems"
+  phrase = f"none of {problems} is trained on"
+  if held_out.shared:
+    phrase = f"{held_out.shared} of {problems} trained on too"
+  if held_out.left_out:
+    phrase += f" ({held_out.left_out} shared with the training problems left out)"
+  return phrase
 
 
 def all_checked(runs: Sequence[RecordedRun], set_name: str) -> str:
-  """What `checked` says of these runs: once where they agree, else with counts of runs."""
+  """Returns what `checked` says of several runs: one phrase where they agree, else each with its number of runs."""
   counts = Counter(checked(run, set_name) for run in runs)
   if len(counts) == 1:
     return next(iter(counts))
-  return "; ".join(f"{told} ({count} of {len(runs)} runs)" for told, count in counts.items())
-
-
-def listed(names: Sequence[str]) -> str:
-  return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
-
-
-def percent(value: float | None) -> str:
-  return "–" if value is None else f"{100 * value:.1f}".replace("-", "−")
-
-
-def points(value: float | None) -> str:
-  return "–" if value is None else f"{100 * value:+.1f}".replace("-", "−")
-
-
-def three_digits(value: float | None) -> str:
-  return "–" if value is None else f"{value:.3g}" if abs(value) >= 1 else f"{value:.2f}"
-
-
-def whole(value: float | None) -> str:
-  return "–" if value is None else f"{value:.0f}"
+  return "; ".join(f"{phrase} ({count} of {len(runs)} runs)" for phrase, count in counts.items())

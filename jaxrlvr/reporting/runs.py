@@ -364,6 +364,33 @@ class RecordedRun:
     return redrawn_gains(self.redrawn(set_name), self.t_sat, len(self.reward_T))
 
 
+# Runs by (setting, arm): the runs of one place are seeds of one another.
+Groups = Mapping[tuple[str, str], Sequence[RecordedRun]]
+
+
+def group_runs(runs: Sequence[RecordedRun]) -> Groups:
+  """Groups runs by setting and arm. Settings keep the order in which they first occur, and so do arms in a setting."""
+  settings = list(dict.fromkeys(run.setting for run in runs))
+  groups: dict[tuple[str, str], list[RecordedRun]] = {}
+  for run in sorted(runs, key=lambda run: settings.index(run.setting)):
+    groups.setdefault((run.setting, run.arm), []).append(run)
+  return groups
+
+
+def mark_unlike_ends(groups: Groups) -> None:
+  """Sets `unlike`, with a note, on runs whose last evaluation is at an earlier step than others' in their setting."""
+  by_setting: dict[str, list[RecordedRun]] = {}
+  for (setting, _), runs in groups.items():
+    by_setting.setdefault(setting, []).extend(run for run in runs if run.evals)
+  for setting, runs in by_setting.items():
+    last = max((max(run.evals) for run in runs), default=0)
+    others = "others of its setting were" if setting else "others were"
+    for run in runs:
+      if max(run.evals) < last:
+        run.unlike = True
+        run.notes.append(f"Last evaluated at step {max(run.evals)}, while {others} at step {last}: not compared.")
+
+
 def _metrics_of(path: Path) -> dict[int, dict]:
   """Reads a metrics.jsonl as {step: metrics}, steps ascending; what is not finite becomes None."""
   rows = {operator.index(row["step"]): finite(row) for row in read_jsonl(path)}

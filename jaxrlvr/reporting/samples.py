@@ -1,4 +1,4 @@
-"""Which recorded responses a report shows, as much of each as a page bears, and nothing in them that acts."""
+"""Chooses the recorded responses that a report shows, and cuts them to what a page can hold."""
 
 from __future__ import annotations
 
@@ -6,71 +6,148 @@ import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from jaxrlvr.base.escape import visible
 from jaxrlvr.base.logbook import finite, read_jsonl
 from jaxrlvr.reporting.runs import RecordedRun
 
-HEAD, TAIL = 1200, 500  # characters shown of a longer response
+HEAD, TAIL = 1200, 500  # characters that are shown of the beginning and of the end of a longer response
 EMBEDDED = 1_500_000  # characters of responses that a page holds at most
-_FIELDS = "problem sample tokens stop answer truth label reward true_reward scored cause".split()
+_TRAINING = "training"  # stands in the place of a set for responses of training
+_FIELDS = (
+  "problem",
+  "sample",
+  "tokens",
+  "stop",
+  "answer",
+  "truth",
+  "label",
+  "reward",
+  "true_reward",
+  "scored",
+  "cause",
+)
 
 
-def choose_responses(runs: Sequence[RecordedRun], samples: int) -> tuple[list[dict], int, int]:
-  """(responses shown, how many are recorded there, shown at most of a run and step): as many as fit into the page."""
-  places, recorded = [], 0
+class ShownResponses(NamedTuple):
+  """The responses that a page shows."""
+
+  responses: list[dict]  # as `_response_for_page` returns them
+  recorded: int  # responses that the chosen files hold
+  most_of_a_step: int  # responses that are shown of a run, step and set at most
+
+
+class _Place(NamedTuple):
+  """A file of recorded responses."""
+
+  where: str  # an evaluated set, or "training"
+  step: int
+  path: Path
+
+
+class _Responses(NamedTuple):
+  """What is read from such a file."""
+
+  chosen: list[dict]
+  recorded: int
+
+
+def choose_responses(runs: Sequence[RecordedRun], samples: int) -> ShownResponses:
+  """Chooses up to `samples` responses of each run, step and set; fewer of each where the page could not hold them.
+
+  The steps are: of evaluation the first and the last, of training the first, t_sat and the last, and the judged steps.
+  """
+  chosen, recorded = [], 0
   for run in runs:
-    for where, step, path in _places(run):
-      some, count = run.read(functools.partial(_place, run, where, step, samples), path, ([], 0))
-      places.append(some)
-      recorded += count
-  each, lengths = samples, [[len(json.dumps(one)) for one in some] for some in places]
-  while each > 1 and sum(sum(some[:each]) for some in lengths) > EMBEDDED:
-    each -= 1
-  return [one for some in places for one in some[:each]], recorded, each
+    for place in _places(run):
+      reader = functools.partial(_read_responses, run, place, samples)
+      responses = run.read(reader, place.path, _Responses([], 0))
+      chosen.append(responses.chosen)
+      recorded += responses.recorded
+  lengths = [[len(json.dumps(response)) for response in responses] for responses in chosen]
+  most = samples
+  while most > 1 and sum(sum(of_place[:most]) for of_place in lengths) > EMBEDDED:
+    most -= 1
+  shown = [response for responses in chosen for response in responses[:most]]
+  return ShownResponses(shown, recorded, most)
 
 
-def _place(run: RecordedRun, where: str, step: int, samples: int, path: Path) -> tuple[list[dict], int]:
-  """(responses of a file that are worth showing, how many it has)."""
+def _places(run: RecordedRun) -> list[_Place]:
+  """Returns the files whose responses a report shows of a run, sorted by set and step."""
+  training_files = {}
+  for path in (run.workdir / "rollouts").glob("step_*.jsonl"):
+    step = path.stem.removeprefix("step_")
+    if step.isdigit():
+      training_files[int(step)] = path
+  training_steps = {min(training_files, default=0), max(training_files, default=0), run.t_sat}
+  chosen = {(_TRAINING, step) for step in training_steps if step in training_files}
+  evaluated_steps = list(run.evals)
+  chosen |= {(run.set, step) for step in (*evaluated_steps[:1], *evaluated_steps[-1:])}
+  chosen |= {(run.judged_set or _TRAINING, step) for step in run.judged_steps}
+  places = []
+  for where, step in sorted(chosen):
+    path = training_files.get(step) if where == _TRAINING else run.eval_file(where, step)
+    if path is not None:
+      places.append(_Place(where, step, path))
+  return places
+
+
+def _read_responses(run: RecordedRun, place: _Place, samples: int, path: Path) -> _Responses:
+  """Reads a file and chooses up to `samples` of its responses. A judge's label replaces the recorded faithfulness."""
   rows = read_jsonl(path)
-  for row in rows if where == (run.judged_set or "training") else ():
-    label = run.labels.get((step, row["problem"], row["sample"]))
-    row["faithfulness"] = row.get("faithfulness") if label is None else label
-  return [_response(run, where, step, row) for row in _pick(rows, samples)], len(rows)
-
-
-def _places(run: RecordedRun) -> list[tuple[str, int, Path]]:
-  """(set or "training", step, file): evaluations at first and last, training at first, t_sat and last, judged steps."""
-  files = (run.workdir / "rollouts").glob("step_*.jsonl")
-  trained = {int(path.stem[5:]): path for path in files if path.stem[5:].isdigit()}
-  steps = [s for s in {min(trained, default=0), max(trained, default=0), run.t_sat} if s in trained]
-  found = {("training", step) for step in steps} | {(run.set, s) for s in (*list(run.evals)[:1], *list(run.evals)[-1:])}
-  found |= {(run.judged_set or "training", step) for step in run.judged_steps}
-  files = [(w, s, trained.get(s) if w == "training" else run.eval_file(w, s)) for w, s in sorted(found)]
-  return [place for place in files if place[2] is not None]
+  if place.where == (run.judged_set or _TRAINING):
+    for row in rows:
+      label = run.labels.get((place.step, row["problem"], row["sample"]))
+      row["faithfulness"] = row.get("faithfulness") if label is None else label
+  chosen = [_response_for_page(run, place, row) for row in _pick(rows, samples)]
+  return _Responses(chosen, len(rows))
 
 
 def _pick(rows: Sequence[Mapping], count: int) -> list[Mapping]:
-  """`count` rows: right and wrong, faithful and not, paid and unpaid in turn; those of a kind from many problems."""
-  kinds: dict[tuple, dict] = {}
+  """Picks `count` responses of as many kinds and problems as possible.
+
+  A kind is a combination of true reward, faithfulness and reward. Kinds take turns, so that right and wrong responses
+  alternate; of a kind there is at most one response to a problem, from problems spread over all.
+  """
+  kinds: dict[tuple, dict] = {}  # by kind, the first response to each problem
   for row in rows:
     kind = tuple(str(row.get(name)) for name in ("true_reward", "faithfulness", "reward"))
     kinds.setdefault(kind, {}).setdefault(row["problem"], row)
-  alike = {score: sorted((kind for kind in kinds if kind[0] == score), reverse=True) for score, *_ in kinds}
-  order = sorted(sorted(kinds, reverse=True), key=lambda kind: alike[kind[0]].index(kind))  # right and wrong alternate
-  queues = [list(kinds[kind].values()) for kind in order]
-  queues = [queue[:: max(1, len(queue) // max(count, 1))] for queue in queues]
-  turns = [queue[turn] for turn in range(max(map(len, queues), default=0)) for queue in queues if turn < len(queue)]
-  return turns[:count]
+  queues = []
+  for kind in _in_turn(kinds):
+    queue = list(kinds[kind].values())
+    stride = max(1, len(queue) // max(count, 1))
+    queues.append(queue[::stride])
+  picked = []
+  for turn in range(max(map(len, queues), default=0)):
+    picked += [queue[turn] for queue in queues if turn < len(queue)]
+  return picked[:count]
 
 
-def _response(run: RecordedRun, where: str, step: int, row: Mapping) -> dict:
-  """What the page shows of a recorded response, with nothing in it that moves a cursor or turns the writing."""
+def _in_turn(kinds: Mapping[tuple, Mapping]) -> list[tuple]:
+  """Orders kinds so that those of different true rewards take turns, the highest first."""
+  descending = sorted(kinds, reverse=True)
+  number: dict[tuple, int] = {}  # of each kind among those with the same true reward
+  for kind in descending:
+    number[kind] = sum(earlier[0] == kind[0] for earlier in number)
+  return sorted(descending, key=number.get)
+
+
+def _response_for_page(run: RecordedRun, place: _Place, row: Mapping) -> dict:
+  """Returns what page.js shows of a recorded response.
+
+  The keys are _FIELDS and: run, setting, arm, where (set or "training"), step, faithful (its label), prompt, head and
+  rest (the text, or its beginning and end) and left_out (the number of characters between). No character in it moves a
+  cursor or turns the direction of writing.
+  """
   text, prompt = row["text"], row.get("prompt") or row["problem"]
   left_out = max(0, len(text) - HEAD - TAIL)
-  made = {name: row.get(name) for name in _FIELDS} | {
-    "run": run.name, "setting": run.setting, "arm": run.arm, "where": where, "step": step, "left_out": left_out,
-    "faithful": row.get("faithfulness"), "prompt": prompt[:HEAD] + (" …" if len(prompt) > HEAD else ""),
-    "head": text[:HEAD] if left_out else text, "rest": text[-TAIL:] if left_out else "",
-  }  # fmt: skip
-  return {name: visible(value) if isinstance(value, str) else finite(value) for name, value in made.items()}
+  shown = {name: row.get(name) for name in _FIELDS}
+  shown |= {"run": run.name, "setting": run.setting, "arm": run.arm, "where": place.where, "step": place.step}
+  shown["left_out"] = left_out
+  shown["faithful"] = row.get("faithfulness")
+  shown["prompt"] = prompt[:HEAD] + (" …" if len(prompt) > HEAD else "")
+  shown["head"] = text[:HEAD] if left_out else text
+  shown["rest"] = text[-TAIL:] if left_out else ""
+  return {name: visible(value) if isinstance(value, str) else finite(value) for name, value in shown.items()}

@@ -16,7 +16,7 @@ from jaxrlvr import cli
 from jaxrlvr.analysis.passk import pass_at_k
 from jaxrlvr.base.errors import InputError
 from jaxrlvr.reporting import charts as figures
-from jaxrlvr.reporting import conclusions
+from jaxrlvr.reporting import conclusions, drawings, formats, tables
 from jaxrlvr.reporting import page as report
 from jaxrlvr.reporting import runs as results
 from jaxrlvr.reporting import samples as responses
@@ -227,7 +227,7 @@ def test_conclusions_follow_the_numbers(two, tmp_path):
     ("fell", lambda x: 0.9 - 0.7 * x, fast, None),
   ):
     run = results.RecordedRun(Cell(name, make_run(tmp_path / name, accuracy, reward, true, seed=2)), 5)
-    assert conclusions.conclude(run)["kind"] == name
+    assert conclusions.conclude(run).kind == name
 
 
 def test_cautions_and_true_rewards_are_told_where_they_matter(two, tmp_path):
@@ -258,7 +258,7 @@ def test_charts_are_beside_the_page_and_inside_it(two):
   by_k = next(alt for alt in alts if alt.startswith("pass@k on quiz, %, over samples k."))
   last, first = (results.read_jsonl(root / "good" / "metrics.jsonl")[at] for at in (-1, 0))
   for label, row in (("good $arm_1$", last), ("good $arm_1$ before", first)):
-    least, most = (conclusions.three_digits(100 * row[f"eval/quiz/pass@{k}"]) for k in (1, 4))
+    least, most = (formats.three_digits(100 * row[f"eval/quiz/pass@{k}"]) for k in (1, 4))
     assert f"{label}: first {least}, last {most}" in by_k
 
 
@@ -343,7 +343,7 @@ def test_responses_show_each_kind_with_its_labels(two):
 def test_page_stays_small(tmp_path, monkeypatch):
   run = make_run(tmp_path / "run", lambda x: 0.5, fast, texts=("A" * 1000,))
   monkeypatch.setattr(responses, "EMBEDDED", 20_000)
-  monkeypatch.setattr(report, "CHARTS", 2)
+  monkeypatch.setattr(drawings, "EMBEDDED_CHARTS", 2)
   cells = [Cell(name, run, "arm", name) for name in ("this", "that")]
   html, page, _, shown = make(tmp_path / "page", cells, samples=40)
   assert len(json.dumps(shown)) < 21_000 and len(shown) == 2 * 3 * 2 and "at most 2 a run" in page.text
@@ -715,7 +715,9 @@ def test_phases_are_told_as_the_run_recorded_them(tmp_path):
   states = {row["run"]: row["state"] for row in table(tmp_path / "page", "runs")}
   assert states == {"turned": "stopped itself", "open": "finished", "older": "finished"}
   assert f"Stopped itself at step {STEPS}: memorising: the reward is full." in page.text
-  assert report._phases([results.RecordedRun(cell, 5) for cell in cells]) == "memorising 1 of 3, not decided 1 of 3"
+  assert (
+    tables.phase_counts([results.RecordedRun(cell, 5) for cell in cells]) == "memorising 1 of 3, not decided 1 of 3"
+  )
 
 
 def test_runs_without_reward_are_not_told_as_done(tmp_path):
@@ -808,14 +810,14 @@ def test_seeds_of_different_lengths_all_show(tmp_path):
   ]
   make(tmp_path / "page", cells)
   for seeds in ([{0: 1.0, 10: 2.0, 20: 3.0}, {0: 1.0}], [{0: 1.0, 10: 2.0, 20: 3.0}, {5: 1.0}]):
-    axes = figures._figure(2.9, "none")[1]
-    figures._curve(axes, figures.Line("arm", 0, seeds, {}, None, True))
+    axes = figures._new_figure(2.9, "none")[1]
+    figures._draw_line(axes, figures.Line("arm", 0, seeds, {}, None, True))
     assert [0, 10, 20] in [list(line.get_xdata()) for line in axes.lines], seeds
   row = table(tmp_path / "page", "evaluations-quiz")[-1]
   assert (row["at"], float(row["step"]), row["runs"]) == ("last", STEPS, "1 of 2")
   runs = [results.RecordedRun(cell, 5) for cell in cells]
   rest = results.RecordedRun(Cell("c", make_run(tmp_path / "c", lambda x: 0.2, fast, steps=17, finished=False)), 5)
-  assert report._states([*runs, rest]) == "2 of 3; too short 1 of 3; not finished 1 of 3"
+  assert tables.saturation_counts([*runs, rest]) == "2 of 3; too short 1 of 3; not finished 1 of 3"
 
 
 def test_right_and_wrong_responses_have_their_own_curves(tmp_path):
@@ -826,14 +828,14 @@ def test_right_and_wrong_responses_have_their_own_curves(tmp_path):
   shares = {"F(1)/correct": 0.9, "F(0)/correct": 0.05, "F(0)/incorrect": 0.6, "diversity/correct": 0.3}
   write_jsonl(judged / "metrics.jsonl", [row | shares for row in rows])
   read = results.RecordedRun(Cell("run", run, judged=judged), 5)
-  drawings = {drawing.key: drawing for drawing in report._drawings({"run": [read]}, ["run"])}
+  drawn = {drawing.key: drawing for drawing in drawings.drawings_of({"run": [read]}, ["run"])}
   ends = {"judged-faithful": 50, "judged-faithful-right": 90, "judged-not-right": 5, "judged-not-wrong": 60,
           "judged-diversity-right": 0.3, "entropy": 0.4}  # fmt: skip
   for key, value in ends.items():
-    assert drawings[key].lines[0].seeds[0][STEPS] == pytest.approx(value), key
+    assert drawn[key].lines[0].seeds[0][STEPS] == pytest.approx(value), key
   last = results.read_jsonl(run / "metrics.jsonl")[-1]
-  assert drawings["passk"].title == "pass@4 on quiz, %"
-  assert drawings["passk"].lines[0].seeds[0][STEPS] == pytest.approx(100 * last["eval/quiz/pass@4"])
+  assert drawn["passk"].title == "pass@4 on quiz, %"
+  assert drawn["passk"].lines[0].seeds[0][STEPS] == pytest.approx(100 * last["eval/quiz/pass@4"])
 
 
 def test_gaps_count_the_pairs_that_they_are_of(tmp_path):
@@ -843,8 +845,8 @@ def test_gaps_count_the_pairs_that_they_are_of(tmp_path):
     for n in (8, 64):
       path = make_run(tmp_path / f"{n}-{seed}", lambda x: 0.2 + 0.5 * x, reward, more=())
       cells.append(Cell(f"{n}-{seed}", path, "arm", f"N = {n}", n, seed))
-  groups = report._grouped([results.RecordedRun(cell, 5) for cell in cells])
-  assert [row["pairs"] for row in report._gap_rows(groups)] == ["1 of 2"]
+  groups = results.group_runs([results.RecordedRun(cell, 5) for cell in cells])
+  assert [row["pairs"] for row in tables.gap_rows(groups)] == ["1 of 2"]
 
 
 # The command line
@@ -941,7 +943,7 @@ def test_censored_runs_and_runs_that_never_rose_are_told(tmp_path):
   tail = 5  # of `make`
   run = results.RecordedRun(cells[1], tail)
   assert run.timing.state == "not saturated" and run.t_sat is None
-  assert str(report._time([run], [run.timing.t_sat])) == f"not by {STEPS - tail}"
+  assert str(tables.time_value([run], [run.timing.t_sat])) == f"not by {STEPS - tail}"
   assert mixed["saturated"] == "1 of 3" and mixed["t_sat"] == ""
   assert float(mixed["t_sat at least"]) == results.RecordedRun(cells[0], tail).timing.t_eff
   assert "≥" in page.text

@@ -1,0 +1,633 @@
+"""Builds the report's tables from recorded runs, as rows for the page and as CSV."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxrlvr.analysis.passk import interval, mean, paired_gain, redrawn
+from jaxrlvr.analysis.saturation import RedrawnGains, Time, drawn_gap, gap, median_time, value_at
+from jaxrlvr.base.logbook import csv_text
+from jaxrlvr.reporting import conclusions
+from jaxrlvr.reporting.conclusions import Conclusion
+from jaxrlvr.reporting.formats import listed, percent, points, three_digits, whole
+from jaxrlvr.reporting.runs import Groups, Paper, RecordedRun, series
+
+TIMED = ("saturated", "not saturated")  # states of `Timing` in which the reward rose, so that times mean something
+Concluded = Mapping[RecordedRun, Conclusion]
+Row = dict[str, Any]  # {column: a text, a number or a Value; None: unknown}
+
+
+class Table(NamedTuple):
+  """A table of the page."""
+
+  name: str  # of its CSV file, without the suffix
+  caption: str
+  rows: list[Row]
+  first: bool  # whether it stands before the charts
+
+
+class Value(NamedTuple):
+  """A figure of the runs of a setting and arm, with what is shown beside it; None where unknown."""
+
+  value: float | None
+  low: float | None = None  # 95 % interval over problems
+  high: float | None = None
+  seeds_low: float | None = None  # 95 % interval over seeds
+  seeds_high: float | None = None
+  first: float | None = None  # the figure at the first evaluation or the first training steps
+  paper: float | None = None  # what the paper reports
+  at_least: float | None = None  # a lower bound, where the value is not known because a run did not get so far
+  show: Callable[[float | None], str] = percent  # writes the figure
+  bound: str = "≥"  # what is written before `at_least`
+
+  def __str__(self):
+    if self.value is None and self.at_least is not None:
+      return f"{self.bound} {self.show(self.at_least)}"
+    if self.first is not None:
+      return f"{self.show(self.first)} → {self.show(self.value)}"
+    return self.show(self.value)
+
+  def is_known(self) -> bool:
+    """Returns whether there is a value or a lower bound."""
+    return self.value is not None or self.at_least is not None
+
+  def details(self) -> list[str]:
+    """Returns the lines in small print below the value: its intervals, and the paper's value.
+
+    An interval whose ends are both written as the value itself is left out.
+    """
+    lines = []
+    open_ended = []
+    for word, low, high in (("", self.low, self.high), ("seeds ", self.seeds_low, self.seeds_high)):
+      if low is None:
+        continue
+      if high is None:
+        open_ended.append(f"{word}{self.show(low)} or later")
+      elif {self.show(low), self.show(high)} != {self.show(self.value)}:
+        lines.append(f"{word}{self.show(low)} to {self.show(high)}")
+    lines += open_ended
+    if self.paper is not None:
+      lines.append(f"the paper {self.show(self.paper)}")
+    return lines
+
+
+# The columns of a CSV file beside a Value's own: {behind the column's name: field of Value}.
+BESIDE = {
+  " low": "low",
+  " high": "high",
+  " seeds low": "seeds_low",
+  " seeds high": "seeds_high",
+  " first": "first",
+  " paper": "paper",
+  " at least": "at_least",
+}
+
+
+def columns(rows: Sequence[Mapping]) -> list[str]:
+  """Returns the columns, in their order, in which at least one row has a value that is known and not empty."""
+  filled = set()
+  for row in rows:
+    filled.update(name for name, value in row.items() if _is_filled(value))
+  return list(dict.fromkeys(name for row in rows for name in row if name in filled))
+
+
+def _is_filled(value: Any) -> bool:
+  if isinstance(value, Value):
+    return value.is_known()
+  return value not in (None, "")
+
+
+def table_as_csv(rows: Sequence[Mapping]) -> str:
+  """Returns a table as CSV: shares between 0 and 1, unknown values empty, what stands beside a Value in own columns."""
+  table: dict[str, list] = {}
+  for name in columns(rows):
+    cells = [row.get(name) for row in rows]
+    values = [cell if isinstance(cell, Value) else Value(cell) for cell in cells]
+    table[name] = [value.value for value in values]
+    for suffix, field in BESIDE.items():
+      column = [getattr(value, field) for value in values]
+      if any(number is not None for number in column):
+        table[name + suffix] = column
+  return csv_text(table, zip(*table.values(), strict=True))
+
+
+def slug(name: str) -> str:
+  """Returns a name as part of a file name: at most 40 letters, digits, "_", "-" and "."; "x" where none is left."""
+  return re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-")[:40] or "x"
+
+
+def set_names(runs: Iterable[RecordedRun]) -> list[str]:
+  """Returns the evaluated sets that any of the runs measured, in the order in which they first occur."""
+  return list(dict.fromkeys(name for run in runs for name in run.sets))
+
+
+def held_out_phrase(runs: Sequence[RecordedRun], set_name: str) -> str:
+  """Returns what those of the runs that measured a set recorded of its problems that are trained on."""
+  return conclusions.all_checked([run for run in runs if set_name in run.sets], set_name)
+
+
+def make_tables(groups: Groups, everything: Groups, concluded: Concluded) -> list[Table]:
+  """Builds the tables of a report in the page's order; tables without a row are left out.
+
+  groups: the RL runs. everything: these and the runs of the stage evaluate. concluded: the conclusion on each run.
+  """
+  all_runs = [run for runs in everything.values() for run in runs]
+  is_many = sum(map(len, groups.values())) > conclusions.STORIES
+  sets = {f"{conclusion.set}, avg@{conclusion.K}" for conclusion in concluded.values() if conclusion.set}
+  which = listed(sorted(sets) or ["no set"])
+  every_run = _table_of_runs(groups, everything, concluded, which, first=not is_many)
+  overview = Table(
+    "overview",
+    f"Accuracy ({which}) at the first and last evaluation, %, and what runs did.",
+    overview_rows(groups, concluded),
+    first=True,
+  )
+  tables = [overview if is_many else every_run]
+  tables.append(_table_of_differences(all_runs, only_evaluations=is_many))
+  tables.append(
+    Table(
+      "saturation",
+      "Table 1. Until training saturates, and after: gains and residual in points.",
+      _placed(groups, functools.partial(saturation_rows, concluded)),
+      first=True,
+    )
+  )
+  tables.append(_table_of_phases(groups, first=not is_many))
+  tables.append(
+    Table(
+      "gap",
+      "Large-small gap G(n', n), in points: accuracy with n' problems minus that with n, both at n's t_sat.",
+      gap_rows(groups),
+      first=True,
+    )
+  )
+  for name in set_names(all_runs):
+    tables.append(_table_of_evaluations(everything, all_runs, name))
+  reasoning = _placed(everything, reasoning_rows)
+  tables.append(Table("reasoning", "Judged responses, in % but for diversity and kappa.", reasoning, first=False))
+  if is_many:
+    tables.append(every_run)
+  return [table for table in tables if table.rows]
+
+
+def _placed(groups: Groups, rows_of: Callable[[Sequence[RecordedRun]], Iterable[Mapping]]) -> list[Row]:
+  """Returns rows_of(runs) for the runs of each setting and arm, with these two as the first columns."""
+  placed = []
+  for (setting, arm), runs in groups.items():
+    for row in rows_of(runs):
+      placed.append({"setting": setting, "arm": arm, **row})
+  return placed
+
+
+def _table_of_runs(groups: Groups, everything: Groups, concluded: Concluded, which: str, first: bool) -> Table:
+  """Returns the table of all runs; `which`: the sets that their accuracy is on."""
+  when = " at the first and last evaluation" if groups else ""
+  rows = _placed(everything, functools.partial(run_rows, concluded))
+  return Table("runs", f"Every run, and its accuracy ({which}){when}, %.", rows, first=first)
+
+
+def _table_of_differences(runs: Sequence[RecordedRun], only_evaluations: bool) -> Table:
+  """Returns the table of differences from the first evaluate run, of all runs or of those of the stage evaluate."""
+  if only_evaluations:
+    runs = [run for run in runs if run.cell.evaluation]
+  caption = (
+    "Accuracy at the last evaluation, %, and its difference in points, paired over the problems that both recorded."
+  )
+  return Table("differences", caption, difference_rows(runs), first=True)
+
+
+def _table_of_phases(groups: Groups, first: bool) -> Table:
+  caption = (
+    "The phase that each run recorded last, its held-out gain in points, and what became of the training answers, in % "
+    f"of the first → last {conclusions.END_STEPS} steps."
+  )
+  return Table("phases", caption, _placed(groups, phase_rows), first=first)
+
+
+def _table_of_evaluations(everything: Groups, all_runs: Sequence[RecordedRun], set_name: str) -> Table:
+  caption = (
+    f"Accuracy on {set_name}, in % but for tokens (the paper's tables 3 to 7). "
+    f"Held out: {held_out_phrase(all_runs, set_name)}."
+  )
+  rows = _placed(everything, functools.partial(evaluation_rows, set_name))
+  return Table(f"evaluations-{slug(set_name)}", caption, rows, first=False)
+
+
+# Figures over the runs of a setting and arm
+
+
+def mean_value(
+  figures: Iterable[float | None], draws: Sequence[np.ndarray | None] = (), show: Callable = percent
+) -> Value:
+  """Returns the mean of the runs' known figures, with intervals.
+
+  draws: bootstrap draws [D] of each run's figure over the same problems; the interval over problems needs them of every
+  run whose figure is known. The interval over seeds redraws the runs; it needs two known figures.
+  """
+  known = [figure for figure in figures if figure is not None]
+  if not known:
+    return Value(None, show=show)
+  value = Value(mean(known), show=show)
+  known_draws = [drawn for drawn in draws if drawn is not None]
+  if len(known_draws) == len(known):
+    low, high = interval(np.mean(known_draws, 0))
+    value = value._replace(low=low, high=high)
+  if len(known) > 1:
+    redrawn_means = redrawn([[figure] for figure in known])[:, 0]
+    low, high = interval(redrawn_means)
+    value = value._replace(seeds_low=low, seeds_high=high)
+  return value
+
+
+def time_value(runs: Sequence[RecordedRun], times: Sequence[Time], paper: float | None = None) -> Value:
+  """Returns t_sat or t90 of runs whose reward rose.
+
+  times: the time of each run. Of one run its time has an interval over problems. Of several runs the median counts
+  those that have not got there as later; if all have, their range stands in the place of an interval over seeds.
+  """
+  limits = [run.timing.t_eff for run in runs]
+  median = median_time([time.step for time in times], limits)
+  at_least = median.at_least if median.runs and median.median is None else None
+  value = Value(median.median, paper=paper, at_least=at_least, show=whole)
+  if len(times) == 1:
+    return value._replace(low=times[0].low, high=times[0].high, bound="not by")
+  if times and all(time.step is not None for time in times):
+    steps = [time.step for time in times]
+    return value._replace(seeds_low=min(steps), seeds_high=max(steps))
+  return value
+
+
+class Moment(NamedTuple):
+  """A step of a run at which metrics are read."""
+
+  rows: Mapping[int, Mapping]  # the run's metrics by step
+  step: int
+
+
+def logged_value(moments: Sequence[Moment], metric: str, show: Callable = percent) -> Value:
+  """Returns the mean of a metric over the moments, interpolated between logged steps.
+
+  Of a single moment the interval is the one that was logged as METRIC_low and METRIC_high, if it was.
+  """
+  value = mean_value([value_at(series(moment.rows, metric), moment.step) for moment in moments], show=show)
+  if len(moments) != 1:
+    return value
+  rows, step = moments[0]
+  low = series(rows, f"{metric}_low").get(step)
+  high = series(rows, f"{metric}_high").get(step)
+  return value._replace(low=low, high=high)
+
+
+def saturation_counts(runs: Sequence[RecordedRun]) -> str:
+  """Returns in words how many runs saturated, and how many of the others are in which state.
+
+  Runs that have not saturated by their last step are not named, unless they are not finished.
+  """
+  counts = Counter(run.timing.state for run in runs)
+  others = []
+  for state, count in counts.items():
+    if state not in TIMED:
+      others.append(f"{state} {count} of {len(runs)}")
+  if len(counts) == 1 and others:
+    return next(iter(counts))
+  unfinished = sum(run.timing.state in TIMED and not run.finished for run in runs)
+  if unfinished:
+    others.append(f"not finished {unfinished} of {len(runs)}")
+  return "; ".join([f"{counts['saturated']} of {len(runs)}", *others])
+
+
+def phase_counts(runs: Sequence[RecordedRun]) -> str:
+  """Returns in words how many runs recorded which phase last; "" where none did."""
+  claims = [claim.claim for claim in map(RecordedRun.claim, runs) if claim]
+  if len(claims) == len(runs) == 1:
+    return claims[0]
+  return ", ".join(f"{claim} {count} of {len(runs)}" for claim, count in Counter(claims).items())
+
+
+# Rows
+
+
+def overview_rows(groups: Groups, concluded: Concluded) -> list[Row]:
+  """Returns a row for each arm with a column for each setting: accuracy before and after, conclusions and phases."""
+  rows: dict[str, Row] = {}
+  for (setting, arm), runs in groups.items():
+    row = rows.setdefault(arm, {"arm": arm})
+    row[setting or "accuracy"] = _overview_text(runs, concluded)
+  return list(rows.values())
+
+
+def _overview_text(runs: Sequence[RecordedRun], concluded: Concluded) -> str:
+  text = "–"
+  counted = [concluded[run] for run in runs if concluded[run].kind != "unmeasured" and not run.unlike]
+  if counted:
+    start = percent(mean([conclusion.start for conclusion in counted]))
+    end = percent(mean([conclusion.end for conclusion in counted]))
+    words = Counter(conclusion.word.lower() for conclusion in counted)
+    did = ", ".join(f"{word} {count} of {len(counted)}" for word, count in words.most_common())
+    text = f"{start} → {end}: {did}"
+  phases = phase_counts(runs)
+  if phases:
+    text += f"; phase: {phases}"
+  left_out = sum(run.unlike for run in runs)
+  if left_out:
+    text += f" ({left_out} with an earlier last evaluation not counted)"
+  return text
+
+
+def run_rows(concluded: Concluded, runs: Sequence[RecordedRun]) -> Iterator[Row]:
+  """Yields the row of each run in the table of runs."""
+  for run in runs:
+    conclusion = concluded[run]
+    is_timed = run.timing.state in TIMED
+    was_trained = bool(run.reward_T)
+    yield {
+      "did": "" if run.cell.evaluation and run.rows else conclusion.word,
+      "what it means": conclusion.text,
+      **_figures_of_run(run, conclusion),
+      "t_sat": time_value([run], [run.timing.t_sat]) if is_timed else Value(None),
+      "t90": time_value([run], [run.timing.t90]) if is_timed else Value(None),
+      "paid by": run.at("rl.reward") if was_trained else "",
+      "problems": run.at("summary.problems") or run.cell.n,
+      "seed": run.at("seed") if run.cell.seed is None else run.cell.seed,
+      "steps": None if run.cell.evaluation else run.last,
+      "state": run.state,
+      "held out": conclusions.checked(run, run.set) if run.set else "",
+      "note": run.saturation(run.set).note if was_trained else "",
+      "notes": " ".join(run.notes),
+      "run": run.name,
+      "directory": str(run.workdir),
+    }
+
+
+def _figures_of_run(run: RecordedRun, conclusion: Conclusion) -> Row:
+  """Returns accuracy, gain, rewards and faithfulness of a run before and after training."""
+  start, faithful_first = conclusion.start, conclusion.faithful_first
+  accuracy = Value(conclusion.end, first=start)
+  if conclusion.start_step == conclusion.end_step:  # evaluated once, or never
+    faithful_first = None
+    accuracy = logged_value([Moment(run.rows, conclusion.end_step)], f"eval/{run.set}/avg@{run.K}")
+  return {
+    "accuracy": accuracy,
+    "gain": _gain_of(conclusion),
+    "reward": Value(conclusion.reward_last, first=conclusion.reward_first, show=three_digits),
+    "true reward": Value(conclusion.true_last, first=conclusion.true_first, show=three_digits),
+    "faithful": Value(conclusion.faithful_last, first=faithful_first),
+  }
+
+
+def _gain_of(conclusion: Conclusion) -> Value:
+  return Value(conclusion.gain, conclusion.low, conclusion.high, show=points)
+
+
+def difference_rows(runs: Sequence[RecordedRun]) -> list[Row]:
+  """Returns, for each set and run, its last accuracy against that of the first run of the stage evaluate."""
+  rows = []
+  for name in set_names(runs):
+    having = [run for run in runs if run.curve(name)]
+    reference = next((run for run in having if run.cell.evaluation), None)
+    if reference is None:
+      continue
+    rows += [_difference_row(run, reference, name) for run in having if run is not reference]
+  return rows
+
+
+def _difference_row(run: RecordedRun, reference: RecordedRun, set_name: str) -> Row:
+  curve, reference_curve = run.curve(set_name), reference.curve(set_name)
+  end, reference_end = max(curve), max(reference_curve)
+  before = reference.problem_means(set_name, reference_end)
+  after = run.problem_means(set_name, end)
+  shared = [problem for problem in before if problem in after]
+  difference = Value(curve[end] - reference_curve[reference_end], show=points)
+  if shared:
+    gain = paired_gain([before[problem] for problem in shared], [after[problem] for problem in shared])
+    difference = Value(gain.gain, gain.low, gain.high, show=points)
+  return {
+    "setting": run.setting,
+    "arm": run.arm,
+    "set": set_name,
+    "step": None if run.cell.evaluation else end,
+    "accuracy": Value(curve[end]),
+    "against": reference.name,
+    "difference": difference,
+    "problems": len(shared) or None,
+    "run": run.name,
+  }
+
+
+def phase_rows(runs: Sequence[RecordedRun]) -> Iterator[Row]:
+  """Yields a row for each run that recorded a phase, kinds of answers, or that nothing was paid."""
+  for run in runs:
+    row: Row = {}
+    claim = run.claim()
+    if claim:
+      row["phase"] = claim.claim
+      row["since step"] = Value(claim.since, show=whole)
+    if claim and claim.gain:
+      row["held-out gain"] = Value(claim.gain.gain, claim.gain.low, claim.gain.high, show=points)
+      row["at step"] = Value(claim.step, show=whole)
+    for kind in ("right", "wrong", "unparseable", "cut_off", "unscored"):
+      first, last = conclusions.ends(run.series(f"answers/{kind}"))
+      row[kind.replace("_", " ")] = Value(last, first=first)
+    if run.unpaid:
+      row["not paid"] = run.why_unpaid()
+    if any(map(_is_filled, row.values())):
+      row["run"] = run.name
+      yield row
+
+
+def saturation_rows(concluded: Concluded, runs: Sequence[RecordedRun]) -> list[Row]:
+  """Returns the rows of a setting and arm in the table of saturation: one for each set, or one without a set."""
+  rose = [run for run in runs if run.timing.state in TIMED]
+  paper = next(filter(None, map(RecordedRun.paper, runs)), None)
+  t_sat = time_value(rose, [run.timing.t_sat for run in rose], paper.t_sat if paper else None)
+  t90 = time_value(rose, [run.timing.t90 for run in rose])
+  times = {"set": "not evaluated", "saturated": saturation_counts(runs), "t_sat": t_sat, "t90": t90}
+  rows = []
+  for name in set_names(runs):
+    having = [run for run in runs if name in run.sets]
+    rows.append(times | {"set": name} | _gains_at_saturation(having, name, paper, concluded))
+  if not rows:
+    rows.append(times)
+  notes = {run.saturation(run.set).note for run in runs}
+  rows[-1]["note"] = notes.pop() if len(notes) == 1 else ""  # where seeds differ, the table of runs has their notes
+  if paper:
+    rows[-1]["the paper"] = f"{paper.figure} ({paper.setting}): {paper.expected}"
+  return rows
+
+
+def _gains_at_saturation(
+  runs: Sequence[RecordedRun], set_name: str, paper: Paper | None, concluded: Concluded
+) -> dict[str, Value]:
+  """Returns the gain until t_sat, the residual, and the gain to the end of the runs that measured a set."""
+  at_t_sat = [run.saturation(set_name) for run in runs]
+  draws = [run.redrawn_gains(set_name) for run in runs]
+  until = mean_value([found.gain for found in at_t_sat], [drawn.until_t_sat for drawn in draws], points)
+  residual = mean_value([found.residual for found in at_t_sat], [drawn.residual for drawn in draws], points)
+  if len(runs) == 1 and set_name == runs[0].set:  # the gain of the conclusion: the same interval in every table
+    end = _gain_of(concluded[runs[0]])
+  else:
+    end = _gain_to_the_end(runs, set_name, draws)
+  paper_gain = paper.gains.get(set_name) if paper else None
+  return {"gain until t_sat": until._replace(paper=paper_gain), "residual": residual, "gain to the end": end}
+
+
+def _gain_to_the_end(runs: Sequence[RecordedRun], set_name: str, draws: Sequence[RedrawnGains]) -> Value:
+  """Returns the last evaluation minus the first; of several runs without those that are not compared."""
+  gains, drawn_gains = [], []
+  for run, drawn in zip(runs, draws, strict=True):
+    curve = run.curve(set_name)
+    is_compared = len(runs) == 1 or not run.unlike
+    gains.append(curve[max(curve)] - curve[min(curve)] if is_compared and len(curve) > 1 else None)
+    drawn_gains.append(drawn.to_the_end if is_compared else None)
+  return mean_value(gains, drawn_gains, points)
+
+
+class _GapPair(NamedTuple):
+  """Two runs of an arm, with the same seed and reward, on more and on fewer problems."""
+
+  large: RecordedRun
+  small: RecordedRun
+
+
+def gap_rows(groups: Groups) -> list[Row]:
+  """Returns the large-small gap between each two settings of an arm that differ in the number n of problems."""
+  rows = []
+  for (setting, arm), small_runs in groups.items():
+    for (large_setting, large_arm), large_runs in groups.items():
+      pairs = _gap_pairs(large_runs, small_runs) if large_arm == arm else []
+      if not pairs:
+        continue
+      for name in set_names(small_runs):
+        rows.append({"arm": arm, "set": name, "between": f"{large_setting} − {setting}", **_gap_figures(pairs, name)})
+  return rows
+
+
+def _gap_pairs(large_runs: Sequence[RecordedRun], small_runs: Sequence[RecordedRun]) -> list[_GapPair]:
+  """Returns the pairs of a run on n' problems and one on n < n' problems with the same seed and reward."""
+  pairs = []
+  for small in small_runs:
+    for large in large_runs:
+      if small.cell.n is None or large.cell.n is None or small.cell.n >= large.cell.n:
+        continue
+      if small.cell.seed == large.cell.seed and small.at("rl.reward") == large.at("rl.reward"):
+        pairs.append(_GapPair(large, small))
+  return pairs
+
+
+def _gap_figures(pairs: Sequence[_GapPair], set_name: str) -> Row:
+  gaps, draws = [], []
+  for large, small in pairs:
+    gaps.append(gap(large.curve(set_name), small.curve(set_name), small.t_sat))
+    draws.append(drawn_gap(large.redrawn(set_name), small.redrawn(set_name), small.t_sat))
+  known = sum(
+    value is not None for value in gaps
+  )  # of the others the small run did not saturate, or has no accuracy there
+  return {
+    "n'": pairs[0].large.cell.n,
+    "n": pairs[0].small.cell.n,
+    "pairs": known if known == len(pairs) else f"{known} of {len(pairs)}",
+    "G(n', n)": mean_value(gaps, draws, points),
+  }
+
+
+_HEADINGS = {"format": "boxed", "faithful": "faithful", "mean_length": "tokens", "clipped": "cut off"}
+_WRITERS = {"mean_length": whole}  # how these metrics are written; all others are shares
+_EVALUATED = re.compile(r"(avg|pass(?!@1$)|maj)@\d+|" + "|".join(_HEADINGS))
+
+
+def _best_step(curve: Mapping[int, float]) -> int:
+  return max(curve, key=curve.get)
+
+
+# The evaluations that have a row, and the function that takes the step from {step: accuracy}; None: t_sat is the step.
+_MOMENTS: dict[str, Callable[[Mapping[int, float]], int] | None] = {
+  "first": min,
+  "t_sat": None,
+  "best": _best_step,
+  "last": max,
+}
+
+
+def evaluation_rows(set_name: str, runs: Sequence[RecordedRun]) -> Iterator[Row]:
+  """Yields a row each for the first evaluation on a set, that at t_sat, the best and the last.
+
+  Runs that were last evaluated at an earlier step than others count only in the first row. Runs of the stage evaluate
+  have one row, without a moment.
+  """
+  having = [run for run in runs if run.curve(set_name)]
+  metrics = _evaluated_metrics(having, set_name)
+  has_several = any(len(run.curve(set_name)) > 1 for run in having)
+  only_evaluations = all(run.cell.evaluation for run in runs)
+  for name, step_of in _MOMENTS.items():
+    moments = []
+    for run in having:
+      is_compared = name == "first" or len(having) == 1 or not run.unlike
+      step = step_of(run.curve(set_name)) if step_of else run.t_sat
+      if is_compared and step is not None:
+        moments.append(Moment(run.rows, step))
+    if not moments or not (name == "first" or has_several):
+      continue
+    row: Row = {}
+    if not only_evaluations:
+      row["at"] = name
+      row["step"] = mean_value([moment.step for moment in moments], show=whole)
+      row["runs"] = "" if len(moments) == len(runs) else f"{len(moments)} of {len(runs)}"
+    for metric in metrics:
+      heading = _HEADINGS.get(metric, metric)
+      row[heading] = logged_value(moments, f"eval/{set_name}/{metric}", _WRITERS.get(metric, percent))
+    yield row
+
+
+def _evaluated_metrics(runs: Sequence[RecordedRun], set_name: str) -> list[str]:
+  """Returns the metrics of a set that have a column: avg@K, pass@k by k, maj@K, and those of _HEADINGS."""
+  prefix = f"eval/{set_name}/"
+  logged = {name for run in runs for row in run.rows.values() for name in row}
+  metrics = {name.removeprefix(prefix) for name in logged if name.startswith(prefix)}
+  return sorted(filter(_EVALUATED.fullmatch, metrics), key=_position)
+
+
+def _position(metric: str) -> tuple[int, int]:
+  """Returns by what the metrics of an evaluation are sorted."""
+  kind, _, k = metric.partition("@")
+  return ("avg", "pass", "maj", *_HEADINGS).index(kind), int(k or 0)
+
+
+class _Judged(NamedTuple):
+  """A column of the table of reasoning."""
+
+  metric: str  # of a judged step
+  show: Callable[[float | None], str] = percent
+
+
+_JUDGED = {
+  "faithful": _Judged("F(1)/all"),
+  "in part": _Judged("F(0.5)/all"),
+  "not": _Judged("F(0)/all"),
+  "faithful, right": _Judged("F(1)/correct"),
+  "faithful, wrong": _Judged("F(1)/incorrect"),
+  "not, right": _Judged("F(0)/correct"),
+  "not, wrong": _Judged("F(0)/incorrect"),
+  "diversity": _Judged("diversity", three_digits),
+  "of right ones": _Judged("diversity/correct", three_digits),
+  "faithful diversity": _Judged("faithful_diversity", three_digits),
+  "labelled": _Judged("labelled/all", whole),
+  "missing": _Judged("missing/all", whole),
+  "kappa": _Judged("kappa", three_digits),
+}
+
+
+def reasoning_rows(runs: Sequence[RecordedRun]) -> Iterator[Row]:
+  """Yields a row for each judged step, with the figures of the runs that were judged at it."""
+  steps = {step for run in runs for step in run.judged_steps}
+  for step in sorted(steps):
+    moments = [Moment(run.rows, step) for run in runs if step in run.judged_steps]
+    row: Row = {"step": step, "runs": len(moments)}
+    for heading, judged in _JUDGED.items():
+      row[heading] = logged_value(moments, f"judge/{judged.metric}", judged.show)
+    yield row
