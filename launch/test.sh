@@ -10,4 +10,5 @@ install_jaxrlvr '.[test]'
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/lint-imports --no-cache
+.venv/bin/mypy
 exec .venv/bin/python -m pytest -n "${JAXRLVR_WORKERS:-3}" --dist=loadscope --no-loadscope-reorder "$@"

@@ -78,7 +78,7 @@ def faithful_shares(judged_P: Sequence[Sequence[tuple[float | None, bool | None]
 
 
 def _share_of_column(column: int, counts_PL: np.ndarray) -> float:
-  return counts_PL[:, column].sum() / counts_PL.sum()
+  return np.sum(counts_PL[:, column]) / np.sum(counts_PL)
 
 
 def cluster(items: Sequence, same: Callable[[object, object], bool | None]) -> list[int | None]:

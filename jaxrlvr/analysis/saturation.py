@@ -216,7 +216,7 @@ def timing(reward_T: Sequence[float | None], reward_DT: np.ndarray | None = None
   drawn_DT = np.asarray(reward_DT) if has_draws else None
   t_sat = _time_with_interval(times_of_t_sat, reward_T, drawn_DT, t_eff)
   t90 = _time_with_interval(times_of_t90, reward_T, drawn_DT, t_eff)
-  if finite_T.max() < 0:
+  if np.max(finite_T) < 0:
     return Timing("undefined", t_eff, has_draws, _UNKNOWN_TIME, t90)
   state = "not saturated" if t_sat.step is None else "saturated"
   return Timing(state, t_eff, has_draws, t_sat, t90)

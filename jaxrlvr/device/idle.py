@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ class Busy:
   one of them is inside of the runtime.
   """
 
-  def __init__(self, clock=time.monotonic):
+  def __init__(self, clock: Callable[[], float] = time.monotonic):
     self._clock, self._lock = clock, threading.Lock()
     self._spans, self._since = [], clock()
     self._threads: list[threading.Thread] = []

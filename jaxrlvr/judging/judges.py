@@ -37,7 +37,7 @@ class Judge:
     """Returns how far the trace of each response leads to its answer: 1.0, 0.5 or 0.0; None if the label is missing."""
     return list(self.ask("faithfulness", [(item,) for item in items]))
 
-  def same_strategy(self, pairs: Sequence[tuple[Response, Response]]) -> list[Label]:
+  def same_strategy(self, pairs: Sequence[tuple[Response, ...]]) -> list[Label]:
     """Returns whether both responses of each pair, to one problem, use the same strategy; None if that is unknown.
 
     Two responses with the same text do; about these the judge is not asked.

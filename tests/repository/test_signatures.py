@@ -1,0 +1,34 @@
+"""Every public function of the library says what it takes and returns; mypy checks that it is so (launch/test.sh)."""
+
+import ast
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+BY_CONVENTION = ("self", "cls")
+
+
+def test_every_public_function_is_annotated():
+  unsaid = []
+  for path in sorted((ROOT / "jaxrlvr").rglob("*.py")):
+    for function in public_functions(ast.parse(path.read_text())):
+      names = missing(function)
+      if names:
+        unsaid.append(f"{path.relative_to(ROOT)}:{function.lineno}: {function.name}: {', '.join(names)}")
+  assert not unsaid, "\n".join(unsaid)
+
+
+def public_functions(tree):
+  """Yields the functions of a module or a class, and of its public classes; what is inside of functions is private."""
+  for node in tree.body:
+    if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+      yield from public_functions(node)
+    if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+      yield node
+
+
+def missing(function):
+  """Returns the parameters without annotation, and "what it returns" where that is not said."""
+  given = function.args
+  parameters = [*given.posonlyargs, *given.args, *given.kwonlyargs]
+  names = [one.arg for one in parameters if one.annotation is None and one.arg not in BY_CONVENTION]
+  return names if function.returns else [*names, "what it returns"]
