@@ -17,17 +17,17 @@ from jaxrlvr.config import manual
 from jaxrlvr.device import cpu_malloc
 
 HELP = {stage: page.does for stage, page in manual.STAGE_PAGES.items()}
-MEMORY_CURES = {  # what to change where a stage runs out of it
-  **{
-    stage: f"raise config.{stage}.microbatches, or take config.model.remat=full" for stage in ("pretrain", "cpt", "sft")
-  },
+MEMORY_CURES = {  # what to change where a stage runs out of memory
+  "pretrain": "raise config.pretrain.microbatches, or take config.model.remat=full",
+  "cpt": "raise config.cpt.microbatches, or take config.model.remat=full",
+  "sft": "raise config.sft.microbatches, or take config.model.remat=full",
   "rl": "raise config.rl.sample_parts (sampling) or config.rl.microbatches (training), or lower "
   "config.evaluate.problems_per_batch (evaluation)",
   **dict.fromkeys(("evaluate", "filter", "corrupt", "diagnose"), "lower config.evaluate.problems_per_batch"),
 }
-FORMER_STAGES = {"study": "grid"}  # names that stages had: what they are called now
+MEMORY_OF_OTHERS = "take a machine with more, or more devices (config.mesh.fsdp)"  # the cure in all other stages
+FORMER_STAGES = {"study": "grid"}  # the present names of stages that were renamed
 FLAGS = ("--config", "--workdir", "--resume", "--distributed", "--debug")
-MEMORY_OF_OTHERS = "take a machine with more, or more devices (config.mesh.fsdp)"
 BUG = 1
 CODES = {InputError: 2, TrainingStopped: 3, StorageError: 4, signals.Interrupted: signals.EXIT_CODE}
 EXITS = """exit codes:
@@ -44,7 +44,7 @@ First steps: `bash launch/demo.sh` in a checkout, or `jaxrlvr chain --config=dem
 
 
 def _parser() -> argparse.ArgumentParser:
-  """Returns the parser of all flags but those of config keys, with the general help."""
+  """Returns the parser of all flags except --config.KEY, with the general help."""
   stages = [f"  {name:<10} {text}" for name, text in HELP.items()]
   parser = argparse.ArgumentParser(
     "jaxrlvr",
@@ -72,42 +72,56 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def parse_arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
-  """Returns the flags, and the text of each config key that is overridden; argparse exits with 2 on a bad flag."""
+  """Reads a command line and returns (its flags, the text of each config key that it overrides).
+
+  Prints a stage's help and exits with 0 where that is asked for; argparse exits with 2 on a bad flag.
+  """
   parser = _parser()
   words = [FORMER_STAGES.get(word, word) for word in argv]
-  named = next((word for word in words if word in manual.STAGE_PAGES), None)
-  if named and {"-h", "--help"} & set(argv):
-    print(manual.page(named), end="")
+  stages = [word for word in words if word in manual.STAGE_PAGES]
+  if stages and {"-h", "--help"} & set(argv):
+    print(manual.page(stages[0]), end="")
     raise SystemExit(0)
-  flags, rest = parser.parse_known_args(argv)
+  flags, unparsed = parser.parse_known_args(argv)
   if flags.stage in FORMER_STAGES:
     current = FORMER_STAGES[flags.stage]
     print(f"jaxrlvr: the stage {flags.stage} is called {current} now, and does the same", file=sys.stderr)
     flags.stage = current
   overrides = {"resume": flags.resume} if flags.resume else {}
-  rest, runs = list(rest), []
-  while rest:
-    word = rest.pop(0)
-    name, equals, value = word.partition("=")
-    if flags.stage == "report" and not word.startswith("-"):
-      runs.append(word)
-      continue
-    if not name.startswith("--config."):
-      parser.error(
-        f"unknown argument {word!r}{_meant(word, flags.stage)}; flags are {', '.join(FLAGS)}, --config.KEY=VALUE"
-      )
-    if not equals:
-      if not rest:
-        parser.error(f"{word}: no value; write {word}=VALUE")
-      value = rest.pop(0)
-    overrides[name.removeprefix("--config.")] = value
-  if runs:
-    overrides["report.runs"] = repr(tuple(runs))
+  overrides |= _overrides(parser, flags.stage, list(unparsed))
   return flags, overrides
 
 
-def _meant(word: str, stage: str) -> str:
-  """Returns what to write for an argument that is no flag: a flag, or a key of the config, first one of this stage."""
+def _overrides(parser: argparse.ArgumentParser, stage: str, words: list[str]) -> dict[str, str]:
+  """Returns the text of each config key that the words `--config.KEY=VALUE` or `--config.KEY VALUE` override.
+
+  Of the stage report all other words are its runs. Ends the process with 2, and a hint, on any other word.
+  """
+  overrides: dict[str, str] = {}
+  runs = []
+  while words:
+    word = words.pop(0)
+    name, equals, value = word.partition("=")
+    if stage == "report" and not word.startswith("-"):
+      runs.append(word)
+      continue
+    if not name.startswith("--config."):
+      parser.error(f"unknown argument {word!r}{_hint(word, stage)}; flags are {', '.join(FLAGS)}, --config.KEY=VALUE")
+    if not equals:
+      if not words:
+        parser.error(f"{word}: no value; write {word}=VALUE")
+      value = words.pop(0)
+    overrides[name.removeprefix("--config.")] = value
+  if runs:
+    overrides["report.runs"] = repr(tuple(runs))
+  return overrides
+
+
+def _hint(word: str, stage: str) -> str:
+  """Returns the end of an error message about an unknown argument: the flag or the config key that may be meant.
+
+  A key of this stage is named before keys of other stages.
+  """
   from jaxrlvr.config import hints
   from jaxrlvr.config.keys import declared
 
@@ -115,19 +129,26 @@ def _meant(word: str, stage: str) -> str:
   name = name.lstrip("-")
   if not name:
     return ""
-  if flag := difflib.get_close_matches(f"--{name}", FLAGS, 1, 0.8):
-    return f"; did you mean {flag[0]}{equals}{value}?"
-  first, _, rest = name.partition(".")
-  key = rest if rest and difflib.get_close_matches(first.lower(), ["config"], 1, 0.7) else name
+  similar_flags = difflib.get_close_matches(f"--{name}", FLAGS, 1, 0.8)
+  if similar_flags:
+    return f"; did you mean {similar_flags[0]}{equals}{value}?"
+  key = name
+  first_part, _, other_parts = name.partition(".")
+  if other_parts and difflib.get_close_matches(first_part.lower(), ["config"], 1, 0.7):
+    key = other_parts
   names = list(declared())
-  own = [one for one in manual.keys_of(stage) if one.endswith(f".{key}")]
-  there = [one for one in (key, f"{stage}.{key}", *own) if one in names]
-  likely = there[:1] or hints.meant(names, key if "." in key else f"{stage}.{key}")
-  return f"; did you mean --config.{likely[0]}{equals}{value}?" if likely else ""
+  keys_of_stage = [candidate for candidate in manual.keys_of(stage) if candidate.endswith(f".{key}")]
+  candidates = [candidate for candidate in (key, f"{stage}.{key}", *keys_of_stage) if candidate in names]
+  if not candidates:
+    candidates = hints.meant(names, key if "." in key else f"{stage}.{key}")
+  return f"; did you mean --config.{candidates[0]}{equals}{value}?" if candidates else ""
 
 
 def execute(flags: argparse.Namespace, overrides: dict[str, str]) -> dict:
-  """Loads the config and runs the stage; jax and the stages are imported only here, behind the signal handler."""
+  """Loads the config, runs the stage and returns its summary.
+
+  jax and the stages are imported only here, when signals are handled already.
+  """
   from jaxrlvr.config import files, links
 
   config = files.load(flags.config, overrides, flags.stage)
@@ -145,10 +166,10 @@ def execute(flags: argparse.Namespace, overrides: dict[str, str]) -> dict:
 
 
 def run(argv: Sequence[str] | None = None) -> None:
-  """Entry point of the console script; always ends with one of the documented codes.
+  """Runs a command line and ends with one of the documented exit codes: the entry point of the console script.
 
-  `argv` None: the words of this process, which is then ours to end, whatever threads of libraries are still at work.
-  With words given it raises SystemExit, and what only a bug can raise.
+  argv None: runs the arguments of this process and ends the process, whatever threads of libraries are still at work.
+  Otherwise raises SystemExit with the code, or the error itself where only a bug can have raised it.
   """
   signals.install()
   signals.follow_parent()
@@ -158,7 +179,7 @@ def run(argv: Sequence[str] | None = None) -> None:
       raise SystemExit(_command(argv))
     try:
       code = _command(sys.argv[1:])
-    except SystemExit as end:  # of argparse
+    except SystemExit as end:  # argparse raises it
       code = end.code if isinstance(end.code, int) else 0
     except BaseException:
       traceback.print_exc()
@@ -167,42 +188,48 @@ def run(argv: Sequence[str] | None = None) -> None:
 
 
 def _end_process(code: int) -> None:
-  """Ends the process with this code. Python's own end would wait for threads of libraries that compile, write or wait,
-  and some of them abort when they come back to an interpreter that is gone."""
+  """Ends the process with this code, or with the code of StorageError if its output can't be flushed.
+
+  It skips Python's own clean-up, which would wait for threads of libraries that compile, write or wait; some of them
+  abort when they return to an interpreter that is gone.
+  """
   logging.shutdown()
   if (object_store := sys.modules.get("jaxrlvr.base.object_store")) is not None:
     object_store.forget()
   for stream in (sys.stdout, sys.stderr):
     try:
       stream.flush()
-    except (OSError, ValueError):  # whoever read it is gone, or its disk is full
+    except (OSError, ValueError):  # the reader of a pipe is gone, or a disk is full
       code = code or CODES[StorageError]
   os._exit(code)
 
 
 def _command(words: Sequence[str]) -> int:
-  """Does what the words of a command line say, and returns the exit code."""
+  """Sets up logging, runs a command line, and returns its exit code."""
   flags, overrides = parse_arguments(words)
   logging.basicConfig(level=logging.DEBUG if flags.debug else logging.WARNING, format="%(levelname)s %(message)s")
-  for noisy in ("absl", "orbax", "asyncio"):  # what goes wrong is told in one line of our own
+  for noisy in ("absl", "orbax", "asyncio"):  # our own error says in one line what went wrong
     logging.getLogger(noisy).setLevel(logging.DEBUG if flags.debug else logging.CRITICAL)
   escape.let_libraries_write(flags.debug)
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-  os.environ["MPLBACKEND"] = "agg"  # a notebook's kernel hands on its own, which may not be installed here
-  code, told = attempt(flags, overrides)
+  os.environ["MPLBACKEND"] = "agg"  # a notebook passes on its own backend, which may not be installed here
+  code, message = attempt(flags, overrides)
   if flags.distributed:
     from jaxrlvr.device import multihost
 
-    multihost.leave(code, told)
+    multihost.leave(code, message)
   return code
 
 
 def attempt(flags: argparse.Namespace, overrides: dict[str, str]) -> tuple[int, str]:
-  """(exit code, what was told of it); raises what only a bug can raise."""
+  """Runs a stage, prints where its result or what its error is, and returns (exit code, error message or "").
+
+  Raises only errors that a bug causes, and in a run of several processes none.
+  """
   try:
     summary = execute(flags, overrides)
   except Exception as error:
-    code, told = explain(error, flags)
+    code, message = explain(error, flags)
     if flags.distributed and code in (BUG, CODES[StorageError]):
       from jaxrlvr.device import multihost
 
@@ -211,27 +238,28 @@ def attempt(flags: argparse.Namespace, overrides: dict[str, str]) -> tuple[int, 
       if not flags.distributed and code == BUG:
         raise  # with its traceback
       traceback.print_exc()
-    print(f"jaxrlvr: {told}", file=sys.stderr)
-    return code, told
+    print(f"jaxrlvr: {message}", file=sys.stderr)
+    return code, message
   print(f"report: {summary['report']}" if "report" in summary else f"done: {flags.workdir}")
   return 0, ""
 
 
 def explain(error: Exception, flags: argparse.Namespace) -> tuple[int, str]:
-  """(exit code, what to tell of this error of a stage)."""
-  told = str(error)
+  """Returns (exit code, message) for an error of a stage; the message of a full disk or memory names the cure."""
+  message = str(error)
   if isinstance(error, OSError) and not isinstance(error, StorageError):
-    place = error.filename2 or error.filename or flags.workdir
-    return CODES[StorageError], disk.describe(error, place) if disk.is_full(error) else told
+    if disk.is_full(error):
+      message = disk.describe(error, error.filename2 or error.filename or flags.workdir)
+    return CODES[StorageError], message
   for kind, code in CODES.items():
     if isinstance(error, kind):
-      return code, told
+      return code, message
   if disk.is_full(error):
-    return CODES[StorageError], f"{flags.workdir}: the disk is full ({_first_line(told)}); free space there"
-  if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in told):
+    return CODES[StorageError], f"{flags.workdir}: the disk is full ({_first_line(message)}); free space there"
+  if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in message):
     cure = MEMORY_CURES.get(flags.stage, MEMORY_OF_OTHERS)
-    return CODES[TrainingStopped], f"out of memory ({_first_line(told) or 'MemoryError'}); {cure}"
-  return BUG, told
+    return CODES[TrainingStopped], f"out of memory ({_first_line(message) or 'MemoryError'}); {cure}"
+  return BUG, message
 
 
 def _first_line(text: str) -> str:

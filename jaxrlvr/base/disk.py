@@ -1,4 +1,4 @@
-"""Full disks and other failed writes, told with the path, what was to be written and what is free."""
+"""Error messages for full disks and other failed writes: the path, the bytes to write and the bytes that are free."""
 
 from __future__ import annotations
 
@@ -17,18 +17,21 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def describe(error: OSError, path: str | os.PathLike, size: int | None = None) -> str:
-  """Returns what failed at this path and the cure; `size`: bytes that were to be written there, None: unknown."""
+  """Returns the message for a failed write to `path`: what failed and the cure.
+
+  size: number of bytes that were to be written; None: unknown.
+  """
   reason = error.strerror or type(error).__name__
   if error.errno not in _FULL:
     return f"{path}: can't be written ({reason}); see that the place is there and may be written, or choose another"
-  wanted = "" if size is None else f"{_bytes(size)} to write, "
+  to_write = "" if size is None else f"{_bytes(size)} to write, "
   free = _free(path)
-  left = "free space unknown" if free is None else f"{_bytes(free)} free"
-  return f"{path}: the disk is full ({reason}: {wanted}{left}); free space there, or choose another --workdir"
+  free_space = "free space unknown" if free is None else f"{_bytes(free)} free"
+  return f"{path}: the disk is full ({reason}: {to_write}{free_space}); free space there, or choose another --workdir"
 
 
 def is_full(error: BaseException) -> bool:
-  """Returns whether this error, or one that it was raised from or while handling, says that a disk is full."""
+  """Returns whether this error, or an error in its chain of causes and contexts, says that a disk is full."""
   seen = set()
   while error is not None and id(error) not in seen:
     if isinstance(error, OSError) and error.errno in _FULL:
@@ -42,7 +45,7 @@ def is_full(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def writing(path: str | os.PathLike, size: int | None = None) -> Iterator[None]:
-  """Raises StorageError that names the path where what is written within fails."""
+  """Turns an OSError of the block into a StorageError with the message of `describe` for this path and size."""
   try:
     yield
   except OSError as error:
@@ -50,7 +53,7 @@ def writing(path: str | os.PathLike, size: int | None = None) -> Iterator[None]:
 
 
 def copy(source: Path | epath.Path, target: Path) -> None:
-  """Copies a file, 16 MiB at a time; StorageError, with path and bytes, where it can't be written."""
+  """Copies a file in blocks of 16 MiB. Raises StorageError, with path and bytes, where `target` can't be written."""
   with source.open("rb") as read:
     read.seek(0, os.SEEK_END)
     size = read.tell()
@@ -60,7 +63,7 @@ def copy(source: Path | epath.Path, target: Path) -> None:
 
 
 def _free(path) -> int | None:
-  """Returns the bytes that this user may still write on the path's file system, None: unknown."""
+  """Returns how many bytes this user may still write on the path's file system; None: unknown."""
   place = Path(path).absolute()
   for folder in (place, *place.parents):
     try:
@@ -71,4 +74,5 @@ def _free(path) -> int | None:
 
 
 def _bytes(count: int) -> str:
+  """Returns a number of bytes in words: "1,024 bytes", or in MiB from 1 MiB on."""
   return f"{count:,} bytes" if count < 1 << 20 else f"{count / (1 << 20):,.1f} MiB"

@@ -1,4 +1,4 @@
-"""Control characters as visible signs: one escape for all that is told on a terminal or written into a page."""
+"""Makes control characters visible: one escape for everything that is printed on a terminal or written into a page."""
 
 from __future__ import annotations
 
@@ -10,33 +10,39 @@ from typing import TextIO
 
 
 def visible(text: str, kept: str = "\n\t") -> str:
-  """Returns the text with a sign for every character that prints nothing, moves the cursor or turns the writing
-  direction, but for those of `kept`."""
+  """Returns the text with every unprintable character, such as U+001B, replaced by a sign, such as ⟨U+001B⟩.
+
+  Unprintable are characters that print nothing, move the cursor or change the writing direction. Those in `kept` stay.
+  """
   return "".join(c if c.isprintable() or c in kept else f"⟨U+{ord(c):04X}⟩" for c in text)
 
 
-_libraries_write = [True]
+_libraries_write = [True]  # one entry: whether `VisibleStream` takes writes of threads that Python did not start
 
 
 def let_libraries_write(allowed: bool) -> None:
-  """Says whether `VisibleStream` takes what threads write that Python did not start.
+  """Sets whether `VisibleStream` prints, or drops, what threads write that Python did not start.
 
-  These are a library's own: after a save that failed, which is told in one line, each write that was still under way
-  prints a traceback of its closed event loop."""
+  Such threads belong to libraries. After a failed save, for which one line is printed, each write that was still under
+  way prints a traceback of its closed event loop.
+  """
   _libraries_write[0] = allowed
 
 
-_unended: list = []  # the terminal that shows a line of progress which no line end has followed yet
+_unended: list = []  # empty, or one entry: the terminal whose last line is progress without a line end
 
 
 def draw_progress(terminal: TextIO, line: str, last: bool) -> None:
-  """Draws a line over the one before; unless it is the last, what a `VisibleStream` takes next stands in its place."""
+  """Draws a line of progress over the line before it.
+
+  last: whether the line is ended, and stays. Otherwise the next write to a `VisibleStream` replaces it.
+  """
   terminal.write(f"\r\x1b[K{line}" + ("\n" if last else ""))
   _unended[:] = [] if last else [terminal]
 
 
 class VisibleStream:
-  """A text stream that escapes what is written to it, by `visible` and for the encoding of the stream below."""
+  """A text stream that makes what is written to it visible, and passes it on to the stream `below` in its encoding."""
 
   def __init__(self, below):
     self.below = below
@@ -45,6 +51,7 @@ class VisibleStream:
     return getattr(self.below, name)
 
   def write(self, text: str) -> int:
+    """Writes `visible(text)`, over an unended line of progress if there is one; returns the length of `text`."""
     if not _libraries_write[0] and isinstance(threading.current_thread(), threading._DummyThread):
       return len(text)
     if _unended:
@@ -61,13 +68,13 @@ class VisibleStream:
 
 
 def below(stream: TextIO) -> TextIO:
-  """Returns the stream that takes control characters, for what moves the cursor on purpose."""
+  """Returns the stream under a `VisibleStream`, which takes control characters; any other stream is returned itself."""
   return stream.below if isinstance(stream, VisibleStream) else stream
 
 
 @contextlib.contextmanager
 def streams() -> Iterator[None]:
-  """Escapes all that is written to sys.stdout and sys.stderr meanwhile: prints, warnings, errors, tracebacks."""
+  """Makes everything visible that the block writes to sys.stdout and sys.stderr: prints, warnings, tracebacks."""
   before = sys.stdout, sys.stderr
   sys.stdout, sys.stderr = (VisibleStream(below(stream)) for stream in before)
   try:

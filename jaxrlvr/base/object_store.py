@@ -1,4 +1,4 @@
-"""Folders on an object store (gs://): read from a local copy, and written as whole objects from a local folder."""
+"""Folders on an object store (gs://): copied to a local folder to be read, and updated from a local folder."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from jaxrlvr.base.errors import InputError, StorageError
 
 
 def is_remote(name: str | os.PathLike) -> bool:
+  """Returns whether a name is the address of an object store rather than a local path."""
   return "://" in os.fspath(name)
 
 
 def path(name: str | os.PathLike) -> Path | epath.Path:
-  """The place as a path that reads and writes there; a local one is absolute, its `~` a home directory."""
+  """Returns the path of a name: of epath for an object store, else absolute and with `~` expanded."""
   return epath.Path(name) if is_remote(name) else Path(os.path.expanduser(name)).absolute()
 
 
 @contextlib.contextmanager
 def translate_errors(kind: type[Exception], place: object) -> Iterator[None]:
-  """Whatever a store's package raises, as our own error."""
+  """Turns errors of the block into errors of type `kind` that name the place; InputError and StorageError pass."""
   try:
     yield
   except (InputError, StorageError):
@@ -36,57 +37,77 @@ def translate_errors(kind: type[Exception], place: object) -> Iterator[None]:
     raise kind(f"{place}: can't be reached ({reason}); see name, access and the extra `gcs`") from error
 
 
-def _files(folder, left: tuple[str, ...]):
+def _files(folder, left_out: tuple[str, ...]):
+  """Yields all files in a folder and below it, except unfinished ones (*.part) and files and folders in `left_out`."""
   for file in sorted(folder.iterdir()):
-    if file.name in left or file.suffix == ".part":
+    if file.name in left_out or file.suffix == ".part":
       continue
-    yield from _files(file, left) if file.is_dir() else [file]
+    if file.is_dir():
+      yield from _files(file, left_out)
+    else:
+      yield file
 
 
 def _transfer(source, target) -> None:
-  """A file of any size, a block at a time; on a store it is there when it is whole."""
+  """Copies a file of any size in blocks of 16 MiB. On an object store it appears only when it is complete."""
   target.parent.mkdir(parents=True, exist_ok=True)
   with source.open("rb") as read, target.open("wb") as write:
     shutil.copyfileobj(read, write, 1 << 24)
 
 
-def pull(place: Path | epath.Path, folder: Path, left: tuple[str, ...] = ()) -> None:
-  """Copies the place's files to the local folder, but for those of these names and below folders of these names."""
+def pull(place: Path | epath.Path, folder: Path, left_out: tuple[str, ...] = ()) -> None:
+  """Copies all files of a place to a local folder, except files and folders whose names are in `left_out`.
+
+  A place that does not exist counts as empty. Raises InputError where the place can't be read.
+  """
   with translate_errors(InputError, place):
-    for file in _files(place, left) if place.exists() else ():  # a store has no empty folder
+    if not place.exists():
+      return
+    for file in _files(place, left_out):
       _transfer(file, folder / PurePath(file).relative_to(PurePath(place)))
 
 
 class Mirror:
-  """Brings a place to what a local folder holds; what has not changed since is left alone."""
+  """Updates a place on an object store from a local folder; files that have not changed are not sent again.
+
+  Files that the folder holds when the mirror is created count as sent.
+  """
 
   def __init__(self, folder: Path, place):
     self._folder, self._place = folder, place
-    self._known = self._now()
+    self._sent = self._stamps()
 
-  def _now(self) -> dict[str, tuple[int, int]]:
-    files = {file.relative_to(self._folder).as_posix(): file.stat() for file in _files(self._folder, ())}
-    return {name: (stat.st_mtime_ns, stat.st_size) for name, stat in files.items()}
+  def _stamps(self) -> dict[str, tuple[int, int]]:
+    """Returns (time of the last change, size) of each file of the folder by its name below the folder."""
+    stamps = {}
+    for file in _files(self._folder, ()):
+      stat = file.stat()
+      stamps[file.relative_to(self._folder).as_posix()] = (stat.st_mtime_ns, stat.st_size)
+    return stamps
 
   def push(self) -> None:
-    """An object is there whole or not at all; a summary, which says that all is done, goes last."""
-    now = self._now()
+    """Sends new and changed files, and removes files that the folder no longer has.
+
+    summary.json, which says that a run is finished, is sent last. Raises StorageError where the place can't be reached.
+    """
+    stamps = self._stamps()
     with translate_errors(StorageError, self._place):
-      for name in self._known.keys() - now.keys():
+      for name in self._sent.keys() - stamps.keys():
         (self._place / name).unlink()
-      for name in sorted(now, key=lambda name: (name == "summary.json", name)):
-        if self._known.get(name) != now[name]:
+      for name in sorted(stamps, key=lambda name: (name == "summary.json", name)):
+        if self._sent.get(name) != stamps[name]:
           _transfer(self._folder / name, self._place / name)
-    self._known = now
+    self._sent = stamps
 
 
 @functools.cache
 def _copies() -> tempfile.TemporaryDirectory:
-  return tempfile.TemporaryDirectory(prefix="jaxrlvr-")  # goes with the process
+  """Returns the folder of this process's local copies, which is removed when Python ends."""
+  return tempfile.TemporaryDirectory(prefix="jaxrlvr-")
 
 
 def forget() -> None:
-  """Removes the local copies of this process; they go with it anyway where Python ends by itself."""
+  """Removes the local copies of this process. Needed only before `os._exit`, which skips Python's own clean-up."""
   if _copies.cache_info().currsize:
     _copies().cleanup()
     _copies.cache_clear()
@@ -95,23 +116,29 @@ def forget() -> None:
 
 @functools.cache
 def _copy(name: str, only: tuple[str, ...]) -> Path:
-  place, here = epath.Path(name), Path(tempfile.mkdtemp(dir=_copies().name)) / PurePath(name).name
+  """Copies what a name on an object store stands for, once a process, and returns the local path; see `local`."""
+  place = epath.Path(name)
+  copy = Path(tempfile.mkdtemp(dir=_copies().name)) / PurePath(name).name
   with translate_errors(InputError, name):
     if place.is_dir():
-      here.mkdir()
+      copy.mkdir()
       if not only:
-        pull(place, here, ("checkpoints",))
-      for file in (place / wanted for wanted in only):
+        pull(place, copy, ("checkpoints",))
+      for file_name in only:
+        file = place / file_name
         if file.exists():
-          _transfer(file, here / file.name)
+          _transfer(file, copy / file_name)
     elif place.exists():
-      _transfer(place, here)
+      _transfer(place, copy)
     else:
       raise InputError(f"{name}: is not there; correct the path")
-  return here
+  return copy
 
 
 def local(name: str, only: tuple[str, ...] = ()) -> str:
-  """The name, or that of a local copy of what it names on a store, one in a process: a file, or a folder's files
-  without checkpoints, or `only` those of these names."""
+  """Returns a local path of a file or folder: a local copy where the name is on an object store, made once a process.
+
+  A folder is copied without checkpoints/; `only`: nothing but the files of these names in it. `~` is expanded. Raises
+  InputError where the store has no such file or can't be reached.
+  """
   return str(_copy(name, only)) if is_remote(name) else os.path.expanduser(name)

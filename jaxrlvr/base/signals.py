@@ -1,4 +1,4 @@
-"""One flag that says a signal has asked the run to stop; loops poll it, a second signal ends the process at once."""
+"""A flag that a signal sets to ask the run to stop. Loops poll it; a second signal ends the process at once."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import signal
 import sys
 
 EXIT_CODE = 128 + signal.SIGTERM
-PARENT = "JAXRLVR_PARENT"  # environment variable: the process whose end stops this one too
+PARENT = "JAXRLVR_PARENT"  # environment variable with the id of the process whose end stops this process too
 _PDEATHSIG = 1  # of prctl(2)
-_TOLD = "jaxrlvr: stopping after this step, what is done is saved; Ctrl-C or SIGTERM again ends at once\n"
-_asked: list[int] = []
-_quiet: list[bool] = []
+_NOTICE = "jaxrlvr: stopping after this step, what is done is saved; Ctrl-C or SIGTERM again ends at once\n"
+_asked: list[int] = []  # the first signal that was received
+_quiet: list[bool] = []  # filled where another process prints the notice
 
 
 class Interrupted(RuntimeError):
@@ -20,20 +20,23 @@ class Interrupted(RuntimeError):
 
 
 def install() -> None:
-  """Takes over SIGTERM and SIGINT; call it before the slow imports."""
+  """Handles SIGTERM and SIGINT from now on: the first sets the flag, the second ends the process. Call it before the
+  slow imports."""
   for number in (signal.SIGTERM, signal.SIGINT):
     signal.signal(number, _handle)
 
 
 def be_quiet() -> None:
-  """Leaves it to another process to say that the run is stopping."""
+  """Prints no notice when a signal arrives, as another process of the run prints it."""
   _quiet.append(True)
 
 
 def follow_parent() -> None:
-  """On Linux, stops this process when the one that JAXRLVR_PARENT names, our parent, ends, however it ends.
+  """On Linux, sets the flag of this process when its parent ends, however it ends.
 
-  By a signal of its own, and a second one changes nothing: the kernel may send it for each thread of the parent."""
+  It does so only if JAXRLVR_PARENT holds the parent's id. The kernel sends SIGUSR2 for it, perhaps once for each thread
+  of the parent, so that further ones change nothing.
+  """
   parent = os.environ.get(PARENT, "")
   if not parent.isdecimal() or not sys.platform.startswith("linux"):
     return
@@ -44,28 +47,33 @@ def follow_parent() -> None:
 
 
 def _orphaned(number, frame) -> None:
+  """Handles SIGUSR2: sets the flag, unless a signal has set it already."""
   if not _asked:
     _handle(number, frame)
 
 
 def _handle(number, frame) -> None:
+  """Handles a signal: sets the flag and prints the notice, or ends the process if the flag is set already."""
   if _asked:
     os._exit(128 + number)
   _asked.append(number)
   if not _quiet:
     try:
-      os.write(2, (("\n" if os.isatty(2) else "") + _TOLD).encode())
+      os.write(2, (("\n" if os.isatty(2) else "") + _NOTICE).encode())
     except OSError:  # nobody listens any more
       pass
 
 
 def stop_requested() -> bool:
+  """Returns whether a signal has asked this process to stop."""
   return bool(_asked)
 
 
 def raise_if_stop_requested(what: str = "this stage") -> None:
-  """Raises Interrupted where a signal has asked this process to stop: for work that has nothing to save.
+  """Raises Interrupted, whose message begins with `what`, where a signal has asked this process to stop.
 
-  Of several processes only within `multihost.gather`, which raises it on all."""
+  It is for work that has nothing to save. In a run of several processes call it only within `multihost.gather`, which
+  raises the error on all of them.
+  """
   if stop_requested():
     raise Interrupted(f"{what}: stopped by a signal; the same command goes on")

@@ -1,4 +1,4 @@
-"""Host-side records that cross rooms: problems in, graded rollouts out. No jax here."""
+"""Records on the host that all rooms share: a problem, and a verifier's verdict on an answer. No jax here."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from collections.abc import Mapping
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-  """One prompt with the answer that rewards see (`label`, maybe wrong) and the one evaluation sees (`truth`)."""
+  """One prompt with its answers: `label`, which rewards see and may be wrong, and `truth`, which evaluation sees."""
 
-  id: str  # unique and stable: the sampler's randomness and every log line are addressed by it
-  messages: tuple[Mapping[str, str], ...]  # chat turns, each {"role", "content"}
+  id: str  # unique and stable: randomness of samples and rows of logs are addressed by it
+  messages: tuple[Mapping[str, str], ...]  # turns of the chat, each {"role", "content"}
   label: str
   truth: str
-  verifier: str  # a key of verify.VERIFIERS
-  extra: Mapping = dataclasses.field(default_factory=dict)  # whatever the verifier or the analysis needs
+  verifier: str  # a key of tasks.table.VERIFIERS
+  extra: Mapping = dataclasses.field(default_factory=dict)  # further fields that the verifier or the analysis needs
 
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-  """What a verifier said: score in [0, 1], or None with the cause where it could not say (unscored, never 0)."""
+  """The verdict of a verifier on an answer. An answer that could not be graded is unscored, never 0."""
 
-  score: float | None
-  cause: str = (
-    ""  # "" where an answer was read; "unparseable" (score 0); unscored: "timeout", "memory", "died", "error"
-  )
+  score: float | None  # from 0 to 1; None: unscored
+  # "" for an answer that was read, "unparseable" for a response without an answer (score 0); for an unscored answer
+  # "timeout", "memory", "died" or "error"
+  cause: str = ""
