@@ -1,5 +1,5 @@
 "use strict";
-// The responses: filters, pages of a dozen. All text goes in by textContent; nothing of it is ever read as markup.
+// Shows the responses with filters, a dozen at a time. All text goes in by textContent: none is ever read as markup.
 const PAGE = 12, rows = JSON.parse(document.getElementById("responses").textContent);
 const verdict = r => r.scored ? (r.true_reward === 1 ? "right" : r.true_reward === 0 ? "wrong" : "in part") : "unscored";
 const FILTERS = {  // label: what a response is filed under
@@ -18,17 +18,17 @@ function make(tag, parent, text, name) {
   return node;
 }
 
-function matches(row, but) {
-  return Object.entries(chosen).every(([label, value]) => label === but || value === "" || String(FILTERS[label](row)) === value);
+function matches(row) {
+  return Object.entries(chosen).every(([label, value]) => value === "" || String(FILTERS[label](row)) === value);
 }
 
 function show() {
-  const found = rows.filter(row => matches(row));
-  first = Math.max(0, Math.min(first, Math.floor((found.length - 1) / PAGE) * PAGE));
-  const page = found.slice(first, first + PAGE);
-  count.textContent = found.length ? `${first + 1} to ${first + page.length} of ${found.length}` : "none";
+  const matching = rows.filter(matches);
+  first = Math.max(0, Math.min(first, Math.floor((matching.length - 1) / PAGE) * PAGE));
+  const page = matching.slice(first, first + PAGE);
+  count.textContent = matching.length ? `${first + 1} to ${first + page.length} of ${matching.length}` : "none";
   document.getElementById("back").disabled = first === 0;
-  document.getElementById("on").disabled = first + PAGE >= found.length;
+  document.getElementById("on").disabled = first + PAGE >= matching.length;
   list.replaceChildren();
   for (const row of page) card(row);
 }
@@ -45,18 +45,18 @@ function card(row) {
     make("span", text, `\n … ${row.left_out.toLocaleString("en")} characters left out … \n`, "cut");
     text.append(row.rest);
   }
-  const told = make("p", box, undefined, "soft");
-  make("b", told, verdict(row), row.true_reward === 1 ? "gained" : "fell");
+  const summary = make("p", box, undefined, "soft");
+  make("b", summary, verdict(row), row.true_reward === 1 ? "gained" : "fell");
   const facts = [row.scored ? "" : row.cause, `answer ${row.answer ?? "none"}`, `truth ${row.truth}`,
     row.label !== null && row.label !== row.truth ? `label ${row.label}` : "",
     row.reward === null ? "" : `reward ${FILTERS.Reward(row)}`, row.faithful === null ? "" : `faithful ${row.faithful}`,
     `${row.tokens} tokens, stop: ${row.stop}`];
-  told.append(facts.filter(Boolean).map(fact => ` · ${fact}`).join(""));
+  summary.append(facts.filter(Boolean).map(fact => ` · ${fact}`).join(""));
 }
 
 const order = new Intl.Collator("en", { numeric: true }).compare;
-for (const [label, of] of Object.entries(FILTERS)) {
-  const values = [...new Set(rows.map(row => String(of(row))))].sort(order);
+for (const [label, valueOf] of Object.entries(FILTERS)) {
+  const values = [...new Set(rows.map(row => String(valueOf(row))))].sort(order);
   if (values.length < 2 || (label === "Run" && rows.every(row => row.run === row.arm))) continue;
   const select = make("select", make("label", document.getElementById("choices"), label));
   select.name = label;
