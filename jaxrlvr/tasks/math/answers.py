@@ -1,15 +1,16 @@
-"""Whole answers as typed values, and when two of them are equal.
+"""Reads whole answers as typed values, and compares an answer's value with a label's.
 
-An answer is a formula with or without a unit, a list, set, tuple, interval, union, matrix, ratio, residue, word or
-relation.
-What is none of these raises formula.Unknown.
+A value is one of the types below: a formula with or without a unit, a list, set, tuple, interval, union, matrix, ratio,
+residue, number in a base, text in words, or relation. A text that is none of these raises formula.Unknown.
 """
 
 from __future__ import annotations
 
+import functools
 import re
+from collections.abc import Callable, Iterable
 from fractions import Fraction
-from typing import NamedTuple, TypeGuard
+from typing import NamedTuple, TypeAlias, TypeGuard
 
 from jaxrlvr.tasks.math import formula, numeric, units
 from jaxrlvr.tasks.math.formula import INFINITY, Formula, FormulaToken, Number, Operation, Symbol, Unknown, symbols
@@ -18,8 +19,18 @@ from jaxrlvr.tasks.math.spelling import bare_words
 _NEGATIVE_INFINITY = Operation("neg", (INFINITY,))
 _QUALIFIERS = frozenset("when if at where for with provided because since as assuming given".split())
 _JOINERS = frozenset(("or", "and"))
+_JOINING_COMMANDS = {r"\lor": "or", r"\vee": "or", r"\land": "and", r"\wedge": "and"}
 _SIGNS = {"=": "=", "<": "<", ">": ">", r"\le": "<=", r"\ge": ">=", r"\ne": "!=", r"\approx": "~", r"\in": "in"}
-_CLOSING = {"(": ")]", "[": ")]", "{": "}", r"\{": r"\}", r"\lfloor": r"\rfloor", r"\lceil": r"\rceil"}
+# Brackets that close an opening one. An interval may have two different ones. A text that is cut off may end in a
+# backslash.
+_CLOSING = {
+  "(": (")", "]"),
+  "[": (")", "]"),
+  "{": ("}",),
+  r"\{": (r"\}", "}", "\\"),
+  r"\lfloor": (r"\rfloor",),
+  r"\lceil": (r"\rceil",),
+}
 _SYMBOL = (
   rf"(?:[A-Za-z]|\\(?:{'|'.join((*formula.GREEK, *formula.ALIASES))})(?![A-Za-z]))"
   + r"(?:_(?:\{(?:[^{}]|\\text\{[^{}]*\})*\}|\w|\\[a-z]+))?(?:'|\^\*|\^\{\*\})*"
@@ -35,9 +46,20 @@ _NAME = re.compile(
   r"|\\text\{(?![^{}]*\b(?:not?|wrong|incorrect|twice|half|double|times|two|three|plus|minus|if|or)\b)[^{}]*\}(?:_\w|_\{\w*\})?(?:\([^()]*\)|[A-Z]{1,4})?"
 )
 _DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-_BASES = dict(
-  zip("two three four five six seven eight nine ten eleven twelve".split(), map(str, range(2, 13)), strict=True)
-) | {"sixteen": "16"}
+_BASES = {
+  "two": "2",
+  "three": "3",
+  "four": "4",
+  "five": "5",
+  "six": "6",
+  "seven": "7",
+  "eight": "8",
+  "nine": "9",
+  "ten": "10",
+  "eleven": "11",
+  "twelve": "12",
+  "sixteen": "16",
+}
 _POINT = re.compile(
   r"(?:the )?(?:point|vertex|cent(?:er|re)|focus|midpoint|coordinate|ordered pair|vector|solution)s?(?: is| are| at)?:?"
 )
@@ -45,21 +67,25 @@ _DERIVATIVES = frozenset(("y'", "f'(x)", "dy/dx", r"\frac{dy}{dx}", r"\frac{d}{d
 _FUNCTION = re.compile(r"[a-zA-Z](?:\^\{-1\})?\([a-z]\)")
 _SUBSCRIPT = re.compile(r"(?<=^[xyztrkm])_(?:\d|\{\d\})$")  # of the first and the second solution
 _SIMPLE = re.compile(_SYMBOL)
+_ANY_INTEGER = "any of Z 0"  # name of the symbol for an integer that the answer leaves open
 _UNIT_VECTORS = ("hat{i}", "hat{j}", "hat{k}")
 _CONSTANTS = frozenset(("C", "K", "c", "k", "C_1", "C_0"))  # of integration
 
 
-class Scalar(NamedTuple):
-  """A formula as it stands, and read as a number with a unit; either may be None, not both."""
+AnswerValue: TypeAlias = object  # one of the following types
 
-  tree: Formula | None
-  number: Formula | None = None
+
+class Scalar(NamedTuple):
+  """A formula, a number with a unit, or a text that can be read as both."""
+
+  tree: Formula | None  # the whole as a formula; None: it has a unit that is no factor
+  number: Formula | None = None  # what stands before the unit; None: it has no unit
   unit: units.Unit = ()
-  loose: bool = False  # the unit is one bare letter right behind the number
+  loose: bool = False  # whether the unit is bare letters right behind the number, which may be variables
 
 
 class Bracketed(NamedTuple):
-  """Items in order between brackets: a tuple, or of two an interval."""
+  """Items in order between brackets: a tuple, or an interval of two items."""
 
   opening: str
   closing: str
@@ -67,14 +93,14 @@ class Bracketed(NamedTuple):
 
 
 class Collection(NamedTuple):
-  """A set, or a list without brackets, whose order says nothing."""
+  """A set, or a list without brackets; the order of the items means nothing."""
 
   items: tuple
-  listed: bool = False  # without braces
+  listed: bool = False  # whether it has no braces
 
 
 class Interval(NamedTuple):
-  """The numbers between two."""
+  """The numbers between two bounds."""
 
   low: Formula
   high: Formula
@@ -83,29 +109,29 @@ class Interval(NamedTuple):
 
 
 class Region(NamedTuple):
-  """A union of intervals, of the variable where one is named."""
+  """A union of intervals."""
 
   pieces: tuple[Interval, ...]
-  variable: str = ""
+  variable: str = ""  # whose values it has; "": none is named
 
 
 class Matrix(NamedTuple):
-  """Rows of values."""
+  """Rows of values, of one length."""
 
   rows: tuple
 
 
 class Ratio(NamedTuple):
-  """Numbers parted by colons, or a time of day with what follows it."""
+  """Numbers separated by colons, or a time of day."""
 
   parts: tuple[str, ...]
-  suffix: str
+  suffix: str  # "am", "pm" or ""
 
 
 class Residue(NamedTuple):
-  """What a number leaves when it is divided by another."""
+  """All numbers that leave a value, or one of several, when they are divided by the modulus."""
 
-  value: object
+  value: AnswerValue
   modulus: int
   variable: str = ""
 
@@ -124,57 +150,69 @@ class Words(NamedTuple):
 
 
 class Relation(NamedTuple):
-  """Sides with signs between them, and the text of each side."""
+  """An equation, an inequality, or a chain of them."""
 
-  sides: tuple
-  signs: tuple[str, ...]
-  texts: tuple[str, ...]
+  sides: tuple  # values
+  signs: tuple[str, ...]  # between the sides: values of _SIGNS
+  texts: tuple[str, ...]  # of the sides
 
 
 _ALL_REALS = Region((Interval(_NEGATIVE_INFINITY, INFINITY, False, False),))
+_NOTHING = Words("\0")  # equal to no answer
 
 
 # Reading
 
 
-def read(text: str) -> object:
-  """Returns the value that a respelled text stands for. Raises Unknown."""
+def read(text: str) -> AnswerValue:
+  """Returns the value of a text that `spelling.respell` has rewritten. Raises Unknown, numeric.TooLarge."""
   tokens = formula.tokens(text)
   if not tokens:
     raise Unknown("nothing")
-  worded = all(token.kind == "text" or token.kind == "letters" for token in tokens)
-  if worded and (any(token.kind == "text" for token in tokens) or any(formula.is_word(t.text) for t in tokens)):
-    if len(tokens) > 1 or len(bare_words(text)) != 1:
-      return Words(bare_words(text))
+  words = bare_words(text)
+  if _are_words(tokens) and (len(tokens) > 1 or len(words) != 1):
+    return Words(words)
   tokens, parameters = _without_qualifiers(tokens)
   value = _list(tokens)
-  for number, (name, domain) in enumerate(parameters):
-    if domain == "Z" or name not in _CONSTANTS:
-      value = _renamed(value, name, Symbol(f"any of {domain} {number}"))
+  for number, parameter in enumerate(parameters):
+    if parameter.domain == "Z" or parameter.name not in _CONSTANTS:
+      value = _renamed(value, parameter.name, Symbol(f"any of {parameter.domain} {number}"))
   return value
 
 
+def _are_words(tokens: list[FormulaToken]) -> bool:
+  """Returns whether tokens are text or bare letters, with at least one text or word among them."""
+  if any(token.kind not in ("text", "letters") for token in tokens):
+    return False
+  return any(token.kind == "text" or formula.is_word(token.text) for token in tokens)
+
+
 def _depths(tokens: list[FormulaToken]) -> list[int]:
-  """Returns for each token how many brackets are open around it. Raises Unknown where they do not match."""
-  stack, depths, bars = [], [], 0
+  """Returns for each token how many brackets are open around it. Raises Unknown if brackets do not match."""
+  opened: list[str] = []
+  depths = []
   for token in tokens:
     text = token.text if token.kind in ("sign", "command") else ""
-    if stack and text and text in _CLOSING[stack[-1]] and (text == _CLOSING[stack[-1]] or len(text) == 1):
-      stack.pop()
-      depths.append(len(stack))
+    if opened and text in _CLOSING[opened[-1]]:
+      opened.pop()
+      depths.append(len(opened))
       continue
     if text in (")", "]", "}", r"\}"):
       raise Unknown("a bracket that was not opened")
-    depths.append(len(stack) + bars)
+    depths.append(len(opened))
     if text in _CLOSING:
-      stack.append(text)
-  if stack:
+      opened.append(text)
+  if opened:
     raise Unknown("a bracket that never closes")
   return depths
 
 
-def _split(tokens: list[FormulaToken], is_separator) -> tuple[list[list[FormulaToken]], list[FormulaToken]]:
-  parts, separators = [[]], []
+def _split(
+  tokens: list[FormulaToken], is_separator: Callable[[FormulaToken], bool]
+) -> tuple[list[list[FormulaToken]], list[FormulaToken]]:
+  """Returns the parts between separators that stand outside of brackets, and the separators. Raises Unknown."""
+  parts: list[list[FormulaToken]] = [[]]
+  separators = []
   for token, depth in zip(tokens, _depths(tokens), strict=True):
     if depth == 0 and is_separator(token):
       separators.append(token)
@@ -184,104 +222,143 @@ def _split(tokens: list[FormulaToken], is_separator) -> tuple[list[list[FormulaT
   return parts, separators
 
 
-def _without_qualifiers(tokens: list[FormulaToken]) -> tuple[list[FormulaToken], list[tuple[str, str]]]:
-  """Returns the tokens before `where ...`, `k in Z` and the like, and parameters with what set they are from.
+class _Parameter(NamedTuple):
+  """A letter of an answer that stands for any number of a set."""
 
-  Raises Unknown where another answer stands behind another condition.
+  name: str
+  domain: str  # name of the set, such as Z or Z^+
+
+
+def _without_qualifiers(tokens: list[FormulaToken]) -> tuple[list[FormulaToken], list[_Parameter]]:
+  """Returns the tokens before qualifiers such as `where ...` and `k \\in Z`, and the parameters that these name.
+
+  Raises Unknown if the qualifiers hold another answer.
   """
-  end = len(tokens)
+  end = _start_of_qualifiers(tokens)
+  _check_conditions(tokens[end:])
+  return tokens[:end], _parameters(tokens, end)
+
+
+def _start_of_qualifiers(tokens: list[FormulaToken]) -> int:
+  """Returns the place of the first token of the qualifiers; the number of tokens if there are none."""
   depths = _depths(tokens)
   for place in range(1, len(tokens)):
     if depths[place]:
       continue
-    token = tokens[place]
-    first = _first_word(token)
-    bare = token.kind == "letters" and token.spaced and place + 1 < len(tokens) and tokens[place + 1].spaced
-    if first in _QUALIFIERS and (token.kind == "text" or bare) and tokens[place - 1].text not in ("=", "+", "-", ","):
-      end = place
-      break
-    if token.text in (",", "(", ";", ":") and (_ranges(tokens[place + 1 :]) or _excludes(tokens, place)):
-      end = place
-      break
-    if token.kind == "text" and first in _QUALIFIERS:
-      end = place - (tokens[place - 1].text == ",")
-      break
-  _check_conditions(tokens[end:])
+    token, previous = tokens[place], tokens[place - 1]
+    is_text = token.kind == "text"
+    is_qualifier = _first_word(token) in _QUALIFIERS
+    if is_qualifier and (is_text or _stands_alone(tokens, place)) and previous.text not in ("=", "+", "-", ","):
+      return place
+    if token.text in (",", "(", ";", ":"):
+      if _says_integer(tokens[place + 1 :]) or _excludes(tokens, place):
+        return place
+    if is_qualifier and is_text:
+      return place - 1 if previous.text == "," else place
+  return len(tokens)
+
+
+def _stands_alone(tokens: list[FormulaToken], place: int) -> bool:
+  """Returns whether a token is bare letters with spaces around them."""
+  token = tokens[place]
+  if token.kind != "letters" or place + 1 == len(tokens):
+    return False
+  return token.spaced and tokens[place + 1].spaced
+
+
+def _parameters(tokens: list[FormulaToken], start: int) -> list[_Parameter]:
+  """Returns the letters that the qualifiers from `start` on name: `k \\in Z`, `k an integer`, `integer k`."""
   parameters = []
-  for place in range(end, len(tokens)):
-    texts = [token.text for token in tokens[place + 1 :]]
-    if texts[:2] == [r"\in", r"\mathbb"]:
-      parameters.append((tokens[place].text, _domain(tokens[place + 3 :])))
-    elif texts and tokens[place + 1].kind == "text" and "integer" in texts[0]:
-      parameters.append((tokens[place].text, _integers_of(texts[0])))
-    elif place > end and tokens[place].kind == "letters" and "integer" in tokens[place - 1].text:
-      parameters.append((tokens[place].text, _integers_of(tokens[place - 1].text)))
-  return tokens[:end], parameters
+  for place in range(start, len(tokens)):
+    token, previous = tokens[place], tokens[place - 1]
+    behind = tokens[place + 1 :]
+    if [following.text for following in behind[:2]] == [r"\in", r"\mathbb"]:
+      parameters.append(_Parameter(token.text, _domain(behind[2:])))
+    elif behind and behind[0].kind == "text" and "integer" in behind[0].text:
+      parameters.append(_Parameter(token.text, _integers_named(behind[0].text)))
+    elif place > start and token.kind == "letters" and "integer" in previous.text:
+      parameters.append(_Parameter(token.text, _integers_named(previous.text)))
+  return parameters
 
 
 def _check_conditions(tokens: list[FormulaToken]) -> None:
-  """Raises Unknown where what looks like conditions holds another answer."""
-  said = " ".join(token.text for token in tokens if token.kind in ("text", "letters")).casefold()
-  conditions = [word for word in re.findall(r"[a-z]+", said) if word in ("if", "when", "for")]
-  if len(conditions) > len(set(conditions)) or re.search(r"\b(?:otherwise|else|not?|or|respectively)\b", said):
+  """Raises Unknown if qualifiers hold another answer."""
+  text = " ".join(token.text for token in tokens if token.kind in ("text", "letters")).casefold()
+  conditions = [word for word in re.findall(r"[a-z]+", text) if word in ("if", "when", "for")]
+  if len(conditions) > len(set(conditions)) or re.search(r"\b(?:otherwise|else|not?|or|respectively)\b", text):
     raise Unknown("several answers")
   if tokens[:1] == [FormulaToken("sign", "(")]:
-    parts = [tokens]
-  else:
-    parts, _ = _split(tokens, lambda token: token.text == ",")
-  for part in parts[2:] if not parts[0] else parts[1:]:
+    return
+  parts, _ = _split(tokens, lambda token: token.text == ",")
+  further = parts[1:] if parts[0] else parts[2:]  # the first is empty if a comma stands before the qualifiers
+  for part in further:
     if not any(token.text in _SIGNS or token.kind == "text" for token in part):
       raise Unknown("more behind a condition")
 
 
 def _domain(tokens: list[FormulaToken]) -> str:
-  """Returns the name of a set of numbers with what is attached to it, as Z^+."""
-  end = next(
-    (n for n, t in enumerate(tokens) if t.kind == "text" or t.text in (",", ")", ";", ".", r"\}")), len(tokens)
-  )
-  return _text(tokens[:end]).translate(str.maketrans("", "", "{}"))
+  """Returns the name of the set of numbers that tokens begin with, without braces, such as Z^+."""
+  end = len(tokens)
+  for place, token in enumerate(tokens):
+    if token.kind == "text" or token.text in (",", ")", ";", ".", r"\}"):
+      end = place
+      break
+  return _text(tokens[:end]).replace("{", "").replace("}", "")
 
 
-def _integers_of(text: str) -> str:
-  return "Z^+" if "positive" in text or "natural" in text else "Z_\\ge0" if "negative" in text else "Z"
+def _integers_named(text: str) -> str:
+  """Returns the set of integers that words describe."""
+  if "positive" in text or "natural" in text:
+    return "Z^+"
+  return "Z_\\ge0" if "negative" in text else "Z"
 
 
 def _first_word(token: FormulaToken) -> str:
-  return (token.text.replace(",", " ").split() or [""])[0].strip("(").casefold()
+  """Returns the first word of a token in lower case; "" if it has none."""
+  words = token.text.replace(",", " ").split()
+  if not words:
+    return ""
+  return words[0].strip("(").casefold()
 
 
 def _excludes(tokens: list[FormulaToken], place: int) -> bool:
-  """Returns whether behind the place stands `x \\ne ...` of a letter that occurs before it, and nothing else."""
-  before, behind = tokens[:place], tokens[place + 1 :]
-  signs = [token.text for token in (*before, *behind) if token.text in _SIGNS and token.text != "="]
-  if [token.text for token in behind[:1] + behind[2:4]] == ["|", "|", "<"]:
-    behind = [behind[1], FormulaToken("command", r"\ne"), *behind[4:]]
-    signs[-1:] = [r"\ne"]
-  letters = {letter for token in before if token.kind == "letters" for letter in token.text}
-  return len(behind) > 2 and signs == [behind[1].text] == [r"\ne"] and behind[0].text in letters
+  """Returns whether `x \\ne ...` or `|x| < ...` follows a place, of a letter x that occurs before it.
+
+  There must be no other comparison among the tokens.
+  """
+  signs = [token.text for token in tokens if token.text in _SIGNS and token.text != "="]
+  behind = [token.text for token in tokens[place + 1 :]]
+  if behind[:1] + behind[2:4] == ["|", "|", "<"]:
+    letter, sign, bound = behind[1], "<", behind[4:]
+  elif behind[1:2] == [r"\ne"]:
+    letter, sign, bound = behind[0], r"\ne", behind[2:]
+  else:
+    return False
+  letters_before = "".join(token.text for token in tokens[:place] if token.kind == "letters")
+  return bool(bound) and signs == [sign] and letter in list(letters_before)
 
 
-def _ranges(tokens: list[FormulaToken]) -> bool:
-  """Returns whether tokens say that a parameter is an integer."""
-  return (
-    len(tokens) >= 3
-    and tokens[0].kind == "letters"
-    and len(tokens[0].text) == 1
-    and tokens[1].text == r"\in"
-    and tokens[2].text == r"\mathbb"
-  )
+def _says_integer(tokens: list[FormulaToken]) -> bool:
+  """Returns whether tokens begin as `k \\in \\mathbb`."""
+  if len(tokens) < 3:
+    return False
+  letter, sign, number_set = tokens[:3]
+  is_letter = letter.kind == "letters" and len(letter.text) == 1
+  return is_letter and sign.text == r"\in" and number_set.text == r"\mathbb"
 
 
 def _joiner(token: FormulaToken) -> str:
+  """Returns how a token joins items: "or", "and", "," or ";"; "" if it does not."""
   if token.kind in ("text", "letters"):
     word = token.text.strip(" ,").casefold()
     return word if word in _JOINERS else ""
   if token.kind == "command":
-    return {r"\lor": "or", r"\vee": "or", r"\land": "and", r"\wedge": "and"}.get(token.text, "")
-  return token.text if token.kind == "sign" and token.text in ",;" else ""
+    return _JOINING_COMMANDS.get(token.text, "")
+  return token.text if token.kind == "sign" and token.text in (",", ";") else ""
 
 
-def _list(tokens: list[FormulaToken]) -> object:
+def _list(tokens: list[FormulaToken]) -> AnswerValue:
+  """Reads a list without brackets, several inequalities, or a single item."""
   texts = [token.text for token in tokens]
   if texts.count(r"\pmod") == 1 and r"\equiv" not in texts[2:]:
     return _residue(tokens)
@@ -289,12 +366,12 @@ def _list(tokens: list[FormulaToken]) -> object:
   if len(parts) == 1:
     return _item(tokens)
   joiners = [_joiner(token) for token in separators]
-  if [] in parts[:1] or [] in parts[-1:]:
+  if not parts[0] or not parts[-1]:
     raise Unknown("an empty item")
-  items = [_item(part) for part in parts if part]
-  items = _named_alike(items)
-  if any(not part and joiners[n - 1] not in ",;" for n, part in enumerate(parts) if n):
-    raise Unknown("an empty item")
+  items = _named_alike([_item(part) for part in parts if part])
+  for joiner, part in zip(joiners, parts[1:], strict=True):
+    if not part and joiner not in (",", ";"):
+      raise Unknown("an empty item")
   regions = [item for item in items if isinstance(item, Region)]
   if len(regions) == len(items):
     return _joined(regions, joiners)
@@ -305,48 +382,58 @@ def _list(tokens: list[FormulaToken]) -> object:
   return Collection(tuple(_spread(items)), listed=True)
 
 
-def _point(item: object) -> Region | None:
-  """Returns a region as it is, and x=1 as the one of that number; None for all else."""
-  if not isinstance(item, Relation) or item.signs != ("=",) or not isinstance(item.sides[1], Scalar):
-    return item if isinstance(item, Region) else None
-  name = item.sides[0].tree if isinstance(item.sides[0], Scalar) else None
-  region = _as_region(item.sides[1])
-  return Region(region.pieces, name.name) if region is not None and isinstance(name, Symbol) else None
+def _point(item: AnswerValue) -> Region | None:
+  """Returns a region as it is, and x=1 as the region of that number; None for all else."""
+  if isinstance(item, Region):
+    return item
+  if not isinstance(item, Relation) or item.signs != ("=",):
+    return None
+  name, number = item.sides
+  if not isinstance(name, Scalar) or not isinstance(name.tree, Symbol) or not isinstance(number, Scalar):
+    return None
+  region = _as_region(number)
+  return None if region is None else Region(region.pieces, name.tree.name)
 
 
 def _named_alike(items: list) -> list:
-  """Gives the name of the first of several values to the others: x = 1, 2; x != 1, 2."""
-  first = items[0]
-  if isinstance(first, Region) and len(first.pieces) == 2 and all(isinstance(item, Scalar) for item in items[1:]):
-    bound = first.pieces[0].high
-    if first.pieces == _beyond(bound, "!=") and all(item.tree is not None for item in items[1:]):
-      return [first, *(Region(_beyond(item.tree, "!="), first.variable) for item in items[1:])]
-  named = isinstance(first, Relation) and first.signs == ("=",) and bool(_NAME.fullmatch(first.texts[0]))
-  if not named or not all(isinstance(item, Scalar | Bracketed | Collection) for item in items[1:]):
+  """Returns items of which the first names its value with this name for all: x = 1, 2; x != 1, 2."""
+  first, others = items[0], items[1:]
+  if isinstance(first, Region) and len(first.pieces) == 2 and all(isinstance(item, Scalar) for item in others):
+    point = first.pieces[0].high
+    if first.pieces == _beyond(point, "!=") and all(item.tree is not None for item in others):
+      return [first, *(Region(_beyond(item.tree, "!="), first.variable) for item in others)]
+  if not isinstance(first, Relation) or first.signs != ("=",) or not _NAME.fullmatch(first.texts[0]):
     return items
-  return [first, *(first._replace(sides=(first.sides[0], item), texts=(first.texts[0], "")) for item in items[1:])]
+  if not all(isinstance(item, Scalar | Bracketed | Collection) for item in others):
+    return items
+  name, text = first.sides[0], first.texts[0]
+  return [first, *(first._replace(sides=(name, item), texts=(text, "")) for item in others)]
 
 
 def _joined(items: list[Region], joiners: list[str]) -> Region:
-  """Joins inequalities: `or` is a union, `and` an intersection, a comma an intersection where it is not empty."""
-  pieces = items[0].pieces
+  """Joins inequalities: `or` to a union, `and` to an intersection, a comma to an intersection if it is not empty."""
   variables = {item.variable for item in items if item.variable}
   if len(variables) > 1:
     raise Unknown("inequalities of several variables")
+  pieces = items[0].pieces
   for item, joiner in zip(items[1:], joiners, strict=False):
-    both = _intersection(pieces, item.pieces)
-    pieces = pieces + item.pieces if joiner == "or" or joiner in ",;" and not both else both
-  return Region(tuple(pieces), *variables)
+    common = _intersection(pieces, item.pieces)
+    if joiner == "or" or joiner in (",", ";") and not common:
+      pieces = pieces + item.pieces
+    else:
+      pieces = common
+  return Region(pieces, *variables)
 
 
-def _item(tokens: list[FormulaToken]) -> object:
+def _item(tokens: list[FormulaToken]) -> AnswerValue:
+  """Reads a relation or a single side."""
   parts, separators = _split(tokens, lambda token: token.kind != "text" and token.text in _SIGNS)
   if len(parts) == 1:
     return _side(tokens)
-  signs = tuple(_SIGNS[token.text] for token in separators)
   texts = tuple(_text(part) for part in parts)
-  sides = tuple(_lenient_side(part, text) for part, text in zip(parts, texts, strict=True))
-  return _region(sides, signs) or Relation(*_oriented(sides, signs, texts))
+  sides = tuple(_side_or_name(part, text) for part, text in zip(parts, texts, strict=True))
+  signs = tuple(_SIGNS[token.text] for token in separators)
+  return _region(sides, signs) or _with_name_first(Relation(sides, signs, texts))
 
 
 def _residue(tokens: list[FormulaToken]) -> Residue:
@@ -354,23 +441,21 @@ def _residue(tokens: list[FormulaToken]) -> Residue:
   place = [token.text for token in tokens].index(r"\pmod")
   modulus = _text(tokens[place + 1 :]).strip("{}")
   sides, _ = _split(tokens[:place], lambda token: token.text in (r"\equiv", "="))
-  if (
-    not modulus.isdigit()
-    or int(modulus) == 0
-    or len(sides) > 2
-    or len(sides) == 2
-    and not _SIMPLE.fullmatch(_text(sides[0]))
-  ):
+  variable = _text(sides[0]) if len(sides) == 2 else ""
+  if not modulus.isdigit() or int(modulus) == 0 or len(sides) > 2:
     raise Unknown("a residue")
-  return Residue(_list(sides[-1]), int(modulus), _text(sides[0]) if len(sides) == 2 else "")
+  if len(sides) == 2 and not _SIMPLE.fullmatch(variable):
+    raise Unknown("a residue")
+  return Residue(_list(sides[-1]), int(modulus), variable)
 
 
 def _text(tokens: list[FormulaToken]) -> str:
+  """Returns the text of tokens, without spaces."""
   return "".join(f"\\text{{{token.text}}}" if token.kind == "text" else token.text for token in tokens)
 
 
-def _lenient_side(tokens: list[FormulaToken], text: str) -> object:
-  """Returns a side of a relation; one that is only a name may be what no formula is."""
+def _side_or_name(tokens: list[FormulaToken], text: str) -> AnswerValue:
+  """Reads a side of a relation; a name that is no formula is read as words."""
   try:
     return _side(tokens)
   except Unknown:
@@ -379,108 +464,156 @@ def _lenient_side(tokens: list[FormulaToken], text: str) -> object:
     raise
 
 
-def _oriented(sides: tuple, signs: tuple, texts: tuple) -> tuple:
-  """Turns 7=x around."""
-  is_symbol = [isinstance(side, Scalar) and isinstance(side.tree, Symbol) for side in sides]
-  if signs == ("=",) and is_symbol == [False, True] and not _NAME.fullmatch(texts[0]):
-    return sides[::-1], signs, texts[::-1]
-  return sides, signs, texts
+def _with_name_first(relation: Relation) -> Relation:
+  """Returns 7=x as x=7, other relations as they are."""
+  if relation.signs != ("=",) or _NAME.fullmatch(relation.texts[0]):
+    return relation
+  left, right = (isinstance(side, Scalar) and isinstance(side.tree, Symbol) for side in relation.sides)
+  if left or not right:
+    return relation
+  return Relation(relation.sides[::-1], relation.signs, relation.texts[::-1])
 
 
-def _region(sides: tuple, signs: tuple) -> object | None:
-  """Returns what inequalities or memberships of one variable allow; None for all other relations."""
-  if signs == ("in",) and isinstance(sides[0], Scalar) and isinstance(sides[0].tree, Symbol):
-    region = _as_region(sides[1])
-    return Region(region.pieces, sides[0].tree.name) if region else sides[1]
-  if signs == ("in",) and isinstance(sides[0], Bracketed) and isinstance(sides[1], Collection):
-    return sides[1]
+def _region(sides: tuple, signs: tuple[str, ...]) -> AnswerValue | None:
+  """Returns what inequalities or a membership of one variable allow; None for all other relations."""
+  if signs == ("in",):
+    return _members(*sides)
   trees = [side.tree if isinstance(side, Scalar) else None for side in sides]
   if None in trees or not set(signs) <= {"<", ">", "<=", ">=", "!="}:
     return None
-  if len(sides) == 2 and "!=" not in signs:
-    region = _around(trees[0], trees[1], signs[0]) or _around(trees[1], trees[0], _turned(signs[0]))
-    if region is not None:
-      return region
-  variables = [n for n, tree in enumerate(trees) if isinstance(tree, Symbol) and symbols(tree)]
-  if len(sides) == 2 and len(variables) >= 1:
-    place = variables[0]
-    sign = signs[0] if place == 0 else _turned(signs[0])
-    return Region(_beyond(trees[1 - place], sign), trees[place].name)
-  if len(sides) == 3 and 1 in variables and "!=" not in signs:
-    left, right = _beyond(trees[0], _turned(signs[0]))[0], _beyond(trees[2], signs[1])[0]
-    rising = [sign[0] for sign in signs]
-    if rising == [">", ">"]:
-      return Region((Interval(right.low, left.high, right.low_closed, left.high_closed),), trees[1].name)
-    if rising == ["<", "<"]:
-      return Region((Interval(left.low, right.high, left.low_closed, right.high_closed),), trees[1].name)
+  if len(trees) == 2:
+    left, right = trees
+    return _region_of_two(left, right, signs[0])
+  if len(trees) == 3 and "!=" not in signs:
+    left, middle, right = trees
+    return _region_between(left, middle, right, signs[0], signs[1])
   return None
 
 
+def _members(member: AnswerValue, domain: AnswerValue) -> AnswerValue | None:
+  """Returns the set that a variable or a tuple is in; None for all other members."""
+  if isinstance(member, Scalar) and isinstance(member.tree, Symbol):
+    region = _as_region(domain)
+    return Region(region.pieces, member.tree.name) if region else domain
+  if isinstance(member, Bracketed) and isinstance(domain, Collection):
+    return domain
+  return None
+
+
+def _region_of_two(left: Formula, right: Formula, sign: str) -> Region | None:
+  """Returns what an inequality of two sides allows; None if neither is a variable, or |ax+b| or x^2 with a bound."""
+  if sign != "!=":
+    region = _around(left, right, sign) or _around(right, left, _turned(sign))
+    if region is not None:
+      return region
+  if _is_variable(left):
+    return Region(_beyond(right, sign), left.name)
+  if _is_variable(right):
+    return Region(_beyond(left, _turned(sign)), right.name)
+  return None
+
+
+def _region_between(left: Formula, middle: Formula, right: Formula, first_sign: str, second_sign: str) -> Region | None:
+  """Returns what a < x < b or a > x > b allows; None for all other chains."""
+  if not _is_variable(middle):
+    return None
+  (from_left,) = _beyond(left, _turned(first_sign))
+  (from_right,) = _beyond(right, second_sign)
+  if first_sign[0] == second_sign[0] == "<":
+    below, above = from_left, from_right
+  elif first_sign[0] == second_sign[0] == ">":
+    below, above = from_right, from_left
+  else:
+    return None
+  return Region((Interval(below.low, above.high, below.low_closed, above.high_closed),), middle.name)
+
+
+def _is_variable(tree: Formula) -> TypeGuard[Symbol]:
+  return isinstance(tree, Symbol) and bool(symbols(tree))
+
+
 def _around(tree: Formula, bound: Formula, sign: str) -> Region | None:
-  """Returns what |ax+b| < bound or x^2 < bound allow, or with another sign; None for all else."""
-  squared = isinstance(tree, Operation) and tree.name == "pow" and tree.arguments[1] == Number(Fraction(2))
-  if not squared and not (isinstance(tree, Operation) and tree.name == "abs"):
+  """Returns what |ax+b| < bound or (ax+b)^2 < bound allows, or with another sign; None for all else."""
+  if not isinstance(tree, Operation):
+    return None
+  is_square = tree.name == "pow" and tree.arguments[1] == _number(2)
+  if not is_square and tree.name != "abs":
     return None
   inner, names, limit = tree.arguments[0], symbols(tree), numeric.real(bound)
   if len(names) != 1 or limit is None or not limit > 0:
     return None
   (name,) = names
-  offset, at_one = (formula.replace(inner, name, Number(Fraction(value))) for value in (0, 1))
-  slope = Operation("add", (at_one, Operation("neg", (offset,))))
+  offset, at_one = formula.replace(inner, name, _number(0)), formula.replace(inner, name, _number(1))
+  slope = _difference(at_one, offset)
   line = Operation("add", (Operation("mul", (slope, Symbol(name))), offset))
   rise = numeric.real(slope)
   if not rise or not numeric.equal(inner, line):
     return None
-  bound = Operation("root", (bound, Number(Fraction(2)))) if squared else bound
-  ends = [
-    Operation("div", (Operation("add", (end, Operation("neg", (offset,)))), slope))
-    for end in (Operation("neg", (bound,)), bound)
-  ]
-  low, high = ends if rise > 0 else ends[::-1]
-  closed = sign.endswith("=")
+  distance = Operation("root", (bound, _number(2))) if is_square else bound
+  low = Operation("div", (_difference(Operation("neg", (distance,)), offset), slope))
+  high = Operation("div", (_difference(distance, offset), slope))
+  if rise < 0:
+    low, high = high, low
   if sign[0] == "<":
-    return Region((Interval(low, high, closed, closed),), name)
+    is_closed = sign.endswith("=")
+    return Region((Interval(low, high, is_closed, is_closed),), name)
   return Region((*_beyond(low, _turned(sign)), *_beyond(high, sign)), name)
 
 
+def _number(value: int) -> Number:
+  return Number(Fraction(value))
+
+
+def _difference(a: Formula, b: Formula) -> Formula:
+  return Operation("add", (a, Operation("neg", (b,))))
+
+
 def _turned(sign: str) -> str:
+  """Returns the sign of an inequality whose sides change places."""
   return sign.translate(str.maketrans("<>", "><"))
 
 
 def _beyond(bound: Formula, sign: str) -> tuple[Interval, ...]:
-  """Returns the intervals of what is < (or another sign) a bound."""
+  """Returns the numbers that are <, <=, >, >= or != a bound, as one or two intervals."""
   below = Interval(_NEGATIVE_INFINITY, bound, False, sign == "<=")
   above = Interval(bound, INFINITY, sign == ">=", False)
-  return (below, above) if sign == "!=" else (below,) if sign[0] == "<" else (above,)
+  if sign == "!=":
+    return (below, above)
+  return (below,) if sign[0] == "<" else (above,)
 
 
-def _side(tokens: list[FormulaToken]) -> object:
-  for sign, join in ((r"\cup", _union), (r"\cap", _intersected), (r"\setminus", _without), (r"\backslash", _without)):
-    parts, separators = _split(tokens, lambda token, sign=sign: token.text == sign and token.kind == "command")
+def _side(tokens: list[FormulaToken]) -> AnswerValue:
+  """Reads a side of a relation: an expression of sets, a set of numbers, or what `_atom` reads."""
+  for command, combine in _SET_OPERATIONS.items():
+    parts, separators = _split(tokens, functools.partial(_is_command, command))
     if separators:
-      return join([_side(part) for part in parts])
-  if tokens[:1] == [FormulaToken("command", r"\mathbb", tokens[0].spaced)] if tokens else False:
-    return _numbers(tokens)
+      return combine([_side(part) for part in parts])
   if not tokens:
     raise Unknown("an empty side")
+  if _is_command(r"\mathbb", tokens[0]):
+    return _number_set(tokens)
   return _atom(tokens)
 
 
-def _numbers(tokens: list[FormulaToken]) -> object:
+def _is_command(command: str, token: FormulaToken) -> bool:
+  return token.kind == "command" and token.text == command
+
+
+def _number_set(tokens: list[FormulaToken]) -> AnswerValue:
   """Reads a named set of numbers, also without some points: \\mathbb{R} - \\{1\\}."""
-  name = "".join(token.text for token in tokens[1:4])
-  if not re.fullmatch(r"\{[A-Z]\}", name):
+  name = re.fullmatch(r"\{([A-Z])\}", "".join(token.text for token in tokens[1:4]))
+  if name is None:
     raise Unknown("a set of numbers")
-  name = name[1]
-  rest = tokens[4:]
-  if rest and rest[0].text == "-":
-    return _without([_numbers(tokens[:4]), _side(rest[1:])])
-  if rest:
+  behind = tokens[4:]
+  if behind and behind[0].text == "-":
+    return _without([_number_set(tokens[:4]), _side(behind[1:])])
+  if behind:
     raise Unknown("more behind a set of numbers")
-  return _ALL_REALS if name == "R" else Words(f"the numbers {name}")
+  return _ALL_REALS if name[1] == "R" else Words(f"the numbers {name[1]}")
 
 
-def _union(parts: list) -> object:
+def _union(parts: list) -> AnswerValue:
+  """Returns the union of sets. Raises Unknown if they are neither all sets of items nor all sets of numbers."""
   if all(isinstance(part, Collection) for part in parts):
     return Collection(tuple(item for part in parts for item in part.items))
   regions = [_as_region(part) for part in parts]
@@ -489,64 +622,87 @@ def _union(parts: list) -> object:
   return Region(tuple(piece for region in regions for piece in region.pieces))
 
 
-def _intersected(parts: list) -> object:
+def _intersected(parts: list) -> Region:
+  """Returns the intersection of sets of numbers. Raises Unknown for others."""
   regions = [_as_region(part) for part in parts]
   if None in regions:
     raise Unknown("an intersection of what is no set of numbers")
   pieces = regions[0].pieces
   for region in regions[1:]:
     pieces = _intersection(pieces, region.pieces)
-  return Region(tuple(pieces))
+  return Region(pieces)
 
 
-def _without(parts: list) -> object:
+def _without(parts: list) -> Region:
+  """Returns a set of numbers without an interval or without the points of a set. Raises Unknown for all else."""
   region = _as_region(parts[0])
-  hole = _as_region(parts[1]) if len(parts) == 2 and isinstance(parts[1], Bracketed) else None
-  if region is not None and hole is not None:
+  if region is None or len(parts) != 2:
+    raise Unknown("a difference of sets")
+  removed = parts[1]
+  if isinstance(removed, Bracketed):
+    hole = _as_region(removed)
+    if hole is None:
+      raise Unknown("a difference of sets")
     (gap,) = hole.pieces
-    below, above = (
-      _beyond(gap.low, "<" if gap.low_closed else "<="),
-      _beyond(gap.high, ">" if gap.high_closed else ">="),
-    )
+    below = _beyond(gap.low, "<" if gap.low_closed else "<=")
+    above = _beyond(gap.high, ">" if gap.high_closed else ">=")
     return Region(_intersection(region.pieces, below + above))
-  points = parts[1].items if len(parts) == 2 and isinstance(parts[1], Collection) else None
-  if region is None or points is None or any(not isinstance(p, Scalar) or p.tree is None for p in points):
+  if not isinstance(removed, Collection) or not _are_formulas(removed.items):
     raise Unknown("a difference of sets")
   pieces = region.pieces
-  for point in points:
+  for point in removed.items:
     pieces = _intersection(pieces, _beyond(point.tree, "!="))
-  return Region(tuple(pieces))
+  return Region(pieces)
 
 
-def _atom(tokens: list[FormulaToken]) -> object:
-  if len(tokens) == 1 and tokens[0].text == r"\emptyset":
+_SET_OPERATIONS = {r"\cup": _union, r"\cap": _intersected, r"\setminus": _without, r"\backslash": _without}
+
+
+def _are_formulas(items: Iterable) -> bool:
+  """Returns whether all items can be read as formulas."""
+  return all(isinstance(item, Scalar) and item.tree is not None for item in items)
+
+
+def _atom(tokens: list[FormulaToken]) -> AnswerValue:
+  """Reads a set, tuple, interval, matrix, point, ratio, number in a base, or a formula with or without a unit."""
+  texts = [token.text for token in tokens]
+  if texts == [r"\emptyset"]:
     return Collection(())
   depths = _depths(tokens)
-  opening = tokens[0].text if tokens[0].kind != "text" else ""
-  if tokens[-1].text == "}" and [token.text for token in tokens[-4:-1]] in (["^", "{", "T"], ["^", "{", r"\top"]):
+  if texts[-1] == "}" and texts[-4:-1] in (["^", "{", "T"], ["^", "{", r"\top"]):
     return _transposed(_atom(tokens[:-4]))
-  if len(tokens) > 3 and tokens[-2].text == "^" and tokens[-1].text in ("T", r"\top", r"\intercal"):
+  if len(tokens) > 3 and texts[-2] == "^" and texts[-1] in ("T", r"\top", r"\intercal"):
     return _transposed(_atom(tokens[:-2]))
-  if tokens[0].text == r"\begin":
+  if texts[0] == r"\begin":
     return _matrix(tokens)
-  if tokens[1:2] and tokens[1].text in ("(", r"\langle") and tokens[-1].text == ")" and _names_a_point(tokens[0]):
+  if len(tokens) > 1 and texts[1] in ("(", r"\langle") and texts[-1] == ")" and _names_a_point(tokens[0]):
     point = _side(tokens[1:])
     if isinstance(point, Bracketed):
       return point
-  whole = opening in ("(", "[", r"\{", "{") and all(depth > 0 for depth in depths[1:-1]) and len(tokens) > 1
-  if whole and depths[-1] == 0 and tokens[-1].text in (")", "]", r"\}", "}"):
-    return _bracketed(tokens, opening)
-  return _ratio(tokens) or _based(tokens) or _spread_sign(_scalar(tokens))
+  if _is_bracketed(tokens, depths):
+    return _bracketed(tokens)
+  return _ratio(tokens) or _based(tokens) or _both_signs(_scalar(tokens))
+
+
+def _is_bracketed(tokens: list[FormulaToken], depths: list[int]) -> bool:
+  """Returns whether the first token is a bracket that the last one closes."""
+  first, last = tokens[0], tokens[-1]
+  if len(tokens) < 2 or first.kind == "text" or first.text not in ("(", "[", r"\{", "{"):
+    return False
+  if last.text not in (")", "]", r"\}", "}"):
+    return False
+  return depths[-1] == 0 and all(depth > 0 for depth in depths[1:-1])
 
 
 def _names_a_point(token: FormulaToken) -> bool:
+  """Returns whether a token is a capital, or words such as `the point` and `vertex`."""
   if token.kind == "text":
-    return bool(_POINT.fullmatch(token.text.strip().casefold()))
+    return _POINT.fullmatch(token.text.strip().casefold()) is not None
   return token.kind == "letters" and len(token.text) == 1 and token.text.isupper()
 
 
-def _transposed(value: object) -> object:
-  """Returns a matrix or a vector on its side. Raises Unknown for all else."""
+def _transposed(value: AnswerValue) -> AnswerValue:
+  """Returns a matrix transposed, and a vector as a tuple. Raises Unknown for all else."""
   if isinstance(value, Matrix):
     return Matrix(tuple(zip(*value.rows, strict=True)))
   if isinstance(value, Bracketed):
@@ -554,28 +710,35 @@ def _transposed(value: object) -> object:
   raise Unknown("a power of no matrix")
 
 
-def _bracketed(tokens: list[FormulaToken], opening: str) -> object:
-  inner, closing = tokens[1:-1], tokens[-1].text
+def _bracketed(tokens: list[FormulaToken]) -> AnswerValue:
+  """Reads a set, tuple or interval, or what stands in brackets that mean nothing."""
+  opening, inner, closing = tokens[0].text, tokens[1:-1], tokens[-1].text
   if opening == r"\{":
-    parts, bars = _split(inner, lambda token: token.text in ("|", r"\mid", ":") and token.kind != "text")
-    if len(bars) == 1:
-      return _builder(*parts)
-    return Collection(tuple(_spread([_item(part) for part in _commas(inner)]))) if inner else Collection(())
-  items = _commas(inner)
-  if len(items) == 1 and opening in "({" and closing in ")}":
+    return _set(inner)
+  parts = _between_commas(inner)
+  if len(parts) == 1 and opening in ("(", "{") and closing in (")", "}"):
     return _list(inner) if inner else _scalar(tokens)
   if opening == "{":
     return _list(inner)
-  return Bracketed(opening, closing, tuple(_item(part) for part in items))
+  return Bracketed(opening, closing, tuple(_item(part) for part in parts))
 
 
-def _builder(left: list[FormulaToken], condition: list[FormulaToken]) -> object:
+def _set(inner: list[FormulaToken]) -> AnswerValue:
+  """Reads what stands between the braces of a set."""
+  parts, bars = _split(inner, lambda token: token.text in ("|", r"\mid", ":") and token.kind != "text")
+  if len(bars) == 1:
+    return _set_by_condition(*parts)
+  if not inner:
+    return Collection(())
+  return Collection(tuple(_spread([_item(part) for part in _between_commas(inner)])))
+
+
+def _set_by_condition(member: list[FormulaToken], condition: list[FormulaToken]) -> AnswerValue:
   """Reads a set by its condition: { x in R | x > 1 }, { k pi | k in Z }."""
-  if _ranges(condition) and len(left) > 1 and r"\in" not in [token.text for token in left]:
-    return _renamed(_list(left), condition[0].text, Symbol(f"any of {_domain(condition[3:])} 0"))
-  if r"\in" in [token.text for token in left]:
-    left, _ = left[:1], left
-  if len(left) != 1:
+  has_domain = r"\in" in [token.text for token in member]
+  if _says_integer(condition) and len(member) > 1 and not has_domain:
+    return _renamed(_list(member), condition[0].text, Symbol(f"any of {_domain(condition[3:])} 0"))
+  if not has_domain and len(member) != 1:
     raise Unknown("a set of formulas")
   value = _list(condition)
   if not isinstance(value, Region):
@@ -583,168 +746,217 @@ def _builder(left: list[FormulaToken], condition: list[FormulaToken]) -> object:
   return value
 
 
-def _commas(tokens: list[FormulaToken]) -> list[list[FormulaToken]]:
-  return _split(tokens, lambda token: token.kind == "sign" and token.text in ",;")[0]
+def _between_commas(tokens: list[FormulaToken]) -> list[list[FormulaToken]]:
+  """Returns the parts between commas or semicolons outside of brackets."""
+  parts, _ = _split(tokens, lambda token: token.kind == "sign" and token.text in (",", ";"))
+  return parts
 
 
 def _matrix(tokens: list[FormulaToken]) -> Matrix:
   """Reads a matrix with round or square brackets, or none."""
   texts = [token.text for token in tokens]
   kinds = ("pmatrix", "bmatrix", "matrix", "Bmatrix")
-  if len(tokens) < 8 or texts[2] not in kinds or texts[-4:-3] != [r"\end"] or r"\begin" in texts[1:]:
+  if len(tokens) < 8 or texts[2] not in kinds or texts[-4] != r"\end" or r"\begin" in texts[1:]:
     raise Unknown("an environment")
-  rows = _split(tokens[4:-4], lambda token: token.text == "\\\\")[0]
-  rows = [row for row in rows if row]
-  cells = [_split(row, lambda token: token.text == "&")[0] for row in rows]
-  if len({len(row) for row in cells}) != 1:
+  lines, _ = _split(tokens[4:-4], lambda token: token.text == "\\\\")
+  rows = []
+  for line in lines:
+    if line:
+      cells, _ = _split(line, lambda token: token.text == "&")
+      rows.append(cells)
+  if len({len(row) for row in rows}) != 1:
     raise Unknown("rows of different lengths")
-  return Matrix(tuple(tuple(_item(cell) for cell in row) for row in cells))
+  return Matrix(tuple(tuple(_item(cell) for cell in row) for row in rows))
 
 
 def _ratio(tokens: list[FormulaToken]) -> Ratio | None:
-  """Reads 3:4 and 7:30 PM; None for what has no colon."""
+  """Reads 3:4 and 7:30 PM; returns None if there is no colon."""
   parts, colons = _split(tokens, lambda token: token.kind == "sign" and token.text == ":")
   if not colons:
     return None
-  last = parts[-1]
-  suffix = "".join(token.text for token in last[1:]).replace(".", "").strip().casefold()
-  numbers = [part[0] for part in parts if part]
-  plain = len(numbers) == len(parts) and all(token.kind == "number" for token in numbers)
-  if not plain or any(len(part) > 1 for part in parts[:-1]) or suffix not in ("", "am", "pm"):
+  suffix = "".join(token.text for token in parts[-1][1:]).replace(".", "").strip().casefold()
+  are_numbers = all(part and part[0].kind == "number" for part in parts)
+  if not are_numbers or any(len(part) > 1 for part in parts[:-1]) or suffix not in ("", "am", "pm"):
     raise Unknown("a colon")
-  return Ratio(tuple(token.text for token in numbers), suffix)
+  return Ratio(tuple(part[0].text for part in parts), suffix)
 
 
 def _based(tokens: list[FormulaToken]) -> Based | None:
-  """Reads 1011_2 and 1A_{16}; None for what has no such subscript, or one that a symbol has, as in 3V_0."""
-  for place, token in enumerate(tokens):
-    if token.text == "_" and place and all(t.kind in ("number", "letters") for t in tokens[:place]):
-      if tokens[0].kind != "number":
-        return None
-      digits = "".join(t.text for t in tokens[:place])
-      base = _text(tokens[place + 1 :]).strip("{}").removeprefix(r"\text{").rstrip("}").strip()
-      base = _BASES.get(base, base)
-      if _are_digits(digits, base):
-        return Based(digits.upper(), base)
-      if digits.isdigit():
-        raise Unknown("a subscript of a number")
-      return None
+  """Reads 1011_2 and 1A_{16}; returns None for what has no such subscript, or one of a symbol, as in 3V_0."""
+  place = next((place for place, token in enumerate(tokens) if token.text == "_"), 0)
+  before = tokens[:place]
+  if not before or before[0].kind != "number" or any(token.kind not in ("number", "letters") for token in before):
+    return None
+  digits = "".join(token.text for token in before)
+  base = _text(tokens[place + 1 :]).strip("{}").removeprefix(r"\text{").rstrip("}").strip()
+  base = _BASES.get(base, base)
+  if _are_digits(digits, base):
+    return Based(digits.upper(), base)
+  if digits.isdigit():
+    raise Unknown("a subscript of a number")
   return None
 
 
 def _are_digits(digits: str, base: str) -> bool:
-  """Returns whether all are digits of the base; small letters are so only in base 16."""
-  if base.isdigit() and len(base) < 3 and 2 <= int(base) <= 36:
-    digits = digits.upper() if base == "16" else digits
-    return all(sign in _DIGITS[: int(base)] for sign in digits)
-  return False
+  """Returns whether all are digits of a base from 2 to 36; small letters are digits in base 16 only."""
+  if not base.isdigit() or len(base) > 2 or not 2 <= int(base) <= 36:
+    return False
+  if base == "16":
+    digits = digits.upper()
+  return all(digit in _DIGITS[: int(base)] for digit in digits)
 
 
 def _scalar(tokens: list[FormulaToken]) -> Scalar:
+  """Reads a formula, an amount of money, a percentage, or a number with a unit."""
   currency, tokens = _currency(tokens)
   if len(tokens) > 1 and tokens[-1].text in (r"\%", "%"):
     if currency:
       raise Unknown("percent of a currency")
     return Scalar(Operation("percent", (formula.read(tokens[:-1]),)))
-  tree = None
+  tree = unknown = None
   try:
     tree = formula.read(tokens)
   except Unknown as error:
-    tree_error = error
+    unknown = error
   if currency:
-    number, unit, _ = _measured(tokens) or (tree, (), False)
-    if number is None:
-      raise tree_error
-    return _scaled(number, units.multiplier(unit)[0], ((currency, 1),))
-  measured = None if tree is not None and not symbols(tree) else _measured(tokens)
-  if measured is None:
-    if tree is None:
-      raise tree_error
-    return Scalar(tree)
-  number, unit, loose = measured
-  factor, unit = units.multiplier(unit)
+    return _money(tokens, tree, currency, unknown)
+  measured = None
+  if tree is None or symbols(tree):
+    measured = _measured(tokens)
+  if measured is not None:
+    return _with_unit(tree, measured)
+  if tree is None:
+    raise unknown
+  return Scalar(tree)
+
+
+def _money(tokens: list[FormulaToken], tree: Formula | None, currency: str, unknown: Unknown | None) -> Scalar:
+  """Returns an amount of money; behind it may stand `million` and other words. Raises `unknown` if it is no number."""
+  measured = _measured(tokens)
+  number, factor = tree, 1
+  if measured is not None:
+    number = measured.number
+    factor, _ = units.multiplier(measured.unit)
+  if number is None:
+    raise unknown
+  return _scaled(number, factor, ((currency, 1),))
+
+
+class _Measured(NamedTuple):
+  """A number with a unit behind it."""
+
+  number: Formula
+  unit: units.Unit
+  loose: bool  # see Scalar
+
+
+def _with_unit(tree: Formula | None, measured: _Measured) -> Scalar:
+  """Returns a number with its unit; percent, degrees and `million` become operations."""
+  factor, unit = units.multiplier(measured.unit)
   if unit == (("percent", 1),):
-    return Scalar(Operation("percent", (number,)))
+    return Scalar(Operation("percent", (measured.number,)))
   if unit == (("degree", 1),):
-    return Scalar(Operation("degree", (number,)))
+    return Scalar(Operation("degree", (measured.number,)))
   if factor != 1 or not unit:
-    return _scaled(number, factor, unit)
-  return Scalar(tree, number, unit, loose)
+    return _scaled(measured.number, factor, unit)
+  return Scalar(tree, measured.number, unit, measured.loose)
 
 
 def _scaled(number: Formula, factor: int, unit: units.Unit) -> Scalar:
-  """Returns the number times what a word such as `million` means."""
-  number = number if factor == 1 else Operation("mul", (number, Number(Fraction(factor))))
+  """Returns a number times a factor, with a unit if it has one."""
+  if factor != 1:
+    number = Operation("mul", (number, _number(factor)))
   return Scalar(None, number, unit) if unit else Scalar(number)
 
 
 def _currency(tokens: list[FormulaToken]) -> tuple[str, list[FormulaToken]]:
-  for place in (0, 1):
-    name = units.CURRENCIES.get(tokens[place].text) if place < len(tokens) else None
-    if name and (place == 0 or tokens[0].text == "-") and len(tokens) > place + 1:
-      return name, [*tokens[:place], *tokens[place + 1 :]]
-  name = units.CURRENCIES.get(tokens[-1].text.strip())
-  return (name, tokens[:-1]) if name and len(tokens) > 1 else ("", tokens)
+  """Returns the currency before or behind a number, and the tokens without it; "" if there is none."""
+  if len(tokens) > 1:
+    for place in (0, 1):
+      name = units.CURRENCIES.get(tokens[place].text)
+      is_in_front = place == 0 or tokens[0].text == "-"
+      if name and is_in_front and len(tokens) > place + 1:
+        return name, [*tokens[:place], *tokens[place + 1 :]]
+    name = units.CURRENCIES.get(tokens[-1].text.strip())
+    if name:
+      return name, tokens[:-1]
+  return "", tokens
 
 
-def _measured(tokens: list[FormulaToken]) -> tuple[Formula, units.Unit, bool] | None:
-  """Returns the number, the unit behind it, and whether that is only a letter or two without a space; else None."""
+def _measured(tokens: list[FormulaToken]) -> _Measured | None:
+  """Reads a number and the unit behind it; returns None if there is none."""
   for place in range(1, len(tokens)):
-    token, rest = tokens[place], tokens[place:]
-    degrees = token.text == "^" and any(t.text == r"\circ" for t in rest[:3])
-    if len(rest) < 3 and {t.text for t in rest} == {"'"} and tokens[place - 1].kind == "number":
-      return formula.read(tokens[:place]), (("ft" if len(rest) == 1 else "in", 1),), False
-    starts = token.kind in ("text", "letters") or degrees or token.text in (r"\mu", r"\Omega", r"\frac")
-    if not starts or not _unit_like(rest):
+    token, behind = tokens[place], tokens[place:]
+    if len(behind) < 3 and all(mark.text == "'" for mark in behind) and tokens[place - 1].kind == "number":
+      unit = "ft" if len(behind) == 1 else "in"
+      return _Measured(formula.read(tokens[:place]), ((unit, 1),), loose=False)
+    if not _begins_unit(behind) or not _can_be_unit(behind):
       continue
-    unit = units.read(" ".join(_text([t]) for t in rest))
-    if not unit and token.kind != "text" or unit is None:
+    unit = units.read(" ".join(_text([piece]) for piece in behind))
+    if unit is None or not unit and token.kind != "text":
       continue
     try:
       number = formula.read(tokens[:place])
     except Unknown:
       continue
     if not symbols(number):
-      return number, unit, token.kind == "letters" and not token.spaced
+      return _Measured(number, unit, loose=token.kind == "letters" and not token.spaced)
   return None
 
 
-def _unit_like(tokens: list[FormulaToken]) -> bool:
-  """Returns whether tokens can be a unit: text, or bare letters that are a known unit or a word."""
-  bare = 0
+def _begins_unit(tokens: list[FormulaToken]) -> bool:
+  """Returns whether a unit can begin with the first token."""
+  first = tokens[0]
+  if first.kind in ("text", "letters") or first.text in (r"\mu", r"\Omega", r"\frac"):
+    return True
+  return first.text == "^" and any(token.text == r"\circ" for token in tokens[:3])
+
+
+def _can_be_unit(tokens: list[FormulaToken]) -> bool:
+  """Returns whether all letters are text, known units or words.
+
+  Of units without a sign between them, only one may be a single letter with a space before it.
+  """
+  bare_units = 0
   for token in tokens:
     if token.kind == "letters":
-      known = token.text in units.LETTERS or len(token.text) > 1 and token.text in units.KNOWN
-      if not known and (len(token.text) < 3 or not formula.is_word(token.text)):
+      is_letter = token.text in units.LETTERS
+      is_known = is_letter or len(token.text) > 1 and token.text in units.KNOWN
+      if not is_known and (len(token.text) < 3 or not formula.is_word(token.text)):
         return False
-      bare += token.text in units.LETTERS and token.spaced
+      if is_letter and token.spaced:
+        bare_units += 1
     elif token.kind == "number" and not token.text.isdigit():
       return False
-  joined = any(token.text in ("/", r"\cdot", "*", "^") for token in tokens) or _text(tokens) in units.PRODUCTS
-  return joined or bare <= 1
+  has_sign = any(token.text in ("/", r"\cdot", "*", "^") for token in tokens)
+  return has_sign or _text(tokens) in units.PRODUCTS or bare_units <= 1
 
 
-def _spread_sign(scalar: Scalar) -> object:
-  """Turns a plus-minus into the list of both values."""
+def _both_signs(scalar: Scalar) -> AnswerValue:
+  """Returns the list of both values of a plus-minus; a formula without one as it is."""
   if scalar.tree is None or not formula.has(scalar.tree, "pm", "mp"):
     return scalar
-  return Collection(tuple(Scalar(formula.signed(scalar.tree, upper)) for upper in (True, False)), listed=True)
+  upper, lower = formula.signed(scalar.tree, True), formula.signed(scalar.tree, False)
+  return Collection((Scalar(upper), Scalar(lower)), listed=True)
 
 
-def _spread(items: list) -> list:
+def _spread(items: Iterable) -> list:
+  """Returns items with those of lists among them in the place of the lists."""
   spread = []
   for item in items:
-    spread += item.items if isinstance(item, Collection) and item.listed else [item]
+    if isinstance(item, Collection) and item.listed:
+      spread += item.items
+    else:
+      spread.append(item)
   return spread
 
 
-def _renamed(value: object, name: str, symbol: Symbol) -> object:
-  if isinstance(value, Scalar):
-    return value._replace(tree=None if value.tree is None else formula.replace(value.tree, name, symbol))
+def _renamed(value: AnswerValue, name: str, symbol: Symbol) -> AnswerValue:
+  """Returns a value with another symbol in the place of the one named `name`."""
+  if isinstance(value, Scalar) and value.tree is not None:
+    return value._replace(tree=formula.replace(value.tree, name, symbol))
   if isinstance(value, Relation):
     return value._replace(sides=tuple(_renamed(side, name, symbol) for side in value.sides))
-  if isinstance(value, Residue):
-    return value
   if isinstance(value, Collection | Bracketed):
     return value._replace(items=tuple(_renamed(item, name, symbol) for item in value.items))
   return value
@@ -753,421 +965,566 @@ def _renamed(value: object, name: str, symbol: Symbol) -> object:
 # Comparing
 
 
-def is_right(answer: object, label: object) -> bool:
-  """Returns whether an answer is right for a label. Raises numeric.TooLarge."""
-  label = _unnamed(label)
+def is_right(answer: AnswerValue, label: AnswerValue) -> bool:
+  """Returns whether an answer's value is right for a label's. Raises Unknown, numeric.TooLarge.
+
+  The two are not treated alike: an answer may say more than the label, for instance name the variable, and an exact
+  label wants an exact answer.
+  """
+  label = _without_common_name(label)
   if isinstance(label, Relation):
-    return _same_relation(answer, label)
+    return _is_right_for_relation(answer, label)
   if isinstance(answer, Relation):
-    return any(is_right(value, label) for value in _values(answer, label))
+    return any(is_right(value, label) for value in _answers_of(answer))
   answer = _values_of_list(answer, label)
   if _names_several(label) and isinstance(answer, Collection | Bracketed) and not _names_several(answer):
-    listed = isinstance(answer, Collection) and answer.listed or isinstance(answer, Bracketed) and answer.opening == "("
-    return listed and _in_order(answer.items, tuple(item.sides[-1] for item in label.items))
+    is_ordered = answer.listed if isinstance(answer, Collection) else answer.opening == "("
+    return is_ordered and _all_right(answer.items, tuple(item.sides[-1] for item in label.items))
   if isinstance(answer, Residue) or isinstance(label, Residue):
     return _same_residue(answer, label)
-  braces = [isinstance(value, Collection) and not value.listed for value in (answer, label)]
-  answer, label = _as_vector(_simple(answer), label), _as_vector(_simple(label), answer)
+  has_set = any(isinstance(value, Collection) and not value.listed for value in (answer, label))
+  answer, label = _as_vector(_simplified(answer), label), _as_vector(_simplified(label), answer)
   if isinstance(answer, Scalar) and isinstance(label, Scalar):
-    return _same_scalar(answer, label)
+    return _is_right_scalar(answer, label)
   if isinstance(answer, Region) or isinstance(label, Region):
     return _same_region(_as_region(answer), _as_region(label))
   if isinstance(label, Matrix) or isinstance(answer, Matrix):
     return _same_matrix(answer, label)
+  if isinstance(answer, Bracketed | Collection) and isinstance(label, Bracketed | Collection):
+    return _same_sequence(answer, label, has_set)
+  return _same_others(answer, label)
+
+
+def _same_sequence(answer: Bracketed | Collection, label: Bracketed | Collection, has_set: bool) -> bool:
+  """Compares tuples, lists and sets; a list may stand for a tuple, but not if one of the two was written as a set."""
   if isinstance(answer, Bracketed) and isinstance(label, Bracketed):
-    brackets = answer.opening == label.opening and answer.closing == label.closing
-    return brackets and _in_order(answer.items, label.items)
+    same_brackets = (answer.opening, answer.closing) == (label.opening, label.closing)
+    return same_brackets and _all_right(answer.items, label.items)
   if isinstance(answer, Collection) and isinstance(label, Collection):
     return _same_items(answer.items, label.items)
-  if isinstance(answer, Bracketed | Collection) and isinstance(label, Bracketed | Collection) and True not in braces:
-    for group, collection in ((answer, label), (label, answer)):
-      if isinstance(group, Bracketed) and isinstance(collection, Collection) and collection.listed:
-        return (group.opening, group.closing) == ("(", ")") and _in_order(answer.items, label.items)
-  return _same_rest(answer, label)
+  if has_set:
+    return False
+  bracketed, collection = (answer, label) if isinstance(answer, Bracketed) else (label, answer)
+  if not collection.listed or (bracketed.opening, bracketed.closing) != ("(", ")"):
+    return False
+  return _all_right(answer.items, label.items)
 
 
-def _unnamed(value: object) -> object:
-  """Returns x=1, x=2 as the list of the values, all else as it is."""
-  if not isinstance(value, Collection) or not all(isinstance(item, Relation) for item in value.items):
+def _without_common_name(value: AnswerValue) -> AnswerValue:
+  """Returns x=1, x=2 as the list of its values, all else as it is."""
+  if not isinstance(value, Collection) or len(value.items) < 2:
+    return value
+  if not all(isinstance(item, Relation) and len(item.sides) == 2 for item in value.items):
     return value
   names = {item.texts[0] for item in value.items if item.signs == ("=",) and _NAME.fullmatch(item.texts[0])}
-  if len(names) != 1 or len(value.items) < 2 or any(len(item.sides) != 2 for item in value.items):
+  if len(names) != 1:
     return value
-  return Collection(tuple(_spread([item.sides[1] for item in value.items])), listed=True)
+  return Collection(tuple(_spread(item.sides[1] for item in value.items)), listed=True)
 
 
-def _names_several(value: object) -> TypeGuard[Collection]:
-  """Returns whether a list says of several names what they are, as x=1, y=2."""
+def _names_several(value: AnswerValue) -> TypeGuard[Collection]:
+  """Returns whether a list gives the values of several names, as x=1, y=2."""
   if not isinstance(value, Collection) or not all(isinstance(item, Relation) for item in value.items):
     return False
-  return len({item.texts[0] for item in value.items}) == len(value.items) > 1
+  names = {item.texts[0] for item in value.items}
+  return len(names) == len(value.items) > 1
 
 
-def _same_rest(answer: object, label: object) -> bool:
+def _same_others(answer: AnswerValue, label: AnswerValue) -> bool:
+  """Compares ratios, numbers in a base, words, and values of different types."""
   if isinstance(answer, Ratio) and isinstance(label, Ratio):
     return _same_ratio(answer, label)
-  for ratio, other in ((answer, label), (label, answer)):
-    if isinstance(ratio, Ratio) and isinstance(other, Scalar):
-      plain = len(ratio.parts) == 2 and not ratio.suffix and other.tree is not None
-      return plain and numeric.fractional(other.tree) and _divides(ratio, other.tree)
+  if isinstance(answer, Ratio) and isinstance(label, Scalar):
+    return _ratio_equals(answer, label)
+  if isinstance(label, Ratio) and isinstance(answer, Scalar):
+    return _ratio_equals(label, answer)
   if isinstance(label, Based) and isinstance(answer, Scalar):
-    value = answer.tree.value if isinstance(answer.tree, Number) else None
-    return label.digits.isdigit() and value == int(label.digits)
+    is_number = isinstance(answer.tree, Number) and label.digits.isdigit()
+    return is_number and answer.tree.value == int(label.digits)
   return answer == label
 
 
-def _same_residue(answer: object, label: object) -> bool:
-  answer = _as_residue(answer, label)
+def _ratio_equals(ratio: Ratio, scalar: Scalar) -> bool:
+  """Returns whether a ratio of two numbers equals a fraction."""
+  if len(ratio.parts) != 2 or ratio.suffix or scalar.tree is None or not numeric.fractional(scalar.tree):
+    return False
+  parts = tuple(Number(Fraction(part)) for part in ratio.parts)
+  return numeric.equal(Operation("div", parts), scalar.tree)
+
+
+def _same_residue(answer: AnswerValue, label: AnswerValue) -> bool:
+  """Returns whether both are residues of one modulus with the same values."""
+  answer = _as_residue(answer)
   if not isinstance(answer, Residue) or not isinstance(label, Residue) or answer.modulus != label.modulus:
     return False
-  values = [_integers(each.value, label.modulus) for each in (answer, label)]
-  return None not in values and values[0] == values[1]
+  answer_values, label_values = (_residue_values(residue.value, label.modulus) for residue in (answer, label))
+  return answer_values is not None and answer_values == label_values
 
 
-def _as_residue(value: object, label: object) -> object:
-  """Returns 7k+3 of any integer k as the residue of 3."""
+def _as_residue(value: AnswerValue) -> AnswerValue:
+  """Returns 7k+3 for any integer k as the residue of 3; all else as it is."""
   if isinstance(value, Relation) and value.signs == ("=",) and _NAME.fullmatch(value.texts[0]):
     value = value.sides[1]
-  if not isinstance(value, Scalar) or value.tree is None or symbols(value.tree) != {"any of Z 0"}:
+  if not isinstance(value, Scalar) or value.tree is None or symbols(value.tree) != {_ANY_INTEGER}:
     return value
-  base, slope = (formula.replace(value.tree, "any of Z 0", Number(Fraction(number))) for number in (0, 1))
-  step = numeric.real(Operation("add", (slope, Operation("neg", (base,)))))
+  at_zero, at_one = (formula.replace(value.tree, _ANY_INTEGER, _number(number)) for number in (0, 1))
+  step = numeric.real(_difference(at_one, at_zero))
   if not isinstance(step, Fraction) or step.denominator > 1 or step == 0:
     return value
-  line = Operation("add", (Operation("mul", (Number(step), Symbol("any of Z 0"))), base))
-  return Residue(Scalar(base), abs(int(step))) if numeric.equal(value.tree, line) else value
+  line = Operation("add", (Operation("mul", (Number(step), Symbol(_ANY_INTEGER))), at_zero))
+  if not numeric.equal(value.tree, line):
+    return value
+  return Residue(Scalar(at_zero), abs(int(step)))
 
 
-def _integers(value: object, modulus: int) -> set[int] | None:
-  """Returns the residues of an integer or of several; None for all else."""
-  items = value.items if isinstance(value, Collection) else (value,)
-  numbers = [numeric.real(item.tree) if isinstance(item, Scalar) and item.tree is not None else None for item in items]
-  if any(not isinstance(number, Fraction) or number.denominator != 1 for number in numbers):
-    return None
-  return {int(number) % modulus for number in numbers}
+def _residue_values(value: AnswerValue, modulus: int) -> set[int] | None:
+  """Returns the residues of an integer or of a list of integers; None for all else."""
+  residues = set()
+  for item in value.items if isinstance(value, Collection) else (value,):
+    if not isinstance(item, Scalar) or item.tree is None:
+      return None
+    number = numeric.real(item.tree)
+    if not isinstance(number, Fraction) or number.denominator != 1:
+      return None
+    residues.add(int(number) % modulus)
+  return residues
 
 
-def _as_vector(value: object, other: object) -> object:
-  """Returns a sum of unit vectors as the tuple of its components, where the other is a tuple or a matrix."""
+def _as_vector(value: AnswerValue, other: AnswerValue) -> AnswerValue:
+  """Returns a sum of unit vectors as the tuple of its components if the other value is a tuple or a matrix."""
   if not isinstance(value, Scalar) or value.tree is None or not isinstance(other, Bracketed | Matrix):
     return value
   if not symbols(value.tree) & set(_UNIT_VECTORS):
     return value
   size = len(other.items) if isinstance(other, Bracketed) else max(len(other.rows), len(other.rows[0]))
-  parts = []
-  for name in _UNIT_VECTORS:
-    part = value.tree
-    for each in _UNIT_VECTORS:
-      part = formula.replace(part, each, Number(Fraction(int(each == name))))
-    parts.append(part)
-  total = Operation(
-    "add", tuple(Operation("mul", pair) for pair in zip(parts, map(Symbol, _UNIT_VECTORS), strict=True))
-  )
-  if not numeric.equal(value.tree, total) or size < 3 and _UNIT_VECTORS[2] in symbols(value.tree):
+  components = [_component(value.tree, name) for name in _UNIT_VECTORS]
+  products = []
+  for component, name in zip(components, _UNIT_VECTORS, strict=True):
+    products.append(Operation("mul", (component, Symbol(name))))
+  if not numeric.equal(value.tree, Operation("add", tuple(products))):
     return value
-  return Bracketed("(", ")", tuple(map(Scalar, parts[:size])))
+  if size < 3 and _UNIT_VECTORS[2] in symbols(value.tree):
+    return value
+  return Bracketed("(", ")", tuple(Scalar(component) for component in components[:size]))
 
 
-def _divides(ratio: Ratio, tree: Formula) -> bool:
-  parts = [Number(Fraction(part)) for part in ratio.parts]
-  return numeric.equal(Operation("div", tuple(parts)), tree)
+def _component(tree: Formula, name: str) -> Formula:
+  """Returns a formula with 1 in the place of this unit vector and 0 in the place of the others."""
+  for unit_vector in _UNIT_VECTORS:
+    tree = formula.replace(tree, unit_vector, _number(1 if unit_vector == name else 0))
+  return tree
 
 
-def _same_ratio(a: Ratio, b: Ratio) -> bool:
-  if a.suffix != b.suffix or len(a.parts) != len(b.parts):
+def _same_ratio(answer: Ratio, label: Ratio) -> bool:
+  """Compares ratios, or times of day, whose parts must be equal."""
+  if answer.suffix != label.suffix or len(answer.parts) != len(label.parts):
     return False
-  if any(part.startswith("0") for ratio in (a, b) for part in ratio.parts[1:]) and a.parts[1:] != b.parts[1:]:
+  later_parts = (*answer.parts[1:], *label.parts[1:])
+  if any(part.startswith("0") for part in later_parts) and answer.parts[1:] != label.parts[1:]:
     return False
-  ours, wanted = ([Fraction(part) for part in ratio.parts] for ratio in (a, b))
-  if ours == wanted:
+  answer_numbers, label_numbers = ([Fraction(part) for part in ratio.parts] for ratio in (answer, label))
+  if answer_numbers == label_numbers:
     return True
-  clock = any(part.startswith("0") or ratio.suffix for ratio in (a, b) for part in ratio.parts)
-  if clock or not wanted[0] or not ours[0]:
+  is_time = bool(answer.suffix) or any(part.startswith("0") for part in (*answer.parts, *label.parts))
+  if is_time or not label_numbers[0] or not answer_numbers[0]:
     return False
-  return [part / ours[0] for part in ours] == [part / wanted[0] for part in wanted]
+  answer_shares = [number / answer_numbers[0] for number in answer_numbers]
+  label_shares = [number / label_numbers[0] for number in label_numbers]
+  return answer_shares == label_shares
 
 
-def _simple(value: object) -> object:
-  """Returns a set without repetitions, and its one item where there is one."""
+def _simplified(value: AnswerValue) -> AnswerValue:
+  """Returns a collection without repetitions; one of a single item as this item."""
   if not isinstance(value, Collection):
     return value
-  items = []
+  items: list[AnswerValue] = []
   for item in value.items:
-    if isinstance(item, Relation) or not any(_twice(item, other) for other in items):
+    if isinstance(item, Relation) or not any(_are_equal(item, other) for other in items):
       items.append(item)
   if len(items) == 1 and not isinstance(items[0], Relation | Collection):
     return items[0]
   return value._replace(items=tuple(items))
 
 
-def _twice(a: object, b: object) -> bool:
+def _are_equal(a: AnswerValue, b: AnswerValue) -> bool:
+  """Returns whether one of the two is right for the other; False if they are too large to compare."""
   try:
     return is_right(a, b) or is_right(b, a)
   except numeric.TooLarge:
     return False
 
 
-def _in_order(a: tuple, b: tuple) -> bool:
-  return len(a) == len(b) and all(is_right(x, y) for x, y in zip(a, b, strict=True))
+def _all_right(answers: tuple, labels: tuple) -> bool:
+  """Returns whether there are as many answers as labels and each is right for the label in its place."""
+  if len(answers) != len(labels):
+    return False
+  return all(is_right(answer, label) for answer, label in zip(answers, labels, strict=True))
 
 
-def _same_items(a: tuple, b: tuple) -> bool:
-  left = list(b)
-  for item in a:
-    place = next((n for n, other in enumerate(left) if is_right(item, other)), None)
+def _same_items(answers: tuple, labels: tuple) -> bool:
+  """Returns whether each answer is right for a label of its own, in any order, and no label is left."""
+  unmatched = list(labels)
+  for answer in answers:
+    place = next((place for place, label in enumerate(unmatched) if is_right(answer, label)), None)
     if place is None:
       return False
-    del left[place]
-  return not left
+    del unmatched[place]
+  return not unmatched
 
 
-def _same_matrix(answer: object, label: object) -> bool:
-  rows = []
-  for value in (answer, label):
-    if isinstance(value, Matrix):
-      vector = len(value.rows) == 1 or len(value.rows[0]) == 1
-      rows.append((value.rows, [cell for row in value.rows for cell in row] if vector else None))
-    elif isinstance(value, Bracketed) and (value.opening, value.closing) == ("(", ")"):
-      rows.append((None, list(value.items)))
-    else:
-      return False
-  (ours, vector), (wanted, wanted_vector) = rows
-  if ours is not None and wanted is not None:
-    return _in_order(tuple(map(_row, ours)), tuple(map(_row, wanted)))
-  return vector is not None and wanted_vector is not None and _in_order(tuple(vector), tuple(wanted_vector))
+def _same_matrix(answer: AnswerValue, label: AnswerValue) -> bool:
+  """Compares matrices; a matrix of one row or column may also be a tuple, or lie the other way."""
+  if isinstance(answer, Matrix) and isinstance(label, Matrix):
+    return _all_right(_as_rows(answer), _as_rows(label))
+  answer_vector, label_vector = _vector(answer), _vector(label)
+  return answer_vector is not None and label_vector is not None and _all_right(answer_vector, label_vector)
 
 
-def _row(cells: tuple) -> Bracketed:
-  return Bracketed("row", "row", cells)
+def _as_rows(matrix: Matrix) -> tuple[Bracketed, ...]:
+  return tuple(Bracketed("row", "row", cells) for cells in matrix.rows)
 
 
-def _same_scalar(answer: Scalar, label: Scalar) -> bool:
+def _vector(value: AnswerValue) -> tuple | None:
+  """Returns the components of a tuple, or of a matrix with one row or column; None for all else."""
+  if isinstance(value, Bracketed) and (value.opening, value.closing) == ("(", ")"):
+    return value.items
+  if isinstance(value, Matrix) and (len(value.rows) == 1 or len(value.rows[0]) == 1):
+    return tuple(cell for row in value.rows for cell in row)
+  return None
+
+
+def _is_right_scalar(answer: Scalar, label: Scalar) -> bool:
+  """Compares formulas and numbers with units; of two numbers one may lack its unit."""
   if label.unit and answer.unit:
     if units.same_unit(answer.unit, label.unit) and numeric.agree(answer.number, label.number):
       return True
     return answer.tree is not None and label.tree is not None and numeric.agree(answer.tree, label.tree)
-  if label.tree is not None and answer.tree is not None:
-    hatted = bool(symbols(label.tree) & set(_UNIT_VECTORS))
-    for pair in zip("ijk", _UNIT_VECTORS, strict=True):  # both as the label has them
-      old, new = pair if hatted else pair[::-1]
-      answer = answer._replace(tree=formula.replace(answer.tree, old, Symbol(new)))
-  if answer.tree is not None and label.tree is not None and _same_trees(answer.tree, label.tree):
-    return True
+  if answer.tree is not None and label.tree is not None:
+    answer = answer._replace(tree=_with_same_unit_vectors(answer.tree, label.tree))
+    if _agree(answer.tree, label.tree):
+      return True
   if label.unit and not label.loose and answer.tree is not None:
-    if _has_sign(answer.tree, "degree") and label.unit[0][0] in ("degC", "degF"):
+    unit, _ = label.unit[0]
+    if _is_operation(answer.tree, "degree") and unit in ("degC", "degF"):
       return numeric.agree(answer.tree.arguments[0], label.number)
     return numeric.agree(answer.tree, label.number)
   if answer.unit and label.tree is not None and not symbols(label.tree):
-    return not _has_sign(label.tree, "percent", "degree") and numeric.agree(answer.number, label.tree)
+    return not _is_operation(label.tree, "percent", "degree") and numeric.agree(answer.number, label.tree)
   return False
 
 
-def _has_sign(tree: Formula, *names: str) -> bool:
+def _with_same_unit_vectors(answer: Formula, label: Formula) -> Formula:
+  """Returns the answer with unit vectors i, j, k with hats if the label has hats, else without."""
+  has_hats = bool(symbols(label) & set(_UNIT_VECTORS))
+  for letter, hatted in zip("ijk", _UNIT_VECTORS, strict=True):
+    if has_hats:
+      answer = formula.replace(answer, letter, Symbol(hatted))
+    else:
+      answer = formula.replace(answer, hatted, Symbol(letter))
+  return answer
+
+
+def _is_operation(tree: Formula, *names: str) -> TypeGuard[Operation]:
+  """Returns whether a formula is an operation of one of these names."""
   return isinstance(tree, Operation) and tree.name in names
 
 
-def _same_trees(answer: Formula, label: Formula) -> bool:
-  """Compares formulas; of degrees and percents either may leave out the sign, behind 1 and more."""
+def _agree(answer: Formula, label: Formula) -> bool:
+  """Compares formulas, one of which may lack its degree or percent sign.
+
+  The sign of a percentage below 1 counts.
+  """
   for sign in ("percent", "degree"):
-    signed = [_has_sign(tree, sign) for tree in (answer, label)]
-    if all(signed):
+    answer_has_sign, label_has_sign = _is_operation(answer, sign), _is_operation(label, sign)
+    if answer_has_sign and label_has_sign:
       return numeric.agree(answer.arguments[0], label.arguments[0])
-    if signed[1] and numeric.agree(answer, label.arguments[0]):
+    if label_has_sign and numeric.agree(answer, label.arguments[0]):
       return True
-    if signed[0] and (sign == "degree" or _is_large(label)) and numeric.agree(answer.arguments[0], label):
+    if answer_has_sign and (sign == "degree" or _is_large(label)) and numeric.agree(answer.arguments[0], label):
       return True
   return numeric.agree(_with_constant(answer, label), label)
 
 
 def _is_large(tree: Formula) -> bool:
-  tree = tree.arguments[0] if _has_sign(tree, "neg") else tree
+  """Returns whether a formula is a number of size 1 or more."""
+  if _is_operation(tree, "neg"):
+    tree = tree.arguments[0]
   return isinstance(tree, Number) and tree.value >= 1
 
 
 def _with_constant(answer: Formula, label: Formula) -> Formula:
-  """Names a constant of integration as the label does."""
-  if not all(isinstance(tree, Operation) and tree.name == "add" for tree in (answer, label)):
+  """Returns a sum with its constant of integration named as the label names it."""
+  if not _is_operation(answer, "add") or not _is_operation(label, "add"):
     return answer
-  ours, wanted = ([part.name for part in tree.arguments if isinstance(part, Symbol)] for tree in (answer, label))
-  new = [name for name in wanted if name in _CONSTANTS and name not in symbols(answer)]
-  old = [name for name in ours if name in _CONSTANTS and name not in symbols(label)]
-  return formula.replace(answer, old[0], Symbol(new[0])) if len(new) == len(old) == 1 else answer
+  own = [name for name in _constants(answer) if name not in symbols(label)]
+  wanted = [name for name in _constants(label) if name not in symbols(answer)]
+  if len(own) != 1 or len(wanted) != 1:
+    return answer
+  return formula.replace(answer, own[0], Symbol(wanted[0]))
+
+
+def _constants(total: Operation) -> list[str]:
+  """Returns the names of the terms of a sum that may be constants of integration."""
+  return [term.name for term in total.arguments if isinstance(term, Symbol) and term.name in _CONSTANTS]
 
 
 # Relations
 
 
-def _values(relation: Relation, label: object) -> list:
-  """Returns what an equation, or a chain of them, says the answer is; nothing where it is no answer or not true."""
-  if not set(relation.signs) <= {"=", "~"} or not _true(relation):
+def _answers_of(relation: Relation) -> list:
+  """Returns the values that an equation, or a chain of them, gives as the answer: any may be meant.
+
+  Returns none if it is no answer, or its numbers are not equal.
+  """
+  if not set(relation.signs) <= {"=", "~"} or not _is_true(relation):
     return []
+  first, last = relation.sides[0], relation.sides[-1]
   numbers = [side for side in relation.sides if _is_number(side)]
-  first = relation.sides[0]
   if not _is_number(first) and not _NAME.fullmatch(relation.texts[0]):
-    rounded = relation.signs == ("~",) and isinstance(first, Scalar) and first.tree is not None
-    return [first] if rounded and _is_number(first) else []
+    is_rounded = relation.signs == ("~",) and isinstance(first, Scalar) and first.tree is not None
+    return [first] if is_rounded and _is_number(first) else []
   if "~" in relation.signs:
-    exact = relation.sides[: relation.signs.index("~") + 1]
-    about = [isinstance(side, Scalar) and not (symbols(side.tree) if side.tree else ()) for side in relation.sides]
-    if about[-1] and not isinstance(exact[-1], Scalar) or about[len(exact) - 1] and not all(about[len(exact) :]):
-      return []
-    decimals = [s for s in numbers if s.tree is not None and numeric.decimal(s.tree)]
-    return [exact[-1], *decimals] if len(exact) > 1 or _is_number(first) else [*numbers]
-  return [*numbers, relation.sides[-1]] if not numbers or _is_number(relation.sides[-1]) else []
+    return _answers_of_approximation(relation, numbers)
+  if not numbers or _is_number(last):
+    return [*numbers, last]
+  return []
 
 
-def _is_number(side: object) -> bool:
+def _answers_of_approximation(relation: Relation, numbers: list) -> list:
+  """Returns the exact value of a chain with an approximation, and the decimals in it; without one all numbers."""
+  exact_sides = relation.sides[: relation.signs.index("~") + 1]
+  exact = exact_sides[-1]
+  are_constant = [_is_constant(side) for side in relation.sides]
+  if are_constant[-1] and not isinstance(exact, Scalar):
+    return []
+  if are_constant[len(exact_sides) - 1] and not all(are_constant[len(exact_sides) :]):
+    return []
+  if len(exact_sides) == 1 and not _is_number(relation.sides[0]):
+    return numbers
+  decimals = [side for side in numbers if side.tree is not None and numeric.decimal(side.tree)]
+  return [exact, *decimals]
+
+
+def _is_constant(side: AnswerValue) -> bool:
+  """Returns whether a side is a number or a formula without variables."""
+  return isinstance(side, Scalar) and (side.tree is None or not symbols(side.tree))
+
+
+def _is_number(side: AnswerValue) -> TypeGuard[Scalar]:
+  """Returns whether a side is a number, perhaps with a unit."""
   return isinstance(side, Scalar) and (side.tree is None or not symbols(side.tree) or bool(side.unit))
 
 
-def _true(relation: Relation) -> bool:
-  """Returns whether the numbers in a chain are equal, but for roundings that it shows."""
-  trees = [
-    (side.tree if side.tree is not None and not symbols(side.tree) else side.number)
-    for side in relation.sides
-    if _is_number(side)
-  ]
+def _is_true(relation: Relation) -> bool:
+  """Returns whether the numbers in a chain are equal, or roundings of their neighbours."""
+  trees = []
+  for side in relation.sides:
+    if _is_number(side):
+      has_value = side.tree is not None and not symbols(side.tree)
+      trees.append(side.tree if has_value else side.number)
   for a, b in zip(trees, trees[1:], strict=False):
-    if not (_same_trees(a, b) or numeric.rounds(a, b) or numeric.rounds(b, a)):
+    if not (_agree(a, b) or numeric.rounds(a, b) or numeric.rounds(b, a)):
       return False
   return True
 
 
-def _same_relation(answer: object, label: Relation) -> bool:
-  named = bool(_NAME.fullmatch(label.texts[0])) and set(label.signs) == {"="}
+def _is_right_for_relation(answer: AnswerValue, label: Relation) -> bool:
+  """Compares an answer with a relation; the value alone is enough for an equation that gives a name its value."""
   if isinstance(answer, Collection) and len(answer.items) == 1:
     answer = answer.items[0]
   if not isinstance(answer, Relation):
-    return named and not isinstance(answer, Words) and is_right(answer, label.sides[-1])
+    names_value = _NAME.fullmatch(label.texts[0]) and set(label.signs) == {"="}
+    return bool(names_value) and not isinstance(answer, Words) and is_right(answer, label.sides[-1])
   if answer == label:
     return True
-  if not _true(answer):
+  if not _is_true(answer):
     return False
   if set(answer.signs) == set(label.signs) == {"="}:
-    if answer.texts[0] == label.texts[0] or _functions(answer.texts[0], label.texts[0]):
+    answer_name, label_name = answer.texts[0], label.texts[0]
+    if answer_name == label_name or _are_one_function(answer_name, label_name):
       return is_right(answer.sides[-1], label.sides[-1])
   if len(answer.sides) != 2 or len(label.sides) != 2:
     return False
-  return _equivalent(answer, label)
+  return _are_equivalent(answer, label)
 
 
-def _functions(a: str, b: str) -> bool:
-  """Returns whether one is y and the other a function, or one y and the other y(x), or both a derivative."""
-  functions = any(first == "y" and _FUNCTION.fullmatch(second) for first, second in ((a, b), (b, a)))
-  return functions or {a, b} <= _DERIVATIVES
+def _are_one_function(a: str, b: str) -> bool:
+  """Returns whether one is y and the other a function such as f(x), or both a derivative of it."""
+  if a == "y" and _FUNCTION.fullmatch(b) or b == "y" and _FUNCTION.fullmatch(a):
+    return True
+  return {a, b} <= _DERIVATIVES
 
 
-def _equivalent(answer: Relation, label: Relation) -> bool:
-  """Returns whether the differences of the sides are multiples of each other, of an inequality by a positive number."""
-  differences = []
-  for relation in (answer, label):
-    trees = [side.tree if isinstance(side, Scalar) else None for side in relation.sides]
-    if None in trees:
-      return False
-    if relation.signs[0] in (">", ">="):
-      trees.reverse()
-    differences.append(Operation("add", (trees[0], Operation("neg", (trees[1],)))))
-  signs = [{">": "<", ">=": "<="}.get(relation.signs[0], relation.signs[0]) for relation in (answer, label)]
-  first, second = differences
-  return signs[0] == signs[1] and numeric.proportional(first, second, positive=signs[0] in ("<", "<="))
+def _are_equivalent(answer: Relation, label: Relation) -> bool:
+  """Returns whether two relations allow the same values.
+
+  The differences of their sides must be multiples of each other, those of inequalities by a positive number.
+  """
+  answer_difference, label_difference = _left_minus_right(answer), _left_minus_right(label)
+  if answer_difference is None or label_difference is None:
+    return False
+  answer_sign, label_sign = (_TURNED_TO_LESS.get(relation.signs[0], relation.signs[0]) for relation in (answer, label))
+  if answer_sign != label_sign:
+    return False
+  return numeric.proportional(answer_difference, label_difference, positive=answer_sign in ("<", "<="))
 
 
-def _values_of_list(answer: object, label: object) -> object:
-  """Returns a list of equations, as x=1, y=2, as the list of their values: in order of the names where they differ."""
+_TURNED_TO_LESS = {">": "<", ">=": "<="}
+
+
+def _left_minus_right(relation: Relation) -> Formula | None:
+  """Returns the difference of the sides of a relation, turned if its sign is > or >=; None if one is no formula."""
+  left, right = (side.tree if isinstance(side, Scalar) else None for side in relation.sides)
+  if left is None or right is None:
+    return None
+  if relation.signs[0] in _TURNED_TO_LESS:
+    left, right = right, left
+  return _difference(left, right)
+
+
+def _values_of_list(answer: AnswerValue, label: AnswerValue) -> AnswerValue:
+  """Returns a list of equations, as x=1, y=2, as the list of their values; all else as it is.
+
+  If the names differ, the values are a tuple in the order of the names. Returns _NOTHING if an equation gives no value,
+  and if the label is a list in another order. A label with equations is compared with the equations.
+  """
   if not isinstance(answer, Collection | Bracketed) or not any(isinstance(item, Relation) for item in answer.items):
     return answer
   if isinstance(label, Collection | Bracketed) and any(isinstance(item, Relation) for item in label.items):
     return answer
   if not all(isinstance(item, Relation) for item in answer.items):
-    return Words("\0")
-  values = [(item.texts[0], _values(item, label)) for item in answer.items]
-  if not all(found for _, found in values):
-    return Words("\0")
-  names = [name for name, _ in values]
-  if len({_SUBSCRIPT.sub("", name) for name in names}) == 1:
-    return Collection(tuple(_spread([found[-1] for _, found in values])), listed=True)
-  ordered = tuple(found[-1] for _, found in sorted(values, key=lambda pair: pair[0]))
-  if isinstance(label, Collection) and label.listed:
-    return Collection(ordered, listed=True) if _in_order(ordered, label.items) else Words("\0")
-  return Bracketed("(", ")", ordered)
+    return _NOTHING
+  values_by_item = [(item.texts[0], _answers_of(item)) for item in answer.items]
+  if not all(values for _, values in values_by_item):
+    return _NOTHING
+  names = {_SUBSCRIPT.sub("", name) for name, _ in values_by_item}
+  if len(names) == 1:
+    return Collection(tuple(_spread(values[-1] for _, values in values_by_item)), listed=True)
+  values_by_item.sort(key=lambda item: item[0])
+  ordered = tuple(values[-1] for _, values in values_by_item)
+  if not isinstance(label, Collection) or not label.listed:
+    return Bracketed("(", ")", ordered)
+  return Collection(ordered, listed=True) if _all_right(ordered, label.items) else _NOTHING
 
 
 # Regions
 
 
-def _as_region(value: object) -> Region | None:
+def _as_region(value: AnswerValue) -> Region | None:
+  """Returns an interval, a set of numbers, or a list of intervals as a region; None for all else."""
   if isinstance(value, Region):
     return value
-  if isinstance(value, Bracketed) and len(value.items) == 2 and value.opening in "([":
-    trees = [item.tree if isinstance(item, Scalar) else None for item in value.items]
-    if None not in trees:
-      low, high = trees
-      return Region((Interval(low, high, value.opening == "[", value.closing == "]"),))
+  if isinstance(value, Bracketed) and len(value.items) == 2 and value.opening in ("(", "["):
+    if _are_formulas(value.items):
+      low, high = value.items
+      return Region((Interval(low.tree, high.tree, value.opening == "[", value.closing == "]"),))
   if isinstance(value, Scalar) and value.tree is not None:
     value = Collection((value,))
-  if isinstance(value, Collection) and value.listed and all(isinstance(item, Bracketed) for item in value.items):
+  if not isinstance(value, Collection):
+    return None
+  if value.listed and all(isinstance(item, Bracketed) for item in value.items):
     regions = [_as_region(item) for item in value.items]
-    return None if None in regions else Region(tuple(piece for region in regions for piece in region.pieces))
-  if isinstance(value, Collection) and all(isinstance(item, Scalar) and item.tree is not None for item in value.items):
+    if None in regions:
+      return None
+    return Region(tuple(piece for region in regions for piece in region.pieces))
+  if _are_formulas(value.items):
     return Region(tuple(Interval(item.tree, item.tree, True, True) for item in value.items))
   return None
 
 
 def _same_region(answer: Region | None, label: Region | None) -> bool:
+  """Compares regions; of two variables one may be unnamed."""
   if answer is None or label is None:
     return False
   if answer.variable and label.variable and answer.variable != label.variable:
     return False
-  ours, wanted = _merged(answer.pieces), _merged(label.pieces)
-  return len(ours) == len(wanted) and all(_same_interval(a, b) for a, b in zip(ours, wanted, strict=True))
+  answer_pieces, label_pieces = _merged(answer.pieces), _merged(label.pieces)
+  if len(answer_pieces) != len(label_pieces):
+    return False
+  return all(_same_interval(a, b) for a, b in zip(answer_pieces, label_pieces, strict=True))
 
 
-def _same_interval(a: Interval, b: Interval) -> bool:
-  closed = (a.low_closed, a.high_closed) == (b.low_closed, b.high_closed)
-  return closed and _same_end(a.low, b.low) and _same_end(a.high, b.high)
+def _same_interval(answer: Interval, label: Interval) -> bool:
+  if (answer.low_closed, answer.high_closed) != (label.low_closed, label.high_closed):
+    return False
+  return _same_bound(answer.low, label.low) and _same_bound(answer.high, label.high)
 
 
-def _same_end(a: Formula, b: Formula) -> bool:
-  return a == b or numeric.agree(a, b)
+def _same_bound(answer: Formula, label: Formula) -> bool:
+  return answer == label or numeric.agree(answer, label)
 
 
-def _position(tree: Formula) -> float | Fraction:
-  """Returns where a bound lies. Raises Unknown for one that is no real number."""
-  if tree in (INFINITY, _NEGATIVE_INFINITY):
-    return float("inf") if tree == INFINITY else float("-inf")
-  value = numeric.real(tree)
+def _position(bound: Formula) -> float | Fraction:
+  """Returns the number that a bound is. Raises Unknown if it is no real number."""
+  if bound == INFINITY:
+    return float("inf")
+  if bound == _NEGATIVE_INFINITY:
+    return float("-inf")
+  value = numeric.real(bound)
   if value is None:
     raise Unknown("a bound that is no number")
   return numeric.fraction(value)
 
 
+class _Placed(NamedTuple):
+  """An interval with the positions of its bounds."""
+
+  low: float | Fraction
+  high: float | Fraction
+  piece: Interval
+
+  @property
+  def is_empty(self) -> bool:
+    """Whether no number is in the interval."""
+    if self.low == self.high:
+      return not (self.piece.low_closed and self.piece.high_closed)
+    return self.high < self.low
+
+
 def _merged(pieces: tuple[Interval, ...]) -> list[Interval]:
-  """Returns the intervals in order, those that overlap or touch as one; with bounds that are letters, as they stand."""
+  """Returns the intervals in order, with those that overlap or touch as one and without empty ones.
+
+  If a bound is no number, they are returned as they are.
+  """
   try:
-    placed = sorted(((_position(piece.low), not piece.low_closed, _position(piece.high), piece) for piece in pieces),
-                    key=lambda item: item[:3])  # fmt: skip
+    placed = [_Placed(_position(piece.low), _position(piece.high), piece) for piece in pieces]
   except Unknown:
     return list(pieces)
-  merged: list[tuple] = []
-  for low, _, high, piece in placed:
-    if high < low or high == low and not (piece.low_closed and piece.high_closed):
+  placed.sort(key=lambda item: (item.low, not item.piece.low_closed, item.high))
+  merged: list[_Placed] = []
+  for current in placed:
+    if current.is_empty:
       continue
-    if merged:
-      end, last = merged[-1]
-      if low < end or low == end and (piece.low_closed or last.high_closed):
-        if high > end or high == end and piece.high_closed:
-          merged[-1] = (high, last._replace(high=piece.high, high_closed=piece.high_closed))
-        continue
-    merged.append((high, piece))
-  return [piece for _, piece in merged]
+    if merged and _touch(merged[-1], current):
+      merged[-1] = _joined_intervals(merged[-1], current)
+    else:
+      merged.append(current)
+  return [item.piece for item in merged]
+
+
+def _touch(left: _Placed, right: _Placed) -> bool:
+  """Returns whether there is no number between two intervals, the first of which begins first."""
+  if right.low == left.high:
+    return right.piece.low_closed or left.piece.high_closed
+  return right.low < left.high
+
+
+def _joined_intervals(left: _Placed, right: _Placed) -> _Placed:
+  """Returns two intervals that touch as one."""
+  if right.high > left.high or right.high == left.high and right.piece.high_closed:
+    piece = left.piece._replace(high=right.piece.high, high_closed=right.piece.high_closed)
+    return _Placed(left.low, right.high, piece)
+  return left
 
 
 def _intersection(a: tuple[Interval, ...], b: tuple[Interval, ...]) -> tuple[Interval, ...]:
-  pieces = []
-  for x in a:
-    for y in b:
-      low = max((x, y), key=lambda piece: (_position(piece.low), not piece.low_closed))
-      high = min((x, y), key=lambda piece: (_position(piece.high), piece.high_closed))
-      piece = Interval(low.low, high.high, low.low_closed, high.high_closed)
-      pieces += _merged((piece,))
+  """Returns the intervals that two unions have in common. Raises Unknown for a bound that is no number."""
+  pieces: list[Interval] = []
+  for piece_a in a:
+    for piece_b in b:
+      both = (piece_a, piece_b)
+      low = max(both, key=lambda piece: (_position(piece.low), not piece.low_closed))
+      high = min(both, key=lambda piece: (_position(piece.high), piece.high_closed))
+      common = Interval(low.low, high.high, low.low_closed, high.high_closed)
+      pieces += _merged((common,))
   return tuple(pieces)
