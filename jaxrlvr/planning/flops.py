@@ -7,122 +7,208 @@ from typing import NamedTuple
 from jaxrlvr.model.row_layout import RowLayout
 from jaxrlvr.model.spec import Spec, count_weights
 
+_FLOAT32_BYTES = 4
+_WRITE_AND_READ = 2  # an array that is written once and read once moves its bytes twice
+
 
 class Cost(NamedTuple):
-  """What one chip does in a run of a program. Bytes are a lower bound: what must come from HBM or go there."""
+  """Work of one chip in a run of a program. `bytes` is a lower bound: what HBM must at least deliver or receive."""
 
-  flops: float  # that are computed, recomputation and masked-out products included
-  model_flops: float  # that the mathematics needs: what MFU counts
-  bytes: float
+  flops: float  # FLOPs that are computed, with recomputation and masked-out products
+  model_flops: float  # FLOPs that the mathematics needs: the numerator of MFU
+  bytes: float  # HBM bytes read and written
 
   def plus(self, other: Cost) -> Cost:
-    return Cost(*(a + b for a, b in zip(self, other, strict=True)))
+    """Returns the cost of running both programs."""
+    return Cost(self.flops + other.flops, self.model_flops + other.model_flops, self.bytes + other.bytes)
 
   def repeated(self, times: float) -> Cost:
-    return Cost(*(a * times for a in self))
+    """Returns the cost of running the program `times` times."""
+    return Cost(self.flops * times, self.model_flops * times, self.bytes * times)
 
 
 class Cut(NamedTuple):
-  """How a mesh shares the work out."""
+  """Numbers of shards into which a mesh cuts the work."""
 
-  batch: int  # pieces of the rows
-  tensor: int  # pieces of heads, MLP and vocabulary
-  weights: int  # pieces of the masters and moments
+  batch: int  # shards of the rows
+  tensor: int  # shards of heads, MLP and vocabulary
+  weights: int  # shards of master weights and optimizer moments
 
 
 def layer_weights(spec: Spec) -> int:
-  """Weights of a layer that a token is multiplied with."""
-  return spec.width * (2 * spec.heads + 2 * spec.kv_heads) * spec.head_dim + 3 * spec.width * spec.mlp
+  """Returns how many weights of one layer each token is multiplied with: attention projections and MLP."""
+  attention = spec.width * (2 * spec.heads + 2 * spec.kv_heads) * spec.head_dim
+  mlp = 3 * spec.width * spec.mlp
+  return attention + mlp
 
 
-def _width(spec: Spec) -> int:
+def _compute_bytes(spec: Spec) -> int:
+  """Returns the bytes of a number in the compute dtype."""
   return 2 if spec.dtype == "bfloat16" else 4
 
 
-def _activations(spec: Spec, seen: float, tensor: int) -> float:
-  """Bytes a token that pass between the operations of a layer: each array is written once and read once.
+def _activation_bytes(spec: Spec, keys: float, tensor: int) -> float:
+  """Returns the HBM bytes that one token's activations move in one layer.
 
-  seen: slots that a token is compared with.
+  Each array between two operations is written once and read once. keys: how many keys a query is scored against.
+  tensor: shards of heads and MLP.
   """
-  inner = (2 * spec.heads + 2 * spec.kv_heads) * spec.head_dim + 3 * spec.mlp
-  scores = 0 if spec.attention == "splash" else 2 * 4 * spec.heads * seen  # float32 [T, T], before and after softmax
-  return 2 * _width(spec) * (5 * spec.width + inner / tensor) + 2 * scores / tensor
+  sharded_width = (2 * spec.heads + 2 * spec.kv_heads) * spec.head_dim + 3 * spec.mlp
+  replicated_width = 5 * spec.width
+  score_bytes = 0  # the splash kernel keeps scores out of HBM
+  if spec.attention != "splash":
+    score_bytes = 2 * _FLOAT32_BYTES * spec.heads * keys  # scores before and after the softmax
+  width_bytes = _WRITE_AND_READ * _compute_bytes(spec) * (replicated_width + sharded_width / tensor)
+  return width_bytes + _WRITE_AND_READ * score_bytes / tensor
+
+
+def _attention_flops_per_pair(spec: Spec) -> int:
+  """Returns the forward FLOPs of one layer for a pair of query and key: a score and a weighted value in each head."""
+  return 4 * spec.heads * spec.head_dim
 
 
 def forward_cost(spec: Spec, rows: int, layout: RowLayout, scored: int, cut: Cut) -> Cost:
-  """Returns the cost of a pass over `rows` rows, with the head at `scored` slots of each."""
-  time, pairs = layout.slots, layout.attention_pairs(spec.attention)
-  attend, layer, head = 4 * spec.heads * spec.head_dim * rows, 2 * rows * time * layer_weights(spec), 2 * spec.width
-  flops = spec.layers * (layer + attend * pairs.computed) + head * spec.vocab * rows * scored
-  model = spec.layers * (layer + attend * pairs.needed) + head * spec.vocab * rows * scored
-  here, passed = rows / cut.batch, _activations(spec, pairs.computed / time, cut.tensor)
-  moved = spec.layers * here * time * passed + 8 * here * scored * spec.vocab / cut.tensor
+  """Returns the cost, on one chip, of a forward pass over `rows` rows with the head at `scored` slots of each row."""
+  slots = layout.slots
+  pairs = layout.attention_pairs(spec.attention)
+  per_pair = _attention_flops_per_pair(spec) * rows
+  projections = 2 * rows * slots * layer_weights(spec)
+  head = 2 * spec.width * spec.vocab * rows * scored
+  flops = spec.layers * (projections + per_pair * pairs.computed) + head
+  model_flops = spec.layers * (projections + per_pair * pairs.needed) + head
+  rows_here = rows / cut.batch
+  token_bytes = _activation_bytes(spec, pairs.computed / slots, cut.tensor)
+  layer_bytes = spec.layers * rows_here * slots * token_bytes
+  logit_bytes = _WRITE_AND_READ * _FLOAT32_BYTES * rows_here * scored * spec.vocab / cut.tensor
+  weight_bytes = _compute_bytes(spec) * count_weights(spec) / cut.tensor
   chips = cut.batch * cut.tensor
-  return Cost(flops / chips, model / chips, moved + _width(spec) * count_weights(spec) / cut.tensor)
+  return Cost(flops / chips, model_flops / chips, layer_bytes + logit_bytes + weight_bytes)
 
 
 def update_cost(
   spec: Spec, rows: int, layout: RowLayout, scored: int, microbatches: int, moment_bytes: int, cut: Cut
 ) -> Cost:
-  """Returns the cost of the gradient over all micro-batches, and of AdamW's step on the weights of this chip."""
-  once, time = forward_cost(spec, rows, layout, 0, cut), layout.slots
-  head = 2 * spec.width * spec.vocab * rows * scored / (cut.batch * cut.tensor)
-  seen = rows * layout.attention_pairs(spec.attention).computed
-  attend = spec.layers * 4 * spec.heads * spec.head_dim * seen / (cut.batch * cut.tensor)
-  down = spec.layers * 2 * rows * time * spec.width * spec.mlp / (cut.batch * cut.tensor)  # nothing needs it again
-  again = {"none": 0, "dots": attend, "full": once.flops - down}[spec.remat]
-  kernel = attend / 2 if spec.attention == "splash" else 0  # its backward pass computes the scores again
-  passes = 3 + (spec.remat == "full")  # over activations: forward, twice backward, again
-  gathered = _width(spec) * count_weights(spec) / cut.tensor
-  activations = (once.bytes - gathered) * passes + 4 * 8 * rows / cut.batch * scored * spec.vocab / cut.tensor
-  # Weights and moments there and back, and the gradient.
-  state = count_weights(spec) / cut.weights * (2 * (4 + moment_bytes + 4) + 4)
-  gradient = 0 if microbatches == 1 else 8 * count_weights(spec) / cut.weights * microbatches
-  moved = activations + gathered * (passes - 1) * microbatches + gradient + state
-  return Cost(3 * once.flops + again + kernel + 4 * head, 3 * (once.model_flops + head), moved)
+  """Returns the cost of one training step on one chip: gradients of all microbatches, then AdamW's step.
+
+  rows: rows of the whole batch. scored: slots of a row that the loss looks at. moment_bytes: bytes of a number of
+  AdamW's first moment; the second is float32.
+  """
+  chips = cut.batch * cut.tensor
+  layers = forward_cost(spec, rows, layout, 0, cut)  # a forward pass without the head
+  head = 2 * spec.width * spec.vocab * rows * scored / chips
+  flops = 3 * layers.flops + _recomputed_flops(spec, rows, layout, cut)  # forward, gradients of inputs and of weights
+  flops += 4 * head  # the scorer computes the logits again in the backward pass
+  model_flops = 3 * (layers.model_flops + head)
+  moved = _update_bytes(spec, rows, layers.bytes, scored, microbatches, moment_bytes, cut)
+  return Cost(flops, model_flops, moved)
+
+
+def _recomputed_flops(spec: Spec, rows: int, layout: RowLayout, cut: Cut) -> float:
+  """Returns the FLOPs, on one chip, that the backward pass of all layers spends on computing values again."""
+  chips = cut.batch * cut.tensor
+  pairs = rows * layout.attention_pairs(spec.attention).computed
+  attention = spec.layers * _attention_flops_per_pair(spec) * pairs / chips
+  # Of a layer computed again the MLP's last product is left out: no gradient needs its result.
+  last_product = spec.layers * 2 * rows * layout.slots * spec.width * spec.mlp / chips
+  recomputed = {
+    "none": 0,
+    "dots": attention,
+    "full": forward_cost(spec, rows, layout, 0, cut).flops - last_product,
+  }[spec.remat]
+  if spec.attention == "splash":
+    recomputed += attention / 2  # the kernel's backward pass computes the scores again
+  return recomputed
+
+
+def _update_bytes(
+  spec: Spec, rows: int, forward_bytes: float, scored: int, microbatches: int, moment_bytes: int, cut: Cut
+) -> float:
+  """Returns the HBM bytes of one training step on one chip. forward_bytes: those of a forward pass without the head."""
+  passes = 3  # over activations: forward, and twice in the backward pass
+  if spec.remat == "full":
+    passes += 1  # the layers again
+  weights = count_weights(spec)
+  gathered = _compute_bytes(spec) * weights / cut.tensor  # weights in the compute dtype
+  logit_passes = 4 * _WRITE_AND_READ * _FLOAT32_BYTES  # logits, logits again, and their gradient for two products
+  logit_bytes = logit_passes * rows / cut.batch * scored * spec.vocab / cut.tensor
+  activation_bytes = (forward_bytes - gathered) * passes + logit_bytes
+  # Master weights and both moments are read and written, the gradient is read.
+  state = 2 * (_FLOAT32_BYTES + moment_bytes + _FLOAT32_BYTES) + _FLOAT32_BYTES
+  state_bytes = weights / cut.weights * state
+  gradient_bytes = 0
+  if microbatches > 1:  # the sum of gradients is read and written for each microbatch
+    gradient_bytes = _WRITE_AND_READ * _FLOAT32_BYTES * weights / cut.weights * microbatches
+  return activation_bytes + gathered * (passes - 1) * microbatches + gradient_bytes + state_bytes
 
 
 def level_steps(rows: int, most: int, mean: float, shrink: int) -> list[tuple[int, float]]:
-  """(live rows, decode steps) of each level of the sampler's batch on a chip, for responses of `mean` tokens.
+  """Returns (rows of the sampler's batch, decode steps) for each of its levels, largest batch first.
 
-  An assumption: the share of rows alive after t tokens is (1 - t/most)^(most/mean - 1), whose mean length is `mean`.
+  The sampler of a chip begins with `rows` rows and halves its batch up to `shrink` times as responses end. Responses
+  have `mean` tokens on average and at most `most`. Assumes that the share of rows alive after t tokens is
+  (1 - t/most)^(most/mean - 1), which has that mean.
   """
-  power, begun, found = most / mean - 1, 0.0, []
+  power = most / mean - 1
+  levels: list[tuple[int, float]] = []
+  begin = 0.0
   for level in range(shrink + 1):
-    last = level == shrink or rows % 2 or rows < 4
-    ends = most - 1 if last or not power else (most - 1) * (1 - 0.5 ** ((level + 1) / power))
-    found.append((rows, ends - begun))
-    if last:
-      return found
-    rows, begun = rows // 2, ends
-  return found
+    is_last = level == shrink or rows % 2 or rows < 4
+    if is_last or not power:
+      end = most - 1
+    else:
+      end = (most - 1) * (1 - 0.5 ** ((level + 1) / power))
+    levels.append((rows, end - begin))
+    if is_last:
+      break
+    rows, begin = rows // 2, end
+  return levels
 
 
-def read_slots(begun: float, steps: float, slots: int) -> float:
-  """Mean slots of a row's cache that `steps` decode steps after the first `begun` read: whole blocks of `slots`."""
-  total, block = 0.0, int(begun // slots)
-  while block * slots < begun + steps:
-    total += (block + 1) * slots * (min(begun + steps, (block + 1) * slots) - max(begun, block * slots))
+def read_slots(begin: float, steps: float, slots: int) -> float:
+  """Returns the mean number of a row's cache slots that a decode step reads, in steps begin .. begin + steps.
+
+  The cache is read in whole blocks of `slots` slots. Without any step, one block.
+  """
+  if not steps:
+    return slots
+  end = begin + steps
+  total = 0.0
+  block = int(begin // slots)
+  while block * slots < end:
+    block_end = (block + 1) * slots
+    steps_in_block = min(end, block_end) - max(begin, block * slots)
+    total += block_end * steps_in_block
     block += 1
-  return total / steps if steps else slots
+  return total / steps
 
 
 def decode_cost(
   spec: Spec, group: int, prompt: int, slots: int, levels: list[tuple[int, float]], cut: Cut, int8: tuple[str, ...] = ()
 ) -> Cost:
-  """All tokens but the first of a chip's responses: weights and the cache so far, in blocks of `slots` tokens, are read
-  for every token. int8: as of `sampling.Sampling`."""
-  total, begun = Cost(0, 0, 0), 0.0
-  slot = spec.head_dim * (1 if "cache" in int8 else _width(spec)) + 4 * ("cache" in int8)
-  kv = 2 * spec.layers * max(spec.kv_heads, cut.tensor) / cut.tensor * slot  # bytes a slot
-  dense = 2 * (spec.layers * layer_weights(spec) + spec.vocab * spec.width) / cut.tensor
-  weights = (1 if "weights" in int8 else _width(spec)) * count_weights(spec) / cut.tensor
+  """Returns the cost, on one chip, of decoding all tokens of its responses but the first.
+
+  Each decode step reads all weights, and the cache in blocks of `slots` slots. group: responses that share a prompt's
+  cache, as long as the batch has not been halved. prompt: slots of a prompt. levels: from `level_steps`. int8: what is
+  held in 8 bits, of "weights" and "cache" (`sampling.types.Sampling.int8`).
+  """
+  head_bytes = spec.head_dim * _compute_bytes(spec)  # of one head of K or V in a slot
+  if "cache" in int8:
+    head_bytes = spec.head_dim + _FLOAT32_BYTES  # 8 bits a number, and a float32 scale
+  kv_heads = max(spec.kv_heads, cut.tensor) / cut.tensor
+  slot_bytes = 2 * spec.layers * kv_heads * head_bytes  # K and V of all layers
+  product_flops = 2 * (spec.layers * layer_weights(spec) + spec.vocab * spec.width) / cut.tensor
+  number_bytes = 1 if "weights" in int8 else _compute_bytes(spec)
+  weight_bytes = number_bytes * count_weights(spec) / cut.tensor
+  total = Cost(0, 0, 0)
+  begin = 0.0
   for level, (live, steps) in enumerate(levels):
-    own = read_slots(begun, steps, slots)
-    attend = 4 * spec.layers * spec.heads * spec.head_dim / cut.tensor * (prompt + own)
+    own_slots = read_slots(begin, steps, slots)
+    attention_flops = spec.layers * _attention_flops_per_pair(spec) / cut.tensor * (prompt + own_slots)
     prompts = live / group if level == 0 else live
-    moved = weights + kv * (prompts * prompt + live * own) + live * spec.vocab / cut.tensor * 4 * 2
-    step = Cost(live * (dense + attend), live * (dense + attend), moved)
+    cache_bytes = slot_bytes * (prompts * prompt + live * own_slots)
+    logit_bytes = live * spec.vocab / cut.tensor * _FLOAT32_BYTES * _WRITE_AND_READ
+    flops = live * (product_flops + attention_flops)
+    step = Cost(flops, flops, weight_bytes + cache_bytes + logit_bytes)
     total = total.plus(step.repeated(steps))
-    begun += steps
+    begin += steps
   return total

@@ -177,7 +177,7 @@ def test_bfloat16_attention_is_no_further_from_float64_than_the_reference(name):
 
 
 def test_rows_with_many_scores_are_mapped_one_by_one(monkeypatch):
-  monkeypatch.setattr(attention, "_SCORES", 4 * 150**2)  # those of one row of two
+  monkeypatch.setattr(attention, "_MAX_SCORES", 4 * 150**2)  # scores of one row of two
   qkv, segments, _ = grouped("float32")
   assert "scan" in str(jax.make_jaxpr(attention.mapped)(*qkv, segments, segments[:, :0]))
   for ours, theirs in zip(attended(attention.mapped, "float32"), reference("float32"), strict=True):
