@@ -179,7 +179,10 @@ def _response_means(records: Sequence[Mapping]) -> dict[str, float]:
 
 
 def with_interval(name: str, values_P: Sequence[float] | np.ndarray, statistic: Callable = np.mean) -> dict[str, float]:
-  """Returns {NAME: statistic(values_P), NAME_low, NAME_high} with the 95 % bootstrap interval; nan without values."""
+  """Returns {NAME: statistic(values_P), NAME_low, NAME_high}, the last two the ends of its 95 % bootstrap interval.
+
+  values_P: a value, or a row of values, of each problem. All three are nan without a problem.
+  """
   low, high = bootstrap(values_P, statistic)
   value = statistic(np.asarray(values_P, np.float64)) if len(values_P) else np.nan
   return {name: float(value), f"{name}_low": low, f"{name}_high": high}

@@ -28,7 +28,7 @@ def measure(records: Sequence[Mapping], samples: int, ks: Sequence[int]) -> tupl
   for row in records:
     by_problem.setdefault(row["problem"], []).append(row)
   rows_P = list(by_problem.values())
-  times_solved = [sum(map(_is_right, rows)) for rows in rows_P if any(row["scored"] for row in rows)]
+  times_solved = [sum(map(_is_right, rows)) for rows in rows_P if _has_scored(rows)]
   votes = [vote(rows) for rows in rows_P]
   separations = [separation(_certainties(rows)) for rows in rows_P]
   usable = [0 < times < samples for times in times_solved]
@@ -48,6 +48,10 @@ def measure(records: Sequence[Mapping], samples: int, ks: Sequence[int]) -> tupl
 
 def _is_right(row: Mapping) -> bool:
   return row["scored"] and row["true_reward"] == 1
+
+
+def _has_scored(rows: Sequence[Mapping]) -> bool:
+  return any(row["scored"] for row in rows)
 
 
 def _certainties(rows: Sequence[Mapping]) -> list[tuple[float, bool]]:

@@ -64,16 +64,18 @@ def faithful_shares(judged_P: Sequence[Sequence[tuple[float | None, bool | None]
   """
   figures = {}
   for subset, holds in SUBSETS.items():
-    labels_P = [[label for label, correct in judged if holds(correct)] for judged in judged_P]
-    counts_PL = np.zeros((len(labels_P), len(FAITHFULNESS_LABELS)), np.int64)
-    for problem, labels in enumerate(labels_P):
+    counts_PL = np.zeros((len(judged_P), len(FAITHFULNESS_LABELS)), np.int64)
+    missing = 0
+    for problem, judged in enumerate(judged_P):
+      labels = [label for label, correct in judged if holds(correct)]
       counts_PL[problem] = [labels.count(label) for label in FAITHFULNESS_LABELS]
+      missing += labels.count(None)
     counts_PL = counts_PL[counts_PL.any(1)]
     for column, label in enumerate(FAITHFULNESS_LABELS):
       share = functools.partial(_share_of_column, column)
       figures |= with_interval(f"F({label:g})/{subset}", counts_PL, share)
     figures[f"labelled/{subset}"] = float(counts_PL.sum())
-    figures[f"missing/{subset}"] = float(sum(labels.count(None) for labels in labels_P))
+    figures[f"missing/{subset}"] = float(missing)
   return figures
 
 
@@ -176,16 +178,18 @@ def diversities(name: str, clusters_P: Sequence[Sequence[int | None]]) -> dict[s
   cluster: the first response founds one without a question, so that a judge that never answers would look like a
   diversity of 0.
   """
-  clustered_P = [[number for number in clusters if number is not None] for clusters in clusters_P]
+  left_out = 0
   counting_P = []
-  for clustered, clusters in zip(clustered_P, clusters_P, strict=True):
+  for clusters in clusters_P:
+    clustered = [number for number in clusters if number is not None]
+    left_out += len(clusters) - len(clustered)
     if 2 * len(clustered) > len(clusters):
       counting_P.append(clustered)
   figures = with_interval(name, [diversity(clustered) for clustered in counting_P])
   figures[f"{name}/n_eff"] = mean([effective(clustered) for clustered in counting_P])
   figures[f"{name}/clusters"] = mean([len(set(clustered)) for clustered in counting_P])
   figures[f"{name}/problems"] = float(len(counting_P))
-  figures[f"{name}/left_out"] = float(sum(map(len, clusters_P)) - sum(map(len, clustered_P)))
+  figures[f"{name}/left_out"] = float(left_out)
   return figures
 
 
@@ -207,7 +211,7 @@ def agreement(pairs_P: Sequence[Sequence[tuple]]) -> Agreement:
   pairs_P: of each problem, (first judge's label, second judge's label) of each item; None where a label is missing. The
   interval redraws problems; draws in which kappa is undefined are left out of it.
   """
-  both_P = [[pair for pair in pairs if None not in pair] for pairs in pairs_P]
+  both_P = [_without_missing(pairs) for pairs in pairs_P]
   both = sum(map(len, both_P))
   missing = sum(map(len, pairs_P)) - both
   if not both:
@@ -218,6 +222,11 @@ def agreement(pairs_P: Sequence[Sequence[tuple]]) -> Agreement:
     return Agreement(None, None, None, agreed, both, missing, "undefined: both judges gave every item the same label")
   low, high = bootstrap(table_PLL, _kappa)
   return Agreement(_kappa(table_PLL), low, high, agreed, both, missing)
+
+
+def _without_missing(pairs: Sequence[tuple]) -> list[tuple]:
+  """Returns the pairs of which both labels are there."""
+  return [pair for pair in pairs if None not in pair]
 
 
 def _tables_of_labels(pairs_P: Sequence[Sequence[tuple]]) -> np.ndarray:

@@ -52,4 +52,7 @@ def cause_metrics(cause_PG: Sequence[Sequence[str]]) -> Mapping[str, float]:
   cause_PG: what grading against the truth said of each response, "" where there was nothing to say.
   """
   causes = [cause for row in cause_PG for cause in row]
-  return {name: mean([cause == name for cause in causes]) for name in ("unparseable", "timeout")}
+  return {
+    "unparseable": mean([cause == "unparseable" for cause in causes]),
+    "timeout": mean([cause == "timeout" for cause in causes]),
+  }

@@ -296,13 +296,18 @@ def redrawn_rewards(recorded_T: Sequence[Mapping[str, Sequence[float]]], draws: 
   are redrawn.
   """
   generator = np.random.default_rng(seed)
-  kept_T = [{problem: rewards for problem, rewards in step.items() if len(rewards)} for step in recorded_T]
-  problems_of_steps = {frozenset(step) for step in kept_T if step}
+  problems_of_steps = set()
+  rewards_TP = []
+  for step in recorded_T:
+    rewards_of = {problem: rewards for problem, rewards in step.items() if len(rewards)}
+    rewards_TP.append(list(rewards_of.values()))
+    if rewards_of:
+      problems_of_steps.add(frozenset(rewards_of))
   redraw = _redraw_responses if len(problems_of_steps) == 1 else _redraw_problems
-  reward_DT = np.full((draws, len(kept_T)), np.nan)
-  for t, rewards_by_problem in enumerate(kept_T):
-    if rewards_by_problem:
-      reward_DT[:, t] = redraw(list(rewards_by_problem.values()), draws, generator)
+  reward_DT = np.full((draws, len(rewards_TP)), np.nan)
+  for t, rewards_P in enumerate(rewards_TP):
+    if rewards_P:
+      reward_DT[:, t] = redraw(rewards_P, draws, generator)
   return reward_DT
 
 

@@ -187,26 +187,32 @@ def _line_over_steps(
   metric: _Metric, index: int, arm: str, runs: Sequence[RecordedRun], set_name: str, k: int
 ) -> charts.Line | None:
   """Returns the arm's curve over its seeds, None where no run has values. index: the arm's number."""
-  series, names = [], []
+  having, curves = [], []
   for run in runs:
-    name = metric.metric.format(set=set_name, K=run.sets.get(set_name), k=k)
-    values = run.series(name)
-    if values:
-      series.append(values)
-      names.append((run, name))
-  if not series:
+    curve = _scaled_series(run, _metric_name(metric, run, set_name, k), metric.scale)
+    if curve:
+      having.append(run)
+      curves.append(curve)
+  if not curves:
     return None
-  scaled = [{step: value * metric.scale for step, value in values.items()} for values in series]
-  first_run, first_name = names[0]
-  low, high = first_run.series(f"{first_name}_low"), first_run.series(f"{first_name}_high")
-  band = {}
-  for step in scaled[0]:
-    if step in low and step in high:
-      band[step] = (low[step] * metric.scale, high[step] * metric.scale)
-  rose = [run for run, _ in names if run.timing.state in TIMED]
+  first_name = _metric_name(metric, having[0], set_name, k)
+  low = _scaled_series(having[0], f"{first_name}_low", metric.scale)
+  high = _scaled_series(having[0], f"{first_name}_high", metric.scale)
+  band = {step: (low[step], high[step]) for step in curves[0] if step in low and step in high}
+  rose = [run for run in having if run.timing.state in TIMED]
   t_sat = median_time([run.t_sat for run in rose], [run.timing.t_eff for run in rose]).median
   is_sparse = metric.metric.startswith(("eval/", "judge/"))
-  return charts.Line(arm, index, scaled, band, t_sat, is_sparse)
+  return charts.Line(arm, index, curves, band, t_sat, is_sparse)
+
+
+def _metric_name(metric: _Metric, run: RecordedRun, set_name: str, k: int) -> str:
+  """Returns the name under which a run logged a metric of a set."""
+  return metric.metric.format(set=set_name, K=run.sets.get(set_name), k=k)
+
+
+def _scaled_series(run: RecordedRun, name: str, scale: int) -> dict[int, float]:
+  """Returns {step: value * scale} of a logged metric."""
+  return {step: value * scale for step, value in run.series(name).items()}
 
 
 def _measured_k(runs: Sequence[RecordedRun], set_name: str) -> list[int]:

@@ -356,8 +356,8 @@ class RecordedRun:
     shared = sorted(set.intersection(*map(set, means_S)), key=str)
     if not shared:
       return None
-    means_PS = np.array([[means[problem] for means in means_S] for problem in shared])
-    return redrawn(means_PS, seed=seed)
+    means_SP = np.array([list(map(means.get, shared)) for means in means_S])
+    return redrawn(np.ascontiguousarray(means_SP.T), seed=seed)
 
   def redrawn_gains(self, set_name: str) -> RedrawnGains:
     """Returns the run's gains on the set over problems drawn with replacement."""

@@ -65,12 +65,17 @@ def choose_responses(runs: Sequence[RecordedRun], samples: int) -> ShownResponse
       responses = run.read(reader, place.path, _Responses([], 0))
       chosen.append(responses.chosen)
       recorded += responses.recorded
-  lengths = [[len(json.dumps(response)) for response in responses] for responses in chosen]
   most = samples
-  while most > 1 and sum(sum(of_place[:most]) for of_place in lengths) > EMBEDDED:
+  lengths = [_lengths(responses) for responses in chosen]  # of each file
+  while most > 1 and sum(sum(of_file[:most]) for of_file in lengths) > EMBEDDED:
     most -= 1
   shown = [response for responses in chosen for response in responses[:most]]
   return ShownResponses(shown, recorded, most)
+
+
+def _lengths(responses: Sequence[dict]) -> list[int]:
+  """Returns how many characters each response takes in the page."""
+  return [len(json.dumps(response)) for response in responses]
 
 
 def _places(run: RecordedRun) -> list[_Place]:

@@ -104,7 +104,10 @@ def _is_filled(value: Any) -> bool:
 
 
 def table_as_csv(rows: Sequence[Mapping]) -> str:
-  """Returns a table as CSV: shares between 0 and 1, unknown values empty, what stands beside a Value in own columns."""
+  """Returns a table as CSV, with shares between 0 and 1 and empty fields for what is unknown.
+
+  The intervals and other numbers of a Value stand in columns of their own, named by BESIDE.
+  """
   table: dict[str, list] = {}
   for name in columns(rows):
     cells = [row.get(name) for row in rows]
@@ -118,7 +121,10 @@ def table_as_csv(rows: Sequence[Mapping]) -> str:
 
 
 def slug(name: str) -> str:
-  """Returns a name as part of a file name: at most 40 letters, digits, "_", "-" and "."; "x" where none is left."""
+  """Returns a name as part of a file name, of at most 40 characters.
+
+  ASCII letters, digits, "_", "-" and "." stay, and each run of other characters becomes "-"; "x" where nothing is left.
+  """
   return re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-")[:40] or "x"
 
 
@@ -128,7 +134,10 @@ def set_names(runs: Iterable[RecordedRun]) -> list[str]:
 
 
 def held_out_phrase(runs: Sequence[RecordedRun], set_name: str) -> str:
-  """Returns what those of the runs that measured a set recorded of its problems that are trained on."""
+  """Returns, as a phrase to follow "Held out:", which problems of a set are trained on.
+
+  The phrase says what the runs that measured the set recorded of it; runs that differ are counted.
+  """
   return conclusions.all_checked([run for run in runs if set_name in run.sets], set_name)
 
 
@@ -271,9 +280,11 @@ class Moment(NamedTuple):
 
 
 def logged_value(moments: Sequence[Moment], metric: str, show: Callable = percent) -> Value:
-  """Returns the mean of a metric over the moments, interpolated between logged steps.
+  """Returns the mean of a metric over moments, one of each run.
 
-  Of a single moment the interval is the one that was logged as METRIC_low and METRIC_high, if it was.
+  Between logged steps the metric is interpolated linearly; a run that did not log it on both sides of the step is left
+  out. Of a single moment the interval is that which the run logged as METRIC_low and METRIC_high, if it did; of several
+  there is an interval over seeds.
   """
   value = mean_value([value_at(series(moment.rows, metric), moment.step) for moment in moments], show=show)
   if len(moments) != 1:
@@ -341,7 +352,12 @@ def _overview_text(runs: Sequence[RecordedRun], concluded: Concluded) -> str:
 
 
 def run_rows(concluded: Concluded, runs: Sequence[RecordedRun]) -> Iterator[Row]:
-  """Yields the row of each run in the table of runs."""
+  """Yields a row for each run.
+
+  Columns: did and what it means (the conclusion), those of `_figures_of_run`, t_sat, t90, paid by (the reward's name),
+  problems (their number in training), seed, steps, state, held out (problems that are trained on), note (on
+  saturation), notes (of `RecordedRun`), run, directory.
+  """
   for run in runs:
     conclusion = concluded[run]
     is_timed = run.timing.state in TIMED
@@ -366,7 +382,7 @@ def run_rows(concluded: Concluded, runs: Sequence[RecordedRun]) -> Iterator[Row]
 
 
 def _figures_of_run(run: RecordedRun, conclusion: Conclusion) -> Row:
-  """Returns accuracy, gain, rewards and faithfulness of a run before and after training."""
+  """Returns the columns accuracy, gain, reward, true reward and faithful, before and after training."""
   start, faithful_first = conclusion.start, conclusion.faithful_first
   accuracy = Value(conclusion.end, first=start)
   if conclusion.start_step == conclusion.end_step:  # evaluated once, or never
@@ -386,7 +402,11 @@ def _gain_of(conclusion: Conclusion) -> Value:
 
 
 def difference_rows(runs: Sequence[RecordedRun]) -> list[Row]:
-  """Returns, for each set and run, its last accuracy against that of the first run of the stage evaluate."""
+  """Returns a row for each set and run, which compares it with the first run of the stage evaluate.
+
+  Columns: setting, arm, set, step, accuracy (at the last evaluation), against (the name of the run compared with),
+  difference (with its interval over the problems that both recorded), problems (their number), run.
+  """
   rows = []
   for name in set_names(runs):
     having = [run for run in runs if run.curve(name)]
@@ -421,7 +441,12 @@ def _difference_row(run: RecordedRun, reference: RecordedRun, set_name: str) -> 
 
 
 def phase_rows(runs: Sequence[RecordedRun]) -> Iterator[Row]:
-  """Yields a row for each run that recorded a phase, kinds of answers, or that nothing was paid."""
+  """Yields a row for each run that recorded its phase or its kinds of training answers, or was never paid.
+
+  Columns, where they are known: phase, since step, held-out gain, at step (of the evaluation that the gain is of), the
+  share of each kind of training answer (right, wrong, unparseable, cut off, unscored) at the first and the last steps,
+  not paid (the reason), run.
+  """
   for run in runs:
     row: Row = {}
     claim = run.claim()
@@ -442,7 +467,11 @@ def phase_rows(runs: Sequence[RecordedRun]) -> Iterator[Row]:
 
 
 def saturation_rows(concluded: Concluded, runs: Sequence[RecordedRun]) -> list[Row]:
-  """Returns the rows of a setting and arm in the table of saturation: one for each set, or one without a set."""
+  """Returns a row for each set that the runs of a setting and arm measured, or one row where they measured none.
+
+  Columns: set, saturated (how many runs), t_sat, t90, gain until t_sat, residual, gain to the end and, in the last row,
+  note and the paper (its figure and result).
+  """
   rose = [run for run in runs if run.timing.state in TIMED]
   paper = next(filter(None, map(RecordedRun.paper, runs)), None)
   t_sat = time_value(rose, [run.timing.t_sat for run in rose], paper.t_sat if paper else None)
@@ -464,11 +493,11 @@ def saturation_rows(concluded: Concluded, runs: Sequence[RecordedRun]) -> list[R
 def _gains_at_saturation(
   runs: Sequence[RecordedRun], set_name: str, paper: Paper | None, concluded: Concluded
 ) -> dict[str, Value]:
-  """Returns the gain until t_sat, the residual, and the gain to the end of the runs that measured a set."""
+  """Returns the columns gain until t_sat, residual and gain to the end, of the runs that measured a set."""
   at_t_sat = [run.saturation(set_name) for run in runs]
   draws = [run.redrawn_gains(set_name) for run in runs]
-  until = mean_value([found.gain for found in at_t_sat], [drawn.until_t_sat for drawn in draws], points)
-  residual = mean_value([found.residual for found in at_t_sat], [drawn.residual for drawn in draws], points)
+  until = mean_value([reading.gain for reading in at_t_sat], [drawn.until_t_sat for drawn in draws], points)
+  residual = mean_value([reading.residual for reading in at_t_sat], [drawn.residual for drawn in draws], points)
   if len(runs) == 1 and set_name == runs[0].set:  # the gain of the conclusion: the same interval in every table
     end = _gain_of(concluded[runs[0]])
   else:
@@ -496,7 +525,10 @@ class _GapPair(NamedTuple):
 
 
 def gap_rows(groups: Groups) -> list[Row]:
-  """Returns the large-small gap between each two settings of an arm that differ in the number n of problems."""
+  """Returns a row for each set and each two settings of an arm that differ in the number of training problems.
+
+  Columns: arm, set, between (both settings), n', n, pairs (how many pairs of runs have a gap), G(n', n).
+  """
   rows = []
   for (setting, arm), small_runs in groups.items():
     for (large_setting, large_arm), large_runs in groups.items():
@@ -555,10 +587,11 @@ _MOMENTS: dict[str, Callable[[Mapping[int, float]], int] | None] = {
 
 
 def evaluation_rows(set_name: str, runs: Sequence[RecordedRun]) -> Iterator[Row]:
-  """Yields a row each for the first evaluation on a set, that at t_sat, the best and the last.
+  """Yields a row for the first evaluation on a set, one for the accuracy at t_sat, for the best and for the last.
 
-  Runs that were last evaluated at an earlier step than others count only in the first row. Runs of the stage evaluate
-  have one row, without a moment.
+  Columns: at (first, t_sat, best or last), step, runs (how many, if not all), and each metric of the set. Runs that
+  were last evaluated at an earlier step than others count only in the first row. Runs of the stage evaluate have one
+  row, without the first three columns.
   """
   having = [run for run in runs if run.curve(set_name)]
   metrics = _evaluated_metrics(having, set_name)
@@ -593,7 +626,7 @@ def _evaluated_metrics(runs: Sequence[RecordedRun], set_name: str) -> list[str]:
 
 
 def _position(metric: str) -> tuple[int, int]:
-  """Returns by what the metrics of an evaluation are sorted."""
+  """Returns the sort key of an evaluated metric: its kind, then its k."""
   kind, _, k = metric.partition("@")
   return ("avg", "pass", "maj", *_HEADINGS).index(kind), int(k or 0)
 
@@ -623,7 +656,7 @@ _JUDGED = {
 
 
 def reasoning_rows(runs: Sequence[RecordedRun]) -> Iterator[Row]:
-  """Yields a row for each judged step, with the figures of the runs that were judged at it."""
+  """Yields a row for each judged step. Columns: step, runs (how many were judged at it), and those of _JUDGED."""
   steps = {step for run in runs for step in run.judged_steps}
   for step in sorted(steps):
     moments = [Moment(run.rows, step) for run in runs if step in run.judged_steps]
