@@ -92,7 +92,7 @@ def redrawn(values_PS: Sequence[Sequence[float]] | np.ndarray, draws: int = 2000
 
 
 def interval(drawn_D: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-  """Returns (low, high), between which the middle share `level` of the bootstrapped statistics lies."""
+  """Returns (low, high), between which the middle share `level` of a statistic's bootstrap draws lies."""
   low, high = np.quantile(drawn_D, ((1 - level) / 2, (1 + level) / 2))
   return float(low), float(high)
 

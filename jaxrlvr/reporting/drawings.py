@@ -13,7 +13,7 @@ from jaxrlvr.analysis.saturation import median_time
 from jaxrlvr.reporting import charts
 from jaxrlvr.reporting.formats import three_digits
 from jaxrlvr.reporting.runs import Groups, RecordedRun
-from jaxrlvr.reporting.tables import TIMED, held_out_phrase, set_names, slug
+from jaxrlvr.reporting.tables import TIMED, held_out_phrase, measured_set_names, slug
 
 EMBEDDED_CHARTS = 50  # charts that the page itself holds at most
 
@@ -150,7 +150,7 @@ def drawings_of(runs_by_arm: Mapping[str, Sequence[RecordedRun]], arms: Sequence
   for metric in _CHARTS:
     if metric.metric == "true_reward" and not has_other_truth:
       continue
-    for set_name in set_names(runs) if "{set}" in metric.metric else [""]:
+    for set_name in measured_set_names(runs) if "{set}" in metric.metric else [""]:
       drawing = _drawing_over_steps(metric, set_name, trained, runs, arms)
       if drawing.lines:
         yield drawing

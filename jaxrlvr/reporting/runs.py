@@ -205,7 +205,10 @@ class RecordedRun:
     return "stopped itself" if self.summary.get("stopped") else "finished"
 
   def held_out(self, set_name: str | None) -> HeldOut:
-    """Returns what was recorded about problems of the set that are trained on; of a mean, over all of its sets."""
+    """Returns what the run recorded about problems of an evaluated set that are trained on too.
+
+    For a figure that is a mean over several sets, numbers of problems are summed over these. None: no set.
+    """
     if "heldout_overlap" not in self.summary or set_name is None:
       return HeldOut(recorded=False)
     shared = self.at("summary.heldout_overlap")
@@ -446,7 +449,10 @@ def _claimed(row: Mapping) -> str | None:
 
 
 def measured_sets(names: Iterable[str]) -> dict[str, int]:
-  """Returns {evaluated set: samples K of each problem} from metrics named eval/SET/avg@K; means of sets come last."""
+  """Returns {evaluated set: samples K of each problem}, as names of metrics eval/SET/avg@K say it.
+
+  Other names are passed over. Figures that are means over several sets come last.
+  """
   matches = [match for match in map(_AVG.fullmatch, names) if match]
   sets = {match[1]: int(match[2]) for match in matches}
   return dict(sorted(sets.items(), key=lambda item: item[0] in _MEANS))

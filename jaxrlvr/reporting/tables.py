@@ -20,7 +20,7 @@ from jaxrlvr.reporting.runs import Groups, Paper, RecordedRun, series
 
 TIMED = ("saturated", "not saturated")  # states of `Timing` in which the reward rose, so that times mean something
 Concluded = Mapping[RecordedRun, Conclusion]
-Row = dict[str, Any]  # {column: a text, a number or a Value; None: unknown}
+TableRow = dict[str, Any]  # {column: a text, a number or a Value; None: unknown}
 
 
 class Table(NamedTuple):
@@ -28,7 +28,7 @@ class Table(NamedTuple):
 
   name: str  # of its CSV file, without the suffix
   caption: str
-  rows: list[Row]
+  rows: list[TableRow]
   first: bool  # whether it stands before the charts
 
 
@@ -128,7 +128,7 @@ def slug(name: str) -> str:
   return re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-")[:40] or "x"
 
 
-def set_names(runs: Iterable[RecordedRun]) -> list[str]:
+def measured_set_names(runs: Iterable[RecordedRun]) -> list[str]:
   """Returns the evaluated sets that any of the runs measured, in the order in which they first occur."""
   return list(dict.fromkeys(name for run in runs for name in run.sets))
 
@@ -176,7 +176,7 @@ def make_tables(groups: Groups, everything: Groups, concluded: Concluded) -> lis
       first=True,
     )
   )
-  for name in set_names(all_runs):
+  for name in measured_set_names(all_runs):
     tables.append(_table_of_evaluations(everything, all_runs, name))
   reasoning = _placed(everything, reasoning_rows)
   tables.append(Table("reasoning", "Judged responses, in % but for diversity and kappa.", reasoning, first=False))
@@ -185,7 +185,7 @@ def make_tables(groups: Groups, everything: Groups, concluded: Concluded) -> lis
   return [table for table in tables if table.rows]
 
 
-def _placed(groups: Groups, rows_of: Callable[[Sequence[RecordedRun]], Iterable[Mapping]]) -> list[Row]:
+def _placed(groups: Groups, rows_of: Callable[[Sequence[RecordedRun]], Iterable[Mapping]]) -> list[TableRow]:
   """Returns rows_of(runs) for the runs of each setting and arm, with these two as the first columns."""
   placed = []
   for (setting, arm), runs in groups.items():
@@ -324,9 +324,9 @@ def phase_counts(runs: Sequence[RecordedRun]) -> str:
 # Rows
 
 
-def overview_rows(groups: Groups, concluded: Concluded) -> list[Row]:
+def overview_rows(groups: Groups, concluded: Concluded) -> list[TableRow]:
   """Returns a row for each arm with a column for each setting: accuracy before and after, conclusions and phases."""
-  rows: dict[str, Row] = {}
+  rows: dict[str, TableRow] = {}
   for (setting, arm), runs in groups.items():
     row = rows.setdefault(arm, {"arm": arm})
     row[setting or "accuracy"] = _overview_text(runs, concluded)
@@ -351,7 +351,7 @@ def _overview_text(runs: Sequence[RecordedRun], concluded: Concluded) -> str:
   return text
 
 
-def run_rows(concluded: Concluded, runs: Sequence[RecordedRun]) -> Iterator[Row]:
+def run_rows(concluded: Concluded, runs: Sequence[RecordedRun]) -> Iterator[TableRow]:
   """Yields a row for each run.
 
   Columns: did and what it means (the conclusion), those of `_figures_of_run`, t_sat, t90, paid by (the reward's name),
@@ -381,7 +381,7 @@ def run_rows(concluded: Concluded, runs: Sequence[RecordedRun]) -> Iterator[Row]
     }
 
 
-def _figures_of_run(run: RecordedRun, conclusion: Conclusion) -> Row:
+def _figures_of_run(run: RecordedRun, conclusion: Conclusion) -> TableRow:
   """Returns the columns accuracy, gain, reward, true reward and faithful, before and after training."""
   start, faithful_first = conclusion.start, conclusion.faithful_first
   accuracy = Value(conclusion.end, first=start)
@@ -401,14 +401,14 @@ def _gain_of(conclusion: Conclusion) -> Value:
   return Value(conclusion.gain, conclusion.low, conclusion.high, show=points)
 
 
-def difference_rows(runs: Sequence[RecordedRun]) -> list[Row]:
+def difference_rows(runs: Sequence[RecordedRun]) -> list[TableRow]:
   """Returns a row for each set and run, which compares it with the first run of the stage evaluate.
 
   Columns: setting, arm, set, step, accuracy (at the last evaluation), against (the name of the run compared with),
   difference (with its interval over the problems that both recorded), problems (their number), run.
   """
   rows = []
-  for name in set_names(runs):
+  for name in measured_set_names(runs):
     having = [run for run in runs if run.curve(name)]
     reference = next((run for run in having if run.cell.evaluation), None)
     if reference is None:
@@ -417,7 +417,7 @@ def difference_rows(runs: Sequence[RecordedRun]) -> list[Row]:
   return rows
 
 
-def _difference_row(run: RecordedRun, reference: RecordedRun, set_name: str) -> Row:
+def _difference_row(run: RecordedRun, reference: RecordedRun, set_name: str) -> TableRow:
   curve, reference_curve = run.curve(set_name), reference.curve(set_name)
   end, reference_end = max(curve), max(reference_curve)
   before = reference.problem_means(set_name, reference_end)
@@ -440,7 +440,7 @@ def _difference_row(run: RecordedRun, reference: RecordedRun, set_name: str) -> 
   }
 
 
-def phase_rows(runs: Sequence[RecordedRun]) -> Iterator[Row]:
+def phase_rows(runs: Sequence[RecordedRun]) -> Iterator[TableRow]:
   """Yields a row for each run that recorded its phase or its kinds of training answers, or was never paid.
 
   Columns, where they are known: phase, since step, held-out gain, at step (of the evaluation that the gain is of), the
@@ -448,7 +448,7 @@ def phase_rows(runs: Sequence[RecordedRun]) -> Iterator[Row]:
   not paid (the reason), run.
   """
   for run in runs:
-    row: Row = {}
+    row: TableRow = {}
     claim = run.claim()
     if claim:
       row["phase"] = claim.claim
@@ -466,7 +466,7 @@ def phase_rows(runs: Sequence[RecordedRun]) -> Iterator[Row]:
       yield row
 
 
-def saturation_rows(concluded: Concluded, runs: Sequence[RecordedRun]) -> list[Row]:
+def saturation_rows(concluded: Concluded, runs: Sequence[RecordedRun]) -> list[TableRow]:
   """Returns a row for each set that the runs of a setting and arm measured, or one row where they measured none.
 
   Columns: set, saturated (how many runs), t_sat, t90, gain until t_sat, residual, gain to the end and, in the last row,
@@ -478,7 +478,7 @@ def saturation_rows(concluded: Concluded, runs: Sequence[RecordedRun]) -> list[R
   t90 = time_value(rose, [run.timing.t90 for run in rose])
   times = {"set": "not evaluated", "saturated": saturation_counts(runs), "t_sat": t_sat, "t90": t90}
   rows = []
-  for name in set_names(runs):
+  for name in measured_set_names(runs):
     having = [run for run in runs if name in run.sets]
     rows.append(times | {"set": name} | _gains_at_saturation(having, name, paper, concluded))
   if not rows:
@@ -524,7 +524,7 @@ class _GapPair(NamedTuple):
   small: RecordedRun
 
 
-def gap_rows(groups: Groups) -> list[Row]:
+def gap_rows(groups: Groups) -> list[TableRow]:
   """Returns a row for each set and each two settings of an arm that differ in the number of training problems.
 
   Columns: arm, set, between (both settings), n', n, pairs (how many pairs of runs have a gap), G(n', n).
@@ -535,7 +535,7 @@ def gap_rows(groups: Groups) -> list[Row]:
       pairs = _gap_pairs(large_runs, small_runs) if large_arm == arm else []
       if not pairs:
         continue
-      for name in set_names(small_runs):
+      for name in measured_set_names(small_runs):
         rows.append({"arm": arm, "set": name, "between": f"{large_setting} − {setting}", **_gap_figures(pairs, name)})
   return rows
 
@@ -552,7 +552,7 @@ def _gap_pairs(large_runs: Sequence[RecordedRun], small_runs: Sequence[RecordedR
   return pairs
 
 
-def _gap_figures(pairs: Sequence[_GapPair], set_name: str) -> Row:
+def _gap_figures(pairs: Sequence[_GapPair], set_name: str) -> TableRow:
   gaps, draws = [], []
   for large, small in pairs:
     gaps.append(gap(large.curve(set_name), small.curve(set_name), small.t_sat))
@@ -586,7 +586,7 @@ _MOMENTS: dict[str, Callable[[Mapping[int, float]], int] | None] = {
 }
 
 
-def evaluation_rows(set_name: str, runs: Sequence[RecordedRun]) -> Iterator[Row]:
+def evaluation_rows(set_name: str, runs: Sequence[RecordedRun]) -> Iterator[TableRow]:
   """Yields a row for the first evaluation on a set, one for the accuracy at t_sat, for the best and for the last.
 
   Columns: at (first, t_sat, best or last), step, runs (how many, if not all), and each metric of the set. Runs that
@@ -606,7 +606,7 @@ def evaluation_rows(set_name: str, runs: Sequence[RecordedRun]) -> Iterator[Row]
         moments.append(Moment(run.rows, step))
     if not moments or not (name == "first" or has_several):
       continue
-    row: Row = {}
+    row: TableRow = {}
     if not only_evaluations:
       row["at"] = name
       row["step"] = mean_value([moment.step for moment in moments], show=whole)
@@ -655,12 +655,12 @@ _JUDGED = {
 }
 
 
-def reasoning_rows(runs: Sequence[RecordedRun]) -> Iterator[Row]:
+def reasoning_rows(runs: Sequence[RecordedRun]) -> Iterator[TableRow]:
   """Yields a row for each judged step. Columns: step, runs (how many were judged at it), and those of _JUDGED."""
   steps = {step for run in runs for step in run.judged_steps}
   for step in sorted(steps):
     moments = [Moment(run.rows, step) for run in runs if step in run.judged_steps]
-    row: Row = {"step": step, "runs": len(moments)}
+    row: TableRow = {"step": step, "runs": len(moments)}
     for heading, judged in _JUDGED.items():
       row[heading] = logged_value(moments, f"judge/{judged.metric}", judged.show)
     yield row
