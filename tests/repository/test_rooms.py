@@ -1,5 +1,6 @@
-"""What loads without jax, and what without TensorFlow; that imports go one way is import-linter's (launch/test.sh)."""
+"""What loads without jax, and what without TensorFlow; which way rooms import is import-linter's (launch/test.sh)."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,3 +20,11 @@ def test_training_needs_no_tensorflow():
     "import jaxrlvr.stages, jaxrlvr.cli\n"
   )
   assert subprocess.run([sys.executable, "-c", code], check=False, cwd=ROOT.parent).returncode == 0
+
+
+def test_no_test_module_imports_another():
+  """What two of them need is in tests/helpers, a fixture in a conftest.py."""
+  imports = re.compile(r"^\s*(?:from|import) (?:test_\w+|conftest)\b", re.M)
+  files = sorted(Path(__file__).parents[1].rglob("*.py"))
+  assert len(files) > 50
+  assert [file.name for file in files if imports.search(file.read_text())] == []
