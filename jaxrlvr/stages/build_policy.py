@@ -1,4 +1,4 @@
-"""From config to the values that a stage works with: mesh, tokenizer, policy and its weights."""
+"""Builds from a config what a stage works with: mesh, tokenizer, policy, its weights and the training state."""
 
 from __future__ import annotations
 
@@ -34,26 +34,33 @@ from jaxrlvr.training.update import TrainState, init_state
 
 _LOG = logging.getLogger(__name__)
 TOKENIZER_FILE = "tokenizer.model"
-POLICY = "policy.json"
+POLICY = "policy.json"  # in a run directory: the shape of its policy
 MODEL = "model"  # in a run directory: a Hugging Face model
 TOKENIZER_FOLDER = "tokenizer"  # in a run directory: the files of a tokenizer that is not SentencePiece's
+# The argument enable_thinking of the chat template (None: not passed), by config.model.think.
 THINKING_SWITCH = {"template": None, "on": True, "off": False}
 
 
 class Policy(NamedTuple):
+  """A policy: its shape, tokenizer and weights, and the devices that they are laid out on."""
+
   spec: Spec
   tokenizer: Tokenizer
-  params: dict
-  mesh: jax.sharding.Mesh
-  sample_mesh: jax.sharding.Mesh  # the same devices as sampling uses them
-  origin: dict  # of the weights: run directory, step and `start`, the origin before; a model's folder; or the seed
+  params: dict  # float32 arrays by name, sharded over `mesh`
+  mesh: jax.sharding.Mesh  # of training and scoring
+  sample_mesh: jax.sharding.Mesh  # of sampling, over the same devices
+  # Where the weights come from. Of a run: {"run", "step", "digests", "start"}, where `start` is the origin of the
+  # weights that its training began with. Of a Hugging Face model: {"model": folder, "digests"}. Of fresh weights:
+  # {"seed"}.
+  origin: dict
 
 
 def find_devices() -> list[jax.Device]:
-  """Returns all devices; InputError where JAX_PLATFORMS names one that jax can't find here."""
+  """Returns all devices. Raises InputError where JAX_PLATFORMS names a platform that jax doesn't find on this
+  machine."""
   try:
     return jax.devices()
-  except (RuntimeError, AssertionError) as error:  # the latter where no package for the platform is installed
+  except (RuntimeError, AssertionError) as error:  # AssertionError: no package for the platform is installed
     reason = (str(error).strip() or "nothing is installed for it").splitlines()[0]
     raise InputError(
       f"JAX_PLATFORMS = {jax.config.values['jax_platforms']!r}: jax finds no such device here ({reason}); unset "
@@ -62,12 +69,16 @@ def find_devices() -> list[jax.Device]:
 
 
 def configured_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
-  """The mesh of config.mesh over these devices (default: all there are)."""
+  """Returns the mesh of config.mesh over these devices; None: over all devices of the run.
+
+  Also sets where compiled programs are kept, which must be done before the first program. Raises InputError where the
+  sizes don't fit the devices, or leave a process without a device.
+  """
   if devices is None:
     find_devices()
-  set_compile_cache(config.compile_cache)  # before the first program
+  set_compile_cache(config.compile_cache)
   sizes = {name: config.mesh[name] for name in sharding.AXES}
-  needed = math.prod(max(n, 1) for n in sizes.values())
+  needed = math.prod(max(size, 1) for size in sizes.values())
   if devices is None and jax.process_count() != multihost.process_count():
     raise InputError(f"this is one of {jax.process_count()} processes; start each with --distributed (docs/scaling.md)")
   devices = jax.devices() if devices is None else devices
@@ -91,54 +102,75 @@ def configured_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = N
 def configured_sampling_mesh(
   config: ConfigDict, spec: Spec, mesh: jax.sharding.Mesh, memory: int | None
 ) -> jax.sharding.Mesh:
-  """The mesh that sampling uses: config.mesh.sample_tensor, or where it is 0 what suits devices of `memory` bytes.
+  """Returns the mesh of sampling, whose size along `tensor` is config.mesh.sample_tensor, or is chosen if that is 0.
 
-  None: unknown (a CPU), few pieces. Else as many as there are KV heads, for a device then reads least of weights and
-  cache for a token; more where the weights would still take over a quarter of its memory.
+  memory: bytes of a device; None: unknown, as on CPU. The size that is chosen is the least one if memory is unknown,
+  else the number of KV heads, with which a device reads the least weights and cache for a token; it is larger if the
+  weights would otherwise take over a quarter of the device's memory. Raises InputError where no size fits.
   """
-  wanted, devices = config.mesh.sample_tensor, mesh.devices.size
-  whole = policy_spec.count_weights(spec) * jnp.dtype(spec.dtype).itemsize
-  found = None
-  for cut in [wanted] if wanted else [n for n in range(mesh.shape["tensor"], devices + 1) if devices % n == 0]:
-    try:
-      made = sharding.sampling_mesh(mesh, cut)
-      policy_spec.shardings(spec, made)
-    except InputError as error:
-      if wanted:
-        raise InputError(f"config.mesh.sample_tensor = {wanted}: {error}") from error
+  size = config.mesh.sample_tensor
+  if not size:
+    return _choose_sampling_mesh(spec, mesh, memory)
+  try:
+    return _sampling_mesh(spec, mesh, size)
+  except InputError as error:
+    raise InputError(f"config.mesh.sample_tensor = {size}: {error}") from error
+
+
+def _sampling_mesh(spec: Spec, mesh: jax.sharding.Mesh, size: int) -> jax.sharding.Mesh:
+  """Returns the mesh of sampling with this size along `tensor`. Raises InputError where the weights can't be split
+  so."""
+  sample_mesh = sharding.sampling_mesh(mesh, size)
+  policy_spec.shardings(spec, sample_mesh)
+  return sample_mesh
+
+
+def _choose_sampling_mesh(spec: Spec, mesh: jax.sharding.Mesh, memory: int | None) -> jax.sharding.Mesh:
+  """Returns the mesh of sampling with the size along `tensor` that `configured_sampling_mesh` describes."""
+  devices = mesh.devices.size
+  weight_bytes = policy_spec.count_weights(spec) * jnp.dtype(spec.dtype).itemsize
+  chosen = None
+  for size in range(mesh.shape["tensor"], devices + 1):
+    if devices % size:
       continue
-    if found is not None and (memory is None or (cut > spec.kv_heads and whole / found.shape["tensor"] <= memory / 4)):
+    if chosen is not None and memory is None:
       break
-    found = made
-  if found is None:
+    if chosen is not None and size > spec.kv_heads and weight_bytes / chosen.shape["tensor"] <= memory / 4:
+      break
+    try:
+      chosen = _sampling_mesh(spec, mesh, size)
+    except InputError:
+      continue
+  if chosen is None:
     raise InputError(f"config.mesh.sample_tensor: no cut of the weights fits {devices} devices; change config.mesh")
-  return found
+  return chosen
 
 
 def fresh_spec(config: ConfigDict, vocab: int) -> Spec:
-  """The shape that config.model gives to fresh weights."""
+  """Returns the shape that config.model gives to fresh weights, with `vocab` rows in the embedding table."""
   m = config.model
-  shape = {
-    k: m[k]
-    for k in (
-      "width",
-      "layers",
-      "heads",
-      "kv_heads",
-      "head_dim",
-      "mlp",
-      "rope_theta",
-      "norm_eps",
-      "qkv_bias",
-      "qk_norm",
-      "tied",
-    )
-  }
-  return Spec(vocab=vocab, rope_scaling=RopeScaling(factor=m.rope_scaling) if m.rope_scaling else None, **shape)
+  return Spec(
+    vocab=vocab,
+    width=m.width,
+    layers=m.layers,
+    heads=m.heads,
+    kv_heads=m.kv_heads,
+    head_dim=m.head_dim,
+    mlp=m.mlp,
+    rope_theta=m.rope_theta,
+    rope_scaling=RopeScaling(factor=m.rope_scaling) if m.rope_scaling else None,
+    norm_eps=m.norm_eps,
+    qkv_bias=m.qkv_bias,
+    qk_norm=m.qk_norm,
+    tied=m.tied,
+  )
 
 
 def find_model(config: ConfigDict) -> hf_weights.Model | None:
-  """The checked Hugging Face directory of `config.model.path`, or that of an imported `config.init`; None: neither."""
+  """Opens the Hugging Face directory of `config.model.path`, or of a `config.init` that `import` wrote; None: neither.
+
+  Raises InputError where the directory holds no model that can be used.
+  """
   run = object_store.path(config.init)
   if not config.model.path and not (config.init and (run / MODEL).is_dir()):
     return None
@@ -154,7 +186,11 @@ def find_model(config: ConfigDict) -> hf_weights.Model | None:
 
 
 def find_tokenizer(config: ConfigDict) -> Path:
-  """What the config names, directly or with its policy: a SentencePiece file, or a folder with tokenizer.json."""
+  """Returns the local path of the config's tokenizer: a SentencePiece file, or a folder with tokenizer.json.
+
+  It is that of config.tokenizer, else of config.init or config.model.path. Raises InputError where none is named, or
+  the folder that is named holds none.
+  """
   name = config.tokenizer or config.init or (config.model.path and hub.model(config.model.path))
   if not name:
     raise InputError(
@@ -177,6 +213,11 @@ def find_tokenizer(config: ConfigDict) -> Path:
 
 
 def read_tokenizer(config: ConfigDict) -> Tokenizer:
+  """Returns the tokenizer of a config.
+
+  Warns where the end token of the chat template ends no response. Raises InputError where the tokenizer can't be read,
+  or takes no config.model.think or config.model.stop_tokens.
+  """
   path, think = find_tokenizer(config), THINKING_SWITCH[config.model.think]
   try:
     if path.is_dir():
@@ -186,13 +227,16 @@ def read_tokenizer(config: ConfigDict) -> Tokenizer:
   except InputError as error:
     raise InputError(f"config.tokenizer: {error}") from error
   if config.model.stop_tokens and isinstance(tokenizer, SentencePiece):
-    raise InputError("config.model.stop_tokens is set, but the embedded tokenizer has one end token; set it to ()")
-  if isinstance(tokenizer, hf_tokenizer.HuggingFace) and (token := tokenizer.unstopped):
+    raise InputError("config.model.stop_tokens is set, but the built-in tokenizer has one end token; set it to ()")
+  if isinstance(tokenizer, hf_tokenizer.HuggingFace) and tokenizer.unstopped:
     _LOG.warning(
       "%s: the chat template ends an assistant's turn with %s, which ends no response here: the policy would write "
       "turns of its own making behind it; take config.model.stop_tokens=%s, or name it as eos_token in "
-      "tokenizer_config.json or in eos_token_id of generation_config.json", path, token, token,
-    )  # fmt: skip
+      "tokenizer_config.json or in eos_token_id of generation_config.json",
+      path,
+      tokenizer.unstopped,
+      tokenizer.unstopped,
+    )
   if think is not None:
     try:
       tokenizer.render(({"role": "user", "content": ""},), think)
@@ -202,7 +246,10 @@ def read_tokenizer(config: ConfigDict) -> Tokenizer:
 
 
 def check_rows(tokenizer: Tokenizer, spec: Spec) -> Spec:
-  """The shape with the rows that the tokenizer knows; InputError where it knows more than there are."""
+  """Returns the spec with the tokenizer's number of tokens as `real_vocab`, its rows that are in use.
+
+  Raises InputError where the tokenizer has more tokens than the embedding table has rows.
+  """
   if tokenizer.vocab_size > spec.vocab:
     raise InputError(
       f"config.tokenizer: {tokenizer.vocab_size} tokens, but the policy has {spec.vocab} rows; use its own tokenizer"
@@ -211,43 +258,70 @@ def check_rows(tokenizer: Tokenizer, spec: Spec) -> Spec:
 
 
 def load_policy(config: ConfigDict) -> Policy:
-  """Policy of `config.init` or `config.model.path`, or a fresh one."""
+  """Builds the policy of a config: tokenizer, meshes, and the weights laid out on the devices.
+
+  The weights are the newest of config.init, those of config.model.path, or fresh ones if neither is set. Raises
+  InputError where a directory holds no policy, and StorageError where its checkpoints are damaged.
+  """
   init = object_store.path(config.init) if config.init else None
-  if init is not None and not (init / POLICY).is_file():
-    if any((init / name).is_file() for name in (hf_weights.SINGLE, hf_weights.INDEX, hf_tokenizer.TOKENIZER)):
-      raise InputError(
-        f"config.init = {config.init!r}: is a Hugging Face directory, and a run directory is wanted; name it as "
-        f"config.model.path={config.init} (and --config.init=), or `jaxrlvr import` it first"
-      )
-    raise InputError(f"config.init = {config.init!r}: holds no {POLICY}; name the workdir of a finished training stage")
+  if init is not None:
+    _check_is_run(config.init, init)
   model, tokenizer = find_model(config), read_tokenizer(config)
   mesh = configured_mesh(config)
-  stated = read_recorded_spec(init / POLICY) if init else fresh_spec(config, config.model.vocab or tokenizer.vocab_size)
+  if model is not None:
+    spec = model.spec
+  elif init is not None:
+    spec = read_recorded_spec(init / POLICY)
+  else:
+    spec = fresh_spec(config, config.model.vocab or tokenizer.vocab_size)
   device = mesh.local_devices[0]
-  spec = check_rows(tokenizer, configured(config, model.spec if model else stated, platform_of(device)))
-  placed = policy_spec.shardings(spec, mesh)
-  memory = (device.memory_stats() or {}).get("bytes_limit")
-  sample_mesh = configured_sampling_mesh(config, spec, mesh, memory)
-  make = jax.jit(lambda: policy_spec.init(spec, keys.at(config.seed, "init")), out_shardings=placed)
+  spec = check_rows(tokenizer, configured(config, spec, platform_of(device)))
+  shardings = policy_spec.shardings(spec, mesh)
+  memory_of_device = (device.memory_stats() or {}).get("bytes_limit")
+  sample_mesh = configured_sampling_mesh(config, spec, mesh, memory_of_device)
+  fresh_params = jax.jit(lambda: policy_spec.init(spec, keys.at(config.seed, "init")), out_shardings=shardings)
   if model is not None:
     params, origin = hf_weights.load(model, spec, mesh), origin_of(model)
-  elif init is None:
-    params, origin = make(), {"seed": config.seed}
+  elif init is not None:
+    params, origin = _load_params(init, jax.eval_shape(fresh_params), shardings)
   else:
-    params, origin = _load_params(init, jax.eval_shape(make), placed)
+    params, origin = fresh_params(), {"seed": config.seed}
   if isinstance(tokenizer, hf_tokenizer.HuggingFace):  # its template and end tokens are not among its pieces
     origin["digests"] = {**origin.get("digests", {}), "tokenizer": tokenizer.digest}
   return Policy(spec, tokenizer, params, mesh, sample_mesh, origin)
 
 
+def _check_is_run(name: str, init: Path) -> None:
+  """Raises InputError where config.init, of this name, holds no policy of a run."""
+  if (init / POLICY).is_file():
+    return
+  hugging_face_files = (hf_weights.SINGLE, hf_weights.INDEX, hf_tokenizer.TOKENIZER)
+  if any((init / file).is_file() for file in hugging_face_files):
+    raise InputError(
+      f"config.init = {name!r}: is a Hugging Face directory, and a run directory is wanted; name it as "
+      f"config.model.path={name} (and --config.init=), or `jaxrlvr import` it first"
+    )
+  raise InputError(f"config.init = {name!r}: holds no {POLICY}; name the workdir of a finished training stage")
+
+
 def configured(config: ConfigDict, spec: Spec, platform: str) -> Spec:
-  """The spec with what a config says of how to compute, whatever the weights."""
+  """Returns the spec with config.model's settings of how to compute; its shape stays.
+
+  platform: of the devices, by which attention "auto" is chosen.
+  """
   m = config.model
-  how = dict(dtype=m.dtype, unroll=min(m.unroll, spec.layers), vocab_chunk=m.vocab_chunk, remat=m.remat)
-  return dataclasses.replace(spec, **how, attention=resolve(m.attention, platform, m.dtype))
+  return dataclasses.replace(
+    spec,
+    dtype=m.dtype,
+    unroll=min(m.unroll, spec.layers),
+    vocab_chunk=m.vocab_chunk,
+    remat=m.remat,
+    attention=resolve(m.attention, platform, m.dtype),
+  )
 
 
 def origin_of(model: hf_weights.Model) -> dict:
+  """Returns the `origin` of a policy with a Hugging Face model's weights: its folder, and digests of what is in it."""
   config = (model.folder / "config.json").read_text()
   return {
     "model": str(model.folder),
@@ -256,7 +330,10 @@ def origin_of(model: hf_weights.Model) -> dict:
 
 
 def keep_policy(config: ConfigDict, policy: Policy, workdir: Path, training: Sequence[Problem] = ()) -> None:
-  """Copies tokenizer and shape to `workdir`, which then stands alone as an `init`, and tells what it is trained on."""
+  """Writes tokenizer, shape and digests of the training prompts to a run directory, which can then be a config.init.
+
+  training: the problems that the policy is trained on; (): no problems.
+  """
   keep_tokenizer(config, workdir / TOKENIZER_FILE, workdir / TOKENIZER_FOLDER)
   logbook.write_json(workdir / POLICY, dataclasses.asdict(policy.spec))
   if (trained := trained_on(config, training)) is not None:
@@ -264,7 +341,7 @@ def keep_policy(config: ConfigDict, policy: Policy, workdir: Path, training: Seq
 
 
 def trained_on(config: ConfigDict, training: Sequence[Problem]) -> frozenset[str] | None:
-  """Digests of the prompts of `training` and of those that `config.init` was trained on; None: none are known."""
+  """Returns digests of the prompts in `training` and of all that `config.init` was trained on; None: none are known."""
   file = object_store.path(config.init) / overlap.FILE if config.init else None
   before = overlap.from_text(file.read_text(), str(file)) if file is not None and file.is_file() else frozenset()
   return before | overlap.prompt_digests(training) or None
@@ -283,6 +360,7 @@ def keep_tokenizer(config: ConfigDict, file: Path, folder: Path) -> None:
 
 
 def read_recorded_spec(path: Path) -> Spec:
+  """Returns the spec that a policy.json holds. Raises InputError where it holds none of this version."""
   try:
     fields = json.loads(path.read_text())
     fields["rope_scaling"] = fields["rope_scaling"] and RopeScaling(**fields["rope_scaling"])
@@ -293,28 +371,41 @@ def read_recorded_spec(path: Path) -> Spec:
     ) from error
 
 
-def _load_params(run: Path, shapes: dict, placed: dict):
-  abstract = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed[name]) for name, x in shapes.items()}
+def _load_params(run: Path, shapes: dict, shardings: dict) -> tuple[dict, dict]:
+  """Returns (weights of a finished run's last checkpoint, their `Policy.origin`).
+
+  shapes, shardings: of each weight by its name. Raises InputError where the run has no checkpoint of its last step.
+  """
+  abstract = {}
+  for name, leaf in shapes.items():
+    abstract[name] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=shardings[name])
   store = checkpoint.Checkpoints(run, read_only=True)
-  found = store.restore(abstract, None)
+  restored = store.restore(abstract, None)
   store.close()
-  if found is None:
+  if restored is None:
     raise InputError(f"config.init = {str(run)!r}: has no checkpoint; let that run finish first")
-  whole = logbook.read_json(run / "summary.json").get("steps")
-  if found[2]["step"] != whole:
+  params, _, meta = restored
+  last_step = logbook.read_json(run / "summary.json").get("steps")
+  if meta["step"] != last_step:
     raise InputError(
-      f"config.init = {str(run)!r}: its last whole checkpoint is of step {found[2]['step']}, its end is {whole}; "
+      f"config.init = {str(run)!r}: its last whole checkpoint is of step {meta['step']}, its end is {last_step}; "
       "finish it by the command that made it, with --resume=check"
     )
-  start = found[2].get("origin", {})  # of what this run's training began with
-  return found[0], {"run": str(run), "step": whole, "digests": digests_of_params(found[2]), "start": start}
+  origin_of_training = meta.get("origin", {})
+  return params, {
+    "run": str(run),
+    "step": last_step,
+    "digests": digests_of_params(meta),
+    "start": origin_of_training,
+  }
 
 
 def load_start(policy: Policy) -> tuple[str, dict] | None:
-  """Returns the place and the weights that the policy's training began with, float32 and laid out as the policy's.
+  """Returns (place, weights) that the policy's training began with; the weights are float32 and sharded as the
+  policy's.
 
-  Where they are gone or changed, that is told and those before them are taken, as far back as the runs have recorded
-  it; None where there are none.
+  If they are gone or have changed, a warning says so and the weights before them are taken, as far back as the runs
+  have recorded it. Returns None where no such weights are left.
   """
   start = policy.origin.get("start", {})
   while "run" in start or "model" in start:
@@ -327,57 +418,58 @@ def load_start(policy: Policy) -> tuple[str, dict] | None:
 
 
 def _load_again(origin: dict, policy: Policy) -> dict:
-  """Returns the weights of this origin; InputError where they are not there as they were."""
+  """Loads the weights of an origin. Raises InputError where they are gone, have changed, or take too much memory."""
   place = origin.get("run") or origin["model"]
-  needed, room = 4 * policy_spec.count_weights(policy.spec), memory.free(policy.mesh)
-  if room is not None and needed > room:
-    raise InputError(f"{place}: takes {needed / 1e9:.1f} GB, {room / 1e9:.1f} GB are free; take more memory")
-  known = {name: digest for name, digest in origin["digests"].items() if name != "tokenizer"}
+  needed, free_bytes = 4 * policy_spec.count_weights(policy.spec), memory.free(policy.mesh)
+  if free_bytes is not None and needed > free_bytes:
+    raise InputError(f"{place}: takes {needed / 1e9:.1f} GB, {free_bytes / 1e9:.1f} GB are free; take more memory")
+  recorded = {name: digest for name, digest in origin["digests"].items() if name != "tokenizer"}
   if "model" in origin:
     model = hf_weights.open_model(place)
-    params, found = None, origin_of(model)["digests"]
+    params, digests = None, origin_of(model)["digests"]
   else:
     leaves = policy_spec.leaves(policy.spec).items()
     shapes = {name: jax.ShapeDtypeStruct(leaf.shape, jnp.float32) for name, leaf in leaves}
     run = object_store.path(place)
     if not (run / POLICY).is_file():
       raise InputError(f"{place}: is gone; put it back")
-    params, kept = _load_params(run, shapes, policy_spec.shardings(policy.spec, policy.mesh))
-    found = kept["digests"]
-  if found != known:
+    params, origin_now = _load_params(run, shapes, policy_spec.shardings(policy.spec, policy.mesh))
+    digests = origin_now["digests"]
+  if digests != recorded:
     raise InputError(f"{place}: has changed since; put back what it was")
   return hf_weights.load(model, policy.spec, policy.mesh) if params is None else params
 
 
 def digests_of_params(meta: dict) -> dict[str, str]:
+  """Returns the digests of the weights alone from the record `meta` of a checkpoint, by the array's name."""
   return {name: digest for name, digest in meta["digests"].items() if name.startswith("['params']")}
 
 
 def frozen(policy: Policy) -> dict:
-  """A copy of the policy's weights in the compute dtype, which is all that a forward pass reads of them."""
+  """Returns a copy of the policy's weights in the compute dtype, in which a forward pass reads them."""
   copy = jax.jit(lambda p: jax.tree.map(jnp.copy, forward.cast(p, policy.spec)))
   return copy(policy.params)
 
 
 def fresh_state(policy: Policy, optimizer: optax.GradientTransformation) -> TrainState:
-  """Training state at step 0; it takes the policy's own weights."""
+  """Returns the training state at step 0. Its weights are the policy's own arrays, which are donated to it."""
   _, places = state_shapes(policy, optimizer)
   return jax.jit(lambda p: init_state(p, optimizer), out_shardings=places, donate_argnums=0)(policy.params)
 
 
 def state_shapes(policy: Policy, optimizer: optax.GradientTransformation) -> tuple[TrainState, TrainState]:
-  """(shapes, shardings) of the training state; moments are laid out like the weights they belong to."""
-  rest: Any = sharding.named_sharding(policy.mesh)
-  placed: Any = policy_spec.shardings(policy.spec, policy.mesh)
-  shapes = jax.eval_shape(lambda p: init_state(p, optimizer), policy.params)
+  """Returns (shapes, shardings) of the training state; moments are sharded like their weights, counts replicated."""
+  replicated: Any = sharding.named_sharding(policy.mesh)
+  of_params: Any = policy_spec.shardings(policy.spec, policy.mesh)
+  shapes = jax.eval_shape(lambda params: init_state(params, optimizer), policy.params)
   with jax.transfer_guard("allow"):  # optax builds small placeholders
-    moments = optax.tree.map_params(
-      optimizer, lambda _, place: place, shapes.opt_state, placed, transform_non_params=lambda _: rest
+    of_optimizer = optax.tree.map_params(
+      optimizer, lambda _, place: place, shapes.opt_state, of_params, transform_non_params=lambda _: replicated
     )
-  return shapes, TrainState(placed, moments, rest, rest, rest)
+  return shapes, TrainState(of_params, of_optimizer, replicated, replicated, replicated)
 
 
 def optimizer(o: ConfigDict, updates: int) -> tuple[optax.GradientTransformation, np.ndarray]:
-  """(optimiser, learning rate of each update [updates]) of an `optim` group over this many updates."""
+  """Returns (optimizer, learning rate of each update [updates]) for the group `optim` of a stage's config."""
   rates = optim.rates(o.schedule, o.lr, round(o.warmup * updates), updates, o.floor)
   return optim.adamw(o.b1, o.b2, o.eps, o.weight_decay, o.clip_norm, o.moment), rates

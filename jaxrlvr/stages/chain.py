@@ -1,4 +1,4 @@
-"""The chain stage: the links of a chain one after another in this process; finished links are not run again."""
+"""The stage chain: runs the links of a chain one after another in this process, except those that are finished."""
 
 from __future__ import annotations
 
@@ -13,12 +13,16 @@ from jaxrlvr.stages.run_directory import open_run
 
 
 def chain(stages: Mapping[str, StageFunction], config: ConfigDict, workdir: str | Path) -> dict:
-  """Runs the links of `config.chain` in order. The summary has the last link's report, if it made one."""
+  """Runs the links of `config.chain` in order and returns the summary.
+
+  The summary has the names of the `links`, and the path of the last link's `report` if it wrote one. An error of a link
+  ends the chain.
+  """
   workdir = object_store.path(workdir)
   links = read_links(config, workdir, stages)
   executor = InThisProcess(workdir, stages)
   with open_run(config, workdir, "chain") as run:
-    run.summary = None  # its links say themselves what is finished
+    run.summary = None  # a finished chain is run again, as each link decides itself whether it is finished
     run.begin()
     run_links(links, executor, run.raise_if_asked)
     last = executor.summaries[links[-1].name]

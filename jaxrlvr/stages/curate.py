@@ -1,4 +1,4 @@
-"""What a model's own samples say of problems: `filter` keeps those of a difficulty, `corrupt` gives others labels."""
+"""The stages filter, subset and corrupt, which select or relabel problems by a policy's own samples."""
 
 from __future__ import annotations
 
@@ -32,9 +32,12 @@ PROBLEMS = "problems.jsonl"
 
 
 def filter_problems(config: ConfigDict, workdir: str | Path) -> dict:
-  """Keeps the problems of which the policy of `config.init` solves `filter.low` to `filter.high` of its samples.
+  """Keeps the problems that the policy of `config.init` solves in `filter.low` to `filter.high` of its samples.
 
-  The kept ones go to problems.jsonl, with `extra["solved"]` and `extra["samples"]`; rows/ tells of all.
+  Writes these to problems.jsonl, with `extra["solved"]` and `extra["samples"]`, and counts of all problems to rows/.
+  The summary has the number of `problems`, `kept` and `dropped` (prompt too long), `histogram` (how many problems are
+  solved 0, 1, 2, ... times) and `unscored` (how many samples could not be graded, by cause). Raises InputError where no
+  problem would be kept.
   """
   with open_run(config, workdir, "filter") as run:
     policy = build_policy.load_policy(config)
@@ -43,101 +46,125 @@ def filter_problems(config: ConfigDict, workdir: str | Path) -> dict:
       if run.finished:
         return run.summary
       for drawn, grade in survey.batches(survey.problems):
-        survey.record(_solve_counts(drawn.answers.problems, verifiable.grade_by_truth(drawn.answers, grade)))
+        graded = verifiable.grade_by_truth(drawn.answers, grade)
+        survey.record(_solve_counts(drawn.answers.problems, graded))
     rows = {row["id"]: row for row in survey.rows}
     return run.finish(dropped=survey.dropped, **_keep(run, survey.problems, rows))
 
 
 def _solve_counts(problems: Sequence[Problem], true: Graded) -> list[dict]:
-  """Of each problem how many of its samples are right, how many could be graded, and why the others could not."""
+  """Returns a row for each problem: `id`, `solved` (number of right samples), `scored` (number of samples that could be
+  graded) and `unscored` (number of all others, by cause)."""
   rows = []
   for problem, value_G, scored_G, cause_G in zip(problems, true.value_PG, true.scored_PG, true.cause_PG, strict=True):
-    solved, scored = int((value_G == 1)[scored_G].sum()), int(scored_G.sum())
-    unscored = Counter(cause for cause, known in zip(cause_G, scored_G, strict=True) if not known)
-    rows.append({"id": problem.id, "solved": solved, "scored": scored, "unscored": unscored})
+    right_G = (value_G == 1) & scored_G
+    unscored = Counter(cause for cause, scored in zip(cause_G, scored_G, strict=True) if not scored)
+    rows.append({"id": problem.id, "solved": int(right_G.sum()), "scored": int(scored_G.sum()), "unscored": unscored})
   return rows
 
 
 def _keep(run: Run, problems: Sequence[Problem], rows: Mapping[str, dict]) -> dict:
-  """Writes the problems that are solved often enough and not too often, and the histogram; returns the summary."""
+  """Writes the problems that are solved neither too seldom nor too often, and the histogram; returns the summary.
+
+  rows: the row of each problem by its id. Problems of which no sample could be graded are left out.
+  """
   f = run.config.filter
-  solved = {p.id: rows[p.id]["solved"] for p in problems if rows[p.id]["scored"]}
-  kept = [
-    dataclasses.replace(p, extra={**p.extra, "solved": solved[p.id], "samples": f.samples})
-    for p in problems
-    if f.low <= solved.get(p.id, -1) <= f.high
-  ]
+  solved = {problem.id: rows[problem.id]["solved"] for problem in problems if rows[problem.id]["scored"]}
+  kept = []
+  for problem in problems:
+    if f.low <= solved.get(problem.id, -1) <= f.high:
+      extra = {**problem.extra, "solved": solved[problem.id], "samples": f.samples}
+      kept.append(dataclasses.replace(problem, extra=extra))
   if not kept:
     raise InputError(
       f"none of {len(problems)} problems is solved {f.low} to {f.high} times in {f.samples}; {run.home}/rows tells"
       " how often each is; take other problems, another policy, or another range in another workdir"
     )
-  counts = Counter(solved.values())
-  bars = [counts[n] for n in range(f.samples + 1)]
-  charts.histogram(run.workdir / "histogram.png", bars, f"Problems by solve@{f.samples}")
+  problems_solved = Counter(solved.values())
+  histogram = [problems_solved[times] for times in range(f.samples + 1)]
+  charts.histogram(run.workdir / "histogram.png", histogram, f"Problems by solve@{f.samples}")
   prepared.save(run.workdir / PROBLEMS, kept)
   print(
     f"{run.home / PROBLEMS}: {len(kept)} of {len(problems)} problems are solved {f.low} to {f.high} times in "
-    f"{f.samples}; {bars[0]} never, {bars[-1]} always"
+    f"{f.samples}; {histogram[0]} never, {histogram[-1]} always"
   )
-  unscored = sum((Counter(row["unscored"]) for row in rows.values()), Counter())
+  unscored: Counter[str] = Counter()
+  for row in rows.values():
+    unscored.update(row["unscored"])
   if unscored:
     _LOG.warning(
       "%d samples could not be graded (%s) and count as not solved; %d problems are left out, as none of theirs could",
-      unscored.total(), dict(unscored), len(problems) - len(solved),
-    )  # fmt: skip
-  return {"problems": len(problems), "kept": len(kept), "histogram": bars, "unscored": dict(unscored)}
+      unscored.total(),
+      dict(unscored),
+      len(problems) - len(solved),
+    )
+  return {"problems": len(problems), "kept": len(kept), "histogram": histogram, "unscored": dict(unscored)}
 
 
 def subset(config: ConfigDict, workdir: str | Path) -> dict:
-  """Orders filtered problems so that any first N are spread over the difficulties: problems.jsonl, easy to nest.
+  """Writes filtered problems to problems.jsonl in an order in which the first N, for any N, are spread over
+  difficulties.
 
-  `problems.source` is what `filter` wrote, all of it; `problems.count` of a later run takes the first N.
+  `problems.source` must be the problems.jsonl of `filter`, of which all problems are read. A later run takes the first
+  N by `problems.count`. The summary has the number of `problems` and `per_bin`, how many are solved 0, 1, 2, ... times.
+  Raises InputError for problems that don't say how often they were solved.
   """
   with open_run(config, workdir, "subset") as run:
-    generated = config.problems.source in problem_lists.GENERATORS
-    found = [] if generated else rollout.read_problems(config, "problems", count=0)
-    unknown = [p.id for p in found if not {"solved", "samples"} <= set(p.extra)]
-    if unknown or generated:
-      raise InputError(
-        f"config.problems.source = {config.problems.source!r}: {len(unknown) or 'all'} of its problems do not "
-        "say how often they were solved; run `jaxrlvr filter` first and name its problems.jsonl"
-      )
-    run.begin(problems=found)
+    problems = _read_filtered(config)
+    run.begin(problems=problems)
     if run.finished:
       return run.summary
-    samples, *others = sorted({p.extra["samples"] for p in found})
-    if others:
-      raise InputError(f"config.problems.source: solved out of {samples} and of {others[0]} samples; filter them alike")
-    order = subsets.round_robin([p.extra["solved"] for p in found], config.seed, config.subset.count, samples)
-    prepared.save(run.workdir / PROBLEMS, [found[i] for i in order])
+    samples, *other_samples = sorted({problem.extra["samples"] for problem in problems})
+    if other_samples:
+      raise InputError(
+        f"config.problems.source: solved out of {samples} and of {other_samples[0]} samples; filter them alike"
+      )
+    solved = [problem.extra["solved"] for problem in problems]
+    order = subsets.round_robin(solved, config.seed, config.subset.count, samples)
+    prepared.save(run.workdir / PROBLEMS, [problems[i] for i in order])
     if len(order) < config.subset.count:
-      _LOG.warning("%d problems were asked for, %d of %d are of use", config.subset.count, len(order), len(found))
-    print(f"{run.home / PROBLEMS}: {len(order)} of {len(found)} problems")
-    counts = Counter(found[i].extra["solved"] for i in order)
-    return run.finish(problems=len(order), per_bin=[counts[n] for n in range(samples + 1)])
+      _LOG.warning("%d problems were asked for, %d of %d are of use", config.subset.count, len(order), len(problems))
+    print(f"{run.home / PROBLEMS}: {len(order)} of {len(problems)} problems")
+    problems_solved = Counter(solved[i] for i in order)
+    return run.finish(problems=len(order), per_bin=[problems_solved[times] for times in range(samples + 1)])
+
+
+def _read_filtered(config: ConfigDict) -> list[Problem]:
+  """Returns all problems of `problems.source`. Raises InputError where they don't say how often they were solved."""
+  is_generated = config.problems.source in problem_lists.GENERATORS
+  problems = [] if is_generated else rollout.read_problems(config, "problems", count=0)
+  unknown = [problem.id for problem in problems if not {"solved", "samples"} <= set(problem.extra)]
+  if unknown or is_generated:
+    raise InputError(
+      f"config.problems.source = {config.problems.source!r}: {len(unknown) or 'all'} of its problems do not "
+      "say how often they were solved; run `jaxrlvr filter` first and name its problems.jsonl"
+    )
+  return problems
 
 
 def by_lot(seed: int, problems: Sequence[Problem]) -> list[Problem]:
-  """The problems in a random order that is a function of the seed and their ids, not of the order they come in."""
-  return sorted(problems, key=lambda p: lot(seed, p.id))
+  """Returns the problems in a random order, which depends on the seed and their ids but not on their given order."""
+  return sorted(problems, key=lambda problem: lot(seed, problem.id))
 
 
 def lot(seed: int, problem_id: str) -> bytes:
+  """Returns the random sort key of a problem: a digest of the seed and its id."""
   return hashlib.blake2b(f"{seed}/{problem_id}".encode()).digest()
 
 
 def is_wrong(problem: Problem, answer: str, grade: Grade) -> bool:
-  """Wrong against the truth, and the truth wrong against it: a corrupted label must not pay the right answer.
+  """Returns whether an answer can be a wrong label: the answer is graded wrong with the truth as label, and the truth
+  is graded wrong with the answer as label, so that the label never pays the right answer.
 
-  An answer of which nobody can say either is not taken.
+  An answer that is unscored or unparseable in either direction is not wrong in this sense.
   """
-  pairs = ((answer, problem.truth), (problem.truth, answer))
-  verdicts = grade([Job(problem.verifier, stated(said), wanted, problem.extra) for said, wanted in pairs])
-  return all(verdict == WRONG for verdict in verdicts)
+  answer_by_truth = Job(problem.verifier, stated(answer), problem.truth, problem.extra)
+  truth_by_answer = Job(problem.verifier, stated(problem.truth), answer, problem.extra)
+  return all(verdict == WRONG for verdict in grade([answer_by_truth, truth_by_answer]))
 
 
-# Which answers of the policy a new label may be: (problem, answer, grade). Keys: value of `corrupt.label`.
+# Functions (problem, answer, grade) that say whether an answer of the policy may be the new label, by
+# config.corrupt.label.
 NEW_LABELS: dict[str, Callable[[Problem, str, Grade], bool]] = {
   "wrong": is_wrong,
   "majority": lambda problem, answer, grade: True,
@@ -145,11 +172,14 @@ NEW_LABELS: dict[str, Callable[[Problem, str, Grade], bool]] = {
 
 
 def corrupt(config: ConfigDict, workdir: str | Path) -> dict:
-  """Gives a share of the problems the label that the policy of `config.init` itself most often gives wrongly.
+  """Gives shares of the problems a new label: the most frequent wrong answer of the policy of `config.init`.
 
-  For each gamma of `corrupt.gammas` all problems go to gamma_G.jsonl, with a wrong label on the first gamma * N that
-  have one in a random order: what is corrupted at a small gamma is at a larger one (paper, section 3.2). The truth
-  stays beside the label. `corrupt.label` = "majority" takes the most frequent answer instead, right or wrong.
+  For each gamma in `corrupt.gammas` all N problems are written to gamma_G.jsonl. In a random order of the problems the
+  first gamma * N that have a wrong answer get the new label, so that the problems that are relabelled at a small gamma
+  are relabelled at a larger one too (paper, section 3.2). The truth stays as it was. With `corrupt.label` "majority"
+  the label is the most frequent answer, right or wrong. The summary has the number of `problems`, `sampled` and
+  `dropped` (prompt too long), the ids of those `without_such_answer`, and for each of the `files` its gamma, the number
+  of `relabelled` problems and its sha256. Raises InputError for problems whose label is not their truth.
   """
   with open_run(config, workdir, "corrupt") as run:
     policy = build_policy.load_policy(config)
@@ -158,60 +188,80 @@ def corrupt(config: ConfigDict, workdir: str | Path) -> dict:
       survey.begin()
       if run.finished:
         return run.summary
-      most = round(max(config.corrupt.gammas) * len(survey.problems))
+      needed = round(max(config.corrupt.gammas) * len(survey.problems))
       batches = survey.batches(by_lot(config.seed, survey.problems))
-      while _relabelled(survey.rows) < most and (batch := next(batches, None)):
-        survey.record(_new_labels(config, *batch))
+      while _count_relabelled(survey.rows) < needed:
+        batch = next(batches, None)
+        if batch is None:
+          break
+        drawn, grade = batch
+        survey.record(_new_labels(config, drawn, grade))
     rows = {row["id"]: row for row in survey.rows}
     return run.finish(dropped=survey.dropped, **_write_gammas(run, survey.problems, rows))
 
 
 def _check_labels_are_true(problems: Sequence[Problem]) -> None:
-  done = [p for p in problems if p.label != p.truth]
-  if done:
+  """Raises InputError where a label is not the truth already."""
+  untrue = [problem for problem in problems if problem.label != problem.truth]
+  if untrue:
+    first = untrue[0]
     raise InputError(
-      f"config.problems: {len(done)} of {len(problems)} problems have a label that is not their truth, first "
-      f"{done[0].id} (label {done[0].label[:80]!r}, truth {done[0].truth[:80]!r}); start from the true labels"
+      f"config.problems: {len(untrue)} of {len(problems)} problems have a label that is not their truth, first "
+      f"{first.id} (label {first.label[:80]!r}, truth {first.truth[:80]!r}); start from the true labels"
     )
 
 
-def _relabelled(rows: Sequence[dict]) -> int:
+def _count_relabelled(rows: Sequence[dict]) -> int:
+  """Returns how many of these problems have a new label."""
   return sum(row["label"] is not None for row in rows)
 
 
 def _new_labels(config: ConfigDict, drawn: rollout.Drawn, grade: Grade) -> list[dict]:
-  """Of each problem its most frequent answer that may be a label, and how many samples gave it; None where none may."""
+  """Returns a row for each problem: `id`, `truth`, `label` (the most frequent answer that may be the new label; None:
+  there is none), `votes` (how many samples gave it) and `samples` (how many samples there are)."""
   c, problems = config.corrupt, drawn.answers.problems
-  answers_PG = [[response.answer for response in responses] for responses in drawn.answers.response_PG]
+  may_be_label = NEW_LABELS[c.label]
+  answers_PG = drawn.answer_PG
   rows = []
   for problem, election, answers in zip(problems, elect(problems, answers_PG, grade), answers_PG, strict=True):
-    votes = Counter(cluster for cluster in election.cluster_G if cluster is not None).most_common()
-    leaders = ((answers[election.cluster_G.index(cluster)].strip(), n) for cluster, n in votes)
-    fit = (leader for leader in leaders if NEW_LABELS[c.label](problem, leader[0], grade))
-    label, n = next(fit, (None, 0))
-    rows.append({"id": problem.id, "truth": problem.truth, "label": label, "votes": n, "samples": c.samples})
+    votes_of_cluster = Counter(cluster for cluster in election.cluster_G if cluster is not None)
+    label, votes = None, 0
+    for cluster, count in votes_of_cluster.most_common():
+      answer = answers[election.cluster_G.index(cluster)].strip()
+      if may_be_label(problem, answer, grade):
+        label, votes = answer, count
+        break
+    rows.append({"id": problem.id, "truth": problem.truth, "label": label, "votes": votes, "samples": c.samples})
   return rows
 
 
 def _write_gammas(run: Run, problems: Sequence[Problem], rows: Mapping[str, dict]) -> dict:
-  """Writes all problems once a gamma, with new labels on its share of them; returns the summary."""
+  """Writes all problems once for each gamma, with new labels on that share of them; returns the summary.
+
+  rows: the row of each problem that was sampled, by its id.
+  """
   c, seed = run.config.corrupt, run.config.seed
-  drawn = [p.id for p in by_lot(seed, problems) if p.id in rows and rows[p.id]["label"] is not None]
+  new_labels = {}
+  for problem in by_lot(seed, problems):
+    if problem.id in rows and rows[problem.id]["label"] is not None:
+      new_labels[problem.id] = rows[problem.id]["label"]
   files = {}
   for gamma in c.gammas:
-    file, wanted = run.workdir / f"gamma_{gamma:.2f}.jsonl", round(gamma * len(problems))
-    chosen = set(drawn[:wanted])
-    labelled = [_relabel(p, rows[p.id]["label"]) if p.id in chosen else p for p in problems]
+    file = run.workdir / f"gamma_{gamma:.2f}.jsonl"
+    count = round(gamma * len(problems))
+    relabelled = set(list(new_labels)[:count])
+    labelled = [_relabel(p, new_labels[p.id]) if p.id in relabelled else p for p in problems]
     prepared.save(file, labelled)
     with file.open("rb") as written:
       digest = hashlib.file_digest(written, "sha256").hexdigest()
-    files[file.name] = {"gamma": gamma, "relabelled": len(chosen), "sha256": digest}
-    print(f"{run.home / file.name}: {len(chosen)} of {len(problems)} labels are the policy's own")
-    if len(chosen) < wanted:
-      _LOG.warning("%s: %d were asked for; the others have no such answer in %d samples", file.name, wanted, c.samples)
+    files[file.name] = {"gamma": gamma, "relabelled": len(relabelled), "sha256": digest}
+    print(f"{run.home / file.name}: {len(relabelled)} of {len(problems)} labels are the policy's own")
+    if len(relabelled) < count:
+      _LOG.warning("%s: %d were asked for; the others have no such answer in %d samples", file.name, count, c.samples)
   without = sorted(row["id"] for row in rows.values() if row["label"] is None)
   return {"problems": len(problems), "sampled": len(rows), "without_such_answer": without, "files": files}
 
 
 def _relabel(problem: Problem, label: str) -> Problem:
+  """Returns the problem with a new label, marked in `extra` as relabelled."""
   return dataclasses.replace(problem, label=label, extra={**problem.extra, "relabelled": True})

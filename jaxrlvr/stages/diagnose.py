@@ -1,4 +1,4 @@
-"""Before RL: what a policy's own samples say of it, and what RL will probably do to it under each weak setting."""
+"""The stage diagnose: measures a policy by its own samples and predicts what RL does to it under weak supervision."""
 
 from __future__ import annotations
 
@@ -24,10 +24,13 @@ from jaxrlvr.stages.survey import open_survey
 
 
 def diagnose(config: ConfigDict, workdir: str | Path) -> dict:
-  """Samples `config.diagnose.problems` of `config.problems` as RL would, judges some, and says what RL will meet.
+  """Samples some problems as RL would, judges some of the responses, and predicts the effect of RL.
 
-  diagnosis.md is the page to read, diagnosis.json its numbers, rows/ has all responses, labels.jsonl the judge's. In
-  an outage of a judge `http` the page tells the rest, and the stage ends unfinished.
+  Writes diagnosis.md, which is the page to read, diagnosis.json with its numbers, rows/ with all responses, and
+  labels.jsonl with the labels of the judge. The summary has what diagnosis.json has, and `dropped`, the number of
+  problems whose prompts are too long. Raises TrainingStopped, after the page is written, where the judge `http` left
+  too many labels out; the same command then asks for these only. Raises InputError for a judge that can't run in
+  several processes, and for a reference that can't be read.
   """
   d, j = config.diagnose, config.judge
   if multihost.process_count() > 1 and j.name not in ("exact", "replay"):
@@ -44,7 +47,7 @@ def diagnose(config: ConfigDict, workdir: str | Path) -> dict:
         survey.record(_responses(drawn.answers.problems, graded(drawn, 0, grade)))
     responses = {row["id"]: row["responses"] for row in survey.rows}
     figures, histogram = _figures(config, responses)
-    figures_of_reasoning, judging = judged(_chosen(config, responses), run, judge, config)
+    figures_of_reasoning, judging = judged(_select_for_judging(config, responses), run, judge, config)
     figures |= figures_of_reasoning
     billions, verifiers = policy_spec.count_weights(policy.spec) / 1e9, {p.verifier for p in survey.problems}
     near = prediction.is_near(billions, verifiers)
@@ -61,7 +64,7 @@ def diagnose(config: ConfigDict, workdir: str | Path) -> dict:
       "judging": judging,
     }
     _write(run, diagnosis, predictions)
-    if j.name == "http" and not judging["measured"]:  # it may answer another time
+    if j.name == "http" and not judging["measured"]:  # the endpoint may answer another time
       raise TrainingStopped(
         f"{judging['missing']} of {judging['labels']} labels are missing, over config.judge.max_missing = "
         f"{j.max_missing}; see that it answers (warnings above). The same command asks only for what is missing"
@@ -70,28 +73,39 @@ def diagnose(config: ConfigDict, workdir: str | Path) -> dict:
 
 
 def _responses(problems: Sequence[Problem], records: Sequence[Mapping]) -> list[dict]:
-  """A row a problem, with the records of its responses, of which there are as many each."""
-  K = len(records) // len(problems)
-  return [{"id": problem.id, "responses": records[i * K : (i + 1) * K]} for i, problem in enumerate(problems)]
+  """Returns a row {"id", "responses"} for each problem from the records of all responses, equally many a problem."""
+  samples = len(records) // len(problems)
+  rows = []
+  for i, problem in enumerate(problems):
+    rows.append({"id": problem.id, "responses": records[i * samples : (i + 1) * samples]})
+  return rows
 
 
 def _figures(config: ConfigDict, responses: Mapping[str, Sequence[Mapping]]) -> tuple[dict[str, float], list[int]]:
-  """(what the verifier says of all responses, how many problems are solved how often)."""
+  """Returns (figures of `pre_rl.measure`, number of problems that are solved 0, 1, 2, ... times).
+
+  responses: the records of each problem's responses by its id.
+  """
   samples = config.diagnose.samples
   ks = sorted({samples, *(k for k in config.evaluate.pass_k if k < samples)})
-  records = [record for of_problem in responses.values() for record in of_problem]
+  records = []
+  for records_of_problem in responses.values():
+    records += records_of_problem
   return pre_rl.measure(records, samples, ks)
 
 
-def _chosen(config: ConfigDict, responses: Mapping[str, Sequence[Mapping]]) -> list[Mapping]:
-  """The records that are judged: of some problems, by lot, the first samples."""
+def _select_for_judging(config: ConfigDict, responses: Mapping[str, Sequence[Mapping]]) -> list[Mapping]:
+  """Returns the records to judge: the first judge.samples responses to each of judge.problems random problems."""
   j = config.judge
   problems = sorted(responses, key=lambda problem: lot(config.seed, problem))[: j.problems]
-  return [record for problem in problems for record in responses[problem][: j.samples]]
+  records: list[Mapping] = []
+  for problem in problems:
+    records += responses[problem][: j.samples]
+  return records
 
 
 def _write(run: Run, diagnosis: Mapping, predictions: Sequence[prediction.Prediction]) -> None:
-  """Writes diagnosis.json and the page, and prints what of the page is read first."""
+  """Writes diagnosis.json and diagnosis.md, and prints the page's sections of measurements and predictions."""
   logbook.write_json(run.workdir / "diagnosis.json", diagnosis)
   page = diagnosis_page.sections(run.config, diagnosis, predictions)
   text = "\n".join(f"{title}\n\n{body.rstrip()}\n" for title, body in page.items())
@@ -102,14 +116,17 @@ def _write(run: Run, diagnosis: Mapping, predictions: Sequence[prediction.Predic
 
 
 def faithful_diversity_of(folder: str) -> float | None:
-  """Returns the faithful diversity of a former diagnosis; None for "". InputError where it can't be read."""
+  """Returns the faithful diversity that an earlier diagnosis measured; None for the folder "".
+
+  Raises InputError where the folder holds no diagnosis, or one that measured no faithfulness.
+  """
   if not folder:
     return None
   path = Path(object_store.local(folder)) / "diagnosis.json"
   try:
-    found = json.loads(path.read_text())["figures"]["faithful_diversity"]
-    if isinstance(found, (int, float)):
-      return float(found)
+    faithful_diversity = json.loads(path.read_text())["figures"]["faithful_diversity"]
+    if isinstance(faithful_diversity, (int, float)):
+      return float(faithful_diversity)
     reason = "faithful_diversity was not measured there"
   except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
     reason = f"it can't be read ({type(error).__name__}: {error})"
@@ -120,9 +137,14 @@ def faithful_diversity_of(folder: str) -> float | None:
 
 
 def judged(rows: Sequence[Mapping], run: Run, judge: Judge, config: ConfigDict) -> tuple[dict[str, float], dict]:
-  """(figures of reasoning, nan where too many labels are missing; what was judged by whom)."""
+  """Judges responses, writes labels.jsonl, and returns (figures of reasoning, a record of the judging).
+
+  The figures are those of `reasoning.reasoning_figures`; all are nan where more labels are missing than
+  judge.max_missing allows. The record has `judge`, the numbers of `problems`, `responses`, `labels` and `missing`
+  labels, `measured` (False: too many are missing) and `usage`, the judge's counts.
+  """
   responses, labels = judge_step(rows, judge, None)
-  run.raise_if_asked()  # what a stopping judge leaves out is not missing
+  run.raise_if_asked()  # a judge that was asked to stop leaves labels out, which are not missing
   logbook.write_jsonl(run.workdir / LABELS_FILE, labels)
   missing = sum(row["label"] is None for row in labels)
   measured = missing <= config.judge.max_missing * len(labels)

@@ -1,8 +1,9 @@
-"""Evaluation: avg@k, pass@k and maj@k of a policy on held-out problems, always against the true answers."""
+"""Evaluation: measures avg@k, pass@k and maj@k of a policy on held-out problems, always by the true answers."""
 
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,92 +29,121 @@ _LOG = logging.getLogger(__name__)
 
 
 class Evaluator:
-  """The held-out sets of a config, ready to be sampled and graded at any step."""
+  """The held-out sets of a config. Calling it samples and grades all of them at a step of a run.
+
+  `problems`: the problems of all sets. `dropped`: how many more were left out, as their prompts are too long.
+  `batches`: how many batches an evaluation samples. `overlap`: how many problems of each set are trained on as well;
+  None: it is unknown what was trained on. `left_out`: how many problems of each set were left out for that, where there
+  are any. `means`: after an evaluation, the mean true reward of each problem by "SET/PROBLEM".
+  """
 
   def __init__(
     self, config: ConfigDict, policy: build_policy.Policy, service: Service, training: Sequence[Problem] = ()
   ):
-    """`training`: the problems that the policy is about to be trained on."""
+    """training: the problems that the policy is about to be trained on. Raises InputError for sets that can't be read,
+    overlap with these though config.heldout.overlap is "error", or take more memory than is free."""
     self._config, self._policy, self._service = config, policy, service
     trained = build_policy.trained_on(config, training)
-    self._sets, left_out = held_out(config, policy, service, trained, training)
-    # Of each set, how many of its problems are trained on as well; None: nothing is known of what was trained on.
+    self._sets, self.left_out = held_out(config, policy, service, trained, training)
     self.overlap = None if trained is None else compare(config, self._sets, trained)
-    self.left_out = left_out  # problems of each set that were left out for that, where there are any
     e = config.evaluate
-    sampling = dict(group=e.samples, temperature=e.temperature, top_k=0, top_p=1.0)
-    self._sampler = rollout.Sampler(config, policy, "evaluate", **sampling)
-    largest = max(len(one.problems) for one in self._sets.values())
-    self._size = self._sampler.batch_size(e.problems_per_batch, largest)  # one shape for all sets
+    self._sampler = rollout.Sampler(
+      config, policy, "evaluate", group=e.samples, temperature=e.temperature, top_k=0, top_p=1.0
+    )
+    self.problems: list[Problem] = []
+    self.dropped = 0
+    for loaded in self._sets.values():
+      self.problems += loaded.problems
+      self.dropped += loaded.dropped
+    sizes = [len(loaded.problems) for loaded in self._sets.values()]
+    self._batch_size = self._sampler.batch_size(e.problems_per_batch, max(sizes))  # one shape for all sets
+    self.batches = sum(-(-size // self._batch_size) for size in sizes)
     cure = "config.rl.response_tokens, config.evaluate.problems_per_batch or config.evaluate.samples"
-    self._sampler.check_memory("an evaluation", self._size, cure)
-    self.problems = [p for one in self._sets.values() for p in one.problems]
-    self.dropped = sum(one.dropped for one in self._sets.values())
-    self.batches = sum(-(-len(one.problems) // self._size) for one in self._sets.values())
-    self.means: dict[str, float] = {}  # of the last evaluation: mean true reward of each problem, by set/problem
+    self._sampler.check_memory("an evaluation", self._batch_size, cure)
+    self.means: dict[str, float] = {}
 
   def __call__(
     self, params, run: Run, step: int, progress=lambda figures=None: None, saved: bool = False
   ) -> dict[str, float]:
-    """Metrics `eval/<set>/...`, and means over the sets inside and outside of the training domain where it is known.
+    """Evaluates the policy's weights `params` at a step, and returns the metrics `eval/SET/FIGURE`.
 
-    The responses go to evals/<set>_<step>.jsonl. The keys of samples are the same at every step: figures are paired.
-    A signal ends the evaluation behind the batch at hand; `saved`: a checkpoint of this step goes on with it.
+    If config.heldout.domain is set there are also means of avg@k over the sets inside and outside of the domain, as
+    `eval/in-domain/avg@k` and `eval/out-of-domain/avg@k`. Writes the responses of each set to evals/SET_STEP.jsonl.
+    Samples have the same random keys at every step, so that the figures of two steps are paired. `progress` is called
+    after each batch. Raises Interrupted after a batch if a signal has asked the run to stop; saved: whether a
+    checkpoint of this step exists, from which the run goes on with the evaluation.
     """
-    found, self.means = {}, {}
+    metrics, self.means = {}, {}
     run.raise_if_asked(saved)
     weights = self._sampler.weights(params)
-    for name in self._sets:
+    for name, loaded in self._sets.items():
       rows = []
-      for drawn in self._sampler.sweep(weights, self._sets[name], self._size, stream=f"evaluate/{name}"):
+      for drawn in self._sampler.sweep(weights, loaded, self._batch_size, stream=f"evaluate/{name}"):
         rows += graded(drawn, step, verifiable.grade_once(self._service.grade))
         progress()
         run.raise_if_asked(saved)
       logbook.write_jsonl(run.workdir / "evals" / f"{name}_{step:06d}.jsonl", rows)
-      found[name] = passk.evaluation_figures(rows, self._config.evaluate.pass_k)
-      self.means |= {f"{name}/{problem}": value for problem, value in passk.problem_means(rows).items()}
-    metrics = {f"eval/{name}/{figure}": value for name, one in found.items() for figure, value in one.items()}
-    return metrics | self._domain_means(found)
+      for figure, value in passk.evaluation_figures(rows, self._config.evaluate.pass_k).items():
+        metrics[f"eval/{name}/{figure}"] = value
+      for problem, mean in passk.problem_means(rows).items():
+        self.means[f"{name}/{problem}"] = mean
+    return metrics | self._domain_means(metrics)
 
   def overlaps(self) -> dict:
-    """For the summary: how many problems of each set are trained on as well, and how many were left out for that."""
-    return {"heldout_overlap": self.overlap} | ({"heldout_left_out": self.left_out} if self.left_out else {})
+    """Returns figures for a summary: `heldout_overlap`, and `heldout_left_out` where problems were left out."""
+    figures: dict = {"heldout_overlap": self.overlap}
+    if self.left_out:
+      figures["heldout_left_out"] = self.left_out
+    return figures
 
-  def _domain_means(self, found: Mapping[str, Mapping]) -> dict[str, float]:
-    domain, key = eval_sets.DOMAINS.get(self._config.heldout.domain), f"avg@{self._config.evaluate.samples}"
-    groups = {"in-domain": domain.inside, "out-of-domain": domain.outside} if domain else {}
-    means = {group: [found[name][key] for name in names if name in found] for group, names in groups.items()}
-    return {f"eval/{group}/{key}": float(np.mean(values)) for group, values in means.items() if values}
+  def _domain_means(self, metrics: Mapping[str, float]) -> dict[str, float]:
+    """Returns the means of avg@k over the sets inside and outside of the domain; {} where no domain is set."""
+    domain = eval_sets.DOMAINS.get(self._config.heldout.domain)
+    if domain is None:
+      return {}
+    figure = f"avg@{self._config.evaluate.samples}"
+    means = {}
+    for group, names in (("in-domain", domain.inside), ("out-of-domain", domain.outside)):
+      values = [metrics[f"eval/{name}/{figure}"] for name in names if name in self._sets]
+      if values:
+        means[f"eval/{group}/{figure}"] = float(np.mean(values))
+    return means
 
 
 def graded(drawn: rollout.Drawn, step: int, grade: Grade) -> list[dict]:
-  """Rows of these responses, graded against the truth, each with the `cluster` of equal answers it belongs to."""
+  """Grades responses by the truth and returns their rows (`rollout.records`).
+
+  The column `cluster` numbers the clusters of equal answers among the responses to a problem; None: no answer.
+  """
   true = verifiable.grade_by_truth(drawn.answers, grade)
-  answers_PG = [[response.answer for response in responses] for responses in drawn.answers.response_PG]
-  votes = elect(drawn.answers.problems, answers_PG, grade)
-  return rollout.records(drawn, step, true, cluster=[e.cluster_G for e in votes])
+  elections = elect(drawn.answers.problems, drawn.answer_PG, grade)
+  return rollout.records(drawn, step, true, cluster=[election.cluster_G for election in elections])
 
 
 def compare(
   config: ConfigDict, loaded: Mapping[str, rollout.PromptedProblems], trained: frozenset[str]
 ) -> dict[str, int]:
-  """How many held-out problems of each set have a prompt that is trained on too: told, or an error."""
+  """Returns how many problems of each held-out set have a prompt that is trained on too.
+
+  loaded: the sets by name. trained: digests of the prompts that are trained on (`overlap.prompt_digest`). Warns of each
+  set that has such problems, or raises InputError if config.heldout.overlap is "error".
+  """
   counts = {}
-  for name, one in loaded.items():
-    common = overlap.common(one.problems, trained)
+  for name, held_out_set in loaded.items():
+    common = overlap.common(held_out_set.problems, trained)
     counts[name] = len(common)
     if not common:
       continue
     prompt = overlap.normalised(common[0].messages)
-    told = (
-      f"config.heldout: set {name}: {len(common)} of {len(one.problems)} problems are trained on as well, the first "
-      f"{common[0].id} ({prompt[:80]!r})"
+    message = (
+      f"config.heldout: set {name}: {len(common)} of {len(held_out_set.problems)} problems are trained on as well, the "
+      f"first {common[0].id} ({prompt[:80]!r})"
     )
     if config.heldout.overlap == "error":
       raise InputError(
-        f"{told}; take other held-out problems, or config.heldout.overlap=drop, which leaves these out, or =warn"
+        f"{message}; take other held-out problems, or config.heldout.overlap=drop, which leaves these out, or =warn"
       )
-    _LOG.warning("%s; what the policy gains on them is no sign of generalising", told)
+    _LOG.warning("%s; what the policy gains on them is no sign of generalising", message)
   return counts
 
 
@@ -124,25 +154,34 @@ def held_out(
   trained: frozenset[str] | None,
   training: Sequence[Problem] = (),
 ) -> tuple[dict[str, rollout.PromptedProblems], dict[str, int]]:
-  """(the problems of each set that `config.heldout` names, how many of each were left out by `heldout.overlap`)."""
+  """Reads the sets of `config.heldout` and returns (the problems of each set by name, how many were left out).
+
+  If heldout.overlap is "drop", problems whose prompt's digest is in `trained` are left out, with a warning; the second
+  dict has only sets with such problems. training: the problems that are about to be trained on.
+  """
   left_out: Counter[str] = Counter()
   loaded = {}
   for name, changes in chosen_sets(config, training).items():
 
     def is_left_out(problem: Problem, name: str = name) -> bool:
-      known = config.heldout.overlap == "drop" and trained is not None and overlap.prompt_digest(problem) in trained
-      left_out[name] += known
-      return known
+      if config.heldout.overlap != "drop" or trained is None or overlap.prompt_digest(problem) not in trained:
+        return False
+      left_out[name] += 1
+      return True
 
     loaded[name] = rollout.load_problems(config, "heldout", policy.tokenizer, service, is_left_out, **changes)
-  for name, number in left_out.items():
-    if number:
-      _LOG.warning("config.heldout: set %s: %d problems that are trained on are left out", name, number)
-  return loaded, {name: number for name, number in left_out.items() if number}
+  for name, count in left_out.items():
+    _LOG.warning("config.heldout: set %s: %d problems that are trained on are left out", name, count)
+  return loaded, dict(left_out)
 
 
 def chosen_sets(config: ConfigDict, training: Sequence[Problem]) -> dict[str, dict]:
-  """What differs from `config.heldout` for each set, by name: those of sets and domain, and that of its source."""
+  """Returns the held-out sets by name, each as {key: value} in which it differs from `config.heldout`.
+
+  These are the sets of heldout.sets and heldout.domain, and the set of heldout.source under heldout.name. Where none of
+  the three is set, the set that `follow` returns is the only one. Files of the study that are missing are left out with
+  a warning. Raises InputError where sets can't be found.
+  """
   h = config.heldout
   if not h.sets and not h.domain:
     return {h.name: {} if h.source else follow(config, training)}
@@ -164,9 +203,12 @@ def chosen_sets(config: ConfigDict, training: Sequence[Problem]) -> dict[str, di
 
 
 def follow(config: ConfigDict, training: Sequence[Problem]) -> dict:
-  """Held-out problems where none are named: of the generator that makes the training problems, else an error.
+  """Returns {key: value} of `config.heldout` for held-out problems like the training problems, where none are named.
 
-  Without `training` the problems of `config.problems` are read, so that a policy is evaluated as RL did."""
+  They come from the generator that makes the training problems. training: the problems that are about to be trained on;
+  (): the problems of `config.problems` are read, so that a policy is evaluated as in RL. Raises InputError where no
+  generator makes such problems.
+  """
   source, h = config.problems.source, config.heldout
   if source in problem_lists.GENERATORS:
     kinds = config.problems.kinds if source != "arithmetic" and set(h.kinds) <= set(arithmetic.KINDS) else h.kinds
@@ -182,22 +224,35 @@ def follow(config: ConfigDict, training: Sequence[Problem]) -> dict:
 
 
 def rows_of_sets(metrics: Mapping[str, float]) -> list[dict[str, str]]:
-  """One row a set, one column a figure, in percent but for lengths; intervals as `61.3 [58.0, 64.1]`."""
+  """Returns a row for each set of the metrics `eval/SET/FIGURE`: its name under `set`, and each figure as text.
+
+  Figures are in percent, except mean_length and problems. An interval follows in brackets, as "61.3 [58.0, 64.1]".
+  """
   rows: dict[str, dict[str, str]] = {}
   for key, value in metrics.items():
     _, name, figure = key.split("/", 2)
     if figure.endswith(("_low", "_high")):
       continue
-    scale = 1 if figure in ("mean_length", "problems") else 100
-    ends = [metrics.get(f"{key}_{end}") for end in ("low", "high")]
-    interval = f" [{scale * ends[0]:.1f}, {scale * ends[1]:.1f}]" if None not in ends and value == value else ""
-    told = "–" if value != value else f"{scale * value:.{0 if figure == 'problems' else 1}f}"
-    rows.setdefault(name, {"set": name})[figure] = told + interval
+    row = rows.setdefault(name, {"set": name})
+    row[figure] = _figure_text(figure, value, metrics.get(f"{key}_low"), metrics.get(f"{key}_high"))
   return list(rows.values())
 
 
+def _figure_text(figure: str, value: float, low: float | None, high: float | None) -> str:
+  """Returns a figure as a table's cell, with its interval where it has one; "–" for nan."""
+  if math.isnan(value):
+    return "–"
+  if figure == "problems":
+    return f"{value:.0f}"
+  scale = 1 if figure == "mean_length" else 100
+  text = f"{scale * value:.1f}"
+  if low is not None and high is not None:
+    text += f" [{scale * low:.1f}, {scale * high:.1f}]"
+  return text
+
+
 def write_table(metrics: Mapping[str, float], run: Run) -> str:
-  """table.csv and table.md in the run directory; returns the latter's text."""
+  """Writes the rows of `rows_of_sets` to table.csv and table.md in the run directory; returns the text of table.md."""
   rows = rows_of_sets(metrics)
   columns = list(dict.fromkeys(figure for row in rows for figure in row))
   cells = [[row.get(column, "") for column in columns] for row in rows]
@@ -208,19 +263,21 @@ def write_table(metrics: Mapping[str, float], run: Run) -> str:
 
 
 def evaluate(config: ConfigDict, workdir: str | Path) -> dict:
-  """Measures the policy of `config.init` on the problems of `config.heldout`; the figures also as table.md and .csv."""
+  """Evaluates the policy of `config.init` on the held-out sets of `config.heldout`.
+
+  Writes table.md, table.csv and the responses (evals/). The summary has the metrics of `Evaluator`, its `overlaps()`,
+  and how many problems were `dropped`, as their prompts are too long.
+  """
   with open_run(config, workdir, "evaluate") as run:
     policy = build_policy.load_policy(config)
     with rollout.verifier_service(config) as service, jax.set_mesh(policy.mesh), jax.transfer_guard("disallow"):
       evaluator = Evaluator(config, policy, service)
-      inputs = {"tokenizer": policy.tokenizer.pieces(), "origin": policy.origin.get("digests")}
-      run.begin(heldout=evaluator.problems, **inputs)
+      run.begin(heldout=evaluator.problems, tokenizer=policy.tokenizer.pieces(), origin=policy.origin.get("digests"))
       if run.finished:
         return run.summary
       rollout.show_prompt(run.workdir, policy, evaluator.problems[0])
       progress = run.progress(evaluator.batches)
       done = iter(range(1, evaluator.batches + 1))
       metrics = evaluator(policy.params, run, 0, lambda: progress(next(done)))
-    told = write_table(metrics, run)
-    print(told, end="")
+    print(write_table(metrics, run), end="")
     return run.finish(steps=0, dropped=evaluator.dropped, **evaluator.overlaps(), **metrics)

@@ -1,4 +1,4 @@
-"""The grid stage: the links of a chain side by side in processes of their own, and one report of their cells."""
+"""The stage grid: runs the links of a chain side by side in processes of their own, and reports on their cells."""
 
 from __future__ import annotations
 
@@ -33,11 +33,12 @@ REPORT = "report"  # in the workdir: the run directory of the report on the cell
 
 
 def grid(stages: Mapping[str, StageFunction], config: ConfigDict, workdir: str | Path) -> dict:
-  """Runs the links of `config.chain`, `config.grid.jobs` at once, and reports on their cells if they have any.
+  """Runs the links of `config.chain`, `config.grid.jobs` at a time, and writes a report if links have cells.
 
-  A link that is finished is not run again; one that failed is told, and those that need it are left out: the same
-  command goes on. Each link is also a line of COMMANDS, for one job a cell elsewhere; without jobs that is all.
-  TrainingStopped, behind the report, where a link is not finished.
+  Finished links are not run again. When a link fails, the links that need it are not run, and the same command later
+  goes on with these. Writes the command line of each link to COMMANDS, for running them elsewhere; with 0 jobs that is
+  all it does. The summary has the number of `links`, and the path of the `report`. Raises TrainingStopped, after the
+  report, where a link is not finished; InputError for a workdir on an object store or several processes.
   """
   if object_store.is_remote(workdir) or multihost.process_count() > 1:
     raise InputError(f"a grid runs its links from one process and a local folder; run the lines of its {COMMANDS}")
@@ -48,7 +49,7 @@ def grid(stages: Mapping[str, StageFunction], config: ConfigDict, workdir: str |
   _check_report_is_free(config.chain)
   done = {link.name for link in links if is_finished(link, workdir)}
   with open_run(config, workdir, "grid") as run:
-    run.summary = None  # its links say themselves what is finished
+    run.summary = None  # a finished grid is run again, as each link decides itself whether it is finished
     run.begin()
     write_configs(links, workdir)
     _write_commands(links, workdir)
@@ -66,19 +67,27 @@ def grid(stages: Mapping[str, StageFunction], config: ConfigDict, workdir: str |
 
 
 def cells(chain: Sequence[Mapping], title: str) -> dict:
-  """Returns what grid.json holds: each rl link with a cell, beside it the judge link that takes its run."""
-  judged = {link["files"]["judge.run"]: link["name"] for link in chain if "judge.run" in link.get("files", {})}
+  """Returns the content of grid.json: {"title", "cells"}, with a cell for each rl link that has one.
+
+  A cell has `name`, `arm`, `setting`, `n`, `seed`, the link `rl` and the link `judged` that judges its run ("": none).
+  """
+  judge_of_run = {}
+  for link in chain:
+    if "judge.run" in link.get("files", {}):
+      judge_of_run[link["files"]["judge.run"]] = link["name"]
   rows = []
   for link in chain:
     if "cell" in link:
-      where = {"rl": link["name"], "judged": judged.get(link["name"], "")}
-      seed = link.get("set", {}).get("seed", 0)
-      rows.append({"name": link["name"], "n": None, "seed": seed} | dict(link["cell"]) | where)
+      name = link["name"]
+      row = {"name": name, "n": None, "seed": link.get("set", {}).get("seed", 0)}
+      row |= link["cell"]
+      row |= {"rl": name, "judged": judge_of_run.get(name, "")}
+      rows.append(row)
   return {"title": title, "cells": rows}
 
 
 def _check_report_is_free(chain: Sequence[Mapping]) -> None:
-  """Raises InputError where a link would write into the directory of the grid's own report, which cells bring about."""
+  """Raises InputError where links have cells and one of them has the name of the folder of the grid's own report."""
   has_cells = any("cell" in link for link in chain)
   if has_cells and any(link["name"] == REPORT for link in chain):
     raise InputError(
@@ -87,19 +96,22 @@ def _check_report_is_free(chain: Sequence[Mapping]) -> None:
 
 
 def _write_commands(links: Sequence[Link], workdir: Path) -> None:
+  """Writes the command line of each link to COMMANDS, in the order of the chain."""
   lines = [shlex.join(["jaxrlvr", *command(link, workdir)]) for link in links]
   logbook.write_atomic(workdir / COMMANDS, "\n".join(lines) + "\n")
 
 
 def _report(report: StageFunction, config: ConfigDict, workdir: Path) -> dict[str, str]:
-  """Returns {"report": its page} of the grid's cells, {} where no link has a cell."""
+  """Writes the report on the grid's cells and returns {"report": path of its page}; {} where no link has a cell."""
   if not any("cell" in link for link in config.chain):
     return {}
-  summary = report(derive(config, {"report.runs": (str(workdir),)}, "report"), workdir / REPORT)
+  report_config = derive(config, {"report.runs": (str(workdir),)}, "report")
+  summary = report(report_config, workdir / REPORT)
   return {"report": summary["report"]}
 
 
 def _unfinished(links: Sequence[Link], outcome: Outcome, workdir: Path, report: Mapping[str, str]) -> str:
+  """Returns the message that says which links failed, and where their logs and the report are."""
   failed = ", ".join(f"{name} (exit code {code})" for name, code in outcome.failed.items())
   return (
     f"{len(links) - len(outcome.done)} of {len(links)} links are not finished; failed: {failed}; their logs are in "

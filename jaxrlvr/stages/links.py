@@ -1,4 +1,4 @@
-"""The links of a chain: runs of which each may start from earlier ones, in this process or side by side."""
+"""The links of a chain: runs that may start from earlier ones. They run in this process or side by side in others."""
 
 from __future__ import annotations
 
@@ -20,65 +20,68 @@ from jaxrlvr.stages.run_directory import in_use
 
 StageFunction = Callable[[ConfigDict, str | Path], dict]
 LINKS = "links"  # in the workdir of a grid: the config and the log of each link
-_SECONDS = 0.2  # between two looks at which processes ended
+_POLL_SECONDS = 0.2  # time between two checks which processes have ended
 
 
 class Link(NamedTuple):
-  """One run of a chain, in the directory of its name below the chain's."""
+  """One run of a chain. Its run directory has its name and lies in the chain's directory."""
 
   name: str
   stage: str
-  config: ConfigDict  # names of earlier links are turned into their directories
+  config: ConfigDict  # has the directories of earlier links in the place of their names
   needs: frozenset[str]  # names of the links that it starts from
 
 
 class Outcome(NamedTuple):
-  """What became of the links; one that is in neither has not been run, as a link that it needs failed."""
+  """What became of the links, by name. A link in neither field was not run, since a link that it needs failed."""
 
   done: set[str]
-  failed: dict[str, int]  # exit codes
+  failed: dict[str, int]  # exit code of each link that failed
 
 
 class Executor(Protocol):
-  """What runs links: `places` of them at a time."""
+  """Runs links for `run_links`."""
 
-  places: int
+  places: int  # how many links it runs at a time
 
   def is_free(self, link: Link) -> bool:
-    """Returns whether the link may be started now: no other process is at work in its directory."""
+    """Returns whether the link may be started now, as no other process is at work in its directory."""
 
   def start(self, link: Link) -> None:
-    """Runs the link, or starts to."""
+    """Starts the link; it may also run it to its end."""
 
   def ended(self) -> Mapping[str, int]:
     """Returns the exit codes, by name, of the links that have ended since the last call."""
 
   def wait(self) -> None:
-    """Returns after a moment in which links may have ended."""
+    """Waits a moment in which links may end."""
 
   def stop(self) -> None:
-    """Asks the links that run to save and end, and waits for it."""
+    """Asks the running links to save and end, and waits until they have."""
 
 
 def read_links(
   config: ConfigDict, workdir: Path, stages: Collection[str], shared: Mapping[str, object] | None = None
 ) -> list[Link]:
-  """Returns the links of `config.chain` in its order, all of them checked.
+  """Returns the links of `config.chain` in its order, with their configs checked for their stages.
 
-  `shared` are keys that differ from the config for every link that does not set them itself. InputError where a link is
-  there twice, is of none of these stages, starts from what is no earlier link, or has a config that its stage refuses.
+  stages: names of the stages that a link may have. shared: {key: value} that each link takes unless it sets the key
+  itself. Raises InputError where the chain is empty, a name occurs twice, a stage is unknown, a link starts from
+  something that is no earlier link, or its stage refuses its config.
   """
   if not config.chain:
     raise InputError("config.chain is empty; take a config with a chain, such as configs/demo.py, or run one stage")
   links: dict[str, Link] = {}
   for entry in config.chain:
     _check_entry(entry, stages, links)
-    own = derive(config, {**(shared or {}), **_changes(entry, workdir)}, entry["stage"])
-    links[entry["name"]] = Link(entry["name"], entry["stage"], own, needs(entry))
+    changes = {**(shared or {}), **_changes(entry, workdir)}
+    config_of_link = derive(config, changes, entry["stage"])
+    links[entry["name"]] = Link(entry["name"], entry["stage"], config_of_link, needs(entry))
   return list(links.values())
 
 
 def _check_entry(entry: object, stages: Collection[str], earlier: Collection[str]) -> None:
+  """Raises InputError where an entry of `config.chain` is no link that can follow the `earlier` ones."""
   if not isinstance(entry, Mapping):
     raise InputError(f"config.chain: {entry!r} is no link; write {{'name': ..., 'stage': ...}}")
   if missing := {"name", "stage"} - set(entry):
@@ -96,7 +99,7 @@ def _check_entry(entry: object, stages: Collection[str], earlier: Collection[str
 
 
 def _places(entry: Mapping) -> list[tuple[str, str]]:
-  """(key, link or path below one) of all that the link starts from."""
+  """Returns a pair (config key, link or path in a link's directory) for each thing that the link starts from."""
   places = [(key, entry[key]) for key in ("init", "tokenizer") if entry.get(key)]
   places += entry.get("files", {}).items()
   places += [("a run", place) for place in entry.get("runs", {}).values()]
@@ -104,6 +107,7 @@ def _places(entry: Mapping) -> list[tuple[str, str]]:
 
 
 def _link_of(place: str) -> str:
+  """Returns the link that a place is, or whose directory it lies in."""
   return place.split("/")[0]
 
 
@@ -113,7 +117,7 @@ def needs(entry: Mapping) -> frozenset[str]:
 
 
 def _changes(entry: Mapping, workdir: Path) -> dict[str, object]:
-  """Returns what of the chain's config differs for the link, with the places that it starts from below `workdir`."""
+  """Returns {key: value} in which the link's config differs from the chain's; places become paths below `workdir`."""
   changes = dict(entry.get("set", {}))
   if entry.get("init"):
     changes |= {"init": str(workdir / entry["init"]), "model.path": ""}
@@ -141,24 +145,24 @@ def run_links(
   done: Iterable[str] = (),
   show: Callable[[int], None] = lambda count: None,
 ) -> Outcome:
-  """Hands each link to the executor once the links that it needs are done, in the order of the chain where several are.
+  """Starts each link as soon as the links that it needs are done and a place is free, and returns what became of them.
 
-  Links named by `done` are not run. A link that fails is left, with those that need it; the others go on. `show` gets
-  the number of links that are done whenever it grows. What `raise_if_asked` raises, or the executor, stops the links
-  that run.
+  Of several links that may start, the chain's order decides. Links in `done` are not run. When a link fails, the links
+  that need it are not run, and all others are. `show` is called with the number of links that are done whenever it
+  grows. An error that `raise_if_asked` or the executor raises stops the running links and is raised again.
   """
   outcome = Outcome(set(done), {})
   running: set[str] = set()
   try:
     while True:
-      count = len(outcome.done)
+      done_before = len(outcome.done)
       for name, code in executor.ended().items():
         running.remove(name)
         if code:
           outcome.failed[name] = code
         else:
           outcome.done.add(name)
-      if len(outcome.done) > count:
+      if len(outcome.done) > done_before:
         show(len(outcome.done))
       begun = outcome.done | outcome.failed.keys() | running
       ready = [link for link in links if link.name not in begun and link.needs <= outcome.done]
@@ -176,8 +180,10 @@ def run_links(
 
 
 class InThisProcess:
-  """Runs one link after another in this process, or in these if there are several on several hosts. What a stage raises
-  ends the chain. `summaries` holds what each link returned, by its name."""
+  """Runs one link after another in this process, or on several hosts in all of the run's processes.
+
+  `summaries` holds the summary of each link by its name. An error of a stage ends the chain.
+  """
 
   places = 1
 
@@ -187,7 +193,7 @@ class InThisProcess:
     self._ended: dict[str, int] = {}
 
   def is_free(self, link: Link) -> bool:
-    return True  # the stage itself raises where its directory is in use
+    return True  # the stage itself raises an error if its directory is in use
 
   def start(self, link: Link) -> None:
     self.summaries[link.name] = self._stages[link.stage](link.config, self._workdir / link.name)
@@ -205,22 +211,25 @@ class InThisProcess:
 
 
 def command(link: Link, workdir: Path) -> list[str]:
-  """Returns the words of the link's command line; it may be run anywhere where the links that it needs lie."""
+  """Returns the arguments of `jaxrlvr` that run the link, on any machine that has the links it needs.
+
+  Its config must have been written by `write_configs`.
+  """
   return [link.stage, f"--config={workdir / LINKS / link.name}.json", f"--workdir={workdir / link.name}"]
 
 
 class InProcesses:
-  """Runs links side by side, each as a process of its own with its share of the cores and a log in LINKS.
+  """Runs links side by side, each in a process with its share of the CPU cores and a log in the folder LINKS.
 
-  The configs must lie there (`write_configs`). A link whose directory is in use is waited for, as one of a grid that
-  was killed may still be at work. A link that fails is told on stderr.
+  `write_configs` must have written the links' configs. A link whose directory is in use waits: a process of a grid that
+  was killed may still be at work there. When a link fails, a line on stderr says so.
   """
 
   def __init__(self, workdir: Path, places: int):
     self.places = places
     self._workdir = workdir
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_setaffinity") else []
-    self._free_cores = [cores[place::places] for place in range(places)]
+    self._free_cores = [cores[place::places] for place in range(places)]  # one list of cores for each free place
     self._running: dict[str, tuple[subprocess.Popen, list[int]]] = {}
     self._waited_for: set[str] = set()
 
@@ -232,10 +241,10 @@ class InProcesses:
     return not busy
 
   def start(self, link: Link) -> None:
-    words = [sys.executable, "-m", "jaxrlvr.cli", *command(link, self._workdir)]
-    environment = os.environ | {signals.PARENT: str(os.getpid())}  # it ends when we do, however that is
+    arguments = [sys.executable, "-m", "jaxrlvr.cli", *command(link, self._workdir)]
+    environment = os.environ | {signals.PARENT: str(os.getpid())}  # the process then ends when this one does
     with self._log(link.name).open("ab") as log:
-      process = subprocess.Popen(words, stdout=log, stderr=log, env=environment, start_new_session=True)
+      process = subprocess.Popen(arguments, stdout=log, stderr=log, env=environment, start_new_session=True)
     cores = self._free_cores.pop(0)
     if cores:
       os.sched_setaffinity(process.pid, cores)
@@ -255,7 +264,7 @@ class InProcesses:
     return ended
 
   def wait(self) -> None:
-    time.sleep(_SECONDS)
+    time.sleep(_POLL_SECONDS)
 
   def stop(self) -> None:
     for process, _ in self._running.values():
@@ -268,6 +277,6 @@ class InProcesses:
 
 
 def write_configs(links: Iterable[Link], workdir: Path) -> None:
-  """Writes the config of each link to LINKS, where its command line names it."""
+  """Writes the config of each link to the folder LINKS of the workdir, where the link's command line reads it."""
   for link in links:
     logbook.write_json(workdir / LINKS / f"{link.name}.json", link.config.to_dict())

@@ -1,4 +1,4 @@
-"""Prepared sets: problems from any source, checked, as one file that loads fast and holds every field."""
+"""The stage prepare: reads problems from any source, checks them, and writes a set that loads fast with every field."""
 
 from __future__ import annotations
 
@@ -19,57 +19,88 @@ from jaxrlvr.stages.run_directory import open_run
 from jaxrlvr.text.answer import stated
 
 _LOG = logging.getLogger(__name__)
-_COMMAND, _WORD, _NUMBER = re.compile(r"\\[a-zA-Z]+"), re.compile(r"[^\W\d_]{2}"), re.compile(r"\d[\d,.]*(?<![,.])")
-# Where the set is written, below the run directory. Keys: value of `prepare.format`.
+_COMMAND = re.compile(r"\\[a-zA-Z]+")  # of LaTeX
+_WORD = re.compile(r"[^\W\d_]{2}")  # two letters in a row
+_NUMBER = re.compile(r"\d[\d,.]*(?<![,.])")
+# File or folder of the run directory that holds the set, by config.prepare.format.
 FILE_FORMATS = {"jsonl": "problems.jsonl", "tfds": "problems"}
 
 
 def prepare(config: ConfigDict, workdir: str | Path) -> dict:
-  """Writes the problems of `config.problems` as jsonl or as a tfds data set (ArrayRecord).
+  """Writes the problems of `config.problems` as JSON Lines or as a tfds data set (ArrayRecord).
 
-  unreadable.jsonl lists the labels that the verifier makes nothing of; `problems.unreadable` says what becomes of them.
-  Labels that hold a number in words and are not matched by that number alone are told.
-  The summary tells which share of all labels the verifier reads and accepts as an answer to themselves.
+  unreadable.jsonl lists the labels that the verifier can't parse; `problems.unreadable` says whether their problems are
+  kept. A warning counts labels with a number among words that the number alone does not match. The summary has the
+  number of `problems` written and of `unreadable` labels, the number of labels that differ from their truth
+  (`label_is_not_truth`), the share of all labels that the verifier accepts as an answer to themselves (`accepted`), and
+  a `digest` of the problems.
   """
   with open_run(config, workdir, "prepare") as run:
-    found = rollout.read_problems(config, "problems")
+    problems = rollout.read_problems(config, "problems")
     if run.finished:
-      run.begin(problems=found)
+      run.begin(problems=problems)
       return run.summary
     with rollout.verifier_service(config) as service:
-      kept, unreadable = rollout.with_readable_labels(config, "problems", found, service)
-      run.begin(problems=found)
-      unfit = {problem.id for problem, _ in unreadable}
-      fit = [problem for problem in kept if problem.id not in unfit]
-      verdicts = rollout.in_parts(service.grade, [Job(p.verifier, stated(p.label), p.label, p.extra) for p in fit])
-      wordy = in_words(fit, service)
+      kept, unreadable = rollout.with_readable_labels(config, "problems", problems, service)
+      run.begin(problems=problems)
+      unreadable_ids = {problem.id for problem, _ in unreadable}
+      readable = [problem for problem in kept if problem.id not in unreadable_ids]
+      accepted = _count_accepted(readable, service)
+      wordy = in_words(readable, service)
     if wordy:
       _LOG.warning(
         "config.problems: %d of %d labels hold a number in words that is not paid without them, the first %r of "
         "problem %s; ask for them in the prompt (config.problems.system), or make the numbers the labels",
-        len(wordy), len(found), wordy[0].label[:80], wordy[0].id,
-      )  # fmt: skip
+        len(wordy),
+        len(problems),
+        wordy[0].label[:80],
+        wordy[0].id,
+      )
     path = run.workdir / FILE_FORMATS[config.prepare.format]
     if path.is_dir():
-      shutil.rmtree(path)  # of this run, killed before its end
+      shutil.rmtree(path)  # this run was killed before its end
     prepared.save(path, kept)
-    told = [{"id": p.id, "label": p.label, "truth": p.truth, "reason": reason} for p, reason in unreadable]
-    logbook.write_jsonl(run.workdir / "unreadable.jsonl", told)
-    accepted = sum(verdict.score == 1 for verdict in verdicts)
-    print(f"{run.home / path.name}: {len(kept)} of {len(found)} problems; labels accepted against themselves: "
-          f"{accepted} of {len(found)} ({accepted / len(found):.2%}); unreadable: {len(unreadable)}")  # fmt: skip
-    noisy = sum(p.label != p.truth for p in kept)
-    counts = {"problems": len(kept), "unreadable": len(unreadable), "label_is_not_truth": noisy}
-    return run.finish(**counts, accepted=accepted / len(found), digest=logbook.digest(kept))
+    _write_unreadable(run.workdir / "unreadable.jsonl", unreadable)
+    share = accepted / len(problems)
+    print(
+      f"{run.home / path.name}: {len(kept)} of {len(problems)} problems; labels accepted against themselves: "
+      f"{accepted} of {len(problems)} ({share:.2%}); unreadable: {len(unreadable)}"
+    )
+    return run.finish(
+      problems=len(kept),
+      unreadable=len(unreadable),
+      label_is_not_truth=sum(problem.label != problem.truth for problem in kept),
+      accepted=share,
+      digest=logbook.digest(kept),
+    )
+
+
+def _count_accepted(problems: Sequence[Problem], service: Service) -> int:
+  """Returns how many labels the verifier accepts as an answer to themselves."""
+  jobs = [Job(problem.verifier, stated(problem.label), problem.label, problem.extra) for problem in problems]
+  verdicts = rollout.in_parts(service.grade, jobs)
+  return sum(verdict.score == 1 for verdict in verdicts)
+
+
+def _write_unreadable(path: Path, unreadable: Sequence[tuple[Problem, str]]) -> None:
+  """Writes a row for each problem whose label or truth can't be parsed, with the reason."""
+  rows = []
+  for problem, reason in unreadable:
+    rows.append({"id": problem.id, "label": problem.label, "truth": problem.truth, "reason": reason})
+  logbook.write_jsonl(path, rows)
 
 
 def in_words(problems: Sequence[Problem], service: Service) -> list[Problem]:
-  """The mathematical problems whose label holds one number in words, and isn't matched by that number alone."""
-  asked = []
+  """Returns the problems of mathematics whose label has one number among words and is not matched by that number alone.
+
+  An example is the label "5 apples" where the verifier does not accept the answer "5".
+  """
+  candidates, jobs = [], []
   for problem in problems:
     plain = _COMMAND.sub(" ", problem.label)
     numbers = _NUMBER.findall(plain)
     if problem.verifier == "math" and len(numbers) == 1 and _WORD.search(plain):
-      asked.append((problem, Job("math", stated(numbers[0]), problem.label, problem.extra)))
-  verdicts = rollout.in_parts(service.grade, [job for _, job in asked])
-  return [problem for (problem, _), verdict in zip(asked, verdicts, strict=True) if verdict.score != 1]
+      candidates.append(problem)
+      jobs.append(Job("math", stated(numbers[0]), problem.label, problem.extra))
+  verdicts = rollout.in_parts(service.grade, jobs)
+  return [problem for problem, verdict in zip(candidates, verdicts, strict=True) if verdict.score != 1]

@@ -324,7 +324,7 @@ class Trainer:
       metrics = self._save_and_evaluate(step, metrics)
       means = self._evaluator.means
     self._log(step, metrics, means, begun)
-    self._progress(step, {"reward": metrics["reward"], "true": metrics["true_reward"], "phase": self._watch.told})
+    self._progress(step, {"reward": metrics["reward"], "true": metrics["true_reward"], "phase": self._watch.in_words})
     if evaluates:
       self._run.flush()
       self._run.stop_if_asked()

@@ -1,4 +1,4 @@
-"""Prompts down to graded answers: what RL and evaluation have in common."""
+"""From problems to prompts, responses and their records: what RL and evaluation have in common."""
 
 from __future__ import annotations
 
@@ -36,47 +36,58 @@ from jaxrlvr.text.tags import THINK
 from jaxrlvr.text.tokenizer import Tokenizer
 
 _LOG = logging.getLogger(__name__)
-_PART = 512  # things that are graded between two looks for a signal
+_PART = 512  # number of items that are graded between two checks for a signal
 
 
 class Prompts(NamedTuple):
-  """A batch of prompts, left-padded to one width."""
+  """A batch of prompts, padded on the left to one width."""
 
   problems: list[Problem]
   tokens_PS: np.ndarray
-  length_P: np.ndarray
-  hash_P: np.ndarray  # stands for the problem in keys
-  occurrence_P: np.ndarray  # how often the problem came before in this batch
+  length_P: np.ndarray  # tokens without padding
+  hash_P: np.ndarray  # of the problem's id, from which the random keys of its samples are derived
+  occurrence_P: np.ndarray  # how many times the problem occurs earlier in this batch
   opening_P: list[str]  # the think tag that the chat template left open at the end of the prompt, or ""
 
 
 class Drawn(NamedTuple):
-  """Responses on the device and what of them came down to the host."""
+  """The responses to a batch of prompts, on the device and, parsed, on the host."""
 
-  rollout: Rollout
-  answers: Answers
-  length_PG: np.ndarray
-  stop_PG: np.ndarray
+  rollout: Rollout  # on the device
+  answers: Answers  # on the host, as everything below
+  length_PG: np.ndarray  # tokens of each response, with its end token
+  stop_PG: np.ndarray  # why each response ended (`sampling.types.STOP_NAMES`)
+
+  @property
+  def answer_PG(self) -> list[list[str | None]]:
+    """The answer in each response; None: it holds none."""
+    answer_PG = []
+    for responses in self.answers.response_PG:
+      answer_PG.append([response.answer for response in responses])
+    return answer_PG
 
 
 class PromptedProblems(NamedTuple):
-  """Problems that fit, with their prompts."""
+  """Problems whose prompts are not too long, with these prompts."""
 
   problems: list[Problem]
-  ids: dict[str, list[int]]  # prompt tokens by problem id
+  ids: dict[str, list[int]]  # tokens of the prompt by problem id
   openings: dict[str, str]  # the think tag that the chat template left open at the end of the prompt, by problem id
-  dropped: int  # problems left out, as their prompts are too long
+  dropped: int  # number of problems that were left out, as their prompts are too long
 
 
 class Sampler:
-  """Draws responses of a policy, with everything that stays the same between batches."""
+  """Draws responses of a policy to batches of prompts.
+
+  `sampling` holds its settings. `weights(params)` lays out the policy's weights as `sweep` and `__call__` take them.
+  """
 
   def __init__(
     self, config: ConfigDict, policy: Policy, stream: str, parts: int = 1, busy: Busy | None = None, **changes
   ):
-    """`parts` of a batch are sampled one after another; changes memory, never a sample. `changes` of `sampling`.
-
-    `busy` is told when the devices sampled."""
+    """stream: name of the random stream, so that stages draw different samples. parts: number of parts of a batch that
+    are sampled one after another; more take less memory, and samples stay the same. busy: records when the devices
+    sample. changes: fields of `Sampling` that differ from RL's."""
     self._policy, self._seed, self._stream, self._parts = policy, config.seed, stream, parts
     self._busy = busy
     self._width = config.rl.prompt_tokens
@@ -89,83 +100,108 @@ class Sampler:
     # of the policy's masters, what `__call__` takes
     self.weights = lay_out_weights(policy.spec, policy.sample_mesh, self.sampling.int8)
     self._join = jax.jit(
-      lambda parts: jax.tree.map(lambda *x: jnp.concatenate(x), *parts),
+      lambda parts: jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *parts),
       out_shardings=sharding.named_sharding(policy.mesh, "batch"),
     )
 
   def prompts(self, problems: Sequence[Problem], loaded: PromptedProblems, occurrence_P: np.ndarray) -> Prompts:
+    """Returns the batch of these problems' prompts; see `make_prompts`."""
     return make_prompts(problems, loaded, occurrence_P, self._width, self._policy.tokenizer.pad_id)
 
   def check_memory(self, what: str, problems: int, cure: str) -> None:
-    """InputError where so many problems at once take more memory than is free; `cure`: the keys to lower."""
+    """Raises InputError where sampling `problems` at a time takes more memory than is free; see `memory.check_fits`."""
     policy = self._policy
     memory.check_fits(what, cure, policy.spec, self.sampling, problems, self._width, policy.sample_mesh)
 
   def batch_size(self, wanted: int, largest: int) -> int:
-    """Problems a batch that the mesh can split, at least enough for `largest` where that is less than `wanted`."""
+    """Returns the least number of problems a batch, from `wanted` on, that the mesh can split evenly.
+
+    largest: the largest number of problems there will be; a batch need not hold more.
+    """
     return -(-min(wanted, largest) // self._shards) * self._shards
 
   def sweep(
     self, weights: Mapping[str, Any], loaded: PromptedProblems, size: int, start: int = 0, stream: str = ""
   ) -> Iterator[Drawn]:
-    """Responses to all problems from number `start` on, in order, `size` problems at a time.
+    """Yields the responses to all problems from index `start` on, `size` problems at a time, in order.
 
-    `weights`: as `self.weights` lays them out. `stream`: of the samples' randomness, "": the sampler's own.
+    weights: the policy's weights as `self.weights` lays them out. stream: name of the random stream; "": the sampler's
+    own. Samples depend on the stream, the problem and the config's seed alone. The last batch is filled up to `size`
+    with copies of its last problem, whose responses the yielded `answers` leave out.
     """
     for first in range(start, len(loaded.problems), size):
       chunk = loaded.problems[first : first + size]
-      filled = chunk + [chunk[-1]] * (size - len(chunk))  # the batch keeps its shape; what fills it is dropped
+      padded = chunk + [chunk[-1]] * (
+        size - len(chunk)
+      )  # every batch has the same shape, so that nothing is recompiled
       occurrence_P = np.maximum(np.arange(size) - len(chunk) + 1, 0).astype(np.int32)
-      drawn = self(weights, self.prompts(filled, loaded, occurrence_P), 0, stream)
-      kept = drawn.answers._replace(problems=chunk, response_PG=drawn.answers.response_PG[: len(chunk)])
-      yield drawn._replace(answers=kept)
+      drawn = self(weights, self.prompts(padded, loaded, occurrence_P), 0, stream)
+      answers = drawn.answers._replace(problems=chunk, response_PG=drawn.answers.response_PG[: len(chunk)])
+      yield drawn._replace(answers=answers)
 
   def __call__(self, weights, prompts: Prompts, step: int, stream: str = "") -> Drawn:
-    """Responses to a batch of prompts, laid out as training wants them; `stream` as in `sweep`."""
-    group, policy, begun = self.sampling.group, self._policy, time.monotonic()
-    index_PG = prompts.occurrence_P[:, None] * group + np.arange(group, dtype=np.int32)
-    rows = (prompts.tokens_PS, prompts.length_P, prompts.hash_P, index_PG)
-    made = []
-    with jax.set_mesh(policy.sample_mesh):
-      address = multihost.put(
-        keys.address(self._seed, stream or self._stream, step), sharding.named_sharding(policy.sample_mesh)
-      )
-      for part in zip(*(np.split(x, self._parts) for x in rows), strict=True):
-        jax.block_until_ready(made[-1:])  # or the next part's cache is allocated beside this one's
-        tokens_PS, length_P, *addresses = multihost.put(part, sharding.named_sharding(policy.sample_mesh, "batch"))
-        keys_B = keys.rows(address, *addresses)
-        given = (weights, tokens_PS, length_P, keys_B, self._stops, policy.spec, self.sampling)
-        made.append(sample(*given, shards=self._shards))
-    rollout = self._join(made)
-    down = multihost.fetch((rollout.tokens_BT, rollout.length_B, rollout.stop_B, row_statistics(rollout)))
+    """Samples and returns a group of responses to each prompt, their rollout sharded as training takes it.
+
+    weights, stream: as in `sweep`. Samples depend on the step too.
+    """
+    begun = time.monotonic()
+    group = self.sampling.group
+    sample_PG = prompts.occurrence_P[:, None] * group + np.arange(group, dtype=np.int32)
+    rollout = self._sample(weights, prompts, sample_PG, step, stream or self._stream)
+    tokens_BT, length_B, stop_B, statistics = multihost.fetch(
+      (rollout.tokens_BT, rollout.length_B, rollout.stop_B, row_statistics(rollout))
+    )
     if self._busy is not None:
       self._busy.add(begun, time.monotonic())
-    tokens_BT, length_B, stop_B, by_row = down
-    written = response_texts(self._policy.tokenizer, tokens_BT, length_B, stop_B)
-    texts = [with_opening(text, prompts.opening_P[i // group]) for i, text in enumerate(written)]
-    responses = [parse_response(text, self._reading) for text in texts]
-    shape = (-1, group)
-    statistics = {name: values_B.reshape(shape) for name, values_B in by_row.items()}
-    response_PG = [responses[i : i + group] for i in range(0, len(responses), group)]
-    samples_PG = prompts.occurrence_P[:, None] * group + np.arange(group)
-    answers = Answers(prompts.problems, response_PG, statistics, samples_PG, self._seed, step)
-    return Drawn(rollout, answers, length_B.reshape(shape), stop_B.reshape(shape))
+    texts = response_texts(self._policy.tokenizer, tokens_BT, length_B, stop_B)
+    responses = []
+    for row, text in enumerate(texts):
+      text = with_opening(text, prompts.opening_P[row // group])
+      responses.append(parse_response(text, self._reading))
+    response_PG = [responses[first : first + group] for first in range(0, len(responses), group)]
+    statistics = {name: values_B.reshape(-1, group) for name, values_B in statistics.items()}
+    answers = Answers(prompts.problems, response_PG, statistics, sample_PG, seed=self._seed, step=step)
+    return Drawn(rollout, answers, length_B.reshape(-1, group), stop_B.reshape(-1, group))
+
+  def _sample(self, weights, prompts: Prompts, sample_PG: np.ndarray, step: int, stream: str) -> Rollout:
+    """Returns the rollout of a batch, whose parts are sampled one after another. sample_PG: index of each sample."""
+    policy = self._policy
+    replicated = sharding.named_sharding(policy.sample_mesh)
+    by_rows = sharding.named_sharding(policy.sample_mesh, "batch")
+    columns = (prompts.tokens_PS, prompts.length_P, prompts.hash_P, sample_PG)
+    rollouts: list[Rollout] = []
+    with jax.set_mesh(policy.sample_mesh):
+      address = multihost.put(keys.address(self._seed, stream, step), replicated)
+      for part in zip(*(np.split(column, self._parts) for column in columns), strict=True):
+        jax.block_until_ready(rollouts[-1:])  # so that the KV caches of two parts are not in memory together
+        tokens_PS, length_P, hash_P, sample_PG = multihost.put(part, by_rows)
+        keys_B = keys.rows(address, hash_P, sample_PG)
+        rollouts.append(
+          sample(weights, tokens_PS, length_P, keys_B, self._stops, policy.spec, self.sampling, shards=self._shards)
+        )
+    return self._join(rollouts)
 
 
-@functools.lru_cache(2)  # each evaluation set has a sampler of its own
+@functools.lru_cache(2)  # each sampler of a stage needs the same automaton
 def _stops(strings: tuple[str, ...], tokenizer: Tokenizer) -> np.ndarray:
+  """Returns the automaton that finds the stop strings in tokens."""
   return automaton(strings, tokenizer.pieces())
 
 
 @functools.cache
 def _warn_of_length(most: int, made_for: int) -> None:
+  """Warns, once for these numbers, where responses may go beyond the positions that the model was made for."""
   if 0 < made_for < most:
     _LOG.warning("config.rl.prompt_tokens + response_tokens = %d: the model was made for %d positions", most, made_for)
 
 
 @jax.jit
 def row_statistics(rollout: Rollout) -> dict[str, jax.Array]:
-  """Of each response [B]: means over its tokens, and the log-probability of the whole under the model itself."""
+  """Returns statistics of each response, each [B] and in nats.
+
+  `logp`, `certainty` and `entropy` are means over its tokens; `sequence_logp` is the log-probability of the whole
+  response under the model itself, without temperature or truncation.
+  """
   mask_BT = jnp.arange(rollout.tokens_BT.shape[1]) < rollout.length_B[:, None]
   return {
     "logp": masked.mean(rollout.logp_BT, mask_BT, 1),
@@ -176,38 +212,43 @@ def row_statistics(rollout: Rollout) -> dict[str, jax.Array]:
 
 
 def response_texts(tokenizer: Tokenizer, tokens_BT: np.ndarray, length_B: np.ndarray, stop_B: np.ndarray) -> list[str]:
-  """Texts of the responses, without the end token."""
+  """Returns the text of each row of tokens up to its length, without the end token."""
   ends = length_B - (stop_B == STOP_EOS)
   return [tokenizer.decode(row[:end].tolist()) for row, end in zip(tokens_BT, ends, strict=True)]
 
 
 def with_opening(text: str, opening: str) -> str:
-  """Returns a response with the think tag that its prompt ended in, so that all see the trace as if the policy had
-  written the tag; a tag that the policy wrote itself is not doubled."""
+  """Returns a response behind the think tag `opening` that its prompt ended with ("": none).
+
+  The trace then looks as if the policy had opened it. A response that begins with the tag is returned as it is.
+  """
   return text if text.lstrip().startswith(THINK) else opening + text
 
 
 def sampling(config: ConfigDict, tokenizer: Tokenizer, **changes) -> Sampling:
-  """How RL samples; `changes` for evaluation."""
+  """Returns the settings of RL's sampling; `changes` are fields of `Sampling` that differ from RL's."""
   r = config.rl
-  values = dict(
-    group=r.votes or r.group_size,
-    max_tokens=r.response_tokens,
-    temperature=r.temperature,
-    top_k=r.top_k,
-    top_p=r.top_p,
-    shrink=r.shrink,
-    blocks=r.cache_blocks,
-  )
-  return Sampling(**values | changes, eos_ids=tuple(tokenizer.eos_ids), pad_id=tokenizer.pad_id)
+  settings = {
+    "group": r.votes or r.group_size,
+    "max_tokens": r.response_tokens,
+    "temperature": r.temperature,
+    "top_k": r.top_k,
+    "top_p": r.top_p,
+    "shrink": r.shrink,
+    "blocks": r.cache_blocks,
+  }
+  settings |= changes
+  return Sampling(eos_ids=tuple(tokenizer.eos_ids), pad_id=tokenizer.pad_id, **settings)
 
 
 def read_problems(
   config: ConfigDict, key: str, without: Callable[[Problem], bool] = lambda problem: False, **changes
 ) -> list[Problem]:
-  """The problems of `config.problems` or `config.heldout`; `changes` of that group for this call.
+  """Reads and returns the problems that the group `key` of a config names: "problems" or "heldout".
 
-  `without` says of a problem whether it is left out, and does not count.
+  without: whether a problem is left out, which then does not count as one of the group's `count`. changes: values of
+  the group's keys that differ for this call. Raises InputError for a source that can't be read, and for a problem that
+  its verifier could not grade.
   """
   group = ConfigDict(config[key].to_dict() | changes)
   split, prefer = ("train", rows.TRAINING) if key == "problems" else ("heldout", rows.HELD_OUT)
@@ -215,18 +256,23 @@ def read_problems(
   fields = {name: group[name] for name in names}
   files = rows.Split(group.split, prefer, f"config.{key}.split")
   try:
-    found = problem_lists.load(
+    problems = problem_lists.load(
       group.source, split=split, files=files, key=f"config.{key}.columns", without=without, **fields
-    )[: group.get("at_most") or None]
+    )
   except InputError as error:
     raise InputError(f"config.{key}: {error}") from error
-  for problem in found:
+  if group.get("at_most"):
+    problems = problems[: group.at_most]
+  for problem in problems:
     check_problem(f"config.{key}: {group.source}", problem)
-  return found
+  return problems
 
 
 def check_problem(where: str, problem: Problem) -> None:
-  """InputError for a problem that its verifier could not judge, whatever was answered."""
+  """Raises InputError for a problem whose verifier is unknown or lacks a field of `extra` that it needs.
+
+  where: beginning of the message, which names the source.
+  """
   verifier = VERIFIERS.get(problem.verifier)
   if verifier is None:
     raise InputError(
@@ -245,114 +291,157 @@ def load_problems(
   without: Callable[[Problem], bool] = lambda problem: False,
   **changes,
 ) -> PromptedProblems:
-  """`read_problems` with their prompts; what is too long or has no readable label is refused, dropped or told."""
-  group, found = config[key], read_problems(config, key, without, **changes)
-  if not found:
-    raise InputError(f"config.{key}: no problem is left of {changes.get('source', group.source)}; name other ones")
-  ids = {p.id: tokenizer.render(p.messages) for p in found}
-  openings = {p.id: tokenizer.opening(p.messages) for p in found}
-  long = [p for p in found if len(ids[p.id]) > config.rl.prompt_tokens]
-  if long and group.too_long == "error":
-    longest = max(long, key=lambda problem: len(ids[problem.id]))
+  """Reads problems as `read_problems` does, and returns them with their prompts as tokens.
+
+  Prompts that are longer than rl.prompt_tokens raise InputError or are dropped with a warning, as the group's key
+  `too_long` says; labels that can't be parsed are treated as by `with_readable_labels`. Raises InputError where no
+  problem is left.
+  """
+  problems = read_problems(config, key, without, **changes)
+  source = changes.get("source", config[key].source)
+  if not problems:
+    raise InputError(f"config.{key}: no problem is left of {source}; name other ones")
+  ids = {problem.id: tokenizer.render(problem.messages) for problem in problems}
+  openings = {problem.id: tokenizer.opening(problem.messages) for problem in problems}
+  short_enough = _with_short_prompts(config, key, source, problems, ids)
+  kept, _ = with_readable_labels(config, key, short_enough, service, changes.get("source", ""))
+  return PromptedProblems(kept, ids, openings, dropped=len(problems) - len(short_enough))
+
+
+def _with_short_prompts(
+  config: ConfigDict, key: str, source: str, problems: Sequence[Problem], ids: Mapping[str, Sequence[int]]
+) -> list[Problem]:
+  """Returns the problems whose prompts are not too long, and warns of the others or raises InputError.
+
+  ids: tokens of the prompt by problem id. The group's key `too_long` decides between warning and error.
+  """
+  limit = config.rl.prompt_tokens
+  too_long = [problem for problem in problems if len(ids[problem.id]) > limit]
+  if too_long and config[key].too_long == "error":
+    longest = max(too_long, key=lambda problem: len(ids[problem.id]))
     tokens = len(ids[longest.id])
     raise InputError(
-      f"config.{key}: {len(long)} of {len(found)} prompts are longer than config.rl.prompt_tokens = "
-      f"{config.rl.prompt_tokens}; the longest, problem {longest.id}, has {tokens} tokens: "
+      f"config.{key}: {len(too_long)} of {len(problems)} prompts are longer than config.rl.prompt_tokens = "
+      f"{limit}; the longest, problem {longest.id}, has {tokens} tokens: "
       f"config.rl.prompt_tokens={tokens} fits all; raise it, or take config.{key}.too_long=drop"
     )
-  kept = [p for p in found if len(ids[p.id]) <= config.rl.prompt_tokens]
-  if not kept:
+  if len(too_long) == len(problems):
     raise InputError(
-      f"config.{key}: none of {len(found)} problems is left, all prompts are too long; raise config.rl.prompt_tokens"
+      f"config.{key}: none of {len(problems)} problems is left, all prompts are too long; raise config.rl.prompt_tokens"
     )
-  if long:
-    _LOG.warning("config.%s: %s: %d of %d problems dropped, their prompts are over config.rl.prompt_tokens = %d",
-                 key, changes.get("source", group.source), len(long), len(found), config.rl.prompt_tokens)  # fmt: skip
-  return PromptedProblems(
-    with_readable_labels(config, key, kept, service, changes.get("source", ""))[0], ids, openings, len(long)
-  )
+  if too_long:
+    _LOG.warning(
+      "config.%s: %s: %d of %d problems dropped, their prompts are over config.rl.prompt_tokens = %d",
+      key,
+      source,
+      len(too_long),
+      len(problems),
+      limit,
+    )
+  return [problem for problem in problems if len(ids[problem.id]) <= limit]
 
 
 def with_readable_labels(
   config: ConfigDict, key: str, problems: list[Problem], service: Service, source: str = ""
 ) -> tuple[list[Problem], list[tuple[Problem, str]]]:
-  """(problems to go on with, those whose label or truth the verifier can't read, and why), by `KEY.unreadable`.
+  """Returns (problems to go on with, pairs of each unreadable problem and the reason).
 
-  An error where that is every problem: no answer could then be paid.
+  A problem is unreadable where its verifier can't parse its label or truth. The key `unreadable` of the group `key`
+  decides what is done with these: "warn" keeps them, "drop" leaves them out, "error" raises InputError. If no problem
+  is readable InputError is raised in any case, as no answer could be paid. source: for messages, "" stands for the
+  group's own.
   """
   try:
-    bad, action = in_parts(service.unreadable, problems), config[key].unreadable
+    unreadable, action = in_parts(service.unreadable, problems), config[key].unreadable
   except InputError as error:
     raise InputError(f"config.{key}: {error}") from error
-  if not bad:
+  if not unreadable:
     return problems, []
-  (first, reason), source = bad[0], source or config[key].source
-  told = (
-    f"config.{key}: {source}: {len(bad)} of {len(problems)} labels can't be read by their verifier, the first that of "
-    f"problem {first.id} ({reason})"
+  source = source or config[key].source
+  first, reason = unreadable[0]
+  message = (
+    f"config.{key}: {source}: {len(unreadable)} of {len(problems)} labels can't be read by their verifier, the first "
+    f"that of problem {first.id} ({reason})"
   )
-  if len(bad) == len(problems):
+  if len(unreadable) == len(problems):
     raise InputError(
-      f"{told}; labels are read from {label_column(source, config[key].columns)}, the first as "
+      f"{message}; labels are read from {label_column(source, config[key].columns)}, the first as "
       f'{first.label[:200]!r}. Name the column of the answers, as config.{key}.columns="prompt=A,label=B" (a '
       "last line `#### ANSWER` counts as the answer), boxed=B where it is the last box of a solution, or the verifier "
       f"that reads them (config.{key}.verifier)"
     )
   if action == "error":
-    raise InputError(f"{told}; correct them, or take config.{key}.unreadable=drop")
-  _LOG.warning("%s; %s", told, "dropped" if action == "drop" else f"kept (config.{key}.unreadable)")
-  unfit = {problem.id for problem, _ in bad} if action == "drop" else set()
-  return [problem for problem in problems if problem.id not in unfit], bad
+    raise InputError(f"{message}; correct them, or take config.{key}.unreadable=drop")
+  if action != "drop":
+    _LOG.warning("%s; kept (config.%s.unreadable)", message, key)
+    return list(problems), unreadable
+  _LOG.warning("%s; dropped", message)
+  unreadable_ids = {problem.id for problem, _ in unreadable}
+  return [problem for problem in problems if problem.id not in unreadable_ids], unreadable
 
 
 def in_parts(grade: Callable[[Sequence], list], items: Sequence) -> list:
-  """What grading says of all items, a part at a time; a signal ends it in between, for there is nothing to save yet."""
-  found = []
+  """Grades items a part at a time and returns the results of all parts, joined.
+
+  Raises Interrupted between two parts if a signal has asked the run to stop; nothing has to be saved then.
+  """
+  results = []
   for first in range(0, len(items), _PART):
-    found += grade(items[first : first + _PART])
+    results += grade(items[first : first + _PART])
     if multihost.any_stop_requested():
       raise signals.Interrupted("grading was stopped by a signal; the same command begins it again")
-  return found
+  return results
 
 
 def label_column(source: str, columns: Sequence[str]) -> str:
-  """Says in words where the labels of a source come from."""
+  """Returns in words where the labels of a source come from, for an error message: "the column of label=B"."""
   if source in problem_lists.GENERATORS:
     return "the generator"
-  entries = columns or problem_lists.columns_of(source)
-  named = [entry.strip() for entry in entries if entry.strip().startswith(("label", "boxed"))]
-  return f"the column of {named[0]}" if named else "the field label"
+  for entry in columns or problem_lists.columns_of(source):
+    entry = entry.strip()
+    if entry.startswith(("label", "boxed")):
+      return f"the column of {entry}"
+  return "the field label"
 
 
 def make_prompts(
   problems: Sequence[Problem], loaded: PromptedProblems, occurrence_P: np.ndarray, width: int, pad_id: int
 ) -> Prompts:
-  ids = loaded.ids
+  """Returns the batch of these problems' prompts, padded on the left with `pad_id` to `width` tokens.
+
+  occurrence_P: how many times each problem occurs earlier in the batch, so that its samples differ.
+  """
   tokens_PS = np.full((len(problems), width), pad_id, np.int32)
+  length_P = np.zeros(len(problems), np.int32)
   for row, problem in enumerate(problems):
-    tokens_PS[row, width - len(ids[problem.id]) :] = ids[problem.id]
-  length_P = np.array([len(ids[p.id]) for p in problems], np.int32)
+    ids = loaded.ids[problem.id]
+    tokens_PS[row, width - len(ids) :] = ids
+    length_P[row] = len(ids)
   return Prompts(
-    list(problems),
-    tokens_PS,
-    length_P,
-    np.array([keys.problem_hash(p.id) for p in problems]),
-    occurrence_P,
-    [loaded.openings[p.id] for p in problems],
+    problems=list(problems),
+    tokens_PS=tokens_PS,
+    length_P=length_P,
+    hash_P=np.array([keys.problem_hash(problem.id) for problem in problems]),
+    occurrence_P=occurrence_P,
+    opening_P=[loaded.openings[problem.id] for problem in problems],
   )
 
 
 def verifier_service(config: ConfigDict) -> Service:
+  """Returns the service whose worker processes grade answers, within the limits of config.verify."""
   v = config.verify
   return Service(v.workers, v.cpu_seconds, v.wall_seconds, v.memory_mib << 20, v.mode, multihost.share)
 
 
 def records(drawn: Drawn, step: int, true: Graded, **more) -> list[dict]:
-  """One row a response, as rollouts/ and evals/ hold it; `more` are [P,G] arrays to add."""
+  """Returns a row for each response, problem by problem, as rollouts/ and evals/ hold them (docs/run-directory.md).
+
+  true: the responses graded by the truth. more: further columns [P,G] by name.
+  """
   rows = []
   for i, problem in enumerate(drawn.answers.problems):
     for g, response in enumerate(drawn.answers.response_PG[i]):
-      judged = exact_faithfulness(problem, response)
+      faithfulness = exact_faithfulness(problem, response)
       rows.append(
         {
           "step": step,
@@ -369,8 +458,8 @@ def records(drawn: Drawn, step: int, true: Graded, **more) -> list[dict]:
           "true_reward": float(true.value_PG[i, g]) if true.scored_PG[i, g] else None,
           "scored": bool(true.scored_PG[i, g]),
           "cause": true.cause_PG[i][g],
-          "faithfulness": judged.label if judged else None,
-          "step_true": judged.step_true if judged else None,
+          "faithfulness": faithfulness.label if faithfulness else None,
+          "step_true": faithfulness.step_true if faithfulness else None,
           **{name: values[i][g] for name, values in more.items()},
         }
       )
@@ -378,19 +467,19 @@ def records(drawn: Drawn, step: int, true: Graded, **more) -> list[dict]:
 
 
 def transcript(messages: Sequence[Mapping[str, str]]) -> str:
-  """The prompt as it is recorded: the only message's text, or all messages, each behind its role in brackets."""
+  """Returns the prompt as rows record it: the text of the only message, or all messages, each behind [ROLE]."""
   if len(messages) == 1:
     return messages[0]["content"]
   return "\n\n".join(f"[{message['role']}]\n{message['content']}" for message in messages)
 
 
 def show_prompt(workdir: Path, policy: Policy, problem: Problem) -> None:
-  """Writes prompt.txt, what the policy sees of a problem: control tokens by name, up to where the answer begins."""
+  """Writes prompt.txt: the prompt as the policy sees it, with control tokens by name, up to where a response begins."""
   if not multihost.process_index():
     logbook.write_atomic(workdir / "prompt.txt", policy.tokenizer.rendered(problem.messages))
 
 
 def exact_faithfulness(problem: Problem, response: Parsed) -> Faithfulness | None:
-  """Returns what the task's exact judge says of a response; None for a task without one."""
+  """Returns how faithful a response is by the exact judge of the problem's task; None for a task without one."""
   judge = VERIFIERS[problem.verifier].faithfulness
   return judge(response, problem.messages[-1]["content"]) if judge else None

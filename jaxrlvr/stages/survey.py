@@ -1,4 +1,4 @@
-"""A survey: a policy's samples of many problems, batch by batch, and the rows that a stage makes of them."""
+"""Surveys: a stage samples many problems with a policy, batch by batch, and records a row for each problem."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ from jaxrlvr.stages.run_directory import Run
 
 
 class Survey:
-  """The problems of a stage that samples many of them, and `rows`: one a problem that was sampled, with its id.
+  """Samples the problems of a stage and keeps their rows, so that a run that is resumed goes on where it stopped.
 
-  The rows of a batch go to a file in rows/ of the run directory. A run that goes on reads them back and samples the
-  problems behind them.
+  `problems` are all problems, `dropped` is the number of problems that were left out, and `rows` has a row with its id
+  for each problem that was sampled. The rows of each batch are written to a file in rows/ of the run directory; a
+  resumed run reads them and samples only the problems that follow.
   """
 
   def __init__(
@@ -32,11 +33,12 @@ class Survey:
   ):
     self.problems, self.dropped = loaded.problems, loaded.dropped
     self.rows: list[dict] = []
-    self._run, self._policy, self._sampler, self._service, self._loaded = run, policy, sampler, service, loaded
+    self._run, self._policy, self._sampler = run, policy, sampler
+    self._service, self._loaded = service, loaded
     self._progress: logbook.Progress | None = None
 
   def begin(self) -> None:
-    """Begins the run, and reads the rows of one that goes on. Call it when all input is checked."""
+    """Begins the run, and reads the rows that a resumed run has written. Call it when all input is checked."""
     run, policy = self._run, self._policy
     run.begin(problems=self.problems, tokenizer=policy.tokenizer.pieces(), origin=policy.origin.get("digests"))
     if not run.finished:
@@ -44,19 +46,23 @@ class Survey:
       self._progress = run.progress(len(self.problems), len(self.rows))
 
   def _recorded(self) -> list[dict]:
+    """Returns the rows of all files in rows/."""
     rows = []
     for file in sorted((self._run.workdir / "rows").glob("*.jsonl")):
       rows += logbook.read_jsonl(file)
     return rows
 
   def batches(self, ordered: Sequence[Problem]) -> Iterator[tuple[rollout.Drawn, Grade]]:
-    """Yields the samples of the problems that have no row yet, in this order, and a grader that remembers its verdicts.
+    """Yields (samples of a batch, a grader) until all problems have a row.
 
-    `record` a batch's rows before you ask for the next. Where a signal asked for it, the run ends instead of sampling.
+    ordered: all problems in the order in which they are sampled; the first ones, which have rows already, are skipped.
+    The grader remembers its verdicts. Call `record` with the rows of a batch before asking for the next one. Raises
+    Interrupted between batches if a signal has asked the run to stop.
     """
     total = len(self.problems)
     e, samples = self._run.config.evaluate, self._sampler.sampling.group
-    size = self._sampler.batch_size(max(1, e.problems_per_batch * e.samples // samples), total)
+    rows_at_a_time = e.problems_per_batch * e.samples
+    size = self._sampler.batch_size(max(1, rows_at_a_time // samples), total)
     weights = self._sampler.weights(self._policy.params)
     sweep = self._sampler.sweep(weights, self._loaded._replace(problems=list(ordered)), size, len(self.rows))
     while len(self.rows) < total:
@@ -64,7 +70,7 @@ class Survey:
       yield next(sweep), verifiable.grade_once(self._service.grade)
 
   def record(self, rows: Sequence[dict]) -> None:
-    """Writes the rows of the batch at hand, one a problem, and adds them to `rows`."""
+    """Writes the rows of the last batch that was yielded, one for each problem, and adds them to `rows`."""
     logbook.write_jsonl(self._run.workdir / "rows" / f"{len(self.rows):08d}.jsonl", rows)
     self.rows += rows
     self._progress(len(self.rows))
@@ -72,9 +78,10 @@ class Survey:
 
 @contextlib.contextmanager
 def open_survey(run: Run, policy: Policy, limit: int = 0) -> Iterator[Survey]:
-  """The survey of `config.problems` by a policy, as often each as the stage's `samples` say, with devices and graders.
+  """Yields a survey of `config.problems` by a policy, with the workers that grade and the mesh that samples set up.
 
-  `limit`: of a generator as many problems instead of `problems.count`, of a file the first so many; 0: as configured.
+  Each problem is sampled as often as the key `samples` of the run's stage says. limit: number of problems, in the place
+  of problems.count: so many are generated, or the first of a file are taken; 0: as configured.
   """
   config = run.config
   changes: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""Why a run is paid nothing: what became of the answers, and the config key that would change it."""
+"""Explains why a run gets no reward: what became of its answers, and which config key would change it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from ml_collections import ConfigDict
 from jaxrlvr.base import logbook
 
 _LOG = logging.getLogger(__name__)
-STEPS = 5  # without any reward, and it is told
+STEPS = 5  # number of steps in a row without any reward after which a warning is given
 
-# What becomes of an answer, each of exactly one kind. The first that holds counts.
+# What may become of an answer. Each answer is of exactly one kind, the first that holds.
 ANSWER_KINDS = ("unscored", "right", "cut_off", "unparseable", "wrong")
 
 
@@ -33,17 +33,17 @@ def shares(
     "unparseable": unparseable_PG,
     "wrong": np.ones(scored_PG.shape, bool),
   }
-  left_PG = np.ones(scored_PG.shape, bool)
-  made = {}
+  unassigned_PG = np.ones(scored_PG.shape, bool)
+  share_of_kind = {}
   for kind in ANSWER_KINDS:
-    mine_PG = left_PG & holds[kind]
-    made[f"answers/{kind}"] = float(mine_PG.mean())
-    left_PG &= ~mine_PG
-  return made
+    is_kind_PG = unassigned_PG & holds[kind]
+    share_of_kind[f"answers/{kind}"] = float(is_kind_PG.mean())
+    unassigned_PG &= ~is_kind_PG
+  return share_of_kind
 
 
 def cure(kind: str, config: ConfigDict) -> str:
-  """Returns the config key that would change it, where most answers are of this kind."""
+  """Returns what to do where most answers are of this kind: a phrase that names the config keys to change."""
   reading, reward, v = config.answer.read, config.rl.reward, config.verify
   return {
     "cut_off": f"raise config.rl.response_tokens (now {config.rl.response_tokens}), or train the policy to end sooner",
@@ -58,43 +58,51 @@ def cure(kind: str, config: ConfigDict) -> str:
 
 
 class Unpaid:
-  """Tells once where a run goes without any reward, from the rows of its metrics: a resumed run says the same."""
+  """Warns once in a run that gets no reward for several steps.
+
+  It knows nothing but the rows of metrics.jsonl, so that a resumed run warns when an unbroken one would.
+  """
 
   def __init__(self, rows: Sequence[Mapping], config: ConfigDict):
+    """rows: the rows of metrics.jsonl that are written already."""
     self._config = config
     self._rows = [row for row in rows if "answers/wrong" in row]
-    self._told = any(self._silent(self._rows[:end]) for end in range(len(self._rows) + 1))
+    self._warned = any(self._end_unpaid(self._rows[:end]) for end in range(len(self._rows) + 1))
 
   def __call__(self, step: int, metrics: Mapping) -> None:
-    """Takes a step's metrics, and warns behind the first STEPS in a row (or all of a shorter run) without reward."""
+    """Takes a step's metrics. Warns once, when the last STEPS steps (or all of a shorter run) had no reward."""
     names = ("reward", "reward_std", *(f"answers/{kind}" for kind in ANSWER_KINDS))
     self._rows.append(logbook.finite({name: float(metrics[name]) for name in names}))
-    if not self._told and self._silent(self._rows):
-      self._told = True
-      _LOG.warning("step %d: %s", step, self._why(self._rows[-STEPS:]))
+    if not self._warned and self._end_unpaid(self._rows):
+      self._warned = True
+      _LOG.warning("step %d: %s", step, self._explanation(self._rows[-STEPS:]))
 
-  def _silent(self, rows: Sequence[Mapping]) -> bool:
+  def _end_unpaid(self, rows: Sequence[Mapping]) -> bool:
+    """Returns whether none of the last STEPS rows, or of all rows of a shorter run, has a reward."""
     last = rows[-STEPS:]
-    return len(last) >= min(STEPS, self._config.rl.steps) and not any(map(_paid, last))
+    return len(last) >= min(STEPS, self._config.rl.steps) and not any(map(_has_reward, last))
 
-  def _why(self, rows: Sequence[Mapping]) -> str:
-    mean = {kind: float(np.mean([row[f"answers/{kind}"] for row in rows])) for kind in ANSWER_KINDS}
-    told = ", ".join(f"{mean[kind]:.0%} {kind.replace('_', ' ')}" for kind in ANSWER_KINDS)
-    most = max(mean, key=mean.get)
+  def _explanation(self, rows: Sequence[Mapping]) -> str:
+    """Returns a sentence with the shares of ANSWER_KINDS in these steps, and the cure for the most frequent kind."""
+    mean_share = {}
+    for kind in ANSWER_KINDS:
+      mean_share[kind] = float(np.mean([row[f"answers/{kind}"] for row in rows]))
+    answers = ", ".join(f"{share:.0%} {kind.replace('_', ' ')}" for kind, share in mean_share.items())
+    most_frequent = max(mean_share, key=mean_share.get)
     return (
-      f"no response was paid anything in {len(rows)} steps, so nothing is learned; answers: {told}; "
-      f"{cure(most, self._config)}"
+      f"no response was paid anything in {len(rows)} steps, so nothing is learned; answers: {answers}; "
+      f"{cure(most_frequent, self._config)}"
     )
 
   def summary(self) -> dict[str, str]:
-    """For the run's summary: `unpaid` with the reason, which is also warned of, where no step had any reward."""
-    if not self._rows or any(map(_paid, self._rows)):
+    """Returns {"unpaid": explanation} for the run's summary, and warns, if no step had any reward; else {}."""
+    if not self._rows or any(map(_has_reward, self._rows)):
       return {}
-    why = self._why(self._rows)
-    _LOG.warning("the run ends as it began: %s", why)
-    return {"unpaid": why}
+    explanation = self._explanation(self._rows)
+    _LOG.warning("the run ends as it began: %s", explanation)
+    return {"unpaid": explanation}
 
 
-def _paid(row: Mapping) -> bool:
-  """Was any response of this step paid something but 0?"""
+def _has_reward(row: Mapping) -> bool:
+  """Returns whether any response of this step was paid anything but 0."""
   return bool(row["reward"]) or bool(row["reward_std"])
