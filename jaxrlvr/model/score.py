@@ -1,4 +1,4 @@
-"""Log-probability, entropy and self-certainty of given tokens, with the vocabulary in chunks: [B,T,V] never exists."""
+"""Log-probability, entropy and self-certainty of given tokens, one vocabulary chunk at a time: no [B,T,V] array."""
 
 from __future__ import annotations
 
@@ -16,33 +16,44 @@ from jaxrlvr.model.attention import NEGATIVE
 from jaxrlvr.model.row_layout import RowLayout, Separate
 from jaxrlvr.model.spec import Spec
 
-_TOKENS, _PARTS = 256, 8  # tokens whose logits are made at once, at least, and pieces of a micro-batch, at most
+_MIN_TOKENS = 256  # tokens whose logits are computed at once, at least
+_MAX_PARTS = 8  # pieces into which the tokens of a microbatch are cut, at most
 
 
 @struct.dataclass
 class Scores:
   """Per-token statistics of p = softmax(logits / temperature), in nats, float32."""
 
-  logp_BT: jax.Array  # log p of the token that stands there
+  logp_BT: jax.Array  # log p of the token in that slot
   entropy_BT: jax.Array  # H(p)
   certainty_BT: jax.Array  # KL(U || p), U uniform over the real vocabulary (the paper's self-certainty)
 
 
-def _pieces(vocab: int, chunk: int) -> int:
-  """How many equal pieces of at most `chunk` columns: a number that divides the columns where one is near."""
-  least = -(-vocab // min(chunk, vocab))
-  return next((n for n in range(least, 2 * least + 1) if vocab % n == 0), least)
+def _vocab_pieces(vocab: int, chunk: int) -> int:
+  """Returns into how many pieces of at most `chunk` columns to cut `vocab` columns.
+
+  The fewest that divide the columns evenly, of up to twice as many as are needed; else the fewest, the last padded.
+  """
+  fewest = -(-vocab // min(chunk, vocab))
+  for pieces in range(fewest, 2 * fewest + 1):
+    if vocab % pieces == 0:
+      return pieces
+  return fewest
 
 
 def _chunks(head_VD: jax.Array, chunk: int) -> tuple[jax.Array, jax.Array]:
-  """(the head in pieces [pieces, columns, D], the token id of each column); each device's part is cut up by itself."""
+  """Cuts the head into pieces of columns; returns it as [pieces, columns, D], and each column's token id.
+
+  A piece holds an equal share of every device's columns, so that no device waits. Padding columns have the id `vocab`.
+  """
   vocab, width = head_VD.shape
   shards = sharding.size_here("vocab")
-  pieces = _pieces(vocab // shards, max(chunk // shards, 1))
+  pieces = _vocab_pieces(vocab // shards, max(chunk // shards, 1))
   size = -(-vocab // (shards * pieces))
 
   def cut(x, fill):
-    x = jnp.pad(x, ((0, shards * pieces * size - vocab), *[(0, 0)] * (x.ndim - 1)), constant_values=fill)
+    padding = [(0, shards * pieces * size - vocab)] + [(0, 0)] * (x.ndim - 1)
+    x = jnp.pad(x, padding, constant_values=fill)
     x = x.reshape(shards, pieces, size, *x.shape[1:]).swapaxes(0, 1)
     return x.reshape(pieces, shards * size, *x.shape[3:])
 
@@ -50,52 +61,86 @@ def _chunks(head_VD: jax.Array, chunk: int) -> tuple[jax.Array, jax.Array]:
 
 
 def _join(pieces, vocab: int) -> jax.Array:
-  """The inverse of `_chunks` for the head."""
+  """Joins the pieces [pieces, columns, D] of `_chunks` to the head [vocab, D]."""
   shards = sharding.size_here("vocab")
   x = pieces.reshape(len(pieces), shards, -1, pieces.shape[-1]).swapaxes(0, 1)
   return x.reshape(-1, x.shape[-1])[:vocab]
 
 
-class _Order(NamedTuple):
-  """The tokens of each of s shards in p pieces of n, those that are wanted first."""
+class _TokenOrder(NamedTuple):
+  """An order of each shard's tokens that puts the wanted tokens first, so that pieces without one are skipped."""
 
-  index_SN: jax.Array  # into a shard's tokens; beyond them what fills the last piece, 0 in `pieces`
-  back_SM: jax.Array  # where a shard's tokens stand in it
-  live: jax.Array  # pieces that hold a wanted token, in the fullest shard
+  index_SN: jax.Array  # the token of each place in the order; places beyond the last token fill the last piece
+  place_SM: jax.Array  # the place of each token in the order
+  live: jax.Array  # how many pieces hold a wanted token, in the shard that has most
 
   def pieces(self, x):
-    """[B, T, ...] as [s, p, n, ...]."""
-    shards, tokens = self.back_SM.shape
+    """Returns x [B, T, ...] in this order as [shards, pieces, tokens, ...], 0 in places without a token."""
+    shards, tokens = self.place_SM.shape
     x = x.reshape(shards, tokens, *x.shape[2:])
     index = self.index_SN.reshape(*self.index_SN.shape, *[1] * (x.ndim - 2))
-    x = jnp.take_along_axis(x, index, 1, mode="fill", fill_value=0).reshape(shards, _parts(tokens), -1, *x.shape[2:])
+    ordered = jnp.take_along_axis(x, index, 1, mode="fill", fill_value=0)
+    x = ordered.reshape(shards, _token_pieces(tokens), -1, *x.shape[2:])
     return sharding.constrain(x, "batch", *[None] * (x.ndim - 1))
 
   def rows(self, x, like):
-    """The inverse, with the leading axes of `like` [B, T]."""
+    """Returns the pieces x in the order of the rows, [B, T, ...] with the B and T of `like`: undoes `pieces`."""
     x = x.reshape(x.shape[0], -1, *x.shape[3:])
-    x = jnp.take_along_axis(x, self.back_SM.reshape(*self.back_SM.shape, *[1] * (x.ndim - 2)), 1)
+    place = self.place_SM.reshape(*self.place_SM.shape, *[1] * (x.ndim - 2))
+    x = jnp.take_along_axis(x, place, 1)
     return sharding.constrain(x.reshape(*like.shape, *x.shape[2:]), "batch", *[None] * (x.ndim - 1))
 
 
-def _parts(tokens: int) -> int:
-  return max(1, min(_PARTS, tokens // _TOKENS))
+def _token_pieces(tokens: int) -> int:
+  """Returns into how many pieces a shard's tokens are cut."""
+  return max(1, min(_MAX_PARTS, tokens // _MIN_TOKENS))
 
 
-def _order(wanted_BT: jax.Array) -> _Order:
+def _order(wanted_BT: jax.Array) -> _TokenOrder:
+  """Returns the order that puts the tokens of `wanted_BT` first in each shard."""
   shards = sharding.size_here("batch")
   wanted_SM = wanted_BT.reshape(shards, -1)
   tokens = wanted_SM.shape[1]
+  pieces = _token_pieces(tokens)
   index_SM = jnp.argsort(~wanted_SM, axis=1, stable=True)
-  filled = jnp.pad(index_SM, ((0, 0), (0, -tokens % _parts(tokens))), constant_values=tokens)
-  size = filled.shape[1] // _parts(tokens)
-  live = -(-jnp.max(jnp.sum(wanted_SM, 1)) // size)
-  return _Order(filled, jnp.argsort(index_SM, axis=1), live)
+  index_SN = jnp.pad(index_SM, ((0, 0), (0, -tokens % pieces)), constant_values=tokens)
+  piece_size = index_SN.shape[1] // pieces
+  live = -(-jnp.max(jnp.sum(wanted_SM, 1)) // piece_size)
+  return _TokenOrder(index_SN, jnp.argsort(index_SM, axis=1), live)
 
 
 def _logits(hidden, piece, scale):
-  """Scaled float32 logits [..., columns] of one piece."""
+  """Returns scaled float32 logits [..., columns] for one piece of the head."""
   return jnp.einsum("...d,vd->...v", hidden, piece, preferred_element_type=jnp.float32) * scale
+
+
+class TokenStats(NamedTuple):
+  """Statistics of tokens [B,T], as in `Scores`."""
+
+  logp: jax.Array
+  entropy: jax.Array
+  certainty: jax.Array
+
+
+class _Running(NamedTuple):
+  """What the forward pass accumulates over the columns of the head, for each token."""
+
+  top: jax.Array  # the largest logit
+  total: jax.Array  # sum of exp(logit - top)
+  weighted: jax.Array  # sum of exp(logit - top) * (logit - top)
+  plain: jax.Array  # sum of the logits
+  chosen: jax.Array  # the target's logit
+
+
+class _PerToken(NamedTuple):
+  """What the backward pass reads of each token: its target, two statistics, and the gradients of all three."""
+
+  target: jax.Array
+  log_z: jax.Array
+  entropy: jax.Array
+  d_logp: jax.Array
+  d_entropy: jax.Array
+  d_certainty: jax.Array
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
@@ -107,79 +152,90 @@ def token_stats(
   known: int,
   chunk: int,
   scale: float,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """(logp, entropy, certainty) of `target` under scale * hidden @ head.T, columns from `known` on left out.
+) -> TokenStats:
+  """Returns log-probability, entropy and self-certainty of the tokens `target_BT` under logits scale * hidden @ head.T.
 
-  What is not wanted is 0 and costs next to nothing.
+  Only the first `known` columns of the head count as vocabulary. chunk: columns of the head whose logits are held at
+  once. Tokens where `wanted_BT` is False get 0; their logits are not computed, but for a rest of a piece.
   """
   return _stats_forward(hidden_BTD, head_VD, target_BT, wanted_BT, known, chunk, scale)[0]
 
 
 def _stats_forward(hidden_BTD, head_VD, target_BT, wanted_BT, known, chunk, scale):
+  """Returns what `token_stats` returns, and what its backward pass needs: no logits."""
   order = _order(wanted_BT)
   hidden, target = order.pieces(hidden_BTD), order.pieces(target_BT)
 
-  def step(carry, xs):
-    piece, id_C = sharding.constrain(xs[0], "vocab", None), xs[1]  # gathered once, not for each piece of the tokens
-    real = id_C < known
+  def add_columns(running, head_piece):
+    columns, id_C = head_piece
+    columns = sharding.constrain(columns, "vocab", None)  # gathered here once, not for each piece of the tokens
+    is_known = id_C < known
 
-    def tokens(i, carry):
-      here, aim, top, total, weighted, plain, chosen = (x[:, i] for x in (hidden, target, *carry))
-      logits = _logits(here, piece, scale)
-      new_top = jnp.maximum(top, jnp.max(jnp.where(real, logits, -jnp.inf), -1))
-      e = jnp.where(real, jnp.exp(logits - new_top[..., None]), 0.0)
+    def add_tokens(i, running):
+      hidden_here, target_here = hidden[:, i], target[:, i]
+      top, total, weighted, plain, chosen = (x[:, i] for x in running)
+      logits = _logits(hidden_here, columns, scale)
+      new_top = jnp.maximum(top, jnp.max(jnp.where(is_known, logits, -jnp.inf), -1))
+      exp = jnp.where(is_known, jnp.exp(logits - new_top[..., None]), 0.0)
       shrink = jnp.exp(top - new_top)
-      new = (
-        new_top,
-        total * shrink + jnp.sum(e, -1),
-        (weighted + (top - new_top) * total) * shrink + jnp.sum(e * (logits - new_top[..., None]), -1),
-        plain + jnp.sum(jnp.where(real, logits, 0.0), -1),
-        chosen + jnp.sum(jnp.where(aim[..., None] == id_C, logits, 0.0), -1),
+      updated = _Running(
+        top=new_top,
+        total=total * shrink + jnp.sum(exp, -1),
+        weighted=(weighted + (top - new_top) * total) * shrink + jnp.sum(exp * (logits - new_top[..., None]), -1),
+        plain=plain + jnp.sum(jnp.where(is_known, logits, 0.0), -1),
+        chosen=chosen + jnp.sum(jnp.where(target_here[..., None] == id_C, logits, 0.0), -1),
       )
-      return tuple(x.at[:, i].set(y) for x, y in zip(carry, new, strict=True))
+      return jax.tree.map(lambda x, value: x.at[:, i].set(value), running, updated)
 
-    return jax.lax.fori_loop(0, order.live, tokens, carry), None
+    return jax.lax.fori_loop(0, order.live, add_tokens, running), None
 
   zero = jnp.zeros(target.shape, jnp.float32)
-  start = (jnp.full_like(zero, NEGATIVE), zero, zero, zero, zero)
-  (top, total, weighted, plain, chosen), _ = jax.lax.scan(step, start, _chunks(head_VD, chunk))
-  total = jnp.where(total > 0, total, 1.0)  # of tokens in no live piece
-  log_z = top + jnp.log(total)
-  entropy = jnp.log(total) - weighted / total  # relative to the largest logit, or float32 loses its small digits
-  certainty = log_z - plain / known - jnp.log(float(known))
-  stats = (jnp.where(wanted_BT, order.rows(x, target_BT), 0.0) for x in (chosen - log_z, entropy, certainty))
-  return tuple(stats), (hidden_BTD, head_VD, target_BT, wanted_BT, log_z, entropy)
+  start = _Running(jnp.full_like(zero, NEGATIVE), zero, zero, zero, zero)
+  running, _ = jax.lax.scan(add_columns, start, _chunks(head_VD, chunk))
+  total = jnp.where(running.total > 0, running.total, 1.0)  # of tokens in pieces that are not computed
+  log_z = running.top + jnp.log(total)
+  entropy = jnp.log(total) - running.weighted / total  # relative to the top logit, or float32 loses its small digits
+  certainty = log_z - running.plain / known - jnp.log(float(known))
+
+  def by_row(x):
+    return jnp.where(wanted_BT, order.rows(x, target_BT), 0.0)
+
+  stats = TokenStats(by_row(running.chosen - log_z), by_row(entropy), by_row(certainty))
+  return stats, (hidden_BTD, head_VD, target_BT, wanted_BT, log_z, entropy)
 
 
-def _stats_backward(known, chunk, scale, kept, gradient):
-  hidden_BTD, head_VD, target_BT, wanted_BT, log_z, entropy = kept
+def _stats_backward(known, chunk, scale, residuals, gradient):
+  """Returns the gradients of hidden states and head; logits are computed again, one piece at a time."""
+  hidden_BTD, head_VD, target_BT, wanted_BT, log_z, entropy = residuals
   order = _order(wanted_BT)
   hidden, target = order.pieces(hidden_BTD), order.pieces(target_BT)
-  by_token = (log_z, entropy, *(order.pieces(jnp.where(wanted_BT, g_BT, 0.0)) for g_BT in gradient))
+  d_stats = (order.pieces(jnp.where(wanted_BT, d_BT, 0.0)) for d_BT in gradient)
+  per_token = _PerToken(target, log_z, entropy, *d_stats)
 
-  def step(d_hidden, xs):
-    piece, id_C = sharding.constrain(xs[0], "vocab", None), xs[1]  # gathered once, not for each piece of the tokens
-    real = id_C < known
+  def add_columns(d_hidden, head_piece):
+    columns, id_C = head_piece
+    columns = sharding.constrain(columns, "vocab", None)  # gathered here once, not for each piece of the tokens
+    is_known = id_C < known
 
-    def tokens(i, carry):
-      d_hidden, d_piece = carry
-      aim, log_z, entropy, g_logp, g_entropy, g_certainty = (x[:, i, :, None] for x in (target, *by_token))
-      here = hidden[:, i]
-      logp = _logits(here, piece, scale) - log_z
+    def add_tokens(i, carry):
+      d_hidden, d_columns = carry
+      here = jax.tree.map(lambda x: x[:, i, :, None], per_token)
+      hidden_here = hidden[:, i]
+      logp = _logits(hidden_here, columns, scale) - here.log_z
       p = jnp.exp(logp)
-      d = g_logp * ((aim == id_C) - p) - g_entropy * p * (logp + entropy)
-      d = jnp.where(real, d + g_certainty * (p - 1.0 / known), 0.0) * scale
-      d = d.astype(piece.dtype)
-      d_here = jnp.einsum("snv,vd->snd", d, piece, preferred_element_type=jnp.float32)
-      d_piece += jnp.einsum("snv,snd->svd", d, here, preferred_element_type=jnp.float32)
-      return d_hidden.at[:, i].add(d_here), d_piece
+      d_logits = here.d_logp * ((here.target == id_C) - p) - here.d_entropy * p * (logp + here.entropy)
+      d_logits = jnp.where(is_known, d_logits + here.d_certainty * (p - 1.0 / known), 0.0) * scale
+      d_logits = d_logits.astype(columns.dtype)
+      d_hidden_here = jnp.einsum("snv,vd->snd", d_logits, columns, preferred_element_type=jnp.float32)
+      d_columns += jnp.einsum("snv,snd->svd", d_logits, hidden_here, preferred_element_type=jnp.float32)
+      return d_hidden.at[:, i].add(d_hidden_here), d_columns
 
-    none = sharding.constrain(jnp.zeros((len(hidden), *piece.shape), jnp.float32), "batch", "vocab", None)
-    d_hidden, d_piece = jax.lax.fori_loop(0, order.live, tokens, (d_hidden, none))
-    return d_hidden, sharding.constrain(jnp.sum(d_piece, 0), "vocab", "embed")  # shards add up once a piece
+    zero = sharding.constrain(jnp.zeros((len(hidden), *columns.shape), jnp.float32), "batch", "vocab", None)
+    d_hidden, d_columns = jax.lax.fori_loop(0, order.live, add_tokens, (d_hidden, zero))
+    return d_hidden, sharding.constrain(jnp.sum(d_columns, 0), "vocab", "embed")  # shards add up once a piece
 
   zero = jnp.zeros(hidden.shape, jnp.float32)
-  d_hidden, d_head = jax.lax.scan(step, zero, _chunks(head_VD, chunk))
+  d_hidden, d_head = jax.lax.scan(add_columns, zero, _chunks(head_VD, chunk))
   d_hidden = order.rows(d_hidden, target_BT)
   return d_hidden.astype(hidden_BTD.dtype), _join(d_head, len(head_VD)).astype(head_VD.dtype), None, None
 
@@ -199,16 +255,28 @@ def score(
   wanted_BT: jax.Array | None = None,
   layout: RowLayout | None = None,
 ) -> Scores:
-  """Statistics [B, T-start] of tokens start..T-1, each given the tokens of its segment before it.
+  """Returns statistics [B, T-start] of tokens start .. T-1, each conditioned on the earlier tokens of its segment.
 
-  `params` are the float32 masters. A token whose predecessor lies in another segment has no context: mask it out.
-  wanted_BT: tokens to look at (None: all); the others' statistics are 0, and their logits are not made. layout: how
-  texts stand on the rows (not named: one behind another); a response's first token is given its prompt.
+  params: the float32 master weights. wanted_BT: tokens to score (None: all); other tokens get 0, and their logits are
+  not computed. layout: how texts are laid out on the rows (None: one behind another); a response's first token is
+  conditioned on its prompt. The first token of a segment has no context there, so its statistics have no meaning: mask
+  it out.
   """
   weights = fwd.cast(params, spec)
-  layout = layout or Separate(tokens_BT.shape[1])
-  wanted_BT = jnp.ones(tokens_BT.shape, bool) if wanted_BT is None else wanted_BT
-  hidden_BTD, _ = fwd.forward(weights, tokens_BT, positions_BT, fwd.causal(segments_BT, spec, layout), None, spec)
-  hidden = layout.previous_hidden(hidden_BTD, segments_BT, start)
-  head_VD, target, wanted = fwd.head_VD(weights, spec), tokens_BT[:, start:], wanted_BT[:, start:]
-  return Scores(*token_stats(hidden, head_VD, target, wanted, spec.known_vocab, spec.vocab_chunk, 1 / temperature))
+  if layout is None:
+    layout = Separate(tokens_BT.shape[1])
+  if wanted_BT is None:
+    wanted_BT = jnp.ones(tokens_BT.shape, bool)
+  attend = fwd.causal(segments_BT, spec, layout)
+  hidden_BTD, _ = fwd.forward(weights, tokens_BT, positions_BT, attend, None, spec)
+  previous_hidden = layout.previous_hidden(hidden_BTD, segments_BT, start)
+  stats = token_stats(
+    previous_hidden,
+    fwd.head_VD(weights, spec),
+    tokens_BT[:, start:],
+    wanted_BT[:, start:],
+    spec.known_vocab,
+    spec.vocab_chunk,
+    1 / temperature,
+  )
+  return Scores(stats.logp, stats.entropy, stats.certainty)

@@ -1,4 +1,4 @@
-"""The policy's shape, and the one table of its weights: init, sharding and import all derive from it."""
+"""The policy's shape (`Spec`), and the table of its weights (`leaves`), from which init, sharding and import derive."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jaxrlvr.device import sharding
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
-  """Llama-3 frequency scaling (the values of `rope_scaling` in its config.json)."""
+  """Llama-3's scaling of rotary frequencies; the fields are those of `rope_scaling` in its config.json."""
 
   factor: float = 8.0
   low_freq_factor: float = 1.0
@@ -24,7 +24,10 @@ class RopeScaling:
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-  """A Llama/Qwen decoder. Hashable: a legal static argument of jit."""
+  """Shape and switches of a Llama or Qwen decoder. Hashable, so that jit takes it as a static argument.
+
+  Raises InputError, naming the field, for values that can't be computed with.
+  """
 
   vocab: int  # rows of the embedding table
   width: int
@@ -33,8 +36,8 @@ class Spec:
   kv_heads: int
   head_dim: int
   mlp: int
-  real_vocab: int = 0  # rows the tokenizer knows, 0: all; the rest is padding, never sampled or scored
-  max_positions: int = 0  # the model was made for, 0: unknown; computes nothing, goes in and out with the model
+  real_vocab: int = 0  # rows that the tokenizer knows, 0: all; the others are padding, never sampled or scored
+  max_positions: int = 0  # longest text the model was trained for, 0: unknown; only imported and exported, not used
   rope_theta: float = 10_000.0
   rope_scaling: RopeScaling | None = None
   norm_eps: float = 1e-6
@@ -43,9 +46,9 @@ class Spec:
   tied: bool = True  # the head is the embedding table
   dtype: str = "float32"  # of activations; master weights are float32
   attention: str = "reference"  # a name in model.attention.ATTENTION: how whole rows attend
-  remat: str = "none"  # a name in model.forward.REMAT: what the backward pass finds kept of a layer
-  unroll: int = 1  # layers that one step of the scan over layers runs; all of them: faster and longer to compile
-  vocab_chunk: int = 8192  # columns of the head that a scoring pass holds at once
+  remat: str = "none"  # a name in model.forward.REMAT: what a layer stores for its backward pass
+  unroll: int = 1  # layers in one step of the scan over layers; more run faster and compile longer
+  vocab_chunk: int = 8192  # columns of the head whose logits a scoring pass holds at once
 
   def __post_init__(self):
     for name in ("vocab", "width", "layers", "heads", "kv_heads", "head_dim", "mlp"):
@@ -67,32 +70,37 @@ class Spec:
 
   @property
   def known_vocab(self) -> int:
+    """Number of token ids that may be sampled or scored."""
     return self.real_vocab or self.vocab
 
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-  """One weight: its shape, logical axes, fan-in (0: ones, -1: zeros) and Hugging Face name ({} = layer)."""
+  """One weight of the policy, of all layers together."""
 
   shape: tuple[int, ...]
-  axes: tuple[str | None, ...]
-  fan_in: int
-  hf: str
+  axes: tuple[str | None, ...]  # logical axes, keys of `sharding.RULES`; "layers" comes first
+  fan_in: int  # inputs that a product with it sums over; 0: starts as ones, -1: starts as zeros
+  hf: str  # name in Hugging Face files, with {} for the layer
 
   @property
   def layered(self) -> bool:
+    """Whether it stacks one weight a layer along its first axis."""
     return self.axes[0] == "layers"
 
   @property
   def summed(self) -> tuple[int, ...]:
-    """Axes of one layer's weight that a product with it sums over; (): it is in no product."""
+    """Axes of one layer's weight that a product with it sums over; () for norms and biases."""
     if self.axes[0] == "vocab":
       return (1,)
-    return () if self.fan_in <= 0 else (0,) if self.shape[self.layered] == self.fan_in else (0, 1)
+    if self.fan_in <= 0:
+      return ()
+    shape = self.shape[1:] if self.layered else self.shape
+    return (0,) if shape[0] == self.fan_in else (0, 1)
 
 
 def leaves(spec: Spec) -> dict[str, Leaf]:
-  """Every weight of the policy by name, in one literal table."""
+  """Returns every weight of the policy by name; this table is the only place that states them."""
   n, d, f, h = spec.layers, spec.width, spec.mlp, spec.head_dim
   heads, kv = spec.heads, spec.kv_heads
   block, attn, mlp = "model.layers.{}.", "model.layers.{}.self_attn.", "model.layers.{}.mlp."
@@ -126,20 +134,28 @@ def leaves(spec: Spec) -> dict[str, Leaf]:
 
 
 def shardings(spec: Spec, mesh: jax.sharding.Mesh) -> dict[str, jax.sharding.NamedSharding]:
-  """Where each weight lies; an indivisible dimension is an InputError that names it."""
+  """Returns the sharding of each weight by name. Raises InputError, naming weight and axis, if one can't be split."""
   return {name: sharding.place(mesh, name, leaf.shape, leaf.axes) for name, leaf in leaves(spec).items()}
 
 
 def count_weights(spec: Spec) -> int:
+  """Returns how many numbers the policy's weights have in all."""
   return sum(math.prod(leaf.shape) for leaf in leaves(spec).values())
 
 
 def init(spec: Spec, key: jax.Array) -> dict[str, jax.Array]:
-  """Random float32 weights, normal with variance 1/fan_in; one flat draw, because a draw a leaf compiles 14x slower."""
+  """Returns random float32 weights by name: normal with variance 1/fan_in, norms ones and biases zeros.
+
+  All are pieces of one flat draw, because a draw for each weight takes 14 times as long to compile.
+  """
   flat = jax.random.normal(key, (count_weights(spec),))
   params, start = {}, 0
   for name, leaf in leaves(spec).items():
-    piece = flat[start : start + math.prod(leaf.shape)].reshape(leaf.shape)
-    start += math.prod(leaf.shape)
-    params[name] = piece / leaf.fan_in**0.5 if leaf.fan_in > 0 else jnp.full(leaf.shape, 1.0 + leaf.fan_in, jnp.float32)
+    size = math.prod(leaf.shape)
+    draw = flat[start : start + size].reshape(leaf.shape)
+    start += size
+    if leaf.fan_in > 0:
+      params[name] = draw / leaf.fan_in**0.5
+    else:
+      params[name] = jnp.full(leaf.shape, 1.0 + leaf.fan_in, jnp.float32)
   return params

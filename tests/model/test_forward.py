@@ -108,7 +108,7 @@ def test_chunked_statistics_and_gradients_equal_plain_ones(chunk):
 @pytest.mark.parametrize("pieces,wanted", [(1, 11), (4, 11), (4, 0), (4, 30)])
 def test_unwanted_tokens_cost_no_logits_and_change_nothing(monkeypatch, pieces, wanted):
   """Statistics and gradients are those of the wanted tokens alone, however the tokens are cut into pieces."""
-  monkeypatch.setattr(score_module, "_TOKENS", 30 // pieces)
+  monkeypatch.setattr(score_module, "_MIN_TOKENS", 30 // pieces)
   keys = jax.random.split(jax.random.key(1), 4)
   hidden, head = jax.random.normal(keys[0], (3, 10, 8)), jax.random.normal(keys[1], (20, 8))
   target = jax.random.randint(keys[2], (3, 10), 0, 20)
@@ -121,9 +121,9 @@ def test_unwanted_tokens_cost_no_logits_and_change_nothing(monkeypatch, pieces, 
 
   run = jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True))
   (got, stats), grads = run(hidden.at[0, 0].set(jnp.where(mask[0, 0], hidden[0, 0], jnp.inf)), head, mask)
-  monkeypatch.setattr(score_module, "_TOKENS", 30)
+  monkeypatch.setattr(score_module, "_MIN_TOKENS", 30)
   (want, _), expected = jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True))(hidden, head, jnp.ones((3, 10), bool))
-  monkeypatch.setattr(score_module, "_TOKENS", 30 // pieces)
+  monkeypatch.setattr(score_module, "_MIN_TOKENS", 30 // pieces)
   np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
   for x, y in zip(grads, expected, strict=True):
     np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6)
