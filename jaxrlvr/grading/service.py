@@ -133,8 +133,15 @@ class Service:
     """Returns verdicts in the order of the jobs: on some at once, on the others from the worker processes."""
     settled = [_settle(mode, job) for mode, job in jobs]
     payloads = [outcome for outcome in settled if isinstance(outcome, bytes)]
-    graded = self._grade_isolated(list(dict.fromkeys(payloads)))
-    return [graded[outcome] if isinstance(outcome, bytes) else outcome for outcome in settled]
+    different = list(dict.fromkeys(payloads))
+    graded = self._grade_isolated(different)
+    verdicts = []
+    for outcome in settled:
+      if isinstance(outcome, bytes):
+        verdicts.append(graded[outcome])
+      else:
+        verdicts.append(outcome)
+    return verdicts
 
   def _grade_isolated(self, payloads: list[bytes]) -> dict[bytes, Verdict]:
     """Returns the verdict on each payload, which are all different."""

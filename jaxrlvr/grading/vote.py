@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -44,10 +45,15 @@ def elect(problems: Sequence[Problem], answers_PG: Sequence[Sequence[str | None]
   turns = max((len(clustering.texts) for clustering in clusterings), default=0)
   for turn in range(turns):
     voting = [clustering for clustering in clusterings if turn < len(clustering.texts)]
-    jobs_by_problem = [clustering.comparisons(turn) for clustering in voting]
-    verdicts = iter(grade([job for jobs in jobs_by_problem for job in jobs]))
-    for clustering, jobs in zip(voting, jobs_by_problem, strict=True):
-      clustering.place(turn, [next(verdicts) for _ in jobs])
+    jobs: list[Job] = []
+    counts = []
+    for clustering in voting:
+      comparisons = clustering.comparisons(turn)
+      jobs += comparisons
+      counts.append(len(comparisons))
+    verdicts = iter(grade(jobs))
+    for clustering, count in zip(voting, counts, strict=True):
+      clustering.place(turn, list(itertools.islice(verdicts, count)))
   return [clustering.count() for clustering in clusterings]
 
 

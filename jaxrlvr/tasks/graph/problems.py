@@ -19,7 +19,9 @@ def problems(
   Kinds of the built-in domain are ignored, as they are the default of the config; without others both tasks are used.
   Raises InputError for any other kind.
   """
-  tasks = tuple(kind for kind in kinds if kind not in KINDS) or tuple(GRAPH_TASKS)
+  tasks = [kind for kind in kinds if kind not in KINDS]
+  if not tasks:
+    tasks = list(GRAPH_TASKS)
   unknown = sorted(set(tasks) - set(GRAPH_TASKS))
   if unknown:
     raise InputError(f"kinds: {unknown[0]!r} is no graph task; use {', '.join(GRAPH_TASKS)}")

@@ -60,7 +60,10 @@ def _stream(seed: int, split: str, level: int, kind: str, system: str) -> Iterat
   entries = _data_set(kind, level, int.from_bytes(digest, "little") % largest_seed)
   for place in range(_DATA_SET_SIZE):
     entry = entries[place]
-    yield _problem(entry, kind, level, system) if split_of_text(entry["question"]) == split else None
+    if split_of_text(entry["question"]) == split:
+      yield _problem(entry, kind, level, system)
+    else:
+      yield None
 
 
 def _data_set(kind: str, level: int, seed: int):

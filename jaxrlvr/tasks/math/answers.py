@@ -10,6 +10,7 @@ import functools
 import re
 from collections.abc import Callable, Iterable
 from fractions import Fraction
+from types import UnionType
 from typing import NamedTuple, TypeAlias, TypeGuard
 
 from jaxrlvr.tasks.math import formula, numeric, units
@@ -398,16 +399,16 @@ def _point(item: AnswerValue) -> Region | None:
 def _named_alike(items: list) -> list:
   """Returns items of which the first names its value with this name for all: x = 1, 2; x != 1, 2."""
   first, others = items[0], items[1:]
-  if isinstance(first, Region) and len(first.pieces) == 2 and all(isinstance(item, Scalar) for item in others):
+  if isinstance(first, Region) and len(first.pieces) == 2 and _are_formulas(others):
     point = first.pieces[0].high
-    if first.pieces == _beyond(point, "!=") and all(item.tree is not None for item in others):
+    if first.pieces == _beyond(point, "!="):
       return [first, *(Region(_beyond(item.tree, "!="), first.variable) for item in others)]
-  if not isinstance(first, Relation) or first.signs != ("=",) or not _NAME.fullmatch(first.texts[0]):
+  if not _gives_value(first) or not _are_all(others, Scalar | Bracketed | Collection):
     return items
-  if not all(isinstance(item, Scalar | Bracketed | Collection) for item in others):
-    return items
-  name, text = first.sides[0], first.texts[0]
-  return [first, *(first._replace(sides=(name, item), texts=(text, "")) for item in others)]
+  named = [first]
+  for item in others:
+    named.append(Relation((first.sides[0], item), first.signs, (first.texts[0], "")))
+  return named
 
 
 def _joined(items: list[Region], joiners: list[str]) -> Region:
@@ -430,10 +431,13 @@ def _item(tokens: list[FormulaToken]) -> AnswerValue:
   parts, separators = _split(tokens, lambda token: token.kind != "text" and token.text in _SIGNS)
   if len(parts) == 1:
     return _side(tokens)
-  texts = tuple(_text(part) for part in parts)
-  sides = tuple(_side_or_name(part, text) for part, text in zip(parts, texts, strict=True))
-  signs = tuple(_SIGNS[token.text] for token in separators)
-  return _region(sides, signs) or _with_name_first(Relation(sides, signs, texts))
+  relation = Relation(
+    sides=tuple(_side_or_name(part) for part in parts),
+    signs=tuple(_SIGNS[token.text] for token in separators),
+    texts=tuple(_text(part) for part in parts),
+  )
+  region = _region(relation.sides, relation.signs)
+  return region or _with_name_first(relation)
 
 
 def _residue(tokens: list[FormulaToken]) -> Residue:
@@ -454,11 +458,12 @@ def _text(tokens: list[FormulaToken]) -> str:
   return "".join(f"\\text{{{token.text}}}" if token.kind == "text" else token.text for token in tokens)
 
 
-def _side_or_name(tokens: list[FormulaToken], text: str) -> AnswerValue:
+def _side_or_name(tokens: list[FormulaToken]) -> AnswerValue:
   """Reads a side of a relation; a name that is no formula is read as words."""
   try:
     return _side(tokens)
   except Unknown:
+    text = _text(tokens)
     if _NAME.fullmatch(text):
       return Words(text)
     raise
@@ -468,10 +473,14 @@ def _with_name_first(relation: Relation) -> Relation:
   """Returns 7=x as x=7, other relations as they are."""
   if relation.signs != ("=",) or _NAME.fullmatch(relation.texts[0]):
     return relation
-  left, right = (isinstance(side, Scalar) and isinstance(side.tree, Symbol) for side in relation.sides)
-  if left or not right:
+  left, right = relation.sides
+  if _is_symbol(left) or not _is_symbol(right):
     return relation
   return Relation(relation.sides[::-1], relation.signs, relation.texts[::-1])
+
+
+def _is_symbol(value: AnswerValue) -> bool:
+  return isinstance(value, Scalar) and isinstance(value.tree, Symbol)
 
 
 def _region(sides: tuple, signs: tuple[str, ...]) -> AnswerValue | None:
@@ -614,12 +623,26 @@ def _number_set(tokens: list[FormulaToken]) -> AnswerValue:
 
 def _union(parts: list) -> AnswerValue:
   """Returns the union of sets. Raises Unknown if they are neither all sets of items nor all sets of numbers."""
-  if all(isinstance(part, Collection) for part in parts):
-    return Collection(tuple(item for part in parts for item in part.items))
-  regions = [_as_region(part) for part in parts]
-  if None in regions:
+  if _are_all(parts, Collection):
+    items: list[AnswerValue] = []
+    for part in parts:
+      items += part.items
+    return Collection(tuple(items))
+  region = _union_of_regions(parts)
+  if region is None:
     raise Unknown("a union of what is no set of numbers")
-  return Region(tuple(piece for region in regions for piece in region.pieces))
+  return region
+
+
+def _union_of_regions(values: Iterable) -> Region | None:
+  """Returns the union of values that are sets of numbers; None if one is not."""
+  pieces: list[Interval] = []
+  for value in values:
+    region = _as_region(value)
+    if region is None:
+      return None
+    pieces += region.pieces
+  return Region(tuple(pieces))
 
 
 def _intersected(parts: list) -> Region:
@@ -658,9 +681,25 @@ def _without(parts: list) -> Region:
 _SET_OPERATIONS = {r"\cup": _union, r"\cap": _intersected, r"\setminus": _without, r"\backslash": _without}
 
 
+def _is_formula(value: AnswerValue) -> TypeGuard[Scalar]:
+  """Returns whether a value can be read as a formula."""
+  return isinstance(value, Scalar) and value.tree is not None
+
+
 def _are_formulas(items: Iterable) -> bool:
-  """Returns whether all items can be read as formulas."""
-  return all(isinstance(item, Scalar) and item.tree is not None for item in items)
+  return all(_is_formula(item) for item in items)
+
+
+def _are_all(items: Iterable, types: type | UnionType) -> bool:
+  """Returns whether all items have one of these types."""
+  return all(isinstance(item, types) for item in items)
+
+
+def _gives_value(value: AnswerValue) -> TypeGuard[Relation]:
+  """Returns whether a value is an equation that gives a name its value, as x=1."""
+  if not isinstance(value, Relation) or value.signs != ("=",):
+    return False
+  return _NAME.fullmatch(value.texts[0]) is not None
 
 
 def _atom(tokens: list[FormulaToken]) -> AnswerValue:
@@ -766,7 +805,11 @@ def _matrix(tokens: list[FormulaToken]) -> Matrix:
       rows.append(cells)
   if len({len(row) for row in rows}) != 1:
     raise Unknown("rows of different lengths")
-  return Matrix(tuple(tuple(_item(cell) for cell in row) for row in rows))
+  return Matrix(tuple(_row(cells) for cells in rows))
+
+
+def _row(cells: list[list[FormulaToken]]) -> tuple:
+  return tuple(_item(cell) for cell in cells)
 
 
 def _ratio(tokens: list[FormulaToken]) -> Ratio | None:
@@ -979,10 +1022,11 @@ def is_right(answer: AnswerValue, label: AnswerValue) -> bool:
   answer = _values_of_list(answer, label)
   if _names_several(label) and isinstance(answer, Collection | Bracketed) and not _names_several(answer):
     is_ordered = answer.listed if isinstance(answer, Collection) else answer.opening == "("
-    return is_ordered and _all_right(answer.items, tuple(item.sides[-1] for item in label.items))
+    label_values = tuple(item.sides[-1] for item in label.items)
+    return is_ordered and _all_right(answer.items, label_values)
   if isinstance(answer, Residue) or isinstance(label, Residue):
     return _same_residue(answer, label)
-  has_set = any(isinstance(value, Collection) and not value.listed for value in (answer, label))
+  has_set = _is_set(answer) or _is_set(label)
   answer, label = _as_vector(_simplified(answer), label), _as_vector(_simplified(label), answer)
   if isinstance(answer, Scalar) and isinstance(label, Scalar):
     return _is_right_scalar(answer, label)
@@ -993,6 +1037,10 @@ def is_right(answer: AnswerValue, label: AnswerValue) -> bool:
   if isinstance(answer, Bracketed | Collection) and isinstance(label, Bracketed | Collection):
     return _same_sequence(answer, label, has_set)
   return _same_others(answer, label)
+
+
+def _is_set(value: AnswerValue) -> bool:
+  return isinstance(value, Collection) and not value.listed
 
 
 def _same_sequence(answer: Bracketed | Collection, label: Bracketed | Collection, has_set: bool) -> bool:
@@ -1014,17 +1062,18 @@ def _without_common_name(value: AnswerValue) -> AnswerValue:
   """Returns x=1, x=2 as the list of its values, all else as it is."""
   if not isinstance(value, Collection) or len(value.items) < 2:
     return value
-  if not all(isinstance(item, Relation) and len(item.sides) == 2 for item in value.items):
+  if not _are_all(value.items, Relation) or any(len(item.sides) != 2 for item in value.items):
     return value
-  names = {item.texts[0] for item in value.items if item.signs == ("=",) and _NAME.fullmatch(item.texts[0])}
+  names = {item.texts[0] for item in value.items if _gives_value(item)}
   if len(names) != 1:
     return value
-  return Collection(tuple(_spread(item.sides[1] for item in value.items)), listed=True)
+  values = _spread(item.sides[1] for item in value.items)
+  return Collection(tuple(values), listed=True)
 
 
 def _names_several(value: AnswerValue) -> TypeGuard[Collection]:
   """Returns whether a list gives the values of several names, as x=1, y=2."""
-  if not isinstance(value, Collection) or not all(isinstance(item, Relation) for item in value.items):
+  if not isinstance(value, Collection) or not _are_all(value.items, Relation):
     return False
   names = {item.texts[0] for item in value.items}
   return len(names) == len(value.items) > 1
@@ -1057,17 +1106,19 @@ def _same_residue(answer: AnswerValue, label: AnswerValue) -> bool:
   answer = _as_residue(answer)
   if not isinstance(answer, Residue) or not isinstance(label, Residue) or answer.modulus != label.modulus:
     return False
-  answer_values, label_values = (_residue_values(residue.value, label.modulus) for residue in (answer, label))
+  answer_values = _residue_values(answer.value, label.modulus)
+  label_values = _residue_values(label.value, label.modulus)
   return answer_values is not None and answer_values == label_values
 
 
 def _as_residue(value: AnswerValue) -> AnswerValue:
   """Returns 7k+3 for any integer k as the residue of 3; all else as it is."""
-  if isinstance(value, Relation) and value.signs == ("=",) and _NAME.fullmatch(value.texts[0]):
+  if _gives_value(value):
     value = value.sides[1]
-  if not isinstance(value, Scalar) or value.tree is None or symbols(value.tree) != {_ANY_INTEGER}:
+  if not _is_formula(value) or symbols(value.tree) != {_ANY_INTEGER}:
     return value
-  at_zero, at_one = (formula.replace(value.tree, _ANY_INTEGER, _number(number)) for number in (0, 1))
+  at_zero = formula.replace(value.tree, _ANY_INTEGER, _number(0))
+  at_one = formula.replace(value.tree, _ANY_INTEGER, _number(1))
   step = numeric.real(_difference(at_one, at_zero))
   if not isinstance(step, Fraction) or step.denominator > 1 or step == 0:
     return value
@@ -1080,8 +1131,9 @@ def _as_residue(value: AnswerValue) -> AnswerValue:
 def _residue_values(value: AnswerValue, modulus: int) -> set[int] | None:
   """Returns the residues of an integer or of a list of integers; None for all else."""
   residues = set()
-  for item in value.items if isinstance(value, Collection) else (value,):
-    if not isinstance(item, Scalar) or item.tree is None:
+  items = value.items if isinstance(value, Collection) else (value,)
+  for item in items:
+    if not _is_formula(item):
       return None
     number = numeric.real(item.tree)
     if not isinstance(number, Fraction) or number.denominator != 1:
@@ -1092,7 +1144,7 @@ def _residue_values(value: AnswerValue, modulus: int) -> set[int] | None:
 
 def _as_vector(value: AnswerValue, other: AnswerValue) -> AnswerValue:
   """Returns a sum of unit vectors as the tuple of its components if the other value is a tuple or a matrix."""
-  if not isinstance(value, Scalar) or value.tree is None or not isinstance(other, Bracketed | Matrix):
+  if not _is_formula(value) or not isinstance(other, Bracketed | Matrix):
     return value
   if not symbols(value.tree) & set(_UNIT_VECTORS):
     return value
@@ -1122,7 +1174,8 @@ def _same_ratio(answer: Ratio, label: Ratio) -> bool:
   later_parts = (*answer.parts[1:], *label.parts[1:])
   if any(part.startswith("0") for part in later_parts) and answer.parts[1:] != label.parts[1:]:
     return False
-  answer_numbers, label_numbers = ([Fraction(part) for part in ratio.parts] for ratio in (answer, label))
+  answer_numbers = [Fraction(part) for part in answer.parts]
+  label_numbers = [Fraction(part) for part in label.parts]
   if answer_numbers == label_numbers:
     return True
   is_time = bool(answer.suffix) or any(part.startswith("0") for part in (*answer.parts, *label.parts))
@@ -1257,10 +1310,10 @@ def _with_constant(answer: Formula, label: Formula) -> Formula:
   if not _is_operation(answer, "add") or not _is_operation(label, "add"):
     return answer
   own = [name for name in _constants(answer) if name not in symbols(label)]
-  wanted = [name for name in _constants(label) if name not in symbols(answer)]
-  if len(own) != 1 or len(wanted) != 1:
+  labels = [name for name in _constants(label) if name not in symbols(answer)]
+  if len(own) != 1 or len(labels) != 1:
     return answer
-  return formula.replace(answer, own[0], Symbol(wanted[0]))
+  return formula.replace(answer, own[0], Symbol(labels[0]))
 
 
 def _constants(total: Operation) -> list[str]:
@@ -1363,13 +1416,19 @@ def _are_equivalent(answer: Relation, label: Relation) -> bool:
   answer_difference, label_difference = _left_minus_right(answer), _left_minus_right(label)
   if answer_difference is None or label_difference is None:
     return False
-  answer_sign, label_sign = (_TURNED_TO_LESS.get(relation.signs[0], relation.signs[0]) for relation in (answer, label))
-  if answer_sign != label_sign:
+  sign = _sign_turned_to_less(answer)
+  if sign != _sign_turned_to_less(label):
     return False
-  return numeric.proportional(answer_difference, label_difference, positive=answer_sign in ("<", "<="))
+  return numeric.proportional(answer_difference, label_difference, positive=sign in ("<", "<="))
 
 
 _TURNED_TO_LESS = {">": "<", ">=": "<="}
+
+
+def _sign_turned_to_less(relation: Relation) -> str:
+  """Returns the first sign of a relation, with < for > and <= for >=."""
+  sign = relation.signs[0]
+  return _TURNED_TO_LESS.get(sign, sign)
 
 
 def _left_minus_right(relation: Relation) -> Formula | None:
@@ -1388,11 +1447,9 @@ def _values_of_list(answer: AnswerValue, label: AnswerValue) -> AnswerValue:
   If the names differ, the values are a tuple in the order of the names. Returns _NOTHING if an equation gives no value,
   and if the label is a list in another order. A label with equations is compared with the equations.
   """
-  if not isinstance(answer, Collection | Bracketed) or not any(isinstance(item, Relation) for item in answer.items):
+  if not _has_relation(answer) or _has_relation(label):
     return answer
-  if isinstance(label, Collection | Bracketed) and any(isinstance(item, Relation) for item in label.items):
-    return answer
-  if not all(isinstance(item, Relation) for item in answer.items):
+  if not _are_all(answer.items, Relation):
     return _NOTHING
   values_by_item = [(item.texts[0], _answers_of(item)) for item in answer.items]
   if not all(values for _, values in values_by_item):
@@ -1405,6 +1462,13 @@ def _values_of_list(answer: AnswerValue, label: AnswerValue) -> AnswerValue:
   if not isinstance(label, Collection) or not label.listed:
     return Bracketed("(", ")", ordered)
   return Collection(ordered, listed=True) if _all_right(ordered, label.items) else _NOTHING
+
+
+def _has_relation(value: AnswerValue) -> TypeGuard[Collection | Bracketed]:
+  """Returns whether a value is a list, a set or a tuple with a relation among its items."""
+  if not isinstance(value, Collection | Bracketed):
+    return False
+  return any(isinstance(item, Relation) for item in value.items)
 
 
 # Regions
@@ -1422,11 +1486,8 @@ def _as_region(value: AnswerValue) -> Region | None:
     value = Collection((value,))
   if not isinstance(value, Collection):
     return None
-  if value.listed and all(isinstance(item, Bracketed) for item in value.items):
-    regions = [_as_region(item) for item in value.items]
-    if None in regions:
-      return None
-    return Region(tuple(piece for region in regions for piece in region.pieces))
+  if value.listed and _are_all(value.items, Bracketed):
+    return _union_of_regions(value.items)
   if _are_formulas(value.items):
     return Region(tuple(Interval(item.tree, item.tree, True, True) for item in value.items))
   return None

@@ -28,14 +28,29 @@ _SCIENTIFIC_DIGITS = 3  # of two numbers in scientific notation the shorter must
 _MAX_ANGLE_EXPONENT = 4096  # binary
 _MAX_ROOT = 64  # degree of roots that are taken exactly
 
-# Points at which formulas with variables are compared; a point has a value for each of up to 24 variables. The values
+# Points at which formulas with variables are compared; a point has a value for each variable. The values
 # have both signs, are small and large, and all differ.
-_POINTS = tuple(
-  tuple(Fraction(a * (b + 7 * n), 97 + 13 * n) for n in range(24))
-  for a, b in ((1, 31), (1, 173), (-1, 53), (1, 397), (-1, 211), (1, 1009))
+_MAX_VARIABLES = 24
+
+
+def _fractions(factor: int, start: int) -> tuple[Fraction, ...]:
+  return tuple(Fraction(factor * (start + 7 * place), 97 + 13 * place) for place in range(_MAX_VARIABLES))
+
+
+def _integers(number: int) -> tuple[Fraction, ...]:
+  return tuple(Fraction(place * (5 * number + 3) % 61 - 7) for place in range(1, _MAX_VARIABLES + 1))
+
+
+_POINTS = (
+  _fractions(1, 31),
+  _fractions(1, 173),
+  _fractions(-1, 53),
+  _fractions(1, 397),
+  _fractions(-1, 211),
+  _fractions(1, 1009),
 )
 # Further points, for formulas that are constant between integers.
-_INTEGERS = tuple(tuple(Fraction(n * (5 * a + 3) % 61 - 7) for n in range(1, 25)) for a in range(40))
+_INTEGERS = tuple(_integers(number) for number in range(40))
 
 
 class TooLarge(ValueError):
@@ -55,7 +70,7 @@ def equal(a: Formula, b: Formula) -> bool:
   if a == b:
     return True
   names = sorted(symbols(a) | symbols(b))
-  if len(names) > len(_POINTS[0]):
+  if len(names) > _MAX_VARIABLES:
     raise TooLarge("too many variables")
   real_agreements = complex_agreements = 0
   for point in _points_for(a, b, names):
@@ -88,7 +103,7 @@ def proportional(a: Formula, b: Formula, positive: bool = False) -> bool:
   `positive`: the number must also be positive. Returns False for formulas without variables or with different ones.
   """
   names = sorted(symbols(a))
-  if symbols(a) != symbols(b) or not names or len(names) > len(_POINTS[0]):
+  if symbols(a) != symbols(b) or not names or len(names) > _MAX_VARIABLES:
     return False
   ratio = None
   defined = 0
@@ -133,8 +148,12 @@ def _compare_at(a: Formula, b: Formula, point: Mapping[str, Fraction]) -> _Compa
 
 def _compare_defined(a: Formula, b: Formula, point: Mapping[str, Fraction]) -> _Comparison:
   """Compares two formulas at a point with as much precision as they need. Raises Undefined, TooLarge."""
+
+  def values(evaluation: Evaluation) -> tuple[NumericValue, NumericValue]:
+    return evaluation.value(a, point), evaluation.value(b, point)
+
   evaluation = Evaluation(_PRECISION)
-  value_a, value_b = evaluation.value(a, point), evaluation.value(b, point)
+  value_a, value_b = values(evaluation)
   if _exact(value_a, value_b):
     return _Comparison(value_a == value_b, is_real=True)
   precision = _PRECISION
@@ -144,11 +163,11 @@ def _compare_defined(a: Formula, b: Formula, point: Mapping[str, Fraction]) -> _
     raise TooLarge("too many digits")
   if precision > _PRECISION:
     evaluation = Evaluation(precision)
-    value_a, value_b = evaluation.value(a, point), evaluation.value(b, point)
+    value_a, value_b = values(evaluation)
   # A number may round to another, as the tanh of 100 to 1.
   if not point and precision < _CONFIRMING_PRECISION and _close(evaluation, value_a, value_b):
     evaluation = Evaluation(_CONFIRMING_PRECISION)
-    value_a, value_b = evaluation.value(a, point), evaluation.value(b, point)
+    value_a, value_b = values(evaluation)
   if _exact(value_a, value_b):
     return _Comparison(value_a == value_b, is_real=True)
   imaginary_parts = [value.imag for value in (value_a, value_b) if _is_complex(value)]
