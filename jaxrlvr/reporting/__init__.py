@@ -1,1 +1,1 @@
-"""The report: runs read back, conclusions, charts, samples, and the HTML page. No jax."""
+"""The report: runs read back, conclusions, tables, charts, samples, and the HTML page. No jax."""
