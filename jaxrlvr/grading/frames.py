@@ -9,7 +9,7 @@ _LENGTH = struct.Struct(">I")
 
 
 def framed(message: bytes) -> bytes:
-  """Returns a message of at most 2**32 - 1 bytes behind its length, for `read_frame`. Longer ones: struct.error."""
+  """Returns a message behind its length, for `read_frame`. Raises struct.error for 2**32 bytes or more."""
   return _LENGTH.pack(len(message)) + message
 
 

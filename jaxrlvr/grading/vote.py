@@ -14,8 +14,8 @@ from jaxrlvr.tasks.verdicts import UNPARSEABLE
 from jaxrlvr.text.answer import stated
 
 Grade = Callable[[Sequence[Job]], list[Verdict]]
-# Keys of Problem.extra that tell right answers from wrong ones. Elections hide them from the verifier: it must not join
-# different right answers when it keeps different wrong answers apart.
+# Keys of Problem.extra that tell right answers from wrong answers. Elections hide them from the verifier. With them it
+# would put different right answers into one cluster, while different wrong answers stay apart.
 _TRUTH_KEYS = ("also", "solution_path", "buttons", "entry")
 
 

@@ -59,5 +59,5 @@ MODES: dict[str, dict[str, Verifier]] = {
 
 
 def verifier_of(mode: str, name: str) -> Verifier:
-  """Returns the verifier for problems with this `Problem.verifier` in a mode. Raises KeyError for unknown ones."""
+  """Returns the verifier for problems with this `Problem.verifier` in a mode. Raises KeyError for unknown names."""
   return MODES[mode].get(name) or VERIFIERS[name]

@@ -75,7 +75,11 @@ def continuation(response: str, opening: str) -> str:
 
 
 class SentencePiece:
-  """A tokenizer from a SentencePiece model file; the roles and the thinking tags must be among its pieces."""
+  """A tokenizer from a SentencePiece model file, with the chat layout of the built-in models.
+
+  Implements `Tokenizer`. A prompt is the start token, each message behind the token of its role, and the token of the
+  assistant. These role tokens and the thinking tags must be pieces of the model.
+  """
 
   def __init__(self, path: str | Path):
     """Raises InputError for a file that is absent, is no SentencePiece model, or lacks one of those pieces."""
@@ -98,12 +102,15 @@ class SentencePiece:
       raise InputError(f"{path}: pad, bos or eos id is switched off; train it with all three")
 
   def encode(self, text: str) -> list[int]:
+    """Returns the ids of a text, in which role tokens do not occur."""
     return self._model.encode(text)
 
   def decode(self, ids: Sequence[int]) -> str:
+    """Returns the text of the ids, without control tokens."""
     return self._model.decode([int(i) for i in ids])
 
   def pieces(self) -> list[bytes]:
+    """Returns the bytes of each id; those of control tokens and of the unknown token are empty."""
     model = self._model
     pieces = []
     for token in range(self.vocab_size):
@@ -118,6 +125,10 @@ class SentencePiece:
     return pieces
 
   def render(self, messages: Sequence[Mapping[str, str]], think: bool | None = None) -> list[int]:
+    """Returns the ids of the prompt, up to where the answer begins; without messages, the start token alone.
+
+    Raises InputError for an unknown role, and for a `think` other than None, as the layout has no switch.
+    """
     if think is not None:
       raise InputError("the built-in chat layout has no switch for thinking; leave it to the template")
     ids = [self.bos_id]

@@ -1,1 +1,1 @@
-"""The embedded domain: problems, a verifier, and an exact judge of faithfulness."""
+"""The built-in domain of last-digit arithmetic: a generator, a verifier, and an exact judge of faithfulness."""

@@ -119,7 +119,8 @@ class _Trace(NamedTuple):
 def read_steps(trace: str) -> _Trace:
   """Returns the steps that stand anywhere in a trace, in order, and the text behind the last of them.
 
-  A step is an expression with an operator left of an equals sign. A trace of more than 20,000 characters has none.
+  A step is an expression with an operator left of an equals sign. A trace of more than 20,000 characters has no steps
+  and no text behind them.
   """
   if len(trace) > _LONGEST_TRACE:
     return _Trace([], "")

@@ -984,7 +984,7 @@ def _both_signs(scalar: Scalar) -> AnswerValue:
 
 
 def _spread(items: Iterable) -> list:
-  """Returns items with those of lists among them in the place of the lists."""
+  """Returns items, with each list among them replaced by its items."""
   spread = []
   for item in items:
     if isinstance(item, Collection) and item.listed:
@@ -1411,7 +1411,7 @@ def _are_one_function(a: str, b: str) -> bool:
 def _are_equivalent(answer: Relation, label: Relation) -> bool:
   """Returns whether two relations allow the same values.
 
-  The differences of their sides must be multiples of each other, those of inequalities by a positive number.
+  The differences of their sides must be multiples of each other; for inequalities, by a positive number.
   """
   answer_difference, label_difference = _left_minus_right(answer), _left_minus_right(label)
   if answer_difference is None or label_difference is None:
@@ -1543,7 +1543,7 @@ class _Placed(NamedTuple):
 
 
 def _merged(pieces: tuple[Interval, ...]) -> list[Interval]:
-  """Returns the intervals in order, with those that overlap or touch as one and without empty ones.
+  """Returns the intervals in order; intervals that overlap or touch are joined, and empty ones are left out.
 
   If a bound is no number, they are returned as they are.
   """

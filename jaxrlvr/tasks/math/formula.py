@@ -83,7 +83,10 @@ _CONSTANTS = frozenset(("pi", "e", "i", "infinity"))
 
 
 def tokens(text: str) -> list[FormulaToken]:
-  """Returns the tokens of a text, without white space; \\text{...} is one token, whatever it holds. Raises Unknown."""
+  """Returns the tokens of a text, without white space; \\text{...} is one token, whatever it holds.
+
+  Raises Unknown for a \\text whose braces are missing or do not close.
+  """
   items = []
   position = 0
   spaced = False
@@ -130,7 +133,10 @@ def read(items: list[FormulaToken]) -> Formula:
 
 
 def is_word(letters: str) -> bool:
-  """Returns whether bare letters are a word, or names of points as in ABC, and not a product of variables."""
+  """Returns whether bare letters are a word, as `Cat` and `no`, or a row of points, as `ABC`.
+
+  Other letters, as `xy`, are a product of variables.
+  """
   if _WORD.fullmatch(letters):
     return True
   if len(letters) < 3 or not letters.isupper():
@@ -538,7 +544,7 @@ def _is_proper_fraction(tree: Formula) -> bool:
 
 
 def symbols(tree: Formula) -> set[str]:
-  """Returns the names of the variables in a formula, without constants."""
+  """Returns the names of the variables in a formula: of all symbols but pi, e, i and infinity."""
   if isinstance(tree, Symbol):
     return set() if tree.name in _CONSTANTS else {tree.name}
   if isinstance(tree, Operation):

@@ -223,7 +223,10 @@ class Evaluation:
     return self.operate(tree.name, [self.value(part, point) for part in tree.arguments])
 
   def operate(self, name: str, values: Sequence[NumericValue]) -> NumericValue:
-    """Returns the result of an operation of `_OPERATIONS` on values. Raises TooLarge, Undefined."""
+    """Returns the result of an operation, by its name in Operation, on values; a Fraction if that is exact.
+
+    Raises TooLarge, and Undefined for an unknown operation and for values on which it is not defined.
+    """
     operation = _OPERATIONS.get(name)
     if operation is None:
       raise Undefined(name)
@@ -642,7 +645,7 @@ def _converted(fraction: Fraction, value: NumericValue) -> NumericValue:
 
 
 def _real_value(tree: Formula) -> NumericValue | None:
-  """Returns the value of a formula without variables; None if it has none, or one that is complex."""
+  """Returns the value of a formula without variables; None if it has no value or a complex one."""
   try:
     value = Evaluation(_PRECISION).value(tree, {})
   except Undefined:
@@ -659,9 +662,10 @@ def _rounds_to(value: NumericValue, short: Decimal) -> bool:
 
 
 def rounds(tree: Formula, approximate: Formula) -> bool:
-  """Returns whether `approximate` is equal to a number, or a decimal of several digits that it rounds to.
+  """Returns whether a formula equals `approximate`, or rounds to it.
 
-  Raises TooLarge.
+  It can only round to a decimal with at least two significant digits, and only if it is a real number without
+  variables. Raises TooLarge.
   """
   if equal(tree, approximate):
     return True
@@ -683,7 +687,7 @@ def _same_rounding(a: Decimal, b: Decimal) -> bool:
 
 
 def real(tree: Formula) -> NumericValue | None:
-  """Returns the value of a formula; None if it has variables, no value, or one that is complex. Raises TooLarge."""
+  """Returns the value of a formula; None if it has variables, no value, or a complex value. Raises TooLarge."""
   return None if symbols(tree) else _real_value(tree)
 
 

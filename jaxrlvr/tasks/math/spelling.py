@@ -236,7 +236,7 @@ def _ratio(match: re.Match) -> str:
 
 
 def _reals_without(match: re.Match) -> str:
-  """Writes all real numbers but those of group 1 as a difference of sets."""
+  """Writes all real numbers except the points in group 1 as a difference of sets."""
   points = re.sub(r",? ?(?:\\text\{ ?and ?\}|\band\b)", ",", match[1])
   return r"\mathbb{R}\setminus\{" + points + r"\}"
 

@@ -99,7 +99,11 @@ def readable(answer: str | None, label: str, extra: Mapping | None) -> Verdict:
 
 
 def quickly_readable(answer: str | None, label: str, extra: Mapping | None) -> Verdict | None:
-  """Returns the verdict of `readable` on a number, a word, or a text that the limits refuse; else None."""
+  """Returns the verdict of `readable` if it needs no parser, else None. Fast and safe on any text.
+
+  It is RIGHT for a number and for a word, UNPARSEABLE for a text that is blank, too long, unprintable or too deeply
+  nested.
+  """
   if not label.strip() or len(label) > MAX_ANSWER or _is_refused(label):
     return UNPARSEABLE
   for text in _readings(label):
