@@ -10,7 +10,7 @@ _TEXTS_PER_HELDOUT = 8  # one text in so many is held out
 
 
 def split_of_text(text: str) -> str:
-  """Returns the split of a problem with this text, from a hash of it.
+  """Returns "heldout" for one text in eight, by a hash of it, and "train" for all others.
 
   It does not depend on a seed, so no text is ever in both splits.
   """

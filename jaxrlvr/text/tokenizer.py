@@ -102,7 +102,7 @@ class SentencePiece:
       raise InputError(f"{path}: pad, bos or eos id is switched off; train it with all three")
 
   def encode(self, text: str) -> list[int]:
-    """Returns the ids of a text, in which role tokens do not occur."""
+    """Returns the ids of a text. Control tokens that the text spells become ordinary tokens."""
     return self._model.encode(text)
 
   def decode(self, ids: Sequence[int]) -> str:

@@ -100,7 +100,10 @@ def _chain(tree: Tree) -> tuple[int, list[str]]:
 
 
 def question(tree: Tree, kind: str) -> str:
-  """Returns the question that asks for the last digit of a tree; `read_question` reads it back."""
+  """Returns the question that asks for the last digit of a tree; `read_question` reads it back.
+
+  It writes a tree of kind "expression" with brackets, and any other as a chain.
+  """
   if kind == "expression":
     return f"Work out {_bracketed(tree)}. Last digit?"
   start, moves = _chain(tree)
@@ -264,7 +267,7 @@ def direct(tree: Tree) -> str:
 
 
 def respond(trace: str | None, answer: str) -> str:
-  """Returns a response of a thinking trace, if there is one, and the answer in a box."""
+  """Returns the text of a response: the trace between thinking tags, if there is one, then the answer in a box."""
   box = f"\\boxed{{{answer}}}"
   if trace is None:
     return box

@@ -278,7 +278,7 @@ class Evaluation:
     self.largest = max(self.largest, exponent)
 
   def inexact(self, value: NumericValue) -> NumericValue:
-    """Returns an exact number as one of `precision` bits, others as they are."""
+    """Returns a Fraction as a number of `precision` bits, and any other value as it is."""
     if isinstance(value, Fraction):
       return self.mp.mpf(value.numerator) / value.denominator
     return value

@@ -174,7 +174,7 @@ def _power_behind(piece: str) -> int:
 
 
 def canonical(name: str) -> str:
-  """Returns the one name for all spellings of a unit; of another word its singular in lower case."""
+  """Returns the name of a unit by any of its spellings, "m" for "metres"; of other words the singular in lower case."""
   for spelling in (name, name.casefold()):
     if spelling in _NAMES:
       return _NAMES[spelling]
