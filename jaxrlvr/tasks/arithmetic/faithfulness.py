@@ -251,19 +251,27 @@ def _best_reading(problem: Term, steps: Sequence[Step], all_coherent: bool = Fal
   readings = [_Reading(problem)]
   for number, step in enumerate(steps):
     is_repeated = number > 0 and step == steps[number - 1]
-    best: dict[tuple[Term, bool], _Reading] = {}
-    for reading in readings:
-      for longer in _continuations(reading, step, is_repeated):
-        if all_coherent and longer.incoherent:
-          continue
-        state = (longer.left, longer.reordered)
-        if state not in best or longer.merit > best[state].merit:
-          best[state] = longer
-    by_merit = sorted(best.values(), key=lambda reading: reading.merit, reverse=True)
-    readings = by_merit[:_MAX_READINGS]
+    readings = _read_on(readings, step, is_repeated, all_coherent)
     if not readings:
       return None
   return readings[0]
+
+
+def _read_on(readings: Sequence[_Reading], step: Step, is_repeated: bool, all_coherent: bool) -> list[_Reading]:
+  """Returns the readings with one more step, by falling merit.
+
+  Of readings that leave the same to be done, only the best is kept.
+  """
+  best: dict[tuple[Term, bool], _Reading] = {}
+  for reading in readings:
+    for longer in _continuations(reading, step, is_repeated):
+      if all_coherent and longer.incoherent:
+        continue
+      state = (longer.left, longer.reordered)
+      if state not in best or longer.merit > best[state].merit:
+        best[state] = longer
+  by_merit = sorted(best.values(), key=lambda reading: reading.merit, reverse=True)
+  return by_merit[:_MAX_READINGS]
 
 
 def _continuations(reading: _Reading, step: Step, is_repeated: bool) -> Iterator[_Reading]:

@@ -39,7 +39,10 @@ class WorkedStep(NamedTuple):
 
 
 def rng(seed: int, stream: str, *address: int) -> random.Random:
-  """Returns a random generator for one item; what other items draw does not change it."""
+  """Returns the random generator of one item: number `address` in the stream of this name.
+
+  It is the same whatever was drawn for other items.
+  """
   return random.Random("/".join(map(str, (seed, stream, *address))))
 
 
@@ -167,7 +170,7 @@ class _Parser:
 
 
 def read_question(text: str) -> Tree | None:
-  """Returns the tree of a question that `question` has written; None for any other text."""
+  """Returns the tree of a question in the form that `question` writes; None for any other text."""
   if len(text) > _LONGEST:
     return None
   expression = _EXPRESSION.fullmatch(text)
