@@ -254,8 +254,12 @@ def _figure_text(figure: str, value: float, low: float | None, high: float | Non
 def write_table(metrics: Mapping[str, float], run: Run) -> str:
   """Writes the rows of `rows_of_sets` to table.csv and table.md in the run directory; returns the text of table.md."""
   rows = rows_of_sets(metrics)
-  columns = list(dict.fromkeys(figure for row in rows for figure in row))
-  cells = [[row.get(column, "") for column in columns] for row in rows]
+  columns: list[str] = []
+  for row in rows:
+    columns += [column for column in row if column not in columns]
+  cells = []
+  for row in rows:
+    cells.append([row.get(column, "") for column in columns])
   logbook.write_atomic(run.workdir / "table.csv", logbook.csv_text(columns, cells))
   text = logbook.markdown(columns, cells)
   logbook.write_atomic(run.workdir / "table.md", text)

@@ -1,4 +1,4 @@
-"""Reinforcement learning: GRPO and its variants from a weak or true reward, with the truth logged beside it."""
+"""The stage rl: trains a policy by GRPO or a variant on a weak or true reward, and logs the truth beside it."""
 
 from __future__ import annotations
 
@@ -37,51 +37,67 @@ from jaxrlvr.training.update import TrainState, update
 
 
 class UpdateBatch(NamedTuple):
-  """What one update trains on."""
+  """The rows that one update trains on."""
 
   batch: objective.RolloutBatch
-  live: jax.Array  # its micro-batches that hold responses, the first ones
+  live: jax.Array  # number of microbatches that hold responses; these are the first ones
 
 
 class Learner(NamedTuple):
-  """What turns a graded batch into updates; the same at every step."""
+  """Turns the graded responses of a step into updates of the policy. It has no state: it is the same at every step."""
 
   policy: build_policy.Policy
   loss_fn: object
   optimizer: object
-  updates: int  # updates a step
-  layout: row_layout.RowLayout  # of the rows of an update
-  settings: ConfigDict
+  updates: int  # number of updates in a step
+  layout: row_layout.RowLayout  # how responses lie in the rows of an update
+  settings: ConfigDict  # config.rl
+
+  def score(self, params: Mapping[str, jax.Array], batch: objective.RolloutBatch, live: jax.Array) -> jax.Array:
+    """Returns the log-probability [R,S] of each token of a batch under these weights, at the sampling temperature."""
+    return objective.logp(params, batch, live, **self.scoring())
 
   def scoring(self) -> dict:
-    """Keywords of `objective.logp`."""
+    """Returns the keyword arguments that `objective.logp` is called with."""
     s = self.settings
-    return dict(spec=self.policy.spec, temperature=s.temperature, parts=s.microbatches)
+    return {"spec": self.policy.spec, "temperature": s.temperature, "parts": s.microbatches}
 
   def weigh(self, drawn: rollout.Drawn, graded: Graded) -> objective.Weights:
-    """What the updates make of each response that is trained on: its weight in the loss and its advantage.
+    """Returns the weight in the loss and the advantage of each response that is trained on.
 
-    A response that was cut off counts in no mean where `rl.mask_truncated` says so.
+    Unscored responses have no part in the means of their group, and neither have responses that were cut off if
+    rl.mask_truncated is set.
     """
     s = self.settings
     counted_PG = graded.scored_PG
     if s.mask_truncated:
       counted_PG = counted_PG & (drawn.stop_PG[:, : s.group_size] != STOP_LENGTH)
     return objective.weigh(
-      drawn.length_PG[:, : s.group_size], graded.value_PG, counted_PG, max_tokens=s.response_tokens,
-      baseline=s.baseline, scale_std=s.scale_std, reduce=s.reduce, updates=self.updates, correction=s.correction,
+      drawn.length_PG[:, : s.group_size],
+      graded.value_PG,
+      counted_PG,
+      max_tokens=s.response_tokens,
+      baseline=s.baseline,
+      scale_std=s.scale_std,
+      reduce=s.reduce,
+      updates=self.updates,
+      correction=s.correction,
       noise=s.correction_noise or s.noise,
-    )  # fmt: skip
+    )
 
   def empty(self, weights: objective.Weights) -> int:
-    """How many of a step's updates no response pushes anywhere; momentum, weight decay and KL may still act in them."""
-    pushes_PG = (weights.weight_PG != 0) & (weights.advantage_PG != 0)
-    return sum(not pushes_PG[first :: self.updates].any() for first in range(self.updates))
+    """Returns how many of a step's updates have no gradient from any response's advantage.
+
+    Momentum, weight decay and the KL term may still change the weights in them.
+    """
+    has_gradient_PG = (weights.weight_PG != 0) & (weights.advantage_PG != 0)
+    return sum(not has_gradient_PG[first :: self.updates].any() for first in range(self.updates))
 
   def shape(self) -> tuple[int, int]:
-    """Returns (rows, slots) of an update."""
+    """Returns (rows, slots a row) of an update's batch; a slot holds a token."""
     s = self.settings
-    return self.layout.rows(s.problems_per_step * s.group_size // self.updates), self.layout.slots
+    responses = s.problems_per_step * s.group_size // self.updates
+    return self.layout.rows(responses), self.layout.slots
 
   def parts(
     self,
@@ -91,80 +107,126 @@ class Learner(NamedTuple):
     drawn: rollout.Drawn,
     kept_PG: np.ndarray | None = None,
   ) -> list[UpdateBatch]:
-    """The batch of each update with its scores; responses that are not kept (None: all are) are left out.
+    """Lays out the batch of each update of a step and scores it, and returns these batches.
 
-    Groups are dealt out to the updates in turn. With one update a step the old policy is the policy itself and needs
-    no pass of its own. All that a step's batches are laid out by goes up in one transfer.
+    ref_params: weights of the reference model; None: there is none. kept_PG: responses that get a place if rl.pack is
+    set; None: all. The groups go to the updates in turn: with two, even problems to the first and odd ones to the
+    second. With one update a step the old policy is the policy itself, whose log-probabilities the update computes
+    anyway, so that the batch has none.
     """
     s, mesh = self.settings, self.policy.mesh
-    rows, _ = self.shape()
-    length_PG = drawn.length_PG[:, : s.group_size]
-    kept_B = np.ones(length_PG.size, bool) if kept_PG is None or not s.pack else kept_PG.reshape(-1)
-    layouts = []
-    for mine in np.arange(length_PG.size).reshape(-1, self.updates, s.group_size).swapaxes(0, 1):
-      placed = self.layout.place(prompts.length_P, length_PG, mine[kept_B[mine]], rows, s.microbatches, s.pack)
-      layouts.append(((placed.segments_RS, placed.positions_RS), np.int32(placed.live)))
-    everywhere, by_rows = sharding.named_sharding(mesh), sharding.named_sharding(mesh, "batch")
-    places = (everywhere, [(by_rows, everywhere)] * len(layouts))
-    problems, layouts = multihost.put(((prompts.tokens_PS, prompts.length_P), layouts), places)
+    placements = self._place(prompts, drawn, kept_PG)
+    replicated, by_rows = sharding.named_sharding(mesh), sharding.named_sharding(mesh, "batch")
+    shardings = (replicated, [(by_rows, replicated)] * len(placements))
+    # One transfer for all batches of the step.
+    problems, placements = multihost.put(((prompts.tokens_PS, prompts.length_P), placements), shardings)
+    tokens_PS, length_P = problems
     parts = []
-    for (segments_RS, positions_RS), live in layouts:
+    for (segments_RS, positions_RS), live in placements:
       batch = objective.lay_out_batch(
-        *problems, drawn.rollout, segments_RS, positions_RS,
-        samples=s.votes or s.group_size, group=s.group_size, layout=self.layout,
-      )  # fmt: skip
+        tokens_PS,
+        length_P,
+        drawn.rollout,
+        segments_RS,
+        positions_RS,
+        samples=s.votes or s.group_size,
+        group=s.group_size,
+        layout=self.layout,
+      )
       old_logp_RS = ref_logp_RS = None
       if self.updates > 1:
-        old_logp_RS = objective.logp(params, batch, live, **self.scoring())
+        old_logp_RS = self.score(params, batch, live)
       if ref_params is not None:
-        ref_logp_RS = objective.logp(ref_params, batch, live, **self.scoring())
+        ref_logp_RS = self.score(ref_params, batch, live)
       parts.append(UpdateBatch(batch.replace(old_logp_RS=old_logp_RS, ref_logp_RS=ref_logp_RS), live))
     return parts
+
+  def _place(self, prompts: rollout.Prompts, drawn: rollout.Drawn, kept_PG: np.ndarray | None) -> list:
+    """Returns ((segments [R,S], positions [R,S]), number of live microbatches) for each update, as numpy arrays."""
+    s = self.settings
+    rows, _ = self.shape()
+    length_PG = drawn.length_PG[:, : s.group_size]
+    kept_B = np.ones(length_PG.size, bool)
+    if s.pack and kept_PG is not None:
+      kept_B = kept_PG.reshape(-1)
+    response_PUG = np.arange(length_PG.size).reshape(-1, self.updates, s.group_size)
+    placements = []
+    for response_PG in response_PUG.swapaxes(0, 1):
+      kept = response_PG[kept_B[response_PG]]
+      placed = self.layout.place(prompts.length_P, length_PG, kept, rows, s.microbatches, s.pack)
+      placements.append(((placed.segments_RS, placed.positions_RS), np.int32(placed.live)))
+    return placements
 
   def __call__(
     self, state: TrainState, rates, parts: list[UpdateBatch], weights: objective.Weights
   ) -> tuple[TrainState, dict]:
-    """All updates of one step, at these learning rates; what the host decided goes up in one transfer."""
-    (weight_PG, advantage_PG), rates = multihost.put((weights, list(rates)), sharding.named_sharding(self.policy.mesh))
-    several = []
+    """Does all updates of a step and returns (new state, metrics of the step).
+
+    rates: learning rate of each update. The state's arrays are donated. The metrics are device arrays that may still be
+    under computation.
+    """
+    replicated = sharding.named_sharding(self.policy.mesh)
+    (weight_PG, advantage_PG), rates = multihost.put((weights, list(rates)), replicated)
+    metrics_of_updates = []
     for part, rate in zip(parts, rates, strict=True):
       batch = objective.add_weights(part.batch, weight_PG, advantage_PG)
       state, metrics = update(
-        state, batch, rate, part.live,
-        loss_fn=self.loss_fn, optimizer=self.optimizer, microbatches=self.settings.microbatches,
-      )  # fmt: skip
-      several.append(metrics)
-    return state, values_of(*several)
+        state,
+        batch,
+        rate,
+        part.live,
+        loss_fn=self.loss_fn,
+        optimizer=self.optimizer,
+        microbatches=self.settings.microbatches,
+      )
+      metrics_of_updates.append(metrics)
+    return state, values_of(*metrics_of_updates)
 
 
 def make_learner(
   config: ConfigDict, policy: build_policy.Policy, length_P: Sequence[int] = ()
 ) -> tuple[Learner, np.ndarray]:
-  """(learner, learning rate of each update) for prompts of these lengths."""
+  """Returns (learner, learning rate of each update of the run) for a config's settings.
+
+  length_P: lengths of the prompts, by which the layout of rows is chosen if rl.branches is -1; (): unknown.
+  """
   s = config.rl
-  problems = s.minibatch_problems or s.problems_per_step  # of an update
-  updates = s.problems_per_step // problems
+  problems_per_update = s.minibatch_problems or s.problems_per_step
+  updates = s.problems_per_step // problems_per_update
   optimizer, rates = build_policy.optimizer(s.optim, s.steps * updates)
   loss_fn = objective.grpo(
-    policy.spec, temperature=s.temperature, kl_beta=s.kl_beta, kl_estimator=s.kl_estimator,
-    clip_low=s.clip_low, clip_high=s.clip_high, dual_clip=s.dual_clip or None, ratio=s.ratio,
+    policy.spec,
+    temperature=s.temperature,
+    kl_beta=s.kl_beta,
+    kl_estimator=s.kl_estimator,
+    clip_low=s.clip_low,
+    clip_high=s.clip_high,
+    dual_clip=s.dual_clip or None,
+    ratio=s.ratio,
     importance_cap=s.importance_cap or None,
-  )  # fmt: skip
+  )
   layout = row_layout.choose(
-    s.branches, length_P, prompt_tokens=s.prompt_tokens, response_tokens=s.response_tokens, group=s.group_size,
-    responses=problems * s.group_size, parts=s.microbatches * sharding.size(policy.mesh, "batch"),
+    s.branches,
+    length_P,
+    prompt_tokens=s.prompt_tokens,
+    response_tokens=s.response_tokens,
+    group=s.group_size,
+    responses=problems_per_update * s.group_size,
+    parts=s.microbatches * sharding.size(policy.mesh, "batch"),
     attention=policy.spec.attention,
-  )  # fmt: skip
+  )
   return Learner(policy, loss_fn, optimizer, updates, layout, s), rates
 
 
 class RewardAndTruth(NamedTuple):
-  """What was made of a step's answers: [P, samples], votes that are not trained on included."""
+  """The grades of all responses of a step, [P, samples], with those that only vote."""
 
-  paid: Graded  # behind the noise
-  parts: dict[str, Graded]
-  true: Graded
-  label_right_P: list[float | None]  # of the label that was paid for: the vote's where there was one
+  paid: Graded  # the reward, with noise if there is any
+  parts: dict[str, Graded]  # the reward's factors by name, without noise
+  true: Graded  # grades by the truth
+  # Whether the label that rewards went by is right, 1 or 0, for each problem with such a label: the vote's winner where
+  # the reward is a vote, else the problem's own label. None: it could not be graded.
+  label_right_P: list[float | None]
 
 
 def reward_and_truth(
@@ -174,9 +236,10 @@ def reward_and_truth(
   label_right: Mapping[str, float | None],
   grade: Grade,
 ) -> RewardAndTruth:
-  """The reward with its parts, and the truth beside it, which changes nothing of the reward.
+  """Grades responses by the reward and, without any influence on it, by the truth; returns both.
 
-  label_right: whether the problems' own labels are right, by problem id.
+  terms: the parsed reward. noise: rates of false positives and of false negatives. label_right: whether the problem's
+  own label is right, 1 or 0 (None: unknown), by problem id.
   """
   grade = verifiable.grade_once(grade)
   paid, parts = expression.grade_terms(terms, answers, grade)
@@ -184,13 +247,18 @@ def reward_and_truth(
   if any(noise):
     paid = add_noise(paid, answers, *noise)
   if paid.elections_P is None:
-    return RewardAndTruth(paid, parts, true, [label_right[problem.id] for problem in answers.problems])
-  won = [(i, e.winner) for i, e in enumerate(paid.elections_P) if e.winner is not None]
-  return RewardAndTruth(paid, parts, true, [float(true.value_PG[at]) if true.scored_PG[at] else None for at in won])
+    label_right_P = [label_right[problem.id] for problem in answers.problems]
+  else:
+    label_right_P = []
+    for i, election in enumerate(paid.elections_P):
+      if election.winner is not None:
+        is_scored = true.scored_PG[i, election.winner]
+        label_right_P.append(float(true.value_PG[i, election.winner]) if is_scored else None)
+  return RewardAndTruth(paid, parts, true, label_right_P)
 
 
 def trained(graded: Graded, group: int) -> Graded:
-  """The first `group` samples of each problem."""
+  """Returns the grades of the first `group` responses to each problem, which are trained on."""
   return graded._replace(
     value_PG=graded.value_PG[:, :group],
     scored_PG=graded.scored_PG[:, :group],
@@ -201,41 +269,65 @@ def trained(graded: Graded, group: int) -> Graded:
 def host_metrics(
   judged: RewardAndTruth, drawn: rollout.Drawn, rows: Sequence[Mapping], group: int, binary: bool
 ) -> dict:
-  """What the host can say of a step: rewards, shadow truth, lengths, and what the sampler saw of every response."""
+  """Returns the metrics of a step that the host computes (docs/metrics.md): rewards, truth, lengths and faithfulness.
+
+  rows: the step's rows of rollouts/. group: number of responses to each problem that are trained on; the metrics are
+  about these, except lengths and faithfulness. binary: whether the reward is 0 or 1.
+  """
   paid, true = trained(judged.paid, group), trained(judged.true, group)
-  value, scored = paid.value_PG, paid.scored_PG
-  groups = [v[s] for v, s in zip(value, scored, strict=True) if s.any()]
-  labels = [r["faithfulness"] for r in rows if r["faithfulness"] is not None]
-  step_true = [r["step_true"] for r in rows if r["step_true"] is not None]
-  metrics = {
-    "reward": value[scored].mean() if scored.any() else np.nan,
-    "reward_std": np.mean([g.std(ddof=1) if len(g) > 1 else 0.0 for g in groups]) if groups else np.nan,
-    "frac_reward_zero_std": np.mean([np.ptp(g) == 0 for g in groups]) if groups else np.nan,
-    "unscored": 1.0 - scored.mean(),
+  is_cut_off_PG = drawn.stop_PG == STOP_LENGTH
+  metrics = _reward_statistics(paid)
+  metrics |= {
     "completions/mean_length": drawn.length_PG.mean(),
-    "completions/clipped_ratio": (drawn.stop_PG == STOP_LENGTH).mean(),
+    "completions/clipped_ratio": is_cut_off_PG.mean(),
   }
   for name, statistic in (("entropy", "entropy"), ("self_certainty", "certainty")):
     metrics[name] = np.average(drawn.answers.statistics[statistic][:, :group], weights=drawn.length_PG[:, :group])
   for name, part in judged.parts.items():
-    kept = part.value_PG[:, :group][part.scored_PG[:, :group]]
-    metrics |= {
-      f"rewards/{name}/mean": reward_vs_truth.mean(kept),
-      f"rewards/{name}/std": kept.std() if len(kept) else np.nan,
-    }
-  causes = Counter(c for row, s in zip(paid.cause_PG, scored, strict=True) for c in np.array(row, object)[~s])
-  metrics |= {f"unscored/{cause}": n / scored.size for cause, n in causes.items()}
-  metrics |= reward_vs_truth.reward_metrics(paid.value_PG, scored, true.value_PG, true.scored_PG, binary)
+    part = trained(part, group)
+    values = part.value_PG[part.scored_PG]
+    metrics[f"rewards/{name}/mean"] = reward_vs_truth.mean(values)
+    metrics[f"rewards/{name}/std"] = values.std() if len(values) else np.nan
+  for cause, count in _count_causes(paid).items():
+    metrics[f"unscored/{cause}"] = count / paid.scored_PG.size
+  metrics |= reward_vs_truth.reward_metrics(paid.value_PG, paid.scored_PG, true.value_PG, true.scored_PG, binary)
   metrics |= reward_vs_truth.label_metrics(judged.label_right_P, judged.paid.elections_P)
   metrics |= reward_vs_truth.cause_metrics(true.cause_PG)
-  metrics |= shares(true.value_PG, true.scored_PG, true.cause_PG, drawn.stop_PG[:, :group] == STOP_LENGTH)
-  if labels:
-    metrics |= {"faithful": np.mean([x == 1.0 for x in labels]), "step_true": reward_vs_truth.mean(step_true)}
+  metrics |= shares(true.value_PG, true.scored_PG, true.cause_PG, is_cut_off_PG[:, :group])
+  faithfulness = [row["faithfulness"] for row in rows if row["faithfulness"] is not None]
+  if faithfulness:
+    step_true = [row["step_true"] for row in rows if row["step_true"] is not None]
+    metrics["faithful"] = np.mean([label == 1.0 for label in faithfulness])
+    metrics["step_true"] = reward_vs_truth.mean(step_true)
   return metrics
 
 
+def _reward_statistics(paid: Graded) -> dict:
+  """Returns `reward`, `reward_std` and `frac_reward_zero_std` over scored responses, and the share `unscored`."""
+  scored_PG = paid.scored_PG
+  groups = []
+  for value_G, scored_G in zip(paid.value_PG, scored_PG, strict=True):
+    if scored_G.any():
+      groups.append(value_G[scored_G])
+  if not groups:
+    rewards = dict.fromkeys(("reward", "reward_std", "frac_reward_zero_std"), np.nan)
+    return rewards | {"unscored": 1.0 - scored_PG.mean()}
+  return {
+    "reward": paid.value_PG[scored_PG].mean(),
+    "reward_std": np.mean([group.std(ddof=1) if len(group) > 1 else 0.0 for group in groups]),
+    "frac_reward_zero_std": np.mean([np.ptp(group) == 0 for group in groups]),
+    "unscored": 1.0 - scored_PG.mean(),
+  }
+
+
+def _count_causes(graded: Graded) -> Counter[str]:
+  """Returns how many responses are unscored, by cause."""
+  cause_PG = np.array(graded.cause_PG, object)
+  return Counter(cause_PG[~graded.scored_PG])
+
+
 def check_sizes(config: ConfigDict, policy: build_policy.Policy) -> None:
-  """Refuses batches that the mesh can't split evenly, before anything compiles."""
+  """Raises InputError, before anything compiles, where the mesh can't split the batches of config.rl evenly."""
   s = config.rl
   problems = s.minibatch_problems or s.problems_per_step
   sharding.check_divisible(policy.mesh, "config.rl.problems_per_step", (s.problems_per_step,), ("batch",))
@@ -243,16 +335,16 @@ def check_sizes(config: ConfigDict, policy: build_policy.Policy) -> None:
   name = "config.rl.problems_per_step / config.rl.sample_parts"
   sharding.check_divisible(policy.sample_mesh, name, (part,), ("batch",))
   rows = problems * s.group_size
-  told = (
+  what = (
     f"rows of a micro-batch ({problems} problems an update x group {s.group_size} = {rows} rows in {s.microbatches})"
   )
-  sharding.check_divisible(policy.mesh, told, (rows // s.microbatches,), ("batch",))
+  sharding.check_divisible(policy.mesh, what, (rows // s.microbatches,), ("batch",))
 
 
 class Trainer:
-  """A run of RL: what is the same at every step, and the state of the policy, which each step replaces.
+  """A run of RL, with the state of its policy.
 
-  Call `open`, `restore`, `step` for each of `steps`, and `finish`, in this order.
+  Call `open`, then `restore`, then `step` for each step that `steps` yields, then `finish`.
   """
 
   def __init__(
@@ -273,14 +365,14 @@ class Trainer:
     self._terms = expression.parse(config.rl.reward)
 
   def open(self) -> None:
-    """Opens the run's directory for this config and these problems."""
+    """Begins the run in its directory, which must hold no run with another config, other problems or other weights."""
     tokenizer, origin = self._policy.tokenizer.pieces(), self._policy.origin.get("digests")
     self._run.begin(
       problems=self._loaded.problems, heldout=self._evaluator.problems, tokenizer=tokenizer, origin=origin
     )
 
   def restore(self) -> None:
-    """Takes up the run at its last checkpoint, or at step 0, which is evaluated."""
+    """Restores the state of the last checkpoint; without one, begins at step 0 and evaluates the policy there."""
     config, s, run, problems = self._config, self._settings, self._run, self._loaded.problems
     build_policy.keep_policy(config, self._policy, run.workdir, problems)
     rollout.show_prompt(run.workdir, self._policy, problems[0])
@@ -300,21 +392,28 @@ class Trainer:
       self._evaluate_again(meta["unevaluated"])
 
   def _evaluate_again(self, unevaluated: Mapping[str, float | None]) -> None:
-    """Logs the last step of a run that was stopped between its save and its evaluation."""
+    """Evaluates and logs the last step of a run that was stopped between its save and its evaluation.
+
+    unevaluated: the step's metrics without those of the evaluation.
+    """
     step, begun = self._start, time.monotonic()
     metrics = {name: math.nan if value is None else value for name, value in unevaluated.items()}
     metrics |= self._evaluator(self._state.params, self._run, step, saved=True)
     self._log(step, metrics, self._evaluator.means, begun)
 
   def steps(self) -> Iterator[int]:
-    """Yields the steps that are left, until the run is done or the watch ends it."""
+    """Yields the steps that are left to do. Ends early if the watch decides that the policy memorises."""
     for step in range(self._start + 1, self._settings.steps + 1):
       if self._watch.stops:
         return
       yield step
 
   def step(self, step: int) -> None:
-    """Draws, pays and updates; then evaluates and saves where it is time for that."""
+    """Trains on the step's problems and logs its metrics; evaluates and saves if the step is due for it.
+
+    Raises TrainingStopped where too many responses are unscored or updates are not finite, and Interrupted, after
+    saving, if a signal has asked the run to stop.
+    """
     begun = time.monotonic()
     metrics = self._train(step)
     means = None
@@ -333,9 +432,9 @@ class Trainer:
       self._run.stop_if_asked()
 
   def _train(self, step: int) -> dict:
-    """Returns the metrics of a step; those of its updates are still being computed.
+    """Samples, grades and updates, and returns the metrics of the step, of which the updates' are still being computed.
 
-    The device scores by the reference policy while verifiers grade, and updates while the host writes.
+    The device scores by the reference model while the workers grade, and updates while the host writes rollouts.
     """
     s, learner = self._settings, self._learner
     prompts, drawn = self._draw(step)
@@ -343,7 +442,7 @@ class Trainer:
     judged = reward_and_truth(self._terms, s.noise, drawn.answers, self._label_right, self._service.grade)
     graded = trained(judged.paid, s.group_size)
     weights = learner.weigh(drawn, graded)
-    if parts is None:  # without a KL term a response without advantage has no gradient
+    if parts is None:  # without a KL term, responses whose advantage is 0 have no gradient and get no place
       parts = learner.parts(self._state.params, None, prompts, drawn, weights.advantage_PG != 0)
     metrics = self._update(step, parts, weights)
     rows = write_rollouts(self._run.workdir, step, drawn, judged)
@@ -352,6 +451,7 @@ class Trainer:
     return metrics | {"empty_updates": learner.empty(weights), "idle": self._busy.idle()}
 
   def _draw(self, step: int) -> tuple[rollout.Prompts, rollout.Drawn]:
+    """Samples the step's problems and returns (prompts, responses)."""
     problems, occurrence_P = problem_lists.batch(
       self._loaded.problems, self._config.seed, step, self._settings.problems_per_step
     )
@@ -359,11 +459,13 @@ class Trainer:
     return prompts, self._sampler(self._sampler.weights(self._state.params), prompts, step)
 
   def _score(self, prompts: rollout.Prompts, drawn: rollout.Drawn) -> list[UpdateBatch]:
+    """Returns the batches of the step's updates, with log-probabilities by the reference model under computation."""
     parts = self._learner.parts(self._state.params, self._ref_params, prompts, drawn)
     self._busy.watch([part.batch.ref_logp_RS for part in parts])
     return parts
 
   def _update(self, step: int, parts: list[UpdateBatch], weights: objective.Weights) -> dict[str, jax.Array]:
+    """Updates the state and returns the updates' metrics, which are still being computed."""
     updates = self._learner.updates
     rates = self._rates[(step - 1) * updates : step * updates]
     self._state, metrics = self._learner(self._state, rates, parts, weights)
@@ -371,26 +473,33 @@ class Trainer:
     return metrics
 
   def _save(self, step: int, unevaluated: dict | None) -> None:
-    """unevaluated: the metrics of a step whose evaluation comes behind this save."""
+    """Saves a checkpoint of the step. unevaluated: the metrics of a step that is evaluated after this save, else
+    None."""
     self._run.save(step, self._state, origin=self._policy.origin, before=self._watch.before, unevaluated=unevaluated)
 
   def _save_and_evaluate(self, step: int, metrics: Mapping) -> dict[str, float]:
-    """Returns the metrics, fetched, with those of an evaluation; a run that is stopped in it goes on with it."""
+    """Saves the step, evaluates it, and returns its metrics on the host with those of the evaluation.
+
+    A run that is stopped during the evaluation goes on with the evaluation.
+    """
     metrics = {name: float(value) for name, value in multihost.fetch(metrics).items()}
     self._save(step, logbook.finite(metrics))
     metrics |= self._evaluator(self._state.params, self._run, step, saved=True)
-    self._busy.idle()  # what evaluation leaves idle is not a step's
+    self._busy.idle()  # resets the count: idle time of the evaluation is not the next step's
     return metrics
 
   def _log(self, step: int, metrics: dict, means: Mapping[str, float] | None, begun: float) -> None:
-    """Logs metrics, to which the phase is added. means: of the evaluation of this step, by problem."""
+    """Adds the phase and the step's time to the metrics, and logs them.
+
+    means: mean true reward by held-out problem if the step was evaluated. begun: when the step began.
+    """
     metrics |= self._watch(step, metrics, means)
     self._unpaid(step, metrics)
     self._run.log(step, metrics | {"step_time": time.monotonic() - begun})
 
   def finish(self) -> dict:
-    """Returns the summary of the run."""
-    self._run.flush()  # a run that went on only to evaluate its last step has its figures still waiting
+    """Finishes the run and returns its summary (docs/run-directory.md)."""
+    self._run.flush()  # of a run that was resumed only to evaluate its last step, the metrics are not written yet
     return self._run.finish(
       **self._watch.summary(),
       **self._unpaid.summary(),
@@ -403,7 +512,10 @@ class Trainer:
 
 
 def rl(config: ConfigDict, workdir: str | Path) -> dict:
-  """Trains the policy of `config.init` on `config.problems` by the reward `config.rl.reward`."""
+  """Trains the policy of `config.init` by RL on `config.problems` and returns the summary of `Trainer.finish`.
+
+  Writes metrics.jsonl, rollouts/, evals/ and checkpoints.
+  """
   with open_run(config, workdir, "rl") as run, Busy() as busy:
     policy = build_policy.load_policy(config)
     check_sizes(config, policy)
@@ -420,19 +532,19 @@ def rl(config: ConfigDict, workdir: str | Path) -> dict:
 
 
 def make_sampler(config: ConfigDict, policy: build_policy.Policy, busy: Busy) -> rollout.Sampler:
-  """Returns what draws the responses of a step. Raises InputError where they take more memory than is free."""
+  """Returns the sampler of a step's responses. Raises InputError where they take more memory than is free."""
   s = config.rl
   sampler = rollout.Sampler(config, policy, "rl", s.sample_parts, busy, int8=s.sample_int8)
-  sampler.check_memory(
-    "sampling a step", s.problems_per_step // s.sample_parts,
+  cure = (
     "config.rl.response_tokens, config.rl.problems_per_step or config.rl.group_size (or .votes), or raise "
-    "config.rl.sample_parts",
-  )  # fmt: skip
+    "config.rl.sample_parts"
+  )
+  sampler.check_memory("sampling a step", s.problems_per_step // s.sample_parts, cure)
   return sampler
 
 
 def write_rollouts(workdir: Path, step: int, drawn: rollout.Drawn, judged: RewardAndTruth) -> list[dict]:
-  """The rows of rollouts/ of this step."""
+  """Writes rollouts/step_STEP.jsonl and returns its rows: all responses of a step, with their `reward`."""
   paid = np.where(judged.paid.scored_PG, judged.paid.value_PG, np.nan).tolist()
   rows = rollout.records(drawn, step, judged.true, reward=paid)
   logbook.write_jsonl(workdir / "rollouts" / f"step_{step:06d}.jsonl", rows)
@@ -440,15 +552,17 @@ def write_rollouts(workdir: Path, step: int, drawn: rollout.Drawn, judged: Rewar
 
 
 def stop_if_unscored(step: int, graded: Graded, limit: float) -> None:
+  """Raises TrainingStopped, with the causes, where more than the share `limit` of the responses is unscored."""
   share = 1.0 - graded.scored_PG.mean()
   if share > limit:
-    causes = Counter(np.array(graded.cause_PG, object)[~graded.scored_PG])
+    causes = dict(_count_causes(graded))
     raise TrainingStopped(
-      f"step {step}: {share:.0%} of the answers could not be graded ({dict(causes)}), over config.rl.max_unscored = "
+      f"step {step}: {share:.0%} of the answers could not be graded ({causes}), over config.rl.max_unscored = "
       f"{limit}; raise config.verify limits or look at what the policy writes in rollouts/"
     )
 
 
 def final_metrics(workdir: Path) -> dict:
+  """Returns the last value of each metric `eval/...` in metrics.jsonl."""
   rows = logbook.read_jsonl(workdir / "metrics.jsonl")
   return {name: value for row in rows for name, value in row.items() if name.startswith("eval/")}

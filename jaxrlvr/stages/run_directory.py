@@ -1,4 +1,4 @@
-"""A run directory, held by one run: what is in it, whether to go on, and where to write."""
+"""Run directories: opens one for a run, checks whether the run may go on there, and writes what a run leaves."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ from jaxrlvr.rewards import expression, table
 
 _LOG = logging.getLogger(__name__)
 _PACKAGE = Path(__file__).resolve().parents[1]
-# Stages that may be resumed with any other config: a report is always made anew, links of a chain check themselves.
+# Stages that may be resumed with any other config: a report is always written anew, links of a chain check their own.
 _ANY_CONFIG = ("report", "chain", "grid")
 SAVED = "saved.json"  # in the workdir: the step of the last checkpoint that is known to be on disk
-_TRAINING = ("pretrain", "cpt", "sft", "rl")  # stages with checkpoints
-_PUSH_SECONDS = 60.0  # at most, between two times that a store gets what is new, but for saves
-_PACKAGES = (
+_TRAINING = ("pretrain", "cpt", "sft", "rl")  # stages that write checkpoints
+_PUSH_SECONDS = 60.0  # time after which new files are sent to an object store, in addition to each save
+_PACKAGES = (  # packages whose versions the manifest records
   "jax",
   "jaxlib",
   "flax",
@@ -53,43 +53,48 @@ _PACKAGES = (
 
 
 class Run:
-  """One stage at work in its directory: checkpoints, logbook, progress.
+  """One stage at work in its run directory: its manifest, checkpoints, logbook and summary.
 
-  `home` is that directory, `workdir` where this process writes and reads back: the same where it is local and the
-  process is the first, else a folder that ends with the run. That of the first goes up to a `home` on a store.
+  `home` is the run directory. `workdir` is the folder in which this process writes and reads: `home` itself if it is
+  local and this is the first process, else a temporary folder. If `home` is on an object store, the first process sends
+  its workdir there. `summary` is that of a finished run, else None. Made by `open_run`.
   """
 
   def __init__(self, config: ConfigDict, home: Path, workdir: Path, stage: str, earlier: dict | None):
+    """earlier: summary of the finished run that the directory holds already; None: it holds none."""
     self.config, self.home, self.workdir, self.stage = config, home, workdir, stage
-    self.summary = earlier  # of the finished run this directory already holds, else None
+    self.summary = earlier
     self.checkpoints: checkpoint.Checkpoints | None = None
     self._logbook: logbook.Logbook | None = None
-    self._mirror = (
-      object_store.Mirror(workdir, home) if object_store.is_remote(home) and not multihost.process_index() else None
-    )
-    self._pushed = time.monotonic()
-    self._asked = False  # by a signal to any process, as of the last metrics
-    self._pending: tuple[int, Mapping] | None = None
+    self._mirror: object_store.Mirror | None = None
+    if object_store.is_remote(home) and not multihost.process_index():
+      self._mirror = object_store.Mirror(workdir, home)
+    self._last_push = time.monotonic()
+    self._asked = False  # whether a signal had asked any process to stop when the last metrics were logged
+    self._pending: tuple[int, Mapping] | None = None  # step and metrics that are not written yet
     self._saving: int | None = None  # step of a save that may not be on disk yet
 
   @property
   def finished(self) -> bool:
+    """Whether the directory holds a finished run, so that nothing is left to do."""
     return self.summary is not None
 
   def begin(self, **inputs) -> None:
-    """Writes config and manifest: call it when all input is checked, so that a refused run leaves nothing behind.
+    """Writes config.json and manifest.json. Call it when all input is checked, so that a refused run leaves no files.
 
-    `inputs` are the data the run depends on, by name; a run that goes on, or is finished, must find the same. A signal
-    that came before ends the run here.
+    inputs: the data that the run depends on, by name. Raises InputError where the directory holds a run that began with
+    other data, and Interrupted if a signal has asked the run to stop. Warns where the code of rewards or verifiers has
+    changed since the run began. A finished run writes nothing.
     """
     self.raise_if_asked()
     multihost.first(lambda: self._begin({name: logbook.digest(value) for name, value in inputs.items()}))
 
   def _begin(self, digests: Mapping[str, str]) -> None:
+    """Does the work of `begin` on the first process. digests: of the inputs, by name."""
     file = self.workdir / "manifest.json"
-    before = logbook.read_json(file).get("inputs", digests)
+    recorded = logbook.read_json(file).get("inputs", digests)
     for name in digests:
-      if before.get(name) != digests[name]:
+      if recorded.get(name) != digests[name]:
         raise InputError(
           f"{self.home}: {name} are not those the run began with; restore them or choose another workdir"
         )
@@ -97,40 +102,45 @@ class Run:
       _LOG.warning("%s: already finished, nothing is done again", self.home)
       return
     sources = sources_of_rewards(self.config) if self.stage == "rl" else {}
-    earlier = logbook.read_json(file).get("rewards", sources)
-    if changed := sorted(name for name in sources if earlier.get(name) != sources[name]):
+    recorded_sources = logbook.read_json(file).get("rewards", sources)
+    changed = sorted(name for name in sources if recorded_sources.get(name) != sources[name])
+    if changed:
       _LOG.warning(
         "%s: the code of %s is not what the run began with: steps from here on are graded or paid by other rules; "
         "restore it, or take another --workdir",
-        self.home, ", ".join(changed),
-      )  # fmt: skip
-    (self.workdir / "summary.json").unlink(missing_ok=True)  # of a run that now gets more steps
+        self.home,
+        ", ".join(changed),
+      )
+    (self.workdir / "summary.json").unlink(missing_ok=True)  # it is there if a finished run gets more steps
     logbook.write_json(self.workdir / "config.json", {"stage": self.stage, **self.config.to_dict()})
     logbook.write_json(file, manifest() | {"inputs": digests, "rewards": sources})
     self._push()
 
   def restore(self, state: Any) -> tuple[Any, dict | None]:
-    """(state, meta) of the newest checkpoint, (state, None) for a fresh start; opens the logbook at that step."""
+    """Restores the newest checkpoint and returns (state, its meta record); without one, (the given state, None).
+
+    Opens the logbook, which drops the metrics of later steps. Raises InputError where config.resume requires a
+    checkpoint and there is none, and StorageError where checkpoints are damaged or were removed.
+    """
     self.checkpoints = checkpoint.Checkpoints(self.home, self.config.checkpoint.keep)
-    train = {"opt_state": state.opt_state, "counts": (state.updates, state.skipped, state.skipped_in_a_row)}
-    found = self.checkpoints.restore(state.params, train)
-    if found is None:
+    restored = self.checkpoints.restore(state.params, _training_part(state))
+    if restored is None:
       multihost.first(self._check_fresh)
-    if found is None and self.config.resume == "required":
-      raise InputError(f"{self.home}: has no checkpoint, but config.resume = 'required'; use 'auto' to start afresh")
-    step = found[2]["step"] if found else -1
-    self._logbook = logbook.Logbook(self.workdir, step, self.config.tensorboard)
-    if found is None:
+      if self.config.resume == "required":
+        raise InputError(f"{self.home}: has no checkpoint, but config.resume = 'required'; use 'auto' to start afresh")
+      self._logbook = logbook.Logbook(self.workdir, -1, self.config.tensorboard)
       return state, None
-    _LOG.warning("%s: goes on from step %d", self.home, step)
-    params, train, meta = found
+    params, train, meta = restored
+    self._logbook = logbook.Logbook(self.workdir, meta["step"], self.config.tensorboard)
+    _LOG.warning("%s: goes on from step %d", self.home, meta["step"])
     return type(state)(params, train["opt_state"], *train["counts"]), meta
 
   def _check_fresh(self) -> None:
-    """StorageError where checkpoints were here and are gone; a warning where steps are done again without any."""
+    """Raises StorageError where the directory had checkpoints that are gone; warns where steps are done again."""
     rows = logbook.read_jsonl(self.workdir / "metrics.jsonl")
     last = max((row["step"] for row in rows), default=0)
-    if saved := logbook.read_json(self.workdir / SAVED):
+    saved = logbook.read_json(self.workdir / SAVED)
+    if saved:
       raise StorageError(
         f"{self.home}: its checkpoints are gone (the last was of step {saved['step']}), while metrics.jsonl tells of "
         f"steps up to {last}; restore checkpoints/ from a copy, or take another --workdir, or remove this directory "
@@ -140,88 +150,109 @@ class Run:
       _LOG.warning("%s: ended before its first checkpoint; steps 1 to %d are done again", self.home, last)
 
   def _mark_saved(self) -> None:
-    """Notes the step of the last save: call it only when that is on disk."""
+    """Writes the step of the last save to saved.json. Call it only when that save is on disk."""
     if self._saving is not None:
       step, self._saving = self._saving, None
       multihost.first(lambda: logbook.write_json(self.workdir / SAVED, {"step": step}))
 
   def _wait(self) -> None:
+    """Waits until the last save is on disk."""
     self.checkpoints.wait()
     self._mark_saved()
 
   def save(self, step: int, state: Any, **meta) -> None:
-    """Writes the metrics of this step, then starts to save a checkpoint that resumes right behind it."""
+    """Writes the metrics that are pending, then starts to save a checkpoint, from which the run resumes after `step`.
+
+    meta: further entries of the checkpoint's record. Raises StorageError where the run directory was removed.
+    """
     self.flush()
     multihost.first(lambda: self._check_is_there(step))
-    train = {"opt_state": state.opt_state, "counts": (state.updates, state.skipped, state.skipped_in_a_row)}
-    self.checkpoints.save(step, state.params, train, {"seed": self.config.seed, "stage": self.stage, **meta})
-    self._mark_saved()  # the save before, which this one has waited for
+    record = {"seed": self.config.seed, "stage": self.stage, **meta}
+    self.checkpoints.save(step, state.params, _training_part(state), record)
+    self._mark_saved()  # of the save before, for which this one has waited
     self._saving = step
 
   def _check_is_there(self, step: int) -> None:
+    """Raises StorageError where the run directory was removed; sends new files to an object store."""
     if not (self.home / "config.json").exists():
       raise StorageError(f"{self.home}: was removed while the run was at step {step}; nothing was saved there")
     self._push()
 
   def _push(self) -> None:
+    """Sends new files to the object store, if the run directory is on one."""
     if self._mirror is not None:
       self._mirror.push()
-      self._pushed = time.monotonic()
+      self._last_push = time.monotonic()
 
   def progress(self, total: int, start: int = 0) -> logbook.Progress:
+    """Returns the line of progress over `total` steps, of which `start` are done already."""
     return logbook.Progress(self.home.name, total, start, stream=sys.stdout if multihost.process_index() else None)
 
   def log(self, step: int, metrics: Mapping) -> dict[str, float]:
-    """Takes a step's metrics and returns those of the step before, fetched only now that the next step is under way."""
+    """Takes the metrics of a step, which may still be computed on the device, and writes those of the step before.
+
+    Returns the metrics that were written, {} if there were none. Fetching them one step late keeps the device busy.
+    Raises as `flush` does, and StorageError if the last save has failed.
+    """
     self.checkpoints.check()
-    before = self.flush()
-    if time.monotonic() - self._pushed > _PUSH_SECONDS:
+    written = self.flush()
+    if time.monotonic() - self._last_push > _PUSH_SECONDS:
       self._push()
     if multihost.process_count() > 1:
       metrics = {**metrics, "asked": multihost.anywhere(signals.stop_requested())}
     self._pending = (step, metrics)
-    return before
+    return written
 
   def flush(self) -> dict[str, float]:
-    """Writes the metrics that wait, and stops the run if too many updates in a row were not finite."""
+    """Fetches, writes and returns the metrics that are pending; {} if there are none.
+
+    Raises TrainingStopped where too many updates in a row were not finite.
+    """
     if self._pending is None:
       return {}
     step, metrics = self._pending
     self._pending = None
     metrics = multihost.fetch(metrics)
     self._asked = bool(metrics.pop("asked", self._asked))
-    bad = int(metrics.pop("skipped_in_a_row", 0))
+    skipped = int(metrics.pop("skipped_in_a_row", 0))
     self._logbook.write(step, metrics)
-    if bad >= self.config.stop_after_bad_updates:
+    if skipped >= self.config.stop_after_bad_updates:
       raise TrainingStopped(
-        f"step {step}: loss or gradient was not finite {bad} times in a row; the weights are those of before. "
+        f"step {step}: loss or gradient was not finite {skipped} times in a row; the weights are those of before. "
         f"Lower the learning rate (config.{self.stage}.optim.lr)"
       )
     return metrics
 
   def due(self, step: int, total: int) -> bool:
-    """Is this step to be saved?"""
+    """Returns whether this step, of `total`, must be saved: by config.checkpoint, as the last, or as a signal asks."""
     return step % self.config.checkpoint.every == 0 or step == total or self._is_asked()
 
   def _is_asked(self) -> bool:
+    """Returns whether a signal has asked the run to stop; all processes of a run get the same answer."""
     return self._asked if multihost.process_count() > 1 else signals.stop_requested()
 
   def raise_if_asked(self, saved: bool = False) -> None:
-    """Ends the run if a signal asked for it, in loops that have nothing to save, or whose step is `saved` already."""
+    """Raises Interrupted if a signal has asked the run to stop. It is for loops that have nothing to save.
+
+    saved: whether a checkpoint of the present step was saved; its write to disk is then waited for.
+    """
     if multihost.any_stop_requested():
       if saved:
         self._wait()
-      behind = ", checkpoint saved" if saved else ""
-      raise signals.Interrupted(f"{self.home}: stopped by a signal{behind}; the same command goes on")
+      checkpoint_saved = ", checkpoint saved" if saved else ""
+      raise signals.Interrupted(f"{self.home}: stopped by a signal{checkpoint_saved}; the same command goes on")
 
   def stop_if_asked(self) -> None:
-    """Call right behind a save: ends the run if a signal asked for it."""
+    """Raises Interrupted if a signal has asked the run to stop. Call it right after `save`, for which it waits."""
     if self._is_asked():
       self._wait()
       raise signals.Interrupted(f"{self.home}: stopped by a signal, checkpoint saved; the same command goes on")
 
   def finish(self, **summary) -> dict:
-    """Waits for the disk, then marks the run as finished."""
+    """Writes summary.json, which marks the run as finished, and returns its content: stage, finished and `summary`.
+
+    Metrics that are pending and the last save are on disk before it.
+    """
     if self.checkpoints is not None:
       self.flush()
       self._wait()
@@ -229,54 +260,73 @@ class Run:
     return self.summary
 
   def _finish(self, summary: dict) -> dict:
+    """Writes summary.json on the first process and returns its content."""
     logbook.write_json(self.workdir / "summary.json", summary)
     self._push()
     return summary
 
   def close(self) -> None:
-    """Closes files and sends what is left; what fails is told, not raised, so that it hides no other error."""
+    """Closes files and sends what is left to an object store. A StorageError becomes a warning, as another error may
+    be under way."""
     if self._logbook is not None:
       self._logbook.close()
-    for last in (self._push, *([self.checkpoints.wait] if self.checkpoints is not None else [])):
-      try:
-        last()
-      except StorageError as error:
-        _LOG.warning("%s", error)
+    with _storage_errors_as_warnings():
+      self._push()
     if self.checkpoints is not None:
+      with _storage_errors_as_warnings():
+        self.checkpoints.wait()
       self.checkpoints.close()
 
 
 @contextlib.contextmanager
-def open_run(config: ConfigDict, workdir: str | Path, stage: str) -> Iterator[Run]:
-  """The run in `workdir`, locked against other runs; nothing is written until its `begin`.
+def _storage_errors_as_warnings() -> Iterator[None]:
+  """Logs a StorageError of the block as a warning instead of raising it."""
+  try:
+    yield
+  except StorageError as error:
+    _LOG.warning("%s", error)
 
-  A directory that another config has used, or that holds something else, is refused; nothing in it is overwritten.
-  On an object store there are no locks: two runs must not be given one directory.
+
+def _training_part(state: Any) -> dict:
+  """Returns what a checkpoint holds of a training state beside its weights."""
+  return {"opt_state": state.opt_state, "counts": (state.updates, state.skipped, state.skipped_in_a_row)}
+
+
+@contextlib.contextmanager
+def open_run(config: ConfigDict, workdir: str | Path, stage: str) -> Iterator[Run]:
+  """Opens a run directory for a stage, locks it against other runs, and yields its `Run`, which is closed at the end.
+
+  No file of a run is written before `Run.begin`. Raises InputError for a directory that holds a run with another stage
+  or config, that holds other files, that is in use, or that can't be written. On an object store there are no locks, so
+  that two runs must not be given one directory.
   """
   home = object_store.path(workdir)
   with contextlib.ExitStack() as stack:
 
-    def look() -> dict | None:
+    def claim() -> dict | None:
+      """Locks the directory and returns the summary of the finished run in it; None: there is none."""
       used = stack.enter_context(_claimed(home) if object_store.is_remote(home) else _locked(home))
       if not used and config.resume == "required":
         raise InputError(f"{home}: holds no run, but config.resume = 'required'; use 'auto' to start afresh")
       return _check_used(config, home, stage) if used else None
 
-    earlier = multihost.first(look)
-    own = home
+    earlier = multihost.first(claim)
+    folder = home
     if multihost.process_index() or object_store.is_remote(home):
-      own = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="jaxrlvr-")))
+      folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="jaxrlvr-")))
       if not multihost.process_index():
-        object_store.pull(home, own, ("checkpoints", "rollouts", "evals"))
-    run = Run(config, home, own, stage, earlier)
+        object_store.pull(home, folder, ("checkpoints", "rollouts", "evals"))
+    run = Run(config, home, folder, stage, earlier)
     stack.callback(run.close)
     yield run
 
 
 def set_compile_cache(folder: str) -> None:
-  """Where compiled programs are kept between runs; on a CPU, whose programs fit no other, only where a folder is named.
+  """Sets the folder in which compiled programs are kept between runs. "": none.
 
-  A folder that jax itself was told of (JAX_COMPILATION_CACHE_DIR) stays."""
+  "auto" is the folder that jax has already (JAX_COMPILATION_CACHE_DIR), else ~/.cache/jaxrlvr; on CPU it is none, as a
+  CPU's programs may not run on another CPU.
+  """
   if folder == "auto":
     if jax.config.values["jax_compilation_cache_dir"] or jax.default_backend() == "cpu":
       return
@@ -286,25 +336,33 @@ def set_compile_cache(folder: str) -> None:
 
 @contextlib.contextmanager
 def _claimed(home) -> Iterator[bool]:
-  """Whether a run is at this place on a store, which can't be locked."""
+  """Creates a folder on an object store, which can't be locked, and yields whether it holds a run.
+
+  Raises InputError where it holds other files or can't be reached.
+  """
   with object_store.translate_errors(InputError, f"--workdir={home}"):
     used = (home / "config.json").exists()
-    strangers = [] if used or not home.exists() else [p.name for p in home.iterdir()]
+    other_files = [] if used or not home.exists() else [file.name for file in home.iterdir()]
     home.mkdir(parents=True, exist_ok=True)
-  _refuse(home, strangers)
+  _check_no_other_files(home, other_files)
   yield used
 
 
-def _refuse(home, strangers: list[str]) -> None:
-  if strangers:
-    raise InputError(f"--workdir={home}: holds other files ({strangers[0]}, ...) and no run; choose another directory")
+def _check_no_other_files(home, other_files: list[str]) -> None:
+  """Raises InputError for a directory without a run that holds these files."""
+  if other_files:
+    raise InputError(
+      f"--workdir={home}: holds other files ({other_files[0]}, ...) and no run; choose another directory"
+    )
 
 
 @contextlib.contextmanager
 def _locked(workdir: Path) -> Iterator[bool]:
-  """Holds the directory's lock (the kernel frees it however the process dies); yields whether a run is in there.
+  """Creates a local directory, holds its lock during the block, and yields whether it holds a run.
 
-  Where the file system has no locks that is told, and the run goes on."""
+  The kernel frees the lock however the process ends. A file system without locks gives a warning. Raises InputError
+  where the directory is in use, holds other files, or can't be written.
+  """
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     lock = (workdir / ".lock").open("a+")
@@ -321,9 +379,9 @@ def _locked(workdir: Path) -> Iterator[bool]:
     except OSError as error:  # some mounts, such as Drive's or NFS without its daemon, know no locks
       _LOG.warning("%s: can't be locked there (%s); give no second run this directory", workdir, error.strerror)
     used = (workdir / "config.json").is_file()
-    strangers = [p.name for p in workdir.iterdir() if p.name != ".lock" and p.suffix != ".part"]
     if not used:
-      _refuse(workdir, strangers)
+      other_files = [file.name for file in workdir.iterdir() if file.name != ".lock" and file.suffix != ".part"]
+      _check_no_other_files(workdir, other_files)
     lock.truncate(0)
     lock.write(f"process {os.getpid()} on {platform.node()}")
     lock.flush()
@@ -331,7 +389,7 @@ def _locked(workdir: Path) -> Iterator[bool]:
 
 
 def in_use(workdir: Path) -> bool:
-  """Whether another process holds the lock of a local directory."""
+  """Returns whether another process holds the lock of a local run directory."""
   file = workdir / ".lock"
   if not file.is_file():
     return False
@@ -346,24 +404,32 @@ def in_use(workdir: Path) -> bool:
 
 
 def _check_used(config: ConfigDict, workdir: Path, stage: str) -> dict | None:
+  """Checks whether a directory's run may go on with this config; returns its summary if nothing is left to do, else
+  None.
+
+  Raises InputError where it is of another stage or version, or keys differ that must stay.
+  """
   if config.resume == "never":
     raise InputError(f"--workdir={workdir}: holds a run and config.resume = 'never'; choose another or use 'auto'")
-  before = read_config(workdir)
-  if (other := before.pop("stage")) != stage:
-    raise InputError(f"--workdir={workdir}: holds a run of stage {other!r}, not {stage!r}; choose another directory")
-  free = {name for name, key in declared().items() if key.may_change or stage in _ANY_CONFIG}
-  earlier = logbook.read_json(workdir / "summary.json") or None
-  unstopped = earlier and "stopped" in earlier and not config.rl.stop_when_memorising
-  longer = stage == "rl" and (config.rl.steps > before["rl"]["steps"] or unstopped)
-  if longer and config.rl.optim.schedule == "constant" and not config.rl.optim.warmup:
-    free.add("rl.steps")  # more steps change no step that is done
-  unknown = sorted(set(values.names(config)) ^ set(values.names(ConfigDict(before))))
-  if unknown:
+  recorded = read_config(workdir)
+  recorded_stage = recorded.pop("stage")
+  if recorded_stage != stage:
     raise InputError(
-      f"--workdir={workdir}: holds a run of another version of jaxrlvr (config.{unknown[0]} is new or gone); go on "
+      f"--workdir={workdir}: holds a run of stage {recorded_stage!r}, not {stage!r}; choose another directory"
+    )
+  may_differ = {name for name, key in declared().items() if key.may_change or stage in _ANY_CONFIG}
+  earlier = logbook.read_json(workdir / "summary.json") or None
+  no_longer_stops = earlier and "stopped" in earlier and not config.rl.stop_when_memorising
+  longer = stage == "rl" and (config.rl.steps > recorded["rl"]["steps"] or no_longer_stops)
+  if longer and config.rl.optim.schedule == "constant" and not config.rl.optim.warmup:
+    may_differ.add("rl.steps")  # the number of steps then changes no step that was done
+  new_or_gone = sorted(set(values.names(config)) ^ set(values.names(ConfigDict(recorded))))
+  if new_or_gone:
+    raise InputError(
+      f"--workdir={workdir}: holds a run of another version of jaxrlvr (config.{new_or_gone[0]} is new or gone); go on "
       "with that version (git in manifest.json), or choose another directory"
     )
-  changed = differences(config, before, free)
+  changed = differences(config, recorded, may_differ)
   if changed:
     raise InputError(
       f"--workdir={workdir}: holds a run with another config; choose another directory or undo\n  "
@@ -373,7 +439,11 @@ def _check_used(config: ConfigDict, workdir: Path, stage: str) -> dict | None:
 
 
 def _is_to_be_checked(config: ConfigDict, workdir: Path, stage: str, earlier: dict | None) -> bool:
-  """Whether a finished run is opened again: as config.resume asks to check it, or as its last checkpoint is gone."""
+  """Returns whether a finished training run is opened again to check or restore its last checkpoint.
+
+  It is if config.resume is "check", or if its last checkpoint is gone while earlier ones are there. earlier: its
+  summary.
+  """
   if earlier is None or stage not in _TRAINING:
     return False
   if config.resume == "check":
@@ -387,11 +457,12 @@ def _is_to_be_checked(config: ConfigDict, workdir: Path, stage: str, earlier: di
 
 
 def read_config(workdir: Path) -> dict:
-  """The config and stage of the run in a directory; InputError where it holds none."""
+  """Returns the config of the run in a directory, with its `stage`. Raises InputError where the directory holds
+  none."""
   try:
-    found = json.loads((workdir / "config.json").read_text())
-    if isinstance(found, dict) and "stage" in found and "checkpoint" in found:
-      return found
+    config = json.loads((workdir / "config.json").read_text())
+    if isinstance(config, dict) and "stage" in config and "checkpoint" in config:
+      return config
     problem = "config.json is another program's"
   except (OSError, ValueError, TypeError, RecursionError) as error:
     problem = f"config.json: {type(error).__name__}"
@@ -399,28 +470,37 @@ def read_config(workdir: Path) -> dict:
 
 
 def sources_of_rewards(config: ConfigDict) -> dict[str, str]:
-  """Digests of the code that grades and pays: of the verifiers, of answer parsing, and of each name in rl.reward.
+  """Returns digests of the code that grades and pays: the verifiers, the parsing of answers, each name in rl.reward.
 
-  A function that was put into the table of rewards from outside of this package is known by its own source."""
+  Keys are phrases for messages, as "rl.reward 'verifiable'".
+  """
   sources = {
     "the verifiers": _digest_of_files(_verifier_files()),
     "the reading of answers": _digest_of_files([_PACKAGE / "text" / "answer.py", _PACKAGE / "text" / "tags.py"]),
   }
-  for name in sorted({factor.name for _, factors in expression.parse(config.rl.reward) for factor in factors}):
+  names = set()
+  for _, factors in expression.parse(config.rl.reward):
+    names |= {factor.name for factor in factors}
+  for name in sorted(names):
     sources[f"rl.reward {name!r}"] = logbook.digest(_source(table.REWARDS[name].function))
   return sources
 
 
 def _verifier_files() -> list[Path]:
+  """Returns the source files of all verifiers and of grading."""
   return sorted([*(_PACKAGE / "tasks").rglob("*.py"), *(_PACKAGE / "grading").glob("*.py")])
 
 
 def _digest_of_files(paths: Sequence[Path]) -> str:
+  """Returns a digest of the texts of these files."""
   return logbook.digest([path.read_text() for path in paths])
 
 
 def _source(function) -> list[str]:
-  """Returns what a reward's code is: its own text, and of one of this package all of its room."""
+  """Returns texts that stand for a reward's code: all files of its folder if it is in this package, else its source.
+
+  For a partial function its arguments follow; for a function without source its byte code stands.
+  """
   if isinstance(function, functools.partial):
     arguments = [f"{name}={value!r}" for name, value in function.keywords.items() if not callable(value)]
     return [*_source(function.func), *map(repr, function.args), *arguments]
@@ -429,23 +509,27 @@ def _source(function) -> list[str]:
     if module is not None and module.__name__.startswith("jaxrlvr."):
       return [path.read_text() for path in sorted(Path(module.__file__).parent.glob("*.py"))]
     return [inspect.getsource(function)]
-  except (OSError, TypeError):  # typed in, or compiled
+  except (OSError, TypeError):  # the function was typed in, or is compiled
     code = getattr(function, "__code__", None)
     return [code.co_code.hex(), repr(code.co_consts)] if code else [type(function).__qualname__]
 
 
 def manifest() -> dict:
-  """Versions and source state that the run's figures come from."""
+  """Returns what the run's figures depend on beside its config and data.
+
+  Keys: `python`, `packages` (versions), `git` (commit; None: unknown), `verifiers` (digest of their code), `devices`
+  ([] before the first use of jax) and `command` (the arguments of the process).
+  """
   command = ["git", "-C", str(_PACKAGE), "describe", "--always", "--dirty"]
   try:
-    source = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
+    commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
   except OSError:  # no git on this machine
-    source = None
+    commit = None
   uses_devices = jax_internals().backends_are_initialized()
   return {
     "python": platform.python_version(),
     "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
-    "git": source,
+    "git": commit,
     "verifiers": _digest_of_files(_verifier_files()),
     "devices": [str(d) for d in jax.devices()] if uses_devices else [],
     "command": sys.argv[1:],
