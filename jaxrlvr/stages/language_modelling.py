@@ -1,4 +1,4 @@
-"""The language-modelling stages: pre-training, continual pre-training and SFT differ by text and settings only."""
+"""The stages tokenizer, pretrain, cpt and sft. The last three train alike and differ in text and settings only."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from jaxrlvr.data import corpus, embedded_text
 from jaxrlvr.data.columns import counts_in_words
 from jaxrlvr.data.problems import shuffled
 from jaxrlvr.device import multihost, sharding
-from jaxrlvr.grading.service import Job
+from jaxrlvr.grading.service import Job, Service
 from jaxrlvr.model import spec as policy_spec
 from jaxrlvr.stages import build_policy
 from jaxrlvr.stages.rollout import in_parts, verifier_service
@@ -38,16 +38,18 @@ _PROBE = ({"role": "user", "content": "?"},)
 
 
 class Texts(NamedTuple):
-  """What a stage trains on."""
+  """The documents that a stage trains on."""
 
-  text: Callable[[int], embedded_text.Text]  # documents by number, without end
-  known: dict  # of the files that they come from
-  tokens: list[int] | None = None  # of each document of `sft.epochs` epochs, in order; None: as many as `steps` take
-  problems: Sequence[Problem] = ()  # whose solutions they are
+  text: Callable[[int], embedded_text.Text]  # returns the document of a number, for any number from 0 on
+  known: dict  # figures about the files that they come from, for manifest and summary; {}: they are built in
+  tokens: list[int] | None = (
+    None  # lengths of the documents of all epochs, in order; None: `steps` says how many are read
+  )
+  problems: Sequence[Problem] = ()  # the problems whose solutions they are
 
 
 def mix(config: ConfigDict, stage: str) -> embedded_text.Mix:
-  """The shares of text that a stage trains on."""
+  """Returns the shares of each kind of built-in text that a stage trains on."""
   t = config.text
   if stage == "sft":
     return embedded_text.Mix(config.sft.levels, thinking=config.sft.thinking, terse=config.sft.terse)
@@ -55,63 +57,75 @@ def mix(config: ConfigDict, stage: str) -> embedded_text.Mix:
 
 
 def tokenizer(config: ConfigDict, workdir: str | Path) -> dict:
-  """Trains the SentencePiece tokenizer of the embedded models on a sample of all their text."""
+  """Trains the SentencePiece tokenizer of the built-in models on documents of all built-in texts, equally many of each.
+
+  Writes tokenizer.model. The summary has `vocab`, its number of tokens.
+  """
   with open_run(config, workdir, "tokenizer") as run:
     if run.finished:
       return run.summary
     run.begin()
     progress = run.progress(1)
-    made = [
-      embedded_text.document_text(text(config.seed, number, mix(config, stage)))
-      for stage, text in embedded_text.TEXTS.items()
-      for number in range(config.text.documents // len(embedded_text.TEXTS))
-    ]
-    trained = train_sentencepiece(made, run.workdir / build_policy.TOKENIZER_FILE, config.text.vocab)
+    documents = []
+    documents_of_each = config.text.documents // len(embedded_text.TEXTS)
+    for stage, text in embedded_text.TEXTS.items():
+      shares = mix(config, stage)
+      for number in range(documents_of_each):
+        documents.append(embedded_text.document_text(text(config.seed, number, shares)))
+    trained = train_sentencepiece(documents, run.workdir / build_policy.TOKENIZER_FILE, config.text.vocab)
     progress(1, {"tokens": trained.vocab_size})
     return run.finish(vocab=trained.vocab_size)
 
 
 def texts(config: ConfigDict, stage: str, tokenizer: Tokenizer) -> Texts:
-  """The documents of a stage."""
+  """Returns the documents that a stage trains on: those of its `source`, or built-in ones.
+
+  Raises InputError for a source that can't be read, and for a chat template that leaves no place for thinking.
+  """
   settings = config[stage]
   if stage == "sft":
     check_thinking(settings.thinking, tokenizer)
   if stage == "pretrain" or not settings.source:
-    return Texts(functools.partial(_embedded, config.seed, stage, mix(config, stage)), {})
+    return Texts(functools.partial(_built_in, config.seed, stage, mix(config, stage)), {})
   if stage == "cpt":
-    with _naming(stage):
-      found = corpus.TextRows(settings.source, settings.column, config.seed, settings.skip_bad)
-    return Texts(found, {"rows": len(found), "first": logbook.digest([found(0), found(1)])})
-  limit = settings.max_tokens or settings.row_tokens
-  with _naming(stage), verifier_service(config) as service:
-    judge = functools.partial(_right, service, config.answer.read) if settings.verified else None
+    with _errors_name(stage):
+      rows = corpus.TextRows(settings.source, settings.column, config.seed, settings.skip_bad)
+    return Texts(rows, {"rows": len(rows), "first": logbook.digest([rows(0), rows(1)])})
+  return _sft_texts(config, tokenizer)
+
+
+def _sft_texts(config: ConfigDict, tokenizer: Tokenizer) -> Texts:
+  """Returns the solutions of config.sft.source as documents, and warns of rows that are left out."""
+  s = config.sft
+  with _errors_name("sft"), verifier_service(config) as service:
+    judge = functools.partial(_agree_with_labels, service, config.answer.read) if s.verified else None
     problems, counts = corpus.pairs(
-      settings.source,
-      settings.columns,
-      tokenizer,
-      limit,
-      settings.system,
-      settings.skip_bad,
-      judge,
-      settings.thinking,
+      s.source, s.columns, tokenizer, s.max_tokens or s.row_tokens, s.system, s.skip_bad, judge, s.thinking
     )
   if counts["unclosed"] or counts["untraced"]:
     _LOG.warning(
       "config.sft.source: %s: rows are left out: unclosed, no answer behind their think tags; untraced, no trace where "
-      "others have one (%s)", settings.source, counts_in_words(counts),
-    )  # fmt: skip
+      "others have one (%s)",
+      s.source,
+      counts_in_words(counts),
+    )
   known = {"problems": len(problems), "digest": logbook.digest(problems), **counts}
-  text = corpus.responses(problems, config.seed, settings.thinking)
-  if not settings.epochs:
+  text = corpus.responses(problems, config.seed, s.thinking)
+  if not s.epochs:
     return Texts(text, known, None, problems)
-  sizes = [len(embedded_text.document(corpus.response(one, settings.thinking), tokenizer).ids) for one in problems]
-  numbers = range(settings.epochs * len(problems))
-  return Texts(text, known, [sizes[shuffled(config.seed, number, len(problems))] for number in numbers], problems)
+  tokens_of_problem = []
+  for problem in problems:
+    document = embedded_text.document(corpus.response(problem, s.thinking), tokenizer)
+    tokens_of_problem.append(len(document.ids))
+  tokens = []
+  for number in range(s.epochs * len(problems)):
+    tokens.append(tokens_of_problem[shuffled(config.seed, number, len(problems))])
+  return Texts(text, known, tokens, problems)
 
 
 @contextlib.contextmanager
-def _naming(group: str) -> Iterator[None]:
-  """Raises errors of input as those of a group of the config."""
+def _errors_name(group: str) -> Iterator[None]:
+  """Puts a group of the config at the beginning of each InputError of the block."""
   try:
     yield
   except InputError as error:
@@ -119,7 +133,10 @@ def _naming(group: str) -> Iterator[None]:
 
 
 def check_thinking(thinking: bool, tokenizer: Tokenizer) -> None:
-  """Refuses traces behind a prompt that has already closed its thinking: the trace would stand in a second block."""
+  """Raises InputError where SFT is to teach traces, but the chat template ends a prompt with thinking that is closed.
+
+  The trace would stand in a second block of thinking.
+  """
   closed = tokenizer.decode(tokenizer.render(_PROBE)).rstrip().endswith(THINK_END)
   if thinking and closed:
     raise InputError(
@@ -128,49 +145,63 @@ def check_thinking(thinking: bool, tokenizer: Tokenizer) -> None:
     )
 
 
-def _embedded(seed: int, stage: str, shares: embedded_text.Mix, number: int) -> embedded_text.Text:
+def _built_in(seed: int, stage: str, shares: embedded_text.Mix, number: int) -> embedded_text.Text:
+  """Returns the built-in document of a number."""
   return embedded_text.TEXTS[stage](seed, number, shares)
 
 
-def _right(service, reading: str, pairs) -> list[bool]:
-  """Whether each solution agrees with its problem's label, where it has one."""
-  asked = [problem.label != "" for problem, _ in pairs]
-  also = [{"also": problem.extra["also"]} if "also" in problem.extra else {} for problem, _ in pairs]
-  jobs = [
-    Job(problem.verifier, parse_response(solution, reading), problem.label, more)
-    for (problem, solution), more in zip(pairs, also, strict=True)
-  ]
-  verdicts = iter(in_parts(service.grade, [job for job, has in zip(jobs, asked, strict=True) if has]))
-  return [next(verdicts).score == 1.0 if has else True for has in asked]
+def _agree_with_labels(service: Service, reading: str, pairs: Sequence[tuple[Problem, str]]) -> list[bool]:
+  """Returns for each pair (problem, solution) whether the solution agrees with the label, True if there is no label.
+
+  reading: how the answer is read from a solution (config.answer.read).
+  """
+  jobs = []
+  for problem, solution in pairs:
+    if problem.label:
+      extra = {"also": problem.extra["also"]} if "also" in problem.extra else {}
+      jobs.append(Job(problem.verifier, parse_response(solution, reading), problem.label, extra))
+  verdicts = iter(in_parts(service.grade, jobs))
+  agree = []
+  for problem, _ in pairs:
+    agree.append(next(verdicts).score == 1.0 if problem.label else True)
+  return agree
 
 
 def train(stage: str, config: ConfigDict, workdir: str | Path) -> dict:
-  """Trains on packed rows of the stage's text, from fresh weights or those of `config.init`."""
+  """Trains a policy on packed rows of the stage's text: fresh weights, or those of `config.init`.
+
+  The stage is "pretrain", "cpt" or "sft". Writes metrics.jsonl and checkpoints. The summary has the number of `steps`
+  and of `parameters`, figures about the `texts` if they come from files, and the number of `documents` if epochs say
+  how long SFT is. Raises TrainingStopped where too many updates in a row are not finite.
+  """
   settings = config[stage]
   with open_run(config, workdir, stage) as run:
     policy = build_policy.load_policy(config)
     sharding.check_divisible(policy.mesh, f"config.{stage}.rows", (settings.rows // settings.microbatches,), ("batch",))
     loss_fn = objective.language_modelling(policy.spec)
-    text, known, tokens, problems = texts(config, stage, policy.tokenizer)
+    documents = texts(config, stage, policy.tokenizer)
     steps, end = settings.steps, None
-    if tokens is not None:
-      steps, end = -(-rows_of(tokens, settings.row_tokens) // settings.rows), len(tokens)
+    if documents.tokens is not None:
+      rows = rows_of(documents.tokens, settings.row_tokens)
+      steps, end = -(-rows // settings.rows), len(documents.tokens)
     optimizer, rates = build_policy.optimizer(settings.optim, steps)
-    document = functools.lru_cache(2)(lambda number: embedded_text.document(text(number), policy.tokenizer))
-    run.begin(
-      tokenizer=policy.tokenizer.pieces(), origin=policy.origin.get("digests"), **({"texts": known} if known else {})
-    )
+    inputs = {"tokenizer": policy.tokenizer.pieces(), "origin": policy.origin.get("digests")}
+    if documents.known:
+      inputs["texts"] = documents.known
+    run.begin(**inputs)
     if run.finished:
       return run.summary
-    build_policy.keep_policy(config, policy, run.workdir, problems)
+    build_policy.keep_policy(config, policy, run.workdir, documents.problems)
+    # A document that fits no row of a batch any more is asked for again by the next batch.
+    document = functools.lru_cache(2)(lambda number: embedded_text.document(documents.text(number), policy.tokenizer))
     with jax.set_mesh(policy.mesh), jax.transfer_guard("disallow"):
       state, meta = run.restore(build_policy.fresh_state(policy, optimizer))
       start, cursor = (meta["step"], tuple(meta["cursor"])) if meta else (0, (0, 0))
       progress = run.progress(steps, start)
       for step in range(start + 1, steps + 1):
         packed, cursor = pack(document, cursor, settings.rows, settings.row_tokens, end)
-        places = (sharding.named_sharding(policy.mesh, "batch"), sharding.named_sharding(policy.mesh))
-        batch, rate = multihost.put((_batch(packed), rates[step - 1]), places)
+        shardings = (sharding.named_sharding(policy.mesh, "batch"), sharding.named_sharding(policy.mesh))
+        batch, rate = multihost.put((_batch(packed), rates[step - 1]), shardings)
         state, metrics = update(
           state, batch, rate, loss_fn=loss_fn, optimizer=optimizer, microbatches=settings.microbatches
         )
@@ -179,13 +210,16 @@ def train(stage: str, config: ConfigDict, workdir: str | Path) -> dict:
         if run.due(step, steps):
           run.save(step, state, cursor=cursor, origin=policy.origin)
           run.stop_if_asked()
-      more: dict[str, object] = {"texts": known | {"skipped": getattr(text, "skipped", 0)}} if known else {}
+      figures_of_texts: dict[str, object] = {}
+      if documents.known:
+        figures_of_texts["texts"] = documents.known | {"skipped": getattr(documents.text, "skipped", 0)}
       if end is not None:
-        more["documents"] = end
-      return run.finish(steps=steps, parameters=policy_spec.count_weights(policy.spec), **more)
+        figures_of_texts["documents"] = end
+      return run.finish(steps=steps, parameters=policy_spec.count_weights(policy.spec), **figures_of_texts)
 
 
 def _batch(packed: Packed) -> objective.TextBatch:
+  """Returns packed rows as a batch on the host, whose loss is the mean over all target tokens."""
   weights_BT = packed.target_BT / np.float32(max(int(packed.target_BT.sum()), 1))
   on_host: Any = (packed.tokens_BT, packed.positions_BT, packed.segments_BT, weights_BT.astype(np.float32))
   return objective.TextBatch(*on_host)

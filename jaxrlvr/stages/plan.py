@@ -1,15 +1,16 @@
-"""Know before you rent: compiles a config's programs for a TPU slice and tells memory, limits and time of the run."""
+"""The stage plan: compiles a config's programs for a TPU slice, and says whether they fit and how long the run
+takes."""
 
 from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
-import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 from ml_collections import ConfigDict
 
 from jaxrlvr.base import logbook, object_store
@@ -21,25 +22,29 @@ from jaxrlvr.planning import tpu
 from jaxrlvr.stages import plan_programs
 from jaxrlvr.stages.plan_programs import Measured, Program
 
+# Compiles the programs of a config whose names are given (None: all), takes the others from the last argument, and
+# returns all by name. Raises InputError for settings with which the mesh can't split the work.
+Measure = Callable[[ConfigDict, Collection[str] | None, Mapping[str, Measured]], dict[str, Measured]]
+
 
 class Try(NamedTuple):
   """A setting that may make a program fit."""
 
-  key: str  # below the stage's group where it begins with a dot
-  helps: tuple[str, ...]  # programs that it changes for the better
-  eases: str  # "temporaries", or "arguments" and what lies beside them too
-  next: Callable  # (value, how many times too large the temporaries are) -> values to try, the most wanted first
+  key: str  # a config key; below the group of the stage if it begins with a dot
+  helps: tuple[str, ...]  # programs that take less memory with it
+  eases: str  # "temporaries"; or "arguments", where it lowers these and what lies beside them too
+  next: Callable  # (present value, by which factor temporaries are too large) -> values to try, the best first
 
 
 def _more(value: int, excess: float) -> list[int]:
-  """Value times the power of two that the excess calls for; less where this is not possible."""
+  """Returns the value times the power of two that `excess` calls for, then times the smaller ones, down to twice it."""
   power = max(1, math.ceil(math.log2(min(max(excess, 2.0), 2.0**20))))
   return [value * 2**n for n in range(power, 0, -1)]
 
 
 _SAMPLING = ("lay out", "prefill", "decode")
 _ALL = (*_SAMPLING, "score", "update")
-# What to lower, in the order of what it costs in speed.
+# The settings to try, the one that costs least speed first.
 TRIES = (
   Try(".microbatches", ("score", "update"), "temporaries", _more),
   Try(".sample_parts", ("prefill", "decode"), "temporaries", _more),
@@ -52,173 +57,313 @@ TRIES = (
 )
 
 
-def search(
-  config: ConfigDict, stage: str, capacity: float, measure: Callable
-) -> tuple[ConfigDict, dict[str, Measured], dict]:
-  """(config, its programs measured, changes made) after lowering what does not fit, as far as TRIES go.
+class Fitted(NamedTuple):
+  """The result of `search`."""
 
-  measure(config, names or None, before): programs by name, those in `names` compiled anew; InputError for settings
-  that the mesh can't split. A try is kept where the program that did not fit needs less memory with it.
+  config: ConfigDict
+  programs: dict[str, Measured]  # the programs of the config by name
+  changes: dict[str, object]  # {key: value} in which the config differs from the one that was given
+
+
+def search(config: ConfigDict, stage: str, capacity: float, measure: Measure) -> Fitted:
+  """Changes settings until all programs of a stage fit into `capacity` bytes a chip, or TRIES has nothing left to try.
+
+  Each change is one that TRIES lists for the first program that does not fit, and is kept only if the program takes
+  less memory with it. The result may still not fit.
   """
-  made, changes = measure(config, None, {}), {}
-  tries = [t._replace(key=stage + t.key if t.key.startswith(".") else t.key) for t in TRIES]
-  left = {name: [t for t in tries if name in t.helps and t.key in values.names(config)] for name in made}
-  while bad := next((name for name, m in made.items() if m.total > capacity or m.refused), None):
-    now = made[bad]
-    room = capacity - now.arguments - now.beside - now.output
-    hopeful = [t for t in left[bad] if t.eases != "temporaries" or room > 0]
+  programs, changes = measure(config, None, {}), {}
+  untried = _tries_of_programs(config, stage, programs)
+  while True:
+    too_large = [name for name, program in programs.items() if program.total > capacity or program.refused]
+    if not too_large:
+      break
+    name = too_large[0]
+    program = programs[name]
+    room = capacity - program.arguments - program.beside - program.output  # for temporaries
+    hopeful = [entry for entry in untried[name] if entry.eases != "temporaries" or room > 0]
     if not hopeful:
       break
-    better = _better(config, hopeful[0], bad, room, made, measure)
+    excess = program.temporaries / room if room > 0 else math.inf
+    better = _better(config, hopeful[0], name, excess, programs, measure)
     if better is None:
-      left[bad].remove(hopeful[0])
+      untried[name].remove(hopeful[0])
     else:
-      config, made, changes[hopeful[0].key] = better
-  return config, made, changes
+      config, programs = better.config, better.programs
+      changes |= better.changes
+  return Fitted(config, programs, changes)
 
 
-def _better(config: ConfigDict, t: Try, bad: str, room: float, made: dict[str, Measured], measure: Callable):
-  value = functools.reduce(lambda node, part: node[part], t.key.split("."), config)
-  for wanted in t.next(value, made[bad].temporaries / room if room > 0 else math.inf):
+def _tries_of_programs(config: ConfigDict, stage: str, programs: Collection[str]) -> dict[str, list[Try]]:
+  """Returns what can be tried for each program, with keys by their full names."""
+  keys = values.names(config)
+  tries = {name: [] for name in programs}
+  for entry in TRIES:
+    if entry.key.startswith("."):
+      entry = entry._replace(key=stage + entry.key)
+    if entry.key not in keys:
+      continue
+    for name in programs:
+      if name in entry.helps:
+        tries[name].append(entry)
+  return tries
+
+
+def _better(
+  config: ConfigDict, entry: Try, name: str, excess: float, programs: Mapping[str, Measured], measure: Measure
+) -> Fitted | None:
+  """Returns the config with the first value of a setting with which a program takes less memory; None: there is
+  none."""
+  for value in entry.next(values.get(config, entry.key), excess):
+    changes = {entry.key: value}
+    if entry.key == "mesh.fsdp":
+      changes["mesh.data"] = 1
     try:
-      changed = derive(config, {t.key: wanted} | ({"mesh.data": 1} if t.key == "mesh.fsdp" else {}), "plan")
-      found = measure(changed, t.helps, made)
+      changed = derive(config, changes, "plan")
+      measured = measure(changed, entry.helps, programs)
     except InputError:
       continue
-    if found[bad].total < made[bad].total:
-      return changed, found, wanted
+    if measured[name].total < programs[name].total:
+      return Fitted(changed, measured, {entry.key: value})
   return None
 
 
-def rows_of_programs(listed: list[Program], made: dict[str, Measured], chip: tpu.Chip, efficiency: float) -> dict:
-  """A row a program: memory as compiled, work as counted, and the time that follows from the chip's figures."""
+def rows_of_programs(
+  programs: Sequence[Program], measured: Mapping[str, Measured], chip: tpu.Chip, efficiency: float
+) -> dict[str, dict]:
+  """Returns a row for each program by name: memory as compiled, work as counted from shapes, and estimated times.
+
+  Beside the fields of `Measured` a row has `times` (in a step), `total` bytes, `flops`, `model_flops`, `bytes` moved,
+  `sent_bytes` and `sent` (by kind of collective), `bound_seconds` and `bound_by` ("compute", "memory" or "network", the
+  slowest), `estimated_seconds` (with that share `efficiency` of the bound), `tokens_per_second` and `mfu`.
+  """
   rows = {}
-  for p in listed:
-    m, network = made[p.name], made[p.name].sent
-    sent = math.nan if network is None else sum(t.bytes for t in network.values())
-    by_kind = None if network is None else {kind: traffic._asdict() for kind, traffic in network.items()}
-    limits = {"compute": p.cost.flops / chip.flops, "memory": p.cost.bytes / chip.bandwidth, "network": sent / chip.ici}
-    limits = {name: seconds for name, seconds in limits.items() if not math.isnan(seconds)}
-    by = max(limits, key=limits.get)
-    seconds = limits[by] / efficiency
-    rows[p.name] = m._asdict() | {
-      "times": p.times, "total": m.total, "flops": p.cost.flops, "model_flops": p.cost.model_flops,
-      "bytes": p.cost.bytes, "sent_bytes": sent, "sent": by_kind,
-      "bound_seconds": limits[by], "bound_by": by, "estimated_seconds": seconds,
-      "tokens_per_second": p.tokens / seconds, "mfu": p.cost.model_flops / seconds / chip.flops,
-    }  # fmt: skip
-    del rows[p.name]["results"]
+  for program in programs:
+    compiled = measured[program.name]
+    if compiled.sent is None:
+      sent, sent_bytes = None, math.nan
+    else:
+      sent = {kind: traffic._asdict() for kind, traffic in compiled.sent.items()}
+      sent_bytes = sum(traffic.bytes for traffic in compiled.sent.values())
+    bounds = {"compute": program.cost.flops / chip.flops, "memory": program.cost.bytes / chip.bandwidth}
+    if not math.isnan(sent_bytes):
+      bounds["network"] = sent_bytes / chip.ici
+    bound_by = max(bounds, key=bounds.get)
+    seconds = bounds[bound_by] / efficiency
+    row = compiled._asdict()
+    del row["results"]
+    rows[program.name] = row | {
+      "times": program.times,
+      "total": compiled.total,
+      "flops": program.cost.flops,
+      "model_flops": program.cost.model_flops,
+      "bytes": program.cost.bytes,
+      "sent_bytes": sent_bytes,
+      "sent": sent,
+      "bound_seconds": bounds[bound_by],
+      "bound_by": bound_by,
+      "estimated_seconds": seconds,
+      "tokens_per_second": program.tokens / seconds,
+      "mfu": program.cost.model_flops / seconds / chip.flops,
+    }
   return rows
 
 
-COLUMNS = ("program", "a step", "arguments", "temporaries", "output", "beside", "HBM GiB", "TFLOP", "GB moved",
-           "GB sent", "bound s", "by", "estimate s", "tokens/s", "MFU", "compiled in s")  # fmt: skip
+COLUMNS = (
+  "program",
+  "a step",
+  "arguments",
+  "temporaries",
+  "output",
+  "beside",
+  "HBM GiB",
+  "TFLOP",
+  "GB moved",
+  "GB sent",
+  "bound s",
+  "by",
+  "estimate s",
+  "tokens/s",
+  "MFU",
+  "compiled in s",
+)
 
 
-def table_of_programs(rows: dict, capacity: float) -> str:
+def table_of_programs(rows: Mapping[str, Mapping], capacity: float) -> str:
+  """Returns the rows of `rows_of_programs` as a Markdown table without a line end; capacity: HBM bytes of a chip."""
   lines = ["| " + " | ".join(COLUMNS) + " |", "|" + " --- |" * len(COLUMNS)]
-  for name, r in rows.items():
-    memory = [f"{r[k] / tpu.GIB:.2f}" for k in ("arguments", "temporaries", "output", "beside")]
-    fits = "" if r["total"] <= capacity and not r["refused"] else " **does not fit**"
-    work = [f"{r['flops'] / 1e12:.4g}", f"{r['bytes'] / 1e9:.4g}", f"{r['sent_bytes'] / 1e9:.4g}"]
-    times = [f"{r['bound_seconds']:.3g}", r["bound_by"], f"{r['estimated_seconds']:.3g}"]
-    more = [f"{r['tokens_per_second']:,.0f}", f"{r['mfu']:.1%}", f"{r['seconds']:.0f}"]
-    total = f"{r['total'] / tpu.GIB:.2f} of {capacity / tpu.GIB:.2f}{fits}"
-    lines.append("| " + " | ".join([name, str(r["times"]), *memory, total, *work, *times, *more]) + " |")
+  for name, row in rows.items():
+    lines.append("| " + " | ".join(_cells(name, row, capacity)) + " |")
   return "\n".join(lines)
 
 
+def _cells(name: str, row: Mapping, capacity: float) -> list[str]:
+  """Returns the cells of COLUMNS for one program."""
+  total = f"{row['total'] / tpu.GIB:.2f} of {capacity / tpu.GIB:.2f}"
+  if not _fits(row, capacity):
+    total += " **does not fit**"
+  return [
+    name,
+    str(row["times"]),
+    f"{row['arguments'] / tpu.GIB:.2f}",
+    f"{row['temporaries'] / tpu.GIB:.2f}",
+    f"{row['output'] / tpu.GIB:.2f}",
+    f"{row['beside'] / tpu.GIB:.2f}",
+    total,
+    f"{row['flops'] / 1e12:.4g}",
+    f"{row['bytes'] / 1e9:.4g}",
+    f"{row['sent_bytes'] / 1e9:.4g}",
+    f"{row['bound_seconds']:.3g}",
+    row["bound_by"],
+    f"{row['estimated_seconds']:.3g}",
+    f"{row['tokens_per_second']:,.0f}",
+    f"{row['mfu']:.1%}",
+    f"{row['seconds']:.0f}",
+  ]
+
+
+def _fits(row: Mapping, capacity: float) -> bool:
+  """Returns whether the program of a row fits into `capacity` bytes a chip."""
+  return row["total"] <= capacity and not row["refused"]
+
+
 def plan(config: ConfigDict, workdir: str | Path) -> dict:
-  """Writes plan.json and plan.md; InputError, with the cure, where the run does not fit as configured."""
+  """Plans the stage config.plan.stage on the TPU slice config.plan.topology, without a TPU.
+
+  Writes plan.md, prints it, and writes plan.json, whose content it returns (see `_content`). Raises InputError, after
+  that, where the run does not fit as configured; the message has the settings with which it does. Also raises
+  InputError for an unknown slice, a workdir on an object store, and where libtpu is not installed.
+  """
   if object_store.is_remote(workdir):
     raise InputError(
       f"--workdir={workdir}: a plan is two small files for the machine it is made on; name a local folder"
     )
-  p, stage, workdir = config.plan, config.plan.stage, object_store.path(workdir)
+  workdir = object_store.path(workdir)
   try:
-    where = tpu.find_slice(p.topology)
+    where = tpu.find_slice(config.plan.topology)
   except InputError as error:
     raise InputError(f"config.plan.topology: {error}") from error
   devices = plan_programs.open_topology(where)
 
   def measure(config, names, before):
-    made = {}
+    return _compile(config, where, devices, names, before)
 
-    def compile_lane(lane: list[Program]) -> None:
-      for program in lane:
-        if names is None or program.name in names:
-          made[program.name] = m = plan_programs.compile_program(program, made, len(devices))
-          print(f"{program.name}: {m.total / tpu.GIB:.2f} GiB a chip, compiled in {m.seconds:.0f} s", flush=True)
-        else:
-          made[program.name] = before[program.name]._replace(beside=program.beside)
-
-    listed = plan_programs.of(config, where, devices)[1]
-    sampling = [program for program in listed if program.name in _SAMPLING]  # decode goes on from prefill
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
-      list(pool.map(compile_lane, (sampling, [program for program in listed if program not in sampling])))
-    return {program.name: made[program.name] for program in listed}
-
-  fitted, made, changes = search(config, stage, where.chip.hbm, measure)
-  policy, listed = plan_programs.of(fitted, where, devices)
-  rows = rows_of_programs(listed, made, where.chip, p.efficiency)
-  step = sum(r["times"] * r["estimated_seconds"] for r in rows.values())
-  steps = config[stage].steps  # 0: sft.epochs, and how many that are the documents would tell
-  hours = step * steps / 3600
-  told = {
-    "stage": stage, "slice": dataclasses.asdict(where), "chips": where.chips, "capacity": where.chip.hbm,
-    "parameters": policy_spec.count_weights(policy.spec), "attention": policy.spec.attention,
-    "mesh": dict(policy.mesh.shape),
-    "sample_mesh": dict(policy.sample_mesh.shape), "changes": changes, "efficiency": p.efficiency,
-    "mean_tokens": p.mean_tokens or config.rl.response_tokens, "step_seconds": step, "steps": steps,
-    "hours": hours, "chip_hours": hours * where.chips, "programs": rows,
-    "fits": all(r["total"] <= where.chip.hbm and not r["refused"] for r in rows.values()),
-  }  # fmt: skip
-  text = plan_page(config, told, where)
+  fitted = search(config, config.plan.stage, where.chip.hbm, measure)
+  content = _content(config, fitted, where, devices)
+  page = plan_page(config, content, where)
   workdir.mkdir(parents=True, exist_ok=True)
-  logbook.write_json(workdir / "plan.json", told)
-  (workdir / "plan.md").write_text(text + "\n")
-  print(text)
-  if not told["fits"] or changes:
-    raise InputError(whether_it_fits(told, where))
-  return told
+  logbook.write_json(workdir / "plan.json", content)
+  (workdir / "plan.md").write_text(page + "\n")
+  print(page)
+  if not content["fits"] or content["changes"]:
+    raise InputError(whether_it_fits(content, where))
+  return content
 
 
-def whether_it_fits(told: dict, where: tpu.Slice) -> str:
-  """Whether it fits, with which settings, and if not how many chips it may need: one line."""
-  cure = " ".join(f"--config.{key}={value}" for key, value in told["changes"].items())
-  if told["fits"]:
-    return f"fits {where.name}" + (f" with {cure}" if cure else "")
-  worst = max(r["total"] for r in told["programs"].values() if math.isfinite(r["total"]))
-  chips = max(math.ceil(where.chips * worst / where.chip.hbm), where.chips + 1)
+def _compile(
+  config: ConfigDict,
+  where: tpu.Slice,
+  devices: Sequence[jax.Device],
+  names: Collection[str] | None,
+  before: Mapping[str, Measured],
+) -> dict[str, Measured]:
+  """Compiles the programs of a config for a slice, as `Measure` says, and prints what each takes."""
+  compiled: dict[str, Measured] = {}
+
+  def compile_in_turn(programs: Sequence[Program]) -> None:
+    for program in programs:
+      if names is not None and program.name not in names:
+        compiled[program.name] = before[program.name]._replace(beside=program.beside)
+        continue
+      measured = plan_programs.compile_program(program, compiled, len(devices))
+      compiled[program.name] = measured
+      gib = measured.total / tpu.GIB
+      print(f"{program.name}: {gib:.2f} GiB a chip, compiled in {measured.seconds:.0f} s", flush=True)
+
+  _, programs = plan_programs.of(config, where, devices)
+  sampling = [program for program in programs if program.name in _SAMPLING]  # in turn: decode needs prefill's results
+  others = [program for program in programs if program.name not in _SAMPLING]
+  with concurrent.futures.ThreadPoolExecutor(2) as pool:
+    list(pool.map(compile_in_turn, (sampling, others)))
+  return {program.name: compiled[program.name] for program in programs}
+
+
+def _content(config: ConfigDict, fitted: Fitted, where: tpu.Slice, devices: Sequence[jax.Device]) -> dict:
+  """Returns the content of plan.json.
+
+  Beside what was planned it has the `changes` that make it fit, a row for each of the `programs`, `step_seconds`,
+  `hours` and `chip_hours` of the run (0 where config.sft.epochs says how long it is), and whether it `fits`.
+  """
+  p, stage = config.plan, config.plan.stage
+  policy, programs = plan_programs.of(fitted.config, where, devices)
+  rows = rows_of_programs(programs, fitted.programs, where.chip, p.efficiency)
+  step_seconds = sum(row["times"] * row["estimated_seconds"] for row in rows.values())
+  steps = config[stage].steps
+  hours = step_seconds * steps / 3600
+  return {
+    "stage": stage,
+    "slice": dataclasses.asdict(where),
+    "chips": where.chips,
+    "capacity": where.chip.hbm,
+    "parameters": policy_spec.count_weights(policy.spec),
+    "attention": policy.spec.attention,
+    "mesh": dict(policy.mesh.shape),
+    "sample_mesh": dict(policy.sample_mesh.shape),
+    "changes": fitted.changes,
+    "efficiency": p.efficiency,
+    "mean_tokens": p.mean_tokens or config.rl.response_tokens,
+    "step_seconds": step_seconds,
+    "steps": steps,
+    "hours": hours,
+    "chip_hours": hours * where.chips,
+    "programs": rows,
+    "fits": all(_fits(row, where.chip.hbm) for row in rows.values()),
+  }
+
+
+def whether_it_fits(content: Mapping, where: tpu.Slice) -> str:
+  """Returns one line that says whether a plan fits its slice, with which changes, and if not which slice might do.
+
+  content: of plan.json.
+  """
+  changes = " ".join(f"--config.{key}={value}" for key, value in content["changes"].items())
+  if content["fits"]:
+    return f"fits {where.name} with {changes}" if changes else f"fits {where.name}"
+  totals = [row["total"] for row in content["programs"].values()]
+  largest = max(total for total in totals if math.isfinite(total))
+  chips = max(math.ceil(where.chips * largest / where.chip.hbm), where.chips + 1)
   larger = tpu.larger(where.kind, chips) or "no slice has so many"
-  return f"does not fit {where.name}, not even with {cure or 'other settings'}; estimate: {chips} chips, {larger}"
+  return f"does not fit {where.name}, not even with {changes or 'other settings'}; estimate: {chips} chips, {larger}"
 
 
-def plan_page(config: ConfigDict, told: dict, where: tpu.Slice) -> str:
-  """plan.md."""
-  chip, rl = where.chip, told["stage"] == "rl"
-  length = f"responses of {told['mean_tokens']} of {config.rl.response_tokens} tokens in the mean; " if rl else ""
-  rows = config.evaluate.problems_per_batch * config.evaluate.samples
-  part = config.rl.problems_per_step * (config.rl.votes or config.rl.group_size) // config.rl.sample_parts
-  more = f"""
-**Evaluation samples {rows} responses at a time, a part of RL {part}:** it needs more memory than this plan tells,
-unless config.evaluate.problems_per_batch is at most {max(part // config.evaluate.samples, 1)}.
+def plan_page(config: ConfigDict, content: Mapping, where: tpu.Slice) -> str:
+  """Returns the text of plan.md. content: of plan.json."""
+  chip, is_rl = where.chip, content["stage"] == "rl"
+  evaluated = config.evaluate.problems_per_batch * config.evaluate.samples
+  sampled = config.rl.problems_per_step * (config.rl.votes or config.rl.group_size) // config.rl.sample_parts
+  evaluation = ""
+  if is_rl and evaluated > sampled:
+    evaluation = f"""
+**Evaluation samples {evaluated} responses at a time, a part of RL {sampled}:** it needs more memory than this plan says
+unless config.evaluate.problems_per_batch is at most {max(sampled // config.evaluate.samples, 1)}.
 """
-  run = f"{told['steps']} steps {told['hours']:.4g} h, {told['chip_hours']:.4g} chip-hours"
-  if not told["steps"]:
+  run = f"{content['steps']} steps {content['hours']:.4g} h, {content['chip_hours']:.4g} chip-hours"
+  if not content["steps"]:
     run = "the run unknown: its steps follow from config.sft.epochs and the documents"
-  return f"""# {told["stage"]} on {where.name}: {whether_it_fits(told, where)}
+  length = ""
+  if is_rl:
+    length = f"responses of {content['mean_tokens']} of {config.rl.response_tokens} tokens in the mean; "
+  return f"""# {content["stage"]} on {where.name}: {whether_it_fits(content, where)}
 
-{told["parameters"]:,} weights on {where.chips} {where.kind} chips ({where.topology}), mesh
-{told["mesh"]}, sampling {told["sample_mesh"] if rl else "none"}, attention {told["attention"]}.
+{content["parameters"]:,} weights on {where.chips} {where.kind} chips ({where.topology}), mesh
+{content["mesh"]}, sampling {content["sample_mesh"] if is_rl else "none"}, attention {content["attention"]}.
 
-{table_of_programs(told["programs"], told["capacity"])}
-{more if rl and rows > part else ""}
+{table_of_programs(content["programs"], content["capacity"])}
+{evaluation}
 Memory (GiB a chip) is what libtpu's compiler allots; *beside* is what the run holds in memory meanwhile. FLOPs and
 bytes moved to and from HBM are counted from shapes, bytes sent are those of the compiled collectives (nan: they can't
 be read, and the network is left out); all of one chip.
 
-**Estimates, nothing here was run:** a step {told["step_seconds"]:.4g} s, {run}.
-Assumed: {length}programs reach {told["efficiency"]:.0%} (plan.efficiency) of what
+**Estimates, nothing here was run:** a step {content["step_seconds"]:.4g} s, {run}.
+Assumed: {length}programs reach {content["efficiency"]:.0%} (plan.efficiency) of what
 {chip.flops / 1e12:.0f} TFLOP/s, {chip.bandwidth / 1e9:.0f} GB/s of HBM and {chip.ici / 1e9:.0f} GB/s between chips
 allow. Not counted: evaluation, checkpoints, input, grading, compilation."""
