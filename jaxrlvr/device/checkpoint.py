@@ -1,4 +1,4 @@
-"""Checkpoints: Orbax for the arrays, and digests of each leaf and of the rest beside them, committed in one rename."""
+"""Checkpoints: arrays written by Orbax, with digests of each leaf and of the metadata, committed in one rename."""
 
 from __future__ import annotations
 
@@ -26,20 +26,24 @@ _LOG = logging.getLogger(__name__)
 
 
 def leaf_digests(tree: Any) -> dict[str, str]:
-  """Digest of the bits, shape and dtype of each leaf: 64 bits, the same however the leaf is cut over devices."""
+  """Returns the digest of each leaf, by its path in the tree: dtype, shape and 64 bits of a hash of its bits.
+
+  The same however the leaf is split over devices.
+  """
   named = {jax.tree_util.keystr(path): jnp.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
   sums = multihost.fetch(_sums(named))
   return {name: f"{x.dtype}{list(x.shape)}:{sums[name][0]:08x}{sums[name][1]:08x}" for name, x in named.items()}
 
 
 def digest_of_meta(meta: Mapping) -> str:
-  """Digest of all of a checkpoint's meta but of the entry `digest` itself: of its JSON with sorted keys."""
-  rest = {name: value for name, value in meta.items() if name != "digest"}
-  return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+  """Returns the SHA-256 of a checkpoint's metadata without its entry `digest`, as JSON with sorted keys."""
+  without_digest = {name: value for name, value in meta.items() if name != "digest"}
+  text = json.dumps(without_digest, sort_keys=True, separators=(",", ":"))
+  return hashlib.sha256(text.encode()).hexdigest()
 
 
 def check_meta(meta: object, step: int) -> None:
-  """Raises StorageError where a checkpoint's meta is not what was saved at this step."""
+  """Raises StorageError where `meta` has another format or step, or differs from its own digest."""
   if not isinstance(meta, Mapping) or meta.get("format") != FORMAT:
     stated = meta.get("format") if isinstance(meta, Mapping) else type(meta).__name__
     raise StorageError(f"has format {stated!r}, this version reads {FORMAT}")
@@ -50,10 +54,15 @@ def check_meta(meta: object, step: int) -> None:
 
 
 def check_leaves(saved: Mapping[str, str], read: Mapping[str, str], trees: tuple[str, ...]) -> None:
-  """Raises StorageError where the digests of the leaves read of these trees are not exactly those that were saved."""
-  wanted = {name for name in saved if name.startswith(tuple(f"[{tree!r}]" for tree in trees))}
-  if odd := sorted(wanted ^ set(read)):
-    raise StorageError(f"leaf {odd[0]} " + ("has no digest" if odd[0] in read else "was saved and is not there"))
+  """Raises StorageError where digests `read` are not exactly those that were `saved` for these trees.
+
+  saved, read: digest by path of the leaf. trees: names of the trees that were read, such as "params".
+  """
+  prefixes = tuple(f"[{tree!r}]" for tree in trees)
+  expected = {name for name in saved if name.startswith(prefixes)}
+  if unmatched := sorted(expected ^ set(read)):
+    problem = "has no digest" if unmatched[0] in read else "was saved and is not there"
+    raise StorageError(f"leaf {unmatched[0]} {problem}")
   for name, digest in read.items():
     if saved[name] != digest:
       raise StorageError(f"leaf {name} is not what was saved (its digest differs)")
@@ -61,24 +70,30 @@ def check_leaves(saved: Mapping[str, str], read: Mapping[str, str], trees: tuple
 
 @jax.jit
 def _sums(named: dict[str, jax.Array]) -> dict[str, jax.Array]:
-  """One program for all leaves: several at once, each with collectives, may meet in another order on each device."""
+  """Returns the `_sum` of each leaf by name, in one program.
+
+  Several programs at once, each with collectives, could meet in another order on each device.
+  """
   return {name: _sum(leaf) for name, leaf in named.items()}
 
 
 def _sum(x: jax.Array) -> jax.Array:
-  """Two sums over the elements' bits, each mixed (as by MurmurHash3) with its place; integers, so in any order."""
+  """Returns two uint32 sums over the elements' bits, each element hashed with its index as by MurmurHash3.
+
+  Sums of integers do not depend on their order, and so not on how the array is split.
+  """
   bits = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}").astype(jnp.uint32)
-  place, step = jnp.zeros(x.shape, jnp.uint32), 1
+  flat_index, stride = jnp.zeros(x.shape, jnp.uint32), 1
   for axis in reversed(range(x.ndim)):
-    place += jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * np.uint32(step % 2**32)
-    step *= x.shape[axis]
-  found = []
+    flat_index += jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * np.uint32(stride % 2**32)
+    stride *= x.shape[axis]
+  sums = []
   for salt in (0x9E3779B1, 0x85EBCA77):
-    h = bits ^ (place * np.uint32(salt) + np.uint32(salt >> 7))
+    mixed = bits ^ (flat_index * np.uint32(salt) + np.uint32(salt >> 7))
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
-      h = (h ^ (h >> shift)) * np.uint32(factor)
-    found.append(jnp.sum(h ^ (h >> 16), dtype=jnp.uint32))
-  return jnp.stack(found)
+      mixed = (mixed ^ (mixed >> shift)) * np.uint32(factor)
+    sums.append(jnp.sum(mixed ^ (mixed >> 16), dtype=jnp.uint32))
+  return jnp.stack(sums)
 
 
 @jax.jit
@@ -87,11 +102,16 @@ def _all_finite(tree) -> jax.Array:
 
 
 def _first_line(error: BaseException) -> str:
-  return (str(error).strip() or type(error).__name__).splitlines()[0]
+  """Returns the first line of an error's message, or its type where it has none."""
+  message = str(error).strip() or type(error).__name__
+  return message.splitlines()[0]
 
 
 class Checkpoints:
-  """The checkpoints of one run directory. Saving is asynchronous; a save that failed is raised at the next call."""
+  """Saves and restores the checkpoints of one run directory, of which the newest `keep` stay.
+
+  Saving is asynchronous: a save that fails is raised as StorageError by the next call.
+  """
 
   def __init__(self, workdir: str | Path, keep: int = 2, *, read_only: bool = False):
     self.folder = object_store.path(workdir) / "checkpoints"
@@ -104,7 +124,11 @@ class Checkpoints:
       self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=("params", "train", "meta"))
 
   def save(self, step: int, params: Any, train: Any, meta: dict) -> None:
-    """Starts to save, on all processes; `train` is the rest of the array tree, `meta` plain JSON (cursor, seed)."""
+    """Starts to save a checkpoint; all processes must call it.
+
+    params: the weights. train: all other arrays of the training state. meta: values for JSON, such as cursor and seed.
+    Raises StorageError for weights that are not finite, and where the folder holds this step already.
+    """
     if not multihost.fetch(_all_finite((params, train))):
       raise StorageError(
         f"{self.folder}/{step}: not saved, a weight or moment is not finite; the last checkpoint stays"
@@ -136,7 +160,7 @@ class Checkpoints:
       raise self._failed(error) from error
 
   def wait(self) -> None:
-    """Returns when all saves are on disk."""
+    """Waits until all saves are on disk. Raises StorageError if one failed."""
     try:
       with multihost.waiting("the last save"):
         self._manager.wait_until_finished()
@@ -144,36 +168,41 @@ class Checkpoints:
       raise self._failed(error) from error
 
   def _failed(self, error: BaseException) -> StorageError:
+    """Returns the error for a save that failed, which says so if the disk is full."""
     if disk.is_full(error):
       full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
       return StorageError(disk.describe(full, self.folder, self._size))
     return StorageError(f"{self.folder}: a save failed: {_first_line(error)}; free space or change the workdir")
 
   def close(self) -> None:
+    """Closes Orbax's manager."""
     self._manager.close()
 
   def steps(self) -> list[int]:
+    """Returns the steps of all checkpoints, ascending."""
     return sorted(self._manager.all_steps())
 
   def restore(self, params: Any, train: Any) -> tuple[Any, Any, dict] | None:
-    """(params, train, meta) of the newest whole checkpoint, None if there is none.
+    """Returns (params, train, meta) of the newest intact checkpoint, None if there is no checkpoint.
 
-    `params` and `train` say shapes, dtypes and shardings (arrays or ShapeDtypeStructs); train None: only weights.
-    A torn or altered checkpoint is passed over with a warning, and put aside unless opened read-only; if all are,
-    StorageError: never a silent fresh start.
+    params, train: trees of arrays or ShapeDtypeStructs that state shapes, dtypes and shardings. Where `train` is None
+    only weights are read, and None is returned in its place.
+    A torn or altered checkpoint is skipped with a warning, and moved away unless opened read-only. Raises StorageError
+    if no checkpoint is intact, so that a run never silently starts afresh.
     """
     steps = multihost.first(lambda: self.steps() if self.folder.is_dir() else [])
     for step in reversed(steps):
-      found, problem = None, ""
+      restored, problem = None, ""
       try:
-        found = self._restore(step, params, train)
+        restored = self._restore(step, params, train)
       except Exception as error:
         problem = _first_line(error)
-      if problems := list(filter(None, multihost.gather(functools.partial(str, problem)))):  # all take it or none
+      problem_by_process = multihost.gather(functools.partial(str, problem))
+      if problems := [problem for problem in problem_by_process if problem]:  # all processes take it, or none
         _LOG.warning("%s/%d: passed over, can't be restored: %s", self.folder, step, problems[0])
         continue
-      self._put_aside([s for s in steps if s > step])
-      return found
+      self._put_aside([newer for newer in steps if newer > step])
+      return restored
     if steps:
       raise StorageError(
         f"{self.folder}: none of steps {steps} can be restored; restore one from a copy, or take another --workdir, or "
@@ -182,7 +211,7 @@ class Checkpoints:
     return None
 
   def _put_aside(self, torn: list[int]) -> None:
-    """Out of Orbax's sight: it would refuse to save steps up to the newest that it sees."""
+    """Renames torn checkpoints, unless read-only: Orbax refuses to save steps up to the newest that it finds."""
     if torn and not self._read_only:
       multihost.first(lambda: self._rename(torn))
       self._manager.reload()
@@ -192,14 +221,17 @@ class Checkpoints:
       (self.folder / str(step)).rename(self.folder.parent / f"torn-checkpoint-{step}")
 
   def _restore(self, step: int, params, train):
-    wanted = {"meta": ocp.args.JsonRestore()}
+    """Reads one checkpoint as `restore` does. Raises StorageError, or an error of Orbax, where it is not intact."""
+    items = {"meta": ocp.args.JsonRestore()}
     for name, tree in (("params", params), ("train", train)):
       if tree is not None:
-        wanted[name] = ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, tree))
+        items[name] = ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, tree))
     with multihost.waiting(f"checkpoint {step}"):
-      got = self._manager.restore(step, args=ocp.args.Composite(**wanted))
-    meta = got["meta"]
+      restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+    meta = restored["meta"]
     check_meta(meta, step)
-    trees = tuple(name for name in wanted if name != "meta")
-    check_leaves(meta["digests"], leaf_digests({name: got[name] for name in trees}), trees)
-    return got["params"], got["train"] if train is not None else None, meta
+    trees = tuple(name for name in items if name != "meta")
+    digests = leaf_digests({name: restored[name] for name in trees})
+    check_leaves(meta["digests"], digests, trees)
+    restored_train = restored["train"] if train is not None else None
+    return restored["params"], restored_train, meta

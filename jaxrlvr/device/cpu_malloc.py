@@ -1,4 +1,4 @@
-"""Memory that XLA frees on a CPU stays with the process: else the kernel zeroes its pages anew for every program."""
+"""Keeps memory that XLA frees on a CPU in the process; else the kernel zeroes its pages anew for every program."""
 
 from __future__ import annotations
 
@@ -11,14 +11,20 @@ _MMAP_MAX, _TRIM_THRESHOLD, _ARENA_MAX = -4, -1, -8  # of mallopt(3)
 
 
 def keep() -> bool:
-  """Tells glibc so, if jax will run on a CPU; True where it was told.
+  """Sets glibc's malloc to keep freed memory, if jax will run on a CPU. Returns whether it did.
 
-  XLA takes room for the temporaries of a program whenever it runs and gives it back: on the CPU where it was measured,
-  an eighth of an update. To be called before jax starts threads, which would bring heaps of their own.
+  XLA allocates the temporaries of a program whenever it runs, and frees them: measured on one CPU, that took an eighth
+  of an update. Call it before jax starts threads, which would otherwise get heaps of their own.
   """
   platforms = os.environ.get("JAX_PLATFORMS")
-  others = any(importlib.util.find_spec(name) for name in ("libtpu", "jax_plugins"))
-  if not sys.platform.startswith("linux") or (platforms != "cpu" if platforms else others):
+  if platforms:
+    runs_on_cpu = platforms == "cpu"
+  else:
+    runs_on_cpu = not any(importlib.util.find_spec(name) for name in ("libtpu", "jax_plugins"))
+  if not runs_on_cpu or not sys.platform.startswith("linux"):
     return False
-  told = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
-  return told is not None and all([told(_ARENA_MAX, 1), told(_MMAP_MAX, 0), told(_TRIM_THRESHOLD, -1)])
+  mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
+  if mallopt is None:
+    return False
+  accepted = [mallopt(_ARENA_MAX, 1), mallopt(_MMAP_MAX, 0), mallopt(_TRIM_THRESHOLD, -1)]
+  return all(accepted)

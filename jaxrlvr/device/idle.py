@@ -1,4 +1,4 @@
-"""How much of the time the devices have work: spans from a program's dispatch to its end, seen from the host."""
+"""Measures how much of the time the devices are idle, from the spans between a program's dispatch and its end."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import jax
 
 
 class Busy:
-  """Union of the spans in which programs that were watched were at work, or waited for earlier ones.
+  """Collects spans in which programs run on the devices, or wait there for earlier programs.
 
-  A context manager: on leaving it waits for the threads that still wait for a program, for Python may not end while
-  one of them is inside of the runtime.
+  A context manager. Leaving it waits for all watched programs, because Python must not end while one of the threads
+  that wait for them is inside the runtime.
   """
 
   def __init__(self, clock: Callable[[], float] = time.monotonic):
@@ -30,12 +30,12 @@ class Busy:
       thread.join()
 
   def add(self, begun: float, ended: float) -> None:
-    """A span that is over, by the clock."""
+    """Adds a span that is over; `begun` and `ended` are times of the clock."""
     with self._lock:
       self._spans.append([begun, ended])
 
   def watch(self, result: Any) -> None:
-    """A span from now until `result`, of a program just dispatched, is there; not to be donated before."""
+    """Adds a span from now until `result` is ready: what a program just dispatched returns. Don't donate it before."""
     span = [self._clock(), None]
     with self._lock:
       self._spans.append(span)
@@ -47,18 +47,22 @@ class Busy:
     try:
       jax.block_until_ready(result)
     except Exception:
-      pass  # a program that failed is told where its result is read
+      pass  # whoever reads the result of a failed program gets the error
     finally:
       with self._lock:
         span[1] = self._clock()
 
   def idle(self) -> float:
-    """Share of the time since the last call, or since this was made, that lies in no span."""
+    """Returns the share of the time since the last call (at first, since construction) that lies in no span."""
     with self._lock:
       now, since = self._clock(), self._since
-      worked, end = 0.0, since
-      for begun, ended in sorted((begun, now if ended is None else ended) for begun, ended in self._spans):
-        worked += max(ended - max(begun, end), 0.0)
-        end = max(end, ended)
-      self._spans, self._since = [span for span in self._spans if span[1] is None], now
-      return 1.0 - worked / (now - since) if now > since else 0.0
+      spans = sorted((begun, now if ended is None else ended) for begun, ended in self._spans)
+      busy, covered_until = 0.0, since
+      for begun, ended in spans:
+        busy += max(ended - max(begun, covered_until), 0.0)
+        covered_until = max(covered_until, ended)
+      self._spans = [span for span in self._spans if span[1] is None]
+      self._since = now
+      if now <= since:
+        return 0.0
+      return 1.0 - busy / (now - since)

@@ -1,4 +1,4 @@
-"""The one place that takes from jax what it does not show in public; a new version of jax may move it."""
+"""The only file that imports private parts of jax; a new version of jax may move them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jaxrlvr.base.errors import InputError
 
 
 class JaxInternals(NamedTuple):
-  """What has no public counterpart in jax 0.10 to 0.12."""
+  """Private parts of jax 0.10 to 0.12 that have no public counterpart."""
 
   # State of jax.distributed: process_id, num_processes, and client, which reaches the key-value store and the barriers
   # of its coordination service. (jax.process_index() and jax.process_count() would look for devices.)
@@ -22,7 +22,7 @@ class JaxInternals(NamedTuple):
 
 @functools.cache
 def jax_internals() -> JaxInternals:
-  """Returns them; InputError with the cure where this version of jax keeps them elsewhere."""
+  """Returns the private parts of jax. Raises InputError, which says what to do, if this version of jax lacks them."""
   try:
     from jax._src.distributed import global_state
     from jax._src.xla_bridge import backends_are_initialized

@@ -1,6 +1,6 @@
-"""Masked reductions: the only room that divides by a mask.
+"""Masked reductions; no other file divides by the sum of a mask.
 
-Those of NumPy arrays are computed on the host, those of JAX arrays on devices, by the same lines.
+The same functions take NumPy arrays, and compute on the host, or JAX arrays, and compute on devices.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ Array = TypeVar("Array", jax.Array, np.ndarray)
 
 
 def _library(x: Array):
-  """The library whose array x is."""
+  """Returns numpy for a NumPy array, else jax.numpy."""
   return np if isinstance(x, np.ndarray) else jnp
 
 
 def mean(x: Array, mask: Array, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Array:
-  """Mean of x where mask is True, 0 where the mask is empty; values outside the mask may be NaN."""
+  """Returns the mean of x where mask is True, 0 where the mask is empty; values outside the mask may be NaN."""
   xp = _library(x)
   total = xp.sum(xp.where(mask, x, 0.0), axis, keepdims=keepdims)
   return total / xp.maximum(xp.sum(mask, axis, keepdims=keepdims), 1)
 
 
 def std(x: Array, mask: Array, axis: int | None = None, keepdims: bool = False) -> Array:
-  """Sample standard deviation (ddof 1) of x where mask is True; 0 where fewer than two values are."""
+  """Returns the sample standard deviation (ddof 1) of x where mask is True; 0 for fewer than two values."""
   xp = _library(x)
   deviation = xp.where(mask, x - mean(x, mask, axis, keepdims=True), 0.0)
   count = xp.sum(mask, axis, keepdims=keepdims)
@@ -35,7 +35,7 @@ def std(x: Array, mask: Array, axis: int | None = None, keepdims: bool = False) 
 
 
 def spread(x: Array, mask: Array, axis: int, keepdims: bool = False) -> Array:
-  """Largest minus smallest value of x where mask is True; 0 where the mask is empty."""
+  """Returns the largest minus the smallest value of x where mask is True; 0 where the mask is empty."""
   xp = _library(x)
   high = xp.max(xp.where(mask, x, -xp.inf), axis, keepdims=keepdims)
   low = xp.min(xp.where(mask, x, xp.inf), axis, keepdims=keepdims)
@@ -43,13 +43,16 @@ def spread(x: Array, mask: Array, axis: int, keepdims: bool = False) -> Array:
 
 
 def segment_mean(x_BT: jax.Array, mask_BT: jax.Array, segments_BT: jax.Array) -> jax.Array:
-  """`mean` along each run of equal numbers in segments_BT, at each of its slots."""
+  """Returns at each slot the `mean` over its segment: the run of equal numbers in segments_BT that it belongs to."""
   run_BT = jnp.cumsum(jnp.diff(segments_BT, axis=1, prepend=segments_BT[:, :1]) != 0, 1)
 
-  def row(x_T, run_T):
+  def run_sum(x_T, run_T):
     return jax.ops.segment_sum(x_T, run_T, len(run_T))[run_T]
 
-  total_BT, count_BT = (jax.vmap(row)(x, run_BT) for x in (jnp.where(mask_BT, x_BT, 0.0), mask_BT.astype(jnp.float32)))
+  masked_BT = jnp.where(mask_BT, x_BT, 0.0)
+  ones_BT = mask_BT.astype(jnp.float32)
+  total_BT = jax.vmap(run_sum)(masked_BT, run_BT)
+  count_BT = jax.vmap(run_sum)(ones_BT, run_BT)
   return total_BT / jnp.maximum(count_BT, 1)
 
 
@@ -70,25 +73,26 @@ def _constant_length(length_B, rows_B, max_tokens):
 
 
 def _at_least_one(values_B):
-  """Their sum, or 1 where that is less: a batch without rows divides by nothing."""
+  """Returns the sum of the values, at least 1: so that a batch without rows does not divide by 0."""
   xp = _library(values_B)
   return xp.maximum(xp.sum(values_B), 1)
 
 
-# How token losses become one number. Keys: value of `rl.reduce`.
+# Weight of each token of responses of length_B tokens, where rows_B says which responses count. Keys: `rl.reduce`.
 REDUCTIONS = {
-  "token-mean": _token_mean,  # all tokens of the batch alike (the study's trainer, DAPO)
-  "sequence-mean-token-mean": _sequence_mean_token_mean,  # 1/len inside each response (the paper's formula)
-  "sequence-mean-token-sum": _sequence_mean_token_sum,  # no 1/len (the paper's GRPO-POS and GRPO-NEG)
-  "constant-length": _constant_length,  # sum / (rows * max_tokens) (Dr.GRPO)
+  "token-mean": _token_mean,  # 1 / tokens of the batch (the study's trainer, DAPO)
+  "sequence-mean-token-mean": _sequence_mean_token_mean,  # 1 / (length * responses) (the paper's formula)
+  "sequence-mean-token-sum": _sequence_mean_token_sum,  # 1 / responses (the paper's GRPO-POS and GRPO-NEG)
+  "constant-length": _constant_length,  # 1 / (responses * max_tokens) (Dr.GRPO)
 }
 
 
 def response_weights(length_B: Array, rows_B: Array, reduce: str, max_tokens: int) -> Array:
-  """Weight of each token of responses of `length_B` tokens, 0 where `rows_B` is False: such a row counts in no mean.
+  """Returns the weight [B] that each token of a response has in the loss: loss = sum(weight * token loss).
 
-  loss = sum(weight * token loss); made once for a whole batch, so micro-batches only add up. `max_tokens` is the
-  constant of constant-length.
+  length_B: tokens of each response. rows_B: False where a response counts in no mean; its weight is 0. reduce: a key of
+  `REDUCTIONS`. max_tokens: the constant that "constant-length" divides by. Computed once for a whole batch, so that the
+  losses of its microbatches only have to be added.
   """
   xp = _library(length_B)
   length_B = xp.where(rows_B, length_B, 0).astype(xp.float32)
@@ -96,6 +100,6 @@ def response_weights(length_B: Array, rows_B: Array, reduce: str, max_tokens: in
 
 
 def token_weights(mask_BT: jax.Array, reduce: str, max_tokens: int) -> jax.Array:
-  """`response_weights` at the tokens of a batch whose rows all count."""
+  """Returns `response_weights` [B,T] at the tokens of mask_BT, 0 elsewhere, for a batch whose rows all count."""
   rows_B = jnp.ones(mask_BT.shape[0], bool)
   return mask_BT * response_weights(jnp.sum(mask_BT, 1), rows_B, reduce, max_tokens)[:, None]

@@ -1,7 +1,8 @@
-"""Several processes as one: what crosses between hosts, and what ends a run of which a part is gone.
+"""Several processes that run as one: exchanges between hosts, and the end of a run that has lost a process.
 
-Every process runs the same program on the same host values. Arrays are handed over in parts (`put`, `fetch`); what only
-one process can know, it tells the others as JSON (`gather`, `first`). With one process all of this is plain jax.
+Every process runs the same program on the same host values. `put` and `fetch` move arrays, of which each process holds
+a part; `gather` and `first` exchange values that only one process knows, as JSON. With one process all of this is plain
+jax.
 """
 
 from __future__ import annotations
@@ -36,22 +37,29 @@ from jaxrlvr.device.jax_internals import jax_internals
 GONE = 5  # exit code of a process whose peers are gone: all of them may be started again
 _BEAT = 1.0  # seconds between two signs of life
 _LONG = 7 * 86_400_000  # ms that a barrier waits: the watch ends the process earlier
-_TOLD = {error.__name__: error for error in (InputError, StorageError, TrainingStopped, signals.Interrupted)}
+_SHARED_ERRORS = {error.__name__: error for error in (InputError, StorageError, TrainingStopped, signals.Interrupted)}
 _rounds = itertools.count()
 _watch: _Watch | None = None
 
 
 def process_count() -> int:
+  """Returns the number of processes."""
   return jax_internals().distributed.num_processes
 
 
 def process_index() -> int:
+  """Returns the number of this process, from 0."""
   return jax_internals().distributed.process_id
 
 
 def initialise(deadline: float, silence: float) -> None:
-  """Joins the other processes; call it before any device is touched. On Cloud TPU nothing need be told, elsewhere see
-  the three variables. Processes but the first say nothing on stdout, and only errors on stderr."""
+  """Joins the other processes; call it before any device is touched.
+
+  deadline: seconds that this process waits for the others before it ends itself. silence: seconds without a sign of life
+  after which a process counts as dead. On Cloud TPU nothing must be set; elsewhere JAX_COORDINATOR_ADDRESS,
+  JAX_NUM_PROCESSES and JAX_PROCESS_ID are read. All processes but the first then write nothing to stdout and only
+  errors to stderr. Raises InputError for wrong variables, and where the processes don't meet.
+  """
   global _watch
   names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
   found = {name: os.environ.get(name, "") for name in names}
@@ -90,9 +98,10 @@ def initialise(deadline: float, silence: float) -> None:
 
 
 def put(tree: Any, places: Any) -> Any:
-  """Host arrays, equal on all processes, onto devices; each process hands over what its own devices hold.
+  """Puts host arrays, equal on all processes, onto the devices; each process transfers what its own devices hold.
 
-  `places`: a tree of shardings, or a prefix of one."""
+  places: the shardings, as a tree of the same structure or a prefix of one.
+  """
   if process_count() == 1:
     return jax.device_put(tree, places)
 
@@ -112,17 +121,22 @@ def _replicate(mesh):
 
 
 def fetch(tree: Any) -> Any:
-  """All of the arrays, on every process, in one transfer; values of the host stay as they are."""
+  """Returns the tree with every array as a whole numpy array, on every process, in one transfer.
+
+  All processes must call it together. Other leaves are unchanged.
+  """
   if process_count() == 1:
     return jax.device_get(tree)
 
-  def near(x):
+  def local_copy(x):
     if not isinstance(x, jax.Array) or x.is_fully_addressable:
       return x
-    return (x if x.is_fully_replicated else _replicate(x.sharding.mesh)(x)).addressable_data(0)
+    if not x.is_fully_replicated:
+      x = _replicate(x.sharding.mesh)(x)
+    return x.addressable_data(0)
 
   with waiting("the devices"):
-    return jax.device_get(jax.tree.map(near, tree))
+    return jax.device_get(jax.tree.map(local_copy, tree))
 
 
 @functools.cache
@@ -131,19 +145,26 @@ def _any():
 
 
 def anywhere(flag: bool) -> jax.Array:
-  """Whether the flag is set on any process, on the devices of the mesh that is set: nobody waits for it here."""
+  """Returns, as an array on the mesh of `jax.set_mesh`, whether the flag is set on any process.
+
+  All processes must call it together; none waits for the result here.
+  """
   mesh = jax.sharding.get_mesh()
   return _any()(put(np.full(mesh.size, flag), NamedSharding(mesh, P(mesh.axis_names))))
 
 
 def gather(make: Callable[[], object]) -> list:
-  """What `make` returned on each process, as JSON can hold it; an error or a stop on one is raised on all."""
+  """Calls `make` on every process and returns the results of all, by process, as JSON can hold them.
+
+  All processes must call it together. An InputError, StorageError, TrainingStopped or Interrupted that one process
+  raises is raised on all.
+  """
   if process_count() == 1:
     return [make()]
   try:
     mine = {"value": make()}
-  except tuple(_TOLD.values()) as error:
-    mine = {"error": type(error).__name__, "told": str(error)}
+  except tuple(_SHARED_ERRORS.values()) as error:
+    mine = {"error": type(error).__name__, "message": str(error)}
   number, client = next(_rounds), jax_internals().distributed.client
   with waiting(f"exchange {number}"):
     client.key_value_set_bytes(f"jaxrlvr/{number}/{process_index()}", json.dumps(mine).encode())
@@ -154,22 +175,25 @@ def gather(make: Callable[[], object]) -> list:
   each = [json.loads(found[f"jaxrlvr/{number}/{k}"]) for k in range(process_count())]
   for one in each:
     if "error" in one:
-      raise _TOLD[one["error"]](one["told"])
+      raise _SHARED_ERRORS[one["error"]](one["message"])
   return [one["value"] for one in each]
 
 
 def first(make: Callable[[], object]) -> Any:
-  """What `make` returns on the first process, the only one where it runs."""
+  """Calls `make` on the first process alone and returns its result on all; errors are as in `gather`."""
   return gather(make if not process_index() else lambda: None)[0]
 
 
 def any_stop_requested() -> bool:
-  """Has a signal asked any process to stop?"""
+  """Returns whether a signal has asked any process to stop; all processes must call it together."""
   return any(gather(signals.stop_requested))
 
 
 def share(grade: Callable[[Sequence], list[Verdict]], jobs: Sequence) -> list[Verdict]:
-  """The verdicts on all jobs, of which each process grades its part: all go on from the same, timeouts included."""
+  """Returns the verdicts on all jobs, on every process; each process grades a part of them.
+
+  So all processes go on with the same verdicts, also where a job ran out of time on one.
+  """
   if process_count() == 1:
     return grade(jobs)
   parts = gather(lambda: [dataclasses.astuple(v) for v in grade(jobs[process_index() :: process_count()])])
@@ -181,7 +205,7 @@ def share(grade: Callable[[Sequence], list[Verdict]], jobs: Sequence) -> list[Ve
 
 @contextlib.contextmanager
 def waiting(where: str) -> Iterator[None]:
-  """Marks what can only end when all processes have come to it."""
+  """Marks a block that ends only when all processes have reached it; the watch names a process that does not."""
   if _watch is not None:
     _watch.arrive(where)
   try:
@@ -214,7 +238,7 @@ class _Watch:
       thread.start()
 
   def stop(self) -> None:
-    """Call it before the service ends, and before Python does: a thread inside of the service's client crashes both."""
+    """Ends both threads. Call it before the service and Python end: a thread inside the service's client crashes both."""
     self.over.set()
     for thread in self.threads:
       thread.join()
@@ -253,7 +277,7 @@ class _Watch:
           os._exit(GONE)
 
   def judge(self, now: float) -> str:
-    """Why this process would wait in vain, "" if it would not."""
+    """Returns why this process would wait in vain, "" if it would not. now: time.monotonic()."""
     for k, ((_, _, where, host), at) in self.seen.items():
       if k != process_index() and now - at > self.silence and now - self.answered < self.silence:
         return f"process {k} on {host} died or was stopped: silent for {now - at:.0f} s, last at {where}"
@@ -272,7 +296,7 @@ class _Watch:
 
 @ctypes.CFUNCTYPE(None, ctypes.c_int)
 def _aborted(_: int) -> None:
-  """jax's client aborts when the service that the first process keeps goes away; there is no other way to be told."""
+  """Ends the process with GONE. jax's client aborts when the first process's service is gone; there is no other notice."""
   told = (_watch and (_watch.verdict or _watch.told)) or (
     "the runtime gave up, its reason is above: most likely process 0, which keeps the coordination service, is gone"
   )
@@ -281,13 +305,16 @@ def _aborted(_: int) -> None:
 
 
 def await_verdict() -> None:
-  """Behind an error that the end of another process may have caused: gives the watch the time to name it."""
+  """Waits, after an error that the end of another process may have caused, until the watch can have named it."""
   if _watch is not None:
     time.sleep(_watch.silence + 6 * _BEAT)
 
 
 def leave(code: int, told: str) -> None:
-  """Ends this process's part: in step with the others where all are done, else telling them and without them."""
+  """Ends this process's part in the run.
+
+  Waits for the others where all are done (exit codes 0 and 143); else tells them the reason `told` and exits at once.
+  """
   if _watch is None:
     return
   if code in (0, signals.EXIT_CODE):

@@ -1,4 +1,4 @@
-"""GRPO and its variants: advantages on the host, losses on devices; a variant is a row of a table here."""
+"""GRPO and its variants: advantages on the host, losses on devices. Each variant is a row of a table here."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from jaxrlvr.device import masked
 
 
 class Baseline(NamedTuple):
-  """What is subtracted from the rewards of a group, and whose advantages are then kept."""
+  """What is subtracted from the rewards of a group, and which of its responses are then trained on."""
 
   value: Callable[[np.ndarray, np.ndarray], np.ndarray | float]  # of (rewards [P,G], scored [P,G])
-  relative: bool = True  # to the group: where its rewards are all equal, so are they and the baseline
-  kept: Callable[[np.ndarray], np.ndarray] = lambda reward_PG: np.ones(reward_PG.shape, bool)  # the others get 0
+  relative: bool = True  # computed from the group: equals the rewards where these are all equal
+  kept: Callable[[np.ndarray], np.ndarray] = lambda reward_PG: np.ones(
+    reward_PG.shape, bool
+  )  # False: the advantage becomes 0
 
 
 def _group_mean(reward_PG, scored_PG):
@@ -30,7 +32,7 @@ def _leave_one_out(reward_PG, scored_PG):
   return (np.sum(kept_PG, 1, keepdims=True) - kept_PG) / np.maximum(others_PG, 1)
 
 
-# Keys: value of `rl.baseline`. GRPO-POS and GRPO-NEG are in here twice: by the paper's formula (zero, one), which needs
+# Keys: values of `rl.baseline`. GRPO-POS and GRPO-NEG are here twice: by the paper's formula (zero, one), which needs
 # rl.scale_std=False, and as the released code has them (positive, negative).
 BASELINES = {
   "mean": Baseline(_group_mean),  # GRPO
@@ -45,11 +47,12 @@ BASELINES = {
 def group_advantage(
   reward_PG: np.ndarray, scored_PG: np.ndarray | None = None, *, baseline: str = "mean", scale_std: bool = True
 ) -> np.ndarray:
-  """Returns advantages [P,G] in float64, on the host: (reward - baseline), divided by the group's sample std + 1e-6 if
-  `scale_std` (False: Dr.GRPO), and 0 for the rows that the baseline leaves out.
+  """Returns advantages [P,G] in float64, computed on the host: reward - baseline.
 
-  Unscored samples (`scored_PG` False) count in no statistic and get 0. A group whose scored rewards are all equal
-  gets exactly 0, but for the constant baselines without scaling, which are not relative to the group.
+  baseline: a key of `BASELINES`; responses that it does not train on get 0. scale_std: divide by the group's sample
+  standard deviation + 1e-6 (False: Dr.GRPO). scored_PG: False where nobody could score a response, which then counts in
+  no statistic and gets 0 (None: all are scored). A group whose scored rewards are all equal gets exactly 0, except
+  under the constant baselines ("zero", "one") without scaling.
   """
   reward_PG = np.asarray(reward_PG, np.float64)
   scored_PG = np.ones(reward_PG.shape, bool) if scored_PG is None else np.asarray(scored_PG)
@@ -68,14 +71,15 @@ def _uncorrected(reward_PG, scored_PG, false_positive, false_negative, *, baseli
 
 
 def _backward(reward_PG, scored_PG, false_positive, false_negative, *, baseline, scale_std):
-  """Rewards replaced by their unbiased estimates; the std is that of a clean 0/1 reward with the estimated mean.
+  """Returns the advantages of unbiased estimates of the clean rewards.
 
-  That mean is kept half an answer away from 0 and 1, where a group that is not all alike would have no std.
+  The standard deviation is that of a clean 0/1 reward with the estimated mean.
+  That mean is kept half a response away from 0 and 1, where the standard deviation would be 0.
   """
   reward_PG, scored_PG = np.asarray(reward_PG, np.float64), np.asarray(scored_PG)
   clean_PG = (reward_PG - false_positive) / (1.0 - false_positive - false_negative)
   advantage_PG = group_advantage(clean_PG, scored_PG, baseline=baseline, scale_std=False)
-  advantage_PG = np.where(BASELINES[baseline].kept(reward_PG), advantage_PG, 0.0)  # by the reward as it was paid
+  advantage_PG = np.where(BASELINES[baseline].kept(reward_PG), advantage_PG, 0.0)  # kept looks at the noisy reward
   if not scale_std:
     return advantage_PG
   count_P1 = np.maximum(np.sum(scored_PG, 1, keepdims=True), 1)
@@ -86,13 +90,13 @@ def _backward(reward_PG, scored_PG, false_positive, false_negative, *, baseline,
 
 
 def _forward(reward_PG, scored_PG, false_positive, false_negative, *, baseline, scale_std):
-  """Weights whose mean is 0 for a truly right answer and -(1 - fp - fn) for a wrong one; no group statistics."""
+  """Returns advantages with mean 0 for a truly right answer and -(1 - fp - fn) for a wrong one; no group statistics."""
   return np.where(scored_PG, false_negative - (np.asarray(reward_PG) < 0.5), 0.0)
 
 
-# What is made of a 0/1 reward whose channel pays wrong answers at the rate false_positive and withholds from right ones
-# at the rate false_negative. Inside the reward a correction would be affine, which group statistics cancel: these act
-# on advantages. Keys: value of `rl.correction`.
+# Advantages from a noisy 0/1 reward, which pays wrong answers at the rate false_positive and fails to pay right answers
+# at the rate false_negative. A correction of the reward itself would be affine, which group statistics cancel; these
+# correct advantages. Keys: values of `rl.correction`.
 CORRECTIONS = {"none": _uncorrected, "backward": _backward, "forward": _forward}
 
 
@@ -105,24 +109,25 @@ def _k2(d):
 
 
 def _k3(d):
-  """Clamped as in the study's trainer: d to +-20, the value to +-10, no gradient beyond."""
+  """Clamps as the study's trainer does: d to +-20, the value to +-10, without gradient beyond."""
   d = jnp.clip(d, -20.0, 20.0)
   return jnp.clip(jnp.expm1(d) - d, -10.0, 10.0)
 
 
 def _k3_k2(d):
-  """k3's low-variance value with k2's gradient, which is that of the true reverse KL on policy."""
+  """Has k3's low-variance value and k2's gradient, which on policy is that of the true reverse KL."""
   return jax.lax.stop_gradient(_k3(d) - _k2(d)) + _k2(d)
 
 
-# Estimators of KL(policy || reference) a token, from d = ref_logp - logp. Keys: value of `rl.kl_estimator`.
+# Estimators of a token's KL(policy || reference model), from d = ref_logp - logp. Keys: values of `rl.kl_estimator`.
 KL = {"k1": _k1, "k2": _k2, "k3": _k3, "k3-k2": _k3_k2}
 
 
 def kl(logp_BT: jax.Array, ref_logp_BT: jax.Array, estimator: str = "k3") -> jax.Array:
-  """Per-token estimate of KL(policy || reference) in nats (Schulman, Approximating KL Divergence).
+  """Returns an estimate [B,T] of each token's KL(policy || reference model) in nats.
 
-  As a loss k1 has zero mean gradient and k3 does not descend the reverse KL; "k3-k2" does. The study uses k3.
+  estimator: a key of `KL` (Schulman, Approximating KL Divergence).
+  As a loss, k1 has a zero mean gradient and k3 does not descend the reverse KL; "k3-k2" does. The study uses k3.
   """
   return KL[estimator](ref_logp_BT - logp_BT)
 
@@ -132,12 +137,12 @@ def _token_ratio(log_ratio_BT, mask_BT, segments_BT):
 
 
 def _sequence_ratio(log_ratio_BT, mask_BT, segments_BT):
-  """GSPO: the response's mean log-ratio as value, the token's own gradient."""
+  """Has the response's mean log-ratio as value and the token's own gradient (GSPO)."""
   mean_BT = masked.segment_mean(log_ratio_BT, mask_BT, segments_BT)
   return jax.lax.stop_gradient(mean_BT - log_ratio_BT) + log_ratio_BT
 
 
-# Level at which the importance ratio is taken. Keys: value of `rl.ratio`.
+# The importance ratio of a token or of its whole response. Keys: values of `rl.ratio`.
 RATIOS = {"token": _token_ratio, "sequence": _sequence_ratio}
 
 
@@ -158,14 +163,18 @@ def policy_loss(
   sampler_logp_BT: jax.Array | None = None,
   importance_cap: float | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """Clipped surrogate of PPO and GRPO, to be minimised, and its metrics (each weighted like the loss).
+  """Returns the clipped surrogate loss of PPO and GRPO, to be minimised, and its metrics by name.
 
-  advantage_B: one a response, or [B,T]. mask_BT: True at scored response tokens. dual_clip c: where the advantage is
-  negative the loss is at most -c * advantage. ratio: "token" or "sequence" (GSPO), a sequence being slots of equal
-  segments_BT (None: a row). reduce, max_tokens: how tokens become one number (`masked.REDUCTIONS`), unless weights_BT
-  brings the weights of a larger batch that this one is part of. sampler_logp_BT with importance_cap: truncated
-  importance sampling, weight min(exp(old - sampler), cap).
-  The log-ratio is clamped to +-20 as in the study's trainer.
+  Metrics, weighted like the loss: clip_ratio/low, clip_ratio/high and clip_ratio/dual, shares of tokens where a clip
+  acts, and ppo_kl, the mean of old - new log-probability.
+  advantage_B: one number a response, or [B,T]. mask_BT: True at the tokens in the loss.
+  dual_clip: c, where the advantage is negative the loss is at most -c * advantage.
+  ratio: "token" or "sequence" (GSPO); a sequence is a run of equal segments_BT (None: a row).
+  reduce, max_tokens: how token losses become one number (`masked.REDUCTIONS`). weights_BT replaces both where this is
+  a microbatch: the weights of the whole batch.
+  importance_cap: multiplies each token's loss by min(exp(old - sampler's log-probability), cap), for which
+  sampler_logp_BT is needed (truncated importance sampling).
+  Log-ratios are clamped to +-20 as in the study's trainer.
   """
   if weights_BT is None:
     weights_BT = masked.token_weights(mask_BT, reduce, max_tokens or mask_BT.shape[1])
@@ -174,9 +183,9 @@ def policy_loss(
   log_ratio_BT = RATIOS[ratio](jnp.where(mask_BT, logp_BT - old_logp_BT, 0.0), mask_BT, segments_BT)
   log_ratio_BT = jnp.clip(log_ratio_BT, -20.0, 20.0)
   ratio_BT = jnp.exp(log_ratio_BT)
-  free_BT = -advantage_BT * ratio_BT
+  unclipped_BT = -advantage_BT * ratio_BT
   clipped_BT = -advantage_BT * jnp.clip(ratio_BT, 1.0 - clip_low, 1.0 + clip_high)
-  loss_BT = jnp.maximum(free_BT, clipped_BT)
+  loss_BT = jnp.maximum(unclipped_BT, clipped_BT)
   capped_BT = jnp.zeros_like(mask_BT, bool)
   if dual_clip is not None:
     bound_BT = -advantage_BT * dual_clip
@@ -184,14 +193,15 @@ def policy_loss(
     loss_BT = jnp.where(advantage_BT < 0, jnp.minimum(loss_BT, bound_BT), loss_BT)
   if importance_cap is not None:
     gap_BT = jnp.where(mask_BT, old_logp_BT - sampler_logp_BT, 0.0)
-    loss_BT = loss_BT * jax.lax.stop_gradient(jnp.minimum(jnp.exp(jnp.clip(gap_BT, -20.0, 20.0)), importance_cap))
+    importance_BT = jnp.minimum(jnp.exp(jnp.clip(gap_BT, -20.0, 20.0)), importance_cap)
+    loss_BT = loss_BT * jax.lax.stop_gradient(importance_BT)
 
   def total(x_BT):
     return jnp.sum(jnp.where(mask_BT, weights_BT * x_BT, 0.0))
 
   metrics = {
-    "clip_ratio/low": total((clipped_BT > free_BT) & (advantage_BT < 0)),
-    "clip_ratio/high": total((clipped_BT > free_BT) & (advantage_BT > 0)),
+    "clip_ratio/low": total((clipped_BT > unclipped_BT) & (advantage_BT < 0)),
+    "clip_ratio/high": total((clipped_BT > unclipped_BT) & (advantage_BT > 0)),
     "clip_ratio/dual": total(capped_BT),
     "ppo_kl": total(-log_ratio_BT),
   }

@@ -1,4 +1,4 @@
-"""Metrics of updates, as values that know how to combine: over micro-batches, and over the updates of a step.
+"""Metrics of updates, which can be combined: over microbatches, and over the updates of a step.
 
 The interface follows clu.metrics: `merge` two, `compute` the value. clu itself is not needed to train.
 """
@@ -14,10 +14,10 @@ from flax import struct
 
 
 class Metric:
-  """What each metric does. Zeros in all its fields are the metric of no micro-batch."""
+  """What every metric does. With zeros in all fields it is the metric of no microbatch."""
 
   def merge(self, other: Self) -> Self:
-    """Returns the metric of both micro-batches."""
+    """Returns the metric of both microbatches together."""
     raise NotImplementedError
 
   def compute(self) -> jax.Array:
@@ -26,13 +26,13 @@ class Metric:
 
   @classmethod
   def over_updates(cls, several: Sequence[Self]) -> jax.Array:
-    """Returns the mean value of several updates, of those that have one."""
+    """Returns the mean of the values of several updates; NaNs are left out."""
     return jnp.nanmean(jnp.stack([metric.compute() for metric in several]))
 
 
 @struct.dataclass
 class Sum(Metric):
-  """Shares that add up: their weights are those of the whole update."""
+  """A sum of the microbatches' shares, which are weighted by the weights of the whole update."""
 
   total: jax.Array
 
@@ -45,7 +45,7 @@ class Sum(Metric):
 
 @struct.dataclass
 class WeightedMean(Metric):
-  """A mean over what the micro-batches hold, which may be less than what the loss is weighted by."""
+  """A weighted mean over the microbatches; its weights may sum to less than those of the loss."""
 
   total: jax.Array
   weight: jax.Array
@@ -59,7 +59,7 @@ class WeightedMean(Metric):
 
 @struct.dataclass
 class Maximum(Metric):
-  """The largest of values from 0 on, over micro-batches and updates."""
+  """The largest value, none negative, over microbatches and updates."""
 
   value: jax.Array
 
@@ -75,13 +75,13 @@ class Maximum(Metric):
 
 
 def merge(metrics: dict[str, Metric], others: dict[str, Metric]) -> dict[str, Metric]:
-  """Returns the metrics of both micro-batches; both have the same names."""
+  """Merges the metrics of two microbatches, which have the same names."""
   return {name: metric.merge(others[name]) for name, metric in metrics.items()}
 
 
 @jax.jit
 def values_of(*updates: dict[str, Metric]) -> dict[str, jax.Array]:
-  """Returns the value of each metric of an update, or of the several updates of a step."""
+  """Returns the value of each metric by name: of one update, or over the several updates of a step."""
   first, *others = updates
   if not others:
     return {name: metric.compute() for name, metric in first.items()}

@@ -1,4 +1,4 @@
-"""What is minimised: loss functions of (weights, batch) for `update`, and the batches they take."""
+"""Loss functions for `update`, language modelling and GRPO, and the batches that they take."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from jaxrlvr.training.update import LossFn
 
 @struct.dataclass
 class TextBatch:
-  """Packed rows; weights_BT are those of the whole batch and 0 where nothing is to be predicted."""
+  """A batch, or microbatch, of packed documents."""
 
   tokens_BT: jax.Array
   positions_BT: jax.Array
   segments_BT: jax.Array
-  weights_BT: jax.Array
+  weights_BT: jax.Array  # weight of each token in the loss of the whole batch; 0: not a target
 
 
 @functools.lru_cache  # the same function for the same values, so that stages share compiled programs
 def language_modelling(spec: Spec) -> LossFn:
-  """Cross-entropy in nats a target token."""
+  """Returns the loss function of a `TextBatch`: weighted cross-entropy in nats. Its metric is entropy."""
 
   def loss_fn(params, batch: TextBatch):
     wanted_BT = batch.weights_BT > 0
@@ -49,16 +49,18 @@ def language_modelling(spec: Spec) -> LossFn:
 
 @struct.dataclass
 class RolloutBatch:
-  """Prompts and their responses on the rows of `layout`."""
+  """Prompts and their responses, placed on rows by `layout`."""
 
   tokens_RS: jax.Array
   positions_RS: jax.Array
-  segments_RS: jax.Array  # 1 + the response's number, 0: padding
-  weights_RS: jax.Array  # of the update these rows belong to; 0 where nothing is trained on; 1 before `grade`
+  segments_RS: jax.Array  # 1 + number of the response, 0: padding
+  weights_RS: (
+    jax.Array
+  )  # weight of each token in the update's loss, 0: not in it; before `add_weights` 1 at each response token
   advantage_RS: jax.Array
   sampler_logp_RS: jax.Array
-  old_logp_RS: jax.Array | None  # None: the policy itself, one update a step
-  ref_logp_RS: jax.Array | None  # None: no KL
+  old_logp_RS: jax.Array | None  # None: equal to the policy's, for one update a step
+  ref_logp_RS: jax.Array | None  # of the reference model; None: the loss has no KL term
   layout: RowLayout = struct.field(pytree_node=False)
 
 
@@ -66,17 +68,30 @@ class RolloutBatch:
 def logp(
   params: Mapping[str, jax.Array], batch: RolloutBatch, live: jax.Array, spec: Spec, *, temperature: float, parts: int
 ) -> jax.Array:
-  """log-probability [R,S] of the responses' tokens in the first `live` of `parts` parts of the rows, else 0."""
+  """Returns the log-probability [R,S] of each response token, 0 in other slots.
+
+  The rows are cut into `parts` microbatches; only the first `live` are scored, tokens in the others get 0.
+  """
   rows = (batch.tokens_RS, batch.positions_RS, batch.segments_RS, batch.weights_RS > 0)
   rows = sharding.split_rows(rows, parts)
 
   def part(i, done):
-    *where, wanted_RS = sharding.part(rows, i)
-    scores = score(params, *where, spec, temperature=temperature, wanted_BT=wanted_RS, layout=batch.layout)
-    return jax.lax.dynamic_update_index_in_dim(done, jnp.pad(scores.logp_BT, ((0, 0), (1, 0))), i, 0)
+    tokens_RS, positions_RS, segments_RS, wanted_RS = sharding.part(rows, i)
+    scores = score(
+      params,
+      tokens_RS,
+      positions_RS,
+      segments_RS,
+      spec,
+      temperature=temperature,
+      wanted_BT=wanted_RS,
+      layout=batch.layout,
+    )
+    logp_RS = jnp.pad(scores.logp_BT, ((0, 0), (1, 0)))  # slot 0 has no score
+    return jax.lax.dynamic_update_index_in_dim(done, logp_RS, i, 0)
 
-  none = sharding.constrain(jnp.zeros(rows[0].shape), None, "batch", None)
-  return sharding.join_rows(jax.lax.fori_loop(0, live, part, none))
+  zeros = sharding.constrain(jnp.zeros(rows[0].shape), None, "batch", None)
+  return sharding.join_rows(jax.lax.fori_loop(0, live, part, zeros))
 
 
 @functools.partial(jax.jit, static_argnames=("samples", "group", "layout"))
@@ -91,22 +106,24 @@ def lay_out_batch(
   group: int,
   layout: RowLayout,
 ) -> RolloutBatch:
-  """Returns prompts and responses where `layout.place` says.
+  """Gathers prompts and responses into the rows where `layout.place` has placed them; returns the batch.
 
-  Numbers count the first `group` of the `samples` responses to each prompt. Prompts are padded on the left.
+  prompt_PS: prompts, padded on the left. segments_RS, positions_RS: what `layout.place` returned.
+  samples: responses that the rollout holds to each prompt; group: how many of these, the first, are placed. In the
+  batch advantages are 0, weights 1 at each response token, and there are no log-probabilities but the sampler's.
   """
   number_RS = jnp.maximum(segments_RS - 1, 0)
   problem_RS = number_RS // group
   row_RS = problem_RS * samples + number_RS % group
-  prompt_RS = jnp.where(segments_RS > 0, prompt_length_P[problem_RS], 1)  # so that padding is no response
+  prompt_RS = jnp.where(segments_RS > 0, prompt_length_P[problem_RS], 1)  # 1: padding must not look like a response
   slot_RS = jnp.maximum(positions_RS - prompt_RS, 0)
   whole = [sharding.constrain(x, None, None) for x in (prompt_PS, rollout.tokens_BT, rollout.logp_BT)]
   prompt_PS, tokens_BT, logp_BT = whole
-  given_RS = prompt_PS[problem_RS, prompt_PS.shape[1] - prompt_RS + jnp.minimum(positions_RS, prompt_RS - 1)]
+  prompt_token_RS = prompt_PS[problem_RS, prompt_PS.shape[1] - prompt_RS + jnp.minimum(positions_RS, prompt_RS - 1)]
   answers_RS = positions_RS >= prompt_RS
   weights_RS = answers_RS.astype(jnp.float32)
   return RolloutBatch(
-    tokens_RS=jnp.where(answers_RS, tokens_BT[row_RS, slot_RS], given_RS),
+    tokens_RS=jnp.where(answers_RS, tokens_BT[row_RS, slot_RS], prompt_token_RS),
     positions_RS=positions_RS,
     segments_RS=segments_RS,
     weights_RS=weights_RS,
@@ -119,9 +136,9 @@ def lay_out_batch(
 
 
 class Weights(NamedTuple):
-  """What an update makes of each response, [P,G] float32 on the host."""
+  """Weight and advantage of each response, [P,G] float32 on the host."""
 
-  weight_PG: np.ndarray  # of each of its tokens in the loss; 0: not in the loss
+  weight_PG: np.ndarray  # weight of each of the response's tokens in the loss; 0: not in the loss
   advantage_PG: np.ndarray
 
 
@@ -138,24 +155,26 @@ def weigh(
   correction: str = "none",
   noise: Sequence[float] = (0.0, 0.0),
 ) -> Weights:
-  """Weighs responses, on the host; problem p belongs to update p % updates and its means.
+  """Returns weight and advantage of each response, computed on the host from lengths [P,G] and rewards [P,G].
 
-  Responses that are not scored count in no mean and get 0. noise: the rates (false positive, false negative) that
-  `correction` (`loss.CORRECTIONS`) assumes.
+  updates: number of updates that the problems are divided among; problem p belongs to update p % updates, and weights
+  are means over one update. Responses that are not scored count in no mean and get 0.
+  baseline, scale_std: as for `loss.group_advantage`. reduce, max_tokens: as for `masked.response_weights`.
+  correction: a key of `loss.CORRECTIONS`; noise: the rates (false positive, false negative) that it assumes.
   """
   length_PG, scored_PG = np.asarray(length_PG), np.asarray(scored_PG)
   weight_PG = np.zeros(length_PG.shape, np.float32)
   for first in range(updates):
-    mine = slice(first, None, updates)
-    weight_PG[mine] = masked.response_weights(length_PG[mine], scored_PG[mine], reduce, max_tokens)
-  corrected = loss.CORRECTIONS[correction]
-  advantage_PG = corrected(reward_PG, scored_PG, *noise, baseline=baseline, scale_std=scale_std)
+    of_update = slice(first, None, updates)
+    weight_PG[of_update] = masked.response_weights(length_PG[of_update], scored_PG[of_update], reduce, max_tokens)
+  corrected_advantage = loss.CORRECTIONS[correction]
+  advantage_PG = corrected_advantage(reward_PG, scored_PG, *noise, baseline=baseline, scale_std=scale_std)
   return Weights(weight_PG, advantage_PG.astype(np.float32))
 
 
 @jax.jit
 def add_weights(batch: RolloutBatch, weight_PG: jax.Array, advantage_PG: jax.Array) -> RolloutBatch:
-  """The batch with what `weigh` found for its responses."""
+  """Returns the batch with the weights and advantages that `weigh` returned, at each token of the responses."""
   number_RS = jnp.maximum(batch.segments_RS - 1, 0)
   weights_RS = batch.weights_RS * weight_PG.reshape(-1)[number_RS]
   advantage_RS = batch.weights_RS * advantage_PG.reshape(-1)[number_RS]
@@ -164,33 +183,55 @@ def add_weights(batch: RolloutBatch, weight_PG: jax.Array, advantage_PG: jax.Arr
 
 @functools.lru_cache
 def grpo(spec: Spec, *, temperature: float, kl_beta: float, kl_estimator: str, **clipping) -> LossFn:
-  """GRPO's loss of a `RolloutBatch`: clipped surrogate (keywords of `loss.policy_loss`) + kl_beta * KL(policy || ref).
+  """Returns GRPO's loss function of a `RolloutBatch`: clipped surrogate + kl_beta * KL(policy || reference model).
 
-  Metrics are weighted like the loss; "sampling/logp_difference" is between the sampler's and the scorer's logp. Means
-  that responses without advantage would change are over those in the batch.
+  clipping: keywords of `loss.policy_loss`. kl_estimator: a key of `loss.KL`.
+  Metrics: those of `loss.policy_loss`, weighted like the loss; ppo_kl and sampling/logp_difference/mean, means over the
+  batch's response tokens; sampling/logp_difference/max; and kl where there is a reference model. logp_difference is
+  |scorer's - sampler's| log-probability.
   """
 
   def loss_fn(params, batch: RolloutBatch):
-    where, wanted_RS = (batch.tokens_RS, batch.positions_RS, batch.segments_RS), batch.weights_RS > 0
-    here = score(params, *where, spec, temperature=temperature, wanted_BT=wanted_RS, layout=batch.layout).logp_BT
-    batch = jax.tree.map(lambda x_RS: x_RS[:, 1:], batch)
-    weights, mask, sampler = batch.weights_RS, batch.weights_RS > 0, batch.sampler_logp_RS
-    old = jax.lax.stop_gradient(here) if batch.old_logp_RS is None else batch.old_logp_RS
-    how = dict(weights_BT=weights, segments_BT=batch.segments_RS, sampler_logp_BT=sampler)
-    value, shares = loss.policy_loss(here, old, batch.advantage_RS, mask, **how, **clipping)
+    scores = score(
+      params,
+      batch.tokens_RS,
+      batch.positions_RS,
+      batch.segments_RS,
+      spec,
+      temperature=temperature,
+      wanted_BT=batch.weights_RS > 0,
+      layout=batch.layout,
+    )
+    policy_logp = scores.logp_BT
+    batch = jax.tree.map(lambda x_RS: x_RS[:, 1:], batch)  # slot 0 has no score
+    weights, mask = batch.weights_RS, batch.weights_RS > 0
+    old_logp = batch.old_logp_RS
+    if old_logp is None:
+      old_logp = jax.lax.stop_gradient(policy_logp)
+    value, shares = loss.policy_loss(
+      policy_logp,
+      old_logp,
+      batch.advantage_RS,
+      mask,
+      weights_BT=weights,
+      segments_BT=batch.segments_RS,
+      sampler_logp_BT=batch.sampler_logp_RS,
+      **clipping,
+    )
 
     def total(x):
       return jnp.sum(jnp.where(mask, weights * x, 0.0))
 
-    gap = jnp.where(mask, jnp.abs(here - sampler), 0.0)
-    seen = total(1.0)
+    gap = jnp.where(mask, jnp.abs(policy_logp - batch.sampler_logp_RS), 0.0)
+    weight_here = total(1.0)
     metrics: dict[str, Metric] = {name: Sum(share) for name, share in shares.items()}
-    metrics["ppo_kl"] = WeightedMean(shares["ppo_kl"], seen)
-    metrics["sampling/logp_difference/mean"] = WeightedMean(total(gap), seen)
+    metrics["ppo_kl"] = WeightedMean(shares["ppo_kl"], weight_here)
+    metrics["sampling/logp_difference/mean"] = WeightedMean(total(gap), weight_here)
     metrics["sampling/logp_difference/max"] = Maximum(jnp.max(gap))
     if batch.ref_logp_RS is not None:
-      ref = jnp.where(mask, batch.ref_logp_RS, jax.lax.stop_gradient(here))  # no NaN from behind the mask
-      kl = total(loss.kl(here, ref, kl_estimator))
+      # Equal log-probabilities outside of the mask, so that no NaN reaches the gradient.
+      ref_logp = jnp.where(mask, batch.ref_logp_RS, jax.lax.stop_gradient(policy_logp))
+      kl = total(loss.kl(policy_logp, ref_logp, kl_estimator))
       metrics["kl"] = Sum(kl)
       value = value + kl_beta * kl
     return value, jax.lax.stop_gradient(metrics)

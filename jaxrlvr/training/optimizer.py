@@ -1,4 +1,4 @@
-"""The optimiser: AdamW behind a clip by global norm, and learning rates from a literal table of schedules."""
+"""The optimizer, AdamW after clipping by global norm, and the table of learning-rate schedules."""
 
 from __future__ import annotations
 
@@ -9,24 +9,33 @@ import optax
 
 
 def _constant(peak, warmup, steps, floor):
-  return optax.schedules.warmup_constant_schedule(0.0, peak, warmup) if warmup else optax.constant_schedule(peak)
+  if not warmup:
+    return optax.constant_schedule(peak)
+  return optax.schedules.warmup_constant_schedule(0.0, peak, warmup)
 
 
 def _cosine(peak, warmup, steps, floor):
-  return optax.warmup_cosine_decay_schedule(0.0 if warmup else peak, peak, warmup, max(steps, warmup + 1), floor * peak)
+  first = 0.0 if warmup else peak
+  return optax.warmup_cosine_decay_schedule(first, peak, warmup, max(steps, warmup + 1), floor * peak)
 
 
 def _linear(peak, warmup, steps, floor):
-  down = optax.linear_schedule(peak, floor * peak, max(steps - warmup, 1))
-  return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), down], [warmup]) if warmup else down
+  decay = optax.linear_schedule(peak, floor * peak, max(steps - warmup, 1))
+  if not warmup:
+    return decay
+  return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), decay], [warmup])
 
 
-# Learning rate over updates, after a linear warm-up. Keys: value of `optim.schedule`.
+# Learning rate over updates, after a linear warm-up. Keys: values of `optim.schedule`.
 SCHEDULES = {"constant": _constant, "cosine": _cosine, "linear": _linear}
 
 
 def rates(name: str, peak: float, warmup: int, steps: int, floor: float) -> np.ndarray:
-  """float32 learning rate of each of `steps` updates: warm-up to `peak`, then as named, down to floor * peak."""
+  """Returns the float32 learning rate of each of `steps` updates.
+
+  name: a key of `SCHEDULES`. The rate rises linearly from 0 to `peak` over `warmup` updates, then stays or decays to
+  floor * peak.
+  """
   schedule = SCHEDULES[name](peak, warmup, steps, floor)
   return np.array(np.broadcast_to(schedule(np.arange(steps)), (steps,)), np.float32)
 
@@ -35,10 +44,10 @@ def rates(name: str, peak: float, warmup: int, steps: int, floor: float) -> np.n
 def adamw(
   b1: float, b2: float, eps: float, weight_decay: float, clip_norm: float, moment: str = "float32"
 ) -> optax.GradientTransformation:
-  """AdamW's step before it is scaled by the learning rate; every weight decays, as in the study's trainer.
+  """Returns AdamW without the learning rate, which is an argument of `update`: one program serves all rates.
 
-  Gradients are clipped by global norm (0: not). The rate is an argument of `update`, so one program serves all rates.
-  moment: dtype of the first moment. The second stays float32: with b2 = 0.999 a bfloat16 would round its decay away.
+  Every weight decays, as in the study's trainer. clip_norm: largest global norm of gradients; 0 does not clip.
+  moment: dtype of the first moment. The second is float32: with b2 = 0.999 a bfloat16 would round its decay away.
   """
   return optax.chain(
     optax.clip_by_global_norm(clip_norm) if clip_norm > 0 else optax.identity(),

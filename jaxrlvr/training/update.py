@@ -1,10 +1,10 @@
-"""One optimiser update from a batch cut into micro-batches, whose size never changes the gradient."""
+"""One optimizer update from a batch cut into microbatches; their size does not change the gradient."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,43 +17,63 @@ from jaxrlvr.training.metrics import Maximum, Metric, Sum, WeightedMean, merge
 
 @struct.dataclass
 class TrainState:
-  params: dict[str, jax.Array]  # float32 masters
+  """What an update changes."""
+
+  params: dict[str, jax.Array]  # float32 master weights
   opt_state: optax.OptState
-  updates: jax.Array  # updates asked for, the skipped ones included
-  skipped: jax.Array  # updates left out because loss or gradient was not finite
-  skipped_in_a_row: jax.Array
+  updates: jax.Array  # number of updates, skipped ones included
+  skipped: jax.Array  # number of updates skipped because loss or gradient was not finite
+  skipped_in_a_row: jax.Array  # number of skipped updates since the last one that was not
 
 
-# (params, micro-batch) -> (its share of the loss, its metrics)
+# (params, microbatch) -> (the microbatch's share of the loss, its metrics by name)
 LossFn = Callable[[dict, Any], tuple[jax.Array, dict[str, Metric]]]
 
 
 def init_state(params: dict[str, jax.Array], optimizer: optax.GradientTransformation) -> TrainState:
-  return TrainState(params, optimizer.init(params), *(jnp.zeros((), jnp.int32) for _ in range(3)))
+  """Returns the state before the first update. Each counter is an array of its own, so that all can be donated."""
+  return TrainState(
+    params,
+    optimizer.init(params),
+    updates=jnp.zeros((), jnp.int32),
+    skipped=jnp.zeros((), jnp.int32),
+    skipped_in_a_row=jnp.zeros((), jnp.int32),
+  )
+
+
+class Accumulated(NamedTuple):
+  """The sum over microbatches."""
+
+  gradient: dict[str, jax.Array]
+  loss: jax.Array
+  metrics: dict[str, Metric]
 
 
 def accumulate(
   loss_fn: LossFn, params: dict[str, jax.Array], batch: Any, microbatches: int, live: jax.Array | int | None = None
-) -> tuple[dict[str, jax.Array], jax.Array, dict[str, Metric]]:
-  """(gradient, loss, metrics) of a whole batch, as the sum over the first `live` (None: all) of its `microbatches`.
+) -> Accumulated:
+  """Returns gradient, loss and metrics of a whole batch: the sum over the first `live` of its `microbatches`.
 
-  The weights inside the batch are those of the whole batch, so parts add up and nothing is divided here. How many are
-  live may be a traced number: what the others hold costs no time.
+  live: None for all; may be a traced number, so that microbatches of padding alone take no time.
+  Token weights in the batch are those of the whole batch, so that microbatches are added and never divided.
   """
   grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
   if microbatches == 1:
     (loss, metrics), gradient = grad_fn(params, batch)
-    return gradient, loss, metrics
+    return Accumulated(gradient, loss, metrics)
 
   parts = sharding.split_rows(batch, microbatches)
 
-  def step(i, carry):
+  def add_microbatch(i, total: Accumulated) -> Accumulated:
     (loss, metrics), gradient = grad_fn(params, sharding.part(parts, i))
-    return jax.tree.map(jnp.add, carry[0], gradient), carry[1] + loss, merge(carry[2], metrics)
+    return Accumulated(
+      jax.tree.map(jnp.add, total.gradient, gradient), total.loss + loss, merge(total.metrics, metrics)
+    )
 
-  first = jax.eval_shape(grad_fn, params, jax.tree.map(lambda x: x[0], parts))
-  (loss, metrics), gradient = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), first)
-  return jax.lax.fori_loop(0, microbatches if live is None else live, step, (gradient, loss, metrics))
+  shapes = jax.eval_shape(grad_fn, params, jax.tree.map(lambda x: x[0], parts))
+  (loss, metrics), gradient = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+  count = microbatches if live is None else live
+  return jax.lax.fori_loop(0, count, add_microbatch, Accumulated(gradient, loss, metrics))
 
 
 @functools.partial(jax.jit, static_argnames=("loss_fn", "optimizer", "microbatches"), donate_argnames="state")
@@ -67,27 +87,31 @@ def update(
   optimizer: optax.GradientTransformation,
   microbatches: int = 1,
 ) -> tuple[TrainState, dict[str, Metric]]:
-  """Returns (new state, metrics by name) after one step of learning rate `rate` on the first `live` micro-batches.
+  """Updates the weights once, with learning rate `rate`; returns the new state and the metrics by name.
 
-  A non-finite loss or gradient changes no weight and no moment; it is counted.
+  The metrics are those of `loss_fn`, and loss, grad_norm, learning_rate, skipped_updates and skipped_in_a_row.
+  live: how many microbatches to use, from the first (None: all). A loss or gradient that is not finite leaves weights
+  and moments as they are, and is counted as skipped. `state` is donated.
   """
   gradient, loss, metrics = accumulate(loss_fn, state.params, batch, microbatches, live)
   norm = optax.tree.norm(gradient)
-  good = jnp.isfinite(norm) & jnp.isfinite(loss)
+  is_finite = jnp.isfinite(norm) & jnp.isfinite(loss)
   change, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-  fresh = (jax.tree.map(lambda w, step: w - rate * step, state.params, change), opt_state)
-  params, opt_state = jax.tree.map(lambda new, old: jnp.where(good, new, old), fresh, (state.params, state.opt_state))
+  stepped = jax.tree.map(lambda w, step: w - rate * step, state.params, change)
+  params, opt_state = jax.tree.map(
+    lambda new, old: jnp.where(is_finite, new, old), (stepped, opt_state), (state.params, state.opt_state)
+  )
   state = TrainState(
     params,
     opt_state,
     updates=state.updates + 1,
-    skipped=state.skipped + ~good,
-    skipped_in_a_row=jnp.where(good, 0, state.skipped_in_a_row + 1),
+    skipped=state.skipped + ~is_finite,
+    skipped_in_a_row=jnp.where(is_finite, 0, state.skipped_in_a_row + 1),
   )
   return state, metrics | {
     "loss": Sum(loss),
     "grad_norm": WeightedMean(norm, jnp.ones_like(norm)),
-    "learning_rate": Maximum(jnp.where(good, rate, 0.0)),
+    "learning_rate": Maximum(jnp.where(is_finite, rate, 0.0)),
     "skipped_updates": Maximum(state.skipped),
     "skipped_in_a_row": Maximum(state.skipped_in_a_row),
   }
