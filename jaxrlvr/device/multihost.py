@@ -55,8 +55,8 @@ def process_index() -> int:
 def initialise(deadline: float, silence: float) -> None:
   """Joins the other processes; call it before any device is touched.
 
-  deadline: seconds that this process waits for the others before it ends itself. silence: seconds without a sign of life
-  after which a process counts as dead. On Cloud TPU nothing must be set; elsewhere JAX_COORDINATOR_ADDRESS,
+  deadline: seconds that this process waits for the others before it ends itself. silence: seconds without a sign of
+  life after which a process counts as dead. On Cloud TPU nothing must be set; elsewhere JAX_COORDINATOR_ADDRESS,
   JAX_NUM_PROCESSES and JAX_PROCESS_ID are read. All processes but the first then write nothing to stdout and only
   errors to stderr. Raises InputError for wrong variables, and where the processes don't meet.
   """
@@ -238,7 +238,7 @@ class _Watch:
       thread.start()
 
   def stop(self) -> None:
-    """Ends both threads. Call it before the service and Python end: a thread inside the service's client crashes both."""
+    """Ends both threads. Call it before the service or Python ends: a thread inside the client would crash them."""
     self.over.set()
     for thread in self.threads:
       thread.join()
@@ -296,7 +296,7 @@ class _Watch:
 
 @ctypes.CFUNCTYPE(None, ctypes.c_int)
 def _aborted(_: int) -> None:
-  """Ends the process with GONE. jax's client aborts when the first process's service is gone; there is no other notice."""
+  """Ends the process with GONE. jax's client aborts where the first process's service is gone, without other notice."""
   told = (_watch and (_watch.verdict or _watch.told)) or (
     "the runtime gave up, its reason is above: most likely process 0, which keeps the coordination service, is gone"
   )

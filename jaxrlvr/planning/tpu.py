@@ -1,4 +1,4 @@
-"""TPU slices by name: how many chips each has, how they are laid out, and the published figures of a chip."""
+"""TPU slices by name: number and grid of their chips, and the published figures of a chip."""
 
 from __future__ import annotations
 
@@ -12,24 +12,26 @@ from jaxrlvr.base.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  flops: float  # bfloat16 peak a second
+  """Figures of a chip."""
+
+  flops: float  # peak bfloat16 FLOPs a second
   bandwidth: float  # bytes a second from HBM
   ici: float  # bytes a second out of a chip over all its links (inter-chip interconnect)
-  hbm: float  # bytes that libtpu's compiler hands out: published capacity less what the runtime keeps
-  cores: int  # TensorCores a chip that gcloud's names count; 1: they count chips
-  dimensions: int  # of the grid of chips
+  hbm: float  # bytes that a program may use: the published capacity less what the runtime reserves
+  cores: int  # what gcloud's names count for a chip: 2 where they count TensorCores, 1 where they count chips
+  dimensions: int  # of the grid in which chips are connected
 
 
 GIB = 2**30
 # Google Cloud documentation, "TPU v4", "TPU v5e", "TPU v5p" and "TPU v6e" (system architecture): peak compute, HBM
-# bandwidth, interchip interconnect bandwidth (Gbps / 8). `hbm` as libtpu 0.0.52 tells when it runs out.
+# bandwidth, interchip interconnect bandwidth (Gbps / 8). `hbm` is the limit that libtpu 0.0.52 names when memory runs out.
 CHIPS = {
   "v4": Chip(275e12, 1228e9, 300e9, 30.75 * GIB, 2, 3),
   "v5e": Chip(197e12, 819e9, 200e9, 15.75 * GIB, 1, 2),
   "v5p": Chip(459e12, 2765e9, 600e9, 95.73 * GIB, 2, 3),
   "v6e": Chip(918e12, 1640e9, 448e9, 31.24 * GIB, 1, 2),
 }
-# Grids of chips that Cloud TPU sells, by dimensions.
+# Grids of chips that Cloud TPU offers, by number of dimensions.
 GRIDS = {
   2: ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16"),
   3: (
@@ -41,36 +43,41 @@ GRIDS = {
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
+  """A TPU slice."""
+
   name: str  # as the config names it
-  kind: str  # key of CHIPS
+  kind: str  # a key of CHIPS
   grid: str  # such as 2x4
 
   @property
   def chip(self) -> Chip:
+    """The figures of its chips."""
     return CHIPS[self.kind]
 
   @property
   def chips(self) -> int:
+    """The number of its chips."""
     return math.prod(map(int, self.grid.split("x")))
 
   @property
   def topology(self) -> str:
-    """libtpu's name of it."""
+    """Its name in libtpu, such as v5e:2x4."""
     return f"{self.kind}:{self.grid}"
 
 
 def slices() -> dict[str, Slice]:
-  """Every slice by the name gcloud has for it: v5p and v4 count TensorCores, two a chip, the others chips."""
-  found = {}
+  """Returns every slice of GRIDS by its gcloud name, in which v4 and v5p count TensorCores, the others chips."""
+  by_name = {}
   for kind, chip in CHIPS.items():
     for grid in GRIDS[chip.dimensions]:
-      name = f"{kind}-{math.prod(map(int, grid.split('x'))) * chip.cores}"
-      found[name] = Slice(name, kind, grid)
-  return found
+      chips = math.prod(map(int, grid.split("x")))
+      name = f"{kind}-{chips * chip.cores}"
+      by_name[name] = Slice(name, kind, grid)
+  return by_name
 
 
 def find_slice(name: str) -> Slice:
-  """Slice of a gcloud name (v5e-8, v5litepod-8, v5p-16) or of libtpu's own (v5e:2x4)."""
+  """Returns the slice of a gcloud name (v5e-8, v5litepod-8) or a libtpu name (v5e:2x4), else raises InputError."""
   known = slices()
   plain = name.lower().replace("v5litepod", "v5e")
   if plain in known:
@@ -79,16 +86,25 @@ def find_slice(name: str) -> Slice:
   if kind in CHIPS and re.fullmatch(r"[1-9]\d*(x[1-9]\d*)+", grid):
     if grid.count("x") + 1 == CHIPS[kind].dimensions:
       return Slice(name, kind, grid)
-    raise InputError(f"{name!r}: {kind} chips lie in {CHIPS[kind].dimensions} dimensions; such as {_near(kind, known)}")
+    raise InputError(
+      f"{name!r}: {kind} chips lie in {CHIPS[kind].dimensions} dimensions; such as {_names_of(kind, known)}"
+    )
   kind = plain.split("-")[0]
-  near = _near(kind, known) if kind in CHIPS else ", ".join(difflib.get_close_matches(plain, known, 4) or known)
-  raise InputError(f"{name!r} is no TPU slice; wanted a name as {near}, or chips in a grid as v5e:2x4")
+  if kind in CHIPS:
+    similar = _names_of(kind, known)
+  else:
+    similar = ", ".join(difflib.get_close_matches(plain, known, 4) or known)
+  raise InputError(f"{name!r} is no TPU slice; wanted a name as {similar}, or chips in a grid as v5e:2x4")
 
 
-def _near(kind: str, known: dict[str, Slice]) -> str:
-  return ", ".join(n for n, s in known.items() if s.kind == kind)
+def _names_of(kind: str, known: dict[str, Slice]) -> str:
+  """Returns the names of all slices of this kind of chip."""
+  return ", ".join(name for name, tpu_slice in known.items() if tpu_slice.kind == kind)
 
 
 def larger(kind: str, chips: int) -> str:
-  """Name of the smallest slice of this kind with at least so many chips, "" if there is none."""
-  return next((name for name, s in slices().items() if s.kind == kind and s.chips >= chips), "")
+  """Returns the name of the smallest slice of this kind with at least `chips` chips, "" if there is none."""
+  for name, tpu_slice in slices().items():
+    if tpu_slice.kind == kind and tpu_slice.chips >= chips:
+      return name
+  return ""

@@ -1,4 +1,4 @@
-"""Random numbers of rewards; each is a function of its address alone, so that no batch and no restart changes one."""
+"""Random numbers of rewards, each a function of its address alone: neither the batch nor a restart changes one."""
 
 from __future__ import annotations
 
@@ -11,11 +11,16 @@ from jaxrlvr.rewards.types import Answers
 
 
 def uniform(answers: Answers, stream: str) -> np.ndarray:
-  """Returns [P,G] draws from [0, 1), each a function of (seed, stream, step, problem, sample) alone."""
+  """Returns draws [P,G] from [0, 1), each a function of seed, `stream`, step, problem and sample alone.
+
+  stream: a name, different for draws that must be independent.
+  """
 
   def number(problem: Problem, sample: int) -> float:
     address = f"{answers.seed}/{stream}/{answers.step}/{sample}/{problem.id}".encode()
     return int.from_bytes(hashlib.blake2b(address, digest_size=6).digest(), "little") / 2**48
 
-  pairs = zip(answers.problems, answers.sample_PG, strict=True)
-  return np.array([[number(problem, sample) for sample in samples] for problem, samples in pairs])
+  draws = []
+  for problem, samples in zip(answers.problems, answers.sample_PG, strict=True):
+    draws.append([number(problem, sample) for sample in samples])
+  return np.array(draws)

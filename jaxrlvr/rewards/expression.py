@@ -1,10 +1,11 @@
-"""Sums and products of rewards, as `rl.reward` writes them: read, and worth what their terms are worth."""
+"""Sums and products of rewards, as the config key `rl.reward` writes them: parses and grades them."""
 
 from __future__ import annotations
 
 import ast
 import difflib
 import functools
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -16,20 +17,25 @@ from jaxrlvr.rewards.types import Answers, Graded
 
 
 class Factor(NamedTuple):
-  """One reward of an expression, with the arguments written behind it: `random(0.3)`."""
+  """A reward in an expression: a key of `REWARDS` and its arguments, as in `random(0.3)`."""
 
   name: str
   arguments: tuple[float, ...] = ()
 
   def __str__(self) -> str:
-    return self.name + (f"({', '.join(map(str, self.arguments))})" if self.arguments else "")
+    if not self.arguments:
+      return self.name
+    return f"{self.name}({', '.join(map(str, self.arguments))})"
 
 
-Terms = list[tuple[float, tuple[Factor, ...]]]  # a sum of weighted products
+Terms = list[tuple[float, tuple[Factor, ...]]]  # a sum of products: (weight, factors) of each
 
 
 def parse(text: str) -> Terms:
-  """Reads `0.7*verifiable*thinking_format + 0.3*one_box` as a sum of products; InputError for anything else."""
+  """Returns an expression such as `0.7*verifiable*thinking_format + 0.3*one_box` as a sum of products.
+
+  Raises InputError for text that is no such expression, names that are no rewards, and a term without any reward.
+  """
   try:
     tree = ast.parse(text.strip(), mode="eval").body
   except (SyntaxError, ValueError) as error:
@@ -41,12 +47,14 @@ def parse(text: str) -> Terms:
 
 
 def _terms(node: ast.expr, text: str) -> Terms:
+  """Returns the sum of products that a node of the syntax tree stands for; `text` is the whole expression."""
   match node:
     case ast.BinOp(left=left, op=ast.Add() | ast.Sub(), right=right):
       sign = 1.0 if isinstance(node.op, ast.Add) else -1.0
       return _terms(left, text) + [(sign * weight, factors) for weight, factors in _terms(right, text)]
     case ast.BinOp(left=left, op=ast.Mult(), right=right):
-      return [(v * w, a + b) for v, a in _terms(left, text) for w, b in _terms(right, text)]
+      pairs = itertools.product(_terms(left, text), _terms(right, text))
+      return [(v * w, a + b) for (v, a), (w, b) in pairs]
     case ast.UnaryOp(op=ast.USub(), operand=operand):
       return [(-weight, factors) for weight, factors in _terms(operand, text)]
     case ast.Constant(value=int() | float() as value) if not isinstance(value, bool) and np.isfinite(value):
@@ -54,16 +62,19 @@ def _terms(node: ast.expr, text: str) -> Terms:
     case ast.Name(id=name):
       return [(1.0, (_factor(name, (), text),))]
     case ast.Call(func=ast.Name(id=name), args=args, keywords=[]):
-      values = [term for arg in args for term in _terms(arg, text)]
-      if not any(factors for _, factors in values):
-        return [(1.0, (_factor(name, tuple(weight for weight, _ in values), text),))]
+      values = list(itertools.chain.from_iterable(_terms(arg, text) for arg in args))
+      are_numbers = not any(factors for _, factors in values)
+      if are_numbers:
+        arguments = tuple(weight for weight, _ in values)
+        return [(1.0, (_factor(name, arguments, text),))]
   raise InputError(f"reward {text!r}: {ast.unparse(node)!r} is not understood; write names, numbers, +, - and *")
 
 
 def _factor(name: str, arguments: tuple[float, ...], text: str) -> Factor:
+  """Returns a checked factor. Raises InputError for an unknown reward, and for arguments that it does not take."""
   if name not in REWARDS:
-    near = difflib.get_close_matches(name, REWARDS, 1)
-    hint = f"did you mean {near[0]!r}?" if near else f"use {', '.join(REWARDS)}"
+    similar = difflib.get_close_matches(name, REWARDS, 1)
+    hint = f"did you mean {similar[0]!r}?" if similar else f"use {', '.join(REWARDS)}"
     raise InputError(f"reward {text!r}: there is no {name!r}; {hint}")
   if arguments and (name != "random" or len(arguments) > 1 or not 0 <= arguments[0] <= 1):
     raise InputError(f"reward {text!r}: {name}{arguments} is not understood; only random(RATE), RATE in [0, 1], is")
@@ -71,26 +82,33 @@ def _factor(name: str, arguments: tuple[float, ...], text: str) -> Factor:
 
 
 def is_binary(terms: Terms) -> bool:
-  """Returns whether every value is 0 or 1, so that it can be called right or wrong."""
-  return len(terms) == 1 and terms[0][0] == 1.0 and all(REWARDS[factor.name].binary for factor in terms[0][1])
+  """Returns whether the reward is always 0 or 1, so that an answer is right or wrong by it."""
+  if len(terms) != 1:
+    return False
+  ((weight, factors),) = terms
+  return weight == 1.0 and all(REWARDS[factor.name].binary for factor in factors)
 
 
 def looks_at_votes(terms: Terms) -> bool:
-  """Returns whether a factor looks at more samples than are trained on."""
+  """Returns whether a factor needs all `rl.votes` samples, also those that are not trained on."""
   return any(REWARDS[factor.name].votes for _, factors in terms for factor in factors)
 
 
 def grade_terms(terms: Terms, answers: Answers, grade: Grade) -> tuple[Graded, dict[str, Graded]]:
-  """Returns the reward, and its factors by name. An answer that one factor can't score is unscored."""
+  """Grades the answers; returns the whole reward, and the grades of each factor by its text.
+
+  An answer that one factor can't score is unscored, with the cause of the first such factor.
+  """
   graded: dict[Factor, Graded] = {}
   for _, factors in terms:
     for factor in factors:
       if factor not in graded:
         graded[factor] = REWARDS[factor.name].function(answers, grade, *factor.arguments)
   value = sum(weight * np.prod([graded[factor].value_PG for factor in factors], 0) for weight, factors in terms)
-  scored = np.all([g.scored_PG for g in graded.values()], axis=0)
-  causes = [np.array(g.cause_PG, object) for g in graded.values()]
-  cause = functools.reduce(lambda a, b: np.where(a == "", b, a), causes)
-  elections = next((g.elections_P for g in graded.values() if g.elections_P), None)
-  whole = Graded(np.where(scored, value, 0.0).astype(np.float32), scored, cause.tolist(), elections)
-  return whole, {str(factor): g for factor, g in graded.items()}
+  scored = np.all([grades.scored_PG for grades in graded.values()], axis=0)
+  causes = [np.array(grades.cause_PG, object) for grades in graded.values()]
+  first_cause = functools.reduce(lambda earlier, later: np.where(earlier == "", later, earlier), causes)
+  elections = next((grades.elections_P for grades in graded.values() if grades.elections_P), None)
+  reward = np.where(scored, value, 0.0).astype(np.float32)
+  whole = Graded(reward, scored, first_cause.tolist(), elections)
+  return whole, {str(factor): grades for factor, grades in graded.items()}

@@ -1,4 +1,4 @@
-"""Rewards for the form of a response alone (`text.answer.FORMATS`)."""
+"""Rewards for the format of a response, whatever it answers (`text.answer.FORMATS`)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from jaxrlvr.text.answer import FORMATS
 
 
 def keeps_format(answers: Answers, grade: Grade, *, name: str) -> Graded:
-  """Pays 1 for a response of the format of this name."""
+  """Pays 1 for a response that keeps a format, 0 for any other. name: a key of `FORMATS`."""
   keeps = FORMATS[name]
-  return graded_by_value([[keeps(response) for response in responses] for responses in answers.response_PG])
+  value_PG = [list(map(keeps, responses)) for responses in answers.response_PG]
+  return graded_by_value(value_PG)

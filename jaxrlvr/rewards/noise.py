@@ -1,4 +1,4 @@
-"""Noise of a reward: a channel between the verifier and the policy."""
+"""Noise of a binary reward, added between verifier and policy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from jaxrlvr.rewards.types import Answers, Graded
 
 
 def add_noise(graded: Graded, answers: Answers, false_positive: float, false_negative: float) -> Graded:
-  """Returns a binary reward as seen through a channel that pays a 0 and withholds a 1 at these rates."""
+  """Returns a binary reward with noise: turns a 0 into 1 at the rate false_positive, a 1 into 0 at false_negative."""
   u_PG = uniform(answers, "noise")
-  value_PG = np.where(graded.value_PG == 1, u_PG >= false_negative, u_PG < false_positive)
+  stays_1_PG = u_PG >= false_negative
+  becomes_1_PG = u_PG < false_positive
+  value_PG = np.where(graded.value_PG == 1, stays_1_PG, becomes_1_PG)
   return graded._replace(value_PG=value_PG.astype(np.float32))

@@ -1,4 +1,4 @@
-"""Rewards that say nothing about what is right, or the opposite: controls."""
+"""Control rewards, which say nothing about what is right, or the opposite."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ from jaxrlvr.tasks.verdicts import UNPARSEABLE
 
 
 def random_reward(answers: Answers, grade: Grade, rate: float = 0.5) -> Graded:
-  """Pays 1 with this probability, whatever was answered."""
+  """Pays 1 with probability `rate`, else 0, whatever was answered."""
   return graded_by_value(uniform(answers, "random reward") < rate)
 
 
 def inverse(answers: Answers, grade: Grade) -> Graded:
-  """Pays 1 for an answer that is not the label's; 0 for a response that holds none the verifier can read."""
+  """Pays 1 for an answer that differs from the label, 0 for a response without an answer that the verifier can read."""
   graded = grade_by_label(answers, grade)
-  read_PG = np.array(graded.cause_PG, object) != UNPARSEABLE.cause
-  value_PG = np.where(read_PG & graded.scored_PG, 1.0 - graded.value_PG, 0.0)
+  has_answer_PG = np.array(graded.cause_PG, object) != UNPARSEABLE.cause
+  value_PG = np.where(has_answer_PG & graded.scored_PG, 1.0 - graded.value_PG, 0.0)
   return graded._replace(value_PG=value_PG.astype(np.float32))
 
 
 def wrong_label(answers: Answers, grade: Grade) -> Graded:
-  """Pays 1 for the most frequent wrong answer; unscored where nobody could say whether an answer is wrong."""
+  """Pays 1 for the group's most frequent wrong answer; unscored where the verifier can't say whether one is wrong."""
   true = grade_by_truth(answers, grade)
-  voted = pay_winner(answers, true.scored_PG & (true.value_PG < 1), grade)
+  wrong_PG = true.scored_PG & (true.value_PG < 1)
+  voted = pay_winner(answers, wrong_PG, grade)
   cause_PG = np.array(voted.cause_PG, object)
   unknown_PG = ~true.scored_PG
   cause_PG[unknown_PG] = np.array(true.cause_PG, object)[unknown_PG]

@@ -1,4 +1,4 @@
-"""Rewards that the policy's own probabilities give: how sure it is of what it wrote. In nats."""
+"""Rewards from the policy's own probabilities: how certain it is of its response, in nats."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from jaxrlvr.rewards.types import Answers, Graded, graded_by_value
 
 
 def self_certainty(answers: Answers, grade: Grade) -> Graded:
-  """Pays the mean self-certainty of a response's tokens (Intuitor)."""
+  """Pays the mean self-certainty of the response's tokens (Intuitor)."""
   return graded_by_value(answers.statistics["certainty"])
 
 
 def token_entropy(answers: Answers, grade: Grade) -> Graded:
-  """Pays minus the mean entropy of a response's tokens."""
+  """Pays the negative mean entropy of the response's tokens."""
   return graded_by_value(-answers.statistics["entropy"])
 
 
 def sequence_entropy(answers: Answers, grade: Grade) -> Graded:
-  """Pays the response's log-probability: minus the entropy over whole responses, estimated from one sample."""
+  """Pays the response's log-probability, a one-sample estimate of the negative entropy over whole responses."""
   return graded_by_value(answers.statistics["sequence_logp"])

@@ -1,4 +1,4 @@
-"""What rewards are given, and what they say."""
+"""What rewards take (`Answers`) and return (`Graded`)."""
 
 from __future__ import annotations
 
@@ -13,27 +13,29 @@ from jaxrlvr.text.answer import Parsed
 
 
 class Answers(NamedTuple):
-  """The responses of a batch, problem-major, with what the device measured of them."""
+  """The responses of a batch, G to each of P problems, with statistics that the device computed."""
 
   problems: Sequence[Problem]  # P
   response_PG: Sequence[Sequence[Parsed]]
-  statistics: Mapping[str, np.ndarray]  # [P,G] each: mean `certainty` and `entropy` a token, `sequence_logp`; nats
-  sample_PG: np.ndarray  # index among the samples of its problem at this step
+  statistics: Mapping[
+    str, np.ndarray
+  ]  # keys: certainty, entropy (means over tokens), sequence_logp; each [P,G], in nats
+  sample_PG: np.ndarray  # number of each response among its problem's samples of this step
   seed: int = 0
   step: int = 0
 
 
 class Graded(NamedTuple):
-  """Outcome of each answer; where scored is False nobody could say, and the value means nothing."""
+  """The reward of each response. Where it is not scored, nobody could say, and the value has no meaning."""
 
   value_PG: np.ndarray  # float32
   scored_PG: np.ndarray  # bool
-  cause_PG: list[list[str]]  # why an answer is unscored; may tell more of a scored one (`base.types.Verdict`)
-  elections_P: list[Election] | None = None  # where the label was voted on; of several votes in a sum the first
+  cause_PG: list[list[str]]  # why a response is unscored, or a remark on a scored one (`base.types.Verdict`); "": none
+  elections_P: list[Election] | None = None  # the first vote, where the reward has votes; None: it has none
 
 
 def graded_by_value(value_PG: np.ndarray | Sequence[Sequence[float]]) -> Graded:
-  """Returns values that need no verifier as graded; one that is not finite is unscored, with the cause "error"."""
+  """Returns the values [P,G] as grades; a value that is not finite is unscored, with the cause "error"."""
   value_PG = np.asarray(value_PG, np.float32)
   scored_PG = np.isfinite(value_PG)
   return Graded(value_PG, scored_PG, np.where(scored_PG, "", "error").tolist())

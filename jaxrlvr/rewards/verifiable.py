@@ -1,4 +1,4 @@
-"""The verifiable reward: the answer is the label's. Also the truth, which is graded in the same way."""
+"""The verifiable reward, which compares answers with labels, and the truth, which is graded in the same way."""
 
 from __future__ import annotations
 
@@ -14,39 +14,40 @@ from jaxrlvr.text.answer import stated
 
 
 def grade_by_label(answers: Answers, grade: Grade) -> Graded:
-  """Grades against the labels, which may be wrong."""
+  """Pays 1 for an answer that equals the problem's label, which may be wrong."""
   return grade_against(answers, [problem.label for problem in answers.problems], grade)
 
 
 def grade_by_truth(answers: Answers, grade: Grade) -> Graded:
-  """Grades against the true answers: what evaluation uses, and what every run logs beside its reward."""
+  """Pays 1 for a truly right answer: used by evaluation, and logged by every run beside its reward."""
   return grade_against(answers, [problem.truth for problem in answers.problems], grade)
 
 
 def grade_against(answers: Answers, key_P: Sequence[str], grade: Grade) -> Graded:
-  """Grades every response by its problem's verifier against `key_P`, one answer a problem."""
-  jobs = [
-    Job(problem.verifier, response, key, problem.extra)
-    for problem, key, responses in zip(answers.problems, key_P, answers.response_PG, strict=True)
-    for response in responses
-  ]
+  """Grades every response with its problem's verifier against the problem's answer in `key_P`."""
+  jobs = []
+  for problem, key, responses in zip(answers.problems, key_P, answers.response_PG, strict=True):
+    jobs += [Job(problem.verifier, response, key, problem.extra) for response in responses]
   verdicts = grade(jobs)
   shape = (len(answers.problems), -1)
-  cause = np.array([v.cause for v in verdicts], object).reshape(shape).tolist()
-  value = np.array([v.score if v.score is not None else np.nan for v in verdicts], np.float32).reshape(shape)
-  return Graded(np.nan_to_num(value, posinf=0.0, neginf=0.0), np.isfinite(value), cause)
+  causes = np.array([verdict.cause for verdict in verdicts], object)
+  scores = np.array([np.nan if verdict.score is None else verdict.score for verdict in verdicts], np.float32)
+  value_PG = scores.reshape(shape)
+  finite_value_PG = np.nan_to_num(value_PG, posinf=0.0, neginf=0.0)
+  return Graded(finite_value_PG, np.isfinite(value_PG), causes.reshape(shape).tolist())
 
 
 def labels_right(problems: Sequence[Problem], grade: Grade) -> dict[str, float | None]:
-  """Returns by problem id whether its label is a right answer: 1.0, 0.0, or None where its verifier can't say."""
-  jobs = [Job(p.verifier, stated(p.label), p.truth, p.extra) for p in problems]
-  return {p.id: verdict.score for p, verdict in zip(problems, grade(jobs), strict=True)}
+  """Returns by problem id whether its label is a right answer: 1.0, 0.0, or None where the verifier can't say."""
+  jobs = [Job(problem.verifier, stated(problem.label), problem.truth, problem.extra) for problem in problems]
+  verdicts = grade(jobs)
+  return {problem.id: verdict.score for problem, verdict in zip(problems, verdicts, strict=True)}
 
 
 def grade_once(grade: Grade) -> Grade:
-  """Returns `grade` that grades a response against an answer once, however many rewards ask: all see one verdict."""
+  """Returns a `grade` with a memory: it grades a response against an answer once, for all rewards."""
   known: dict[tuple, Verdict] = {}
-  kept_alive: list[Job] = []  # or the id of an `extra` could come to mean another
+  kept_alive: list[Job] = []  # so that the id of an `extra` is never that of another
 
   def grade_new(jobs: Sequence[Job]) -> list[Verdict]:
     addresses = [(job.verifier, job.response, job.label, id(job.extra)) for job in jobs]

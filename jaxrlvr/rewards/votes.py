@@ -1,4 +1,4 @@
-"""Rewards by the vote of a problem's own samples: the most frequent answer is taken for the label (TTRL)."""
+"""Rewards by majority vote: the most frequent answer among a problem's samples serves as its label (TTRL)."""
 
 from __future__ import annotations
 
@@ -12,25 +12,31 @@ from jaxrlvr.text.answer import FORMATS
 
 
 def majority_vote(answers: Answers, grade: Grade) -> Graded:
-  """Pays 1 for the most frequent answer of the group."""
-  return pay_winner(answers, [[True] * len(responses) for responses in answers.response_PG], grade)
+  """Pays 1 for the most frequent answer of the group, 0 for others."""
+  votes_PG = [[True] * len(responses) for responses in answers.response_PG]
+  return pay_winner(answers, votes_PG, grade)
 
 
 def majority_vote_thinking(answers: Answers, grade: Grade) -> Graded:
-  """Pays 1 for the most frequent answer of the responses of the thinking format; only they vote and are paid."""
+  """Pays 1 for the most frequent answer among responses of the thinking format; only these vote and are paid."""
   thinks = FORMATS["thinking_format"]
-  return pay_winner(answers, [[thinks(response) for response in responses] for responses in answers.response_PG], grade)
+  votes_PG = [list(map(thinks, responses)) for responses in answers.response_PG]
+  return pay_winner(answers, votes_PG, grade)
 
 
 def pay_winner(answers: Answers, votes_PG: Sequence[Sequence[bool]] | np.ndarray, grade: Grade) -> Graded:
-  """Pays 1 where a response gives the most frequent answer of those that vote; without any vote nobody is paid."""
-  answer_PG = [
-    [response.answer if votes else None for response, votes in zip(*row, strict=True)]
-    for row in zip(answers.response_PG, votes_PG, strict=True)
-  ]
+  """Pays 1 for the most frequent answer among the responses that vote, and 0 to a response that does not vote.
+
+  votes_PG: True where a response votes. Where none of a group votes, all get 0.
+  """
+  answer_PG = []
+  for responses, votes_G in zip(answers.response_PG, votes_PG, strict=True):
+    answer_PG.append([response.answer if votes else None for response, votes in zip(responses, votes_G, strict=True)])
   elections = elect(answers.problems, answer_PG, grade)
-  won_P = [None if e.winner is None else e.cluster_G[e.winner] for e in elections]
-  value = [[c is not None and c == won for c in e.cluster_G] for e, won in zip(elections, won_P, strict=True)]
-  cause = [e.cause_G for e in elections]
-  scored = np.array([[not c for c in row] for row in cause])
-  return Graded(np.array(value, np.float32), scored, cause, elections)
+  value_PG, scored_PG = [], []
+  for election in elections:
+    winner = None if election.winner is None else election.cluster_G[election.winner]
+    value_PG.append([cluster is not None and cluster == winner for cluster in election.cluster_G])
+    scored_PG.append([not cause for cause in election.cause_G])
+  cause_PG = [election.cause_G for election in elections]
+  return Graded(np.array(value_PG, np.float32), np.array(scored_PG), cause_PG, elections)
