@@ -24,7 +24,7 @@ class Chip:
 
 GIB = 2**30
 # Google Cloud documentation, "TPU v4", "TPU v5e", "TPU v5p" and "TPU v6e" (system architecture): peak compute, HBM
-# bandwidth, interchip interconnect bandwidth (Gbps / 8). `hbm` is the limit that libtpu 0.0.52 names when memory runs out.
+# bandwidth, interchip interconnect bandwidth (Gbps / 8). `hbm` is the limit that libtpu 0.0.52 names.
 CHIPS = {
   "v4": Chip(275e12, 1228e9, 300e9, 30.75 * GIB, 2, 3),
   "v5e": Chip(197e12, 819e9, 200e9, 15.75 * GIB, 1, 2),
