@@ -7,7 +7,7 @@ A key with `may_change` may have another value when a run is resumed; all other 
 
 from collections.abc import Mapping
 
-from jaxrlvr.config.keys import (
+from jaxrlvr.config.rules import (
   DECAY,
   DTYPE,
   FILLED_SHARE,

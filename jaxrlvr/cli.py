@@ -123,7 +123,7 @@ def _hint(word: str, stage: str) -> str:
   A key of this stage is named before keys of other stages.
   """
   from jaxrlvr.config import hints
-  from jaxrlvr.config.keys import declared
+  from jaxrlvr.config.rules import declared
 
   name, equals, value = word.partition("=")
   name = name.lstrip("-")

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from jaxrlvr.base.errors import InputError
 from jaxrlvr.config import links, manual, pairs, values
-from jaxrlvr.config.keys import Rule, declared
+from jaxrlvr.config.rules import Rule, declared
 
 
 def check(config: ConfigDict, stage: str | None = None, overridden: Collection[str] = ()) -> None:

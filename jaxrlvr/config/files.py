@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from jaxrlvr.base.errors import InputError
 from jaxrlvr.config import checks, hints, values
-from jaxrlvr.config.keys import FOLDER
+from jaxrlvr.config.rules import FOLDER
 
 
 def base(name: str = "base", arg: str = "") -> ConfigDict:

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from jaxrlvr.config.keys import declared
+from jaxrlvr.config.rules import declared
 
 if TYPE_CHECKING:
   from ml_collections import ConfigDict

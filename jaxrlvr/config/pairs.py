@@ -8,7 +8,7 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from jaxrlvr.base.errors import InputError
-from jaxrlvr.config.keys import declared
+from jaxrlvr.config.rules import declared
 from jaxrlvr.data import eval_sets, problems
 from jaxrlvr.rewards import expression
 from jaxrlvr.tasks.arithmetic import problems as arithmetic

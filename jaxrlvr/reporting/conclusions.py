@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from jaxrlvr.analysis.passk import mean, paired_gain
-from jaxrlvr.reporting.formats import listed, percent, points
 from jaxrlvr.reporting.runs import RecordedRun
+from jaxrlvr.reporting.wording import listed, percent, points
 
 ROSE = 0.05  # a training reward counts as risen if it rose by this share of its scale
 END_STEPS = 5  # the first and the last training reward are means over this many steps

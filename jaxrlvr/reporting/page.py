@@ -15,7 +15,7 @@ from jaxrlvr.base.errors import InputError
 from jaxrlvr.base.escape import visible
 from jaxrlvr.base.logbook import finite, read_json, write_atomic
 from jaxrlvr.reporting import charts, conclusions
-from jaxrlvr.reporting.drawings import Chart, write_charts
+from jaxrlvr.reporting.curves import Chart, write_charts
 from jaxrlvr.reporting.runs import Cell, RecordedRun, group_runs, mark_unlike_ends
 from jaxrlvr.reporting.samples import choose_responses
 from jaxrlvr.reporting.tables import Table, columns, make_tables, table_as_csv

@@ -15,8 +15,8 @@ from jaxrlvr.analysis.saturation import RedrawnGains, Time, drawn_gap, gap, medi
 from jaxrlvr.base.logbook import csv_text
 from jaxrlvr.reporting import conclusions
 from jaxrlvr.reporting.conclusions import Conclusion
-from jaxrlvr.reporting.formats import listed, percent, points, three_digits, whole
 from jaxrlvr.reporting.runs import Groups, Paper, RecordedRun, series
+from jaxrlvr.reporting.wording import listed, percent, points, three_digits, whole
 
 TIMED = ("saturated", "not saturated")  # states of `Timing` in which the reward rose, so that times mean something
 Concluded = Mapping[RecordedRun, Conclusion]

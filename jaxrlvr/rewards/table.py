@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
-from jaxrlvr.rewards import formats, spurious, statistics, verifiable, votes
+from jaxrlvr.rewards import form, spurious, statistics, verifiable, votes
 from jaxrlvr.rewards.types import Graded
 from jaxrlvr.text.answer import FORMATS
 
@@ -32,5 +32,5 @@ REWARDS: dict[str, Reward] = {
   "token_entropy": Reward(statistics.token_entropy, binary=False),  # - mean H(p)
   "sequence_entropy": Reward(statistics.sequence_entropy, binary=False),  # log p(response)
   "random": Reward(spurious.random_reward),  # random(0.3): 1 with this probability, else with 0.5
-  **{name: Reward(functools.partial(formats.keeps_format, name=name)) for name in FORMATS},
+  **{name: Reward(functools.partial(form.keeps_format, name=name)) for name in FORMATS},
 }

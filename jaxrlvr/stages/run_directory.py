@@ -26,7 +26,7 @@ from jaxrlvr.base import logbook, object_store, signals
 from jaxrlvr.base.errors import InputError, StorageError, TrainingStopped
 from jaxrlvr.config import values
 from jaxrlvr.config.files import differences
-from jaxrlvr.config.keys import declared
+from jaxrlvr.config.rules import declared
 from jaxrlvr.device import checkpoint, multihost
 from jaxrlvr.device.jax_internals import jax_internals
 from jaxrlvr.rewards import expression, table

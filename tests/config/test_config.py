@@ -11,7 +11,7 @@ from jaxrlvr import cli
 from jaxrlvr.base.errors import InputError
 from jaxrlvr.config import checks, links, manual
 from jaxrlvr.config import files as configs
-from jaxrlvr.config.keys import SWITCH, Group, Key, at_least, declared, each, one_of
+from jaxrlvr.config.rules import SWITCH, Group, Key, at_least, declared, each, one_of
 
 ROOT = Path(__file__).parents[2]
 

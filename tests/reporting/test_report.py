@@ -16,7 +16,7 @@ from jaxrlvr import cli
 from jaxrlvr.analysis.passk import pass_at_k
 from jaxrlvr.base.errors import InputError
 from jaxrlvr.reporting import charts as figures
-from jaxrlvr.reporting import conclusions, drawings, formats, tables
+from jaxrlvr.reporting import conclusions, curves, tables, wording
 from jaxrlvr.reporting import page as report
 from jaxrlvr.reporting import runs as results
 from jaxrlvr.reporting import samples as responses
@@ -258,7 +258,7 @@ def test_charts_are_beside_the_page_and_inside_it(two):
   by_k = next(alt for alt in alts if alt.startswith("pass@k on quiz, %, over samples k."))
   last, first = (results.read_jsonl(root / "good" / "metrics.jsonl")[at] for at in (-1, 0))
   for label, row in (("good $arm_1$", last), ("good $arm_1$ before", first)):
-    least, most = (formats.three_digits(100 * row[f"eval/quiz/pass@{k}"]) for k in (1, 4))
+    least, most = (wording.three_digits(100 * row[f"eval/quiz/pass@{k}"]) for k in (1, 4))
     assert f"{label}: first {least}, last {most}" in by_k
 
 
@@ -343,7 +343,7 @@ def test_responses_show_each_kind_with_its_labels(two):
 def test_page_stays_small(tmp_path, monkeypatch):
   run = make_run(tmp_path / "run", lambda x: 0.5, fast, texts=("A" * 1000,))
   monkeypatch.setattr(responses, "EMBEDDED", 20_000)
-  monkeypatch.setattr(drawings, "EMBEDDED_CHARTS", 2)
+  monkeypatch.setattr(curves, "EMBEDDED_CHARTS", 2)
   cells = [Cell(name, run, "arm", name) for name in ("this", "that")]
   html, page, _, shown = make(tmp_path / "page", cells, samples=40)
   assert len(json.dumps(shown)) < 21_000 and len(shown) == 2 * 3 * 2 and "at most 2 a run" in page.text
@@ -828,7 +828,7 @@ def test_right_and_wrong_responses_have_their_own_curves(tmp_path):
   shares = {"F(1)/correct": 0.9, "F(0)/correct": 0.05, "F(0)/incorrect": 0.6, "diversity/correct": 0.3}
   write_jsonl(judged / "metrics.jsonl", [row | shares for row in rows])
   read = results.RecordedRun(Cell("run", run, judged=judged), 5)
-  drawn = {drawing.key: drawing for drawing in drawings.drawings_of({"run": [read]}, ["run"])}
+  drawn = {drawing.key: drawing for drawing in curves.drawings_of({"run": [read]}, ["run"])}
   ends = {"judged-faithful": 50, "judged-faithful-right": 90, "judged-not-right": 5, "judged-not-wrong": 60,
           "judged-diversity-right": 0.3, "entropy": 0.4}  # fmt: skip
   for key, value in ends.items():

@@ -15,7 +15,7 @@ import pytest
 
 from jaxrlvr.cli import HELP, parse_arguments
 from jaxrlvr.config import files
-from jaxrlvr.config.keys import declared
+from jaxrlvr.config.rules import declared
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

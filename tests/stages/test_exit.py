@@ -14,7 +14,7 @@ import pytest
 from jaxrlvr import cli
 from jaxrlvr.base import logbook
 from jaxrlvr.config import manual
-from jaxrlvr.config.keys import declared
+from jaxrlvr.config.rules import declared
 
 ROOT = Path(__file__).parents[2]
 

@@ -11,9 +11,9 @@ from typing import NamedTuple
 from jaxrlvr.analysis.passk import mean
 from jaxrlvr.analysis.saturation import median_time
 from jaxrlvr.reporting import charts
-from jaxrlvr.reporting.formats import three_digits
 from jaxrlvr.reporting.runs import Groups, RecordedRun
 from jaxrlvr.reporting.tables import TIMED, held_out_phrase, measured_set_names, slug
+from jaxrlvr.reporting.wording import three_digits
 
 EMBEDDED_CHARTS = 50  # charts that the page itself holds at most
 
