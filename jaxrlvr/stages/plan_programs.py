@@ -1,4 +1,4 @@
-"""The programs of a stage with shapes in the place of arrays, and what a TPU's compiler says of them."""
+"""Builds the programs of a stage for shapes in the place of arrays, and measures them with a TPU's compiler."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from jaxrlvr.model.row_layout import RowLayout, Separate
 from jaxrlvr.planning import collectives, flops, tpu
 from jaxrlvr.sampling import decode as sampler
 from jaxrlvr.sampling import weights as sampling_weights
-from jaxrlvr.sampling.types import Rollout
+from jaxrlvr.sampling.types import Sampling
 from jaxrlvr.stages import build_policy, rollout
 from jaxrlvr.stages.rl import Learner, check_sizes, make_learner
 from jaxrlvr.training import objective
@@ -35,72 +35,100 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 class Program(NamedTuple):
+  """A program of a stage before it is compiled. Bytes and cost are those of one chip."""
+
   name: str
-  times: int  # in a step of the run
-  arguments: float  # bytes a chip
-  beside: float  # bytes a chip that lie in memory meanwhile and are no arguments
-  lower: Callable  # {program: Measured} -> lowered; None where the program that it follows does not fit
+  times: int  # how often a step of the run calls it
+  arguments: float  # bytes of its arguments
+  beside: float  # bytes that are in memory while it runs and are no arguments
+  lower: (
+    Callable  # ({name: Measured} of the programs before it) -> the lowered program; None: one of these does not fit
+  )
   cost: flops.Cost
-  tokens: float  # it works through, or makes
-  trips: float = 1  # of loops whose end depends on data
+  tokens: float  # number of tokens that a call works through or makes
+  trips: float = 1  # how often loops run whose end depends on data
 
 
 class Measured(NamedTuple):
-  """A program as the compiler left it; bytes a chip."""
+  """A compiled program. Bytes are those of one chip."""
 
   arguments: float
-  temporaries: float  # with the program itself
-  output: float  # less what lies in donated arguments
-  beside: float
+  temporaries: float  # with the program's own code
+  output: float  # without results that lie in donated arguments
+  beside: float  # as in `Program`
   seconds: float  # of compilation
-  refused: str  # what the compiler says where memory is too small
-  sent: dict[str, collectives.Traffic] | None  # None: the compiled program can't be read
-  results: object = None  # how they lie
+  refused: str  # the compiler's message if the program does not fit into memory, else ""
+  sent: dict[str, collectives.Traffic] | None  # by kind of collective; None: the compiled program can't be read
+  results: object = None  # shardings of its results
 
   @property
   def total(self) -> float:
+    """Bytes of a chip that are in memory while it runs."""
     return self.arguments + self.temporaries + self.output + self.beside
 
 
-def _abstract(shapes, places):
-  return jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), shapes, places)
+def _abstract(shapes, shardings):
+  """Returns the tree of shapes with these shardings."""
+  return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, shardings)
 
 
 def _bytes(tree) -> int:
-  """Of one chip."""
-  return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+  """Returns the bytes of a tree of sharded shapes on one chip."""
+  total = 0
+  for leaf in jax.tree.leaves(tree):
+    total += math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+  return total
+
+
+def _sharded_alike(place, tree):
+  """Returns the tree of shapes, all with the same sharding."""
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree)
 
 
 def _rows(mesh, tree):
-  by_rows = sharding.named_sharding(mesh, "batch")
-  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=by_rows), tree)
+  """Returns the tree of shapes, all sharded by rows."""
+  return _sharded_alike(sharding.named_sharding(mesh, "batch"), tree)
+
+
+def _replicated(mesh, shape: tuple[int, ...], dtype):
+  """Returns the shape of an array of which each chip has a copy."""
+  return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.named_sharding(mesh))
 
 
 def _cut(mesh) -> flops.Cut:
+  """Returns how the mesh splits the work and the weights."""
   return flops.Cut(sharding.size(mesh, "batch"), mesh.shape["tensor"], mesh.shape["fsdp"] * mesh.shape["tensor"])
 
 
 def _in(mesh, function):
-  def lower(done):
+  """Returns the function so that it runs with this mesh set."""
+
+  def lower(measured):
     with jax.set_mesh(mesh):
-      return function(done)
+      return function(measured)
 
   return lower
 
 
 def abstract_policy(config: ConfigDict, where: tpu.Slice, devices: Sequence[jax.Device]) -> build_policy.Policy:
-  """The policy of a config on a slice: shapes and places of its weights, and no weight."""
-  model, init = build_policy.find_model(config), object_store.path(config.init) / build_policy.POLICY
-  if model is None and not init.is_file() and not config.model.vocab:
+  """Returns the policy of a config on a slice, with sharded shapes in the place of weights and without a tokenizer.
+
+  Raises InputError where nothing says how many tokens it has.
+  """
+  model, recorded = build_policy.find_model(config), object_store.path(config.init) / build_policy.POLICY
+  if model is None and not recorded.is_file() and not config.model.vocab:
     raise InputError(
       f"config.model.vocab = 0, and neither config.init = {config.init!r} nor config.model.path holds a model; name "
       "one that does, or set config.model.vocab to plan for the shape of config.model"
     )
-  stated = (
-    build_policy.read_recorded_spec(init) if init.is_file() else build_policy.fresh_spec(config, config.model.vocab)
-  )
-  spec = model.spec if model else stated
-  mesh, spec = build_policy.configured_mesh(config, devices), build_policy.configured(config, spec, "tpu")
+  if model is not None:
+    spec = model.spec
+  elif recorded.is_file():
+    spec = build_policy.read_recorded_spec(recorded)
+  else:
+    spec = build_policy.fresh_spec(config, config.model.vocab)
+  mesh = build_policy.configured_mesh(config, devices)
+  spec = build_policy.configured(config, spec, "tpu")
   shapes = jax.eval_shape(lambda: policy_spec.init(spec, keys.at(0, "init")))
   params = _abstract(shapes, policy_spec.shardings(spec, mesh))
   sample_mesh = build_policy.configured_sampling_mesh(config, spec, mesh, int(where.chip.hbm))
@@ -110,124 +138,228 @@ def abstract_policy(config: ConfigDict, where: tpu.Slice, devices: Sequence[jax.
 def of(
   config: ConfigDict, where: tpu.Slice, devices: Sequence[jax.Device]
 ) -> tuple[build_policy.Policy, list[Program]]:
-  """(abstract policy, programs in the order of a step) of `config.plan.stage`."""
+  """Returns (abstract policy, programs in the order in which a step calls them) for the stage config.plan.stage."""
   policy = abstract_policy(config, where, devices)
-  return policy, (rl_programs if config.plan.stage == "rl" else language_programs)(config, policy)
+  if config.plan.stage == "rl":
+    return policy, rl_programs(config, policy)
+  return policy, language_programs(config, policy)
 
 
 def language_programs(config: ConfigDict, policy: build_policy.Policy) -> list[Program]:
-  """An update of `stages.language_modelling`."""
-  stage, shape = config.plan.stage, (config[config.plan.stage].rows, config[config.plan.stage].row_tokens)
+  """Returns the programs of a step of pretrain, cpt or sft: one update."""
+  stage = config.plan.stage
   s = config[stage]
   sharding.check_divisible(policy.mesh, f"config.{stage}.rows", (s.rows // s.microbatches,), ("batch",))
-  fields: list[Any] = [jax.ShapeDtypeStruct(shape, dtype) for dtype in (*[jnp.int32] * 3, jnp.float32)]
-  batch, optimizer = (
-    _rows(policy.mesh, objective.TextBatch(*fields)),
-    build_policy.optimizer(s.optim, max(s.steps, 1))[0],
-  )
-  layout = Separate(s.row_tokens)
-  return [_update(policy, s, layout, batch, objective.language_modelling(policy.spec), optimizer)]
+  ints: Any = jax.ShapeDtypeStruct((s.rows, s.row_tokens), jnp.int32)
+  floats: Any = jax.ShapeDtypeStruct((s.rows, s.row_tokens), jnp.float32)
+  batch = _rows(policy.mesh, objective.TextBatch(ints, ints, ints, floats))
+  optimizer, _ = build_policy.optimizer(s.optim, max(s.steps, 1))
+  loss_fn = objective.language_modelling(policy.spec)
+  return [_update(policy, s, Separate(s.row_tokens), batch, loss_fn, optimizer)]
 
 
 def _update(
   policy, s, layout: RowLayout, batch, loss_fn, optimizer, times: int = 1, beside: float = 0, live=None, trips: int = 0
 ) -> Program:
-  """`Program` of an update; with `live`, the shape of a number of micro-batches, `trips` of them are run."""
+  """Returns the program of an update of a batch.
+
+  s: settings of the stage. live: shape of the number of microbatches that hold tokens, of which there are `trips`;
+  None: all do.
+  """
   trips, slots = trips or s.microbatches, layout.slots
   rows = jax.tree.leaves(batch)[0].shape[0] // s.microbatches * trips
   state = _abstract(*build_policy.state_shapes(policy, optimizer))
-  rate = jax.ShapeDtypeStruct((), jnp.float32, sharding=sharding.named_sharding(policy.mesh))
-  given = dict(loss_fn=loss_fn, optimizer=optimizer, microbatches=s.microbatches)
-  moment = jnp.dtype(s.optim.moment).itemsize
-  cost = flops.update_cost(policy.spec, rows, layout, slots - 1, trips, moment, _cut(policy.mesh))
-  lower = _in(policy.mesh, lambda _: update.lower(state, batch, rate, live, **given))
-  return Program("update", times, _bytes((state, batch)), beside, lower, cost, rows * slots, trips)
+  rate = _replicated(policy.mesh, (), jnp.float32)
+  moment_bytes = jnp.dtype(s.optim.moment).itemsize
+
+  def lower(_):
+    return update.lower(state, batch, rate, live, loss_fn=loss_fn, optimizer=optimizer, microbatches=s.microbatches)
+
+  return Program(
+    name="update",
+    times=times,
+    arguments=_bytes((state, batch)),
+    beside=beside,
+    lower=_in(policy.mesh, lower),
+    cost=flops.update_cost(policy.spec, rows, layout, slots - 1, trips, moment_bytes, _cut(policy.mesh)),
+    tokens=rows * slots,
+    trips=trips,
+  )
 
 
 def rl_programs(config: ConfigDict, policy: build_policy.Policy) -> list[Program]:
-  """A step of `stages.rl`: sampling in parts, scoring by the reference and the old policy, updates."""
-  s, spec, mesh = config.rl, policy.spec, policy.mesh
-  whole = sharding.named_sharding(mesh)
+  """Returns the programs of a step of RL: sampling, scoring by the reference model and the old policy, updates.
+
+  Raises InputError where the mesh can't split their batches.
+  """
+  s, mesh = config.rl, policy.mesh
   check_sizes(config, policy)
   learner, _ = make_learner(config, policy)
-  state = _bytes(_abstract(*build_policy.state_shapes(policy, learner.optimizer)))
-  half = {name: jax.ShapeDtypeStruct(x.shape, spec.dtype, sharding=x.sharding) for name, x in policy.params.items()}
-  reference = half if s.kl_beta else {}
-  programs, _ = _sampling(config, policy, state + _bytes(reference))
+  state_bytes = _bytes(_abstract(*build_policy.state_shapes(policy, learner.optimizer)))
+  reference = {}
+  if s.kl_beta:
+    for name, leaf in policy.params.items():
+      reference[name] = jax.ShapeDtypeStruct(leaf.shape, policy.spec.dtype, sharding=leaf.sharding)
   batch = _batch(config, policy, learner)
-  layout, slots = learner.layout, learner.layout.slots
-  filled = layout.filled(s.prompt_tokens, config.plan.mean_tokens or s.response_tokens)
-  trips = math.ceil(s.microbatches * filled / slots) if s.pack else s.microbatches
-  rows, live = batch.tokens_RS.shape[0] // s.microbatches * trips, jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
-  read, scored = reference or policy.params, dataclasses.replace(batch, ref_logp_RS=None, old_logp_RS=None)
-  programs += [
-    Program(
-      "score", (bool(s.kl_beta) + (learner.updates > 1)) * learner.updates, _bytes((scored, read)),
-      state + _bytes(reference) - _bytes(read),
-      _in(mesh, lambda _: objective.logp.lower(read, scored, live, **learner.scoring())),
-      flops.forward_cost(spec, rows, layout, slots - 1, _cut(mesh)), rows * slots, trips,
-    )
-  ]  # fmt: skip
+  layout = learner.layout
+  live = _replicated(mesh, (), jnp.int32)
+  trips = s.microbatches
+  if s.pack:
+    filled = layout.filled(s.prompt_tokens, config.plan.mean_tokens or s.response_tokens)
+    trips = math.ceil(s.microbatches * filled / layout.slots)
+  resident = state_bytes + _bytes(reference)
+  programs = _sampling(config, policy, resident)
+  programs.append(_score(policy, learner, batch, reference, live, trips, resident))
   beside = _bytes(reference) + (learner.updates - 1) * _bytes(batch)
   programs.append(
     _update(policy, s, layout, batch, learner.loss_fn, learner.optimizer, learner.updates, beside, live, trips)
   )
-  return [p for p in programs if p.times]
+  return [program for program in programs if program.times]
 
 
-def _sampling(config: ConfigDict, policy: build_policy.Policy, resident: float) -> tuple[list[Program], Rollout]:
-  """(programs of `rollout.Sampler`, shapes of what they draw in one part); decode is the one with all its cache."""
-  s, spec, mesh = config.rl, policy.spec, policy.sample_mesh
-  tokenizer: Any = SimpleNamespace(eos_ids=(0,), pad_id=0)  # any ids make the same program
-  sampling = rollout.sampling(config, tokenizer, int8=s.sample_int8)
-  problems, shards = s.problems_per_step // s.sample_parts, sharding.size(mesh, "batch")
-  rows, mean = problems * sampling.group, config.plan.mean_tokens or s.response_tokens
-  lay_out = sampling_weights.lay_out_weights(spec, mesh, sampling.int8)
-  weights = _abstract(jax.eval_shape(lay_out, policy.params), sampling_weights.places(spec, mesh, sampling.int8))
-  stops = (2 + sum(map(len, s.stop_strings)), spec.vocab)
-  stops, t = (jax.ShapeDtypeStruct(n, jnp.int32, sharding=sharding.named_sharding(mesh)) for n in (stops, ()))
-  row_keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
-  asked = (weights, *_rows(mesh, (*_prompts(problems, s.prompt_tokens), row_keys)), stops)
-  how = dict(spec=spec, s=sampling, shards=shards)
-  with jax.set_mesh(mesh):
-    begun = jax.eval_shape(functools.partial(sampler.prefill, **how), *asked)
-    live = jax.eval_shape(functools.partial(sampler.empty_block, s=sampling), *begun)
-  place = sharding.named_sharding(mesh, "batch", "kv_heads", None, None)
-  live = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), live)
-  blocks = (live,) * (-(-s.response_tokens // sampling.slots) - 1)
-  levels = flops.level_steps(rows // shards, s.response_tokens, mean, s.shrink)
+def _score(
+  policy: build_policy.Policy, learner: Learner, batch, reference: dict, live, trips: int, resident: float
+) -> Program:
+  """Returns the program that scores the batch of an update by the reference model or the old policy.
 
-  def decode(done):
-    if not (found := done["prefill"].results):
-      return None
-    prompt, state = _abstract(begun, found)
-    enough = levels[0][0] // 2 if len(levels) > 1 else 0
-    return sampler.decode.lower(weights, prompt, blocks, live, state, t, stops, **how, enough=enough)
-
-  sizes = [live / levels[0][0] for live, _ in levels]
-  trips = sum(n * steps for n, (_, steps) in zip(sizes, levels, strict=True)) / sum(sizes)  # as what is sent shrinks
-  masters = _bytes(policy.params)
-  work = (
-    flops.Cost(0, 0, masters + _bytes(weights)),
-    flops.forward_cost(spec, problems, Separate(s.prompt_tokens), 1, _cut(mesh)),
-    flops.decode_cost(spec, sampling.group, s.prompt_tokens, sampling.slots, levels, _cut(mesh), sampling.int8),
+  reference: shapes of the reference model's weights; {}: there is none. live, trips: as in `_update`. resident: bytes
+  of a chip that the training state and the reference model take.
+  """
+  s, mesh = learner.settings, policy.mesh
+  slots = learner.layout.slots
+  rows = batch.tokens_RS.shape[0] // s.microbatches * trips
+  params = reference or policy.params
+  unscored = dataclasses.replace(batch, ref_logp_RS=None, old_logp_RS=None)
+  models = int(bool(s.kl_beta)) + int(learner.updates > 1)
+  return Program(
+    name="score",
+    times=models * learner.updates,
+    arguments=_bytes((unscored, params)),
+    beside=resident - _bytes(params),
+    lower=_in(mesh, lambda _: objective.logp.lower(params, unscored, live, **learner.scoring())),
+    cost=flops.forward_cost(policy.spec, rows, learner.layout, slots - 1, _cut(mesh)),
+    tokens=rows * slots,
+    trips=trips,
   )
-  prefill = functools.partial(sampler.prefill.lower, *asked, **how)
-  return [
-    Program("lay out", 1, masters, resident - masters, _in(mesh, lambda _: lay_out.lower(policy.params)), work[0], 0),
-    Program("prefill", s.sample_parts, _bytes(asked), resident, _in(mesh, lambda _: prefill()), work[1],
-            problems * s.prompt_tokens),
-    Program("decode", s.sample_parts, _bytes((weights, stops, t, blocks, live, _rows(mesh, begun))), resident,
-            _in(mesh, decode), work[2], rows * mean, trips),
-  ], begun[1].rollout  # fmt: skip
 
 
-def _prompts(problems: int, width: int):
-  return jax.ShapeDtypeStruct((problems, width), jnp.int32), jax.ShapeDtypeStruct((problems,), jnp.int32)
+class _SamplerShapes(NamedTuple):
+  """Shapes of what the programs of sampling take, for one part of a step's problems."""
+
+  weights: dict  # as sampling lays them out
+  prompts: tuple  # tokens [P,S], lengths [P], random keys [B]
+  stops: jax.ShapeDtypeStruct  # automaton of the stop strings
+  step: jax.ShapeDtypeStruct  # number of tokens decoded so far
+  begun: tuple  # what prefill returns: (cache of the prompts, state)
+  block: Any  # a block of the KV cache of responses
+
+
+def _sampler_shapes(config: ConfigDict, policy: build_policy.Policy, sampling: Sampling, lay_out) -> _SamplerShapes:
+  """Returns the shapes of sampling's arguments. lay_out: the function that lays out weights."""
+  s, spec, mesh = config.rl, policy.spec, policy.sample_mesh
+  problems = s.problems_per_step // s.sample_parts
+  shardings = sampling_weights.places(spec, mesh, sampling.int8)
+  weights = _abstract(jax.eval_shape(lay_out, policy.params), shardings)
+  tokens = jax.ShapeDtypeStruct((problems, s.prompt_tokens), jnp.int32)
+  lengths = jax.ShapeDtypeStruct((problems,), jnp.int32)
+  row_keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), problems * sampling.group))
+  prompts = _rows(mesh, (tokens, lengths, row_keys))
+  states = 2 + sum(map(len, s.stop_strings))
+  stops = _replicated(mesh, (states, spec.vocab), jnp.int32)
+  prefill = functools.partial(sampler.prefill, spec=spec, s=sampling, shards=sharding.size(mesh, "batch"))
+  with jax.set_mesh(mesh):
+    begun = jax.eval_shape(prefill, weights, *prompts, stops)
+    block = jax.eval_shape(functools.partial(sampler.empty_block, s=sampling), *begun)
+  block = _sharded_alike(sharding.named_sharding(mesh, "batch", "kv_heads", None, None), block)
+  return _SamplerShapes(weights, prompts, stops, _replicated(mesh, (), jnp.int32), begun, block)
+
+
+def _sampling(config: ConfigDict, policy: build_policy.Policy, resident: float) -> list[Program]:
+  """Returns the programs of `rollout.Sampler`: laying out weights, prefill, and decoding with all of the KV cache.
+
+  resident: bytes of a chip that the training state and the reference model take.
+  """
+  s, spec, mesh = config.rl, policy.spec, policy.sample_mesh
+  tokenizer: Any = SimpleNamespace(eos_ids=(0,), pad_id=0)  # the programs are the same whatever these ids are
+  sampling = rollout.sampling(config, tokenizer, int8=s.sample_int8)
+  lay_out = sampling_weights.lay_out_weights(spec, mesh, sampling.int8)
+  shapes = _sampler_shapes(config, policy, sampling, lay_out)
+  problems = s.problems_per_step // s.sample_parts
+  params_bytes = _bytes(policy.params)
+  lay_out_program = Program(
+    name="lay out",
+    times=1,
+    arguments=params_bytes,
+    beside=resident - params_bytes,
+    lower=_in(mesh, lambda _: lay_out.lower(policy.params)),
+    cost=flops.Cost(0, 0, params_bytes + _bytes(shapes.weights)),
+    tokens=0,
+  )
+  arguments = (shapes.weights, *shapes.prompts, shapes.stops)
+  shards = sharding.size(mesh, "batch")
+  prefill_program = Program(
+    name="prefill",
+    times=s.sample_parts,
+    arguments=_bytes(arguments),
+    beside=resident,
+    lower=_in(mesh, lambda _: sampler.prefill.lower(*arguments, spec=spec, s=sampling, shards=shards)),
+    cost=flops.forward_cost(spec, problems, Separate(s.prompt_tokens), 1, _cut(mesh)),
+    tokens=problems * s.prompt_tokens,
+  )
+  return [lay_out_program, prefill_program, _decode(config, policy, sampling, shapes, resident)]
+
+
+def _decode(
+  config: ConfigDict, policy: build_policy.Policy, sampling: Sampling, shapes: _SamplerShapes, resident: float
+) -> Program:
+  """Returns the program that decodes a part's responses with all of the KV cache, and so takes the most memory."""
+  s, spec, mesh = config.rl, policy.spec, policy.sample_mesh
+  shards = sharding.size(mesh, "batch")
+  rows = s.problems_per_step // s.sample_parts * sampling.group
+  mean_tokens = config.plan.mean_tokens or s.response_tokens
+  # The batch shrinks as rows finish: (rows a shard, decode steps with so many), the largest first.
+  levels = flops.level_steps(rows // shards, s.response_tokens, mean_tokens, s.shrink)
+  largest, _ = levels[0]
+  shares = [live_rows / largest for live_rows, _ in levels]
+  # Steps with the whole batch that send as much as all steps do.
+  trips = sum(share * steps for share, (_, steps) in zip(shares, levels, strict=True)) / sum(shares)
+  full_blocks = (shapes.block,) * (-(-s.response_tokens // sampling.slots) - 1)
+
+  def lower(measured):
+    shardings = measured["prefill"].results
+    if not shardings:
+      return None
+    prompt, state = _abstract(shapes.begun, shardings)
+    enough = largest // 2 if len(levels) > 1 else 0
+    return sampler.decode.lower(
+      shapes.weights,
+      prompt,
+      full_blocks,
+      shapes.block,
+      state,
+      shapes.step,
+      shapes.stops,
+      spec=spec,
+      s=sampling,
+      shards=shards,
+      enough=enough,
+    )
+
+  arguments = (shapes.weights, shapes.stops, shapes.step, full_blocks, shapes.block, _rows(mesh, shapes.begun))
+  return Program(
+    name="decode",
+    times=s.sample_parts,
+    arguments=_bytes(arguments),
+    beside=resident,
+    lower=_in(mesh, lower),
+    cost=flops.decode_cost(spec, sampling.group, s.prompt_tokens, sampling.slots, levels, _cut(mesh), sampling.int8),
+    tokens=rows * mean_tokens,
+    trips=trips,
+  )
 
 
 def _batch(config: ConfigDict, policy: build_policy.Policy, learner: Learner) -> objective.RolloutBatch:
-  """The rows of an update, as `Learner.parts` makes them."""
+  """Returns the shapes of an update's batch, as `Learner.parts` builds it."""
   ints: Any = jax.ShapeDtypeStruct(learner.shape(), jnp.int32)
   floats: Any = jax.ShapeDtypeStruct(learner.shape(), jnp.float32)
   batch = objective.RolloutBatch(
@@ -245,48 +377,69 @@ def _batch(config: ConfigDict, policy: build_policy.Policy, learner: Learner) ->
 
 
 def compile_program(program: Program, done: dict, devices: int) -> Measured:
-  """Compiles; a program that is too large for a chip's memory is a result too."""
+  """Compiles a program and returns what it takes, also where it does not fit into a chip's memory.
+
+  done: the programs that were compiled before, by name. devices: their number. Raises other errors of the compiler.
+  """
   begun = time.monotonic()
-
-  def refuse(why: str, temporaries: float, seconds: float) -> Measured:
-    return Measured(program.arguments, temporaries, 0, program.beside, seconds, why, sent={})
-
   try:
     lowered = program.lower(done)
     if lowered is None:
-      return refuse("prefill does not fit", math.inf, 0)
-    made = lowered.compile()
+      return _refused(program, "prefill does not fit", math.inf, 0)
+    compiled = lowered.compile()
   except jax.errors.JaxRuntimeError as error:
-    told = str(error).split("\n")[0]
-    wanted = re.search(r"\(([\d.]+)([KMGT]?)\) exceeds available HBM|Used ([\d.]+)([KMGT]?) of", told)
-    if wanted is None:
+    message = str(error).split("\n")[0]
+    temporaries = _refused_temporaries(message, program.arguments)
+    if temporaries is None:
       raise
-    size, unit = wanted.groups()[:2] if wanted[1] else wanted.groups()[2:]
-    asked = float(size) * _UNITS[unit] - (0 if "temporaries" in told else program.arguments)
-    return refuse(told, max(asked, 0.0), time.monotonic() - begun)
-  m = made.memory_analysis()
+    return _refused(program, message, temporaries, time.monotonic() - begun)
+  memory = compiled.memory_analysis()
   return Measured(
-    arguments=m.argument_size_in_bytes,
-    temporaries=m.temp_size_in_bytes + m.generated_code_size_in_bytes,
-    output=m.output_size_in_bytes - m.alias_size_in_bytes,
+    arguments=memory.argument_size_in_bytes,
+    temporaries=memory.temp_size_in_bytes + memory.generated_code_size_in_bytes,
+    output=memory.output_size_in_bytes - memory.alias_size_in_bytes,
     beside=program.beside,
     seconds=time.monotonic() - begun,
     refused="",
-    sent=_sent(made, devices, program.trips),
-    results=made.output_shardings,
+    sent=_sent(compiled, devices, program.trips),
+    results=compiled.output_shardings,
   )
 
 
-def _sent(made, devices: int, trips: float) -> dict[str, collectives.Traffic] | None:
+def _refused(program: Program, message: str, temporaries: float, seconds: float) -> Measured:
+  """Returns the measurement of a program that does not fit into memory."""
+  return Measured(program.arguments, temporaries, 0, program.beside, seconds, message, sent={})
+
+
+def _refused_temporaries(message: str, arguments: float) -> float | None:
+  """Returns the bytes of temporaries that a compiler's message says are needed; None: it is not about memory.
+
+  arguments: bytes of the program's arguments, which some of the messages count too.
+  """
+  needed = re.search(r"\(([\d.]+)([KMGT]?)\) exceeds available HBM|Used ([\d.]+)([KMGT]?) of", message)
+  if needed is None:
+    return None
+  size, unit = (needed[1], needed[2]) if needed[1] else (needed[3], needed[4])
+  needed_bytes = float(size) * _UNITS[unit]
+  if "temporaries" not in message:
+    needed_bytes -= arguments
+  return max(needed_bytes, 0.0)
+
+
+def _sent(compiled, devices: int, trips: float) -> dict[str, collectives.Traffic] | None:
+  """Returns what a compiled program sends between chips, by kind of collective; None: its text can't be read."""
   try:
-    text = made.as_text()
+    text = compiled.as_text()
   except jax.errors.JaxRuntimeError:  # jaxlib reads not all that a newer libtpu writes (seen on v5p)
     return None
   return collectives.collectives(text, devices, trips)
 
 
 def open_topology(where: tpu.Slice) -> Sequence[jax.Device]:
-  """The slice's devices, to compile for; they are nowhere."""
+  """Returns the devices of a slice to compile for; no such devices need to exist. jax then runs on the CPU.
+
+  Raises InputError where libtpu is not installed or does not know the topology.
+  """
   if importlib.util.find_spec("libtpu") is None:
     raise InputError(
       "libtpu is not installed: `bash launch/plan.sh ...` installs it in .venv-tpu, an environment of its own "
@@ -294,17 +447,22 @@ def open_topology(where: tpu.Slice) -> Sequence[jax.Device]:
     )
   from jax.experimental import topologies
 
-  quiet = {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5e-8", "TPU_WORKER_HOSTNAMES": "localhost"}
-  beside = {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}  # no TPU is held: several may plan at once
-  for name, value in (quiet | beside).items():
+  # libtpu then looks for no TPU, and several processes may plan at once.
+  environment = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5e-8",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+  }
+  for name, value in environment.items():
     os.environ.setdefault(name, value)
   jax.config.update("jax_platforms", "cpu")
-  more: dict[str, object] = (
-    {"chip_config_name": "megacore"} if where.kind == "v4" else {}
-  )  # or each TensorCore is a device
+  options: dict[str, object] = {}
+  if where.kind == "v4":
+    options["chip_config_name"] = "megacore"  # else each TensorCore is a device
   if where.chips == 1:
-    more["chips_per_host_bounds"] = (1, 1, 1)  # 2x2x1 by default
+    options["chips_per_host_bounds"] = (1, 1, 1)  # the default is 2x2x1
   try:
-    return topologies.get_topology_desc(platform="tpu", topology_name=where.topology, **more).devices
+    return topologies.get_topology_desc(platform="tpu", topology_name=where.topology, **options).devices
   except jax.errors.JaxRuntimeError as error:
     raise InputError(f"config.plan.topology = {where.name!r}: {str(error).splitlines()[0]}") from error
