@@ -63,6 +63,7 @@ class VisibleStream:
     return len(text)
 
   def writelines(self, lines: Iterable[str]) -> None:
+    """Writes each of the lines as `write` does."""
     for line in lines:
       self.write(line)
 

@@ -86,8 +86,9 @@ def csv_text(columns: Iterable, rows: Iterable[Iterable]) -> str:
   does text with control characters, which are made visible.
   """
   out = io.StringIO()
-  lines = (columns, *rows)
-  csv.writer(out, lineterminator="\n").writerows([_csv_cell(cell) for cell in line] for line in lines)
+  writer = csv.writer(out, lineterminator="\n")
+  for line in (columns, *rows):
+    writer.writerow([_csv_cell(cell) for cell in line])
   return out.getvalue()
 
 

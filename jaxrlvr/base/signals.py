@@ -32,7 +32,7 @@ def be_quiet() -> None:
 
 
 def follow_parent() -> None:
-  """On Linux, sets the flag of this process when its parent ends, however it ends.
+  """Sets the flag of this process when its parent ends, however it ends. Does nothing on systems other than Linux.
 
   It does so only if JAXRLVR_PARENT holds the parent's id. The kernel sends SIGUSR2 for it, perhaps once for each thread
   of the parent, so that further ones change nothing.

@@ -193,13 +193,16 @@ class InThisProcess:
     self._ended: dict[str, int] = {}
 
   def is_free(self, link: Link) -> bool:
-    return True  # the stage itself raises an error if its directory is in use
+    """Returns True: the stage itself raises an error if its directory is in use."""
+    return True
 
   def start(self, link: Link) -> None:
+    """Runs the link to its end and keeps its summary. Raises what the stage raises."""
     self.summaries[link.name] = self._stages[link.stage](link.config, self._workdir / link.name)
     self._ended[link.name] = 0
 
   def ended(self) -> Mapping[str, int]:
+    """Returns exit code 0 for each link that was run since the last call, by name."""
     ended, self._ended = self._ended, {}
     return ended
 
@@ -234,6 +237,7 @@ class InProcesses:
     self._waited_for: set[str] = set()
 
   def is_free(self, link: Link) -> bool:
+    """Returns whether no other process holds the link's directory; the first time one does, says so on stderr."""
     busy = in_use(self._workdir / link.name)
     if busy and link.name not in self._waited_for:
       self._waited_for.add(link.name)
@@ -241,6 +245,7 @@ class InProcesses:
     return not busy
 
   def start(self, link: Link) -> None:
+    """Starts a process that runs the link on the cores of a free place."""
     arguments = [sys.executable, "-m", "jaxrlvr.cli", *command(link, self._workdir)]
     environment = os.environ | {signals.PARENT: str(os.getpid())}  # the process then ends when this one does
     with self._log(link.name).open("ab") as log:
@@ -251,6 +256,7 @@ class InProcesses:
     self._running[link.name] = process, cores
 
   def ended(self) -> Mapping[str, int]:
+    """Returns the exit codes, by name, of the processes that have ended since the last call, and frees their cores."""
     ended = {}
     for name, (process, cores) in list(self._running.items()):
       code = process.poll()
@@ -264,9 +270,11 @@ class InProcesses:
     return ended
 
   def wait(self) -> None:
+    """Sleeps until it is time to check again which processes have ended."""
     time.sleep(_POLL_SECONDS)
 
   def stop(self) -> None:
+    """Sends SIGTERM to the running processes and waits until they have saved and ended."""
     for process, _ in self._running.values():
       process.terminate()
     for process, _ in self._running.values():

@@ -113,12 +113,13 @@ class Sampler:
     policy = self._policy
     memory.check_fits(what, cure, policy.spec, self.sampling, problems, self._width, policy.sample_mesh)
 
-  def batch_size(self, wanted: int, largest: int) -> int:
-    """Returns the least number of problems a batch, from `wanted` on, that the mesh can split evenly.
+  def batch_size(self, at_a_time: int, largest: int) -> int:
+    """Returns the number of problems to sample at a time: `at_a_time`, rounded up to what the mesh can split evenly.
 
-    largest: the largest number of problems there will be; a batch need not hold more.
+    largest: number of problems in the largest set that is sampled; a batch need not hold more.
     """
-    return -(-min(wanted, largest) // self._shards) * self._shards
+    problems_per_shard = -(-min(at_a_time, largest) // self._shards)
+    return problems_per_shard * self._shards
 
   def sweep(
     self, weights: Mapping[str, Any], loaded: PromptedProblems, size: int, start: int = 0, stream: str = ""
