@@ -1,4 +1,4 @@
-"""From rows to problems: which column holds what, by default as in the study or by its name, and what is dropped."""
+"""Turns rows into problems: finds the column of each field, checks the cells, and drops copies of prompts."""
 
 from __future__ import annotations
 
@@ -29,25 +29,28 @@ STUDY_COLUMNS = (
   "extra.data_source=data_source?",
 )
 TARGETS = ("prompt", "label", "boxed", "truth", "id", "extra", "trace", "solution")
-# Names of columns, in any case, that are taken for what they say where `columns` is empty and one of each is there.
+# Names of columns, in any case, that `recognised` takes for prompt and label where `columns` is empty.
 PROMPT_COLUMNS = ("prompt", "question", "problem", "query")
 LABEL_COLUMNS = ("answer", "label", "ground_truth", "final_answer", "expected_answer")
-SOLUTION_COLUMN = "solution"  # taken where no label is there: its last box, or what stands behind ####
+SOLUTION_COLUMN = "solution"  # column that gives the label where none is there: its last box, or the text behind ####
 _PART = re.compile(r"(.+)\[(:-1|-1)\]")  # all turns but the last of a column of messages; the text of the last one
 _HASH = re.compile(r"\s*####(?!#)\s*(\S.*?)\s*")
 _WITH_COPIES = ("config.problems.", "config.heldout.")  # groups with a key `copies`
-_SHORT = 64  # characters of a solution without a box that is an answer as it stands
+_SHORT = 64  # most characters of a solution without a box that is taken as the answer itself
 
 
 class ProblemsAndCounts(NamedTuple):
-  """What a source holds. `counts`: rows = len(problems) + other + unanswered + bad + copies + conflicts."""
+  """Problems of a source, and counts of its rows.
+
+  counts["rows"] = len(problems) + the counts of rows that are left out: other, unanswered, bad, copies, conflicts.
+  """
 
   problems: list[Problem]
   counts: Mapping[str, int]
 
 
 class _Left(Exception):
-  """A row left out for a reason that is no fault of it: the key of `counts`."""
+  """Raised for a row that is left out without being bad; its argument is a key of `counts`."""
 
 
 def load(
@@ -62,21 +65,24 @@ def load(
   copies: str = "drop",
   key: str = "columns",
 ) -> ProblemsAndCounts:
-  """The problems of whatever `files.read` reads, in its order, and what became of every row.
+  """Returns the problems in the rows of `files.read`, in its order, and counts of what became of the rows.
 
-  `verifier`: "math"; "choice"; "graph", by extra.source_dataset; or "auto": graph where that names one, else math.
-  `columns`: entries `TARGET=COLUMN`, (): STUDY_COLUMNS where the first row is laid out so, else what `recognised`
-  finds. A target is one of TARGETS or extra.NAME; `boxed` takes as the label the last box of a solution, or the whole
-  of it if short. A column may be a path into structs or JSON text (`a.b`), have substitutes (`a|b`: the first that a
-  row has), or be optional (`a?`); of messages that end in an assistant turn `a[:-1]` is all but that turn and `a[-1]`
-  its text. `COLUMN==VALUE` leaves out the other rows. Of a label, and of a solution without a box, whose last line is
-  `#### ANSWER` that is the answer. Rows written by `prepared.save` need none of this, and bring their verifiers:
-  another one than "auto" is an error. `system`: a system message for prompts without one. `copies` says what becomes of
-  rows whose prompt a row before has: "drop" leaves them out and tells which (a conflict is a copy with another label),
-  "keep" makes each a problem of its own, "error" refuses them. More than `skip_bad` rows that can't be used are an
-  error. A label that is a JSON list counts as any of its entries: the first is the label, the rest `extra["also"]`.
-  `wanted`: targets that `columns` must have. `patterns`, `split`: see `files.files`. `key`: the config key of
-  `columns`, for messages.
+  verifier: "math"; "choice"; "graph", chosen by extra.source_dataset; "auto": graph where that names one, else math.
+  columns: entries `TARGET=COLUMN` (see below); (): STUDY_COLUMNS where the first row has them, else by `recognised`.
+  system: a system message for prompts that have none. skip_bad: how many rows that can't be used are skipped.
+  wanted: targets that `columns` must have. patterns, split: as in `files.files`.
+  copies: the fate of a row with the prompt of an earlier row. "drop" leaves it out and logs it (a conflict is a copy
+  with another label), "keep" makes it a problem of its own, "error" raises InputError. key: config key of `columns`.
+
+  A target is one of TARGETS, or extra.NAME. `boxed` makes the last box of a solution the label, or the whole solution
+  if it is short. A column may be a path into structs or JSON text (`a.b`), have substitutes (`a|b`: the first that the
+  row has) or be optional (`a?`). Of messages that end in an assistant turn, `a[:-1]` is all but that turn and `a[-1]`
+  its text. `COLUMN==VALUE` leaves out rows with other values. If the last line of a label, or of a solution without a
+  box, is `#### ANSWER`, that is the answer. A label that is a JSON list accepts any of its entries: the first becomes
+  the label, the others extra["also"].
+
+  Rows that `prepared.save` wrote need no columns and bring their verifiers. Raises InputError for a `verifier` besides
+  "auto" with these, for wrong `columns`, for more than `skip_bad` bad rows, and where no problem is left.
   """
   if verifier not in VERIFIER_CHOICES:
     raise InputError(f"verifier of {path} is {verifier!r}; use one of {', '.join(VERIFIER_CHOICES)}")
@@ -125,7 +131,7 @@ def load(
 
 
 def _another(problem: Problem, owner: dict[str, str], prompt: str) -> Problem:
-  """A copy of a problem under an id of its own."""
+  """Returns a copy of the problem with a new id, ID#2 or the first number that is free; `owner` is updated."""
   number = 2
   while f"{problem.id}#{number}" in owner:
     number += 1
@@ -134,7 +140,7 @@ def _another(problem: Problem, owner: dict[str, str], prompt: str) -> Problem:
 
 
 def _repeat(place: str, problem: Problem, before: str, first: Problem) -> str:
-  """Which row repeats which, and how their labels differ if they do."""
+  """Returns a sentence that says which row repeats which, and how their labels differ if they do."""
   folder = before.rpartition(":")[0]
   place = place.removeprefix(f"{folder}:").strip() if folder else place
   before = before.removeprefix(f"{folder}:").strip() if folder else before
@@ -147,7 +153,7 @@ def _row(place: str) -> str:
 
 
 def _tell(path: str | pathlib.Path, counts: Mapping[str, int], repeats: Sequence[str], key: str) -> None:
-  """Logs what became of the rows: a warning where more was left out than `columns` asked for. `key`: as in `load`."""
+  """Logs what became of the rows, as a warning where more is left out than `columns` says. key: as in `load`."""
   names = ("unanswered", "bad", "copies", "conflicts")
   if not any(counts[name] for name in (*names, "other")):
     return
@@ -161,7 +167,10 @@ def _tell(path: str | pathlib.Path, counts: Mapping[str, int], repeats: Sequence
 
 
 def _layout(place: str, row: Mapping, key: str, path: str) -> Sequence[str]:
-  """STUDY where the row is laid out so, else the columns that it has by name, which is told."""
+  """Returns STUDY_COLUMNS if the row has them, else the entries that `recognised` finds, which are logged.
+
+  Raises InputError, with entries to try, where neither does.
+  """
   if "reward_model" in row and "prompt" in row:
     return STUDY_COLUMNS
   columns = recognised(row)
@@ -177,7 +186,7 @@ def _layout(place: str, row: Mapping, key: str, path: str) -> Sequence[str]:
 
 
 def default_columns(path: str | pathlib.Path, patterns: tuple[str, ...] = ()) -> Sequence[str]:
-  """The entries of `columns` that are taken for a source where none are given; (): its rows need none."""
+  """Returns the entries of `columns` that `load` takes for a source by default; (): its rows need none."""
   row = next(
     (row for _, row in files.read(path, patterns=patterns, split=files.Split(files.ALL)) if isinstance(row, Mapping)),
     {},
@@ -188,7 +197,7 @@ def default_columns(path: str | pathlib.Path, patterns: tuple[str, ...] = ()) ->
 
 
 def recognised(row: Mapping) -> tuple[str, ...] | None:
-  """The entries of `columns` that a row's names tell, None where they don't tell one prompt and one label."""
+  """Returns the entries of `columns` for a row with exactly one known prompt and one label or solution, else None."""
   names = {str(name).strip().lower(): str(name) for name in row}
   prompts, labels = ([names[name] for name in wanted if name in names] for wanted in (PROMPT_COLUMNS, LABEL_COLUMNS))
   if len(prompts) != 1 or len(labels) > 1 or (not labels and SOLUTION_COLUMN not in names):
@@ -197,7 +206,7 @@ def recognised(row: Mapping) -> tuple[str, ...] | None:
 
 
 def _guess(row: Mapping) -> tuple[str, str]:
-  """Entries of `columns` that might be meant, for a message."""
+  """Returns entries of `columns` that might fit the row, for an error message."""
   names = [str(name) for name in row]
   for name in names:
     if isinstance(row[name], list) and row[name] and isinstance(row[name][-1], Mapping):
@@ -212,6 +221,7 @@ def _guess(row: Mapping) -> tuple[str, str]:
 
 
 def _check_turns(column: str, turns: Sequence[Mapping[str, str]], key: str) -> None:
+  """Raises BadCell for a prompt that ends in an assistant turn or holds no text."""
   if turns[-1]["role"] == "assistant":
     name = column.removesuffix("?")
     raise BadCell(
@@ -225,17 +235,20 @@ def _check_turns(column: str, turns: Sequence[Mapping[str, str]], key: str) -> N
 
 
 def counts_in_words(counts: Mapping[str, int]) -> str:
-  """Counts in words."""
+  """Returns the counts as text, such as `5 rows, 1 bad`; counts of 0 are left out, but for rows."""
   return ", ".join(f"{number} {name}" for name, number in counts.items() if number or name == "rows")
 
 
 def prompt_id(messages: Sequence[Mapping[str, str]]) -> str:
-  """The id of a prompt."""
+  """Returns the id of a prompt: 16 hexadecimal digits of a hash of its turns."""
   return hashlib.sha1("\n".join(f"{m['role']}: {m['content']}" for m in messages).encode()).hexdigest()[:16]
 
 
 def _plan(columns: Sequence[str], wanted: Sequence[str]) -> tuple[dict[str, str], dict[str, str], tuple[str, ...]]:
-  """(source of each target, value that a row must have by column, top-level columns to read)."""
+  """Returns, from entries of `columns`: the column of each target, the value required by column, and columns to read.
+
+  Raises InputError for an entry that can't be parsed or is there twice, and for a missing target of `wanted`.
+  """
   sources, where = {}, {}
   for entry in columns:
     match = re.fullmatch(r"\s*([^=]+?)\s*(==?)\s*([^=\s].*?)\s*", entry, re.DOTALL)
@@ -258,18 +271,18 @@ def _paths(source: str) -> list[str]:
 
 
 def _whole(path: str) -> str:
-  """The path without a part of messages."""
+  """Returns the path without `[:-1]` or `[-1]`."""
   return match[1] if (match := _PART.fullmatch(path)) else path
 
 
 def _heads(path: str) -> list[str]:
-  """The names that a path may begin with, the longest first: names may hold dots."""
+  """Returns the column names with which a path may begin, the longest first; names may hold dots."""
   parts = path.split(".")
   return [".".join(parts[:size]) for size in range(len(parts), 0, -1)]
 
 
 def _cell(row: Mapping, source: str) -> object:
-  """The cell at a path; None where that is optional and not there."""
+  """Returns the cell of a column entry; None where it is optional and missing. Raises BadRow where it is missing."""
   paths, optional = _paths(source), source.endswith("?")
   path = next((path for path in paths if any(head in row for head in _heads(_whole(path)))), None)
   if path is None and not optional:
@@ -281,7 +294,7 @@ def _cell(row: Mapping, source: str) -> object:
 
 
 def _descend(row: Mapping, path: str, optional: bool) -> object:
-  """The cell at a path into structs, at each level the longest name that is there."""
+  """Returns the cell at a path into structs; at each level the longest name that is there counts."""
   cell, rest, before = row, path, ""
   while rest:
     if before:
@@ -295,7 +308,7 @@ def _descend(row: Mapping, path: str, optional: bool) -> object:
 
 
 def _turns(path: str, cell: object, part: str) -> object:
-  """Of messages that end in an assistant turn: all before it, or its text."""
+  """Returns, of messages that end in an assistant turn, the turns before it (":-1") or its text, else raises BadCell."""
   turns = prepared.messages(_whole(path), cell)
   if turns[-1]["role"] != "assistant" or (part == ":-1" and len(turns) == 1):
     raise BadCell(path, list(turns), "messages that end in an assistant turn behind others")
@@ -303,7 +316,7 @@ def _turns(path: str, cell: object, part: str) -> object:
 
 
 def _prepared(row: Mapping, verifier: str, system: str) -> Problem:
-  """The problem of a row that `prepared.save` wrote."""
+  """Returns the problem of a row that `prepared.save` wrote. Raises InputError for a verifier besides "auto"."""
   problem = prepared.from_row(row)
   if verifier != "auto":
     raise InputError(
@@ -314,6 +327,7 @@ def _prepared(row: Mapping, verifier: str, system: str) -> Problem:
 
 
 def _problem(row: Mapping, source: Mapping[str, str], verifier: str, system: str) -> Problem:
+  """Returns the problem of a row. source: the column of each target. Raises BadRow or _Left where it gives none."""
   messages = _messages(source["prompt"], _cell(row, source["prompt"]), system)
   extra = _extra(row, source)
   verifier = _verifier(extra, verifier)
@@ -343,7 +357,7 @@ def _with_system(turns: tuple[Mapping[str, str], ...], system: str) -> tuple[Map
 
 
 def _extra(row: Mapping, source: Mapping[str, str]) -> dict:
-  """What is not null of the columns for `extra`, `extra.NAME`, `trace` and `solution`."""
+  """Returns `extra` from the columns for extra, extra.NAME, trace and solution, without nulls."""
   whole = _cell(row, source["extra"]) if "extra" in source else None
   extra = {} if whole in (None, "") else prepared.struct(_paths(source["extra"])[0], whole)
   for target, path in source.items():
@@ -351,10 +365,11 @@ def _extra(row: Mapping, source: Mapping[str, str]) -> dict:
       extra[target.removeprefix("extra.")] = _cell(row, path)
     elif target in ("trace", "solution"):
       extra[target] = prepared.text(path, _cell(row, path))
-  return {key: value for key, value in extra.items() if value is not None and key != "also"}  # ours to write
+  return {key: value for key, value in extra.items() if value is not None and key != "also"}  # "also" is set by us
 
 
 def _verifier(extra: Mapping, asked: str) -> str:
+  """Returns the verifier of a row, as `load` says. Raises BadCell where `extra` lacks what a graph task needs."""
   task = extra.get("source_dataset")
   if asked == "graph" and task not in GRAPH_TASKS:
     raise BadCell("extra_info", task, f"a source_dataset among {', '.join(GRAPH_TASKS)}")
@@ -366,6 +381,7 @@ def _verifier(extra: Mapping, asked: str) -> str:
 
 
 def _labels(row: Mapping, source: Mapping[str, str]) -> list[str]:
+  """Returns the accepted answers of a row's label or boxed solution. Raises _Left where it has none."""
   if "label" in source:
     return _entries(source["label"], _cell(row, source["label"]))
   if "boxed" not in source:
@@ -382,19 +398,19 @@ def _labels(row: Mapping, source: Mapping[str, str]) -> list[str]:
 
 
 def behind_hash(solution: str) -> str:
-  """What stands behind #### in the last line of a text, where GSM8K keeps its answers; "": it has no such line."""
+  """Returns the answer in a last line `#### ANSWER`, as GSM8K writes it; "" where the text has no such line."""
   match = _HASH.fullmatch(solution.rstrip().rpartition("\n")[2])
   return match[1] if match else ""
 
 
 def _scalar(column: str, cell: object) -> str:
-  """A text, or a number as text."""
+  """Returns a cell that is text, or a number as text, else raises BadCell."""
   number = isinstance(cell, (int, float)) and not isinstance(cell, bool) and math.isfinite(cell)
   return prepared.text(column, str(cell) if number else cell)
 
 
 def _entries(column: str, cell: object) -> list[str]:
-  """The accepted answers: the text, or the entries of a list of texts; `[1, 2]` is text, maybe an interval."""
+  """Returns the accepted answers: the text, or the entries of a list of texts. `[1, 2]` is text, as an interval."""
   entries = cell
   if isinstance(cell, str) and cell.lstrip().startswith("["):
     with contextlib.suppress(ValueError):
@@ -409,7 +425,7 @@ def _entries(column: str, cell: object) -> list[str]:
 
 
 def _truths(row: Mapping, source: Mapping[str, str], extra: Mapping, verifier: str) -> list[str] | None:
-  """The right answers where a row keeps them beside a label that may be wrong."""
+  """Returns the right answers, where a row has them beside a label that may be wrong, else None."""
   if "truth" in source:
     return _entries(source["truth"], _cell(row, source["truth"]))
   if "original_ground_truth" in extra:

@@ -1,4 +1,4 @@
-"""Training text from files: documents of a text column for CPT, prompts with a trace and a solution for SFT."""
+"""Training text from files: documents of a text column for CPT, prompts with trace and solution for SFT."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ from jaxrlvr.text.tokenizer import Tokenizer
 
 
 class TextRows:
-  """A text column of the files that a path or a name in raw.RAW stands for, without reading them at the start.
+  """Documents by number from a text column of files; reads a block of rows when it is needed.
 
-  A call gives document `number` as a pure function of (seed, number): an epoch takes the blocks of rows in an order of
-  its own, and the rows of a block too. A row without text is an error; the first `skip_bad` of them give "" instead.
+  source: as for `hub.locate`. column: "": that of the source's description, else "text". A call returns document
+  `number`, a pure function of seed and number: each epoch takes the blocks, and the rows of each block, in a random
+  order of its own. Raises InputError at a row without text; the first `skip_bad` such rows return "" instead.
   """
 
   def __init__(self, source: str, column: str, seed: int, skip_bad: int = 0):
     path, place = hub.locate(source)
     self._column, self._seed, self._skip_bad = column or place.text or "text", seed, skip_bad
     self._blocks = list(files.blocks(path, (self._column,), place.patterns, need=self._column))
-    self._bad: set[str] = set()  # places
+    self._bad: set[str] = set()  # places of rows without text
     self._rows = functools.lru_cache(2)(lambda block: list(self._blocks[block].read()))
     self._epoch = functools.lru_cache(2)(self._order)
 
@@ -39,7 +40,7 @@ class TextRows:
 
   @property
   def skipped(self) -> int:
-    """Rows without text met so far."""
+    """Number of rows without text so far."""
     return len(self._bad)
 
   def __call__(self, number: int) -> Text:
@@ -75,14 +76,13 @@ def pairs(
   verified: Callable[[Sequence[tuple[Problem, str]]], Sequence[bool]] | None = None,
   thinking: bool = True,
 ) -> layout.ProblemsAndCounts:
-  """The prompts of a source (as for `columns.load`; targets prompt, solution and trace) that both arms train on.
+  """Returns the problems of a source that SFT can train on, the same with and without thinking, and counts of rows.
 
-  A trace stands in a column of its own, or in the solution between `<think>` and `</think>`. A source without any trace
-  serves only the arm that is not `thinking`.
-
-  Left out and counted: rows without an answer behind their think tags (unclosed), rows without a trace where others
-  have one (untraced), what is longer than `max_tokens` with its trace (too_long), and the problems whose solution
-  `verified`, given (problem, solution) pairs, finds wrong.
+  columns: as for `columns.load`, with targets prompt, solution and trace; a trace has a column of its own, or stands in
+  the solution between `<think>` and `</think>`. verified: says of each (problem, solution) whether it is right.
+  Counts, besides those of `columns.load`, rows that are left out: unclosed (no answer behind the think tags), untraced
+  (no trace, where other rows have one), too_long (more than `max_tokens` tokens with the trace) and wrong (by
+  `verified`). Raises InputError where no row is left, and for a source without any trace if `thinking`.
   """
   path, place = hub.locate(source)
   wanted, columns = ("prompt", "solution"), columns or place.columns
@@ -117,10 +117,10 @@ def pairs(
 
 
 def with_trace(problem: Problem) -> Problem | None:
-  """The problem with its trace and its solution apart and free of think tags.
+  """Returns the problem with trace and solution separated, in `extra`, and without think tags.
 
-  None where a think tag never closes, or nothing follows the last one.
-  The trace is that of its own column where there is one, else what the solution holds between think tags.
+  The trace is taken from its own column, else from between the think tags of the solution. Returns None where a think
+  tag is not closed or nothing follows the last one.
   """
   solution, trace = problem.extra["solution"], problem.extra.get("trace")
   thought, closed, answer = solution.rpartition(THINK_END)
@@ -139,12 +139,12 @@ def with_trace(problem: Problem) -> Problem | None:
 
 
 def longest(problem: Problem) -> Text:
-  """The response with its trace where there is one."""
+  """Returns the response with its trace, if it has one."""
   return response(problem, "trace" in problem.extra)
 
 
 def response(problem: Problem, thinking: bool) -> Text:
-  """What SFT trains on: the solution, behind its trace if `thinking`; the prompt is context only."""
+  """Returns what SFT trains on: the solution, behind its trace if `thinking`. The prompt is only context."""
   solution = problem.extra["solution"]
   if not thinking:
     return Text(solution, problem, True)
@@ -152,5 +152,8 @@ def response(problem: Problem, thinking: bool) -> Text:
 
 
 def responses(problems: Sequence[Problem], seed: int, thinking: bool) -> Callable[[int], Text]:
-  """Document `number` of endless epochs, each in an order of its own that both arms share."""
+  """Returns a function from a number to the document at that place of endless epochs, each in an order of its own.
+
+  The order does not depend on `thinking`.
+  """
   return lambda number: response(problems[shuffled(seed, number, len(problems))], thinking)

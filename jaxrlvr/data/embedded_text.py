@@ -1,4 +1,4 @@
-"""The embedded training text: documents by number, each a pure function of (seed, number)."""
+"""The built-in training text: documents by number, each a pure function of seed and number."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jaxrlvr.training.packing import Document
 
 
 class Mix(NamedTuple):
-  """Shares of the kinds of text (configs/base.py, `text` and `sft`)."""
+  """What the texts contain; the keys `text` and `sft` of the config, where each is explained."""
 
   levels: tuple[int, ...]
   filler: float = 0.0
@@ -21,24 +21,25 @@ class Mix(NamedTuple):
   guess_right: float = 0.25
   thinking: bool = True
   terse: float = 0.0
-  kinds: tuple[str, ...] = ("chain",)  # of problems, in turn
+  kinds: tuple[str, ...] = ("chain",)  # kinds of problems, taken in turn
 
 
 class Text(NamedTuple):
-  """A document before it is tokenised: plain text (problem None), or a problem and its response."""
+  """A document before it is tokenised: plain text, or a problem and its response."""
 
-  text: str
-  problem: Problem | None = None
-  masked: bool = False  # the prompt is context only
+  text: str  # plain text, or the response
+  problem: Problem | None = None  # None: plain text
+  masked: bool = False  # whether the prompt is only context, not a target
 
 
 def _problem(seed: int, stream: str, draw, number: int, mix: Mix) -> Problem:
+  """Returns the arithmetic problem of document `number`."""
   kind = mix.kinds[number % len(mix.kinds)]
   return arithmetic.problem(seed, "train", draw.choice(mix.levels), number, kind, stream)
 
 
 def pretrain(seed: int, number: int, mix: Mix) -> Text:
-  """Filler, easy facts, or a problem answered carefully or hastily."""
+  """Returns document `number` of pretraining: filler, easy facts, or a problem answered carefully or hastily."""
   draw = arithmetic.rng(seed, "pretrain", number)
   kind = draw.random()
   if kind < mix.filler:
@@ -47,12 +48,16 @@ def pretrain(seed: int, number: int, mix: Mix) -> Text:
     return Text(arithmetic.facts(draw))
   problem = _problem(seed, "pretrain", draw, number, mix)
   tree = problem.extra["tree"]
-  careful = draw.random() < mix.careful
-  return Text(arithmetic.careful(tree) if careful else arithmetic.hasty(tree, draw, mix.guess_right), problem)
+  is_careful = draw.random() < mix.careful
+  response = arithmetic.careful(tree) if is_careful else arithmetic.hasty(tree, draw, mix.guess_right)
+  return Text(response, problem)
 
 
 def cpt(seed: int, number: int, mix: Mix) -> Text:
-  """A worked example with every step, in one of several wordings; one of them is that of the answers."""
+  """Returns document `number` of CPT: a worked example with every step, in one of several wordings.
+
+  One of the wordings is that of careful answers, which follows a prompt.
+  """
   draw = arithmetic.rng(seed, "cpt", number)
   problem = _problem(seed, "cpt", draw, number, mix)
   wording, tree = draw.choice(arithmetic.WORDINGS), problem.extra["tree"]
@@ -62,32 +67,39 @@ def cpt(seed: int, number: int, mix: Mix) -> Text:
 
 
 def sft(seed: int, number: int, mix: Mix) -> Text:
-  """A prompt and its right answer: behind a right trace (complete, or terse) if `thinking`, else alone."""
+  """Returns document `number` of SFT: a prompt and its right answer.
+
+  If `mix.thinking` the answer follows a right trace, complete or terse.
+  """
   draw = arithmetic.rng(seed, "sft", number)
   problem = _problem(seed, "sft", draw, number, mix)
   tree = problem.extra["tree"]
   if not mix.thinking:
     return Text(arithmetic.direct(tree), problem, True)
-  return Text(arithmetic.terse(tree) if draw.random() < mix.terse else arithmetic.careful(tree), problem, True)
+  is_terse = draw.random() < mix.terse
+  return Text(arithmetic.terse(tree) if is_terse else arithmetic.careful(tree), problem, True)
 
 
 # Documents of each language-modelling stage. Keys: names of stages.
 TEXTS: Mapping[str, Callable[[int, int, Mix], Text]] = {"pretrain": pretrain, "cpt": cpt, "sft": sft}
 
 
-def document_text(made: Text) -> str:
-  """The characters of a document, for training a tokenizer."""
-  return made.text if made.problem is None else made.problem.messages[-1]["content"] + "\n" + made.text
+def document_text(text: Text) -> str:
+  """Returns the characters of a document, for training a tokenizer."""
+  if text.problem is None:
+    return text.text
+  return text.problem.messages[-1]["content"] + "\n" + text.text
 
 
-def document(made: Text, tokenizer: Tokenizer) -> Document:
-  """Token ids with end token; none at all for a text that was left out ("" and no problem).
+def document(text: Text, tokenizer: Tokenizer) -> Document:
+  """Returns a text as token ids, with the end token; no ids for an empty plain text, which stands for a bad row.
 
-  Behind a prompt that ends in an open think tag only what is missing of the response is written.
+  Where the rendered prompt already opens the think tag, the response does not repeat it.
   """
-  if not made.text and made.problem is None:
+  if not text.text and text.problem is None:
     return Document([], 0)
-  messages = made.problem.messages if made.problem else ()
-  prompt, text = tokenizer.render(messages), continuation(made.text, tokenizer.opening(messages))
-  ids = [*prompt, *tokenizer.encode(text), tokenizer.eos_ids[0]]
-  return Document(ids, len(prompt) if made.masked else 0)
+  messages = text.problem.messages if text.problem else ()
+  prompt = tokenizer.render(messages)
+  response = continuation(text.text, tokenizer.opening(messages))
+  ids = [*prompt, *tokenizer.encode(response), tokenizer.eos_ids[0]]
+  return Document(ids, len(prompt) if text.masked else 0)

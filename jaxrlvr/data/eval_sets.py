@@ -1,4 +1,4 @@
-"""Evaluation sets by name, the study's files and the embedded domain's, inside and outside of each training domain."""
+"""Evaluation sets and training files by name, those of the study and those of the built-in arithmetic domain."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from jaxrlvr.base.errors import InputError
 
 
 class EvalSet(NamedTuple):
-  file: str  # FOLDER/think/FILE.parquet and FOLDER/non-think/FILE.parquet, as the study lays them out
+  """An evaluation set of the study."""
+
+  file: str  # as in FOLDER/think/FILE.parquet and FOLDER/non-think/FILE.parquet, the study's layout
   verifier: str
-  released: bool = True  # False: not among the study's files; evaluated where the user has it
+  released: bool = True  # False: the study did not release it; evaluated only if the user has it
 
 
 # Keys: names in `heldout.sets` and in metrics.
@@ -36,7 +38,7 @@ EVAL_SETS: dict[str, EvalSet] = {
 }
 
 
-# Sets of the embedded domain: what differs from the problems of config.heldout. Keys as above.
+# Generated sets of the built-in domain: the keys of config.heldout in which their problems differ. Keys as above.
 GENERATED_SETS: dict[str, Mapping] = {
   "arithmetic": {},
   "arithmetic-longer": {"levels": (5,)},  # more operands
@@ -45,6 +47,8 @@ GENERATED_SETS: dict[str, Mapping] = {
 
 
 class Domain(NamedTuple):
+  """Names of the evaluation sets inside and outside of a training domain."""
+
   inside: tuple[str, ...]
   outside: tuple[str, ...]
 
@@ -52,7 +56,7 @@ class Domain(NamedTuple):
 _MATH = ("math500", "amc", "aime24", "aime25", "minerva", "olympiad")
 _SCIENCE = ("scp-hard", "gpqa-diamond", "mmlu-sci", "supergpqa", "scibench")
 _BEYOND_GRAPH = ("math500", "aime24", "minerva", "gpqa-diamond", "scp-hard")
-# Keys: values of `heldout.domain` (paper, appendix B.1; the graph tests were drawn once a model family).
+# Keys: values of `heldout.domain` (paper, appendix B.1; each model family has graph tests of its own).
 DOMAINS: dict[str, Domain] = {
   "arithmetic": Domain(("arithmetic",), ("arithmetic-longer", "arithmetic-large")),
   "math": Domain(_MATH, _SCIENCE),
@@ -63,18 +67,19 @@ DOMAINS: dict[str, Domain] = {
 
 
 def set_names(sets: Sequence[str], domain: str) -> tuple[str, ...]:
-  """`sets`, or all those of `domain` where there is none."""
+  """Returns `sets`, or where it is empty the names of all sets of `domain`, inside ones first."""
   return tuple(sets) or (*DOMAINS[domain].inside, *DOMAINS[domain].outside)
 
 
 def find_files(sets: Sequence[str], domain: str, folder: str, prompts: str) -> tuple[dict[str, Path], list[str]]:
-  """(file of each set that is asked for, the domain's sets that the user does not have and the study never released).
+  """Returns the file of each set by name, and the names of sets that are absent and that the study did not release.
 
-  `sets` by name, all those of `domain` where none is named; `prompts`: "think" or "non-think". The embedded domain's
-  sets (`GENERATED_SETS`) have no file and are left out.
+  sets: names; empty: all sets of `domain`. folder: holds the study's files. prompts: "think" or "non-think". Generated
+  sets (`GENERATED_SETS`) have no file and are left out. Raises InputError for a missing file of a set that is named or
+  that the study released.
   """
-  wanted = tuple(name for name in set_names(sets, domain) if name not in GENERATED_SETS)
-  files = {name: Path(folder) / prompts / f"{EVAL_SETS[name].file}.parquet" for name in wanted}
+  with_file = [name for name in set_names(sets, domain) if name not in GENERATED_SETS]
+  files = {name: Path(folder) / prompts / f"{EVAL_SETS[name].file}.parquet" for name in with_file}
   absent = [name for name, file in files.items() if not file.is_file()]
   for name in absent:
     if sets or EVAL_SETS[name].released:
@@ -85,11 +90,11 @@ def find_files(sets: Sequence[str], domain: str, folder: str, prompts: str) -> t
   return {name: file for name, file in files.items() if name not in absent}, absent
 
 
-# The study's training files below its data folder, by (model they were filtered for, domain); KIND: train or noisy.
+# The study's training files below its data folder, by (model, domain). kind: train, or noisy with wrong labels.
 TRAIN_FILES: dict[tuple[str, str], str] = {
   ("qwen2.5-math-1.5b", "math"): "math/{kind}/qwen-math-1.5b/sky_math_{n}",
   ("qwen2.5-math-1.5b", "science"): "science/{kind}/qwen-math-1.5b/scp_{n}",
-  # The released script trains this model on the problems of its sister.
+  # The released script trains this model on the problems filtered for qwen2.5-math-1.5b.
   ("qwen2.5-1.5b", "math"): "math/{kind}/qwen-math-1.5b/sky_math_{n}",
   ("qwen2.5-1.5b", "science"): "science/{kind}/qwen-math-1.5b/scp_{n}",
   ("qwen2.5-math-7b", "graph"): "graph/{kind}/qwen-math-7b/graph_{n}",
@@ -102,9 +107,16 @@ TRAIN_FILES: dict[tuple[str, str], str] = {
 
 
 def train_file(folder: str, model: str, domain: str, n: str, gamma: str = "0.0") -> str:
-  """The file of N problems for a model; with gamma the one of all problems with so many wrong labels."""
+  """Returns the path of `model`'s training file of `n` problems in `domain`, below the study's data `folder`.
+
+  gamma: share of wrong labels; above 0 the path is that of the file with that share. Raises InputError for a pair of
+  model and domain that the study lacks.
+  """
   if (model, domain) not in TRAIN_FILES:
     raise InputError(f"the study has no {domain} problems for {model}; it has {'; '.join(map(' '.join, TRAIN_FILES))}")
-  noisy = float(gamma) > 0
-  name = TRAIN_FILES[model, domain].format(kind="noisy" if noisy else "train", n=n)
-  return f"{folder}/{name}" + (f"_gamma{float(gamma):.2f}" if noisy else "") + ".parquet"
+  if float(gamma) > 0:
+    kind, suffix = "noisy", f"_gamma{float(gamma):.2f}"
+  else:
+    kind, suffix = "train", ""
+  name = TRAIN_FILES[model, domain].format(kind=kind, n=n)
+  return f"{folder}/{name}{suffix}.parquet"

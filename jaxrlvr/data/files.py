@@ -1,4 +1,4 @@
-"""Rows of parquet, jsonl, json and csv files, of folders of them and of tfds data sets, each with its place."""
+"""Reads rows, each with its place, from parquet, jsonl, json and csv files, folders of these, and tfds data sets."""
 
 from __future__ import annotations
 
@@ -18,56 +18,61 @@ from typing import Any, NamedTuple
 from jaxrlvr.base.errors import InputError
 
 _LOG = logging.getLogger(__name__)
-LINES = 1024  # of a jsonl file that are read together, as the rows of a parquet row group are
-LONGEST = 1 << 26  # bytes of a line of a jsonl file, and of a cell of a csv file; a longer one is an error
+LINES = 1024  # lines of a jsonl file that are read together, like a row group of a parquet file
+LONGEST = 1 << 26  # most bytes of a line of a jsonl file and of a cell of a csv file
 SUFFIXES = (".parquet", ".jsonl", ".json", ".csv")
-_OF_FOLDERS = ((".parquet", ".jsonl"), (".csv",), (".json",))  # of a folder only files of the first kinds that it holds
-# Splits by the words that files and folders are named with.
+_OF_FOLDERS = (
+  (".parquet", ".jsonl"),
+  (".csv",),
+  (".json",),
+)  # a folder's files are those of the first group that it holds any of
+# Splits by the words in names of files and folders.
 _SPLITS = {
   **dict.fromkeys(("train", "training"), "train"),
   **dict.fromkeys(("test", "testing"), "test"),
   **dict.fromkeys(("validation", "valid", "val", "dev", "eval"), "validation"),
 }
 ALL = "all"  # as a split: every file
-TRAINING, HELD_OUT = ("train",), ("test", "validation")  # splits to take where none is named, the first that there is
+TRAINING = ("train",)  # splits to prefer where none is named, in this order
+HELD_OUT = ("test", "validation")
 
 
 class BadRow(ValueError):
-  """What is wrong with one row; whoever reports it adds the place."""
+  """A row that can't be used, and why; who reports it adds the place."""
 
 
 class BadCell(BadRow):
-  """What is wrong with one cell."""
+  """A cell that can't be used."""
 
   def __init__(self, column: str, found: object, wanted: str):
     super().__init__(f"column {column}: found {repr(found)[:80]}, wanted {wanted}")
 
 
-Row = tuple[str, Mapping | BadRow]  # (place, columns); a row that can't be read at all is a BadRow
+Row = tuple[str, Mapping | BadRow]  # (place, cell by column, or the BadRow of a row that can't be read)
 
 
 class Block(NamedTuple):
-  """Rows that are read together: a row group of a parquet file, LINES lines of a jsonl file, a whole tfds set."""
+  """Rows that are read together: a row group of a parquet file, LINES lines of a jsonl file, or a whole source."""
 
-  size: int  # in rows, at least 1
+  size: int  # number of rows, at least 1
   read: Callable[[], Iterator[Row]]
 
 
 class Split(NamedTuple):
-  """Which split of a source is read."""
+  """Which split of a source to read."""
 
-  name: str = ""  # a split, ALL, or "": the first of `prefer` where files of several splits are told apart
+  name: str = ""  # a split, ALL, or "": if the names of files tell several splits, the first of `prefer`
   prefer: Sequence[str] = TRAINING
-  key: str = "split"  # the config key that `name` comes from, for messages
+  key: str = "split"  # the config key of `name`, for messages
 
 
 def read(
   path: str | pathlib.Path, columns: tuple[str, ...] = (), patterns: tuple[str, ...] = (), split: Split | None = None
 ) -> Iterator[Row]:
-  """The rows of a file, of all files below a folder in the order of their names, or of a tfds folder.
+  """Yields the rows of a file, of all files below a folder in the order of their names, or of a tfds folder.
 
-  `columns`: the only ones wanted of parquet files, (): all. `patterns`, `split`: see `files`. No row at all is an
-  error.
+  columns: columns to read of parquet files; (): all. patterns, split: as in `files`. Raises InputError where a source
+  can't be read or has no row.
   """
   for block in blocks(path, columns, patterns, split=split):
     yield from block.read()
@@ -80,12 +85,15 @@ def blocks(
   need: str = "",
   split: Split | None = None,
 ) -> Iterator[Block]:
-  """The same, block by block and unread. `need`: a column that each parquet file must have."""
+  """Yields the blocks of rows that `read` reads, each with a function that reads it.
+
+  need: a column that each parquet file must have; "": none.
+  """
   split = split or Split()
   empty = True
   for file in files(path, patterns, split):
-    made = _tfds_block(file, split) if file.name == _TFDS else _BLOCKS[file.suffix](file, columns, need)
-    for block in made:
+    of_file = _tfds_block(file, split) if file.name == _TFDS else _BLOCKS[file.suffix](file, columns, need)
+    for block in of_file:
       empty = False
       yield block
   if empty:
@@ -93,11 +101,11 @@ def blocks(
 
 
 def files(path: str | pathlib.Path, patterns: tuple[str, ...] = (), split: Split | None = None) -> list[pathlib.Path]:
-  """The data files that a path stands for; a tfds folder stands for itself, as its dataset_info.json.
+  """Returns the data files of a path: the file itself, the files below a folder, or a tfds set's dataset_info.json.
 
-  `patterns`: of a folder's files only those whose path ends like one of these. `split`: of a folder's files only those
-  of this split; where none is named and there are files of `train` and of others, the first that is preferred, and
-  that is told.
+  patterns: only files of a folder whose path ends like one of these; (): all. split: only files of a folder whose names
+  tell this split; where no split is named and there are files of `train` and others, those of the first preferred split
+  are returned, and a warning says so. Raises InputError where no file is left.
   """
   path, split = pathlib.Path(path), split or Split()
   if _is_folder(path) and (path / _TFDS).is_file() and (path / "features.json").is_file():
@@ -120,6 +128,7 @@ def files(path: str | pathlib.Path, patterns: tuple[str, ...] = (), split: Split
 
 
 def _is_folder(path: pathlib.Path) -> bool:
+  """Returns whether the path is a folder."""
   try:
     return path.is_dir()
   except OSError:  # a name that is too long
@@ -127,7 +136,7 @@ def _is_folder(path: pathlib.Path) -> bool:
 
 
 def _check_file(path: pathlib.Path) -> None:
-  """Refuses what is no data file: other endings, and whatever is there and no regular file, as a pipe or a device."""
+  """Raises InputError for a name with another ending than SUFFIXES, and for an path that is no regular file."""
   if path.suffix not in SUFFIXES:
     near = "; a data set of the Hugging Face hub is named ORG/NAME" if len(path.parts) == 1 and not path.suffix else ""
     raise InputError(
@@ -136,7 +145,7 @@ def _check_file(path: pathlib.Path) -> None:
   try:
     mode = path.stat().st_mode
   except FileNotFoundError:
-    return  # told by whoever opens it
+    return  # whoever opens it reports this
   except (OSError, ValueError) as error:
     reason = getattr(error, "strerror", "") or error
     raise InputError(f"{str(path)[:200]}: not a readable file ({reason}); correct the path") from None
@@ -145,15 +154,16 @@ def _check_file(path: pathlib.Path) -> None:
 
 
 def split_of_file(file: pathlib.Path, folder: pathlib.Path) -> str:
-  """The split that a file's name tells, or else that of the nearest folder of such a name; "": none, or several."""
+  """Returns the split that a file's name tells, else the nearest folder's name; "" where they tell none or several."""
   for part in reversed((*file.relative_to(folder).parts[:-1], file.stem)):
-    told = {_SPLITS[word] for word in re.split(r"[\W_\d]+", part.lower()) if word in _SPLITS}
-    if told:
-      return told.pop() if len(told) == 1 else ""
+    splits = {_SPLITS[word] for word in re.split(r"[\W_\d]+", part.lower()) if word in _SPLITS}
+    if splits:
+      return splits.pop() if len(splits) == 1 else ""
   return ""
 
 
 def _of_split(folder: pathlib.Path, found: list[pathlib.Path], split: Split) -> list[pathlib.Path]:
+  """Returns the files of the split, as `files` says. Raises InputError where there are none of a named split."""
   by_file = {file: split_of_file(file, folder) for file in found}
   there = sorted(set(by_file.values()) - {""})
   if split.name == ALL:
@@ -178,12 +188,19 @@ def _of_split(folder: pathlib.Path, found: list[pathlib.Path], split: Split) -> 
   chosen = [file for file, name in by_file.items() if name == wanted]
   _LOG.warning(
     "%s: holds files of the splits %s; read is %s, %d of %d files (%s chooses another, or %s)",
-    folder, ", ".join(there), wanted, len(chosen), len(found), split.key, ALL)  # fmt: skip
+    folder,
+    ", ".join(there),
+    wanted,
+    len(chosen),
+    len(found),
+    split.key,
+    ALL,
+  )
   return chosen
 
 
 def parse_json(text: str) -> object:
-  """The value of JSON text; ValueError whatever is wrong with it."""
+  """Returns the value of JSON text. Raises ValueError whatever is wrong with it."""
   try:
     return json.loads(text)
   except RecursionError:
@@ -192,7 +209,7 @@ def parse_json(text: str) -> object:
 
 @contextlib.contextmanager
 def _parquet(path: pathlib.Path):
-  """The open file; whatever is wrong with it, then or while it is read, is an InputError."""
+  """Opens a parquet file. Raises InputError for whatever is wrong with it, on opening or while it is read."""
   import pyarrow
   import pyarrow.parquet
 
@@ -207,6 +224,7 @@ def _parquet(path: pathlib.Path):
 
 
 def _row_groups(path: pathlib.Path, columns: tuple[str, ...], need: str) -> Iterator[Block]:
+  """Yields the row groups of a parquet file."""
   with _parquet(path) as table:
     names = table.schema_arrow.names
     sizes = [table.metadata.row_group(group).num_rows for group in range(table.num_row_groups)]
@@ -228,6 +246,7 @@ def _row_group(path: pathlib.Path, group: int, first: int, wanted: list[str]) ->
 
 
 def _line_blocks(path: pathlib.Path, columns: tuple[str, ...], need: str) -> Iterator[Block]:
+  """Yields the blocks of lines of a jsonl file."""
   start = first = 0
   for lines in _lines(path):
     if size := sum(not line.isspace() for line in lines):  # a blank line is no row
@@ -242,7 +261,7 @@ def _line_rows(path: pathlib.Path, start: int, first: int) -> Iterator[Row]:
 
 
 def _lines(path: pathlib.Path, start: int = 0) -> Iterator[list[bytes]]:
-  """The lines from a byte on, LINES at a time, fewer where they are long."""
+  """Yields the lines from byte `start` on, LINES at a time, fewer where they are long."""
   try:
     with open(path, "rb") as file:
       file.seek(start)
@@ -270,6 +289,7 @@ def _next_lines(path: pathlib.Path, file) -> Iterator[bytes]:
 
 
 def _json_row(line: bytes, encoding: str) -> Mapping | BadRow:
+  """Returns the JSON object in a line, or the BadRow of a line that holds none."""
   try:
     row = parse_json(line.decode(encoding))
   except UnicodeDecodeError as error:
@@ -281,7 +301,7 @@ def _json_row(line: bytes, encoding: str) -> Mapping | BadRow:
 
 
 def _json_blocks(path: pathlib.Path, columns: tuple[str, ...], need: str) -> Iterator[Block]:
-  """Of a JSON file that is a list of objects, that has one such list under a key, or that is jsonl under this name."""
+  """Yields the blocks of a JSON file: a list of objects, an object with one such list under a key, or jsonl."""
   try:
     content = path.read_bytes()
   except OSError as error:
@@ -305,7 +325,7 @@ def _json_blocks(path: pathlib.Path, columns: tuple[str, ...], need: str) -> Ite
 
 
 def _csv_block(path: pathlib.Path, columns: tuple[str, ...], need: str) -> Iterator[Block]:
-  """Of a csv file, whose first line names the columns; every cell is text."""
+  """Yields the block of a csv file, whose first line names the columns; every cell is text."""
   csv.field_size_limit(LONGEST)
   line, found = 1, []
   try:
@@ -359,7 +379,7 @@ def _tfds_block(path: pathlib.Path, split: Split) -> Iterator[Block]:
 
 
 def tfds() -> Any:
-  """The package tensorflow-datasets, quiet. It must not need TensorFlow for what is done here."""
+  """Returns the package tensorflow-datasets, with its progress bars off. Raises InputError if it is not installed."""
   try:
     import tensorflow_datasets
   except ImportError as error:
@@ -369,7 +389,7 @@ def tfds() -> Any:
 
 
 def _plain(value: object) -> Any:
-  """Bytes as text, arrays as lists, numpy scalars as Python's."""
+  """Returns a value with bytes as text, arrays as lists and numpy scalars as Python's."""
   value = value.tolist() if hasattr(value, "tolist") else value
   if isinstance(value, Mapping):
     return {key: _plain(part) for key, part in value.items()}

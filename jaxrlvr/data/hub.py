@@ -1,4 +1,4 @@
-"""The Hugging Face hub: the raw data sets of the study by name, which column holds what, and models by name."""
+"""The Hugging Face hub: data sets, among them the study's raw ones with their columns, and models, by name."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from jaxrlvr.data import files as rows
 
 
 class Raw(NamedTuple):
-  repository: str  # on the hub, of type dataset
-  patterns: tuple[str, ...] = ()  # its files that are wanted
-  columns: tuple[str, ...] = ()  # for layout.load
-  text: str = ""  # column of plain text, where that is all there is
+  """Where a raw data set is found, and how its columns are read."""
+
+  repository: str  # data set on the hub, "" for a path
+  patterns: tuple[str, ...] = ()  # files to read; (): all
+  columns: tuple[str, ...] = ()  # entries for `columns.load`; (): not known
+  text: str = ""  # column of plain text, for a set without problems
 
 
 RAW = {
@@ -46,13 +48,15 @@ RAW = {
 
 _HUB = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w./-]+))?(?::([\w.-]+))?")  # ORG/NAME[@REVISION][:CONFIG]
 _FILES = ("*.parquet", "*.jsonl", "*.json", "*.csv")
-_NO_CONFIGS = ("data", "train", "test", "validation")  # folders of a data set that are none of its configs
+_NO_CONFIGS = ("data", "train", "test", "validation")  # folders of a data set that are not configs
 
 
 def locate(source: str) -> tuple[str, Raw]:
-  """(path, what is known of it) of `NAME` (from RAW: the hub's cache, else the network), `NAME:COPY`, or a path.
+  """Returns the local path of a data set and its description, which is empty for sets that are not in RAW.
 
-  What is no path that exists and looks like `ORG/NAME`, `ORG/NAME@REVISION`, `ORG/NAME:CONFIG` is a set of the hub.
+  source: `NAME`, a key of RAW, is taken from the hub's cache, else downloaded; `NAME:COPY` names a local copy of it.
+  `ORG/NAME`, `ORG/NAME@REVISION` and `ORG/NAME:CONFIG` name sets of the hub, unless such a path exists. Anything else
+  is a path. Raises InputError for a set that can't be downloaded, and for a config that is missing or ambiguous.
   """
   name, _, copy = source.partition(":")
   if name not in RAW:
@@ -62,11 +66,12 @@ def locate(source: str) -> tuple[str, Raw]:
     return object_store.local(source), Raw("")
   entry = RAW[name]
   cure = f"take {name}:FOLDER with a local copy of {entry.repository}"
-  return object_store.local(copy) or _snapshot(name, cure, entry.patterns, entry.repository, repo_type="dataset"), entry
+  path = object_store.local(copy) or _snapshot(name, cure, entry.patterns, entry.repository, repo_type="dataset")
+  return path, entry
 
 
 def _hub(repository: str, revision: str | None, config: str | None) -> str:
-  """The folder of a data set of the hub, or that of one of its configs; more than one and none named is an error."""
+  """Returns the folder of a data set of the hub, or of its config. Raises InputError where it must be named."""
   cure = "name a file or a folder that exists"
   place = {"repo_type": "dataset"} | ({"revision": revision} if revision else {})
   folder = Path(_snapshot(repository, cure, _FILES, repository, **place))
@@ -80,7 +85,11 @@ def _hub(repository: str, revision: str | None, config: str | None) -> str:
 
 
 def model(name: str) -> str:
-  """The folder of a model: a path as it is, `ORG/NAME` or `ORG/NAME@REVISION` from the hub's cache or the network."""
+  """Returns the folder of a model.
+
+  name: `ORG/NAME` or `ORG/NAME@REVISION` is taken from the hub's cache, else downloaded, unless such a path exists;
+  anything else is a path, which is returned. Raises InputError for a model that can't be downloaded.
+  """
   name = object_store.local(name) if name.startswith("~") else name
   if Path(name).exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", name):
     return name
@@ -91,23 +100,35 @@ def model(name: str) -> str:
 
 
 def _snapshot(name: str, cure: str, patterns: tuple[str, ...], repository: str, **place) -> str:
+  """Returns the folder of a repository's files that match `patterns`: from the cache if whole, else downloaded.
+
+  name: what the user named; cure: the end of an error's message. place: repo_type, and revision if there is one.
+  Raises InputError where neither succeeds.
+  """
   try:
     import huggingface_hub
   except ImportError:
     raise InputError(f"{name}: huggingface_hub is not installed; pip install 'jaxrlvr[hub]', or {cure}") from None
   for offline in (True, False):
     try:
-      fetch = {"allow_patterns": list(patterns), "local_files_only": offline, **place}
-      found = huggingface_hub.snapshot_download(repository, **fetch)
-      dataset = place["repo_type"] == "dataset"
-      if not offline or _complete(rows.files(found, patterns) if dataset else Path(found).glob("*.safetensors")):
-        return str(found)
+      folder = huggingface_hub.snapshot_download(
+        repository, allow_patterns=list(patterns), local_files_only=offline, **place
+      )
+      if not offline:
+        return str(folder)
+      is_dataset = place["repo_type"] == "dataset"
+      cached = rows.files(folder, patterns) if is_dataset else Path(folder).glob("*.safetensors")
+      if _complete(cached):
+        return str(folder)
     except Exception as error:  # what it raises depends on its version and on the network's client
       reason = f"{type(error).__name__}: {error}".partition("\n")[0]
   raise InputError(f"{name}: {repository} is neither in the hub's cache nor to be fetched ({reason}); {cure}")
 
 
 def _complete(files: Iterable[Path]) -> bool:
-  """Whether there are files in a cached folder, and all N of those that are named `-of-N`."""
-  shards = [re.search(r"-of-(\d+)$", file.stem) for file in files]
-  return len(shards) >= max((int(shard[1]) if shard else 0 for shard in shards), default=1)
+  """Returns whether there are any files, and, where they are named `-of-N`, at least N."""
+  stated_counts = []
+  for file in files:
+    match = re.search(r"-of-(\d+)$", file.stem)
+    stated_counts.append(int(match[1]) if match else 0)
+  return len(stated_counts) >= max(stated_counts, default=1)

@@ -1,4 +1,4 @@
-"""Prepared problem sets, every field of `Problem` kept: written to one jsonl file or a tfds data set, and read back."""
+"""Prepared problem sets: writes every field of `Problem` to a jsonl file or a tfds data set, and reads it back."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from jaxrlvr.base.types import Problem
 from jaxrlvr.data.files import BadCell, parse_json, tfds
 
 FIELDS = tuple(field.name for field in dataclasses.fields(Problem))
-_NESTED = ("messages", "extra")  # as JSON text in a tfds data set
+_NESTED = ("messages", "extra")  # fields stored as JSON text in a tfds data set
 
 
 def from_row(row: Mapping) -> Problem:
-  """A row that `save` wrote; what were tuples in `extra` are lists now."""
+  """Returns the problem of a row that `save` wrote, with lists for tuples in `extra`. Raises BadCell."""
   texts = {field: text(field, row[field]) for field in FIELDS if field not in _NESTED}
   extra = struct("extra", row["extra"])
   also = extra.get("also", {})
@@ -32,7 +32,7 @@ def from_row(row: Mapping) -> Problem:
 
 
 def _parsed(column: str, cell: object, wanted: str) -> Any:
-  """The cell, or what it says where it is JSON text."""
+  """Returns the cell, parsed where it is JSON text. Raises BadCell, with what is `wanted`, for other text."""
   try:
     return parse_json(cell) if isinstance(cell, str) else cell
   except ValueError:
@@ -40,7 +40,7 @@ def _parsed(column: str, cell: object, wanted: str) -> Any:
 
 
 def struct(column: str, cell: object) -> dict:
-  """A struct, a map or the text of a JSON object, as a dict."""
+  """Returns a cell that is a struct, a map or the text of a JSON object as a dict, else raises BadCell."""
   wanted = "a struct, a map or the text of a JSON object"
   cell = _parsed(column, cell, wanted)
   try:
@@ -50,7 +50,7 @@ def struct(column: str, cell: object) -> dict:
 
 
 def text(column: str, cell: object) -> str:
-  """The cell, if it is a text with something in it that can be written as UTF-8."""
+  """Returns the cell if it is text that is not blank and can be encoded as UTF-8, else raises BadCell."""
   if not isinstance(cell, str) or not cell.strip():
     raise BadCell(column, cell, "a text that is not empty")
   try:
@@ -61,7 +61,10 @@ def text(column: str, cell: object) -> str:
 
 
 def messages(column: str, cell: object) -> tuple[Mapping[str, str], ...]:
-  """The cell's chat turns; the content of a system message may be empty."""
+  """Returns a cell's chat turns, dicts with role and content, else raises BadCell.
+
+  Only the content of a system message may be empty.
+  """
   if not isinstance(cell, list) or not cell:
     raise BadCell(column, cell, "a non-empty list of messages")
   turns = []
@@ -76,31 +79,33 @@ def messages(column: str, cell: object) -> tuple[Mapping[str, str], ...]:
 
 
 def save(path: str | pathlib.Path, problems: Sequence[Problem]) -> None:
-  """Writes a set so that it is there whole or not at all: a jsonl file if the name ends so, else a tfds folder.
+  """Writes a problem set atomically: to a jsonl file if the path ends in .jsonl, else to a tfds folder.
 
-  A jsonl file that is there is replaced; a folder that is there is an error.
+  Replaces an existing jsonl file. Raises InputError for an existing folder and for an empty set.
   """
   path = pathlib.Path(path)
   if not problems:
     raise InputError(f"{path}: 0 problems to write, wanted at least 1")
-  kind = _write_jsonl if path.suffix == ".jsonl" else _write_tfds
+  write = _write_jsonl if path.suffix == ".jsonl" else _write_tfds
   if path.is_dir():
     raise InputError(f"{path}: is there already; remove it or write to another folder")
   temporary = path.with_name(f".{path.name}.part")
   path.parent.mkdir(parents=True, exist_ok=True)
-  _remove(temporary)  # of a process that was killed while it wrote
+  _remove(temporary)  # left by a process that was killed while writing
   try:
-    os.replace(kind(temporary, problems), path)
+    os.replace(write(temporary, problems), path)
   finally:
     _remove(temporary)
 
 
 def _remove(place: pathlib.Path) -> None:
+  """Removes a file or folder, if there is one."""
   shutil.rmtree(place, ignore_errors=True)
   place.unlink(missing_ok=True)
 
 
 def _json(problem: Problem, value: object) -> str:
+  """Returns the value as JSON text. Raises InputError, naming the problem, where JSON can't hold it."""
   try:
     return json.dumps(value, ensure_ascii=False)
   except TypeError as error:
@@ -108,6 +113,7 @@ def _json(problem: Problem, value: object) -> str:
 
 
 def _write_jsonl(path: pathlib.Path, problems: Sequence[Problem]) -> pathlib.Path:
+  """Writes the file and returns its path."""
   with open(path, "w", encoding="utf-8", newline="\n") as file:
     for problem in problems:
       file.write(_json(problem, {field: getattr(problem, field) for field in FIELDS}) + "\n")
@@ -117,7 +123,7 @@ def _write_jsonl(path: pathlib.Path, problems: Sequence[Problem]) -> pathlib.Pat
 
 
 def _write_tfds(path: pathlib.Path, problems: Sequence[Problem]) -> pathlib.Path:
-  """tfds writes below a folder by name and version; only that part is kept."""
+  """Writes a tfds data set below `path`; returns the folder inside that holds it, named by set and version."""
   package = tfds()
 
   class Problems(package.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg, name-defined]

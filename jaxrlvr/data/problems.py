@@ -1,4 +1,4 @@
-"""Lists of problems from wherever the config says, and the order in which RL takes them."""
+"""Loads the problems that a config names, generated or from files, and orders them for RL."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from jaxrlvr.tasks.gym import problems as gym
 
 _LOG = logging.getLogger(__name__)
 
-# Sources that make their problems: (seed, split, levels, count, kinds, system) -> problems.
+# Sources that generate problems: (seed, split, levels, count, kinds, system) -> problems.
 GENERATORS: Mapping[str, Callable[..., list[Problem]]] = {
-  "arithmetic": lambda *asked: arithmetic.problems(*asked[:-1]),  # its prompts have no system message
+  "arithmetic": lambda *arguments: arithmetic.problems(*arguments[:-1]),  # its prompts have no system message
   "graph": graph.problems,
   "reasoning_gym": gym.problems,
 }
@@ -45,26 +45,28 @@ def load(
   key: str = "columns",
   without: Callable[[Problem], bool] = lambda problem: False,
 ) -> list[Problem]:
-  """`count` problems: generated, or the first ones that `read` reads, 0: all of them. Says what it drops.
+  """Returns `count` problems: of a generator (a key of GENERATORS), or the first that `read` reads; 0: all of these.
 
-  `split` is that of generated problems, `files` that of a folder's files. Problems that are to be left out
-  (`without`) are not counted.
+  split, levels, kinds, seed: of generated problems. files: which split of a folder's files to read. without: True for a
+  problem to leave out, which does not count. The other parameters are those of `columns.load`. Logs a warning if it
+  drops problems. Raises InputError where there are fewer than `count`.
   """
   if source in GENERATORS:
     if not count:
       raise InputError(f"{source}: makes as many problems as are asked for; set the count")
-    made = GENERATORS[source](seed, split, levels, count, kinds, system)
-    return [problem for problem in made if not without(problem)]
-  found, _ = read(source, verifier, columns, system, skip_bad, files, copies, key)
-  left = [problem for problem in found if not without(problem)]
-  if len(left) < count:
-    others = f" but for {len(found) - len(left)} that are trained on" if len(left) < len(found) else ""
+    generated = GENERATORS[source](seed, split, levels, count, kinds, system)
+    return [problem for problem in generated if not without(problem)]
+  all_problems, _ = read(source, verifier, columns, system, skip_bad, files, copies, key)
+  problems = [problem for problem in all_problems if not without(problem)]
+  if len(problems) < count:
+    left_out = len(all_problems) - len(problems)
+    others = f" but for {left_out} that are trained on" if left_out else ""
     raise InputError(
-      f"{source}: holds {len(left)} different problems{others}, {count} were asked for; lower the count, 0: all"
+      f"{source}: holds {len(problems)} different problems{others}, {count} were asked for; lower the count, 0: all"
     )
-  if 0 < count < len(left):
-    _LOG.warning("%s: the first %d of %d problems (count)", source, count, len(left))
-  return left[:count] if count else left
+  if 0 < count < len(problems):
+    _LOG.warning("%s: the first %d of %d problems (count)", source, count, len(problems))
+  return problems[:count] if count else problems
 
 
 def read(
@@ -77,7 +79,10 @@ def read(
   copies: str = "drop",
   key: str = "columns",
 ) -> layout.ProblemsAndCounts:
-  """All problems of a path or a data set of the hub (see `hub.locate`), and what became of each row."""
+  """Returns all problems of a path or a data set of the hub (see `hub.locate`), and counts of what became of the rows.
+
+  The other parameters are those of `columns.load`. Raises InputError for a data set that holds only plain text.
+  """
   path, place = hub.locate(source)
   if place.text:
     raise InputError(f"{source}: is plain text without problems; use it for CPT")
@@ -95,33 +100,34 @@ def read(
 
 
 def columns_of(source: str) -> Sequence[str]:
-  """The entries of `columns` by which a source is read where none are given; (): a set that `prepared.save` wrote."""
+  """Returns the default entries of `columns` for a source; () for a set that `prepared.save` wrote."""
   path, place = hub.locate(source)
   return place.columns or layout.default_columns(path, place.patterns)
 
 
 def batch(problems: Sequence[Problem], seed: int, step: int, size: int) -> tuple[list[Problem], np.ndarray]:
-  """(problems of step 1, 2, ..., how often each came before in this batch).
+  """Returns the `size` problems of step 1, 2, ..., and how often each has occurred before in this batch, int32 [size].
 
-  The list is gone through again and again, each time in another order: fewer problems than `size` are repeated
-  uniformly. A pure function of its arguments, so a resumed run needs no cursor but its step.
+  Epochs follow each other, each in an order of its own; a list of fewer than `size` problems is repeated uniformly. A
+  pure function of its arguments, so that a resumed run needs no cursor but its step.
   """
   first = (step - 1) * size
-  picked = [problems[shuffled(seed, slot, len(problems))] for slot in range(first, first + size)]
-  seen: Counter[str] = Counter()
+  chosen = [problems[shuffled(seed, number, len(problems))] for number in range(first, first + size)]
+  times_seen: Counter[str] = Counter()
   occurrence = []
-  for problem in picked:
-    occurrence.append(seen[problem.id])
-    seen[problem.id] += 1
-  return picked, np.array(occurrence, np.int32)
+  for problem in chosen:
+    occurrence.append(times_seen[problem.id])
+    times_seen[problem.id] += 1
+  return chosen, np.array(occurrence, np.int32)
 
 
 def shuffled(seed: int, number: int, count: int) -> int:
-  """Which of `count` things comes as number 0, 1, ... of endless epochs, each in an order of its own."""
+  """Returns the index, below `count`, of item number 0, 1, ... of endless epochs, each in a random order of its own."""
   epoch, place = divmod(number, count)
   return _order(seed, epoch, count)[place]
 
 
 @functools.lru_cache(4)
 def _order(seed: int, epoch: int, count: int) -> list[int]:
+  """Returns the order of an epoch."""
   return np.random.default_rng([seed, epoch]).permutation(count).tolist()

@@ -1,4 +1,4 @@
-"""Which problems to train on: a filter by how often the model solves them, and subsets spread over that difficulty."""
+"""Choosing problems to train on: a filter by how often the model solves them, and subsets spread over difficulties."""
 
 from __future__ import annotations
 
@@ -10,19 +10,27 @@ from jaxrlvr.base.errors import InputError
 
 
 def bins(solve_counts: Sequence[int], samples: int = 16) -> dict[int, np.ndarray]:
-  """Indices of the problems solved 1, 2, ..., samples - 1 times; those solved never or always are in none."""
+  """Returns the indices of the problems solved 1, 2, ..., samples - 1 times, by that number.
+
+  Problems solved never or always are in no bin. solve_counts: how many of `samples` samples solve each problem. Raises
+  InputError for a count that is no whole number from 0 to `samples`.
+  """
   counts = np.asarray(solve_counts)
-  wrong = np.flatnonzero((counts < 0) | (counts > samples) | (counts != np.round(counts)))
-  if len(wrong):
-    found = f"problem {wrong[0]} is solved {counts[wrong[0]]} times"
-    raise InputError(f"{found}, wanted a whole number from 0 to {samples}; give the number of samples that were drawn")
+  impossible = np.flatnonzero((counts < 0) | (counts > samples) | (counts != np.round(counts)))
+  if len(impossible):
+    first = impossible[0]
+    raise InputError(
+      f"problem {first} is solved {counts[first]} times, wanted a whole number from 0 to {samples}; give the number of "
+      "samples that were drawn"
+    )
   return {count: np.flatnonzero(counts == count) for count in range(1, samples)}
 
 
 def round_robin(solve_counts: Sequence[int], seed: int, count: int, samples: int = 16) -> list[int]:
-  """Up to `count` indices: bin after bin in turn, from each a random problem not yet taken (paper, appendix B.2).
+  """Returns the indices of up to `count` problems, spread over the `bins` (paper, appendix B.2).
 
-  For one seed there is one order: a smaller subset is the beginning of a larger one.
+  Takes a random new problem from each bin in turn. The order depends on the seed alone, so a smaller subset is the
+  beginning of a larger one.
   """
   turns = []
   for number, members in bins(solve_counts, samples).items():
