@@ -308,7 +308,7 @@ def _descend(row: Mapping, path: str, optional: bool) -> object:
 
 
 def _turns(path: str, cell: object, part: str) -> object:
-  """Returns the turns before the last, an assistant turn (part ":-1"), or the text of that turn, else raises BadCell."""
+  """Returns the turns before the last, an assistant turn (part ":-1"), or its text, else raises BadCell."""
   turns = prepared.messages(_whole(path), cell)
   if turns[-1]["role"] != "assistant" or (part == ":-1" and len(turns) == 1):
     raise BadCell(path, list(turns), "messages that end in an assistant turn behind others")
