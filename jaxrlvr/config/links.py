@@ -62,7 +62,7 @@ def _check_places(link: Mapping) -> None:
 def check_heeded(config: ConfigDict, overridden: Collection[str]) -> None:
   """Raises InputError where overriding a key would change nothing, as the links set that key themselves.
 
-  It would change nothing where every link sets the key, of those whose stage is the stage of a link that sets it.
+  That is so where at least one link sets the key, and no other link of the same stage leaves it as it is in the config.
   `overridden`: keys that were set on the command line. Links without a stage are left to `stages.links.read_links`.
   """
   changes_of_links = [(link["stage"], link.get("set", {})) for link in config.chain if "stage" in link]

@@ -332,7 +332,8 @@ def origin_of(model: hf_weights.Model) -> dict:
 def keep_policy(config: ConfigDict, policy: Policy, workdir: Path, training: Sequence[Problem] = ()) -> None:
   """Writes tokenizer, shape and digests of the training prompts to a run directory, which can then be a config.init.
 
-  training: the problems that the policy is trained on; (): no problems.
+  The digests are those of `trained_on`; none are written where none are known. training: the problems that the policy
+  is trained on; (): no problems.
   """
   keep_tokenizer(config, workdir / TOKENIZER_FILE, workdir / TOKENIZER_FOLDER)
   logbook.write_json(workdir / POLICY, dataclasses.asdict(policy.spec))

@@ -83,7 +83,8 @@ def export(config: ConfigDict, workdir: str | Path) -> dict:
 
   The summary has `difference`, the largest difference in nats a token between what was read again and the policy as
   trained; `reread`, the same with the policy's weights rounded to config.export.dtype; what `kept_of_training` returns;
-  `steps` (0); and the `origin` of the weights. Raises StorageError where `reread` is above TOLERANCE.
+  `steps` (0); and the `origin` of the weights. `config.model.path` may name the policy instead. Raises InputError where
+  neither is set, and StorageError where `reread` is above TOLERANCE.
   """
   if not (config.init or config.model.path):
     raise InputError("config.init is empty; name the run directory to export")

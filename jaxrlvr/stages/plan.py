@@ -132,7 +132,8 @@ def rows_of_programs(
 ) -> dict[str, dict]:
   """Returns a row for each program by name: memory as compiled, work as counted from shapes, and estimated times.
 
-  Beside the fields of `Measured` a row has `times` (in a step), `total` bytes, `flops`, `model_flops`, `bytes` moved,
+  All figures are those of one call on one chip; those of memory and traffic are in bytes. A row has the fields of
+  `Measured` except `results`, and `times` (calls in a step), `total` (memory), `flops`, `model_flops`, `bytes` (moved),
   `sent_bytes` and `sent` (by kind of collective), `bound_seconds` and `bound_by` ("compute", "memory" or "network", the
   slowest), `estimated_seconds` (with that share `efficiency` of the bound), `tokens_per_second` and `mfu`.
   """

@@ -63,8 +63,9 @@ class Learner(NamedTuple):
     return {"spec": self.policy.spec, "temperature": s.temperature, "parts": s.microbatches}
 
   def weigh(self, drawn: rollout.Drawn, graded: Graded) -> objective.Weights:
-    """Returns the weight in the loss and the advantage of each response that is trained on.
+    """Returns the weight in the loss and the advantage of each response that is trained on, both [P,G].
 
+    drawn: all responses of a step. graded: the rewards of those that are trained on, the first G to each problem.
     Unscored responses have no part in the means of their group, and neither have responses that were cut off if
     rl.mask_truncated is set.
     """

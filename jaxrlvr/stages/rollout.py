@@ -475,7 +475,10 @@ def transcript(messages: Sequence[Mapping[str, str]]) -> str:
 
 
 def show_prompt(workdir: Path, policy: Policy, problem: Problem) -> None:
-  """Writes prompt.txt: the prompt as the policy sees it, with control tokens by name, up to where a response begins."""
+  """Writes WORKDIR/prompt.txt: a problem's prompt as the policy sees it, up to where a response begins.
+
+  Control tokens are written by their names. Only the first process of a run writes it.
+  """
   if not multihost.process_index():
     logbook.write_atomic(workdir / "prompt.txt", policy.tokenizer.rendered(problem.messages))
 
