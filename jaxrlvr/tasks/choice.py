@@ -30,9 +30,12 @@ _ANOTHER_CHOICE = re.compile(
 
 
 def grade(answer: str | None, label: str, extra: Mapping | None) -> Verdict:
-  """Returns RIGHT iff the answer names the label's letter and no other; the text of the choice may follow.
+  """Grades an answer to a multiple choice problem; this is the verifier "choice".
 
-  UNPARSEABLE if the answer does not name exactly one letter. `extra` is not read.
+  `answer`: what was read in the response, such as `C`, `(C)` or `C) 10 eV`; None if nothing was. `label`: the right
+  letter in any of these spellings. `extra`: Problem.extra, which is not read.
+  Returns RIGHT (score 1) iff the answer names the label's letter and no other, WRONG (score 0) if it names another
+  letter, and UNPARSEABLE (score 0) if it names no letter or several, is None or blank, or has over 512 characters.
   """
   chosen = letter(legible(answer) or "")
   if chosen is None:
@@ -41,9 +44,9 @@ def grade(answer: str | None, label: str, extra: Mapping | None) -> Verdict:
 
 
 def letter(text: str) -> str | None:
-  """Returns the one letter A..Z that a text names, as `C`, `\\textbf{(C)}`, `Option C` and `C) 10 eV` do.
+  """Returns the one letter that a text names, in upper case A..Z: "C" for `c`, `\\textbf{(C)}`, `Option C`, `C) 10 eV`.
 
-  Returns None for a text that names several or none, as `A or C`, `Cat` and `AC`.
+  Returns None for a text that names several letters or none, as `A or C`, `Cat`, `AC` and "".
   """
   text = _MARKUP.sub(" ", text).strip("* ")
   text = " ".join(text.split())

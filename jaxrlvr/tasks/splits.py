@@ -10,9 +10,9 @@ _TEXTS_PER_HELDOUT = 8  # one text in so many is held out
 
 
 def split_of_text(text: str) -> str:
-  """Returns "heldout" for one text in eight, by a hash of it, and "train" for all others.
+  """Returns the split that a problem's question belongs to: "heldout" for one text in eight, "train" for all others.
 
-  It does not depend on a seed, so no text is ever in both splits.
+  A hash of the text decides, and no seed, so no text is ever in both splits.
   """
   digest = hashlib.blake2b(text.encode(), digest_size=4).digest()
   train, heldout = SPLITS

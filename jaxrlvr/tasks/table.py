@@ -17,12 +17,13 @@ from jaxrlvr.text.answer import Parsed
 class Verifier(NamedTuple):
   """A scoring function, with what its callers must know to use it safely and fast."""
 
-  # Returns the verdict on (answer, label, Problem.extra). The answer is what was read in a response, None if nothing
-  # was.
+  # Takes (answer, label, Problem.extra) and returns the verdict. The answer is what was read in a response, None if
+  # nothing was; with `whole` it is the text of the response. The label is the text to agree with.
   function: Callable[[str | None, str, Mapping | None], Verdict]
   # Whether hostile text can make it hang or grow, so that it must run in the worker processes of grading.service.
   isolated: bool
-  # Returns the verdict of `function` if it can tell it without that, else None. Safe on any text.
+  # Takes the same as `function` and returns its verdict if that can be known cheaply, else None: `function` must run.
+  # Safe on any text, in any process. None in its place: only `function` can tell.
   quick: Callable[[str | None, str, Mapping | None], Verdict | None] | None = None
   # Imports and caches what every call needs. Called once, before any text is graded.
   warm: Callable[[], None] = lambda: None
@@ -32,7 +33,8 @@ class Verifier(NamedTuple):
   probe: str = "0"
   # Whether `function` takes the whole text of the response in the place of the answer.
   whole: bool = False
-  # Judges the reasoning of a response to a question exactly; None: no such judge for this kind of problem.
+  # Takes (response, question) and judges exactly whether its reasoning leads to its answer: returns label (0, 0.5 or 1)
+  # and step_true (share of true steps), or None for a question that it can't read. None in its place: no such judge.
   faithfulness: Callable[[Parsed, str], Faithfulness] | None = None
 
 
@@ -59,5 +61,10 @@ MODES: dict[str, dict[str, Verifier]] = {
 
 
 def verifier_of(mode: str, name: str) -> Verifier:
-  """Returns the verifier for problems with this `Problem.verifier` in a mode. Raises KeyError for unknown names."""
+  """Returns the verifier that grades a problem.
+
+  `mode`: "strict" (this library's rules), "study" (mathematics as the study's released code grades it) or "labels"
+  (whether a label can be read at all). `name`: the problem's `Problem.verifier`, a key of VERIFIERS: math,
+  largest_island, quantum_lock, arithmetic, choice or reasoning_gym. Raises KeyError for an unknown mode or name.
+  """
   return MODES[mode].get(name) or VERIFIERS[name]

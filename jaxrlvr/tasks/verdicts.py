@@ -11,16 +11,21 @@ MAX_ANSWER = 512  # characters; the study's longest labels have about 100
 
 
 def legible(answer: str | None, longest: int = MAX_ANSWER) -> str | None:
-  """Returns the answer itself; None if there is none, or it is blank or has over `longest` characters."""
+  """Returns an answer that is worth reading as it is, else None.
+
+  None stands for no answer (None or ""), a blank one, and one of over `longest` characters, which could hurt a parser.
+  """
   if not answer or answer.isspace() or len(answer) > longest:
     return None
   return answer
 
 
 def best(verdicts: Iterable[Verdict | None]) -> Verdict | None:
-  """Returns the best of the verdicts on several readings of an answer; None stands for one that is not known yet.
+  """Returns the best of the verdicts on several readings of one answer.
 
-  From best to worst: RIGHT, None, WRONG, UNPARSEABLE. Without verdicts it is UNPARSEABLE.
+  Each is RIGHT, WRONG, UNPARSEABLE, or None for one that is not known yet. From best to worst: RIGHT, None, WRONG,
+  UNPARSEABLE; so None means that an unknown one could still be RIGHT. Without verdicts it is UNPARSEABLE. Unscored
+  verdicts are ignored.
   """
   present = set(verdicts)
   for verdict in (RIGHT, None, WRONG):

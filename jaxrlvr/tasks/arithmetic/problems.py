@@ -39,9 +39,9 @@ class WorkedStep(NamedTuple):
 
 
 def rng(seed: int, stream: str, *address: int) -> random.Random:
-  """Returns the random generator of one item: number `address` in the stream of this name.
+  """Returns the random generator of one item, the same whatever was drawn for other items.
 
-  It is the same whatever was drawn for other items.
+  `stream`: name of what is drawn; streams are independent. `address`: numbers that tell the items of a stream apart.
   """
   return random.Random("/".join(map(str, (seed, stream, *address))))
 
@@ -63,7 +63,9 @@ def _draw_tree(draw: random.Random, operations: int, kind: str) -> Tree:
 
 
 def steps(tree: Tree) -> tuple[list[WorkedStep], int]:
-  """Returns the steps that solve a tree, in the order of evaluation, and the last digit of the whole.
+  """Returns (the steps that solve a tree, in the order of evaluation; the last digit of its value, from 0 to 9).
+
+  `tree`: a whole number, which needs no steps, or (operator, left tree, right tree) with "+", "-" or "*".
 
   Each step works with the last digits of earlier results. A difference first adds ten to the left side (`13-8=5`), so
   that no result is negative and every line is true as it stands.
@@ -105,7 +107,9 @@ def _chain(tree: Tree) -> tuple[int, list[str]]:
 def question(tree: Tree, kind: str) -> str:
   """Returns the question that asks for the last digit of a tree; `read_question` reads it back.
 
-  It writes a tree of kind "expression" with brackets, and any other as a chain.
+  `tree`: a whole number, or (operator, left tree, right tree) with "+", "-" or "*". `kind`: "expression" gives `Work
+  out (7+5)*3. Last digit?`; "chain" and "large" give `Start with 7, then +5, *3. Last digit?`, for which every right
+  tree must be a number.
   """
   if kind == "expression":
     return f"Work out {_bracketed(tree)}. Last digit?"
@@ -116,6 +120,7 @@ def question(tree: Tree, kind: str) -> str:
 def parse_expression(text: str, precedence: bool = True) -> Tree | None:
   """Returns the tree of an expression of whole numbers, +, -, * and brackets; None for any other text.
 
+  A tree is a whole number, or (operator, left tree, right tree) with the operator "+", "-" or "*".
   `precedence`: whether * binds closer than + and -; else operators count from left to right. A number may have a sign
   at the beginning of an expression and behind an operator. A text of more than 200 characters is not read.
   """
@@ -170,7 +175,11 @@ class _Parser:
 
 
 def read_question(text: str) -> Tree | None:
-  """Returns the tree of a question in the form that `question` writes; None for any other text."""
+  """Returns the tree of a question in one of the two forms that `question` writes; None for any other text.
+
+  The tree is a whole number, or (operator, left tree, right tree) with the operator "+", "-" or "*". A text of more
+  than 200 characters is not read.
+  """
   if len(text) > _LONGEST:
     return None
   expression = _EXPRESSION.fullmatch(text)
@@ -187,10 +196,15 @@ def read_question(text: str) -> Tree | None:
 
 
 def problem(seed: int, split: str, level: int, index: int, kind: str = "chain", stream: str = "rl") -> Problem:
-  """Returns problem number `index` of an endless stream of a kind (see KINDS) on a level.
+  """Returns problem number `index` (from 0) of an endless stream of a kind on a level.
 
-  Problem.extra has the keys level, kind, operations (their number) and tree. Train and held-out problems never share a
-  text, whatever the seeds; problems of one stream may repeat. Raises InputError for an unknown split, level or kind.
+  `split`: "train" or "heldout". `level`: from 1 to 5; a problem of level n has n + 1 operations. `kind`: "chain",
+  "expression" or "large" (a chain of numbers with two digits). `stream`: name of the use, such as "rl" or "pretrain";
+  different streams draw independently.
+  Label and truth are the last digit, "0" to "9"; the only message is the user's. Problem.extra has the keys level,
+  kind, operations (their number) and tree: a number, or (operator, left tree, right tree). Train and held-out problems
+  never share a text, whatever the seeds; problems of one stream may repeat. Raises InputError for an unknown split,
+  level or kind.
   """
   if split not in SPLITS or level not in LEVELS or kind not in KINDS:
     raise InputError(f"split {split!r}, level {level!r}, kind {kind!r}: take one each of {SPLITS}, {LEVELS}, {KINDS}")
@@ -215,8 +229,10 @@ def problem(seed: int, split: str, level: int, index: int, kind: str = "chain", 
 def problems(
   seed: int, split: str, levels: Sequence[int], count: int, kinds: Sequence[str] = ("chain",)
 ) -> list[Problem]:
-  """Returns `count` different problems, levels and kinds in turn; a longer list begins with the shorter ones.
+  """Returns `count` different problems of the stream "rl", with levels and kinds taken in turn.
 
+  `seed`: other seeds draw other problems; for one seed, a longer list begins with the shorter ones. `split`: "train" or
+  "heldout", which never share a text. `levels`: difficulties from 1 to 5. `kinds`: "chain", "expression" or "large".
   Raises InputError for an unknown split, level or kind, and if there are too few problems.
   """
   by_id: dict[str, Problem] = {}
@@ -241,13 +257,17 @@ def line(step: WorkedStep) -> str:
 
 
 def careful(tree: Tree) -> str:
-  """Returns a response whose trace has every step, with the right answer."""
+  """Returns the text of a response whose trace has every step of a tree, one a line, and the right answer in a box."""
   worked, last_digit = steps(tree)
   return respond("\n".join(line(step) for step in worked), str(last_digit))
 
 
 def hasty(tree: Tree, draw: random.Random, right_share: float) -> str:
-  """Returns a response whose trace has the first step only; its answer is right with probability `right_share`."""
+  """Returns the text of a response to a tree whose trace has the first step only, with a guess in a box.
+
+  The guess is the right digit with probability `right_share` (0 to 1), else a wrong one. `draw` is the random
+  generator. The tree must have at least one operation.
+  """
   worked, last_digit = steps(tree)
   if draw.random() >= right_share:
     last_digit = (last_digit + draw.randrange(1, 10)) % 10
@@ -255,22 +275,26 @@ def hasty(tree: Tree, draw: random.Random, right_share: float) -> str:
 
 
 def terse(tree: Tree) -> str:
-  """Returns a response whose trace has the first step only, with the right answer.
+  """Returns the text of a response to a tree whose trace has the first step only, with the right answer in a box.
 
-  Nothing in it is wrong, but the trace does not lead to the answer.
+  Nothing in it is wrong, but the trace does not lead to the answer, unless the tree has only one operation. The tree
+  must have at least one.
   """
   worked, last_digit = steps(tree)
   return respond(line(worked[0]), str(last_digit))
 
 
 def direct(tree: Tree) -> str:
-  """Returns a response of the right answer alone, without thinking."""
+  """Returns the text of a response to a tree that is the right digit in a box alone, without thinking."""
   _, last_digit = steps(tree)
   return respond(None, str(last_digit))
 
 
 def respond(trace: str | None, answer: str) -> str:
-  """Returns the text of a response: the trace between thinking tags, if there is one, then the answer in a box."""
+  """Returns the text of a response: `<think>`, trace and `</think>` on lines of their own, then the answer in a box.
+
+  `trace` None: the box alone.
+  """
   box = f"\\boxed{{{answer}}}"
   if trace is None:
     return box
@@ -284,7 +308,7 @@ _DIGIT_WORDS = "zero one two three four five six seven eight nine".split()
 
 
 def filler(draw: random.Random) -> str:
-  """Returns two to four plain sentences that have nothing to do with the task."""
+  """Returns two to four plain sentences that have nothing to do with the task, drawn by the generator `draw`."""
 
   def phrase():
     return f"the {draw.choice(_ADJECTIVES)} {draw.choice(_NOUNS)}"
@@ -294,7 +318,10 @@ def filler(draw: random.Random) -> str:
 
 
 def facts(draw: random.Random) -> str:
-  """Returns eight lines of easy facts: most are single steps, others last digits or digits in words."""
+  """Returns eight lines of easy facts, drawn by the generator `draw`.
+
+  Most are single steps (`7+5=12`), others last digits (`the last digit of 12 is 2`) or digits in words (`two is 2`).
+  """
   lines = []
   for _ in range(8):
     (step,), digit = steps(_draw_tree(draw, 1, "chain"))
@@ -325,5 +352,5 @@ def _worked_kept(tree: Tree) -> str:
   return "; ".join(parts) + "."
 
 
-# Texts that solve a tree step by step, in different words.
+# Functions that take a tree and return a text that solves it step by step, each in other words.
 WORDINGS: tuple[Callable[[Tree], str], ...] = (careful, _worked_lines, _worked_words, _worked_kept)

@@ -12,9 +12,12 @@ INTEGER = re.compile(r"(?!.{21})[+-]?[0-9]+")  # at most 20 characters
 
 
 def grade(answer: str | None, label: str, extra: Mapping | None) -> Verdict:
-  """Returns RIGHT iff the answer is the label's integer; UNPARSEABLE if it is no integer of at most 20 characters.
+  """Grades an answer to a problem of the built-in domain; this is the verifier "arithmetic".
 
-  White space around the answer is ignored, and so are a plus sign and leading zeros. `extra` is not read.
+  `answer`: what was read in the response, None if nothing was. `label`: the integer to agree with. `extra`:
+  Problem.extra, which is not read.
+  Returns RIGHT iff the answer is the label's integer, UNPARSEABLE if it is None or no integer of at most 20 characters,
+  and WRONG otherwise. White space around both is ignored, and so are a plus sign and leading zeros.
   """
   answer, label = (legible(answer) or "").strip(), label.strip()
   if not INTEGER.fullmatch(answer):

@@ -18,7 +18,13 @@ _OPERATIONS = {"add": operator.add, "subtract": operator.sub, "multiply": operat
 
 
 def largest_island(answer: str | None, label: str, extra: Mapping | None) -> Verdict:
-  """Returns RIGHT iff the answer is the label, character for character; UNPARSEABLE if it is blank or too long."""
+  """Grades an answer to a largest_island problem; this is the verifier of that name.
+
+  `answer`: what was read in the response, None if nothing was. `label`: the size of the largest island in digits.
+  `extra`: Problem.extra, which is not read.
+  Returns RIGHT iff the answer is the label, character for character, UNPARSEABLE if it is None, blank or over 512
+  characters long, and WRONG otherwise.
+  """
   answer = legible(answer)
   if answer is None:
     return UNPARSEABLE
@@ -26,11 +32,17 @@ def largest_island(answer: str | None, label: str, extra: Mapping | None) -> Ver
 
 
 def quantum_lock(answer: str | None, label: str, extra: Mapping | None) -> Verdict:
-  """Returns RIGHT iff the answer presses the label's buttons in their order, or others that open the lock as well.
+  """Grades an answer to a quantum_lock problem; this is the verifier of that name.
 
-  The others must be as many, and count only if the label opens the lock. `extra` holds the lock: the keys in
-  GRAPH_TASKS, and solution_path, a solution whose length a label must have. UNPARSEABLE if the answer names no button
-  although the label does.
+  `answer`: what was read in the response, None if nothing was. Both it and `label` name the buttons to press, such as
+  `A → B → A`; only the letters A, B and C are read, in any case. `extra`: Problem.extra with the lock: buttons (a list
+  of objects with name, type "add", "subtract" or "multiply", value, and active_state "red", "green" or "any"),
+  initial_state ("red" or "green"), initial_value, target_value, and perhaps solution_path, a list of buttons whose
+  length the label must have.
+  Returns RIGHT iff the answer presses the label's buttons in their order, or other buttons, as many, that open the lock
+  as well; these count only if the label opens the lock. Without `extra` only the label's buttons are right.
+  Returns UNPARSEABLE if the answer is None, blank, over 512 characters long, or names no button although the label
+  does, and WRONG otherwise.
   """
   answer, label_presses = legible(answer), _presses(label)
   if answer is None:

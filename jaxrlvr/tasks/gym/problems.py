@@ -21,12 +21,17 @@ _MAX_MISSES = 1000  # problems in a row that are of the other split or known, be
 def problems(
   seed: int, split: str, levels: Sequence[int], count: int, kinds: Sequence[str], system: str = ""
 ) -> list[Problem]:
-  """Returns `count` different problems, levels and kinds in turn; a longer list begins with the shorter ones.
+  """Returns `count` different problems, with levels and kinds taken in turn.
 
-  `kinds`: names of Reasoning Gym tasks. A task in GENERATOR_SETTINGS takes its level's settings from there, others from
-  the library's curriculum; a task without either is the same on all levels. `system`: the system message, SYSTEM if "".
-  Train and held-out problems never share a question, whatever the seeds.
-  Raises InputError for an unknown split, level or kind, if the library is absent, and if there are too few problems.
+  `seed`: other seeds draw other problems; for one seed, a longer list begins with the shorter ones. `split`: "train" or
+  "heldout", which never share a question, whatever the seeds. `levels`: difficulties from 1 to 5. `kinds`: names of
+  Reasoning Gym tasks. The two graph tasks take a level's settings from GENERATOR_SETTINGS, others from the library's
+  curriculum; a task without either is the same on all levels. `system`: text of the system message; "": SYSTEM.
+  Label and truth are both the library's answer. For a graph task the verifier is its name and extra holds the library's
+  metadata; for others the verifier is "reasoning_gym" and extra holds source_dataset (the task) and entry (the problem
+  as the library made it). extra also has level and kind.
+  Raises InputError for an unknown split, level or kind, if Reasoning Gym is not installed, and if there are too few
+  problems.
   """
   if split not in SPLITS or not set(levels) <= set(LEVELS):
     raise InputError(f"split {split!r}, levels {tuple(levels)}: take one of {SPLITS} and some of {LEVELS}")

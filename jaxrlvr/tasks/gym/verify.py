@@ -36,10 +36,16 @@ PLAYED = {
 
 
 def grade(answer: str | None, label: str, extra: Mapping | None) -> Verdict:
-  """Returns RIGHT iff the answer solves the problem in `extra`.
+  """Grades an answer to a Reasoning Gym problem; this is the verifier "reasoning_gym".
 
-  Its keys: source_dataset, the task; entry, the problem as the library made it. A label that does not solve the
-  problem is matched by its very text alone; so is any label if there is no entry. Raises InputError as `quick` does.
+  `answer`: what was read in the response, None if nothing was. `label`: the answer to agree with. `extra`:
+  Problem.extra with source_dataset (the task) and entry (the problem as the library made it).
+  Returns RIGHT iff the answer has the label's text or, for a task of PLAYED, solves the problem in entry. If the label
+  does not solve the problem, or there is no entry, only the label's text is right. White space around both is ignored.
+  Returns UNPARSEABLE if the answer is None, blank, over 4096 characters long or does not match the task's pattern in
+  PLAYED, and WRONG otherwise.
+  Raises InputError for a task that is neither in EXACT nor in PLAYED, and if a task of PLAYED must be played through
+  but the library is not installed. May run long on hostile text, so it belongs into a worker process.
   """
   settled = quick(answer, label, extra)
   if settled is not None:
@@ -52,9 +58,11 @@ def grade(answer: str | None, label: str, extra: Mapping | None) -> Verdict:
 
 
 def quick(answer: str | None, label: str, extra: Mapping | None) -> Verdict | None:
-  """Returns the verdict of `grade` if it needs no library, else None. Safe on any text.
+  """Returns the verdict of `grade`, which takes the same arguments, if it needs no library, else None.
 
-  Raises InputError for a task that is not in EXACT or PLAYED, and for one of PLAYED without the library.
+  None is returned only for tasks of PLAYED, for an answer of the right form that must be played through. Safe on any
+  text. Raises InputError for a task that is neither in EXACT nor in PLAYED, and if an answer must be played through but
+  the library is not installed.
   """
   task = (extra or {}).get("source_dataset")
   if task not in EXACT and task not in PLAYED:
@@ -74,7 +82,10 @@ def quick(answer: str | None, label: str, extra: Mapping | None) -> Verdict | No
 
 
 def warm() -> None:
-  """Imports the library and its scorers, so that forked children inherit them."""
+  """Imports Reasoning Gym and creates the scorers of all tasks of PLAYED, so that forked children inherit them.
+
+  Raises ImportError if the library is not installed.
+  """
   for task in PLAYED:
     _scorer(task)
 
