@@ -462,7 +462,7 @@ class _Unused(NamedTuple):
 def strategy(response: Parsed) -> tuple[str, ...]:
   """Returns the strategy of a response's trace: sorted formulas, one for each result that no later step uses.
 
-  A formula is text of last digits, operators and brackets: `7+5=12, 2*3=6` has the strategy ("(3*(5+7))",). Without
+  A formula is text of last digits, operators and brackets: `7+5=12, 2*3=6` has the strategy ("((5+7)*3)",). Without
   closed thinking, what follows `<think>` is read as the trace.
 
   A later step uses a result by its last digit; of several results with this digit, the one whose formula sorts first.
