@@ -153,7 +153,7 @@ def execute(flags: argparse.Namespace, overrides: dict[str, str]) -> dict:
 
   config = files.load(flags.config, overrides, flags.stage)
   if flags.stage in ("chain", "grid"):
-    links.check_heeded(config, overrides)
+    links.check_overrides(config, overrides)
   if flags.distributed:
     from jaxrlvr.device import multihost
 

@@ -59,7 +59,7 @@ def _check_places(link: Mapping) -> None:
       raise InputError(f"config.chain: link {name!r}: names {place!r}; wanted a path below an earlier link")
 
 
-def check_heeded(config: ConfigDict, overridden: Collection[str]) -> None:
+def check_overrides(config: ConfigDict, overridden: Collection[str]) -> None:
   """Raises InputError where overriding a key would change nothing, as the links set that key themselves.
 
   That is so where at least one link sets the key, and no other link of the same stage leaves it as it is in the config.

@@ -207,8 +207,7 @@ IMPOSSIBLE: tuple[Impossible, ...] = (
 )
 
 
-# Where problems may come from: values of `Heeded.by` and `_kinds_of`. Arithmetic is generated too, but has no system
-# message.
+# Kinds of problems by where they come from. Arithmetic is generated too, but takes no system message.
 _FILES, _RELEASED, _OTHER_GENERATED, _ARITHMETIC = "files", "released sets", "generated", "arithmetic"
 _GENERATED = (_OTHER_GENERATED, _ARITHMETIC)
 _IN_WORDS = {
@@ -219,22 +218,28 @@ _IN_WORDS = {
 }
 
 
-class Heeded(NamedTuple):
-  """Says for which kinds of problems a key of `problems` and `heldout` has an effect."""
+class LimitedKey(NamedTuple):
+  """A key of `problems` and `heldout` that has an effect for some kinds of problems only."""
 
-  by: tuple[str, ...]  # the kinds
+  kinds: tuple[str, ...]
   # Whether the key is a size, which every config file sets. Where it has no effect it is refused only on the command
   # line; other keys are refused whenever they differ from their default.
   is_size: bool = False
 
 
-HEEDED: Mapping[str, Heeded] = {
-  **dict.fromkeys(("columns", "verifier", "split", "copies"), Heeded((_FILES,))),
-  "skip_bad": Heeded((_FILES, _RELEASED)),
-  **dict.fromkeys(("folder", "prompts"), Heeded((_RELEASED,))),
-  "system": Heeded((_FILES, _RELEASED, _OTHER_GENERATED)),
-  **dict.fromkeys(("levels", "kinds", "seed"), Heeded(_GENERATED, is_size=True)),
-  "count": Heeded((_FILES, *_GENERATED), is_size=True),
+LIMITED_KEYS: Mapping[str, LimitedKey] = {
+  "columns": LimitedKey((_FILES,)),
+  "verifier": LimitedKey((_FILES,)),
+  "split": LimitedKey((_FILES,)),
+  "copies": LimitedKey((_FILES,)),
+  "skip_bad": LimitedKey((_FILES, _RELEASED)),
+  "folder": LimitedKey((_RELEASED,)),
+  "prompts": LimitedKey((_RELEASED,)),
+  "system": LimitedKey((_FILES, _RELEASED, _OTHER_GENERATED)),
+  "levels": LimitedKey(_GENERATED, is_size=True),
+  "kinds": LimitedKey(_GENERATED, is_size=True),
+  "seed": LimitedKey(_GENERATED, is_size=True),
+  "count": LimitedKey((_FILES, *_GENERATED), is_size=True),
 }
 
 
@@ -260,13 +265,16 @@ def check_effects(config: ConfigDict, group: str, overridden: Collection[str]) -
   `overridden`: keys that were set on the command line.
   """
   kinds = _kinds_of(config, group)
-  for name, heeded in HEEDED.items():
+  for name, limited in LIMITED_KEYS.items():
     key = f"{group}.{name}"
-    if name not in config[group] or kinds & set(heeded.by):
+    if name not in config[group] or kinds & set(limited.kinds):
       continue
-    is_set = key in overridden if heeded.is_size else config[group][name] != declared()[key].default
+    if limited.is_size:
+      is_set = key in overridden
+    else:
+      is_set = config[group][name] != declared()[key].default
     if is_set:
-      needed = ", ".join(_IN_WORDS[kind].format(group=group) for kind in heeded.by)
+      needed = ", ".join(_IN_WORDS[kind].format(group=group) for kind in limited.kinds)
       present = " and ".join(_IN_WORDS[kind].format(group=group) for kind in sorted(kinds))
       cure = "; config.heldout.at_most is for these" if name == "count" else ""
       raise InputError(

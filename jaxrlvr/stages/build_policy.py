@@ -188,7 +188,7 @@ def find_model(config: ConfigDict) -> hf_weights.Model | None:
 def find_tokenizer(config: ConfigDict) -> Path:
   """Returns the local path of the config's tokenizer: a SentencePiece file, or a folder with tokenizer.json.
 
-  It is that of config.tokenizer, else of config.init or config.model.path. Raises InputError where none is named, or
+  config.tokenizer names it, else config.init or config.model.path does. Raises InputError where none is named, or
   the folder that is named holds none.
   """
   name = config.tokenizer or config.init or (config.model.path and hub.model(config.model.path))
@@ -321,7 +321,8 @@ def configured(config: ConfigDict, spec: Spec, platform: str) -> Spec:
 
 
 def origin_of(model: hf_weights.Model) -> dict:
-  """Returns the `origin` of a policy with a Hugging Face model's weights: its folder, and digests of what is in it."""
+  """Returns the `Policy.origin` of a Hugging Face model's weights: {"model": folder, "digests": of weights and
+  config}."""
   config = (model.folder / "config.json").read_text()
   return {
     "model": str(model.folder),

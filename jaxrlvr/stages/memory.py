@@ -37,7 +37,10 @@ def needed(spec: Spec, sampling: Sampling, problems: int, prompt_tokens: int) ->
 
 
 def free(mesh: jax.sharding.Mesh) -> int | None:
-  """Returns the free bytes of this process's devices in the mesh together, on CPU those of its host; None: unknown."""
+  """Returns how many bytes are free on this process's devices of the mesh together, or on CPU in its host's memory.
+
+  Returns None where that is unknown.
+  """
   devices = mesh.local_devices
   if devices[0].platform == "cpu":
     return _free_of_host()

@@ -44,7 +44,7 @@ def _more(value: int, excess: float) -> list[int]:
 
 _SAMPLING = ("lay out", "prefill", "decode")
 _ALL = (*_SAMPLING, "score", "update")
-# The settings to try, the one that costs least speed first.
+# The settings to try, in the order of the speed that they cost.
 TRIES = (
   Try(".microbatches", ("score", "update"), "temporaries", _more),
   Try(".sample_parts", ("prefill", "decode"), "temporaries", _more),
@@ -62,7 +62,7 @@ class Fitted(NamedTuple):
 
   config: ConfigDict
   programs: dict[str, Measured]  # the programs of the config by name
-  changes: dict[str, object]  # {key: value} in which the config differs from the one that was given
+  changes: dict[str, object]  # {key: value} in which the config differs from the config that was given to `search`
 
 
 def search(config: ConfigDict, stage: str, capacity: float, measure: Measure) -> Fitted:

@@ -433,7 +433,7 @@ class Trainer:
       self._run.stop_if_asked()
 
   def _train(self, step: int) -> dict:
-    """Samples, grades and updates, and returns the metrics of the step, of which the updates' are still being computed.
+    """Samples, grades and updates, and returns the metrics of the step; the device still computes some of them.
 
     The device scores by the reference model while the workers grade, and updates while the host writes rollouts.
     """

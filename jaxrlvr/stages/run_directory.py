@@ -57,7 +57,7 @@ class Run:
 
   `home` is the run directory. `workdir` is the folder in which this process writes and reads: `home` itself if it is
   local and this is the first process, else a temporary folder. If `home` is on an object store, the first process sends
-  its workdir there. `summary` is that of a finished run, else None. Made by `open_run`.
+  its workdir there. `summary` is the summary of a finished run, else None. `open_run` makes it.
   """
 
   def __init__(self, config: ConfigDict, home: Path, workdir: Path, stage: str, earlier: dict | None):
@@ -185,7 +185,7 @@ class Run:
       self._last_push = time.monotonic()
 
   def progress(self, total: int, start: int = 0) -> logbook.Progress:
-    """Returns the line of progress over `total` steps, of which `start` are done already."""
+    """Returns a line of progress for a run of `total` steps, whose first `start` steps are done already."""
     return logbook.Progress(self.home.name, total, start, stream=sys.stdout if multihost.process_index() else None)
 
   def log(self, step: int, metrics: Mapping) -> dict[str, float]:

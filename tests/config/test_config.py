@@ -126,7 +126,7 @@ def test_only_keys_that_a_stage_reads_can_stop_it():
   assert set(manual.STAGE_PAGES) == set(cli.HELP)
 
 
-def test_keys_that_no_problem_heeds_are_refused():
+def test_keys_without_effect_on_the_problems_are_refused():
   """Sizes, which every config has, where they are set on the command line."""
   mine = {"problems.source": "mine.jsonl", "heldout.source": "mine.jsonl"}
   for changes, key in (
@@ -231,13 +231,13 @@ def test_the_cut_of_a_preset_is_that_of_its_stage_and_slice(words, parts):
   assert c.plan.topology == (place[0].removeprefix("topology=") if place else "v5e-16")
 
 
-def test_an_override_that_no_link_would_heed_is_refused(tmp_path, capsys):
+def test_an_override_that_would_change_no_link_is_refused(tmp_path, capsys):
   """Each link of the miniature has its seed, both SFT links of the demo their targets; of its RL links one a length."""
   for stage, name, key, value in (("grid", "miniature:1", "seed", 7), ("chain", "demo", "sft.thinking", True)):
     with pytest.raises(SystemExit):
       cli.run([stage, f"--config={name}", f"--config.{key}={value}", f"--workdir={tmp_path / 'run'}"])
     assert f"config.{key}: would change nothing, for each link of " in capsys.readouterr().err
-  links.check_heeded(configs.load("demo"), ["seed", "rl.response_tokens", "rl.steps"])
+  links.check_overrides(configs.load("demo"), ["seed", "rl.response_tokens", "rl.steps"])
 
 
 def test_chains_are_checked_before_the_first_link_runs(tmp_path):
@@ -258,7 +258,7 @@ def test_chains_are_checked_before_the_first_link_runs(tmp_path):
     (({"name": "a", "stage": "sft"}, {"name": "a", "stage": "sft"}), "there twice"),
     (({"name": "a", "set": {"seed": 1}},), "has no stage"),
   ):
-    links.check_heeded(config_of(*chain), ["seed"])
+    links.check_overrides(config_of(*chain), ["seed"])
     with pytest.raises(InputError, match=words):
       read_links(config_of(*chain), tmp_path, STAGES)
 
