@@ -1,4 +1,4 @@
-"""Samples a batch: what RL and evaluation call."""
+"""Samples a batch: the function that RL and evaluation call."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def sample(
 ) -> Rollout:
   """Returns G responses to each prompt, a pure function of weights, prompt and row key.
 
-  weights: masters, or as `lay_out_weights` makes them, which saves that work; prompt_PS: left-padded token ids;
-  prompt_length_P: how many of the last slots are real (at least 1); keys_B: one a row (`keys.rows`); stops: the
-  stop-string automaton (`text.stop_strings.automaton`), int [states, V], whose last state means that one was found;
-  shards: pieces that the batch is cut into on the mesh, rows are compacted inside each.
+  weights: master weights, or what `lay_out_weights` returned for them, which saves that work. prompt_PS: left-padded
+  token ids. prompt_length_P: how many of the last slots hold the prompt, at least 1. keys_B: a random key for each
+  response (`keys.rows`). stops: the stop-string automaton (`text.stop_strings.automaton`), int [states, V], whose last
+  state means that a stop string was found. shards: of the batch on the mesh; live rows are compacted in each shard.
 
-  The host chooses between programs as responses end: their number is at most (halvings + 1) * blocks of the cache, and
-  the first call of a shape in this process compiles them all. On a CPU each core samples a part of the batch, if it
-  has rows enough.
+  The host chooses the next program as responses end. There are at most (halvings + 1) * blocks of the cache programs,
+  and the first call of a shape in this process compiles them all. On a CPU each core samples a part of the batch, if
+  the parts have enough rows.
   """
   if not isinstance(weights["q"], tuple):
     weights = lay_out_weights(spec, None, s.int8)(weights)

@@ -142,7 +142,7 @@ def halve(
 
 @functools.partial(jax.jit, static_argnames="shards")
 def collect(parts: list[Finished], *, shards: int) -> Rollout:
-  """Returns all responses in the order in which they were asked for."""
+  """Returns the responses of all parts in the order of the batch."""
   rollout, row_B = jax.tree.map(lambda *x: _local(lambda *y: jnp.concatenate(y), shards, *x), *parts)
   return _each(lambda x, i: x[jnp.argsort(i)], shards, rollout, row_B)
 
@@ -177,8 +177,10 @@ class DecodeLoop:
     return prefill(weights, *batch, stops, self._spec, self._s, shards=self._shards)
 
   def _compile(self, weights, prompt: Prompt, state: State, stops) -> None:
-    """Runs every program once without a step, on rows that all have ended."""
-    state, parts, blocks_at_most = _all_done(state), [], -(-self._s.max_tokens // self._s.slots)
+    """Compiles every program by running it once, without a step, on rows that have all ended."""
+    state = _all_done(state)
+    parts: list[Finished] = []
+    blocks_at_most = -(-self._s.max_tokens // self._s.slots)
     for halvings in range(self._s.shrink + 1):
       enough, blocks, halved = self._enough(state, halvings), (), None
       for _ in range(blocks_at_most):
@@ -209,9 +211,11 @@ class DecodeLoop:
         blocks, live = (*blocks, live), empty_block(prompt, state, self._s)
 
   def _enough(self, state: State, halvings: int) -> int:
-    """Unfinished rows a shard at which the batch is halved; 0: it is small enough, or was halved as often as it may."""
-    here = len(state.done_R) // self._shards
-    return 0 if halvings == self._s.shrink or here % 2 or here < 4 else here // 2
+    """Returns how many unfinished rows a shard may have for the batch to be halved; 0: it is never halved again."""
+    rows_of_shard = len(state.done_R) // self._shards
+    if halvings == self._s.shrink or rows_of_shard % 2 or rows_of_shard < 4:
+      return 0
+    return rows_of_shard // 2
 
   def _decode(self, weights, prompt, blocks, live, state, t, stops, enough: int) -> Decoded:
     arrays = (weights, prompt, blocks, live, state, t, stops)
@@ -254,7 +258,7 @@ def _first_state(keys_B, prompt_length_P, s: Sampling, shards: int) -> State:
 
 
 def _logits(weights, hidden_RD, spec: Spec) -> jax.Array:
-  """Returns logits made where each device's part of the head lies: else the head would be gathered for every token."""
+  """Returns logits, sharded over the vocabulary: else every device would gather the head for every token."""
   head_VD = dequantise(fwd.head_VD(weights, spec), hidden_RD.dtype)
   logits_RV = jnp.einsum("rd,vd->rv", hidden_RD, head_VD, preferred_element_type=jnp.float32)
   return sharding.constrain(logits_RV, "batch", "vocab")

@@ -13,11 +13,11 @@ import jax.numpy as jnp
 
 from jaxrlvr.sampling.types import Batch, Rollout
 
-_ROWS = 64  # of a thread, at least
+_ROWS = 64  # rows of a thread, at least
 
 
 def count(weights: dict, problems: int, group: int) -> int:
-  """Returns how many parts of a batch are sampled at once: on a CPU one a core, if each has rows enough.
+  """Returns into how many parts to split a batch: on a CPU one for each core, if each has enough rows.
 
   Most of a decode step is too small for XLA to share out between cores. On other devices, and where a mesh splits the
   batch, it is 1.
@@ -34,7 +34,7 @@ def count(weights: dict, problems: int, group: int) -> int:
 
 @functools.partial(jax.jit, static_argnums=2)
 def split(batch: Batch, stops: jax.Array, parts: int) -> tuple[list[Batch], jax.Array]:
-  """Returns equal parts of a batch, and the stop-string automaton; all of them lie on the device."""
+  """Returns equal parts of a batch, and the stop-string automaton; all are arrays on the device."""
   pieces = [jnp.split(x, parts) for x in batch]
   return [Batch(*part) for part in zip(*pieces, strict=True)], stops
 

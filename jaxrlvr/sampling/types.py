@@ -1,4 +1,4 @@
-"""What sampling is asked for, and what it returns."""
+"""What sampling takes (`Sampling`, `Batch`) and returns (`Rollout`)."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ STOP_NAMES = ("length", "eos", "string")
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-  """How to sample; hashable, a static argument of jit."""
+  """Settings of sampling; hashable, so that jit takes them as a static argument. Raises InputError if impossible."""
 
   group: int  # samples a problem
   max_tokens: int  # response tokens at most
   eos_ids: tuple[int, ...]
-  pad_id: int = 0  # what stands behind a response; never read as a token
+  pad_id: int = 0  # fills the slots behind a response; never read as a token
   temperature: float = 1.0  # 0: greedy
-  top_k: int = 0  # keep the k likeliest tokens (ties too), 0: all
-  top_p: float = 1.0  # then the smallest set with at least this probability, 1: all
+  top_k: int = 0  # sample among the k likeliest tokens and their ties; 0: among all
+  top_p: float = 1.0  # of these, among the smallest set with at least this probability; 1: all
   shrink: int = 2  # how many times the batch is halved as rows finish, 0: never
   blocks: int = 0  # pieces of the cache of responses, allocated and read only once they are reached; 0: by max_tokens
-  int8: tuple[str, ...] = ()  # what is kept in 8 bits: "weights", "cache"
+  int8: tuple[str, ...] = ()  # what is held in 8 bits: "weights", "cache"
 
   def __post_init__(self):
     if self.group < 1 or self.max_tokens < 1 or self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
@@ -37,7 +37,7 @@ class Sampling:
 
   @property
   def slots(self) -> int:
-    """Tokens of a block of the cache."""
+    """Number of tokens that a block of the cache holds."""
     return -(-self.max_tokens // (self.blocks or min(4, -(-self.max_tokens // 64))))
 
 
@@ -45,7 +45,7 @@ class Batch(NamedTuple):
   """P prompts, left-padded to one width, and a key of randomness for each of the P * G responses."""
 
   prompt_PS: jax.Array
-  prompt_length_P: jax.Array  # how many of the last slots are real
+  prompt_length_P: jax.Array  # how many of the last slots hold the prompt
   keys_B: jax.Array
 
 
@@ -56,7 +56,7 @@ class Rollout:
   tokens_BT: jax.Array
   length_B: jax.Array  # tokens of the response, the stopping one included
   stop_B: jax.Array  # STOP_LENGTH, STOP_EOS or STOP_STRING
-  logp_BT: jax.Array  # under the distribution really sampled from (temperature, top-k, top-p)
-  model_logp_BT: jax.Array  # under the model itself (temperature 1)
+  logp_BT: jax.Array  # log-probability under the distribution sampled from (temperature, top-k, top-p)
+  model_logp_BT: jax.Array  # log-probability under the model itself (temperature 1)
   certainty_BT: jax.Array  # KL(U || p) of the model itself, nats
   entropy_BT: jax.Array  # H(p) of the model itself, nats

@@ -1,4 +1,4 @@
-"""The weights as sampling reads them: in the compute dtype or 8 bits, an array a layer, laid out on sampling's mesh."""
+"""The weights that sampling reads: in the compute dtype or 8 bits, one array a layer, sharded on sampling's mesh."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jaxrlvr.model.spec import Leaf, Spec, leaves
 
 
 def places(spec: Spec, mesh: jax.sharding.Mesh, int8: tuple[str, ...] = ()) -> dict:
-  """Returns where the weights that `lay_out_weights` makes lie."""
+  """Returns the shardings, on sampling's mesh, of the weights of `lay_out_weights`, as a tree like these."""
 
   def place(name: str, leaf: Leaf):
     shape, axes = (leaf.shape[1:], leaf.axes[1:]) if leaf.layered else (leaf.shape, leaf.axes)
@@ -32,21 +32,26 @@ def places(spec: Spec, mesh: jax.sharding.Mesh, int8: tuple[str, ...] = ()) -> d
 def lay_out_weights(
   spec: Spec, mesh: jax.sharding.Mesh | None = None, int8: tuple[str, ...] = ()
 ) -> jax.stages.Wrapped:
-  """Returns the program that makes sampling's weights of the masters, on sampling's mesh if one is given.
+  """Returns a compiled function from master weights to sampling's weights, on `mesh` if there is one.
 
-  They are in the compute dtype, or in 8 bits with "weights" in `int8`. Each layer's weight becomes an array by itself,
-  which a decode step reads without a copy.
+  These are in the compute dtype, or in 8 bits with "weights" in `int8`. A weight of layers becomes a tuple, an array
+  for each layer, which a decode step reads without a copy.
   """
   table = leaves(spec)
 
-  def make(w, leaf: Leaf):
-    return quantise(w, leaf.summed) if "weights" in int8 and leaf.summed else w.astype(spec.dtype)
+  def convert(w, leaf: Leaf):
+    if "weights" in int8 and leaf.summed:
+      return quantise(w, leaf.summed)
+    return w.astype(spec.dtype)
 
   def laid_out(params):
     weights = {}
     for name, w in params.items():
       leaf = table[name]
-      weights[name] = tuple(make(w[i], leaf) for i in range(spec.layers)) if leaf.layered else make(w, leaf)
+      if leaf.layered:
+        weights[name] = tuple(convert(w[layer], leaf) for layer in range(spec.layers))
+      else:
+        weights[name] = convert(w, leaf)
     return weights
 
   return jax.jit(laid_out, out_shardings=places(spec, mesh, int8) if mesh else None)
