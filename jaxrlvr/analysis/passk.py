@@ -11,11 +11,14 @@ from numpy.typing import ArrayLike
 
 
 class Gain(NamedTuple):
-  """A mean over problems of after minus before, with the ends of its bootstrap interval."""
+  """A mean over problems of after minus before, with its 95 % bootstrap interval; all in the values' own unit.
 
-  gain: float
-  low: float
-  high: float
+  All three are nan where there is no problem.
+  """
+
+  gain: float  # the mean of after - before; positive: it rose
+  low: float  # the lower end of the interval
+  high: float  # the upper end of the interval
 
 
 def pass_at_k(n: ArrayLike, c: ArrayLike, k: ArrayLike) -> np.ndarray:
@@ -23,7 +26,8 @@ def pass_at_k(n: ArrayLike, c: ArrayLike, k: ArrayLike) -> np.ndarray:
 
   n: samples of a problem; c: how many of them are right. The arguments broadcast. The chance is 0 where c = 0, and 1
   where c > 0 and fewer than k samples are wrong. The second rule also decides where k > n: the estimator has no meaning
-  there, and the caller should leave the problem out. ValueError for c outside of 0..n, or k < 1.
+  there, and the caller should leave the problem out. Returns a float64 scalar for three scalars, otherwise an array of
+  the broadcast shape. ValueError for c outside of 0..n, or k < 1.
   """
   n, c, k = np.broadcast_arrays(*(np.asarray(x, np.int64) for x in (n, c, k)))
   if ((c < 0) | (c > n) | (k < 1)).any():
@@ -42,9 +46,10 @@ def pass_at_k(n: ArrayLike, c: ArrayLike, k: ArrayLike) -> np.ndarray:
 def maj_at_k(clusters: Sequence[int | None], right: Sequence[float]) -> float:
   """Returns 1.0 if the most frequent answer of one problem's samples is right, else 0.0; 0.0 if no sample voted.
 
-  clusters: of each sample a number that equal answers share (`grading.vote`), None for a sample that does not vote.
-  right: the true reward of each sample. Of equally frequent answers the one that was seen first wins. The first sample
-  that gave the winning answer decides whether it is right: its true reward must be 1.
+  clusters: of each sample a number that equal answers share, None for a sample that does not vote. right: the true
+  reward of each sample, 1.0 for a right one. Of equally frequent answers the one that was seen first wins. The first
+  sample that gave the winning answer decides whether it is right: its true reward must be 1. ValueError where the two
+  sequences have different lengths.
   """
   votes = [(cluster, score) for cluster, score in zip(clusters, right, strict=True) if cluster is not None]
   if not votes:
@@ -64,8 +69,10 @@ def bootstrap(
 ) -> tuple[float, float]:
   """Returns (low, high), the percentile interval of statistic(values_P) when problems are drawn with replacement.
 
-  values_P: a value, or a row of values, of each problem. Draws in which the statistic is nan are left out. (nan, nan)
-  where there is no problem, or no draw is left.
+  values_P: a value, or a row of values, of each problem. statistic: takes an array like values_P, in which problems may
+  be missing or repeated, and returns a number. draws: number of draws. level: the share of draws that lies in the
+  interval. seed: of the random numbers; the same seed gives the same interval. Draws in which the statistic is nan are
+  left out. (nan, nan) where there is no problem, or no draw is left.
   """
   values_P = np.asarray(values_P, np.float64)
   count = len(values_P)
@@ -82,8 +89,9 @@ def bootstrap(
 def redrawn(values_PS: Sequence[Sequence[float]] | np.ndarray, draws: int = 2000, seed: int = 0) -> np.ndarray:
   """Returns bootstrap means [draws, S] of S columns: in each draw, over as many problems drawn with replacement.
 
-  A draw takes the same problems for all columns. Two calls with the same seed and number of problems take the same
-  problems too, so that differences of their results are paired.
+  values_PS: the values of P problems, at least one, in S columns such as evaluated steps. A draw takes the same
+  problems for all columns. Two calls with the same seed and number of problems take the same problems too, so that
+  differences of their results are paired.
   """
   values_PS = np.asarray(values_PS, np.float64)
   P = len(values_PS)
@@ -92,7 +100,10 @@ def redrawn(values_PS: Sequence[Sequence[float]] | np.ndarray, draws: int = 2000
 
 
 def interval(drawn_D: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-  """Returns (low, high), between which the middle share `level` of a statistic's bootstrap draws lies."""
+  """Returns (low, high), between which the middle share `level` of a statistic's bootstrap draws lies.
+
+  drawn_D: the statistic in each draw, at least one; (nan, nan) where one of them is nan.
+  """
   low, high = np.quantile(drawn_D, ((1 - level) / 2, (1 + level) / 2))
   return float(low), float(high)
 
@@ -100,7 +111,8 @@ def interval(drawn_D: np.ndarray, level: float = 0.95) -> tuple[float, float]:
 def paired_gain(before_P: Sequence[float] | np.ndarray, after_P: Sequence[float] | np.ndarray) -> Gain:
   """Returns the mean of after - before over problems, with its 95 % bootstrap interval.
 
-  Both sequences hold the values of the same problems in the same order. ValueError where their lengths differ.
+  Both sequences hold the values of the same problems in the same order. Without a problem the result is all nan.
+  ValueError where their lengths differ.
   """
   before_P, after_P = np.asarray(before_P, np.float64), np.asarray(after_P, np.float64)
   if before_P.shape != after_P.shape:
@@ -112,7 +124,9 @@ def paired_gain(before_P: Sequence[float] | np.ndarray, after_P: Sequence[float]
 def problem_means(records: Iterable[Mapping]) -> dict[str, float]:
   """Returns {problem: mean true reward of its scored samples}, in the order in which problems are first scored.
 
-  records: rows of evals/ with `problem`, `scored` and `true_reward`. A problem without a scored sample is left out.
+  records: a row of each response, with `problem` (its id), `scored` (whether it could be graded) and `true_reward` (1.0
+  right, 0.0 wrong, or a fraction; read only where scored). A problem without a scored sample is left out; {} where none
+  is left.
   """
   scores = defaultdict(list)
   for row in records:
@@ -122,9 +136,16 @@ def problem_means(records: Iterable[Mapping]) -> dict[str, float]:
 
 
 def evaluation_figures(records: Sequence[Mapping], ks: Sequence[int]) -> dict[str, float]:
-  """Returns the figures of one evaluated set from its rows of evals/; nan where a figure is undefined.
+  """Returns the figures of one evaluated set by name; nan where a figure is undefined.
 
-  K below is the largest number of samples of a problem. With intervals over problems (NAME, NAME_low, NAME_high):
+  records: a row of each response, as evaluation writes them to evals/, with `problem` (its id), `scored` (whether it
+  could be graded), `true_reward` (1.0 right, 0.0 wrong, or a fraction), `answer` (None: it holds no answer), `cluster`
+  (a number that equal answers to the problem share; None: it casts no vote), `tokens` (its length), `stop` ("length":
+  cut off at the token limit), `faithfulness` (1, 0.5 or 0; None: no label) and, where steps are verified, `step_true`
+  (share of right steps). ks: the k of pass@k.
+
+  All figures but lengths and numbers are shares from 0 to 1. K is the largest number of samples of a problem. With
+  intervals over problems (NAME, NAME_low, NAME_high):
     avg@K           mean true reward
     if_extracted@K  the same over the responses that hold an answer: what is left of a gain that is not one of format
     pass@k          for each k of `ks`, the chance that one of k samples is right
@@ -181,7 +202,8 @@ def _response_means(records: Sequence[Mapping]) -> dict[str, float]:
 def with_interval(name: str, values_P: Sequence[float] | np.ndarray, statistic: Callable = np.mean) -> dict[str, float]:
   """Returns {NAME: statistic(values_P), NAME_low, NAME_high}, the last two the ends of its 95 % bootstrap interval.
 
-  values_P: a value, or a row of values, of each problem. All three are nan without a problem.
+  values_P: a value, or a row of values, of each problem. statistic: takes an array like values_P, in which problems may
+  be missing or repeated, and returns a number. All three figures are nan without a problem.
   """
   low, high = bootstrap(values_P, statistic)
   value = statistic(np.asarray(values_P, np.float64)) if len(values_P) else np.nan

@@ -27,8 +27,8 @@ CLAIMS: Mapping[str, str] = {
 class Phase(NamedTuple):
   """What is claimed of a run, and what its training reward does."""
 
-  claim: str  # a key of CLAIMS
-  reward: str  # early, flat, rising or saturated: see `reward_phase`
+  claim: str  # "learning", "memorising", "collapsed" or "not decided": the keys of CLAIMS, which says what they mean
+  reward: str  # "early" (too few rewards, or none above 0), "flat", "rising" or "saturated"
 
 
 def reward_phase(reward_T: Sequence[float | None]) -> str:
@@ -38,7 +38,7 @@ def reward_phase(reward_T: Sequence[float | None]) -> str:
   compared, where W is a third of the number of rewards and at least 10. The first rule that holds decides:
     early      there are fewer than 2 W rewards, or none is above 0
     saturated  each of the last 2 W rewards is at least 0.99 of the largest
-    flat       no window's mean is clearly above the first window's (`saturation.rises_clearly`)
+    flat       no window's mean lies above the first window's by more than 4 standard errors of such a difference
     saturated  a window that ended at least W steps ago already had 0.99 of the last window's mean
     rising     otherwise
   A plateau is therefore noticed W steps or more behind t_sat, and a rise that noise hides is not taken for a plateau.
@@ -66,9 +66,12 @@ def phase(
 
   reward_T, true_T: the mean reward and the mean true reward of each training step. gain: held-out accuracy minus that
   at step 0, paired over `problems` problems; None before the second evaluation. worthwhile: the least gain that is
-  worth having. The gain's interval is widened to at least 3 / problems on either side of the gain: a bootstrap over so
-  few problems may miss, by the rule of three, a change in that share of problems. Windows and "clearly" (4 standard
-  errors of a difference of two windows' means) are those of `reward_phase`. The first claim that holds is made:
+  worth having, as a share of problems like the gain itself. The gain's interval is widened to at least 3 / problems on
+  either side of the gain: a bootstrap over so few problems may miss, by the rule of three, a change in that share of
+  problems. Windows are W successive steps, W a third of their number and at least 10; "clearly" means by more than 4
+  standard errors of a difference of two windows' means. Without a gain, with a gain of nan, or with problems = 0, only
+  "collapsed" can be claimed. Returns the claim and what the reward does (`reward_phase`). The first claim that holds is
+  made:
     collapsed    the last window's true reward lies below the highest window's, clearly and by more than `worthwhile`;
                  or the reward is not flat and has 0.9 or more in its last window, while the true reward has less than
                  0.2 there (both by a standard error at least) and has not risen clearly

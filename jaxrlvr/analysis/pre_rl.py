@@ -11,15 +11,21 @@ from jaxrlvr.analysis.passk import evaluation_figures, mean, with_interval
 
 
 def measure(records: Sequence[Mapping], samples: int, ks: Sequence[int]) -> tuple[dict[str, float], list[int]]:
-  """Returns the figures of a policy's responses by name, and how many problems were solved 0, 1, ..., samples times.
+  """Returns (figures by name, histogram); histogram[n] is the number of problems solved n times, n = 0..samples.
 
-  records: a row of each response, as evaluation records it. samples: responses to each problem. The figures are those
-  of `passk.evaluation_figures` (with pass@k for each k of `ks`) and, each as NAME, NAME_low and NAME_high with a 95 %
-  interval over problems:
+  records: a row of each response, as evaluation writes them to evals/, with `problem`, `scored`, `true_reward`,
+  `answer` (None: it holds no answer), `cluster` (a number that equal answers to the problem share; None: no vote),
+  `tokens`, `stop` ("length": cut off at the token limit), `faithfulness` (1, 0.5, 0 or None) and `certainty`
+  (self-certainty, in nats). samples: responses to each problem. ks: the k of pass@k. A problem is solved as many times
+  as scored responses to it have a true reward of 1. ValueError without any record.
+
+  The figures are those of `passk.evaluation_figures` (avg@K, if_extracted@K, pass@k, maj@K, problems, mean_length,
+  unscored, faithful, step_true) and, each as NAME, NAME_low and NAME_high with a 95 % interval over problems:
     usable, never, always  shares of problems solved 1 to samples - 1 times, never, and each time
     vote_right             share of problems whose most frequent answer is right
-    vote_margin            mean lead of that answer over the next, as a share of the samples (see `vote`)
-    certainty_auc          mean over problems of `separation` of right from wrong responses by self-certainty
+    vote_margin            mean number of votes by which that answer leads the next, as a share of the samples
+    certainty_auc          mean over problems of the chance that a right response has a larger self-certainty than a
+                           wrong one; 0.5: self-certainty does not tell them apart
     format, clipped        shares of responses with an answer, and of those cut off at the token limit
   usable_problems is the number of usable problems, without an interval. An undefined figure is nan. A problem without a
   scored response counts in none of usable, never, always and the histogram.
@@ -70,6 +76,9 @@ def _share_cut_off(rows: Sequence[Mapping]) -> float:
 def vote(rows: Sequence[Mapping]) -> tuple[float | None, float | None]:
   """Holds a majority vote among one problem's responses. Returns (1.0 if the winning answer is right else 0.0, margin).
 
+  rows: the problem's responses, each with `cluster` (a number that equal answers share; None: it does not vote),
+  `scored` (whether it could be graded) and `true_reward` (1 for a right one).
+
   The margin is the number of votes by which the winner leads the next answer, divided by the number of responses. Of
   equally frequent answers the one that was seen first wins. The first value is None where the winner could not be
   graded; both are None where no response votes (its cluster is None).
@@ -89,8 +98,9 @@ def vote(rows: Sequence[Mapping]) -> tuple[float | None, float | None]:
 def separation(pairs: Sequence[tuple[float, bool]]) -> float | None:
   """Returns the AUC of a value that should tell right responses from wrong ones, from (value, is right) of each.
 
-  That is the chance that a right response has a larger value than a wrong one, where a tie counts one half. None
-  without a right and a wrong response.
+  That is the chance that a right response has a larger value than a wrong one, where a tie counts one half: 1 where all
+  right ones have larger values, 0.5 where the value tells nothing. None unless there are both a right and a wrong
+  response.
   """
   right = np.array([value for value, is_right in pairs if is_right])
   wrong = np.array([value for value, is_right in pairs if not is_right])

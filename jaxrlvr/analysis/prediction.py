@@ -22,8 +22,8 @@ K = 16  # responses that the study judged of each problem
 class Reference(NamedTuple):
   """What the paper reports of RL on N = 8 problems."""
 
-  model: str
-  domain: str
+  model: str  # the model's name, as the paper gives it
+  domain: str  # "Math", "Science" or "Graph"
   t_sat: int  # the step at which training saturates
 
 
@@ -49,9 +49,9 @@ SEPARATES = (
 class Advice(NamedTuple):
   """What to do next, and the command that does it."""
 
-  what: str
-  stage: str
-  options: str  # of the command, beside config, workdir and policy; words in capitals are the user's
+  what: str  # the advice, in words
+  stage: str  # the stage that the command runs
+  options: str  # of the command, beside config, workdir and policy; words in capitals are the user's; "": no others
 
 
 ADVICE: dict[str, Advice] = {
@@ -97,8 +97,9 @@ ADVICE: dict[str, Advice] = {
 def mostly(figures: Mapping[str, float], name: str) -> bool | None:
   """Returns True where the figure's whole interval lies above one half, False where it lies below, otherwise None.
 
-  figures: holds the interval as NAME_low and NAME_high; nan means not measured, and gives None. One half stands for
-  "most of them" and is our own threshold: the paper gives no figure for any of these.
+  figures: holds the interval of figure `name`, a share, as NAME_low and NAME_high (KeyError without them); nan means
+  not measured, and gives None. One half stands for "most of them" and is our own threshold: the paper gives no figure
+  for any of these.
   """
   low, high = figures[f"{name}_low"], figures[f"{name}_high"]
   if low > 0.5:
@@ -113,8 +114,10 @@ class RegimeRule(NamedTuple):
 
   settings: Sequence[str]  # keys of WEAK_SETTINGS to which the rule applies
   when: str  # the condition in words, as the page shows it
-  holds: Callable[[Mapping[str, Any]], bool]  # the condition, on the facts that `predict` collects
-  regime: str  # what is then predicted
+  # The condition. It takes the figures by name, with "separates" (whether faithfulness tells the regimes apart in this
+  # domain) and "against_reference" ("below", "not below" or "", as `against` returns it).
+  holds: Callable[[Mapping[str, Any]], bool]
+  regime: str  # what is then predicted: "generalises", "memorises", "collapses" or "can't say"
   sure: str  # how sure that is at most, one of SURE; "" where nothing is predicted
   why: str  # the source of the rule: the paper, or ours
   advice: Sequence[str]  # keys of ADVICE, the most important first
@@ -292,10 +295,10 @@ REGIME_RULES = (
 
 
 def domain_of(named: str, source: str, verifiers: Iterable[str]) -> str:
-  """Returns the domain of the problems, one of DOMAIN_NAMES: `named` if it is not empty, otherwise guessed.
+  """Returns the domain of the problems: `named` if it is not empty, otherwise one of DOMAIN_NAMES, guessed.
 
   It is guessed from the words in `source`, the problems' file or data set, and from the names of their `verifiers`;
-  "other" where these say nothing.
+  "other" where these say nothing. DOMAIN_NAMES are "math", "science", "graph", "arithmetic" and "other".
   """
   verifiers = set(verifiers)
   if named:
@@ -314,6 +317,9 @@ def domain_of(named: str, source: str, verifiers: Iterable[str]) -> str:
 def against(figures: Mapping[str, float], reference: float | None) -> str:
   """Compares the interval of faithful_diversity with a reference's value.
 
+  figures: holds the interval as faithful_diversity_low and faithful_diversity_high, from 0 to 1. reference: the
+  faithful diversity of the policy that is compared with; None if there is none.
+
   Returns "below" where the whole interval lies below it, "not below" where the whole interval does not, and "" where
   the interval contains it, or one of the two is not measured.
   """
@@ -330,11 +336,11 @@ def against(figures: Mapping[str, float], reference: float | None) -> str:
 class Prediction(NamedTuple):
   """What RL will probably do to a policy in one weak setting."""
 
-  setting: str  # a key of WEAK_SETTINGS
-  regime: str  # generalises, memorises, collapses or can't say
-  sure: str  # low, medium or high; "" where nothing is predicted
+  setting: str  # "scarce", "noisy", "vote" or "certainty": the keys of WEAK_SETTINGS
+  regime: str  # "generalises", "memorises", "collapses" or "can't say"
+  sure: str  # "low", "medium" or "high"; "" where nothing is predicted
   rule: int  # number of the rule in REGIME_RULES that decided, counted from 1
-  advice: Sequence[str]  # keys of ADVICE
+  advice: Sequence[str]  # keys of ADVICE, the most important first
 
 
 def predict(
@@ -342,13 +348,17 @@ def predict(
 ) -> list[Prediction]:
   """Predicts what RL will do to a policy in each setting of WEAK_SETTINGS, in their order.
 
-  figures: those of `pre_rl.measure` and `reasoning.reasoning_figures`, with intervals; nan means not measured. domain:
-  one of DOMAIN_NAMES; it decides whether faithfulness tells the regimes apart (SEPARATES). reference: the faithful
-  diversity of a policy that is known to generalise in this domain, which decides elsewhere; None if there is none.
+  figures: the figures of `pre_rl.measure` and of `reasoning.reasoning_figures`, of which these are read:
+  usable_problems, F(1)/correct, labelled/correct, and the intervals (NAME_low, NAME_high) of format, clipped,
+  vote_right, F(1)/correct and faithful_diversity; nan means not measured. near: whether the policy's size and its
+  problems are like the paper's, as `is_near` tells. judged: number of problems whose responses were judged. domain:
+  "math", "science", "graph", "arithmetic" or "other"; it decides whether faithfulness tells the regimes apart
+  (SEPARATES). reference: the faithful diversity of a policy that is known to generalise in this domain, which decides
+  elsewhere; None if there is none.
 
-  A prediction is one level less sure for each of these: the policy is not `near` the references (`is_near`); responses
-  to fewer than 8 problems were `judged`; fewer than 16 correct responses have a label, so that their interval may be
-  narrow by chance. The last two count only in settings with labels, whose rules use judged figures.
+  A prediction is one level less sure for each of these: the policy is not `near`; fewer than 8 problems were `judged`;
+  fewer than 16 correct responses have a label, so that their interval may be narrow by chance. The last two count only
+  in settings with labels, whose rules use judged figures.
   """
   facts: dict[str, Any] = dict(figures)
   facts["separates"] = domain in SEPARATES
@@ -377,7 +387,8 @@ def _first_rule(setting: str, facts: Mapping[str, Any]) -> tuple[int, RegimeRule
 def is_near(billions: float, verifiers: Iterable[str]) -> bool:
   """Returns whether a policy of so many billions of weights, on problems of these verifiers, resembles the references.
 
-  It does if its size lies among theirs and all verifiers are of their domains.
+  It does if its size, rounded to one decimal, lies from 1.5 to 8.0 billion and all verifiers are among "math",
+  "choice", "quantum_lock" and "largest_island".
   """
   smallest, largest = REFERENCE_SIZES
   return smallest <= round(billions, 1) <= largest and set(verifiers) <= set(REFERENCE_VERIFIERS)

@@ -22,10 +22,15 @@ SUBSETS: dict[str, Callable[[bool | None], bool]] = {
 def reasoning_figures(rows: Sequence[Mapping]) -> dict[str, float]:
   """Returns faithfulness and diversity of one step's judged responses by name; nan where undefined.
 
-  A row has `problem`, `correct` (None: unscored), `faithfulness` (the label; None: missing) and `cluster` (the number
-  of its strategy among the problem's; None: missing). The keys are those of `faithful_shares`, and those of
-  `diversities` under three names: diversity (over all responses), diversity/correct (over the correct ones) and
-  faithful_diversity (over those with label 1). Clusters are not computed anew for the smaller sets.
+  A row has `problem` (its id), `correct` (whether it is right; None: unscored), `faithfulness` (1, 0.5 or 0; None: no
+  label) and `cluster` (the number of its strategy among the problem's; None: unknown). Keys:
+    F(L)/SUBSET, labelled/SUBSET, missing/SUBSET, for each label L of 1, 0.5, 0 and each SUBSET of all, correct,
+      incorrect: the share of labelled responses that have label L, and the numbers of responses with and without label
+    NAME, NAME/n_eff, NAME/clusters, NAME/problems, NAME/left_out, for each NAME of diversity (over all responses),
+      diversity/correct (over the correct ones) and faithful_diversity (over those with label 1): mean over problems of
+      the diversity from 0 to 1, of the effective and of the actual number of strategies; the problems that count; the
+      responses without a cluster. Clusters are not computed anew for the smaller sets.
+  F(L)/SUBSET and NAME also have the ends of their 95 % intervals over problems, as ..._low and ..._high.
   """
   by_problem: dict[str, list[Mapping]] = {}
   for row in rows:
@@ -84,10 +89,11 @@ def _share_of_column(column: int, counts_PL: np.ndarray) -> float:
 
 
 def cluster(items: Sequence, same: Callable[[object, object], bool | None]) -> list[int | None]:
-  """Clusters the responses to one problem by strategy; `cluster_all` for a single problem.
+  """Clusters the responses to one problem by strategy, and returns the number of each response's cluster, from 0.
 
-  items: the responses. same: whether two of them use the same strategy, None where that is not known. Returns the
-  number of each response's cluster, None for a response of which it is not known.
+  items: the responses. same(a, b): whether two of them use the same strategy, None where that is not known. Responses
+  are taken in order; each is compared with the first member of every cluster so far, and joins the first cluster that
+  is the same or founds one. Where `same` gives None, the response belongs to no cluster and its number is None.
   """
 
   def answer_questions(questions):
@@ -101,7 +107,8 @@ def cluster_all(sizes: Sequence[int], same: Callable[[list], Sequence[bool | Non
 
   sizes: the number of responses to each problem. same: answers a list of questions (problem, representative, response),
   three positions, with one answer each: do both responses use the same strategy? True, False, or None where that is not
-  known. A list has at most one question about a problem. Returns the cluster number of each response of each problem.
+  known. A list has at most one question about a problem. Returns for each problem the cluster number, from 0, of each
+  response. ValueError where `same` gives another number of answers than it was asked questions.
 
   Responses are taken in order. Each is compared with the first member of every cluster, in the order in which clusters
   were created; it joins the first that is the same, or founds a cluster. Where an answer is None the response belongs
@@ -196,20 +203,21 @@ def diversities(name: str, clusters_P: Sequence[Sequence[int | None]]) -> dict[s
 class Agreement(NamedTuple):
   """Cohen's kappa of two judges with its 95 % interval; None where it is undefined, and `note` says why."""
 
-  kappa: float | None
-  low: float | None
-  high: float | None
+  kappa: float | None  # 1: they always agree; 0: as often as by chance; below 0: less often
+  low: float | None  # the lower end of the 95 % interval over problems; nan where no draw defines kappa
+  high: float | None  # the upper end of that interval
   agreed: float | None  # share of the items labelled by both judges to which they gave the same label
   both: int  # items labelled by both judges
   missing: int  # items that at least one judge did not label
-  note: str = ""
+  note: str = ""  # why kappa is None; "": it is defined
 
 
 def agreement(pairs_P: Sequence[Sequence[tuple]]) -> Agreement:
-  """Returns Cohen's kappa, unweighted, of two judges.
+  """Returns Cohen's kappa, unweighted, of two judges, with its interval, the share of equal labels, and the counts.
 
   pairs_P: of each problem, (first judge's label, second judge's label) of each item; None where a label is missing. The
-  interval redraws problems; draws in which kappa is undefined are left out of it.
+  interval redraws problems; draws in which kappa is undefined are left out of it. kappa, low and high are None, and the
+  note says why, where no item was labelled by both or all labels are the same.
   """
   both_P = [_without_missing(pairs) for pairs in pairs_P]
   both = sum(map(len, both_P))

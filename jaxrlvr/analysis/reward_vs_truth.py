@@ -15,11 +15,11 @@ def reward_metrics(
 ) -> Mapping[str, float]:
   """Returns the mean true reward of a batch and, where the paid reward is 0 or 1, how the two differ.
 
-  value_PG, scored_PG: the paid reward of P problems with G responses each, and where it could be computed. true_PG,
-  true_scored_PG: the same of the true reward. binary: whether the paid reward is 0 or 1. Keys: true_reward and, if
-  binary, over the responses that have both rewards: reward_accuracy (share in which they agree), false_positive_rate
-  (share of the wrong responses that were paid), false_negative_rate (share of the right ones that were not). A mean of
-  nothing is nan.
+  value_PG, scored_PG: the paid reward of P problems with G responses each, and (bool) where it could be computed.
+  true_PG, true_scored_PG: the same of the true reward, which is 1 for a right response. binary: whether the paid reward
+  is always 0 or 1. Keys: true_reward (mean) and, if binary, over the responses that have both rewards: reward_accuracy
+  (share in which they agree), false_positive_rate (share of the wrong responses that were paid), false_negative_rate
+  (share of the right ones that were not). A mean of nothing is nan.
   """
   metrics = {"true_reward": mean(true_PG[true_scored_PG])}
   if binary:
@@ -35,8 +35,9 @@ def label_metrics(label_right_P: Sequence[float | None], elections_P: Sequence[E
 
   label_right_P: 1.0 where a problem's label is a right answer, 0.0 where it is wrong, None where that is not known.
   elections_P: the vote that made each label, None where labels were not voted. Keys: label_accuracy (share of right
-  labels) and, of voted labels, vote/majority_ratio and vote/margin (means of `Election.ratio` and `.margin`) and
-  vote/none (share of problems for which nobody voted). A mean of nothing is nan.
+  labels among those of which it is known) and, of voted labels, vote/majority_ratio (mean share of all samples that
+  voted for the winning answer), vote/margin (mean lead of the winning answer over the second, as a share of all
+  samples) and vote/none (share of problems for which nobody voted). A mean of nothing is nan.
   """
   metrics = {"label_accuracy": mean([right for right in label_right_P if right is not None])}
   if elections_P is not None:
@@ -47,9 +48,11 @@ def label_metrics(label_right_P: Sequence[float | None], elections_P: Sequence[E
 
 
 def cause_metrics(cause_PG: Sequence[Sequence[str]]) -> Mapping[str, float]:
-  """Returns the shares of responses without a readable answer (unparseable) and with too slow a grading (timeout).
+  """Returns {"unparseable": share without a readable answer, "timeout": share whose grading was too slow}.
 
-  cause_PG: what grading against the truth said of each response, "" where there was nothing to say.
+  cause_PG: for P problems with G responses each, why grading against the truth gave no plain verdict: "unparseable",
+  "timeout" or another cause, which counts in neither share; "" where there was nothing to say. Both are nan without a
+  response.
   """
   causes = [cause for row in cause_PG for cause in row]
   return {

@@ -19,7 +19,7 @@ class Saturation:
   """t_sat, and what the evaluations M say about it in M's unit; None where undefined, and `note` says why."""
 
   t_sat: int | None  # first step t <= T - tail with reward_t >= 0.99 max reward; steps count from 1
-  reward_max: float | None
+  reward_max: float | None  # the largest mean reward of a step; None where no reward was logged
   value: float | None = None  # M(t_sat), interpolated between the evaluations `between`
   between: tuple[int, int] | None = None  # the evaluated steps at or around t_sat
   gain: float | None = None  # M(t_sat) - M(0), the gain before saturation
@@ -32,6 +32,11 @@ def saturation(reward_T: Sequence[float | None], evals: Mapping[int, float], tai
 
   reward_T: the mean training reward of each step t = 1..T; None where none was logged. evals: {step: M}, a held-out
   figure such as accuracy. tail: number of last steps in which saturation is not looked for.
+
+  Returns t_sat, the largest reward, M(t_sat) interpolated linearly between evaluations, the gain until t_sat and the
+  residual after it. t_sat is None, with the reason in `note`, where no reward was logged, where the largest is below 0,
+  or where 99 % of it is first reached in the tail. The figures of evaluations are None without t_sat, or where t_sat
+  lies outside of the evaluated steps; the gain also where step 0 was not evaluated.
   """
   reward_T = np.array([np.nan if reward is None else reward for reward in reward_T], np.float64)
   T = len(reward_T)
@@ -71,7 +76,10 @@ def _read_evaluations(t_sat: int, reward_max: float, evals: Mapping[int, float],
 
 
 def value_at(evals: Mapping[int, float], step: int) -> float | None:
-  """Interpolates evaluations {step: M} linearly at a step. None before the first and after the last evaluation."""
+  """Returns evaluations {step: M} interpolated linearly at a step.
+
+  None before the first and after the last evaluation, and where there is none.
+  """
   steps = sorted(evals)
   value_1 = column_at(np.array([[evals[evaluated] for evaluated in steps]]), steps, step)
   return None if value_1 is None else float(value_1[0])
@@ -80,8 +88,9 @@ def value_at(evals: Mapping[int, float], step: int) -> float | None:
 def gap(large: Mapping[int, float], small: Mapping[int, float], t_sat: int | None) -> float | None:
   """Returns the large-small gap G(n', n) = M_n' - M_n, with both evaluations read at t_sat.
 
-  large: evaluations {step: M} of the run with n' problems. small: those of the run with n < n'. t_sat: that of the
-  small run. None where t_sat is None, or one of the two can't be read there.
+  large: evaluations {step: M} of the run with n' training problems. small: evaluations of the run with n < n' training
+  problems. t_sat: the step at which the small run saturates, None if it does not. Between evaluations M is interpolated
+  linearly. None where t_sat is None, or lies outside of the evaluated steps of either run. In M's unit.
   """
   if t_sat is None:
     return None
@@ -92,9 +101,10 @@ def gap(large: Mapping[int, float], small: Mapping[int, float], t_sat: int | Non
 
 
 def column_at(M_DS: np.ndarray, steps: Sequence[int], step: int) -> np.ndarray | None:
-  """Interpolates D curves linearly at a step: `value_at` for many curves. Returns their values [D].
+  """Returns the values [D] of D curves at a step, interpolated linearly between evaluated steps.
 
-  M_DS: the curves' values at the S evaluated `steps`, which ascend. None before the first and after the last of these.
+  M_DS: the curves' values at the S evaluated `steps`, which ascend. None before the first and after the last of these,
+  and where there is none.
   """
   if not len(steps) or not steps[0] <= step <= steps[-1]:
     return None
@@ -114,17 +124,20 @@ class RedrawnCurves(NamedTuple):
 
 
 class RedrawnGains(NamedTuple):
-  """Bootstrap draws [D] of what a run gained; None where undefined."""
+  """Bootstrap draws [D] of what a run gained, in the unit of its evaluations M; None where undefined."""
 
-  until_t_sat: np.ndarray | None = None  # `Saturation.gain`
-  residual: np.ndarray | None = None  # `Saturation.residual`
+  until_t_sat: np.ndarray | None = None  # M(t_sat) - M(0)
+  residual: np.ndarray | None = None  # the largest M from t_sat on, minus M(t_sat); never below 0
   to_the_end: np.ndarray | None = None  # the last evaluation minus the first
 
 
 def redrawn_gains(curves: RedrawnCurves, t_sat: int | None, T: int) -> RedrawnGains:
-  """Computes gain and residual, as `saturation` does for one curve, for each redrawn curve of a run of T steps.
+  """Returns bootstrap draws [D] of a run's gain until t_sat, of its residual after it, and of its gain to the end.
 
-  All are None for a run without records or with fewer than two evaluations; the first two are None without t_sat.
+  curves: the run's evaluations M in each of D draws. t_sat: the step at which the run saturates, None if it does not.
+  T: number of training steps. Between evaluations M is interpolated linearly. All three are None for a run without
+  records or with fewer than two evaluations; the first two are None without t_sat or where it lies outside of the
+  evaluated steps, and the first where step 0 was not evaluated.
   """
   steps, M_DS = curves
   if M_DS is None or len(steps) < 2:
@@ -140,7 +153,12 @@ def redrawn_gains(curves: RedrawnCurves, t_sat: int | None, T: int) -> RedrawnGa
 
 
 def drawn_gap(large: RedrawnCurves, small: RedrawnCurves, t_sat: int | None) -> np.ndarray | None:
-  """Computes `gap` for each draw [D]; paired where both runs were evaluated on the same problems. None if undefined."""
+  """Returns bootstrap draws [D] of the large-small gap M_n' - M_n, both read at t_sat.
+
+  large: evaluations of the run with more training problems (n') in each of D draws. small: the same of the run with
+  fewer (n). t_sat: the step at which the small run saturates. Draws are paired where both runs were evaluated on the
+  same problems. None where t_sat is None, lies outside of the evaluated steps of either run, or a run has no draws.
+  """
   if t_sat is None or large.M_DS is None or small.M_DS is None:
     return None
   large_D = column_at(large.M_DS, large.steps, t_sat)
@@ -154,7 +172,8 @@ def rises_clearly(reward_T: np.ndarray, width: int) -> bool:
   """Returns whether some mean over `width` successive rewards lies clearly above the mean of the first `width` rewards.
 
   Clearly means by more than 4 standard errors of a difference of two such means. The noise is estimated from the
-  differences of successive rewards, which a slow rise hardly enters. All rewards must be finite.
+  differences of successive rewards, which a slow rise hardly enters. All rewards must be finite, and there must be at
+  least two of them and at least `width`.
   """
   error = np.sqrt(np.mean(np.diff(reward_T) ** 2) / width)  # sqrt(2 / width) times the noise of one reward
   means = np.convolve(reward_T, np.full(width, 1 / width), "valid")
@@ -162,11 +181,14 @@ def rises_clearly(reward_T: np.ndarray, width: int) -> bool:
 
 
 class Time(NamedTuple):
-  """A step with the ends of its 95 % interval; None where it lies behind T_eff or is unknown (see `Timing`)."""
+  """A step with the ends of its 95 % interval; each is None where it lies behind step T_eff or is unknown.
 
-  step: int | None
-  low: int | None
-  high: int | None
+  `Timing.redrawn` tells these two apart for the ends of the interval.
+  """
+
+  step: int | None  # counted from 1
+  low: int | None  # the lower end of the interval
+  high: int | None  # the upper end of the interval
 
 
 _UNKNOWN_TIME = Time(None, None, None)
@@ -185,10 +207,10 @@ STATES: Mapping[str, str] = {
 class Timing(NamedTuple):
   """When a run's reward saturates, and how certain that is."""
 
-  state: str  # a key of STATES
+  state: str  # "saturated", "not saturated", "undefined", "no rise", "too short" or "not measured": the keys of STATES
   t_eff: int  # T - tail, the last step at which saturation is looked for
   redrawn: bool  # whether there are intervals; if so, an end that is None lies behind T_eff
-  t_sat: Time  # of the paper's definition (`saturation`); its step is None unless the state is "saturated"
+  t_sat: Time  # first step with 99 % of the largest reward; its step is None unless the state is "saturated"
   t90: Time  # first step at which a mean over 7 steps has gone 90 % of the way up; None: behind T_eff, or no rise
 
 
@@ -196,11 +218,14 @@ def timing(reward_T: Sequence[float | None], reward_DT: np.ndarray | None = None
   """Finds t_sat and t90 of a run, with intervals, and says whether its reward rose at all.
 
   reward_T: the mean training reward of each step 1..T; None where none was logged. reward_DT: the same in D bootstrap
-  draws (`redrawn_rewards`), from which the intervals come; without it, or where it lacks a step that has a reward,
-  there are no intervals. tail: number of last steps in which saturation is not looked for.
+  draws, nan where none was logged, from which the intervals come; without it, or where it lacks a step that has a
+  reward, there are no intervals. tail: number of last steps in which saturation is not looked for.
 
-  The rise goes from the first reward to the largest mean over 7 successive steps; steps without a reward are left out
-  of means. The reward rose if `rises_clearly` says so of means over 7 rewards, or over a third of all rewards.
+  t_sat is the first step whose reward has 99 % of the largest. t90 is the first step at which a mean over the 7 steps
+  around it has gone 90 % of the way from the first reward to the largest such mean; steps without a reward are left out
+  of means. Both count from 1 and are looked for up to step T - tail. The reward rose if some mean over 7 successive
+  rewards, or over a third of all rewards, lies above the first such mean by more than 4 standard errors of their
+  difference. Where it did not, or where there are fewer than 14 rewards, both times are None.
   """
   reward_T = np.array([np.nan if reward is None else reward for reward in reward_T], np.float64)
   finite_T = reward_T[np.isfinite(reward_T)]
@@ -238,13 +263,22 @@ def _step_or_none(step: float) -> int | None:
 
 
 def times_of_t_sat(reward_DT: np.ndarray, t_eff: int) -> np.ndarray:
-  """Returns t_sat [D] of D reward curves, counted from step 1; inf where it lies behind step t_eff."""
+  """Returns t_sat [D] of D reward curves, the first step whose reward has 99 % of the curve's largest.
+
+  reward_DT: the reward at each step 1..T, nan where none was logged; a curve needs at least one. Steps count from 1;
+  inf where t_sat lies behind step t_eff, or all rewards are below 0.
+  """
   reached_DT = reward_DT >= T_SAT_SHARE * np.nanmax(reward_DT, axis=1, keepdims=True)
   return _first_reached(reached_DT, t_eff)
 
 
 def times_of_t90(reward_DT: np.ndarray, t_eff: int) -> np.ndarray:
-  """Returns t90 [D] of D reward curves, counted from step 1; inf where it lies behind step t_eff."""
+  """Returns t90 [D] of D reward curves: the step at which a mean over 7 steps has gone 90 % of the way up.
+
+  reward_DT: the reward at each step 1..T with T >= 7, nan where none was logged; a curve needs at least one. The way up
+  goes from the first reward to the largest mean over 7 successive steps; t90 is the middle of the first window that has
+  gone so far. Steps count from 1; inf where t90 lies behind step t_eff.
+  """
   finite_DT = np.isfinite(reward_DT)
   sums_DT = _window_sums(np.where(finite_DT, reward_DT, 0.0))
   counts_DT = _window_sums(finite_DT.astype(np.float64))
@@ -276,9 +310,10 @@ def _first_reached(reached_DT: np.ndarray, t_eff: int) -> np.ndarray:
 def rewards_by_problem(rows: Sequence[Mapping], votes: int, group: int) -> dict[str, list[float]]:
   """Returns {problem: rewards} of one step, the rewards that count in its mean.
 
-  rows: the step's rows of rollouts/, with `problem`, `sample` and `reward`. votes: samples that are drawn of a problem
-  at a time; group: the first so many of these are trained on, and only they count. Unscored responses (reward None) and
-  rewards that are not finite are left out.
+  rows: a row of each response of the step, as training writes them to rollouts/, with `problem` (its id), `sample` (its
+  number among the problem's responses, from 0) and `reward` (None: unscored). votes: samples that are drawn of a
+  problem at a time; group: the first so many of these are trained on, and only they count. Unscored responses and
+  rewards that are not finite are left out, and so is a problem without any other.
   """
   rewards: dict[str, list[float]] = {}
   for row in rows:
@@ -291,9 +326,9 @@ def rewards_by_problem(rows: Sequence[Mapping], votes: int, group: int) -> dict[
 def redrawn_rewards(recorded_T: Sequence[Mapping[str, Sequence[float]]], draws: int = 500, seed: int = 0) -> np.ndarray:
   """Returns bootstrap draws [draws, T] of each step's mean reward; nan at steps without a reward.
 
-  recorded_T: {problem: rewards of its responses} of each step 1..T (`rewards_by_problem`). Where every step has the
-  same problems, the responses to each are redrawn. Otherwise the problems of a step are chance too, and whole problems
-  are redrawn.
+  recorded_T: {problem: rewards of its responses} of each step 1..T; {} at a step without a reward. Where every step has
+  the same problems, the responses to each are redrawn. Otherwise the problems of a step are chance too, and whole
+  problems are redrawn.
   """
   generator = np.random.default_rng(seed)
   problems_of_steps = set()
@@ -342,9 +377,10 @@ class MedianTime(NamedTuple):
 def median_time(times: Sequence[float | None], t_eff: Sequence[int]) -> MedianTime:
   """Returns the Kaplan-Meier median of the times of several runs.
 
-  times: the time of each run, None where it lies behind the run's `t_eff`. Leave out the runs whose reward did not
-  rise: they have no time. Where the survival curve is level at one half, the median is the middle of that level, as for
-  a list of even length; it is None if no later time ends the level.
+  times: the time of each run, in steps; None where it lies behind the run's last considered step, which is its `t_eff`.
+  Leave out the runs whose reward did not rise: they have no time. Without a run the median is None and the lower bound
+  nan. ValueError where the sequences have different lengths. Where the survival curve is level at one half, the median
+  is the middle of that level, as for a list of even length; it is None if no later time ends the level.
   """
   if not len(times):
     return MedianTime(0, 0, None, float("nan"))
