@@ -11,10 +11,11 @@ from jaxrlvr.judging.rubric import sha256_of
 
 
 class Folder:
-  """Maps the keys of questions (`rubric.key`) to one judge's labels, and keeps each in a small file of its own.
+  """Maps questions to one judge's labels, and keeps each label in a small JSON file of its own.
 
-  folder: where the files are; it is made with the first label. judge: a text that names everything besides the question
-  that a label depends on, such as the model and its options. Several judges and several runs may share a folder.
+  A question is named by the digest of its wording and of the responses that it is about (`rubric.key`). folder: where
+  the files are; it is made with the first label. judge: a text that names everything besides the question that a label
+  depends on, such as the model and its options. Several judges and several runs may share a folder.
   """
 
   def __init__(self, folder: Path, judge: str):
@@ -24,14 +25,20 @@ class Folder:
     return self._folder / f"{sha256_of(self._judge, key)}.json"
 
   def get(self, key: str) -> object:
-    """Returns what is kept for a question, whatever its type; None where nothing is, or it can't be read."""
+    """Returns the label that is kept for a question's key; None where there is none, or its file can't be read.
+
+    It may be any JSON value, as nothing checks the file: test it with `rubric.is_label` before use.
+    """
     try:
       return json.loads(self._file(key).read_text())["label"]
     except (OSError, ValueError, TypeError, KeyError):
       return None
 
   def __setitem__(self, key: str, label: float | bool) -> None:
-    """Keeps the label of a question. StorageError where the folder can't be written."""
+    """Keeps the label of a question by its key, and replaces an earlier one. StorageError where that can't be written.
+
+    label: 1.0, 0.5 or 0.0 for faithfulness, True or False for whether two strategies are the same.
+    """
     try:
       self._folder.mkdir(parents=True, exist_ok=True)
       part = self._file(key).with_suffix(f".{os.getpid()}.part")  # several runs may share a folder

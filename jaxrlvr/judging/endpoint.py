@@ -115,12 +115,12 @@ class Client:
 
   A prompt that can't be completed gives None, and each cause is logged once. After an answer that shows that no call
   can succeed (wrong URL, wrong key), and in an outage that lasts, no further call is made: all other prompts give None.
-  identity: a text that names the model and the fields of the requests. counts: calls, retries, prompt_tokens,
-  completion_tokens.
+  Attributes: identity, a text that names the model and the fields of the requests; counts, a Counter of calls (retries
+  included), retries, prompt_tokens and completion_tokens (as the endpoint reports them) since the client was made.
   """
 
   def __init__(self, endpoint: Endpoint):
-    """Prepares calls. InputError where the endpoint's key is not in the environment."""
+    """Prepares calls, and makes none. InputError where the endpoint's key is not in the environment."""
     self._endpoint = endpoint
     self._url = urllib.parse.urlsplit(endpoint.url.rstrip("/") + "/chat/completions")
     self._fields = {"model": endpoint.model} | json.loads(endpoint.request)
@@ -132,7 +132,11 @@ class Client:
     self._unanswered = 0  # consecutive prompts without an answer
 
   def __call__(self, prompts: list[str]) -> Iterator[str | None]:
-    """Yields completions in the order of the prompts, each as soon as it and those before it are there."""
+    """Yields the completion of each prompt, in their order, as soon as it and all earlier ones are there.
+
+    A prompt that can't be completed yields None; no error of the network is raised. A signal that asks the run to stop
+    ends the calls: the remaining prompts yield None.
+    """
     with ThreadPoolExecutor(self._endpoint.concurrency) as pool:
       for reply, counts in pool.map(self._ask, prompts):
         self.counts.update(counts)

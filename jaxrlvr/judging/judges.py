@@ -25,22 +25,25 @@ from jaxrlvr.text.answer import parse_response
 class Judge:
   """Labels responses. A label that can't be had is None: a judge neither guesses nor raises.
 
-  ask: takes the name of a task (a key of `rubric.TASKS`) and a list of questions, each a tuple of the responses that it
-  is about; gives the label of each question in their order, and may give each as soon as it is known. counts: calls,
-  retries, cached, missing, prompt_tokens, completion_tokens, as far as the judge counts them.
+  ask: takes the name of a task, "faithfulness" or "strategy", and a list of questions, each a tuple of the responses
+  that it is about (one for faithfulness, two for strategy); gives the label of each question in their order, None where
+  it is missing, and may give each as soon as it is known. counts: numbers of calls, retries, cached (labels that were
+  known before), missing (questions that got no label), too_long (prompts that the model can't hold), prompt_tokens and
+  completion_tokens, as far as the judge counts them.
   """
 
   ask: Callable[[str, Sequence[tuple[Response, ...]]], Iterable[Label]]
   counts: Counter = dataclasses.field(default_factory=Counter)
 
   def faithfulness(self, items: Sequence[Response]) -> list[Label]:
-    """Returns how far the trace of each response leads to its answer: 1.0, 0.5 or 0.0; None if the label is missing."""
+    """Returns the label of each response: 1.0: its trace leads to its answer; 0.5: in part; 0.0: not; None: missing."""
     return list(self.ask("faithfulness", [(item,) for item in items]))
 
   def same_strategy(self, pairs: Sequence[tuple[Response, ...]]) -> list[Label]:
     """Returns whether both responses of each pair, to one problem, use the same strategy; None if that is unknown.
 
-    Two responses with the same text do; about these the judge is not asked.
+    pairs: tuples of two responses. Two responses with the same text use the same strategy; about these the judge is not
+    asked.
     """
     unlike = [pair for pair in pairs if pair[0].text != pair[1].text]
     labels = dict(zip(unlike, self.ask("strategy", unlike), strict=True))
@@ -50,8 +53,9 @@ class Judge:
 def with_cache(judge: Judge, known: dict | cache.Folder) -> Judge:
   """Returns a judge that takes labels from `known` and asks `judge` only for the others.
 
-  known: labels by the keys of questions (`rubric.key`). Each new label is added to it as soon as it comes; a missing
-  label is not. The result counts together with `judge`.
+  known: labels by the digests of questions, as `rubric.key` returns them: a dict, or a folder that keeps them on disk.
+  Each new label is added to it as soon as it comes; a missing label is not. What is found there and is no label of the
+  task is asked anew. The result shares its counts with `judge`, where "cached" counts the labels taken from `known`.
   """
 
   def ask(task, questions):
@@ -76,8 +80,11 @@ def with_cache(judge: Judge, known: dict | cache.Folder) -> Judge:
 def from_completion(complete: endpoint.Complete, identity: str, folder: Path, counts: Counter | None = None) -> Judge:
   """Returns a judge that asks a language model and keeps its labels in a folder.
 
-  complete: completes prompts with the model. identity: a text that names everything besides the prompt that a
-  completion depends on; labels of another identity are not used. counts: what `complete` counts into, if it counts.
+  complete: takes prompts and gives their completions in the same order, None for a prompt that could not be completed;
+  the label of such a question, and of a reply that does not keep to the form, is missing. identity: a text that names
+  everything besides the prompt that a completion depends on; labels of another identity are not used. folder: where
+  labels are kept; it is made with the first. counts: what `complete` counts into, if it counts; the judge adds "cached"
+  and "missing".
   """
   counts = Counter() if counts is None else counts
 
@@ -94,7 +101,7 @@ def from_completion(complete: endpoint.Complete, identity: str, folder: Path, co
 class LocalModel(NamedTuple):
   """A policy of this project that serves as a judge."""
 
-  complete: endpoint.Complete
+  complete: endpoint.Complete  # takes prompts, gives a completion or None for each, in their order
   identity: str  # names everything besides the prompt that a completion depends on
   counts: Counter  # what `complete` counts into: calls, too_long, prompt_tokens
 
@@ -161,5 +168,7 @@ def _exact(settings: Settings) -> Judge:
   return Judge(lambda task, questions: [_EXACT[task](*responses) for responses in questions])
 
 
-# The judges by the name that config.judge.name gives. InputError from a judge whose settings are wrong.
+# The judges by the name that config.judge.name gives: each takes Settings and returns a Judge. InputError where the
+# settings are wrong. exact: the built-in arithmetic's own; http: a model behind an endpoint; local: a policy of this
+# project; replay: labels from a file.
 JUDGES: dict[str, Callable[[Settings], Judge]] = {"exact": _exact, "http": _http, "local": _local, "replay": _replay}

@@ -17,15 +17,15 @@ Label = float | bool | None  # faithfulness: 1.0, 0.5, 0.0; strategies: whether 
 class Response(NamedTuple):
   """A response to be judged, with its prompt. The judge does not see the right answer."""
 
-  prompt: str
-  text: str
+  prompt: str  # as recorded: the text of the only message, or all messages, each behind a line [ROLE]
+  text: str  # the whole response, with its thinking
 
 
 class Task(NamedTuple):
   """A kind of question to a judge, about one response or two."""
 
-  rubric: str  # the instructions
-  parts: tuple[str, ...]  # a title for each response that a question is about
+  rubric: str  # the instructions, which stand at the start of the request
+  parts: tuple[str, ...]  # a title for each response that a question is about; as many as there are responses
   labels: Mapping[str, float | bool]  # the label that each word at the end of a reply stands for
 
 
@@ -70,7 +70,8 @@ RUBRIC_VERSION = 1  # raise it whenever a wording above changes
 def mark(responses: Sequence[Response]) -> str:
   """Returns a code of 12 hexadecimal digits that fences the prompt and the responses in a request.
 
-  It is derived from these texts and occurs in none of them, so that no text can close its fence.
+  responses: those that a question is about, at least one, all to the prompt of the first. The code is derived from
+  these texts and occurs in none of them, so that no text can close its fence. The same texts give the same code.
   """
   texts = [responses[0].prompt, *(response.text for response in responses)]
   fence = ""
@@ -82,7 +83,8 @@ def mark(responses: Sequence[Response]) -> str:
 def prompt(task: str, responses: Sequence[Response]) -> str:
   """Returns the request to a model that judges: instructions, the fenced texts, and the form of the reply.
 
-  task: a key of TASKS. responses: as many as its questions are about, all to the problem of the first.
+  task: "faithfulness", about one response, or "strategy", about two. responses: these, all to the prompt of the first.
+  ValueError for another number of responses, KeyError for an unknown task.
   """
   question, fence = TASKS[task], mark(responses)
   titled_texts = [("PROBLEM", responses[0].prompt)]
@@ -99,10 +101,11 @@ def prompt(task: str, responses: Sequence[Response]) -> str:
 def read_label(task: str, responses: Sequence[Response], reply: str | None) -> Label:
   """Reads the label from a model's reply to `prompt(task, responses)`. None unless the reply gives exactly one label.
 
-  reply: None where there is none. Thinking that stands at its start and is closed is skipped. In the rest the mark must
-  occur exactly once, in whatever case or look-alike form: a reply that quotes, repeats or corrects a label gives none.
-  The last line must have the form that was asked for; white space may follow it, and markdown's asterisks and backticks
-  around it are ignored.
+  Returns 1.0, 0.5 or 0.0 for the task "faithfulness", and True (the same) or False for "strategy". reply: None where
+  there is none. Thinking that stands at its start and is closed is skipped. In the rest the mark must occur exactly
+  once, in whatever case or look-alike form: a reply that quotes, repeats or corrects a label gives none. The last line
+  must have the form that was asked for; white space may follow it, and markdown's asterisks and backticks around it are
+  ignored.
   """
   fence = mark(responses)
   statement = _without_thinking(reply or "")
@@ -128,16 +131,23 @@ def _plain(text: str) -> str:
 
 
 def is_label(task: str, value: object) -> bool:
-  """Returns whether a value from a JSON file is a label of the task. 1 is one of "faithfulness"; true is not."""
+  """Returns whether a value from a JSON file is a label of the task.
+
+  Labels of "faithfulness" are the numbers 1, 0.5 and 0; labels of "strategy" are true and false. True is no number.
+  """
   allowed = tuple(TASKS[task].labels.values())
   return isinstance(value, bool) == isinstance(allowed[0], bool) and value in allowed
 
 
 def key(task: str, responses: Sequence[Response]) -> str:
-  """Returns the digest by which a question's label is kept. It does not depend on the judge."""
+  """Returns the digest, 64 hexadecimal digits, by which a question's label is kept.
+
+  task: "faithfulness" or "strategy". responses: one or two, those that the question is about. The digest depends on the
+  wording of the request and on all texts in it, and not on the judge.
+  """
   return sha256_of(str(RUBRIC_VERSION), prompt(task, responses))
 
 
 def sha256_of(*texts: str) -> str:
-  """Returns the SHA-256 digest of a list of texts, in hexadecimal digits."""
+  """Returns the SHA-256 digest of a list of texts, 64 hexadecimal digits; ("ab", "c") and ("a", "bc") differ."""
   return hashlib.sha256(json.dumps(texts).encode()).hexdigest()

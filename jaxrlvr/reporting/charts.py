@@ -24,7 +24,7 @@ class Line(NamedTuple):
   ends.
   """
 
-  label: str
+  label: str  # its name in the legend
   arm: int  # the arm's number, which gives colour, dashes and mark
   seeds: Sequence[Mapping[int, float]]  # {step: value} of each seed; the band of several reaches from least to largest
   band: Mapping[int, tuple[float, float]]  # {step: (low, high)}, the band of a single seed
@@ -34,7 +34,10 @@ class Line(NamedTuple):
 
 
 def style(index: int) -> tuple[str, tuple]:
-  """Returns (colour, dashes) of the arm with this number. The first 36 arms differ in one of the two."""
+  """Returns (colour, dashes) of the arm with this number, counted from 0. The first 36 arms differ in one of the two.
+
+  The colour is "#RRGGBB". The dashes are lengths on and off in turn, in line widths; () is a solid line.
+  """
   turn, place = divmod(index, len(_COLOURS))
   return _COLOURS[place], _DASHES[(place + turn) % len(_DASHES)]
 
@@ -42,8 +45,10 @@ def style(index: int) -> tuple[str, tuple]:
 def draw_chart(title: str, lines: Sequence[Line], over: str = "step") -> dict[str, bytes]:
   """Draws a chart and returns its files as {"png": bytes, "svg": bytes}.
 
-  over: the name of the horizontal axis; any other than "step" has powers of two. The background is transparent, so that
-  a page can show it on white or dark.
+  lines: at least one that is not faint, each with at least one seed that has values. over: the name of the horizontal
+  axis; any other than "step" gives a logarithmic axis with base 2, for values above 0. The vertical axis begins at 0
+  unless a value is negative. The background is transparent, so that a page can show it on white or dark. The same
+  arguments always give the same bytes.
   """
   figure, axes = _new_figure(2.9, "none")
   handles = [_draw_line(axes, line) for line in lines]
@@ -180,7 +185,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def histogram(path: Path, bars: Sequence[int], title: str) -> None:
-  """Writes a bar chart of counts as PNG. bars[n]: the number of problems with n right samples."""
+  """Writes a bar chart of counts to `path` as PNG. bars[n]: the number of problems with n right samples, from n = 0."""
   figure, axes = _new_figure(2.6, "white")
   axes.bar_label(axes.bar(range(len(bars)), bars, color=_COLOURS[0]), fontsize=6.5)
   _dress(axes, title, "samples that are right")

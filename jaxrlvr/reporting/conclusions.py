@@ -25,25 +25,25 @@ class Conclusion(NamedTuple):
   """
 
   arm: str  # the run's name
-  set: str | None
+  set: str | None  # the evaluated set; None: the run has no evaluation
   K: int  # samples of each problem
-  start_step: int | None
-  start: float | None
-  end_step: int | None
-  end: float | None
-  t_sat: int | None
-  notes: list[str]
-  gain: float | None
-  low: float | None
-  high: float | None
+  start_step: int | None  # the step of the first evaluation
+  start: float | None  # avg@K there, as a share from 0 to 1
+  end_step: int | None  # the step of the last evaluation; start_step where there is only one
+  end: float | None  # avg@K there
+  t_sat: int | None  # the step at which the training reward saturates; None: it did not, or did not rise
+  notes: list[str]  # sentences on what could not be read and on how the run ended
+  gain: float | None  # end - start; None without two evaluations
+  low: float | None  # the lower end of the gain's interval
+  high: float | None  # the upper end of the gain's interval
   paired_problems: int  # problems that both evaluations recorded; 0: there is no interval
-  reward_first: float | None
-  reward_last: float | None
-  true_first: float | None
-  true_last: float | None
+  reward_first: float | None  # mean training reward of the first steps
+  reward_last: float | None  # mean training reward of the last steps
+  true_first: float | None  # mean true reward of the first steps
+  true_last: float | None  # mean true reward of the last steps
   faithful_first: float | None  # share of faithful responses at start
-  faithful_last: float | None
-  kind: str = ""  # a key of CONCLUSIONS
+  faithful_last: float | None  # share of faithful responses at end
+  kind: str = ""  # a key of CONCLUSIONS, such as "gained", "memorised", "flat" or "unmeasured"
   word: str = ""  # the kind, as the report calls it
   text: str = ""  # what it means, in plain sentences
 
@@ -51,10 +51,10 @@ class Conclusion(NamedTuple):
 class PairedGain(NamedTuple):
   """A difference of two evaluations, with its 95 % interval over the problems that both recorded."""
 
-  gain: float | None
-  low: float | None
-  high: float | None
-  problems: int
+  gain: float | None  # the later accuracy minus the earlier one, as a share; None without two evaluations
+  low: float | None  # the lower end of the interval; None where per-problem records are missing
+  high: float | None  # the upper end of the interval
+  problems: int  # problems that both recorded; 0: there is no interval
 
 
 def _paired_gain(before: Mapping[str, float], after: Mapping[str, float]) -> PairedGain | None:
@@ -67,7 +67,21 @@ def _paired_gain(before: Mapping[str, float], after: Mapping[str, float]) -> Pai
 
 
 def conclude(run: RecordedRun) -> Conclusion:
-  """Returns the numbers of a run on its first set, and the conclusion drawn from them."""
+  """Returns the numbers of a run on its first evaluated set, and the conclusion drawn from them.
+
+  The gain is the last evaluation minus the first; with per-problem records it is taken over the problems that both
+  recorded, and has a 95 % interval. `kind` is the first of these that holds:
+    unpaid      no training step had a reward other than 0
+    evaluated   it is a run of the stage evaluate, with figures
+    unmeasured  there are not two evaluations
+    open        per-problem records are missing, so that the gain has no interval
+    gained      the interval of the gain lies above 0
+    fell        it lies below 0
+    flat        the training reward did not rise by 0.05 of its scale
+    unclear     the reward rose, and the interval does not exclude a gain as large as the reward's rise
+    memorised   the reward rose, and the true reward with it (or it is the same)
+    misled      otherwise: the reward rose, and the true reward did not
+  """
   start, end = min(run.evals, default=None), max(run.evals, default=None)
   gain = PairedGain(None, None, None, 0)
   if start != end:
@@ -113,7 +127,8 @@ def conclude(run: RecordedRun) -> Conclusion:
 def ends(series: Mapping[int, float]) -> tuple[float | None, float | None]:
   """Returns the means of the first and of the last END_STEPS values of {step: value}; (None, None) without a value.
 
-  Of fewer than twice as many values, each mean is over one half of them.
+  series: its steps must ascend. Of fewer than twice as many values, each mean is over one half of them; of a single
+  value, both are that value.
   """
   values = list(series.values())
   if not values:
@@ -249,8 +264,10 @@ def _cautions(run: RecordedRun, start: int, end: int) -> list[str]:
 def lead(runs: Sequence[RecordedRun], concluded: Mapping[RecordedRun, Conclusion]) -> str:
   """Writes the first paragraph of a report on RL runs.
 
-  Up to STORIES runs it names each with its conclusion, and says how far the best one ends above the others, with 95 %
-  intervals over the same problems. Of more runs it only gives numbers of arms, settings and runs that went wrong.
+  runs: at least one. concluded: the conclusion on each of them. Up to STORIES runs it names each with its conclusion,
+  and says how far the best one ends above the others, with 95 % intervals over the same problems. It also names runs
+  that are trained on held-out problems, not compared, or not finished. Of more runs it only gives numbers of arms,
+  settings and runs that went wrong.
   """
   if len(runs) > STORIES:
     return _lead_of_many(runs)
@@ -324,7 +341,8 @@ def _leads_over_others(
 def lead_of_evaluations(policies: Sequence[RecordedRun], concluded: Mapping[RecordedRun, Conclusion]) -> str:
   """Writes the first paragraph of a report without RL runs: for each set the most accurate policies, the best first.
 
-  A policy counts on its first set; up to STORIES policies of a set are named. Policies without figures are listed last.
+  policies: the runs of the stage evaluate. concluded: the conclusion on each of them. A policy counts on its first set;
+  up to STORIES policies of a set are named. Policies without figures are listed last. "" without a policy.
   """
   measured = [run for run in policies if concluded[run].end is not None]
   by_set: dict[str, list[RecordedRun]] = {}
@@ -343,7 +361,11 @@ def lead_of_evaluations(policies: Sequence[RecordedRun], concluded: Mapping[Reco
 
 
 def checked(run: RecordedRun, set_name: str | None) -> str:
-  """Returns, as a phrase to follow "Held out:", what the run recorded of problems of the set that are trained on."""
+  """Returns, as a phrase to follow "Held out:", what the run recorded of problems of the set that are trained on.
+
+  It says how many problems of the set are trained on too and how many were left out of it for that reason, or that this
+  was not recorded (also for set_name None), or that no training problems were known to compare with.
+  """
   held_out = run.held_out(set_name)
   if not held_out.recorded:
     return f"not recorded {'whether' if run.finished else 'yet whether'} any of its problems is trained on"
@@ -359,7 +381,10 @@ def checked(run: RecordedRun, set_name: str | None) -> str:
 
 
 def all_checked(runs: Sequence[RecordedRun], set_name: str) -> str:
-  """Returns what `checked` says of several runs: one phrase where they agree, else each with its number of runs."""
+  """Returns, as a phrase to follow "Held out:", what runs recorded of problems of the set that are trained on.
+
+  It is one phrase where all runs, at least one, agree; otherwise each phrase with the number of runs that it holds for.
+  """
   counts = Counter(checked(run, set_name) for run in runs)
   if len(counts) == 1:
     return next(iter(counts))

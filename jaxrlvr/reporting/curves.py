@@ -87,19 +87,19 @@ class Drawing(NamedTuple):
   """A chart before it is drawn."""
 
   key: str  # the first part of its file's name
-  set_name: str  # "" where the metric is of no evaluated set
-  title: str
-  caption: str
-  lines: list[charts.Line]
-  over: str = "step"  # the axis below
+  set_name: str  # the evaluated set; "" where the metric is of none
+  title: str  # what stands above it, without the setting
+  caption: str  # a sentence that stands below it on the page
+  lines: list[charts.Line]  # its curves, one an arm, and faint ones for comparison; []: there are no values
+  over: str = "step"  # the name of the horizontal axis: "step" or "samples k"
 
 
 class Chart(NamedTuple):
   """A chart that is drawn."""
 
   file: str  # name of its files, without the suffix
-  setting: str
-  caption: str
+  setting: str  # the setting whose runs it shows
+  caption: str  # a sentence that stands below it on the page
   alt: str  # what it shows, in words
   data: str  # the PNG as a data URL for the page; "" where the page leaves it out
 
@@ -107,7 +107,9 @@ class Chart(NamedTuple):
 def write_charts(folder: Path, groups: Groups) -> list[Chart]:
   """Draws every chart that has values, for each setting, and writes it to FILE.png and FILE.svg in the folder.
 
-  groups: all runs of the report. Of each setting the page shows the first charts alone, if there are very many.
+  folder: it must exist. groups: all runs of the report by (setting, arm). Returns what the page needs of each chart, in
+  the order of the settings. The page itself holds about EMBEDDED_CHARTS of them, the first ones of each setting; the
+  `data` of the others is "". Returns [] where no run has values.
   """
   written: list[Chart] = []
   settings = list(dict.fromkeys(setting for setting, _ in groups))
@@ -136,10 +138,11 @@ def _free_name(drawing: Drawing, setting: str, taken: Sequence[str]) -> str:
 
 
 def drawings_of(runs_by_arm: Mapping[str, Sequence[RecordedRun]], arms: Sequence[str]) -> Iterator[Drawing]:
-  """Yields the charts of a setting that have values.
+  """Yields the charts of a setting that have values: metrics over steps, and pass@k over k for each evaluated set.
 
-  runs_by_arm: the setting's runs. arms: all arms of the report, whose order gives each its colour. The true reward has
-  a chart only where it differs from the reward.
+  runs_by_arm: {arm: its runs, which are seeds of one another} of the setting. arms: all arms of the report, whose order
+  gives each its colour. Arms that were only evaluated are in no chart over steps. The true reward has a chart only
+  where it differs from the reward.
   """
   runs = [run for runs_of_arm in runs_by_arm.values() for run in runs_of_arm]
   has_other_truth = any(run.series("true_reward") != run.series("reward") for run in runs)

@@ -29,9 +29,15 @@ def write(
 ) -> Path:
   """Writes a report into a folder: index.html, whose path it returns, charts, tables and report.json.
 
-  cells, evaluations: the runs of the stages rl and evaluate that it is on. tail: number of last steps in which
-  saturation is not looked for, in runs whose config names none. samples: responses that are shown of a run and step at
-  most. An earlier report in the folder is replaced. InputError where there is no run, or two have the same name.
+  cells: the RL runs that it is on. evaluations: the runs of the stage evaluate that it is on; beside RL runs they stand
+  under the setting "no RL". tail: number of last steps in which saturation is not looked for, in runs whose config
+  names none. samples: responses that are shown of a run, step and set at most. The folder is made, and an earlier
+  report in it is replaced. Whatever a run lacks is left out with a note on the page. InputError where there is no run,
+  or two runs of the same stage have the same name.
+
+  report.json holds: title; lead (the first paragraph); arms and evaluations (a list each: the fields of the
+  `Conclusion` on every RL run, and on every run of the stage evaluate); charts (names of the PNG and SVG files, without
+  suffix); tables (names of the CSV files, without suffix); responses (how many are shown).
   """
   _check_names(cells, evaluations)
   runs = [RecordedRun(cell, tail) for cell in cells]

@@ -47,25 +47,30 @@ class Cell:
   Runs with the same arm and setting are seeds of one another: the report aggregates them.
   """
 
-  name: str
-  rl: Path  # the run directory
+  name: str  # the run's name, which no other run of its stage has in the report
+  rl: Path  # the run directory, of the stage rl or evaluate
   arm: str = ""  # the curve in a chart; "": the name
   setting: str = ""  # the panel of charts
   n: int | None = None  # number of training problems, by which the large-small gap pairs the cells of an arm
-  seed: int | None = None
-  judged: Path | None = None  # the run directory of the stage judge
+  seed: int | None = None  # the run's seed; None: as its config says
+  judged: Path | None = None  # the run directory of the stage judge; None: the run was not judged
   evaluation: bool = False  # whether it is a run of the stage evaluate
 
 
 class Grid(NamedTuple):
   """What grid.json says."""
 
-  title: str
-  cells: list[Cell]
+  title: str  # of the report; "" where grid.json names none
+  cells: list[Cell]  # the runs, in the order of grid.json
 
 
 def read_grid(folder: Path) -> Grid:
-  """Reads grid.json in a grid's directory, whose run directories are relative to it. InputError if it can't be read."""
+  """Returns the title and the runs that grid.json in a grid's directory names.
+
+  It holds {"title", "cells": [{"name", "arm", "setting", "n", "seed", "rl", "judged"}]}, where rl and judged are run
+  directories relative to `folder`; title, n, seed and judged may be absent. InputError where it is absent or holds
+  something else. The run directories need not exist.
+  """
   try:
     recorded = json.loads((folder / GRID).read_text(encoding="utf-8"))
     cells = [_cell_of(row, folder) for row in recorded["cells"]]
@@ -103,32 +108,34 @@ class Paper(NamedTuple):
 
   expected: str  # the result, in a sentence
   figure: str | None  # the paper's figure or table
-  setting: str | None
-  t_sat: float | None
+  setting: str | None  # the model and the data, as the paper names them
+  t_sat: float | None  # the step at which training saturates; None: not reported
   gains: dict[str, float]  # the gain until t_sat on each set, as a share
 
 
 class Claim(NamedTuple):
   """The phase that a run recorded at its last step."""
 
-  claim: str  # a key of `phase.CLAIMS`
+  claim: str  # "learning", "memorising", "collapsed" or "not decided"
   since: int  # the first step from which on it was claimed at every step
   step: int | None  # the evaluated step that `gain` belongs to; None where there is no gain
   gain: Gain | None  # held-out accuracy minus that at step 0, over the problems of all sets
 
 
 class RecordedRun:
-  """A run directory as far as it can be read.
+  """A run directory as far as it can be read; a missing or broken file is left out with a note, and raises nothing.
 
   cell, name, arm, setting: what the report calls the run. workdir: its directory. config, summary: the contents of
   config.json and summary.json. rows: {step: metrics}, with those of a judge's run as judge/NAME. notes: sentences on
-  what could not be read and on how the run ended. finished, unpaid, state: how it ended (unpaid: there were training
-  steps and no reward but 0). last, planned: the last logged and the last planned step. tail: number of last steps in
-  which saturation is not looked for. sets: {evaluated set: samples K of each problem}, the domain's own first and means
-  last. set, K, evals: the first set, its K and its {step: avg@K}; None, 0 and {} without one. reward_T: the mean
-  training reward of each step; None where none was logged. timing, t_sat: when the reward saturates. unlike: whether
-  the last evaluation is at an earlier step than that of other runs in the setting; the report sets it. labels: {(step,
-  problem, sample): faithfulness label} of the judge. judged_set, judged_steps: what the judge was given.
+  what could not be read and on how the run ended. finished: whether it came to its end. unpaid: whether there were
+  training steps and no reward but 0. state: "finished", "not finished", "not there", "ended without reward" or "stopped
+  itself". last, planned: the last logged and the last planned step. tail: number of last steps in which saturation is
+  not looked for. sets: {evaluated set: samples K of each problem}, the domain's own first and means last. set, K,
+  evals: the first set, its K and its {step: avg@K}; None, 0 and {} without one. reward_T: the mean training reward of
+  each step; None where none was logged. timing, t_sat: when the reward saturates. unlike: whether the last evaluation
+  is at an earlier step than that of other runs in the setting; the report sets it. labels: {(step, problem, sample):
+  faithfulness label} of the judge; None: missing. judged_set: the set whose responses the judge was given, "" for
+  responses of training; judged_steps: their steps.
   """
 
   def __init__(self, cell: Cell, tail: int):
@@ -207,7 +214,8 @@ class RecordedRun:
   def held_out(self, set_name: str | None) -> HeldOut:
     """Returns what the run recorded about problems of an evaluated set that are trained on too.
 
-    For a figure that is a mean over several sets, numbers of problems are summed over these. None: no set.
+    For a figure that is a mean over several sets, numbers of problems are summed over these. `recorded` is False where
+    the run's summary says nothing about it, and where set_name is None.
     """
     if "heldout_overlap" not in self.summary or set_name is None:
       return HeldOut(recorded=False)
@@ -222,7 +230,10 @@ class RecordedRun:
     return HeldOut(True, True, problems, sum(shared[name] for name in names), left_out)
 
   def why_unpaid(self) -> str:
-    """Returns why no response was paid, as the finished run says it; otherwise only for how many steps."""
+    """Returns why no response was paid, as the finished run's summary says it; without that, for how many steps.
+
+    Only for a run that is `unpaid`.
+    """
     reason = self.summary.get("unpaid")
     if isinstance(reason, str):
       return reason
@@ -265,7 +276,10 @@ class RecordedRun:
       self.labels |= self.read(_labels_of, path, {})
 
   def read(self, reader: Callable, path: Path, default: Any) -> Any:
-    """Returns reader(path). Where the file can't be read, logs and notes that, and returns the default."""
+    """Returns reader(path). Where the file can't be read, logs and notes that, and returns the default.
+
+    reader: takes the path. What it may raise is ValueError, OSError, KeyError, TypeError or AttributeError.
+    """
     try:
       return reader(path)
     except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
@@ -284,25 +298,32 @@ class RecordedRun:
   def at(self, path: str, kind: type = object) -> Any:
     """Returns a value of the config by its path of keys with dots between, or of the summary behind `summary.`.
 
-    None where there is none, or it is not of this kind.
+    path: such as "rl.steps" or "summary.steps". kind: the type that the value must have. None where there is none, or
+    it is not of this type.
     """
     value = inside(self.config | {"summary": self.summary}, path)
     return value if isinstance(value, kind) else None
 
   def paper(self) -> Paper | None:
-    """Returns what the paper reports of the run's experiment, None where its config names none."""
+    """Returns what the paper reports of the run's experiment; None where the run's config names none."""
     return self.read(lambda path: _paper_of(self.config), self.workdir / "config.json", None)
 
   def series(self, name: str) -> dict[int, float]:
-    """Returns {step: value} of a metric at the steps where it was logged and is a number."""
+    """Returns {step: value} of a metric, steps ascending, at the steps where it was logged and is a finite number.
+
+    name: such as "reward", "eval/SET/avg@K" or "judge/F(1)/all". {} for a metric that was never logged.
+    """
     return series(self.rows, name)
 
   def curve(self, set_name: str | None) -> dict[int, float]:
-    """Returns {step: avg@K} of the set's evaluations."""
+    """Returns {step: avg@K} of the set's evaluations, a share from 0 to 1; {} for None and for an unknown set."""
     return self.series(f"eval/{set_name}/avg@{self.sets.get(set_name)}")
 
   def saturation(self, set_name: str) -> Saturation:
-    """Returns what the set's evaluations say at t_sat; without a rise of the reward, only the reason in `note`."""
+    """Returns t_sat with the set's accuracy there, its gain until then, and its residual after it.
+
+    Where the reward did not rise, or was not measured, all of these are None and `note` says why.
+    """
     read_at_t_sat = saturation(self.reward_T, self.curve(set_name), self.tail)
     if self.t_sat is not None or self.timing.state == "not saturated":
       return read_at_t_sat
@@ -328,7 +349,7 @@ class RecordedRun:
     return timing(self.reward_T, redrawn_rewards(recorded_T), self.tail)
 
   def eval_file(self, set_name: str, step: int) -> Path:
-    """Returns the file with the responses of one evaluation, whether it is there or not."""
+    """Returns the path of the file with the responses of one evaluation, whether it is there or not."""
     return self.workdir / "evals" / f"{set_name}_{step:06d}.jsonl"
 
   def problem_means(self, set_name: str | None, step: int | None) -> dict[str, float]:
@@ -341,7 +362,11 @@ class RecordedRun:
     return self._means[place]
 
   def redrawn(self, set_name: str) -> RedrawnCurves:
-    """Returns the curve of avg@K over problems drawn with replacement; of a mean of sets, the mean of their curves."""
+    """Returns bootstrap draws of the set's curve: avg@K at each evaluated step over problems drawn with replacement.
+
+    Of a figure that is a mean over several sets it is the mean of their curves. Only problems that all evaluations
+    recorded count; `M_DS` is None where there are none.
+    """
     if set_name not in self._redrawn:
       steps = sorted(self.curve(set_name))
       curves = []
@@ -363,7 +388,10 @@ class RecordedRun:
     return redrawn(np.ascontiguousarray(means_SP.T), seed=seed)
 
   def redrawn_gains(self, set_name: str) -> RedrawnGains:
-    """Returns the run's gains on the set over problems drawn with replacement."""
+    """Returns bootstrap draws [D] of the gain until t_sat, of the residual after it, and of the gain to the end.
+
+    They are taken over the set's problems drawn with replacement; each is None where it is undefined.
+    """
     return redrawn_gains(self.redrawn(set_name), self.t_sat, len(self.reward_T))
 
 
@@ -372,7 +400,10 @@ Groups = Mapping[tuple[str, str], Sequence[RecordedRun]]
 
 
 def group_runs(runs: Sequence[RecordedRun]) -> Groups:
-  """Groups runs by setting and arm. Settings keep the order in which they first occur, and so do arms in a setting."""
+  """Returns {(setting, arm): runs}, where the runs of one key are seeds of one another.
+
+  Settings keep the order in which they first occur, and so do arms in a setting and runs in an arm.
+  """
   settings = list(dict.fromkeys(run.setting for run in runs))
   groups: dict[tuple[str, str], list[RecordedRun]] = {}
   for run in sorted(runs, key=lambda run: settings.index(run.setting)):
@@ -381,7 +412,10 @@ def group_runs(runs: Sequence[RecordedRun]) -> Groups:
 
 
 def mark_unlike_ends(groups: Groups) -> None:
-  """Sets `unlike`, with a note, on runs whose last evaluation is at an earlier step than others' in their setting."""
+  """Sets `unlike` to True on runs whose last evaluation is at an earlier step than that of others in their setting.
+
+  Each of these runs gets a note that says so. Runs without an evaluation stay as they are.
+  """
   by_setting: dict[str, list[RecordedRun]] = {}
   for (setting, _), runs in groups.items():
     by_setting.setdefault(setting, []).extend(run for run in runs if run.evals)
@@ -429,14 +463,17 @@ def _paper_of(config: Mapping) -> Paper | None:
 
 
 def inside(value: object, path: str) -> Any:
-  """Returns the value at a path of keys with dots between in nested mappings, None where there is none."""
+  """Returns the value at a path of keys, such as "rl.steps", in nested mappings; None where there is none."""
   for name in path.split("."):
     value = value.get(name) if isinstance(value, Mapping) else None
   return value
 
 
 def series(rows: Mapping[int, Mapping], name: str) -> dict[int, float]:
-  """Returns {step: value} of a metric from {step: metrics}, at the steps where it is a number."""
+  """Returns {step: value} of the metric `name` from {step: metrics}, in the order of `rows`.
+
+  Steps at which it is absent, or no number, are left out; {} where there is no other.
+  """
   return {step: row[name] for step, row in rows.items() if isinstance(row.get(name), (int, float))}
 
 

@@ -33,7 +33,10 @@ _FIELDS = (
 class ShownResponses(NamedTuple):
   """The responses that a page shows."""
 
-  responses: list[dict]  # as `_response_for_page` returns them
+  # Each with problem, sample, tokens, stop, answer, truth, label, reward, true_reward, scored and cause as recorded
+  # (None: not recorded), and run, setting, arm, where (set or "training"), step, faithful (its label), prompt, head and
+  # rest (the text, or its beginning and end), left_out (number of characters between head and rest).
+  responses: list[dict]
   recorded: int  # responses that the chosen files hold
   most_of_a_step: int  # responses that are shown of a run, step and set at most
 
@@ -56,7 +59,10 @@ class _Responses(NamedTuple):
 def choose_responses(runs: Sequence[RecordedRun], samples: int) -> ShownResponses:
   """Chooses up to `samples` responses of each run, step and set; fewer of each where the page could not hold them.
 
-  The steps are: of evaluation the first and the last, of training the first, t_sat and the last, and the judged steps.
+  The steps are: of evaluation on the run's first set the first and the last, of training the first, t_sat and the last,
+  and the judged steps. The responses to choose from are read from the runs' directories; a file that can't be read is
+  left out, and the run's notes say so. They are chosen so that right and wrong, paid and unpaid, faithful and
+  unfaithful responses take turns. The page can hold EMBEDDED characters of responses, but there is always one of each.
   """
   chosen, recorded = [], 0
   for run in runs:

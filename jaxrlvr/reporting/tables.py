@@ -27,19 +27,19 @@ class Table(NamedTuple):
   """A table of the page."""
 
   name: str  # of its CSV file, without the suffix
-  caption: str
-  rows: list[TableRow]
+  caption: str  # what the table shows, and in which unit
+  rows: list[TableRow]  # {column: cell}; a column that a row lacks is empty there
   first: bool  # whether it stands before the charts
 
 
 class Value(NamedTuple):
   """A figure of the runs of a setting and arm, with what is shown beside it; None where unknown."""
 
-  value: float | None
-  low: float | None = None  # 95 % interval over problems
-  high: float | None = None
-  seeds_low: float | None = None  # 95 % interval over seeds
-  seeds_high: float | None = None
+  value: float | None  # the figure, such as a share from 0 to 1 or a step
+  low: float | None = None  # the lower end of its 95 % interval over problems
+  high: float | None = None  # the upper end; None behind a known lower end: the interval has no end
+  seeds_low: float | None = None  # the lower end of its 95 % interval over seeds
+  seeds_high: float | None = None  # the upper end of that interval
   first: float | None = None  # the figure at the first evaluation or the first training steps
   paper: float | None = None  # what the paper reports
   at_least: float | None = None  # a lower bound, where the value is not known because a run did not get so far
@@ -58,7 +58,7 @@ class Value(NamedTuple):
     return self.value is not None or self.at_least is not None
 
   def details(self) -> list[str]:
-    """Returns the lines in small print below the value: its intervals, and the paper's value.
+    """Returns the lines in small print below the value: its intervals, and the paper's value; [] where there are none.
 
     An interval whose ends are both written as the value itself is left out.
     """
@@ -106,7 +106,10 @@ def _is_filled(value: Any) -> bool:
 def table_as_csv(rows: Sequence[Mapping]) -> str:
   """Returns a table as CSV, with shares between 0 and 1 and empty fields for what is unknown.
 
-  The intervals and other numbers of a Value stand in columns of their own, named by BESIDE.
+  rows: a cell is a text, a number, None (unknown) or a Value. Columns in which nothing is known are left out. The other
+  numbers of a Value stand in columns of their own behind its column, where a row has them: COLUMN low and COLUMN high
+  (95 % interval over problems), COLUMN seeds low and COLUMN seeds high (the same over seeds), COLUMN first, COLUMN
+  paper and COLUMN at least.
   """
   table: dict[str, list] = {}
   for name in columns(rows):
@@ -136,7 +139,8 @@ def measured_set_names(runs: Iterable[RecordedRun]) -> list[str]:
 def held_out_phrase(runs: Sequence[RecordedRun], set_name: str) -> str:
   """Returns, as a phrase to follow "Held out:", which problems of a set are trained on.
 
-  The phrase says what the runs that measured the set recorded of it; runs that differ are counted.
+  The phrase says what the runs that measured the set, at least one of `runs`, recorded of it. Where they differ, each
+  phrase has the number of runs that it holds for.
   """
   return conclusions.all_checked([run for run in runs if set_name in run.sets], set_name)
 
@@ -144,7 +148,9 @@ def held_out_phrase(runs: Sequence[RecordedRun], set_name: str) -> str:
 def make_tables(groups: Groups, everything: Groups, concluded: Concluded) -> list[Table]:
   """Builds the tables of a report in the page's order; tables without a row are left out.
 
-  groups: the RL runs. everything: these and the runs of the stage evaluate. concluded: the conclusion on each run.
+  groups: the RL runs by (setting, arm). everything: these and the runs of the stage evaluate. concluded: the conclusion
+  on each run. The tables are overview (of more than STORIES RL runs), runs, differences, saturation, phases, gap,
+  evaluations-SET for each set, and reasoning; with many RL runs the table runs is the last.
   """
   all_runs = [run for runs in everything.values() for run in runs]
   is_many = sum(map(len, groups.values())) > conclusions.STORIES
@@ -234,10 +240,11 @@ def _table_of_evaluations(everything: Groups, all_runs: Sequence[RecordedRun], s
 def mean_value(
   figures: Iterable[float | None], draws: Sequence[np.ndarray | None] = (), show: Callable = percent
 ) -> Value:
-  """Returns the mean of the runs' known figures, with intervals.
+  """Returns the mean of the runs' known figures, with intervals; a Value of None where none is known.
 
-  draws: bootstrap draws [D] of each run's figure over the same problems; the interval over problems needs them of every
-  run whose figure is known. The interval over seeds redraws the runs; it needs two known figures.
+  figures: the figure of each run, None where it is unknown. show: writes a number as text. draws: bootstrap draws [D]
+  of each run's figure over the same problems; the interval over problems needs them of every run whose figure is known.
+  The interval over seeds redraws the runs; it needs two known figures.
   """
   known = [figure for figure in figures if figure is not None]
   if not known:
@@ -255,10 +262,11 @@ def mean_value(
 
 
 def time_value(runs: Sequence[RecordedRun], times: Sequence[Time], paper: float | None = None) -> Value:
-  """Returns t_sat or t90 of runs whose reward rose.
+  """Returns t_sat or t90, in steps, of runs whose reward rose; a Value of None without a run.
 
-  times: the time of each run. Of one run its time has an interval over problems. Of several runs the median counts
-  those that have not got there as later; if all have, their range stands in the place of an interval over seeds.
+  times: the time of each run. paper: the step that the paper reports. Of one run its time has an interval over
+  problems. Of several runs the median counts those that have not got there as later; if all have, their range stands in
+  the place of an interval over seeds.
   """
   limits = [run.timing.t_eff for run in runs]
   median = median_time([time.step for time in times], limits)
@@ -276,15 +284,16 @@ class Moment(NamedTuple):
   """A step of a run at which metrics are read."""
 
   rows: Mapping[int, Mapping]  # the run's metrics by step
-  step: int
+  step: int  # between logged steps metrics are interpolated
 
 
 def logged_value(moments: Sequence[Moment], metric: str, show: Callable = percent) -> Value:
-  """Returns the mean of a metric over moments, one of each run.
+  """Returns the mean of a metric over moments, one of each run; a Value of None where no run has it.
 
-  Between logged steps the metric is interpolated linearly; a run that did not log it on both sides of the step is left
-  out. Of a single moment the interval is that which the run logged as METRIC_low and METRIC_high, if it did; of several
-  there is an interval over seeds.
+  metric: its name, such as "eval/SET/avg@K". show: writes a number as text. Between logged steps the metric is
+  interpolated linearly; a run that did not log it on both sides of the step is left out. Of a single moment the
+  interval is that which the run logged as METRIC_low and METRIC_high, if it did; of several there is an interval over
+  seeds.
   """
   value = mean_value([value_at(series(moment.rows, metric), moment.step) for moment in moments], show=show)
   if len(moments) != 1:
@@ -296,9 +305,10 @@ def logged_value(moments: Sequence[Moment], metric: str, show: Callable = percen
 
 
 def saturation_counts(runs: Sequence[RecordedRun]) -> str:
-  """Returns in words how many runs saturated, and how many of the others are in which state.
+  """Returns in words how many runs saturated, such as "2 of 3; no rise 1 of 3", and the state of the others.
 
-  Runs that have not saturated by their last step are not named, unless they are not finished.
+  Where no run's reward rose and all are in the same state, it is that state alone. Runs that have not saturated by
+  their last step are not named, unless they are not finished.
   """
   counts = Counter(run.timing.state for run in runs)
   others = []
@@ -314,7 +324,10 @@ def saturation_counts(runs: Sequence[RecordedRun]) -> str:
 
 
 def phase_counts(runs: Sequence[RecordedRun]) -> str:
-  """Returns in words how many runs recorded which phase last; "" where none did."""
+  """Returns in words how many runs recorded which phase last: "learning 2 of 3"; "" where none did.
+
+  Of a single run it is the phase alone. Phases are learning, memorising, collapsed and not decided.
+  """
   claims = [claim.claim for claim in map(RecordedRun.claim, runs) if claim]
   if len(claims) == len(runs) == 1:
     return claims[0]
@@ -325,7 +338,11 @@ def phase_counts(runs: Sequence[RecordedRun]) -> str:
 
 
 def overview_rows(groups: Groups, concluded: Concluded) -> list[TableRow]:
-  """Returns a row for each arm with a column for each setting: accuracy before and after, conclusions and phases."""
+  """Returns a row for each arm: `arm`, and a column for each setting, named by it ("accuracy" for the setting "").
+
+  A cell is a text: mean accuracy in % of the first and of the last evaluation over the arm's runs, how many runs came
+  to which conclusion and phase, and how many don't count, as they were last evaluated at an earlier step than others.
+  """
   rows: dict[str, TableRow] = {}
   for (setting, arm), runs in groups.items():
     row = rows.setdefault(arm, {"arm": arm})
@@ -354,9 +371,11 @@ def _overview_text(runs: Sequence[RecordedRun], concluded: Concluded) -> str:
 def run_rows(concluded: Concluded, runs: Sequence[RecordedRun]) -> Iterator[TableRow]:
   """Yields a row for each run.
 
-  Columns: did and what it means (the conclusion), those of `_figures_of_run`, t_sat, t90, paid by (the reward's name),
-  problems (their number in training), seed, steps, state, held out (problems that are trained on), note (on
-  saturation), notes (of `RecordedRun`), run, directory.
+  concluded: the conclusion on each of the runs. Columns: did and what it means (the conclusion), accuracy (at the first
+  and the last evaluation), gain (with its interval), reward and true reward (at the first and the last training steps),
+  faithful (share of faithful responses at both evaluations), t_sat, t90, paid by (the reward's name), problems (their
+  number in training), seed, steps (trained so far), state (how it ended), held out (problems that are trained on), note
+  (on saturation), notes (on what could not be read and how it ended), run (its name), directory.
   """
   for run in runs:
     conclusion = concluded[run]
@@ -402,10 +421,11 @@ def _gain_of(conclusion: Conclusion) -> Value:
 
 
 def difference_rows(runs: Sequence[RecordedRun]) -> list[TableRow]:
-  """Returns a row for each set and run, which compares it with the first run of the stage evaluate.
+  """Returns a row for each set and run, which compares it with the first run of the stage evaluate on that set.
 
-  Columns: setting, arm, set, step, accuracy (at the last evaluation), against (the name of the run compared with),
-  difference (with its interval over the problems that both recorded), problems (their number), run.
+  There is none for a set that no run of the stage evaluate measured. Columns: setting, arm, set, step, accuracy (at the
+  last evaluation), against (the name of the run compared with), difference (with its interval over the problems that
+  both recorded), problems (their number), run.
   """
   rows = []
   for name in measured_set_names(runs):
@@ -469,8 +489,10 @@ def phase_rows(runs: Sequence[RecordedRun]) -> Iterator[TableRow]:
 def saturation_rows(concluded: Concluded, runs: Sequence[RecordedRun]) -> list[TableRow]:
   """Returns a row for each set that the runs of a setting and arm measured, or one row where they measured none.
 
-  Columns: set, saturated (how many runs), t_sat, t90, gain until t_sat, residual, gain to the end and, in the last row,
-  note and the paper (its figure and result).
+  concluded: the conclusion on each of the runs. Columns: set, saturated (how many runs, in words), t_sat and t90 (in
+  steps), gain until t_sat, residual (what the best later evaluation has above that at t_sat), gain to the end and, in
+  the last row, note (on saturation, where all runs have the same) and the paper (its figure and result). Gains and the
+  residual are differences of shares.
   """
   rose = [run for run in runs if run.timing.state in TIMED]
   paper = next(filter(None, map(RecordedRun.paper, runs)), None)
@@ -527,7 +549,9 @@ class _GapPair(NamedTuple):
 def gap_rows(groups: Groups) -> list[TableRow]:
   """Returns a row for each set and each two settings of an arm that differ in the number of training problems.
 
-  Columns: arm, set, between (both settings), n', n, pairs (how many pairs of runs have a gap), G(n', n).
+  The runs compared have the same seed and reward. Columns: arm, set, between (both settings), n', n (the larger and the
+  smaller number of problems), pairs (how many pairs of runs have a gap), G(n', n) (accuracy with n' problems minus
+  accuracy with n, both at the t_sat of the run with n).
   """
   rows = []
   for (setting, arm), small_runs in groups.items():
@@ -589,9 +613,11 @@ _MOMENTS: dict[str, Callable[[Mapping[int, float]], int] | None] = {
 def evaluation_rows(set_name: str, runs: Sequence[RecordedRun]) -> Iterator[TableRow]:
   """Yields a row for the first evaluation on a set, one for the accuracy at t_sat, for the best and for the last.
 
-  Columns: at (first, t_sat, best or last), step, runs (how many, if not all), and each metric of the set. Runs that
-  were last evaluated at an earlier step than others count only in the first row. Runs of the stage evaluate have one
-  row, without the first three columns.
+  runs: those of a setting and arm. Columns: at (first, t_sat, best or last), step, runs (how many, if not all), and
+  those of avg@K, pass@k (but for k = 1), maj@K, boxed (share with an answer), faithful, tokens (mean length) and cut
+  off that were logged. There is no row without an evaluation on the set. Runs that were last evaluated at an earlier
+  step than others count only in the first row. Runs of the stage evaluate have one row, without the first three
+  columns.
   """
   having = [run for run in runs if run.curve(set_name)]
   metrics = _evaluated_metrics(having, set_name)
@@ -656,7 +682,14 @@ _JUDGED = {
 
 
 def reasoning_rows(runs: Sequence[RecordedRun]) -> Iterator[TableRow]:
-  """Yields a row for each judged step. Columns: step, runs (how many were judged at it), and those of _JUDGED."""
+  """Yields a row for each judged step of the runs of a setting and arm; none where nothing was judged.
+
+  Columns: step; runs (how many were judged at it); faithful, in part, not (shares of labelled responses with label 1,
+  0.5, 0); faithful, right; faithful, wrong; not, right; not, wrong (shares of the right or wrong responses with label 1
+  or 0); diversity, of right ones, faithful diversity (diversity of strategies, from 0 to 1, over all, right and
+  faithful responses); labelled, missing (numbers of responses with and without a label); kappa (agreement of two
+  judges).
+  """
   steps = {step for run in runs for step in run.judged_steps}
   for step in sorted(steps):
     moments = [Moment(run.rows, step) for run in runs if step in run.judged_steps]
