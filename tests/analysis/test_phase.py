@@ -135,7 +135,7 @@ def test_a_run_watches_itself_the_same_way_from_wherever_it_goes_on(tmp_path, ca
     for step, reward in enumerate(rewards[start:], start + 1):
       metrics = {"reward": reward, "true_reward": reward}
       more = watch(step, metrics, means(step) if step % 16 == 0 else None)
-      found.append({"step": step, **metrics, **more, "stops": watch.stops, "told": watch.told})
+      found.append({"step": step, **metrics, **more, "stops": watch.stops, "in_words": watch.in_words})
     return found
 
   rows = go(Watch([], before, 0.05, True), 0)
@@ -145,7 +145,7 @@ def test_a_run_watches_itself_the_same_way_from_wherever_it_goes_on(tmp_path, ca
   assert first == 32 and caplog.text.count("memorising:") == 1 and f"step {first}: memorising" in caplog.text
   assert all(row["learning"] == (16 <= row["step"] < 32) and not row["collapsed"] for row in rows)
   assert [row["step"] for row in rows if row["stops"]] == [step for step in gains if step >= first]
-  assert rows[15]["told"].startswith("learning (") and rows[-1]["told"] == "memorising (saturated)"
+  assert rows[15]["in_words"].startswith("learning (") and rows[-1]["in_words"] == "memorising (saturated)"
   assert not any(row["stops"] for row in go(Watch([], before, 0.05, False), 0))
   assert not any(row["stops"] or row["memorising"] for row in go(Watch([], before, 0.01, True), 0))
   logbook.write_jsonl(tmp_path / "metrics.jsonl", rows)
@@ -155,7 +155,7 @@ def test_a_run_watches_itself_the_same_way_from_wherever_it_goes_on(tmp_path, ca
     assert go(Watch(back[:start], before, 0.05, True), start) == rows[start:]
     assert caplog.text.count("memorising:") == (start < first)
     assert Watch(back[:start], before, 0.05, True).stops == rows[start - 1]["stops"]
-    assert Watch(back[:start], before, 0.05, True).told == rows[start - 1]["told"]
+    assert Watch(back[:start], before, 0.05, True).in_words == rows[start - 1]["in_words"]
 
 
 def test_summary_tells_the_claim_and_why_it_ended():

@@ -261,10 +261,10 @@ def test_rows_that_their_verifier_can_not_judge(tmp_path, capsys, caplog):
 
 def test_means_of_a_domain():
   c = configs.derive(configs.base(), {"heldout.domain": "math"})
-  found = {"math500": {"avg@16": 0.5}, "amc": {"avg@16": 0.25}, "scp-hard": {"avg@16": 0.1}, "other": {"avg@16": 1.0}}
+  average = {"math500": 0.5, "amc": 0.25, "scp-hard": 0.1, "other": 1.0}
   evaluator = object.__new__(Evaluator)
-  evaluator._config = c
-  means = evaluator._domain_means(found)
+  evaluator._config, evaluator._sets = c, average
+  means = evaluator._domain_means({f"eval/{name}/avg@16": value for name, value in average.items()})
   assert means == pytest.approx({"eval/in-domain/avg@16": 0.375, "eval/out-of-domain/avg@16": 0.1})
 
 
