@@ -260,8 +260,9 @@ def check_rows(tokenizer: Tokenizer, spec: Spec) -> Spec:
 def load_policy(config: ConfigDict) -> Policy:
   """Builds the policy of a config: tokenizer, meshes, and the weights laid out on the devices.
 
-  The weights are the newest of config.init, those of config.model.path, or fresh ones if neither is set. Raises
-  InputError where a directory holds no policy, and StorageError where its checkpoints are damaged.
+  On several hosts all processes must call it together. The weights are the newest of config.init, those of
+  config.model.path, or fresh ones if neither is set. Raises InputError where a directory holds no policy, and
+  StorageError where its checkpoints are damaged.
   """
   init = object_store.path(config.init) if config.init else None
   if init is not None:
@@ -305,9 +306,9 @@ def _check_is_run(name: str, init: Path) -> None:
 
 
 def configured(config: ConfigDict, spec: Spec, platform: str) -> Spec:
-  """Returns the spec with config.model's settings of how to compute; its shape stays.
+  """Returns the spec with config.model's settings of how to compute (dtype, unroll, remat, ...); its shape stays.
 
-  platform: of the devices, by which attention "auto" is chosen.
+  platform: of the devices, such as "tpu", "gpu" or "cpu", by which attention "auto" is chosen.
   """
   m = config.model
   return dataclasses.replace(
@@ -343,14 +344,21 @@ def keep_policy(config: ConfigDict, policy: Policy, workdir: Path, training: Seq
 
 
 def trained_on(config: ConfigDict, training: Sequence[Problem]) -> frozenset[str] | None:
-  """Returns digests of the prompts in `training` and of all that `config.init` was trained on; None: none are known."""
+  """Returns digests of the prompts in `training` and of all that `config.init` was trained on; None: none are known.
+
+  training: the problems that a policy is about to be trained on; (): none. Two prompts have the same digest where their
+  normalised text is the same (`overlap.prompt_digests`).
+  """
   file = object_store.path(config.init) / overlap.FILE if config.init else None
   before = overlap.from_text(file.read_text(), str(file)) if file is not None and file.is_file() else frozenset()
   return before | overlap.prompt_digests(training) or None
 
 
 def keep_tokenizer(config: ConfigDict, file: Path, folder: Path) -> None:
-  """Copies a SentencePiece model to `file`, or the files of another tokenizer into `folder`."""
+  """Copies the config's tokenizer: a SentencePiece model to `file`, or the files of another one into `folder`.
+
+  Of the two only the one that is written to comes into being. Raises InputError where the config names no tokenizer.
+  """
   source = find_tokenizer(config)
   if not source.is_dir():
     disk.copy(source, file)
@@ -448,7 +456,10 @@ def digests_of_params(meta: dict) -> dict[str, str]:
 
 
 def frozen(policy: Policy) -> dict:
-  """Returns a copy of the policy's weights in the compute dtype, in which a forward pass reads them."""
+  """Returns a copy of the policy's weights by name, in the compute dtype, in which a forward pass reads them.
+
+  The copy stays as it is when training changes or donates the policy's own arrays.
+  """
   copy = jax.jit(lambda p: jax.tree.map(jnp.copy, forward.cast(p, policy.spec)))
   return copy(policy.params)
 
@@ -472,6 +483,9 @@ def state_shapes(policy: Policy, optimizer: optax.GradientTransformation) -> tup
 
 
 def optimizer(o: ConfigDict, updates: int) -> tuple[optax.GradientTransformation, np.ndarray]:
-  """Returns (optimizer, learning rate of each update [updates]) for the group `optim` of a stage's config."""
+  """Returns (AdamW with clipped gradients, learning rate of each update [updates]) for a stage's group `optim`.
+
+  o: the group, such as config.rl.optim. updates: number of updates in the whole run, by which the schedule is laid out.
+  """
   rates = optim.rates(o.schedule, o.lr, round(o.warmup * updates), updates, o.floor)
   return optim.adamw(o.b1, o.b2, o.eps, o.weight_decay, o.clip_norm, o.moment), rates

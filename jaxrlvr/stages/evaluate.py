@@ -67,11 +67,14 @@ class Evaluator:
   ) -> dict[str, float]:
     """Evaluates the policy's weights `params` at a step, and returns the metrics `eval/SET/FIGURE`.
 
-    If config.heldout.domain is set there are also means of avg@k over the sets inside and outside of the domain, as
-    `eval/in-domain/avg@k` and `eval/out-of-domain/avg@k`. Writes the responses of each set to evals/SET_STEP.jsonl.
-    Samples have the same random keys at every step, so that the figures of two steps are paired. `progress` is called
-    after each batch. Raises Interrupted after a batch if a signal has asked the run to stop; saved: whether a
-    checkpoint of this step exists, from which the run goes on with the evaluation.
+    FIGURE is avg@K, if_extracted@K and pass@k, each with its interval as FIGURE_low and FIGURE_high, and problems,
+    maj@K, format, mean_length, clipped, unscored, faithful and step_true; nan where one is undefined. Sets `means`. On
+    several hosts all processes must call it together. If config.heldout.domain is set there are also means of avg@k
+    over the sets inside and outside of the domain, as `eval/in-domain/avg@k` and `eval/out-of-domain/avg@k`. Writes the
+    responses of each set to evals/SET_STEP.jsonl. Samples have the same random keys at every step, so that the figures
+    of two steps are paired. `progress` is called without arguments after each batch. Raises Interrupted after a batch
+    if a signal has asked the run to stop; saved: whether a checkpoint of this step exists, from which the run goes on
+    with the evaluation.
     """
     metrics, self.means = {}, {}
     run.raise_if_asked(saved)
@@ -90,7 +93,11 @@ class Evaluator:
     return metrics | self._domain_means(metrics)
 
   def overlaps(self) -> dict:
-    """Returns figures for a summary: `heldout_overlap`, and `heldout_left_out` where problems were left out."""
+    """Returns figures for a summary: `heldout_overlap`, and `heldout_left_out` where problems were left out.
+
+    heldout_overlap: {set: number of its problems that are trained on too}; None: unknown what was trained on.
+    heldout_left_out: {set: number of problems that were left out of it, as they are trained on}.
+    """
     figures: dict = {"heldout_overlap": self.overlap}
     if self.left_out:
       figures["heldout_left_out"] = self.left_out
@@ -111,9 +118,11 @@ class Evaluator:
 
 
 def graded(drawn: rollout.Drawn, step: int, grade: Grade) -> list[dict]:
-  """Grades responses by the truth and returns their rows (`rollout.records`).
+  """Grades responses by the truth and returns a row for each, problem by problem, as evals/ holds them.
 
-  The column `cluster` numbers the clusters of equal answers among the responses to a problem; None: no answer.
+  grade: grades a list of jobs and returns their verdicts. The columns are those of `rollout.records` (step, problem,
+  sample, text, answer, true_reward, scored, ...) and `cluster`, which numbers the clusters of equal answers among the
+  responses to a problem; None: it has no answer that can be read.
   """
   true = verifiable.grade_by_truth(drawn.answers, grade)
   elections = elect(drawn.answers.problems, drawn.answer_PG, grade)
@@ -154,7 +163,7 @@ def held_out(
   trained: frozenset[str] | None,
   training: Sequence[Problem] = (),
 ) -> tuple[dict[str, rollout.PromptedProblems], dict[str, int]]:
-  """Reads the sets of `config.heldout` and returns (the problems of each set by name, how many were left out).
+  """Reads the sets of `config.heldout` and returns ({set: its problems}, {set: how many were left out of it}).
 
   If heldout.overlap is "drop", problems whose prompt's digest is in `trained` are left out, with a warning; the second
   dict has only sets with such problems. training: the problems that are about to be trained on.
@@ -226,7 +235,8 @@ def follow(config: ConfigDict, training: Sequence[Problem]) -> dict:
 def rows_of_sets(metrics: Mapping[str, float]) -> list[dict[str, str]]:
   """Returns a row for each set of the metrics `eval/SET/FIGURE`: its name under `set`, and each figure as text.
 
-  Figures are in percent, except mean_length and problems. An interval follows in brackets, as "61.3 [58.0, 64.1]".
+  Figures are in percent with one decimal, except mean_length (tokens) and problems (their number); nan is "–". An
+  interval follows in brackets, as "61.3 [58.0, 64.1]".
   """
   rows: dict[str, dict[str, str]] = {}
   for key, value in metrics.items():
@@ -269,8 +279,10 @@ def write_table(metrics: Mapping[str, float], run: Run) -> str:
 def evaluate(config: ConfigDict, workdir: str | Path) -> dict:
   """Evaluates the policy of `config.init` on the held-out sets of `config.heldout`.
 
-  Writes table.md, table.csv and the responses (evals/). The summary has the metrics of `Evaluator`, its `overlaps()`,
-  and how many problems were `dropped`, as their prompts are too long.
+  Writes table.md, table.csv and the responses (evals/). The summary has the metrics `eval/SET/FIGURE` (such as
+  eval/heldout/avg@16); `heldout_overlap`, {set: number of its problems that are trained on too} or None where that is
+  unknown; `heldout_left_out`, {set: number of problems left out for that}, if there are any; `dropped`, the number of
+  problems left out as their prompts are too long; and `steps` (0).
   """
   with open_run(config, workdir, "evaluate") as run:
     policy = build_policy.load_policy(config)

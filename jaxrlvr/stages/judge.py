@@ -66,7 +66,9 @@ def make_judge(config: ConfigDict, group: ConfigDict, cache: Path) -> Judge:
 def local_model(config: ConfigDict, group: ConfigDict) -> judges.LocalModel:
   """Loads the policy of the run directory `group.model` as a judge, which samples greedily.
 
-  A prompt longer than group.prompt_tokens, and a completion that is cut off, gives None. InputError without a model.
+  Its `complete` takes prompts and yields their completions in order. A prompt longer than group.prompt_tokens, a
+  completion that is cut off, and all that follow a signal to stop give None. group: `config.judge` or
+  `config.judge.second`. InputError where group.model is empty or holds no policy.
   """
   if not group.model:
     raise InputError("model is empty; name the run directory of a policy (`jaxrlvr import` makes one of a model)")
@@ -178,9 +180,9 @@ def choose_steps(files: Mapping[int, Path], steps: Sequence[int], folder: Path, 
 def recorded_responses(config: ConfigDict) -> dict[int, list[dict]]:
   """Returns {step: rows of the responses to judge} of the run config.judge.run.
 
-  Each step has the same problems, config.judge.problems of those that all steps have, drawn by lot, and of each problem
-  its first config.judge.samples responses. InputError where the run is not named, holds no responses, or its steps have
-  no problem in common.
+  A row has step, problem (id), sample, prompt, text and true_reward (None: unscored). Each step has the same problems,
+  config.judge.problems of those that all steps have, drawn by lot, and of each problem its first config.judge.samples
+  responses. InputError where the run is not named, holds no responses, or its steps have no problem in common.
   """
   j = config.judge
   if not j.run:
@@ -231,15 +233,20 @@ class _Labelled(NamedTuple):
 class JudgedStep(NamedTuple):
   """What judging one step's responses gives; the rows are JSON objects."""
 
-  responses: list[dict]  # of each response: step, problem, sample, correct, faithfulness, cluster, key
-  labels: list[dict]  # of each question: step, task, problem, key, label, and `second` where there is a second judge
+  # Of each response: step, problem, sample, correct (None: unscored), faithfulness (1.0, 0.5, 0.0; None: missing),
+  # cluster (the number of its strategy among the problem's; None: unknown) and key (digest of the question).
+  responses: list[dict]
+  # Of each question: step, task ("faithfulness" or "strategy"), problem, key, label (None: missing), and `second`, the
+  # second judge's label, where there is one.
+  labels: list[dict]
 
 
 def judge_step(rows: Sequence[Mapping], first: Judge, second: Judge | None) -> JudgedStep:
   """Judges one step's responses: the faithfulness of each, then as many pairs of strategies as clustering needs.
 
-  rows: recorded responses with the fields of _FIELDS. first: the judge whose labels count. second: a judge that is
-  asked the same questions, for their agreement; None if there is none.
+  rows: recorded responses with step, problem, sample, prompt, text and true_reward (1: right; None: unscored). first:
+  the judge whose labels count. second: a judge that is asked the same questions, for their agreement; None if there is
+  none.
   """
   responses = [Response(row["prompt"], row["text"]) for row in rows]
   faithfulness = first.faithfulness(responses)
@@ -312,7 +319,10 @@ def _cluster_strategies(
 
 
 def stop_if_missing(step: int, labels: Sequence[Mapping], limit: float) -> None:
-  """Raises TrainingStopped where more than the share `limit` of a judge's labels of this step is missing."""
+  """Raises TrainingStopped where more than the share `limit` of a judge's labels of this step is missing.
+
+  labels: a row for each question, with `label` and, where there is a second judge, `second`; None: missing.
+  """
   for name, whose in (("label", ""), ("second", "of the second judge ")):
     values = [row[name] for row in labels if name in row]
     missing = values.count(None)
@@ -325,7 +335,12 @@ def stop_if_missing(step: int, labels: Sequence[Mapping], limit: float) -> None:
 
 
 def kappa(labels: Sequence[Mapping], task: str) -> dict:
-  """Returns the fields of `reasoning.Agreement` between both judges on a task, over the labels of all steps."""
+  """Returns Cohen's kappa between both judges on a task, over the labels of all steps.
+
+  labels: a row for each question, with task, problem, label and second (None: missing). task: "faithfulness" or
+  "strategy". Keys: kappa, low and high (ends of its 95 % interval), agreed (share of equal labels), both (items that
+  both labelled), missing (items that at least one did not) and note (why kappa is None; "": it is not).
+  """
   by_problem: dict[str, list[tuple]] = {}
   for row in labels:
     if row["task"] == task:
@@ -371,7 +386,10 @@ def judge(config: ConfigDict, workdir: str | Path) -> dict:
 
 
 def spend(run: Run, panel: Mapping[str, Judge]) -> None:
-  """Adds what the judges counted since the last call to usage.json, so that a resumed run counts on, and resets it."""
+  """Adds what the judges counted since the last call to usage.json, so that a resumed run counts on.
+
+  panel: {"first": judge, "second": judge or absent}. Sets the judges' own counts back to nothing.
+  """
   totals = usage(run)
   for name, member in panel.items():
     totals[name] = dict(Counter(totals.get(name, {})) + member.counts)
@@ -380,7 +398,11 @@ def spend(run: Run, panel: Mapping[str, Judge]) -> None:
 
 
 def usage(run: Run) -> dict[str, dict[str, int]]:
-  """Returns what each judge ("first", "second") has counted so far: {judge: {calls, retries, ...: number}}."""
+  """Returns what each judge ("first", "second") has counted so far: {judge: counts}; {} before the first count.
+
+  Counts are numbers of calls, retries, cached, missing, too_long, prompt_tokens and completion_tokens, as far as the
+  judge counts them.
+  """
   return logbook.read_json(run.workdir / _USAGE_FILE)
 
 

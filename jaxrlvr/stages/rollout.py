@@ -43,8 +43,8 @@ class Prompts(NamedTuple):
   """A batch of prompts, padded on the left to one width."""
 
   problems: list[Problem]
-  tokens_PS: np.ndarray
-  length_P: np.ndarray  # tokens without padding
+  tokens_PS: np.ndarray  # int32 tokens [problems, width], with padding before each prompt
+  length_P: np.ndarray  # number of tokens of each prompt, without padding
   hash_P: np.ndarray  # of the problem's id, from which the random keys of its samples are derived
   occurrence_P: np.ndarray  # how many times the problem occurs earlier in this batch
   opening_P: list[str]  # the think tag that the chat template left open at the end of the prompt, or ""
@@ -53,14 +53,14 @@ class Prompts(NamedTuple):
 class Drawn(NamedTuple):
   """The responses to a batch of prompts, on the device and, parsed, on the host."""
 
-  rollout: Rollout  # on the device
-  answers: Answers  # on the host, as everything below
-  length_PG: np.ndarray  # tokens of each response, with its end token
-  stop_PG: np.ndarray  # why each response ended (`sampling.types.STOP_NAMES`)
+  rollout: Rollout  # on the device: tokens and their figures, a row for each response, problem by problem
+  answers: Answers  # on the host, as everything below: problems, parsed responses [P,G], statistics of responses
+  length_PG: np.ndarray  # number of tokens of each response, with its end token
+  stop_PG: np.ndarray  # why each response ended, as an index into `sampling.types.STOP_NAMES`
 
   @property
   def answer_PG(self) -> list[list[str | None]]:
-    """The answer in each response; None: it holds none."""
+    """The answer in each response [P][G], as text; None: it holds none."""
     answer_PG = []
     for responses in self.answers.response_PG:
       answer_PG.append([response.answer for response in responses])
@@ -79,7 +79,8 @@ class PromptedProblems(NamedTuple):
 class Sampler:
   """Draws responses of a policy to batches of prompts.
 
-  `sampling` holds its settings. `weights(params)` lays out the policy's weights as `sweep` and `__call__` take them.
+  `sampling` holds its settings. `weights(params)` lays out the policy's weights as `sweep` and `__call__` take them. On
+  several hosts all processes must make the sampler and call its methods together, with the same arguments.
   """
 
   def __init__(
@@ -105,11 +106,19 @@ class Sampler:
     )
 
   def prompts(self, problems: Sequence[Problem], loaded: PromptedProblems, occurrence_P: np.ndarray) -> Prompts:
-    """Returns the batch of these problems' prompts; see `make_prompts`."""
+    """Returns the batch of these problems' prompts, padded on the left to rl.prompt_tokens.
+
+    loaded: holds the prompts of all of `problems`. occurrence_P: how many times each problem occurs earlier in the
+    batch, so that its samples differ.
+    """
     return make_prompts(problems, loaded, occurrence_P, self._width, self._policy.tokenizer.pad_id)
 
   def check_memory(self, what: str, problems: int, cure: str) -> None:
-    """Raises InputError where sampling `problems` at a time takes more memory than is free; see `memory.check_fits`."""
+    """Raises InputError where sampling `problems` at a time takes more memory than is free.
+
+    On devices it only warns where just the longest responses would not fit. what: what is sampled, which begins the
+    message. cure: the config keys to lower, which end it.
+    """
     policy = self._policy
     memory.check_fits(what, cure, policy.spec, self.sampling, problems, self._width, policy.sample_mesh)
 
@@ -143,7 +152,8 @@ class Sampler:
   def __call__(self, weights, prompts: Prompts, step: int, stream: str = "") -> Drawn:
     """Samples and returns a group of responses to each prompt, their rollout sharded as training takes it.
 
-    weights, stream: as in `sweep`. Samples depend on the step too.
+    weights: the policy's weights as `self.weights` lays them out. stream: name of the random stream; "": the sampler's
+    own. Samples depend on the stream, the step, the problem, its occurrence and the config's seed alone.
     """
     begun = time.monotonic()
     group = self.sampling.group
@@ -213,7 +223,11 @@ def row_statistics(rollout: Rollout) -> dict[str, jax.Array]:
 
 
 def response_texts(tokenizer: Tokenizer, tokens_BT: np.ndarray, length_B: np.ndarray, stop_B: np.ndarray) -> list[str]:
-  """Returns the text of each row of tokens up to its length, without the end token."""
+  """Returns the text of each row of tokens up to its length, without the end token.
+
+  tokens_BT: tokens of B responses. length_B: number of tokens of each, with an end token. stop_B: why each ended, as an
+  index into `sampling.types.STOP_NAMES`; only where that is the end token is the last token left out.
+  """
   ends = length_B - (stop_B == STOP_EOS)
   return [tokenizer.decode(row[:end].tolist()) for row, end in zip(tokens_BT, ends, strict=True)]
 
@@ -227,7 +241,11 @@ def with_opening(text: str, opening: str) -> str:
 
 
 def sampling(config: ConfigDict, tokenizer: Tokenizer, **changes) -> Sampling:
-  """Returns the settings of RL's sampling; `changes` are fields of `Sampling` that differ from RL's."""
+  """Returns the settings of RL's sampling by config.rl: responses to a prompt, limit of tokens, temperature, ...
+
+  tokenizer: its end tokens end a response. changes: values of fields of `Sampling`, such as group, max_tokens,
+  temperature, top_k, top_p or int8, that differ from RL's.
+  """
   r = config.rl
   settings = {
     "group": r.votes or r.group_size,
@@ -292,11 +310,14 @@ def load_problems(
   without: Callable[[Problem], bool] = lambda problem: False,
   **changes,
 ) -> PromptedProblems:
-  """Reads problems as `read_problems` does, and returns them with their prompts as tokens.
+  """Reads the problems of the group `key` of a config, and returns them with their prompts as tokens.
+
+  key: "problems" or "heldout". service: grades labels, to find those that its verifiers can't parse. without: takes a
+  problem and returns whether it is left out. changes: values of the group's keys that differ for this call.
 
   Prompts that are longer than rl.prompt_tokens raise InputError or are dropped with a warning, as the group's key
-  `too_long` says; labels that can't be parsed are treated as by `with_readable_labels`. Raises InputError where no
-  problem is left.
+  `too_long` says; labels that can't be parsed raise InputError, or their problems are dropped or kept with a warning,
+  as its key `unreadable` says. Raises InputError where the source can't be read, or no problem is left.
   """
   problems = read_problems(config, key, without, **changes)
   source = changes.get("source", config[key].source)
@@ -382,9 +403,10 @@ def with_readable_labels(
 
 
 def in_parts(grade: Callable[[Sequence], list], items: Sequence) -> list:
-  """Grades items a part at a time and returns the results of all parts, joined.
+  """Grades items a part at a time and returns the results of all parts, joined; [] without items.
 
-  Raises Interrupted between two parts if a signal has asked the run to stop; nothing has to be saved then.
+  grade: takes a list of items, and returns the list of their results. Raises Interrupted between two parts if a signal
+  has asked the run to stop; nothing has to be saved then.
   """
   results = []
   for first in range(0, len(items), _PART):
@@ -395,7 +417,11 @@ def in_parts(grade: Callable[[Sequence], list], items: Sequence) -> list:
 
 
 def label_column(source: str, columns: Sequence[str]) -> str:
-  """Returns in words where the labels of a source come from, for an error message: "the column of label=B"."""
+  """Returns in words where the labels of a source come from, for an error message: "the column of label=B".
+
+  source: a file, a data set, or the name of a generator. columns: entries FIELD=COLUMN of the config; (): the source's
+  usual ones.
+  """
   if source in problem_lists.GENERATORS:
     return "the generator"
   for entry in columns or problem_lists.columns_of(source):
@@ -435,9 +461,14 @@ def verifier_service(config: ConfigDict) -> Service:
 
 
 def records(drawn: Drawn, step: int, true: Graded, **more) -> list[dict]:
-  """Returns a row for each response, problem by problem, as rollouts/ and evals/ hold them (docs/run-directory.md).
+  """Returns a row for each response, problem by problem, as rollouts/ and evals/ hold them.
 
-  true: the responses graded by the truth. more: further columns [P,G] by name.
+  true: the responses graded by the truth. more: further columns [P,G] by name. Beside these a row has step; problem
+  (id); sample (its number among the problem's responses); prompt; text (of the response); answer (None: it holds none);
+  label and truth (of the problem); tokens (their number); stop (why it ended, a name of `sampling.types.STOP_NAMES`);
+  logp, certainty and entropy (means over its tokens) and sequence_logp (of the whole response), in nats; true_reward
+  (None: unscored); scored (whether it could be graded); cause (why not, or what was amiss; "": nothing); faithfulness
+  (label of the task's exact judge: 1, 0.5 or 0) and step_true (share of right steps), None without such a judge.
   """
   rows = []
   for i, problem in enumerate(drawn.answers.problems):

@@ -23,9 +23,10 @@ from jaxrlvr.stages.run_directory import Run
 class Survey:
   """Samples the problems of a stage and keeps their rows, so that a run that is resumed goes on where it stopped.
 
-  `problems` are all problems, `dropped` is the number of problems that were left out, and `rows` has a row with its id
-  for each problem that was sampled. The rows of each batch are written to a file in rows/ of the run directory; a
-  resumed run reads them and samples only the problems that follow.
+  `problems` are all problems, `dropped` is the number of problems that were left out as their prompts are too long, and
+  `rows` has a row for each problem that was sampled, with its `id` and what the stage records. The rows of each batch
+  are written to a file in rows/ of the run directory; a resumed run reads them and samples only the problems that
+  follow.
   """
 
   def __init__(
@@ -80,8 +81,9 @@ class Survey:
 def open_survey(run: Run, policy: Policy, limit: int = 0) -> Iterator[Survey]:
   """Yields a survey of `config.problems` by a policy, with the workers that grade and the mesh that samples set up.
 
-  Each problem is sampled as often as the key `samples` of the run's stage says. limit: number of problems, in the place
-  of problems.count: so many are generated, or the first of a file are taken; 0: as configured.
+  On several hosts all processes must open it and call its methods together. Each problem is sampled as often as the key
+  `samples` of the run's stage says. limit: number of problems, in the place of problems.count: so many are generated,
+  or the first of a file are taken; 0: as configured.
   """
   config = run.config
   changes: dict[str, Any] = {}
