@@ -102,7 +102,7 @@ def problems(source: Key, count: Key, seed: int) -> Group:
   p.kinds = Key(
     ("chain",),
     each(rule("a name", is_text)),
-    "kinds of generated problems, used in turn: chain | expression | large, or names of Reasoning Gym's tasks",
+    "kinds of generated problems, used in turn: chain | expression | large (arithmetic), or tasks of Reasoning Gym",
   )
   p.seed = Key(seed, SEED, "random seed of generated problems")
   p.verifier = Key(
@@ -232,7 +232,7 @@ c.model.think = Key(
 )
 c.model.stop_tokens = Key(
   (),
-  rule("tokens, texts that are not empty", lambda value: all(map(is_filled_text, value))),
+  rule("strings that are not empty", lambda value: all(map(is_filled_text, value))),
   "tokens that end a response, in addition to the end tokens that the Hugging Face directory names",
 )
 c.model.vocab = Key(0, at_least(0), "rows of the embedding table; 0: as many as the tokenizer has tokens")
@@ -385,7 +385,7 @@ c.problems = problems(  # what RL trains on
   source=Key(
     "arithmetic",
     PLACE,
-    "arithmetic | graph | reasoning_gym: generated; a parquet, jsonl, json or csv file, a folder of such, a tfds "
+    "arithmetic | graph | reasoning_gym (all generated); a parquet, jsonl, json or csv file, a folder of such, a tfds "
     "folder; a set of the hub, ORG/NAME or ORG/NAME:CONFIG; or one with a layout of its own, skywork-or1 | scp-116k | "
     "openthoughts-114k, with NAME:FOLDER for a local copy",
   ),
@@ -495,7 +495,7 @@ c.rl.problems_per_step = Key(32, at_least(1), "problems of a step; if there are 
 c.rl.group_size = Key(
   8,
   at_least(2, "a group of one has no spread and teaches nothing"),
-  "responses to each problem that are trained on: its group",
+  "responses to each problem that are trained on (its group)",
 )
 c.rl.minibatch_problems = Key(
   0, at_least(0), "problems of an update; 0: all problems of a step make one update, which is on-policy"
@@ -528,7 +528,7 @@ c.rl.sample_parts = Key(
 c.rl.prompt_tokens = Key(
   48, at_least(1), "tokens to which all prompts are padded; for longer prompts see problems.too_long"
 )
-c.rl.response_tokens = Key(56, at_least(1), "most tokens of a response; what reaches it is cut off")
+c.rl.response_tokens = Key(56, at_least(1), "most tokens of a response; longer ones are cut off")
 c.rl.temperature = Key(
   1.0,
   above(0, "greedy samples of a problem are all alike"),
@@ -587,7 +587,9 @@ c.rl.scale_std = Key(
   True, SWITCH, "divide advantages by the standard deviation of their group; False, as Dr.GRPO: don't"
 )
 c.rl.ratio = Key(
-  "token", one_of_table("jaxrlvr.training.loss:RATIOS"), "probability ratio of the policy loss: token | sequence (GSPO)"
+  "token",
+  one_of_table("jaxrlvr.training.loss:RATIOS"),
+  "probability ratio in the policy loss: token (of each token) | sequence (of the whole response, GSPO)",
 )
 c.rl.clip_low = Key(0.2, SHARE, "the probability ratio is clipped from below at 1 - clip_low")
 c.rl.clip_high = Key(0.2, at_least(0.0), "the probability ratio is clipped from above at 1 + clip_high")
@@ -627,7 +629,7 @@ c.rl.max_unscored = Key(
 c.rl.worthwhile_gain = Key(
   0.05,
   SHARE,
-  "smallest gain in held-out accuracy worth having; a run whose interval excludes it while its reward rose memorises",
+  "smallest gain in held-out accuracy worth having; a run memorises if its reward rose and its interval excludes it",
 )
 c.rl.stop_when_memorising = Key(
   False, SWITCH, "end the run, as finished, at the evaluation that shows that it memorises", may_change=True
