@@ -27,7 +27,7 @@ def install() -> None:
 
 
 def be_quiet() -> None:
-  """Prints no notice when a signal arrives, as another process of the run prints it."""
+  """Makes this process print nothing when a signal arrives: another process of the run says that it is stopping."""
   _quiet.append(True)
 
 

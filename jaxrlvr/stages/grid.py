@@ -69,7 +69,8 @@ def grid(stages: Mapping[str, StageFunction], config: ConfigDict, workdir: str |
 def cells(chain: Sequence[Mapping], title: str) -> dict:
   """Returns the content of grid.json: {"title", "cells"}, with a cell for each rl link that has one.
 
-  A cell has `name`, `arm`, `setting`, `n`, `seed`, the link `rl` and the link `judged` that judges its run ("": none).
+  A cell has `name`, `arm`, `setting`, `n` (number of problems or None), `seed`, and names of links: `rl`, which trains,
+  and `judged`, which judges its run ("": none does).
   """
   judge_of_run = {}
   for link in chain:

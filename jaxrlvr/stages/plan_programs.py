@@ -146,7 +146,8 @@ def of(
 
 
 def language_programs(config: ConfigDict, policy: build_policy.Policy) -> list[Program]:
-  """Returns the programs of a step of pretrain, cpt or sft: one update."""
+  """Returns the programs of a step of pretrain, cpt or sft: one update. Raises InputError for rows that don't
+  divide."""
   stage = config.plan.stage
   s = config[stage]
   sharding.check_divisible(policy.mesh, f"config.{stage}.rows", (s.rows // s.microbatches,), ("batch",))

@@ -163,8 +163,8 @@ class Learner(NamedTuple):
   ) -> tuple[TrainState, dict]:
     """Does all updates of a step and returns (new state, metrics of the step).
 
-    rates: learning rate of each update. The state's arrays are donated. The metrics are device arrays that may still be
-    under computation.
+    rates: learning rate of each update. parts: the batches that the method `parts` returned. weights: those that
+    `weigh` returned. The state's arrays are donated. The metrics are device arrays that may still be under computation.
     """
     replicated = sharding.named_sharding(self.policy.mesh)
     (weight_PG, advantage_PG), rates = multihost.put((weights, list(rates)), replicated)
@@ -189,7 +189,8 @@ def make_learner(
 ) -> tuple[Learner, np.ndarray]:
   """Returns (learner, learning rate of each update of the run) for a config's settings.
 
-  length_P: lengths of the prompts, by which the layout of rows is chosen if rl.branches is -1; (): unknown.
+  length_P: lengths of the prompts, by which the layout of rows is chosen if rl.branches is -1; (): unknown. Raises
+  InputError where the layout that rl.branches asks for is not possible.
   """
   s = config.rl
   problems_per_update = s.minibatch_problems or s.problems_per_step
