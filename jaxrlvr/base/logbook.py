@@ -93,6 +93,7 @@ def csv_text(columns: Iterable, rows: Iterable[Iterable]) -> str:
 
 
 def _csv_cell(cell):
+  """Returns a cell as `csv_text` writes it."""
   if cell is None or isinstance(cell, (int, float)):
     return cell
   text = str(cell)

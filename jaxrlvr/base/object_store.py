@@ -114,6 +114,16 @@ def forget() -> None:
     _copy.cache_clear()
 
 
+def _copy_folder(place: epath.Path, copy: Path, only: tuple[str, ...]) -> None:
+  """Copies a folder without its checkpoints, or nothing but the files `only` that it has."""
+  if not only:
+    pull(place, copy, ("checkpoints",))
+  for file_name in only:
+    file = place / file_name
+    if file.exists():
+      _transfer(file, copy / file_name)
+
+
 @functools.cache
 def _copy(name: str, only: tuple[str, ...]) -> Path:
   """Copies what a name on an object store stands for, once a process, and returns the local path; see `local`."""
@@ -122,12 +132,7 @@ def _copy(name: str, only: tuple[str, ...]) -> Path:
   with translate_errors(InputError, name):
     if place.is_dir():
       copy.mkdir()
-      if not only:
-        pull(place, copy, ("checkpoints",))
-      for file_name in only:
-        file = place / file_name
-        if file.exists():
-          _transfer(file, copy / file_name)
+      _copy_folder(place, copy, only)
     elif place.exists():
       _transfer(place, copy)
     else:

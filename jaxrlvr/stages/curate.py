@@ -23,7 +23,7 @@ from jaxrlvr.rewards import verifiable
 from jaxrlvr.rewards.types import Graded
 from jaxrlvr.stages import build_policy, rollout
 from jaxrlvr.stages.run_directory import Run, open_run
-from jaxrlvr.stages.survey import open_survey
+from jaxrlvr.stages.survey import Survey, open_survey
 from jaxrlvr.tasks.verdicts import WRONG
 from jaxrlvr.text.answer import stated
 
@@ -188,16 +188,21 @@ def corrupt(config: ConfigDict, workdir: str | Path) -> dict:
       survey.begin()
       if run.finished:
         return run.summary
-      needed = round(max(config.corrupt.gammas) * len(survey.problems))
-      batches = survey.batches(by_lot(config.seed, survey.problems))
-      while _count_relabelled(survey.rows) < needed:
-        batch = next(batches, None)
-        if batch is None:
-          break
-        drawn, grade = batch
-        survey.record(_new_labels(config, drawn, grade))
+      _survey_new_labels(config, survey)
     rows = {row["id"]: row for row in survey.rows}
     return run.finish(dropped=survey.dropped, **_write_gammas(run, survey.problems, rows))
+
+
+def _survey_new_labels(config: ConfigDict, survey: Survey) -> None:
+  """Records new labels of problems in random order until the largest gamma has enough, or all problems were sampled."""
+  needed = round(max(config.corrupt.gammas) * len(survey.problems))
+  batches = survey.batches(by_lot(config.seed, survey.problems))
+  while _count_relabelled(survey.rows) < needed:
+    batch = next(batches, None)
+    if batch is None:
+      break
+    drawn, grade = batch
+    survey.record(_new_labels(config, drawn, grade))
 
 
 def _check_labels_are_true(problems: Sequence[Problem]) -> None:

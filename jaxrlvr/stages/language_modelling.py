@@ -24,7 +24,7 @@ from jaxrlvr.grading.service import Job, Service
 from jaxrlvr.model import spec as policy_spec
 from jaxrlvr.stages import build_policy
 from jaxrlvr.stages.rollout import in_parts, verifier_service
-from jaxrlvr.stages.run_directory import open_run
+from jaxrlvr.stages.run_directory import Run, open_run
 from jaxrlvr.text.answer import parse_response
 from jaxrlvr.text.tags import THINK_END
 from jaxrlvr.text.tokenizer import Tokenizer, train_sentencepiece
@@ -174,48 +174,53 @@ def train(stage: str, config: ConfigDict, workdir: str | Path) -> dict:
   and of `parameters`, figures about the `texts` if they come from files, and the number of `documents` if epochs say
   how long SFT is. Raises TrainingStopped where too many updates in a row are not finite.
   """
-  settings = config[stage]
   with open_run(config, workdir, stage) as run:
-    policy = build_policy.load_policy(config)
-    sharding.check_divisible(policy.mesh, f"config.{stage}.rows", (settings.rows // settings.microbatches,), ("batch",))
-    loss_fn = objective.language_modelling(policy.spec)
-    documents = texts(config, stage, policy.tokenizer)
-    steps, end = settings.steps, None
-    if documents.tokens is not None:
-      rows = rows_of(documents.tokens, settings.row_tokens)
-      steps, end = -(-rows // settings.rows), len(documents.tokens)
-    optimizer, rates = build_policy.optimizer(settings.optim, steps)
-    inputs = {"tokenizer": policy.tokenizer.pieces(), "origin": policy.origin.get("digests")}
+    return _train(stage, config, run)
+
+
+def _train(stage: str, config: ConfigDict, run: Run) -> dict:
+  """Does the work of `train` in an open run directory, and returns the summary."""
+  settings = config[stage]
+  policy = build_policy.load_policy(config)
+  sharding.check_divisible(policy.mesh, f"config.{stage}.rows", (settings.rows // settings.microbatches,), ("batch",))
+  loss_fn = objective.language_modelling(policy.spec)
+  documents = texts(config, stage, policy.tokenizer)
+  steps, end = settings.steps, None
+  if documents.tokens is not None:
+    rows = rows_of(documents.tokens, settings.row_tokens)
+    steps, end = -(-rows // settings.rows), len(documents.tokens)
+  optimizer, rates = build_policy.optimizer(settings.optim, steps)
+  inputs = {"tokenizer": policy.tokenizer.pieces(), "origin": policy.origin.get("digests")}
+  if documents.known:
+    inputs["texts"] = documents.known
+  run.begin(**inputs)
+  if run.finished:
+    return run.summary
+  build_policy.keep_policy(config, policy, run.workdir, documents.problems)
+  # A document that fits no row of a batch any more is asked for again by the next batch.
+  document = functools.lru_cache(2)(lambda number: embedded_text.document(documents.text(number), policy.tokenizer))
+  with jax.set_mesh(policy.mesh), jax.transfer_guard("disallow"):
+    state, meta = run.restore(build_policy.fresh_state(policy, optimizer))
+    start, cursor = (meta["step"], tuple(meta["cursor"])) if meta else (0, (0, 0))
+    progress = run.progress(steps, start)
+    for step in range(start + 1, steps + 1):
+      packed, cursor = pack(document, cursor, settings.rows, settings.row_tokens, end)
+      shardings = (sharding.named_sharding(policy.mesh, "batch"), sharding.named_sharding(policy.mesh))
+      batch, rate = multihost.put((_batch(packed), rates[step - 1]), shardings)
+      state, metrics = update(
+        state, batch, rate, loss_fn=loss_fn, optimizer=optimizer, microbatches=settings.microbatches
+      )
+      figures = run.log(step, values_of(metrics) | {"tokens": packed.target_BT.sum()})
+      progress(step, {"loss": figures["loss"]} if figures else None)
+      if run.due(step, steps):
+        run.save(step, state, cursor=cursor, origin=policy.origin)
+        run.stop_if_asked()
+    figures_of_texts: dict[str, object] = {}
     if documents.known:
-      inputs["texts"] = documents.known
-    run.begin(**inputs)
-    if run.finished:
-      return run.summary
-    build_policy.keep_policy(config, policy, run.workdir, documents.problems)
-    # A document that fits no row of a batch any more is asked for again by the next batch.
-    document = functools.lru_cache(2)(lambda number: embedded_text.document(documents.text(number), policy.tokenizer))
-    with jax.set_mesh(policy.mesh), jax.transfer_guard("disallow"):
-      state, meta = run.restore(build_policy.fresh_state(policy, optimizer))
-      start, cursor = (meta["step"], tuple(meta["cursor"])) if meta else (0, (0, 0))
-      progress = run.progress(steps, start)
-      for step in range(start + 1, steps + 1):
-        packed, cursor = pack(document, cursor, settings.rows, settings.row_tokens, end)
-        shardings = (sharding.named_sharding(policy.mesh, "batch"), sharding.named_sharding(policy.mesh))
-        batch, rate = multihost.put((_batch(packed), rates[step - 1]), shardings)
-        state, metrics = update(
-          state, batch, rate, loss_fn=loss_fn, optimizer=optimizer, microbatches=settings.microbatches
-        )
-        figures = run.log(step, values_of(metrics) | {"tokens": packed.target_BT.sum()})
-        progress(step, {"loss": figures["loss"]} if figures else None)
-        if run.due(step, steps):
-          run.save(step, state, cursor=cursor, origin=policy.origin)
-          run.stop_if_asked()
-      figures_of_texts: dict[str, object] = {}
-      if documents.known:
-        figures_of_texts["texts"] = documents.known | {"skipped": getattr(documents.text, "skipped", 0)}
-      if end is not None:
-        figures_of_texts["documents"] = end
-      return run.finish(steps=steps, parameters=policy_spec.count_weights(policy.spec), **figures_of_texts)
+      figures_of_texts["texts"] = documents.known | {"skipped": getattr(documents.text, "skipped", 0)}
+    if end is not None:
+      figures_of_texts["documents"] = end
+    return run.finish(steps=steps, parameters=policy_spec.count_weights(policy.spec), **figures_of_texts)
 
 
 def _batch(packed: Packed) -> objective.TextBatch:

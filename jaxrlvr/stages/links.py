@@ -156,12 +156,7 @@ def run_links(
   try:
     while True:
       done_before = len(outcome.done)
-      for name, code in executor.ended().items():
-        running.remove(name)
-        if code:
-          outcome.failed[name] = code
-        else:
-          outcome.done.add(name)
+      _collect_ended(executor, running, outcome)
       if len(outcome.done) > done_before:
         show(len(outcome.done))
       begun = outcome.done | outcome.failed.keys() | running
@@ -177,6 +172,16 @@ def run_links(
   except BaseException:
     executor.stop()
     raise
+
+
+def _collect_ended(executor: Executor, running: set[str], outcome: Outcome) -> None:
+  """Moves the links that have ended from `running` to the outcome."""
+  for name, code in executor.ended().items():
+    running.remove(name)
+    if code:
+      outcome.failed[name] = code
+    else:
+      outcome.done.add(name)
 
 
 class InThisProcess:
