@@ -15,8 +15,9 @@ from jaxrlvr.stages.run_directory import open_run
 def chain(stages: Mapping[str, StageFunction], config: ConfigDict, workdir: str | Path) -> dict:
   """Runs the links of `config.chain` in order and returns the summary.
 
-  The summary has the names of the `links`, and the path of the last link's `report` if it wrote one. An error of a link
-  ends the chain.
+  stages: the functions (config, workdir) -> summary of the stages that links may have, by name. Finished links are not
+  run again. The summary has the names of the `links`, and the path of the last link's `report` if it wrote one. An
+  error of a link ends the chain.
   """
   workdir = object_store.path(workdir)
   links = read_links(config, workdir, stages)

@@ -148,7 +148,7 @@ def by_lot(seed: int, problems: Sequence[Problem]) -> list[Problem]:
 
 
 def lot(seed: int, problem_id: str) -> bytes:
-  """Returns the random sort key of a problem: a digest of the seed and its id."""
+  """Returns the random sort key of a problem: a digest of 64 bytes of the seed and its id."""
   return hashlib.blake2b(f"{seed}/{problem_id}".encode()).digest()
 
 

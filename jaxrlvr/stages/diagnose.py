@@ -27,10 +27,13 @@ def diagnose(config: ConfigDict, workdir: str | Path) -> dict:
   """Samples some problems as RL would, judges some of the responses, and predicts the effect of RL.
 
   Writes diagnosis.md, which is the page to read, diagnosis.json with its numbers, rows/ with all responses, and
-  labels.jsonl with the labels of the judge. The summary has what diagnosis.json has, and `dropped`, the number of
-  problems whose prompts are too long. Raises TrainingStopped, after the page is written, where the judge `http` left
-  too many labels out; the same command then asks for these only. Raises InputError for a judge that can't run in
-  several processes, and for a reference that can't be read.
+  labels.jsonl with the labels of the judge. diagnosis.json and the summary have domain; reference (the faithful
+  diversity to compare with; None: none is named); figures (by name, with intervals); histogram (how many problems are
+  solved 0, 1, 2, ... times); predictions (setting, regime, sure, rule and advice of each weak setting); near (whether
+  the policy resembles the paper's); billions (of weights); and judging (what was judged, see `judged`). The summary
+  also has `dropped`, the number of problems whose prompts are too long. Raises TrainingStopped, after the page is
+  written, where the judge `http` left too many labels out; the same command then asks for these only. Raises InputError
+  for a judge that can't run in several processes, and for a reference that can't be read.
   """
   d, j = config.diagnose, config.judge
   if multihost.process_count() > 1 and j.name not in ("exact", "replay"):
@@ -139,9 +142,11 @@ def faithful_diversity_of(folder: str) -> float | None:
 def judged(rows: Sequence[Mapping], run: Run, judge: Judge, config: ConfigDict) -> tuple[dict[str, float], dict]:
   """Judges responses, writes labels.jsonl, and returns (figures of reasoning, a record of the judging).
 
-  The figures are those of `reasoning.reasoning_figures`; all are nan where more labels are missing than
-  judge.max_missing allows. The record has `judge`, the numbers of `problems`, `responses`, `labels` and `missing`
-  labels, `measured` (False: too many are missing) and `usage`, the judge's counts.
+  rows: recorded responses with step, problem, sample, prompt, text and true_reward. The figures are faithfulness
+  (F(1)/correct, ...) and diversity of strategies, as `reasoning.reasoning_figures` names them; all are nan, and numbers
+  of labels 0, where more labels are missing than judge.max_missing allows. The record has `judge`, the numbers of
+  `problems`, `responses`, `labels` and `missing` labels, `measured` (False: too many are missing) and `usage`, the
+  judge's counts.
   """
   responses, labels = judge_step(rows, judge, None)
   run.raise_if_asked()  # a judge that was asked to stop leaves labels out, which are not missing

@@ -34,7 +34,8 @@ MEASURED, PREDICTED = "## What was measured", "## What RL will probably do"
 def sections(config: ConfigDict, diagnosis: Mapping, predictions: Sequence[Prediction]) -> dict[str, str]:
   """Returns the page as {heading: text} in Markdown.
 
-  diagnosis: what diagnosis.json holds. predictions: what is predicted for each weak setting.
+  diagnosis: what diagnosis.json holds (domain, reference, figures, histogram, near, billions, judging). predictions:
+  what is predicted for each weak setting.
   """
   K, figures = config.diagnose.samples, diagnosis["figures"]
   start = f"--config.model.path={config.model.path}" if config.model.path else f"--config.init={config.init}"

@@ -35,10 +35,11 @@ REPORT = "report"  # in the workdir: the run directory of the report on the cell
 def grid(stages: Mapping[str, StageFunction], config: ConfigDict, workdir: str | Path) -> dict:
   """Runs the links of `config.chain`, `config.grid.jobs` at a time, and writes a report if links have cells.
 
-  Finished links are not run again. When a link fails, the links that need it are not run, and the same command later
-  goes on with these. Writes the command line of each link to COMMANDS, for running them elsewhere; with 0 jobs that is
-  all it does. The summary has the number of `links`, and the path of the `report`. Raises TrainingStopped, after the
-  report, where a link is not finished; InputError for a workdir on an object store or several processes.
+  stages: the functions (config, workdir) -> summary of the stages by name, with "report". Finished links are not run
+  again. When a link fails, the links that need it are not run, and the same command later goes on with these. Writes
+  the command line of each link to COMMANDS, for running them elsewhere; with 0 jobs that is all it does. The summary
+  has the number of `links`, and the path of the `report`. Raises TrainingStopped, after the report, where a link is not
+  finished; InputError for a workdir on an object store or several processes.
   """
   if object_store.is_remote(workdir) or multihost.process_count() > 1:
     raise InputError(f"a grid runs its links from one process and a local folder; run the lines of its {COMMANDS}")
@@ -69,8 +70,9 @@ def grid(stages: Mapping[str, StageFunction], config: ConfigDict, workdir: str |
 def cells(chain: Sequence[Mapping], title: str) -> dict:
   """Returns the content of grid.json: {"title", "cells"}, with a cell for each rl link that has one.
 
-  A cell has `name`, `arm`, `setting`, `n` (number of problems or None), `seed`, and names of links: `rl`, which trains,
-  and `judged`, which judges its run ("": none does).
+  chain: the entries of `config.chain`. title: of the report. A cell has `name`, `arm` and `setting` (where the report
+  shows it), `n` (number of training problems; None: not named), `seed`, and the names of the link `rl` that trains and
+  of the link `judged` that judges its run ("": none).
   """
   judge_of_run = {}
   for link in chain:

@@ -82,9 +82,11 @@ def export(config: ConfigDict, workdir: str | Path) -> dict:
   """Writes the policy of `config.init` as a Hugging Face directory, WORKDIR/model, and reads it again to check it.
 
   The summary has `difference`, the largest difference in nats a token between what was read again and the policy as
-  trained; `reread`, the same with the policy's weights rounded to config.export.dtype; what `kept_of_training` returns;
-  `steps` (0); and the `origin` of the weights. `config.model.path` may name the policy instead. Raises InputError where
-  neither is set, and StorageError where `reread` is above TOLERANCE.
+  trained; `reread`, the same with the policy's weights rounded to config.export.dtype; `moved_in_training`, the share
+  of the weights that training moved; `kept_of_training`, the share of these that still differ after rounding to
+  config.export.dtype; `trained_since`, the place of the weights that training began with (these three are None where
+  that is unknown, or the dtype is float32); `steps` (0); and the `origin` of the weights. `config.model.path` may name
+  the policy instead. Raises InputError where neither is set, and StorageError where `reread` is above TOLERANCE.
   """
   if not (config.init or config.model.path):
     raise InputError("config.init is empty; name the run directory to export")
@@ -191,7 +193,9 @@ def probe(
 ) -> np.ndarray:
   """Returns log-probability, entropy and self-certainty [3, rows, tokens] of the same random tokens for any weights.
 
-  They are computed in float32 with the weights rounded to `dtype`, and together depend on every logit.
+  Log-probabilities, entropies and self-certainties are in nats. They are computed in float32 with the weights rounded
+  to `dtype` ("float32" or "bfloat16"), and together depend on every logit. params: weights by name, sharded over
+  `mesh`. On several hosts all processes must call it together, and each gets the whole array.
   """
   rows = sharding.size(mesh, "batch")
   tokens_BT = np.random.default_rng(0).integers(0, spec.known_vocab, (rows, 16)).astype(np.int32)

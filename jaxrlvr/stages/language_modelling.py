@@ -49,7 +49,7 @@ class Texts(NamedTuple):
 
 
 def mix(config: ConfigDict, stage: str) -> embedded_text.Mix:
-  """Returns the shares of each kind of built-in text that a stage trains on."""
+  """Returns the shares of each kind of built-in text that a stage, "pretrain", "cpt" or "sft", trains on."""
   t = config.text
   if stage == "sft":
     return embedded_text.Mix(config.sft.levels, thinking=config.sft.thinking, terse=config.sft.terse)
@@ -78,7 +78,7 @@ def tokenizer(config: ConfigDict, workdir: str | Path) -> dict:
 
 
 def texts(config: ConfigDict, stage: str, tokenizer: Tokenizer) -> Texts:
-  """Returns the documents that a stage trains on: those of its `source`, or built-in ones.
+  """Returns the documents that a stage, "pretrain", "cpt" or "sft", trains on: those of its `source`, or built-in ones.
 
   Raises InputError for a source that can't be read, and for a chat template that leaves no place for thinking.
   """

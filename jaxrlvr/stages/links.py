@@ -26,8 +26,8 @@ _POLL_SECONDS = 0.2  # time between two checks which processes have ended
 class Link(NamedTuple):
   """One run of a chain. Its run directory has its name and lies in the chain's directory."""
 
-  name: str
-  stage: str
+  name: str  # in the chain it occurs once
+  stage: str  # the stage that the link runs
   config: ConfigDict  # has the directories of earlier links in the place of their names
   needs: frozenset[str]  # names of the links that it starts from
 
@@ -40,7 +40,7 @@ class Outcome(NamedTuple):
 
 
 class Executor(Protocol):
-  """Runs links for `run_links`."""
+  """Runs links for `run_links`. An interface: `InThisProcess` and `InProcesses` implement it."""
 
   places: int  # how many links it runs at a time
 
@@ -131,7 +131,7 @@ def _changes(entry: Mapping, workdir: Path) -> dict[str, object]:
 
 
 def is_finished(link: Link, workdir: Path) -> bool:
-  """Returns whether the link's directory holds a finished run with this very config."""
+  """Returns whether the link's directory, WORKDIR/NAME, holds a finished run with this very config."""
   summary = logbook.read_json(workdir / link.name / "summary.json")
   recorded = logbook.read_json(workdir / link.name / "config.json")
   recorded.pop("stage", None)
@@ -147,9 +147,10 @@ def run_links(
 ) -> Outcome:
   """Starts each link as soon as the links that it needs are done and a place is free, and returns what became of them.
 
-  Of several links that may start, the chain's order decides. Links in `done` are not run. When a link fails, the links
-  that need it are not run, and all others are. `show` is called with the number of links that are done whenever it
-  grows. An error that `raise_if_asked` or the executor raises stops the running links and is raised again.
+  links: those of a chain, in its order. raise_if_asked: called before links are started; it raises an error to end the
+  chain. Of several links that may start, the chain's order decides. Links in `done` are not run. When a link fails, the
+  links that need it are not run, and all others are. `show` is called with the number of links that are done whenever
+  it grows. An error that `raise_if_asked` or the executor raises stops the running links and is raised again.
   """
   outcome = Outcome(set(done), {})
   running: set[str] = set()
@@ -221,7 +222,8 @@ class InThisProcess:
 def command(link: Link, workdir: Path) -> list[str]:
   """Returns the arguments of `jaxrlvr` that run the link, on any machine that has the links it needs.
 
-  Its config must have been written by `write_configs`.
+  They are [STAGE, --config=WORKDIR/links/NAME.json, --workdir=WORKDIR/NAME]. Its config must have been written by
+  `write_configs`.
   """
   return [link.stage, f"--config={workdir / LINKS / link.name}.json", f"--workdir={workdir / link.name}"]
 

@@ -20,9 +20,10 @@ _CGROUP = Path("/sys/fs/cgroup")
 def needed(spec: Spec, sampling: Sampling, problems: int, prompt_tokens: int) -> tuple[int, int]:
   """Returns the bytes that sampling a batch takes on all devices together: (at its start, at most).
 
-  The most is reached where every response grows to the limit: the KV cache of responses is allocated in blocks of
-  `Sampling.slots` tokens, of which only the first is there at the start. Counted are the KV cache, the tokens with
-  their figures, and the logits of one step, but not the weights, which are in memory already.
+  problems: number of prompts in the batch. prompt_tokens: tokens of each, with padding. The most is reached where every
+  response grows to the limit: the KV cache of responses is allocated in blocks of `Sampling.slots` tokens, of which
+  only the first is there at the start. Counted are the KV cache, the tokens with their figures, and the logits of one
+  step, but not the weights, which are in memory already.
   """
   value_bytes = 1 if "cache" in sampling.int8 else np.dtype(spec.dtype).itemsize
   token_bytes = 2 * spec.layers * spec.kv_heads * spec.head_dim * value_bytes
@@ -78,8 +79,9 @@ def check_fits(
   """Raises InputError where a batch of `problems` can't be sampled, and warns where it may run out of memory.
 
   On devices the start of sampling must fit, and a warning says if full-length responses would not. On CPU these must
-  fit as well, since the system kills a process that takes too much without a message. `what` begins the message;
-  `cure` names the config keys to lower.
+  fit as well, since the system kills a process that takes too much without a message. `what` begins the message; `cure`
+  names the config keys to lower. problems, prompt_tokens: number of prompts in the batch, and tokens of each. It does
+  nothing where the free memory is unknown.
   """
   free_bytes = free(mesh)
   if free_bytes is None:

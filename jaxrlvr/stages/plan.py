@@ -31,7 +31,7 @@ class Try(NamedTuple):
   """A setting that may make a program fit."""
 
   key: str  # a config key; below the group of the stage if it begins with a dot
-  helps: tuple[str, ...]  # programs that take less memory with it
+  helps: tuple[str, ...]  # programs that take less memory with it: "lay out", "prefill", "decode", "score", "update"
   eases: str  # "temporaries"; or "arguments", where it lowers these and what lies beside them too
   next: Callable  # (present value, by which factor temporaries are too large) -> values to try, the best first
 
@@ -68,8 +68,10 @@ class Fitted(NamedTuple):
 def search(config: ConfigDict, stage: str, capacity: float, measure: Measure) -> Fitted:
   """Changes settings until all programs of a stage fit into `capacity` bytes a chip, or TRIES has nothing left to try.
 
-  Each change is one that TRIES lists for the first program that does not fit, and is kept only if the program takes
-  less memory with it. The result may still not fit.
+  stage: "pretrain", "cpt", "sft" or "rl". measure(config, names, programs): compiles the programs of a config whose
+  names are given (None: all), takes the others from `programs`, and returns all by name; it raises InputError for
+  settings with which the mesh can't split the work. Each change is one that TRIES lists for the first program that does
+  not fit, and is kept only if the program takes less memory with it. The result may still not fit.
   """
   programs, changes = measure(config, None, {}), {}
   untried = _tries_of_programs(config, stage, programs)
@@ -132,10 +134,14 @@ def rows_of_programs(
 ) -> dict[str, dict]:
   """Returns a row for each program by name: memory as compiled, work as counted from shapes, and estimated times.
 
-  All figures are those of one call on one chip; those of memory and traffic are in bytes. A row has the fields of
-  `Measured` except `results`, and `times` (calls in a step), `total` (memory), `flops`, `model_flops`, `bytes` (moved),
-  `sent_bytes` and `sent` (by kind of collective), `bound_seconds` and `bound_by` ("compute", "memory" or "network", the
-  slowest), `estimated_seconds` (with that share `efficiency` of the bound), `tokens_per_second` and `mfu`.
+  programs: those of a step. measured: the compiled ones by name. chip: on which they run. efficiency: the share of the
+  chip's speed that they are assumed to reach. All figures are those of one call on one chip; those of memory and
+  traffic are in bytes. A row has `arguments`, `temporaries`, `output` and `beside` (memory), `total` (their sum),
+  `seconds` (of compilation), `refused` (the compiler's message if it does not fit; "": it does), `times` (calls in a
+  step), `flops`, `model_flops` (without recomputation and masked-out products), `bytes` (moved to and from HBM),
+  `sent_bytes` and `sent` (by kind of collective; nan and None: unknown), `bound_seconds` and `bound_by` ("compute",
+  "memory" or "network", the slowest), `estimated_seconds` (`bound_seconds` / `efficiency`), `tokens_per_second`, and
+  `mfu` (share of the chip's peak FLOP/s that model_flops take).
   """
   rows = {}
   for program in programs:
@@ -230,9 +236,12 @@ def _fits(row: Mapping, capacity: float) -> bool:
 def plan(config: ConfigDict, workdir: str | Path) -> dict:
   """Plans the stage config.plan.stage on the TPU slice config.plan.topology, without a TPU.
 
-  Writes plan.md, prints it, and writes plan.json, whose content it returns (see `_content`). Raises InputError, after
-  that, where the run does not fit as configured; the message has the settings with which it does. Also raises
-  InputError for an unknown slice, a workdir on an object store, and where libtpu is not installed.
+  Writes plan.md, prints it, and writes plan.json, whose content it returns: stage, slice, chips, capacity (HBM bytes of
+  a chip), parameters, attention, mesh and sample_mesh (sizes by axis), changes ({key: value} that make it fit),
+  efficiency, mean_tokens (of a response), step_seconds, steps, hours and chip_hours (of the run, estimated; 0 where
+  epochs say how long it is), programs (a row for each, see `rows_of_programs`) and fits. Raises InputError, after that,
+  where the run does not fit as configured; the message has the settings with which it does. Also raises InputError for
+  an unknown slice, a workdir on an object store, and where libtpu is not installed.
   """
   if object_store.is_remote(workdir):
     raise InputError(
@@ -337,7 +346,10 @@ def whether_it_fits(content: Mapping, where: tpu.Slice) -> str:
 
 
 def plan_page(config: ConfigDict, content: Mapping, where: tpu.Slice) -> str:
-  """Returns the text of plan.md. content: of plan.json."""
+  """Returns the text of plan.md, in Markdown: whether it fits, a table of the programs, and the estimated times.
+
+  config: the config as planned for. content: what plan.json holds. where: the slice.
+  """
   chip, is_rl = where.chip, content["stage"] == "rl"
   evaluated = config.evaluate.problems_per_batch * config.evaluate.samples
   sampled = config.rl.problems_per_step * (config.rl.votes or config.rl.group_size) // config.rl.sample_parts

@@ -52,10 +52,10 @@ class Program(NamedTuple):
 class Measured(NamedTuple):
   """A compiled program. Bytes are those of one chip."""
 
-  arguments: float
+  arguments: float  # bytes of its arguments
   temporaries: float  # with the program's own code
   output: float  # without results that lie in donated arguments
-  beside: float  # as in `Program`
+  beside: float  # bytes that are in memory while it runs and are no arguments
   seconds: float  # of compilation
   refused: str  # the compiler's message if the program does not fit into memory, else ""
   sent: dict[str, collectives.Traffic] | None  # by kind of collective; None: the compiled program can't be read
@@ -146,8 +146,11 @@ def of(
 
 
 def language_programs(config: ConfigDict, policy: build_policy.Policy) -> list[Program]:
-  """Returns the programs of a step of pretrain, cpt or sft: one update. Raises InputError for rows that don't
-  divide."""
+  """Returns the programs of a step of pretrain, cpt or sft (config.plan.stage): one, named "update".
+
+  policy: with shapes in the place of weights, as `abstract_policy` returns it. Raises InputError where the mesh can't
+  split the rows.
+  """
   stage = config.plan.stage
   s = config[stage]
   sharding.check_divisible(policy.mesh, f"config.{stage}.rows", (s.rows // s.microbatches,), ("batch",))
@@ -191,7 +194,9 @@ def _update(
 def rl_programs(config: ConfigDict, policy: build_policy.Policy) -> list[Program]:
   """Returns the programs of a step of RL: sampling, scoring by the reference model and the old policy, updates.
 
-  Raises InputError where the mesh can't split their batches.
+  They are named "lay out", "prefill", "decode", "score" (only with a reference model or several updates a step) and
+  "update". policy: with shapes in the place of weights, as `abstract_policy` returns it. Raises InputError where the
+  mesh can't split their batches.
   """
   s, mesh = config.rl, policy.mesh
   check_sizes(config, policy)
@@ -380,7 +385,8 @@ def _batch(config: ConfigDict, policy: build_policy.Policy, learner: Learner) ->
 def compile_program(program: Program, done: dict, devices: int) -> Measured:
   """Compiles a program and returns what it takes, also where it does not fit into a chip's memory.
 
-  done: the programs that were compiled before, by name. devices: their number. Raises other errors of the compiler.
+  done: the programs that were compiled before, by name; decode needs prefill among them. devices: number of the mesh's
+  devices. A program that does not fit has the compiler's message in `refused`. Raises other errors of the compiler.
   """
   begun = time.monotonic()
   try:

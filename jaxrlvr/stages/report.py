@@ -44,7 +44,7 @@ def report(config: ConfigDict, workdir: str | Path) -> dict:
 class Reported(NamedTuple):
   """The runs that a report is on."""
 
-  title: str  # the titles of the grids among them
+  title: str  # the titles of the grids among them, with commas between; "": there is no grid
   trained: list[Cell]  # runs of the stage rl, and the cells of grids
   evaluated: list[Cell]  # runs of the stage evaluate
 
@@ -52,8 +52,8 @@ class Reported(NamedTuple):
 def cells_of(entries: Sequence[str]) -> Reported:
   """Reads which runs `config.report.runs` names: directories of rl, evaluate or judge, and of grids.
 
-  A run of the stage judge joins the run that it judged. InputError for a directory that holds no such run or grid, and
-  for a judge's run that judged none of the others, or one that another has judged.
+  entries: NAME=PLACE, or PLACE alone. A run of the stage judge joins the run that it judged. InputError for a directory
+  that holds no such run or grid, and for a judge's run that judged none of the others, or one that another has judged.
   """
   titles, judge_runs = [], []
   cells: dict[str, Cell] = {}  # by the path of the run, or of the grid with the cell's name behind it
@@ -95,7 +95,7 @@ def _join_judgement(cells: dict[str, Cell], judged: str, folder: Path) -> None:
 class NamedPlace(NamedTuple):
   """A run or grid that a report is asked for."""
 
-  name: str
+  name: str  # what the report calls it
   place: str  # its directory
 
 

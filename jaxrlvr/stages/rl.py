@@ -39,7 +39,7 @@ from jaxrlvr.training.update import TrainState, update
 class UpdateBatch(NamedTuple):
   """The rows that one update trains on."""
 
-  batch: objective.RolloutBatch
+  batch: objective.RolloutBatch  # tokens, positions, segments and log-probabilities, all [rows, slots]
   live: jax.Array  # number of microbatches that hold responses; these are the first ones
 
 
@@ -47,8 +47,8 @@ class Learner(NamedTuple):
   """Turns the graded responses of a step into updates of the policy. It has no state: it is the same at every step."""
 
   policy: build_policy.Policy
-  loss_fn: object
-  optimizer: object
+  loss_fn: object  # the loss of a batch, as `training.objective.grpo` returns it
+  optimizer: object  # an optax optimizer
   updates: int  # number of updates in a step
   layout: row_layout.RowLayout  # how responses lie in the rows of an update
   settings: ConfigDict  # config.rl
@@ -58,7 +58,7 @@ class Learner(NamedTuple):
     return objective.logp(params, batch, live, **self.scoring())
 
   def scoring(self) -> dict:
-    """Returns the keyword arguments that `objective.logp` is called with."""
+    """Returns the keyword arguments of `objective.logp`: spec, temperature, and parts (the number of microbatches)."""
     s = self.settings
     return {"spec": self.policy.spec, "temperature": s.temperature, "parts": s.microbatches}
 
@@ -110,10 +110,12 @@ class Learner(NamedTuple):
   ) -> list[UpdateBatch]:
     """Lays out the batch of each update of a step and scores it, and returns these batches.
 
-    ref_params: weights of the reference model; None: there is none. kept_PG: responses that get a place if rl.pack is
-    set; None: all. The groups go to the updates in turn: with two, even problems to the first and odd ones to the
-    second. With one update a step the old policy is the policy itself, whose log-probabilities the update computes
-    anyway, so that the batch has none.
+    params: weights of the policy, which are the old policy of all updates of the step. prompts, drawn: the step's
+    prompts and all responses, of which the first rl.group_size to each prompt are trained on. ref_params: weights of
+    the reference model; None: there is none. kept_PG: responses that get a place if rl.pack is set; None: all. The
+    groups go to the updates in turn: with two, even problems to the first and odd ones to the second. With one update a
+    step the old policy is the policy itself, whose log-probabilities the update computes anyway, so that the batch has
+    none.
     """
     s, mesh = self.settings, self.policy.mesh
     placements = self._place(prompts, drawn, kept_PG)
@@ -163,8 +165,9 @@ class Learner(NamedTuple):
   ) -> tuple[TrainState, dict]:
     """Does all updates of a step and returns (new state, metrics of the step).
 
-    rates: learning rate of each update. parts: the batches that the method `parts` returned. weights: those that
-    `weigh` returned. The state's arrays are donated. The metrics are device arrays that may still be under computation.
+    rates: learning rate of each update. parts: the batches that the method `parts` returned. weights: the weight and
+    the advantage of each response, both [P,G], as `weigh` returned them. The state's arrays are donated. The metrics
+    are device arrays by name that may still be under computation.
     """
     replicated = sharding.named_sharding(self.policy.mesh)
     (weight_PG, advantage_PG), rates = multihost.put((weights, list(rates)), replicated)
@@ -189,8 +192,9 @@ def make_learner(
 ) -> tuple[Learner, np.ndarray]:
   """Returns (learner, learning rate of each update of the run) for a config's settings.
 
-  length_P: lengths of the prompts, by which the layout of rows is chosen if rl.branches is -1; (): unknown. Raises
-  InputError where the layout that rl.branches asks for is not possible.
+  length_P: lengths of the prompts in tokens, by which the layout of rows is chosen if rl.branches is -1; (): unknown.
+  The rates are a numpy array with an entry for each update of all steps, in order. Raises InputError where the layout
+  that rl.branches asks for is not possible.
   """
   s = config.rl
   problems_per_update = s.minibatch_problems or s.problems_per_step
@@ -241,7 +245,8 @@ def reward_and_truth(
   """Grades responses by the reward and, without any influence on it, by the truth; returns both.
 
   terms: the parsed reward. noise: rates of false positives and of false negatives. label_right: whether the problem's
-  own label is right, 1 or 0 (None: unknown), by problem id.
+  own label is right, 1 or 0 (None: unknown), by problem id. grade: grades a list of jobs and returns their verdicts; it
+  is called once for each different job.
   """
   grade = verifiable.grade_once(grade)
   paid, parts = expression.grade_terms(terms, answers, grade)
@@ -271,10 +276,19 @@ def trained(graded: Graded, group: int) -> Graded:
 def host_metrics(
   judged: RewardAndTruth, drawn: rollout.Drawn, rows: Sequence[Mapping], group: int, binary: bool
 ) -> dict:
-  """Returns the metrics of a step that the host computes (docs/metrics.md): rewards, truth, lengths and faithfulness.
+  """Returns the metrics of a step that the host computes: rewards, truth, lengths and faithfulness.
 
   rows: the step's rows of rollouts/. group: number of responses to each problem that are trained on; the metrics are
-  about these, except lengths and faithfulness. binary: whether the reward is 0 or 1.
+  about these, except lengths and faithfulness. binary: whether the reward is 0 or 1. A mean of nothing is nan.
+
+  Keys of rewards: reward and reward_std (mean and standard deviation), frac_reward_zero_std (share of problems whose
+  responses are all paid alike), unscored (share), unscored/CAUSE, and rewards/NAME/mean and rewards/NAME/std for each
+  factor of the reward. Of truth: true_reward and, if binary, reward_accuracy, false_positive_rate and
+  false_negative_rate; label_accuracy and, where labels are voted, vote/majority_ratio, vote/margin and vote/none;
+  unparseable, timeout and answers/KIND (shares of responses, by what became of their answers). Of responses:
+  completions/mean_length (tokens), completions/clipped_ratio (share cut off), entropy and self_certainty (nats a token)
+  and, if any response has a label of faithfulness, faithful (share of these with label 1) and step_true (mean share of
+  right steps).
   """
   paid, true = trained(judged.paid, group), trained(judged.true, group)
   is_cut_off_PG = drawn.stop_PG == STOP_LENGTH
@@ -500,7 +514,13 @@ class Trainer:
     self._run.log(step, metrics | {"step_time": time.monotonic() - begun})
 
   def finish(self) -> dict:
-    """Finishes the run and returns its summary (docs/run-directory.md)."""
+    """Finishes the run and returns its summary.
+
+    Keys: stage, finished, steps (the last step), phase (the claim at it), stopped ({"step", "why"}, if the run ended
+    itself), unpaid (an explanation, if no step had a reward), problems (their number), dropped (problems left out as
+    their prompts are too long), paper (what the paper reports of the experiment), heldout_overlap and heldout_left_out
+    (numbers by held-out set), and the last value of each metric eval/SET/FIGURE.
+    """
     self._run.flush()  # of a run that was resumed only to evaluate its last step, the metrics are not written yet
     return self._run.finish(
       **self._watch.summary(),
@@ -514,9 +534,12 @@ class Trainer:
 
 
 def rl(config: ConfigDict, workdir: str | Path) -> dict:
-  """Trains the policy of `config.init` by RL on `config.problems` and returns the summary of `Trainer.finish`.
+  """Trains the policy of `config.init` by RL on `config.problems` and returns the run's summary.
 
-  Writes metrics.jsonl, rollouts/, evals/ and checkpoints.
+  Writes metrics.jsonl, rollouts/, evals/ and checkpoints. The summary has the last step as `steps`, the `phase`, the
+  number of `problems`, the last metrics eval/SET/FIGURE, and more (`Trainer.finish`). A finished run is not trained
+  again. Raises InputError for a config that does not fit its data or devices, and TrainingStopped where too many
+  responses can't be graded or too many updates are not finite.
   """
   with open_run(config, workdir, "rl") as run, Busy() as busy:
     policy = build_policy.load_policy(config)
@@ -546,7 +569,11 @@ def make_sampler(config: ConfigDict, policy: build_policy.Policy, busy: Busy) ->
 
 
 def write_rollouts(workdir: Path, step: int, drawn: rollout.Drawn, judged: RewardAndTruth) -> list[dict]:
-  """Writes rollouts/step_STEP.jsonl and returns its rows: all responses of a step, with their `reward`."""
+  """Writes rollouts/step_STEP.jsonl and returns its rows, one for each response of the step, problem by problem.
+
+  A row has the columns of `rollout.records` (step, problem, sample, text, answer, true_reward, ...) and `reward`, what
+  the response was paid; nan, which the file holds as null, where it is unscored.
+  """
   paid = np.where(judged.paid.scored_PG, judged.paid.value_PG, np.nan).tolist()
   rows = rollout.records(drawn, step, judged.true, reward=paid)
   logbook.write_jsonl(workdir / "rollouts" / f"step_{step:06d}.jsonl", rows)
@@ -565,6 +592,6 @@ def stop_if_unscored(step: int, graded: Graded, limit: float) -> None:
 
 
 def final_metrics(workdir: Path) -> dict:
-  """Returns the last value of each metric `eval/...` in metrics.jsonl."""
+  """Returns {name: last value} of the metrics eval/SET/FIGURE in WORKDIR/metrics.jsonl; {} where there are none."""
   rows = logbook.read_jsonl(workdir / "metrics.jsonl")
   return {name: value for row in rows for name, value in row.items() if name.startswith("eval/")}

@@ -57,7 +57,9 @@ class Run:
 
   `home` is the run directory. `workdir` is the folder in which this process writes and reads: `home` itself if it is
   local and this is the first process, else a temporary folder. If `home` is on an object store, the first process sends
-  its workdir there. `summary` is the summary of a finished run, else None. `open_run` makes it.
+  its workdir there. `summary` is the summary of a finished run, else None. `open_run` makes it. On several hosts all
+  processes must call begin, restore, save, log, flush, due, raise_if_asked, stop_if_asked and finish together; what a
+  run leaves is written by the first one, except for checkpoints.
   """
 
   def __init__(self, config: ConfigDict, home: Path, workdir: Path, stage: str, earlier: dict | None):
@@ -82,9 +84,9 @@ class Run:
   def begin(self, **inputs) -> None:
     """Writes config.json and manifest.json. Call it when all input is checked, so that a refused run leaves no files.
 
-    inputs: the data that the run depends on, by name. Raises InputError where the directory holds a run that began with
-    other data, and Interrupted if a signal has asked the run to stop. Warns where the code of rewards or verifiers has
-    changed since the run began. A finished run writes nothing.
+    inputs: the data that the run depends on, by name, of which digests are kept. Raises InputError where the directory
+    holds a run that began with other data, and Interrupted if a signal has asked the run to stop. Warns where the code
+    of rewards or verifiers has changed since the run began. A finished run writes nothing.
     """
     self.raise_if_asked()
     multihost.first(lambda: self._begin({name: logbook.digest(value) for name, value in inputs.items()}))
@@ -119,8 +121,10 @@ class Run:
   def restore(self, state: Any) -> tuple[Any, dict | None]:
     """Restores the newest checkpoint and returns (state, its meta record); without one, (the given state, None).
 
-    Opens the logbook, which drops the metrics of later steps. Raises InputError where config.resume requires a
-    checkpoint and there is none, and StorageError where checkpoints are damaged or were removed.
+    state: a `TrainState`, whose shapes and shardings the restored one takes. The meta record has step, seed, stage,
+    digests (of each array) and what `save` was given. Opens the logbook, which drops the metrics of later steps. Raises
+    InputError where config.resume requires a checkpoint and there is none, and StorageError where checkpoints are
+    damaged or were removed.
     """
     self.checkpoints = checkpoint.Checkpoints(self.home, self.config.checkpoint.keep)
     restored = self.checkpoints.restore(state.params, _training_part(state))

@@ -20,10 +20,12 @@ ANSWER_KINDS = ("unscored", "right", "cut_off", "unparseable", "wrong")
 def shares(
   true_PG: np.ndarray, scored_PG: np.ndarray, cause_PG: Sequence[Sequence[str]], cut_PG: np.ndarray
 ) -> dict[str, float]:
-  """Returns the share of each of ANSWER_KINDS among these responses as `answers/KIND`, by the true answers.
+  """Returns the share of each kind among these responses as `answers/KIND`, by the true answers.
 
-  true_PG, scored_PG, cause_PG: what grading against the truth said (`rewards.types.Graded`). cut_PG: whether a
-  response was ended by the limit of tokens. A response that was cut off and is right all the same counts as right.
+  KIND is the first that holds: unscored (could not be graded), right, cut_off (at the limit of tokens), unparseable (no
+  readable answer), wrong. The shares sum to 1. true_PG, scored_PG, cause_PG: what grading against the truth said of P
+  problems with G responses each: the true reward, whether there is one, and why not or what was amiss. cut_PG: whether
+  a response was ended by the limit of tokens. A response that was cut off and is right all the same counts as right.
   """
   unparseable_PG = np.array(cause_PG, object) == "unparseable"
   holds = {
@@ -43,7 +45,10 @@ def shares(
 
 
 def cure(kind: str, config: ConfigDict) -> str:
-  """Returns what to do where most answers are of this kind: a phrase that names the config keys to change."""
+  """Returns what to do where most answers are of this kind: a phrase that names the config keys to change.
+
+  kind: "cut_off", "unparseable", "wrong", "unscored" or "right"; KeyError for another.
+  """
   reading, reward, v = config.answer.read, config.rl.reward, config.verify
   return {
     "cut_off": f"raise config.rl.response_tokens (now {config.rl.response_tokens}), or train the policy to end sooner",
@@ -70,7 +75,10 @@ class Unpaid:
     self._warned = any(self._end_unpaid(self._rows[:end]) for end in range(len(self._rows) + 1))
 
   def __call__(self, step: int, metrics: Mapping) -> None:
-    """Takes a step's metrics. Warns once, when the last STEPS steps (or all of a shorter run) had no reward."""
+    """Takes a step's metrics. Warns once, when the last STEPS steps (or all of a shorter run) had no reward.
+
+    metrics: needs reward, reward_std and answers/KIND for each of ANSWER_KINDS.
+    """
     names = ("reward", "reward_std", *(f"answers/{kind}" for kind in ANSWER_KINDS))
     self._rows.append(logbook.finite({name: float(metrics[name]) for name in names}))
     if not self._warned and self._end_unpaid(self._rows):

@@ -23,7 +23,8 @@ class Watch:
   """Decides the phase of a run (`analysis.phase`) after each step.
 
   It knows nothing but the rows of metrics.jsonl, so that a resumed run decides as an unbroken one would. `phase` is the
-  phase as of the last step, `before` what the constructor got.
+  phase as of the last step: `claim` ("learning", "memorising", "collapsed" or "not decided") and `reward` ("early",
+  "flat", "rising" or "saturated"). `before` is the mean true reward at step 0 by held-out problem.
   """
 
   def __init__(self, rows: Sequence[dict], before: Mapping[str, float], worthwhile: float, stop: bool):
@@ -37,10 +38,10 @@ class Watch:
   def __call__(self, step: int, metrics: Mapping, means: Mapping[str, float] | None = None) -> dict[str, float]:
     """Takes the metrics of a step, decides the phase, and returns metrics to add to those of the step.
 
-    means: mean true reward by held-out problem, if the step was evaluated. Returns `learning`, `memorising` and
-    `collapsed`, each 1 or 0; `saturated`, 1 or 0, or nan while it is too early to say; and after an evaluation
-    `heldout_gain`, the gain since step 0, with the ends of its interval. Warns at the first step that is memorising and
-    at the first that has collapsed.
+    metrics: needs `reward` and `true_reward`. means: mean true reward by held-out problem, if the step was evaluated.
+    Returns `learning`, `memorising` and `collapsed`, each 1 or 0; `saturated`, 1 or 0, or nan while it is too early to
+    say; and after an evaluation `heldout_gain`, the gain since step 0, with the ends of its interval,
+    `heldout_gain_low` and `_high`. Warns at the first step that is memorising and at the first that has collapsed.
     """
     added: dict[str, float] = {}
     if means is not None:
