@@ -326,9 +326,9 @@ def rewards_by_problem(rows: Sequence[Mapping], votes: int, group: int) -> dict[
 def redrawn_rewards(recorded_T: Sequence[Mapping[str, Sequence[float]]], draws: int = 500, seed: int = 0) -> np.ndarray:
   """Returns bootstrap draws [draws, T] of each step's mean reward; nan at steps without a reward.
 
-  recorded_T: {problem: rewards of its responses} of each step 1..T; {} at a step without a reward. Where every step has
-  the same problems, the responses to each are redrawn. Otherwise the problems of a step are chance too, and whole
-  problems are redrawn.
+  draws: number of draws. seed: of the random numbers; the same seed gives the same draws. recorded_T: {problem: rewards
+  of its responses} of each step 1..T; {} at a step without a reward. Where every step has the same problems, the
+  responses to each are redrawn. Otherwise the problems of a step are chance too, and whole problems are redrawn.
   """
   generator = np.random.default_rng(seed)
   problems_of_steps = set()

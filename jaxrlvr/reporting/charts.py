@@ -45,10 +45,10 @@ def style(index: int) -> tuple[str, tuple]:
 def draw_chart(title: str, lines: Sequence[Line], over: str = "step") -> dict[str, bytes]:
   """Draws a chart and returns its files as {"png": bytes, "svg": bytes}.
 
-  lines: at least one that is not faint, each with at least one seed that has values. over: the name of the horizontal
-  axis; any other than "step" gives a logarithmic axis with base 2, for values above 0. The vertical axis begins at 0
-  unless a value is negative. The background is transparent, so that a page can show it on white or dark. The same
-  arguments always give the same bytes.
+  title: what stands above it, cut to 60 characters. lines: at least one that is not faint, each with at least one
+  seed that has values. over: the name of the horizontal axis; any other than "step" gives a logarithmic axis with base
+  2, for values above 0. The vertical axis begins at 0 unless a value is negative. The background is transparent, so
+  that a page can show it on white or dark. The same arguments always give the same bytes.
   """
   figure, axes = _new_figure(2.9, "none")
   handles = [_draw_line(axes, line) for line in lines]

@@ -353,7 +353,10 @@ class RecordedRun:
     return self.workdir / "evals" / f"{set_name}_{step:06d}.jsonl"
 
   def problem_means(self, set_name: str | None, step: int | None) -> dict[str, float]:
-    """Returns {problem: mean true reward of its samples} of one evaluation; {} where its responses are not recorded."""
+    """Returns {problem: mean true reward of its samples} of one evaluation.
+
+    Problems without a scored sample are left out; {} where responses are not recorded, or set_name or step is None.
+    """
     if set_name is None or step is None:
       return {}
     place = (set_name, step)

@@ -90,7 +90,10 @@ BESIDE = {
 
 
 def columns(rows: Sequence[Mapping]) -> list[str]:
-  """Returns the columns, in their order, in which at least one row has a value that is known and not empty."""
+  """Returns the columns in which at least one row has a value that is known: neither None, "" nor an unknown Value.
+
+  They come in the order in which the rows first name them.
+  """
   filled = set()
   for row in rows:
     filled.update(name for name, value in row.items() if _is_filled(value))
@@ -340,8 +343,9 @@ def phase_counts(runs: Sequence[RecordedRun]) -> str:
 def overview_rows(groups: Groups, concluded: Concluded) -> list[TableRow]:
   """Returns a row for each arm: `arm`, and a column for each setting, named by it ("accuracy" for the setting "").
 
-  A cell is a text: mean accuracy in % of the first and of the last evaluation over the arm's runs, how many runs came
-  to which conclusion and phase, and how many don't count, as they were last evaluated at an earlier step than others.
+  groups: the RL runs by (setting, arm). concluded: the conclusion on each of them. A cell is a text: mean accuracy in %
+  of the first and of the last evaluation over the arm's runs, how many runs came to which conclusion and phase, and how
+  many don't count, as they were last evaluated at an earlier step than others.
   """
   rows: dict[str, TableRow] = {}
   for (setting, arm), runs in groups.items():
@@ -423,9 +427,9 @@ def _gain_of(conclusion: Conclusion) -> Value:
 def difference_rows(runs: Sequence[RecordedRun]) -> list[TableRow]:
   """Returns a row for each set and run, which compares it with the first run of the stage evaluate on that set.
 
-  There is none for a set that no run of the stage evaluate measured. Columns: setting, arm, set, step, accuracy (at the
-  last evaluation), against (the name of the run compared with), difference (with its interval over the problems that
-  both recorded), problems (their number), run.
+  runs: all of the report. There is none for a set that no run of the stage evaluate measured. Columns: setting, arm,
+  set, step, accuracy (at the last evaluation), against (the name of the run compared with), difference (with its
+  interval over the problems that both recorded), problems (their number), run.
   """
   rows = []
   for name in measured_set_names(runs):
@@ -463,9 +467,10 @@ def _difference_row(run: RecordedRun, reference: RecordedRun, set_name: str) -> 
 def phase_rows(runs: Sequence[RecordedRun]) -> Iterator[TableRow]:
   """Yields a row for each run that recorded its phase or its kinds of training answers, or was never paid.
 
-  Columns, where they are known: phase, since step, held-out gain, at step (of the evaluation that the gain is of), the
-  share of each kind of training answer (right, wrong, unparseable, cut off, unscored) at the first and the last steps,
-  not paid (the reason), run.
+  runs: those of a setting and arm. Columns, where they are known: phase (learning, memorising, collapsed or not
+  decided), since step (from which on it was claimed), held-out gain, at step (of the evaluation that the gain is of),
+  the share of each kind of training answer (right, wrong, unparseable, cut off, unscored) at the first and the last
+  steps, not paid (the reason), run.
   """
   for run in runs:
     row: TableRow = {}
@@ -549,9 +554,9 @@ class _GapPair(NamedTuple):
 def gap_rows(groups: Groups) -> list[TableRow]:
   """Returns a row for each set and each two settings of an arm that differ in the number of training problems.
 
-  The runs compared have the same seed and reward. Columns: arm, set, between (both settings), n', n (the larger and the
-  smaller number of problems), pairs (how many pairs of runs have a gap), G(n', n) (accuracy with n' problems minus
-  accuracy with n, both at the t_sat of the run with n).
+  groups: the RL runs by (setting, arm). The runs compared have the same seed and reward. Columns: arm, set, between
+  (both settings), n', n (the larger and the smaller number of problems), pairs (how many pairs of runs have a gap),
+  G(n', n) (accuracy with n' problems minus accuracy with n, both at the t_sat of the run with n).
   """
   rows = []
   for (setting, arm), small_runs in groups.items():

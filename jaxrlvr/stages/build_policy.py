@@ -465,13 +465,19 @@ def frozen(policy: Policy) -> dict:
 
 
 def fresh_state(policy: Policy, optimizer: optax.GradientTransformation) -> TrainState:
-  """Returns the training state at step 0. Its weights are the policy's own arrays, which are donated to it."""
+  """Returns the training state at step 0: the policy's weights, the optimizer's moments (0) and counts of updates (0).
+
+  Its weights are the policy's own arrays, which are donated to it: `policy.params` must not be used after that.
+  """
   _, places = state_shapes(policy, optimizer)
   return jax.jit(lambda p: init_state(p, optimizer), out_shardings=places, donate_argnums=0)(policy.params)
 
 
 def state_shapes(policy: Policy, optimizer: optax.GradientTransformation) -> tuple[TrainState, TrainState]:
-  """Returns (shapes, shardings) of the training state; moments are sharded like their weights, counts replicated."""
+  """Returns (shapes, shardings) of the training state, as two trees of its structure.
+
+  Moments of the optimizer are sharded like their weights, counts are replicated. Nothing is computed.
+  """
   replicated: Any = sharding.named_sharding(policy.mesh)
   of_params: Any = policy_spec.shardings(policy.spec, policy.mesh)
   shapes = jax.eval_shape(lambda params: init_state(params, optimizer), policy.params)

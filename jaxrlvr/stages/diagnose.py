@@ -142,11 +142,11 @@ def faithful_diversity_of(folder: str) -> float | None:
 def judged(rows: Sequence[Mapping], run: Run, judge: Judge, config: ConfigDict) -> tuple[dict[str, float], dict]:
   """Judges responses, writes labels.jsonl, and returns (figures of reasoning, a record of the judging).
 
-  rows: recorded responses with step, problem, sample, prompt, text and true_reward. The figures are faithfulness
-  (F(1)/correct, ...) and diversity of strategies, as `reasoning.reasoning_figures` names them; all are nan, and numbers
-  of labels 0, where more labels are missing than judge.max_missing allows. The record has `judge`, the numbers of
-  `problems`, `responses`, `labels` and `missing` labels, `measured` (False: too many are missing) and `usage`, the
-  judge's counts.
+  rows: recorded responses with step, problem, sample, prompt, text and true_reward. run: the open run directory of the
+  diagnosis. judge: the judge that `config.judge` describes. The figures are faithfulness (F(1)/correct, ...) and
+  diversity of strategies, as `reasoning.reasoning_figures` names them; all are nan, and numbers of labels 0, where more
+  labels are missing than judge.max_missing allows. The record has `judge`, the numbers of `problems`, `responses`,
+  `labels` and `missing` labels, `measured` (False: too many are missing) and `usage`, the judge's counts.
   """
   responses, labels = judge_step(rows, judge, None)
   run.raise_if_asked()  # a judge that was asked to stop leaves labels out, which are not missing

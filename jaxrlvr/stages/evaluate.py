@@ -166,7 +166,8 @@ def held_out(
   """Reads the sets of `config.heldout` and returns ({set: its problems}, {set: how many were left out of it}).
 
   If heldout.overlap is "drop", problems whose prompt's digest is in `trained` are left out, with a warning; the second
-  dict has only sets with such problems. training: the problems that are about to be trained on.
+  dict has only sets with such problems. trained: digests of the prompts that are trained on; None: unknown, and nothing
+  is left out. training: the problems that are about to be trained on.
   """
   left_out: Counter[str] = Counter()
   loaded = {}
@@ -188,8 +189,9 @@ def chosen_sets(config: ConfigDict, training: Sequence[Problem]) -> dict[str, di
   """Returns the held-out sets by name, each as {key: value} in which it differs from `config.heldout`.
 
   These are the sets of heldout.sets and heldout.domain, and the set of heldout.source under heldout.name. Where none of
-  the three is set, the set that `follow` returns is the only one. Files of the study that are missing are left out with
-  a warning. Raises InputError where sets can't be found.
+  the three is set, the only set has problems like the training problems (`follow`). training: the problems that are
+  about to be trained on; (): those of `config.problems`. Files of the study that are missing are left out with a
+  warning. Raises InputError where sets can't be found.
   """
   h = config.heldout
   if not h.sets and not h.domain:
@@ -262,7 +264,11 @@ def _figure_text(figure: str, value: float, low: float | None, high: float | Non
 
 
 def write_table(metrics: Mapping[str, float], run: Run) -> str:
-  """Writes the rows of `rows_of_sets` to table.csv and table.md in the run directory; returns the text of table.md."""
+  """Writes a table of the metrics eval/SET/FIGURE to table.csv and table.md; returns the text of table.md.
+
+  It has a row for each set and a column for each figure, as `rows_of_sets` writes them; the files are in the directory
+  of `run`.
+  """
   rows = rows_of_sets(metrics)
   columns: list[str] = []
   for row in rows:

@@ -18,6 +18,8 @@ from jaxrlvr.base.errors import InputError
 from jaxrlvr.config.files import derive
 from jaxrlvr.stages.run_directory import in_use
 
+# Runs a stage: takes its config and its run directory, and returns its summary, which summary.json (of plan, plan.json)
+# holds too.
 StageFunction = Callable[[ConfigDict, str | Path], dict]
 LINKS = "links"  # in the workdir of a grid: the config and the log of each link
 _POLL_SECONDS = 0.2  # time between two checks which processes have ended
@@ -65,9 +67,10 @@ def read_links(
 ) -> list[Link]:
   """Returns the links of `config.chain` in its order, with their configs checked for their stages.
 
-  stages: names of the stages that a link may have. shared: {key: value} that each link takes unless it sets the key
-  itself. Raises InputError where the chain is empty, a name occurs twice, a stage is unknown, a link starts from
-  something that is no earlier link, or its stage refuses its config.
+  workdir: the chain's directory, in which each link has a run directory of its name. stages: names of the stages that a
+  link may have. shared: {key: value} that each link takes unless it sets the key itself. Raises InputError where the
+  chain is empty, a name occurs twice, a stage is unknown, a link starts from something that is no earlier link, or its
+  stage refuses its config.
   """
   if not config.chain:
     raise InputError("config.chain is empty; take a config with a chain, such as configs/demo.py, or run one stage")
@@ -188,7 +191,9 @@ def _collect_ended(executor: Executor, running: set[str], outcome: Outcome) -> N
 class InThisProcess:
   """Runs one link after another in this process, or on several hosts in all of the run's processes.
 
-  `summaries` holds the summary of each link by its name. An error of a stage ends the chain.
+  workdir: the chain's directory, in which each link has a run directory of its name. stages: the functions (config,
+  workdir) -> summary of the stages, by name. `summaries` holds the summary of each link that was run by its name. An
+  error of a stage ends the chain.
   """
 
   places = 1
@@ -231,8 +236,9 @@ def command(link: Link, workdir: Path) -> list[str]:
 class InProcesses:
   """Runs links side by side, each in a process with its share of the CPU cores and a log in the folder LINKS.
 
-  `write_configs` must have written the links' configs. A link whose directory is in use waits: a process of a grid that
-  was killed may still be at work there. When a link fails, a line on stderr says so.
+  workdir: the chain's directory, a local one. places: how many links run at a time, at least 1. `write_configs` must
+  have written the links' configs. A link whose directory is in use waits: a process of a grid that was killed may still
+  be at work there. When a link fails, a line on stderr says so.
   """
 
   def __init__(self, workdir: Path, places: int):

@@ -360,7 +360,10 @@ def check_sizes(config: ConfigDict, policy: build_policy.Policy) -> None:
 class Trainer:
   """A run of RL, with the state of its policy.
 
-  Call `open`, then `restore`, then `step` for each step that `steps` yields, then `finish`.
+  Call `open`, then `restore`, then `step` for each step that `steps` yields, then `finish`. On several hosts all
+  processes must call these together. The constructor reads the problems and the held-out sets, and raises InputError
+  where they can't be read, overlap though they must not, or take more memory than is free. run: the open run directory.
+  sampler: draws responses of `policy`. service: grades answers. busy: records when the devices are at work.
   """
 
   def __init__(

@@ -189,14 +189,18 @@ class Run:
       self._last_push = time.monotonic()
 
   def progress(self, total: int, start: int = 0) -> logbook.Progress:
-    """Returns a line of progress for a run of `total` steps, whose first `start` steps are done already."""
+    """Returns a line of progress for a run of `total` steps, whose first `start` steps are done already.
+
+    Call it with the number of the last step that is done and, if there are any, {name: figure} to show.
+    """
     return logbook.Progress(self.home.name, total, start, stream=sys.stdout if multihost.process_index() else None)
 
   def log(self, step: int, metrics: Mapping) -> dict[str, float]:
     """Takes the metrics of a step, which may still be computed on the device, and writes those of the step before.
 
-    Returns the metrics that were written, {} if there were none. Fetching them one step late keeps the device busy.
-    Raises as `flush` does, and StorageError if the last save has failed.
+    metrics: numbers by name, as arrays or Python numbers; `skipped_in_a_row` (updates that were not finite) is read and
+    not written. Call it after `restore`. Returns the metrics that were written, {} if there were none. Fetching them
+    one step late keeps the device busy. Raises as `flush` does, and StorageError if the last save has failed.
     """
     self.checkpoints.check()
     written = self.flush()
