@@ -90,7 +90,7 @@ class Evaluator:
         metrics[f"eval/{name}/{figure}"] = value
       for problem, mean in passk.problem_means(rows).items():
         self.means[f"{name}/{problem}"] = mean
-    return metrics | self._domain_means(metrics)
+    return metrics | domain_means(self._config, metrics)
 
   def overlaps(self) -> dict:
     """Returns figures for a summary: `heldout_overlap`, and `heldout_left_out` where problems were left out.
@@ -103,18 +103,24 @@ class Evaluator:
       figures["heldout_left_out"] = self.left_out
     return figures
 
-  def _domain_means(self, metrics: Mapping[str, float]) -> dict[str, float]:
-    """Returns the means of avg@k over the sets inside and outside of the domain; {} where no domain is set."""
-    domain = eval_sets.DOMAINS.get(self._config.heldout.domain)
-    if domain is None:
-      return {}
-    figure = f"avg@{self._config.evaluate.samples}"
-    means = {}
-    for group, names in (("in-domain", domain.inside), ("out-of-domain", domain.outside)):
-      values = [metrics[f"eval/{name}/{figure}"] for name in names if name in self._sets]
-      if values:
-        means[f"eval/{group}/{figure}"] = float(np.mean(values))
-    return means
+
+def domain_means(config: ConfigDict, metrics: Mapping[str, float]) -> dict[str, float]:
+  """Returns the means of avg@k over the evaluated sets inside and outside of config.heldout.domain.
+
+  metrics: of the evaluation, `eval/SET/FIGURE`. Returns `eval/in-domain/avg@k` and `eval/out-of-domain/avg@k`; {} where
+  no domain is set.
+  """
+  domain = eval_sets.DOMAINS.get(config.heldout.domain)
+  if domain is None:
+    return {}
+  figure = f"avg@{config.evaluate.samples}"
+  means = {}
+  for group, names in (("in-domain", domain.inside), ("out-of-domain", domain.outside)):
+    keys = [f"eval/{name}/{figure}" for name in names]
+    values = [metrics[key] for key in keys if key in metrics]
+    if values:
+      means[f"eval/{group}/{figure}"] = float(np.mean(values))
+  return means
 
 
 def graded(drawn: rollout.Drawn, step: int, grade: Grade) -> list[dict]:

@@ -21,7 +21,7 @@ from jaxrlvr.data import prepared
 from jaxrlvr.grading.service import Service
 from jaxrlvr.stages import STAGES, rollout
 from jaxrlvr.stages import curate as label
-from jaxrlvr.stages.evaluate import Evaluator
+from jaxrlvr.stages.evaluate import domain_means
 
 TWELVE = dict(corrupt__samples=12, evaluate__problems_per_batch=24)  # eight problems at once, as in RL with 12 votes
 
@@ -262,9 +262,7 @@ def test_rows_that_their_verifier_can_not_judge(tmp_path, capsys, caplog):
 def test_means_of_a_domain():
   c = configs.derive(configs.base(), {"heldout.domain": "math"})
   average = {"math500": 0.5, "amc": 0.25, "scp-hard": 0.1, "other": 1.0}
-  evaluator = object.__new__(Evaluator)
-  evaluator._config, evaluator._sets = c, average
-  means = evaluator._domain_means({f"eval/{name}/avg@16": value for name, value in average.items()})
+  means = domain_means(c, {f"eval/{name}/avg@16": value for name, value in average.items()})
   assert means == pytest.approx({"eval/in-domain/avg@16": 0.375, "eval/out-of-domain/avg@16": 0.1})
 
 
