@@ -112,15 +112,15 @@ def mostly(figures: Mapping[str, float], name: str) -> bool | None:
 class RegimeRule(NamedTuple):
   """One row of the table by which a regime is predicted."""
 
-  settings: Sequence[str]  # keys of WEAK_SETTINGS to which the rule applies
+  settings: Sequence[str]  # which of "scarce", "noisy", "vote" and "certainty" the rule applies to
   when: str  # the condition in words, as the page shows it
   # The condition. It takes the figures by name, with "separates" (whether faithfulness tells the regimes apart in this
   # domain) and "against_reference" ("below", "not below" or "", as `against` returns it).
   holds: Callable[[Mapping[str, Any]], bool]
   regime: str  # what is then predicted: "generalises", "memorises", "collapses" or "can't say"
-  sure: str  # how sure that is at most, one of SURE; "" where nothing is predicted
+  sure: str  # how sure that is at most: "low", "medium" or "high"; "" where nothing is predicted
   why: str  # the source of the rule: the paper, or ours
-  advice: Sequence[str]  # keys of ADVICE, the most important first
+  advice: Sequence[str]  # keys of ADVICE, such as "go" or "sft", the most important first
 
 
 _F = "F(1)/correct"  # share of the correct responses, which true labels pay, whose trace leads to the answer

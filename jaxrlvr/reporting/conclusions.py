@@ -43,7 +43,9 @@ class Conclusion(NamedTuple):
   true_last: float | None  # mean true reward of the last steps
   faithful_first: float | None  # share of faithful responses at start
   faithful_last: float | None  # share of faithful responses at end
-  kind: str = ""  # a key of CONCLUSIONS, such as "gained", "memorised", "flat" or "unmeasured"
+  # "unpaid", "evaluated", "unmeasured", "open", "gained", "fell", "flat", "unclear", "memorised" or "misled", the keys
+  # of CONCLUSIONS; `conclude` says when each holds.
+  kind: str = ""
   word: str = ""  # the kind, as the report calls it
   text: str = ""  # what it means, in plain sentences
 

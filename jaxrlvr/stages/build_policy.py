@@ -334,8 +334,8 @@ def origin_of(model: hf_weights.Model) -> dict:
 def keep_policy(config: ConfigDict, policy: Policy, workdir: Path, training: Sequence[Problem] = ()) -> None:
   """Writes tokenizer, shape and digests of the training prompts to a run directory, which can then be a config.init.
 
-  The digests are those of `trained_on`; none are written where none are known. training: the problems that the policy
-  is trained on; (): no problems.
+  The digests are those of all prompts that this policy and the policies it started from are known to be trained on;
+  none are written where none are known. training: the problems that the policy is trained on; (): no problems.
   """
   keep_tokenizer(config, workdir / TOKENIZER_FILE, workdir / TOKENIZER_FOLDER)
   logbook.write_json(workdir / POLICY, dataclasses.asdict(policy.spec))

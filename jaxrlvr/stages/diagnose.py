@@ -30,10 +30,11 @@ def diagnose(config: ConfigDict, workdir: str | Path) -> dict:
   labels.jsonl with the labels of the judge. diagnosis.json and the summary have domain; reference (the faithful
   diversity to compare with; None: none is named); figures (by name, with intervals); histogram (how many problems are
   solved 0, 1, 2, ... times); predictions (setting, regime, sure, rule and advice of each weak setting); near (whether
-  the policy resembles the paper's); billions (of weights); and judging (what was judged, see `judged`). The summary
-  also has `dropped`, the number of problems whose prompts are too long. Raises TrainingStopped, after the page is
-  written, where the judge `http` left too many labels out; the same command then asks for these only. Raises InputError
-  for a judge that can't run in several processes, and for a reference that can't be read.
+  the policy resembles the paper's); billions (of weights); and judging (the judge, and numbers of problems, responses,
+  labels and missing labels). The summary also has `dropped`, the number of problems whose prompts are too long. Raises
+  TrainingStopped, after the page is written, where the judge `http` left too many labels out; the same command then
+  asks for these only. Raises InputError for a judge that can't run in several processes, and for a reference that can't
+  be read.
   """
   d, j = config.diagnose, config.judge
   if multihost.process_count() > 1 and j.name not in ("exact", "replay"):

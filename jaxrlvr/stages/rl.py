@@ -245,8 +245,8 @@ def reward_and_truth(
   """Grades responses by the reward and, without any influence on it, by the truth; returns both.
 
   terms: the parsed reward. noise: rates of false positives and of false negatives. label_right: whether the problem's
-  own label is right, 1 or 0 (None: unknown), by problem id. grade: grades a list of jobs and returns their verdicts; it
-  is called once for each different job.
+  own label is right, 1 or 0 (None: unknown), by problem id. grade: grades a list of jobs and returns their verdicts; no
+  job is graded twice.
   """
   grade = verifiable.grade_once(grade)
   paid, parts = expression.grade_terms(terms, answers, grade)
@@ -265,7 +265,10 @@ def reward_and_truth(
 
 
 def trained(graded: Graded, group: int) -> Graded:
-  """Returns the grades of the first `group` responses to each problem, which are trained on."""
+  """Returns the grades [P, group] of the first `group` responses to each problem, which are trained on.
+
+  graded: the grades of all responses [P, samples], with those that only vote.
+  """
   return graded._replace(
     value_PG=graded.value_PG[:, :group],
     scored_PG=graded.scored_PG[:, :group],

@@ -200,7 +200,8 @@ class Run:
 
     metrics: numbers by name, as arrays or Python numbers; `skipped_in_a_row` (updates that were not finite) is read and
     not written. Call it after `restore`. Returns the metrics that were written, {} if there were none. Fetching them
-    one step late keeps the device busy. Raises as `flush` does, and StorageError if the last save has failed.
+    one step late keeps the device busy. Raises TrainingStopped where too many updates in a row were not finite, and
+    StorageError if the last save has failed.
     """
     self.checkpoints.check()
     written = self.flush()

@@ -26,7 +26,7 @@ class Survey:
   `problems` are all problems, `dropped` is the number of problems that were left out as their prompts are too long, and
   `rows` has a row for each problem that was sampled, with its `id` and what the stage records. The rows of each batch
   are written to a file in rows/ of the run directory; a resumed run reads them and samples only the problems that
-  follow.
+  follow. `open_survey` makes it. Call `begin`, then for each batch of `batches` call `record`.
   """
 
   def __init__(
