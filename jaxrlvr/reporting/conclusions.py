@@ -79,7 +79,7 @@ def conclude(run: RecordedRun) -> Conclusion:
     open        per-problem records are missing, so that the gain has no interval
     gained      the interval of the gain lies above 0
     fell        it lies below 0
-    flat        the training reward did not rise by 0.05 of its scale
+    flat        the training reward did not rise by 0.05 of its scale, which is the larger of 1 and its own size
     unclear     the reward rose, and the interval does not exclude a gain as large as the reward's rise
     memorised   the reward rose, and the true reward with it (or it is the same)
     misled      otherwise: the reward rose, and the true reward did not

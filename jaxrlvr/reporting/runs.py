@@ -309,7 +309,7 @@ class RecordedRun:
     return self.read(lambda path: _paper_of(self.config), self.workdir / "config.json", None)
 
   def series(self, name: str) -> dict[int, float]:
-    """Returns {step: value} of a metric, steps ascending, at the steps where it was logged and is a finite number.
+    """Returns {step: value} of a metric at the steps where it was logged and is a finite number.
 
     name: such as "reward", "eval/SET/avg@K" or "judge/F(1)/all". {} for a metric that was never logged.
     """

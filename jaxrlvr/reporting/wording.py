@@ -34,7 +34,7 @@ def three_digits(value: float | None) -> str:
 
 
 def whole(value: float | None) -> str:
-  """Returns a number rounded to a whole one; "–" for None."""
+  """Returns a number rounded to a whole one, without decimals: 2.7 is "3"; "–" for None."""
   if value is None:
     return "–"
   return f"{value:.0f}"
