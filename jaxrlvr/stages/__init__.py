@@ -16,6 +16,8 @@ from jaxrlvr.stages.prepare import prepare
 from jaxrlvr.stages.report import report
 from jaxrlvr.stages.rl import rl
 
+# The stages by the name that the command line knows: each takes (config, workdir), writes into the run directory
+# `workdir`, and returns the summary of the run.
 STAGES: dict[str, StageFunction] = {
   "tokenizer": tokenizer,
   "import": import_model,

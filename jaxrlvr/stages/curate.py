@@ -156,7 +156,8 @@ def is_wrong(problem: Problem, answer: str, grade: Grade) -> bool:
   """Returns whether an answer can be a wrong label: the answer is graded wrong with the truth as label, and the truth
   is graded wrong with the answer as label, so that the label never pays the right answer.
 
-  An answer that is unscored or unparseable in either direction is not wrong in this sense.
+  grade: grades a list of jobs and returns their verdicts. An answer that is unscored or unparseable in either direction
+  is not wrong in this sense.
   """
   answer_by_truth = Job(problem.verifier, stated(answer), problem.truth, problem.extra)
   truth_by_answer = Job(problem.verifier, stated(problem.truth), answer, problem.extra)

@@ -40,8 +40,10 @@ class Evaluator:
   def __init__(
     self, config: ConfigDict, policy: build_policy.Policy, service: Service, training: Sequence[Problem] = ()
   ):
-    """training: the problems that the policy is about to be trained on. Raises InputError for sets that can't be read,
-    overlap with these though config.heldout.overlap is "error", or take more memory than is free."""
+    """service: grades answers. training: the problems that the policy is about to be trained on. Raises InputError for
+    sets that can't be read, overlap with these though config.heldout.overlap is "error", or take more memory than is
+    free.
+    """
     self._config, self._policy, self._service = config, policy, service
     trained = build_policy.trained_on(config, training)
     self._sets, self.left_out = held_out(config, policy, service, trained, training)

@@ -80,7 +80,9 @@ def tokenizer(config: ConfigDict, workdir: str | Path) -> dict:
 def texts(config: ConfigDict, stage: str, tokenizer: Tokenizer) -> Texts:
   """Returns the documents that a stage, "pretrain", "cpt" or "sft", trains on: those of its `source`, or built-in ones.
 
-  Raises InputError for a source that can't be read, and for a chat template that leaves no place for thinking.
+  Documents have numbers from 0 on and are made when they are asked for; the same config always gives the same ones.
+  tokenizer: renders problems, and counts the tokens of solutions. Raises InputError for a source that can't be read,
+  and for a chat template that leaves no place for thinking.
   """
   settings = config[stage]
   if stage == "sft":
