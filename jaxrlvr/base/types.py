@@ -15,7 +15,9 @@ class Problem:
   label: str
   truth: str
   verifier: str  # a key of tasks.table.VERIFIERS
-  extra: Mapping = dataclasses.field(default_factory=dict)  # further fields that the verifier or the analysis needs
+  # Further fields that the verifier or the analysis needs, such as level and kind, or also: a mapping from an answer to
+  # the list of answers that are as good.
+  extra: Mapping = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,10 @@ def framed(message: bytes) -> bytes:
 
 
 def read_frame(stream: BinaryIO) -> bytes | None:
-  """Waits for the next frame of a stream and returns its message; None if the stream ends before a whole length."""
+  """Waits for the next frame of a stream and returns its message, as `framed` took it.
+
+  Returns None if the stream ends before a whole length, and a shorter message if it ends within the message.
+  """
   prefix = stream.read(_LENGTH.size)
   if len(prefix) < _LENGTH.size:
     return None

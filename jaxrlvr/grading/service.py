@@ -91,9 +91,10 @@ class Service:
     self.close()
 
   def grade(self, jobs: Sequence[Job]) -> list[Verdict]:
-    """Returns verdicts in the order of the jobs. Equal isolated jobs are graded once.
+    """Returns a verdict for each job, in their order; [] for no jobs. Equal isolated jobs are graded once.
 
-    A verdict without a score has the cause "timeout", "memory", "died" or "error". Raises ValueError for an unknown
+    A verdict has a score from 0 to 1 and a cause: "" if the answer was read, "unparseable" (score 0) if it was not. A
+    verdict whose score is None has the cause "timeout", "memory", "died" or "error". Raises ValueError for an unknown
     verifier, InputError for a Reasoning Gym task that can't be graded here, and RuntimeError if worker processes can't
     start.
     """
@@ -103,7 +104,7 @@ class Service:
     return self._share(self._grade, [(self._mode, job) for job in jobs])
 
   def unreadable(self, problems: Iterable[Problem]) -> list[tuple[Problem, str]]:
-    """Returns each problem with an answer that its verifier can't read, and the reason.
+    """Returns pairs (problem, reason) for each answer that the problem's verifier can't read; [] if it can read all.
 
     The answers are the label, the truth and the alternatives of both. No response can match such an answer unless it
     has the very same text. A problem with several such answers occurs several times.

@@ -13,6 +13,7 @@ from jaxrlvr.tasks.table import VERIFIERS
 from jaxrlvr.tasks.verdicts import UNPARSEABLE
 from jaxrlvr.text.answer import stated
 
+# Grades jobs and returns a verdict for each, in their order, as `Service.grade` does.
 Grade = Callable[[Sequence[Job]], list[Verdict]]
 # Keys of Problem.extra that tell right answers from wrong answers. Elections hide them from the verifier. With them it
 # would put different right answers into one cluster, while different wrong answers stay apart.
@@ -31,6 +32,8 @@ class Election(NamedTuple):
 
 def elect(problems: Sequence[Problem], answers_PG: Sequence[Sequence[str | None]], grade: Grade) -> list[Election]:
   """Holds an election among the answers to each problem; returns an Election a problem, in their order.
+
+  `answers_PG`: for each of the P problems the answers of its G samples; None for a sample without an answer.
 
   A sample without an answer, or whose answer the verifier can't read, does not vote. Each other answer is compared
   with the first answer of every cluster so far, by the problem's verifier and without the right answers in

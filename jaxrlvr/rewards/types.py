@@ -20,9 +20,9 @@ class Answers(NamedTuple):
   statistics: Mapping[
     str, np.ndarray
   ]  # keys: certainty, entropy (means over tokens), sequence_logp; each [P,G], in nats
-  sample_PG: np.ndarray  # number of each response among its problem's samples of this step
-  seed: int = 0
-  step: int = 0
+  sample_PG: np.ndarray  # integers: number of each response among its problem's samples of this step, from 0
+  seed: int = 0  # the run's seed, for rewards that draw random numbers
+  step: int = 0  # the step of training that the responses belong to
 
 
 class Graded(NamedTuple):

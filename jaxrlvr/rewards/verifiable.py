@@ -24,7 +24,11 @@ def grade_by_truth(answers: Answers, grade: Grade) -> Graded:
 
 
 def grade_against(answers: Answers, key_P: Sequence[str], grade: Grade) -> Graded:
-  """Grades every response with its problem's verifier against the problem's answer in `key_P`."""
+  """Returns grades of every response, by its problem's verifier, against the problem's answer in `key_P`.
+
+  `key_P`: one answer for each of the P problems. `grade`: takes jobs and returns a verdict for each, in their order.
+  A value is the verdict's score, from 0 to 1, and 0 where the response is unscored.
+  """
   jobs = []
   for problem, key, responses in zip(answers.problems, key_P, answers.response_PG, strict=True):
     jobs += [Job(problem.verifier, response, key, problem.extra) for response in responses]

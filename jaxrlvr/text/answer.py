@@ -75,10 +75,11 @@ READINGS: dict[str, Callable[[str], str | None]] = {
 
 
 def parse_response(text: str, reading: str) -> Parsed:
-  """Returns a response with its answer and its thinking trace.
+  """Returns a response as a record of text (the whole response), answer and trace (each None if there is none).
 
-  `reading` is a key of READINGS; any other raises KeyError. A response whose thinking was opened and not closed has
-  no answer.
+  `reading` says how the answer is read in the text behind the last `</think>`: "boxed" (content of the last \\boxed{}),
+  "hash" (what follows the last ####) or "last-number"; any other raises KeyError. The trace is the text between the
+  first `<think>` and the last `</think>`. A response whose thinking was opened and not closed has neither.
   """
   behind_thinking = after_thinking(text)
   answer = None
@@ -88,7 +89,7 @@ def parse_response(text: str, reading: str) -> Parsed:
 
 
 def stated(answer: str) -> Parsed:
-  """Returns a response that consists of this answer in a box.
+  """Returns a response that consists of this answer in a box, without a trace.
 
   So a label, or another sample's answer, can be given to a verifier as if it were a response.
   """

@@ -121,13 +121,16 @@ class HuggingFace:
 
   @property
   def digest(self) -> str:
-    """Hash of all files from which the tokenizer is built."""
+    """SHA-256, in hex, of the contents of all files from which the tokenizer is built (those of FILES that exist)."""
     files = [self._folder / name for name in FILES]
     contents = [file.read_bytes() for file in files if file.is_file()]
     return hashlib.sha256(b"\0".join(contents)).hexdigest()
 
   def encode(self, text: str) -> list[int]:
-    """Returns the ids of a text. Control tokens that the text spells become ordinary tokens."""
+    """Returns the ids of a text, without a start or an end token; [] for "".
+
+    Control tokens that the text spells become ordinary tokens.
+    """
     return self._ids(self._cut(text))
 
   def decode(self, ids: Sequence[int]) -> str:
@@ -137,7 +140,7 @@ class HuggingFace:
     return self._model.decode(ordinary, skip_special_tokens=False)
 
   def pieces(self) -> list[bytes]:
-    """Returns the bytes of each id; those of control tokens and of unused ids are empty.
+    """Returns the bytes of each id from 0 to vocab_size - 1; those of control tokens and of unused ids are empty.
 
     Raises InputError for a vocabulary that is neither byte-level nor marks spaces with ▁.
     """
@@ -165,9 +168,12 @@ class HuggingFace:
     return pieces
 
   def render(self, messages: Sequence[Mapping[str, str]], think: bool | None = None) -> list[int]:
-    """Returns the ids of the prompt, up to where the answer begins; without messages, of its start alone.
+    """Returns the ids of the prompt for a conversation, up to where the answer begins.
 
-    Raises InputError if the template refuses the messages, or has no switch for `think`.
+    `messages`: the turns, each with the keys role and content, without the answer. None: the start token alone, or []
+    if there is no such token. `think`: switches thinking on or off in templates that have such a switch; None takes the
+    value that the tokenizer was created with. Raises InputError if the template refuses the messages, or has no switch
+    for `think`.
     """
     start = [] if self.bos_id is None else [self.bos_id]
     if not messages:
@@ -182,6 +188,7 @@ class HuggingFace:
   def opening(self, messages: Sequence[Mapping[str, str]], think: bool | None = None) -> str:
     """Returns the think tag that the template leaves open at the end of the prompt, with all that it writes behind it.
 
+    The text of a response is this opening followed by what the policy writes. `messages`, `think`: as for `render`.
     Returns "" if the template writes no tag there, or closes it. Tags in the messages' own text never count, nor do
     tags in turns before the answer's.
     """
@@ -211,14 +218,20 @@ class HuggingFace:
     return opened
 
   def rendered(self, messages: Sequence[Mapping[str, str]]) -> str:
-    """Returns the text of a prompt as the template writes it, up to where the answer begins."""
+    """Returns the prompt of a conversation as text, as the template writes it, up to where the answer begins.
+
+    Raises InputError if the template refuses the messages.
+    """
     start = ""
     if self._template is None and self.bos_id is not None:
       start = self._control[self.bos_id]
     return start + self._prompt(messages, None)
 
   def opens_thinking(self, messages: Sequence[Mapping[str, str]], think: bool | None = None) -> bool:
-    """Returns whether the prompt ends in a think tag that the template opened and left open."""
+    """Returns whether the prompt ends in a think tag that the template opened and left open.
+
+    Then the policy's response begins inside its thinking. `messages`, `think`: as for `render`.
+    """
     return bool(self.opening(messages, think))
 
   def _thinking_switch(self, think: bool | None) -> bool | None:

@@ -10,10 +10,11 @@ from jaxrlvr.base.errors import InputError
 
 
 def automaton(strings: Sequence[str], pieces: Sequence[bytes]) -> np.ndarray:
-  """Returns int32 [states, V]: the state after a token is read in a state, whatever way the text was cut into tokens.
+  """Returns a table, int32 [states, V], that finds stop strings in a text however it was cut into tokens.
 
-  `pieces` holds the bytes of each of the V tokens. State 0 is the start. The last state means that a stop string has
-  occurred; it is never left. Without stop strings there are two states and the last one is never reached.
+  Entry [s, v] is the state after token v is read in state s. `strings`: the stop strings. `pieces` holds the bytes of
+  each of the V tokens. State 0 is the start. The last state means that a stop string has occurred; it is never left.
+  Without stop strings there are two states and the last one is never reached.
   Raises InputError for an empty stop string.
   """
   patterns = [string.encode() for string in strings]

@@ -50,7 +50,9 @@ class Template:
   def render(self, messages: Sequence[Mapping[str, str]], answer: bool = True, **more) -> str:
     """Returns the text of the messages; with `answer`, also what begins the assistant's answer.
 
-    `more`: further variables by name. Raises InputError if the template fails or writes too many characters.
+    `messages`: the turns of a conversation, each with the keys role and content. `more`: further variables by name,
+    such as enable_thinking. Raises InputError if the template fails, refuses these roles, or writes over 2**24
+    characters.
     """
     parts = []
     characters = 0

@@ -13,8 +13,11 @@ ROLES = {"system": "<|system|>", "user": "<|user|>", "assistant": "<|assistant|>
 
 
 class Tokenizer(Protocol):
-  """What the library asks of a tokenizer.
+  """The interface of a tokenizer: what the library asks of one. Its classes are SentencePiece and HuggingFace.
 
+  `vocab_size`: how many ids there are, from 0. `pad_id`: the id of padding. `bos_id`: the id of the start token; None:
+  there is none. `eos_ids`: all ids that end a response, at least one; training writes the first. Tokenizers are
+  hashable, so that they can key a cache.
   In all methods, `messages` are the turns of a conversation, each with the keys role and content; the answer to it is
   not among them. `think` switches thinking on or off in chat templates that have such a switch; None leaves it as the
   template has it. Other templates raise InputError for True and False.
@@ -37,7 +40,7 @@ class Tokenizer(Protocol):
     """Returns the bytes of each id, vocab_size of them; those of control tokens are empty."""
 
   def render(self, messages: Sequence[Mapping[str, str]], think: bool | None = None) -> list[int]:
-    """Returns the ids of the prompt, up to where the answer begins."""
+    """Returns the ids of the prompt, up to where the answer begins; without messages, only the start token, if any."""
 
   def opening(self, messages: Sequence[Mapping[str, str]], think: bool | None = None) -> str:
     """Returns the end of the prompt from a `<think>` that it leaves open; "" if it leaves none open.
@@ -46,7 +49,7 @@ class Tokenizer(Protocol):
     """
 
   def opens_thinking(self, messages: Sequence[Mapping[str, str]], think: bool | None = None) -> bool:
-    """Returns whether the prompt leaves a think tag open."""
+    """Returns whether the prompt leaves a think tag open, so that a response begins inside its thinking."""
 
   def rendered(self, messages: Sequence[Mapping[str, str]]) -> str:
     """Returns the prompt as text for people, with control tokens by name."""
@@ -110,7 +113,7 @@ class SentencePiece:
     return self._model.decode([int(i) for i in ids])
 
   def pieces(self) -> list[bytes]:
-    """Returns the bytes of each id; those of control tokens and of the unknown token are empty."""
+    """Returns the bytes of each id, vocab_size of them; those of control tokens and of the unknown token are empty."""
     model = self._model
     pieces = []
     for token in range(self.vocab_size):
@@ -159,10 +162,11 @@ class SentencePiece:
 
 
 def train_sentencepiece(texts: Iterable[str], path: str | Path, vocab_size: int) -> SentencePiece:
-  """Trains a byte-pair model of at most `vocab_size` pieces on texts, writes it to `path` and returns it.
+  """Trains a byte-pair model on texts, writes it to the file `path`, and returns the tokenizer that reads it.
 
-  Each digit is a piece of its own, characters outside the vocabulary become bytes, and the roles and the thinking tags
-  are pieces.
+  `vocab_size`: the model has at most this many pieces; fewer if the texts are small. Each digit is a piece of its own,
+  characters outside the vocabulary become bytes, and the roles and the thinking tags are pieces. Ids: 0 padding, 1
+  start, 2 end, 3 unknown.
   """
   import io
 

@@ -88,15 +88,15 @@ class Scalar(NamedTuple):
 class Bracketed(NamedTuple):
   """Items in order between brackets: a tuple, or an interval of two items."""
 
-  opening: str
-  closing: str
-  items: tuple
+  opening: str  # "(" or "["
+  closing: str  # ")" or "]"
+  items: tuple  # of answer values
 
 
 class Collection(NamedTuple):
   """A set, or a list without brackets; the order of the items means nothing."""
 
-  items: tuple
+  items: tuple  # of answer values
   listed: bool = False  # whether it has no braces
 
 
@@ -105,8 +105,8 @@ class Interval(NamedTuple):
 
   low: Formula
   high: Formula
-  low_closed: bool
-  high_closed: bool
+  low_closed: bool  # whether `low` is in the interval
+  high_closed: bool  # whether `high` is in the interval
 
 
 class Region(NamedTuple):
@@ -119,7 +119,7 @@ class Region(NamedTuple):
 class Matrix(NamedTuple):
   """Rows of values, of one length."""
 
-  rows: tuple
+  rows: tuple  # of tuples of answer values
 
 
 class Ratio(NamedTuple):
@@ -132,9 +132,9 @@ class Ratio(NamedTuple):
 class Residue(NamedTuple):
   """All numbers that leave a value, or one of several, when they are divided by the modulus."""
 
-  value: AnswerValue
+  value: AnswerValue  # the remainder, or a Collection of remainders
   modulus: int
-  variable: str = ""
+  variable: str = ""  # whose values these numbers are; "": none is named
 
 
 class Based(NamedTuple):
@@ -166,7 +166,11 @@ _NOTHING = Words("\0")  # equal to no answer
 
 
 def read(text: str) -> AnswerValue:
-  """Returns the value of a text that `spelling.respell` has rewritten. Raises Unknown, numeric.TooLarge."""
+  """Returns the value of an answer, one of this module's types: Scalar, Bracketed, Collection, Interval and so on.
+
+  `text`: the answer in the spelling that `spelling.respell` returns.
+  Raises Unknown for a text that is none of the types, and numeric.TooLarge if its numbers need too many digits.
+  """
   tokens = formula.tokens(text)
   if not tokens:
     raise Unknown("nothing")
@@ -1009,7 +1013,9 @@ def _renamed(value: AnswerValue, name: str, symbol: Symbol) -> AnswerValue:
 
 
 def is_right(answer: AnswerValue, label: AnswerValue) -> bool:
-  """Returns whether an answer's value is right for a label's. Raises Unknown, numeric.TooLarge.
+  """Returns whether an answer's value is right for a label's; both are values that `read` returned.
+
+  Raises Unknown for values that can't be compared, and numeric.TooLarge if the comparison needs too many digits.
 
   The two are not treated alike: an answer may say more than the label, for instance name the variable, and an exact
   label wants an exact answer.

@@ -13,9 +13,12 @@ from jaxrlvr.tasks.verdicts import RIGHT, UNPARSEABLE, WRONG
 
 
 def grade(response: str, label: str, extra: Mapping | None) -> Verdict:
-  """Returns RIGHT iff Math-Verify's reading of the response equals the label, or one of `extra["also"][label]`.
+  """Grades a response in mathematics; this is the verifier "math" in the mode "study".
 
-  UNPARSEABLE if Math-Verify reads nothing in the response.
+  `response`: the whole text of the response. `label`: the answer to agree with. `extra`: Problem.extra; its key also,
+  where present, maps a label to a list of answers that are as good.
+  Returns RIGHT iff Math-Verify's reading of the response equals the label or one of these, UNPARSEABLE if it reads
+  nothing in the response, and WRONG otherwise.
   """
   from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
 

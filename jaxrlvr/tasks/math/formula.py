@@ -123,7 +123,11 @@ def _braced(text: str, start: int) -> tuple[str, int]:
 
 
 def read(items: list[FormulaToken]) -> Formula:
-  """Returns the formula that tokens are. Raises Unknown, also for relations and lists."""
+  """Returns the formula that tokens spell: a Number, a Symbol or an Operation, whose arguments are formulas again.
+
+  `items`: tokens as `tokens` returns them. Raises Unknown for tokens that are no formula, as relations and lists are,
+  and for none at all.
+  """
   reader = _Reader(items)
   tree = reader.sum(0)
   unread = reader.peek()
@@ -133,7 +137,7 @@ def read(items: list[FormulaToken]) -> Formula:
 
 
 def is_word(letters: str) -> bool:
-  """Returns whether bare letters are a word, as `Cat` and `no`, or a row of points, as `ABC`.
+  """Returns whether bare letters are a word, as `Cat` and `no`, or the name of a figure by its points, as `ABC`.
 
   Other letters, as `xy`, are a product of variables.
   """
@@ -562,7 +566,7 @@ def replace(tree: Formula, old: str, new: Formula) -> Formula:
 
 
 def has(tree: Formula, *names: str) -> bool:
-  """Returns whether a formula has an operation of one of these names."""
+  """Returns whether a formula has, at any depth, an operation of one of these names, such as "percent" or "pow"."""
   if not isinstance(tree, Operation):
     return False
   return tree.name in names or any(has(part, *names) for part in tree.arguments)

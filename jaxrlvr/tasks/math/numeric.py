@@ -62,8 +62,9 @@ class Undefined(ValueError):
 
 
 def equal(a: Formula, b: Formula) -> bool:
-  """Returns whether two formulas have the same value, for every value of their variables. Raises TooLarge.
+  """Returns whether two formulas have the same value, for every value of their variables.
 
+  Formulas with variables are compared at fixed points only. Raises TooLarge if that needs too many digits or variables.
   Points at which a formula is undefined are passed over. Real values decide; if there are none, the formulas must agree
   in their complex values at all points.
   """
@@ -98,8 +99,9 @@ def _points_for(a: Formula, b: Formula, names: Sequence[str]) -> tuple[tuple[Fra
 
 
 def proportional(a: Formula, b: Formula, positive: bool = False) -> bool:
-  """Returns whether a is b times one number other than 0, for every value of their variables. Raises TooLarge.
+  """Returns whether formula `a` is formula `b` times one number other than 0, for every value of their variables.
 
+  They are compared at fixed points. Raises TooLarge if the evaluation needs too many digits.
   `positive`: the number must also be positive. Returns False for formulas without variables or with different ones.
   """
   names = sorted(symbols(a))
@@ -207,7 +209,7 @@ class Evaluation:
     self.largest = 0
 
   def magnitude(self, value: NumericValue) -> int:
-    """Returns the binary exponent of a number."""
+    """Returns the binary exponent of a number: about log2 of its absolute value; for 0 a very negative one."""
     if isinstance(value, Fraction):
       return value.numerator.bit_length() - value.denominator.bit_length()
     return int(self.mp.mag(value)) if value else -(1 << 60)
@@ -581,7 +583,11 @@ class Decimal(NamedTuple):
 
 
 def decimal(tree: Formula) -> Decimal | None:
-  """Returns a number with a decimal point, perhaps negative or times a power of ten; None for all other formulas."""
+  """Returns a formula as a decimal if it is a number with a decimal point, perhaps negative or times a power of ten.
+
+  The decimal has value (exact), unit (value of a one in its last digit: 1/100 for 1.50) and scientific (whether a power
+  of ten stands behind it). Returns None for all other formulas, also for whole numbers.
+  """
   if isinstance(tree, Number):
     if tree.decimals is None:
       return None
@@ -616,9 +622,10 @@ def _power_of_ten(tree: Formula) -> Fraction | None:
 
 
 def agree(answer: Formula, label: Formula) -> bool:
-  """Returns whether an answer equals a label, or may be a rounding of the same number if the label is a decimal.
+  """Returns whether an answer's formula equals a label's, or may be a rounding of the same number.
 
-  A label that is no decimal wants an exact answer. Raises TooLarge.
+  Rounding counts only if the label is a decimal (a number with a decimal point); any other label wants an exact answer.
+  Raises TooLarge if the evaluation needs too many digits.
   """
   if equal(answer, label):
     return True
@@ -687,12 +694,18 @@ def _same_rounding(a: Decimal, b: Decimal) -> bool:
 
 
 def real(tree: Formula) -> NumericValue | None:
-  """Returns the value of a formula; None if it has variables, no value, or a complex value. Raises TooLarge."""
+  """Returns the value of a formula: a Fraction if that is exact, else a real number of mpmath.
+
+  Returns None if it has variables, no value, or a complex value. Raises TooLarge if it needs too many digits.
+  """
   return None if symbols(tree) else _real_value(tree)
 
 
 def fraction(value: NumericValue) -> Fraction:
-  """Returns a real number as a fraction, to compare it with others. Raises TooLarge."""
+  """Returns a real number, a Fraction or an mpf of mpmath, as a Fraction, to compare it with others.
+
+  Raises TooLarge if that would have too many digits.
+  """
   if isinstance(value, Fraction):
     return value
   sign, mantissa, exponent, _ = value._mpf_

@@ -124,7 +124,11 @@ _PHRASES = {
 
 
 def respell(text: str) -> str:
-  """Returns an answer in the spelling that `tasks.math.formula` reads; one in that spelling stays as it is."""
+  """Returns an answer in the one LaTeX spelling that `tasks.math.formula` reads; one in that spelling stays as it is.
+
+  So `$\\dfrac12$` becomes `\\frac12`, `1,000` becomes `1000`, `half` becomes `\\frac{1}{2}`, and the many ways to say
+  that there is no solution become `\\emptyset`. Text that no rule knows stays. Safe on any text.
+  """
   for pattern, replacement in _COMPILED_RULES:
     text = pattern.sub(replacement, text.strip())
   text = _REPEATING.sub(_repeating_decimal, text)
@@ -137,7 +141,10 @@ def respell(text: str) -> str:
 
 
 def bare_words(text: str) -> str:
-  """Returns the words of a text for comparison: without markup, in lower case, with single spaces, without a stop."""
+  """Returns the words of a text for comparison: without markup, in lower case, with single spaces, without a stop.
+
+  So `\\text{Yes}.` becomes "yes". A text that ends in several stops, as `1, 2, ...`, keeps them.
+  """
   text = " ".join(_MARKUP.sub(" ", text).split()).casefold()
   if text.endswith(".."):
     return text

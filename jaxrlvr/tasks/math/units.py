@@ -119,7 +119,11 @@ _MAX_NAMES = 5  # in a unit
 
 
 def read(text: str) -> Unit | None:
-  """Returns the unit that a text names; () if it names none, None if it is no unit."""
+  """Returns the unit that a text names, as sorted pairs (name, power): (("m", 1), ("s", -1)) for `m/s`.
+
+  Any word may be a unit, as in `3 apples`, in the singular. Returns () for a text without words, and None for a text
+  that can't be a unit: with other characters, with a word that is never a unit, or with more than five names.
+  """
   powers: dict[str, int] = {}
   names = 0
   last = None  # the name that a power behind it would belong to
@@ -195,7 +199,10 @@ def _unit(powers: dict[str, int]) -> Unit:
 
 
 def same_unit(a: Unit, b: Unit) -> bool:
-  """Returns whether two units are the same; of two that are plain words one may have more, as `red marbles`."""
+  """Returns whether two units, tuples of (name, power), are the same.
+
+  Of two that are plain words one may have more words, as `red marbles` and `marbles`; () is the same as any of these.
+  """
   if a == b:
     return True
   names_a, names_b = {name for name, _ in a}, {name for name, _ in b}
@@ -204,7 +211,10 @@ def same_unit(a: Unit, b: Unit) -> bool:
 
 
 def multiplier(unit: Unit) -> tuple[int, Unit]:
-  """Returns the number that words such as `million` in a unit multiply by, and the unit without these words."""
+  """Splits a unit, a tuple of (name, power), at words that multiply, such as `million`.
+
+  Returns (the product of these words' numbers, 1 without such words; the unit without them).
+  """
   factor = 1
   others = []
   for name, power in unit:

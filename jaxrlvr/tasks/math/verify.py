@@ -66,9 +66,12 @@ _WARMING_TEXTS = (r"\int_0^1 x\,dx", r"\sum_{k=1}^{n} k")
 
 
 def grade(answer: str | None, label: str, extra: Mapping | None) -> Verdict:
-  """Returns RIGHT iff the answer equals the label, or one of `extra["also"][label]`.
+  """Grades an answer to a problem in mathematics; this is the verifier "math" in the mode "strict".
 
-  UNPARSEABLE if the answer can't be read, or could take too long to evaluate.
+  `answer`: the LaTeX or text that was read in the response, None if nothing was. `label`: the answer to agree with.
+  `extra`: Problem.extra; its key also, where present, maps a label to a list of answers that are as good.
+  Returns RIGHT iff the answer equals the label or one of these, UNPARSEABLE if it is None, blank, over 512 characters
+  long, can't be read, or could take too long to evaluate, and WRONG otherwise. Must run in a worker process.
   """
   settled = quick(answer, label, extra)
   if settled is not None:
@@ -80,14 +83,18 @@ def grade(answer: str | None, label: str, extra: Mapping | None) -> Verdict:
 
 
 def quick(answer: str | None, label: str, extra: Mapping | None) -> Verdict | None:
-  """Returns the verdict of `grade` if the texts decide it without a parser, else None. Fast and safe on any text."""
+  """Returns the verdict of `grade`, which takes the same arguments, if the texts decide it without a parser, else None.
+
+  Fast and safe on any text, in any process.
+  """
   return best(_by_text(answer_text, label_text) for answer_text, label_text in _pairs(answer, label, extra))
 
 
 def readable(answer: str | None, label: str, extra: Mapping | None) -> Verdict:
-  """Returns RIGHT iff the label can be read, so that it can be compared with other spellings; else UNPARSEABLE.
+  """Checks a label; this is the verifier "math" in the mode "labels".
 
-  `answer` and `extra` are not read.
+  Returns RIGHT iff the label can be read, so that it can be compared with other spellings, else UNPARSEABLE. `answer`
+  and `extra` are not read; they are there because all verifiers take them. Must run in a worker process.
   """
   settled = quickly_readable(answer, label, extra)
   if settled is not None:
@@ -99,10 +106,10 @@ def readable(answer: str | None, label: str, extra: Mapping | None) -> Verdict:
 
 
 def quickly_readable(answer: str | None, label: str, extra: Mapping | None) -> Verdict | None:
-  """Returns the verdict of `readable` if it needs no parser, else None. Fast and safe on any text.
+  """Returns the verdict of `readable`, which takes the same arguments, if it needs no parser, else None.
 
-  It is RIGHT for a number and for a word, UNPARSEABLE for a text that is blank, too long, unprintable or too deeply
-  nested.
+  Fast and safe on any text. It is RIGHT for a number and for a word, UNPARSEABLE for a text that is blank, too long,
+  unprintable or too deeply nested.
   """
   if not label.strip() or len(label) > MAX_ANSWER or _is_refused(label):
     return UNPARSEABLE
@@ -113,7 +120,10 @@ def quickly_readable(answer: str | None, label: str, extra: Mapping | None) -> V
 
 
 def warm() -> None:
-  """Imports Math-Verify and fills some caches of its grammar, so that forked children inherit both."""
+  """Imports Math-Verify and fills some caches of its grammar, so that forked children inherit both.
+
+  Takes seconds. Call it once, before a process forks children that grade.
+  """
   for text in _WARMING_TEXTS:
     _parse(text)
   _parse.cache_clear()
