@@ -50,7 +50,10 @@ def finite(value: object) -> Any:
 
 
 def write_json(path: Path, value: object) -> None:
-  """Writes a value as an indented JSON file, as `finite` and `write_atomic` do."""
+  """Writes a value as an indented JSON file with sorted keys, as a whole or not at all.
+
+  Infinity and NaN become null. Raises StorageError, with the path, where the file can't be written.
+  """
   write_atomic(path, json.dumps(finite(value), indent=1, sort_keys=True, default=list) + "\n")
 
 
@@ -146,7 +149,10 @@ def _same(default, value) -> bool:
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping]) -> None:
-  """Writes rows as a JSON Lines file and replaces the whole file, so that a resumed run doubles no row."""
+  """Writes rows as a JSON Lines file and replaces the whole file, so that a resumed run doubles no row.
+
+  Infinity and NaN become null; no rows give an empty file. Raises StorageError where it can't be written.
+  """
   write_atomic(path, "".join(json.dumps(finite(row)) + "\n" for row in rows))
 
 
@@ -192,7 +198,10 @@ class Logbook:
     self._file = self._path.open("a", encoding="utf-8")
 
   def write(self, step: int, metrics: Mapping[str, float]) -> None:
-    """Writes the metrics of a step. Raises StorageError where they can't be written."""
+    """Writes the metrics of a step, numbers by name, as one line of JSON with the key step; NaN and infinity as null.
+
+    Raises StorageError where they can't be written.
+    """
     values = {name: float(value) for name, value in metrics.items()}
     line = json.dumps({"step": step} | finite(values)) + "\n"
     with disk.writing(self._path, len(line)):
@@ -237,7 +246,11 @@ class Progress:
     self._figures: Mapping[str, float | str] = {}
 
   def __call__(self, step: int, figures: Mapping[str, float | str] | None = None) -> None:
-    """Shows that `step` steps are done, with these figures; None: with the figures that were shown last."""
+    """Shows that `step` steps are done, with these figures: numbers or texts by name.
+
+    None: with the figures that were shown last. A line that would come too soon after the last one is left out, but for
+    the last step.
+    """
     now = time.monotonic()
     self._figures = figures or self._figures
     if step <= self._start + 1:

@@ -21,7 +21,10 @@ def is_remote(name: str | os.PathLike) -> bool:
 
 
 def path(name: str | os.PathLike) -> Path | epath.Path:
-  """Returns the path of a name: of epath for an object store, else absolute and with `~` expanded."""
+  """Returns the path of a name: an epath.Path for the address of an object store, such as gs://bucket/run.
+
+  Any other name gives an absolute pathlib.Path with `~` expanded.
+  """
   return epath.Path(name) if is_remote(name) else Path(os.path.expanduser(name)).absolute()
 
 

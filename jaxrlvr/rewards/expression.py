@@ -95,8 +95,9 @@ def looks_at_votes(terms: Terms) -> bool:
 
 
 def grade_terms(terms: Terms, answers: Answers, grade: Grade) -> tuple[Graded, dict[str, Graded]]:
-  """Grades the answers; returns the whole reward, and the grades of each factor by its text.
+  """Grades the answers; returns (grades of the whole reward, grades of each factor by its text, as "random(0.3)").
 
+  `terms`: what `parse` returned. `grade`: takes jobs and returns a verdict for each, in their order.
   An answer that one factor can't score is unscored, with the cause of the first such factor.
   """
   graded: dict[Factor, Graded] = {}

@@ -14,12 +14,19 @@ from jaxrlvr.text.answer import stated
 
 
 def grade_by_label(answers: Answers, grade: Grade) -> Graded:
-  """Pays 1 for an answer that equals the problem's label, which may be wrong."""
+  """Pays the verifier's score (1 if equal, else 0) for an answer against the problem's label, which may be wrong.
+
+  `grade`: takes jobs and returns a verdict for each, in their order. A response that could not be graded is unscored.
+  """
   return grade_against(answers, [problem.label for problem in answers.problems], grade)
 
 
 def grade_by_truth(answers: Answers, grade: Grade) -> Graded:
-  """Pays 1 for a truly right answer: used by evaluation, and logged by every run beside its reward."""
+  """Pays the verifier's score (1 if equal, else 0) for an answer against the problem's truth.
+
+  Evaluation uses it, and every run logs it beside its reward. `grade`: takes jobs and returns a verdict for each, in
+  their order. A response that could not be graded is unscored.
+  """
   return grade_against(answers, [problem.truth for problem in answers.problems], grade)
 
 

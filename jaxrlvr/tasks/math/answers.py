@@ -88,8 +88,8 @@ class Scalar(NamedTuple):
 class Bracketed(NamedTuple):
   """Items in order between brackets: a tuple, or an interval of two items."""
 
-  opening: str  # "(" or "["
-  closing: str  # ")" or "]"
+  opening: str  # such as "(" or "["; "row" for a row of a matrix
+  closing: str  # such as ")" or "]"; "row" for a row of a matrix
   items: tuple  # of answer values
 
 
