@@ -13,12 +13,18 @@ from jaxrlvr.tasks.verdicts import UNPARSEABLE
 
 
 def random_reward(answers: Answers, grade: Grade, rate: float = 0.5) -> Graded:
-  """Pays 1 with probability `rate`, else 0, whatever was answered."""
+  """Pays 1 with probability `rate` (0 to 1), else 0, whatever was answered; `grade` is not called.
+
+  The draw is a function of seed, step, problem and sample alone.
+  """
   return graded_by_value(uniform(answers, "random reward") < rate)
 
 
 def inverse(answers: Answers, grade: Grade) -> Graded:
-  """Pays 1 for an answer that differs from the label, 0 for a response without an answer that the verifier can read."""
+  """Pays 1 for an answer that differs from the label, 0 for a response without an answer that the verifier can read.
+
+  `grade`: takes jobs and returns a verdict for each, in their order. A response that could not be graded is unscored.
+  """
   graded = grade_by_label(answers, grade)
   has_answer_PG = np.array(graded.cause_PG, object) != UNPARSEABLE.cause
   value_PG = np.where(has_answer_PG & graded.scored_PG, 1.0 - graded.value_PG, 0.0)

@@ -7,12 +7,12 @@ from jaxrlvr.rewards.types import Answers, Graded, graded_by_value
 
 
 def self_certainty(answers: Answers, grade: Grade) -> Graded:
-  """Pays the mean self-certainty of the response's tokens (Intuitor)."""
+  """Pays the mean self-certainty of the response's tokens, in nats (Intuitor); `grade` is not called."""
   return graded_by_value(answers.statistics["certainty"])
 
 
 def token_entropy(answers: Answers, grade: Grade) -> Graded:
-  """Pays the negative mean entropy of the response's tokens."""
+  """Pays the negative mean entropy of the response's tokens, in nats; `grade` is not called."""
   return graded_by_value(-answers.statistics["entropy"])
 
 

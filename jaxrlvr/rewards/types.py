@@ -35,7 +35,10 @@ class Graded(NamedTuple):
 
 
 def graded_by_value(value_PG: np.ndarray | Sequence[Sequence[float]]) -> Graded:
-  """Returns the values [P,G] as grades; a value that is not finite is unscored, with the cause "error"."""
+  """Returns the values [P,G] as float32 grades without elections.
+
+  A value that is not finite is unscored, with the cause "error"; the cause of others is "".
+  """
   value_PG = np.asarray(value_PG, np.float32)
   scored_PG = np.isfinite(value_PG)
   return Graded(value_PG, scored_PG, np.where(scored_PG, "", "error").tolist())

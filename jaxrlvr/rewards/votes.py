@@ -12,7 +12,11 @@ from jaxrlvr.text.answer import FORMATS
 
 
 def majority_vote(answers: Answers, grade: Grade) -> Graded:
-  """Pays 1 for the most frequent answer of the group, 0 for others."""
+  """Pays 1 for the most frequent answer among a problem's samples, 0 for others and for responses without an answer.
+
+  `grade`: takes jobs and returns a verdict for each, in their order. An answer that could not be compared with the most
+  frequent one is unscored.
+  """
   votes_PG = [[True] * len(responses) for responses in answers.response_PG]
   return pay_winner(answers, votes_PG, grade)
 
@@ -27,7 +31,9 @@ def majority_vote_thinking(answers: Answers, grade: Grade) -> Graded:
 def pay_winner(answers: Answers, votes_PG: Sequence[Sequence[bool]] | np.ndarray, grade: Grade) -> Graded:
   """Pays 1 for the most frequent answer among the responses that vote, and 0 to a response that does not vote.
 
-  votes_PG: True where a response votes. Where none of a group votes, all get 0.
+  votes_PG: True where a response votes. Where none of a group votes, all get 0. `grade`: takes jobs and returns a
+  verdict for each, in their order. An answer that could not be compared with the most frequent one is unscored. The
+  grades hold the elections, one a problem.
   """
   answer_PG = []
   for responses, votes_G in zip(answers.response_PG, votes_PG, strict=True):
