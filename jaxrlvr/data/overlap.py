@@ -42,7 +42,7 @@ def normalised(messages: Sequence[Mapping[str, str]]) -> str:
 
 
 def prompt_digest(problem: Problem) -> str:
-  """Returns a digest of the problem's normalised prompt; equal prompts have equal digests."""
+  """Returns a digest of the problem's normalised prompt, 16 hexadecimal digits; equal prompts have equal digests."""
   return hashlib.blake2b(normalised(problem.messages).encode(), digest_size=8).hexdigest()
 
 

@@ -48,8 +48,11 @@ def load(
   """Returns `count` problems: of a generator (a key of GENERATORS), or the first that `read` reads; 0: all of these.
 
   split, levels, kinds, seed: of generated problems. files: which split of a folder's files to read. without: True for a
-  problem to leave out, which does not count. The other parameters are those of `columns.load`. Logs a warning if it
-  drops problems. Raises InputError where there are fewer than `count`.
+  problem to leave out, which does not count. verifier, columns, system, skip_bad, copies and key say how rows become
+  problems, as in `columns.load`: verifier: "auto", "math", "graph" or "choice"; columns: entries TARGET=COLUMN; system:
+  a system message for prompts without one; skip_bad: how many unusable rows to leave out; copies: "drop", "keep" or
+  "error"; key: the config key to name in messages. count 0: all problems of the files; an error for a generator. Logs a
+  warning if it drops problems. Raises InputError where there are fewer than `count`.
   """
   if source in GENERATORS:
     if not count:

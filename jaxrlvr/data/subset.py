@@ -10,7 +10,7 @@ from jaxrlvr.base.errors import InputError
 
 
 def bins(solve_counts: Sequence[int], samples: int = 16) -> dict[int, np.ndarray]:
-  """Returns the indices of the problems solved 1, 2, ..., samples - 1 times, by that number.
+  """Returns the indices of the problems solved n times, an integer array for each n in 1, 2, ..., samples - 1, by n.
 
   Problems solved never or always are in no bin. solve_counts: how many of `samples` samples solve each problem. Raises
   InputError for a count that is no whole number from 0 to `samples`.
