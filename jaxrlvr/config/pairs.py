@@ -197,7 +197,8 @@ IMPOSSIBLE: tuple[Impossible, ...] = (
   Impossible(
     ("evaluate.pass_k", "evaluate.samples"),
     lambda c: max(c.evaluate.pass_k) > c.evaluate.samples,
-    "config.evaluate.pass_k goes beyond config.evaluate.samples",
+    "config.evaluate.pass_k = {c.evaluate.pass_k} goes beyond config.evaluate.samples = {c.evaluate.samples}; leave "
+    "out the larger k, or raise the samples",
   ),
   Impossible(
     ("mesh.data", "mesh.fsdp", "mesh.tensor"),

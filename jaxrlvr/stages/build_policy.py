@@ -398,8 +398,9 @@ def _load_params(run: Path, shapes: dict, shardings: dict) -> tuple[dict, dict]:
   last_step = logbook.read_json(run / "summary.json").get("steps")
   if meta["step"] != last_step:
     raise InputError(
-      f"config.init = {str(run)!r}: its last whole checkpoint is of step {meta['step']}, its end is {last_step}; "
-      "finish it by the command that made it, with --resume=check"
+      f"config.init = {str(run)!r}: its last whole checkpoint is of step {meta['step']}, and "
+      + ("the run is not finished" if last_step is None else f"it ended at step {last_step}")
+      + "; finish it by the command that made it, with --resume=check"
     )
   origin_of_training = meta.get("origin", {})
   return params, {

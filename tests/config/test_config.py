@@ -45,7 +45,7 @@ BAD = (
   ("model.kv_heads=3", "multiple of config.model.kv_heads"),
   ("model.head_dim=5", "an even number from 2: RoPE rotates pairs"),
   ("model.dtype=float16", "one of float32, bfloat16"),
-  ("evaluate.pass_k=32", "goes beyond config.evaluate.samples"),
+  ("evaluate.pass_k=32", "goes beyond config.evaluate.samples = 16; leave"),
   ("text.facts=0.95", "is above 1"),
   ("sft.levels=9", "one or more, each one of 1, 2, 3, 4, 5"),
   ("sft.levels=()", "one or more"),
