@@ -66,7 +66,7 @@ class Template:
         if characters > MAX_RENDERED_CHARACTERS:
           raise OverflowError(f"makes over {MAX_RENDERED_CHARACTERS} characters")
     except Exception as error:  # a template may raise whatever Python raises
-      roles = [message["role"] for message in messages]
+      roles = [message.get("role") for message in messages]
       cure = ""
       if "strftime_now" in str(error):
         cure = "; a prompt must not depend on the day: use strftime_now only where it `is defined`"

@@ -12,6 +12,7 @@ from helpers.hf_directories import ENDLESS, START, STYLES, TURNS, USER, write_to
 from jaxrlvr.base.errors import InputError
 from jaxrlvr.text.hf_tokenizer import HuggingFace
 from jaxrlvr.text.stop_strings import automaton
+from jaxrlvr.text.template import Template
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -306,3 +307,9 @@ def test_digest_covers_the_template(tmp_path):
   before = HuggingFace(tmp_path).digest
   (tmp_path / "chat_template.jinja").write_text("x")
   assert HuggingFace(tmp_path).digest != before
+
+
+def test_a_refused_message_without_a_role_is_an_input_error():
+  template = Template("{% if not messages[0].get('role') %}{{ raise_exception('no role') }}{% endif %}", {})
+  with pytest.raises(InputError, match=r"refuses messages of roles \[None\].*no role"):
+    template.render([{"content": "a"}])
