@@ -68,7 +68,7 @@ def _size(name: str) -> Size:
   rl, m = c.rl, c.model
   fields = ("vocab", "width", "layers", "heads", "kv_heads", "head_dim", "mlp", "rope_theta", "qkv_bias", "tied")
   model = {name: m[name] for name in (*fields, "dtype", "remat")}
-  model["vocab"] = m.vocab or c.text.vocab  # 0: the tokenizer's of the embedded models
+  model["vocab"] = m.vocab or c.text.vocab  # 0: the tokenizer's of the built-in models
   rows = rl.problems_per_step * rl.group_size
   return Size(
     model, rl.problems_per_step, rl.group_size, rl.prompt_tokens, rl.response_tokens, rows, rows // rl.microbatches,

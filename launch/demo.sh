@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From nothing to a trained policy and a report, on a CPU: makes .venv, installs, runs the embedded default.
+# From nothing to a trained policy and a report, on a CPU: makes .venv, installs, runs the built-in default.
 #   bash launch/demo.sh [WORKDIR] [--config.key=value ...]
 # Needs Python >= 3.11 (PYTHON names another than python3) and access to a package index. The same command goes on
 # with an interrupted run; for another one name another directory. Default: runs/demo.

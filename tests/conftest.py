@@ -24,7 +24,7 @@ import jax
 import pytest
 
 from helpers.serving import Server
-from jaxrlvr.data import embedded_text
+from jaxrlvr.data import built_in_text
 from jaxrlvr.device import keys
 from jaxrlvr.grading.service import Service
 from jaxrlvr.model import spec as policy_spec
@@ -128,9 +128,9 @@ def rich_params(rich_spec):
 
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory):
-  """SentencePiece trained on a little of each of the embedded texts."""
-  mix = embedded_text.Mix((1, 4), 0.2, 0.3)
-  texts = [embedded_text.document_text(write(0, n, mix)) for write in embedded_text.TEXTS.values() for n in range(300)]
+  """SentencePiece trained on a little of each of the built-in texts."""
+  mix = built_in_text.Mix((1, 4), 0.2, 0.3)
+  texts = [built_in_text.document_text(write(0, n, mix)) for write in built_in_text.TEXTS.values() for n in range(300)]
   return train_sentencepiece(texts, tmp_path_factory.mktemp("tokenizer") / "t.model", 400)
 
 

@@ -10,9 +10,9 @@ import numpy as np
 
 from jaxrlvr.base.errors import InputError
 from jaxrlvr.base.types import Problem
+from jaxrlvr.data import built_in_text, files, hub
 from jaxrlvr.data import columns as layout
-from jaxrlvr.data import embedded_text, files, hub
-from jaxrlvr.data.embedded_text import Text
+from jaxrlvr.data.built_in_text import Text
 from jaxrlvr.data.prepared import text as checked
 from jaxrlvr.data.problems import shuffled
 from jaxrlvr.text.tags import THINK, THINK_END
@@ -100,7 +100,7 @@ def pairs(
       f"{THINK}...{THINK_END}, or train the other arm (sft.thinking=False)"
     )
   usable = traced or closed
-  fits = [problem for problem in usable if len(embedded_text.document(longest(problem), tokenizer).ids) <= max_tokens]
+  fits = [problem for problem in usable if len(built_in_text.document(longest(problem), tokenizer).ids) <= max_tokens]
   right = verified([(problem, problem.extra["solution"]) for problem in fits]) if verified else [True] * len(fits)
   kept = [problem for problem, keep in zip(fits, right, strict=True) if keep]
   counts = {

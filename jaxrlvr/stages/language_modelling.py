@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from jaxrlvr.base import logbook
 from jaxrlvr.base.errors import InputError
 from jaxrlvr.base.types import Problem
-from jaxrlvr.data import corpus, embedded_text
+from jaxrlvr.data import built_in_text, corpus
 from jaxrlvr.data.columns import counts_in_words
 from jaxrlvr.data.problems import shuffled
 from jaxrlvr.device import multihost, sharding
@@ -40,7 +40,7 @@ _PROBE = ({"role": "user", "content": "?"},)
 class Texts(NamedTuple):
   """The documents that a stage trains on."""
 
-  text: Callable[[int], embedded_text.Text]  # returns the document of a number, for any number from 0 on
+  text: Callable[[int], built_in_text.Text]  # returns the document of a number, for any number from 0 on
   known: dict  # figures about the files that they come from, for manifest and summary; {}: they are built in
   tokens: list[int] | None = (
     None  # lengths of the documents of all epochs, in order; None: `steps` says how many are read
@@ -48,12 +48,12 @@ class Texts(NamedTuple):
   problems: Sequence[Problem] = ()  # the problems whose solutions they are
 
 
-def mix(config: ConfigDict, stage: str) -> embedded_text.Mix:
+def mix(config: ConfigDict, stage: str) -> built_in_text.Mix:
   """Returns the shares of each kind of built-in text that a stage, "pretrain", "cpt" or "sft", trains on."""
   t = config.text
   if stage == "sft":
-    return embedded_text.Mix(config.sft.levels, thinking=config.sft.thinking, terse=config.sft.terse)
-  return embedded_text.Mix(t.levels, t.filler, t.facts, t.careful, t.guess_right, kinds=t.kinds)
+    return built_in_text.Mix(config.sft.levels, thinking=config.sft.thinking, terse=config.sft.terse)
+  return built_in_text.Mix(t.levels, t.filler, t.facts, t.careful, t.guess_right, kinds=t.kinds)
 
 
 def tokenizer(config: ConfigDict, workdir: str | Path) -> dict:
@@ -67,11 +67,11 @@ def tokenizer(config: ConfigDict, workdir: str | Path) -> dict:
     run.begin()
     progress = run.progress(1)
     documents = []
-    documents_of_each = config.text.documents // len(embedded_text.TEXTS)
-    for stage, text in embedded_text.TEXTS.items():
+    documents_of_each = config.text.documents // len(built_in_text.TEXTS)
+    for stage, text in built_in_text.TEXTS.items():
       shares = mix(config, stage)
       for number in range(documents_of_each):
-        documents.append(embedded_text.document_text(text(config.seed, number, shares)))
+        documents.append(built_in_text.document_text(text(config.seed, number, shares)))
     trained = train_sentencepiece(documents, run.workdir / build_policy.TOKENIZER_FILE, config.text.vocab)
     progress(1, {"tokens": trained.vocab_size})
     return run.finish(vocab=trained.vocab_size)
@@ -117,7 +117,7 @@ def _sft_texts(config: ConfigDict, tokenizer: Tokenizer) -> Texts:
     return Texts(text, known, None, problems)
   tokens_of_problem = []
   for problem in problems:
-    document = embedded_text.document(corpus.response(problem, s.thinking), tokenizer)
+    document = built_in_text.document(corpus.response(problem, s.thinking), tokenizer)
     tokens_of_problem.append(len(document.ids))
   tokens = []
   for number in range(s.epochs * len(problems)):
@@ -147,9 +147,9 @@ def check_thinking(thinking: bool, tokenizer: Tokenizer) -> None:
     )
 
 
-def _built_in(seed: int, stage: str, shares: embedded_text.Mix, number: int) -> embedded_text.Text:
+def _built_in(seed: int, stage: str, shares: built_in_text.Mix, number: int) -> built_in_text.Text:
   """Returns the built-in document of a number."""
-  return embedded_text.TEXTS[stage](seed, number, shares)
+  return built_in_text.TEXTS[stage](seed, number, shares)
 
 
 def _agree_with_labels(service: Service, reading: str, pairs: Sequence[tuple[Problem, str]]) -> list[bool]:
@@ -200,7 +200,7 @@ def _train(stage: str, config: ConfigDict, run: Run) -> dict:
     return run.summary
   build_policy.keep_policy(config, policy, run.workdir, documents.problems)
   # A document that fits no row of a batch any more is asked for again by the next batch.
-  document = functools.lru_cache(2)(lambda number: embedded_text.document(documents.text(number), policy.tokenizer))
+  document = functools.lru_cache(2)(lambda number: built_in_text.document(documents.text(number), policy.tokenizer))
   with jax.set_mesh(policy.mesh), jax.transfer_guard("disallow"):
     state, meta = run.restore(build_policy.fresh_state(policy, optimizer))
     start, cursor = (meta["step"], tuple(meta["cursor"])) if meta else (0, (0, 0))

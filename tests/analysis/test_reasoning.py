@@ -193,7 +193,7 @@ def strategy(text):
   return exact.strategy(parse_response(text, "boxed"))
 
 
-def test_strategies_of_the_embedded_domain():
+def test_strategies_of_the_built_in_domain():
   def trace(*lines):
     return arithmetic.respond("\n".join(lines), "1")
 

@@ -12,7 +12,7 @@ from helpers.hf_directories import USER, write_tokenizer
 from jaxrlvr.base.errors import InputError
 from jaxrlvr.base.types import Problem
 from jaxrlvr.config import files as configs
-from jaxrlvr.data import corpus, embedded_text
+from jaxrlvr.data import built_in_text, corpus
 from jaxrlvr.data import files as rows
 from jaxrlvr.stages import language_modelling
 from jaxrlvr.text.answer import parse_response
@@ -23,7 +23,7 @@ from jaxrlvr.training.packing import pack, rows_of
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
-  texts = [embedded_text.document_text(embedded_text.cpt(0, n, embedded_text.Mix((1, 3)))) for n in range(300)]
+  texts = [built_in_text.document_text(built_in_text.cpt(0, n, built_in_text.Mix((1, 3)))) for n in range(300)]
   return train_sentencepiece(texts, tmp_path_factory.mktemp("tokenizer") / "t.model", 400)
 
 
@@ -95,7 +95,7 @@ def test_rows_without_text_are_named_or_counted(tmp_path):
 def test_skipped_rows_leave_no_trace_in_a_batch(tmp_path, tokenizer):
   pyarrow.parquet.write_table(pyarrow.table({"text": ["1+1=2", None, "2+2=4"]}), tmp_path / "a.parquet")
   made = corpus.TextRows(str(tmp_path), "text", 0, skip_bad=1)
-  packed, _ = pack(lambda n: embedded_text.document(made(n), tokenizer), (0, 0), 2, 64)
+  packed, _ = pack(lambda n: built_in_text.document(made(n), tokenizer), (0, 0), 2, 64)
   for row in range(2):
     segments = packed.segments_BT[row]
     assert set(range(1, segments.max() + 1)) == set(segments[segments > 0])
@@ -121,7 +121,7 @@ def test_both_arms_train_on_the_same_prompts(tmp_path, tokenizer):
   found, counts = corpus.pairs(str(path), COLUMNS, tokenizer, 50, verified=verified)
   assert (counts["rows"], counts["copies"], counts["too_long"], counts["wrong"]) == (13, 1, 4, 1)
   assert len(found) == 7 and len(asked) == 8  # only what fits is checked
-  lengths = [len(embedded_text.document(corpus.response(p, True), tokenizer).ids) for p in found]
+  lengths = [len(built_in_text.document(corpus.response(p, True), tokenizer).ids) for p in found]
   assert max(lengths) <= 50
   assert len(corpus.pairs(str(path), COLUMNS, tokenizer, max(lengths)).problems) == 8
   edge, counts = corpus.pairs(str(path), COLUMNS, tokenizer, max(lengths) - 1)
@@ -131,7 +131,7 @@ def test_both_arms_train_on_the_same_prompts(tmp_path, tokenizer):
     with_trace, alone = thinking(number), direct(number)
     assert with_trace.problem is alone.problem and with_trace.masked and alone.masked
     assert with_trace.text == f"<think>\n{alone.problem.extra['trace'].strip()}\n</think>\n\n{alone.text}"
-    document = embedded_text.document(alone, tokenizer)
+    document = built_in_text.document(alone, tokenizer)
     assert document.prompt == len(tokenizer.render(alone.problem.messages))
     assert tokenizer.decode(document.ids[document.prompt : -1]) == alone.problem.extra["solution"] == alone.text
   orders = [[thinking(7 * e + n).problem.id for n in range(7)] for e in range(3)]
@@ -154,7 +154,7 @@ def test_the_stages_take_their_text_from_files(folder, tokenizer):
   path = write_jsonl(folder.parent / "sft.jsonl", lines)
   config = configs.base()
   text, known, *_ = language_modelling.texts(config, "cpt", tokenizer)
-  assert text(3) == embedded_text.cpt(0, 3, language_modelling.mix(config, "cpt")) and known == {}
+  assert text(3) == built_in_text.cpt(0, 3, language_modelling.mix(config, "cpt")) and known == {}
   changes = {"cpt.source": str(folder), "sft.source": str(path), "sft.columns": COLUMNS, "verify.workers": 1}
   config = configs.derive(config, changes | {"sft.thinking": False})
   text, known, *_ = language_modelling.texts(config, "cpt", tokenizer)
@@ -220,7 +220,7 @@ def test_targets_add_only_what_the_template_left_out(tmp_path, end):
   theirs = HuggingFace(tmp_path)
   problem = Problem("p", USER, "", "", "math", {"trace": "5*7=35", "solution": "\\boxed{35}"})
   for arm in (True, False):
-    document = embedded_text.document(corpus.response(problem, arm), theirs)
+    document = built_in_text.document(corpus.response(problem, arm), theirs)
     prompt, target = theirs.decode(document.ids[: document.prompt]), theirs.decode(document.ids[document.prompt : -1])
     assert document.ids[: document.prompt] == theirs.render(USER) and document.ids[-1] == theirs.eos_ids[0]
     whole = (prompt + target).partition("assistant\n")[2]
@@ -246,7 +246,7 @@ def test_epochs_show_each_document_as_often_in_both_arms(tmp_path, tokenizer, ar
   changes = {"sft.source": str(path), "sft.columns": COLUMNS[:3], "sft.steps": 0, "sft.epochs": 3}
   config = configs.derive(configs.base(), changes | {"sft.thinking": arm})
   text, _, tokens, _ = language_modelling.texts(config, "sft", tokenizer)
-  document = functools.cache(lambda number: embedded_text.document(text(number), tokenizer))
+  document = functools.cache(lambda number: built_in_text.document(text(number), tokenizer))
   assert [len(document(number).ids) for number in range(33)] == tokens
   for rows_, length in ((2, 64), (3, 80), (2, 20), (1, max(tokens))):
     steps, cursor, seen = -(-rows_of(tokens, length) // rows_), (0, 0), 0

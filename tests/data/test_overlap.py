@@ -130,7 +130,7 @@ def test_each_stage_hands_on_what_its_policy_was_trained_on(tmp_path, spec):
   def of(*texts):
     return overlap.prompt_digests(map(problem, texts))
 
-  assert run("embedded", "") is None and run("sft", "embedded", "a", "b") == of("a", "b")
+  assert run("built-in", "") is None and run("sft", "built-in", "a", "b") == of("a", "b")
   assert run("cpt", "sft") == of("a", "b") and run("rl", "cpt", "c") == of("a", "b", "c")
 
 

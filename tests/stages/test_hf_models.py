@@ -462,7 +462,7 @@ def test_grpo_from_an_imported_model_and_out_again(tmp_path, family, style):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_an_embedded_policy_goes_out_and_in(tmp_path):
+def test_a_built_in_policy_goes_out_and_in(tmp_path):
   transformers = pytest.importorskip("transformers")
   tokenizer, trained, out = tmp_path / "tokenizer", tmp_path / "pretrain", tmp_path / "out"
   assert run("tokenizer", "--config=smoke", f"--workdir={tokenizer}") == 0

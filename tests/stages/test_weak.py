@@ -398,7 +398,7 @@ EXPERIMENTS = [
 
 @pytest.mark.parametrize(("name", "arg"), EXPERIMENTS)
 def test_configs_of_the_study_run_small(tmp_path, init, official, name, arg):
-  """Their real prompts and labels on an embedded policy: every path runs, the score means nothing."""
+  """Their real prompts and labels on a built-in policy: every path runs, the score means nothing."""
   words = ",".join(filter(None, (arg, "tiny", f"data={official}")))
   c = configs.load(f"{name}:{words}", {"init": str(init)})
   summary = STAGES["rl"](c, tmp_path / "rl")
