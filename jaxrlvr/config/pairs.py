@@ -76,7 +76,7 @@ IMPOSSIBLE: tuple[Impossible, ...] = (
   ),
   Impossible(
     ("rl.votes", "rl.reward"),
-    lambda c: c.rl.votes and not expression.looks_at_votes(expression.parse(c.rl.reward)),
+    lambda c: c.rl.votes and not expression.needs_votes(expression.parse(c.rl.reward)),
     "config.rl.votes is set, but config.rl.reward pays each response without a vote; set it to 0",
   ),
   Impossible(

@@ -1,4 +1,4 @@
-"""Random numbers of rewards, each a function of its address alone: neither the batch nor a restart changes one."""
+"""Random numbers of rewards. Each depends on its address alone, so that neither the batch nor a restart changes it."""
 
 from __future__ import annotations
 
@@ -6,21 +6,26 @@ import hashlib
 
 import numpy as np
 
-from jaxrlvr.base.types import Problem
 from jaxrlvr.rewards.types import Answers
+
+_DRAW_BYTES = 6  # 48 bits, which a float64 holds exactly
 
 
 def uniform(answers: Answers, stream: str) -> np.ndarray:
-  """Returns draws [P,G] from [0, 1), each a function of seed, `stream`, step, problem and sample alone.
+  """Returns one uniform draw from [0, 1) for each response, float64 [P,G].
 
-  stream: a name, different for draws that must be independent.
+  A draw depends only on `answers.seed`, `answers.step`, the problem's id, the response's number in `answers.sample_PG`,
+  and `stream`. The same five give the same draw, in any batch and in any run.
+  stream: any text that names what the draws are for. Draws of different streams are independent.
   """
-
-  def number(problem: Problem, sample: int) -> float:
-    address = f"{answers.seed}/{stream}/{answers.step}/{sample}/{problem.id}".encode()
-    return int.from_bytes(hashlib.blake2b(address, digest_size=6).digest(), "little") / 2**48
-
-  draws = []
+  draw_PG = []
   for problem, samples in zip(answers.problems, answers.sample_PG, strict=True):
-    draws.append([number(problem, sample) for sample in samples])
-  return np.array(draws)
+    addresses = [f"{answers.seed}/{stream}/{answers.step}/{sample}/{problem.id}" for sample in samples]
+    draw_PG.append([_uniform_at(address) for address in addresses])
+  return np.array(draw_PG)
+
+
+def _uniform_at(address: str) -> float:
+  """Returns the number in [0, 1) that belongs to an address: the first 48 bits of its BLAKE2b hash."""
+  digest = hashlib.blake2b(address.encode(), digest_size=_DRAW_BYTES).digest()
+  return int.from_bytes(digest, "little") / 256**_DRAW_BYTES

@@ -9,10 +9,13 @@ from jaxrlvr.rewards.types import Answers, Graded
 
 
 def add_noise(graded: Graded, answers: Answers, false_positive: float, false_negative: float) -> Graded:
-  """Returns a binary reward with noise: turns a 0 into 1 at the rate false_positive, a 1 into 0 at false_negative.
+  """Returns the grades with noise: a 0 becomes 1 with probability false_positive, a 1 becomes 0 with false_negative.
 
-  Both rates are probabilities from 0 to 1. `graded`: values of 0 and 1 only. `answers`: the responses that were graded;
-  the draws are a function of their seed, step, problem and sample alone. Which responses are scored does not change.
+  Both probabilities are from 0 to 1, which is not checked here. The causes, the elections and which responses are
+  scored stay as they are.
+
+  graded: grades whose values are all 0 or 1. answers: the responses that were graded. The noise of each depends only on
+  their seed and step, the problem's id and the sample's number, so that a resumed run draws the same noise.
   """
   u_PG = uniform(answers, "noise")
   stays_1_PG = u_PG >= false_negative

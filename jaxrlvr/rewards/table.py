@@ -12,11 +12,17 @@ from jaxrlvr.text.answer import FORMATS
 
 
 class Reward(NamedTuple):
-  """What a name in `rl.reward` stands for."""
+  """A row of REWARDS: a function that pays responses, and what its callers must know of it.
 
-  function: Callable[..., Graded]  # (answers, grade, *arguments in the expression) -> grades
-  binary: bool = True  # always 0 or 1
-  votes: bool = False  # needs all `rl.votes` samples, also those that are not trained on
+  The function is called as function(answers, grade, *arguments) and returns a `Graded` with the P and G of the answers.
+  answers: an `Answers`. grade: takes a list of `grading.Job` and returns a `Verdict` for each, in their order; a reward
+  that needs no verifier does not call it. arguments: the numbers that the expression in `rl.reward` gives, which
+  `random(0.3)` alone has. A function raises nothing for a response that it can't grade: it leaves it unscored.
+  """
+
+  function: Callable[..., Graded]
+  binary: bool = True  # whether all values are 0 or 1
+  votes: bool = False  # whether it compares a problem's samples, so that it needs all `rl.votes` of them
 
 
 # Keys: names in `rl.reward`. Comments say what pays.
@@ -25,9 +31,8 @@ REWARDS: dict[str, Reward] = {
   "inverse": Reward(spurious.inverse),  # an answer that is not the label's
   "wrong_label": Reward(spurious.wrong_label, votes=True),  # the group's most frequent wrong answer
   "majority_vote": Reward(votes.majority_vote, votes=True),  # the group's most frequent answer (TTRL)
-  "majority_vote_thinking": Reward(
-    votes.majority_vote_thinking, votes=True
-  ),  # likewise, among responses of the thinking format
+  # The most frequent answer among the group's responses that keep thinking_format.
+  "majority_vote_thinking": Reward(votes.majority_vote_thinking, votes=True),
   "self_certainty": Reward(statistics.self_certainty, binary=False),  # Intuitor
   "token_entropy": Reward(statistics.token_entropy, binary=False),  # - mean H(p)
   "sequence_entropy": Reward(statistics.sequence_entropy, binary=False),  # log p(response)

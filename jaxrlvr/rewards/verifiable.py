@@ -14,31 +14,34 @@ from jaxrlvr.text.answer import stated
 
 
 def grade_by_label(answers: Answers, grade: Grade) -> Graded:
-  """Pays the verifier's score (1 if equal, else 0) for an answer against the problem's label, which may be wrong.
+  """Pays each response the verifier's score against its problem's label, which may be wrong.
 
-  `grade`: takes jobs and returns a verdict for each, in their order. A response that could not be graded is unscored.
+  A score is 1 for an answer that equals the label and 0 for any other, and for a response without a readable answer
+  (cause "unparseable"). Some Reasoning Gym tasks also score between 0 and 1. A response that could not be graded is
+  unscored, with the value 0 and the cause "timeout", "memory", "died" or "error".
+
+  grade: takes jobs and returns a verdict for each, in their order. It is called once, with P * G jobs.
   """
-  return grade_against(answers, [problem.label for problem in answers.problems], grade)
+  return _grade_against(answers, [problem.label for problem in answers.problems], grade)
 
 
 def grade_by_truth(answers: Answers, grade: Grade) -> Graded:
-  """Pays the verifier's score (1 if equal, else 0) for an answer against the problem's truth.
+  """Returns each response's score against its problem's truth. It never influences training.
 
-  Evaluation uses it, and every run logs it beside its reward. `grade`: takes jobs and returns a verdict for each, in
-  their order. A response that could not be graded is unscored.
+  Evaluation uses it, and every run logs it beside its reward, as `true_reward`. Scores, unscored responses, causes and
+  `grade` are as in `grade_by_label`.
   """
-  return grade_against(answers, [problem.truth for problem in answers.problems], grade)
+  return _grade_against(answers, [problem.truth for problem in answers.problems], grade)
 
 
-def grade_against(answers: Answers, key_P: Sequence[str], grade: Grade) -> Graded:
-  """Returns grades of every response, by its problem's verifier, against the problem's answer in `key_P`.
+def _grade_against(answers: Answers, expected_P: Sequence[str], grade: Grade) -> Graded:
+  """Returns the verifiers' scores of all responses against one expected answer for each problem.
 
-  `key_P`: one answer for each of the P problems. `grade`: takes jobs and returns a verdict for each, in their order.
   A value is the verdict's score, from 0 to 1, and 0 where the response is unscored.
   """
   jobs = []
-  for problem, key, responses in zip(answers.problems, key_P, answers.response_PG, strict=True):
-    jobs += [Job(problem.verifier, response, key, problem.extra) for response in responses]
+  for problem, expected, responses in zip(answers.problems, expected_P, answers.response_PG, strict=True):
+    jobs += [Job(problem.verifier, response, expected, problem.extra) for response in responses]
   verdicts = grade(jobs)
   shape = (len(answers.problems), -1)
   causes = np.array([verdict.cause for verdict in verdicts], object)
@@ -49,22 +52,36 @@ def grade_against(answers: Answers, key_P: Sequence[str], grade: Grade) -> Grade
 
 
 def labels_right(problems: Sequence[Problem], grade: Grade) -> dict[str, float | None]:
-  """Returns by problem id whether its label is a right answer: 1.0, 0.0, or None where the verifier can't say."""
+  """Returns {problem id: 1.0 if the problem's label is a right answer, 0.0 if it is wrong}.
+
+  The verifier scores the label against the truth, as if a response had stated it. The value is that score, so that
+  Reasoning Gym tasks may also give values between 0 and 1. It is None where the verifier could not grade the label.
+  grade: takes jobs and returns a verdict for each, in their order. It is called once.
+  """
   jobs = [Job(problem.verifier, stated(problem.label), problem.truth, problem.extra) for problem in problems]
   verdicts = grade(jobs)
   return {problem.id: verdict.score for problem, verdict in zip(problems, verdicts, strict=True)}
 
 
-def grade_once(grade: Grade) -> Grade:
-  """Returns a `grade` with a memory: it grades a response against an answer once, for all rewards."""
-  known: dict[tuple, Verdict] = {}
-  kept_alive: list[Job] = []  # so that the id of an `extra` is never that of another
+def with_memory(grade: Grade) -> Grade:
+  """Wraps `grade` into a function that passes on only jobs that it has not seen before, and remembers all verdicts.
+
+  Several rewards and the truth, which ask the same of a step's responses, so share the work. Two jobs are the same if
+  verifier, response and label are equal and `extra` is the very same object. Unscored verdicts are remembered too.
+  The memory grows until the returned function is dropped: make a new one for each batch.
+  """
+  verdict_of: dict[tuple, Verdict] = {}
+  kept_jobs: list[Job] = []  # keeps each `extra` alive, so that no later one gets the same id
 
   def grade_new(jobs: Sequence[Job]) -> list[Verdict]:
     addresses = [(job.verifier, job.response, job.label, id(job.extra)) for job in jobs]
-    new = {address: job for address, job in zip(addresses, jobs, strict=True) if address not in known}
-    known.update(zip(new, grade(list(new.values())), strict=True))
-    kept_alive.extend(new.values())
-    return [known[address] for address in addresses]
+    new_jobs = {}
+    for address, job in zip(addresses, jobs, strict=True):
+      if address not in verdict_of:
+        new_jobs[address] = job
+    verdicts = grade(list(new_jobs.values()))
+    verdict_of.update(zip(new_jobs, verdicts, strict=True))
+    kept_jobs.extend(new_jobs.values())
+    return [verdict_of[address] for address in addresses]
 
   return grade_new

@@ -84,7 +84,7 @@ class Evaluator:
     for name, loaded in self._sets.items():
       rows = []
       for drawn in self._sampler.sweep(weights, loaded, self._batch_size, stream=f"evaluate/{name}"):
-        rows += graded(drawn, step, verifiable.grade_once(self._service.grade))
+        rows += graded(drawn, step, verifiable.with_memory(self._service.grade))
         progress()
         run.raise_if_asked(saved)
       logbook.write_jsonl(run.workdir / "evals" / f"{name}_{step:06d}.jsonl", rows)

@@ -248,7 +248,7 @@ def reward_and_truth(
   own label is right, 1 or 0 (None: unknown), by problem id. grade: grades a list of jobs and returns their verdicts; no
   job is graded twice.
   """
-  grade = verifiable.grade_once(grade)
+  grade = verifiable.with_memory(grade)
   paid, parts = expression.grade_terms(terms, answers, grade)
   true = verifiable.grade_by_truth(answers, grade)
   if any(noise):

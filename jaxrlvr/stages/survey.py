@@ -68,7 +68,7 @@ class Survey:
     sweep = self._sampler.sweep(weights, self._loaded._replace(problems=list(ordered)), size, len(self.rows))
     while len(self.rows) < total:
       self._run.raise_if_asked()
-      yield next(sweep), verifiable.grade_once(self._service.grade)
+      yield next(sweep), verifiable.with_memory(self._service.grade)
 
   def record(self, rows: Sequence[dict]) -> None:
     """Writes the rows of the last batch that was yielded, one for each problem, and adds them to `rows`."""

@@ -16,7 +16,7 @@ from jaxrlvr.rewards.draws import uniform
 from jaxrlvr.rewards.noise import add_noise
 from jaxrlvr.rewards.table import REWARDS
 from jaxrlvr.rewards.types import Answers
-from jaxrlvr.rewards.verifiable import grade_once, labels_right
+from jaxrlvr.rewards.verifiable import labels_right, with_memory
 from jaxrlvr.text.answer import parse_response, stated
 from jaxrlvr.training import loss
 
@@ -48,7 +48,7 @@ def answers(problems=PROBLEMS, texts=TEXTS, statistics=STATISTICS, **more):
 def paid(expression, given=None, grade=None):
   given = given or answers()
   with Service(workers=1) as service:
-    return reward.grade_terms(reward.parse(expression), given, grade_once(grade or service.grade))
+    return reward.grade_terms(reward.parse(expression), given, with_memory(grade or service.grade))
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_sums_and_reals_are_not_binary():
   for text in ("2*verifiable", "verifiable + one_box", "self_certainty*verifiable"):
     assert not reward.is_binary(reward.parse(text))
   assert reward.is_binary(reward.parse("verifiable*random(0.2)"))
-  assert reward.looks_at_votes(reward.parse("one_box + 0.1*majority_vote")) and not reward.looks_at_votes(
+  assert reward.needs_votes(reward.parse("one_box + 0.1*majority_vote")) and not reward.needs_votes(
     reward.parse("one_box")
   )
 
