@@ -174,7 +174,7 @@ def run(argv: Sequence[str] | None = None) -> None:
   signals.install()
   signals.follow_parent()
   cpu_malloc.keep()
-  with escape.streams():
+  with escape.visible_output():
     if argv is not None:
       raise SystemExit(_command(argv))
     try:

@@ -6,25 +6,26 @@ import contextlib
 import sys
 import threading
 from collections.abc import Iterable, Iterator
-from typing import TextIO
+from typing import Any, TextIO
 
 
 def visible(text: str, kept: str = "\n\t") -> str:
   """Returns the text with every unprintable character, such as U+001B, replaced by a sign, such as ⟨U+001B⟩.
 
-  Unprintable are characters that print nothing, move the cursor or change the writing direction. Those in `kept` stay.
+  Unprintable are characters that print nothing, move the cursor or change the writing direction, the carriage return
+  among them, and halves of surrogate pairs. kept: characters that stay although they are unprintable.
   """
   return "".join(c if c.isprintable() or c in kept else f"⟨U+{ord(c):04X}⟩" for c in text)
 
 
-_libraries_write = [True]  # one entry: whether `VisibleStream` takes writes of threads that Python did not start
+_libraries_write = [True]  # one entry: whether `VisibleStream` prints writes of threads that Python did not start
 
 
 def let_libraries_write(allowed: bool) -> None:
-  """Sets whether `VisibleStream` prints, or drops, what threads write that Python did not start.
+  """Sets whether every `VisibleStream` prints text from the threads of libraries written in C++ (at first it does).
 
-  Such threads belong to libraries. After a failed save, for which one line is printed, each write that was still under
-  way prints a traceback of its closed event loop.
+  allowed: False drops that text. It is noise: after a save that failed, which the command line reports in one line,
+  each such thread prints a traceback of its closed event loop. Threads that Python started always print.
   """
   _libraries_write[0] = allowed
 
@@ -33,25 +34,35 @@ _unended: list = []  # empty, or one entry: the terminal whose last line is prog
 
 
 def draw_progress(terminal: TextIO, line: str, last: bool) -> None:
-  """Draws a line of progress over the line before it.
+  """Draws a line of progress on a terminal, over the line of progress that was drawn there before.
 
-  last: whether the line is ended, and stays. Otherwise the next write to a `VisibleStream` replaces it.
+  terminal: a stream that takes control characters (see `unwrapped`); it is not flushed. line: text without a line end.
+  last: whether this line stays, with a line end. Otherwise the next call draws over it, and the next text that is
+  written to any `VisibleStream` first clears it.
   """
-  terminal.write(f"\r\x1b[K{line}" + ("\n" if last else ""))
-  _unended[:] = [] if last else [terminal]
+  terminal.write(f"\r\x1b[K{line}")
+  if last:
+    terminal.write("\n")
+    _unended.clear()
+  else:
+    _unended[:] = [terminal]
 
 
 class VisibleStream:
-  """A text stream that makes what is written to it visible, and passes it on to the stream `below` in its encoding."""
+  """A text stream that makes unprintable characters visible (see `visible`) and writes the text to the stream `below`.
 
-  def __init__(self, below):
+  `below`: the text stream under it. Characters that its encoding lacks are written as escapes, such as \\xe9. All other
+  attributes and methods, such as `flush` and `isatty`, are those of `below`.
+  """
+
+  def __init__(self, below: TextIO):
     self.below = below
 
-  def __getattr__(self, name: str):
+  def __getattr__(self, name: str) -> Any:
     return getattr(self.below, name)
 
   def write(self, text: str) -> int:
-    """Writes `visible(text)`, over an unended line of progress if there is one; returns the length of `text`."""
+    """Writes `visible(text)`, and first clears a line of progress that has no line end. Returns len(text)."""
     if not _libraries_write[0] and isinstance(threading.current_thread(), threading._DummyThread):
       return len(text)
     if _unended:
@@ -68,17 +79,20 @@ class VisibleStream:
       self.write(line)
 
 
-def below(stream: TextIO) -> TextIO:
+def unwrapped(stream: TextIO) -> TextIO:
   """Returns the stream under a `VisibleStream`, which takes control characters; any other stream is returned itself."""
   return stream.below if isinstance(stream, VisibleStream) else stream
 
 
 @contextlib.contextmanager
-def streams() -> Iterator[None]:
-  """Makes everything visible that the block writes to sys.stdout and sys.stderr: prints, warnings, tracebacks."""
-  before = sys.stdout, sys.stderr
-  sys.stdout, sys.stderr = (VisibleStream(below(stream)) for stream in before)
+def visible_output() -> Iterator[None]:
+  """Replaces sys.stdout and sys.stderr by a `VisibleStream` each for the block, and restores them at its end.
+
+  So prints, warnings and tracebacks show unprintable characters as signs. Such blocks may be nested.
+  """
+  output, errors = sys.stdout, sys.stderr
+  sys.stdout, sys.stderr = VisibleStream(unwrapped(output)), VisibleStream(unwrapped(errors))
   try:
     yield
   finally:
-    sys.stdout, sys.stderr = before
+    sys.stdout, sys.stderr = output, errors

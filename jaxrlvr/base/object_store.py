@@ -14,23 +14,34 @@ from etils import epath
 
 from jaxrlvr.base.errors import InputError, StorageError
 
+_COPY_BLOCK = 16 << 20  # bytes that are copied at a time
+
 
 def is_remote(name: str | os.PathLike) -> bool:
-  """Returns whether a name is the address of an object store rather than a local path."""
+  """Returns whether a name is an address on an object store, such as gs://bucket/run, rather than a local path.
+
+  Any name with `://` counts as one.
+  """
   return "://" in os.fspath(name)
 
 
 def path(name: str | os.PathLike) -> Path | epath.Path:
-  """Returns the path of a name: an epath.Path for the address of an object store, such as gs://bucket/run.
+  """Returns a name as a path object: an epath.Path for an address such as gs://bucket/run.
 
-  Any other name gives an absolute pathlib.Path with `~` expanded.
+  For any other name returns an absolute pathlib.Path with `~` expanded. Nothing needs to exist there.
   """
-  return epath.Path(name) if is_remote(name) else Path(os.path.expanduser(name)).absolute()
+  if is_remote(name):
+    return epath.Path(name)
+  return Path(os.path.expanduser(name)).absolute()
 
 
 @contextlib.contextmanager
 def translate_errors(kind: type[Exception], place: object) -> Iterator[None]:
-  """Turns errors of the block into errors of type `kind` that name the place; InputError and StorageError pass."""
+  """Turns any Exception of the block, which reads or writes a place on an object store, into one of type `kind`.
+
+  place: the address, or the flag with its address, with which the message begins; the first line of the error's own
+  message follows as the reason. InputError and StorageError pass unchanged.
+  """
   try:
     yield
   except (InputError, StorageError):
@@ -41,7 +52,10 @@ def translate_errors(kind: type[Exception], place: object) -> Iterator[None]:
 
 
 def _files(folder, left_out: tuple[str, ...]):
-  """Yields all files in a folder and below it, except unfinished ones (*.part) and files and folders in `left_out`."""
+  """Yields the paths of all files in a folder and below it, by name.
+
+  Leaves out unfinished files (*.part), and files and folders at any depth whose names are in `left_out`.
+  """
   for file in sorted(folder.iterdir()):
     if file.name in left_out or file.suffix == ".part":
       continue
@@ -52,16 +66,18 @@ def _files(folder, left_out: tuple[str, ...]):
 
 
 def _transfer(source, target) -> None:
-  """Copies a file of any size in blocks of 16 MiB. On an object store it appears only when it is complete."""
+  """Copies a file of any size in blocks. On an object store it appears only when it is complete."""
   target.parent.mkdir(parents=True, exist_ok=True)
-  with source.open("rb") as read, target.open("wb") as write:
-    shutil.copyfileobj(read, write, 1 << 24)
+  with source.open("rb") as source_file, target.open("wb") as target_file:
+    shutil.copyfileobj(source_file, target_file, _COPY_BLOCK)
 
 
 def pull(place: Path | epath.Path, folder: Path, left_out: tuple[str, ...] = ()) -> None:
-  """Copies all files of a place to a local folder, except files and folders whose names are in `left_out`.
+  """Copies all files in and below a place, on an object store, to a local folder, which is made if need be.
 
-  A place that does not exist counts as empty. Raises InputError where the place can't be read.
+  left_out: names of files and of folders, at any depth, that are not copied; unfinished files (*.part) are not either.
+  Local files of the same names are replaced, others stay. A place that does not exist counts as empty. Raises
+  InputError where the place can't be read.
   """
   with translate_errors(InputError, place):
     if not place.exists():
@@ -71,12 +87,13 @@ def pull(place: Path | epath.Path, folder: Path, left_out: tuple[str, ...] = ())
 
 
 class Mirror:
-  """Updates a place on an object store from a local folder; files that have not changed are not sent again.
+  """Keeps a place on an object store equal to a local folder: each `push` sends what has changed since the last one.
 
-  Files that the folder holds when the mirror is created count as sent.
+  folder: the local folder. place: the path of the place (see `path`). A file has changed if its size or its time of
+  change has. Files that the folder holds when the Mirror is created count as sent: create it after `pull`.
   """
 
-  def __init__(self, folder: Path, place):
+  def __init__(self, folder: Path, place: Path | epath.Path):
     self._folder, self._place = folder, place
     self._sent = self._stamps()
 
@@ -89,9 +106,10 @@ class Mirror:
     return stamps
 
   def push(self) -> None:
-    """Sends new and changed files, and removes files that the folder no longer has.
+    """Sends new and changed files of the folder, and removes from the place files that the folder no longer has.
 
-    summary.json, which says that a run is finished, is sent last. Raises StorageError where the place can't be reached.
+    summary.json, which says that a run is finished, is sent last. Raises StorageError where the place can't be reached;
+    the next call then sends the same files again.
     """
     stamps = self._stamps()
     with translate_errors(StorageError, self._place):
@@ -110,7 +128,10 @@ def _copies() -> tempfile.TemporaryDirectory:
 
 
 def forget() -> None:
-  """Removes the local copies of this process. Needed only before `os._exit`, which skips Python's own clean-up."""
+  """Removes the local copies that `local` made in this process.
+
+  Needed only before `os._exit`, which skips Python's own clean-up. A later call of `local` copies anew.
+  """
   if _copies.cache_info().currsize:
     _copies().cleanup()
     _copies.cache_clear()
@@ -118,7 +139,7 @@ def forget() -> None:
 
 
 def _copy_folder(place: epath.Path, copy: Path, only: tuple[str, ...]) -> None:
-  """Copies a folder without its checkpoints, or nothing but the files `only` that it has."""
+  """Copies a folder without its checkpoints; with `only`, nothing but the files of these names that it has."""
   if not only:
     pull(place, copy, ("checkpoints",))
   for file_name in only:
@@ -129,7 +150,7 @@ def _copy_folder(place: epath.Path, copy: Path, only: tuple[str, ...]) -> None:
 
 @functools.cache
 def _copy(name: str, only: tuple[str, ...]) -> Path:
-  """Copies what a name on an object store stands for, once a process, and returns the local path; see `local`."""
+  """Copies the file or folder at an address to this process's folder of copies, once; returns the path of the copy."""
   place = epath.Path(name)
   copy = Path(tempfile.mkdtemp(dir=_copies().name)) / PurePath(name).name
   with translate_errors(InputError, name):
@@ -144,9 +165,13 @@ def _copy(name: str, only: tuple[str, ...]) -> Path:
 
 
 def local(name: str, only: tuple[str, ...] = ()) -> str:
-  """Returns a local path of a file or folder: a local copy where the name is on an object store, made once a process.
+  """Returns a path under which a file or folder can be read locally.
 
-  A folder is copied without checkpoints/; `only`: nothing but the files of these names in it. `~` is expanded. Raises
-  InputError where the store has no such file or can't be reached.
+  A local name is returned with `~` expanded, whether or not it exists. A file or folder on an object store is copied to
+  a temporary folder when it is first asked for; later calls of this process return the same copy.
+  only: names of files directly in a remote folder; then only these are copied, as far as they exist. (): the whole
+  folder but for checkpoints/. Raises InputError where the store has no such file or folder, or can't be reached.
   """
-  return str(_copy(name, only)) if is_remote(name) else os.path.expanduser(name)
+  if is_remote(name):
+    return str(_copy(name, only))
+  return os.path.expanduser(name)

@@ -175,7 +175,7 @@ def test_a_full_disk_is_told_with_path_bytes_and_cure(tmp_path):
 
 
 def test_what_is_told_moves_no_cursor(capsys):
-  with escape.streams():
+  with escape.visible_output():
     print("\x1b[2J\ta\r\u202eb\ud800\n\x07é")
   assert capsys.readouterr().out == "⟨U+001B⟩[2J\ta⟨U+000D⟩⟨U+202E⟩b⟨U+D800⟩\n⟨U+0007⟩é\n"
   narrow = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
