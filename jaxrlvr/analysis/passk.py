@@ -11,23 +11,23 @@ from numpy.typing import ArrayLike
 
 
 class Gain(NamedTuple):
-  """A mean over problems of after minus before, with its 95 % bootstrap interval; all in the values' own unit.
+  """The mean over problems of after minus before, with its 95 % bootstrap interval over problems, in the values' unit.
 
   All three are nan where there is no problem.
   """
 
-  gain: float  # the mean of after - before; positive: it rose
+  gain: float  # the mean of after - before; positive: the values rose
   low: float  # the lower end of the interval
   high: float  # the upper end of the interval
 
 
 def pass_at_k(n: ArrayLike, c: ArrayLike, k: ArrayLike) -> np.ndarray:
-  """Returns the chance that k of n samples, drawn without replacement, include a right one: 1 - C(n-c, k) / C(n, k).
+  """Returns pass@k, the chance that k of n samples, drawn without replacement, include a right one.
 
-  n: samples of a problem; c: how many of them are right. The arguments broadcast. The chance is 0 where c = 0, and 1
-  where c > 0 and fewer than k samples are wrong. The second rule also decides where k > n: the estimator has no meaning
-  there, and the caller should leave the problem out. Returns a float64 scalar for three scalars, otherwise an array of
-  the broadcast shape. ValueError for c outside of 0..n, or k < 1.
+  That is 1 - C(n-c, k) / C(n, k). n: number of samples of a problem. c: how many of them are right. The three arguments
+  broadcast. Returns 0 where c = 0, and 1 where c > 0 and fewer than k samples are wrong. For k > n the estimator is
+  undefined, yet the same two rules apply and nothing is raised: leave such problems out. Returns a float64 scalar for
+  three scalars, otherwise an array of the broadcast shape. ValueError for c outside of 0..n, or k < 1.
   """
   n, c, k = np.broadcast_arrays(*(np.asarray(x, np.int64) for x in (n, c, k)))
   if ((c < 0) | (c > n) | (k < 1)).any():
@@ -44,12 +44,12 @@ def pass_at_k(n: ArrayLike, c: ArrayLike, k: ArrayLike) -> np.ndarray:
 
 
 def maj_at_k(clusters: Sequence[int | None], right: Sequence[float]) -> float:
-  """Returns 1.0 if the most frequent answer of one problem's samples is right, else 0.0; 0.0 if no sample voted.
+  """Returns 1.0 if the most frequent answer among one problem's samples is right, else 0.0; 0.0 if no sample votes.
 
-  clusters: of each sample a number that equal answers share, None for a sample that does not vote. right: the true
-  reward of each sample, 1.0 for a right one. Of equally frequent answers the one that was seen first wins. The first
-  sample that gave the winning answer decides whether it is right: its true reward must be 1. ValueError where the two
-  sequences have different lengths.
+  clusters: for each sample a number that equal answers share, or None if the sample does not vote. right: the true
+  reward of each sample; only 1.0 means right, and the values of samples that do not vote are not read. Between equally
+  frequent answers the one that comes first wins. The true reward of the first sample with the winning answer decides.
+  ValueError where the two sequences have different lengths.
   """
   votes = [(cluster, score) for cluster, score in zip(clusters, right, strict=True) if cluster is not None]
   if not votes:
@@ -69,10 +69,10 @@ def bootstrap(
 ) -> tuple[float, float]:
   """Returns (low, high), the percentile interval of statistic(values_P) when problems are drawn with replacement.
 
-  values_P: a value, or a row of values, of each problem. statistic: takes an array like values_P, in which problems may
-  be missing or repeated, and returns a number. draws: number of draws. level: the share of draws that lies in the
-  interval. seed: of the random numbers; the same seed gives the same interval. Draws in which the statistic is nan are
-  left out. (nan, nan) where there is no problem, or no draw is left.
+  values_P: an array [P] or [P, ...] with one value or row for each problem. statistic: takes a float64 array of the
+  shape of values_P, whose rows are P drawn problems, and returns a number. draws: number of draws. level: the share of
+  draws that lies in the interval. seed: seeds the draws; the same seed gives the same interval. Draws in which the
+  statistic is nan are left out. (nan, nan) where there is no problem, or no draw is left.
   """
   values_P = np.asarray(values_P, np.float64)
   count = len(values_P)
@@ -83,15 +83,15 @@ def bootstrap(
   defined_D = statistics_D[~np.isnan(statistics_D)]
   if not len(defined_D):
     return float("nan"), float("nan")
-  return interval(defined_D, level)
+  return percentile_interval(defined_D, level)
 
 
-def redrawn(values_PS: Sequence[Sequence[float]] | np.ndarray, draws: int = 2000, seed: int = 0) -> np.ndarray:
-  """Returns bootstrap means [draws, S] of S columns: in each draw, over as many problems drawn with replacement.
+def mean_draws(values_PS: Sequence[Sequence[float]] | np.ndarray, draws: int = 2000, seed: int = 0) -> np.ndarray:
+  """Returns [draws, S]: the means of S columns over problems, in each of many bootstrap draws of the problems.
 
-  values_PS: the values of P problems, at least one, in S columns such as evaluated steps. A draw takes the same
-  problems for all columns. Two calls with the same seed and number of problems take the same problems too, so that
-  differences of their results are paired.
+  values_PS: the values of P >= 1 problems in S columns, such as accuracy at S evaluated steps. A draw takes P problems
+  with replacement, the same ones for all columns. Two calls with the same seed, P and number of draws draw the same
+  problems, so that differences of their results are paired. ZeroDivisionError for P = 0.
   """
   values_PS = np.asarray(values_PS, np.float64)
   P = len(values_PS)
@@ -99,8 +99,8 @@ def redrawn(values_PS: Sequence[Sequence[float]] | np.ndarray, draws: int = 2000
   return times_DP @ values_PS / P
 
 
-def interval(drawn_D: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-  """Returns (low, high), between which the middle share `level` of a statistic's bootstrap draws lies.
+def percentile_interval(drawn_D: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+  """Returns (low, high), the quantiles between which the middle share `level` of a statistic's bootstrap draws lies.
 
   drawn_D: the statistic in each draw, at least one; (nan, nan) where one of them is nan.
   """
@@ -109,9 +109,9 @@ def interval(drawn_D: np.ndarray, level: float = 0.95) -> tuple[float, float]:
 
 
 def paired_gain(before_P: Sequence[float] | np.ndarray, after_P: Sequence[float] | np.ndarray) -> Gain:
-  """Returns the mean of after - before over problems, with its 95 % bootstrap interval.
+  """Returns the mean of after - before over problems, with its 95 % bootstrap interval over problems.
 
-  Both sequences hold the values of the same problems in the same order. Without a problem the result is all nan.
+  Both sequences hold the values of the same problems in the same order. Without a problem all three fields are nan.
   ValueError where their lengths differ.
   """
   before_P, after_P = np.asarray(before_P, np.float64), np.asarray(after_P, np.float64)
@@ -124,9 +124,9 @@ def paired_gain(before_P: Sequence[float] | np.ndarray, after_P: Sequence[float]
 def problem_means(records: Iterable[Mapping]) -> dict[str, float]:
   """Returns {problem: mean true reward of its scored samples}, in the order in which problems are first scored.
 
-  records: a row of each response, with `problem` (its id), `scored` (whether it could be graded) and `true_reward` (1.0
-  right, 0.0 wrong, or a fraction; read only where scored). A problem without a scored sample is left out; {} where none
-  is left.
+  records: a row for each response, with `problem` (its id), `scored` (whether it could be graded) and `true_reward`
+  (1.0 right, 0.0 wrong, or a fraction; read only where scored). A problem without a scored sample is left out; {} where
+  none is left.
   """
   scores = defaultdict(list)
   for row in records:
@@ -136,26 +136,29 @@ def problem_means(records: Iterable[Mapping]) -> dict[str, float]:
 
 
 def evaluation_figures(records: Sequence[Mapping], ks: Sequence[int]) -> dict[str, float]:
-  """Returns the figures of one evaluated set by name; nan where a figure is undefined.
+  """Returns the figures of one evaluated set by name; nan where a figure is undefined, and no key is ever absent.
 
-  records: a row of each response, as evaluation writes them to evals/, with `problem` (its id), `scored` (whether it
+  records: a row for each response, as evaluation writes them to evals/, with `problem` (its id), `scored` (whether it
   could be graded), `true_reward` (1.0 right, 0.0 wrong, or a fraction), `answer` (None: it holds no answer), `cluster`
   (a number that equal answers to the problem share; None: it casts no vote), `tokens` (its length), `stop` ("length":
   cut off at the token limit), `faithfulness` (1, 0.5 or 0; None: no label) and, where steps are verified, `step_true`
-  (share of right steps). ks: the k of pass@k.
+  (share of right steps). ks: the k of pass@k. ValueError without any record.
 
-  All figures but lengths and numbers are shares from 0 to 1. K is the largest number of samples of a problem. With
-  intervals over problems (NAME, NAME_low, NAME_high):
-    avg@K           mean true reward
-    if_extracted@K  the same over the responses that hold an answer: what is left of a gain that is not one of format
-    pass@k          for each k of `ks`, the chance that one of k samples is right
-  Without: problems (their number), maj@K, format (share of responses with an answer), mean_length (tokens), clipped
-  (share cut off at the token limit), unscored (share that could not be graded), faithful (share of the labelled
-  responses whose label is 1), step_true (mean share of right steps in a trace).
+  K is the largest number of samples of a problem, unscored ones included. Three figures come as NAME, NAME_low and
+  NAME_high, with a 95 % bootstrap interval over problems. They are shares from 0 to 1:
+    avg@K           mean over problems of the mean true reward of their scored responses; fractions count as they are
+    if_extracted@K  the same over responses that hold an answer: a gain in it is not one of format
+    pass@k          for each k of `ks`, the chance that one of k samples is right, over problems with n >= k scored ones
+  The others have no interval:
+    problems        number of problems in `records`
+    maj@K           share of problems whose most frequent answer is right, of those with a scored response
+    format, clipped, unscored  shares of all responses: with an answer, cut off at the token limit, not graded
+    mean_length     mean over all responses, in tokens
+    faithful        share of label 1 among the labelled responses
+    step_true       mean share of right steps, over the responses that have it
 
-  An unscored response never counts as wrong: it is left out of its problem's samples, casts no vote, and lowers the n
-  that pass@k is estimated from. pass@k leaves out problems with n < k. A response is right if its true reward is
-  exactly 1, while avg@K keeps fractions. ValueError without any record.
+  In pass@k and maj@K a response is right only if its true reward is exactly 1. An unscored response is never counted as
+  wrong: it is left out of avg@K, pass@k and maj@K.
   """
   if not records:
     raise ValueError("evaluation_figures: no record; an evaluation needs at least one problem and one sample")
@@ -200,10 +203,11 @@ def _response_means(records: Sequence[Mapping]) -> dict[str, float]:
 
 
 def with_interval(name: str, values_P: Sequence[float] | np.ndarray, statistic: Callable = np.mean) -> dict[str, float]:
-  """Returns {NAME: statistic(values_P), NAME_low, NAME_high}, the last two the ends of its 95 % bootstrap interval.
+  """Returns {NAME: statistic(values_P), NAME_low, NAME_high}: a figure and the ends of its 95 % bootstrap interval.
 
-  values_P: a value, or a row of values, of each problem. statistic: takes an array like values_P, in which problems may
-  be missing or repeated, and returns a number. All three figures are nan without a problem.
+  name: NAME, such as "pass@8". values_P: an array [P] or [P, ...] with one value or row for each problem. statistic:
+  takes a float64 array of that shape, whose rows may be missing or repeated, and returns a number. All three figures
+  are nan without a problem. The draws are seeded: the same values always give the same interval.
   """
   low, high = bootstrap(values_P, statistic)
   value = statistic(np.asarray(values_P, np.float64)) if len(values_P) else np.nan

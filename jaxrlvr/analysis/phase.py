@@ -10,7 +10,7 @@ import numpy as np
 from jaxrlvr.analysis.passk import Gain
 from jaxrlvr.analysis.saturation import CLEARLY, T_SAT_SHARE, rises_clearly
 
-LEAST_WINDOW = 10  # least number of steps in the windows whose means are compared
+_LEAST_WINDOW = 10  # least number of steps in the windows whose means are compared
 _RULE_OF_THREE = 3  # a property that none of n problems has is rarer than 3 / n, with 95 % confidence
 FULL, NEAR_ZERO = 0.9, 0.2  # a reward between 0 and 1 is full from the first on, and near zero below the second
 
@@ -27,12 +27,14 @@ CLAIMS: Mapping[str, str] = {
 class Phase(NamedTuple):
   """What is claimed of a run, and what its training reward does."""
 
-  claim: str  # "learning", "memorising", "collapsed" or "not decided": the keys of CLAIMS, which says what they mean
+  # "learning" (held-out accuracy has gained), "memorising" (the reward has, and a held-out gain worth having is ruled
+  # out), "collapsed" (the true reward has fallen, or stays near 0 while the reward is full) or "not decided".
+  claim: str
   reward: str  # "early" (too few rewards, or none above 0), "flat", "rising" or "saturated"
 
 
 def reward_phase(reward_T: Sequence[float | None]) -> str:
-  """Says what the training rewards so far do: "early", "flat", "rising" or "saturated".
+  """Returns what the training rewards so far do: "early", "flat", "rising" or "saturated".
 
   reward_T: the mean reward of each step; None and nan are left out. Means over windows of W successive rewards are
   compared, where W is a third of the number of rewards and at least 10. The first rule that holds decides:
@@ -41,7 +43,7 @@ def reward_phase(reward_T: Sequence[float | None]) -> str:
     flat       no window's mean lies above the first window's by more than 4 standard errors of such a difference
     saturated  a window that ended at least W steps ago already had 0.99 of the last window's mean
     rising     otherwise
-  A plateau is therefore noticed W steps or more behind t_sat, and a rise that noise hides is not taken for a plateau.
+  A plateau is therefore noticed W steps or more after t_sat, and a rise that is lost in noise counts as flat.
   """
   reward_T, width = _finite_and_width(reward_T)
   if len(reward_T) < 2 * width or reward_T.max() <= 0:
@@ -64,17 +66,20 @@ def phase(
 ) -> Phase:
   """Decides what can be claimed of a run so far, from its rewards and its held-out gain.
 
-  reward_T, true_T: the mean reward and the mean true reward of each training step. gain: held-out accuracy minus that
-  at step 0, paired over `problems` problems; None before the second evaluation. worthwhile: the least gain that is
-  worth having, as a share of problems like the gain itself. The gain's interval is widened to at least 3 / problems on
-  either side of the gain: a bootstrap over so few problems may miss, by the rule of three, a change in that share of
-  problems. Windows are W successive steps, W a third of their number and at least 10; "clearly" means by more than 4
-  standard errors of a difference of two windows' means. Without a gain, with a gain of nan, or with problems = 0, only
-  "collapsed" can be claimed. Returns the claim and what the reward does (`reward_phase`). The first claim that holds is
-  made:
-    collapsed    the last window's true reward lies below the highest window's, clearly and by more than `worthwhile`;
-                 or the reward is not flat and has 0.9 or more in its last window, while the true reward has less than
-                 0.2 there (both by a standard error at least) and has not risen clearly
+  reward_T, true_T: the mean reward and the mean true reward of each training step; None and nan are left out. gain:
+  held-out accuracy minus that at step 0, as a share, paired over problems; None before the second evaluation. problems:
+  the number of problems that it is paired over. worthwhile: the least gain that is worth having, as a share.
+
+  Windows are W successive steps, W a third of their number and at least 10. "Clearly" means by more than 4 standard
+  errors of a difference of two windows' means. The gain's interval is widened to at least gain ± 3 / problems (rule of
+  three), since a bootstrap over few problems may miss a change in so small a share of them. Without a gain, with a gain
+  of nan, or with problems = 0, only "collapsed" can be claimed. Returns the reward's phase, as `reward_phase` names it,
+  and the first claim that holds:
+    collapsed    there are 2 W true rewards, the reward's phase is not "early", and one of two things holds: the true
+                 reward of the last window lies below that of the highest one, clearly and by more than `worthwhile`; or
+                 the run is paid for wrong answers: the reward is not "flat" and at least 0.9 in its last window, while
+                 the true reward is below 0.2 there and has not risen clearly (0.9 and 0.2 are passed by a standard
+                 error at least)
     learning     the gain's interval lies above 0
     memorising   the interval lies below `worthwhile`, and the reward is saturated or its last window lies clearly above
                  its first
@@ -100,7 +105,7 @@ def _finite_and_width(values_T: Sequence[float | None]) -> tuple[np.ndarray, int
   """Returns the values that are finite numbers, and the width W of the windows whose means are compared."""
   values_T = np.array([np.nan if value is None else value for value in values_T], np.float64)
   values_T = values_T[np.isfinite(values_T)]
-  return values_T, max(LEAST_WINDOW, len(values_T) // 3)
+  return values_T, max(_LEAST_WINDOW, len(values_T) // 3)
 
 
 def _window_means(values_T: np.ndarray, width: int) -> np.ndarray:

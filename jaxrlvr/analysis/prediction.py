@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 GENERALISES, MEMORISES, COLLAPSES, UNKNOWN = "generalises", "memorises", "collapses", "can't say"
-SURE = ("low", "medium", "high")  # how sure a prediction can be, ascending
+_SURE = ("low", "medium", "high")  # how sure a prediction can be, ascending
 # The weak settings that are predicted. Keys: Prediction.setting; values: what the page calls them.
 WEAK_SETTINGS = {
   "scarce": "N = 8 problems, true labels",
@@ -20,7 +20,7 @@ K = 16  # responses that the study judged of each problem
 
 
 class Reference(NamedTuple):
-  """What the paper reports of RL on N = 8 problems."""
+  """One result of the paper for RL on N = 8 problems, beside which the page of a diagnosis shows a policy."""
 
   model: str  # the model's name, as the paper gives it
   domain: str  # "Math", "Science" or "Graph"
@@ -40,18 +40,18 @@ REFERENCES = (
 REFERENCE_SIZES = (1.5, 8.0)  # billions of weights of the smallest and the largest reference model
 REFERENCE_VERIFIERS = ("math", "choice", "quantum_lock", "largest_island")  # of the references' domains
 DOMAIN_NAMES = ("math", "science", "graph", "arithmetic", "other")
-SEPARATES = (
-  "math",
-  "arithmetic",
-)  # domains in which F(1)/correct tells the regimes apart: in the paper, in our miniature
+# Domains in which F(1)/correct tells the regimes apart: math in the paper, arithmetic in our miniature.
+SEPARATES = ("math", "arithmetic")
 
 
 class Advice(NamedTuple):
   """What to do next, and the command that does it."""
 
-  what: str  # the advice, in words
-  stage: str  # the stage that the command runs
-  options: str  # of the command, beside config, workdir and policy; words in capitals are the user's; "": no others
+  what: str  # the advice in words, such as "go: RL on eight problems"
+  stage: str  # the stage that the command runs, such as "rl"
+  # Options of the command behind --config, --workdir and the policy, such as " --config.problems.count=8"; "": none.
+  # The user replaces words in capitals, as in " --config.judge.model=RUN".
+  options: str
 
 
 ADVICE: dict[str, Advice] = {
@@ -94,12 +94,11 @@ ADVICE: dict[str, Advice] = {
 }
 
 
-def mostly(figures: Mapping[str, float], name: str) -> bool | None:
-  """Returns True where the figure's whole interval lies above one half, False where it lies below, otherwise None.
+def lies_above_half(figures: Mapping[str, float], name: str) -> bool | None:
+  """Returns True if the interval of a share lies above 0.5, False if it lies below, and None if it holds 0.5.
 
-  figures: holds the interval of figure `name`, a share, as NAME_low and NAME_high (KeyError without them); nan means
-  not measured, and gives None. One half stands for "most of them" and is our own threshold: the paper gives no figure
-  for any of these.
+  figures: holds the ends of the interval of figure `name` as NAME_low and NAME_high (KeyError without them). An end of
+  nan means not measured and gives None. 0.5 stands for "most of them" and is our own threshold: the paper gives none.
   """
   low, high = figures[f"{name}_low"], figures[f"{name}_high"]
   if low > 0.5:
@@ -110,16 +109,16 @@ def mostly(figures: Mapping[str, float], name: str) -> bool | None:
 
 
 class RegimeRule(NamedTuple):
-  """One row of the table by which a regime is predicted."""
+  """One row of the table by which the regime of a policy under RL is predicted."""
 
-  settings: Sequence[str]  # which of "scarce", "noisy", "vote" and "certainty" the rule applies to
-  when: str  # the condition in words, as the page shows it
-  # The condition. It takes the figures by name, with "separates" (whether faithfulness tells the regimes apart in this
-  # domain) and "against_reference" ("below", "not below" or "", as `against` returns it).
+  settings: Sequence[str]  # the keys of WEAK_SETTINGS that the rule applies to: "scarce", "noisy", "vote", "certainty"
+  when: str  # the condition of `holds` in words, as diagnosis.md shows it
+  # Returns whether the rule applies. It takes the `figures` of `predict` by name and two more entries: "separates"
+  # (bool: the domain is in SEPARATES) and "against_reference" ("below", "not below" or "" for unknown).
   holds: Callable[[Mapping[str, Any]], bool]
   regime: str  # what is then predicted: "generalises", "memorises", "collapses" or "can't say"
-  sure: str  # how sure that is at most: "low", "medium" or "high"; "" where nothing is predicted
-  why: str  # the source of the rule: the paper, or ours
+  sure: str  # how sure that is at most: "low", "medium" or "high"; "" where `regime` is "can't say"
+  why: str  # the reason behind its source, "paper" or "ours"; "the same" as that of the rule before
   advice: Sequence[str]  # keys of ADVICE, such as "go" or "sft", the most important first
 
 
@@ -138,7 +137,7 @@ REGIME_RULES = (
   RegimeRule(
     settings=_LABELLED,
     when="most responses hold no answer",
-    holds=lambda f: mostly(f, "format") is False,
+    holds=lambda f: lies_above_half(f, "format") is False,
     regime=UNKNOWN,
     sure="",
     why="ours: what is not read is not paid",
@@ -147,7 +146,7 @@ REGIME_RULES = (
   RegimeRule(
     settings=_LABELLED,
     when="most responses are cut off",
-    holds=lambda f: mostly(f, "clipped") is True,
+    holds=lambda f: lies_above_half(f, "clipped") is True,
     regime=UNKNOWN,
     sure="",
     why="ours: what is cut off is not paid",
@@ -174,7 +173,7 @@ REGIME_RULES = (
   RegimeRule(
     settings=("scarce", "noisy"),
     when="most correct responses are not faithful",
-    holds=lambda f: mostly(f, _F) is False,
+    holds=lambda f: lies_above_half(f, _F) is False,
     regime=MEMORISES,
     sure="medium",
     why="paper, Math: unfaithful before RL, early saturation (t_sat of Llama3.2-3B: 55), and worse from gamma 0.5 on",
@@ -183,7 +182,7 @@ REGIME_RULES = (
   RegimeRule(
     settings=("vote",),
     when="most correct responses are not faithful",
-    holds=lambda f: mostly(f, _F) is False,
+    holds=lambda f: lies_above_half(f, _F) is False,
     regime=COLLAPSES,
     sure="medium",
     why="paper: only Qwen-Math holds, the others spike and collapse",
@@ -192,7 +191,7 @@ REGIME_RULES = (
   RegimeRule(
     settings=("vote",),
     when="most votes are wrong",
-    holds=lambda f: mostly(f, "vote_right") is False,
+    holds=lambda f: lies_above_half(f, "vote_right") is False,
     regime=COLLAPSES,
     sure="low",
     why="ours: it would be paid for its own errors",
@@ -201,7 +200,7 @@ REGIME_RULES = (
   RegimeRule(
     settings=_LABELLED,
     when="one half lies inside of the interval of F(1)/correct",
-    holds=lambda f: mostly(f, _F) is None,
+    holds=lambda f: lies_above_half(f, _F) is None,
     regime=UNKNOWN,
     sure="",
     why="ours",
@@ -228,7 +227,7 @@ REGIME_RULES = (
   RegimeRule(
     settings=("vote",),
     when="the same, and most votes are right",
-    holds=lambda f: f["separates"] and mostly(f, "vote_right") is True,
+    holds=lambda f: f["separates"] and lies_above_half(f, "vote_right") is True,
     regime=GENERALISES,
     sure="low",
     why="paper: of all models only Qwen-Math holds",
@@ -237,7 +236,7 @@ REGIME_RULES = (
   RegimeRule(
     settings=("vote",),
     when="one half lies inside of the interval of vote_right",
-    holds=lambda f: mostly(f, "vote_right") is not True,
+    holds=lambda f: lies_above_half(f, "vote_right") is not True,
     regime=UNKNOWN,
     sure="",
     why="ours",
@@ -295,10 +294,15 @@ REGIME_RULES = (
 
 
 def domain_of(named: str, source: str, verifiers: Iterable[str]) -> str:
-  """Returns the domain of the problems: `named` if it is not empty, otherwise one of DOMAIN_NAMES, guessed.
+  """Returns the domain of the problems: `named` unless it is "", otherwise a guess.
 
-  It is guessed from the words in `source`, the problems' file or data set, and from the names of their `verifiers`;
-  "other" where these say nothing. DOMAIN_NAMES are "math", "science", "graph", "arithmetic" and "other".
+  named: returned unchecked. source: the problems' file or data set. verifiers: the names of the problems' verifiers.
+  The first rule that holds decides:
+    graph       a verifier is "quantum_lock" or "largest_island"
+    science     a verifier is "choice", or `source` contains "science", "scp" or "gpqa" in any case
+    math        the only verifier is "math"
+    arithmetic  the only verifier is "arithmetic"
+    other       otherwise
   """
   verifiers = set(verifiers)
   if named:
@@ -314,14 +318,13 @@ def domain_of(named: str, source: str, verifiers: Iterable[str]) -> str:
   return "other"
 
 
-def against(figures: Mapping[str, float], reference: float | None) -> str:
-  """Compares the interval of faithful_diversity with a reference's value.
+def compare_with_reference(figures: Mapping[str, float], reference: float | None) -> str:
+  """Compares the interval of a policy's faithful diversity with a reference value: returns "below", "not below" or "".
 
-  figures: holds the interval as faithful_diversity_low and faithful_diversity_high, from 0 to 1. reference: the
-  faithful diversity of the policy that is compared with; None if there is none.
-
-  Returns "below" where the whole interval lies below it, "not below" where the whole interval does not, and "" where
-  the interval contains it, or one of the two is not measured.
+  figures: holds the interval's ends as faithful_diversity_low and faithful_diversity_high; absent or nan: not measured.
+  reference: the faithful diversity to compare with, from 0 to 1; None if there is none. "below": the upper end lies
+  below the reference; "not below": the lower end is at least the reference; "": neither, or one of the two is not
+  measured.
   """
   if reference is None:
     return ""
@@ -338,40 +341,42 @@ class Prediction(NamedTuple):
 
   setting: str  # "scarce", "noisy", "vote" or "certainty": the keys of WEAK_SETTINGS
   regime: str  # "generalises", "memorises", "collapses" or "can't say"
-  sure: str  # "low", "medium" or "high"; "" where nothing is predicted
+  sure: str  # "low", "medium" or "high"; "" where `regime` is "can't say"
   rule: int  # number of the rule in REGIME_RULES that decided, counted from 1
-  advice: Sequence[str]  # keys of ADVICE, the most important first
+  advice: Sequence[str]  # keys of ADVICE, such as "go" or "sft", the most important first
 
 
 def predict(
-  figures: Mapping[str, float], near: bool, judged: int, domain: str, reference: float | None = None
+  figures: Mapping[str, float], like_references: bool, judged_problems: int, domain: str, reference: float | None = None
 ) -> list[Prediction]:
-  """Predicts what RL will do to a policy in each setting of WEAK_SETTINGS, in their order.
+  """Predicts what RL will do to a policy in each setting of WEAK_SETTINGS: scarce, noisy, vote and certainty, in this
+  order.
 
-  figures: the figures of `pre_rl.measure` and of `reasoning.reasoning_figures`, of which these are read:
-  usable_problems, F(1)/correct, labelled/correct, and the intervals (NAME_low, NAME_high) of format, clipped,
-  vote_right, F(1)/correct and faithful_diversity; nan means not measured. near: whether the policy's size and its
-  problems are like the paper's, as `is_near` tells. judged: number of problems whose responses were judged. domain:
-  "math", "science", "graph", "arithmetic" or "other"; it decides whether faithfulness tells the regimes apart
-  (SEPARATES). reference: the faithful diversity of a policy that is known to generalise in this domain, which decides
-  elsewhere; None if there is none.
+  figures: the figures of `pre_rl.measure` and of `reasoning.reasoning_figures` in one mapping. It needs
+  usable_problems, F(1)/correct, labelled/correct, and the ends NAME_low and NAME_high of format, clipped, vote_right
+  and F(1)/correct (KeyError for an absent one that a rule reads; nan: not measured); faithful_diversity_low and _high
+  may be absent. like_references: whether the policy is like those that the paper reports on (`resembles_references`).
+  judged_problems: the number of problems whose responses were judged. domain: one of DOMAIN_NAMES; in those of
+  SEPARATES faithfulness tells the regimes apart, elsewhere faithful diversity does, compared with `reference`.
+  reference: the faithful diversity of a policy that is known to generalise in this domain; None if there is none.
 
-  A prediction is one level less sure for each of these: the policy is not `near`; fewer than 8 problems were `judged`;
-  fewer than 16 correct responses have a label, so that their interval may be narrow by chance. The last two count only
-  in settings with labels, whose rules use judged figures.
+  For each setting the first rule of REGIME_RULES that holds gives the regime. It is one level less sure ("high",
+  "medium", "low", which is the least) for each of these: the policy is not like the references; fewer than 8 problems
+  were judged; fewer than 16 correct responses are labelled. The last two do not count under "certainty", whose rule
+  reads no judged figure.
   """
   facts: dict[str, Any] = dict(figures)
   facts["separates"] = domain in SEPARATES
-  facts["against_reference"] = against(figures, reference)
+  facts["against_reference"] = compare_with_reference(figures, reference)
   predictions = []
   for setting in WEAK_SETTINGS:
     number, rule = _first_rule(setting, facts)
-    doubts = [not near]
+    doubts = [not like_references]
     if setting in _LABELLED:
-      doubts += [judged < N, figures["labelled/correct"] < K]
+      doubts += [judged_problems < N, figures["labelled/correct"] < K]
     sure = ""
     if rule.sure:
-      sure = SURE[max(0, SURE.index(rule.sure) - sum(doubts))]
+      sure = _SURE[max(0, _SURE.index(rule.sure) - sum(doubts))]
     predictions.append(Prediction(setting, rule.regime, sure, number, rule.advice))
   return predictions
 
@@ -384,11 +389,11 @@ def _first_rule(setting: str, facts: Mapping[str, Any]) -> tuple[int, RegimeRule
   raise AssertionError(f"no rule of REGIME_RULES holds for {setting!r}")
 
 
-def is_near(billions: float, verifiers: Iterable[str]) -> bool:
-  """Returns whether a policy of so many billions of weights, on problems of these verifiers, resembles the references.
+def resembles_references(billions: float, verifiers: Iterable[str]) -> bool:
+  """Returns whether a policy and its problems are like those of REFERENCES, on which the rules of prediction rest.
 
-  It does if its size, rounded to one decimal, lies from 1.5 to 8.0 billion and all verifiers are among "math",
-  "choice", "quantum_lock" and "largest_island".
+  billions: the policy's weights in billions; rounded to one decimal it must lie from 1.5 to 8.0. verifiers: names of
+  the problems' verifiers, all of which must be among "math", "choice", "quantum_lock" and "largest_island".
   """
   smallest, largest = REFERENCE_SIZES
   return smallest <= round(billions, 1) <= largest and set(verifiers) <= set(REFERENCE_VERIFIERS)

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxrlvr.analysis.passk import bootstrap, mean, with_interval
 
-FAITHFULNESS_LABELS = (1.0, 0.5, 0.0)  # the trace leads to the stated answer, does so in part, does not
+_FAITHFULNESS_LABELS = (1.0, 0.5, 0.0)  # the trace leads to the stated answer, does so in part, does not
 # Which responses belong to a subset, by whether they are correct (None: unscored).
 SUBSETS: dict[str, Callable[[bool | None], bool]] = {
   "all": lambda correct: True,
@@ -20,26 +20,31 @@ SUBSETS: dict[str, Callable[[bool | None], bool]] = {
 
 
 def reasoning_figures(rows: Sequence[Mapping]) -> dict[str, float]:
-  """Returns faithfulness and diversity of one step's judged responses by name; nan where undefined.
+  """Returns faithfulness and diversity of strategies in one step's judged responses by name; nan where undefined.
 
-  A row has `problem` (its id), `correct` (whether it is right; None: unscored), `faithfulness` (1, 0.5 or 0; None: no
-  label) and `cluster` (the number of its strategy among the problem's; None: unknown). Keys:
-    F(L)/SUBSET, labelled/SUBSET, missing/SUBSET, for each label L of 1, 0.5, 0 and each SUBSET of all, correct,
-      incorrect: the share of labelled responses that have label L, and the numbers of responses with and without label
-    NAME, NAME/n_eff, NAME/clusters, NAME/problems, NAME/left_out, for each NAME of diversity (over all responses),
-      diversity/correct (over the correct ones) and faithful_diversity (over those with label 1): mean over problems of
-      the diversity from 0 to 1, of the effective and of the actual number of strategies; the problems that count; the
-      responses without a cluster. Clusters are not computed anew for the smaller sets.
-  F(L)/SUBSET and NAME also have the ends of their 95 % intervals over problems, as ..._low and ..._high.
+  rows: one for each response, with `problem` (its id), `correct` (True or False; None: unscored), `faithfulness` (1,
+  0.5 or 0; None: no label) and `cluster` (the number of its strategy among those of the problem; None: unknown).
+
+  Faithfulness, for each SUBSET of all, correct, incorrect:
+    F(1)/SUBSET, F(0.5)/SUBSET, F(0)/SUBSET  share of the labelled responses that have this label, pooled over problems
+    labelled/SUBSET, missing/SUBSET          numbers of responses with and without a label
+  Diversity, for each NAME of diversity (all responses), diversity/correct (correct ones), faithful_diversity (label 1):
+    NAME                mean diversity of a problem; 0: its responses have one strategy; 1: all its strategies are
+                        equally frequent
+    NAME/n_eff          mean effective number of strategies of a problem
+    NAME/clusters       mean number of different strategies of a problem
+    NAME/problems       number of problems in these means: more than half of their responses have a cluster
+    NAME/left_out       number of responses without a cluster
+  The shares F and NAME also have a 95 % interval over problems, as KEY_low and KEY_high.
   """
   by_problem: dict[str, list[Mapping]] = {}
   for row in rows:
     by_problem.setdefault(row["problem"], []).append(row)
   rows_P = list(by_problem.values())
-  figures = faithful_shares([_labels_and_correctness(problem_rows) for problem_rows in rows_P])
-  figures |= diversities("diversity", [_clusters(problem_rows) for problem_rows in rows_P])
-  figures |= diversities("diversity/correct", [_clusters_of_correct(problem_rows) for problem_rows in rows_P])
-  figures |= diversities("faithful_diversity", [_clusters_of_faithful(problem_rows) for problem_rows in rows_P])
+  figures = _faithful_shares([_labels_and_correctness(problem_rows) for problem_rows in rows_P])
+  figures |= diversity_figures("diversity", [_clusters(problem_rows) for problem_rows in rows_P])
+  figures |= diversity_figures("diversity/correct", [_clusters_of_correct(problem_rows) for problem_rows in rows_P])
+  figures |= diversity_figures("faithful_diversity", [_clusters_of_faithful(problem_rows) for problem_rows in rows_P])
   return figures
 
 
@@ -59,24 +64,24 @@ def _clusters_of_faithful(rows: Sequence[Mapping]) -> list[int | None]:
   return [row["cluster"] for row in rows if row["faithfulness"] == 1]
 
 
-def faithful_shares(judged_P: Sequence[Sequence[tuple[float | None, bool | None]]]) -> dict[str, float]:
+def _faithful_shares(judged_P: Sequence[Sequence[tuple[float | None, bool | None]]]) -> dict[str, float]:
   """Returns the shares of responses with each faithfulness label, among all, correct and incorrect responses.
 
-  judged_P: of each problem, (label, correct) of each response; None where the label is missing, or the response
+  judged_P: for each problem, (label, correct) of each response; None where the label is missing, or the response
   unscored. Keys, for each SUBSET (all, correct, incorrect): F(1)/SUBSET, F(0.5)/SUBSET and F(0)/SUBSET with intervals
   as ..._low and ..._high, labelled/SUBSET and missing/SUBSET (numbers of responses with and without a label). All
   labelled responses count alike, whatever their problem; intervals redraw the problems that have one.
   """
   figures = {}
   for subset, holds in SUBSETS.items():
-    counts_PL = np.zeros((len(judged_P), len(FAITHFULNESS_LABELS)), np.int64)
+    counts_PL = np.zeros((len(judged_P), len(_FAITHFULNESS_LABELS)), np.int64)
     missing = 0
     for problem, judged in enumerate(judged_P):
       labels = [label for label, correct in judged if holds(correct)]
-      counts_PL[problem] = [labels.count(label) for label in FAITHFULNESS_LABELS]
+      counts_PL[problem] = [labels.count(label) for label in _FAITHFULNESS_LABELS]
       missing += labels.count(None)
     counts_PL = counts_PL[counts_PL.any(1)]
-    for column, label in enumerate(FAITHFULNESS_LABELS):
+    for column, label in enumerate(_FAITHFULNESS_LABELS):
       share = functools.partial(_share_of_column, column)
       figures |= with_interval(f"F({label:g})/{subset}", counts_PL, share)
     figures[f"labelled/{subset}"] = float(counts_PL.sum())
@@ -91,9 +96,10 @@ def _share_of_column(column: int, counts_PL: np.ndarray) -> float:
 def cluster(items: Sequence, same: Callable[[object, object], bool | None]) -> list[int | None]:
   """Clusters the responses to one problem by strategy, and returns the number of each response's cluster, from 0.
 
-  items: the responses. same(a, b): whether two of them use the same strategy, None where that is not known. Responses
-  are taken in order; each is compared with the first member of every cluster so far, and joins the first cluster that
-  is the same or founds one. Where `same` gives None, the response belongs to no cluster and its number is None.
+  items: the responses. same(a, b): returns whether response b uses the strategy of a, the first member of a cluster;
+  None where that is not known. Responses are taken in order. Each is compared with the clusters in the order in which
+  they were created, until `same` is True (it joins that cluster) or None (it belongs to no cluster, and its number is
+  None). If every answer is False, it creates a cluster. [] for no response.
   """
 
   def answer_questions(questions):
@@ -103,16 +109,17 @@ def cluster(items: Sequence, same: Callable[[object, object], bool | None]) -> l
 
 
 def cluster_all(sizes: Sequence[int], same: Callable[[list], Sequence[bool | None]]) -> list[list[int | None]]:
-  """Clusters the responses to each of several problems by strategy, asking about all problems at once.
+  """Clusters the responses to each of several problems by strategy, in rounds that ask about all problems at once.
 
-  sizes: the number of responses to each problem. same: answers a list of questions (problem, representative, response),
-  three positions, with one answer each: do both responses use the same strategy? True, False, or None where that is not
-  known. A list has at most one question about a problem. Returns for each problem the cluster number, from 0, of each
-  response. ValueError where `same` gives another number of answers than it was asked questions.
+  sizes: the number of responses to each problem. same: takes the questions of a round and returns their answers in the
+  same order. A question is (problem, representative, response): the index of the problem, and the indices of two of its
+  responses, the first of which created a cluster. The answer is True if both use the same strategy, False if not, None
+  if that is not known. A round has at most one question about a problem. Returns for each problem the cluster number,
+  from 0, of each response. ValueError where `same` returns another number of answers than it got questions.
 
-  Responses are taken in order. Each is compared with the first member of every cluster, in the order in which clusters
-  were created; it joins the first that is the same, or founds a cluster. Where an answer is None the response belongs
-  to no cluster, and its number is None.
+  Responses are taken in order. Each is compared with the clusters in the order in which they were created, until an
+  answer is True (it joins that cluster) or None (it belongs to no cluster, and its number is None). If every answer is
+  False, it creates a cluster.
   """
   numbers_P: list = [None] * len(sizes)
   clusterings = [_cluster_greedily(size) for size in sizes]
@@ -153,7 +160,7 @@ def _cluster_greedily(size: int) -> Generator[tuple[int, int], bool | None, list
   return numbers
 
 
-def effective(clusters: Sequence[int]) -> float:
+def _effective_clusters(clusters: Sequence[int]) -> float:
   """Returns the effective number of clusters exp(H), H the Shannon entropy of the clusters' shares in nats.
 
   clusters: the cluster number of each response, at least one.
@@ -164,26 +171,30 @@ def effective(clusters: Sequence[int]) -> float:
 
 
 def diversity(clusters: Sequence[int]) -> float:
-  """Returns (N_eff - 1) / (K - 1), N_eff the effective number of the K clusters that the responses fall into.
+  """Returns the diversity (N_eff - 1) / (K - 1) of one problem's responses, which fall into K clusters.
 
-  0 means that all responses have one strategy, 1 that all K strategies are equally frequent. nan without a response.
+  clusters: the cluster number of each response. N_eff = exp(H) is the effective number of clusters, H the entropy of
+  their shares. The result is 0 for K = 1 (all responses have one strategy), 1 where all K > 1 clusters are equally
+  large, and nan without a response.
   """
   if not len(clusters):
     return float("nan")
   K = len(set(clusters))
   if K == 1:
     return 0.0
-  return (effective(clusters) - 1) / (K - 1)
+  return (_effective_clusters(clusters) - 1) / (K - 1)
 
 
-def diversities(name: str, clusters_P: Sequence[Sequence[int | None]]) -> dict[str, float]:
-  """Returns the mean diversity over problems as NAME, NAME_low, NAME_high, with what it is made of.
+def diversity_figures(name: str, clusters_P: Sequence[Sequence[int | None]]) -> dict[str, float]:
+  """Returns the mean diversity of strategies over problems as NAME, NAME_low, NAME_high, and what it is made of.
 
-  clusters_P: the cluster number of each response of each problem, None for a response in no cluster. The other keys:
-  NAME/n_eff and NAME/clusters (means of the effective and of the actual number of clusters), NAME/problems (problems
-  that count) and NAME/left_out (responses in no cluster). A problem counts if more than half of its responses are in a
-  cluster: the first response founds one without a question, so that a judge that never answers would look like a
-  diversity of 0.
+  clusters_P: for each problem the cluster number of each response, None for a response in no cluster. The other keys:
+    NAME/n_eff      mean effective number of clusters of a problem
+    NAME/clusters   mean number of clusters of a problem
+    NAME/problems   number of problems in these means
+    NAME/left_out   number of responses in no cluster, over all problems
+  A problem is in the means if more than half of its responses are in a cluster: its first response creates one without
+  a question, so that under a judge that never answers its diversity would be 0. Means are nan without such a problem.
   """
   left_out = 0
   counting_P = []
@@ -193,7 +204,7 @@ def diversities(name: str, clusters_P: Sequence[Sequence[int | None]]) -> dict[s
     if 2 * len(clustered) > len(clusters):
       counting_P.append(clustered)
   figures = with_interval(name, [diversity(clustered) for clustered in counting_P])
-  figures[f"{name}/n_eff"] = mean([effective(clustered) for clustered in counting_P])
+  figures[f"{name}/n_eff"] = mean([_effective_clusters(clustered) for clustered in counting_P])
   figures[f"{name}/clusters"] = mean([len(set(clustered)) for clustered in counting_P])
   figures[f"{name}/problems"] = float(len(counting_P))
   figures[f"{name}/left_out"] = float(left_out)
@@ -201,23 +212,25 @@ def diversities(name: str, clusters_P: Sequence[Sequence[int | None]]) -> dict[s
 
 
 class Agreement(NamedTuple):
-  """Cohen's kappa of two judges with its 95 % interval; None where it is undefined, and `note` says why."""
+  """How far two judges agree on labels: Cohen's kappa with its 95 % interval over problems, and its counts."""
 
   kappa: float | None  # 1: they always agree; 0: as often as by chance; below 0: less often
-  low: float | None  # the lower end of the 95 % interval over problems; nan where no draw defines kappa
-  high: float | None  # the upper end of that interval
-  agreed: float | None  # share of the items labelled by both judges to which they gave the same label
+  low: float | None  # the lower end of its 95 % interval; None where kappa is None, nan where no draw defines it
+  high: float | None  # the upper end of its interval, likewise
+  agreed: float | None  # share of the items labelled by both judges to which they gave the same label; None: no item
   both: int  # items labelled by both judges
   missing: int  # items that at least one judge did not label
   note: str = ""  # why kappa is None; "": it is defined
 
 
 def agreement(pairs_P: Sequence[Sequence[tuple]]) -> Agreement:
-  """Returns Cohen's kappa, unweighted, of two judges, with its interval, the share of equal labels, and the counts.
+  """Returns how far two judges agree: Cohen's kappa (unweighted), its interval, the share of equal labels, and counts.
 
-  pairs_P: of each problem, (first judge's label, second judge's label) of each item; None where a label is missing. The
-  interval redraws problems; draws in which kappa is undefined are left out of it. kappa, low and high are None, and the
-  note says why, where no item was labelled by both or all labels are the same.
+  pairs_P: for each problem, (label by the first judge, label by the second) of each judged item, such as a response or
+  a pair of responses. Labels are values that can be compared and sorted, such as 1, 0.5 and 0; None: missing. Items
+  that lack a label count only in `missing`. kappa, low and high are None, and `note` says why, where no item was
+  labelled by both, or both judges gave every item the same label. The interval redraws problems; draws in which kappa
+  is undefined are left out of it.
   """
   both_P = [_without_missing(pairs) for pairs in pairs_P]
   both = sum(map(len, both_P))

@@ -13,13 +13,18 @@ from jaxrlvr.grading.vote import Election
 def reward_metrics(
   value_PG: np.ndarray, scored_PG: np.ndarray, true_PG: np.ndarray, true_scored_PG: np.ndarray, binary: bool
 ) -> Mapping[str, float]:
-  """Returns the mean true reward of a batch and, where the paid reward is 0 or 1, how the two differ.
+  """Returns the mean true reward of a batch and, for a paid reward of 0 or 1, how often it errs.
 
-  value_PG, scored_PG: the paid reward of P problems with G responses each, and (bool) where it could be computed.
-  true_PG, true_scored_PG: the same of the true reward, which is 1 for a right response. binary: whether the paid reward
-  is always 0 or 1. Keys: true_reward (mean) and, if binary, over the responses that have both rewards: reward_accuracy
-  (share in which they agree), false_positive_rate (share of the wrong responses that were paid), false_negative_rate
-  (share of the right ones that were not). A mean of nothing is nan.
+  value_PG: the paid reward of P problems with G responses each. true_PG: the true reward; exactly 1 means right.
+  scored_PG, true_scored_PG: bool arrays; False where the paid or the true reward could not be computed, whose value is
+  then not read. binary: whether the paid reward is always 0 or 1.
+
+  Keys: true_reward (mean over the responses that have one). Only if `binary`, over the responses that have both
+  rewards:
+    reward_accuracy      share that is paid and right, or neither
+    false_positive_rate  share of the wrong responses that were paid
+    false_negative_rate  share of the right responses that were not paid
+  A mean of nothing is nan.
   """
   metrics = {"true_reward": mean(true_PG[true_scored_PG])}
   if binary:
@@ -31,13 +36,14 @@ def reward_metrics(
 
 
 def label_metrics(label_right_P: Sequence[float | None], elections_P: Sequence[Election] | None) -> Mapping[str, float]:
-  """Returns how good the labels of a batch's problems are.
+  """Returns how many labels of a batch's problems are right and, where votes made them, how clear these were.
 
   label_right_P: 1.0 where a problem's label is a right answer, 0.0 where it is wrong, None where that is not known.
-  elections_P: the vote that made each label, None where labels were not voted. Keys: label_accuracy (share of right
-  labels among those of which it is known) and, of voted labels, vote/majority_ratio (mean share of all samples that
-  voted for the winning answer), vote/margin (mean lead of the winning answer over the second, as a share of all
-  samples) and vote/none (share of problems for which nobody voted). A mean of nothing is nan.
+  elections_P: the vote that made each problem's label; None where labels were not voted. A mean of nothing is nan.
+  Keys: label_accuracy (share of right labels, among those of which it is known) and, only for voted labels:
+    vote/majority_ratio  mean share of all samples of a problem that voted for the winning answer
+    vote/margin          mean lead of the winning answer over the second, as a share of all samples
+    vote/none            share of problems for which no sample voted
   """
   metrics = {"label_accuracy": mean([right for right in label_right_P if right is not None])}
   if elections_P is not None:
@@ -48,11 +54,11 @@ def label_metrics(label_right_P: Sequence[float | None], elections_P: Sequence[E
 
 
 def cause_metrics(cause_PG: Sequence[Sequence[str]]) -> Mapping[str, float]:
-  """Returns {"unparseable": share without a readable answer, "timeout": share whose grading was too slow}.
+  """Returns {"unparseable": share without a readable answer, "timeout": share whose grading took too long} of all
+  responses.
 
-  cause_PG: for P problems with G responses each, why grading against the truth gave no plain verdict: "unparseable",
-  "timeout" or another cause, which counts in neither share; "" where there was nothing to say. Both are nan without a
-  response.
+  cause_PG: for P problems with G responses each, the cause that grading against the truth recorded: "" for a plain
+  verdict; "unparseable", "timeout", or another one, which counts in neither share. Both are nan without a response.
   """
   causes = [cause for row in cause_PG for cause in row]
   return {

@@ -9,19 +9,21 @@ from typing import NamedTuple
 import numpy as np
 
 T_SAT_SHARE = 0.99  # share of the largest reward at which a run counts as saturated
-SHARE_OF_RISE = 0.9  # share of the way from the first reward to the largest window mean at which t90 is reached
-T90_WINDOW = 7  # steps in each of these windows, of which t90 names the middle one
+_SHARE_OF_RISE = 0.9  # share of the way from the first reward to the largest window mean at which t90 is reached
+_T90_WINDOW = 7  # steps in each of these windows, of which t90 names the middle one
 CLEARLY = 4.0  # a rise of fewer standard errors may be noise
 
 
 @dataclasses.dataclass(frozen=True)
 class Saturation:
-  """t_sat, and what the evaluations M say about it in M's unit; None where undefined, and `note` says why."""
+  """The step at which a run saturates, and its evaluations M there, in M's unit; None where undefined, and `note` says
+  why.
+  """
 
-  t_sat: int | None  # first step t <= T - tail with reward_t >= 0.99 max reward; steps count from 1
+  t_sat: int | None  # first step whose reward has 99 % of the largest, counted from 1; None: none, or in the tail
   reward_max: float | None  # the largest mean reward of a step; None where no reward was logged
   value: float | None = None  # M(t_sat), interpolated between the evaluations `between`
-  between: tuple[int, int] | None = None  # the evaluated steps at or around t_sat
+  between: tuple[int, int] | None = None  # the last evaluated step <= t_sat and the first >= t_sat
   gain: float | None = None  # M(t_sat) - M(0), the gain before saturation
   residual: float | None = None  # max of M(t_sat) and of M at the evaluations in [t_sat, T], minus M(t_sat); >= 0
   note: str = ""  # what is undefined and why, or what a reader should mind
@@ -30,13 +32,14 @@ class Saturation:
 def saturation(reward_T: Sequence[float | None], evals: Mapping[int, float], tail: int = 50) -> Saturation:
   """Finds the step t_sat at which a run saturates, and reads its evaluations there.
 
-  reward_T: the mean training reward of each step t = 1..T; None where none was logged. evals: {step: M}, a held-out
-  figure such as accuracy. tail: number of last steps in which saturation is not looked for.
+  reward_T: the mean training reward of each step t = 1..T; None where none was logged. evals: {step: M} in any order, M
+  a held-out figure such as accuracy; step 0 is before training. tail: number of last steps in which saturation is not
+  looked for.
 
-  Returns t_sat, the largest reward, M(t_sat) interpolated linearly between evaluations, the gain until t_sat and the
-  residual after it. t_sat is None, with the reason in `note`, where no reward was logged, where the largest is below 0,
-  or where 99 % of it is first reached in the tail. The figures of evaluations are None without t_sat, or where t_sat
-  lies outside of the evaluated steps; the gain also where step 0 was not evaluated.
+  t_sat is the first step whose reward has 99 % of the largest. It is None, with the reason in `note`, where no reward
+  was logged, where the largest is below 0, or where that step lies in the tail. M is interpolated linearly between
+  evaluated steps. Its figures are None without t_sat, or where t_sat lies outside of the evaluated steps; the gain also
+  where step 0 was not evaluated. For a run whose reward never rose t_sat means nothing: `timing` tells that.
   """
   reward_T = np.array([np.nan if reward is None else reward for reward in reward_T], np.float64)
   T = len(reward_T)
@@ -76,21 +79,21 @@ def _read_evaluations(t_sat: int, reward_max: float, evals: Mapping[int, float],
 
 
 def value_at(evals: Mapping[int, float], step: int) -> float | None:
-  """Returns evaluations {step: M} interpolated linearly at a step.
+  """Returns the value of one curve at a step, interpolated linearly between its steps.
 
-  None before the first and after the last evaluation, and where there is none.
+  evals: the curve, {step: value} in any order. None before its first and after its last step, and for an empty curve.
   """
   steps = sorted(evals)
-  value_1 = column_at(np.array([[evals[evaluated] for evaluated in steps]]), steps, step)
+  value_1 = values_at(np.array([[evals[evaluated] for evaluated in steps]]), steps, step)
   return None if value_1 is None else float(value_1[0])
 
 
-def gap(large: Mapping[int, float], small: Mapping[int, float], t_sat: int | None) -> float | None:
-  """Returns the large-small gap G(n', n) = M_n' - M_n, with both evaluations read at t_sat.
+def large_small_gap(large: Mapping[int, float], small: Mapping[int, float], t_sat: int | None) -> float | None:
+  """Returns the large-small gap G(n', n) = M_n' - M_n of two runs, in M's unit, both read at the small run's t_sat.
 
-  large: evaluations {step: M} of the run with n' training problems. small: evaluations of the run with n < n' training
-  problems. t_sat: the step at which the small run saturates, None if it does not. Between evaluations M is interpolated
-  linearly. None where t_sat is None, or lies outside of the evaluated steps of either run. In M's unit.
+  large: evaluations {step: M} of the run with n' training problems. small: those of the run with n < n' training
+  problems. t_sat: the step at which the small run saturates, None if it does not. M is interpolated linearly between
+  evaluated steps. None where t_sat is None, or lies outside of the evaluated steps of either run.
   """
   if t_sat is None:
     return None
@@ -100,11 +103,11 @@ def gap(large: Mapping[int, float], small: Mapping[int, float], t_sat: int | Non
   return large_value - small_value
 
 
-def column_at(M_DS: np.ndarray, steps: Sequence[int], step: int) -> np.ndarray | None:
+def values_at(M_DS: np.ndarray, steps: Sequence[int], step: int) -> np.ndarray | None:
   """Returns the values [D] of D curves at a step, interpolated linearly between evaluated steps.
 
-  M_DS: the curves' values at the S evaluated `steps`, which ascend. None before the first and after the last of these,
-  and where there is none.
+  M_DS: the values of the D curves at the S evaluated `steps`, which ascend. None before the first and after the last of
+  these, and where there are none.
   """
   if not len(steps) or not steps[0] <= step <= steps[-1]:
     return None
@@ -116,53 +119,56 @@ def column_at(M_DS: np.ndarray, steps: Sequence[int], step: int) -> np.ndarray |
   return (1 - share) * M_DS[:, left] + share * M_DS[:, right]
 
 
-class RedrawnCurves(NamedTuple):
-  """A run's evaluations over problems drawn with replacement, many times."""
+class CurveDraws(NamedTuple):
+  """A run's evaluations in D bootstrap draws of the evaluated problems."""
 
   steps: Sequence[int]  # the evaluated steps, ascending
-  M_DS: np.ndarray | None  # in each draw the figure at each step; None where responses were not recorded
+  M_DS: np.ndarray | None  # M in each of D draws at each of the S steps; None where responses were not recorded
 
 
-class RedrawnGains(NamedTuple):
-  """Bootstrap draws [D] of what a run gained, in the unit of its evaluations M; None where undefined."""
+class GainDraws(NamedTuple):
+  """What a run gained, in each of D bootstrap draws and in the unit of its evaluations M; arrays [D], None where
+  undefined.
+  """
 
   until_t_sat: np.ndarray | None = None  # M(t_sat) - M(0)
   residual: np.ndarray | None = None  # the largest M from t_sat on, minus M(t_sat); never below 0
   to_the_end: np.ndarray | None = None  # the last evaluation minus the first
 
 
-def redrawn_gains(curves: RedrawnCurves, t_sat: int | None, T: int) -> RedrawnGains:
+def gain_draws(curves: CurveDraws, t_sat: int | None, T: int) -> GainDraws:
   """Returns bootstrap draws [D] of a run's gain until t_sat, of its residual after it, and of its gain to the end.
 
   curves: the run's evaluations M in each of D draws. t_sat: the step at which the run saturates, None if it does not.
-  T: number of training steps. Between evaluations M is interpolated linearly. All three are None for a run without
-  records or with fewer than two evaluations; the first two are None without t_sat or where it lies outside of the
-  evaluated steps, and the first where step 0 was not evaluated.
+  T: the number of training steps; later evaluations do not count in the residual. M is interpolated linearly between
+  evaluated steps. All three fields are None without draws or with fewer than two evaluations. The first two are None
+  without t_sat or where it lies outside of the evaluated steps, and the first where step 0 was not evaluated.
   """
   steps, M_DS = curves
   if M_DS is None or len(steps) < 2:
-    return RedrawnGains()
+    return GainDraws()
   to_the_end = M_DS[:, -1] - M_DS[:, 0]
-  value_D = None if t_sat is None else column_at(M_DS, steps, t_sat)
+  value_D = None if t_sat is None else values_at(M_DS, steps, t_sat)
   if value_D is None:
-    return RedrawnGains(to_the_end=to_the_end)
+    return GainDraws(to_the_end=to_the_end)
   later_DS = M_DS[:, [t_sat <= step <= T for step in steps]]
   residual_D = np.column_stack([value_D, later_DS]).max(1) - value_D
   gain_D = value_D - M_DS[:, list(steps).index(0)] if 0 in steps else None
-  return RedrawnGains(gain_D, residual_D, to_the_end)
+  return GainDraws(gain_D, residual_D, to_the_end)
 
 
-def drawn_gap(large: RedrawnCurves, small: RedrawnCurves, t_sat: int | None) -> np.ndarray | None:
-  """Returns bootstrap draws [D] of the large-small gap M_n' - M_n, both read at t_sat.
+def gap_draws(large: CurveDraws, small: CurveDraws, t_sat: int | None) -> np.ndarray | None:
+  """Returns bootstrap draws [D] of the large-small gap M_n' - M_n, both evaluated at the small run's t_sat.
 
-  large: evaluations of the run with more training problems (n') in each of D draws. small: the same of the run with
-  fewer (n). t_sat: the step at which the small run saturates. Draws are paired where both runs were evaluated on the
-  same problems. None where t_sat is None, lies outside of the evaluated steps of either run, or a run has no draws.
+  large: evaluations of the run with more training problems (n') in each of D draws. small: those of the run with fewer
+  (n). t_sat: the step at which the small run saturates, None if it does not. Draws are subtracted one by one: they are
+  paired if both runs were evaluated on the same problems and drawn with the same seed. None where t_sat is None, lies
+  outside of the evaluated steps of either run, or a run has no draws.
   """
   if t_sat is None or large.M_DS is None or small.M_DS is None:
     return None
-  large_D = column_at(large.M_DS, large.steps, t_sat)
-  small_D = column_at(small.M_DS, small.steps, t_sat)
+  large_D = values_at(large.M_DS, large.steps, t_sat)
+  small_D = values_at(small.M_DS, small.steps, t_sat)
   if large_D is None or small_D is None:
     return None
   return large_D - small_D
@@ -171,9 +177,9 @@ def drawn_gap(large: RedrawnCurves, small: RedrawnCurves, t_sat: int | None) -> 
 def rises_clearly(reward_T: np.ndarray, width: int) -> bool:
   """Returns whether some mean over `width` successive rewards lies clearly above the mean of the first `width` rewards.
 
-  Clearly means by more than 4 standard errors of a difference of two such means. The noise is estimated from the
-  differences of successive rewards, which a slow rise hardly enters. All rewards must be finite, and there must be at
-  least two of them and at least `width`.
+  reward_T: finite rewards, at least two and at least `width` of them. Clearly means by more than 4 standard errors of a
+  difference of two such means. The standard error is estimated from differences of successive rewards, so that a slow
+  rise does not count as noise.
   """
   error = np.sqrt(np.mean(np.diff(reward_T) ** 2) / width)  # sqrt(2 / width) times the noise of one reward
   means = np.convolve(reward_T, np.full(width, 1 / width), "valid")
@@ -181,14 +187,11 @@ def rises_clearly(reward_T: np.ndarray, width: int) -> bool:
 
 
 class Time(NamedTuple):
-  """A step with the ends of its 95 % interval; each is None where it lies behind step T_eff or is unknown.
+  """A step, counted from 1, with the ends of its 95 % interval over draws of the rewards."""
 
-  `Timing.redrawn` tells these two apart for the ends of the interval.
-  """
-
-  step: int | None  # counted from 1
-  low: int | None  # the lower end of the interval
-  high: int | None  # the upper end of the interval
+  step: int | None  # None: it lies after T_eff, or the run has no such step (`Timing.state` says which)
+  low: int | None  # the lower end; None: it lies after T_eff, or there is no interval (`Timing.has_intervals`)
+  high: int | None  # the upper end, likewise
 
 
 _UNKNOWN_TIME = Time(None, None, None)
@@ -207,40 +210,49 @@ STATES: Mapping[str, str] = {
 class Timing(NamedTuple):
   """When a run's reward saturates, and how certain that is."""
 
-  state: str  # "saturated", "not saturated", "undefined", "no rise", "too short" or "not measured": the keys of STATES
+  # "saturated" (t_sat lies within T_eff), "not saturated" (after T_eff), "undefined" (the reward rose and stayed below
+  # 0), "no rise", "too short" (fewer than 14 rewards) or "not measured" (no reward): the keys of STATES.
+  state: str
   t_eff: int  # T - tail, the last step at which saturation is looked for
-  redrawn: bool  # whether there are intervals; if so, an end that is None lies behind T_eff
+  has_intervals: bool  # if True, an end of an interval that is None lies after T_eff
   t_sat: Time  # first step with 99 % of the largest reward; its step is None unless the state is "saturated"
-  t90: Time  # first step at which a mean over 7 steps has gone 90 % of the way up; None: behind T_eff, or no rise
+  t90: Time  # first step at which a mean over 7 steps has gone 90 % of the way up; its step is None: after T_eff
 
 
 def timing(reward_T: Sequence[float | None], reward_DT: np.ndarray | None = None, tail: int = 50) -> Timing:
-  """Finds t_sat and t90 of a run, with intervals, and says whether its reward rose at all.
+  """Finds t_sat and t90 of a run with their intervals, and says whether its reward rose at all.
 
   reward_T: the mean training reward of each step 1..T; None where none was logged. reward_DT: the same in D bootstrap
-  draws, nan where none was logged, from which the intervals come; without it, or where it lacks a step that has a
-  reward, there are no intervals. tail: number of last steps in which saturation is not looked for.
+  draws (`reward_draws`), nan where none was logged, from which the intervals come. Without it, or if it is not finite
+  at exactly the steps that have a reward, there are no intervals. tail: number of last steps in which saturation is not
+  looked for; T_eff = T - tail.
 
-  t_sat is the first step whose reward has 99 % of the largest. t90 is the first step at which a mean over the 7 steps
+  t_sat is the first step whose reward has 99 % of the largest. t90 is the first step at which the mean over the 7 steps
   around it has gone 90 % of the way from the first reward to the largest such mean; steps without a reward are left out
-  of means. Both count from 1 and are looked for up to step T - tail. The reward rose if some mean over 7 successive
-  rewards, or over a third of all rewards, lies above the first such mean by more than 4 standard errors of their
-  difference. Where it did not, or where there are fewer than 14 rewards, both times are None.
+  of means. Both count from 1 and are None if they lie after T_eff. `state` is the first of these that holds:
+    not measured   no reward was logged
+    too short      there are fewer than 14 rewards
+    no rise        no mean over 7 successive rewards, nor over a third of all, lies clearly (4 standard errors) above
+                   the first such mean
+    undefined      the reward rose and stayed below 0; there is a t90 all the same
+    saturated      t_sat lies within T_eff
+    not saturated  it lies after T_eff: t_sat is right-censored
+  In the first three states both times are None.
   """
   reward_T = np.array([np.nan if reward is None else reward for reward in reward_T], np.float64)
   finite_T = reward_T[np.isfinite(reward_T)]
   t_eff = max(len(reward_T) - tail, 0)
   if not len(finite_T):
     return Timing("not measured", t_eff, False, _UNKNOWN_TIME, _UNKNOWN_TIME)
-  if len(finite_T) < 2 * T90_WINDOW:
+  if len(finite_T) < 2 * _T90_WINDOW:
     return Timing("too short", t_eff, False, _UNKNOWN_TIME, _UNKNOWN_TIME)
-  widths = {T90_WINDOW, max(T90_WINDOW, len(finite_T) // 3)}
+  widths = {_T90_WINDOW, max(_T90_WINDOW, len(finite_T) // 3)}
   if not any(rises_clearly(finite_T, width) for width in widths):
     return Timing("no rise", t_eff, False, _UNKNOWN_TIME, _UNKNOWN_TIME)
   has_draws = reward_DT is not None and np.array_equal(np.isfinite(reward_DT).all(0), np.isfinite(reward_T))
   drawn_DT = np.asarray(reward_DT) if has_draws else None
-  t_sat = _time_with_interval(times_of_t_sat, reward_T, drawn_DT, t_eff)
-  t90 = _time_with_interval(times_of_t90, reward_T, drawn_DT, t_eff)
+  t_sat = _time_with_interval(_times_of_t_sat, reward_T, drawn_DT, t_eff)
+  t90 = _time_with_interval(_times_of_t90, reward_T, drawn_DT, t_eff)
   if np.max(finite_T) < 0:
     return Timing("undefined", t_eff, has_draws, _UNKNOWN_TIME, t90)
   state = "not saturated" if t_sat.step is None else "saturated"
@@ -262,39 +274,39 @@ def _step_or_none(step: float) -> int | None:
   return int(step) if np.isfinite(step) else None
 
 
-def times_of_t_sat(reward_DT: np.ndarray, t_eff: int) -> np.ndarray:
+def _times_of_t_sat(reward_DT: np.ndarray, t_eff: int) -> np.ndarray:
   """Returns t_sat [D] of D reward curves, the first step whose reward has 99 % of the curve's largest.
 
   reward_DT: the reward at each step 1..T, nan where none was logged; a curve needs at least one. Steps count from 1;
-  inf where t_sat lies behind step t_eff, or all rewards are below 0.
+  inf where t_sat lies after step t_eff, or all rewards are below 0.
   """
   reached_DT = reward_DT >= T_SAT_SHARE * np.nanmax(reward_DT, axis=1, keepdims=True)
   return _first_reached(reached_DT, t_eff)
 
 
-def times_of_t90(reward_DT: np.ndarray, t_eff: int) -> np.ndarray:
+def _times_of_t90(reward_DT: np.ndarray, t_eff: int) -> np.ndarray:
   """Returns t90 [D] of D reward curves: the step at which a mean over 7 steps has gone 90 % of the way up.
 
   reward_DT: the reward at each step 1..T with T >= 7, nan where none was logged; a curve needs at least one. The way up
   goes from the first reward to the largest mean over 7 successive steps; t90 is the middle of the first window that has
-  gone so far. Steps count from 1; inf where t90 lies behind step t_eff.
+  gone so far. Steps count from 1; inf where t90 lies after step t_eff.
   """
   finite_DT = np.isfinite(reward_DT)
   sums_DT = _window_sums(np.where(finite_DT, reward_DT, 0.0))
   counts_DT = _window_sums(finite_DT.astype(np.float64))
   mean_DT = np.where(counts_DT > 0, sums_DT / np.maximum(counts_DT, 1), -np.inf)
-  half = T90_WINDOW // 2
+  half = _T90_WINDOW // 2
   top_D = mean_DT[:, half:-half].max(1)  # over whole windows alone
   first_finite_D = finite_DT.argmax(1)
   first_D = np.take_along_axis(reward_DT, first_finite_D[:, None], 1)[:, 0]
-  level_D = first_D + SHARE_OF_RISE * (top_D - first_D)
+  level_D = first_D + _SHARE_OF_RISE * (top_D - first_D)
   return _first_reached(mean_DT >= level_D[:, None], t_eff)
 
 
 def _window_sums(values_DT: np.ndarray) -> np.ndarray:
-  """Returns the sum over the T90_WINDOW steps around each step; over fewer at both ends."""
+  """Returns the sum over the _T90_WINDOW steps around each step; over fewer at both ends."""
   D, T = values_DT.shape
-  half = T90_WINDOW // 2
+  half = _T90_WINDOW // 2
   running_DT = np.concatenate([np.zeros((D, 1)), np.cumsum(values_DT, 1)], 1)
   begin_T = np.maximum(np.arange(T) - half, 0)
   end_T = np.minimum(np.arange(T) + half + 1, T)
@@ -308,12 +320,13 @@ def _first_reached(reached_DT: np.ndarray, t_eff: int) -> np.ndarray:
 
 
 def rewards_by_problem(rows: Sequence[Mapping], votes: int, group: int) -> dict[str, list[float]]:
-  """Returns {problem: rewards} of one step, the rewards that count in its mean.
+  """Returns {problem: rewards} of one training step: the rewards whose mean is the step's reward.
 
-  rows: a row of each response of the step, as training writes them to rollouts/, with `problem` (its id), `sample` (its
-  number among the problem's responses, from 0) and `reward` (None: unscored). votes: samples that are drawn of a
-  problem at a time; group: the first so many of these are trained on, and only they count. Unscored responses and
-  rewards that are not finite are left out, and so is a problem without any other.
+  rows: a row for each response of the step, as training writes them to rollouts/, with `problem` (its id), `sample`
+  (its number among the problem's responses, from 0) and `reward` (None: unscored). votes: number of samples of a
+  problem that vote together. group: number of these that are trained on, the first ones; only their rewards are
+  returned, that is where sample % votes < group. Unscored responses and rewards that are not finite are left out, and
+  so is a problem that has no others.
   """
   rewards: dict[str, list[float]] = {}
   for row in rows:
@@ -323,12 +336,13 @@ def rewards_by_problem(rows: Sequence[Mapping], votes: int, group: int) -> dict[
   return rewards
 
 
-def redrawn_rewards(recorded_T: Sequence[Mapping[str, Sequence[float]]], draws: int = 500, seed: int = 0) -> np.ndarray:
-  """Returns bootstrap draws [draws, T] of each step's mean reward; nan at steps without a reward.
+def reward_draws(recorded_T: Sequence[Mapping[str, Sequence[float]]], draws: int = 500, seed: int = 0) -> np.ndarray:
+  """Returns [draws, T]: the mean reward of each training step in many bootstrap draws; nan at steps without a reward.
 
-  draws: number of draws. seed: of the random numbers; the same seed gives the same draws. recorded_T: {problem: rewards
-  of its responses} of each step 1..T; {} at a step without a reward. Where every step has the same problems, the
-  responses to each are redrawn. Otherwise the problems of a step are chance too, and whole problems are redrawn.
+  recorded_T: {problem: rewards of its responses} for each step 1..T (`rewards_by_problem`); {} at a step without a
+  reward. draws: number of draws. seed: seeds them; the same seed gives the same draws. If every step trains on the same
+  problems, the responses to each problem are drawn with replacement. If not, the choice of problems is chance too, and
+  whole problems are drawn.
   """
   generator = np.random.default_rng(seed)
   problems_of_steps = set()
@@ -366,21 +380,22 @@ def _redraw_problems(rewards_P: Sequence[Sequence[float]], draws: int, generator
 
 
 class MedianTime(NamedTuple):
-  """The median of several runs' times, some of which are right-censored."""
+  """The median of several runs' times, where some runs were too short to reach theirs (right-censored)."""
 
-  runs: int
-  reached: int  # runs whose time is known; the others' times are larger than their T_eff
+  runs: int  # number of runs
+  reached: int  # runs whose time is known; the others' times are larger than their t_eff
   median: float | None  # the Kaplan-Meier median; None where too few times are known
-  at_least: float  # lower bound: the median of all times with T_eff in the place of unknown ones; nan without a run
+  at_least: float  # a lower bound of it: the median with t_eff in the place of unknown times; nan without a run
 
 
 def median_time(times: Sequence[float | None], t_eff: Sequence[int]) -> MedianTime:
-  """Returns the Kaplan-Meier median of the times of several runs.
+  """Returns the Kaplan-Meier median of a time, such as t_sat, over several runs.
 
-  times: the time of each run, in steps; None where it lies behind the run's last considered step, which is its `t_eff`.
-  Leave out the runs whose reward did not rise: they have no time. Without a run the median is None and the lower bound
-  nan. ValueError where the sequences have different lengths. Where the survival curve is level at one half, the median
-  is the middle of that level, as for a list of even length; it is None if no later time ends the level.
+  times: the time of each run, in steps; None where the run did not reach it by step `t_eff`. t_eff: the last step at
+  which each run's time was looked for. Leave out the runs whose reward did not rise: they have no time. Without a run
+  the median is None and `at_least` is nan. Where exactly half of the runs survive between two known times, the median
+  is the middle of these, as for a list of even length; None if there is no later known time. ValueError where the
+  sequences have different lengths.
   """
   if not len(times):
     return MedianTime(0, 0, None, float("nan"))

@@ -14,16 +14,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxrlvr.analysis.passk import Gain, problem_means, redrawn
+from jaxrlvr.analysis.passk import Gain, mean_draws, problem_means
 from jaxrlvr.analysis.phase import CLAIMS
 from jaxrlvr.analysis.saturation import (
   STATES,
-  RedrawnCurves,
-  RedrawnGains,
+  CurveDraws,
+  GainDraws,
   Saturation,
   Timing,
-  redrawn_gains,
-  redrawn_rewards,
+  gain_draws,
+  reward_draws,
   rewards_by_problem,
   saturation,
   timing,
@@ -145,7 +145,7 @@ class RecordedRun:
     self.notes: list[str] = []
     self.unlike = False
     self._means: dict[tuple[str, int], dict[str, float]] = {}
-    self._redrawn: dict[str, RedrawnCurves] = {}
+    self._curve_draws: dict[str, CurveDraws] = {}
     self.config = self._json(self.workdir / "config.json")
     self.summary = self._json(self.workdir / "summary.json")
     own_tail = self.at("saturation_tail", int)
@@ -346,7 +346,7 @@ class RecordedRun:
       if reward is not None:
         rewards = self.read(functools.partial(_rewards_of, votes=votes, group=group), path, {})
       recorded_T.append(rewards)
-    return timing(self.reward_T, redrawn_rewards(recorded_T), self.tail)
+    return timing(self.reward_T, reward_draws(recorded_T), self.tail)
 
   def eval_file(self, set_name: str, step: int) -> Path:
     """Returns the path of the file with the responses of one evaluation, whether it is there or not."""
@@ -364,22 +364,22 @@ class RecordedRun:
       self._means[place] = self.read(_problem_means_of, self.eval_file(set_name, step), {})
     return self._means[place]
 
-  def redrawn(self, set_name: str) -> RedrawnCurves:
+  def curve_draws(self, set_name: str) -> CurveDraws:
     """Returns bootstrap draws of the set's curve: avg@K at each evaluated step over problems drawn with replacement.
 
     Of a figure that is a mean over several sets it is the mean of their curves. Only problems that all evaluations
     recorded count; `M_DS` is None where there are none.
     """
-    if set_name not in self._redrawn:
+    if set_name not in self._curve_draws:
       steps = sorted(self.curve(set_name))
       curves = []
       for seed, name in enumerate(self._parts.get(set_name, (set_name,))):
-        curves.append(self._redrawn_curve(name, steps, seed))
+        curves.append(self._draws_of_set(name, steps, seed))
       is_whole = bool(curves) and all(curve is not None for curve in curves)
-      self._redrawn[set_name] = RedrawnCurves(steps, np.mean(curves, 0) if is_whole else None)
-    return self._redrawn[set_name]
+      self._curve_draws[set_name] = CurveDraws(steps, np.mean(curves, 0) if is_whole else None)
+    return self._curve_draws[set_name]
 
-  def _redrawn_curve(self, set_name: str, steps: Sequence[int], seed: int) -> np.ndarray | None:
+  def _draws_of_set(self, set_name: str, steps: Sequence[int], seed: int) -> np.ndarray | None:
     """Returns avg@K [draws, S] at the steps, over redrawn problems that all steps have; None where there are none."""
     means_S = [self.problem_means(set_name, step) for step in steps]
     if not means_S:
@@ -388,14 +388,14 @@ class RecordedRun:
     if not shared:
       return None
     means_SP = np.array([list(map(means.get, shared)) for means in means_S])
-    return redrawn(np.ascontiguousarray(means_SP.T), seed=seed)
+    return mean_draws(np.ascontiguousarray(means_SP.T), seed=seed)
 
-  def redrawn_gains(self, set_name: str) -> RedrawnGains:
+  def gain_draws(self, set_name: str) -> GainDraws:
     """Returns bootstrap draws [D] of the gain until t_sat, of the residual after it, and of the gain to the end.
 
     They are taken over the set's problems drawn with replacement; each is None where it is undefined.
     """
-    return redrawn_gains(self.redrawn(set_name), self.t_sat, len(self.reward_T))
+    return gain_draws(self.curve_draws(set_name), self.t_sat, len(self.reward_T))
 
 
 # Runs by (setting, arm): the runs of one place are seeds of one another.

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxrlvr.analysis.passk import interval, mean, paired_gain, redrawn
-from jaxrlvr.analysis.saturation import RedrawnGains, Time, drawn_gap, gap, median_time, value_at
+from jaxrlvr.analysis.passk import mean, mean_draws, paired_gain, percentile_interval
+from jaxrlvr.analysis.saturation import GainDraws, Time, gap_draws, large_small_gap, median_time, value_at
 from jaxrlvr.base.logbook import csv_text
 from jaxrlvr.reporting import conclusions
 from jaxrlvr.reporting.conclusions import Conclusion
@@ -255,11 +255,11 @@ def mean_value(
   value = Value(mean(known), show=show)
   known_draws = [drawn for drawn in draws if drawn is not None]
   if len(known_draws) == len(known):
-    low, high = interval(np.mean(known_draws, 0))
+    low, high = percentile_interval(np.mean(known_draws, 0))
     value = value._replace(low=low, high=high)
   if len(known) > 1:
-    redrawn_means = redrawn([[figure] for figure in known])[:, 0]
-    low, high = interval(redrawn_means)
+    redrawn_means = mean_draws([[figure] for figure in known])[:, 0]
+    low, high = percentile_interval(redrawn_means)
     value = value._replace(seeds_low=low, seeds_high=high)
   return value
 
@@ -522,7 +522,7 @@ def _gains_at_saturation(
 ) -> dict[str, Value]:
   """Returns the columns gain until t_sat, residual and gain to the end, of the runs that measured a set."""
   at_t_sat = [run.saturation(set_name) for run in runs]
-  draws = [run.redrawn_gains(set_name) for run in runs]
+  draws = [run.gain_draws(set_name) for run in runs]
   until = mean_value([reading.gain for reading in at_t_sat], [drawn.until_t_sat for drawn in draws], points)
   residual = mean_value([reading.residual for reading in at_t_sat], [drawn.residual for drawn in draws], points)
   if len(runs) == 1 and set_name == runs[0].set:  # the gain of the conclusion: the same interval in every table
@@ -533,7 +533,7 @@ def _gains_at_saturation(
   return {"gain until t_sat": until._replace(paper=paper_gain), "residual": residual, "gain to the end": end}
 
 
-def _gain_to_the_end(runs: Sequence[RecordedRun], set_name: str, draws: Sequence[RedrawnGains]) -> Value:
+def _gain_to_the_end(runs: Sequence[RecordedRun], set_name: str, draws: Sequence[GainDraws]) -> Value:
   """Returns the last evaluation minus the first; of several runs without those that are not compared."""
   gains, drawn_gains = [], []
   for run, drawn in zip(runs, draws, strict=True):
@@ -584,8 +584,8 @@ def _gap_pairs(large_runs: Sequence[RecordedRun], small_runs: Sequence[RecordedR
 def _gap_figures(pairs: Sequence[_GapPair], set_name: str) -> TableRow:
   gaps, draws = [], []
   for large, small in pairs:
-    gaps.append(gap(large.curve(set_name), small.curve(set_name), small.t_sat))
-    draws.append(drawn_gap(large.redrawn(set_name), small.redrawn(set_name), small.t_sat))
+    gaps.append(large_small_gap(large.curve(set_name), small.curve(set_name), small.t_sat))
+    draws.append(gap_draws(large.curve_draws(set_name), small.curve_draws(set_name), small.t_sat))
   known = sum(
     value is not None for value in gaps
   )  # of the others the small run did not saturate, or has no accuracy there

@@ -54,16 +54,16 @@ def diagnose(config: ConfigDict, workdir: str | Path) -> dict:
     figures_of_reasoning, judging = judged(_select_for_judging(config, responses), run, judge, config)
     figures |= figures_of_reasoning
     billions, verifiers = policy_spec.count_weights(policy.spec) / 1e9, {p.verifier for p in survey.problems}
-    is_near = prediction.is_near(billions, verifiers)
+    like_references = prediction.resembles_references(billions, verifiers)
     domain = prediction.domain_of(d.domain, config.problems.source, verifiers)
-    predictions = prediction.predict(figures, is_near, judging["problems"], domain, reference)
+    predictions = prediction.predict(figures, like_references, judging["problems"], domain, reference)
     diagnosis = {
       "domain": domain,
       "reference": reference,
       "figures": figures,
       "histogram": histogram,
       "predictions": [p._asdict() for p in predictions],
-      "near": is_near,
+      "near": like_references,
       "billions": billions,
       "judging": judging,
     }

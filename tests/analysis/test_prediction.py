@@ -107,7 +107,7 @@ def test_how_sure():
   assert sure() == ["medium", "high"] and sure(near=False) == ["low", "medium"]
   assert sure(judged=7) == sure(labelled=15.0) == ["low", "high"]
   assert sure(near=False, judged=7, labelled=0.0) == ["low", "medium"]
-  near = [prediction.is_near(*asked) for asked in (
+  near = [prediction.resembles_references(*asked) for asked in (
     (3.2, ["math"]), (1.54, ["math", "quantum_lock"]), (8.03, []), (0.5, ["math"]), (14.0, ["math"]),
     (3.2, ["math", "arithmetic"]),
   )]  # fmt: skip
@@ -116,7 +116,7 @@ def test_how_sure():
 
 def test_half_is_most_only_by_the_whole_interval():
   for (low, high), want in {(0.5, 0.9): None, (0.51, 0.9): True, (0.1, 0.5): None, (0.1, 0.49): False}.items():
-    assert prediction.mostly({"x_low": low, "x_high": high}, "x") is want
+    assert prediction.lies_above_half({"x_low": low, "x_high": high}, "x") is want
 
 
 SAMPLES = 4
@@ -172,4 +172,4 @@ def test_what_is_undefined_is_nan():
   rows = [dict(r, scored=False, true_reward=None, cluster=None) for r in records(0)]
   found, histogram = pre_rl.measure(rows, SAMPLES, (1,))
   assert all(math.isnan(found[name]) for name in ("usable", "vote_right", "vote_margin", "certainty_auc"))
-  assert sum(histogram) == 0 and pre_rl.vote(rows[:4]) == (None, None) and pre_rl.separation([(1.0, True)]) is None
+  assert sum(histogram) == 0 and pre_rl.vote(rows[:4]) == (None, None) and pre_rl.auc([(1.0, True)]) is None

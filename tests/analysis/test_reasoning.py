@@ -129,7 +129,7 @@ def test_problems_advance_side_by_side_and_alike():
 
 
 def test_left_out_responses_are_in_no_cluster_and_no_share():
-  found = reasoning.diversities("diversity", [[0, 1, None], [None, None], []])
+  found = reasoning.diversity_figures("diversity", [[0, 1, None], [None, None], []])
   assert found["diversity"] == pytest.approx(1.0) and found["diversity/n_eff"] == pytest.approx(2.0)
   assert (found["diversity/problems"], found["diversity/left_out"], found["diversity/clusters"]) == (1, 3, 2)
 
@@ -138,7 +138,7 @@ def test_with_half_of_it_left_out_a_problem_has_no_diversity():
   """The first response founds a cluster unasked: in an outage that is all there is, and no diversity of 0."""
   outage = reasoning.cluster(range(4), lambda a, b: None)
   assert outage == [0, None, None, None]
-  found = reasoning.diversities("diversity", [outage, [0, 1, None, None], [0], [0, 1]])
+  found = reasoning.diversity_figures("diversity", [outage, [0, 1, None, None], [0], [0, 1]])
   assert found["diversity/problems"] == 2 and found["diversity/left_out"] == 5 and found["diversity"] == 0.5
 
 

@@ -5,20 +5,20 @@ import json
 import numpy as np
 import pytest
 
-from jaxrlvr.analysis.passk import interval, redrawn
+from jaxrlvr.analysis.passk import mean_draws, percentile_interval
 from jaxrlvr.analysis.saturation import (
   STATES,
-  RedrawnCurves,
-  column_at,
-  drawn_gap,
-  gap,
+  CurveDraws,
+  gain_draws,
+  gap_draws,
+  large_small_gap,
   median_time,
-  redrawn_gains,
-  redrawn_rewards,
+  reward_draws,
   rewards_by_problem,
   saturation,
   timing,
   value_at,
+  values_at,
 )
 
 
@@ -45,7 +45,7 @@ def test_golden_cases(runs):
     for name, readings in told.items():
       assert getattr(found, name) == pytest.approx(readings["linear"], abs=1e-9), (case["name"], name)
     if case["eval_large"] is not None:
-      both = gap(steps(case["eval_large"]), small, found.t_sat)
+      both = large_small_gap(steps(case["eval_large"]), small, found.t_sat)
       assert both == pytest.approx(read["gap_large_minus_small"]["linear"], abs=1e-9), case["name"]
 
 
@@ -102,8 +102,10 @@ def test_missing_rewards_keep_their_step():
 def test_outside_of_the_evaluations_there_is_no_value():
   assert value_at({0: 0.0, 10: 1.0}, 5) == pytest.approx(0.5)
   assert value_at({0: 0.0, 10: 1.0}, 11) is None and value_at({}, 0) is None
-  assert gap({0: 1.0}, {0: 0.5}, None) is None and gap({0: 1.0}, {0: 0.5}, 0) == pytest.approx(0.5)
-  assert gap({0: 1.0}, {0: 0.5, 9: 0.5}, 9) is None
+  assert large_small_gap({0: 1.0}, {0: 0.5}, None) is None and large_small_gap({0: 1.0}, {0: 0.5}, 0) == pytest.approx(
+    0.5
+  )
+  assert large_small_gap({0: 1.0}, {0: 0.5, 9: 0.5}, 9) is None
 
 
 STEPS = [0, 2, 5, 9]
@@ -112,33 +114,33 @@ STEPS = [0, 2, 5, 9]
 @pytest.mark.parametrize("rewards", [[0.1, 0.5, 1.0, *[1.0] * 6], [0.1, 1.0, *[0.9] * 7], [1.0] * 9], ids=str)
 def test_many_curves_are_read_as_one(rewards):
   M_DS = np.random.default_rng(0).random((20, 4))
-  gains = redrawn_gains(RedrawnCurves(STEPS, M_DS), rewards.index(1.0) + 1, len(rewards))
+  gains = gain_draws(CurveDraws(STEPS, M_DS), rewards.index(1.0) + 1, len(rewards))
   for M_S, gain, residual in zip(M_DS, gains.until_t_sat, gains.residual, strict=True):
     one = saturation(rewards, dict(zip(STEPS, M_S, strict=True)), tail=1)
     assert (gain, residual) == (pytest.approx(one.gain), pytest.approx(one.residual))
   np.testing.assert_array_equal(gains.to_the_end, M_DS[:, -1] - M_DS[:, 0])
-  assert redrawn_gains(RedrawnCurves(STEPS, M_DS), 10, 12)[:2] == (None, None) and column_at(M_DS, [], 0) is None
-  assert redrawn_gains(RedrawnCurves([1, 2, 5, 9], M_DS), 3, 9).until_t_sat is None
+  assert gain_draws(CurveDraws(STEPS, M_DS), 10, 12)[:2] == (None, None) and values_at(M_DS, [], 0) is None
+  assert gain_draws(CurveDraws([1, 2, 5, 9], M_DS), 3, 9).until_t_sat is None
 
 
 def test_redrawn_gap_is_that_of_the_same_problems():
   draw = np.random.default_rng(1)
   small_PS, shift_P = draw.random((30, 4)), draw.normal(0.2, 0.01, 30)
-  curves = [RedrawnCurves(STEPS, redrawn(values_PS)) for values_PS in (small_PS + shift_P[:, None], small_PS)]
-  found_D = drawn_gap(*curves, 4)
-  low, high = interval(found_D)
+  curves = [CurveDraws(STEPS, mean_draws(values_PS)) for values_PS in (small_PS + shift_P[:, None], small_PS)]
+  found_D = gap_draws(*curves, 4)
+  low, high = percentile_interval(found_D)
   assert low < shift_P.mean() < high and high - low == pytest.approx(2 * 1.96 * shift_P.std() / 30**0.5, rel=0.1)
-  assert drawn_gap(*curves, None) is None and drawn_gap(RedrawnCurves(STEPS, None), curves[1], 4) is None
-  assert drawn_gap(*curves, 10) is None
+  assert gap_draws(*curves, None) is None and gap_draws(CurveDraws(STEPS, None), curves[1], 4) is None
+  assert gap_draws(*curves, 10) is None
 
 
 def test_redrawn_means_are_those_of_a_bootstrap():
   values_PS = np.random.default_rng(2).random((25, 2))
-  drawn_DS = redrawn(values_PS, draws=4000)
+  drawn_DS = mean_draws(values_PS, draws=4000)
   assert drawn_DS.shape == (4000, 2) and drawn_DS.mean(0) == pytest.approx(values_PS.mean(0), abs=0.01)
   assert drawn_DS.std(0) == pytest.approx(values_PS.std(0) / 5, rel=0.05)
   assert np.corrcoef(drawn_DS.T)[0, 1] == pytest.approx(np.corrcoef(values_PS.T)[0, 1], abs=0.05)
-  np.testing.assert_allclose(redrawn(values_PS[:, :1], draws=4000), drawn_DS[:, :1], atol=1e-12)
+  np.testing.assert_allclose(mean_draws(values_PS[:, :1], draws=4000), drawn_DS[:, :1], atol=1e-12)
 
 
 def recorded(shares, problems, samples, same, seed=0):
@@ -165,15 +167,15 @@ def test_intervals_of_a_quick_rise_hold_what_it_does_on_average(same):
   widths, hits = [], []
   for seed in range(25):
     rewards, redrawn_from = recorded(QUICK, 16, 16, same, seed)
-    found = timing(rewards, redrawn_rewards(redrawn_from, 200), tail=6)
-    assert (found.state, found.t_eff, found.redrawn) == ("saturated", 54, True)
+    found = timing(rewards, reward_draws(redrawn_from, 200), tail=6)
+    assert (found.state, found.t_eff, found.has_intervals) == ("saturated", 54, True)
     assert found.t_sat.step == saturation(rewards, {}, 6).t_sat
     assert found.t90.low <= found.t90.step <= found.t90.high
     hits.append((inside(found.t_sat, 24, 54), inside(found.t90, 13, 54)))
     widths.append([(time.high or 55) - time.low for time in (found.t_sat, found.t90)])
   assert (np.mean(hits, 0) >= (0.9, 0.7)).all()
   assert np.median(widths, 0)[0] > 2 * np.median(widths, 0)[1]
-  assert timing(QUICK, None, 6).t90.step == 13 and not timing(QUICK, None, 6).redrawn
+  assert timing(QUICK, None, 6).t90.step == 13 and not timing(QUICK, None, 6).has_intervals
 
 
 @pytest.mark.parametrize("steps", [60, 496])
@@ -208,7 +210,7 @@ def test_height_of_the_plateau_moves_t_sat_and_not_t90():
   )
   assert t_sat[0.95] > 1.5 * t_sat[1.0] and t90[0.95] - t90[1.0] <= 6
   rewards, redrawn_from = recorded(0.95 - 0.43 * np.exp(-step / 15), 32, 16, False)
-  one = timing(rewards, redrawn_rewards(redrawn_from, 200), 50)
+  one = timing(rewards, reward_draws(redrawn_from, 200), 50)
   assert (one.t_sat.high or 447) - one.t_sat.low > 5 * (one.t90.high - one.t90.low)
 
 
@@ -217,8 +219,8 @@ def test_what_is_not_reached_in_time_is_censored():
   found = timing(rising, None, 10)
   assert (found.state, found.t_eff, found.t_sat.step, found.t90.step) == ("not saturated", 50, None, None)
   rewards, redrawn_from = recorded(np.linspace(0.1, 0.9, 60), 32, 16, False)
-  drawn = timing(rewards, redrawn_rewards(redrawn_from, 200), 10)
-  assert drawn.state == "not saturated" and drawn.t_sat.high is None and drawn.redrawn
+  drawn = timing(rewards, reward_draws(redrawn_from, 200), 10)
+  assert drawn.state == "not saturated" and drawn.t_sat.high is None and drawn.has_intervals
 
 
 def test_what_timing_can_not_tell():
@@ -232,20 +234,20 @@ def test_what_timing_can_not_tell():
   assert timing(QUICK, reward_DT, 6) == timing(QUICK, None, 6)
   holes = [None if t % 9 == 4 else reward for t, reward in enumerate(QUICK)]
   assert abs(timing(holes, None, 6).t90.step - 13) <= 1
-  assert timing(holes, np.tile([np.nan if h is None else h for h in holes], (3, 1)), 6).redrawn
+  assert timing(holes, np.tile([np.nan if h is None else h for h in holes], (3, 1)), 6).has_intervals
 
 
 def test_redrawn_rewards_are_those_of_a_bootstrap():
   rewards = {"a": [0.0, 1.0, 1.0, 1.0], "b": [0.0, 0.0, 0.5, 0.0]}
-  fixed = redrawn_rewards([rewards, rewards, {}], 4000)
+  fixed = reward_draws([rewards, rewards, {}], 4000)
   assert fixed.shape == (4000, 3) and np.isnan(fixed[:, 2]).all()
   mean = np.mean([*rewards["a"], *rewards["b"]])
   variance = sum(np.var(values) * 4 for values in rewards.values()) / 8**2  # of each problem's own responses
   assert fixed[:, 0].mean() == pytest.approx(mean, abs=0.01) and fixed[:, 0].var() == pytest.approx(variance, rel=0.1)
   assert abs(np.corrcoef(fixed[:, 0], fixed[:, 1])[0, 1]) < 0.05
-  other = redrawn_rewards([{"a": rewards["a"], "b": rewards["b"]}, {"c": [1.0], "d": []}], 4000)
+  other = reward_draws([{"a": rewards["a"], "b": rewards["b"]}, {"c": [1.0], "d": []}], 4000)
   assert np.isclose(np.unique(other[:, 0]), [0.125, 0.4375, 0.75]).all() and (other[:, 1] == 1).all()  # whole problems
-  uneven = redrawn_rewards([{"a": [1.0], "b": [0.0, 0.0, 0.0]}, {"c": [1.0]}], 100)
+  uneven = reward_draws([{"a": [1.0], "b": [0.0, 0.0, 0.0]}, {"c": [1.0]}], 100)
   assert set(np.unique(uneven[:, 0])) <= {0.0, 0.25, 1.0}
 
 
