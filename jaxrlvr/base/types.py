@@ -16,7 +16,7 @@ class Problem:
     data_source, and any extra.NAME of `columns`: cells of the file's row
     trace, solution: texts that SFT trains on
     also: answers that are as good: a mapping from a label or truth to the list of its equals
-    solved, samples: in how many of so many samples the model solved it (stage curate)
+    solved, samples: in how many of so many samples the model solved it (stage filter)
     relabelled: True where the model's own answer replaced the label (stage corrupt)
   """
 

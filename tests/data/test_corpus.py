@@ -42,7 +42,7 @@ def folder(tmp_path):
 
 
 def test_documents_are_a_function_of_seed_and_number(folder, monkeypatch):
-  monkeypatch.setattr(rows, "LINES", 40)
+  monkeypatch.setattr(rows, "BLOCK_LINES", 40)
   made = corpus.TextRows(str(folder), "text", seed=1)
   first, second = ([made(n).text for n in range(e * 120, e * 120 + 120)] for e in (0, 1))
   everything = {f"p{i}" for i in range(60)} | {f"j{i}" for i in range(60)}

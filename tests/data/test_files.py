@@ -365,8 +365,8 @@ def test_copies_and_conflicts_are_named_kept_or_refused(tmp_path, caplog):
 
 
 def test_only_regular_files_with_lines_of_some_length_are_read(tmp_path, monkeypatch):
-  assert rows.LONGEST == 64 << 20
-  monkeypatch.setattr(rows, "LONGEST", 1 << 20)
+  assert rows.MAX_LINE_BYTES == 64 << 20
+  monkeypatch.setattr(rows, "MAX_LINE_BYTES", 1 << 20)
   path = write_lines(tmp_path / "long.jsonl", [*OWN, OWN[0] | {"question": "x" * (1 << 20)}])
   with pytest.raises(InputError, match=r"long\.jsonl: the line at byte \d+ is longer than 1 MiB; is it JSON"):
     load(path)
