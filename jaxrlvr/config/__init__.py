@@ -1,7 +1,8 @@
 """Configs: keys with their defaults, rules and meanings, the files that build them, and every check.
 
-A config file takes `base`, `words` and `set_value` from here (jaxrlvr.config.files). They are looked up when they are
-first used, so that `jaxrlvr --help`, which reads the stages of this room, need not wait for ml_collections.
+A config file imports `base`, `words` and `set_value` from here; they are defined in `files` and `values`. Those modules
+are imported when one of the names is first used, so that `jaxrlvr --help`, which needs only the names of the stages,
+does not wait for ml_collections.
 """
 
 import importlib

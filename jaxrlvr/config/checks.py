@@ -1,4 +1,4 @@
-"""Checks of a config that need no device, before anything compiles: each key's own rule, and what several keys say."""
+"""Checks of a config that need no device, before anything compiles: of each key alone, and of several keys together."""
 
 from __future__ import annotations
 
@@ -13,12 +13,16 @@ from jaxrlvr.config.rules import Rule, declared
 
 
 def check(config: ConfigDict, stage: str | None = None, overridden: Collection[str] = ()) -> None:
-  """Checks a config for a stage before anything compiles.
+  """Raises InputError, which names the key and the cure, for the first mistake in a config.
 
-  Raises InputError that names the key where a key is unknown or missing, a value has the wrong type or breaks its rule,
-  several values can't go together, or a key has no effect beside the others. Types are checked for all keys, everything
-  else only for the keys that `stage` reads (`manual.keys_read`; None: all keys). The links of a chain are checked too,
-  each for its own stage. `overridden`: keys that were set on the command line.
+  A mistake is a key that configs/base.py does not declare or that is missing, a value of the wrong type or against its
+  key's rule, values that can't go together, and a key that has no effect beside the others. Types are checked for all
+  keys, everything else only for keys that the stage reads.
+
+  stage: a name such as "rl"; None, or a name that is no stage, checks all keys. For the stages `chain` and `grid` the
+  config of each link in `config.chain` is checked too, for the stage of that link.
+  overridden: dotted names of the keys that were set on the command line, such as "rl.steps". Some keys without effect
+  are mistakes only there (`pairs.check_effects`).
   """
   unexpected = set(values.names(config)) ^ set(declared())
   if unexpected:
@@ -30,9 +34,7 @@ def check(config: ConfigDict, stage: str | None = None, overridden: Collection[s
     value = values.typed(name, values.get(config, name), key.default)
     if name in keys_of_stage:
       _check_value(name, value, key.rule)
-  for pair in pairs.IMPOSSIBLE:
-    if keys_of_stage.issuperset(pair.keys) and pair.when(config):
-      raise InputError(pair.message.format(c=config))
+  pairs.check_combinations(config, keys_of_stage)
   for group in ("heldout", "problems"):
     if f"{group}.source" in keys_of_stage:
       pairs.check_effects(config, group, overridden)
@@ -43,7 +45,7 @@ def check(config: ConfigDict, stage: str | None = None, overridden: Collection[s
 
 
 def _check_value(name: str, value, rule: Rule) -> None:
-  """Raises InputError where the value of the key `name` breaks its rule, with the option it may stand for."""
+  """Raises InputError where the value of the key `name` breaks its rule; the message names a similar option, if any."""
   try:
     if rule.holds(value):
       return

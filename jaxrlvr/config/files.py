@@ -18,19 +18,24 @@ from jaxrlvr.config.rules import FOLDER
 
 
 def base(name: str = "base", arg: str = "") -> ConfigDict:
-  """Returns the config that configs/NAME.py builds from the argument `arg`, for an experiment's file to start from."""
+  """Returns the config that the shipped file configs/NAME.py builds, locked, for an experiment's file to start from.
+
+  Values may be changed, keys can't be added. arg: what get_config of that file is called with; its docstring says what
+  it takes. Raises InputError where there is no such file or it fails.
+  """
   return _build(FOLDER / f"{name}.py", arg)
 
 
 def words(arg: str, **choices: tuple[str, ...]) -> dict[str, str]:
-  """Reads a config's argument, words between commas, and returns the option that is chosen for each name.
+  """Reads the argument of a config file, words between commas in any order, and returns the value of each name.
 
-  `choices` gives the options of each name; its first option holds unless a word names another. The word `name=value`
-  sets a value that need not be an option. `words("64", domain=("math", "graph"), n=("8", "64"))` returns {"domain":
-  "math", "n": "64"}. Raises InputError for a word that is no option.
+  choices: the options of each name. A name has its first option unless a word of `arg` is another of its options, or is
+  `name=value`, whose value may be any text. An option that two names share belongs to the first of them; a later word
+  overrules an earlier one. Raises InputError for any other word.
+  Example: `words("64", domain=("math", "graph"), n=("8", "64"))` returns {"domain": "math", "n": "64"}.
   """
   chosen = {name: options[0] for name, options in choices.items()}
-  name_of_option = {}
+  name_of_option: dict[str, str] = {}
   for name, options in choices.items():
     for option in options:
       name_of_option.setdefault(option, name)
@@ -48,10 +53,13 @@ def words(arg: str, **choices: tuple[str, ...]) -> dict[str, str]:
 
 
 def load(name: str, overrides: Mapping[str, str] | None = None, stage: str | None = None) -> ConfigDict:
-  """Returns the locked config of `FILE[:ARG]` with its overrides applied, checked for the stage as by `checks.check`.
+  """Loads the config that `--config` names, applies overrides, checks it, and returns it, locked.
 
-  FILE is a path or a name in configs/. `overrides` holds the text of each dotted key that is set. Raises InputError for
-  a file that can't be loaded and for a wrong value.
+  name: FILE or FILE:ARG. FILE is the path of a Python file that defines get_config(arg) or of a run's config.json, or
+  the name of a file in configs/ ("demo"); a path that exists goes before a name. ARG is "" where it is left out.
+  overrides: {dotted key: text}, as {"rl.steps": "100"}, read as by `values.set_text`.
+  stage: the stage that the config is for; `checks.check` says what it decides (None: all keys are checked).
+  Raises InputError for a file that is missing or fails, for an unknown key and for a wrong value.
   """
   file, arg = _split(os.path.expanduser(name))
   path = Path(file)
@@ -65,28 +73,31 @@ def load(name: str, overrides: Mapping[str, str] | None = None, stage: str | Non
 
 
 def derive(config: ConfigDict, changes: Mapping[str, object], stage: str | None = None) -> ConfigDict:
-  """Returns a locked copy with `changes` ({dotted key: value}) and an empty chain, checked for the stage.
+  """Returns a changed copy of a config, locked and checked for a stage; the config itself stays as it is.
 
-  Raises InputError as `checks.check` does.
+  changes: {dotted key: value}, as {"rl.steps": 100}, converted as by `values.typed`. The copy has an empty `chain`, so
+  that the config of a link does not hold all links. Raises InputError for an unknown key and as `checks.check` does.
   """
   derived = values.changed(config, changes)
   checks.check(derived, stage)
   return derived
 
 
-def differences(a: ConfigDict, b: Mapping, ignore: Collection[str]) -> list[str]:
-  """Returns a line "config.KEY: VALUE, earlier VALUE" for each leaf of `a` that differs in the earlier config `b`.
+def differences(config: ConfigDict, earlier: Mapping, ignore: Collection[str]) -> list[str]:
+  """Returns a line "config.KEY: VALUE, earlier VALUE" for each key whose value differs, sorted by key.
 
-  Values are compared as JSON holds them. Keys in `ignore` are left out.
+  earlier: the config of the same run when it began, as nested tables {group: {key: value}}, perhaps read from JSON:
+  lists and tuples with the same entries are equal. A key that one side lacks counts as None there.
+  ignore: dotted names of keys that are not compared.
   """
-  b = ConfigDict(b)
-  values_of_a = {key: values.get(a, key) for key in values.names(a)}
-  values_of_b = {key: values.get(b, key) for key in values.names(b)}
+  earlier_config = ConfigDict(earlier)
+  values_now = {key: values.get(config, key) for key in values.names(config)}
+  values_earlier = {key: values.get(earlier_config, key) for key in values.names(earlier_config)}
   lines = []
-  for key in sorted({*values_of_a, *values_of_b}):
-    value, earlier = values_of_a.get(key), values_of_b.get(key)
-    if key not in ignore and _as_json(value) != _as_json(earlier):
-      lines.append(f"config.{key}: {value!r}, earlier {earlier!r}")
+  for key in sorted({*values_now, *values_earlier}):
+    value, earlier_value = values_now.get(key), values_earlier.get(key)
+    if key not in ignore and _as_json(value) != _as_json(earlier_value):
+      lines.append(f"config.{key}: {value!r}, earlier {earlier_value!r}")
   return lines
 
 
@@ -96,7 +107,7 @@ def _as_json(value):
 
 
 def _build(path: Path, arg: str) -> ConfigDict:
-  """Returns the locked config of a Python file, or of a run's config.json. Raises InputError where it can't."""
+  """Returns the locked config of a Python file, or of a run's config.json. Raises InputError for a file that fails."""
   if not path.is_file():
     names = sorted(file.stem for file in FOLDER.glob("*.py"))
     similar = difflib.get_close_matches(path.stem, names, 1)
@@ -108,7 +119,10 @@ def _build(path: Path, arg: str) -> ConfigDict:
 
 
 def _executed(path: Path, arg: str) -> ConfigDict:
-  """Runs a config file and returns what its get_config(arg) does. Raises InputError, with the line, where it fails."""
+  """Runs a config file and returns the result of its get_config(arg).
+
+  Raises InputError, which names the line, where the file fails, and where the result is no ConfigDict.
+  """
   module_spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
   module = importlib.util.module_from_spec(module_spec)
   try:
@@ -126,7 +140,7 @@ def _executed(path: Path, arg: str) -> ConfigDict:
 
 
 def _with_place(error: Exception, path: Path) -> str:
-  """Returns one line that says which line of the config file raised what."""
+  """Returns the error of a config file as one line, "PATH:LINE: TYPE: MESSAGE"."""
   line_number, source_line = "?", ""
   if isinstance(error, SyntaxError):
     line_number = str(error.lineno)
@@ -138,7 +152,10 @@ def _with_place(error: Exception, path: Path) -> str:
 
 
 def _recorded(path: Path) -> ConfigDict:
-  """Returns the config that a run's config.json holds; keys that are not there have their defaults."""
+  """Returns the config that a run's config.json holds; keys that it lacks have their defaults.
+
+  Raises InputError for a file that is no such JSON, and for keys and values that configs/base.py does not know.
+  """
   try:
     entries = json.loads(path.read_text())
     recorded = ConfigDict({key: value for key, value in entries.items() if key != "stage"})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 
-# The key here for a setting of TRL or verl, or for another common name. A dotted path matches by its last parts.
+# Our key for a setting of TRL or verl, or for another common name. A dotted path matches by its last parts.
 OTHER_NAMES: Mapping[str, str] = {
   "num_generations": "rl.group_size",
   "rollout.n": "rl.group_size",
@@ -76,34 +76,41 @@ OTHER_NAMES: Mapping[str, str] = {
   "attn_implementation": "model.attention",
   "report_to": "tensorboard",
 }
-# The present names of keys that were renamed.
+# Present name of each key that was renamed.
 RENAMED: Mapping[str, str] = {"study.jobs": "grid.jobs"}
 
 
 def hint(names: Sequence[str], key: str) -> str:
-  """Returns the end of an error message about a key that doesn't exist: which of the keys `names` may be meant."""
+  """Returns the end of an error message about the unknown `key`, as "; did you mean config.rl.steps?".
+
+  names: all keys that there are. It says "; it is config.KEY now" of a key that was renamed, and names configs/base.py
+  where no key is similar.
+  """
   if key in RENAMED:
     return f"; it is config.{RENAMED[key]} now"
-  likely = meant(names, key)
+  likely = likely_keys(names, key)
   return f"; did you mean config.{' or config.'.join(likely)}?" if likely else "; configs/base.py lists all keys"
 
 
 def renamed_in(line: str) -> str:
-  """Returns the end of an error message about a line of a config file: the present names of renamed keys in it."""
+  """Returns the end of an error message about a line of a config file, as "; study.jobs is grid.jobs now".
+
+  It names each key in the line that was renamed; it is "" where there is none.
+  """
   return "".join(f"; {former} is {present} now" for former, present in RENAMED.items() if f".{former}" in line)
 
 
-def meant(names: Sequence[str], key: str) -> list[str]:
-  """Returns up to three keys of `names` that a user who wrote the unknown `key` may have meant, the likeliest first.
+def likely_keys(names: Sequence[str], key: str) -> list[str]:
+  """Returns up to three keys that a user who wrote the unknown `key` may have meant, the likeliest first; maybe none.
 
-  A setting of another library gives its key here (OTHER_NAMES), else a similar spelling, else keys with the same last
-  part.
+  names: all keys that there are. If `key` is a setting of TRL or verl, or another common name, the result is our key
+  for it (`OTHER_NAMES`). Else it is the key with the most similar spelling, else keys that end with the same part.
   """
   parts = key.split(".")
   tails = [".".join(parts[start:]) for start in range(len(parts))]
   foreign = next((OTHER_NAMES[tail] for tail in tails if tail in OTHER_NAMES), "")
   if foreign and parts[-1] == "lr" and f"{parts[0]}.optim.lr" in names:
-    foreign = f"{parts[0]}.optim.lr"
+    foreign = f"{parts[0]}.optim.lr"  # sft.lr is sft.optim.lr
   if foreign:
     return [foreign]
   similar = difflib.get_close_matches(key, names, 1, 0.75)

@@ -1,4 +1,4 @@
-"""Checks of the links of `config.chain`, the runs of the stages `chain` and `grid`."""
+"""Checks of the links of `config.chain`: the runs that the stages `chain` and `grid` start, each a table of entries."""
 
 from __future__ import annotations
 
@@ -20,14 +20,20 @@ _LINK: Mapping[str, type] = {
 
 
 def check_link(link: Mapping) -> None:
-  """Raises InputError where a link has an unknown entry or one of a wrong type, a name that can't be a directory's, or
-  a path outside of earlier links."""
+  """Raises InputError, which names the link, for a link of `config.chain` that can't be right whatever the others are.
+
+  A link is {"name": directory below the workdir, "stage": ..., "init": LINK, "tokenizer": LINK, "set": {key: value},
+  "files": {key: LINK/PATH}, "runs": {title: LINK}, "cell": {...}}, in which LINK is the name of an earlier link.
+  Refused are other entries, entries of another type, a name that can't be a directory's or that the grid uses itself,
+  and a path that begins with / or holds a part "..". Whether a link has a name, and whether the LINKs exist, is checked
+  by `stages.links.read_links`.
+  """
   _check_entries(link)
   _check_places(link)
 
 
 def _check_entries(link: Mapping) -> None:
-  """Raises InputError for entries that no link has, and for entries of a wrong type."""
+  """Raises InputError for entries that are not in `_LINK`, and for entries of a wrong type."""
   for entry, value in link.items():
     if entry not in _LINK:
       raise InputError(f"config.chain: link {repr(dict(link))[:200]} has {entry!r}; a link has {', '.join(_LINK)}")
@@ -60,10 +66,11 @@ def _check_places(link: Mapping) -> None:
 
 
 def check_overrides(config: ConfigDict, overridden: Collection[str]) -> None:
-  """Raises InputError where overriding a key would change nothing, as the links set that key themselves.
+  """Raises InputError for a key of the command line that no link of `config.chain` would see.
 
-  That is so where at least one link sets the key, and no other link of the same stage leaves it as it is in the config.
-  `overridden`: keys that were set on the command line. Links without a stage are left to `stages.links.read_links`.
+  A link's entry "set" overrules the config. So a key that a link sets is refused, unless another link of the same stage
+  leaves it as it is in the config. Links without a stage don't count.
+  overridden: dotted names of the keys that were set on the command line.
   """
   changes_of_links = [(link["stage"], link.get("set", {})) for link in config.chain if "stage" in link]
   for key in overridden:

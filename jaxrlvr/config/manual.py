@@ -13,20 +13,37 @@ if TYPE_CHECKING:
 
 
 class Page(NamedTuple):
-  """What the help of one stage says of it."""
+  """What the help of one stage says."""
 
   does: str  # a phrase that begins with a verb
   reads: str  # files and directories
   writes: str  # files below the run directory
   example: str  # the arguments that follow `jaxrlvr STAGE`
-  # Config keys that the stage reads; a name that ends with a dot stands for all keys of the group. Wrong values of
-  # other keys don't stop the stage.
+  # Config keys that the stage reads, as "seed"; a name that ends with a dot, as "rl.", stands for all keys of the
+  # group. Wrong values of other keys don't stop the stage.
   keys: tuple[str, ...]
+  most_used: tuple[str, ...] = ()  # of these, the keys that the help explains first, in this order
 
 
+_MOST_USED_OF_RL = (
+  "init",
+  "model.path",
+  "problems.source",
+  "problems.count",
+  "heldout.source",
+  "rl.reward",
+  "rl.steps",
+  "rl.problems_per_step",
+  "rl.group_size",
+  "rl.prompt_tokens",
+  "rl.response_tokens",
+  "rl.optim.lr",
+)
+_WIDTH = 118  # characters of a line
 _USAGE = """usage   jaxrlvr {stage} --workdir=DIR [--config=FILE[:ARG]] [--config.KEY=VALUE ...]
         FILE: a Python file, a run's config.json, or a name in configs/ (default: base, that is configs/base.py)
         DIR: the directory of the run; it is made, or continued if it holds one
+        `jaxrlvr --help` explains the other flags and the exit codes
 """
 _ALL = ("seed", "resume", "hosts.")
 _POLICY = ("init", "tokenizer", "model.", "mesh.", "compile_cache")
@@ -138,6 +155,7 @@ STAGE_PAGES: dict[str, Page] = {
     f"rollouts/, evals/, {_POLICY_OUT}",
     "--config=demo --workdir=runs/rl --config.init=runs/sft",
     (*_TRAINING, "rl.", "problems.", "heldout.", "evaluate.", "verify.", "paper.", "answer.", "saturation_tail"),
+    _MOST_USED_OF_RL,
   ),
   "evaluate": Page(
     "measure avg@k, pass@k and maj@k of a policy (config.init) on config.heldout",
@@ -185,16 +203,20 @@ STAGE_PAGES: dict[str, Page] = {
 
 
 def keys_of(stage: str) -> list[str]:
-  """Returns the config keys that a stage reads, in the order of configs/base.py."""
+  """Returns the dotted names of the config keys that a stage reads, in the order of configs/base.py.
+
+  stage: a key of `STAGE_PAGES`; another name raises KeyError.
+  """
   keys = STAGE_PAGES[stage].keys
   groups = tuple(key for key in keys if key.endswith("."))
   return [key for key in declared() if key in keys or key.startswith(groups)]
 
 
 def keys_read(stage: str | None, config: ConfigDict) -> set[str]:
-  """Returns the keys that a stage reads under this config; all keys for a stage that is None or unknown.
+  """Returns the dotted names of the config keys whose values count for a stage; all keys if it is None or no stage.
 
-  Of the stages that can be planned, the stage `plan` reads only the keys of the one that config.plan.stage names.
+  They are those of `keys_of`, except for the stage `plan`: of these, it reads only `plan.` and what the stage that it
+  plans (config.plan.stage) reads.
   """
   if stage not in STAGE_PAGES:
     return set(declared())
@@ -206,19 +228,27 @@ def keys_read(stage: str | None, config: ConfigDict) -> set[str]:
 
 
 def page(stage: str) -> str:
-  """Returns the help text of one stage: usage, files, an example, its own keys, then keys of other stages too."""
+  """Returns the text that `jaxrlvr STAGE --help` prints, lines of at most `_WIDTH` characters and a final line break.
+
+  It says how to call the stage, what it reads and writes, gives an example, and explains each key once: first the most
+  used keys, then other keys of the stage's own group, then keys that other stages read too. stage: a key of
+  `STAGE_PAGES`.
+  """
   stage_page = STAGE_PAGES[stage]
-  keys = keys_of(stage)
+  keys = [key for key in keys_of(stage) if key not in stage_page.most_used]
   own = [key for key in keys if key.startswith(f"{stage}.")]
   shared = [key for key in keys if key not in own]
   usage = _USAGE.format(stage="report RUN..." if stage == "report" else stage)
   lines = [f"jaxrlvr {stage}: {stage_page.does}", "", *usage.splitlines()]
-  lines += textwrap.wrap(f"reads   {stage_page.reads}", 118, subsequent_indent=" " * 8)
-  lines += textwrap.wrap(f"writes  {stage_page.writes}", 118, subsequent_indent=" " * 8)
+  lines += textwrap.wrap(f"reads   {stage_page.reads}", _WIDTH, subsequent_indent=" " * 8)
+  lines += textwrap.wrap(f"writes  {stage_page.writes}", _WIDTH, subsequent_indent=" " * 8)
   lines += ["", "example", f"  jaxrlvr {stage} {stage_page.example}", ""]
   lines += ["keys, each as --config.KEY=VALUE; a line says KEY = DEFAULT: meaning [what the value must be]"]
+  if stage_page.most_used:
+    lines += ["", "most used keys", *_described(stage_page.most_used)]
   if own:
-    lines += ["", f"keys of {stage}", *_described(own), "", "keys that other stages read too"]
+    title = f"other keys of {stage}" if stage_page.most_used else f"keys of {stage}"
+    lines += ["", title, *_described(own), "", "keys that other stages read too"]
   return "\n".join(lines + _described(shared)) + "\n"
 
 
@@ -230,5 +260,5 @@ def _described(keys: Sequence[str]) -> list[str]:
     default = "" if name == "chain" else f" = {key.default!r}"
     rule = f" [{key.rule.words()}]" if key.rule.on_page else ""
     line = f"  {name}{default}: {key.meaning}{rule}"
-    lines += textwrap.wrap(line, 118, subsequent_indent=" " * 6, break_on_hyphens=False)
+    lines += textwrap.wrap(line, _WIDTH, subsequent_indent=" " * 6, break_on_hyphens=False)
   return lines

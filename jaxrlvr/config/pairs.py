@@ -14,11 +14,11 @@ from jaxrlvr.rewards import expression
 from jaxrlvr.tasks.arithmetic import problems as arithmetic
 
 
-class Impossible(NamedTuple):
+class _Impossible(NamedTuple):
   """A combination of values that is refused. It is checked only for stages that read all of its keys."""
 
   keys: tuple[str, ...]
-  when: Callable[[ConfigDict], bool]  # whether a config has the combination
+  when: Callable[[ConfigDict], object]  # true where a config has the combination
   message: str  # says what is wrong and the cure; `{c.rl.steps}` stands for the value of a key
 
 
@@ -39,173 +39,183 @@ def _named_sets(c: ConfigDict) -> tuple[str, ...]:
   return eval_sets.set_names(c.heldout.sets, c.heldout.domain)
 
 
-IMPOSSIBLE: tuple[Impossible, ...] = (
-  Impossible(
+_IMPOSSIBLE: tuple[_Impossible, ...] = (
+  _Impossible(
     ("init", "model.path"),
     lambda c: c.init and c.model.path,
     "config.init and config.model.path are both set, and a policy starts from one; clear the other (--config.init=)",
   ),
-  Impossible(
+  _Impossible(
     ("model.heads", "model.kv_heads"),
     lambda c: c.model.heads % c.model.kv_heads != 0,
     "config.model.heads must be a multiple of config.model.kv_heads",
   ),
-  Impossible(
+  _Impossible(
     ("text.filler", "text.facts"),
     lambda c: c.text.filler + c.text.facts > 1,
     "config.text.filler + config.text.facts is above 1; lower one",
   ),
-  Impossible(
+  _Impossible(
     ("rl.minibatch_problems", "rl.problems_per_step"),
     lambda c: c.rl.minibatch_problems and c.rl.problems_per_step % c.rl.minibatch_problems != 0,
     "config.rl.problems_per_step = {c.rl.problems_per_step} must be a multiple of config.rl.minibatch_problems = "
     "{c.rl.minibatch_problems}; change one of them",
   ),
-  Impossible(
+  _Impossible(
     ("rl.minibatch_problems", "rl.problems_per_step", "rl.group_size", "rl.microbatches"),
     lambda c: (c.rl.minibatch_problems or c.rl.problems_per_step) * c.rl.group_size % c.rl.microbatches != 0,
     "the rows of an update, (config.rl.minibatch_problems = {c.rl.minibatch_problems} or config.rl.problems_per_step = "
     "{c.rl.problems_per_step}) * config.rl.group_size = {c.rl.group_size}, must be a multiple of "
     "config.rl.microbatches = {c.rl.microbatches}; change one of them",
   ),
-  Impossible(
+  _Impossible(
     ("rl.problems_per_step", "rl.sample_parts"),
     lambda c: c.rl.problems_per_step % c.rl.sample_parts != 0,
     "config.rl.problems_per_step = {c.rl.problems_per_step} must be a multiple of config.rl.sample_parts = "
     "{c.rl.sample_parts}; change one of them",
   ),
-  Impossible(
+  _Impossible(
     ("rl.votes", "rl.reward"),
     lambda c: c.rl.votes and not expression.needs_votes(expression.parse(c.rl.reward)),
     "config.rl.votes is set, but config.rl.reward pays each response without a vote; set it to 0",
   ),
-  Impossible(
+  _Impossible(
     ("rl.votes", "rl.group_size"),
     lambda c: 0 < c.rl.votes < c.rl.group_size,
     "config.rl.votes is below config.rl.group_size, but responses that are trained on vote too; raise it, or take 0, "
     "so that only these vote",
   ),
-  Impossible(
+  _Impossible(
     ("rl.sample_int8", "rl.importance_cap"),
     lambda c: c.rl.sample_int8 and not c.rl.importance_cap,
     "config.rl.sample_int8 makes the sampler's log-probabilities inexact; set config.rl.importance_cap (2.0, say) to "
     "correct for it",
   ),
-  Impossible(
+  _Impossible(
     ("rl.noise", "rl.correction", "rl.reward"),
     lambda c: (
       (any(c.rl.noise) or c.rl.correction != "none") and not expression.is_binary(expression.parse(c.rl.reward))
     ),
     "config.rl.noise and config.rl.correction need a reward of 0 and 1; config.rl.reward is a sum or has real values",
   ),
-  Impossible(
+  _Impossible(
     ("rl.noise", "rl.correction", "rl.correction_noise"),
     lambda c: c.rl.correction != "none" and sum(c.rl.correction_noise or c.rl.noise) >= 1,
     "config.rl.correction needs rates (false positive, false negative) that sum to less than 1: beyond, paid answers "
     "are no likelier to be right than others",
   ),
   *(
-    Impossible(
-      (f"{s}.rows", f"{s}.microbatches"),
-      _has_uneven_rows(s),
-      f"config.{s}.rows = {{c.{s}.rows}} must be a multiple of config.{s}.microbatches = {{c.{s}.microbatches}}; "
-      "change one of them",
+    _Impossible(
+      (f"{stage}.rows", f"{stage}.microbatches"),
+      _has_uneven_rows(stage),
+      f"config.{stage}.rows = {{c.{stage}.rows}} must be a multiple of config.{stage}.microbatches = "
+      f"{{c.{stage}.microbatches}}; change one of them",
     )
-    for s in ("pretrain", "cpt", "sft")
+    for stage in ("pretrain", "cpt", "sft")
   ),
-  Impossible(
+  _Impossible(
     ("rl.noise", "rl.correction", "rl.correction_noise"),
     lambda c: c.rl.correction != "none" and not any(c.rl.correction_noise or c.rl.noise),
     "config.rl.correction assumes no noise at all; set config.rl.correction_noise, or config.rl.noise",
   ),
-  Impossible(
+  _Impossible(
     ("rl.correction", "rl.correction_noise"),
     lambda c: c.rl.correction == "none" and c.rl.correction_noise != (),
     "config.rl.correction_noise is set, but config.rl.correction = 'none' does not read it; set it to ()",
   ),
-  Impossible(
+  _Impossible(
     ("rl.correction", "rl.baseline", "rl.scale_std"),
     lambda c: c.rl.correction == "forward" and (c.rl.baseline != "mean" or not c.rl.scale_std),
     "config.rl.correction = 'forward' takes the place of baseline and scale_std; leave these at 'mean' and True",
   ),
   *(
-    Impossible(
-      (f"{g}.source", f"{g}.kinds"),
-      _has_unknown_kinds(g),
-      f"config.{g}.kinds of the source arithmetic: wanted each one of {', '.join(arithmetic.KINDS)}",
+    _Impossible(
+      (f"{group}.source", f"{group}.kinds"),
+      _has_unknown_kinds(group),
+      f"config.{group}.kinds of the source arithmetic: wanted each one of {', '.join(arithmetic.KINDS)}",
     )
-    for g in ("problems", "heldout")
+    for group in ("problems", "heldout")
   ),
-  Impossible(
+  _Impossible(
     ("heldout.name", "heldout.source", "heldout.sets", "heldout.domain"),
     lambda c: not c.heldout.source and _named_sets(c) != () and c.heldout.name != declared()["heldout.name"].default,
     "config.heldout.name is set, but it is the name of the set of config.heldout.source, which is empty; clear it, or "
     "name the source",
   ),
-  Impossible(
+  _Impossible(
     ("heldout.name", "heldout.source", "heldout.sets", "heldout.domain"),
     lambda c: c.heldout.source and c.heldout.name in (*_named_sets(c), "in-domain", "out-of-domain"),
     "config.heldout.name is the name of another set or mean; give the set of config.heldout.source another name",
   ),
-  Impossible(
+  _Impossible(
     ("rl.stop_when_memorising", "evaluate.every"),
     lambda c: c.rl.stop_when_memorising and not c.evaluate.every,
     "config.rl.stop_when_memorising needs evaluations to see it by; set config.evaluate.every",
   ),
-  Impossible(
+  _Impossible(
     ("cpt.source", "cpt.column", "cpt.skip_bad"),
     lambda c: (c.cpt.column or c.cpt.skip_bad) and not c.cpt.source,
     "config.cpt.column or .skip_bad is set, but config.cpt.source is the built-in text; clear it, or name a source",
   ),
-  Impossible(
+  _Impossible(
     ("sft.source", "sft.columns", "sft.system", "sft.skip_bad", "sft.max_tokens"),
     lambda c: not c.sft.source and any(c.sft[name] for name in ("columns", "system", "skip_bad", "max_tokens")),
     "config.sft.columns, .system, .skip_bad or .max_tokens is set, but config.sft.source is the built-in prompts; "
     "clear them, or name a source",
   ),
-  Impossible(
+  _Impossible(
     ("verify.mode", "answer.read"),
     lambda c: c.verify.mode == "study" and c.answer.read != "boxed",
     "config.verify.mode = 'study' reads whole texts as the released code does; leave config.answer.read at 'boxed'",
   ),
-  Impossible(
+  _Impossible(
     ("sft.steps", "sft.epochs"),
     lambda c: (c.sft.steps == 0) == (c.sft.epochs == 0),
     "config.sft.steps and config.sft.epochs are both set, or both 0: one follows from the other; set the other to 0",
   ),
-  Impossible(
+  _Impossible(
     ("sft.source", "sft.epochs"),
     lambda c: c.sft.epochs and not c.sft.source,
     "config.sft.epochs is set, but the built-in prompts of config.sft.source have no end; set config.sft.steps",
   ),
-  Impossible(
+  _Impossible(
     ("filter.low", "filter.high", "filter.samples"),
     lambda c: not c.filter.low <= c.filter.high <= c.filter.samples,
     "config.filter needs low <= high <= samples",
   ),
-  Impossible(
+  _Impossible(
     ("plan.mean_tokens", "rl.response_tokens"),
     lambda c: c.plan.mean_tokens > c.rl.response_tokens,
     "config.plan.mean_tokens is above config.rl.response_tokens; lower it",
   ),
-  Impossible(
+  _Impossible(
     ("evaluate.temperature", "evaluate.samples"),
     lambda c: c.evaluate.temperature == 0 and c.evaluate.samples > 1,
     "config.evaluate.temperature = 0 is greedy, so that all config.evaluate.samples of a problem are the same, and "
     "pass@k means nothing; take --config.evaluate.samples=1 --config.evaluate.pass_k=1, or a temperature above 0",
   ),
-  Impossible(
+  _Impossible(
     ("evaluate.pass_k", "evaluate.samples"),
     lambda c: max(c.evaluate.pass_k) > c.evaluate.samples,
     "config.evaluate.pass_k = {c.evaluate.pass_k} goes beyond config.evaluate.samples = {c.evaluate.samples}; leave "
     "out the larger k, or raise the samples",
   ),
-  Impossible(
+  _Impossible(
     ("mesh.data", "mesh.fsdp", "mesh.tensor"),
     lambda c: [c.mesh.data, c.mesh.fsdp, c.mesh.tensor].count(-1) > 1,
     "only one of config.mesh.data, .fsdp and .tensor may be -1",
   ),
 )
+
+
+def check_combinations(config: ConfigDict, keys: Collection[str]) -> None:
+  """Raises InputError, with the cure, where the values of several keys can't go together.
+
+  keys: dotted names of the keys that the stage reads; combinations with other keys are not looked at.
+  """
+  for combination in _IMPOSSIBLE:
+    if set(keys).issuperset(combination.keys) and combination.when(config):
+      raise InputError(combination.message.format(c=config))
 
 
 # Kinds of problems by where they come from. Arithmetic is generated too, but takes no system message.
@@ -219,28 +229,28 @@ _IN_WORDS = {
 }
 
 
-class LimitedKey(NamedTuple):
+class _LimitedKey(NamedTuple):
   """A key of `problems` and `heldout` that has an effect for some kinds of problems only."""
 
-  kinds: tuple[str, ...]
+  kinds: tuple[str, ...]  # of the kinds above, those for which it has an effect
   # Whether the key is a size, which every config file sets. Where it has no effect it is refused only on the command
   # line; other keys are refused whenever they differ from their default.
   is_size: bool = False
 
 
-LIMITED_KEYS: Mapping[str, LimitedKey] = {
-  "columns": LimitedKey((_FILES,)),
-  "verifier": LimitedKey((_FILES,)),
-  "split": LimitedKey((_FILES,)),
-  "copies": LimitedKey((_FILES,)),
-  "skip_bad": LimitedKey((_FILES, _RELEASED)),
-  "folder": LimitedKey((_RELEASED,)),
-  "prompts": LimitedKey((_RELEASED,)),
-  "system": LimitedKey((_FILES, _RELEASED, _OTHER_GENERATED)),
-  "levels": LimitedKey(_GENERATED, is_size=True),
-  "kinds": LimitedKey(_GENERATED, is_size=True),
-  "seed": LimitedKey(_GENERATED, is_size=True),
-  "count": LimitedKey((_FILES, *_GENERATED), is_size=True),
+_LIMITED_KEYS: Mapping[str, _LimitedKey] = {
+  "columns": _LimitedKey((_FILES,)),
+  "verifier": _LimitedKey((_FILES,)),
+  "split": _LimitedKey((_FILES,)),
+  "copies": _LimitedKey((_FILES,)),
+  "skip_bad": _LimitedKey((_FILES, _RELEASED)),
+  "folder": _LimitedKey((_RELEASED,)),
+  "prompts": _LimitedKey((_RELEASED,)),
+  "system": _LimitedKey((_FILES, _RELEASED, _OTHER_GENERATED)),
+  "levels": _LimitedKey(_GENERATED, is_size=True),
+  "kinds": _LimitedKey(_GENERATED, is_size=True),
+  "seed": _LimitedKey(_GENERATED, is_size=True),
+  "count": _LimitedKey((_FILES, *_GENERATED), is_size=True),
 }
 
 
@@ -261,12 +271,15 @@ def _kinds_of(c: ConfigDict, group: str) -> set[str]:
 
 
 def check_effects(config: ConfigDict, group: str, overridden: Collection[str]) -> None:
-  """Raises InputError where a key of the group `problems` or `heldout` is set and has no effect on its problems.
+  """Raises InputError for a key that is set although it does nothing to problems of the kind that the config names.
 
-  `overridden`: keys that were set on the command line.
+  group: "problems" or "heldout". Columns, for example, are read from files and not from generated problems. A key is
+  set if it differs from its default. Sizes (levels, kinds, seed, count), which shipped configs set for any kind of
+  problems, are refused only on the command line.
+  overridden: dotted names of the keys that were set on the command line.
   """
   kinds = _kinds_of(config, group)
-  for name, limited in LIMITED_KEYS.items():
+  for name, limited in _LIMITED_KEYS.items():
     key = f"{group}.{name}"
     if name not in config[group] or kinds & set(limited.kinds):
       continue

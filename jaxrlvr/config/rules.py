@@ -1,7 +1,9 @@
 """Declarations of config keys, and the rules that their values follow. configs/base.py declares all keys.
 
-A rule has words that say what a value must be; they end the sentence "wanted ...". A rule that needs a table of another
-room imports it when a value is checked, so that the pages of `jaxrlvr STAGE --help` import no other room.
+configs/base.py writes `c.rl.steps = Key(60, at_least(1), "steps of RL")`, where `c` and `c.rl` are a `Group` each. A
+rule has words that say what a value must be; they end the sentence "wanted ..." of an error, as in "wanted at least 1".
+A rule that needs a table of another room imports it when a value is checked, so that the pages of `jaxrlvr STAGE
+--help` import no other room.
 """
 
 from __future__ import annotations
@@ -28,22 +30,24 @@ FOLDER = next(
 class Rule(NamedTuple):
   """What a value must be, in addition to having the type of the key's default."""
 
-  holds: Callable[[Any], bool]  # may raise InputError instead; its message then begins with the key's last part
-  words: Callable[[], str]  # what a value must be, as the end of "wanted ..."
+  # Returns whether a value is allowed. Instead it may raise an InputError "reward: ...", which begins with the last
+  # part of the key's name, or a TypeError, which counts as False.
+  holds: Callable[[Any], bool]
+  words: Callable[[], str]  # returns what a value must be, as the end of "wanted ..."; called only when it is shown
   on_page: bool = True  # whether help pages show the words; False where they say little, or need another room
 
 
 class Key(NamedTuple):
   """The declaration of a config key."""
 
-  default: Any
+  default: Any  # int, float, bool, str or tuple; values of the key must have its type
   rule: Rule
   meaning: str  # a phrase that says what the value is, with its unit and what special values stand for
-  may_change: bool = False  # whether a run may be resumed with another value
+  may_change: bool = False  # whether a run may be resumed with another value; else that is an InputError
 
 
 class Group:
-  """Holds keys and groups of keys as attributes, in the order of their declaration."""
+  """Holds keys and groups of keys as attributes, in the order of their declaration: `group.name = Key(...)`."""
 
   def __setattr__(self, name: str, member: Key | Group) -> None:
     """Declares a key or a group. Raises AttributeError for a name that is declared already."""
@@ -53,7 +57,10 @@ class Group:
 
 
 def by_name(group: Group, prefix: str = "") -> dict[str, Key]:
-  """Returns all keys of a group and of the groups in it by their dotted names, each behind `prefix`."""
+  """Returns the keys of a group, and of the groups in it, by dotted name ("rl.optim.lr"), in the order of declaration.
+
+  prefix: text that each name begins with, such as "rl.".
+  """
   keys = {}
   for name, member in vars(group).items():
     if isinstance(member, Group):
@@ -64,7 +71,7 @@ def by_name(group: Group, prefix: str = "") -> dict[str, Key]:
 
 
 def defaults(group: Group) -> ConfigDict:
-  """Returns a ConfigDict of the default values of a group and of the groups in it."""
+  """Returns a new ConfigDict, not locked, of the default values of a group and of the groups in it."""
   from ml_collections import ConfigDict  # takes a while to load, and help pages need none
 
   config = ConfigDict()
@@ -75,7 +82,7 @@ def defaults(group: Group) -> ConfigDict:
 
 @functools.cache
 def declared() -> Mapping[str, Key]:
-  """Returns all keys that configs/base.py declares by their dotted names ("rl.optim.lr")."""
+  """Returns all keys that configs/base.py declares, by dotted name ("rl.optim.lr"). It reads the file only once."""
   spec = importlib.util.spec_from_file_location("config_base", FOLDER / "base.py")
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
@@ -83,7 +90,7 @@ def declared() -> Mapping[str, Key]:
 
 
 def _listed(options: tuple) -> str:
-  """Returns the words of a rule that takes one of these options."""
+  """Returns the words of a rule for these options, as "one of a, b"; an empty string is written as ""."""
   return "one of " + ", ".join(str(option) or '""' for option in options)
 
 
@@ -94,24 +101,31 @@ def _look_up(place: str):
 
 
 def rule(words: str, holds: Callable[[Any], bool]) -> Rule:
-  """Returns a rule that takes values for which `holds` is true; `words` end the sentence "wanted ..."."""
+  """Returns a rule that allows the values for which `holds` returns True.
+
+  words: what a value must be; they end the sentence "wanted ..." in errors and are shown on help pages.
+  """
   return Rule(holds, lambda: words)
 
 
 def no_rule(reason: str) -> Rule:
-  """Returns a rule that takes every value of the default's type; `reason` says why none is refused."""
+  """Returns a rule that allows every value of the default's type.
+
+  reason: why no value is refused, for readers of configs/base.py; no page or error shows it.
+  """
   return Rule(lambda value: True, lambda: reason, on_page=False)
 
 
 def one_of(*options: str) -> Rule:
-  """Returns a rule that takes these options only."""
+  """Returns a rule that allows only these strings, and lists them on help pages."""
   return rule(_listed(options), lambda value: value in options)
 
 
 def one_of_table(*places: str, also: tuple = ()) -> Rule:
-  """Returns a rule that takes the names in tables of other rooms, and the values in `also`.
+  """Returns a rule that allows the keys, or entries, of tables in other rooms, and the values in `also`.
 
-  `places` names the tables, each as "package.module:NAME". The meaning of the key must list the names for help pages.
+  places: the tables, each a dict or a sequence, as "package.module:NAME"; they are imported when a value is checked.
+  Help pages can't look there, so the meaning of the key must list the names.
   """
 
   def options() -> tuple:
@@ -127,7 +141,11 @@ def one_of_table(*places: str, also: tuple = ()) -> Rule:
 
 
 def parsed_by(place: str) -> Rule:
-  """Returns a rule that takes values that the function "package.module:name" reads without an InputError."""
+  """Returns a rule that allows the values that a function can be called with without an InputError.
+
+  place: the function, as "package.module:name"; it is imported when a value is checked. Its errors must begin with the
+  last part of the key's name, as "reward: ...".
+  """
 
   def holds(value) -> bool:
     _look_up(place)(value)
@@ -137,19 +155,22 @@ def parsed_by(place: str) -> Rule:
 
 
 def at_least(low: float, reason: str = "") -> Rule:
-  """Returns a rule that takes numbers from `low` on, of the type of `low`; `reason` says why no lower ones."""
+  """Returns a rule that allows numbers from `low` on, of its type: at_least(0.0) refuses the integer 1.
+
+  reason: why no lower number is allowed; the rule's words end with it. "": they give none.
+  """
   words = f"at least {low}: {reason}" if reason else f"at least {low}"
   return rule(words, lambda value: type(value) is type(low) and value >= low)
 
 
 def above(low: float, reason: str = "") -> Rule:
-  """Returns a rule that takes numbers above `low`; `reason` says why not `low` itself."""
+  """Returns a rule that allows numbers above `low`. reason: why `low` is not allowed; the rule's words end with it."""
   words = f"above {low}: {reason}" if reason else f"above {low}"
   return rule(words, lambda value: value > low)
 
 
 def each(item: Rule, empty: bool = False) -> Rule:
-  """Returns a rule that takes tuples whose entries all follow `item`; `empty`: whether the empty tuple is taken."""
+  """Returns a rule that allows tuples whose entries all follow the rule `item`. empty: allow the empty tuple too."""
   count = "any number" if empty else "one or more"
   return Rule(
     lambda value: (empty or len(value) > 0) and all(item.holds(entry) for entry in value),
@@ -159,22 +180,25 @@ def each(item: Rule, empty: bool = False) -> Rule:
 
 
 def matching(pattern: str, words: str) -> Rule:
-  """Returns a rule that takes texts that the regular expression matches as a whole."""
+  """Returns a rule that allows strings which the regular expression `pattern` matches as a whole.
+
+  words: what such a string is, as the end of "wanted ...".
+  """
   return rule(words, lambda value: re.fullmatch(pattern, value) is not None)
 
 
 def is_share(value: object) -> bool:
-  """Returns whether the entry of a tuple is a number from 0 to 1."""
+  """Returns whether a value of any type is a number from 0 to 1; True and False are none. For entries of tuples."""
   return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
 
 
 def is_text(value: object) -> bool:
-  """Returns whether the entry of a tuple is a string."""
+  """Returns whether a value of any type is a string. For entries of tuples."""
   return isinstance(value, str)
 
 
 def is_filled_text(value: object) -> bool:
-  """Returns whether the entry of a tuple is a string that is not empty."""
+  """Returns whether a value of any type is a string that is not empty. For entries of tuples."""
   return isinstance(value, str) and value != ""
 
 

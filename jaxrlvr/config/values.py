@@ -18,7 +18,10 @@ _LOG = logging.getLogger(__name__)
 
 
 def names(config: ConfigDict, prefix: str = "") -> list[str]:
-  """Returns the dotted names of all values in a config and its groups, each behind `prefix`."""
+  """Returns the dotted names of all values in a config, those in its groups included, as "rl.optim.lr".
+
+  Groups themselves are not in it. prefix: text that each name begins with.
+  """
   leaves = []
   for name, value in config.items():
     if isinstance(value, ConfigDict):
@@ -29,29 +32,30 @@ def names(config: ConfigDict, prefix: str = "") -> list[str]:
 
 
 def _leaf(config: ConfigDict, key: str) -> tuple[ConfigDict, str]:
-  """Returns the group that holds a value, and the value's name there. Raises InputError for an unknown key."""
-  node = config
-  *parents, last = key.split(".")
-  for part in [*parents, last]:
-    if not isinstance(node, ConfigDict) or part not in node:
+  """Returns (the group that holds a value, the value's name there). Raises InputError for an unknown key or a group."""
+  group, member = config, config
+  parts = key.split(".")
+  for part in parts:
+    if not isinstance(member, ConfigDict) or part not in member:
       raise InputError(f"config.{key}: no such key{hints.hint(names(config), key)}")
-    node, parent = node[part], node
-  if isinstance(node, ConfigDict):
-    raise InputError(f"config.{key}: a group of keys, not a value; set one of {[f'{key}.{k}' for k in node]}")
-  return parent, last
+    group, member = member, member[part]
+  if isinstance(member, ConfigDict):
+    raise InputError(f"config.{key}: a group of keys, not a value; set one of {[f'{key}.{name}' for name in member]}")
+  return group, parts[-1]
 
 
 def get(config: ConfigDict, key: str) -> Any:
-  """Returns the value of a dotted key. Raises InputError where there is none."""
-  parent, last = _leaf(config, key)
-  return parent[last]
+  """Returns the value of a dotted key, as "rl.optim.lr". Raises InputError for an unknown key and for a group."""
+  group, name = _leaf(config, key)
+  return group[name]
 
 
 def set_text(config: ConfigDict, key: str, text: str) -> None:
-  """Sets a value from command-line text, converted to the type of the present value.
+  """Sets the value of a dotted key, in place, from the text of a command line.
 
-  Strings are taken as they are. Other types are read as Python literals; a tuple may also be words between commas, or a
-  single entry. Raises InputError for an unknown key or a value of another type.
+  The type of the present value decides how the text is read: a string is taken as it is, anything else as a Python
+  literal ("100", "1e-6", "true", "(2, 3)"). A tuple may also be written as words between commas ("a,b"), or as its only
+  entry ("3"). Raises InputError for an unknown key, another type, infinity and NaN.
   """
   present = get(config, key)
   if isinstance(present, str):
@@ -85,15 +89,18 @@ def _words(key: str, text: str) -> tuple[str, ...]:
 
 
 def set_value(config: ConfigDict, key: str, value: object) -> None:
-  """Sets the value of a dotted key, converted as by `typed`. Raises InputError for an unknown key or another type."""
-  parent, last = _leaf(config, key)
-  parent[last] = typed(key, value, parent[last])
+  """Sets the value of a dotted key, in place; `typed` says which values can take the place of the present one.
+
+  Raises InputError for an unknown key, a group, and a value of another type.
+  """
+  group, name = _leaf(config, key)
+  group[name] = typed(key, value, group[name])
 
 
 def changed(config: ConfigDict, changes: Mapping[str, object]) -> ConfigDict:
-  """Returns a locked copy of a config with `changes` ({dotted key: value}) and an empty chain.
+  """Returns a changed copy of a config, locked and unchecked (`files.derive` checks it too).
 
-  Raises InputError as `set_value` does.
+  changes: {dotted key: value}. `chain` is emptied first. Raises InputError as `set_value` does.
   """
   copy = ConfigDict(config.to_dict())
   copy.chain = ()
@@ -104,9 +111,11 @@ def changed(config: ConfigDict, changes: Mapping[str, object]) -> ConfigDict:
 
 
 def typed(key: str, value: object, like: object) -> Any:
-  """Returns a value of the key in the type of `like`, converting an integer to a float and lists to tuples.
+  """Returns the value in the type of `like`, the key's default or present value.
 
-  Raises InputError that names the key for a value of another type, and for infinity and NaN.
+  An integer becomes a float where `like` is one, and a list a tuple, at any depth. Nothing else is converted: True is
+  no integer. key: the name that an error message gives.
+  Raises InputError for a value of another type, and for infinity and NaN.
   """
   if isinstance(like, tuple) and isinstance(value, (tuple, list)):
     return _as_tuples(key, value)

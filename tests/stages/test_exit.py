@@ -147,6 +147,44 @@ def test_help_of_a_stage_tells_its_keys_as_configs_base_declares_them(capsys):
   assert capsys.readouterr().out == f"jaxrlvr {importlib.metadata.version('jaxrlvr')}\n"
 
 
+def test_usage_lines_name_every_kind_of_word(capsys):
+  for words in ([], ["rl"]):
+    with pytest.raises(SystemExit):
+      cli.run([*words, "--help"])
+    usage = capsys.readouterr().out.split("usage")[1].split("\n")[0]
+    assert all(word in usage for word in ("--workdir=DIR", "--config=FILE[:ARG]", "--config.KEY=VALUE")), usage
+
+
+def test_the_help_of_rl_begins_with_its_most_used_keys():
+  page = manual.page("rl")
+  first, _, others = page.partition("\nother keys of rl\n")
+  most_used = manual.STAGE_PAGES["rl"].most_used
+  assert len(most_used) == 12 and set(most_used) <= set(manual.keys_of("rl"))
+  assert "\nmost used keys\n  init = " in first and "\nkeys that other stages read too\n" in others
+  for key in most_used:
+    assert f"\n  {key} = " in first and f"\n  {key} = " not in others
+
+
+def test_a_wrong_stage_lists_the_stages_under_their_present_names(capsys):
+  with pytest.raises(SystemExit) as stop:
+    cli.run(["grit", "--workdir=x"])
+  error = capsys.readouterr().err
+  assert stop.value.code == 2 and "there is no stage 'grit'; did you mean grid?" in error
+  assert all(stage in error for stage in manual.STAGE_PAGES) and "study" not in error
+
+
+def test_a_bare_stage_points_to_its_help(capsys):
+  with pytest.raises(SystemExit) as stop:
+    cli.parse_arguments(["rl"])
+  error = capsys.readouterr().err
+  assert stop.value.code == 2 and "no --workdir" in error and "`jaxrlvr rl --help`" in error
+  for words, is_told in (([], True), (["--config=base"], False), (["--config.seed=1"], False)):
+    flags, _ = cli.parse_arguments(["rl", "--workdir=w", *words])
+    error = capsys.readouterr().err
+    assert flags.config == "base"
+    assert ("the built-in default, configs/base.py; `jaxrlvr rl --help` explains its keys" in error) == is_told
+
+
 @pytest.mark.parametrize(
   ("does", "slow"),
   [
