@@ -21,7 +21,7 @@ import numpy as np
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from jaxrlvr.grading.service import Job, Service
-from jaxrlvr.text.answer import parse_response, stated
+from jaxrlvr.text.answer import boxed_response, parse_response
 
 _RESPELL = (("\\frac", "\\dfrac"), ("(", "\\left( "), (")", " \\right)"), ("\\pi", " \\pi"), ("+", " + "), ("-", "- "))
 CHUNKS = 8  # ours and the reference take turns, so that a change of load meets both
@@ -63,7 +63,7 @@ def honest(rng: random.Random, rows: int) -> list[Job]:
 def hanging(count: int) -> list[Job]:
   """Jobs that pass the guards, as their labels are towers too, and never end."""
   towers = [f"\\lim_{{x\\to 0}} 9^{{9^{{9^{{{n}}}}}}}" for n in range(9, 9 + count)]
-  return [Job("math", stated(tower), f"{tower}+0") for tower in towers]
+  return [Job("math", boxed_response(tower), f"{tower}+0") for tower in towers]
 
 
 def seconds(work, *arguments) -> tuple[float, object]:

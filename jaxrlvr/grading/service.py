@@ -18,7 +18,7 @@ from jaxrlvr.base.errors import InputError
 from jaxrlvr.base.types import Problem, Verdict
 from jaxrlvr.grading.frames import framed
 from jaxrlvr.tasks.table import VERIFIERS, verifier_of
-from jaxrlvr.text.answer import Parsed, stated
+from jaxrlvr.text.answer import Parsed, boxed_response
 
 _MODES = ("strict", "study")  # modes that a service can be created with
 _MAX_TEXT = 1 << 17  # a verifier of whole responses sees so many characters, from the end
@@ -115,7 +115,7 @@ class Service:
     jobs = []
     for problem, text in answers:
       extra = {**problem.extra, "also": {}}
-      jobs.append(("labels", Job(problem.verifier, stated(text), text, extra)))
+      jobs.append(("labels", Job(problem.verifier, boxed_response(text), text, extra)))
     verdicts = self._share(self._grade, jobs)
     unreadable = []
     for (problem, text), verdict in zip(answers, verdicts, strict=True):

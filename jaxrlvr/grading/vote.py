@@ -11,7 +11,7 @@ from jaxrlvr.base.types import Problem, Verdict
 from jaxrlvr.grading.service import Job
 from jaxrlvr.tasks.table import VERIFIERS
 from jaxrlvr.tasks.verdicts import UNPARSEABLE
-from jaxrlvr.text.answer import stated
+from jaxrlvr.text.answer import boxed_response
 
 # Grades jobs and returns a verdict for each, in their order, as `Service.grade` does.
 Grade = Callable[[Sequence[Job]], list[Verdict]]
@@ -79,7 +79,7 @@ class _Clustering:
     """Returns jobs that compare a text with each cluster; before there is any, one job that only tries to read it."""
     labels = self._first_texts or [VERIFIERS[self._problem.verifier].probe]
     extra = {key: value for key, value in self._problem.extra.items() if key not in _TRUTH_KEYS}
-    return [Job(self._problem.verifier, stated(self.texts[turn]), label, extra) for label in labels]
+    return [Job(self._problem.verifier, boxed_response(self.texts[turn]), label, extra) for label in labels]
 
   def place(self, turn: int, verdicts: Sequence[Verdict]) -> None:
     """Puts a text into a cluster by the verdicts on its `comparisons`; leaves out a text that can't be read."""

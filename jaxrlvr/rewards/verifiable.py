@@ -10,7 +10,7 @@ from jaxrlvr.base.types import Problem, Verdict
 from jaxrlvr.grading.service import Job
 from jaxrlvr.grading.vote import Grade
 from jaxrlvr.rewards.types import Answers, Graded
-from jaxrlvr.text.answer import stated
+from jaxrlvr.text.answer import boxed_response
 
 
 def grade_by_label(answers: Answers, grade: Grade) -> Graded:
@@ -58,7 +58,7 @@ def labels_right(problems: Sequence[Problem], grade: Grade) -> dict[str, float |
   Reasoning Gym tasks may also give values between 0 and 1. It is None where the verifier could not grade the label.
   grade: takes jobs and returns a verdict for each, in their order. It is called once.
   """
-  jobs = [Job(problem.verifier, stated(problem.label), problem.truth, problem.extra) for problem in problems]
+  jobs = [Job(problem.verifier, boxed_response(problem.label), problem.truth, problem.extra) for problem in problems]
   verdicts = grade(jobs)
   return {problem.id: verdict.score for problem, verdict in zip(problems, verdicts, strict=True)}
 

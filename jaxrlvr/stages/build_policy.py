@@ -228,14 +228,14 @@ def read_tokenizer(config: ConfigDict) -> Tokenizer:
     raise InputError(f"config.tokenizer: {error}") from error
   if config.model.stop_tokens and isinstance(tokenizer, SentencePiece):
     raise InputError("config.model.stop_tokens is set, but the built-in tokenizer has one end token; set it to ()")
-  if isinstance(tokenizer, hf_tokenizer.HuggingFace) and tokenizer.unstopped:
+  if isinstance(tokenizer, hf_tokenizer.HuggingFace) and tokenizer.missing_stop_token:
     _LOG.warning(
       "%s: the chat template ends an assistant's turn with %s, which ends no response here: the policy would write "
       "turns of its own making behind it; take config.model.stop_tokens=%s, or name it as eos_token in "
       "tokenizer_config.json or in eos_token_id of generation_config.json",
       path,
-      tokenizer.unstopped,
-      tokenizer.unstopped,
+      tokenizer.missing_stop_token,
+      tokenizer.missing_stop_token,
     )
   if think is not None:
     try:

@@ -25,7 +25,7 @@ from jaxrlvr.stages import build_policy, rollout
 from jaxrlvr.stages.run_directory import Run, open_run
 from jaxrlvr.stages.survey import Survey, open_survey
 from jaxrlvr.tasks.verdicts import WRONG
-from jaxrlvr.text.answer import stated
+from jaxrlvr.text.answer import boxed_response
 
 _LOG = logging.getLogger(__name__)
 PROBLEMS = "problems.jsonl"
@@ -159,8 +159,8 @@ def is_wrong(problem: Problem, answer: str, grade: Grade) -> bool:
   grade: grades a list of jobs and returns their verdicts. An answer that is unscored or unparseable in either direction
   is not wrong in this sense.
   """
-  answer_by_truth = Job(problem.verifier, stated(answer), problem.truth, problem.extra)
-  truth_by_answer = Job(problem.verifier, stated(problem.truth), answer, problem.extra)
+  answer_by_truth = Job(problem.verifier, boxed_response(answer), problem.truth, problem.extra)
+  truth_by_answer = Job(problem.verifier, boxed_response(problem.truth), answer, problem.extra)
   return all(verdict == WRONG for verdict in grade([answer_by_truth, truth_by_answer]))
 
 

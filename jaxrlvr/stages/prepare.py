@@ -16,7 +16,7 @@ from jaxrlvr.data import prepared
 from jaxrlvr.grading.service import Job, Service
 from jaxrlvr.stages import rollout
 from jaxrlvr.stages.run_directory import open_run
-from jaxrlvr.text.answer import stated
+from jaxrlvr.text.answer import boxed_response
 
 _LOG = logging.getLogger(__name__)
 _COMMAND = re.compile(r"\\[a-zA-Z]+")  # of LaTeX
@@ -77,7 +77,7 @@ def prepare(config: ConfigDict, workdir: str | Path) -> dict:
 
 def _count_accepted(problems: Sequence[Problem], service: Service) -> int:
   """Returns how many labels the verifier accepts as an answer to themselves."""
-  jobs = [Job(problem.verifier, stated(problem.label), problem.label, problem.extra) for problem in problems]
+  jobs = [Job(problem.verifier, boxed_response(problem.label), problem.label, problem.extra) for problem in problems]
   verdicts = rollout.in_parts(service.grade, jobs)
   return sum(verdict.score == 1 for verdict in verdicts)
 
@@ -101,6 +101,6 @@ def in_words(problems: Sequence[Problem], service: Service) -> list[Problem]:
     numbers = _NUMBER.findall(plain)
     if problem.verifier == "math" and len(numbers) == 1 and _WORD.search(plain):
       candidates.append(problem)
-      jobs.append(Job("math", stated(numbers[0]), problem.label, problem.extra))
+      jobs.append(Job("math", boxed_response(numbers[0]), problem.label, problem.extra))
   verdicts = rollout.in_parts(service.grade, jobs)
   return [problem for problem, verdict in zip(candidates, verdicts, strict=True) if verdict.score != 1]

@@ -511,7 +511,7 @@ def show_prompt(workdir: Path, policy: Policy, problem: Problem) -> None:
   Control tokens are written by their names. Only the first process of a run writes it.
   """
   if not multihost.process_index():
-    logbook.write_atomic(workdir / "prompt.txt", policy.tokenizer.rendered(problem.messages))
+    logbook.write_atomic(workdir / "prompt.txt", policy.tokenizer.prompt_text(problem.messages))
 
 
 def exact_faithfulness(problem: Problem, response: Parsed) -> Faithfulness | None:

@@ -1,4 +1,4 @@
-"""Reads a response once: its answer, its thinking trace, and the formats that a reward can ask of it."""
+"""Reads a response once: finds its answer and its thinking trace, and tells which formats it keeps."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jaxrlvr.text.tags import THINK, THINK_END
 
 _BOX = "\\boxed"
 _CLOSED_BOX = re.compile(r"\\boxed\{[^\n]*\}")
-_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped brace is part of the answer
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # matches escaped characters too, as an escaped brace opens nothing
 _MARK = "####"
 _NUMBER = re.compile(r"-?\$?(?:(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)")
 
@@ -18,15 +18,16 @@ _NUMBER = re.compile(r"-?\$?(?:(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.
 class Parsed(NamedTuple):
   """A response with its answer and its thinking trace. Verifiers, votes and judges all start from this record."""
 
-  text: str  # the whole response
-  answer: str | None  # None: the response states no answer, or its thinking was opened and not closed
-  trace: str | None  # the thinking; None: no thinking was both opened and closed
+  text: str  # the whole response, with its tags
+  answer: str | None  # the text of the answer; None: the response states none, or its thinking was never closed
+  trace: str | None  # the text between the thinking tags, without them; None: there are not both
 
 
 def last_box(text: str) -> str | None:
-  """Returns the content of the last `\\boxed{...}` of a text.
+  """Returns the content of the last `\\boxed{...}` of a text, as it stands there, with nested braces.
 
-  Returns None if the text has no box, no brace follows the last `\\boxed` at once, or that brace never closes.
+  Returns None if the text has no `\\boxed`, if the last one is not directly followed by `{`, or if that brace is never
+  closed. An earlier box then does not count.
   """
   box = text.rfind(_BOX)
   opening = box + len(_BOX)
@@ -43,22 +44,23 @@ def last_box(text: str) -> str | None:
   return None
 
 
-def after_mark(text: str) -> str | None:
-  """Returns what follows the last `####` on its line, as in the solutions of GSM8K.
+def _after_mark(text: str) -> str | None:
+  """Returns what follows the last `####` on its line, as in the solutions of GSM8K, without white space around it.
 
   Returns None if the text has no `####`, or only white space follows it on its line.
   """
-  _, mark, behind = text.rpartition(_MARK)
-  answer = behind.partition("\n")[0].strip()
+  _, mark, text_behind = text.rpartition(_MARK)
+  answer = text_behind.partition("\n")[0].strip()
   if not mark or not answer:
     return None
   return answer
 
 
-def last_number(text: str) -> str | None:
+def _last_number(text: str) -> str | None:
   """Returns the last number of a text, without `$` and without commas between its thousands; None without a number.
 
-  Agrees with lm-eval's filter flexible-extract, except for numbers followed by a full stop or a comma.
+  A number is an optional minus sign, digits, and perhaps a decimal part, as -1,234.50 or .5; of 1/2 it is the 2. Agrees
+  with lm-eval's filter flexible-extract, except for numbers followed by a full stop or a comma.
   """
   numbers = _NUMBER.findall(text)
   if not numbers:
@@ -66,20 +68,25 @@ def last_number(text: str) -> str | None:
   return numbers[-1].replace("$", "").replace(",", "")
 
 
-# Functions that read the answer in the text behind the thinking. Keys: values of the config key `answer.read`.
+# Functions that read the answer in the text behind the thinking: each takes that text, and returns the answer or None.
+# Keys: values of the config key `answer.read`.
 READINGS: dict[str, Callable[[str], str | None]] = {
   "boxed": last_box,
-  "hash": after_mark,
-  "last-number": last_number,
+  "hash": _after_mark,
+  "last-number": _last_number,
 }
 
 
 def parse_response(text: str, reading: str) -> Parsed:
-  """Returns a response as a record of text (the whole response), answer and trace (each None if there is none).
+  """Reads the answer and the thinking trace of a response.
 
-  `reading` says how the answer is read in the text behind the last `</think>`: "boxed" (content of the last \\boxed{}),
-  "hash" (what follows the last ####) or "last-number"; any other raises KeyError. The trace is the text between the
-  first `<think>` and the last `</think>`. A response whose thinking was opened and not closed has neither.
+  The trace is the text between the first `<think>` and the last `</think>`. The answer is read in the text behind the
+  last `</think>`, or in the whole text if there is no such tag. It is None if a `<think>` stands in that part, because
+  the thinking was then never closed.
+
+  text: the whole response, including a `<think>` that the prompt opened for it (`Tokenizer.opening`). reading: how to
+  read the answer: "boxed" (the content of the last \\boxed{}), "hash" (what follows the last #### on its line) or
+  "last-number" (the last number). Another raises KeyError.
   """
   behind_thinking = after_thinking(text)
   answer = None
@@ -88,10 +95,10 @@ def parse_response(text: str, reading: str) -> Parsed:
   return Parsed(text, answer, thinking(text))
 
 
-def stated(answer: str) -> Parsed:
-  """Returns a response that consists of this answer in a box, without a trace.
+def boxed_response(answer: str) -> Parsed:
+  """Makes a response that consists of this answer in a box: text "\\boxed{ANSWER}", the answer as it is, no trace.
 
-  So a label, or another sample's answer, can be given to a verifier as if it were a response.
+  With it a label, or another sample's answer, can be graded as if a policy had stated it.
   """
   return Parsed(f"{_BOX}{{{answer}}}", answer, None)
 
@@ -135,7 +142,8 @@ def _think_tags(response: Parsed) -> bool:
   return response.trace is not None
 
 
-# Tests of a response's form that a reward can pay for. Keys: names in `rl.reward`.
+# Formats that a reward can pay for. Each function takes a response and returns whether it keeps the format. Keys: names
+# in `rl.reward`.
 FORMATS: dict[str, Callable[[Parsed], bool]] = {
   "think_tags": _think_tags,  # <think>, and </think> behind it
   "one_box": _one_box,  # exactly one box in the whole text, and it closes

@@ -15,7 +15,8 @@ from jaxrlvr.text.tags import THINK, THINK_END
 from jaxrlvr.text.template import Template
 
 TOKENIZER = "tokenizer.json"
-# Files from which a tokenizer is built, where they exist; config.json and generation_config.json name stop tokens.
+# Files of a directory from which a tokenizer is built. Only tokenizer.json must exist. config.json and
+# generation_config.json name the tokens that end a response.
 FILES = (
   TOKENIZER,
   "tokenizer_config.json",
@@ -28,8 +29,8 @@ FILES = (
   "generation_config.json",
   "config.json",
 )
-# Two noncharacters of Unicode, which no text is meant to hold.
-_BREAK = "\ufdd0"  # cuts a text in two before it becomes tokens
+# Two noncharacters of Unicode, which no text is meant to hold. Both are removed before a text becomes tokens.
+_BREAK = "\ufdd0"  # where it stands, a text is cut in two before it becomes tokens
 _END = "\ufdd1"  # marks the end of the last message in a prompt
 _TAG = re.compile(f"<(?={THINK[1:]}|{THINK_END[1:]})")
 _MENTION = re.compile(r"\w[ \t]+\Z")  # what precedes a think tag that a sentence mentions
@@ -39,23 +40,23 @@ _BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 class HuggingFace:
   """The tokenizer of a Hugging Face directory, with its chat template rendered as transformers renders it.
 
-  Implements `text.tokenizer.Tokenizer`. It differs from transformers' apply_chat_template in one point: text of
-  messages and responses never becomes a control token; one that the text spells is cut into ordinary tokens. The
-  thinking tags are always text, whatever the directory says of them.
+  Implements `text.tokenizer.Tokenizer`. It differs from transformers' apply_chat_template in one point: the text of a
+  message never becomes a control token. If a message has the name of one, such as `<|im_end|>`, the name is cut into
+  ordinary tokens. The thinking tags are ordinary text too, whatever the directory says of them.
   Templates can't call `strftime_now`, because a prompt must not depend on the day; Llama's templates then use a fixed
   date. Without a template, a prompt is the start token, if there is one, and the text of each message followed by a
   blank line.
 
-  `vocab_size`: one more than the largest id. `eos_ids`: all ids that end a response. `pad_id`: the padding token, or
-  the first of `eos_ids` if the directory names none.
+  vocab_size: one more than the largest id. bos_id: the start token; None if the directory names none. eos_ids: all ids
+  that end a response. pad_id: the padding token, or the first of `eos_ids` if the directory names none.
   """
 
   def __init__(self, folder: str | Path, think: bool | None = None, stop_tokens: Sequence[str] = ()):
-    """Reads the directory.
+    """Reads the directory `folder`, which must hold a tokenizer.json; the other files of FILES are optional.
 
-    `think`: value of `enable_thinking` for the template unless a call gives another; None passes no value.
-    `stop_tokens`: tokens that end a response, in addition to those that the directory names.
-    Raises InputError for a file that can't be read, or files that contradict each other.
+    think: the value of `enable_thinking` for the template where a call gives none; None passes no value. stop_tokens:
+    texts of tokens that end a response, in addition to those that the directory names. Raises InputError for a file
+    that can't be read, files that contradict each other, and a directory that names no token that ends a response.
     """
     self._folder, self._think = Path(folder), think
     for file in (self._folder / name for name in FILES):
@@ -121,7 +122,7 @@ class HuggingFace:
 
   @property
   def digest(self) -> str:
-    """SHA-256, in hex, of the contents of all files from which the tokenizer is built (those of FILES that exist)."""
+    """Returns the SHA-256, in hexadecimal digits, of the contents of those of FILES that the directory holds."""
     files = [self._folder / name for name in FILES]
     contents = [file.read_bytes() for file in files if file.is_file()]
     return hashlib.sha256(b"\0".join(contents)).hexdigest()
@@ -129,18 +130,18 @@ class HuggingFace:
   def encode(self, text: str) -> list[int]:
     """Returns the ids of a text, without a start or an end token; [] for "".
 
-    Control tokens that the text spells become ordinary tokens.
+    A control token's name in the text is ordinary text.
     """
     return self._ids(self._cut(text))
 
   def decode(self, ids: Sequence[int]) -> str:
-    """Returns the text of the ids, without control tokens."""
+    """Returns the text of the ids. Control tokens are left out; bytes that are no UTF-8 become U+FFFD."""
     numbers = [int(number) for number in ids]
     ordinary = [number for number in numbers if number not in self._control]
     return self._model.decode(ordinary, skip_special_tokens=False)
 
   def pieces(self) -> list[bytes]:
-    """Returns the bytes of each id from 0 to vocab_size - 1; those of control tokens and of unused ids are empty.
+    """Returns the bytes that each id stands for, vocab_size entries; b"" for control tokens and unused ids.
 
     Raises InputError for a vocabulary that is neither byte-level nor marks spaces with ▁.
     """
@@ -170,10 +171,10 @@ class HuggingFace:
   def render(self, messages: Sequence[Mapping[str, str]], think: bool | None = None) -> list[int]:
     """Returns the ids of the prompt for a conversation, up to where the answer begins.
 
-    `messages`: the turns, each with the keys role and content, without the answer. None: the start token alone, or []
-    if there is no such token. `think`: switches thinking on or off in templates that have such a switch; None takes the
-    value that the tokenizer was created with. Raises InputError if the template refuses the messages, or has no switch
-    for `think`.
+    Without messages, returns the start token alone, or [] if there is no such token. messages: the turns, each with the
+    keys role and content, without the answer. think: switches thinking on or off in templates that have such a switch;
+    None takes the value that the tokenizer was created with. Raises InputError if the template refuses the messages, or
+    has no switch for `think`.
     """
     start = [] if self.bos_id is None else [self.bos_id]
     if not messages:
@@ -186,11 +187,11 @@ class HuggingFace:
     return ids
 
   def opening(self, messages: Sequence[Mapping[str, str]], think: bool | None = None) -> str:
-    """Returns the think tag that the template leaves open at the end of the prompt, with all that it writes behind it.
+    """Returns the `<think>` that the template leaves open at the end of the prompt, with what it writes behind it.
 
-    The text of a response is this opening followed by what the policy writes. `messages`, `think`: as for `render`.
-    Returns "" if the template writes no tag there, or closes it. Tags in the messages' own text never count, nor do
-    tags in turns before the answer's.
+    It is "" if the template writes no such tag there, or closes it. Tags in the messages never count, nor do tags that
+    the template writes in earlier turns. The whole text of a response is this opening followed by what the policy
+    writes. messages, think: as for `render`, with the same errors.
     """
     if self._template is None or not messages:
       return ""
@@ -217,22 +218,16 @@ class HuggingFace:
       return ""
     return opened
 
-  def rendered(self, messages: Sequence[Mapping[str, str]]) -> str:
+  def prompt_text(self, messages: Sequence[Mapping[str, str]]) -> str:
     """Returns the prompt of a conversation as text, as the template writes it, up to where the answer begins.
 
-    Raises InputError if the template refuses the messages.
+    Control tokens stand there by their names, such as `<|im_start|>`. Raises InputError if the template refuses the
+    messages.
     """
     start = ""
     if self._template is None and self.bos_id is not None:
       start = self._control[self.bos_id]
     return start + self._prompt(messages, None)
-
-  def opens_thinking(self, messages: Sequence[Mapping[str, str]], think: bool | None = None) -> bool:
-    """Returns whether the prompt ends in a think tag that the template opened and left open.
-
-    Then the policy's response begins inside its thinking. `messages`, `think`: as for `render`.
-    """
-    return bool(self.opening(messages, think))
 
   def _thinking_switch(self, think: bool | None) -> bool | None:
     """Returns the value of `enable_thinking` for the template; None passes no value.
@@ -258,22 +253,23 @@ class HuggingFace:
       raise InputError(f"{self._folder}: {error}") from error
 
   @property
-  def unstopped(self) -> str:
-    """The control token that the template writes behind an assistant's turn, if that token does not end a response.
+  def missing_stop_token(self) -> str:
+    """Returns the control token that the template writes behind an assistant's turn, if it is not in `eos_ids`.
 
-    "" if it does end one, or if the template writes none or refuses such a conversation.
+    Such a token ends turns in the model's training data, but no response here: the policy would write on behind it.
+    Returns "" if the token is in `eos_ids`, if the template writes none, or if it refuses such a conversation.
     """
     if self._template is None:
       return ""
     turns = ({"role": "user", "content": "?"}, {"role": "assistant", "content": f"!{_END}"})
     try:
-      text = self._template.render(turns, answer=False)
+      text = self._template.render(turns, begin_answer=False)
     except InputError:
       return ""
     if _END not in text:
       return ""
-    behind = text.rpartition(_END)[2].lstrip()
-    candidates = [(number, token) for number, token in self._control.items() if behind.startswith(token)]
+    behind_turn = text.rpartition(_END)[2].lstrip()
+    candidates = [(number, token) for number, token in self._control.items() if behind_turn.startswith(token)]
     if not candidates:
       return ""
     number, token = max(candidates, key=lambda candidate: len(candidate[1]))

@@ -1,4 +1,4 @@
-"""Turns stop strings into a table that a device can walk: an Aho-Corasick automaton whose symbols are tokens."""
+"""Turns stop strings into a table that a device can walk: an Aho-Corasick automaton that reads tokens."""
 
 from __future__ import annotations
 
@@ -12,24 +12,26 @@ from jaxrlvr.base.errors import InputError
 def automaton(strings: Sequence[str], pieces: Sequence[bytes]) -> np.ndarray:
   """Returns a table, int32 [states, V], that finds stop strings in a text however it was cut into tokens.
 
-  Entry [s, v] is the state after token v is read in state s. `strings`: the stop strings. `pieces` holds the bytes of
-  each of the V tokens. State 0 is the start. The last state means that a stop string has occurred; it is never left.
-  Without stop strings there are two states and the last one is never reached.
-  Raises InputError for an empty stop string.
+  Entry [s, v] is the state after token v is read in state s. Start a text in state 0. The last state, states - 1, means
+  that a stop string has occurred; it is never left. Without stop strings there are two states, and the last one is
+  never reached. A token without bytes leaves the state as it is.
+
+  strings: the stop strings, which are compared as UTF-8. pieces: the bytes of each of the V tokens, as
+  `Tokenizer.pieces` returns them. Raises InputError for an empty stop string.
   """
   patterns = [string.encode() for string in strings]
   if b"" in patterns:
     raise InputError(f"stop strings {list(strings)!r}: an empty string would stop every response at once; remove it")
   if not patterns:
     return np.zeros((2, len(pieces)), np.int32)
-  by_byte = _byte_automaton(patterns)
-  states = len(by_byte)
+  byte_table = _byte_automaton(patterns)
+  states = len(byte_table)
   table = np.empty((states, len(pieces)), np.int32)
   for token, piece in enumerate(pieces):
-    state = np.arange(states)
+    state_S = np.arange(states)  # where the token leads to from each state
     for byte in piece:
-      state = by_byte[state, byte]
-    table[:, token] = state
+      state_S = byte_table[state_S, byte]
+    table[:, token] = state_S
   return table
 
 

@@ -14,9 +14,11 @@ import jinja2.sandbox
 
 from jaxrlvr.base.errors import InputError
 
-MAX_RENDERED_CHARACTERS = 1 << 24  # a rendered prompt, or the result of one operation of a template, may be this long
-RENDERING_SECONDS = 2  # CPU time that the trial rendering may take
-RENDERING_MEMORY = 1 << 30  # bytes that the process of the trial rendering may use
+_MAX_RENDERED_CHARACTERS = 1 << 24  # limit on a rendered prompt, and on the result of one operation of a template
+_MAX_EXPONENT = 64  # of a power that a template computes
+_RENDERING_SECONDS = 2  # CPU time that the trial rendering may take
+_RENDERING_WALL_SECONDS = 40  # time that its process may take, with its start, on a busy machine
+_RENDERING_MEMORY = 1 << 30  # bytes that the process of the trial rendering may use
 _REFUSED = 3  # exit code of that process for a template that fails; it writes the reason to its standard output
 _CONVERSATIONS = (  # for the trial
   ({"role": "user", "content": "?"},),
@@ -27,19 +29,21 @@ _CONVERSATIONS = (  # for the trial
 class Template:
   """A chat template in the Jinja environment that transformers uses, but without a clock.
 
-  A new template is first rendered in a process that can be killed. One that never ends, or that fills the memory, is
-  thus refused when it is read.
+  A new template is first rendered in a process of its own. If that takes over 2 seconds of CPU time or over 1 GiB of
+  memory, the template is refused, so that none can hang the run or fill its memory. Later renderings run in this
+  process, without a limit of time.
 
-  `reads`: names of all variables that the template reads.
+  Attribute `reads`: a frozenset of the names of all variables that the template reads.
   """
 
   def __init__(self, source: str, values: Mapping[str, str]):
-    """`source`: the template's text. `values`: variables other than the messages, such as bos_token.
+    """Reads a template. source: its text. values: variables besides the messages, by name, such as bos_token.
 
     Raises InputError for a template that can't be used; the message doesn't name the file, which the caller must add.
+    Raises RuntimeError if the process of the first rendering fails by itself.
     """
     self._values = dict(values)
-    _try(source, self._values)  # before parsing, which already evaluates constant expressions
+    _try_rendering(source, self._values)  # before parsing, which already evaluates constant expressions
     environment = _environment()
     try:
       self.reads = frozenset(jinja2.meta.find_undeclared_variables(environment.parse(source)))
@@ -47,24 +51,25 @@ class Template:
     except Exception as error:  # hostile text can raise anything, in the parser too
       raise InputError(f"its chat template can't be read: {_reason(error)}; take the model's own") from error
 
-  def render(self, messages: Sequence[Mapping[str, str]], answer: bool = True, **more) -> str:
-    """Returns the text of the messages; with `answer`, also what begins the assistant's answer.
+  def render(self, messages: Sequence[Mapping[str, str]], begin_answer: bool = True, **variables) -> str:
+    """Returns the text of the messages as the template writes it.
 
-    `messages`: the turns of a conversation, each with the keys role and content. `more`: further variables by name,
-    such as enable_thinking. Raises InputError if the template fails, refuses these roles, or writes over 2**24
-    characters.
+    begin_answer: whether the text also has what the template writes in front of the assistant's answer, as a prompt
+    has. messages: the turns of a conversation, each with the keys role and content. variables: further variables of the
+    template by name, such as enable_thinking. Raises InputError if the template fails, refuses these roles, or writes
+    over 2**24 characters.
     """
     parts = []
     characters = 0
-    variables = self._values | more
+    variables = self._values | variables
     try:
       for part in self._template.generate(
-        messages=messages, tools=None, documents=None, add_generation_prompt=answer, **variables
+        messages=messages, tools=None, documents=None, add_generation_prompt=begin_answer, **variables
       ):
         parts.append(part)
         characters += len(part)
-        if characters > MAX_RENDERED_CHARACTERS:
-          raise OverflowError(f"makes over {MAX_RENDERED_CHARACTERS} characters")
+        if characters > _MAX_RENDERED_CHARACTERS:
+          raise OverflowError(f"makes over {_MAX_RENDERED_CHARACTERS} characters")
     except Exception as error:  # a template may raise whatever Python raises
       roles = [message.get("role") for message in messages]
       cure = ""
@@ -80,15 +85,16 @@ class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
   intercepted_binops = frozenset(("*", "**", "%"))
 
   def call_binop(self, context, operator, left, right):
+    """Returns `left operator right`, for the intercepted operators. OverflowError if it would be too large."""
     operands = (left, right)
     lengths = [len(operand) for operand in operands if isinstance(operand, str | bytes | list | tuple)]
     integers = [abs(operand) for operand in operands if isinstance(operand, int)]
     if operator == "*" and lengths and integers:
-      if lengths[0] * integers[0] > MAX_RENDERED_CHARACTERS:
-        raise OverflowError(f"a product of over {MAX_RENDERED_CHARACTERS} characters")
+      if lengths[0] * integers[0] > _MAX_RENDERED_CHARACTERS:
+        raise OverflowError(f"a product of over {_MAX_RENDERED_CHARACTERS} characters")
     if operator == "**" and len(integers) == 2:
       base, exponent = integers
-      if exponent > 64 or base > MAX_RENDERED_CHARACTERS:
+      if exponent > _MAX_EXPONENT or base > _MAX_RENDERED_CHARACTERS:
         raise OverflowError("a power that large")
     return super().call_binop(context, operator, left, right)
 
@@ -123,27 +129,27 @@ def _reason(error: Exception) -> str:
   return f"{str(error) or type(error).__name__}"[:200]
 
 
-_tried: set[tuple] = set()  # templates and values whose trial has succeeded in this process
+_tried_templates: set[tuple] = set()  # templates and values whose trial has succeeded in this process
 
 
-def _try(source: str, values: Mapping[str, str]) -> None:
+def _try_rendering(source: str, values: Mapping[str, str]) -> None:
   """Renders a conversation in a process with limits, once for each template and its values.
 
   Raises InputError if the template fails, does not end, or uses too much memory. Raises RuntimeError if the process
   itself fails.
   """
   key = (source, *sorted(values.items()))
-  if key in _tried:
+  if key in _tried_templates:
     return
   command = [sys.executable, "-c", "from jaxrlvr.text import template; template._run_trial()"]
-  limits = f"over {RENDERING_SECONDS} seconds, or over {RENDERING_MEMORY >> 20} MiB"
+  limits = f"over {_RENDERING_SECONDS} seconds, or over {_RENDERING_MEMORY >> 20} MiB"
   beyond_limits = f"its chat template takes {limits} to render a first message; take the model's own"
   try:
     trial = subprocess.run(
       command,
       input=json.dumps([source, values]).encode(),
       capture_output=True,
-      timeout=20 * RENDERING_SECONDS,
+      timeout=_RENDERING_WALL_SECONDS,
       check=False,
     )
   except subprocess.TimeoutExpired:
@@ -154,11 +160,11 @@ def _try(source: str, values: Mapping[str, str]) -> None:
     raise InputError(beyond_limits)
   if trial.returncode:
     raise RuntimeError(f"rendering a chat template in a process of its own failed: {trial.stderr.decode()[-500:]}")
-  _tried.add(key)
+  _tried_templates.add(key)
 
 
 def _run_trial() -> None:
-  """Renders each of _CONVERSATIONS until one succeeds: the program of the process that `_try` starts.
+  """Renders each of _CONVERSATIONS until one succeeds: the program of the process that `_try_rendering` starts.
 
   Reads [source, values] as JSON from the standard input. If none succeeds it writes the first reason to the standard
   output and exits with _REFUSED.
@@ -166,9 +172,9 @@ def _run_trial() -> None:
   import resource
 
   source, values = json.load(sys.stdin)
-  resource.setrlimit(resource.RLIMIT_CPU, (RENDERING_SECONDS, RENDERING_SECONDS))
-  resource.setrlimit(resource.RLIMIT_AS, (RENDERING_MEMORY, RENDERING_MEMORY))
-  _tried.add((source, *sorted(values.items())))  # this process is the trial: Template must not start another
+  resource.setrlimit(resource.RLIMIT_CPU, (_RENDERING_SECONDS, _RENDERING_SECONDS))
+  resource.setrlimit(resource.RLIMIT_AS, (_RENDERING_MEMORY, _RENDERING_MEMORY))
+  _tried_templates.add((source, *sorted(values.items())))  # this process is the trial: Template must not start another
   reasons = []
   for messages in _CONVERSATIONS:
     try:

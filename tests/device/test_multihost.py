@@ -200,7 +200,7 @@ from jaxrlvr.base.errors import InputError
 from jaxrlvr.base.types import Verdict
 from jaxrlvr.device import multihost
 from jaxrlvr.grading.service import Job, Service
-from jaxrlvr.text.answer import stated
+from jaxrlvr.text.answer import boxed_response
 logging.basicConfig()
 multihost.initialise(deadline=3.0, silence=20.0)
 me = multihost.process_index()
@@ -220,7 +220,7 @@ assert verdicts == [Verdict(None, "timeout 1") if k == 4 else Verdict(k / 7) for
 assert seen == list(range(8))[me::3], seen
 assert multihost.share(grade, []) == []
 service = Service(mode="strict", share=multihost.share)
-assert [v.score for v in service.grade([Job("choice", stated(x), "B") for x in "ABCD"])] == [0, 1, 0, 0]
+assert [v.score for v in service.grade([Job("choice", boxed_response(x), "B") for x in "ABCD"])] == [0, 1, 0, 0]
 print("well", flush=True)
 logging.getLogger("jaxrlvr.x").warning("told once")
 if me == 2:

@@ -17,7 +17,7 @@ from jaxrlvr.rewards.noise import add_noise
 from jaxrlvr.rewards.table import REWARDS
 from jaxrlvr.rewards.types import Answers
 from jaxrlvr.rewards.verifiable import labels_right, with_memory
-from jaxrlvr.text.answer import parse_response, stated
+from jaxrlvr.text.answer import boxed_response, parse_response
 from jaxrlvr.training import loss
 
 THINK = "<think>\nso\n</think>\n"
@@ -248,7 +248,7 @@ def test_right_answers_that_differ_are_not_pooled():
     lock = problem("a", "A → A", verifier="quantum_lock", **LOCK)
     (election,) = elect([lock], [["A → B", "C → A", "A → A", "B", "B"]], service.grade)
     assert election.cluster_G == [0, 1, 2, 3, 3] and election.winner == 3
-    assert service.grade([Job("quantum_lock", stated("C → B"), "A → A", LOCK)])[0].score == 1
+    assert service.grade([Job("quantum_lock", boxed_response("C → B"), "A → A", LOCK)])[0].score == 1
     played = problem("b", "aba", verifier="reasoning_gym", source_dataset="palindrome_generation",
                      entry={"question": "aab", "answer": "aba", "metadata": {"letters": ["a", "a", "b"]}})  # fmt: skip
     (election,) = elect([played], [["aba", "baab", "aba"]], service.grade)

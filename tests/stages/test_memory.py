@@ -95,7 +95,7 @@ def test_the_prompt_is_recorded_as_the_model_sees_it(tmp_path, init):
 def test_the_rendered_text_becomes_the_prompts_tokens(tmp_path, style):
   write_tokenizer(tmp_path, style)
   ours = HuggingFace(tmp_path)
-  text = ours.rendered(USER)
+  text = ours.prompt_text(USER)
   assert "What is 12*7?" in text
   tokens = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
   assert tokens.encode(text, add_special_tokens=False).ids == ours.render(USER)

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from jaxrlvr.text.answer import READINGS, after_thinking, last_box, parse_response, stated, thinking
+from jaxrlvr.text.answer import READINGS, after_thinking, boxed_response, last_box, parse_response, thinking
 
 GOLDEN = pathlib.Path(__file__).parents[3] / "shared" / "data" / "golden" / "majority_vote.json"
 
@@ -116,7 +116,7 @@ def test_the_answer_by_each_reading(text, answers):
 
 @pytest.mark.parametrize("answer", ["7", "\\frac{1}{2}", "x < 3", "{", "\\text{none}", ""])
 def test_a_stated_answer_is_taken_as_it_stands(answer):
-  response = stated(answer)
+  response = boxed_response(answer)
   assert response.answer == answer and response.trace is None
   if answer != "{":
     assert parse_response(response.text, "boxed") == response

@@ -118,7 +118,6 @@ def test_a_think_tag_that_the_template_leaves_open_is_seen_and_no_other(tmp_path
     if isinstance(opening, dict):
       opening = opening.get(number, opening[None])
     assert ours.opening(messages) == opening
-    assert ours.opens_thinking(messages) == bool(opening)
   if OFF in template:
     assert ours.opening(USER, False) == "" and ours.opening(USER, True) == "<think>\n"
     assert HuggingFace(tmp_path, think=False).opening(USER) == ""
@@ -248,18 +247,18 @@ def test_a_template_may_want_a_system_message(tmp_path):
 
 def test_a_turns_end_that_ends_no_response_is_seen_and_may_be_named(tmp_path):
   model = write_tokenizer(tmp_path)
-  assert HuggingFace(tmp_path).unstopped == ""
+  assert HuggingFace(tmp_path).missing_stop_token == ""
   write_tokenizer(tmp_path, chat_template=ENDLESS)
   ours = HuggingFace(tmp_path)
-  assert ours.unstopped == "<|im_start|>"
+  assert ours.missing_stop_token == "<|im_start|>"
   more = HuggingFace(tmp_path, stop_tokens=("<|im_start|>",))
-  assert more.unstopped == "" and more.eos_ids == (*ours.eos_ids, model.token_to_id("<|im_start|>"))
+  assert more.missing_stop_token == "" and more.eos_ids == (*ours.eos_ids, model.token_to_id("<|im_start|>"))
   with pytest.raises(InputError, match="stop token '<end>' is no token .*model.stop_tokens"):
     HuggingFace(tmp_path, stop_tokens=("<end>",))
   write_tokenizer(tmp_path, chat_template=TURNS.replace("<|im_end|>", ""))
-  assert HuggingFace(tmp_path).unstopped == ""
+  assert HuggingFace(tmp_path).missing_stop_token == ""
   write_tokenizer(tmp_path / "l", "llama3")
-  assert HuggingFace(tmp_path / "l").unstopped == ""
+  assert HuggingFace(tmp_path / "l").missing_stop_token == ""
 
 
 def test_tokens_that_only_the_config_lists_are_one_token(tmp_path):
