@@ -17,24 +17,30 @@ from jaxrlvr.judging.judges import Judge
 from jaxrlvr.model import spec as policy_spec
 from jaxrlvr.stages import build_policy, diagnosis_page
 from jaxrlvr.stages.curate import lot
-from jaxrlvr.stages.evaluate import graded
+from jaxrlvr.stages.evaluate import graded_rows, names_held_out
 from jaxrlvr.stages.judge import LABELS_FILE, judge_step, make_judge
 from jaxrlvr.stages.run_directory import Run, open_run
 from jaxrlvr.stages.survey import open_survey
 
 
 def diagnose(config: ConfigDict, workdir: str | Path) -> dict:
-  """Samples some problems as RL would, judges some of the responses, and predicts the effect of RL.
+  """Samples problems as RL would, judges some of the responses, and predicts the effect of RL.
 
-  Writes diagnosis.md, which is the page to read, diagnosis.json with its numbers, rows/ with all responses, and
-  labels.jsonl with the labels of the judge. diagnosis.json and the summary have domain; reference (the faithful
-  diversity to compare with; None: none is named); figures (by name, with intervals); histogram (how many problems are
-  solved 0, 1, 2, ... times); predictions (setting, regime, sure, rule and advice of each weak setting); near (whether
-  the policy resembles the paper's); billions (of weights); and judging (the judge, and numbers of problems, responses,
-  labels and missing labels). The summary also has `dropped`, the number of problems whose prompts are too long. Raises
-  TrainingStopped, after the page is written, where the judge `http` left too many labels out; the same command then
-  asks for these only. Raises InputError for a judge that can't run in several processes, and for a reference that can't
-  be read.
+  Takes the first diagnose.problems of `config.problems`, diagnose.samples responses to each, and judges the first
+  judge.samples responses to judge.problems of them. Writes diagnosis.md, which is the page to read, diagnosis.json with
+  its numbers, rows/ with all responses, and labels.jsonl with the labels of the judge, and prints the page's tables.
+
+  Returns the summary, whose keys diagnosis.json has too: domain ("math", "science", "graph", "arithmetic" or "other");
+  reference (faithful diversity of the diagnosis diagnose.reference; None: none is named); figures ({name: value} of
+  `pre_rl.measure` and `reasoning.reasoning_figures`, intervals as NAME_low and NAME_high, nan or null: not measured);
+  histogram (list: how many problems are solved 0, 1, 2, ... times); predictions (the fields of `prediction.Prediction`
+  for each weak setting); near (whether the policy's size and its problems resemble the paper's); billions (of weights);
+  judging (see `_judge`). The summary also has `dropped`, the number of problems whose prompts are too long. A finished
+  run returns its summary; one that was stopped does not sample again what rows/ holds.
+
+  Raises TrainingStopped, after the page is written, where the judge `http` left too many labels out; the same command
+  then asks for these only. Raises InputError for a judge that can't run in several processes, and for a policy,
+  problems or a reference that can't be read.
   """
   d, j = config.diagnose, config.judge
   if multihost.process_count() > 1 and j.name not in ("exact", "replay"):
@@ -48,12 +54,13 @@ def diagnose(config: ConfigDict, workdir: str | Path) -> dict:
       if run.finished:
         return run.summary
       for drawn, grade in survey.batches(survey.problems):
-        survey.record(_responses(drawn.answers.problems, graded(drawn, 0, grade)))
+        survey.record(_responses(drawn.answers.problems, graded_rows(drawn, 0, grade)))
     responses = {row["id"]: row["responses"] for row in survey.rows}
     figures, histogram = _figures(config, responses)
-    figures_of_reasoning, judging = judged(_select_for_judging(config, responses), run, judge, config)
+    figures_of_reasoning, judging = _judge(_select_for_judging(config, responses), run, judge, config)
     figures |= figures_of_reasoning
-    billions, verifiers = policy_spec.count_weights(policy.spec) / 1e9, {p.verifier for p in survey.problems}
+    billions = policy_spec.count_weights(policy.spec) / 1e9
+    verifiers = {problem.verifier for problem in survey.problems}
     like_references = prediction.resembles_references(billions, verifiers)
     domain = prediction.domain_of(d.domain, config.problems.source, verifiers)
     predictions = prediction.predict(figures, like_references, judging["problems"], domain, reference)
@@ -67,7 +74,7 @@ def diagnose(config: ConfigDict, workdir: str | Path) -> dict:
       "billions": billions,
       "judging": judging,
     }
-    _write(run, diagnosis, predictions)
+    _write(run, diagnosis, predictions, names_held_out(config, survey.problems))
     if j.name == "http" and not judging["measured"]:  # the endpoint may answer another time
       raise TrainingStopped(
         f"{judging['missing']} of {judging['labels']} labels are missing, over config.judge.max_missing = "
@@ -108,10 +115,14 @@ def _select_for_judging(config: ConfigDict, responses: Mapping[str, Sequence[Map
   return records
 
 
-def _write(run: Run, diagnosis: Mapping, predictions: Sequence[prediction.Prediction]) -> None:
-  """Writes diagnosis.json and diagnosis.md, and prints the page's sections of measurements and predictions."""
+def _write(run: Run, diagnosis: Mapping, predictions: Sequence[prediction.Prediction], held_out_is_named: bool) -> None:
+  """Writes diagnosis.json and diagnosis.md, and prints the page's sections of measurements and predictions.
+
+  held_out_is_named: whether the config says which problems are held out.
+  """
   logbook.write_json(run.workdir / "diagnosis.json", diagnosis)
-  page = diagnosis_page.sections(run.config, diagnosis, predictions)
+  config_file = str(run.home / "config.json")
+  page = diagnosis_page.sections(run.config, diagnosis, predictions, config_file, held_out_is_named)
   text = "\n".join(f"{title}\n\n{body.rstrip()}\n" for title, body in page.items())
   logbook.write_atomic(run.workdir / "diagnosis.md", text)
   print(
@@ -120,9 +131,10 @@ def _write(run: Run, diagnosis: Mapping, predictions: Sequence[prediction.Predic
 
 
 def faithful_diversity_of(folder: str) -> float | None:
-  """Returns the faithful diversity that an earlier diagnosis measured; None for the folder "".
+  """Returns the faithful diversity, from 0 to 1, that an earlier diagnosis measured; None for the folder "".
 
-  Raises InputError where the folder holds no diagnosis, or one that measured no faithfulness.
+  folder: the run directory of the diagnosis, whose diagnosis.json is read. Raises InputError where it holds no
+  diagnosis, or one that measured no faithful diversity.
   """
   if not folder:
     return None
@@ -140,14 +152,14 @@ def faithful_diversity_of(folder: str) -> float | None:
   )
 
 
-def judged(rows: Sequence[Mapping], run: Run, judge: Judge, config: ConfigDict) -> tuple[dict[str, float], dict]:
+def _judge(rows: Sequence[Mapping], run: Run, judge: Judge, config: ConfigDict) -> tuple[dict[str, float], dict]:
   """Judges responses, writes labels.jsonl, and returns (figures of reasoning, a record of the judging).
 
   rows: recorded responses with step, problem, sample, prompt, text and true_reward. run: the open run directory of the
   diagnosis. judge: the judge that `config.judge` describes. The figures are faithfulness (F(1)/correct, ...) and
   diversity of strategies, as `reasoning.reasoning_figures` names them; all are nan, and numbers of labels 0, where more
   labels are missing than judge.max_missing allows. The record has `judge`, the numbers of `problems`, `responses`,
-  `labels` and `missing` labels, `measured` (False: too many are missing) and `usage`, the judge's counts.
+  `labels` and `missing` labels, `measured` (False: too many are missing) and `usage`, {what the judge counts: number}.
   """
   responses, labels = judge_step(rows, judge, None)
   run.raise_if_asked()  # a judge that was asked to stop leaves labels out, which are not missing

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
+import shlex
 from collections.abc import Mapping, Sequence
 
 from ml_collections import ConfigDict
 
 from jaxrlvr.analysis import prediction
-from jaxrlvr.analysis.prediction import Prediction
+from jaxrlvr.analysis.prediction import Advice, Prediction
+from jaxrlvr.base import object_store
 from jaxrlvr.base.logbook import markdown
 
 # The figures of the page with what each is; {K} stands for the samples of each problem.
-MEANINGS = {
+_MEANINGS = {
   "usable": "share of problems that can teach: solved at least once and not always",
   "never": "share of problems never solved",
   "always": "share of problems always solved",
@@ -29,13 +32,20 @@ MEANINGS = {
   "faithful_diversity": "diversity of strategies of faithful responses",
 }
 MEASURED, PREDICTED = "## What was measured", "## What RL will probably do"
+# Keys of `problems` that say how rows become problems; held-out problems of the same source need the same.
+_KEYS_OF_ROWS = ("columns", "system", "verifier")
 
 
-def sections(config: ConfigDict, diagnosis: Mapping, predictions: Sequence[Prediction]) -> dict[str, str]:
-  """Returns the page as {heading: text} in Markdown.
+def sections(
+  config: ConfigDict, diagnosis: Mapping, predictions: Sequence[Prediction], config_file: str, names_held_out: bool
+) -> dict[str, str]:
+  """Returns the page of a diagnosis as {heading: text} in Markdown, in the order of the page.
 
-  diagnosis: what diagnosis.json holds (domain, reference, figures, histogram, near, billions, judging). predictions:
-  what is predicted for each weak setting.
+  The headings, with their #, are "# Diagnosis before RL", MEASURED, "## How many problems are solved how often in K",
+  PREDICTED, "## The rule", "## References" and "## Next" (commands that can be pasted). diagnosis: the content of
+  diagnosis.json (keys: see `diagnose.diagnose`), with nan in the place of null. predictions: those of
+  `prediction.predict`. config_file: path of the diagnosis's config.json, which the commands start from. names_held_out:
+  whether the config says which problems are held out; if not, commands that train with RL name them.
   """
   K, figures = config.diagnose.samples, diagnosis["figures"]
   start = f"--config.model.path={config.model.path}" if config.model.path else f"--config.init={config.init}"
@@ -44,8 +54,10 @@ def sections(config: ConfigDict, diagnosis: Mapping, predictions: Sequence[Predi
   rule = _how_to_read_the_rules(diagnosis["near"], figures["labelled/correct"]) + "\n\n" + _table_of_rules()
   references = "RL on N = 8 problems in the paper (arXiv 2604.18574): the step at which training saturates.\n\n"
   references += markdown(("model", "domain", "t_sat"), prediction.REFERENCES)
-  following = "CONFIG is the config of this diagnosis; replace the words in capitals.\n\n"
-  following += f"```\n{_commands(predictions, start)}```"
+  following = "Commands start from this diagnosis's policy and config. Replace words in capitals, if any."
+  if object_store.is_remote(config_file):
+    following += " Copy the config from the object store first, and name the copy."
+  following += f"\n\n```\n{_commands(config, diagnosis, predictions, config_file, names_held_out)}```"
   return {
     "# Diagnosis before RL": _summary(config, diagnosis, start),
     MEASURED: measured,
@@ -74,7 +86,7 @@ def _summary(config: ConfigDict, diagnosis: Mapping, start: str) -> str:
 
 def _table_of_figures(figures: Mapping[str, float], K: int) -> str:
   rows = []
-  for pattern, meaning in MEANINGS.items():
+  for pattern, meaning in _MEANINGS.items():
     name = pattern.format(K=K)
     rows.append((name, _with_interval(figures, name), meaning))
   return markdown(("figure", "value", "what it is"), rows)
@@ -83,12 +95,11 @@ def _table_of_figures(figures: Mapping[str, float], K: int) -> str:
 def _with_interval(figures: Mapping[str, float], name: str) -> str:
   """Returns a figure as `value [low, high]`, or says that it was not measured."""
   value, low, high = (figures[name + end] for end in ("", "_low", "_high"))
-  is_measured = value == value  # nan is not
-  return f"{value:.3f} [{low:.3f}, {high:.3f}]" if is_measured else "not measured"
+  return "not measured" if math.isnan(value) else f"{value:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def _domain(domain: str, reference: float | None) -> str:
-  """Says which domain the problems are taken for, and by which figure its regimes are told apart."""
+  """Says which domain the problems are taken for, and which figure tells its regimes apart."""
   text = f"The domain is taken for {domain} (`diagnose.domain`), where "
   if domain in prediction.SEPARATES:
     return text + "faithfulness separates what generalises from what memorises."
@@ -133,12 +144,43 @@ def _table_of_rules() -> str:
   return markdown(("rule", "settings", "if", "then", "at most", "why"), rows)
 
 
-def _commands(predictions: Sequence[Prediction], start: str) -> str:
+def _commands(
+  config: ConfigDict,
+  diagnosis: Mapping,
+  predictions: Sequence[Prediction],
+  config_file: str,
+  names_held_out: bool,
+) -> str:
   """Returns a command for each piece of advice, each below a comment that says what it is for."""
-  keys = dict.fromkeys(key for predicted in predictions for key in predicted.advice)
+  all_advice: dict[str, Advice] = {}
+  for predicted in predictions:
+    for key in predicted.advice:
+      all_advice[key] = prediction.ADVICE[key]
   lines = ""
-  for key in keys:
-    advice = prediction.ADVICE[key]
-    workdir = f"runs/{key.replace(' ', '-')}"
-    lines += f"# {advice.what}\njaxrlvr {advice.stage} --config=CONFIG --workdir={workdir} {start}{advice.options}\n"
+  for key, advice in all_advice.items():
+    options = advice.options
+    if advice.stage == "rl" and not names_held_out:
+      is_whole_source = diagnosis["figures"]["problems"] < config.diagnose.problems
+      options += _held_out_options(config, advice, is_whole_source)
+    file = shlex.quote(f"--config={config_file}")
+    lines += f"# {advice.what}\njaxrlvr {advice.stage} {file} --workdir=runs/{key.replace(' ', '-')}{options}\n"
   return lines
+
+
+def _held_out_options(config: ConfigDict, advice: Advice, is_whole_source: bool) -> str:
+  """Returns options that name the held-out problems of a command that trains with RL, as problems.source names none.
+
+  They are the problems of problems.source that are not trained on, or HELDOUT, a file of the user's, where RL trains on
+  all of it or on another source. is_whole_source: whether the source has no other problems than those diagnosed.
+  """
+  trains_on_part = config.problems.count > 0 or "--config.problems.count=" in advice.options
+  if not trains_on_part or "--config.problems.source=" in advice.options:
+    return " --config.heldout.source=HELDOUT"
+  options = [f"--config.heldout.source={config.problems.source}", "--config.heldout.overlap=drop"]
+  if is_whole_source:
+    options.append("--config.heldout.count=0")
+  for key in _KEYS_OF_ROWS:
+    value = config.problems[key]
+    if value != config.heldout[key]:
+      options.append(f"--config.heldout.{key}={value}")
+  return "".join(f" {shlex.quote(option)}" for option in options)

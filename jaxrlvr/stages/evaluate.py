@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -29,25 +30,30 @@ _LOG = logging.getLogger(__name__)
 
 
 class Evaluator:
-  """The held-out sets of a config. Calling it samples and grades all of them at a step of a run.
+  """The held-out sets of a config. Calling it, evaluator(params, run, step), samples and grades all of them.
 
   `problems`: the problems of all sets. `dropped`: how many more were left out, as their prompts are too long.
-  `batches`: how many batches an evaluation samples. `overlap`: how many problems of each set are trained on as well;
-  None: it is unknown what was trained on. `left_out`: how many problems of each set were left out for that, where there
-  are any. `means`: after an evaluation, the mean true reward of each problem by "SET/PROBLEM".
+  `batches`: how many batches an evaluation samples. `overlap`: {set: number of its problems that are trained on as
+  well}, with 0 for a set without such problems; None: it is unknown what was trained on. `left_out`: {set: number of
+  problems that were left out of it, as they are trained on}, only of sets with such problems. `means`: {"SET/PROBLEM":
+  mean true reward of the problem's graded samples} of the last evaluation, without problems of which no sample could be
+  graded; {} before the first.
   """
 
   def __init__(
     self, config: ConfigDict, policy: build_policy.Policy, service: Service, training: Sequence[Problem] = ()
   ):
-    """service: grades answers. training: the problems that the policy is about to be trained on. Raises InputError for
-    sets that can't be read, overlap with these though config.heldout.overlap is "error", or take more memory than is
-    free.
+    """Reads the sets of `config.heldout` and prepares to sample them.
+
+    service: grades answers. training: the problems that the policy is about to be trained on; (): none, and the overlap
+    is that with the problems that the policy was trained on before. On several hosts all processes must make it
+    together. Raises InputError for sets that can't be read, overlap with these though config.heldout.overlap is
+    "error", or take more memory than is free.
     """
     self._config, self._policy, self._service = config, policy, service
     trained = build_policy.trained_on(config, training)
-    self._sets, self.left_out = held_out(config, policy, service, trained, training)
-    self.overlap = None if trained is None else compare(config, self._sets, trained)
+    self._sets, self.left_out = load_held_out(config, policy, service, trained, training)
+    self.overlap = None if trained is None else count_overlaps(config, self._sets, trained)
     e = config.evaluate
     self._sampler = rollout.Sampler(
       config, policy, "evaluate", group=e.samples, temperature=e.temperature, top_k=0, top_p=1.0
@@ -67,16 +73,18 @@ class Evaluator:
   def __call__(
     self, params, run: Run, step: int, progress=lambda figures=None: None, saved: bool = False
   ) -> dict[str, float]:
-    """Evaluates the policy's weights `params` at a step, and returns the metrics `eval/SET/FIGURE`.
+    """Evaluates the policy's weights `params` at a step, and returns the metrics {"eval/SET/FIGURE": value}.
 
     FIGURE is avg@K, if_extracted@K and pass@k, each with its interval as FIGURE_low and FIGURE_high, and problems,
-    maj@K, format, mean_length, clipped, unscored, faithful and step_true; nan where one is undefined. Sets `means`. On
-    several hosts all processes must call it together. If config.heldout.domain is set there are also means of avg@k
-    over the sets inside and outside of the domain, as `eval/in-domain/avg@k` and `eval/out-of-domain/avg@k`. Writes the
-    responses of each set to evals/SET_STEP.jsonl. Samples have the same random keys at every step, so that the figures
-    of two steps are paired. `progress` is called without arguments after each batch. Raises Interrupted after a batch
-    if a signal has asked the run to stop; saved: whether a checkpoint of this step exists, from which the run goes on
-    with the evaluation.
+    maj@K, format, mean_length, clipped, unscored, faithful and step_true, as `passk.evaluation_figures` defines them:
+    shares from 0 to 1, except problems and mean_length (tokens); nan where one is undefined. K is
+    config.evaluate.samples, k each of config.evaluate.pass_k. If config.heldout.domain is set there are also
+    `eval/in-domain/avg@K` and `eval/out-of-domain/avg@K` (see `domain_means`). Sets `means`, and writes the responses
+    of each set to evals/SET_STEP.jsonl (columns: see `graded_rows`), the step with six digits. Samples have the same
+    random keys at every step, so that the figures of two steps are paired. On several hosts all processes must call it
+    together. `progress` is called without arguments after each batch. Raises Interrupted after a batch if a signal has
+    asked the run to stop; saved: whether a checkpoint of this step exists, from which the run goes on with the
+    evaluation.
     """
     metrics, self.means = {}, {}
     run.raise_if_asked(saved)
@@ -84,7 +92,7 @@ class Evaluator:
     for name, loaded in self._sets.items():
       rows = []
       for drawn in self._sampler.sweep(weights, loaded, self._batch_size, stream=f"evaluate/{name}"):
-        rows += graded(drawn, step, verifiable.with_memory(self._service.grade))
+        rows += graded_rows(drawn, step, verifiable.with_memory(self._service.grade))
         progress()
         run.raise_if_asked(saved)
       logbook.write_jsonl(run.workdir / "evals" / f"{name}_{step:06d}.jsonl", rows)
@@ -95,7 +103,7 @@ class Evaluator:
     return metrics | domain_means(self._config, metrics)
 
   def overlaps(self) -> dict:
-    """Returns figures for a summary: `heldout_overlap`, and `heldout_left_out` where problems were left out.
+    """Returns entries for a run's summary: "heldout_overlap", and "heldout_left_out" where problems were left out.
 
     heldout_overlap: {set: number of its problems that are trained on too}; None: unknown what was trained on.
     heldout_left_out: {set: number of problems that were left out of it, as they are trained on}.
@@ -107,10 +115,12 @@ class Evaluator:
 
 
 def domain_means(config: ConfigDict, metrics: Mapping[str, float]) -> dict[str, float]:
-  """Returns the means of avg@k over the evaluated sets inside and outside of config.heldout.domain.
+  """Returns the means of avg@K over the evaluated sets inside and outside of config.heldout.domain.
 
-  metrics: of the evaluation, `eval/SET/FIGURE`. Returns `eval/in-domain/avg@k` and `eval/out-of-domain/avg@k`; {} where
-  no domain is set.
+  metrics: those of the evaluation, {"eval/SET/FIGURE": value}. Returns {"eval/in-domain/avg@K": share from 0 to 1,
+  "eval/out-of-domain/avg@K": ...}, K being config.evaluate.samples, in which each evaluated set of the domain counts
+  alike, whatever its number of problems. A key is absent where no set of its group was evaluated; the result is {}
+  where no domain is set.
   """
   domain = eval_sets.DOMAINS.get(config.heldout.domain)
   if domain is None:
@@ -125,25 +135,27 @@ def domain_means(config: ConfigDict, metrics: Mapping[str, float]) -> dict[str, 
   return means
 
 
-def graded(drawn: rollout.Drawn, step: int, grade: Grade) -> list[dict]:
+def graded_rows(drawn: rollout.Drawn, step: int, grade: Grade) -> list[dict]:
   """Grades responses by the truth and returns a row for each, problem by problem, as evals/ holds them.
 
-  grade: grades a list of jobs and returns their verdicts. The columns are those of `rollout.records` (step, problem,
-  sample, text, answer, true_reward, scored, ...) and `cluster`, which numbers the clusters of equal answers among the
-  responses to a problem; None: it has no answer that can be read.
+  step: goes into each row. grade: takes a list of `Job` and returns a `Verdict` for each, in their order, as
+  `Service.grade` does. A row has step, problem (id), sample, prompt, text, answer (None: it holds none), label, truth,
+  tokens, stop, logp, certainty, entropy, sequence_logp, true_reward (1.0, 0.0 or a fraction; None: unscored), scored,
+  cause, faithfulness, step_true (all explained at `rollout.records`), and `cluster`, the number from 0 of the cluster
+  of equal answers among the responses to the problem; None: it has no answer that can be read.
   """
   true = verifiable.grade_by_truth(drawn.answers, grade)
   elections = elect(drawn.answers.problems, drawn.answer_PG, grade)
   return rollout.records(drawn, step, true, cluster=[election.cluster_G for election in elections])
 
 
-def compare(
+def count_overlaps(
   config: ConfigDict, loaded: Mapping[str, rollout.PromptedProblems], trained: frozenset[str]
 ) -> dict[str, int]:
-  """Returns how many problems of each held-out set have a prompt that is trained on too.
+  """Returns {set: number of its problems whose prompt is trained on too}, with 0 for a set without such problems.
 
-  loaded: the sets by name. trained: digests of the prompts that are trained on (`overlap.prompt_digest`). Warns of each
-  set that has such problems, or raises InputError if config.heldout.overlap is "error".
+  loaded: the held-out sets by name. trained: digests of the prompts that are trained on (`overlap.prompt_digest`).
+  Warns of each set that has such problems, or raises InputError if config.heldout.overlap is "error".
   """
   counts = {}
   for name, held_out_set in loaded.items():
@@ -164,18 +176,27 @@ def compare(
   return counts
 
 
-def held_out(
+class HeldOut(NamedTuple):
+  """The held-out sets of a config, read."""
+
+  sets: dict[str, rollout.PromptedProblems]  # the problems of each set, with their prompts, by the set's name
+  left_out: dict[str, int]  # {set: number of its problems left out as they are trained on}, none of them 0
+
+
+def load_held_out(
   config: ConfigDict,
   policy: build_policy.Policy,
   service: Service,
   trained: frozenset[str] | None,
   training: Sequence[Problem] = (),
-) -> tuple[dict[str, rollout.PromptedProblems], dict[str, int]]:
-  """Reads the sets of `config.heldout` and returns ({set: its problems}, {set: how many were left out of it}).
+) -> HeldOut:
+  """Reads the sets of `config.heldout`.
 
-  If heldout.overlap is "drop", problems whose prompt's digest is in `trained` are left out, with a warning; the second
-  dict has only sets with such problems. trained: digests of the prompts that are trained on; None: unknown, and nothing
-  is left out. training: the problems that are about to be trained on.
+  If heldout.overlap is "drop", problems whose prompt's digest is in `trained` are left out, with a warning, and do not
+  count towards heldout.count. policy: its tokenizer renders the prompts. service: tells which labels can't be read.
+  trained: digests of the prompts that are trained on (`overlap.prompt_digest`); None: unknown, and nothing is left out.
+  training: the problems that are about to be trained on (see `chosen_sets`). Raises InputError for a set that can't be
+  read or of which no problem is left.
   """
   left_out: Counter[str] = Counter()
   loaded = {}
@@ -190,38 +211,58 @@ def held_out(
     loaded[name] = rollout.load_problems(config, "heldout", policy.tokenizer, service, is_left_out, **changes)
   for name, count in left_out.items():
     _LOG.warning("config.heldout: set %s: %d problems that are trained on are left out", name, count)
-  return loaded, dict(left_out)
+  return HeldOut(loaded, dict(left_out))
 
 
 def chosen_sets(config: ConfigDict, training: Sequence[Problem]) -> dict[str, dict]:
   """Returns the held-out sets by name, each as {key: value} in which it differs from `config.heldout`.
 
-  These are the sets of heldout.sets and heldout.domain, and the set of heldout.source under heldout.name. Where none of
-  the three is set, the only set has problems like the training problems (`follow`). training: the problems that are
-  about to be trained on; (): those of `config.problems`. Files of the study that are missing are left out with a
-  warning. Raises InputError where sets can't be found.
+  Keys have no group, as in {"source": "quiz.jsonl", "count": 0}. The sets are those that heldout.sets names or, where
+  it is empty, those of heldout.domain; and the set of heldout.source under heldout.name. Where none of the three is
+  set, the only set, under heldout.name, has problems of the generator that makes the training problems. training: the
+  problems that are about to be trained on; (): those of `config.problems`, which are then read if their source is a
+  file. Files that the study did not release are left out with a warning where they are missing. Raises InputError for
+  any other missing file, and where nothing says which problems are held out.
   """
   h = config.heldout
   if not h.sets and not h.domain:
-    return {h.name: {} if h.source else follow(config, training)}
+    return {h.name: {} if h.source else _settings_like_training(config, training)}
   try:
     files, absent = eval_sets.find_files(h.sets, h.domain, object_store.local(h.folder), h.prompts)
   except InputError as error:
     raise InputError(f"config.heldout: {error}") from error
   if absent:
     _LOG.warning("%s: not among the study's files and not in %s; left out", ", ".join(absent), h.folder)
-  generated = (name for name in eval_sets.set_names(h.sets, h.domain) if name in eval_sets.GENERATED_SETS)
-  changes: dict[str, dict] = {
-    name: {"source": "arithmetic", "verifier": "auto", "columns": (), **eval_sets.GENERATED_SETS[name]}
-    for name in generated
-  }
+  changes: dict[str, dict] = {}
+  for name in eval_sets.set_names(h.sets, h.domain):
+    if name in eval_sets.GENERATED_SETS:
+      changes[name] = {"source": "arithmetic", "verifier": "auto", "columns": (), **eval_sets.GENERATED_SETS[name]}
   for name, file in files.items():
     verifier = eval_sets.EVAL_SETS[name].verifier
     changes[name] = dict(source=str(file), verifier=verifier, count=0, columns=(), split="", copies="drop")
-  return changes | ({h.name: {}} if h.source else {})
+  if h.source:
+    changes[h.name] = {}
+  return changes
 
 
-def follow(config: ConfigDict, training: Sequence[Problem]) -> dict:
+def names_held_out(config: ConfigDict, training: Sequence[Problem]) -> bool:
+  """Returns whether a config says which problems are held out, so that `chosen_sets` raises no error for want of them.
+
+  It does where heldout.source, heldout.sets or heldout.domain is set, and where a generator makes the problems in
+  `training` and so makes others like them.
+  """
+  h = config.heldout
+  return bool(h.source or h.sets or h.domain) or _is_generated(config, training)
+
+
+def _is_generated(config: ConfigDict, training: Sequence[Problem]) -> bool:
+  """Returns whether a generator makes problems like the training problems."""
+  if config.problems.source in problem_lists.GENERATORS:
+    return True
+  return bool(training) and all(problem.verifier == "arithmetic" for problem in training)
+
+
+def _settings_like_training(config: ConfigDict, training: Sequence[Problem]) -> dict:
   """Returns {key: value} of `config.heldout` for held-out problems like the training problems, where none are named.
 
   They come from the generator that makes the training problems. training: the problems that are about to be trained on;
@@ -230,10 +271,12 @@ def follow(config: ConfigDict, training: Sequence[Problem]) -> dict:
   """
   source, h = config.problems.source, config.heldout
   if source in problem_lists.GENERATORS:
-    kinds = config.problems.kinds if source != "arithmetic" and set(h.kinds) <= set(arithmetic.KINDS) else h.kinds
-    return {"source": source, "kinds": kinds}
+    heldout_kinds_are_unset = set(h.kinds) <= set(arithmetic.KINDS)  # the default names a kind of arithmetic
+    if source != "arithmetic" and heldout_kinds_are_unset:
+      return {"source": source, "kinds": config.problems.kinds}
+    return {"source": source, "kinds": h.kinds}
   training = training or rollout.read_problems(config, "problems")
-  if all(problem.verifier == "arithmetic" for problem in training):
+  if _is_generated(config, training):
     return {"source": "arithmetic"}
   raise InputError(
     f"config.heldout.source is empty, and config.problems.source = {source!r} says nothing of held-out problems; set "
@@ -242,7 +285,7 @@ def follow(config: ConfigDict, training: Sequence[Problem]) -> dict:
   )
 
 
-def rows_of_sets(metrics: Mapping[str, float]) -> list[dict[str, str]]:
+def _rows_of_sets(metrics: Mapping[str, float]) -> list[dict[str, str]]:
   """Returns a row for each set of the metrics `eval/SET/FIGURE`: its name under `set`, and each figure as text.
 
   Figures are in percent with one decimal, except mean_length (tokens) and problems (their number); nan is "–". An
@@ -271,13 +314,13 @@ def _figure_text(figure: str, value: float, low: float | None, high: float | Non
   return text
 
 
-def write_table(metrics: Mapping[str, float], run: Run) -> str:
+def _write_table(metrics: Mapping[str, float], run: Run) -> str:
   """Writes a table of the metrics eval/SET/FIGURE to table.csv and table.md; returns the text of table.md.
 
-  It has a row for each set and a column for each figure, as `rows_of_sets` writes them; the files are in the directory
+  It has a row for each set and a column for each figure, as `_rows_of_sets` writes them; the files are in the directory
   of `run`.
   """
-  rows = rows_of_sets(metrics)
+  rows = _rows_of_sets(metrics)
   columns: list[str] = []
   for row in rows:
     columns += [column for column in row if column not in columns]
@@ -291,12 +334,16 @@ def write_table(metrics: Mapping[str, float], run: Run) -> str:
 
 
 def evaluate(config: ConfigDict, workdir: str | Path) -> dict:
-  """Evaluates the policy of `config.init` on the held-out sets of `config.heldout`.
+  """Evaluates the policy of `config.init` or `config.model.path` on the held-out sets of `config.heldout`.
 
-  Writes table.md, table.csv and the responses (evals/). The summary has the metrics `eval/SET/FIGURE` (such as
-  eval/heldout/avg@16); `heldout_overlap`, {set: number of its problems that are trained on too} or None where that is
-  unknown; `heldout_left_out`, {set: number of problems left out for that}, if there are any; `dropped`, the number of
-  problems left out as their prompts are too long; and `steps` (0).
+  Prints a table with a row for each set and writes it to table.md and table.csv (percentages with their intervals).
+  Writes prompt.txt (the first prompt as the policy sees it) and the responses, evals/SET_000000.jsonl (see
+  `graded_rows`). Returns the summary, which summary.json holds too: the metrics `eval/SET/FIGURE` (such as
+  eval/heldout/avg@16; see `Evaluator.__call__`); `heldout_overlap`, {set: number of its problems that are trained on
+  too} or None where that is unknown; `heldout_left_out`, {set: number of problems left out for that}, if there are any;
+  `dropped`, the number of problems left out as their prompts are too long; and `steps` (0). A finished run returns its
+  summary and does nothing; one that was stopped evaluates from the beginning. Raises InputError for a policy or a set
+  that can't be read.
   """
   with open_run(config, workdir, "evaluate") as run:
     policy = build_policy.load_policy(config)
@@ -307,7 +354,7 @@ def evaluate(config: ConfigDict, workdir: str | Path) -> dict:
         return run.summary
       rollout.show_prompt(run.workdir, policy, evaluator.problems[0])
       progress = run.progress(evaluator.batches)
-      done = iter(range(1, evaluator.batches + 1))
-      metrics = evaluator(policy.params, run, 0, lambda: progress(next(done)))
-    print(write_table(metrics, run), end="")
+      batch_numbers = iter(range(1, evaluator.batches + 1))
+      metrics = evaluator(policy.params, run, 0, lambda: progress(next(batch_numbers)))
+    print(_write_table(metrics, run), end="")
     return run.finish(steps=0, dropped=evaluator.dropped, **evaluator.overlaps(), **metrics)

@@ -11,8 +11,7 @@ from jaxrlvr.config import files as configs
 from jaxrlvr.data import files, overlap
 from jaxrlvr.data import prepared as store
 from jaxrlvr.stages import build_policy, rollout
-from jaxrlvr.stages.evaluate import compare
-from jaxrlvr.stages.evaluate import held_out as load_held_out
+from jaxrlvr.stages.evaluate import count_overlaps, load_held_out
 
 
 def problem(text, system="", label="1"):
@@ -83,7 +82,7 @@ def held_out(training, **keys):
     trained = build_policy.trained_on(config, training)
     loaded, left = load_held_out(config, policy, service, trained, training)
   names = {name: [p.messages[-1]["content"] for p in one.problems] for name, one in loaded.items()}
-  return names, left, compare(config, loaded, trained) if trained else None
+  return names, left, count_overlaps(config, loaded, trained) if trained else None
 
 
 def test_shared_prompts_are_refused_left_out_or_told(tmp_path, caplog):

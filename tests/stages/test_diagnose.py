@@ -1,7 +1,9 @@
 """Diagnosis before RL and the judge `local` with real samplers, and a run of RL that stops as it memorises."""
 
 import json
+import math
 import re
+import shlex
 from collections import Counter
 
 import pytest
@@ -9,12 +11,15 @@ import pytest
 from helpers.command_line import run_smoke
 from helpers.hf_directories import write_model
 from helpers.serving import completion, send
+from jaxrlvr import cli
+from jaxrlvr.analysis import prediction
 from jaxrlvr.base import logbook
 from jaxrlvr.base.errors import InputError
 from jaxrlvr.config import files as configs
 from jaxrlvr.data import prepared
 from jaxrlvr.judging import judges, rubric
 from jaxrlvr.judging.rubric import Response
+from jaxrlvr.stages import diagnosis_page
 from jaxrlvr.stages.curate import lot
 from jaxrlvr.stages.diagnose import faithful_diversity_of
 from jaxrlvr.stages.judge import local_model, make_judge
@@ -58,11 +63,51 @@ def test_diagnosis_is_that_of_the_samples(diagnosed, init):
   summary = json.loads((diagnosed / "summary.json").read_text())
   assert summary["finished"] and summary["predictions"] == found["predictions"]
   page = (diagnosed / "diagnosis.md").read_text()
-  for words in (f"jaxrlvr sft --config=CONFIG --workdir=runs/sft --config.init={init} --config.sft.thinking=True\n",
+  for words in (f"jaxrlvr sft --config={diagnosed}/config.json --workdir=runs/sft --config.sft.thinking=True\n",
                 f"| avg@8 | {found['figures']['avg@8']:.3f} [", "This policy is **not** among", "**memorises**",
                 "| Qwen2.5-Math-1.5B | Math | 302 |"):  # fmt: skip
     assert words in page
   assert "not measured" not in page.split("faithful_diversity")[0]
+
+
+def commands_of(page):
+  """The words of each command of the page that needs no word of the user's."""
+  lines = [line for line in page.split("## Next")[1].splitlines() if line.startswith("jaxrlvr ")]
+  return [shlex.split(line)[1:] for line in lines if not re.search(r"=[A-Z]+( |$)", line)]
+
+
+def test_the_next_commands_are_complete(diagnosed, init):
+  """Each config is this diagnosis's own, and is accepted for its stage."""
+  commands = commands_of((diagnosed / "diagnosis.md").read_text())
+  assert {words[0] for words in commands} == {"sft", "cpt", "rl"}
+  for words in commands:
+    flags, overrides = cli.parse_arguments(words)
+    assert configs.load(flags.config, overrides, flags.stage).init == str(init)
+
+
+def test_the_next_commands_name_held_out_problems_of_a_file(diagnosed, tmp_path):
+  source = tmp_path / "my problems.jsonl"
+  columns = "prompt=question,label=answer"
+  changes = {"problems.source": str(source), "problems.columns": columns, "problems.count": "0"}
+  changes["diagnose.problems"] = "24"
+  config = configs.load(str(diagnosed / "config.json"), changes)
+  predictions = []
+  for key in ("go", "go vote", "go noisy"):
+    predictions.append(prediction.Prediction("scarce", "generalises", "low", 1, (key,)))
+  pages = []
+  for problems in (24.0, 23.0):
+    diagnosis = told(diagnosed)
+    figures = {name: math.nan if value is None else value for name, value in diagnosis["figures"].items()}
+    diagnosis["figures"] = figures | {"problems": problems}
+    pages.append(diagnosis_page.sections(config, diagnosis, predictions, "my run/config.json", False)["## Next"])
+  options = "--config.heldout.source=HELDOUT\n"
+  assert pages[0].count(options) == 2  # RL on all of a source leaves none of it
+  (go,) = commands_of("## Next" + pages[0])
+  assert go[1] == "--config=my run/config.json" and f"--config.heldout.source={source}" in go
+  overrides = dict(word.removeprefix("--config.").split("=", 1) for word in go[3:])
+  heldout = configs.load(str(diagnosed / "config.json"), overrides, "rl").heldout
+  assert (heldout.overlap, heldout.columns) == ("drop", ("prompt=question", "label=answer"))
+  assert "--config.heldout.count=0" not in pages[0] and "--config.heldout.count=0" in pages[1]  # that was all of it
 
 
 def test_a_former_diagnosis_is_the_reference(diagnosed, tmp_path):
