@@ -7,6 +7,7 @@ set -euo pipefail
 here=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . launch/venv.sh
+help_if_asked "$@"
 workdir=$PWD/runs/demo
 if [[ $# -gt 0 && $1 != --* ]]; then
   case $1 in /*) workdir=$1 ;; *) workdir=$here/$1 ;; esac

@@ -6,6 +6,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . launch/venv.sh
+help_if_asked "$@"
 install_jaxrlvr '.[test]'
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .

@@ -1,6 +1,18 @@
 # shellcheck shell=bash
 # Sourced by the other scripts: makes .venv (VENV names another) and installs this checkout in it, where pyproject.toml
 # has changed since.
+# Prints the comment at the beginning of the script and exits, if one of the script's arguments asks for help; a script
+# calls it before it installs anything.
+help_if_asked() { # the script's arguments
+  local word
+  for word; do
+    if [[ $word == --help || $word == -h ]]; then
+      sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"
+      exit 0
+    fi
+  done
+}
+
 install_jaxrlvr() { # what to install, such as '.[test]', as pip takes it
   local python=${PYTHON:-python3} venv=${VENV:-.venv} stamp
   if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then

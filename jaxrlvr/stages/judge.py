@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -416,7 +417,7 @@ def write_figures(config: ConfigDict, run: Run, files: Mapping[int, Path]) -> di
   metrics = [{"step": step} | figures_of_step for step, figures_of_step in figures.items()]
   logbook.write_jsonl(run.workdir / "metrics.jsonl", metrics)
   for step, figures_of_step in figures.items():
-    print(f"step {step}: " + ", ".join(_with_interval(figures_of_step, name) for name in _PRINTED))
+    print(f"step {step}: " + ", ".join(with_interval(figures_of_step, name) for name in _PRINTED))
   costs = usage(run)
   for name, group in (("first", config.judge), ("second", config.judge.second)):
     if name in costs and group.price_in + group.price_out:
@@ -430,5 +431,9 @@ def write_figures(config: ConfigDict, run: Run, files: Mapping[int, Path]) -> di
   return {"figures": {str(step): values for step, values in figures.items()}, "kappa": agreements, "usage": costs}
 
 
-def _with_interval(figures: Mapping[str, float], name: str) -> str:
+def with_interval(figures: Mapping[str, float], name: str) -> str:
+  """Returns a figure as `name value [low, high]`, or says in words why it has no value."""
+  if math.isnan(figures[name]):
+    none_is_faithful = name == "faithful_diversity" and figures["F(1)/all"] == 0
+    return f"{name}: no response is faithful" if none_is_faithful else f"{name}: not measured"
   return f"{name} {figures[name]:.3f} [{figures[f'{name}_low']:.3f}, {figures[f'{name}_high']:.3f}]"

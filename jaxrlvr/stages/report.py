@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,12 +15,16 @@ from jaxrlvr.reporting import page, runs
 from jaxrlvr.reporting.runs import Cell
 from jaxrlvr.stages.run_directory import open_run, read_config
 
+_REPORTED_STAGES = ("rl", "evaluate", "judge")  # stages whose runs a report takes
+
 
 def report(config: ConfigDict, workdir: str | Path) -> dict:
-  """Writes index.html, charts and tables on the runs of `config.report.runs` into `workdir`.
+  """Writes a report on the runs of `config.report.runs` into `workdir`: index.html, charts, tables and report.json.
 
-  Returns the summary, whose `report` is the page's path. A report is written anew each time it is asked for. InputError
-  where no run of the stages rl or evaluate is named, or a named directory can't be reported on.
+  Charts are PNG and SVG, tables CSV. Returns the summary, whose `report` is the path of index.html. A report is
+  written anew each time the stage runs, also where an earlier one is finished. On several hosts all processes must call
+  it, and the first one writes. Raises InputError where no run of the stages rl or evaluate is named, or a named
+  directory can't be reported on (see `cells_of`).
   """
   reported = cells_of(config.report.runs)
   if not reported.trained and not reported.evaluated:
@@ -42,18 +46,21 @@ def report(config: ConfigDict, workdir: str | Path) -> dict:
 
 
 class Reported(NamedTuple):
-  """The runs that a report is on."""
+  """The runs that a report is on. A `Cell` names a run directory and says where the report shows it."""
 
-  title: str  # the titles of the grids among them, with commas between; "": there is no grid
-  trained: list[Cell]  # runs of the stage rl, and the cells of grids
-  evaluated: list[Cell]  # runs of the stage evaluate
+  title: str  # the titles of the named grids, with commas between; "": no grid is named, or none has a title
+  trained: list[Cell]  # runs of the stage rl, named or as cells of grids; may be empty
+  evaluated: list[Cell]  # runs of the stage evaluate; may be empty
 
 
 def cells_of(entries: Sequence[str]) -> Reported:
-  """Reads which runs `config.report.runs` names: directories of rl, evaluate or judge, and of grids.
+  """Finds the runs that entries of `config.report.runs` name, in their order.
 
-  entries: NAME=PLACE, or PLACE alone. A run of the stage judge joins the run that it judged. InputError for a directory
-  that holds no such run or grid, and for a judge's run that judged none of the others, or one that another has judged.
+  entries: NAME=PLACE, or PLACE alone (see `named_places`); a place is the run directory of the stage rl, evaluate or
+  judge, finished or not, or the directory of a grid, which stands for its cells; it may be on an object store. A run of
+  the stage judge is no cell of its own: it becomes `judged` of the cell whose run it judged. Raises InputError for a
+  directory that holds no such run or grid, and for a judge's run that judged none of the other runs, or one that
+  another has judged. For the directory of a chain the message says which of its links to name.
   """
   titles, judge_runs = [], []
   cells: dict[str, Cell] = {}  # by the path of the run, or of the grid with the cell's name behind it
@@ -73,12 +80,27 @@ def cells_of(entries: Sequence[str]) -> Reported:
     else:
       raise InputError(
         f"{entry.place}: a run of stage {stage!r}; the report takes rl, evaluate and judge runs and grids"
+        + _runs_to_name(entry.place, folder, config)
       )
   for judged, folder in judge_runs:
     _join_judgement(cells, judged, folder)
   trained = [cell for cell in cells.values() if not cell.evaluation]
   evaluated = [cell for cell in cells.values() if cell.evaluation]
   return Reported(", ".join(filter(None, titles)), trained, evaluated)
+
+
+def _runs_to_name(place: str, folder: Path, config: Mapping) -> str:
+  """Returns the end of an error message about the directory of a chain: its links that a report takes; "" for others.
+
+  place: the chain's directory as the user names it. folder: the same on this machine. config: its config.json.
+  """
+  if config["stage"] != "chain":
+    return ""
+  links = []
+  for link in config.get("chain", ()):
+    if link["stage"] in _REPORTED_STAGES and (folder / link["name"] / "config.json").is_file():
+      links.append(f"{place.rstrip('/')}/{link['name']}")
+  return f"; name its links: {' '.join(links)}" if links else "; none of its links is such a run yet"
 
 
 def _join_judgement(cells: dict[str, Cell], judged: str, folder: Path) -> None:
@@ -93,22 +115,25 @@ def _join_judgement(cells: dict[str, Cell], judged: str, folder: Path) -> None:
 
 
 class NamedPlace(NamedTuple):
-  """A run or grid that a report is asked for."""
+  """An entry of `config.report.runs`."""
 
-  name: str  # what the report calls it
-  place: str  # its directory
+  name: str  # what the report calls the run
+  place: str  # the directory of the run or grid, as the entry writes it
 
 
 def named_places(entries: Sequence[str]) -> list[NamedPlace]:
-  """Splits entries `NAME=PLACE`, or `PLACE` alone, into names and places.
+  """Splits entries `NAME=PLACE`, or `PLACE` alone, into names and places, in their order.
 
-  A place without a name is named after its folder, or by the whole place where two folders have the same name. An entry
-  that is an existing folder is a place, even with a "=" in it.
+  A place without a name is named after the last part of its path, or by the whole place where two places end alike. An
+  entry that is an existing folder is a place, even with a "=" in it. Whether a place holds a run is not checked.
   """
-  split = [("", entry) if Path(entry).is_dir() or "=" not in entry else entry.split("=", 1) for entry in entries]
-  folders = [Path(place).resolve().name for _, place in split]
+  split_entries = []
+  for entry in entries:
+    is_place = Path(entry).is_dir() or "=" not in entry
+    split_entries.append(("", entry) if is_place else entry.split("=", 1))
+  folders = [Path(place).resolve().name for _, place in split_entries]
   named = []
-  for (name, place), folder in zip(split, folders, strict=True):
+  for (name, place), folder in zip(split_entries, folders, strict=True):
     if not name:
       name = folder if folders.count(folder) == 1 else place
     named.append(NamedPlace(name, place))

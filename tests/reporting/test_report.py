@@ -883,6 +883,20 @@ def test_gather_sorts_runs_and_matches_judges(two, grid, tmp_path):
     cells_of([str(tmp_path)])
 
 
+def test_the_folder_of_a_chain_is_refused_with_the_links_to_name(tmp_path):
+  stages = {"tokenizer": "tokenizer", "train": "rl", "test": "evaluate", "later": "rl"}
+  chain = [{"name": name, "stage": stage} for name, stage in stages.items()]
+  (tmp_path / "config.json").write_text(json.dumps({"stage": "chain", "checkpoint": {}, "chain": chain}))
+  with pytest.raises(InputError, match="none of its links is such a run yet"):
+    cells_of([str(tmp_path)])
+  for name in ("tokenizer", "train", "test"):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "config.json").write_text(json.dumps({"stage": stages[name], "checkpoint": {}}))
+  with pytest.raises(InputError) as refused:
+    cells_of([f"{tmp_path}/"])
+  assert str(refused.value).endswith(f"; name its links: {tmp_path}/train {tmp_path}/test")
+
+
 def wait_for(tab, script, seconds=10):
   """Returns when the expression is true in the page: an observer tells it only after the next frame."""
   end = time.monotonic() + seconds

@@ -247,6 +247,26 @@ def test_help_tells_every_command(launch):
   assert all(re.search(rf"^  {name} ", done.stdout, re.M) for name in commands)
 
 
+@pytest.mark.parametrize("name", ["plan", "demo", "test"])
+def test_help_installs_nothing(name, tmp_path):
+  copy = tmp_path / "launch"
+  copy.mkdir()
+  for file in (LAUNCH / f"{name}.sh", LAUNCH / "venv.sh"):
+    shutil.copy(file, copy)
+  python = tmp_path / "python"
+  python.write_text(f"#!/bin/sh\ntouch {tmp_path}/called\nexit 1\n")
+  python.chmod(0o755)
+  done = subprocess.run(
+    ["bash", copy / f"{name}.sh", "--help"],
+    capture_output=True,
+    text=True,
+    check=False,
+    env=os.environ | {"PYTHON": str(python)},
+  )
+  assert done.returncode == 0 and f"bash launch/{name}.sh" in done.stdout and "set -e" not in done.stdout
+  assert not (tmp_path / "called").exists() and not list(tmp_path.glob(".venv*"))
+
+
 def test_two_hosts_from_sync_to_stop(launch):
   """Files and arguments arrive unchanged, a second run is refused, stop lets the run save."""
   gcloud(launch, LOCAL)

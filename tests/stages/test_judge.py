@@ -1,6 +1,7 @@
 """The stage judge, from recorded responses to figures."""
 
 import json
+import math
 import shutil
 
 import pytest
@@ -13,6 +14,7 @@ from jaxrlvr.base import logbook, signals
 from jaxrlvr.config import files as configs
 from jaxrlvr.judging import rubric
 from jaxrlvr.judging.rubric import Response
+from jaxrlvr.stages.judge import with_interval
 from jaxrlvr.tasks.arithmetic import problems as arithmetic
 
 STEPS, P, K = (1, 2, 3, 4), 10, 6
@@ -150,6 +152,14 @@ def test_stage_without_a_judge_that_answers_makes_up_nothing(recorded, tmp_path,
   found = json.loads((tmp_path / "b" / "summary.json").read_text())["figures"]["1"]
   assert found["F(1)/all"] is None and found["diversity/problems"] < 8 and found["missing/all"] == 8 * K
   assert found["diversity/left_out"] > 0 and found["faithful_diversity"] is None
+
+
+def test_figures_without_a_value_are_printed_in_words():
+  figures = {"F(1)/all": 0.0, "F(1)/all_low": 0.0, "F(1)/all_high": 0.0, "faithful_diversity": math.nan}
+  assert with_interval(figures, "F(1)/all") == "F(1)/all 0.000 [0.000, 0.000]"
+  assert with_interval(figures, "faithful_diversity") == "faithful_diversity: no response is faithful"
+  figures["F(1)/all"] = math.nan
+  assert with_interval(figures, "faithful_diversity") == "faithful_diversity: not measured"
 
 
 def test_stage_stops_by_a_signal_and_goes_on(recorded, tmp_path, serve, monkeypatch):
