@@ -1,4 +1,8 @@
-"""Builds from a config what a stage works with: mesh, tokenizer, policy, its weights and the training state."""
+"""Builds from a config what a stage works with: tokenizer, meshes, weights and the training state.
+
+`load_policy` makes the policy; `fresh_state` makes the state that training changes, and takes the policy's weights.
+`write_policy_files` writes what a later stage needs beside the checkpoints to start from the run.
+"""
 
 from __future__ import annotations
 
@@ -33,33 +37,38 @@ from jaxrlvr.training import optimizer as optim
 from jaxrlvr.training.update import TrainState, init_state
 
 _LOG = logging.getLogger(__name__)
-TOKENIZER_FILE = "tokenizer.model"
-POLICY = "policy.json"  # in a run directory: the shape of its policy
-MODEL = "model"  # in a run directory: a Hugging Face model
-TOKENIZER_FOLDER = "tokenizer"  # in a run directory: the files of a tokenizer that is not SentencePiece's
+# Names in a run directory.
+TOKENIZER_FILE = "tokenizer.model"  # a SentencePiece model
+TOKENIZER_FOLDER = "tokenizer"  # the files of a tokenizer of another kind
+POLICY_FILE = "policy.json"  # the shape of the policy
+MODEL_FOLDER = "model"  # a Hugging Face model
+_SHARE_OF_WEIGHTS = 1 / 4  # of a device's memory that the weights of sampling may take, if they can be split further
+_PARAM_BYTES = 4  # float32
 # The argument enable_thinking of the chat template (None: not passed), by config.model.think.
-THINKING_SWITCH = {"template": None, "on": True, "off": False}
+_THINKING_SWITCH = {"template": None, "on": True, "off": False}
 
 
 class Policy(NamedTuple):
-  """A policy: its shape, tokenizer and weights, and the devices that they are laid out on."""
+  """A policy: its shape, tokenizer and weights, and the devices that they are laid out on.
+
+  `origin` tells where the weights come from. Its keys are, for a run: run (its directory), step, digests, and start,
+  the origin of the weights that the run's training began with; for a Hugging Face model: model (its folder) and
+  digests; for fresh weights: seed. `digests` maps a name, such as that of an array, to a SHA-256 digest. With a
+  tokenizer of the `tokenizers` library it also has "tokenizer".
+  """
 
   spec: Spec
   tokenizer: Tokenizer
   params: dict  # float32 arrays by name, sharded over `mesh`
   mesh: jax.sharding.Mesh  # of training and scoring
   sample_mesh: jax.sharding.Mesh  # of sampling, over the same devices
-  # Where the weights come from. Of a run: {"run", "step", "digests", "start"}, where `start` is the origin of the
-  # weights that its training began with. Of a Hugging Face model: {"model": folder, "digests"}. Of fresh weights:
-  # {"seed"}.
   origin: dict
 
 
-def find_devices() -> list[jax.Device]:
-  """Returns all devices. Raises InputError where JAX_PLATFORMS names a platform that jax doesn't find on this
-  machine."""
+def _check_devices() -> None:
+  """Raises InputError where JAX_PLATFORMS names a platform that jax doesn't find on this machine."""
   try:
-    return jax.devices()
+    jax.devices()
   except (RuntimeError, AssertionError) as error:  # AssertionError: no package for the platform is installed
     reason = (str(error).strip() or "nothing is installed for it").splitlines()[0]
     raise InputError(
@@ -69,14 +78,11 @@ def find_devices() -> list[jax.Device]:
 
 
 def configured_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
-  """Returns the mesh of config.mesh over these devices; None: over all devices of the run.
+  """Returns the mesh with axes data, fsdp and tensor, whose sizes config.mesh gives (-1: what is left).
 
-  Also sets where compiled programs are kept, which must be done before the first program. Raises InputError where the
-  sizes don't fit the devices, or leave a process without a device.
+  devices: to build it from; None: the devices of all processes of the run. Sizes that need fewer devices take the first
+  ones. Raises InputError where the sizes don't fit the devices, or leave a process without one.
   """
-  if devices is None:
-    find_devices()
-  set_compile_cache(config.compile_cache)
   sizes = {name: config.mesh[name] for name in sharding.AXES}
   needed = math.prod(max(size, 1) for size in sizes.values())
   if devices is None and jax.process_count() != multihost.process_count():
@@ -100,17 +106,20 @@ def configured_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = N
 
 
 def configured_sampling_mesh(
-  config: ConfigDict, spec: Spec, mesh: jax.sharding.Mesh, memory: int | None
+  config: ConfigDict, spec: Spec, mesh: jax.sharding.Mesh, device_bytes: int | None
 ) -> jax.sharding.Mesh:
-  """Returns the mesh of sampling, whose size along `tensor` is config.mesh.sample_tensor, or is chosen if that is 0.
+  """Returns the mesh of sampling: the devices of `mesh` with another size of its axis `tensor`.
 
-  memory: bytes of a device; None: unknown, as on CPU. The size that is chosen is the least one if memory is unknown,
-  else the number of KV heads, with which a device reads the least weights and cache for a token; it is larger if the
-  weights would otherwise take over a quarter of the device's memory. Raises InputError where no size fits.
+  The size is config.mesh.sample_tensor. If that is 0, a size is chosen that can split the weights. Without
+  `device_bytes` that is the least one. With it, it is the largest one up to the number of KV heads, with which a device
+  reads the fewest bytes for a token; a larger one is taken only while the weights take over a quarter of the memory.
+
+  device_bytes: all memory of a device, in bytes; None: unknown, as on CPU. Raises InputError where no size can split
+  the weights.
   """
   size = config.mesh.sample_tensor
   if not size:
-    return _choose_sampling_mesh(spec, mesh, memory)
+    return _choose_sampling_mesh(spec, mesh, device_bytes)
   try:
     return _sampling_mesh(spec, mesh, size)
   except InputError as error:
@@ -125,7 +134,7 @@ def _sampling_mesh(spec: Spec, mesh: jax.sharding.Mesh, size: int) -> jax.shardi
   return sample_mesh
 
 
-def _choose_sampling_mesh(spec: Spec, mesh: jax.sharding.Mesh, memory: int | None) -> jax.sharding.Mesh:
+def _choose_sampling_mesh(spec: Spec, mesh: jax.sharding.Mesh, device_bytes: int | None) -> jax.sharding.Mesh:
   """Returns the mesh of sampling with the size along `tensor` that `configured_sampling_mesh` describes."""
   devices = mesh.devices.size
   weight_bytes = policy_spec.count_weights(spec) * jnp.dtype(spec.dtype).itemsize
@@ -133,10 +142,12 @@ def _choose_sampling_mesh(spec: Spec, mesh: jax.sharding.Mesh, memory: int | Non
   for size in range(mesh.shape["tensor"], devices + 1):
     if devices % size:
       continue
-    if chosen is not None and memory is None:
-      break
-    if chosen is not None and size > spec.kv_heads and weight_bytes / chosen.shape["tensor"] <= memory / 4:
-      break
+    if chosen is not None:
+      if device_bytes is None:
+        break
+      weights_fit = weight_bytes / chosen.shape["tensor"] <= _SHARE_OF_WEIGHTS * device_bytes
+      if size > spec.kv_heads and weights_fit:
+        break
     try:
       chosen = _sampling_mesh(spec, mesh, size)
     except InputError:
@@ -147,7 +158,10 @@ def _choose_sampling_mesh(spec: Spec, mesh: jax.sharding.Mesh, memory: int | Non
 
 
 def fresh_spec(config: ConfigDict, vocab: int) -> Spec:
-  """Returns the shape that config.model gives to fresh weights, with `vocab` rows in the embedding table."""
+  """Returns the shape of fresh weights: config.model's sizes, with `vocab` rows in the embedding table.
+
+  Raises InputError for sizes that are impossible together. How to compute is not set (`with_compute_settings`).
+  """
   m = config.model
   return Spec(
     vocab=vocab,
@@ -167,29 +181,32 @@ def fresh_spec(config: ConfigDict, vocab: int) -> Spec:
 
 
 def find_model(config: ConfigDict) -> hf_weights.Model | None:
-  """Opens the Hugging Face directory of `config.model.path`, or of a `config.init` that `import` wrote; None: neither.
+  """Opens the Hugging Face model that a config starts from, without reading its weights; returns None for other starts.
 
-  Raises InputError where the directory holds no model that can be used.
+  It is in the directory config.model.path (a name of the hub is downloaded), else in the run directory config.init if
+  the stage `import` wrote that. Raises InputError where config.model.path is a run directory, or the model can't be
+  used.
   """
   run = object_store.path(config.init)
-  if not config.model.path and not (config.init and (run / MODEL).is_dir()):
+  if not config.model.path and not (config.init and (run / MODEL_FOLDER).is_dir()):
     return None
-  if config.model.path and (object_store.path(config.model.path) / POLICY).is_file():
+  if config.model.path and (object_store.path(config.model.path) / POLICY_FILE).is_file():
     raise InputError(
       f"config.model.path = {config.model.path!r}: is a run directory, and a Hugging Face directory is wanted; name it "
       f"as config.init={config.model.path} (and --config.model.path=)"
     )
   try:
-    return hf_weights.open_model(hub.model(config.model.path) if config.model.path else run / MODEL)
+    return hf_weights.open_model(hub.model(config.model.path) if config.model.path else run / MODEL_FOLDER)
   except InputError as error:
     raise InputError(f"config.{'model.path' if config.model.path else 'init'}: {error}") from error
 
 
-def find_tokenizer(config: ConfigDict) -> Path:
+def _find_tokenizer(config: ConfigDict) -> Path:
   """Returns the local path of the config's tokenizer: a SentencePiece file, or a folder with tokenizer.json.
 
-  config.tokenizer names it, else config.init or config.model.path does. Raises InputError where none is named, or
-  the folder that is named holds none.
+  config.tokenizer names the file, its folder or a run directory; if it is empty, config.init or else config.model.path
+  does. Files of the hub and of object stores are downloaded. Raises InputError where none of the three keys is set, or
+  the named folder has no tokenizer.
   """
   name = config.tokenizer or config.init or (config.model.path and hub.model(config.model.path))
   if not name:
@@ -200,7 +217,7 @@ def find_tokenizer(config: ConfigDict) -> Path:
   path = object_store.path(name)
   if path.name == hf_tokenizer.TOKENIZER:
     return Path(object_store.local(str(path.parent), hf_tokenizer.FILES))
-  for folder in (path, path / TOKENIZER_FOLDER, path / MODEL):
+  for folder in (path, path / TOKENIZER_FOLDER, path / MODEL_FOLDER):
     if (folder / hf_tokenizer.TOKENIZER).is_file():
       return Path(object_store.local(str(folder), hf_tokenizer.FILES))
     if (folder / TOKENIZER_FILE).is_file():
@@ -213,12 +230,13 @@ def find_tokenizer(config: ConfigDict) -> Path:
 
 
 def read_tokenizer(config: ConfigDict) -> Tokenizer:
-  """Returns the tokenizer of a config.
+  """Reads and returns the tokenizer that config.tokenizer names, else config.init, else config.model.path.
 
-  Warns where the end token of the chat template ends no response. Raises InputError where the tokenizer can't be read,
-  or takes no config.model.think or config.model.stop_tokens.
+  config.model.think and config.model.stop_tokens become part of it. Warns where the chat template ends a turn with a
+  token that ends no response. Raises InputError where the tokenizer can't be read, its template has no switch for
+  config.model.think, or config.model.stop_tokens is set and the tokenizer can have no further end tokens.
   """
-  path, think = find_tokenizer(config), THINKING_SWITCH[config.model.think]
+  path, think = _find_tokenizer(config), _THINKING_SWITCH[config.model.think]
   try:
     if path.is_dir():
       tokenizer = hf_tokenizer.HuggingFace(path, think, config.model.stop_tokens)
@@ -245,10 +263,11 @@ def read_tokenizer(config: ConfigDict) -> Tokenizer:
   return tokenizer
 
 
-def check_rows(tokenizer: Tokenizer, spec: Spec) -> Spec:
-  """Returns the spec with the tokenizer's number of tokens as `real_vocab`, its rows that are in use.
+def with_real_vocab(spec: Spec, tokenizer: Tokenizer) -> Spec:
+  """Returns a copy of the spec whose `real_vocab` is the tokenizer's number of tokens.
 
-  Raises InputError where the tokenizer has more tokens than the embedding table has rows.
+  The embedding table may have more rows (`vocab`); rows from `real_vocab` on belong to no token. Raises InputError
+  where it has fewer rows than the tokenizer has tokens.
   """
   if tokenizer.vocab_size > spec.vocab:
     raise InputError(
@@ -258,31 +277,34 @@ def check_rows(tokenizer: Tokenizer, spec: Spec) -> Spec:
 
 
 def load_policy(config: ConfigDict) -> Policy:
-  """Builds the policy of a config: tokenizer, meshes, and the weights laid out on the devices.
+  """Builds the policy of a config: reads the tokenizer, makes the meshes, and lays the weights out on the devices.
 
-  On several hosts all processes must call it together. The weights are the newest of config.init, those of
-  config.model.path, or fresh ones if neither is set. Raises InputError where a directory holds no policy, and
-  StorageError where its checkpoints are damaged.
+  The weights are those of config.model.path if it is set, else those of the last checkpoint of the finished run
+  config.init, else fresh ones, drawn by config.seed. Also sets the folder of compiled programs (config.compile_cache),
+  which holds for the process. On several hosts all processes must call it together. Raises InputError where a directory
+  holds no policy, the run is not finished or the mesh does not fit, and StorageError where checkpoints are damaged.
   """
   init = object_store.path(config.init) if config.init else None
   if init is not None:
     _check_is_run(config.init, init)
   model, tokenizer = find_model(config), read_tokenizer(config)
+  _check_devices()
+  set_compile_cache(config.compile_cache)  # before the first program
   mesh = configured_mesh(config)
   if model is not None:
     spec = model.spec
   elif init is not None:
-    spec = read_recorded_spec(init / POLICY)
+    spec = read_recorded_spec(init / POLICY_FILE)
   else:
     spec = fresh_spec(config, config.model.vocab or tokenizer.vocab_size)
   device = mesh.local_devices[0]
-  spec = check_rows(tokenizer, configured(config, spec, platform_of(device)))
+  spec = with_real_vocab(with_compute_settings(spec, config, platform_of(device)), tokenizer)
   shardings = policy_spec.shardings(spec, mesh)
-  memory_of_device = (device.memory_stats() or {}).get("bytes_limit")
-  sample_mesh = configured_sampling_mesh(config, spec, mesh, memory_of_device)
+  device_bytes = (device.memory_stats() or {}).get("bytes_limit")
+  sample_mesh = configured_sampling_mesh(config, spec, mesh, device_bytes)
   fresh_params = jax.jit(lambda: policy_spec.init(spec, keys.at(config.seed, "init")), out_shardings=shardings)
   if model is not None:
-    params, origin = hf_weights.load(model, spec, mesh), origin_of(model)
+    params, origin = hf_weights.load(model, spec, mesh), origin_of_model(model)
   elif init is not None:
     params, origin = _load_params(init, jax.eval_shape(fresh_params), shardings)
   else:
@@ -294,7 +316,7 @@ def load_policy(config: ConfigDict) -> Policy:
 
 def _check_is_run(name: str, init: Path) -> None:
   """Raises InputError where config.init, of this name, holds no policy of a run."""
-  if (init / POLICY).is_file():
+  if (init / POLICY_FILE).is_file():
     return
   hugging_face_files = (hf_weights.SINGLE, hf_weights.INDEX, hf_tokenizer.TOKENIZER)
   if any((init / file).is_file() for file in hugging_face_files):
@@ -302,13 +324,14 @@ def _check_is_run(name: str, init: Path) -> None:
       f"config.init = {name!r}: is a Hugging Face directory, and a run directory is wanted; name it as "
       f"config.model.path={name} (and --config.init=), or `jaxrlvr import` it first"
     )
-  raise InputError(f"config.init = {name!r}: holds no {POLICY}; name the workdir of a finished training stage")
+  raise InputError(f"config.init = {name!r}: holds no {POLICY_FILE}; name the workdir of a finished training stage")
 
 
-def configured(config: ConfigDict, spec: Spec, platform: str) -> Spec:
-  """Returns the spec with config.model's settings of how to compute (dtype, unroll, remat, ...); its shape stays.
+def with_compute_settings(spec: Spec, config: ConfigDict, platform: str) -> Spec:
+  """Returns a copy of the spec that is computed as config.model says; the shape of its weights stays.
 
-  platform: of the devices, such as "tpu", "gpu" or "cpu", by which attention "auto" is chosen.
+  The keys are dtype, unroll, vocab_chunk, remat and attention. platform: "tpu", "gpu" or "cpu", by which an attention
+  is chosen where the key is "auto".
   """
   m = config.model
   return dataclasses.replace(
@@ -321,9 +344,11 @@ def configured(config: ConfigDict, spec: Spec, platform: str) -> Spec:
   )
 
 
-def origin_of(model: hf_weights.Model) -> dict:
-  """Returns the `Policy.origin` of a Hugging Face model's weights: {"model": folder, "digests": of weights and
-  config}."""
+def origin_of_model(model: hf_weights.Model) -> dict:
+  """Returns where a Hugging Face model's weights come from, as `Policy.origin` holds it.
+
+  Keys: model (its folder, as text) and digests, which has the SHA-256 digests weights and config.
+  """
   config = (model.folder / "config.json").read_text()
   return {
     "model": str(model.folder),
@@ -331,35 +356,43 @@ def origin_of(model: hf_weights.Model) -> dict:
   }
 
 
-def keep_policy(config: ConfigDict, policy: Policy, workdir: Path, training: Sequence[Problem] = ()) -> None:
-  """Writes tokenizer, shape and digests of the training prompts to a run directory, which can then be a config.init.
+def write_policy_files(config: ConfigDict, policy: Policy, workdir: Path, training: Sequence[Problem] = ()) -> None:
+  """Writes what a later stage needs, beside a checkpoint, to take the run directory as its config.init.
 
-  The digests are those of all prompts that this policy and the policies it started from are known to be trained on;
-  none are written where none are known. training: the problems that the policy is trained on; (): no problems.
+  The files are the tokenizer (tokenizer.model or tokenizer/), policy.json (the shape) and digests of the prompts that
+  the policy is known to be trained on, by this run or those before it; without such prompts there is no file of
+  digests. training: the problems that this run trains on; (): it trains on none. Raises StorageError where a file can't
+  be written.
   """
-  keep_tokenizer(config, workdir / TOKENIZER_FILE, workdir / TOKENIZER_FOLDER)
-  logbook.write_json(workdir / POLICY, dataclasses.asdict(policy.spec))
-  if (trained := trained_on(config, training)) is not None:
-    logbook.write_atomic(workdir / overlap.FILE, overlap.to_text(trained))
+  copy_tokenizer(config, workdir / TOKENIZER_FILE, workdir / TOKENIZER_FOLDER)
+  logbook.write_json(workdir / POLICY_FILE, dataclasses.asdict(policy.spec))
+  digests = digests_of_training_prompts(config, training)
+  if digests is not None:
+    logbook.write_atomic(workdir / overlap.FILE, overlap.to_text(digests))
 
 
-def trained_on(config: ConfigDict, training: Sequence[Problem]) -> frozenset[str] | None:
-  """Returns digests of the prompts in `training` and of all that `config.init` was trained on; None: none are known.
+def digests_of_training_prompts(config: ConfigDict, training: Sequence[Problem]) -> frozenset[str] | None:
+  """Returns digests of the prompts in `training` and of those that the run config.init has recorded as trained on.
 
-  training: the problems that a policy is about to be trained on; (): none. Two prompts have the same digest where their
-  normalised text is the same (`overlap.prompt_digests`).
+  training: the problems that a policy is about to be trained on; (): none. Prompts whose normalised text is the same
+  have the same digest (`overlap.prompt_digest`). Returns None, never an empty set, where no prompts are known: the
+  policy may still have been trained on some, as a Hugging Face model has.
   """
-  file = object_store.path(config.init) / overlap.FILE if config.init else None
-  before = overlap.from_text(file.read_text(), str(file)) if file is not None and file.is_file() else frozenset()
-  return before | overlap.prompt_digests(training) or None
+  digests = overlap.prompt_digests(training)
+  if config.init:
+    file = object_store.path(config.init) / overlap.FILE
+    if file.is_file():
+      digests |= overlap.from_text(file.read_text(), str(file))
+  return digests or None
 
 
-def keep_tokenizer(config: ConfigDict, file: Path, folder: Path) -> None:
-  """Copies the config's tokenizer: a SentencePiece model to `file`, or the files of another one into `folder`.
+def copy_tokenizer(config: ConfigDict, file: Path, folder: Path) -> None:
+  """Copies the files of the config's tokenizer, unchanged, so that a run does not depend on where they were.
 
-  Of the two only the one that is written to comes into being. Raises InputError where the config names no tokenizer.
+  A SentencePiece model becomes `file`; the files of another tokenizer (tokenizer.json, ...) go into `folder`, which is
+  made if it is absent. The path that is not used is not touched. Raises InputError where the config names no tokenizer.
   """
-  source = find_tokenizer(config)
+  source = _find_tokenizer(config)
   if not source.is_dir():
     disk.copy(source, file)
     return
@@ -370,7 +403,10 @@ def keep_tokenizer(config: ConfigDict, file: Path, folder: Path) -> None:
 
 
 def read_recorded_spec(path: Path) -> Spec:
-  """Returns the spec that a policy.json holds. Raises InputError where it holds none of this version."""
+  """Returns the spec that a file policy.json holds. path: of the file.
+
+  Raises InputError where it holds no spec of this version, and OSError where there is no such file.
+  """
   try:
     fields = json.loads(path.read_text())
     fields["rope_scaling"] = fields["rope_scaling"] and RopeScaling(**fields["rope_scaling"])
@@ -406,78 +442,91 @@ def _load_params(run: Path, shapes: dict, shardings: dict) -> tuple[dict, dict]:
   return params, {
     "run": str(run),
     "step": last_step,
-    "digests": digests_of_params(meta),
+    "digests": _digests_of_params(meta),
     "start": origin_of_training,
   }
 
 
-def load_start(policy: Policy) -> tuple[str, dict] | None:
-  """Returns (place, weights) that the policy's training began with; the weights are float32 and sharded as the
-  policy's.
+def load_starting_weights(policy: Policy) -> tuple[str, dict] | None:
+  """Loads the weights that the training of the policy's run began with, to compare the policy with them.
 
-  If they are gone or have changed, a warning says so and the weights before them are taken, as far back as the runs
-  have recorded it. Returns None where no such weights are left.
+  Returns (the directory that they are from, the weights by name), float32 and sharded as the policy's. The origin of
+  each run names the one before it (`Policy.origin`, key start). Where that is gone, has changed since or takes more
+  memory than is free, a warning says so and the one before it is tried. Returns None where none can be loaded, as for
+  training from fresh weights. On several hosts all processes must call it together.
   """
   start = policy.origin.get("start", {})
   while "run" in start or "model" in start:
     try:
-      return start.get("run") or start["model"], _load_again(start, policy)
+      return start.get("run") or start["model"], _load_origin(start, policy)
     except (InputError, StorageError) as error:
       _LOG.warning("weights that training began with can't be compared: %s", error)
     start = start.get("start", {})
   return None
 
 
-def _load_again(origin: dict, policy: Policy) -> dict:
-  """Loads the weights of an origin. Raises InputError where they are gone, have changed, or take too much memory."""
+def _load_origin(origin: dict, policy: Policy) -> dict:
+  """Loads the weights of an origin, sharded as the policy's.
+
+  Raises InputError where they are gone, have changed, or take too much memory.
+  """
   place = origin.get("run") or origin["model"]
-  needed, free_bytes = 4 * policy_spec.count_weights(policy.spec), memory.free(policy.mesh)
-  if free_bytes is not None and needed > free_bytes:
-    raise InputError(f"{place}: takes {needed / 1e9:.1f} GB, {free_bytes / 1e9:.1f} GB are free; take more memory")
+  needed = _PARAM_BYTES * policy_spec.count_weights(policy.spec)
+  free = memory.free_bytes(policy.mesh)
+  if free is not None and needed > free:
+    raise InputError(f"{place}: takes {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; take more memory")
   recorded = {name: digest for name, digest in origin["digests"].items() if name != "tokenizer"}
   if "model" in origin:
     model = hf_weights.open_model(place)
-    params, digests = None, origin_of(model)["digests"]
-  else:
-    leaves = policy_spec.leaves(policy.spec).items()
-    shapes = {name: jax.ShapeDtypeStruct(leaf.shape, jnp.float32) for name, leaf in leaves}
-    run = object_store.path(place)
-    if not (run / POLICY).is_file():
-      raise InputError(f"{place}: is gone; put it back")
-    params, origin_now = _load_params(run, shapes, policy_spec.shardings(policy.spec, policy.mesh))
-    digests = origin_now["digests"]
+    _check_unchanged(place, origin_of_model(model)["digests"], recorded)
+    return hf_weights.load(model, policy.spec, policy.mesh)
+  shapes = {}
+  for name, leaf in policy_spec.leaves(policy.spec).items():
+    shapes[name] = jax.ShapeDtypeStruct(leaf.shape, jnp.float32)
+  run = object_store.path(place)
+  if not (run / POLICY_FILE).is_file():
+    raise InputError(f"{place}: is gone; put it back")
+  params, origin_now = _load_params(run, shapes, policy_spec.shardings(policy.spec, policy.mesh))
+  _check_unchanged(place, origin_now["digests"], recorded)
+  return params
+
+
+def _check_unchanged(place: str, digests: dict[str, str], recorded: dict[str, str]) -> None:
+  """Raises InputError where the digests of a place's weights are not the recorded ones."""
   if digests != recorded:
     raise InputError(f"{place}: has changed since; put back what it was")
-  return hf_weights.load(model, policy.spec, policy.mesh) if params is None else params
 
 
-def digests_of_params(meta: dict) -> dict[str, str]:
-  """Returns the digests of the weights alone from the record `meta` of a checkpoint, by the array's name."""
+def _digests_of_params(meta: dict) -> dict[str, str]:
+  """Returns the digests of the weights, by the array's name, from the meta record of a checkpoint."""
   return {name: digest for name, digest in meta["digests"].items() if name.startswith("['params']")}
 
 
-def frozen(policy: Policy) -> dict:
-  """Returns a copy of the policy's weights by name, in the compute dtype, in which a forward pass reads them.
+def reference_weights(policy: Policy) -> dict:
+  """Returns the weights of a reference model: a copy of the policy's, by name, in the compute dtype.
 
-  The copy stays as it is when training changes or donates the policy's own arrays.
+  They are sharded as the policy's, and stay as they are when training changes or donates the policy's own arrays.
   """
   copy = jax.jit(lambda p: jax.tree.map(jnp.copy, forward.cast(p, policy.spec)))
   return copy(policy.params)
 
 
 def fresh_state(policy: Policy, optimizer: optax.GradientTransformation) -> TrainState:
-  """Returns the training state at step 0: the policy's weights, the optimizer's moments (0) and counts of updates (0).
+  """Returns the training state before the first update: the policy's weights, moments of 0 and counts of 0.
 
-  Its weights are the policy's own arrays, which are donated to it: `policy.params` must not be used after that.
+  optimizer: as `make_optimizer` returned it. The policy's arrays are donated: `policy.params` must not be used
+  afterwards.
   """
-  _, places = state_shapes(policy, optimizer)
-  return jax.jit(lambda p: init_state(p, optimizer), out_shardings=places, donate_argnums=0)(policy.params)
+  _, shardings = state_shapes(policy, optimizer)
+  init = jax.jit(lambda params: init_state(params, optimizer), out_shardings=shardings, donate_argnums=0)
+  return init(policy.params)
 
 
 def state_shapes(policy: Policy, optimizer: optax.GradientTransformation) -> tuple[TrainState, TrainState]:
-  """Returns (shapes, shardings) of the training state, as two trees of its structure.
+  """Returns (shapes, shardings) of the training state, without computing anything.
 
-  Moments of the optimizer are sharded like their weights, counts are replicated. Nothing is computed.
+  Both are trees of its structure: the first has a jax.ShapeDtypeStruct for each array, the second a sharding. Moments
+  are sharded like their weights, counts are replicated.
   """
   replicated: Any = sharding.named_sharding(policy.mesh)
   of_params: Any = policy_spec.shardings(policy.spec, policy.mesh)
@@ -489,10 +538,16 @@ def state_shapes(policy: Policy, optimizer: optax.GradientTransformation) -> tup
   return shapes, TrainState(of_params, of_optimizer, replicated, replicated, replicated)
 
 
-def optimizer(o: ConfigDict, updates: int) -> tuple[optax.GradientTransformation, np.ndarray]:
-  """Returns (AdamW with clipped gradients, learning rate of each update [updates]) for a stage's group `optim`.
+def make_optimizer(settings: ConfigDict, updates: int) -> tuple[optax.GradientTransformation, np.ndarray]:
+  """Returns (AdamW that clips the gradient's global norm first, learning rate of each update as an array [updates]).
 
-  o: the group, such as config.rl.optim. updates: number of updates in the whole run, by which the schedule is laid out.
+  The optimizer scales by no rate: `training.update.update` multiplies its result with the rate of the update.
+
+  settings: the group `optim` of a stage, such as config.rl.optim; b1, b2, eps, weight_decay, clip_norm and moment (the
+  dtype of the first moment) set the optimizer, and lr, schedule, warmup (share of all updates) and floor set the rates.
+  updates: number of updates in the whole run.
   """
-  rates = optim.rates(o.schedule, o.lr, round(o.warmup * updates), updates, o.floor)
+  o = settings
+  warmup_updates = round(o.warmup * updates)
+  rates = optim.rates(o.schedule, o.lr, warmup_updates, updates, o.floor)
   return optim.adamw(o.b1, o.b2, o.eps, o.weight_decay, o.clip_norm, o.moment), rates

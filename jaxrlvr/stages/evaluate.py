@@ -51,7 +51,7 @@ class Evaluator:
     "error", or take more memory than is free.
     """
     self._config, self._policy, self._service = config, policy, service
-    trained = build_policy.trained_on(config, training)
+    trained = build_policy.digests_of_training_prompts(config, training)
     self._sets, self.left_out = load_held_out(config, policy, service, trained, training)
     self.overlap = None if trained is None else count_overlaps(config, self._sets, trained)
     e = config.evaluate
@@ -146,7 +146,7 @@ def graded_rows(drawn: rollout.Drawn, step: int, grade: Grade) -> list[dict]:
   """
   true = verifiable.grade_by_truth(drawn.answers, grade)
   elections = elect(drawn.answers.problems, drawn.answer_PG, grade)
-  return rollout.records(drawn, step, true, cluster=[election.cluster_G for election in elections])
+  return rollout.records(drawn, step, true, {"cluster": [election.cluster_G for election in elections]})
 
 
 def count_overlaps(
@@ -208,7 +208,7 @@ def load_held_out(
       left_out[name] += 1
       return True
 
-    loaded[name] = rollout.load_problems(config, "heldout", policy.tokenizer, service, is_left_out, **changes)
+    loaded[name] = rollout.load_problems(config, "heldout", policy.tokenizer, service, changes, is_left_out)
   for name, count in left_out.items():
     _LOG.warning("config.heldout: set %s: %d problems that are trained on are left out", name, count)
   return HeldOut(loaded, dict(left_out))
@@ -352,7 +352,7 @@ def evaluate(config: ConfigDict, workdir: str | Path) -> dict:
       run.begin(heldout=evaluator.problems, tokenizer=policy.tokenizer.pieces(), origin=policy.origin.get("digests"))
       if run.finished:
         return run.summary
-      rollout.show_prompt(run.workdir, policy, evaluator.problems[0])
+      rollout.write_prompt(run.workdir, policy, evaluator.problems[0])
       progress = run.progress(evaluator.batches)
       batch_numbers = iter(range(1, evaluator.batches + 1))
       metrics = evaluator(policy.params, run, 0, lambda: progress(next(batch_numbers)))

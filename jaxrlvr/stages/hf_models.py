@@ -55,12 +55,12 @@ def import_model(config: ConfigDict, workdir: str | Path) -> dict:
     raise InputError("config.model.path is empty; name a Hugging Face directory, or ORG/NAME of the hub")
   with open_run(config, workdir, "import") as run:
     model, tokenizer = build_policy.find_model(config), build_policy.read_tokenizer(config)
-    spec = build_policy.check_rows(tokenizer, model.spec)
-    origin = build_policy.origin_of(model)
+    spec = build_policy.with_real_vocab(model.spec, tokenizer)
+    origin = build_policy.origin_of_model(model)
     run.begin(tokenizer=tokenizer.pieces(), origin=origin["digests"])
     if run.finished:
       return run.summary
-    folder = run.workdir / build_policy.MODEL
+    folder = run.workdir / build_policy.MODEL_FOLDER
     folder.mkdir(exist_ok=True)
     hf_weights.check_regular(model.folder / _GENERATION)
     for name in ("config.json", _GENERATION, hf_weights.INDEX, *model.files):
@@ -70,11 +70,11 @@ def import_model(config: ConfigDict, workdir: str | Path) -> dict:
     if hf_weights.weights_digest(copied) != origin["digests"]["weights"]:
       raise StorageError(f"{folder}: is not what {model.folder} held at first; import it again")
     hf_weights.check_finite(copied)
-    build_policy.keep_tokenizer(
+    build_policy.copy_tokenizer(
       config, run.workdir / build_policy.TOKENIZER_FILE, run.workdir / build_policy.TOKENIZER_FOLDER
     )
     # This file comes last, as it makes the directory a config.init.
-    logbook.write_json(run.workdir / build_policy.POLICY, dataclasses.asdict(spec))
+    logbook.write_json(run.workdir / build_policy.POLICY_FILE, dataclasses.asdict(spec))
     return run.finish(steps=0, parameters=policy_spec.count_weights(spec), origin=origin)
 
 
@@ -99,14 +99,14 @@ def export(config: ConfigDict, workdir: str | Path) -> dict:
     run.begin(tokenizer=tokenizer.pieces(), origin=policy.origin.get("digests"))
     if run.finished:
       return run.summary
-    folder = run.workdir / build_policy.MODEL
+    folder = run.workdir / build_policy.MODEL_FOLDER
     folder.mkdir(exist_ok=True)
     trained = probe(policy.params, spec, mesh)
     rounded = probe(policy.params, spec, mesh, e.dtype)
     hf_weights.save(folder, policy.params, spec, e.dtype, int(e.shard_gib * 2**30))
     kept = kept_of_training(policy, e.dtype)
     origin, policy = policy.origin, None  # frees the policy's weights on the devices before the copy is loaded
-    build_policy.keep_tokenizer(config, folder / build_policy.TOKENIZER_FILE, folder)
+    build_policy.copy_tokenizer(config, folder / build_policy.TOKENIZER_FILE, folder)
     if isinstance(tokenizer, SentencePiece):
       logbook.write_json(folder / "tokenizer_config.json", _BUILT_IN)
     logbook.write_json(folder / "config.json", hf_config)
@@ -119,7 +119,7 @@ def export(config: ConfigDict, workdir: str | Path) -> dict:
         f"{folder}: read again, its log-probabilities differ by {reread:.2g} from what was written, over {TOLERANCE}; "
         "don't use it, and export to another disk"
       )
-    logbook.write_json(run.workdir / build_policy.POLICY, dataclasses.asdict(spec))
+    logbook.write_json(run.workdir / build_policy.POLICY_FILE, dataclasses.asdict(spec))
     print(
       f"Hugging Face directory: {folder} (read again: within {reread:.2g} nats of what was written; largest difference "
       f"from the policy as trained {difference:.2g} nats)"
@@ -162,7 +162,7 @@ def kept_of_training(policy: build_policy.Policy, dtype: str) -> dict:
   unknown = dict.fromkeys(("moved_in_training", "kept_of_training", "trained_since"))
   if dtype == "float32":
     return unknown
-  start = build_policy.load_start(policy)
+  start = build_policy.load_starting_weights(policy)
   if start is None:
     return unknown
   place, start_params = start

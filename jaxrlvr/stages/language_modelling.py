@@ -23,7 +23,7 @@ from jaxrlvr.device import multihost, sharding
 from jaxrlvr.grading.service import Job, Service
 from jaxrlvr.model import spec as policy_spec
 from jaxrlvr.stages import build_policy
-from jaxrlvr.stages.rollout import in_parts, verifier_service
+from jaxrlvr.stages.rollout import grade_in_parts, verifier_service
 from jaxrlvr.stages.run_directory import Run, open_run
 from jaxrlvr.text.answer import parse_response
 from jaxrlvr.text.tags import THINK_END
@@ -162,7 +162,7 @@ def _agree_with_labels(service: Service, reading: str, pairs: Sequence[tuple[Pro
     if problem.label:
       extra = {"also": problem.extra["also"]} if "also" in problem.extra else {}
       jobs.append(Job(problem.verifier, parse_response(solution, reading), problem.label, extra))
-  verdicts = iter(in_parts(service.grade, jobs))
+  verdicts = iter(grade_in_parts(service.grade, jobs))
   agree = []
   for problem, _ in pairs:
     agree.append(next(verdicts).score == 1.0 if problem.label else True)
@@ -191,14 +191,14 @@ def _train(stage: str, config: ConfigDict, run: Run) -> dict:
   if documents.tokens is not None:
     rows = rows_of(documents.tokens, settings.row_tokens)
     steps, end = -(-rows // settings.rows), len(documents.tokens)
-  optimizer, rates = build_policy.optimizer(settings.optim, steps)
+  optimizer, rates = build_policy.make_optimizer(settings.optim, steps)
   inputs = {"tokenizer": policy.tokenizer.pieces(), "origin": policy.origin.get("digests")}
   if documents.known:
     inputs["texts"] = documents.known
   run.begin(**inputs)
   if run.finished:
     return run.summary
-  build_policy.keep_policy(config, policy, run.workdir, documents.problems)
+  build_policy.write_policy_files(config, policy, run.workdir, documents.problems)
   # A document that fits no row of a batch any more is asked for again by the next batch.
   document = functools.lru_cache(2)(lambda number: built_in_text.document(documents.text(number), policy.tokenizer))
   with jax.set_mesh(policy.mesh), jax.transfer_guard("disallow"):
@@ -216,7 +216,7 @@ def _train(stage: str, config: ConfigDict, run: Run) -> dict:
       progress(step, {"loss": figures["loss"]} if figures else None)
       if run.due(step, steps):
         run.save(step, state, cursor=cursor, origin=policy.origin)
-        run.stop_if_asked()
+        run.raise_if_asked_after_save()
     figures_of_texts: dict[str, object] = {}
     if documents.known:
       figures_of_texts["texts"] = documents.known | {"skipped": getattr(documents.text, "skipped", 0)}

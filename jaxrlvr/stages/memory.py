@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -14,33 +15,40 @@ from jaxrlvr.sampling.types import Sampling
 
 _LOG = logging.getLogger(__name__)
 _ROLLOUT_BYTES = 5 * 4  # of a token of a response: its id and four figures (log-probabilities, entropy, certainty)
+_LOGIT_BYTES = 4  # float32
+_GB = 1e9
 _CGROUP = Path("/sys/fs/cgroup")
 
 
-def needed(spec: Spec, sampling: Sampling, problems: int, prompt_tokens: int) -> tuple[int, int]:
-  """Returns the bytes that sampling a batch takes on all devices together: (at its start, at most).
+class SamplingBytes(NamedTuple):
+  """Bytes that sampling a batch takes on all devices together, beside the weights, which are in memory already."""
 
-  problems: number of prompts in the batch. prompt_tokens: tokens of each, with padding. The most is reached where every
-  response grows to the limit: the KV cache of responses is allocated in blocks of `Sampling.slots` tokens, of which
-  only the first is there at the start. Counted are the KV cache, the tokens with their figures, and the logits of one
-  step, but not the weights, which are in memory already.
+  start: int  # with the first block of the responses' KV cache
+  most: int  # with all of its blocks: every response grows to the limit of tokens
+
+
+def sampling_bytes(spec: Spec, sampling: Sampling, problems: int, prompt_tokens: int) -> SamplingBytes:
+  """Returns the bytes that sampling a batch takes: the KV cache, the tokens with their figures, the logits of a step.
+
+  problems: number of prompts in the batch. prompt_tokens: tokens of each prompt, with padding. The KV cache of
+  responses grows by blocks of `Sampling.slots` tokens.
   """
   value_bytes = 1 if "cache" in sampling.int8 else np.dtype(spec.dtype).itemsize
-  token_bytes = 2 * spec.layers * spec.kv_heads * spec.head_dim * value_bytes
+  token_bytes = 2 * spec.layers * spec.kv_heads * spec.head_dim * value_bytes  # a key and a value
   rows = problems * sampling.group
   prompt_cache = problems * prompt_tokens * token_bytes
   rollout = rows * sampling.max_tokens * _ROLLOUT_BYTES
-  logits = rows * 4 * spec.vocab
+  logits = rows * spec.vocab * _LOGIT_BYTES
   block = rows * sampling.slots * token_bytes
   blocks = -(-sampling.max_tokens // sampling.slots)
   without_blocks = prompt_cache + rollout + logits
-  return without_blocks + block, without_blocks + blocks * block
+  return SamplingBytes(start=without_blocks + block, most=without_blocks + blocks * block)
 
 
-def free(mesh: jax.sharding.Mesh) -> int | None:
-  """Returns how many bytes are free on this process's devices of the mesh together, or on CPU in its host's memory.
+def free_bytes(mesh: jax.sharding.Mesh) -> int | None:
+  """Returns how many bytes are free on this process's devices of the mesh together; None: unknown.
 
-  Returns None where that is unknown.
+  On CPU these are the bytes that the system gives without swapping, or that the process's control group has left.
   """
   devices = mesh.local_devices
   if devices[0].platform == "cpu":
@@ -56,45 +64,55 @@ def free(mesh: jax.sharding.Mesh) -> int | None:
 
 def _free_of_host() -> int | None:
   """Returns the free bytes of the host, or of this process's control group if that has fewer; None: unknown."""
-  free_bytes = []
+  limits = []
   try:
     for line in Path("/proc/meminfo").read_text().splitlines():
       if line.startswith("MemAvailable:"):
         kib = line.split()[1]
-        free_bytes.append(int(kib) << 10)
+        limits.append(int(kib) << 10)
     limit = (_CGROUP / "memory.max").read_text().strip()
     if limit != "max":
       stat = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
       current = int((_CGROUP / "memory.current").read_text())
       reclaimable = int(stat.get("inactive_file", 0))
-      free_bytes.append(int(limit) - (current - reclaimable))
+      limits.append(int(limit) - (current - reclaimable))
   except (OSError, ValueError, IndexError):  # another system, or one without control groups
     pass
-  return min(free_bytes, default=None)
+  return min(limits, default=None)
 
 
 def check_fits(
-  what: str, cure: str, spec: Spec, sampling: Sampling, problems: int, prompt_tokens: int, mesh: jax.sharding.Mesh
+  sampling: Sampling,
+  problems: int,
+  prompt_tokens: int,
+  *,
+  spec: Spec,
+  mesh: jax.sharding.Mesh,
+  activity: str,
+  keys_to_lower: str,
 ) -> None:
-  """Raises InputError where a batch of `problems` can't be sampled, and warns where it may run out of memory.
+  """Compares what sampling a batch takes with the free memory, and raises InputError where it does not fit.
 
-  On devices the start of sampling must fit, and a warning says if full-length responses would not. On CPU these must
-  fit as well, since the system kills a process that takes too much without a message. `what` begins the message; `cure`
-  names the config keys to lower. problems, prompt_tokens: number of prompts in the batch, and tokens of each. It does
-  nothing where the free memory is unknown.
+  On accelerators the start must fit; a batch that runs out of memory only if responses grow long gives a warning. On
+  CPU the most must fit, since the system kills a process that takes too much without a message. Does nothing where the
+  free memory is unknown.
+
+  sampling, problems, prompt_tokens, spec: as in `sampling_bytes`. mesh: of sampling; each process compares its share
+  with its own devices. activity: subject of the message, as "an evaluation". keys_to_lower: the config keys that make a
+  batch smaller, which end the message.
   """
-  free_bytes = free(mesh)
-  if free_bytes is None:
+  free = free_bytes(mesh)
+  if free is None:
     return
   share_of_process = len(mesh.local_devices) / mesh.size
-  start, most = needed(spec, sampling, problems, prompt_tokens)
-  start, most = share_of_process * start, share_of_process * most
-  must_fit = most if mesh.local_devices[0].platform == "cpu" else start
+  total = sampling_bytes(spec, sampling, problems, prompt_tokens)
+  start, most = share_of_process * total.start, share_of_process * total.most
   message = (
-    f"{what} takes up to {most / 1e9:.1f} GB: {problems} problems x {sampling.group} responses of up to "
-    f"{sampling.max_tokens} tokens (config.rl.response_tokens), cache and figures; {free_bytes / 1e9:.1f} GB are free"
+    f"{activity} takes up to {most / _GB:.1f} GB: {problems} problems x {sampling.group} responses of up to "
+    f"{sampling.max_tokens} tokens (config.rl.response_tokens), cache and figures; {free / _GB:.1f} GB are free"
   )
-  if must_fit > free_bytes:
-    raise InputError(f"{message}; lower {cure}")
-  if most > free_bytes:
-    _LOG.warning("%s; it ends here if most responses grow that long; lower %s", message, cure)
+  must_fit = most if mesh.local_devices[0].platform == "cpu" else start
+  if must_fit > free:
+    raise InputError(f"{message}; lower {keys_to_lower}")
+  if most > free:
+    _LOG.warning("%s; it ends here if most responses grow that long; lower %s", message, keys_to_lower)

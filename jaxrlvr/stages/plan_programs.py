@@ -28,6 +28,7 @@ from jaxrlvr.sampling import weights as sampling_weights
 from jaxrlvr.sampling.types import Sampling
 from jaxrlvr.stages import build_policy, rollout
 from jaxrlvr.stages.rl import Learner, check_sizes, make_learner
+from jaxrlvr.stages.run_directory import set_compile_cache
 from jaxrlvr.training import objective
 from jaxrlvr.training.update import update
 
@@ -115,7 +116,7 @@ def abstract_policy(config: ConfigDict, where: tpu.Slice, devices: Sequence[jax.
 
   Raises InputError where nothing says how many tokens it has.
   """
-  model, recorded = build_policy.find_model(config), object_store.path(config.init) / build_policy.POLICY
+  model, recorded = build_policy.find_model(config), object_store.path(config.init) / build_policy.POLICY_FILE
   if model is None and not recorded.is_file() and not config.model.vocab:
     raise InputError(
       f"config.model.vocab = 0, and neither config.init = {config.init!r} nor config.model.path holds a model; name "
@@ -127,8 +128,9 @@ def abstract_policy(config: ConfigDict, where: tpu.Slice, devices: Sequence[jax.
     spec = build_policy.read_recorded_spec(recorded)
   else:
     spec = build_policy.fresh_spec(config, config.model.vocab)
+  set_compile_cache(config.compile_cache)  # before the first program
   mesh = build_policy.configured_mesh(config, devices)
-  spec = build_policy.configured(config, spec, "tpu")
+  spec = build_policy.with_compute_settings(spec, config, "tpu")
   shapes = jax.eval_shape(lambda: policy_spec.init(spec, keys.at(0, "init")))
   params = _abstract(shapes, policy_spec.shardings(spec, mesh))
   sample_mesh = build_policy.configured_sampling_mesh(config, spec, mesh, int(where.chip.hbm))
@@ -157,7 +159,7 @@ def language_programs(config: ConfigDict, policy: build_policy.Policy) -> list[P
   ints: Any = jax.ShapeDtypeStruct((s.rows, s.row_tokens), jnp.int32)
   floats: Any = jax.ShapeDtypeStruct((s.rows, s.row_tokens), jnp.float32)
   batch = _rows(policy.mesh, objective.TextBatch(ints, ints, ints, floats))
-  optimizer, _ = build_policy.optimizer(s.optim, max(s.steps, 1))
+  optimizer, _ = build_policy.make_optimizer(s.optim, max(s.steps, 1))
   loss_fn = objective.language_modelling(policy.spec)
   return [_update(policy, s, Separate(s.row_tokens), batch, loss_fn, optimizer)]
 
@@ -287,7 +289,7 @@ def _sampling(config: ConfigDict, policy: build_policy.Policy, resident: float) 
   """
   s, spec, mesh = config.rl, policy.spec, policy.sample_mesh
   tokenizer: Any = SimpleNamespace(eos_ids=(0,), pad_id=0)  # the programs are the same whatever these ids are
-  sampling = rollout.sampling(config, tokenizer, int8=s.sample_int8)
+  sampling = rollout.sampling_settings(config, tokenizer, int8=s.sample_int8)
   lay_out = sampling_weights.lay_out_weights(spec, mesh, sampling.int8)
   shapes = _sampler_shapes(config, policy, sampling, lay_out)
   problems = s.problems_per_step // s.sample_parts

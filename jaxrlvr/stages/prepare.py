@@ -78,7 +78,7 @@ def prepare(config: ConfigDict, workdir: str | Path) -> dict:
 def _count_accepted(problems: Sequence[Problem], service: Service) -> int:
   """Returns how many labels the verifier accepts as an answer to themselves."""
   jobs = [Job(problem.verifier, boxed_response(problem.label), problem.label, problem.extra) for problem in problems]
-  verdicts = rollout.in_parts(service.grade, jobs)
+  verdicts = rollout.grade_in_parts(service.grade, jobs)
   return sum(verdict.score == 1 for verdict in verdicts)
 
 
@@ -102,5 +102,5 @@ def in_words(problems: Sequence[Problem], service: Service) -> list[Problem]:
     if problem.verifier == "math" and len(numbers) == 1 and _WORD.search(plain):
       candidates.append(problem)
       jobs.append(Job("math", boxed_response(numbers[0]), problem.label, problem.extra))
-  verdicts = rollout.in_parts(service.grade, jobs)
+  verdicts = rollout.grade_in_parts(service.grade, jobs)
   return [problem for problem, verdict in zip(candidates, verdicts, strict=True) if verdict.score != 1]

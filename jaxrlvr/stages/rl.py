@@ -199,7 +199,7 @@ def make_learner(
   s = config.rl
   problems_per_update = s.minibatch_problems or s.problems_per_step
   updates = s.problems_per_step // problems_per_update
-  optimizer, rates = build_policy.optimizer(s.optim, s.steps * updates)
+  optimizer, rates = build_policy.make_optimizer(s.optim, s.steps * updates)
   loss_fn = objective.grpo(
     policy.spec,
     temperature=s.temperature,
@@ -396,10 +396,10 @@ class Trainer:
   def restore(self) -> None:
     """Restores the state of the last checkpoint; without one, begins at step 0 and evaluates the policy there."""
     config, s, run, problems = self._config, self._settings, self._run, self._loaded.problems
-    build_policy.keep_policy(config, self._policy, run.workdir, problems)
-    rollout.show_prompt(run.workdir, self._policy, problems[0])
+    build_policy.write_policy_files(config, self._policy, run.workdir, problems)
+    rollout.write_prompt(run.workdir, self._policy, problems[0])
     self._label_right = verifiable.labels_right(problems, self._service.grade)
-    self._ref_params = build_policy.frozen(self._policy) if s.kl_beta else None
+    self._ref_params = build_policy.reference_weights(self._policy) if s.kl_beta else None
     self._state, meta = run.restore(build_policy.fresh_state(self._policy, self._learner.optimizer))
     self._start = meta["step"] if meta else 0
     self._progress = run.progress(s.steps, self._start)
@@ -448,10 +448,10 @@ class Trainer:
     self._progress(step, {"reward": metrics["reward"], "true": metrics["true_reward"], "phase": self._watch.in_words})
     if evaluates:
       self._run.flush()
-      self._run.stop_if_asked()
+      self._run.raise_if_asked_after_save()
     elif self._run.due(step, self._settings.steps):
       self._save(step, unevaluated=None)
-      self._run.stop_if_asked()
+      self._run.raise_if_asked_after_save()
 
   def _train(self, step: int) -> dict:
     """Samples, grades and updates, and returns the metrics of the step; the device still computes some of them.
@@ -478,7 +478,7 @@ class Trainer:
       self._loaded.problems, self._config.seed, step, self._settings.problems_per_step
     )
     prompts = self._sampler.prompts(problems, self._loaded, occurrence_P)
-    return prompts, self._sampler(self._sampler.weights(self._state.params), prompts, step)
+    return prompts, self._sampler.draw(self._sampler.weights(self._state.params), prompts, step)
 
   def _score(self, prompts: rollout.Prompts, drawn: rollout.Drawn) -> list[UpdateBatch]:
     """Returns the batches of the step's updates, with log-probabilities by the reference model under computation."""
@@ -581,7 +581,7 @@ def write_rollouts(workdir: Path, step: int, drawn: rollout.Drawn, judged: Rewar
   the response was paid; nan, which the file holds as null, where it is unscored.
   """
   paid = np.where(judged.paid.scored_PG, judged.paid.value_PG, np.nan).tolist()
-  rows = rollout.records(drawn, step, judged.true, reward=paid)
+  rows = rollout.records(drawn, step, judged.true, {"reward": paid})
   logbook.write_jsonl(workdir / "rollouts" / f"step_{step:06d}.jsonl", rows)
   return rows
 

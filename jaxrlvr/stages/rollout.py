@@ -1,4 +1,4 @@
-"""From problems to prompts, responses and their records: what RL and evaluation have in common."""
+"""Reads problems, samples responses to their prompts, and records these: what RL and evaluation have in common."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -36,31 +37,37 @@ from jaxrlvr.text.tags import THINK
 from jaxrlvr.text.tokenizer import Tokenizer
 
 _LOG = logging.getLogger(__name__)
-_PART = 512  # number of items that are graded between two checks for a signal
+_ITEMS_PER_CHECK = 512  # number of items that are graded between two checks for a signal
+_NO_CHANGES: Mapping[str, Any] = MappingProxyType({})
+_LABEL_CHARACTERS = 200  # of a label that an error message quotes
 
 
 class Prompts(NamedTuple):
-  """A batch of prompts, padded on the left to one width."""
+  """A batch of P prompts, padded on the left to one width S. All arrays are on the host."""
 
   problems: list[Problem]
-  tokens_PS: np.ndarray  # int32 tokens [problems, width], with padding before each prompt
-  length_P: np.ndarray  # number of tokens of each prompt, without padding
-  hash_P: np.ndarray  # of the problem's id, from which the random keys of its samples are derived
+  tokens_PS: np.ndarray  # int32 token ids; padding stands before each prompt
+  length_P: np.ndarray  # int32 number of tokens of each prompt, without padding
+  hash_P: np.ndarray  # hash of each problem's id, from which the random keys of its samples are derived
   occurrence_P: np.ndarray  # how many times the problem occurs earlier in this batch
-  opening_P: list[str]  # the think tag that the chat template left open at the end of the prompt, or ""
+  opening_P: list[str]  # the think tag that the chat template left open at the end of each prompt; "": none
 
 
 class Drawn(NamedTuple):
-  """The responses to a batch of prompts, on the device and, parsed, on the host."""
+  """The responses to a batch of prompts, G to each of P problems, on the device and, parsed, on the host.
 
-  rollout: Rollout  # on the device: tokens and their figures, a row for each response, problem by problem
-  answers: Answers  # on the host, as everything below: problems, parsed responses [P,G], statistics of responses
-  length_PG: np.ndarray  # number of tokens of each response, with its end token
-  stop_PG: np.ndarray  # why each response ended, as an index into `sampling.types.STOP_NAMES`
+  `answers` has the fields problems, response_PG (parsed: text, answer, trace), statistics, sample_PG, seed and step.
+  The keys of its statistics are logp, certainty, entropy and sequence_logp (`Sampler.draw`), each [P,G].
+  """
+
+  rollout: Rollout  # on the device: tokens_BT, length_B, logp_BT and more, a row for each response, problem by problem
+  answers: Answers  # on the host, as everything below
+  length_PG: np.ndarray  # number of tokens of each response, its end token included
+  stop_PG: np.ndarray  # why each response ended: 0 limit of tokens, 1 end token, 2 stop string (`STOP_NAMES`)
 
   @property
   def answer_PG(self) -> list[list[str | None]]:
-    """The answer in each response [P][G], as text; None: it holds none."""
+    """Property: the answer that each response gives, as text, in a list for each problem. None: it gives none."""
     answer_PG = []
     for responses in self.answers.response_PG:
       answer_PG.append([response.answer for response in responses])
@@ -68,103 +75,137 @@ class Drawn(NamedTuple):
 
 
 class PromptedProblems(NamedTuple):
-  """Problems whose prompts are not too long, with these prompts."""
+  """Problems whose prompts are short enough, with these prompts as tokens."""
 
   problems: list[Problem]
-  ids: dict[str, list[int]]  # tokens of the prompt by problem id
-  openings: dict[str, str]  # the think tag that the chat template left open at the end of the prompt, by problem id
+  ids: dict[str, list[int]]  # token ids of the prompt by problem id, without padding
+  openings: dict[str, str]  # by problem id: the think tag that the chat template left open at the prompt's end, or ""
   dropped: int  # number of problems that were left out, as their prompts are too long
 
 
 class Sampler:
-  """Draws responses of a policy to batches of prompts.
+  """Samples responses of a policy to batches of prompts.
 
-  `sampling` holds its settings. `weights(params)` lays out the policy's weights as `sweep` and `__call__` take them. On
-  several hosts all processes must make the sampler and call its methods together, with the same arguments.
+  Make it as Sampler(config, policy, stream), call `weights` with the policy's present parameters, and give the result
+  to `draw` (one batch) or `sweep` (all problems). On several hosts all processes must make the sampler and call its
+  methods together, with the same arguments.
   """
+
+  sampling: Sampling  # its settings: group (responses to a prompt), max_tokens, temperature, ...
 
   def __init__(
     self, config: ConfigDict, policy: Policy, stream: str, parts: int = 1, busy: Busy | None = None, **changes
   ):
-    """stream: name of the random stream, so that stages draw different samples. parts: number of parts of a batch that
-    are sampled one after another; more take less memory, and samples stay the same. busy: records when the devices
-    sample. changes: fields of `Sampling` that differ from RL's."""
+    """stream: name of the random stream; samplers with different names draw different samples. parts: number of parts
+    of a batch that are sampled one after another; more take less memory, and samples stay the same. busy: records when
+    the devices sample; None: nothing does. changes: fields of `Sampling` that differ from RL's, as group=16."""
     self._policy, self._seed, self._stream, self._parts = policy, config.seed, stream, parts
     self._busy = busy
     self._width = config.rl.prompt_tokens
     self._reading = config.answer.read
-    self.sampling = sampling(config, policy.tokenizer, **changes)
+    self.sampling = sampling_settings(config, policy.tokenizer, **changes)
     _warn_of_length(self._width + self.sampling.max_tokens, policy.spec.max_positions)
     self._shards = sharding.size(policy.sample_mesh, "batch")
     everywhere = sharding.named_sharding(policy.sample_mesh)
-    self._stops = multihost.put(_stops(config.rl.stop_strings, policy.tokenizer), everywhere)
-    # of the policy's masters, what `__call__` takes
-    self.weights = lay_out_weights(policy.spec, policy.sample_mesh, self.sampling.int8)
+    self._stops = multihost.put(_stop_automaton(config.rl.stop_strings, policy.tokenizer), everywhere)
+    self._lay_out = lay_out_weights(policy.spec, policy.sample_mesh, self.sampling.int8)
     self._join = jax.jit(
       lambda parts: jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *parts),
       out_shardings=sharding.named_sharding(policy.mesh, "batch"),
     )
 
-  def prompts(self, problems: Sequence[Problem], loaded: PromptedProblems, occurrence_P: np.ndarray) -> Prompts:
-    """Returns the batch of these problems' prompts, padded on the left to rl.prompt_tokens.
+  def weights(self, params: Mapping[str, jax.Array]) -> Mapping[str, Any]:
+    """Returns a copy of the policy's parameters as `draw` and `sweep` take them.
 
-    loaded: holds the prompts of all of `problems`. occurrence_P: how many times each problem occurs earlier in the
-    batch, so that its samples differ.
+    It lies on the mesh of sampling, in the compute dtype, or in 8 bits where the settings say so. Call it again when
+    the parameters have changed.
     """
-    return make_prompts(problems, loaded, occurrence_P, self._width, self._policy.tokenizer.pad_id)
+    return self._lay_out(params)
 
-  def check_memory(self, what: str, problems: int, cure: str) -> None:
-    """Raises InputError where sampling `problems` at a time takes more memory than is free.
+  def prompts(self, problems: Sequence[Problem], loaded: PromptedProblems, occurrence_P: np.ndarray) -> Prompts:
+    """Returns the batch of these problems' prompts, in their order, padded on the left to config.rl.prompt_tokens.
 
-    On devices it only warns where just the longest responses would not fit. what: what is sampled, which begins the
-    message. cure: the config keys to lower, which end it.
+    loaded: must hold the prompts of all of `problems` (KeyError). occurrence_P: how many times each problem occurs
+    earlier in the batch, so that two occurrences get different samples; zeros where no problem occurs twice.
+    """
+    width = self._width
+    tokens_PS = np.full((len(problems), width), self._policy.tokenizer.pad_id, np.int32)
+    length_P = np.zeros(len(problems), np.int32)
+    for row, problem in enumerate(problems):
+      ids = loaded.ids[problem.id]
+      tokens_PS[row, width - len(ids) :] = ids
+      length_P[row] = len(ids)
+    return Prompts(
+      problems=list(problems),
+      tokens_PS=tokens_PS,
+      length_P=length_P,
+      hash_P=np.array([keys.problem_hash(problem.id) for problem in problems]),
+      occurrence_P=occurrence_P,
+      opening_P=[loaded.openings[problem.id] for problem in problems],
+    )
+
+  def check_memory(self, activity: str, problems: int, keys_to_lower: str) -> None:
+    """Raises InputError where a batch of this many problems takes more memory than is free.
+
+    On accelerators a batch that fits only while responses are short gives a warning instead. activity: subject of the
+    message, as "an evaluation". keys_to_lower: the config keys that make a batch smaller, which end the message.
     """
     policy = self._policy
-    memory.check_fits(what, cure, policy.spec, self.sampling, problems, self._width, policy.sample_mesh)
+    memory.check_fits(
+      self.sampling,
+      problems,
+      self._width,
+      spec=policy.spec,
+      mesh=policy.sample_mesh,
+      activity=activity,
+      keys_to_lower=keys_to_lower,
+    )
 
-  def batch_size(self, at_a_time: int, largest: int) -> int:
-    """Returns the number of problems to sample at a time: `at_a_time`, rounded up to what the mesh can split evenly.
+  def batch_size(self, problems_per_batch: int, largest_set: int) -> int:
+    """Returns the number of problems to sample in a batch: a multiple of the shards into which the mesh splits it.
 
-    largest: number of problems in the largest set that is sampled; a batch need not hold more.
+    It is the least such multiple that is not below `problems_per_batch`, the number that the config asks for, or not
+    below `largest_set`, the number of problems in the largest set to be sampled, if that is smaller.
     """
-    problems_per_shard = -(-min(at_a_time, largest) // self._shards)
+    problems_per_shard = -(-min(problems_per_batch, largest_set) // self._shards)
     return problems_per_shard * self._shards
 
   def sweep(
     self, weights: Mapping[str, Any], loaded: PromptedProblems, size: int, start: int = 0, stream: str = ""
   ) -> Iterator[Drawn]:
-    """Yields the responses to all problems from index `start` on, `size` problems at a time, in order.
+    """Samples all problems of `loaded` from index `start` on, and yields the responses batch by batch, in order.
 
-    weights: the policy's weights as `self.weights` lays them out. stream: name of the random stream; "": the sampler's
-    own. Samples depend on the stream, the problem and the config's seed alone. The last batch is filled up to `size`
-    with copies of its last problem, whose responses the yielded `answers` leave out.
+    weights: what `weights` returned. size: problems of a batch, as `batch_size` returned it. stream: name of the random
+    stream; "": the sampler's own. Samples depend on the stream, the problem and the config's seed alone, not on `size`
+    or `start`. Every batch has `size` problems, so that nothing is recompiled: the last one is filled up with copies of
+    its last problem. `answers.problems` and `answers.response_PG` leave the copies out, arrays keep them at their end.
     """
     for first in range(start, len(loaded.problems), size):
-      chunk = loaded.problems[first : first + size]
-      padded = chunk + [chunk[-1]] * (
-        size - len(chunk)
-      )  # every batch has the same shape, so that nothing is recompiled
-      occurrence_P = np.maximum(np.arange(size) - len(chunk) + 1, 0).astype(np.int32)
-      drawn = self(weights, self.prompts(padded, loaded, occurrence_P), 0, stream)
-      answers = drawn.answers._replace(problems=chunk, response_PG=drawn.answers.response_PG[: len(chunk)])
+      problems = loaded.problems[first : first + size]
+      copies = [problems[-1]] * (size - len(problems))
+      occurrence_P = np.maximum(np.arange(size) - len(problems) + 1, 0).astype(np.int32)
+      drawn = self.draw(weights, self.prompts(problems + copies, loaded, occurrence_P), 0, stream)
+      answers = drawn.answers._replace(problems=problems, response_PG=drawn.answers.response_PG[: len(problems)])
       yield drawn._replace(answers=answers)
 
-  def __call__(self, weights, prompts: Prompts, step: int, stream: str = "") -> Drawn:
-    """Samples and returns a group of responses to each prompt, their rollout sharded as training takes it.
+  def draw(self, weights: Mapping[str, Any], prompts: Prompts, step: int, stream: str = "") -> Drawn:
+    """Samples a group of responses to each prompt and returns them, the rollout sharded as training takes it.
 
-    weights: the policy's weights as `self.weights` lays them out. stream: name of the random stream; "": the sampler's
-    own. Samples depend on the stream, the step, the problem, its occurrence and the config's seed alone.
+    weights: what `weights` returned. prompts: what `prompts` returned. stream: name of the random stream; "": the
+    sampler's own. Samples depend on the stream, the step, the problem, its occurrence and the config's seed alone. The
+    statistics of a response are in nats: logp, certainty and entropy are means over its tokens, sequence_logp is the
+    log-probability of all of it under the model itself, without temperature or truncation.
     """
     begun = time.monotonic()
     group = self.sampling.group
     sample_PG = prompts.occurrence_P[:, None] * group + np.arange(group, dtype=np.int32)
     rollout = self._sample(weights, prompts, sample_PG, step, stream or self._stream)
     tokens_BT, length_B, stop_B, statistics = multihost.fetch(
-      (rollout.tokens_BT, rollout.length_B, rollout.stop_B, row_statistics(rollout))
+      (rollout.tokens_BT, rollout.length_B, rollout.stop_B, _row_statistics(rollout))
     )
     if self._busy is not None:
       self._busy.add(begun, time.monotonic())
-    texts = response_texts(self._policy.tokenizer, tokens_BT, length_B, stop_B)
+    texts = _response_texts(self._policy.tokenizer, tokens_BT, length_B, stop_B)
     responses = []
     for row, text in enumerate(texts):
       text = with_opening(text, prompts.opening_P[row // group])
@@ -175,7 +216,8 @@ class Sampler:
     return Drawn(rollout, answers, length_B.reshape(-1, group), stop_B.reshape(-1, group))
 
   def _sample(self, weights, prompts: Prompts, sample_PG: np.ndarray, step: int, stream: str) -> Rollout:
-    """Returns the rollout of a batch, whose parts are sampled one after another. sample_PG: index of each sample."""
+    """Samples the parts of a batch one after another and returns their rollout. sample_PG: index of each sample among
+    its problem's samples of this step, from which its random key is derived."""
     policy = self._policy
     replicated = sharding.named_sharding(policy.sample_mesh)
     by_rows = sharding.named_sharding(policy.sample_mesh, "batch")
@@ -194,20 +236,23 @@ class Sampler:
 
 
 @functools.lru_cache(2)  # each sampler of a stage needs the same automaton
-def _stops(strings: tuple[str, ...], tokenizer: Tokenizer) -> np.ndarray:
+def _stop_automaton(strings: tuple[str, ...], tokenizer: Tokenizer) -> np.ndarray:
   """Returns the automaton that finds the stop strings in tokens."""
   return automaton(strings, tokenizer.pieces())
 
 
 @functools.cache
-def _warn_of_length(most: int, made_for: int) -> None:
-  """Warns, once for these numbers, where responses may go beyond the positions that the model was made for."""
-  if 0 < made_for < most:
-    _LOG.warning("config.rl.prompt_tokens + response_tokens = %d: the model was made for %d positions", most, made_for)
+def _warn_of_length(tokens: int, max_positions: int) -> None:
+  """Warns, once for these numbers, where responses may go beyond the positions that the model was made for (0:
+  unknown)."""
+  if 0 < max_positions < tokens:
+    _LOG.warning(
+      "config.rl.prompt_tokens + response_tokens = %d: the model was made for %d positions", tokens, max_positions
+    )
 
 
 @jax.jit
-def row_statistics(rollout: Rollout) -> dict[str, jax.Array]:
+def _row_statistics(rollout: Rollout) -> dict[str, jax.Array]:
   """Returns statistics of each response, each [B] and in nats.
 
   `logp`, `certainty` and `entropy` are means over its tokens; `sequence_logp` is the log-probability of the whole
@@ -222,29 +267,29 @@ def row_statistics(rollout: Rollout) -> dict[str, jax.Array]:
   }
 
 
-def response_texts(tokenizer: Tokenizer, tokens_BT: np.ndarray, length_B: np.ndarray, stop_B: np.ndarray) -> list[str]:
-  """Returns the text of each row of tokens up to its length, without the end token.
+def _response_texts(tokenizer: Tokenizer, tokens_BT: np.ndarray, length_B: np.ndarray, stop_B: np.ndarray) -> list[str]:
+  """Returns the text of each row of tokens up to its length, without the end token that a response may have.
 
-  tokens_BT: tokens of B responses. length_B: number of tokens of each, with an end token. stop_B: why each ended, as an
-  index into `sampling.types.STOP_NAMES`; only where that is the end token is the last token left out.
+  length_B: number of tokens of each response, its end token included. stop_B: why each ended, as in `Drawn.stop_PG`.
   """
   ends = length_B - (stop_B == STOP_EOS)
   return [tokenizer.decode(row[:end].tolist()) for row, end in zip(tokens_BT, ends, strict=True)]
 
 
 def with_opening(text: str, opening: str) -> str:
-  """Returns a response behind the think tag `opening` that its prompt ended with ("": none).
+  """Returns `opening + text`, or the text as it is if it begins with the think tag itself.
 
-  The trace then looks as if the policy had opened it. A response that begins with the tag is returned as it is.
+  opening: the think tag that the prompt ended with, as `Prompts.opening_P` has it; "": none. With the tag in front, the
+  parser of responses sees where the trace begins.
   """
   return text if text.lstrip().startswith(THINK) else opening + text
 
 
-def sampling(config: ConfigDict, tokenizer: Tokenizer, **changes) -> Sampling:
-  """Returns the settings of RL's sampling by config.rl: responses to a prompt, limit of tokens, temperature, ...
+def sampling_settings(config: ConfigDict, tokenizer: Tokenizer, **changes) -> Sampling:
+  """Returns the settings with which config.rl samples: group, max_tokens, temperature, top_k, top_p, shrink, blocks.
 
-  tokenizer: its end tokens end a response. changes: values of fields of `Sampling`, such as group, max_tokens,
-  temperature, top_k, top_p or int8, that differ from RL's.
+  The group is rl.votes if that is set, else rl.group_size. tokenizer: its end tokens end a response. changes: fields
+  of `Sampling` whose values differ from RL's; beside those above also int8. Raises InputError for impossible values.
   """
   r = config.rl
   settings = {
@@ -260,46 +305,54 @@ def sampling(config: ConfigDict, tokenizer: Tokenizer, **changes) -> Sampling:
   return Sampling(eos_ids=tuple(tokenizer.eos_ids), pad_id=tokenizer.pad_id, **settings)
 
 
-def read_problems(
-  config: ConfigDict, key: str, without: Callable[[Problem], bool] = lambda problem: False, **changes
-) -> list[Problem]:
-  """Reads and returns the problems that the group `key` of a config names: "problems" or "heldout".
+def _leave_out_none(problem: Problem) -> bool:
+  """Returns False: no problem is left out."""
+  return False
 
-  without: whether a problem is left out, which then does not count as one of the group's `count`. changes: values of
-  the group's keys that differ for this call. Raises InputError for a source that can't be read, and for a problem that
-  its verifier could not grade.
+
+def read_problems(
+  config: ConfigDict,
+  key: str,
+  changes: Mapping[str, Any] = _NO_CHANGES,
+  leave_out: Callable[[Problem], bool] = _leave_out_none,
+) -> list[Problem]:
+  """Reads and returns the problems that the group `key` of a config names; the list may be empty.
+
+  key: "problems" or "heldout". changes: {key of the group: value to use instead}, as {"count": 0}. leave_out: takes a
+  problem and returns whether to leave it out; such a problem does not count as one of the group's `count`. Raises
+  InputError for a source that can't be read, and for a problem whose verifier is unknown or lacks a field.
   """
-  group = ConfigDict(config[key].to_dict() | changes)
-  split, prefer = ("train", rows.TRAINING) if key == "problems" else ("heldout", rows.HELD_OUT)
+  group = ConfigDict(config[key].to_dict() | dict(changes))
+  split, preferred = ("train", rows.TRAINING) if key == "problems" else ("heldout", rows.HELD_OUT)
   names = ("count", "levels", "kinds", "seed", "verifier", "columns", "system", "skip_bad", "copies")
   fields = {name: group[name] for name in names}
-  files = rows.Split(group.split, prefer, f"config.{key}.split")
+  files = rows.Split(group.split, preferred, f"config.{key}.split")
   try:
     problems = problem_lists.load(
-      group.source, split=split, files=files, key=f"config.{key}.columns", without=without, **fields
+      group.source, split=split, files=files, key=f"config.{key}.columns", without=leave_out, **fields
     )
   except InputError as error:
     raise InputError(f"config.{key}: {error}") from error
   if group.get("at_most"):
     problems = problems[: group.at_most]
   for problem in problems:
-    check_problem(f"config.{key}: {group.source}", problem)
+    _check_problem(f"config.{key}: {group.source}", problem)
   return problems
 
 
-def check_problem(where: str, problem: Problem) -> None:
+def _check_problem(place: str, problem: Problem) -> None:
   """Raises InputError for a problem whose verifier is unknown or lacks a field of `extra` that it needs.
 
-  where: beginning of the message, which names the source.
+  place: beginning of the message, which names the source.
   """
   verifier = VERIFIERS.get(problem.verifier)
   if verifier is None:
     raise InputError(
-      f"{where}: problem {problem.id} has verifier {problem.verifier!r}; use one of {', '.join(VERIFIERS)}"
+      f"{place}: problem {problem.id} has verifier {problem.verifier!r}; use one of {', '.join(VERIFIERS)}"
     )
   missing = [name for name in verifier.needs if name not in problem.extra]
   if missing:
-    raise InputError(f"{where}: problem {problem.id} has no extra.{missing[0]}, which {problem.verifier} needs")
+    raise InputError(f"{place}: problem {problem.id} has no extra.{missing[0]}, which {problem.verifier} needs")
 
 
 def load_problems(
@@ -307,26 +360,27 @@ def load_problems(
   key: str,
   tokenizer: Tokenizer,
   service: Service,
-  without: Callable[[Problem], bool] = lambda problem: False,
-  **changes,
+  changes: Mapping[str, Any] = _NO_CHANGES,
+  leave_out: Callable[[Problem], bool] = _leave_out_none,
 ) -> PromptedProblems:
   """Reads the problems of the group `key` of a config, and returns them with their prompts as tokens.
 
-  key: "problems" or "heldout". service: grades labels, to find those that its verifiers can't parse. without: takes a
-  problem and returns whether it is left out. changes: values of the group's keys that differ for this call.
+  key, changes, leave_out: as `read_problems` takes them. service: its workers tell which labels the verifiers can't
+  parse.
 
-  Prompts that are longer than rl.prompt_tokens raise InputError or are dropped with a warning, as the group's key
-  `too_long` says; labels that can't be parsed raise InputError, or their problems are dropped or kept with a warning,
-  as its key `unreadable` says. Raises InputError where the source can't be read, or no problem is left.
+  Two keys of the group decide what becomes of bad problems. `too_long`, for prompts over rl.prompt_tokens: "error"
+  raises InputError, "drop" leaves them out. `unreadable`, for labels or truths that can't be parsed: "error", "drop" or
+  "warn", which keeps them. What is left out or kept so gives a warning. Raises InputError also where the source can't
+  be read, or no problem is left.
   """
-  problems = read_problems(config, key, without, **changes)
+  problems = read_problems(config, key, changes, leave_out)
   source = changes.get("source", config[key].source)
   if not problems:
     raise InputError(f"config.{key}: no problem is left of {source}; name other ones")
   ids = {problem.id: tokenizer.render(problem.messages) for problem in problems}
   openings = {problem.id: tokenizer.opening(problem.messages) for problem in problems}
   short_enough = _with_short_prompts(config, key, source, problems, ids)
-  kept, _ = with_readable_labels(config, key, short_enough, service, changes.get("source", ""))
+  kept, _ = with_readable_labels(config, key, short_enough, service, source)
   return PromptedProblems(kept, ids, openings, dropped=len(problems) - len(short_enough))
 
 
@@ -366,19 +420,21 @@ def _with_short_prompts(
 def with_readable_labels(
   config: ConfigDict, key: str, problems: list[Problem], service: Service, source: str = ""
 ) -> tuple[list[Problem], list[tuple[Problem, str]]]:
-  """Returns (problems to go on with, pairs of each unreadable problem and the reason).
+  """Returns (problems to go on with, unreadable problems each with the reason as text).
 
   A problem is unreadable where its verifier can't parse its label or truth. The key `unreadable` of the group `key`
-  decides what is done with these: "warn" keeps them, "drop" leaves them out, "error" raises InputError. If no problem
-  is readable InputError is raised in any case, as no answer could be paid. source: for messages, "" stands for the
-  group's own.
+  decides what is done with these: "warn" keeps them, "drop" leaves them out, each with a warning, and "error" raises
+  InputError. If no problem is readable InputError is raised in any case, as no answer could be paid. The second list
+  has the unreadable ones of both "warn" and "drop". source: where the problems come from, for messages; "": the
+  group's own source. Raises Interrupted if a signal has asked the run to stop.
   """
   try:
-    unreadable, action = in_parts(service.unreadable, problems), config[key].unreadable
+    unreadable = grade_in_parts(service.unreadable, problems)
   except InputError as error:
     raise InputError(f"config.{key}: {error}") from error
   if not unreadable:
     return problems, []
+  action = config[key].unreadable
   source = source or config[key].source
   first, reason = unreadable[0]
   message = (
@@ -386,9 +442,10 @@ def with_readable_labels(
     f"that of problem {first.id} ({reason})"
   )
   if len(unreadable) == len(problems):
+    label = first.label[:_LABEL_CHARACTERS]
     raise InputError(
-      f"{message}; labels are read from {label_column(source, config[key].columns)}, the first as "
-      f'{first.label[:200]!r}. Name the column of the answers, as config.{key}.columns="prompt=A,label=B" (a '
+      f"{message}; labels are read from {_label_column(source, config[key].columns)}, the first as "
+      f'{label!r}. Name the column of the answers, as config.{key}.columns="prompt=A,label=B" (a '
       "last line `#### ANSWER` counts as the answer), boxed=B where it is the last box of a solution, or the verifier "
       f"that reads them (config.{key}.verifier)"
     )
@@ -402,21 +459,22 @@ def with_readable_labels(
   return [problem for problem in problems if problem.id not in unreadable_ids], unreadable
 
 
-def in_parts(grade: Callable[[Sequence], list], items: Sequence) -> list:
-  """Grades items a part at a time and returns the results of all parts, joined; [] without items.
+def grade_in_parts(grade: Callable[[Sequence], list], items: Sequence) -> list:
+  """Calls `grade` with one part of the items after another, and returns its results joined to one list.
 
-  grade: takes a list of items, and returns the list of their results. Raises Interrupted between two parts if a signal
-  has asked the run to stop; nothing has to be saved then.
+  grade: takes some items and returns a list, such as `Service.grade` and `Service.unreadable`. Without items it is not
+  called. Raises Interrupted between two parts if a signal has asked the run to stop. On several hosts all processes
+  must call it together.
   """
   results = []
-  for first in range(0, len(items), _PART):
-    results += grade(items[first : first + _PART])
+  for first in range(0, len(items), _ITEMS_PER_CHECK):
+    results += grade(items[first : first + _ITEMS_PER_CHECK])
     if multihost.any_stop_requested():
       raise signals.Interrupted("grading was stopped by a signal; the same command begins it again")
   return results
 
 
-def label_column(source: str, columns: Sequence[str]) -> str:
+def _label_column(source: str, columns: Sequence[str]) -> str:
   """Returns in words where the labels of a source come from, for an error message: "the column of label=B".
 
   source: a file, a data set, or the name of a generator. columns: entries FIELD=COLUMN of the config; (): the source's
@@ -431,90 +489,79 @@ def label_column(source: str, columns: Sequence[str]) -> str:
   return "the field label"
 
 
-def make_prompts(
-  problems: Sequence[Problem], loaded: PromptedProblems, occurrence_P: np.ndarray, width: int, pad_id: int
-) -> Prompts:
-  """Returns the batch of these problems' prompts, padded on the left with `pad_id` to `width` tokens.
-
-  occurrence_P: how many times each problem occurs earlier in the batch, so that its samples differ.
-  """
-  tokens_PS = np.full((len(problems), width), pad_id, np.int32)
-  length_P = np.zeros(len(problems), np.int32)
-  for row, problem in enumerate(problems):
-    ids = loaded.ids[problem.id]
-    tokens_PS[row, width - len(ids) :] = ids
-    length_P[row] = len(ids)
-  return Prompts(
-    problems=list(problems),
-    tokens_PS=tokens_PS,
-    length_P=length_P,
-    hash_P=np.array([keys.problem_hash(problem.id) for problem in problems]),
-    occurrence_P=occurrence_P,
-    opening_P=[loaded.openings[problem.id] for problem in problems],
-  )
-
-
 def verifier_service(config: ConfigDict) -> Service:
-  """Returns the service whose worker processes grade answers, within the limits of config.verify."""
+  """Returns a service that grades answers in worker processes, within the limits of config.verify.
+
+  Use it as a context manager, which ends the workers. On several hosts each process has one, and all must call its
+  `grade` together: each grades a share of the jobs.
+  """
   v = config.verify
   return Service(v.workers, v.cpu_seconds, v.wall_seconds, v.memory_mib << 20, v.mode, multihost.share)
 
 
-def records(drawn: Drawn, step: int, true: Graded, **more) -> list[dict]:
-  """Returns a row for each response, problem by problem, as rollouts/ and evals/ hold them.
+def records(drawn: Drawn, step: int, true: Graded, columns: Mapping[str, Sequence[Sequence]]) -> list[dict]:
+  """Returns a row for each response, problem by problem, as the files of rollouts/ and evals/ hold them.
 
-  true: the responses graded by the truth. more: further columns [P,G] by name. Beside these a row has step; problem
-  (id); sample (its number among the problem's responses); prompt; text (of the response); answer (None: it holds none);
-  label and truth (of the problem); tokens (their number); stop (why it ended, a name of `sampling.types.STOP_NAMES`);
-  logp, certainty and entropy (means over its tokens) and sequence_logp (of the whole response), in nats; true_reward
-  (None: unscored); scored (whether it could be graded); cause (why not, or what was amiss; "": nothing); faithfulness
-  (label of the task's exact judge: 1, 0.5 or 0) and step_true (share of right steps), None without such a judge.
+  true: the grades by the truth. columns: further columns by name, each with a value for each response [P][G].
+
+  Keys of a row, beside `columns`: step; problem (its id); sample (number among the problem's responses, from 0);
+  prompt; text (of the response); answer (text; None: it gives none); label and truth (of the problem); tokens (their
+  number); stop (why it ended: "length", "eos" or "string"); logp, certainty, entropy (means over tokens) and
+  sequence_logp (of the whole response), in nats; true_reward (None: unscored); scored (bool); cause (why it is
+  unscored, or "unparseable"; "": neither); faithfulness (1, 0.5 or 0 by the exact judge of the problem's task) and
+  step_true (share of right steps), both None for a task without such a judge.
   """
   rows = []
   for i, problem in enumerate(drawn.answers.problems):
     for g, response in enumerate(drawn.answers.response_PG[i]):
-      faithfulness = exact_faithfulness(problem, response)
-      rows.append(
-        {
-          "step": step,
-          "problem": problem.id,
-          "sample": int(drawn.answers.sample_PG[i][g]),
-          "prompt": transcript(problem.messages),
-          "text": response.text,
-          "answer": response.answer,
-          "label": problem.label,
-          "truth": problem.truth,
-          "tokens": int(drawn.length_PG[i, g]),
-          "stop": STOP_NAMES[drawn.stop_PG[i, g]],
-          **{name: float(values[i, g]) for name, values in drawn.answers.statistics.items()},
-          "true_reward": float(true.value_PG[i, g]) if true.scored_PG[i, g] else None,
-          "scored": bool(true.scored_PG[i, g]),
-          "cause": true.cause_PG[i][g],
-          "faithfulness": faithfulness.label if faithfulness else None,
-          "step_true": faithfulness.step_true if faithfulness else None,
-          **{name: values[i][g] for name, values in more.items()},
-        }
-      )
+      faithfulness = _exact_faithfulness(problem, response)
+      row = {
+        "step": step,
+        "problem": problem.id,
+        "sample": int(drawn.answers.sample_PG[i][g]),
+        "prompt": transcript(problem.messages),
+        "text": response.text,
+        "answer": response.answer,
+        "label": problem.label,
+        "truth": problem.truth,
+        "tokens": int(drawn.length_PG[i, g]),
+        "stop": STOP_NAMES[drawn.stop_PG[i, g]],
+      }
+      row |= {name: float(values_PG[i, g]) for name, values_PG in drawn.answers.statistics.items()}
+      row |= {
+        "true_reward": float(true.value_PG[i, g]) if true.scored_PG[i, g] else None,
+        "scored": bool(true.scored_PG[i, g]),
+        "cause": true.cause_PG[i][g],
+        "faithfulness": faithfulness.label if faithfulness else None,
+        "step_true": faithfulness.step_true if faithfulness else None,
+      }
+      row |= {name: values_PG[i][g] for name, values_PG in columns.items()}
+      rows.append(row)
   return rows
 
 
 def transcript(messages: Sequence[Mapping[str, str]]) -> str:
-  """Returns the prompt as rows record it: the text of the only message, or all messages, each behind [ROLE]."""
+  """Returns a prompt as rows record it: the content of its only message.
+
+  Of several messages each follows a line `[ROLE]`, with an empty line between two of them. messages: at least one, each
+  with the keys role and content.
+  """
   if len(messages) == 1:
     return messages[0]["content"]
   return "\n\n".join(f"[{message['role']}]\n{message['content']}" for message in messages)
 
 
-def show_prompt(workdir: Path, policy: Policy, problem: Problem) -> None:
-  """Writes WORKDIR/prompt.txt: a problem's prompt as the policy sees it, up to where a response begins.
+def write_prompt(workdir: Path, policy: Policy, problem: Problem) -> None:
+  """Writes a problem's prompt to WORKDIR/prompt.txt as the policy sees it, up to where a response begins.
 
-  Control tokens are written by their names. Only the first process of a run writes it.
+  Control tokens are written by their names. An earlier file is replaced. On several hosts the first process alone
+  writes, so that all may call it.
   """
   if not multihost.process_index():
     logbook.write_atomic(workdir / "prompt.txt", policy.tokenizer.prompt_text(problem.messages))
 
 
-def exact_faithfulness(problem: Problem, response: Parsed) -> Faithfulness | None:
-  """Returns how faithful a response is by the exact judge of the problem's task; None for a task without one."""
+def _exact_faithfulness(problem: Problem, response: Parsed) -> Faithfulness | None:
+  """Returns label and share of right steps by the exact judge of the problem's task; None for a task without one."""
   judge = VERIFIERS[problem.verifier].faithfulness
   return judge(response, problem.messages[-1]["content"]) if judge else None

@@ -58,8 +58,8 @@ class Run:
   `home` is the run directory. `workdir` is the folder in which this process writes and reads: `home` itself if it is
   local and this is the first process, else a temporary folder. If `home` is on an object store, the first process sends
   its workdir there. `summary` is the summary of a finished run, else None. `open_run` makes it. On several hosts all
-  processes must call begin, restore, save, log, flush, due, raise_if_asked, stop_if_asked and finish together; what a
-  run leaves is written by the first one, except for checkpoints.
+  processes must call begin, restore, save, log, flush, due, raise_if_asked, raise_if_asked_after_save and finish
+  together; what a run leaves is written by the first one, except for checkpoints.
   """
 
   def __init__(self, config: ConfigDict, home: Path, workdir: Path, stage: str, earlier: dict | None):
@@ -103,7 +103,7 @@ class Run:
     if self.finished:
       _LOG.warning("%s: already finished, nothing is done again", self.home)
       return
-    sources = sources_of_rewards(self.config) if self.stage == "rl" else {}
+    sources = digests_of_reward_code(self.config) if self.stage == "rl" else {}
     recorded_sources = logbook.read_json(file).get("rewards", sources)
     changed = sorted(name for name in sources if recorded_sources.get(name) != sources[name])
     if changed:
@@ -251,7 +251,7 @@ class Run:
       checkpoint_saved = ", checkpoint saved" if saved else ""
       raise signals.Interrupted(f"{self.home}: stopped by a signal{checkpoint_saved}; the same command goes on")
 
-  def stop_if_asked(self) -> None:
+  def raise_if_asked_after_save(self) -> None:
     """Raises Interrupted if a signal has asked the run to stop. Call it right after `save`, for which it waits."""
     if self._is_asked():
       self._wait()
@@ -478,7 +478,7 @@ def read_config(workdir: Path) -> dict:
   raise InputError(f"{workdir}: holds no run ({problem}); name another directory")
 
 
-def sources_of_rewards(config: ConfigDict) -> dict[str, str]:
+def digests_of_reward_code(config: ConfigDict) -> dict[str, str]:
   """Returns digests of the code that grades and pays: the verifiers, the parsing of answers, each name in rl.reward.
 
   Keys are phrases for messages, as "rl.reward 'verifiable'".

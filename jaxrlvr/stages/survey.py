@@ -92,5 +92,5 @@ def open_survey(run: Run, policy: Policy, limit: int = 0) -> Iterator[Survey]:
     changes = {"count": count, "at_most": limit}
   sampler = rollout.Sampler(config, policy, run.stage, group=config[run.stage].samples)
   with rollout.verifier_service(config) as service, jax.set_mesh(policy.mesh), jax.transfer_guard("disallow"):
-    loaded = rollout.load_problems(config, "problems", policy.tokenizer, service, **changes)
+    loaded = rollout.load_problems(config, "problems", policy.tokenizer, service, changes)
     yield Survey(run, policy, sampler, service, loaded)

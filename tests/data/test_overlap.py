@@ -79,7 +79,7 @@ def held_out(training, **keys):
   config = configs.load("base", {name.replace("__", "."): str(value) for name, value in keys.items()})
   policy = types.SimpleNamespace(tokenizer=Letters())
   with rollout.verifier_service(config) as service:
-    trained = build_policy.trained_on(config, training)
+    trained = build_policy.digests_of_training_prompts(config, training)
     loaded, left = load_held_out(config, policy, service, trained, training)
   names = {name: [p.messages[-1]["content"] for p in one.problems] for name, one in loaded.items()}
   return names, left, count_overlaps(config, loaded, trained) if trained else None
@@ -122,7 +122,7 @@ def test_each_stage_hands_on_what_its_policy_was_trained_on(tmp_path, spec):
   def run(name, init, *texts):
     (tmp_path / name).mkdir()
     config = configs.load("base", {"tokenizer": str(tmp_path), "init": str(tmp_path / init) if init else ""})
-    build_policy.keep_policy(config, policy, tmp_path / name, [problem(text) for text in texts])
+    build_policy.write_policy_files(config, policy, tmp_path / name, [problem(text) for text in texts])
     file = tmp_path / name / overlap.FILE
     return overlap.from_text(file.read_text(), "x") if file.is_file() else None
 

@@ -243,7 +243,7 @@ def trained(imported, tmp_path_factory):
   saved = checkpoint.Checkpoints(workdir)
   saved.save(5, after, {"counts": jnp.zeros(1)}, {"origin": policy.origin})
   saved.close()
-  build_policy.keep_policy(config, policy, workdir)
+  build_policy.write_policy_files(config, policy, workdir)
   logbook.write_json(workdir / "summary.json", {"steps": 5})
   return workdir, before, jax.device_get(after)
 
@@ -271,7 +271,7 @@ def test_what_training_began_with_is_the_last_that_is_there_unchanged(imported, 
   model = policy.origin["start"]
 
   def start(origin):
-    found = build_policy.load_start(policy._replace(origin={"start": origin}))
+    found = build_policy.load_starting_weights(policy._replace(origin={"start": origin}))
     return found and (found[0], jax.device_get(found[1]))
 
   place, params = start(policy.origin)

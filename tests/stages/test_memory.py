@@ -26,22 +26,26 @@ def test_what_sampling_takes_is_counted(spec):
   """Per response token 16 keys and values of 2 layers in float32, and five figures; logits and prompts beside them."""
   slot = 2 * 2 * 2 * 4 * 4
   fixed = 3 * 8 * slot + 12 * (256 * 20 + 4 * 24)
-  assert memory.needed(spec, S, problems=3, prompt_tokens=8) == (fixed + 12 * 64 * slot, fixed + 12 * 256 * slot)
+  assert memory.sampling_bytes(spec, S, problems=3, prompt_tokens=8) == (
+    fixed + 12 * 64 * slot,
+    fixed + 12 * 256 * slot,
+  )
   half = dataclasses.replace(spec, dtype="bfloat16")
-  assert memory.needed(half, S, 3, 8)[1] - fixed == 12 * 256 * slot // 2 - 3 * 8 * slot // 2
+  assert memory.sampling_bytes(half, S, 3, 8).most - fixed == 12 * 256 * slot // 2 - 3 * 8 * slot // 2
 
 
 def test_more_than_is_free_is_refused_with_the_numbers(spec, caplog):
   mesh = sharding.make_mesh(data=1, fsdp=8, tensor=1)
-  free = memory.free(mesh)
+  free = memory.free_bytes(mesh)
   assert 1 << 28 < free < 1 << 44
-  memory.check_fits("sampling", "a key", spec, S, 3, 8, mesh)
+  words = dict(activity="sampling", keys_to_lower="a key")
+  memory.check_fits(S, 3, 8, spec=spec, mesh=mesh, **words)
   assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
   long = dataclasses.replace(S, max_tokens=10**9)
   with pytest.raises(
     InputError, match=r"sampling takes up to [\d.]+ GB: 3 problems x 4 responses.*GB are free; lower a"
   ):
-    memory.check_fits("sampling", "a key", spec, long, 3, 8, mesh)
+    memory.check_fits(long, 3, 8, spec=spec, mesh=mesh, **words)
 
 
 def test_a_million_tokens_are_refused_before_anything_is_allocated(tmp_path, init, capsys):

@@ -221,10 +221,10 @@ def test_a_reward_that_changed_is_noticed(tmp_path, caplog, monkeypatch):
   assert not begin() and not begin()
   monkeypatch.setitem(table.REWARDS, "random", table.Reward(second))
   assert begin() == "rl.reward 'random'" and not begin()  # the manifest now tells of the new one
-  sources = runs.sources_of_rewards(config)
+  sources = runs.digests_of_reward_code(config)
   assert {"the verifiers", "the reading of answers", "rl.reward 'one_box'"} <= set(sources)
   assert runs.manifest()["verifiers"] == sources["the verifiers"] != logbook.digest([])
-  monkeypatch.setattr(runs, "sources_of_rewards", lambda _: sources | {"the verifiers": "other"})
+  monkeypatch.setattr(runs, "digests_of_reward_code", lambda _: sources | {"the verifiers": "other"})
   assert begin() == "the verifiers" and not begin("evaluate")
 
 

@@ -412,7 +412,7 @@ def test_moments_lie_like_their_weights_and_the_update_compiles_once(chain):
 
   c = configs.load("smoke", {"init": str(chain / "cpt"), "mesh.data": "2", "mesh.fsdp": "2", "mesh.tensor": "2"})
   policy = build_policy.load_policy(c)
-  optimizer, _ = build_policy.optimizer(c.sft.optim, 3)
+  optimizer, _ = build_policy.make_optimizer(c.sft.optim, 3)
   state = build_policy.fresh_state(policy, optimizer)
   adam = state.opt_state[1]
   for name, w in state.params.items():

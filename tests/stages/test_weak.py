@@ -329,7 +329,7 @@ def test_labels_that_nobody_can_read(tmp_path, init, caplog, capsys):
 def test_a_signal_ends_the_reading_of_labels(tmp_path, monkeypatch):
   how = dict(problems__count=5)
   monkeypatch.setattr(stopping, "_asked", [])
-  monkeypatch.setattr(rollout, "_PART", 2)
+  monkeypatch.setattr(rollout, "_ITEMS_PER_CHECK", 2)
   graded, signals, unreadable = [], [15], Service.unreadable
 
   def watched(self, part):
