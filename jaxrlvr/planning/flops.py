@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from jaxrlvr.model.row_layout import RowLayout
@@ -12,14 +13,14 @@ _WRITE_AND_READ = 2  # an array that is written once and read once moves its byt
 
 
 class Cost(NamedTuple):
-  """Work of one chip in a run of a program. `bytes` is a lower bound: what HBM must at least deliver or receive."""
+  """Work of one chip in one run of a program. `bytes` is a lower bound: what HBM must at least deliver or receive."""
 
   flops: float  # FLOPs that are computed, with recomputation and masked-out products
   model_flops: float  # FLOPs that the mathematics needs: the numerator of MFU
   bytes: float  # HBM bytes read and written
 
   def plus(self, other: Cost) -> Cost:
-    """Returns the cost of running both programs."""
+    """Returns the cost of running both programs, one after the other."""
     return Cost(self.flops + other.flops, self.model_flops + other.model_flops, self.bytes + other.bytes)
 
   def repeated(self, times: float) -> Cost:
@@ -27,16 +28,16 @@ class Cost(NamedTuple):
     return Cost(self.flops * times, self.model_flops * times, self.bytes * times)
 
 
-class Cut(NamedTuple):
-  """Numbers of shards into which a mesh cuts the work."""
+class Shards(NamedTuple):
+  """How many shards a mesh cuts the work into; chips that share the work: batch * tensor."""
 
   batch: int  # shards of the rows
   tensor: int  # shards of heads, MLP and vocabulary
   weights: int  # shards of master weights and optimizer moments
 
 
-def layer_weights(spec: Spec) -> int:
-  """Returns how many weights of one layer each token is multiplied with: attention projections and MLP."""
+def _layer_weights(spec: Spec) -> int:
+  """Returns how many weights one layer has in its matrices, those of attention and MLP: two FLOPs a token each."""
   attention = spec.width * (2 * spec.heads + 2 * spec.kv_heads) * spec.head_dim
   mlp = 3 * spec.width * spec.mlp
   return attention + mlp
@@ -67,45 +68,53 @@ def _attention_flops_per_pair(spec: Spec) -> int:
   return 4 * spec.heads * spec.head_dim
 
 
-def forward_cost(spec: Spec, rows: int, layout: RowLayout, scored: int, cut: Cut) -> Cost:
-  """Returns the cost, on one chip, of a forward pass over `rows` rows with the head at `scored` slots of each row."""
+def forward_cost(spec: Spec, rows: int, layout: RowLayout, scored: int, shards: Shards) -> Cost:
+  """Returns the cost, on one chip, of a forward pass of the policy.
+
+  rows: rows of the batch, on all chips together. layout: says how many slots a row has and which of them attend to
+  which. scored: slots of a row at which the output head computes logits; 0: the pass has no head. shards: how the mesh
+  cuts the work.
+  """
   slots = layout.slots
   pairs = layout.attention_pairs(spec.attention)
   per_pair = _attention_flops_per_pair(spec) * rows
-  projections = 2 * rows * slots * layer_weights(spec)
+  projections = 2 * rows * slots * _layer_weights(spec)
   head = 2 * spec.width * spec.vocab * rows * scored
   flops = spec.layers * (projections + per_pair * pairs.computed) + head
   model_flops = spec.layers * (projections + per_pair * pairs.needed) + head
-  rows_here = rows / cut.batch
-  token_bytes = _activation_bytes(spec, pairs.computed / slots, cut.tensor)
+  rows_here = rows / shards.batch
+  token_bytes = _activation_bytes(spec, pairs.computed / slots, shards.tensor)
   layer_bytes = spec.layers * rows_here * slots * token_bytes
-  logit_bytes = _WRITE_AND_READ * _FLOAT32_BYTES * rows_here * scored * spec.vocab / cut.tensor
-  weight_bytes = _compute_bytes(spec) * count_weights(spec) / cut.tensor
-  chips = cut.batch * cut.tensor
+  logit_bytes = _WRITE_AND_READ * _FLOAT32_BYTES * rows_here * scored * spec.vocab / shards.tensor
+  weight_bytes = _compute_bytes(spec) * count_weights(spec) / shards.tensor
+  chips = shards.batch * shards.tensor
   return Cost(flops / chips, model_flops / chips, layer_bytes + logit_bytes + weight_bytes)
 
 
 def update_cost(
-  spec: Spec, rows: int, layout: RowLayout, scored: int, microbatches: int, moment_bytes: int, cut: Cut
+  spec: Spec, rows: int, layout: RowLayout, scored: int, microbatches: int, moment_bytes: int, shards: Shards
 ) -> Cost:
   """Returns the cost of one training step on one chip: gradients of all microbatches, then AdamW's step.
 
-  rows: rows of the whole batch. scored: slots of a row that the loss looks at. moment_bytes: bytes of a number of
-  AdamW's first moment; the second is float32.
+  rows: rows of the whole batch, on all chips together. layout: says how many slots a row has and which of them attend
+  to which. scored: slots of a row that the loss looks at. microbatches: how many the batch is cut into. moment_bytes:
+  bytes of a number of AdamW's first moment, 4 or 2; the second is float32. shards: how the mesh cuts the work.
+  What the backward pass computes again follows from spec.remat and spec.attention.
   """
-  chips = cut.batch * cut.tensor
-  layers = forward_cost(spec, rows, layout, 0, cut)  # a forward pass without the head
+  chips = shards.batch * shards.tensor
+  layers = forward_cost(spec, rows, layout, 0, shards)  # a forward pass without the head
   head = 2 * spec.width * spec.vocab * rows * scored / chips
-  flops = 3 * layers.flops + _recomputed_flops(spec, rows, layout, cut)  # forward, gradients of inputs and of weights
+  flops = 3 * layers.flops  # forward, gradients of inputs and of weights
+  flops += _recomputed_flops(spec, rows, layout, shards)
   flops += 4 * head  # the scorer computes the logits again in the backward pass
   model_flops = 3 * (layers.model_flops + head)
-  moved = _update_bytes(spec, rows, layers.bytes, scored, microbatches, moment_bytes, cut)
+  moved = _update_bytes(spec, rows, layers.bytes, scored, microbatches, moment_bytes, shards)
   return Cost(flops, model_flops, moved)
 
 
-def _recomputed_flops(spec: Spec, rows: int, layout: RowLayout, cut: Cut) -> float:
+def _recomputed_flops(spec: Spec, rows: int, layout: RowLayout, shards: Shards) -> float:
   """Returns the FLOPs, on one chip, that the backward pass of all layers spends on computing values again."""
-  chips = cut.batch * cut.tensor
+  chips = shards.batch * shards.tensor
   pairs = rows * layout.attention_pairs(spec.attention).computed
   attention = spec.layers * _attention_flops_per_pair(spec) * pairs / chips
   # Of a layer computed again the MLP's last product is left out: no gradient needs its result.
@@ -113,7 +122,7 @@ def _recomputed_flops(spec: Spec, rows: int, layout: RowLayout, cut: Cut) -> flo
   recomputed = {
     "none": 0,
     "dots": attention,
-    "full": forward_cost(spec, rows, layout, 0, cut).flops - last_product,
+    "full": forward_cost(spec, rows, layout, 0, shards).flops - last_product,
   }[spec.remat]
   if spec.attention == "splash":
     recomputed += attention / 2  # the kernel's backward pass computes the scores again
@@ -121,92 +130,108 @@ def _recomputed_flops(spec: Spec, rows: int, layout: RowLayout, cut: Cut) -> flo
 
 
 def _update_bytes(
-  spec: Spec, rows: int, forward_bytes: float, scored: int, microbatches: int, moment_bytes: int, cut: Cut
+  spec: Spec, rows: int, forward_bytes: float, scored: int, microbatches: int, moment_bytes: int, shards: Shards
 ) -> float:
-  """Returns the HBM bytes of one training step on one chip. forward_bytes: those of a forward pass without the head."""
+  """Returns the HBM bytes of one training step on one chip. forward_bytes: HBM bytes of a forward pass without head."""
   passes = 3  # over activations: forward, and twice in the backward pass
   if spec.remat == "full":
     passes += 1  # the layers again
   weights = count_weights(spec)
-  gathered = _compute_bytes(spec) * weights / cut.tensor  # weights in the compute dtype
+  gathered = _compute_bytes(spec) * weights / shards.tensor  # weights in the compute dtype
   logit_passes = 4 * _WRITE_AND_READ * _FLOAT32_BYTES  # logits, logits again, and their gradient for two products
-  logit_bytes = logit_passes * rows / cut.batch * scored * spec.vocab / cut.tensor
+  logit_bytes = logit_passes * rows / shards.batch * scored * spec.vocab / shards.tensor
   activation_bytes = (forward_bytes - gathered) * passes + logit_bytes
   # Master weights and both moments are read and written, the gradient is read.
   state = 2 * (_FLOAT32_BYTES + moment_bytes + _FLOAT32_BYTES) + _FLOAT32_BYTES
-  state_bytes = weights / cut.weights * state
+  state_bytes = weights / shards.weights * state
   gradient_bytes = 0
   if microbatches > 1:  # the sum of gradients is read and written for each microbatch
-    gradient_bytes = _WRITE_AND_READ * _FLOAT32_BYTES * weights / cut.weights * microbatches
+    gradient_bytes = _WRITE_AND_READ * _FLOAT32_BYTES * weights / shards.weights * microbatches
   return activation_bytes + gathered * (passes - 1) * microbatches + gradient_bytes + state_bytes
 
 
-def level_steps(rows: int, most: int, mean: float, shrink: int) -> list[tuple[int, float]]:
-  """Returns (rows of the sampler's batch, decode steps) for each of its levels, largest batch first.
+class Level(NamedTuple):
+  """A part of sampling in which the batch of a chip has one size."""
 
-  The sampler of a chip begins with `rows` rows and halves its batch up to `shrink` times as responses end. Responses
-  have `mean` tokens on average and at most `most`. Assumes that the share of rows alive after t tokens is
-  (1 - t/most)^(most/mean - 1), which has that mean.
+  rows: int  # of the batch
+  steps: float  # expected number of decode steps with that batch
+
+
+def level_steps(rows: int, max_tokens: int, mean_tokens: float, shrink: int) -> list[Level]:
+  """Estimates how long the sampler decodes with each size of its batch; returns the sizes in order, largest first.
+
+  The sampler begins with `rows` rows on a chip and halves them, as responses end, at most `shrink` times; an odd number
+  and fewer than 4 rows are not halved. Responses have at most `max_tokens` tokens and `mean_tokens` (above 0) in the
+  mean. With max and mean for these, the share of rows that are still sampled after t tokens is taken to be
+  (1 - t / max)^(max / mean - 1), which has that mean. The first token takes no decode step, so that all steps together
+  are max_tokens - 1.
   """
-  power = most / mean - 1
-  levels: list[tuple[int, float]] = []
+  power = max_tokens / mean_tokens - 1
+  levels: list[Level] = []
   begin = 0.0
   for level in range(shrink + 1):
     is_last = level == shrink or rows % 2 or rows < 4
     if is_last or not power:
-      end = most - 1
+      end = max_tokens - 1
     else:
-      end = (most - 1) * (1 - 0.5 ** ((level + 1) / power))
-    levels.append((rows, end - begin))
+      end = (max_tokens - 1) * (1 - 0.5 ** ((level + 1) / power))
+    levels.append(Level(rows, end - begin))
     if is_last:
       break
     rows, begin = rows // 2, end
   return levels
 
 
-def read_slots(begin: float, steps: float, slots: int) -> float:
-  """Returns the mean number of a row's cache slots that a decode step reads, in steps begin .. begin + steps.
+def read_slots(begin: float, steps: float, block_slots: int) -> float:
+  """Returns how many cache slots of its own response a row reads in a decode step, as the mean over some steps.
 
-  The cache is read in whole blocks of `slots` slots. Without any step, one block.
+  The steps are number begin up to begin + steps. Step t reads all blocks of `block_slots` slots up to that of slot t.
+  Without any step the result is one block.
   """
   if not steps:
-    return slots
+    return block_slots
   end = begin + steps
   total = 0.0
-  block = int(begin // slots)
-  while block * slots < end:
-    block_end = (block + 1) * slots
-    steps_in_block = min(end, block_end) - max(begin, block * slots)
+  block = int(begin // block_slots)
+  while block * block_slots < end:
+    block_end = (block + 1) * block_slots
+    steps_in_block = min(end, block_end) - max(begin, block * block_slots)
     total += block_end * steps_in_block
     block += 1
   return total / steps
 
 
 def decode_cost(
-  spec: Spec, group: int, prompt: int, slots: int, levels: list[tuple[int, float]], cut: Cut, int8: tuple[str, ...] = ()
+  spec: Spec,
+  group: int,
+  prompt_slots: int,
+  block_slots: int,
+  levels: Sequence[Level],
+  shards: Shards,
+  int8: Collection[str] = (),
 ) -> Cost:
-  """Returns the cost, on one chip, of decoding all tokens of its responses but the first.
+  """Returns the cost, on one chip, of decoding all tokens of its responses but the first, which prefill samples.
 
-  Each decode step reads all weights, and the cache in blocks of `slots` slots. group: responses that share a prompt's
-  cache, as long as the batch has not been halved. prompt: slots of a prompt. levels: from `level_steps`. int8: what is
-  held in 8 bits, of "weights" and "cache" (`sampling.types.Sampling.int8`).
+  group: responses to a prompt; they share its cache until the batch is first halved. prompt_slots: slots of a prompt,
+  padding included. block_slots: slots of a block of the responses' cache, which is read in whole blocks. levels: the
+  decode steps with each size of the batch, from `level_steps`. int8: what is kept in 8 bits, "weights" and "cache".
   """
   head_bytes = spec.head_dim * _compute_bytes(spec)  # of one head of K or V in a slot
   if "cache" in int8:
     head_bytes = spec.head_dim + _FLOAT32_BYTES  # 8 bits a number, and a float32 scale
-  kv_heads = max(spec.kv_heads, cut.tensor) / cut.tensor
+  kv_heads = max(spec.kv_heads, shards.tensor) / shards.tensor
   slot_bytes = 2 * spec.layers * kv_heads * head_bytes  # K and V of all layers
-  product_flops = 2 * (spec.layers * layer_weights(spec) + spec.vocab * spec.width) / cut.tensor
+  product_flops = 2 * (spec.layers * _layer_weights(spec) + spec.vocab * spec.width) / shards.tensor
   number_bytes = 1 if "weights" in int8 else _compute_bytes(spec)
-  weight_bytes = number_bytes * count_weights(spec) / cut.tensor
+  weight_bytes = number_bytes * count_weights(spec) / shards.tensor
   total = Cost(0, 0, 0)
   begin = 0.0
   for level, (live, steps) in enumerate(levels):
-    own_slots = read_slots(begin, steps, slots)
-    attention_flops = spec.layers * _attention_flops_per_pair(spec) / cut.tensor * (prompt + own_slots)
+    own_slots = read_slots(begin, steps, block_slots)
+    attention_flops = spec.layers * _attention_flops_per_pair(spec) / shards.tensor * (prompt_slots + own_slots)
     prompts = live / group if level == 0 else live
-    cache_bytes = slot_bytes * (prompts * prompt + live * own_slots)
-    logit_bytes = live * spec.vocab / cut.tensor * _FLOAT32_BYTES * _WRITE_AND_READ
+    cache_bytes = slot_bytes * (prompts * prompt_slots + live * own_slots)
+    logit_bytes = live * spec.vocab / shards.tensor * _FLOAT32_BYTES * _WRITE_AND_READ
     flops = live * (product_flops + attention_flops)
     step = Cost(flops, flops, weight_bytes + cache_bytes + logit_bytes)
     total = total.plus(step.repeated(steps))

@@ -12,14 +12,14 @@ from jaxrlvr.base.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """Figures of a chip."""
+  """What a TPU chip can do, as published."""
 
   flops: float  # peak bfloat16 FLOPs a second
   bandwidth: float  # bytes a second from HBM
   ici: float  # bytes a second out of a chip over all its links (inter-chip interconnect)
   hbm: float  # bytes that a program may use: the published capacity less what the runtime reserves
-  cores: int  # what gcloud's names count for a chip: 2 where they count TensorCores, 1 where they count chips
-  dimensions: int  # of the grid in which chips are connected
+  cores: int  # how much a chip adds to the number in gcloud's names: 2 if they count TensorCores, 1 if they count chips
+  dimensions: int  # of the grid in which chips are connected: 2 or 3
 
 
 GIB = 2**30
@@ -43,30 +43,30 @@ GRIDS = {
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
-  """A TPU slice."""
+  """A TPU slice: chips of one kind, connected in a grid."""
 
-  name: str  # as the config names it
-  kind: str  # a key of CHIPS
-  grid: str  # such as 2x4
+  name: str  # as it was looked up, by gcloud's or libtpu's name
+  kind: str  # of chip: v4, v5e, v5p or v6e
+  grid: str  # chips along each dimension, as "2x4"
 
   @property
   def chip(self) -> Chip:
-    """The figures of its chips."""
+    """Figures of one of its chips."""
     return CHIPS[self.kind]
 
   @property
   def chips(self) -> int:
-    """The number of its chips."""
+    """Number of its chips."""
     return math.prod(map(int, self.grid.split("x")))
 
   @property
   def topology(self) -> str:
-    """Its name in libtpu, such as v5e:2x4."""
+    """Name of the slice in libtpu, such as v5e:2x4."""
     return f"{self.kind}:{self.grid}"
 
 
-def slices() -> dict[str, Slice]:
-  """Returns every slice of GRIDS by its gcloud name, in which v4 and v5p count TensorCores, the others chips."""
+def _slices() -> dict[str, Slice]:
+  """Returns every slice of GRIDS by its gcloud name, smaller slices of a kind first."""
   by_name = {}
   for kind, chip in CHIPS.items():
     for grid in GRIDS[chip.dimensions]:
@@ -77,8 +77,13 @@ def slices() -> dict[str, Slice]:
 
 
 def find_slice(name: str) -> Slice:
-  """Returns the slice of a gcloud name (v5e-8, v5litepod-8) or a libtpu name (v5e:2x4), else raises InputError."""
-  known = slices()
+  """Returns the slice with this name, by which gcloud (v5e-8, v5litepod-8) or libtpu (v5e:2x4) knows it.
+
+  gcloud's number counts TensorCores for v4 and v5p, two a chip, and chips for v5e and v6e. libtpu's name may have any
+  grid with the right number of dimensions, also one that Cloud TPU does not offer. Raises InputError, which lists
+  names, for any other name.
+  """
+  known = _slices()
   plain = name.lower().replace("v5litepod", "v5e")
   if plain in known:
     return dataclasses.replace(known[plain], name=name)
@@ -102,9 +107,12 @@ def _names_of(kind: str, known: dict[str, Slice]) -> str:
   return ", ".join(name for name, tpu_slice in known.items() if tpu_slice.kind == kind)
 
 
-def larger(kind: str, chips: int) -> str:
-  """Returns the name of the smallest slice of this kind with at least `chips` chips, "" if there is none."""
-  for name, tpu_slice in slices().items():
+def smallest_with(kind: str, chips: int) -> str:
+  """Returns the gcloud name of the smallest slice with at least `chips` chips of a kind (v4, v5e, v5p or v6e).
+
+  Returns "" where there is none: no slice has so many, or the kind is unknown.
+  """
+  for name, tpu_slice in _slices().items():
     if tpu_slice.kind == kind and tpu_slice.chips >= chips:
       return name
   return ""

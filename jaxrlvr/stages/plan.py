@@ -149,7 +149,7 @@ def rows_of_programs(
     if compiled.sent is None:
       sent, sent_bytes = None, math.nan
     else:
-      sent = {kind: traffic._asdict() for kind, traffic in compiled.sent.items()}
+      sent = {kind: {"count": traffic.times, "bytes": traffic.bytes} for kind, traffic in compiled.sent.items()}
       sent_bytes = sum(traffic.bytes for traffic in compiled.sent.values())
     bounds = {"compute": program.cost.flops / chip.flops, "memory": program.cost.bytes / chip.bandwidth}
     if not math.isnan(sent_bytes):
@@ -341,7 +341,7 @@ def whether_it_fits(content: Mapping, where: tpu.Slice) -> str:
   totals = [row["total"] for row in content["programs"].values()]
   largest = max(total for total in totals if math.isfinite(total))
   chips = max(math.ceil(where.chips * largest / where.chip.hbm), where.chips + 1)
-  larger = tpu.larger(where.kind, chips) or "no slice has so many"
+  larger = tpu.smallest_with(where.kind, chips) or "no slice has so many"
   return f"does not fit {where.name}, not even with {changes or 'other settings'}; estimate: {chips} chips, {larger}"
 
 

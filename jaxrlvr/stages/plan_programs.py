@@ -96,9 +96,9 @@ def _replicated(mesh, shape: tuple[int, ...], dtype):
   return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.named_sharding(mesh))
 
 
-def _cut(mesh) -> flops.Cut:
+def _shards(mesh) -> flops.Shards:
   """Returns how the mesh splits the work and the weights."""
-  return flops.Cut(sharding.size(mesh, "batch"), mesh.shape["tensor"], mesh.shape["fsdp"] * mesh.shape["tensor"])
+  return flops.Shards(sharding.size(mesh, "batch"), mesh.shape["tensor"], mesh.shape["fsdp"] * mesh.shape["tensor"])
 
 
 def _in(mesh, function):
@@ -187,7 +187,7 @@ def _update(
     arguments=_bytes((state, batch)),
     beside=beside,
     lower=_in(policy.mesh, lower),
-    cost=flops.update_cost(policy.spec, rows, layout, slots - 1, trips, moment_bytes, _cut(policy.mesh)),
+    cost=flops.update_cost(policy.spec, rows, layout, slots - 1, trips, moment_bytes, _shards(policy.mesh)),
     tokens=rows * slots,
     trips=trips,
   )
@@ -245,7 +245,7 @@ def _score(
     arguments=_bytes((unscored, params)),
     beside=resident - _bytes(params),
     lower=_in(mesh, lambda _: objective.logp.lower(params, unscored, live, **learner.scoring())),
-    cost=flops.forward_cost(policy.spec, rows, learner.layout, slots - 1, _cut(mesh)),
+    cost=flops.forward_cost(policy.spec, rows, learner.layout, slots - 1, _shards(mesh)),
     tokens=rows * slots,
     trips=trips,
   )
@@ -311,7 +311,7 @@ def _sampling(config: ConfigDict, policy: build_policy.Policy, resident: float) 
     arguments=_bytes(arguments),
     beside=resident,
     lower=_in(mesh, lambda _: sampler.prefill.lower(*arguments, spec=spec, s=sampling, shards=shards)),
-    cost=flops.forward_cost(spec, problems, Separate(s.prompt_tokens), 1, _cut(mesh)),
+    cost=flops.forward_cost(spec, problems, Separate(s.prompt_tokens), 1, _shards(mesh)),
     tokens=problems * s.prompt_tokens,
   )
   return [lay_out_program, prefill_program, _decode(config, policy, sampling, shapes, resident)]
@@ -360,7 +360,7 @@ def _decode(
     arguments=_bytes(arguments),
     beside=resident,
     lower=_in(mesh, lower),
-    cost=flops.decode_cost(spec, sampling.group, s.prompt_tokens, sampling.slots, levels, _cut(mesh), sampling.int8),
+    cost=flops.decode_cost(spec, sampling.group, s.prompt_tokens, sampling.slots, levels, _shards(mesh), sampling.int8),
     tokens=rows * mean_tokens,
     trips=trips,
   )
@@ -441,7 +441,7 @@ def _sent(compiled, devices: int, trips: float) -> dict[str, collectives.Traffic
     text = compiled.as_text()
   except jax.errors.JaxRuntimeError:  # jaxlib reads not all that a newer libtpu writes (seen on v5p)
     return None
-  return collectives.collectives(text, devices, trips)
+  return collectives.count_traffic(text, devices, trips)
 
 
 def open_topology(where: tpu.Slice) -> Sequence[jax.Device]:

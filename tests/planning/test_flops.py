@@ -16,7 +16,7 @@ from jaxrlvr.sampling.types import Sampling
 from jaxrlvr.sampling.weights import lay_out_weights
 from jaxrlvr.training import objective
 
-ONE = flops.Cut(1, 1, 1)
+ONE = flops.Shards(1, 1, 1)
 
 
 def multiplied(jaxpr, steps=1):
@@ -96,7 +96,7 @@ def test_levels_of_the_batch_have_the_mean_length():
 
 def test_chips_share_the_work_and_weights_are_read_by_each(spec):
   whole = flops.update_cost(spec, 8, Separate(10), 9, 2, 4, ONE)
-  shared = flops.update_cost(spec, 8, Separate(10), 9, 2, 4, flops.Cut(4, 2, 8))
+  shared = flops.update_cost(spec, 8, Separate(10), 9, 2, 4, flops.Shards(4, 2, 8))
   assert shared.flops == whole.flops / 8
   assert shared.bytes > whole.bytes / 8
   more = flops.update_cost(spec, 8, Separate(10), 9, 4, 4, ONE)

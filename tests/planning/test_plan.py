@@ -37,7 +37,7 @@ def test_slices_by_their_names():
   ):
     found = tpu.find_slice(name)
     assert (found.name, found.topology, found.chips) == (name, topology, chips)
-  assert tpu.larger("v5p", 9) == "v5p-32" and tpu.larger("v5e", 257) == ""
+  assert tpu.smallest_with("v5p", 9) == "v5p-32" and tpu.smallest_with("v5e", 257) == ""
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_collectives_of_a_compiled_program():
   x = jax.ShapeDtypeStruct((8, 32), jnp.float32, sharding=NamedSharding(mesh, P("a", "b")))
   text = jax.jit(program).lower(x).compile().as_text()
   block = 4 * 8 * 4
-  assert collectives.collectives(text, 8) == {
+  assert collectives.count_traffic(text, 8) == {
     "all-gather": (5, 5 * 3 * block),
     "reduce-scatter": (5, 5 * 3 * block),
     "collective-permute": (5, 5 * block),
@@ -97,8 +97,8 @@ def test_a_loop_that_depends_on_data_runs_as_often_as_one_says():
 
   x = jax.ShapeDtypeStruct((16,), jnp.float32, sharding=NamedSharding(mesh, P("a")))
   text = jax.jit(program).lower(x).compile().as_text()
-  sent = collectives.collectives(text, 8, unknown=7)["all-reduce"]
-  assert sent.count == 7 and sent.bytes == pytest.approx(7 * 2 * 7 / 8 * 8)
+  sent = collectives.count_traffic(text, 8, unknown_trips=7)["all-reduce"]
+  assert sent.times == 7 and sent.bytes == pytest.approx(7 * 2 * 7 / 8 * 8)
 
 
 TPU_TEXT = """
@@ -135,7 +135,7 @@ ENTRY %main (a: bf16[8]) -> bf16[8] {
 
 def test_what_only_tpu_programs_hold():
   """Trip counts in the condition, a collective shared by fusions, one fused with its slice, asynchronous starts."""
-  assert collectives.collectives(TPU_TEXT, 16) == {
+  assert collectives.count_traffic(TPU_TEXT, 16) == {
     "all-gather": (28, 28 * 7 / 8 * 128),
     "reduce-scatter": (28, 28 * 7 * 32),
     "collective-permute": (28, 28 * 16),
