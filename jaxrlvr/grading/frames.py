@@ -1,4 +1,4 @@
-"""Frames messages between a service and its worker: the length of a message, then its bytes."""
+"""Frames the messages from a service to its worker: the length in four bytes, big-endian, then the message."""
 
 from __future__ import annotations
 
@@ -9,17 +9,15 @@ _LENGTH = struct.Struct(">I")
 
 
 def framed(message: bytes) -> bytes:
-  """Returns a message behind its length, for `read_frame`. Raises struct.error for 2**32 bytes or more."""
+  """Returns the frame of a message: its length, then the message. Raises struct.error for 2**32 bytes or more."""
   return _LENGTH.pack(len(message)) + message
 
 
 def read_frame(stream: BinaryIO) -> bytes | None:
-  """Waits for the next frame of a stream and returns its message, as `framed` took it.
-
-  Returns None if the stream ends before a whole length, and a shorter message if it ends within the message.
-  """
+  """Waits for the next frame of a stream and returns its message; None if the stream ends before the frame does."""
   prefix = stream.read(_LENGTH.size)
   if len(prefix) < _LENGTH.size:
     return None
   (length,) = _LENGTH.unpack(prefix)
-  return stream.read(length)
+  message = stream.read(length)
+  return message if len(message) == length else None

@@ -21,10 +21,10 @@ from jaxrlvr.tasks.table import VERIFIERS, verifier_of
 from jaxrlvr.text.answer import Parsed, boxed_response
 
 _MODES = ("strict", "study")  # modes that a service can be created with
-_MAX_TEXT = 1 << 17  # a verifier of whole responses sees so many characters, from the end
-_MAX_ANSWER = 1 << 13  # a longer answer counts as none
+_MAX_TEXT = 1 << 17  # characters from the end of a response that a verifier of whole responses sees
+_MAX_ANSWER = 1 << 13  # characters; a longer answer counts as none
 _START_SECONDS = 120.0  # that a server may take to start: it imports Math-Verify, perhaps on a busy machine
-_MAX_LOST_STARTS = 3  # servers killed while they start, before a batch is given up
+_MAX_LOST_STARTS = 3  # servers that may be killed while they start, before a batch is given up
 _GRACE_SECONDS = 5.0  # beyond the wall limit, before a silent server is given up
 _KEPT_VARIABLES = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH")
 _WORKER_VARIABLES = {
@@ -38,14 +38,13 @@ _WORKER_VARIABLES = {
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-  """One response to grade against a label by the named verifier, a key of tasks.table.VERIFIERS.
+  """One response to grade against one answer."""
 
-  `extra` is Problem.extra; it must be JSON if the verifier is isolated.
-  """
-
-  verifier: str
-  response: Parsed
-  label: str
+  verifier: str  # Problem.verifier, a key of tasks.table.VERIFIERS
+  response: Parsed  # as text.answer.parse_response or text.answer.boxed_response returns it
+  label: str  # the answer to agree with: a problem's label, its truth, or another response's answer
+  # Problem.extra. Its key "also" maps a label to the list of answers that are as good. It must hold only JSON values if
+  # the verifier is isolated.
   extra: Mapping = dataclasses.field(default_factory=dict)
 
 
@@ -58,7 +57,13 @@ def _grade_here(grade: Callable[[Sequence[_ModedJob]], list[Verdict]], jobs: Seq
 
 
 class Service:
-  """A context manager that grades; its worker processes start with the first isolated job and end with it."""
+  """Grades jobs, in worker processes where that is needed. A context manager that ends these processes.
+
+  A verifier that hostile text could make slow or large is isolated (`Verifier.isolated`: mathematics and Reasoning
+  Gym): its jobs run in worker processes, under limits, and such a process is killed if a job breaks them. Other jobs,
+  and isolated ones whose verdict is obvious, are graded in this process. Worker processes start with the first job that
+  needs them, and stay until `close` or the end of the `with` block. A service is for one thread at a time.
+  """
 
   def __init__(
     self,
@@ -69,13 +74,13 @@ class Service:
     mode: str = "strict",
     share: Callable = _grade_here,
   ):
-    """Starts no process yet.
+    """Keeps the settings; starts no process yet.
 
-    `workers`: how many processes may run; None: one a CPU. The three limits hold for each isolated job.
-    `mode`: "strict" grades by this library's rules; "study" grades mathematics as the study's released code does.
-    `share`: called as share(grade, jobs). It may call `grade` with a part of the jobs, on each of several processes,
-    and returns the verdicts on all jobs.
-    Raises ValueError for an unknown mode.
+    workers: how many worker processes may run; None: one for each CPU. cpu_seconds, wall_seconds, memory_bytes: what
+    each job in a worker process may use. mode: "strict" grades by this library's rules; "study" grades mathematics as
+    the study's released code does. share: divides the jobs among the hosts of a run (`device.multihost.share`); it is
+    called as share(grade, jobs), may call `grade` with a part of the jobs, and returns the verdicts on all jobs. By
+    default this process grades all of them. Raises ValueError for an unknown mode.
     """
     if mode not in _MODES:
       raise ValueError(f"verifier mode {mode!r} is unknown; use one of {', '.join(_MODES)}")
@@ -91,23 +96,29 @@ class Service:
     self.close()
 
   def grade(self, jobs: Sequence[Job]) -> list[Verdict]:
-    """Returns a verdict for each job, in their order; [] for no jobs. Equal isolated jobs are graded once.
+    """Returns a verdict for each job, in their order; [] for no jobs. With several hosts all must call it together.
 
-    A verdict has a score from 0 to 1 and a cause: "" if the answer was read, "unparseable" (score 0) if it was not. A
-    verdict whose score is None has the cause "timeout", "memory", "died" or "error". Raises ValueError for an unknown
-    verifier, InputError for a Reasoning Gym task that can't be graded here, and RuntimeError if worker processes can't
-    start.
+    A verdict has a score from 0 to 1, 1 for an answer that agrees with the label, and a cause:
+    - "": the answer was read and compared.
+    - "unparseable": the response states no answer that the verifier can read; the score is 0.
+    - "timeout", "memory": the job used more time or memory than it may; the score is None.
+    - "died": the worker process ended over the job; the score is None.
+    - "error": the verifier raised an error; the score is None.
+
+    Isolated jobs that are equal are graded once. Raises ValueError for an unknown verifier, InputError for a Reasoning
+    Gym task that can't be graded here, and RuntimeError if worker processes can't start.
     """
     unknown = sorted({job.verifier for job in jobs} - set(VERIFIERS))
     if unknown:
       raise ValueError(f"verifier {unknown[0]!r} is unknown; use one of {', '.join(VERIFIERS)}")
     return self._share(self._grade, [(self._mode, job) for job in jobs])
 
-  def unreadable(self, problems: Iterable[Problem]) -> list[tuple[Problem, str]]:
-    """Returns pairs (problem, reason) for each answer that the problem's verifier can't read; [] if it can read all.
+  def unreadable_answers(self, problems: Iterable[Problem]) -> list[tuple[Problem, str]]:
+    """Checks the problems' own answers; returns a pair (problem, reason) for each that its verifier can't read.
 
-    The answers are the label, the truth and the alternatives of both. No response can match such an answer unless it
-    has the very same text. A problem with several such answers occurs several times.
+    A problem's answers are its label, its truth, and the alternatives of both in extra["also"]. No response can match
+    an unreadable one unless it has the very same text. A problem with several of them has several pairs. The reason is
+    a sentence for people: it names the verifier, the first 80 characters of the answer, and the verdict's cause.
     """
     answers: list[tuple[Problem, str]] = []
     for problem in problems:
@@ -125,7 +136,7 @@ class Service:
     return unreadable
 
   def close(self) -> None:
-    """Ends the worker processes. A later job starts new ones."""
+    """Ends the worker processes, and kills those that don't end within a second. A later job starts new ones."""
     for server in self._servers:
       server.close()
     self._servers = []

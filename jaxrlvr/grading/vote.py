@@ -1,4 +1,4 @@
-"""Holds elections: a verifier sorts the answers to a problem into clusters, and the largest cluster wins."""
+"""Holds elections: the verifier sorts the answers to a problem into clusters, and the largest cluster wins."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jaxrlvr.tasks.table import VERIFIERS
 from jaxrlvr.tasks.verdicts import UNPARSEABLE
 from jaxrlvr.text.answer import boxed_response
 
-# Grades jobs and returns a verdict for each, in their order, as `Service.grade` does.
+# Takes jobs and returns a verdict for each, in their order, as `Service.grade` does.
 Grade = Callable[[Sequence[Job]], list[Verdict]]
 # Keys of Problem.extra that tell right answers from wrong answers. Elections hide them from the verifier. With them it
 # would put different right answers into one cluster, while different wrong answers stay apart.
@@ -21,26 +21,28 @@ _TRUTH_KEYS = ("also", "solution_path", "buttons", "entry")
 
 
 class Election(NamedTuple):
-  """The votes on one problem. Clusters are numbered in the order in which their first answer occurs."""
+  """The votes on one problem. Clusters are numbered from 0 in the order in which their first answer occurs."""
 
-  cluster_G: list[int | None]  # the cluster of each sample; None: the sample does not vote
-  winner: int | None  # the first sample of the winning cluster, whose answer is the label; None: nobody voted
-  cause_G: list[str]  # why no verifier could compare the sample with the winning cluster; "": it was compared
-  ratio: float  # votes for the winning cluster / samples, including those that do not vote
-  margin: float  # (votes for the winning cluster - votes for the second) / samples
+  cluster_G: list[int | None]  # the number of each sample's cluster; None: the sample does not vote
+  winner: int | None  # index in G of the winning cluster's first sample, whose answer is elected; None: nobody voted
+  # Why the verifier could not compare the sample's cluster with the winning one: "timeout", "memory", "died" or
+  # "error". "": it was compared, is the winning one, or does not vote.
+  cause_G: list[str]
+  ratio: float  # votes for the winning cluster / G; 0 if nobody voted
+  margin: float  # (votes for the winning cluster - votes for the second largest) / G; 0 if nobody voted
 
 
 def elect(problems: Sequence[Problem], answers_PG: Sequence[Sequence[str | None]], grade: Grade) -> list[Election]:
-  """Holds an election among the answers to each problem; returns an Election a problem, in their order.
+  """Holds an election among the answers to each problem; returns one Election for each problem, in their order.
 
-  `answers_PG`: for each of the P problems the answers of its G samples; None for a sample without an answer.
+  The problem's verifier compares each answer with the first answer of every cluster so far. The answer joins the first
+  cluster with which it scores 1, else it opens a cluster of its own; so it does where a comparison has no score. An
+  answer that is None, blank, or that the verifier can't read does not vote. Of clusters of equal size the first wins.
+  Neither label and truth nor the right answers in Problem.extra play any part.
 
-  A sample without an answer, or whose answer the verifier can't read, does not vote. Each other answer is compared
-  with the first answer of every cluster so far, by the problem's verifier and without the right answers in
-  Problem.extra. It joins the first cluster whose first answer equals it, else it opens a cluster. A comparison without
-  a score counts as unequal. Of clusters of equal size the first one wins.
-
-  `grade` is called once for all comparisons of the n-th different answers of all problems.
+  answers_PG: for each of the P problems the answers of its G samples; None for a sample without an answer. grade: takes
+  jobs and returns a verdict for each, in their order. It is called in rounds: the n-th call has all comparisons of the
+  n-th different answer of every problem.
   """
   clusterings = []
   for problem, answers in zip(problems, answers_PG, strict=True):
@@ -63,7 +65,7 @@ def elect(problems: Sequence[Problem], answers_PG: Sequence[Sequence[str | None]
 class _Clustering:
   """The clusters of the answers to one problem, which grow answer by answer.
 
-  `texts`: the different answers, in the order in which they occur.
+  `texts`: the different texts of answers, in the order in which they occur.
   """
 
   def __init__(self, problem: Problem, answers_G: Sequence[str | None]):

@@ -1,9 +1,11 @@
 """The fork server behind grading.service: `python -m jaxrlvr.grading.worker CPU_SECONDS WALL_SECONDS MEMORY_BYTES`.
 
-Its standard input carries jobs as frames of JSON: [mode, verifier, answer or text, label, extra]. It writes "ready",
-then one line of JSON a job: [score, cause]. Jobs run one after another in a child process, which inherits the imported
-parser and obeys kernel limits. A child that breaks a limit, dies, uses much more memory than at its start, or has done
-_JOBS_PER_CHILD jobs is killed with its process group; the next job gets a new child.
+Its standard input carries jobs, each a frame (`grading.frames`) with the JSON [mode, verifier, text, label, extra]. The
+mode is a key of tasks.table.MODES; the text is what the verifier reads: the answer, null if there is none, or the whole
+response. The process writes the line "ready" when it has started, then a line of JSON for each job: [score, cause], as
+in base.types.Verdict. Jobs run one after another in a child process, which inherits the imported parser and obeys
+kernel limits. A child that breaks a limit, dies, uses much more memory than at its start, or has done _JOBS_PER_CHILD
+jobs is killed with its process group; the next job gets a new child.
 """
 
 from __future__ import annotations
@@ -29,7 +31,11 @@ _MAX_GROWTH = 1 / 16  # of the memory limit: a child that has grown by more gets
 
 
 def main(cpu_seconds: float, wall_seconds: float, memory_bytes: int) -> None:
-  """Serves jobs from standard input until it closes. Writes "ready", then one JSON line [score, cause] a job."""
+  """Serves jobs from standard input until it closes. Writes "ready", then one JSON line [score, cause] a job.
+
+  cpu_seconds, wall_seconds, memory_bytes: what each job may use. A job that uses more has the score null and the cause
+  "timeout" or "memory". Call it only in a process of its own: it redirects the standard streams and forks children.
+  """
   jobs, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
   devnull = os.open(os.devnull, os.O_RDWR)
   for stream in (0, 1, 2):  # what a verifier reads or prints must not reach the host

@@ -23,8 +23,8 @@ def random_reward(answers: Answers, grade: Grade, rate: float = 0.5) -> Graded:
 def inverse(answers: Answers, grade: Grade) -> Graded:
   """Pays 1 for a readable answer that differs from the label; 0 for one that equals it, and for no readable answer.
 
-  A score between 0 and 1, as some Reasoning Gym tasks give, pays one minus the score. A response that could not be
-  graded is unscored, with the verdict's cause.
+  If the verifier scores between 0 and 1, it pays one minus that score. A response that could not be graded is unscored,
+  with the verdict's cause.
 
   grade: takes jobs and returns a verdict for each, in their order.
   """

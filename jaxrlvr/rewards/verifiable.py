@@ -17,7 +17,7 @@ def grade_by_label(answers: Answers, grade: Grade) -> Graded:
   """Pays each response the verifier's score against its problem's label, which may be wrong.
 
   A score is 1 for an answer that equals the label and 0 for any other, and for a response without a readable answer
-  (cause "unparseable"). Some Reasoning Gym tasks also score between 0 and 1. A response that could not be graded is
+  (cause "unparseable"). A verifier of your own may also score between 0 and 1. A response that could not be graded is
   unscored, with the value 0 and the cause "timeout", "memory", "died" or "error".
 
   grade: takes jobs and returns a verdict for each, in their order. It is called once, with P * G jobs.
@@ -54,8 +54,8 @@ def _grade_against(answers: Answers, expected_P: Sequence[str], grade: Grade) ->
 def labels_right(problems: Sequence[Problem], grade: Grade) -> dict[str, float | None]:
   """Returns {problem id: 1.0 if the problem's label is a right answer, 0.0 if it is wrong}.
 
-  The verifier scores the label against the truth, as if a response had stated it. The value is that score, so that
-  Reasoning Gym tasks may also give values between 0 and 1. It is None where the verifier could not grade the label.
+  The verifier scores the label against the truth, as if a response had stated it. The value is that score, and None
+  where the verifier could not grade the label. Of problems with the same id the last one counts.
   grade: takes jobs and returns a verdict for each, in their order. It is called once.
   """
   jobs = [Job(problem.verifier, boxed_response(problem.label), problem.truth, problem.extra) for problem in problems]

@@ -429,7 +429,7 @@ def with_readable_labels(
   group's own source. Raises Interrupted if a signal has asked the run to stop.
   """
   try:
-    unreadable = grade_in_parts(service.unreadable, problems)
+    unreadable = grade_in_parts(service.unreadable_answers, problems)
   except InputError as error:
     raise InputError(f"config.{key}: {error}") from error
   if not unreadable:

@@ -1,5 +1,6 @@
 """The service's promises when jobs hang, grow or die; labels that nobody could match."""
 
+import io
 import os
 import pathlib
 import signal
@@ -13,6 +14,7 @@ import pytest
 from helpers.grading import golden_jobs, hostile_jobs, job, needs_data
 from jaxrlvr.base.types import Problem, Verdict
 from jaxrlvr.data import columns
+from jaxrlvr.grading.frames import framed, read_frame
 from jaxrlvr.grading.service import Job, Service
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -74,7 +76,7 @@ def test_labels_that_the_verifier_cannot_read_are_named(service):
   fine += [problem("7", "arithmetic"), problem("2", "reasoning_gym", source_dataset="gcd", entry={"answer": "2"})]
   lost = [problem(r"\frac"), problem(""), problem(r"2\serac{angle}{"), problem("7\0"), problem("x+1", truth=r"\sqrt{")]
   lost += [problem("7", also={"7": [r"\frac{1"]}), problem("Cat", "choice"), problem("seven", "arithmetic")]
-  found = service.unreadable(fine + lost)
+  found = service.unreadable_answers(fine + lost)
   assert [named for named, _ in found] == lost
   assert all(named.verifier in reason and "can't read" in reason for named, reason in found)
 
@@ -89,7 +91,7 @@ def test_share_of_the_official_labels_that_can_be_read(service, official, capsys
     texts = [(problem, text) for problem in problems for text in dict.fromkeys((problem.label, problem.truth))]
     itself = [job(problem.verifier, f"\\boxed{{{text}}}", text, problem.extra) for problem, text in texts]
     accepted = sum(verdict.score == 1 for verdict in service.grade(itself))
-    unreadable = service.unreadable(problems)
+    unreadable = service.unreadable_answers(problems)
     answers, lost = answers + len(texts), lost + len(unreadable)
     shares = (f"{share / len(texts):.2%}" for share in (accepted, len(unreadable)))
     lines.append(
@@ -226,3 +228,11 @@ def test_scores_do_not_depend_on_workers_or_load(service):
     for process in busy:
       process.kill()
       process.wait()
+
+
+def test_a_frame_that_is_cut_off_holds_no_message():
+  frame = framed(b"[1]")
+  stream = io.BytesIO(frame + framed(b""))
+  assert [read_frame(stream) for _ in range(3)] == [b"[1]", b"", None]
+  for length in range(len(frame)):
+    assert read_frame(io.BytesIO(frame[:length])) is None

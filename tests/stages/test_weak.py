@@ -330,14 +330,14 @@ def test_a_signal_ends_the_reading_of_labels(tmp_path, monkeypatch):
   how = dict(problems__count=5)
   monkeypatch.setattr(stopping, "_asked", [])
   monkeypatch.setattr(rollout, "_ITEMS_PER_CHECK", 2)
-  graded, signals, unreadable = [], [15], Service.unreadable
+  graded, signals, unreadable = [], [15], Service.unreadable_answers
 
   def watched(self, part):
     graded.append(len(part))
     stopping._asked.extend(signals)
     return unreadable(self, part)
 
-  monkeypatch.setattr(Service, "unreadable", watched)
+  monkeypatch.setattr(Service, "unreadable_answers", watched)
   assert run_smoke("prepare", tmp_path / "p", **how) == 143 and graded == [2]
   assert [path.name for path in (tmp_path / "p").iterdir()] == [".lock"]
   assert run_smoke("prepare", tmp_path / "p", **how) == 143 and graded == [2]  # it came before the stage began
