@@ -116,7 +116,7 @@ def _sample_cost(size: Size, problems: int, group: int, response: int, mean: flo
   cost = counts.forward_cost(spec, problems, Separate(size.prompt), 1, one)
   if response > 1:
     levels = counts.level_steps(problems * group, response, mean, shrink)
-    slots = _sampling(group, response, shrink).slots
+    slots = _sampling(group, response, shrink).block_slots
     cost = cost.plus(counts.decode_cost(spec, group, size.prompt, slots, levels, one, int8))
   return cost
 

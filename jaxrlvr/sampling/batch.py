@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 
+from jaxrlvr.device import sharding
 from jaxrlvr.model.spec import Spec
 from jaxrlvr.sampling import threads
 from jaxrlvr.sampling.decode import decode_loop
@@ -19,26 +20,26 @@ def sample(
   stops: jax.Array,
   spec: Spec,
   s: Sampling,
-  *,
-  shards: int = 1,
 ) -> Rollout:
-  """Returns G responses to each prompt, a pure function of weights, prompt and row key.
+  """Returns s.group responses to each of P prompts, in the order of the prompts.
 
-  weights: master weights, or what `lay_out_weights` returned for them, which saves that work. prompt_PS: left-padded
-  token ids. prompt_length_P: how many of the last slots hold the prompt, at least 1. keys_B: a random key for each
-  response (`keys.rows`). stops: the stop-string automaton (`text.stop_strings.automaton`), int [states, V], whose last
-  state means that a stop string was found. shards: of the batch on the mesh; live rows are compacted in each shard.
+  weights: master weights by name, or what `lay_out_weights` returned for them, which saves that work. prompt_PS: token
+  ids, padded on the left. prompt_length_P: how many of the last slots hold each prompt, at least 1. keys_B: a random
+  key for each response (`device.keys.rows`). stops: the table that finds stop strings, int32 [states, V]
+  (`text.stop_strings.automaton`). A response depends on weights, settings, its prompt and its key alone.
 
-  The host chooses the next program as responses end. There are at most (halvings + 1) * blocks of the cache programs,
-  and the first call of a shape in this process compiles them all. On a CPU each core samples a part of the batch, if
-  the parts have enough rows.
+  Runs on the mesh of `jax.set_mesh`, whose every process must call it; without a mesh, on the device of the weights.
+  The rows of the result are sharded along "batch" (`device.sharding.RULES`); P must be a multiple of these shards. The
+  first call for a shape compiles all programs that responses of any length need, at most (s.shrink + 1) * blocks to
+  decode. On a single CPU device each core samples a part of the batch if each part has at least 64 responses.
   """
   if not isinstance(weights["q"], tuple):
     weights = lay_out_weights(spec, None, s.int8)(weights)
   batch = Batch(prompt_PS, prompt_length_P, keys_B)
   problems, width = prompt_PS.shape
-  parts = threads.count(weights, problems, s.group)
+  parts = threads.part_count(weights, problems, s.group)
   mesh = jax.sharding.get_abstract_mesh()
+  shards = sharding.size_here("batch")
   loop = decode_loop(spec, s, shards, (problems // parts, width), stops.shape, mesh)
   if parts == 1:
     return loop(weights, batch, stops)

@@ -1,4 +1,8 @@
-"""Keys and values that decoding reads: prompts, responses in blocks, and the attention of a new token to both."""
+"""Keys and values that decoding reads: prompts, responses in blocks, and the attention of a new token to both.
+
+Letters of axes: P problems, R rows of the batch, N either of them; S slots; H heads; K KV heads; g heads that share a
+KV head; h width of a head; q queries of one KV head.
+"""
 
 from __future__ import annotations
 
@@ -20,26 +24,36 @@ from jaxrlvr.sampling.types import Sampling
 
 @struct.dataclass
 class Slots:
-  """Keys and values of one layer; N rows or problems, S slots, in the layouts that a decode step reads fastest."""
+  """Keys and values of one layer for N problems or rows, in the layouts that a decode step reads fastest.
+
+  Both are arrays in the compute dtype, or Int8 with a scale for each slot where `Sampling.int8` has "cache".
+  """
 
   k_NKhS: jax.Array | Int8
   v_NKSh: jax.Array | Int8
 
 
-CacheBlock = tuple[Slots, ...]  # one piece of the cache of responses, an entry a layer
+CacheBlock = tuple[Slots, ...]  # keys and values of the R rows in `Sampling.block_slots` slots, an entry for each layer
 
 
-class Prompt(NamedTuple):
-  """Keys and values of the prompts: an entry of N a problem, or a row once the batch was halved."""
+class PromptCache(NamedTuple):
+  """Keys and values of the prompts, and which of their slots count.
 
-  layers: tuple[Slots, ...]
-  mask_PS: jax.Array  # False: padding
+  The leading axis has one entry for each problem, whose rows share it. Once the batch has been halved, it has one for
+  each row instead.
+  """
+
+  layers: tuple[Slots, ...]  # an entry for each layer
+  mask_PS: jax.Array  # bool; False: padding
 
 
 def read_prompts(
   weights: dict, prompt_PS: jax.Array, prompt_length_P: jax.Array, spec: Spec, s: Sampling
-) -> tuple[jax.Array, Prompt]:
-  """Returns the final hidden state of each prompt's last token [P,D], and what later tokens attend to."""
+) -> tuple[jax.Array, PromptCache]:
+  """Runs the model on the prompts; returns (final hidden state [P,D] of each prompt's last token, the prompts' cache).
+
+  weights: as `lay_out_weights` returns them. prompt_PS, prompt_length_P: as in `Batch`.
+  """
   slots_S = jnp.arange(prompt_PS.shape[1])
   pad_P1 = prompt_PS.shape[1] - prompt_length_P[:, None]
   mask_PS = slots_S >= pad_P1
@@ -50,11 +64,12 @@ def read_prompts(
     return attend_rows(q_PHSh, k_PKSh, v_PKSh, None)[0], _slots(k_PKSh, v_PKSh, s)
 
   hidden_PSD, layers = fwd.forward(weights, prompt_PS, positions_PS, attend, (None,) * spec.layers, spec)
-  return hidden_PSD[:, -1], Prompt(layers, mask_PS)
+  return hidden_PSD[:, -1], PromptCache(layers, mask_PS)
 
 
-def new_block(prompt: Prompt, rows: int, slots: int) -> CacheBlock:
-  """Returns zeros for the keys and values of the next `slots` tokens of each of `rows` rows."""
+@functools.partial(jax.jit, static_argnames=("rows", "slots"))
+def empty_block(prompt: PromptCache, rows: int, slots: int) -> CacheBlock:
+  """Returns a block of zeros for `rows` rows and `slots` slots, with the layers, heads and dtypes of `prompt`."""
 
   def zeros(x, slot_axis):
     shape = [rows, *x.shape[1:]]
@@ -64,44 +79,58 @@ def new_block(prompt: Prompt, rows: int, slots: int) -> CacheBlock:
   block = []
   for layer in prompt.layers:
     k_RKhS = jax.tree.map(functools.partial(zeros, slot_axis=3), layer.k_NKhS)
-    block.append(Slots(k_RKhS, jax.tree.map(functools.partial(zeros, slot_axis=2), layer.v_NKSh)))
+    v_RKSh = jax.tree.map(functools.partial(zeros, slot_axis=2), layer.v_NKSh)
+    block.append(Slots(k_RKhS, v_RKSh))
   return tuple(block)
 
 
-def decode_attend(prompt: Prompt, blocks: tuple[CacheBlock, ...], slot: jax.Array, s: Sampling) -> fwd.Attend:
-  """Returns attention of one new token to its problem's prompt, shared by the group, and to its own response so far.
+def decode_attend(prompt: PromptCache, full_blocks: tuple[CacheBlock, ...], slot: jax.Array, s: Sampling) -> fwd.Attend:
+  """Returns the `attend` function of a decode step, in which each row has one new token.
 
-  `blocks` are the full ones; the cache of a layer is (its number, its entry of the block in work), whose slot `slot`
-  is written. Each part is weighted relative to the largest score of all, and the sums are put together at the end:
-  scores of different parts are never copied beside each other.
+  The new token attends to its problem's prompt, to the row's tokens in `full_blocks`, and in the open block, which is
+  being filled, to the slots up to `slot`, where its own key and value are written first.
+
+  The function takes q [R,H,1,h], k and v [R,K,1,h], and as the layer's cache (number of the layer, Slots of the open
+  block in this layer). It returns (the attention's output [R,H,1,h], the same pair with the new token in it).
   """
 
   def attend(q_RHth, k_RKth, v_RKth, cache):
-    layer, live = cache
-    live = jax.tree.map(functools.partial(_write, slot=slot), live, _slots(k_RKth, v_RKth, s))
-    rows, kv_heads, dtype = len(q_RHth), k_RKth.shape[1], q_RHth.dtype
-    problems = len(prompt.mask_PS)
-    q_RKgh = q_RHth.reshape(rows, kv_heads, -1, q_RHth.shape[-1])
-    own = [*(block[layer] for block in blocks), live]
-    own_scores = [_scores(q_RKgh, part) for part in own]
-    own_scores[-1] = jnp.where(jnp.arange(s.slots) <= slot, own_scores[-1], NEGATIVE)
-    shared = prompt.layers[layer]
-    past = _scores(_to_problems(q_RKgh, problems), shared)
-    past = jnp.where(prompt.mask_PS[:, None, None], past, NEGATIVE)
-    tops = [_to_rows(jnp.max(past, -1, keepdims=True), rows), *(jnp.max(x, -1, keepdims=True) for x in own_scores)]
-    top = functools.reduce(jnp.maximum, tops)
-    past = jnp.exp(past - _to_problems(top, problems))
-    own_scores = [jnp.exp(x - top) for x in own_scores]
-    total = _to_rows(jnp.sum(past, -1, keepdims=True), rows)
-    total = total + sum(jnp.sum(x, -1, keepdims=True) for x in own_scores)
-    mixed = _to_rows(_mixed(past, shared, dtype), rows)
-    mixed = mixed + sum(_mixed(x, part, dtype) for x, part in zip(own_scores, own, strict=True))
-    return (mixed / total).astype(dtype).reshape(q_RHth.shape), (layer, live)
+    layer, open_slots = cache
+    open_slots = jax.tree.map(functools.partial(_write, slot=slot), open_slots, _slots(k_RKth, v_RKth, s))
+    q_RKgh = q_RHth.reshape(len(q_RHth), k_RKth.shape[1], -1, q_RHth.shape[-1])
+    response = [*(block[layer] for block in full_blocks), open_slots]
+    out_RKgh = _attend_to_parts(q_RKgh, prompt.layers[layer], prompt.mask_PS, response, slot)
+    return out_RKgh.reshape(q_RHth.shape), (layer, open_slots)
 
   return attend
 
 
+def _attend_to_parts(q_RKgh, prompt: Slots, mask_PS, response: list[Slots], last_slot) -> jax.Array:
+  """Returns attention [R,K,g,h] to the prompt and to all parts of the response; of the last part, up to `last_slot`.
+
+  The softmax is taken over all parts together: each part's scores are exponentiated relative to the largest score of
+  all, and the sums are added at the end, so that scores of different parts are never copied beside each other.
+  """
+  rows, problems, dtype = len(q_RKgh), len(mask_PS), q_RKgh.dtype
+  scores = [_scores(q_RKgh, part) for part in response]
+  block_slots = scores[-1].shape[-1]
+  scores[-1] = jnp.where(jnp.arange(block_slots) <= last_slot, scores[-1], NEGATIVE)
+  prompt_scores = _scores(_to_problems(q_RKgh, problems), prompt)
+  prompt_scores = jnp.where(mask_PS[:, None, None], prompt_scores, NEGATIVE)
+  maxima = [_to_rows(jnp.max(prompt_scores, -1, keepdims=True), rows)]
+  maxima += [jnp.max(part_scores, -1, keepdims=True) for part_scores in scores]
+  largest = functools.reduce(jnp.maximum, maxima)
+  prompt_weight = jnp.exp(prompt_scores - _to_problems(largest, problems))
+  weights = [jnp.exp(part_scores - largest) for part_scores in scores]
+  total = _to_rows(jnp.sum(prompt_weight, -1, keepdims=True), rows)
+  total = total + sum(jnp.sum(weight, -1, keepdims=True) for weight in weights)
+  mixed = _to_rows(_mixed(prompt_weight, prompt, dtype), rows)
+  mixed = mixed + sum(_mixed(weight, part, dtype) for weight, part in zip(weights, response, strict=True))
+  return (mixed / total).astype(dtype)
+
+
 def _slots(k_NKSh, v_NKSh, s: Sampling) -> Slots:
+  """Returns keys and values in the layouts of the cache, in 8 bits if the settings say so."""
   k_NKhS = k_NKSh.swapaxes(2, 3)
   if "cache" in s.int8:
     return Slots(quantise(k_NKhS, (2,)), quantise(v_NKSh, (3,)))
@@ -118,7 +147,7 @@ def _scores(q_NKqh, slots: Slots) -> jax.Array:
   """Returns float32 scores [N,K,q,S] of the queries."""
   k_NKhS = slots.k_NKhS
   scale = q_NKqh.shape[-1] ** -0.5
-  if isinstance(k_NKhS, Int8):  # the scale of a slot goes behind the product: 8 bits are all that is read
+  if isinstance(k_NKhS, Int8):  # a slot's scale multiplies the product, so that only the 8 bits are read
     scale = k_NKhS.scale * scale
     k_NKhS = k_NKhS.value.astype(q_NKqh.dtype)
   return jnp.einsum("nkqh,nkhs->nkqs", q_NKqh, k_NKhS, preferred_element_type=jnp.float32) * scale
@@ -134,14 +163,14 @@ def _mixed(weight_NKqS, slots: Slots, dtype) -> jax.Array:
 
 
 def _to_problems(x_RKgn, problems: int):
-  """Returns [P, K, G*g, n]: rows of a problem become queries of one product."""
+  """Returns [P, K, G*g, n]: the queries of a problem's rows become queries of one product."""
   rows, kv_heads, _, last = x_RKgn.shape
   x = x_RKgn.reshape(problems, rows // problems, kv_heads, -1, last).swapaxes(1, 2)
   return x.reshape(problems, kv_heads, -1, last)
 
 
 def _to_rows(x_PKqn, rows: int):
-  """Returns [R, K, g, n], what `_to_problems` was given."""
+  """Returns [R, K, g, n]: undoes `_to_problems`."""
   problems, kv_heads, _, last = x_PKqn.shape
   x = x_PKqn.reshape(problems, kv_heads, rows // problems, -1, last).swapaxes(1, 2)
   return x.reshape(rows, kv_heads, -1, last)

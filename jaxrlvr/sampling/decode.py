@@ -1,9 +1,14 @@
-"""The decode loop: a prompt is prefilled once, its G responses share it, finished rows leave the batch."""
+"""The decode loop: a prompt is prefilled once, its G responses share it, finished rows leave the batch.
+
+A row is a response in the batch; it is finished once its response has ended, and live until then. R is the number of
+rows that are still in the batch. The batch is split into shards, whose rows never leave their device.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import threading
 from typing import NamedTuple
 
@@ -16,135 +21,145 @@ from jaxrlvr.model import forward as fwd
 from jaxrlvr.model.int8 import dequantise
 from jaxrlvr.model.spec import Spec
 from jaxrlvr.sampling import cache as caches
-from jaxrlvr.sampling.cache import CacheBlock, Prompt
+from jaxrlvr.sampling.cache import CacheBlock, PromptCache
 from jaxrlvr.sampling.drawing import draw_known
 from jaxrlvr.sampling.types import STOP_EOS, STOP_LENGTH, STOP_STRING, Batch, Rollout, Sampling
+
+_LEAST_ROWS_TO_HALVE = 4  # of a shard
 
 
 @struct.dataclass
 class State:
-  """What a decode step carries beside the cache; every array is led by the R rows that are still in the batch."""
+  """What a decode step carries beside the cache, for the R rows that are still in the batch."""
 
-  rollout: Rollout
-  last_R: jax.Array  # the newest token
-  done_R: jax.Array
-  matched_R: jax.Array  # state of the stop-string automaton
-  key_R: jax.Array
-  row_R: jax.Array  # index of the row inside its shard's part of the batch
-  prompt_R: jax.Array  # prompt length
+  rollout: Rollout  # what has been drawn so far; its arrays have R rows
+  last_R: jax.Array  # int32: the newest token
+  done_R: jax.Array  # bool: whether the row is finished
+  matched_R: jax.Array  # int32: state of the stop-string automaton
+  key_R: jax.Array  # random keys, as in `Batch.keys_B`
+  row_R: jax.Array  # int32: index of the row in its shard of the whole batch
+  prompt_length_R: jax.Array  # int32: tokens of its prompt
 
 
 class Finished(NamedTuple):
   """Rows that left the batch together."""
 
   rollout: Rollout
-  row_R: jax.Array  # as in `State`
+  row_R: jax.Array  # int32: index of each row in its shard of the whole batch
 
 
 class Decoded(NamedTuple):
-  """Where decoding stopped."""
+  """What a call of `decode` leaves behind."""
 
-  live: CacheBlock  # the block in work
+  open_block: CacheBlock  # with the keys and values of the tokens that were read
   state: State
-  t: jax.Array  # tokens of each live response, less one
-  alive: jax.Array  # live rows of the shard that has most
+  t: jax.Array  # int32 scalar: index of the newest token of each live row
+  live_rows: jax.Array  # int32 scalar: live rows of the shard that has most
 
 
 class Halved(NamedTuple):
-  """The half of a batch that goes on, and the half that has finished."""
+  """The half of a batch's rows that goes on, and the half that has left, whose rows are all finished."""
 
-  prompt: Prompt
+  prompt: PromptCache  # of the rows that go on, an entry for each row
   state: State
-  blocks: tuple[CacheBlock, ...]
-  live: CacheBlock
-  finished: Finished
+  full_blocks: tuple[CacheBlock, ...]
+  open_block: CacheBlock
+  finished: Finished  # the rows that have left
 
 
 @functools.partial(jax.jit, static_argnames=("spec", "s", "shards"))
 def prefill(
-  weights: dict,
-  prompt_PS: jax.Array,
-  prompt_length_P: jax.Array,
-  keys_B: jax.Array,
-  stops: jax.Array,
-  spec: Spec,
-  s: Sampling,
-  *,
-  shards: int = 1,
-) -> tuple[Prompt, State]:
-  """Returns the prompts' cache, and the state after the first token of each response; arguments as of `sample`."""
+  weights: dict, batch: Batch, stops: jax.Array, spec: Spec, s: Sampling, *, shards: int = 1
+) -> tuple[PromptCache, State]:
+  """Runs the prompts and draws the first token of each response; returns (the prompts' cache, the state then).
+
+  weights: as `lay_out_weights` returns them. stops: table of stop strings, int32 [states, V]. shards: parts of the
+  batch on the mesh, each with whole groups.
+  """
+  prompt_PS, prompt_length_P, keys_B = batch
   hidden_PD, prompt = caches.read_prompts(weights, prompt_PS, prompt_length_P, spec, s)
   state = _first_state(keys_B, prompt_length_P, s, shards)
   first_RV = jnp.repeat(_logits(weights, hidden_PD, spec), s.group, 0)
-  return prompt, _emit(state, first_RV, 0, s, stops, spec.known_vocab)
+  return prompt, _draw_token(state, first_RV, 0, s, stops, spec.known_vocab)
 
 
-@functools.partial(jax.jit, static_argnames="s")
-def empty_block(prompt: Prompt, state: State, s: Sampling) -> CacheBlock:
-  """Returns room for the keys and values of the next `s.slots` tokens of each row."""
-  return caches.new_block(prompt, len(state.done_R), s.slots)
-
-
-@functools.partial(jax.jit, static_argnames=("spec", "s", "enough", "shards"), donate_argnames="live")
+@functools.partial(jax.jit, static_argnames=("spec", "s", "until_live", "shards"), donate_argnames="open_block")
 def decode(
   weights: dict,
-  prompt: Prompt,
-  blocks: tuple[CacheBlock, ...],
-  live: CacheBlock,
+  prompt: PromptCache,
+  full_blocks: tuple[CacheBlock, ...],
+  open_block: CacheBlock,
   state: State,
   t: jax.Array,
   stops: jax.Array,
   spec: Spec,
   s: Sampling,
   *,
-  enough: int,
+  until_live: int,
   shards: int = 1,
 ) -> Decoded:
-  """Decodes until the block is full, `s.max_tokens` is reached, or at most `enough` rows a shard are unfinished.
+  """Decodes until no shard has more than `until_live` live rows, the open block is full, or s.max_tokens is reached.
 
-  `blocks` are the full ones, `live` is the one in work, `t` the tokens of each response so far, less one.
+  full_blocks: the blocks of the cache before the open one, oldest first. open_block: the block that is being filled;
+  its memory is reused, so the caller must not read it again. t: int32 scalar, index of the newest token of each live
+  row, 0 after `prefill`. stops: table of stop strings, int32 [states, V]. shards: parts of the batch on the mesh.
   """
-  first = len(blocks) * s.slots
+  first = len(full_blocks) * s.block_slots
   table = fwd.rope_table(prompt.mask_PS.shape[1] + s.max_tokens, spec)
 
-  def go_on(carry):
+  def goes_on(carry):
     t, state, _ = carry
-    return (t < min(first + s.slots, s.max_tokens - 1)) & (_alive(state, shards) > enough)
+    last = min(first + s.block_slots, s.max_tokens - 1)
+    return (t < last) & (_most_live_rows(state, shards) > until_live)
 
   def step(carry):
-    t, state, live = carry
-    attend = caches.decode_attend(prompt, blocks, t - first, s)
-    positions_R1 = (state.prompt_R + t)[:, None]
-    layers = tuple(enumerate(live))
+    t, state, open_block = carry
+    attend = caches.decode_attend(prompt, full_blocks, t - first, s)
+    positions_R1 = (state.prompt_length_R + t)[:, None]
+    layers = tuple(enumerate(open_block))
     hidden_R1D, layers = fwd.forward(weights, state.last_R[:, None], positions_R1, attend, layers, spec, table)
-    state = _emit(state, _logits(weights, hidden_R1D[:, 0], spec), t + 1, s, stops, spec.known_vocab)
+    logits_RV = _logits(weights, hidden_R1D[:, 0], spec)
+    state = _draw_token(state, logits_RV, t + 1, s, stops, spec.known_vocab)
     return t + 1, state, tuple(slots for _, slots in layers)
 
-  t, state, live = jax.lax.while_loop(go_on, step, (t, state, live))
-  return Decoded(live, state, t, _alive(state, shards))
+  t, state, open_block = jax.lax.while_loop(goes_on, step, (t, state, open_block))
+  return Decoded(open_block, state, t, _most_live_rows(state, shards))
 
 
-@functools.partial(jax.jit, static_argnames=("fan", "shards"))
+@functools.partial(jax.jit, static_argnames=("rows_per_prompt", "shards"))
 def halve(
-  prompt: Prompt, blocks: tuple[CacheBlock, ...], live: CacheBlock, state: State, *, fan: int, shards: int = 1
+  prompt: PromptCache,
+  full_blocks: tuple[CacheBlock, ...],
+  open_block: CacheBlock,
+  state: State,
+  *,
+  rows_per_prompt: int,
+  shards: int = 1,
 ) -> Halved:
-  """Cuts the batch to the half of the rows that holds all unfinished ones; `fan` rows share a prompt so far.
+  """Halves each shard of the batch: live rows stay, together with as many finished rows as fill the half.
 
-  From here on each row holds its own copy of its prompt's keys and values: half of what no sharing would take.
+  No shard may have more live rows than half of its rows. rows_per_prompt: rows that share an entry of `prompt`: the
+  group at first, 1 once the batch has been halved. From then on each row holds its own copy of its prompt's keys and
+  values; these copies take half the memory that copies for the whole batch would take.
   """
   half = len(state.done_R) // shards // 2
-  order_R = _local(lambda done_R: jnp.argsort(done_R, stable=True), shards, state.done_R)
-  finished = _each(lambda x, i: x[i[half:]], shards, Finished(state.rollout, state.row_R), order_R)
-  state, blocks, live = _each(lambda x, i: x[i[:half]], shards, (state, blocks, live), order_R)
-  prompt = _each(lambda x, i: x[i[:half] // fan], shards, prompt, order_R)
-  return Halved(prompt, state, blocks, live, finished)
+  order_R = _by_shard(lambda done_R: jnp.argsort(done_R, stable=True), shards, state.done_R)
+  leaving = Finished(state.rollout, state.row_R)
+  finished = _index_by_shard(lambda x, order: x[order[half:]], shards, leaving, order_R)
+  staying = (state, full_blocks, open_block)
+  state, full_blocks, open_block = _index_by_shard(lambda x, order: x[order[:half]], shards, staying, order_R)
+  prompt = _index_by_shard(lambda x, order: x[order[:half] // rows_per_prompt], shards, prompt, order_R)
+  return Halved(prompt, state, full_blocks, open_block, finished)
 
 
 @functools.partial(jax.jit, static_argnames="shards")
 def collect(parts: list[Finished], *, shards: int) -> Rollout:
-  """Returns the responses of all parts in the order of the batch."""
-  rollout, row_B = jax.tree.map(lambda *x: _local(lambda *y: jnp.concatenate(y), shards, *x), *parts)
-  return _each(lambda x, i: x[jnp.argsort(i)], shards, rollout, row_B)
+  """Returns the responses of the whole batch in its order.
+
+  parts: the rows that left the batch at each halving and those that remained, each row once, in any order.
+  """
+  rollout, row_B = jax.tree.map(lambda *x: _by_shard(lambda *y: jnp.concatenate(y), shards, *x), *parts)
+  return _index_by_shard(lambda x, row: x[jnp.argsort(row)], shards, rollout, row_B)
 
 
 _zero = jax.jit(lambda: jnp.int32(0))
@@ -152,13 +167,16 @@ _all_done = jax.jit(lambda state: dataclasses.replace(state, done_R=jnp.ones_lik
 
 
 class DecodeLoop:
-  """Samples batches of one shape: the host chooses between programs as responses end.
+  """Samples batches of one shape: `loop(weights, batch, stops)` returns the Rollout of a Batch.
 
-  The first batch compiles every program that responses of any length can need; nothing compiles later on. Threads may
-  share a loop: the first one compiles while the others wait.
+  weights: as `lay_out_weights` returns them. stops: table of stop strings, int32 [states, V]. On the host, it chooses
+  the next program as responses end: to decode on, to halve the batch, or to open another block of the cache.
+  The first call compiles every program that responses of any length can need; nothing compiles later on. Threads may
+  share a loop: the first one compiles while the others wait. All processes of the mesh must call it together.
   """
 
   def __init__(self, spec: Spec, s: Sampling, shards: int):
+    """shards: parts that the mesh splits the batch into."""
     self._spec, self._s, self._shards = spec, s, shards
     self._compiled, self._compiling = False, threading.Lock()
 
@@ -173,59 +191,70 @@ class DecodeLoop:
           self._compiled = True
     return self._run(weights, prompt, state, stops)
 
-  def _prefill(self, weights, batch: Batch, stops) -> tuple[Prompt, State]:
-    return prefill(weights, *batch, stops, self._spec, self._s, shards=self._shards)
+  def _prefill(self, weights, batch: Batch, stops) -> tuple[PromptCache, State]:
+    return prefill(weights, batch, stops, self._spec, self._s, shards=self._shards)
 
-  def _compile(self, weights, prompt: Prompt, state: State, stops) -> None:
+  def _compile(self, weights, prompt: PromptCache, state: State, stops) -> None:
     """Compiles every program by running it once, without a step, on rows that have all ended."""
     state = _all_done(state)
     parts: list[Finished] = []
-    blocks_at_most = -(-self._s.max_tokens // self._s.slots)
+    most_blocks = math.ceil(self._s.max_tokens / self._s.block_slots)
     for halvings in range(self._s.shrink + 1):
-      enough, blocks, halved = self._enough(state, halvings), (), None
-      for _ in range(blocks_at_most):
-        live = empty_block(prompt, state, self._s)
-        live = self._decode(weights, prompt, blocks, live, state, _zero(), stops, enough).live
-        if enough:
-          halved = self._halve(prompt, blocks, live, state, halvings)
-        blocks = (*blocks, live)
+      until_live, full_blocks, halved = self._until_live(state, halvings), (), None
+      for _ in range(most_blocks):
+        open_block = self._empty_block(prompt, state)
+        open_block = self._decode(
+          weights, prompt, full_blocks, open_block, state, _zero(), stops, until_live
+        ).open_block
+        if until_live:
+          halved = self._halve(prompt, full_blocks, open_block, state, halvings)
+        full_blocks = (*full_blocks, open_block)
       self._collect(parts, state)
       if halved is None:
         return
       prompt, state = halved.prompt, halved.state
       parts.append(halved.finished)
 
-  def _run(self, weights, prompt: Prompt, state: State, stops) -> Rollout:
-    t, blocks, parts = _zero(), (), []
-    live = empty_block(prompt, state, self._s)
+  def _run(self, weights, prompt: PromptCache, state: State, stops) -> Rollout:
+    t, full_blocks, parts = _zero(), (), []
+    open_block = self._empty_block(prompt, state)
     while True:
-      enough = self._enough(state, len(parts))
-      live, state, t, alive = self._decode(weights, prompt, blocks, live, state, t, stops, enough)
-      tokens, unfinished = map(int, jax.device_get((t, alive)))
-      if not unfinished or tokens + 1 >= self._s.max_tokens:
+      until_live = self._until_live(state, halvings=len(parts))
+      decoded = self._decode(weights, prompt, full_blocks, open_block, state, t, stops, until_live)
+      open_block, state, t, _ = decoded
+      newest, live_rows = map(int, jax.device_get((t, decoded.live_rows)))
+      if not live_rows or newest + 1 >= self._s.max_tokens:
         return self._collect(parts, state)
-      if unfinished <= enough:
-        prompt, state, blocks, live, finished = self._halve(prompt, blocks, live, state, len(parts))
+      if live_rows <= until_live:
+        halved = self._halve(prompt, full_blocks, open_block, state, halvings=len(parts))
+        prompt, state, full_blocks, open_block, finished = halved
         parts.append(finished)
-      if tokens == (len(blocks) + 1) * self._s.slots:
-        blocks, live = (*blocks, live), empty_block(prompt, state, self._s)
+      if newest == (len(full_blocks) + 1) * self._s.block_slots:
+        full_blocks, open_block = (*full_blocks, open_block), self._empty_block(prompt, state)
 
-  def _enough(self, state: State, halvings: int) -> int:
-    """Returns how many unfinished rows a shard may have for the batch to be halved; 0: it is never halved again."""
+  def _until_live(self, state: State, halvings: int) -> int:
+    """Returns the live rows that a shard may have when the batch is halved; 0: it is never halved again.
+
+    halvings: how often it has been halved.
+    """
     rows_of_shard = len(state.done_R) // self._shards
-    if halvings == self._s.shrink or rows_of_shard % 2 or rows_of_shard < 4:
+    if halvings == self._s.shrink or rows_of_shard % 2 or rows_of_shard < _LEAST_ROWS_TO_HALVE:
       return 0
     return rows_of_shard // 2
 
-  def _decode(self, weights, prompt, blocks, live, state, t, stops, enough: int) -> Decoded:
-    arrays = (weights, prompt, blocks, live, state, t, stops)
-    return decode(*arrays, self._spec, self._s, enough=enough, shards=self._shards)
+  def _empty_block(self, prompt: PromptCache, state: State) -> CacheBlock:
+    return caches.empty_block(prompt, len(state.done_R), self._s.block_slots)
 
-  def _halve(self, prompt, blocks, live, state, halvings: int) -> Halved:
-    fan = 1 if halvings else self._s.group
-    return halve(prompt, blocks, live, state, fan=fan, shards=self._shards)
+  def _decode(self, weights, prompt, full_blocks, open_block, state, t, stops, until_live: int) -> Decoded:
+    arrays = (weights, prompt, full_blocks, open_block, state, t, stops)
+    return decode(*arrays, self._spec, self._s, until_live=until_live, shards=self._shards)
+
+  def _halve(self, prompt, full_blocks, open_block, state, halvings: int) -> Halved:
+    rows_per_prompt = 1 if halvings else self._s.group
+    return halve(prompt, full_blocks, open_block, state, rows_per_prompt=rows_per_prompt, shards=self._shards)
 
   def _collect(self, parts: list[Finished], state: State) -> Rollout:
+    """Returns the responses of the rows that left the batch and of those that are still in it."""
     return collect([*parts, Finished(state.rollout, state.row_R)], shards=self._shards)
 
 
@@ -238,22 +267,36 @@ def decode_loop(
   stops_shape: tuple[int, int],
   mesh: jax.sharding.AbstractMesh,
 ) -> DecodeLoop:
-  """Returns the loop of this process for batches of these shapes on this mesh, so that each is compiled once."""
+  """Returns this process's loop for batches of these shapes on this mesh: the same one for the same arguments.
+
+  prompt_shape: (P, S) of the batch's prompts. stops_shape: (states, V) of the table of stop strings. mesh: the abstract
+  mesh that is set when the loop is called. The last three only tell loops apart, so that each shape is compiled once.
+  """
   return DecodeLoop(spec, s, shards)
 
 
 def _first_state(keys_B, prompt_length_P, s: Sampling, shards: int) -> State:
+  """Returns the state before the first token."""
   rows = len(keys_B)
   zeros_RT = jnp.zeros((rows, s.max_tokens), jnp.float32)
   zero_R = jnp.zeros(rows, jnp.int32)
+  rollout = Rollout(
+    tokens_BT=jnp.full((rows, s.max_tokens), s.pad_id, jnp.int32),
+    length_B=zero_R,
+    stop_B=zero_R,
+    logp_BT=zeros_RT,
+    model_logp_BT=zeros_RT,
+    certainty_BT=zeros_RT,
+    entropy_BT=zeros_RT,
+  )
   return State(
-    rollout=Rollout(jnp.full((rows, s.max_tokens), s.pad_id, jnp.int32), zero_R, zero_R, *[zeros_RT] * 4),
+    rollout=rollout,
     last_R=zero_R,
     done_R=jnp.zeros(rows, bool),
     matched_R=zero_R,
     key_R=keys_B,
     row_R=jnp.arange(rows) % (rows // shards),
-    prompt_R=jnp.repeat(prompt_length_P, s.group),
+    prompt_length_R=jnp.repeat(prompt_length_P, s.group),
   )
 
 
@@ -264,8 +307,11 @@ def _logits(weights, hidden_RD, spec: Spec) -> jax.Array:
   return sharding.constrain(logits_RV, "batch", "vocab")
 
 
-def _emit(state: State, logits_RV, t, s: Sampling, stops, known: int) -> State:
-  """Draws token t of each live row and records it; each device looks at some rows over the whole vocabulary."""
+def _draw_token(state: State, logits_RV, t, s: Sampling, stops, known: int) -> State:
+  """Draws token t of each live row and records it; returns the state after it.
+
+  Each device looks at some of the rows, over the whole vocabulary. known: `Spec.known_vocab`.
+  """
   if not len(logits_RV) % sharding.size_here("everywhere"):
     logits_RV = sharding.constrain(logits_RV, "everywhere", None)
   token = draw_known(logits_RV, state.key_R, t, s, known)
@@ -273,7 +319,7 @@ def _emit(state: State, logits_RV, t, s: Sampling, stops, known: int) -> State:
   matched_R = stops[state.matched_R, token.token_R]
   eos_R = jnp.isin(token.token_R, jnp.array(s.eos_ids, jnp.int32))
   string_R = matched_R == len(stops) - 1
-  r = state.rollout
+  old = state.rollout
 
   def put(array_RT, value_R):
     column = jnp.where(live_R, value_R, array_RT[:, t])[:, None].astype(array_RT.dtype)
@@ -281,29 +327,29 @@ def _emit(state: State, logits_RV, t, s: Sampling, stops, known: int) -> State:
 
   stop_R = jnp.where(eos_R, STOP_EOS, jnp.where(string_R, STOP_STRING, STOP_LENGTH))
   rollout = Rollout(
-    tokens_BT=put(r.tokens_BT, token.token_R),
-    length_B=r.length_B + live_R,
-    stop_B=jnp.where(live_R, stop_R, r.stop_B),
-    logp_BT=put(r.logp_BT, token.logp_R),
-    model_logp_BT=put(r.model_logp_BT, token.model_logp_R),
-    certainty_BT=put(r.certainty_BT, token.certainty_R),
-    entropy_BT=put(r.entropy_BT, token.entropy_R),
+    tokens_BT=put(old.tokens_BT, token.token_R),
+    length_B=old.length_B + live_R,
+    stop_B=jnp.where(live_R, stop_R, old.stop_B),
+    logp_BT=put(old.logp_BT, token.logp_R),
+    model_logp_BT=put(old.model_logp_BT, token.model_logp_R),
+    certainty_BT=put(old.certainty_BT, token.certainty_R),
+    entropy_BT=put(old.entropy_BT, token.entropy_R),
   )
   done_R = state.done_R | eos_R | string_R
   return dataclasses.replace(state, rollout=rollout, last_R=token.token_R, done_R=done_R, matched_R=matched_R)
 
 
-def _alive(state: State, shards: int):
+def _most_live_rows(state: State, shards: int):
   """Returns the live rows of the shard that has most."""
   return jnp.max(jnp.sum(~state.done_R.reshape(shards, -1), 1))
 
 
-def _local(fn, shards: int, *arrays):
-  """Returns fn of the rows of each shard of the batch apart, so that no row leaves its device."""
+def _by_shard(fn, shards: int, *arrays):
+  """Applies fn to the rows of each shard of the batch apart, so that no row leaves its device; returns the rows."""
   out = jax.vmap(fn)(*(x.reshape(shards, -1, *x.shape[1:]) for x in arrays))
   return sharding.constrain(out.reshape(-1, *out.shape[2:]), "batch", *[sharding.ANY] * (out.ndim - 2))
 
 
-def _each(fn, shards: int, tree, index):
-  """Returns `_local` of (leaf, index) for each leaf of a tree."""
-  return jax.tree.map(lambda x: _local(fn, shards, x, index), tree)
+def _index_by_shard(fn, shards: int, tree, index_R):
+  """Returns the tree with each leaf x replaced by fn(x, index_R), applied to each shard apart."""
+  return jax.tree.map(lambda x: _by_shard(fn, shards, x, index_R), tree)

@@ -1,4 +1,4 @@
-"""How a batch is split over the cores of a CPU: each thread samples some of the problems."""
+"""Samples the parts of a batch on the cores of a CPU: each thread takes some of the problems."""
 
 from __future__ import annotations
 
@@ -13,41 +13,48 @@ import jax.numpy as jnp
 
 from jaxrlvr.sampling.types import Batch, Rollout
 
-_ROWS = 64  # rows of a thread, at least
+_LEAST_ROWS = 64  # responses of a part
 
 
-def count(weights: dict, problems: int, group: int) -> int:
-  """Returns into how many parts to split a batch: on a CPU one for each core, if each has enough rows.
+def part_count(weights: dict, problems: int, group: int) -> int:
+  """Returns the number of equal parts to split a batch into, so that each core of a CPU samples one of them.
 
-  Most of a decode step is too small for XLA to share out between cores. On other devices, and where a mesh splits the
-  batch, it is 1.
+  It is at most the number of cores, divides `problems`, and leaves each part at least 64 responses, `group` a problem;
+  else it is 1. It is also 1 if the arrays of `weights` lie on another kind of device or on several devices.
+  Most of a decode step is too small for XLA to share out between cores.
   """
   (device, *others) = jax.tree.leaves(weights)[0].sharding.device_set
   if device.platform != "cpu" or others:
     return 1
   cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
   for parts in range(min(cores, problems), 1, -1):
-    if problems % parts == 0 and problems // parts * group >= _ROWS:
+    if problems % parts == 0 and problems // parts * group >= _LEAST_ROWS:
       return parts
   return 1
 
 
 @functools.partial(jax.jit, static_argnums=2)
 def split(batch: Batch, stops: jax.Array, parts: int) -> tuple[list[Batch], jax.Array]:
-  """Returns equal parts of a batch, and the stop-string automaton; all are arrays on the device."""
+  """Returns (`parts` batches with the same number of prompts each, in order; `stops`), all as arrays on the device.
+
+  The number of prompts must be a multiple of `parts`. `stops` comes along because threads can't copy it from the host.
+  """
   pieces = [jnp.split(x, parts) for x in batch]
   return [Batch(*part) for part in zip(*pieces, strict=True)], stops
 
 
 @jax.jit
 def join(rollouts: Sequence[Rollout]) -> Rollout:
-  """Returns the responses of all parts, in their order."""
+  """Returns one rollout with the responses of all rollouts, in their order."""
   return jax.tree.map(lambda *x: jnp.concatenate(x), *rollouts)
 
 
 def sample_each(sample_part: Callable[[Batch], Rollout], batches: Sequence[Batch]) -> list[Rollout]:
-  """Returns the responses to each batch, sampled by a thread of its own in the caller's mesh."""
-  mesh = jax.sharding.get_mesh()  # a thread knows neither mesh nor guard
+  """Returns `sample_part(batch)` of each batch, in their order; each call runs in a thread of its own.
+
+  The threads use the mesh that is set in the caller's thread, and may not copy between host and device implicitly.
+  """
+  mesh = jax.sharding.get_mesh()  # a thread inherits neither the mesh nor the transfer guard
 
   def run(batch: Batch) -> Rollout:
     with contextlib.nullcontext() if mesh.empty else jax.set_mesh(mesh), jax.transfer_guard("disallow"):

@@ -12,30 +12,38 @@ from jaxrlvr.model.int8 import Int8, quantise
 from jaxrlvr.model.spec import Leaf, Spec, leaves
 
 
-def places(spec: Spec, mesh: jax.sharding.Mesh, int8: tuple[str, ...] = ()) -> dict:
-  """Returns the shardings, on sampling's mesh, of the weights of `lay_out_weights`, as a tree like these."""
+def weight_shardings(spec: Spec, mesh: jax.sharding.Mesh, int8: tuple[str, ...] = ()) -> dict:
+  """Returns the sharding of each array of sampling's weights on `mesh`, a tree like that of `lay_out_weights`.
 
-  def place(name: str, leaf: Leaf):
-    shape, axes = (leaf.shape[1:], leaf.axes[1:]) if leaf.layered else (leaf.shape, leaf.axes)
-    there: Any = sharding.place(mesh, name, shape, axes)
+  Keys are names of weights. A value is a NamedSharding, or an Int8 of two of them for a weight in 8 bits; of a weight
+  that each layer has, a tuple with one of these for each layer. `int8`: as in `Sampling.int8`.
+  Raises InputError if the mesh can't split an array evenly.
+  """
+
+  def sharding_of(name: str, leaf: Leaf):
+    shape, axes = leaf.shape, leaf.axes
+    if leaf.layered:
+      shape, axes = shape[1:], axes[1:]
+    place: Any = sharding.place(mesh, name, shape, axes)
     if "weights" in int8 and leaf.summed:
       scale_shape = tuple(1 if i in leaf.summed else n for i, n in enumerate(shape))
       scale_axes = tuple(None if i in leaf.summed else axis for i, axis in enumerate(axes))
-      of_scale: Any = sharding.place(mesh, name, scale_shape, scale_axes)
-      there = Int8(there, of_scale)
-    return (there,) * spec.layers if leaf.layered else there
+      scale_place: Any = sharding.place(mesh, name, scale_shape, scale_axes)
+      place = Int8(place, scale_place)
+    return (place,) * spec.layers if leaf.layered else place
 
-  return {name: place(name, leaf) for name, leaf in leaves(spec).items()}
+  return {name: sharding_of(name, leaf) for name, leaf in leaves(spec).items()}
 
 
 @functools.lru_cache
 def lay_out_weights(
   spec: Spec, mesh: jax.sharding.Mesh | None = None, int8: tuple[str, ...] = ()
 ) -> jax.stages.Wrapped:
-  """Returns a compiled function from master weights to sampling's weights, on `mesh` if there is one.
+  """Returns a jitted function: it takes the master weights {name: array} and returns the weights that sampling reads.
 
-  These are in the compute dtype, or in 8 bits with "weights" in `int8`. A weight of layers becomes a tuple, an array
-  for each layer, which a decode step reads without a copy.
+  These have the same names. A weight that each layer has becomes a tuple, an array for each layer, which a decode step
+  reads without a copy. Arrays are in the compute dtype; with "weights" in `int8`, those that products read are Int8,
+  in 8 bits. They are sharded on `mesh` as `weight_shardings` says; with None they stay where the master weights lie.
   """
   table = leaves(spec)
 
@@ -54,4 +62,4 @@ def lay_out_weights(
         weights[name] = convert(w, leaf)
     return weights
 
-  return jax.jit(laid_out, out_shardings=places(spec, mesh, int8) if mesh else None)
+  return jax.jit(laid_out, out_shardings=weight_shardings(spec, mesh, int8) if mesh else None)

@@ -31,7 +31,7 @@ def sampling_bytes(spec: Spec, sampling: Sampling, problems: int, prompt_tokens:
   """Returns the bytes that sampling a batch takes: the KV cache, the tokens with their figures, the logits of a step.
 
   problems: number of prompts in the batch. prompt_tokens: tokens of each prompt, with padding. The KV cache of
-  responses grows by blocks of `Sampling.slots` tokens.
+  responses grows by blocks of `Sampling.block_slots` tokens.
   """
   value_bytes = 1 if "cache" in sampling.int8 else np.dtype(spec.dtype).itemsize
   token_bytes = 2 * spec.layers * spec.kv_heads * spec.head_dim * value_bytes  # a key and a value
@@ -39,8 +39,8 @@ def sampling_bytes(spec: Spec, sampling: Sampling, problems: int, prompt_tokens:
   prompt_cache = problems * prompt_tokens * token_bytes
   rollout = rows * sampling.max_tokens * _ROLLOUT_BYTES
   logits = rows * spec.vocab * _LOGIT_BYTES
-  block = rows * sampling.slots * token_bytes
-  blocks = -(-sampling.max_tokens // sampling.slots)
+  block = rows * sampling.block_slots * token_bytes
+  blocks = -(-sampling.max_tokens // sampling.block_slots)
   without_blocks = prompt_cache + rollout + logits
   return SamplingBytes(start=without_blocks + block, most=without_blocks + blocks * block)
 

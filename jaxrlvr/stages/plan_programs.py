@@ -23,9 +23,10 @@ from jaxrlvr.device import keys, sharding
 from jaxrlvr.model import spec as policy_spec
 from jaxrlvr.model.row_layout import RowLayout, Separate
 from jaxrlvr.planning import collectives, flops, tpu
+from jaxrlvr.sampling import cache as sampler_cache
 from jaxrlvr.sampling import decode as sampler
 from jaxrlvr.sampling import weights as sampling_weights
-from jaxrlvr.sampling.types import Sampling
+from jaxrlvr.sampling.types import Batch, Sampling
 from jaxrlvr.stages import build_policy, rollout
 from jaxrlvr.stages.rl import Learner, check_sizes, make_learner
 from jaxrlvr.stages.run_directory import set_compile_cache
@@ -255,7 +256,7 @@ class _SamplerShapes(NamedTuple):
   """Shapes of what the programs of sampling take, for one part of a step's problems."""
 
   weights: dict  # as sampling lays them out
-  prompts: tuple  # tokens [P,S], lengths [P], random keys [B]
+  batch: Batch
   stops: jax.ShapeDtypeStruct  # automaton of the stop strings
   step: jax.ShapeDtypeStruct  # number of tokens decoded so far
   begun: tuple  # what prefill returns: (cache of the prompts, state)
@@ -266,20 +267,21 @@ def _sampler_shapes(config: ConfigDict, policy: build_policy.Policy, sampling: S
   """Returns the shapes of sampling's arguments. lay_out: the function that lays out weights."""
   s, spec, mesh = config.rl, policy.spec, policy.sample_mesh
   problems = s.problems_per_step // s.sample_parts
-  shardings = sampling_weights.places(spec, mesh, sampling.int8)
+  shardings = sampling_weights.weight_shardings(spec, mesh, sampling.int8)
   weights = _abstract(jax.eval_shape(lay_out, policy.params), shardings)
-  tokens = jax.ShapeDtypeStruct((problems, s.prompt_tokens), jnp.int32)
-  lengths = jax.ShapeDtypeStruct((problems,), jnp.int32)
+  tokens: Any = jax.ShapeDtypeStruct((problems, s.prompt_tokens), jnp.int32)
+  lengths: Any = jax.ShapeDtypeStruct((problems,), jnp.int32)
   row_keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), problems * sampling.group))
-  prompts = _rows(mesh, (tokens, lengths, row_keys))
+  batch = _rows(mesh, Batch(tokens, lengths, row_keys))
   states = 2 + sum(map(len, s.stop_strings))
   stops = _replicated(mesh, (states, spec.vocab), jnp.int32)
   prefill = functools.partial(sampler.prefill, spec=spec, s=sampling, shards=sharding.size(mesh, "batch"))
   with jax.set_mesh(mesh):
-    begun = jax.eval_shape(prefill, weights, *prompts, stops)
-    block = jax.eval_shape(functools.partial(sampler.empty_block, s=sampling), *begun)
+    begun = jax.eval_shape(prefill, weights, batch, stops)
+    empty_block = functools.partial(sampler_cache.empty_block, rows=len(batch.keys_B), slots=sampling.block_slots)
+    block = jax.eval_shape(empty_block, begun[0])
   block = _sharded_alike(sharding.named_sharding(mesh, "batch", "kv_heads", None, None), block)
-  return _SamplerShapes(weights, prompts, stops, _replicated(mesh, (), jnp.int32), begun, block)
+  return _SamplerShapes(weights, batch, stops, _replicated(mesh, (), jnp.int32), begun, block)
 
 
 def _sampling(config: ConfigDict, policy: build_policy.Policy, resident: float) -> list[Program]:
@@ -303,7 +305,7 @@ def _sampling(config: ConfigDict, policy: build_policy.Policy, resident: float) 
     cost=flops.Cost(0, 0, params_bytes + _bytes(shapes.weights)),
     tokens=0,
   )
-  arguments = (shapes.weights, *shapes.prompts, shapes.stops)
+  arguments = (shapes.weights, shapes.batch, shapes.stops)
   shards = sharding.size(mesh, "batch")
   prefill_program = Program(
     name="prefill",
@@ -331,14 +333,14 @@ def _decode(
   shares = [live_rows / largest for live_rows, _ in levels]
   # Steps with the whole batch that send as much as all steps do.
   trips = sum(share * steps for share, (_, steps) in zip(shares, levels, strict=True)) / sum(shares)
-  full_blocks = (shapes.block,) * (-(-s.response_tokens // sampling.slots) - 1)
+  full_blocks = (shapes.block,) * (-(-s.response_tokens // sampling.block_slots) - 1)
 
   def lower(measured):
     shardings = measured["prefill"].results
     if not shardings:
       return None
     prompt, state = _abstract(shapes.begun, shardings)
-    enough = largest // 2 if len(levels) > 1 else 0
+    until_live = largest // 2 if len(levels) > 1 else 0
     return sampler.decode.lower(
       shapes.weights,
       prompt,
@@ -350,7 +352,7 @@ def _decode(
       spec=spec,
       s=sampling,
       shards=shards,
-      enough=enough,
+      until_live=until_live,
     )
 
   arguments = (shapes.weights, shapes.stops, shapes.step, full_blocks, shapes.block, _rows(mesh, shapes.begun))
@@ -360,7 +362,9 @@ def _decode(
     arguments=_bytes(arguments),
     beside=resident,
     lower=_in(mesh, lower),
-    cost=flops.decode_cost(spec, sampling.group, s.prompt_tokens, sampling.slots, levels, _shards(mesh), sampling.int8),
+    cost=flops.decode_cost(
+      spec, sampling.group, s.prompt_tokens, sampling.block_slots, levels, _shards(mesh), sampling.int8
+    ),
     tokens=rows * mean_tokens,
     trips=trips,
   )

@@ -57,7 +57,7 @@ def everything(spec, params, mesh, cut, shrink=0, layout=None):
     with jax.set_mesh(sampling):
       rows = jax.device_put((PROMPTS, LENGTHS, row_keys(range(8), 4)), sharding.named_sharding(sampling, "batch"))
       stops = np.zeros((2, spec.vocab), np.int32)
-      rollout = sample(weights, *rows, stops, spec, s, shards=sharding.size(sampling, "batch"))
+      rollout = sample(weights, *rows, stops, spec, s)
     rollout = jax.device_put(rollout, sharding.named_sharding(mesh, "batch"))
     how |= dict(share=True, parts=2, layout=layout)
     [(made, live)] = rollout_batch(PROMPTS, LENGTHS, rollout, REWARD, REWARD >= 0, **how)

@@ -11,8 +11,9 @@ from jaxrlvr.model import spec as policy_spec
 from jaxrlvr.model.row_layout import Separate, SharedPrompt
 from jaxrlvr.model.score import score
 from jaxrlvr.planning import flops
+from jaxrlvr.sampling import cache as sampler_cache
 from jaxrlvr.sampling import decode as sampler
-from jaxrlvr.sampling.types import Sampling
+from jaxrlvr.sampling.types import Batch, Sampling
 from jaxrlvr.sampling.weights import lay_out_weights
 from jaxrlvr.training import objective
 
@@ -69,9 +70,9 @@ def test_decoding(rich_spec, rich_params):
   keys_B, stops = jax.random.split(jax.random.key(0), 6), jnp.zeros((2, spec.vocab), jnp.int32)
   prompt_PS, length_P = jnp.ones((problems, width), jnp.int32), jnp.full(problems, width)
   weights = lay_out_weights(spec)(rich_params)
-  prompt, state = sampler.prefill(weights, prompt_PS, length_P, keys_B, stops, spec=spec, s=s)
-  given = (prompt, (), sampler.empty_block(prompt, state, s), state, jnp.int32(0))
-  jaxpr = jax.make_jaxpr(lambda *x: sampler.decode(weights, *x, stops, spec=spec, s=s, enough=0))(*given).jaxpr
+  prompt, state = sampler.prefill(weights, Batch(prompt_PS, length_P, keys_B), stops, spec=spec, s=s)
+  arguments = (prompt, (), sampler_cache.empty_block(prompt, 6, s.block_slots), state, jnp.int32(0))
+  jaxpr = jax.make_jaxpr(lambda *x: sampler.decode(weights, *x, stops, spec=spec, s=s, until_live=0))(*arguments).jaxpr
   levels = flops.level_steps(6, 5, 5, 0)
   assert levels == [(6, 4)]
   counted = flops.decode_cost(spec, 2, width, 5, levels, ONE)

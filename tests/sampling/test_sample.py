@@ -157,7 +157,7 @@ def test_blocks_of_the_cache_and_halving_change_no_sample(spec, params):
     r, want = sample(*given, HALVED), sample(*given, whole)
     np.testing.assert_array_equal(r.tokens_BT, want.tokens_BT)
     check_against_scorer(params, spec, tokens, lengths, r, HALVED)
-    assert np.sum(np.asarray(r.length_B) > 2 * HALVED.slots) > 1  # rows that read all blocks
+    assert np.sum(np.asarray(r.length_B) > 2 * HALVED.block_slots) > 1  # rows that read all blocks
 
 
 @pytest.mark.parametrize("int8", [("weights",), ("cache",)])
@@ -256,7 +256,7 @@ def test_a_cpu_samples_a_part_of_the_batch_on_each_core(spec, params, monkeypatc
   decode_loop.cache_clear()
   whole = sample(*arguments, s)  # too few rows for two threads
   assert ran == [threading.get_ident()]
-  monkeypatch.setattr(threads, "_ROWS", 4)
+  monkeypatch.setattr(threads, "_LEAST_ROWS", 4)
   split = sample(*arguments, s)
   assert len(ran) == 1 + parts and (threading.get_ident() in ran[1:]) == (parts == 1)
   assert len(compiled) == (1 if parts == 1 else 2)  # once a shape
@@ -268,4 +268,4 @@ def test_a_cpu_samples_a_part_of_the_batch_on_each_core(spec, params, monkeypatc
 def test_several_devices_share_a_batch_by_the_mesh_alone(spec, params):
   mesh = sharding.make_mesh(data=2, devices=jax.devices()[:2])
   spread = jax.device_put(params, sharding.named_sharding(mesh))
-  assert threads.count(spread, 64, 64) == 1
+  assert threads.part_count(spread, 64, 64) == 1
