@@ -1,4 +1,4 @@
-"""The stages by name: each is a pure function (config, workdir) -> summary."""
+"""The stages by name (STAGES): each is a function (config, workdir) -> summary."""
 
 import functools
 
@@ -16,8 +16,9 @@ from jaxrlvr.stages.prepare import prepare
 from jaxrlvr.stages.report import report
 from jaxrlvr.stages.rl import rl
 
-# The stages by the name that the command line knows: each takes (config, workdir), writes into the run directory
-# `workdir`, and returns the summary of the run.
+# The stages by the name that the command line knows. Each takes a config that was checked for it and the path of a run
+# directory, writes there, and returns the summary of the run, a dict. A finished run does nothing and returns its
+# summary again, except for report (written anew), chain and grid (each link decides itself) and plan (plans anew).
 STAGES: dict[str, StageFunction] = {
   "tokenizer": tokenizer,
   "import": import_model,

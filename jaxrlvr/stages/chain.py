@@ -13,11 +13,14 @@ from jaxrlvr.stages.run_directory import open_run
 
 
 def chain(stages: Mapping[str, StageFunction], config: ConfigDict, workdir: str | Path) -> dict:
-  """Runs the links of `config.chain` in order and returns the summary.
+  """Runs the links of `config.chain` one after another, each in the run directory WORKDIR/NAME, and returns a summary.
 
-  stages: the functions (config, workdir) -> summary of the stages that links may have, by name. Finished links are not
-  run again. The summary has the names of the `links`, and the path of the last link's `report` if it wrote one. An
-  error of a link ends the chain.
+  stages: the functions (config, workdir) -> summary of the stages that links may have, by name. workdir: gets
+  config.json, manifest.json and summary.json of the chain itself, and the links' directories. The summary has `links`,
+  the list of their names, and `report`, the path of the last link's report, only if it wrote one. A chain that is
+  finished or was stopped is run again: its finished links do nothing, others go on. On several hosts all processes must
+  call it together. Raises InputError for a wrong chain before anything is written (see `links.read_links`); the error
+  of a link, or Interrupted after a signal, ends the chain.
   """
   workdir = object_store.path(workdir)
   links = read_links(config, workdir, stages)
@@ -26,6 +29,8 @@ def chain(stages: Mapping[str, StageFunction], config: ConfigDict, workdir: str 
     run.summary = None  # a finished chain is run again, as each link decides itself whether it is finished
     run.begin()
     run_links(links, executor, run.raise_if_asked)
-    last = executor.summaries[links[-1].name]
-    report = {"report": last["report"]} if "report" in last else {}
-    return run.finish(links=[link.name for link in links], **report)
+    summary_of_last = executor.summaries[links[-1].name]
+    figures = {"links": [link.name for link in links]}
+    if "report" in summary_of_last:
+      figures["report"] = summary_of_last["report"]
+    return run.finish(**figures)

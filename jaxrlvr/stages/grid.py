@@ -20,7 +20,7 @@ from jaxrlvr.stages.links import (
   Link,
   Outcome,
   StageFunction,
-  command,
+  command_arguments,
   is_finished,
   read_links,
   run_links,
@@ -33,13 +33,19 @@ REPORT = "report"  # in the workdir: the run directory of the report on the cell
 
 
 def grid(stages: Mapping[str, StageFunction], config: ConfigDict, workdir: str | Path) -> dict:
-  """Runs the links of `config.chain`, `config.grid.jobs` at a time, and writes a report if links have cells.
+  """Runs the links of `config.chain`, `config.grid.jobs` at a time, and writes a report if links have a "cell".
 
-  stages: the functions (config, workdir) -> summary of the stages by name, with "report". Finished links are not run
-  again. When a link fails, the links that need it are not run, and the same command later goes on with these. Writes
-  the command line of each link to COMMANDS, for running them elsewhere; with 0 jobs that is all it does. The summary
-  has the number of `links`, and the path of the `report`. Raises TrainingStopped, after the report, where a link is not
-  finished; InputError for a workdir on an object store or several processes.
+  A cell says where the report shows a link of the stage rl (see `cells`). stages: the functions (config, workdir) ->
+  summary of the stages by name, with "report". Writes WORKDIR/links/NAME.json and NAME.log (config and output of each
+  link), WORKDIR/NAME (its run directory), commands.txt (the command line of each link, for running them elsewhere),
+  grid.json (the cells) and report/. With 0 jobs it runs nothing and writes only the configs, commands.txt and
+  grid.json. Returns the summary: `links`, their number, and `report`, the path of the report's page, which is absent
+  without cells or jobs.
+
+  Finished links are not run again. When a link fails, the links that need it are not run and all others are; then
+  TrainingStopped is raised, after the report, and the same command goes on with what is not finished. Raises
+  Interrupted after a signal, when the running links have saved, and InputError for a wrong chain, a workdir on an
+  object store or several processes.
   """
   if object_store.is_remote(workdir) or multihost.process_count() > 1:
     raise InputError(f"a grid runs its links from one process and a local folder; run the lines of its {COMMANDS}")
@@ -68,11 +74,13 @@ def grid(stages: Mapping[str, StageFunction], config: ConfigDict, workdir: str |
 
 
 def cells(chain: Sequence[Mapping], title: str) -> dict:
-  """Returns the content of grid.json: {"title", "cells"}, with a cell for each rl link that has one.
+  """Returns the content of grid.json: {"title": title, "cells": [...]}, with a cell for each link that has one.
 
-  chain: the entries of `config.chain`. title: of the report. A cell has `name`, `arm` and `setting` (where the report
-  shows it), `n` (number of training problems; None: not named), `seed`, and the names of the link `rl` that trains and
-  of the link `judged` that judges its run ("": none).
+  chain: the entries of `config.chain`, in which a link's "cell" is {"arm", "setting", "n"}, all optional. title: of the
+  report. A cell of the result has `name` and `rl` (both the name of the link, which trains), `arm` and `setting` (the
+  curve and the panel of the report that show it, texts; absent where the link names none), `n` (number of training
+  problems; None: not named), `seed` (the link's own, else 0) and `judged` (name of the link that judges its run; "":
+  none). What else the link's cell holds is kept.
   """
   judge_of_run = {}
   for link in chain:
@@ -100,7 +108,7 @@ def _check_report_is_free(chain: Sequence[Mapping]) -> None:
 
 def _write_commands(links: Sequence[Link], workdir: Path) -> None:
   """Writes the command line of each link to COMMANDS, in the order of the chain."""
-  lines = [shlex.join(["jaxrlvr", *command(link, workdir)]) for link in links]
+  lines = [shlex.join(["jaxrlvr", *command_arguments(link, workdir)]) for link in links]
   logbook.write_atomic(workdir / COMMANDS, "\n".join(lines) + "\n")
 
 
@@ -115,9 +123,10 @@ def _report(report: StageFunction, config: ConfigDict, workdir: Path) -> dict[st
 
 def _unfinished(links: Sequence[Link], outcome: Outcome, workdir: Path, report: Mapping[str, str]) -> str:
   """Returns the message that says which links failed, and where their logs and the report are."""
-  failed = ", ".join(f"{name} (exit code {code})" for name, code in outcome.failed.items())
+  failed_links = ", ".join(f"{name} (exit code {code})" for name, code in outcome.failed.items())
+  unfinished = len(links) - len(outcome.done)
   return (
-    f"{len(links) - len(outcome.done)} of {len(links)} links are not finished; failed: {failed}; their logs are in "
+    f"{unfinished} of {len(links)} links are not finished; failed: {failed_links}; their logs are in "
     f"{workdir / LINKS}, the report tells of the others: {report.get('report', 'none, no link has a cell')}. The same "
     "command goes on"
   )

@@ -18,8 +18,8 @@ from jaxrlvr.base.errors import InputError
 from jaxrlvr.config.files import derive
 from jaxrlvr.stages.run_directory import in_use
 
-# Runs a stage: takes its config and its run directory, and returns its summary, which summary.json (of plan, plan.json)
-# holds too.
+# Runs a stage: takes its config and its run directory, writes there, and returns its summary, the content of
+# summary.json (of the stage plan: of plan.json).
 StageFunction = Callable[[ConfigDict, str | Path], dict]
 LINKS = "links"  # in the workdir of a grid: the config and the log of each link
 _POLL_SECONDS = 0.2  # time between two checks which processes have ended
@@ -29,37 +29,37 @@ class Link(NamedTuple):
   """One run of a chain. Its run directory has its name and lies in the chain's directory."""
 
   name: str  # in the chain it occurs once
-  stage: str  # the stage that the link runs
-  config: ConfigDict  # has the directories of earlier links in the place of their names
-  needs: frozenset[str]  # names of the links that it starts from
+  stage: str  # the stage that the link runs, a key of `stages.STAGES`
+  config: ConfigDict  # locked and checked for the stage; has paths of earlier links in the place of their names
+  needs: frozenset[str]  # names of the links that it itself starts from, without those that these need in turn
 
 
 class Outcome(NamedTuple):
-  """What became of the links, by name. A link in neither field was not run, since a link that it needs failed."""
+  """What became of the links. A link in neither field was not run, since a link that it needs failed."""
 
-  done: set[str]
-  failed: dict[str, int]  # exit code of each link that failed
+  done: set[str]  # names of the links that are finished, whether they were run now or before
+  failed: dict[str, int]  # {name: exit code} of the links that failed; minus N: signal N ended the process
 
 
 class Executor(Protocol):
   """Runs links for `run_links`. An interface: `InThisProcess` and `InProcesses` implement it."""
 
-  places: int  # how many links it runs at a time
+  places: int  # how many links it runs at a time, at least 1; `run_links` starts no more
 
   def is_free(self, link: Link) -> bool:
-    """Returns whether the link may be started now, as no other process is at work in its directory."""
+    """Returns whether the link may be started now; False while another process is at work in its directory."""
 
   def start(self, link: Link) -> None:
-    """Starts the link; it may also run it to its end."""
+    """Starts the link, or runs it to its end. May raise what its stage raises."""
 
   def ended(self) -> Mapping[str, int]:
-    """Returns the exit codes, by name, of the links that have ended since the last call."""
+    """Returns {name: exit code} of the links that have ended since the last call; {} where none has."""
 
   def wait(self) -> None:
-    """Waits a moment in which links may end."""
+    """Waits for a short time, in which links may end. `run_links` calls it before each call of `ended`."""
 
   def stop(self) -> None:
-    """Asks the running links to save and end, and waits until they have."""
+    """Asks the running links to save and end, and waits until they have. `run_links` calls it before it raises."""
 
 
 def read_links(
@@ -67,10 +67,13 @@ def read_links(
 ) -> list[Link]:
   """Returns the links of `config.chain` in its order, with their configs checked for their stages.
 
-  workdir: the chain's directory, in which each link has a run directory of its name. stages: names of the stages that a
-  link may have. shared: {key: value} that each link takes unless it sets the key itself. Raises InputError where the
-  chain is empty, a name occurs twice, a stage is unknown, a link starts from something that is no earlier link, or its
-  stage refuses its config.
+  An entry of the chain has "name" and "stage", and may have "init", "tokenizer" (names of earlier links), "set" ({key:
+  value}), "files" ({key: path that begins with the name of an earlier link}), "runs" ({title: link}, for a report) and
+  "cell" (for a grid; not read here). A link's config is the chain's with an empty chain and with these changes, in
+  which names of links become their directories in `workdir`, the chain's directory. A link with init has an empty
+  model.path. stages: names of the stages that a link may have. shared: {key: value} that each link takes unless it sets
+  the key itself. Nothing is written. Raises InputError where the chain is empty, a name occurs twice, a stage is
+  unknown, a link starts from something that is no earlier link, or its stage refuses its config.
   """
   if not config.chain:
     raise InputError("config.chain is empty; take a config with a chain, such as configs/demo.py, or run one stage")
@@ -79,7 +82,7 @@ def read_links(
     _check_entry(entry, stages, links)
     changes = {**(shared or {}), **_changes(entry, workdir)}
     config_of_link = derive(config, changes, entry["stage"])
-    links[entry["name"]] = Link(entry["name"], entry["stage"], config_of_link, needs(entry))
+    links[entry["name"]] = Link(entry["name"], entry["stage"], config_of_link, links_needed(entry))
   return list(links.values())
 
 
@@ -114,8 +117,12 @@ def _link_of(place: str) -> str:
   return place.split("/")[0]
 
 
-def needs(entry: Mapping) -> frozenset[str]:
-  """Returns the names of the links that an entry of `config.chain` starts from."""
+def links_needed(entry: Mapping) -> frozenset[str]:
+  """Returns the names of the links that an entry of `config.chain` starts from.
+
+  These are the links that its "init", "tokenizer", "files" and "runs" name, or in whose directories their paths lie.
+  Whether there are such links is not checked.
+  """
   return frozenset(_link_of(place) for _, place in _places(entry))
 
 
@@ -134,7 +141,10 @@ def _changes(entry: Mapping, workdir: Path) -> dict[str, object]:
 
 
 def is_finished(link: Link, workdir: Path) -> bool:
-  """Returns whether the link's directory, WORKDIR/NAME, holds a finished run with this very config."""
+  """Returns whether the link's directory, WORKDIR/NAME, holds a finished run whose config equals the link's.
+
+  A run with another config, or none, gives False; the stage then goes on with it or refuses it.
+  """
   summary = logbook.read_json(workdir / link.name / "summary.json")
   recorded = logbook.read_json(workdir / link.name / "config.json")
   recorded.pop("stage", None)
@@ -148,12 +158,14 @@ def run_links(
   done: Iterable[str] = (),
   show: Callable[[int], None] = lambda count: None,
 ) -> Outcome:
-  """Starts each link as soon as the links that it needs are done and a place is free, and returns what became of them.
+  """Starts each link as soon as the links that it needs are done and a place is free, until none runs or can start.
 
-  links: those of a chain, in its order. raise_if_asked: called before links are started; it raises an error to end the
-  chain. Of several links that may start, the chain's order decides. Links in `done` are not run. When a link fails, the
-  links that need it are not run, and all others are. `show` is called with the number of links that are done whenever
-  it grows. An error that `raise_if_asked` or the executor raises stops the running links and is raised again.
+  links: those of a chain, in its order, which decides where several may start. executor: starts them. raise_if_asked:
+  takes nothing and is called before links are started; it raises an error to end the chain, as `Run.raise_if_asked`
+  does after a signal. done: names of links that are not run, as they are finished. show: takes the number of links that
+  are done, with those in `done`; it is called whenever that number grows. Returns which links are done and which
+  failed: when a link fails, the links that need it are not run, and all others are. An error that `raise_if_asked` or
+  the executor raises stops the running links and is raised again.
   """
   outcome = Outcome(set(done), {})
   running: set[str] = set()
@@ -189,16 +201,17 @@ def _collect_ended(executor: Executor, running: set[str], outcome: Outcome) -> N
 
 
 class InThisProcess:
-  """Runs one link after another in this process, or on several hosts in all of the run's processes.
+  """The executor that runs one link after another in this process; on several hosts each process has one.
 
-  workdir: the chain's directory, in which each link has a run directory of its name. stages: the functions (config,
-  workdir) -> summary of the stages, by name. `summaries` holds the summary of each link that was run by its name. An
-  error of a stage ends the chain.
+  `summaries`: {name: summary} of the links that were run. An error of a stage is raised by `start` and so ends the
+  chain; no link has an exit code other than 0.
   """
 
   places = 1
 
   def __init__(self, workdir: Path, stages: Mapping[str, StageFunction]):
+    """workdir: the chain's directory, in which each link has a run directory of its name. stages: the functions
+    (config, workdir) -> summary by the names of their stages."""
     self.summaries: dict[str, dict] = {}
     self._workdir, self._stages = workdir, stages
     self._ended: dict[str, int] = {}
@@ -224,24 +237,25 @@ class InThisProcess:
     """Does nothing: no link runs beside this."""
 
 
-def command(link: Link, workdir: Path) -> list[str]:
-  """Returns the arguments of `jaxrlvr` that run the link, on any machine that has the links it needs.
+def command_arguments(link: Link, workdir: Path) -> list[str]:
+  """Returns the arguments of `jaxrlvr`, without that word, that run the link where WORKDIR has the links it needs.
 
-  They are [STAGE, --config=WORKDIR/links/NAME.json, --workdir=WORKDIR/NAME]. Its config must have been written by
-  `write_configs`.
+  They are [STAGE, "--config=WORKDIR/links/NAME.json", "--workdir=WORKDIR/NAME"]. `write_configs` writes that config.
   """
   return [link.stage, f"--config={workdir / LINKS / link.name}.json", f"--workdir={workdir / link.name}"]
 
 
 class InProcesses:
-  """Runs links side by side, each in a process with its share of the CPU cores and a log in the folder LINKS.
+  """The executor that runs links side by side, each in a process of its own.
 
-  workdir: the chain's directory, a local one. places: how many links run at a time, at least 1. `write_configs` must
-  have written the links' configs. A link whose directory is in use waits: a process of a grid that was killed may still
-  be at work there. When a link fails, a line on stderr says so.
+  A process runs `jaxrlvr` with the link's `command_arguments`, on its share of this process's CPU cores, appends what
+  it prints to WORKDIR/links/NAME.log, and ends when this process does. A link whose directory is in use waits: a
+  process of a grid that was killed may still be at work there. When a link fails, a line on stderr says so.
   """
 
   def __init__(self, workdir: Path, places: int):
+    """workdir: the chain's directory, a local one, for whose links `write_configs` has written configs. places: how
+    many links run at a time, at least 1."""
     self.places = places
     self._workdir = workdir
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_setaffinity") else []
@@ -259,7 +273,7 @@ class InProcesses:
 
   def start(self, link: Link) -> None:
     """Starts a process that runs the link on the cores of a free place."""
-    arguments = [sys.executable, "-m", "jaxrlvr.cli", *command(link, self._workdir)]
+    arguments = [sys.executable, "-m", "jaxrlvr.cli", *command_arguments(link, self._workdir)]
     environment = os.environ | {signals.PARENT: str(os.getpid())}  # the process then ends when this one does
     with self._log(link.name).open("ab") as log:
       process = subprocess.Popen(arguments, stdout=log, stderr=log, env=environment, start_new_session=True)
@@ -269,7 +283,10 @@ class InProcesses:
     self._running[link.name] = process, cores
 
   def ended(self) -> Mapping[str, int]:
-    """Returns the exit codes, by name, of the processes that have ended since the last call, and frees their cores."""
+    """Returns {name: exit code} of the processes that have ended since the last call, and frees their cores.
+
+    An exit code is minus N where signal N ended the process.
+    """
     ended = {}
     for name, (process, cores) in list(self._running.items()):
       code = process.poll()
@@ -283,7 +300,7 @@ class InProcesses:
     return ended
 
   def wait(self) -> None:
-    """Sleeps until it is time to check again which processes have ended."""
+    """Sleeps for 0.2 seconds, after which it is time to check again which processes have ended."""
     time.sleep(_POLL_SECONDS)
 
   def stop(self) -> None:
@@ -298,6 +315,9 @@ class InProcesses:
 
 
 def write_configs(links: Iterable[Link], workdir: Path) -> None:
-  """Writes the config of each link to the folder LINKS of the workdir, where the link's command line reads it."""
+  """Writes the config of each link to WORKDIR/links/NAME.json, where the link's command line reads it.
+
+  Makes the folder; files of an earlier call are replaced.
+  """
   for link in links:
     logbook.write_json(workdir / LINKS / f"{link.name}.json", link.config.to_dict())

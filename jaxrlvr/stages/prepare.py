@@ -23,17 +23,20 @@ _COMMAND = re.compile(r"\\[a-zA-Z]+")  # of LaTeX
 _WORD = re.compile(r"[^\W\d_]{2}")  # two letters in a row
 _NUMBER = re.compile(r"\d[\d,.]*(?<![,.])")
 # File or folder of the run directory that holds the set, by config.prepare.format.
-FILE_FORMATS = {"jsonl": "problems.jsonl", "tfds": "problems"}
+_PLACE_OF_FORMAT = {"jsonl": "problems.jsonl", "tfds": "problems"}
 
 
 def prepare(config: ConfigDict, workdir: str | Path) -> dict:
-  """Writes the problems of `config.problems` as JSON Lines or as a tfds data set (ArrayRecord).
+  """Reads the problems of `config.problems`, checks their labels, and writes them as a set that loads fast.
 
-  unreadable.jsonl lists the labels that the verifier can't parse; `problems.unreadable` says whether their problems are
-  kept. A warning counts labels with a number among words that the number alone does not match. The summary has the
-  number of `problems` written and of `unreadable` labels, the number of labels that differ from their truth
-  (`label_is_not_truth`), the share of all labels that the verifier accepts as an answer to themselves (`accepted`), and
-  a `digest` of the problems.
+  Writes problems.jsonl (prepare.format "jsonl") or the tfds data set problems/ ("tfds", ArrayRecord), and
+  unreadable.jsonl, a row {"id", "label", "truth", "reason"} for each problem whose label or truth its verifier can't
+  parse; problems.unreadable says whether these are kept ("warn"), left out ("drop") or an error. Warns where a label
+  such as "5 apples" is not matched by its number alone. Returns the summary: `problems` (number written), `unreadable`
+  (number of such problems), `label_is_not_truth` (number of labels that differ from their truth), `accepted` (share,
+  from 0 to 1, of all labels read that the verifier accepts as an answer to themselves) and `digest` (SHA-256 of the
+  problems written, in hexadecimal). A finished run returns its summary and writes nothing. Raises InputError for
+  problems that can't be read, and where no label is readable.
   """
   with open_run(config, workdir, "prepare") as run:
     problems = rollout.read_problems(config, "problems")
@@ -46,17 +49,17 @@ def prepare(config: ConfigDict, workdir: str | Path) -> dict:
       unreadable_ids = {problem.id for problem, _ in unreadable}
       readable = [problem for problem in kept if problem.id not in unreadable_ids]
       accepted = _count_accepted(readable, service)
-      wordy = in_words(readable, service)
-    if wordy:
+      in_words = _labels_in_words(readable, service)
+    if in_words:
       _LOG.warning(
         "config.problems: %d of %d labels hold a number in words that is not paid without them, the first %r of "
         "problem %s; ask for them in the prompt (config.problems.system), or make the numbers the labels",
-        len(wordy),
+        len(in_words),
         len(problems),
-        wordy[0].label[:80],
-        wordy[0].id,
+        in_words[0].label[:80],
+        in_words[0].id,
       )
-    path = run.workdir / FILE_FORMATS[config.prepare.format]
+    path = run.workdir / _PLACE_OF_FORMAT[config.prepare.format]
     if path.is_dir():
       shutil.rmtree(path)  # this run was killed before its end
     prepared.save(path, kept)
@@ -90,16 +93,16 @@ def _write_unreadable(path: Path, unreadable: Sequence[tuple[Problem, str]]) -> 
   logbook.write_jsonl(path, rows)
 
 
-def in_words(problems: Sequence[Problem], service: Service) -> list[Problem]:
-  """Returns the problems of mathematics whose label has one number among words and is not matched by that number alone.
+def _labels_in_words(problems: Sequence[Problem], service: Service) -> list[Problem]:
+  """Returns the problems of verifier math whose label is one number with words, and which that number does not solve.
 
   An example is the label "5 apples" where the verifier does not accept the answer "5".
   """
   candidates, jobs = [], []
   for problem in problems:
-    plain = _COMMAND.sub(" ", problem.label)
-    numbers = _NUMBER.findall(plain)
-    if problem.verifier == "math" and len(numbers) == 1 and _WORD.search(plain):
+    label_without_commands = _COMMAND.sub(" ", problem.label)
+    numbers = _NUMBER.findall(label_without_commands)
+    if problem.verifier == "math" and len(numbers) == 1 and _WORD.search(label_without_commands):
       candidates.append(problem)
       jobs.append(Job("math", boxed_response(numbers[0]), problem.label, problem.extra))
   verdicts = rollout.grade_in_parts(service.grade, jobs)

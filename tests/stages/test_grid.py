@@ -21,7 +21,7 @@ from jaxrlvr.base.errors import InputError, TrainingStopped
 from jaxrlvr.config import files as configs
 from jaxrlvr.stages import STAGES
 from jaxrlvr.stages.grid import cells, grid
-from jaxrlvr.stages.links import needs, read_links
+from jaxrlvr.stages.links import links_needed, read_links
 from jaxrlvr.stages.run_directory import in_use
 
 
@@ -100,7 +100,7 @@ def test_links_name_what_they_start_from(tmp_path):
   for more, key in (({"tokenizer": "words"}, "tokenizer"), ({"runs": {"A": "words"}}, "a run")):
     with pytest.raises(InputError, match=f"link 'b' takes {key} from 'words', which is no earlier link"):
       read_links(of_links({"name": "b", "stage": "report", **more}), tmp_path, STAGES)
-  assert needs({"init": "a", "tokenizer": "b", "files": {"x": "c/d.jsonl"}, "runs": {"t": "e"}}) == set("abce")
+  assert links_needed({"init": "a", "tokenizer": "b", "files": {"x": "c/d.jsonl"}, "runs": {"t": "e"}}) == set("abce")
 
 
 def test_a_link_cannot_take_the_place_of_the_grids_report(tmp_path):
