@@ -7,6 +7,7 @@ import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,8 @@ from jaxrlvr.text.tokenizer import SentencePiece, Tokenizer
 
 # Largest difference, in nats a token, between exported weights that are read again and the policy's weights rounded
 # alike.
-TOLERANCE = 1e-4
+_TOLERANCE = 1e-4
+_PROBE_TOKENS = 16  # tokens of each row that `_probe` scores
 _BITS = {"float32": (8, 23), "bfloat16": (8, 7)}  # number of bits of exponent and mantissa
 _GENERATION = "generation_config.json"
 # tokenizer_config.json for a built-in policy's tokenizer.model, with which transformers' AutoTokenizer gives the same
@@ -45,11 +47,14 @@ _BUILT_IN = {
 
 
 def import_model(config: ConfigDict, workdir: str | Path) -> dict:
-  """Copies the Hugging Face model `config.model.path` into a run directory, which can then be a `config.init`.
+  """Copies a Hugging Face model into a run directory, which can then be a `config.init`.
 
-  Checks every tensor for its name, shape and finite values. The summary has the number of `parameters`, `steps` (0) and
-  the `origin` of the weights. Raises InputError for a model that can't be used, and StorageError where the copy
-  differs.
+  config.model.path names the model: a local directory, or ORG/NAME of the hub. Its files are copied as they are,
+  whatever their dtype, to WORKDIR/model, the tokenizer beside it; policy.json, which is written last, makes the run
+  directory a policy. Checks every tensor for its name, shape and finite values. Returns the summary: `parameters`
+  (number of weights), `steps` (0) and `origin` ({"model": directory, "digests": of weights and config}). A finished run
+  returns its summary. On several hosts all processes must call it together. Raises InputError for a model that can't be
+  used, and StorageError where what was copied is not what was read at first.
   """
   if not config.model.path:
     raise InputError("config.model.path is empty; name a Hugging Face directory, or ORG/NAME of the hub")
@@ -79,44 +84,50 @@ def import_model(config: ConfigDict, workdir: str | Path) -> dict:
 
 
 def export(config: ConfigDict, workdir: str | Path) -> dict:
-  """Writes the policy of `config.init` as a Hugging Face directory, WORKDIR/model, and reads it again to check it.
+  """Writes a policy as a Hugging Face directory, WORKDIR/model, and reads it again to check it.
 
-  The summary has `difference`, the largest difference in nats a token between what was read again and the policy as
-  trained; `reread`, the same with the policy's weights rounded to config.export.dtype; `moved_in_training`, the share
-  of the weights that training moved; `kept_of_training`, the share of these that still differ after rounding to
-  config.export.dtype; `trained_since`, the place of the weights that training began with (these three are None where
-  that is unknown, or the dtype is float32); `steps` (0); and the `origin` of the weights. `config.model.path` may name
-  the policy instead. Raises InputError where neither is set, and StorageError where `reread` is above TOLERANCE.
+  The policy is that of `config.init`, or of `config.model.path`. The directory holds safetensors files of at most
+  export.shard_gib with the weights in export.dtype ("float32" or "bfloat16"), config.json,
+  generation_config.json and the tokenizer.
+
+  Returns the summary. On random tokens, the log-probability, entropy and self-certainty of each token are compared:
+  `reread` is the largest difference, in nats, between the directory read again and the policy's weights rounded to
+  export.dtype, and is near 0; `difference` is that between the directory and the policy as trained, and so holds what
+  rounding costs. `moved_in_training`, `kept_of_training` and `trained_since` are the fields of `TrainingMovement`. Also
+  `steps` (0) and `origin` of the weights. A finished run returns its summary. On several hosts all processes must call
+  it together. Raises InputError where neither key is set, or the policy has no form that transformers knows, and
+  StorageError where `reread` is above 1e-4.
   """
   if not (config.init or config.model.path):
     raise InputError("config.init is empty; name the run directory to export")
   e = config.export
   with open_run(config, workdir, "export") as run:
     policy = build_policy.load_policy(config)
-    spec, tokenizer, mesh = dataclasses.replace(policy.spec, dtype="float32"), policy.tokenizer, policy.mesh
+    spec = dataclasses.replace(policy.spec, dtype="float32")
+    tokenizer, mesh, origin = policy.tokenizer, policy.mesh, policy.origin
     ids = _special_ids(tokenizer)
     hf_config = hf_weights.config_of(spec, e.dtype, ids)
-    run.begin(tokenizer=tokenizer.pieces(), origin=policy.origin.get("digests"))
+    run.begin(tokenizer=tokenizer.pieces(), origin=origin.get("digests"))
     if run.finished:
       return run.summary
     folder = run.workdir / build_policy.MODEL_FOLDER
     folder.mkdir(exist_ok=True)
-    trained = probe(policy.params, spec, mesh)
-    rounded = probe(policy.params, spec, mesh, e.dtype)
+    scores_as_trained = _probe(policy.params, spec, mesh)
+    scores_rounded = _probe(policy.params, spec, mesh, e.dtype)
     hf_weights.save(folder, policy.params, spec, e.dtype, int(e.shard_gib * 2**30))
-    kept = kept_of_training(policy, e.dtype)
-    origin, policy = policy.origin, None  # frees the policy's weights on the devices before the copy is loaded
+    movement = movement_in_training(policy, e.dtype)
+    policy = None  # frees the policy's weights on the devices before the copy is loaded
     build_policy.copy_tokenizer(config, folder / build_policy.TOKENIZER_FILE, folder)
     if isinstance(tokenizer, SentencePiece):
       logbook.write_json(folder / "tokenizer_config.json", _BUILT_IN)
     logbook.write_json(folder / "config.json", hf_config)
     _write_generation_config(folder / _GENERATION, ids, tokenizer.pad_id)
-    read_again = probe(hf_weights.load(hf_weights.open_model(folder), spec, mesh), spec, mesh)
-    difference = float(np.abs(read_again - trained).max())
-    reread = float(np.abs(read_again - rounded).max())
-    if not reread <= TOLERANCE:
+    scores_of_copy = _probe(hf_weights.load(hf_weights.open_model(folder), spec, mesh), spec, mesh)
+    difference = float(np.abs(scores_of_copy - scores_as_trained).max())
+    reread = float(np.abs(scores_of_copy - scores_rounded).max())
+    if not reread <= _TOLERANCE:  # nor where it is nan
       raise StorageError(
-        f"{folder}: read again, its log-probabilities differ by {reread:.2g} from what was written, over {TOLERANCE}; "
+        f"{folder}: read again, its log-probabilities differ by {reread:.2g} from what was written, over {_TOLERANCE}; "
         "don't use it, and export to another disk"
       )
     logbook.write_json(run.workdir / build_policy.POLICY_FILE, dataclasses.asdict(spec))
@@ -124,13 +135,13 @@ def export(config: ConfigDict, workdir: str | Path) -> dict:
       f"Hugging Face directory: {folder} (read again: within {reread:.2g} nats of what was written; largest difference "
       f"from the policy as trained {difference:.2g} nats)"
     )
-    if kept["kept_of_training"] is not None:
-      cure = "" if kept["kept_of_training"] == 1 else "; to keep all of it take config.export.dtype=float32"
+    if movement.kept_of_training is not None:
+      cure = "" if movement.kept_of_training == 1 else "; to keep all of it take config.export.dtype=float32"
       print(
-        f"Training moved {kept['moved_in_training']:.2%} of the weights since {kept['trained_since']}; "
-        f"{kept['kept_of_training']:.2%} of these still differ after rounding to {e.dtype}{cure}"
+        f"Training moved {movement.moved_in_training:.2%} of the weights since {movement.trained_since}; "
+        f"{movement.kept_of_training:.2%} of these still differ after rounding to {e.dtype}{cure}"
       )
-    return run.finish(steps=0, difference=difference, reread=reread, **kept, origin=origin)
+    return run.finish(steps=0, difference=difference, reread=reread, **movement._asdict(), origin=origin)
 
 
 def _special_ids(tokenizer: Tokenizer) -> dict:
@@ -152,19 +163,26 @@ def _write_generation_config(file: Path, ids: Mapping, pad_id: int | None) -> No
   logbook.write_json(file, entries)
 
 
-def kept_of_training(policy: build_policy.Policy, dtype: str) -> dict:
+class TrainingMovement(NamedTuple):
+  """How many weights training moved, and how many of these moves survive rounding; all None where that is unknown."""
+
+  moved_in_training: float | None = None  # share of all weights that differ from those that training began with
+  kept_of_training: float | None = None  # share of these that still differ when both are rounded
+  trained_since: str | None = None  # run directory or model directory of the weights that training began with
+
+
+def movement_in_training(policy: build_policy.Policy, dtype: str) -> TrainingMovement:
   """Compares the policy with the weights that its training began with, before and after rounding to `dtype`.
 
-  Returns `moved_in_training`, the share of the weights that differ; `kept_of_training`, the share of these that still
-  differ when both are rounded; and `trained_since`, the place of the earlier weights. All three are None if `dtype` is
-  float32, no weight differs, or the earlier weights are gone.
+  dtype: "float32" or "bfloat16". All fields are None if it is float32, which rounds nothing, if no weight differs, or
+  if the earlier weights are unknown or gone, of which a warning tells. On several hosts all processes must call it
+  together.
   """
-  unknown = dict.fromkeys(("moved_in_training", "kept_of_training", "trained_since"))
   if dtype == "float32":
-    return unknown
+    return TrainingMovement()
   start = build_policy.load_starting_weights(policy)
   if start is None:
-    return unknown
+    return TrainingMovement()
   place, start_params = start
   moved = kept = 0
   for name, weights in policy.params.items():
@@ -172,9 +190,8 @@ def kept_of_training(policy: build_policy.Policy, dtype: str) -> dict:
     moved += int(differing.sum(dtype=np.int64))
     kept += int(still_differing.sum(dtype=np.int64))
   if not moved:
-    return unknown
-  share = moved / policy_spec.count_weights(policy.spec)
-  return {"moved_in_training": share, "kept_of_training": kept / moved, "trained_since": place}
+    return TrainingMovement()
+  return TrainingMovement(moved / policy_spec.count_weights(policy.spec), kept / moved, place)
 
 
 @functools.partial(jax.jit, static_argnums=2)
@@ -188,18 +205,19 @@ def _differing(one: jax.Array, other: jax.Array, dtype: str) -> tuple[jax.Array,
   return differing, still_differing
 
 
-def probe(
+def _probe(
   params: Mapping[str, jax.Array], spec: policy_spec.Spec, mesh: jax.sharding.Mesh, dtype: str = "float32"
 ) -> np.ndarray:
-  """Returns log-probability, entropy and self-certainty [3, rows, tokens] of the same random tokens for any weights.
+  """Scores random tokens, which depend on vocabulary and mesh alone, so that two sets of weights can be compared.
 
-  Log-probabilities, entropies and self-certainties are in nats. They are computed in float32 with the weights rounded
-  to `dtype` ("float32" or "bfloat16"), and together depend on every logit. params: weights by name, sharded over
-  `mesh`. On several hosts all processes must call it together, and each gets the whole array.
+  Returns [3, rows, tokens]: log-probability, entropy and self-certainty of each token in nats. They are computed in
+  float32 with the weights rounded to `dtype` ("float32" or "bfloat16"), and together depend on every logit. params:
+  weights by name, sharded over `mesh`. On several hosts all processes must call it together, and each gets the whole
+  array.
   """
   rows = sharding.size(mesh, "batch")
-  tokens_BT = np.random.default_rng(0).integers(0, spec.known_vocab, (rows, 16)).astype(np.int32)
-  positions_BT = np.broadcast_to(np.arange(16, dtype=np.int32), tokens_BT.shape)
+  tokens_BT = np.random.default_rng(0).integers(0, spec.known_vocab, (rows, _PROBE_TOKENS)).astype(np.int32)
+  positions_BT = np.broadcast_to(np.arange(_PROBE_TOKENS, dtype=np.int32), tokens_BT.shape)
   segments_BT = np.ones_like(tokens_BT)
   rows_on_device = multihost.put((tokens_BT, positions_BT, segments_BT), sharding.named_sharding(mesh, "batch"))
   with jax.set_mesh(mesh):

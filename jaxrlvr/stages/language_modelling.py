@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,18 +39,20 @@ _PROBE = ({"role": "user", "content": "?"},)
 
 
 class Texts(NamedTuple):
-  """The documents that a stage trains on."""
+  """The documents that a stage trains on, in the order of their numbers."""
 
-  text: Callable[[int], built_in_text.Text]  # returns the document of a number, for any number from 0 on
-  known: dict  # figures about the files that they come from, for manifest and summary; {}: they are built in
-  tokens: list[int] | None = (
-    None  # lengths of the documents of all epochs, in order; None: `steps` says how many are read
-  )
-  problems: Sequence[Problem] = ()  # the problems whose solutions they are
+  text: Callable[[int], built_in_text.Text]  # returns document `number`, from 0 on without an end: files repeat
+  file_figures: dict  # figures about the files they come from, for manifest and summary; {}: documents are built in
+  # Number of tokens of each document up to the end of the last epoch; None: config.STAGE.steps says how many are read.
+  lengths: list[int] | None = None
+  problems: Sequence[Problem] = ()  # the problems whose solutions the documents are; (): they are no solutions
 
 
-def mix(config: ConfigDict, stage: str) -> built_in_text.Mix:
-  """Returns the shares of each kind of built-in text that a stage, "pretrain", "cpt" or "sft", trains on."""
+def mix_of(config: ConfigDict, stage: str) -> built_in_text.Mix:
+  """Reads from `config.text` and `config.sft` what the built-in text of a stage consists of.
+
+  stage: "pretrain", "cpt" or "sft".
+  """
   t = config.text
   if stage == "sft":
     return built_in_text.Mix(config.sft.levels, thinking=config.sft.thinking, terse=config.sft.terse)
@@ -57,9 +60,11 @@ def mix(config: ConfigDict, stage: str) -> built_in_text.Mix:
 
 
 def tokenizer(config: ConfigDict, workdir: str | Path) -> dict:
-  """Trains the SentencePiece tokenizer of the built-in models on documents of all built-in texts, equally many of each.
+  """Trains a SentencePiece tokenizer with text.vocab tokens for models that are trained from scratch.
 
-  Writes tokenizer.model. The summary has `vocab`, its number of tokens.
+  It is trained on text.documents built-in documents, a third of them each those of pre-training, CPT and SFT. Writes
+  tokenizer.model, so that the run directory can be a config.tokenizer. Returns the summary, whose `vocab` is the number
+  of tokens. A finished run returns its summary.
   """
   with open_run(config, workdir, "tokenizer") as run:
     if run.finished:
@@ -69,26 +74,28 @@ def tokenizer(config: ConfigDict, workdir: str | Path) -> dict:
     documents = []
     documents_of_each = config.text.documents // len(built_in_text.TEXTS)
     for stage, text in built_in_text.TEXTS.items():
-      shares = mix(config, stage)
+      mix = mix_of(config, stage)
       for number in range(documents_of_each):
-        documents.append(built_in_text.document_text(text(config.seed, number, shares)))
+        documents.append(built_in_text.document_text(text(config.seed, number, mix)))
     trained = train_sentencepiece(documents, run.workdir / build_policy.TOKENIZER_FILE, config.text.vocab)
     progress(1, {"tokens": trained.vocab_size})
     return run.finish(vocab=trained.vocab_size)
 
 
 def texts(config: ConfigDict, stage: str, tokenizer: Tokenizer) -> Texts:
-  """Returns the documents that a stage, "pretrain", "cpt" or "sft", trains on: those of its `source`, or built-in ones.
+  """Returns the documents that a stage trains on: those of cpt.source or sft.source where it is set, else built-in
+  ones.
 
-  Documents have numbers from 0 on and are made when they are asked for; the same config always gives the same ones.
-  tokenizer: renders problems, and counts the tokens of solutions. Raises InputError for a source that can't be read,
-  and for a chat template that leaves no place for thinking.
+  stage: "pretrain", "cpt" or "sft". Documents are read or made when they are asked for; the same config always gives
+  the same ones. For cpt they are rows of text, for sft the solutions of problems, which are checked against their
+  labels if sft.verified. tokenizer: renders problems, and counts the tokens of solutions. Raises InputError for a
+  source that can't be read or of which no row is left, and for sft as `check_thinking` does.
   """
   settings = config[stage]
   if stage == "sft":
     check_thinking(settings.thinking, tokenizer)
   if stage == "pretrain" or not settings.source:
-    return Texts(functools.partial(_built_in, config.seed, stage, mix(config, stage)), {})
+    return Texts(functools.partial(_built_in, config.seed, stage, mix_of(config, stage)), {})
   if stage == "cpt":
     with _errors_name(stage):
       rows = corpus.TextRows(settings.source, settings.column, config.seed, settings.skip_bad)
@@ -111,18 +118,18 @@ def _sft_texts(config: ConfigDict, tokenizer: Tokenizer) -> Texts:
       s.source,
       counts_in_words(counts),
     )
-  known = {"problems": len(problems), "digest": logbook.digest(problems), **counts}
+  file_figures = {"problems": len(problems), "digest": logbook.digest(problems), **counts}
   text = corpus.responses(problems, config.seed, s.thinking)
   if not s.epochs:
-    return Texts(text, known, None, problems)
-  tokens_of_problem = []
+    return Texts(text, file_figures, None, problems)
+  length_of_problem = []
   for problem in problems:
     document = built_in_text.document(corpus.response(problem, s.thinking), tokenizer)
-    tokens_of_problem.append(len(document.ids))
-  tokens = []
+    length_of_problem.append(len(document.ids))
+  lengths = []
   for number in range(s.epochs * len(problems)):
-    tokens.append(tokens_of_problem[shuffled(config.seed, number, len(problems))])
-  return Texts(text, known, tokens, problems)
+    lengths.append(length_of_problem[shuffled(config.seed, number, len(problems))])
+  return Texts(text, file_figures, lengths, problems)
 
 
 @contextlib.contextmanager
@@ -135,9 +142,10 @@ def _errors_name(group: str) -> Iterator[None]:
 
 
 def check_thinking(thinking: bool, tokenizer: Tokenizer) -> None:
-  """Raises InputError where SFT is to teach traces, but the chat template ends a prompt with thinking that is closed.
+  """Raises InputError where SFT teaches traces, but each prompt already ends with an empty block of thinking.
 
-  The trace would stand in a second block of thinking.
+  Some chat templates end a prompt with `<think></think>`; a trace would then stand in a second block. thinking: whether
+  SFT teaches traces (config.sft.thinking); with False nothing is raised. tokenizer: has the chat template, if any.
   """
   closed = tokenizer.decode(tokenizer.render(_PROBE)).rstrip().endswith(THINK_END)
   if thinking and closed:
@@ -147,9 +155,9 @@ def check_thinking(thinking: bool, tokenizer: Tokenizer) -> None:
     )
 
 
-def _built_in(seed: int, stage: str, shares: built_in_text.Mix, number: int) -> built_in_text.Text:
+def _built_in(seed: int, stage: str, mix: built_in_text.Mix, number: int) -> built_in_text.Text:
   """Returns the built-in document of a number."""
-  return built_in_text.TEXTS[stage](seed, number, shares)
+  return built_in_text.TEXTS[stage](seed, number, mix)
 
 
 def _agree_with_labels(service: Service, reading: str, pairs: Sequence[tuple[Problem, str]]) -> list[bool]:
@@ -170,11 +178,17 @@ def _agree_with_labels(service: Service, reading: str, pairs: Sequence[tuple[Pro
 
 
 def train(stage: str, config: ConfigDict, workdir: str | Path) -> dict:
-  """Trains a policy on packed rows of the stage's text: fresh weights, or those of `config.init`.
+  """Trains a policy to predict the next token of the stage's documents, packed into rows of STAGE.row_tokens tokens.
 
-  The stage is "pretrain", "cpt" or "sft". Writes metrics.jsonl and checkpoints. The summary has the number of `steps`
-  and of `parameters`, figures about the `texts` if they come from files, and the number of `documents` if epochs say
-  how long SFT is. Raises TrainingStopped where too many updates in a row are not finite.
+  stage: "pretrain", "cpt" or "sft"; the keys of config.STAGE say how it trains. The policy is that of `config.init` or
+  `config.model.path`; where both are empty, its weights are drawn afresh. Writes metrics.jsonl (a row for each step:
+  loss in nats a token, tokens, and the figures of `training.metrics`), checkpoints/ and what makes the run directory a
+  config.init. A run that was stopped goes on from its last checkpoint; a finished one returns its summary.
+
+  Returns the summary: `steps`, `parameters` (number of weights), `texts` (only if they come from files: figures about
+  these, such as rows or problems, and `skipped`), and `documents` (their number, only if sft.epochs says how long the
+  run is). On several hosts all processes must call it together. Raises InputError for text that can't be read,
+  TrainingStopped where too many updates in a row are not finite, and Interrupted after a signal, with a checkpoint.
   """
   with open_run(config, workdir, stage) as run:
     return _train(stage, config, run)
@@ -187,14 +201,14 @@ def _train(stage: str, config: ConfigDict, run: Run) -> dict:
   sharding.check_divisible(policy.mesh, f"config.{stage}.rows", (settings.rows // settings.microbatches,), ("batch",))
   loss_fn = objective.language_modelling(policy.spec)
   documents = texts(config, stage, policy.tokenizer)
-  steps, end = settings.steps, None
-  if documents.tokens is not None:
-    rows = rows_of(documents.tokens, settings.row_tokens)
-    steps, end = -(-rows // settings.rows), len(documents.tokens)
+  steps, end = settings.steps, None  # end: number of documents to read, None: as many as `steps` take
+  if documents.lengths is not None:
+    rows = rows_of(documents.lengths, settings.row_tokens)
+    steps, end = math.ceil(rows / settings.rows), len(documents.lengths)
   optimizer, rates = build_policy.make_optimizer(settings.optim, steps)
   inputs = {"tokenizer": policy.tokenizer.pieces(), "origin": policy.origin.get("digests")}
-  if documents.known:
-    inputs["texts"] = documents.known
+  if documents.file_figures:
+    inputs["texts"] = documents.file_figures
   run.begin(**inputs)
   if run.finished:
     return run.summary
@@ -216,13 +230,18 @@ def _train(stage: str, config: ConfigDict, run: Run) -> dict:
       progress(step, {"loss": figures["loss"]} if figures else None)
       if run.due(step, steps):
         run.save(step, state, cursor=cursor, origin=policy.origin)
-        run.raise_if_asked_after_save()
-    figures_of_texts: dict[str, object] = {}
-    if documents.known:
-      figures_of_texts["texts"] = documents.known | {"skipped": getattr(documents.text, "skipped", 0)}
-    if end is not None:
-      figures_of_texts["documents"] = end
-    return run.finish(steps=steps, parameters=policy_spec.count_weights(policy.spec), **figures_of_texts)
+        run.stop_if_asked()
+    return run.finish(steps=steps, parameters=policy_spec.count_weights(policy.spec), **_figures_of_texts(documents))
+
+
+def _figures_of_texts(documents: Texts) -> dict[str, object]:
+  """Returns the summary's entries about documents after training: `texts` and `documents`, as `train` says."""
+  figures: dict[str, object] = {}
+  if documents.file_figures:
+    figures["texts"] = documents.file_figures | {"skipped": getattr(documents.text, "skipped", 0)}
+  if documents.lengths is not None:
+    figures["documents"] = len(documents.lengths)
+  return figures
 
 
 def _batch(packed: Packed) -> objective.TextBatch:

@@ -154,7 +154,7 @@ def test_the_stages_take_their_text_from_files(folder, tokenizer):
   path = write_jsonl(folder.parent / "sft.jsonl", lines)
   config = configs.base()
   text, known, *_ = language_modelling.texts(config, "cpt", tokenizer)
-  assert text(3) == built_in_text.cpt(0, 3, language_modelling.mix(config, "cpt")) and known == {}
+  assert text(3) == built_in_text.cpt(0, 3, language_modelling.mix_of(config, "cpt")) and known == {}
   changes = {"cpt.source": str(folder), "sft.source": str(path), "sft.columns": COLUMNS, "verify.workers": 1}
   config = configs.derive(config, changes | {"sft.thinking": False})
   text, known, *_ = language_modelling.texts(config, "cpt", tokenizer)

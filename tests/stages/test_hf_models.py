@@ -282,7 +282,7 @@ def test_what_training_began_with_is_the_last_that_is_there_unchanged(imported, 
     assert place == str(imported[1] / "model") and all(np.array_equal(params[name], before[name]) for name in before)
     assert told in caplog.text
   assert start({"seed": 0}) is None and start({**model, "digests": {}}) is None
-  assert hf_models.kept_of_training(policy, "float32")["kept_of_training"] is None
+  assert hf_models.movement_in_training(policy, "float32").kept_of_training is None
 
 
 def test_export_that_differs_is_not_finished(imported, tmp_path, capsys, monkeypatch):
