@@ -10,24 +10,28 @@ from jaxrlvr.base.errors import StorageError
 from jaxrlvr.judging.rubric import sha256_of
 
 
-class Folder:
-  """Maps questions to one judge's labels, and keeps each label in a small JSON file of its own.
+class LabelFolder:
+  """The labels of one judge on disk, used like a dict: `labels[key] = label` keeps one, `labels.get(key)` returns it.
 
-  A question is named by the digest of its wording and of the responses that it is about (`rubric.key`). folder: where
-  the files are; it is made with the first label. judge: a text that names everything besides the question that a label
-  depends on, such as the model and its options. Several judges and several runs may share a folder.
+  The key of a question is `rubric.key`. Each label is kept in a JSON file of its own, which is written at once and as a
+  whole. Several judges and several runs, also at the same time, may share a folder.
   """
 
   def __init__(self, folder: Path, judge: str):
+    """Reads and writes nothing yet.
+
+    folder: where the files are; it is made with the first label. judge: a text that names everything besides the
+    question that a label depends on, such as the model and its options. Labels of another judge are not seen.
+    """
     self._folder, self._judge = folder, judge
 
   def _file(self, key: str) -> Path:
     return self._folder / f"{sha256_of(self._judge, key)}.json"
 
   def get(self, key: str) -> object:
-    """Returns the label that is kept for a question's key; None where there is none, or its file can't be read.
+    """Returns the label of a question by its key; None if none is kept, or if its file can't be read.
 
-    It may be any JSON value, as nothing checks the file: test it with `rubric.is_label` before use.
+    The files are not checked, so that it may be any JSON value: test it with `rubric.is_label` before use.
     """
     try:
       return json.loads(self._file(key).read_text())["label"]
@@ -35,9 +39,10 @@ class Folder:
       return None
 
   def __setitem__(self, key: str, label: float | bool) -> None:
-    """Keeps the label of a question by its key, and replaces an earlier one. StorageError where that can't be written.
+    """Keeps the label of a question by its key, and replaces an earlier one.
 
-    label: 1.0, 0.5 or 0.0 for faithfulness, True or False for whether two strategies are the same.
+    label: 1.0, 0.5 or 0.0 for faithfulness; True (the same strategy) or False. Raises StorageError if it can't be
+    written.
     """
     try:
       self._folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Completes prompts by calls to a chat-completions endpoint, of any vendor or a local server."""
+"""Completes prompts by calls to an OpenAI-compatible chat-completions endpoint, of a vendor or a local server."""
 
 from __future__ import annotations
 
@@ -24,11 +24,13 @@ from jaxrlvr.base import signals
 from jaxrlvr.base.errors import InputError
 
 _LOG = logging.getLogger(__name__)
-# Takes prompts and gives their completions in the same order, None for a prompt that could not be completed.
+# Takes prompts and returns their completions in the same order, None for a prompt that could not be completed. It may
+# yield each as soon as it is known.
 Complete = Callable[[list[str]], Iterable[str | None]]
 _MOST_BYTES = 1 << 20  # largest body of an answer that is read
 _MOST_TOKENS = 10**9  # largest token count of a call that is believed
 _LONGEST_WAIT = 30.0  # seconds between two calls at most, unless a Retry-After asks for more
+_MOST_DOUBLINGS = 9  # of the wait between calls
 _PATIENCE = 8  # consecutive prompts without an answer after which, or after twice those in flight, calling ends
 _WRONG_URL = "correct the URL, which ends where /chat/completions begins, or the model"
 _WRONG_KEY = "see the key in the environment variable {!r} (key_variable), and what it may do"
@@ -44,17 +46,20 @@ _NOT_AN_ANSWER = (ValueError, LookupError, TypeError, ArithmeticError, Recursion
 
 @dataclasses.dataclass(frozen=True)
 class Endpoint:
-  """An endpoint and how to call it. The key is in no field, so that it gets into no file."""
+  """An endpoint and how to call it. The API key is in no field, so that it gets into no file.
 
-  url: str  # the part before /chat/completions
+  Raises InputError for a url, model or request that can be known to be wrong before the first call.
+  """
+
+  url: str  # the part before /chat/completions, as "https://HOST/v1"; without a user, a query or a fragment
   model: str  # the model's name in each request
-  key_variable: str = ""  # the environment variable that holds the key; "": no key is sent
-  request: str = "{}"  # further fields of each request, a JSON object
-  timeout_seconds: float = 60.0  # for a call, from its first byte to its last
-  deadline_seconds: float = 180.0  # for a prompt, with all retries and the waits between them
-  retries: int = 5  # calls for a prompt after the first one
-  concurrency: int = 8  # prompts that are asked at a time
-  backoff_seconds: float = 1.0  # the first wait is up to so long, each further one up to twice the one before
+  key_variable: str = ""  # the environment variable that holds the API key; "": no key is sent
+  request: str = "{}"  # further fields of each request as a JSON object, as '{"temperature": 0}'
+  timeout_seconds: float = 60.0  # limit of one call, from its first byte to its last
+  deadline_seconds: float = 180.0  # limit of one prompt, with all retries and the waits between them
+  retries: int = 5  # calls for a prompt after the first one, at most
+  concurrency: int = 8  # prompts that are in flight at a time
+  backoff_seconds: float = 1.0  # upper limit of the first wait between calls; the limit doubles with each further one
 
   def __post_init__(self):
     """Checks the fields. InputError for what can be known to be wrong before the first call."""
@@ -78,7 +83,10 @@ class Endpoint:
       ) from error
 
   def key(self) -> str:
-    """Returns the key from the environment, "" where none is needed. InputError where the variable holds no key."""
+    """Reads the API key from the environment; returns "" if key_variable is "".
+
+    Raises InputError if the variable is not set, or holds anything but printable ASCII characters without spaces.
+    """
     if not self.key_variable:
       return ""
     value = os.environ.get(self.key_variable, "").strip()
@@ -106,21 +114,25 @@ class _Reply(NamedTuple):
 
   text: str | None  # the completion
   trouble: str = ""  # why there is no text
-  retry_after: float | None = None  # seconds after which the same call may succeed; None: it will not
+  retry_after: float | None = None  # seconds after which the same call may succeed; None: it won't, or has succeeded
   hopeless: bool = False  # no call with another prompt will succeed either
 
 
 class Client:
-  """Completes prompts by calls to an endpoint, several at a time; each prompt is sent as one user message.
+  """Completes prompts by calls to an endpoint: `client(prompts)` yields a completion for each, in their order.
 
-  A prompt that can't be completed gives None, and each cause is logged once. After an answer that shows that no call
-  can succeed (wrong URL, wrong key), and in an outage that lasts, no further call is made: all other prompts give None.
-  Attributes: identity, a text that names the model and the fields of the requests; counts, a Counter of calls (retries
-  included), retries, prompt_tokens and completion_tokens (as the endpoint reports them) since the client was made.
+  Each prompt is sent as one user message, several at a time. A prompt that can't be completed gives None; each cause is
+  logged once and no error of the network is raised. After an answer that shows that no call can succeed (wrong URL,
+  wrong key, unpaid), and in an outage that lasts, this client makes no further call: all other prompts give None.
+
+  Attributes:
+  - identity: a JSON text with the model and the other fields of the requests.
+  - counts: a Counter of calls (retries included), retries, and prompt_tokens and completion_tokens as the endpoint
+    reports them, since the client was made.
   """
 
   def __init__(self, endpoint: Endpoint):
-    """Prepares calls, and makes none. InputError where the endpoint's key is not in the environment."""
+    """Prepares calls, and makes none. Raises InputError if the endpoint's key is not in the environment."""
     self._endpoint = endpoint
     self._url = urllib.parse.urlsplit(endpoint.url.rstrip("/") + "/chat/completions")
     self._fields = {"model": endpoint.model} | json.loads(endpoint.request)
@@ -134,8 +146,8 @@ class Client:
   def __call__(self, prompts: list[str]) -> Iterator[str | None]:
     """Yields the completion of each prompt, in their order, as soon as it and all earlier ones are there.
 
-    A prompt that can't be completed yields None; no error of the network is raised. A signal that asks the run to stop
-    ends the calls: the remaining prompts yield None.
+    Yields None for a prompt that can't be completed, for a completion that was cut off at a limit of length, and for
+    all prompts that remain when a signal asks the run to stop.
     """
     with ThreadPoolExecutor(self._endpoint.concurrency) as pool:
       for reply, counts in pool.map(self._ask, prompts):
@@ -145,7 +157,8 @@ class Client:
 
   def _note(self, reply: _Reply) -> None:
     """Logs a trouble the first time it occurs, and ends all calling in an outage that lasts."""
-    self._unanswered = self._unanswered + 1 if reply.retry_after is not None else 0
+    was_answered = reply.retry_after is None
+    self._unanswered = 0 if was_answered else self._unanswered + 1
     if reply.trouble and reply.trouble not in self._logged_troubles and not signals.stop_requested():
       self._logged_troubles.add(reply.trouble)
       _LOG.warning("%s: %s", self._endpoint.url, reply.trouble)
@@ -163,13 +176,13 @@ class Client:
       if self._ended or signals.stop_requested() or seconds_left <= 0:
         return reply._replace(trouble=self._ended or reply.trouble), counts
       counts["calls"] += 1
-      counts["retries"] += attempt > 0
+      counts["retries"] += 1 if attempt > 0 else 0
       reply = self._call(body, min(endpoint.timeout_seconds, seconds_left), counts)
       if reply.hopeless:
         self._ended = reply.trouble
       if reply.retry_after is None or attempt == endpoint.retries:
         break
-      longest_wait = min(_LONGEST_WAIT, endpoint.backoff_seconds * 2 ** min(attempt, 9))
+      longest_wait = min(_LONGEST_WAIT, endpoint.backoff_seconds * 2 ** min(attempt, _MOST_DOUBLINGS))
       wait = max(random.uniform(0, longest_wait), reply.retry_after)
       if time.monotonic() + wait > deadline:
         break

@@ -1,7 +1,7 @@
-"""Judges of reasoning, in one table: does a trace lead to its answer, do two responses use the same strategy?
+"""Judges of reasoning, in one table: does a trace lead to its answer, and do two responses use the same strategy?
 
-The measures that are computed from their labels are in analysis/reasoning.py, which reads nothing; a judge may read
-files, the environment and the network.
+A judge gives labels, and may read files, the environment and the network for them. analysis/reasoning.py computes
+figures from labels, and reads nothing.
 """
 
 from __future__ import annotations
@@ -25,44 +25,52 @@ from jaxrlvr.text.answer import parse_response
 class Judge:
   """Labels responses. A label that can't be had is None: a judge neither guesses nor raises.
 
-  ask: takes the name of a task, "faithfulness" or "strategy", and a list of questions, each a tuple of the responses
-  that it is about (one for faithfulness, two for strategy); gives the label of each question in their order, None where
-  it is missing, and may give each as soon as it is known. counts: numbers of calls, retries, cached (labels that were
-  known before), missing (questions that got no label), too_long (prompts that the model can't hold), prompt_tokens and
-  completion_tokens, as far as the judge counts them.
+  ask: called as ask(task, questions). task: "faithfulness" or "strategy". questions: for each a tuple of the responses
+  that it is about, one for faithfulness and two for strategy. It returns or yields the label of each question, in their
+  order, and None for a missing one.
+
+  counts: what the judge has counted since it was made; a judge leaves out the keys that it does not count.
+  - calls, retries: calls to an endpoint with retries, and the retries among them; for a local model the prompts.
+  - prompt_tokens, completion_tokens: tokens that the model has read and written.
+  - cached: different questions whose label was known before, so that the model was not asked.
+  - missing: questions that the model was asked, or that were too long for it, and that got no label.
+  - too_long: prompts that a local model can't hold. They are among the missing ones, but not among the calls.
   """
 
   ask: Callable[[str, Sequence[tuple[Response, ...]]], Iterable[Label]]
   counts: Counter = dataclasses.field(default_factory=Counter)
 
-  def faithfulness(self, items: Sequence[Response]) -> list[Label]:
-    """Returns the label of each response: 1.0: its trace leads to its answer; 0.5: in part; 0.0: not; None: missing."""
-    return list(self.ask("faithfulness", [(item,) for item in items]))
+  def faithfulness(self, responses: Sequence[Response]) -> list[Label]:
+    """Labels whether each response's trace leads to its answer, in their order.
+
+    1.0: it does, whether the answer is right or wrong; 0.5: in part; 0.0: it does not; None: the label is missing.
+    """
+    return list(self.ask("faithfulness", [(response,) for response in responses]))
 
   def same_strategy(self, pairs: Sequence[tuple[Response, ...]]) -> list[Label]:
-    """Returns whether both responses of each pair, to one problem, use the same strategy; None if that is unknown.
+    """Labels whether both responses of each pair use the same strategy: True, False, or None if the label is missing.
 
-    pairs: tuples of two responses. Two responses with the same text use the same strategy; about these the judge is not
-    asked.
+    pairs: tuples of two responses to one problem. Two responses with the same text have the label True without a
+    question to the judge. A pair that occurs several times is asked each time; one that is reversed is another pair.
     """
-    unlike = [pair for pair in pairs if pair[0].text != pair[1].text]
-    labels = dict(zip(unlike, self.ask("strategy", unlike), strict=True))
+    pairs_to_ask = [pair for pair in pairs if pair[0].text != pair[1].text]
+    labels = dict(zip(pairs_to_ask, self.ask("strategy", pairs_to_ask), strict=True))
     return [labels[pair] if pair in labels else True for pair in pairs]
 
 
-def with_cache(judge: Judge, known: dict | cache.Folder) -> Judge:
-  """Returns a judge that takes labels from `known` and asks `judge` only for the others.
+def _with_memory(judge: Judge, known_labels: dict | cache.LabelFolder) -> Judge:
+  """Returns a judge that takes labels from `known_labels` and asks `judge` only for the others.
 
-  known: labels by the digests of questions, as `rubric.key` returns them: a dict, or a folder that keeps them on disk.
-  Each new label is added to it as soon as it comes; a missing label is not. What is found there and is no label of the
-  task is asked anew. The result shares its counts with `judge`, where "cached" counts the labels taken from `known`.
+  known_labels: labels by `rubric.key`, as a dict or on disk. Each new label is added to it as soon as it comes; a
+  missing label is not. A value in it that is no label of the task is ignored. A question that occurs several times is
+  asked once. The result shares its counts with `judge`, where "cached" counts the labels taken from `known_labels`.
   """
 
   def ask(task, questions):
     keys = [rubric.key(task, responses) for responses in questions]
     labels = {}
     for key in keys:
-      label = known.get(key)
+      label = known_labels.get(key)
       if rubric.is_label(task, label):
         labels[key] = label
     judge.counts["cached"] += len(labels)
@@ -71,20 +79,23 @@ def with_cache(judge: Judge, known: dict | cache.Folder) -> Judge:
       new_labels = judge.ask(task, list(new_questions.values()))
       for key, label in zip(new_questions, new_labels, strict=True):
         if label is not None:
-          known[key] = labels[key] = label
+          labels[key] = label
+          known_labels[key] = label
     return [labels.get(key) for key in keys]
 
   return Judge(ask, judge.counts)
 
 
 def from_completion(complete: endpoint.Complete, identity: str, folder: Path, counts: Counter | None = None) -> Judge:
-  """Returns a judge that asks a language model and keeps its labels in a folder.
+  """Makes a judge that asks a language model by the rubric and keeps its labels in a folder.
 
-  complete: takes prompts and gives their completions in the same order, None for a prompt that could not be completed;
-  the label of such a question, and of a reply that does not keep to the form, is missing. identity: a text that names
-  everything besides the prompt that a completion depends on; labels of another identity are not used. folder: where
-  labels are kept; it is made with the first. counts: what `complete` counts into, if it counts; the judge adds "cached"
-  and "missing".
+  complete: takes prompts and returns or yields their completions in the same order, None for a prompt that could not be
+  completed. The label of such a question, and of a reply that does not keep to the rubric's form, is missing.
+  identity: a text that names everything besides the prompt that a completion depends on, such as the model and its
+  options; labels that the folder keeps for another identity are not used.
+  folder: where labels are kept, a JSON file each; it is made with the first. StorageError if it can't be written.
+  counts: the Counter that `complete` counts into, if it counts; it becomes the judge's `counts`, which also get
+  "cached" and "missing".
   """
   counts = Counter() if counts is None else counts
 
@@ -92,28 +103,28 @@ def from_completion(complete: endpoint.Complete, identity: str, folder: Path, co
     replies = complete([rubric.prompt(task, responses) for responses in questions])
     for responses, reply in zip(questions, replies, strict=True):
       label = rubric.read_label(task, responses, reply)
-      counts["missing"] += label is None
+      counts["missing"] += 1 if label is None else 0
       yield label
 
-  return with_cache(Judge(ask, counts), cache.Folder(folder, identity))
+  return _with_memory(Judge(ask, counts), cache.LabelFolder(folder, identity))
 
 
 class LocalModel(NamedTuple):
-  """A policy of this project that serves as a judge."""
+  """A policy of this project that serves as a judge; `stages.judge.local_model` makes one."""
 
-  complete: endpoint.Complete  # takes prompts, gives a completion or None for each, in their order
+  complete: endpoint.Complete  # takes prompts, yields a completion or None for each, in their order
   identity: str  # names everything besides the prompt that a completion depends on
   counts: Counter  # what `complete` counts into: calls, too_long, prompt_tokens
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """What the judges of JUDGES are made from; each reads the fields that it needs."""
+  """What a judge of JUDGES is made from. "exact" needs no field, "http" endpoint, "local" local, "replay" file."""
 
-  endpoint: endpoint.Endpoint | None = None  # for "http"
-  cache: Path = Path("cache")  # folder of labels, for "http" and "local"
-  file: str = ""  # for "replay": labels of an earlier judging, as jsonl rows with `key` and `label`
-  local: LocalModel | None = None  # for "local"
+  endpoint: endpoint.Endpoint | None = None  # the endpoint that "http" calls
+  cache: Path = Path("cache")  # where "http" and "local" keep labels, so that no question is asked twice
+  file: str = ""  # labels of an earlier judging for "replay": a jsonl file whose rows have `key` and `label`
+  local: LocalModel | None = None  # the model that "local" asks
 
 
 def _http(settings: Settings) -> Judge:
@@ -134,10 +145,10 @@ def _replay(settings: Settings) -> Judge:
   if not path.is_file():
     raise InputError(f"labels to replay: {settings.file!r} is no file; name the labels.jsonl of a former judging")
   try:
-    known = {row["key"]: row["label"] for row in read_jsonl(path) if row["label"] is not None}
+    known_labels = {row["key"]: row["label"] for row in read_jsonl(path) if row["label"] is not None}
   except (ValueError, KeyError, TypeError) as error:
     raise InputError(f"{path}: is no file of labels ({error!r}); each row has `key` and `label`") from error
-  return with_cache(Judge(lambda task, questions: [None] * len(questions)), known)
+  return _with_memory(Judge(lambda task, questions: [None] * len(questions)), known_labels)
 
 
 def _question(response: Response) -> str:
@@ -168,7 +179,7 @@ def _exact(settings: Settings) -> Judge:
   return Judge(lambda task, questions: [_EXACT[task](*responses) for responses in questions])
 
 
-# The judges by the name that config.judge.name gives: each takes Settings and returns a Judge. InputError where the
-# settings are wrong. exact: the built-in arithmetic's own; http: a model behind an endpoint; local: a policy of this
-# project; replay: labels from a file.
+# Makers of judges: each takes Settings and returns a Judge, and raises InputError for wrong settings. Keys: values of
+# config.judge.name. exact: a program, for built-in arithmetic alone; http: a model behind an endpoint; local: a policy
+# of this project; replay: the labels in a file.
 JUDGES: dict[str, Callable[[Settings], Judge]] = {"exact": _exact, "http": _http, "local": _local, "replay": _replay}

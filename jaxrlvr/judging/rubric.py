@@ -1,4 +1,4 @@
-"""The questions put to a model that judges, their wording, and the reading of its replies."""
+"""Words the questions to a model that judges, and reads its replies."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ from typing import NamedTuple
 
 from jaxrlvr.text.tags import THINK, THINK_END
 
-Label = float | bool | None  # faithfulness: 1.0, 0.5, 0.0; strategies: whether they are the same; None: missing
+# Of the task "faithfulness": 1.0, 0.5 or 0.0; of "strategy": True (the same) or False. None: the label is missing.
+Label = float | bool | None
 
 
 class Response(NamedTuple):
   """A response to be judged, with its prompt. The judge does not see the right answer."""
 
-  prompt: str  # as recorded: the text of the only message, or all messages, each behind a line [ROLE]
+  prompt: str  # as runs record it: the text of the only message, or all messages, each behind a line [ROLE]
   text: str  # the whole response, with its thinking
 
 
 class Task(NamedTuple):
-  """A kind of question to a judge, about one response or two."""
+  """A kind of question to a judge: "faithfulness", about one response, or "strategy", about two."""
 
   rubric: str  # the instructions, which stand at the start of the request
-  parts: tuple[str, ...]  # a title for each response that a question is about; as many as there are responses
-  labels: Mapping[str, float | bool]  # the label that each word at the end of a reply stands for
+  parts: tuple[str, ...]  # the title of each response in the request, as "FIRST RESPONSE"
+  labels: Mapping[str, float | bool]  # {word that a reply may end with: the label that it stands for}
 
 
 # The wordings call a label a "verdict". They stay as they were when models were first asked: the keys of kept labels
@@ -60,59 +61,69 @@ Give your reasons in a few sentences. Then end with exactly one line of this for
 VERDICT {mark}: WORD
 where WORD is {words}.
 """
+# The kinds of questions by the name that all functions here take as `task`.
 TASKS = {
   "faithfulness": Task(_FAITHFULNESS, ("RESPONSE",), {"1": 1.0, "0.5": 0.5, "0": 0.0}),
   "strategy": Task(_STRATEGY, ("FIRST RESPONSE", "SECOND RESPONSE"), {"same": True, "different": False}),
 }
 RUBRIC_VERSION = 1  # raise it whenever a wording above changes
+_MARK_DIGITS = 12
 
 
-def mark(responses: Sequence[Response]) -> str:
-  """Returns a code of 12 hexadecimal digits that fences the prompt and the responses in a request.
+def fence_mark(responses: Sequence[Response]) -> str:
+  """Returns the code of 12 hexadecimal digits that stands in the lines around each text in a request to a judge.
 
-  responses: those that a question is about, at least one, all to the prompt of the first. The code is derived from
-  these texts and occurs in none of them, so that no text can close its fence. The same texts give the same code.
+  It is made from the texts and occurs in none of them, so that no text can end its own fence or write the line that
+  holds the label. The same texts always give the same code. responses: the one or two that the question is about, all
+  to the prompt of the first.
   """
   texts = [responses[0].prompt, *(response.text for response in responses)]
-  fence = ""
-  while not fence or any(fence in text for text in texts):
-    fence = sha256_of(fence, *texts)[:12]
-  return fence
+  mark = ""
+  while not mark or any(mark in text for text in texts):
+    mark = sha256_of(mark, *texts)[:_MARK_DIGITS]
+  return mark
 
 
 def prompt(task: str, responses: Sequence[Response]) -> str:
-  """Returns the request to a model that judges: instructions, the fenced texts, and the form of the reply.
+  """Returns the request to a model that judges: instructions, problem and responses inside fences, form of the reply.
+
+  The reply is to end with the line "VERDICT MARK: WORD". MARK is `fence_mark(responses)`; WORD is 1, 0.5 or 0 for
+  faithfulness, and same or different for strategy.
 
   task: "faithfulness", about one response, or "strategy", about two. responses: these, all to the prompt of the first.
-  ValueError for another number of responses, KeyError for an unknown task.
+  Raises ValueError for another number of responses and KeyError for an unknown task.
   """
-  question, fence = TASKS[task], mark(responses)
+  question, mark = TASKS[task], fence_mark(responses)
   titled_texts = [("PROBLEM", responses[0].prompt)]
   for title, response in zip(question.parts, responses, strict=True):
     titled_texts.append((title, response.text))
   data = ""
   for title, text in titled_texts:
-    data += f"--- {title} {fence} ---\n{text}\n--- END OF {title} {fence} ---\n\n"
+    data += f"--- {title} {mark} ---\n{text}\n--- END OF {title} {mark} ---\n\n"
   *first_words, last_word = question.labels
   words = f"{', '.join(first_words)} or {last_word}"
-  return question.rubric + _FORM.format(mark=fence, data=data, words=words)
+  return question.rubric + _FORM.format(mark=mark, data=data, words=words)
 
 
 def read_label(task: str, responses: Sequence[Response], reply: str | None) -> Label:
-  """Reads the label from a model's reply to `prompt(task, responses)`. None unless the reply gives exactly one label.
+  """Reads the label in a model's reply to the request `prompt(task, responses)`.
 
-  Returns 1.0, 0.5 or 0.0 for the task "faithfulness", and True (the same) or False for "strategy". reply: None where
-  there is none. Thinking that stands at its start and is closed is skipped. In the rest the mark must occur exactly
-  once, in whatever case or look-alike form: a reply that quotes, repeats or corrects a label gives none. The last line
-  must have the form that was asked for; white space may follow it, and markdown's asterisks and backticks around it are
-  ignored.
+  Returns 1.0, 0.5 or 0.0 for the task "faithfulness", and True (the same) or False for "strategy". Returns None, a
+  missing label, unless the reply gives exactly one:
+  - Its last line is "VERDICT MARK: WORD", as the request asks. White space may follow; asterisks and backticks around
+    the line are ignored.
+  - MARK occurs nowhere else in the reply, not even in capitals or in look-alike characters. So a reply that quotes,
+    repeats or corrects its label gives none.
+
+  Thinking at the start of the reply is not read, up to `</think>`; if it is never closed there is no label. reply: the
+  text of the reply; None if there is none.
   """
-  fence = mark(responses)
+  mark = fence_mark(responses)
   statement = _without_thinking(reply or "")
-  if _plain(statement).count(fence) != 1:
+  if _plain(statement).count(mark) != 1:
     return None
   last_line = statement.rstrip().rpartition("\n")[2].strip(" \t\r*`")
-  match = re.fullmatch(rf"VERDICT {fence}: *(\S+)", last_line)
+  match = re.fullmatch(rf"VERDICT {mark}: *(\S+)", last_line)
   return TASKS[task].labels.get(match[1]) if match else None
 
 
@@ -133,21 +144,25 @@ def _plain(text: str) -> str:
 def is_label(task: str, value: object) -> bool:
   """Returns whether a value from a JSON file is a label of the task.
 
-  Labels of "faithfulness" are the numbers 1, 0.5 and 0; labels of "strategy" are true and false. True is no number.
+  Labels of "faithfulness" are the numbers 1, 0.5 and 0, not true and false; labels of "strategy" are true and false,
+  not 1 and 0. None is no label. Raises KeyError for an unknown task.
   """
   allowed = tuple(TASKS[task].labels.values())
   return isinstance(value, bool) == isinstance(allowed[0], bool) and value in allowed
 
 
 def key(task: str, responses: Sequence[Response]) -> str:
-  """Returns the digest, 64 hexadecimal digits, by which a question's label is kept.
+  """Returns the name under which a question's label is kept: a digest of 64 hexadecimal digits.
 
-  task: "faithfulness" or "strategy". responses: one or two, those that the question is about. The digest depends on the
-  wording of the request and on all texts in it, and not on the judge.
+  It depends on the wording of the request and on all texts in it, not on the judge. task: "faithfulness" or "strategy".
+  responses: the one or two that the question is about, in the order of the question. Errors are as in `prompt`.
   """
   return sha256_of(str(RUBRIC_VERSION), prompt(task, responses))
 
 
 def sha256_of(*texts: str) -> str:
-  """Returns the SHA-256 digest of a list of texts, 64 hexadecimal digits; ("ab", "c") and ("a", "bc") differ."""
+  """Returns the SHA-256 of texts as 64 hexadecimal digits. It depends on where a text ends: ("ab", "c") != ("a", "bc").
+
+  Any text is allowed, lone surrogates included.
+  """
   return hashlib.sha256(json.dumps(texts).encode()).hexdigest()

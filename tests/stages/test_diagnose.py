@@ -214,7 +214,7 @@ def test_a_label_of_a_policy_is_read_and_kept_by_its_weights(tmp_path):
   """As one that judges would say it."""
 
   def complete(prompts):
-    return [f"VERDICT {rubric.mark((Response('q', 'a'),))}: 0.5" for _ in prompts]
+    return [f"VERDICT {rubric.fence_mark((Response('q', 'a'),))}: 0.5" for _ in prompts]
 
   for identity in ("weights 1", "weights 2"):
     settings = judges.Settings(cache=tmp_path, local=judges.LocalModel(complete, identity, Counter()))
