@@ -23,10 +23,12 @@ _SIGNS = str.maketrans("‐‑‒–—−⁄×“”‘’", "------/*\"\"''", 
 
 
 def normalised(messages: Sequence[Mapping[str, str]]) -> str:
-  """Returns the text of a prompt, without system messages, in a form that is equal for equal problems.
+  """Returns the text of a prompt, without system messages, in a form that is the same for two spellings of a problem.
 
-  Removes differences of case, of equivalent characters, of white space, of line breaks between words (rows of numbers
-  stay rows), of the marks around mathematics, and of punctuation at the end except `!`.
+  messages: chat messages, each with `role` and `content`. The form has no capitals, no compatibility characters (½
+  becomes 1/2), no space around signs or at the ends, one space for other white space, no marks around mathematics
+  ($, \\(, \\[) and none of . ? : ; at the end, unless the text has nothing else. Line breaks become spaces, except
+  between two lines without a word (two letters), such as rows of numbers. "" where there is no text.
   """
   text = "\n".join(turn["content"] for turn in messages if turn["role"] != "system")
   text = _MIXED.sub(" ", _LOWERED.sub(r"_\g<0>", _RAISED.sub(r"^\g<0>", text)))

@@ -18,37 +18,40 @@ _LEGEND_TEXT, _AXIS_LINE = "#333333", "#999999"
 
 
 class Line(NamedTuple):
-  """The curve of an arm: the mean of its seeds, with a band.
+  """One curve of a chart: the mean over the seeds of an arm at the steps that all seeds have, with a band.
 
-  Where seeds end at different steps, the mean ends with the first of them, and thin lines show the others to their
-  ends.
+  The band of several seeds reaches from the least to the largest value; `band` is read only for a single seed. Where
+  seeds end at different steps, the mean ends with the first of them, and thin lines continue the others to their ends.
   """
 
   label: str  # its name in the legend
-  arm: int  # the arm's number, which gives colour, dashes and mark
-  seeds: Sequence[Mapping[int, float]]  # {step: value} of each seed; the band of several reaches from least to largest
-  band: Mapping[int, tuple[float, float]]  # {step: (low, high)}, the band of a single seed
-  t_sat: float | None  # where a vertical dotted line stands
-  sparse: bool  # whether each value gets a mark; the curves of others are smoothed
-  faint: bool = False  # a thin line without a place in the legend, with which another line of the arm is compared
+  arm: int  # the arm's number from 0, which gives colour, dashes and mark
+  seeds: Sequence[Mapping[int, float]]  # {step: value} of each seed, at least one with a value; finite values
+  band: Mapping[int, tuple[float, float]]  # {step: (low, high)}, shaded behind a single seed; {}: none
+  t_sat: float | None  # the step at which a dotted vertical line stands; None: no such line
+  sparse: bool  # True: each value gets a mark; False: the curve is a running mean over a 20th of its steps
+  faint: bool = False  # True: a thin line that the legend leaves out, for comparison with another line of the arm
 
 
-def style(index: int) -> tuple[str, tuple]:
-  """Returns (colour, dashes) of the arm with this number, counted from 0. The first 36 arms differ in one of the two.
+def arm_style(index: int) -> tuple[str, tuple]:
+  """Returns (colour, dashes) in which the page and all charts show one arm.
 
-  The colour is "#RRGGBB". The dashes are lengths on and off in turn, in line widths; () is a solid line.
+  index: the arm's number from 0; the first 36 arms all look different. The colour is "#RRGGBB". The dashes are lengths
+  on and off in turn, as multiples of the line's width; () is a solid line.
   """
   turn, place = divmod(index, len(_COLOURS))
   return _COLOURS[place], _DASHES[(place + turn) % len(_DASHES)]
 
 
 def draw_chart(title: str, lines: Sequence[Line], over: str = "step") -> dict[str, bytes]:
-  """Draws a chart and returns its files as {"png": bytes, "svg": bytes}.
+  """Draws lines over steps, or over another quantity, and returns the chart as {"png": bytes, "svg": bytes}.
 
-  title: what stands above it, cut to 60 characters. lines: at least one that is not faint, each with at least one
-  seed that has values. over: the name of the horizontal axis; any other than "step" gives a logarithmic axis with base
-  2, for values above 0. The vertical axis begins at 0 unless a value is negative. The background is transparent, so
-  that a page can show it on white or dark. The same arguments always give the same bytes.
+  title: the title above the chart, cut to 60 characters. lines: in the order of the legend; at least one is not faint,
+  and each has at least one seed with values. over: the title of the horizontal axis. "step" gives a linear axis. Any
+  other, such as "samples k", gives a logarithmic axis with base 2 and a tick at each value, which must be above 0; the
+  keys of seeds and bands are then values of that quantity. The vertical axis starts at 0 unless a value is negative.
+  The background is transparent. The same arguments always give the same bytes. ValueError where no line could be in the
+  legend.
   """
   figure, axes = _new_figure(2.9, "none")
   handles = [_draw_line(axes, line) for line in lines]
@@ -77,7 +80,7 @@ def _mark_t_sat(axes, lines: Sequence[Line]) -> None:
   """Draws a dotted vertical line with a label at the t_sat of each line that has one."""
   marked = [line for line in lines if line.t_sat is not None]
   for place, line in enumerate(marked):
-    colour, _ = style(line.arm)
+    colour, _ = arm_style(line.arm)
     height = 0.03 + 0.17 * (place % 5)  # labels stand one above the other, as the steps are often close
     axes.axvline(line.t_sat, color=colour, lw=0.9, alpha=0.8, dashes=(1, 2.5))
     axes.annotate(
@@ -138,7 +141,7 @@ def _draw_line(axes, line: Line):
 
   A line that is not sparse is a running mean; of a single seed without a band the values themselves are drawn thin.
   """
-  colour, dashes = style(line.arm)
+  colour, dashes = arm_style(line.arm)
   steps = sorted(set.intersection(*map(set, line.seeds)))
   values = [[curve[step] for step in steps] for curve in line.seeds]
   half_window = 0 if line.sparse else len(steps) // 40
@@ -165,7 +168,7 @@ def _draw_longer_seeds(axes, line: Line, steps: Sequence[int]) -> None:
   """Draws as thin lines what seeds have behind the last of the common `steps`; all of it where there is none."""
   if len(line.seeds) < 2:
     return
-  colour, _ = style(line.arm)
+  colour, _ = arm_style(line.arm)
   for curve in line.seeds:
     later = [step for step in sorted(curve) if not steps or step >= steps[-1]]
     if len(later) > 1:
@@ -184,8 +187,12 @@ def _mean(values: Sequence[float]) -> float:
   return math.fsum(values) / len(values)
 
 
-def histogram(path: Path, bars: Sequence[int], title: str) -> None:
-  """Writes a bar chart of counts to `path` as PNG. bars[n]: the number of problems with n right samples, from n = 0."""
+def write_histogram(path: Path, bars: Sequence[int], title: str) -> None:
+  """Writes a bar chart of how often problems are solved to `path` as PNG, replacing a file that is there.
+
+  bars: bars[n] is the number of problems with n right samples, from n = 0. title: the title above the chart, cut to 60
+  characters.
+  """
   figure, axes = _new_figure(2.6, "white")
   axes.bar_label(axes.bar(range(len(bars)), bars, color=_COLOURS[0]), fontsize=6.5)
   _dress(axes, title, "samples that are right")

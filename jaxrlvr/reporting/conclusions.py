@@ -19,23 +19,22 @@ _FORMAT_MOVED = 0.1  # a change in the share of boxed answers by this much may p
 class Conclusion(NamedTuple):
   """A run's numbers on its first evaluated set, and what they say; None where a number is unknown.
 
-  start and end are the first and the last evaluation, each avg@K at its step. gain is end - start with its 95 %
-  interval over `paired_problems`. The rewards and true rewards are means over the first and the last END_STEPS training
-  steps; the true ones are None where they are the same as the rewards.
+  The interval of the gain is a 95 % bootstrap interval over problems. The rewards and true rewards are means over the
+  first and the last 5 training steps; the true ones are None where they equal the rewards at every step.
   """
 
   arm: str  # the run's name
   set: str | None  # the evaluated set; None: the run has no evaluation
-  K: int  # samples of each problem
+  K: int  # samples of each problem; 0 without an evaluation
   start_step: int | None  # the step of the first evaluation
   start: float | None  # avg@K there, as a share from 0 to 1
   end_step: int | None  # the step of the last evaluation; start_step where there is only one
   end: float | None  # avg@K there
   t_sat: int | None  # the step at which the training reward saturates; None: it did not, or did not rise
   notes: list[str]  # sentences on what could not be read and on how the run ended
-  gain: float | None  # end - start; None without two evaluations
-  low: float | None  # the lower end of the gain's interval
-  high: float | None  # the upper end of the gain's interval
+  gain: float | None  # end - start, over paired_problems if there are any; None without two evaluations
+  low: float | None  # the lower end of the gain's interval; None without paired problems
+  high: float | None  # the upper end of the gain's interval; None without paired problems
   paired_problems: int  # problems that both evaluations recorded; 0: there is no interval
   reward_first: float | None  # mean training reward of the first steps
   reward_last: float | None  # mean training reward of the last steps
@@ -50,7 +49,7 @@ class Conclusion(NamedTuple):
   text: str = ""  # what it means, in plain sentences
 
 
-class PairedGain(NamedTuple):
+class _PairedGain(NamedTuple):
   """A difference of two evaluations, with its 95 % interval over the problems that both recorded."""
 
   gain: float | None  # the later accuracy minus the earlier one, as a share; None without two evaluations
@@ -59,43 +58,53 @@ class PairedGain(NamedTuple):
   problems: int  # problems that both recorded; 0: there is no interval
 
 
-def _paired_gain(before: Mapping[str, float], after: Mapping[str, float]) -> PairedGain | None:
+def _paired_gain(before: Mapping[str, float], after: Mapping[str, float]) -> _PairedGain | None:
   """Returns after minus before, {problem: accuracy} each, over the problems in both; None where there is none."""
   shared = [problem for problem in before if problem in after]
   if not shared:
     return None
   gain = paired_gain([before[problem] for problem in shared], [after[problem] for problem in shared])
-  return PairedGain(gain.gain, gain.low, gain.high, len(shared))
+  return _PairedGain(gain.gain, gain.low, gain.high, len(shared))
 
 
 def conclude(run: RecordedRun) -> Conclusion:
   """Returns the numbers of a run on its first evaluated set, and the conclusion drawn from them.
 
-  The gain is the last evaluation minus the first; with per-problem records it is taken over the problems that both
-  recorded, and has a 95 % interval. `kind` is the first of these that holds:
-    unpaid      no training step had a reward other than 0
+  The gain is the last evaluation minus the first. If both recorded their responses, it is taken over the problems that
+  both recorded, and has a 95 % interval. `kind` is the first of these that holds:
+    unpaid      there were training steps, and no response was paid anything but 0
     evaluated   it is a run of the stage evaluate, with figures
     unmeasured  there are not two evaluations
-    open        per-problem records are missing, so that the gain has no interval
+    open        the gain has no interval, as responses were not recorded
     gained      the interval of the gain lies above 0
     fell        it lies below 0
-    flat        the training reward did not rise by 0.05 of its scale, which is the larger of 1 and its own size
-    unclear     the reward rose, and the interval does not exclude a gain as large as the reward's rise
-    memorised   the reward rose, and the true reward with it (or it is the same)
-    misled      otherwise: the reward rose, and the true reward did not
+    flat        the training reward did not rise by 0.05 of its scale, which is 1 or, if that is larger, its own size
+    unclear     the upper end of the interval is at least the rise of the training reward
+    memorised   the true reward in training rose in the same sense, or equals the training reward
+    misled      otherwise: the training reward rose, and the true reward did not
   """
+  numbers = _numbers_of(run)
+  kind = _kind(run, numbers)
+  sentences = []
+  if not run.cell.evaluation:
+    largest_gain = percent(max(numbers.high or 0.0, 0.0))
+    sentences.append(CONCLUSIONS[kind].meaning.format(most=largest_gain))
+  if numbers.gain is not None:
+    sentences += _cautions(run, numbers.start_step, numbers.end_step)
+  return numbers._replace(kind=kind, word=CONCLUSIONS[kind].word, text=" ".join(sentences))
+
+
+def _numbers_of(run: RecordedRun) -> Conclusion:
+  """Returns a run's numbers on its first evaluated set; kind, word and text are still ""."""
   start, end = min(run.evals, default=None), max(run.evals, default=None)
-  gain = PairedGain(None, None, None, 0)
-  if start != end:
-    paired = _paired_gain(run.problem_means(run.set, start), run.problem_means(run.set, end))
-    gain = paired or PairedGain(run.evals[end] - run.evals[start], None, None, 0)
+  gain = _gain_between(run, start, end)
   rewards, true_rewards = run.series("reward"), run.series("true_reward")
   if true_rewards == rewards:
     true_rewards = {}
-  reward_first, reward_last = ends(rewards)
-  true_first, true_last = ends(true_rewards)
+  reward_first, reward_last = first_and_last(rewards)
+  true_first, true_last = first_and_last(true_rewards)
   faithful = run.series(f"eval/{run.set}/faithful")
-  numbers = Conclusion(
+  return Conclusion(
     arm=run.name,
     set=run.set,
     K=run.K,
@@ -116,21 +125,21 @@ def conclude(run: RecordedRun) -> Conclusion:
     faithful_first=faithful.get(start),
     faithful_last=faithful.get(end),
   )
-  kind = _kind(run, numbers)
-  sentences = []
-  if not run.cell.evaluation:
-    largest_gain = percent(max(numbers.high or 0.0, 0.0))
-    sentences.append(CONCLUSIONS[kind].meaning.format(most=largest_gain))
-  if numbers.gain is not None:
-    sentences += _cautions(run, start, end)
-  return numbers._replace(kind=kind, word=CONCLUSIONS[kind].word, text=" ".join(sentences))
 
 
-def ends(series: Mapping[int, float]) -> tuple[float | None, float | None]:
-  """Returns the means of the first and of the last END_STEPS values of {step: value}; (None, None) without a value.
+def _gain_between(run: RecordedRun, start: int | None, end: int | None) -> _PairedGain:
+  """Returns the accuracy at step `end` minus that at step `start`, the last and the first evaluation of the run."""
+  if start == end:
+    return _PairedGain(None, None, None, 0)
+  paired = _paired_gain(run.problem_means(run.set, start), run.problem_means(run.set, end))
+  return paired or _PairedGain(run.evals[end] - run.evals[start], None, None, 0)
 
-  series: its steps must ascend. Of fewer than twice as many values, each mean is over one half of them; of a single
-  value, both are that value.
+
+def first_and_last(series: Mapping[int, float]) -> tuple[float | None, float | None]:
+  """Returns the means of the first and of the last 5 values of a curve; (None, None) for an empty curve.
+
+  series: the curve, {step: value}, with ascending steps. If it has fewer than 10 values, the means are over its first
+  and its last half; of a single value, both are that value.
   """
   values = list(series.values())
   if not values:
@@ -140,11 +149,11 @@ def ends(series: Mapping[int, float]) -> tuple[float | None, float | None]:
 
 
 class Wording(NamedTuple):
-  """The words in which the report states a conclusion."""
+  """The words in which the report states a kind of conclusion."""
 
-  word: str  # in tables
-  of_runs: str  # what the first paragraph says of runs, behind their names
-  meaning: str  # what it means for a run; {most}: the largest held-out gain that is not ruled out, in points
+  word: str  # how tables name the conclusion
+  of_runs: str  # the predicate of a sentence whose subject is the names of runs
+  meaning: str  # sentences on one run; {most} is replaced by the largest gain that is not ruled out, in points
 
 
 CONCLUSIONS: dict[str, Wording] = {
@@ -263,18 +272,19 @@ def _cautions(run: RecordedRun, start: int, end: int) -> list[str]:
   return sentences
 
 
-def lead(runs: Sequence[RecordedRun], concluded: Mapping[RecordedRun, Conclusion]) -> str:
-  """Writes the first paragraph of a report on RL runs.
+def lead_of_rl_runs(runs: Sequence[RecordedRun], concluded: Mapping[RecordedRun, Conclusion]) -> str:
+  """Writes the first paragraph of a report on RL runs, as plain text in sentences.
 
-  runs: at least one. concluded: the conclusion on each of them. Up to STORIES runs it names each with its conclusion,
-  and says how far the best one ends above the others, with 95 % intervals over the same problems. It also names runs
-  that are trained on held-out problems, not compared, or not finished. Of more runs it only gives numbers of arms,
-  settings and runs that went wrong.
+  runs: at least one. concluded: the conclusion on each of them. For up to STORIES = 8 runs it names the runs that came
+  to each conclusion; by how many points the best one ends above each other run on the same set, with 95 % intervals
+  over the problems that both recorded; the runs that are trained on held-out problems, that are not compared because
+  they were last evaluated at an earlier step, and that are not finished. For more runs it gives the numbers of arms,
+  settings, runs without reward and runs that are not finished.
   """
   if len(runs) > STORIES:
     return _lead_of_many(runs)
   sentences = [_sentence_of_conclusions(runs, concluded)]
-  compared = [run for run in runs if not run.unlike]
+  compared = [run for run in runs if not run.ends_earlier]
   best = max(compared, key=lambda run: concluded[run].end if run.evals else -1)
   above = _leads_over_others(best, compared, concluded)
   if above:
@@ -286,7 +296,7 @@ def lead(runs: Sequence[RecordedRun], concluded: Mapping[RecordedRun, Conclusion
       trained_on.append(f"{run.name} ({held_out.shared} of {held_out.problems or 'its'})")
   if trained_on:
     sentences.append(f"Trained on some of their held-out problems: {listed(trained_on)}.")
-  unlike = [run.name for run in runs if run.unlike]
+  unlike = [run.name for run in runs if run.ends_earlier]
   if unlike:
     sentences.append(f"Not compared, as last evaluated at an earlier step: {listed(unlike)}.")
   unfinished = [run.name for run in runs if not run.finished]
@@ -343,8 +353,9 @@ def _leads_over_others(
 def lead_of_evaluations(policies: Sequence[RecordedRun], concluded: Mapping[RecordedRun, Conclusion]) -> str:
   """Writes the first paragraph of a report without RL runs: for each set the most accurate policies, the best first.
 
-  policies: the runs of the stage evaluate. concluded: the conclusion on each of them. A policy counts on its first set;
-  up to STORIES policies of a set are named. Policies without figures are listed last. "" without a policy.
+  policies: the runs of the stage evaluate. concluded: the conclusion on each of them. A policy is ranked on its first
+  evaluated set. Of each set up to STORIES = 8 policies are named, with their accuracy in %. Policies without an
+  evaluation are named at the end. "" without a policy.
   """
   measured = [run for run in policies if concluded[run].end is not None]
   by_set: dict[str, list[RecordedRun]] = {}
@@ -362,11 +373,12 @@ def lead_of_evaluations(policies: Sequence[RecordedRun], concluded: Mapping[Reco
   return " ".join(sentences)
 
 
-def checked(run: RecordedRun, set_name: str | None) -> str:
-  """Returns, as a phrase to follow "Held out:", what the run recorded of problems of the set that are trained on.
+def held_out_phrase(run: RecordedRun, set_name: str | None) -> str:
+  """Returns which problems of an evaluated set the policy was trained on, as a phrase to follow "Held out: ".
 
-  It says how many problems of the set are trained on too and how many were left out of it for that reason, or that this
-  was not recorded (also for set_name None), or that no training problems were known to compare with.
+  Such as "3 of its 40 problems trained on too (2 shared with the training problems left out)" or "none of its 40
+  problems is trained on". If the run did not record it (or set_name is None), or no training problems of the policy are
+  known, the phrase says so.
   """
   held_out = run.held_out(set_name)
   if not held_out.recorded:
@@ -382,12 +394,14 @@ def checked(run: RecordedRun, set_name: str | None) -> str:
   return phrase
 
 
-def all_checked(runs: Sequence[RecordedRun], set_name: str) -> str:
-  """Returns, as a phrase to follow "Held out:", what runs recorded of problems of the set that are trained on.
+def joint_held_out_phrase(runs: Sequence[RecordedRun], set_name: str) -> str:
+  """Returns `held_out_phrase` for all runs that measured a set: one phrase if they agree, else each with its count.
 
-  It is one phrase where all runs, at least one, agree; otherwise each phrase with the number of runs that it holds for.
+  Such as "none of its 40 problems is trained on (2 of 3 runs); 3 of its 40 problems trained on too (1 of 3 runs)". Runs
+  that did not measure the set do not count; "" if none measured it.
   """
-  counts = Counter(checked(run, set_name) for run in runs)
+  measured = [run for run in runs if set_name in run.sets]
+  counts = Counter(held_out_phrase(run, set_name) for run in measured)
   if len(counts) == 1:
     return next(iter(counts))
-  return "; ".join(f"{phrase} ({count} of {len(runs)} runs)" for phrase, count in counts.items())
+  return "; ".join(f"{phrase} ({count} of {len(measured)} runs)" for phrase, count in counts.items())

@@ -11,8 +11,9 @@ from typing import NamedTuple
 from jaxrlvr.analysis.passk import mean
 from jaxrlvr.analysis.saturation import median_time
 from jaxrlvr.reporting import charts
+from jaxrlvr.reporting.conclusions import joint_held_out_phrase
 from jaxrlvr.reporting.runs import Groups, RecordedRun
-from jaxrlvr.reporting.tables import TIMED, held_out_phrase, measured_set_names, slug
+from jaxrlvr.reporting.tables import TIMED, measured_set_names, slug
 from jaxrlvr.reporting.wording import three_digits
 
 EMBEDDED_CHARTS = 50  # charts that the page itself holds at most
@@ -84,20 +85,20 @@ _CHARTS = (
 
 
 class Drawing(NamedTuple):
-  """A chart before it is drawn."""
+  """What a chart will show, before it is drawn."""
 
-  key: str  # the first part of its file's name
-  set_name: str  # the evaluated set; "" where the metric is of none
-  title: str  # what stands above it, without the setting
+  key: str  # the first part of its file's name, such as "reward" or "passk-by-k"
+  set_name: str  # the evaluated set; "" where the metric belongs to no set
+  title: str  # the title above it, without the setting
   caption: str  # a sentence that stands below it on the page
-  lines: list[charts.Line]  # its curves, one an arm, and faint ones for comparison; []: there are no values
+  lines: list[charts.Line]  # its curves: one for each arm, and faint ones for comparison; []: there are no values
   over: str = "step"  # the name of the horizontal axis: "step" or "samples k"
 
 
 class Chart(NamedTuple):
-  """A chart that is drawn."""
+  """A chart that was drawn, as the page shows it."""
 
-  file: str  # name of its files, without the suffix
+  file: str  # the name of its PNG and SVG file without the suffix: key, set and setting, joined by "_"
   setting: str  # the setting whose runs it shows
   caption: str  # a sentence that stands below it on the page
   alt: str  # what it shows, in words
@@ -107,9 +108,9 @@ class Chart(NamedTuple):
 def write_charts(folder: Path, groups: Groups) -> list[Chart]:
   """Draws every chart that has values, for each setting, and writes it to FILE.png and FILE.svg in the folder.
 
-  folder: it must exist. groups: all runs of the report by (setting, arm). Returns what the page needs of each chart, in
-  the order of the settings. The page itself holds about EMBEDDED_CHARTS of them, the first ones of each setting; the
-  `data` of the others is "". Returns [] where no run has values.
+  folder: must exist. groups: all runs of the report, {(setting, arm): runs}. Returns the charts setting by setting, in
+  the order in which settings first occur; [] where no run has values. The page itself holds the first charts of each
+  setting, EMBEDDED_CHARTS = 50 in all but at least one of each; the `data` of the others is "".
   """
   written: list[Chart] = []
   settings = list(dict.fromkeys(setting for setting, _ in groups))
@@ -138,11 +139,11 @@ def _free_name(drawing: Drawing, setting: str, taken: Sequence[str]) -> str:
 
 
 def drawings_of(runs_by_arm: Mapping[str, Sequence[RecordedRun]], arms: Sequence[str]) -> Iterator[Drawing]:
-  """Yields the charts of a setting that have values: metrics over steps, and pass@k over k for each evaluated set.
+  """Yields the charts of one setting that have values: metrics over steps, and pass@k over k for each evaluated set.
 
-  runs_by_arm: {arm: its runs, which are seeds of one another} of the setting. arms: all arms of the report, whose order
-  gives each its colour. Arms that were only evaluated are in no chart over steps. The true reward has a chart only
-  where it differs from the reward.
+  runs_by_arm: {arm: its runs, which differ in their seed} in this setting. arms: all arms of the report; the place of
+  an arm in this list gives its colour. Runs of the stage evaluate are only in charts over k. The true reward has a
+  chart only if it differs from the reward in some run.
   """
   runs = [run for runs_of_arm in runs_by_arm.values() for run in runs_of_arm]
   has_other_truth = any(run.series("true_reward") != run.series("reward") for run in runs)
@@ -181,7 +182,7 @@ def _drawing_over_steps(
     "set": set_name,
     "K": next((run.sets[set_name] for run in runs if set_name in run.sets), 0),
     "k": k,
-    "checked": held_out_phrase(runs, set_name) if set_name else "",
+    "checked": joint_held_out_phrase(runs, set_name) if set_name else "",
   }
   return Drawing(metric.file, set_name, metric.title.format(**words), metric.caption.format(**words), lines)
 
@@ -240,7 +241,7 @@ def _drawing_over_k(
       lines += _lines_over_k(arms.index(arm), arm, runs_of_arm, set_name)
   caption = "At the last evaluation; the faint lines are at the first."
   if not is_trained:
-    caption = f"Held out: {held_out_phrase(runs, set_name)}."
+    caption = f"Held out: {joint_held_out_phrase(runs, set_name)}."
   return Drawing("passk-by-k", set_name, f"pass@k on {set_name}, %", caption, lines, "samples k")
 
 
@@ -250,7 +251,7 @@ def _lines_over_k(index: int, arm: str, runs: Sequence[RecordedRun], set_name: s
   There is no faint line where all runs were evaluated once. A single run has a band, the interval that it logged.
   """
   having = [run for run in runs if run.curve(set_name)]
-  compared = [run for run in having if len(having) == 1 or not run.unlike]
+  compared = [run for run in having if len(having) == 1 or not run.ends_earlier]
   if not compared:
     return []
   lines = []

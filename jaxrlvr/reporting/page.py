@@ -16,40 +16,37 @@ from jaxrlvr.base.escape import visible
 from jaxrlvr.base.logbook import finite, read_json, write_atomic
 from jaxrlvr.reporting import charts, conclusions
 from jaxrlvr.reporting.curves import Chart, write_charts
-from jaxrlvr.reporting.runs import Cell, RecordedRun, group_runs, mark_unlike_ends
+from jaxrlvr.reporting.runs import Cell, RecordedRun, group_runs, mark_earlier_ends
 from jaxrlvr.reporting.samples import choose_responses
-from jaxrlvr.reporting.tables import Table, columns, make_tables, table_as_csv
+from jaxrlvr.reporting.tables import Table, filled_columns, make_tables, table_as_csv
 
-NUMBERS = "report.json"  # in the folder: what the page says, as numbers, and the names of its charts and tables
-NO_RL = "no RL"  # the setting under which runs of the stage evaluate stand beside RL runs
+_NUMBERS = "report.json"  # in the folder: what the page says, as numbers, and the names of its charts and tables
+_NO_RL = "no RL"  # the setting under which runs of the stage evaluate stand beside RL runs
 
 
-def write(
+def write_report(
   folder: Path, title: str, cells: Sequence[Cell], evaluations: Sequence[Cell], tail: int, samples: int
 ) -> Path:
-  """Writes a report into a folder: index.html, whose path it returns, charts, tables and report.json.
+  """Writes a report into a folder: index.html, charts as PNG and SVG, tables as CSV, and report.json.
 
-  cells: the RL runs that it is on. evaluations: the runs of the stage evaluate that it is on; beside RL runs they stand
-  under the setting "no RL". tail: number of last steps in which saturation is not looked for, in runs whose config
-  names none. samples: responses that are shown of a run, step and set at most. The folder is made, and an earlier
-  report in it is replaced. Whatever a run lacks is left out with a note on the page. InputError where there is no run,
-  or two runs of the same stage have the same name.
+  folder: is created if necessary; an earlier report in it is replaced. title: the page's title. cells: the RL runs to
+  report on. evaluations: the runs of the stage evaluate to report on; if there are RL runs too, they are shown in the
+  setting "no RL". tail: number of last steps in which saturation is not looked for, in runs whose config names none.
+  samples: most responses to show of a run, step and set. Returns the path of index.html. What can't be read of a run is
+  left out with a note on the page. InputError where there is no run, or two runs of one stage have the same name.
 
-  report.json holds: title; lead (the first paragraph); arms and evaluations (a list each: the fields of the
-  `Conclusion` on every RL run, and on every run of the stage evaluate); charts (names of the PNG and SVG files, without
-  suffix); tables (names of the CSV files, without suffix); responses (how many are shown).
+  report.json holds title; lead (the first paragraph); arms and evaluations (a list each with the fields of `Conclusion`
+  for every RL run and for every run of the stage evaluate); charts (names of the PNG and SVG files without suffix);
+  tables (names of the CSV files without suffix); responses (number of responses on the page).
   """
   _check_names(cells, evaluations)
   runs = [RecordedRun(cell, tail) for cell in cells]
-  setting = NO_RL if runs else ""
+  setting = _NO_RL if runs else ""
   policies = [RecordedRun(dataclasses.replace(cell, setting=setting), tail) for cell in evaluations]
   groups, everything = group_runs(runs), group_runs([*runs, *policies])
   concluded = {run: conclusions.conclude(run) for run in [*runs, *policies]}
-  mark_unlike_ends(groups)
-  if runs:
-    lead = conclusions.lead(runs, concluded)
-  else:
-    lead = conclusions.lead_of_evaluations(policies, concluded)
+  mark_earlier_ends(groups)
+  lead = _first_paragraph(runs, policies, concluded)
   in_order = [run for runs_of_group in everything.values() for run in runs_of_group]
   shown = choose_responses(in_order, samples)
 
@@ -69,7 +66,7 @@ def write(
     "tables": [table.name for table in tables],
     "responses": len(shown.responses),
   }
-  write_atomic(folder / NUMBERS, json.dumps(finite(numbers), indent=1, allow_nan=False) + "\n")
+  write_atomic(folder / _NUMBERS, json.dumps(finite(numbers), indent=1, allow_nan=False) + "\n")
   texts = {
     "title": title,
     "lead": lead,
@@ -82,6 +79,17 @@ def write(
   return folder / "index.html"
 
 
+def _first_paragraph(
+  runs: Sequence[RecordedRun],
+  policies: Sequence[RecordedRun],
+  concluded: Mapping[RecordedRun, conclusions.Conclusion],
+) -> str:
+  """Returns the first paragraph: on the RL runs if there are any, otherwise on the evaluated policies."""
+  if runs:
+    return conclusions.lead_of_rl_runs(runs, concluded)
+  return conclusions.lead_of_evaluations(policies, concluded)
+
+
 def _check_names(cells: Sequence[Cell], evaluations: Sequence[Cell]) -> None:
   """Raises InputError where there is no run, or two runs of the same stage have the same name."""
   for of_stage in (cells, evaluations):
@@ -92,7 +100,7 @@ def _check_names(cells: Sequence[Cell], evaluations: Sequence[Cell]) -> None:
 
 def _remove_former(folder: Path) -> None:
   """Deletes the charts and tables of an earlier report in the folder, as its report.json names them."""
-  former = read_json(folder / NUMBERS)
+  former = read_json(folder / _NUMBERS)
   files = [f"{name}.csv" for name in former.get("tables") or ()]
   for name in former.get("charts") or ():
     files += [f"{name}.png", f"{name}.svg"]
@@ -120,7 +128,7 @@ def _render(
     undefined=jinja2.StrictUndefined,
     finalize=_with_visible_characters,
   )
-  environment.filters |= {"text": _cell_text, "columns": columns}
+  environment.filters |= {"text": _cell_text, "columns": filled_columns}
   script = (here / "page.js").read_text(encoding="utf-8")
   css = (here / "page.css").read_text(encoding="utf-8")
   script_digest = hashlib.sha256(script.encode()).digest()
@@ -130,7 +138,7 @@ def _render(
     tables=tables,
     charts=drawn,
     settings=list(dict.fromkeys(chart.setting for chart in drawn)),
-    looks={arm: charts.style(index) for index, arm in enumerate(arms)},
+    looks={arm: charts.arm_style(index) for index, arm in enumerate(arms)},
     shown=len(responses),
     responses=Markup(data),
     css=Markup(css),

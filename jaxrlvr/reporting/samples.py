@@ -12,8 +12,8 @@ from jaxrlvr.base.escape import visible
 from jaxrlvr.base.logbook import finite, read_jsonl
 from jaxrlvr.reporting.runs import RecordedRun
 
-HEAD, TAIL = 1200, 500  # characters that are shown of the beginning and of the end of a longer response
-EMBEDDED = 1_500_000  # characters of responses that a page holds at most
+HEAD_CHARACTERS, TAIL_CHARACTERS = 1200, 500  # what is shown of a longer response: its beginning and its end
+PAGE_CHARACTERS = 1_500_000  # characters of responses that a page holds at most
 _TRAINING = "training"  # stands in the place of a set for responses of training
 _FIELDS = (
   "problem",
@@ -31,14 +31,15 @@ _FIELDS = (
 
 
 class ShownResponses(NamedTuple):
-  """The responses that a page shows."""
+  """The responses that a page shows, and how they were chosen."""
 
-  # Each with problem, sample, tokens, stop, answer, truth, label, reward, true_reward, scored and cause as recorded
-  # (None: not recorded), and run, setting, arm, where (set or "training"), step, faithful (its label), prompt, head and
-  # rest (the text, or its beginning and end), left_out (number of characters between head and rest).
+  # Each has problem, sample, tokens, stop, answer, truth, label, reward, true_reward, scored and cause as recorded
+  # (None: not recorded); run, setting and arm (names); where ("training" or the set), step, faithful (faithfulness
+  # label: 1, 0.5, 0 or None), prompt, head (the response's text, or its beginning if it is long), rest (its end if it
+  # is long, else ""), left_out (number of characters between head and rest).
   responses: list[dict]
-  recorded: int  # responses that the chosen files hold
-  most_of_a_step: int  # responses that are shown of a run, step and set at most
+  recorded: int  # number of responses in the files that they were chosen from
+  most_of_a_step: int  # most responses that are shown of a run, step and set
 
 
 class _Place(NamedTuple):
@@ -57,23 +58,23 @@ class _Responses(NamedTuple):
 
 
 def choose_responses(runs: Sequence[RecordedRun], samples: int) -> ShownResponses:
-  """Chooses up to `samples` responses of each run, step and set; fewer of each where the page could not hold them.
+  """Chooses up to `samples` recorded responses of each run, step and set, to be shown on the page.
 
-  The steps are: of evaluation on the run's first set the first and the last, of training the first, t_sat and the last,
-  and the judged steps. The responses to choose from are read from the runs' directories; a file that can't be read is
-  left out, and the run's notes say so. They are chosen so that right and wrong, paid and unpaid, faithful and
-  unfaithful responses take turns. The page can hold EMBEDDED characters of responses, but there is always one of each.
+  Chosen from are the first and the last evaluation on the run's first set; the first, the saturated and the last step
+  of training; and the steps that were judged. They are read from the run directories. A file that can't be read is left
+  out and adds a note to its run. Right and wrong, paid and unpaid, faithful and unfaithful responses take turns. If all
+  together have more than PAGE_CHARACTERS = 1.5 million characters, fewer are chosen of each, but at least one.
   """
   chosen, recorded = [], 0
   for run in runs:
     for place in _places(run):
       reader = functools.partial(_read_responses, run, place, samples)
-      responses = run.read(reader, place.path, _Responses([], 0))
+      responses = run.read_or_note(reader, place.path, _Responses([], 0))
       chosen.append(responses.chosen)
       recorded += responses.recorded
   most = samples
   lengths = [_lengths(responses) for responses in chosen]  # of each file
-  while most > 1 and sum(sum(of_file[:most]) for of_file in lengths) > EMBEDDED:
+  while most > 1 and sum(sum(of_file[:most]) for of_file in lengths) > PAGE_CHARACTERS:
     most -= 1
   shown = [response for responses in chosen for response in responses[:most]]
   return ShownResponses(shown, recorded, most)
@@ -153,12 +154,12 @@ def _response_for_page(run: RecordedRun, place: _Place, row: Mapping) -> dict:
   cursor or turns the direction of writing.
   """
   text, prompt = row["text"], row.get("prompt") or row["problem"]
-  left_out = max(0, len(text) - HEAD - TAIL)
+  left_out = max(0, len(text) - HEAD_CHARACTERS - TAIL_CHARACTERS)
   shown = {name: row.get(name) for name in _FIELDS}
   shown |= {"run": run.name, "setting": run.setting, "arm": run.arm, "where": place.where, "step": place.step}
   shown["left_out"] = left_out
   shown["faithful"] = row.get("faithfulness")
-  shown["prompt"] = prompt[:HEAD] + (" …" if len(prompt) > HEAD else "")
-  shown["head"] = text[:HEAD] if left_out else text
-  shown["rest"] = text[-TAIL:] if left_out else ""
+  shown["prompt"] = prompt[:HEAD_CHARACTERS] + (" …" if len(prompt) > HEAD_CHARACTERS else "")
+  shown["head"] = text[:HEAD_CHARACTERS] if left_out else text
+  shown["rest"] = text[-TAIL_CHARACTERS:] if left_out else ""
   return {name: visible(value) if isinstance(value, str) else finite(value) for name, value in shown.items()}

@@ -18,7 +18,7 @@ from jaxrlvr.reporting.conclusions import Conclusion
 from jaxrlvr.reporting.runs import Groups, Paper, RecordedRun, series
 from jaxrlvr.reporting.wording import listed, percent, points, three_digits, whole
 
-TIMED = ("saturated", "not saturated")  # states of `Timing` in which the reward rose, so that times mean something
+TIMED = ("saturated", "not saturated")  # values of `Timing.state` with which t_sat and t90 mean something
 Concluded = Mapping[RecordedRun, Conclusion]
 TableRow = dict[str, Any]  # {column: a text, a number or a Value; None: unknown}
 
@@ -26,14 +26,17 @@ TableRow = dict[str, Any]  # {column: a text, a number or a Value; None: unknown
 class Table(NamedTuple):
   """A table of the page."""
 
-  name: str  # of its CSV file, without the suffix
+  name: str  # the name of its CSV file without the suffix, such as "saturation"
   caption: str  # what the table shows, and in which unit
   rows: list[TableRow]  # {column: cell}; a column that a row lacks is empty there
-  first: bool  # whether it stands before the charts
+  before_charts: bool  # whether it stands before the charts on the page, rather than after them
 
 
 class Value(NamedTuple):
-  """A figure of the runs of a setting and arm, with what is shown beside it; None where unknown."""
+  """A figure of the runs of a setting and arm, with what is shown beside it; None where unknown.
+
+  str() gives it as the page shows it: "low → high" if `first` is known, "≥ bound" if only `at_least` is.
+  """
 
   value: float | None  # the figure, such as a share from 0 to 1 or a step
   low: float | None = None  # the lower end of its 95 % interval over problems
@@ -43,8 +46,8 @@ class Value(NamedTuple):
   first: float | None = None  # the figure at the first evaluation or the first training steps
   paper: float | None = None  # what the paper reports
   at_least: float | None = None  # a lower bound, where the value is not known because a run did not get so far
-  show: Callable[[float | None], str] = percent  # writes the figure
-  bound: str = "≥"  # what is written before `at_least`
+  show: Callable[[float | None], str] = percent  # writes each of these numbers as text; one of `wording`
+  bound: str = "≥"  # what is written before `at_least`: "≥", or "not by" for a single run
 
   def __str__(self):
     if self.value is None and self.at_least is not None:
@@ -58,9 +61,10 @@ class Value(NamedTuple):
     return self.value is not None or self.at_least is not None
 
   def details(self) -> list[str]:
-    """Returns the lines in small print below the value: its intervals, and the paper's value; [] where there are none.
+    """Returns the lines in small print below the value, such as ["31.0 to 38.5", "the paper 35.0"]; [] without any.
 
-    An interval whose ends are both written as the value itself is left out.
+    They are the interval over problems, the interval over seeds (behind "seeds "), and what the paper reports. An
+    interval whose ends are written like the value itself is left out.
     """
     lines = []
     open_ended = []
@@ -77,8 +81,8 @@ class Value(NamedTuple):
     return lines
 
 
-# The columns of a CSV file beside a Value's own: {behind the column's name: field of Value}.
-BESIDE = {
+# The further columns of a Value in a CSV file: {what follows the column's name: the field of Value}.
+_BESIDE = {
   " low": "low",
   " high": "high",
   " seeds low": "seeds_low",
@@ -89,10 +93,10 @@ BESIDE = {
 }
 
 
-def columns(rows: Sequence[Mapping]) -> list[str]:
-  """Returns the columns in which at least one row has a value that is known: neither None, "" nor an unknown Value.
+def filled_columns(rows: Sequence[Mapping]) -> list[str]:
+  """Returns the columns of a table in which at least one row has something, in the order in which rows first name them.
 
-  They come in the order in which the rows first name them.
+  rows: {column: cell}. None, "" and a Value of which neither the value nor a lower bound is known are nothing.
   """
   filled = set()
   for row in rows:
@@ -107,19 +111,19 @@ def _is_filled(value: Any) -> bool:
 
 
 def table_as_csv(rows: Sequence[Mapping]) -> str:
-  """Returns a table as CSV, with shares between 0 and 1 and empty fields for what is unknown.
+  """Returns a table as the text of a CSV file with a header; shares are numbers from 0 to 1, unknown cells are empty.
 
-  rows: a cell is a text, a number, None (unknown) or a Value. Columns in which nothing is known are left out. The other
-  numbers of a Value stand in columns of their own behind its column, where a row has them: COLUMN low and COLUMN high
-  (95 % interval over problems), COLUMN seeds low and COLUMN seeds high (the same over seeds), COLUMN first, COLUMN
-  paper and COLUMN at least.
+  rows: {column: cell}, where a cell is a text, a number, None (unknown) or a Value. Columns in which nothing is known
+  are left out. The other numbers of Values follow in columns of their own, if a row has them: COLUMN low and COLUMN
+  high (95 % interval over problems), COLUMN seeds low and COLUMN seeds high (over seeds), COLUMN first, COLUMN paper
+  and COLUMN at least.
   """
   table: dict[str, list] = {}
-  for name in columns(rows):
+  for name in filled_columns(rows):
     cells = [row.get(name) for row in rows]
     values = [cell if isinstance(cell, Value) else Value(cell) for cell in cells]
     table[name] = [value.value for value in values]
-    for suffix, field in BESIDE.items():
+    for suffix, field in _BESIDE.items():
       column = [getattr(value, field) for value in values]
       if any(number is not None for number in column):
         table[name + suffix] = column
@@ -127,9 +131,9 @@ def table_as_csv(rows: Sequence[Mapping]) -> str:
 
 
 def slug(name: str) -> str:
-  """Returns a name as part of a file name, of at most 40 characters.
+  """Returns a name as a part of a file name: at most 40 ASCII letters, digits, "_", "-" and ".".
 
-  ASCII letters, digits, "_", "-" and "." stay, and each run of other characters becomes "-"; "x" where nothing is left.
+  Each run of other characters becomes one "-", and none stays at the ends; "x" if nothing is left.
   """
   return re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-")[:40] or "x"
 
@@ -139,32 +143,30 @@ def measured_set_names(runs: Iterable[RecordedRun]) -> list[str]:
   return list(dict.fromkeys(name for run in runs for name in run.sets))
 
 
-def held_out_phrase(runs: Sequence[RecordedRun], set_name: str) -> str:
-  """Returns, as a phrase to follow "Held out:", which problems of a set are trained on.
-
-  The phrase says what the runs that measured the set, at least one of `runs`, recorded of it. Where they differ, each
-  phrase has the number of runs that it holds for.
-  """
-  return conclusions.all_checked([run for run in runs if set_name in run.sets], set_name)
-
-
 def make_tables(groups: Groups, everything: Groups, concluded: Concluded) -> list[Table]:
-  """Builds the tables of a report in the page's order; tables without a row are left out.
+  """Builds the tables of a report in the order of the page; tables without a row are left out.
 
-  groups: the RL runs by (setting, arm). everything: these and the runs of the stage evaluate. concluded: the conclusion
-  on each run. The tables are overview (of more than STORIES RL runs), runs, differences, saturation, phases, gap,
-  evaluations-SET for each set, and reasoning; with many RL runs the table runs is the last.
+  groups: the RL runs, {(setting, arm): runs}. everything: these and the runs of the stage evaluate. concluded: the
+  conclusion on each run. The tables, by name:
+    overview         what became of each arm in each setting; only for more than STORIES = 8 RL runs
+    runs             a row for each run; for more than STORIES RL runs it is the last table
+    differences      each run against the first run of the stage evaluate
+    saturation       t_sat, t90, and gains until and after t_sat
+    phases           the claims that runs recorded, and what became of their answers in training
+    gap              the large-small gap of settings that differ in the number of problems
+    evaluations-SET  the figures at the first, saturated, best and last evaluation; one table for each set
+    reasoning        faithfulness and diversity of judged responses
   """
   all_runs = [run for runs in everything.values() for run in runs]
   is_many = sum(map(len, groups.values())) > conclusions.STORIES
   sets = {f"{conclusion.set}, avg@{conclusion.K}" for conclusion in concluded.values() if conclusion.set}
   which = listed(sorted(sets) or ["no set"])
-  every_run = _table_of_runs(groups, everything, concluded, which, first=not is_many)
+  every_run = _table_of_runs(groups, everything, concluded, which, before_charts=not is_many)
   overview = Table(
     "overview",
     f"Accuracy ({which}) at the first and last evaluation, %, and what runs did.",
-    overview_rows(groups, concluded),
-    first=True,
+    _overview_rows(groups, concluded),
+    before_charts=True,
   )
   tables = [overview if is_many else every_run]
   tables.append(_table_of_differences(all_runs, only_evaluations=is_many))
@@ -172,23 +174,25 @@ def make_tables(groups: Groups, everything: Groups, concluded: Concluded) -> lis
     Table(
       "saturation",
       "Table 1. Until training saturates, and after: gains and residual in points.",
-      _placed(groups, functools.partial(saturation_rows, concluded)),
-      first=True,
+      _placed(groups, functools.partial(_saturation_rows, concluded)),
+      before_charts=True,
     )
   )
-  tables.append(_table_of_phases(groups, first=not is_many))
+  tables.append(_table_of_phases(groups, before_charts=not is_many))
   tables.append(
     Table(
       "gap",
       "Large-small gap G(n', n), in points: accuracy with n' problems minus that with n, both at n's t_sat.",
       gap_rows(groups),
-      first=True,
+      before_charts=True,
     )
   )
   for name in measured_set_names(all_runs):
     tables.append(_table_of_evaluations(everything, all_runs, name))
-  reasoning = _placed(everything, reasoning_rows)
-  tables.append(Table("reasoning", "Judged responses, in % but for diversity and kappa.", reasoning, first=False))
+  reasoning = _placed(everything, _reasoning_rows)
+  tables.append(
+    Table("reasoning", "Judged responses, in % but for diversity and kappa.", reasoning, before_charts=False)
+  )
   if is_many:
     tables.append(every_run)
   return [table for table in tables if table.rows]
@@ -203,11 +207,11 @@ def _placed(groups: Groups, rows_of: Callable[[Sequence[RecordedRun]], Iterable[
   return placed
 
 
-def _table_of_runs(groups: Groups, everything: Groups, concluded: Concluded, which: str, first: bool) -> Table:
+def _table_of_runs(groups: Groups, everything: Groups, concluded: Concluded, which: str, before_charts: bool) -> Table:
   """Returns the table of all runs; `which`: the sets that their accuracy is on."""
   when = " at the first and last evaluation" if groups else ""
-  rows = _placed(everything, functools.partial(run_rows, concluded))
-  return Table("runs", f"Every run, and its accuracy ({which}){when}, %.", rows, first=first)
+  rows = _placed(everything, functools.partial(_run_rows, concluded))
+  return Table("runs", f"Every run, and its accuracy ({which}){when}, %.", rows, before_charts=before_charts)
 
 
 def _table_of_differences(runs: Sequence[RecordedRun], only_evaluations: bool) -> Table:
@@ -217,37 +221,37 @@ def _table_of_differences(runs: Sequence[RecordedRun], only_evaluations: bool) -
   caption = (
     "Accuracy at the last evaluation, %, and its difference in points, paired over the problems that both recorded."
   )
-  return Table("differences", caption, difference_rows(runs), first=True)
+  return Table("differences", caption, _difference_rows(runs), before_charts=True)
 
 
-def _table_of_phases(groups: Groups, first: bool) -> Table:
+def _table_of_phases(groups: Groups, before_charts: bool) -> Table:
   caption = (
     "The phase that each run recorded last, its held-out gain in points, and what became of the training answers, in % "
     f"of the first → last {conclusions.END_STEPS} steps."
   )
-  return Table("phases", caption, _placed(groups, phase_rows), first=first)
+  return Table("phases", caption, _placed(groups, _phase_rows), before_charts=before_charts)
 
 
 def _table_of_evaluations(everything: Groups, all_runs: Sequence[RecordedRun], set_name: str) -> Table:
   caption = (
     f"Accuracy on {set_name}, in % but for tokens (the paper's tables 3 to 7). "
-    f"Held out: {held_out_phrase(all_runs, set_name)}."
+    f"Held out: {conclusions.joint_held_out_phrase(all_runs, set_name)}."
   )
-  rows = _placed(everything, functools.partial(evaluation_rows, set_name))
-  return Table(f"evaluations-{slug(set_name)}", caption, rows, first=False)
+  rows = _placed(everything, functools.partial(_evaluation_rows, set_name))
+  return Table(f"evaluations-{slug(set_name)}", caption, rows, before_charts=False)
 
 
 # Figures over the runs of a setting and arm
 
 
-def mean_value(
+def _mean_value(
   figures: Iterable[float | None], draws: Sequence[np.ndarray | None] = (), show: Callable = percent
 ) -> Value:
   """Returns the mean of the runs' known figures, with intervals; a Value of None where none is known.
 
-  figures: the figure of each run, None where it is unknown. show: writes a number as text. draws: bootstrap draws [D]
-  of each run's figure over the same problems; the interval over problems needs them of every run whose figure is known.
-  The interval over seeds redraws the runs; it needs two known figures.
+  figures: the figure of each run, None where it is unknown. draws: bootstrap draws [D] of each run's figure over the
+  same problems. If they are known of as many runs as figures are, there is an interval over problems. show: writes a
+  number as text. The interval over seeds redraws the runs; it needs two known figures.
   """
   known = [figure for figure in figures if figure is not None]
   if not known:
@@ -265,11 +269,12 @@ def mean_value(
 
 
 def time_value(runs: Sequence[RecordedRun], times: Sequence[Time], paper: float | None = None) -> Value:
-  """Returns t_sat or t90, in steps, of runs whose reward rose; a Value of None without a run.
+  """Returns t_sat or t90 of some runs in steps, as a Value; without a run it is a Value of None.
 
-  times: the time of each run. paper: the step that the paper reports. Of one run its time has an interval over
-  problems. Of several runs the median counts those that have not got there as later; if all have, their range stands in
-  the place of an interval over seeds.
+  runs: runs whose reward rose. times: the time of each. paper: the step that the paper reports, None if it reports
+  none. For one run the value is its time, with its interval over problems. For several it is the Kaplan-Meier median,
+  in which a run that did not get there counts as later; `at_least` is a lower bound if that is unknown. seeds_low and
+  seeds_high are then the least and the largest time, if all runs got there.
   """
   limits = [run.timing.t_eff for run in runs]
   median = median_time([time.step for time in times], limits)
@@ -283,14 +288,14 @@ def time_value(runs: Sequence[RecordedRun], times: Sequence[Time], paper: float 
   return value
 
 
-class Moment(NamedTuple):
+class _Moment(NamedTuple):
   """A step of a run at which metrics are read."""
 
   rows: Mapping[int, Mapping]  # the run's metrics by step
   step: int  # between logged steps metrics are interpolated
 
 
-def logged_value(moments: Sequence[Moment], metric: str, show: Callable = percent) -> Value:
+def _logged_value(moments: Sequence[_Moment], metric: str, show: Callable = percent) -> Value:
   """Returns the mean of a metric over moments, one of each run; a Value of None where no run has it.
 
   metric: its name, such as "eval/SET/avg@K". show: writes a number as text. Between logged steps the metric is
@@ -298,7 +303,7 @@ def logged_value(moments: Sequence[Moment], metric: str, show: Callable = percen
   interval is that which the run logged as METRIC_low and METRIC_high, if it did; of several there is an interval over
   seeds.
   """
-  value = mean_value([value_at(series(moment.rows, metric), moment.step) for moment in moments], show=show)
+  value = _mean_value([value_at(series(moment.rows, metric), moment.step) for moment in moments], show=show)
   if len(moments) != 1:
     return value
   rows, step = moments[0]
@@ -308,10 +313,11 @@ def logged_value(moments: Sequence[Moment], metric: str, show: Callable = percen
 
 
 def saturation_counts(runs: Sequence[RecordedRun]) -> str:
-  """Returns in words how many runs saturated, such as "2 of 3; no rise 1 of 3", and the state of the others.
+  """Returns in words how many runs saturated and what became of the others, such as "2 of 3; no rise 1 of 3".
 
-  Where no run's reward rose and all are in the same state, it is that state alone. Runs that have not saturated by
-  their last step are not named, unless they are not finished.
+  The others are counted by `Timing.state`, except those that are "not saturated". Unfinished runs whose reward rose are
+  counted as well: "0 of 2; not finished 1 of 2". If the reward of no run rose and all have the same state, the text is
+  that state alone.
   """
   counts = Counter(run.timing.state for run in runs)
   others = []
@@ -327,9 +333,9 @@ def saturation_counts(runs: Sequence[RecordedRun]) -> str:
 
 
 def phase_counts(runs: Sequence[RecordedRun]) -> str:
-  """Returns in words how many runs recorded which phase last: "learning 2 of 3"; "" where none did.
+  """Returns in words how many runs recorded which phase last, such as "learning 2 of 3, not decided 1 of 3".
 
-  Of a single run it is the phase alone. Phases are learning, memorising, collapsed and not decided.
+  Of a single run it is the phase alone; "" where no run recorded one.
   """
   claims = [claim.claim for claim in map(RecordedRun.claim, runs) if claim]
   if len(claims) == len(runs) == 1:
@@ -340,12 +346,13 @@ def phase_counts(runs: Sequence[RecordedRun]) -> str:
 # Rows
 
 
-def overview_rows(groups: Groups, concluded: Concluded) -> list[TableRow]:
+def _overview_rows(groups: Groups, concluded: Concluded) -> list[TableRow]:
   """Returns a row for each arm: `arm`, and a column for each setting, named by it ("accuracy" for the setting "").
 
-  groups: the RL runs by (setting, arm). concluded: the conclusion on each of them. A cell is a text: mean accuracy in %
-  of the first and of the last evaluation over the arm's runs, how many runs came to which conclusion and phase, and how
-  many don't count, as they were last evaluated at an earlier step than others.
+  groups: the RL runs, {(setting, arm): runs}. concluded: the conclusion on each of them. A cell is a text such as "20.1
+  → 35.0: gained 2 of 3, unclear 1 of 3; phase: learning 3 of 3": the mean accuracy in % at the first and the last
+  evaluation, and the numbers of runs by conclusion and by phase. Runs that were last evaluated at an earlier step than
+  others are not in it; their number follows.
   """
   rows: dict[str, TableRow] = {}
   for (setting, arm), runs in groups.items():
@@ -356,7 +363,7 @@ def overview_rows(groups: Groups, concluded: Concluded) -> list[TableRow]:
 
 def _overview_text(runs: Sequence[RecordedRun], concluded: Concluded) -> str:
   text = "–"
-  counted = [concluded[run] for run in runs if concluded[run].kind != "unmeasured" and not run.unlike]
+  counted = [concluded[run] for run in runs if concluded[run].kind != "unmeasured" and not run.ends_earlier]
   if counted:
     start = percent(mean([conclusion.start for conclusion in counted]))
     end = percent(mean([conclusion.end for conclusion in counted]))
@@ -366,13 +373,13 @@ def _overview_text(runs: Sequence[RecordedRun], concluded: Concluded) -> str:
   phases = phase_counts(runs)
   if phases:
     text += f"; phase: {phases}"
-  left_out = sum(run.unlike for run in runs)
+  left_out = sum(run.ends_earlier for run in runs)
   if left_out:
     text += f" ({left_out} with an earlier last evaluation not counted)"
   return text
 
 
-def run_rows(concluded: Concluded, runs: Sequence[RecordedRun]) -> Iterator[TableRow]:
+def _run_rows(concluded: Concluded, runs: Sequence[RecordedRun]) -> Iterator[TableRow]:
   """Yields a row for each run.
 
   concluded: the conclusion on each of the runs. Columns: did and what it means (the conclusion), accuracy (at the first
@@ -391,12 +398,12 @@ def run_rows(concluded: Concluded, runs: Sequence[RecordedRun]) -> Iterator[Tabl
       **_figures_of_run(run, conclusion),
       "t_sat": time_value([run], [run.timing.t_sat]) if is_timed else Value(None),
       "t90": time_value([run], [run.timing.t90]) if is_timed else Value(None),
-      "paid by": run.at("rl.reward") if was_trained else "",
-      "problems": run.at("summary.problems") or run.cell.n,
-      "seed": run.at("seed") if run.cell.seed is None else run.cell.seed,
-      "steps": None if run.cell.evaluation else run.last,
+      "paid by": run.recorded_value("rl.reward") if was_trained else "",
+      "problems": run.recorded_value("summary.problems") or run.cell.n,
+      "seed": run.recorded_value("seed") if run.cell.seed is None else run.cell.seed,
+      "steps": None if run.cell.evaluation else run.last_step,
       "state": run.state,
-      "held out": conclusions.checked(run, run.set) if run.set else "",
+      "held out": conclusions.held_out_phrase(run, run.set) if run.set else "",
       "note": run.saturation(run.set).note if was_trained else "",
       "notes": " ".join(run.notes),
       "run": run.name,
@@ -410,7 +417,7 @@ def _figures_of_run(run: RecordedRun, conclusion: Conclusion) -> TableRow:
   accuracy = Value(conclusion.end, first=start)
   if conclusion.start_step == conclusion.end_step:  # evaluated once, or never
     faithful_first = None
-    accuracy = logged_value([Moment(run.rows, conclusion.end_step)], f"eval/{run.set}/avg@{run.K}")
+    accuracy = _logged_value([_Moment(run.rows, conclusion.end_step)], f"eval/{run.set}/avg@{run.K}")
   return {
     "accuracy": accuracy,
     "gain": _gain_of(conclusion),
@@ -424,12 +431,12 @@ def _gain_of(conclusion: Conclusion) -> Value:
   return Value(conclusion.gain, conclusion.low, conclusion.high, show=points)
 
 
-def difference_rows(runs: Sequence[RecordedRun]) -> list[TableRow]:
+def _difference_rows(runs: Sequence[RecordedRun]) -> list[TableRow]:
   """Returns a row for each set and run, which compares it with the first run of the stage evaluate on that set.
 
-  runs: all of the report. There is none for a set that no run of the stage evaluate measured. Columns: setting, arm,
-  set, step, accuracy (at the last evaluation), against (the name of the run compared with), difference (with its
-  interval over the problems that both recorded), problems (their number), run.
+  runs: all runs of the report. A set that no run of the stage evaluate measured has no row. Columns: setting, arm, set,
+  step, accuracy (at the last evaluation), against (the name of the run compared with), difference (with its interval
+  over the problems that both recorded), problems (their number), run.
   """
   rows = []
   for name in measured_set_names(runs):
@@ -464,7 +471,7 @@ def _difference_row(run: RecordedRun, reference: RecordedRun, set_name: str) -> 
   }
 
 
-def phase_rows(runs: Sequence[RecordedRun]) -> Iterator[TableRow]:
+def _phase_rows(runs: Sequence[RecordedRun]) -> Iterator[TableRow]:
   """Yields a row for each run that recorded its phase or its kinds of training answers, or was never paid.
 
   runs: those of a setting and arm. Columns, where they are known: phase (learning, memorising, collapsed or not
@@ -482,7 +489,7 @@ def phase_rows(runs: Sequence[RecordedRun]) -> Iterator[TableRow]:
       row["held-out gain"] = Value(claim.gain.gain, claim.gain.low, claim.gain.high, show=points)
       row["at step"] = Value(claim.step, show=whole)
     for kind in ("right", "wrong", "unparseable", "cut_off", "unscored"):
-      first, last = conclusions.ends(run.series(f"answers/{kind}"))
+      first, last = conclusions.first_and_last(run.series(f"answers/{kind}"))
       row[kind.replace("_", " ")] = Value(last, first=first)
     if run.unpaid:
       row["not paid"] = run.why_unpaid()
@@ -491,7 +498,7 @@ def phase_rows(runs: Sequence[RecordedRun]) -> Iterator[TableRow]:
       yield row
 
 
-def saturation_rows(concluded: Concluded, runs: Sequence[RecordedRun]) -> list[TableRow]:
+def _saturation_rows(concluded: Concluded, runs: Sequence[RecordedRun]) -> list[TableRow]:
   """Returns a row for each set that the runs of a setting and arm measured, or one row where they measured none.
 
   concluded: the conclusion on each of the runs. Columns: set, saturated (how many runs, in words), t_sat and t90 (in
@@ -523,8 +530,8 @@ def _gains_at_saturation(
   """Returns the columns gain until t_sat, residual and gain to the end, of the runs that measured a set."""
   at_t_sat = [run.saturation(set_name) for run in runs]
   draws = [run.gain_draws(set_name) for run in runs]
-  until = mean_value([reading.gain for reading in at_t_sat], [drawn.until_t_sat for drawn in draws], points)
-  residual = mean_value([reading.residual for reading in at_t_sat], [drawn.residual for drawn in draws], points)
+  until = _mean_value([reading.gain for reading in at_t_sat], [drawn.until_t_sat for drawn in draws], points)
+  residual = _mean_value([reading.residual for reading in at_t_sat], [drawn.residual for drawn in draws], points)
   if len(runs) == 1 and set_name == runs[0].set:  # the gain of the conclusion: the same interval in every table
     end = _gain_of(concluded[runs[0]])
   else:
@@ -538,10 +545,10 @@ def _gain_to_the_end(runs: Sequence[RecordedRun], set_name: str, draws: Sequence
   gains, drawn_gains = [], []
   for run, drawn in zip(runs, draws, strict=True):
     curve = run.curve(set_name)
-    is_compared = len(runs) == 1 or not run.unlike
+    is_compared = len(runs) == 1 or not run.ends_earlier
     gains.append(curve[max(curve)] - curve[min(curve)] if is_compared and len(curve) > 1 else None)
     drawn_gains.append(drawn.to_the_end if is_compared else None)
-  return mean_value(gains, drawn_gains, points)
+  return _mean_value(gains, drawn_gains, points)
 
 
 class _GapPair(NamedTuple):
@@ -554,9 +561,10 @@ class _GapPair(NamedTuple):
 def gap_rows(groups: Groups) -> list[TableRow]:
   """Returns a row for each set and each two settings of an arm that differ in the number of training problems.
 
-  groups: the RL runs by (setting, arm). The runs compared have the same seed and reward. Columns: arm, set, between
-  (both settings), n', n (the larger and the smaller number of problems), pairs (how many pairs of runs have a gap),
-  G(n', n) (accuracy with n' problems minus accuracy with n, both at the t_sat of the run with n).
+  groups: the RL runs, {(setting, arm): runs}. Runs are compared if they have the same seed and reward, and the cell
+  says their number of problems. Columns: arm, set, between (the two settings, the larger first), n' and n (the larger
+  and the smaller number of problems), pairs (number of pairs of runs that have a gap, as "1 of 2" if others have none),
+  G(n', n) (a Value: mean accuracy with n' problems minus accuracy with n, both at the t_sat of the run with n).
   """
   rows = []
   for (setting, arm), small_runs in groups.items():
@@ -576,7 +584,7 @@ def _gap_pairs(large_runs: Sequence[RecordedRun], small_runs: Sequence[RecordedR
     for large in large_runs:
       if small.cell.n is None or large.cell.n is None or small.cell.n >= large.cell.n:
         continue
-      if small.cell.seed == large.cell.seed and small.at("rl.reward") == large.at("rl.reward"):
+      if small.cell.seed == large.cell.seed and small.recorded_value("rl.reward") == large.recorded_value("rl.reward"):
         pairs.append(_GapPair(large, small))
   return pairs
 
@@ -586,14 +594,13 @@ def _gap_figures(pairs: Sequence[_GapPair], set_name: str) -> TableRow:
   for large, small in pairs:
     gaps.append(large_small_gap(large.curve(set_name), small.curve(set_name), small.t_sat))
     draws.append(gap_draws(large.curve_draws(set_name), small.curve_draws(set_name), small.t_sat))
-  known = sum(
-    value is not None for value in gaps
-  )  # of the others the small run did not saturate, or has no accuracy there
+  # A pair has no gap where the small run did not saturate, or where one of both has no accuracy at that step.
+  known = len([value for value in gaps if value is not None])
   return {
     "n'": pairs[0].large.cell.n,
     "n": pairs[0].small.cell.n,
     "pairs": known if known == len(pairs) else f"{known} of {len(pairs)}",
-    "G(n', n)": mean_value(gaps, draws, points),
+    "G(n', n)": _mean_value(gaps, draws, points),
   }
 
 
@@ -615,7 +622,7 @@ _MOMENTS: dict[str, Callable[[Mapping[int, float]], int] | None] = {
 }
 
 
-def evaluation_rows(set_name: str, runs: Sequence[RecordedRun]) -> Iterator[TableRow]:
+def _evaluation_rows(set_name: str, runs: Sequence[RecordedRun]) -> Iterator[TableRow]:
   """Yields a row for the first evaluation on a set, one for the accuracy at t_sat, for the best and for the last.
 
   runs: those of a setting and arm. Columns: at (first, t_sat, best or last), step, runs (how many, if not all), and
@@ -631,20 +638,20 @@ def evaluation_rows(set_name: str, runs: Sequence[RecordedRun]) -> Iterator[Tabl
   for name, step_of in _MOMENTS.items():
     moments = []
     for run in having:
-      is_compared = name == "first" or len(having) == 1 or not run.unlike
+      is_compared = name == "first" or len(having) == 1 or not run.ends_earlier
       step = step_of(run.curve(set_name)) if step_of else run.t_sat
       if is_compared and step is not None:
-        moments.append(Moment(run.rows, step))
+        moments.append(_Moment(run.rows, step))
     if not moments or not (name == "first" or has_several):
       continue
     row: TableRow = {}
     if not only_evaluations:
       row["at"] = name
-      row["step"] = mean_value([moment.step for moment in moments], show=whole)
+      row["step"] = _mean_value([moment.step for moment in moments], show=whole)
       row["runs"] = "" if len(moments) == len(runs) else f"{len(moments)} of {len(runs)}"
     for metric in metrics:
       heading = _HEADINGS.get(metric, metric)
-      row[heading] = logged_value(moments, f"eval/{set_name}/{metric}", _WRITERS.get(metric, percent))
+      row[heading] = _logged_value(moments, f"eval/{set_name}/{metric}", _WRITERS.get(metric, percent))
     yield row
 
 
@@ -665,8 +672,8 @@ def _position(metric: str) -> tuple[int, int]:
 class _Judged(NamedTuple):
   """A column of the table of reasoning."""
 
-  metric: str  # of a judged step
-  show: Callable[[float | None], str] = percent
+  metric: str  # the metric judge/METRIC that it shows
+  show: Callable[[float | None], str] = percent  # writes it as text
 
 
 _JUDGED = {
@@ -686,19 +693,23 @@ _JUDGED = {
 }
 
 
-def reasoning_rows(runs: Sequence[RecordedRun]) -> Iterator[TableRow]:
+def _reasoning_rows(runs: Sequence[RecordedRun]) -> Iterator[TableRow]:
   """Yields a row for each judged step of the runs of a setting and arm; none where nothing was judged.
 
-  Columns: step; runs (how many were judged at it); faithful, in part, not (shares of labelled responses with label 1,
-  0.5, 0); faithful, right; faithful, wrong; not, right; not, wrong (shares of the right or wrong responses with label 1
-  or 0); diversity, of right ones, faithful diversity (diversity of strategies, from 0 to 1, over all, right and
-  faithful responses); labelled, missing (numbers of responses with and without a label); kappa (agreement of two
-  judges).
+  Columns (some have a comma in their name):
+    step, runs                                       the step, and the number of runs that were judged at it
+    "faithful", "in part", "not"                     shares of the labelled responses with label 1, 0.5, 0
+    "faithful, right", "not, right"                  shares of the labelled right responses with label 1, 0
+    "faithful, wrong", "not, wrong"                  shares of the labelled wrong responses with label 1, 0
+    "diversity", "of right ones", "faithful diversity"  diversity of strategies, from 0 to 1, over all responses, over
+                                                     right ones, and over those with label 1
+    "labelled", "missing"                            numbers of responses with and without a label
+    "kappa"                                          agreement of two judges
   """
   steps = {step for run in runs for step in run.judged_steps}
   for step in sorted(steps):
-    moments = [Moment(run.rows, step) for run in runs if step in run.judged_steps]
+    moments = [_Moment(run.rows, step) for run in runs if step in run.judged_steps]
     row: TableRow = {"step": step, "runs": len(moments)}
     for heading, judged in _JUDGED.items():
-      row[heading] = logged_value(moments, f"judge/{judged.metric}", judged.show)
+      row[heading] = _logged_value(moments, f"judge/{judged.metric}", judged.show)
     yield row

@@ -6,35 +6,35 @@ from collections.abc import Sequence
 
 
 def listed(names: Sequence[str]) -> str:
-  """Returns the names, at least one, as "a, b and c"; a single name as it is. IndexError without a name."""
+  """Returns names joined as "a, b and c"; a single name as it is. IndexError without a name."""
   if len(names) == 1:
     return names[0]
   return ", ".join(names[:-1]) + " and " + names[-1]
 
 
 def percent(value: float | None) -> str:
-  """Returns a share from 0 to 1 in percent with one decimal, without the sign %: 0.5 is "50.0"; "–" for None."""
+  """Returns a share as a text in percent without the sign %: "50.0" for 0.5, "−2.5" for -0.025, "–" for None."""
   if value is None:
     return "–"
   return f"{100 * value:.1f}".replace("-", "−")
 
 
 def points(value: float | None) -> str:
-  """Returns a difference of shares in percentage points, with sign and one decimal: 0.05 is "+5.0"; "–" for None."""
+  """Returns a difference of shares as a text in percentage points with its sign: "+5.0" for 0.05; "–" for None."""
   if value is None:
     return "–"
   return f"{100 * value:+.1f}".replace("-", "−")
 
 
 def three_digits(value: float | None) -> str:
-  """Returns a number with three significant digits, or with two decimals where it is smaller than 1; "–" for None."""
+  """Returns a number as a text with three significant digits, or two decimals below 1: "12.3", "0.05"; "–" for None."""
   if value is None:
     return "–"
   return f"{value:.3g}" if abs(value) >= 1 else f"{value:.2f}"
 
 
 def whole(value: float | None) -> str:
-  """Returns a number rounded to a whole one, without decimals: 2.7 is "3"; "–" for None."""
+  """Returns a number as a text without decimals, rounded: "3" for 2.7; "–" for None."""
   if value is None:
     return "–"
   return f"{value:.0f}"

@@ -82,7 +82,7 @@ def _keep(run: Run, problems: Sequence[Problem], rows: Mapping[str, dict]) -> di
     )
   problems_solved = Counter(solved.values())
   histogram = [problems_solved[times] for times in range(f.samples + 1)]
-  charts.histogram(run.workdir / "histogram.png", histogram, f"Problems by solve@{f.samples}")
+  charts.write_histogram(run.workdir / "histogram.png", histogram, f"Problems by solve@{f.samples}")
   prepared.save(run.workdir / PROBLEMS, kept)
   print(
     f"{run.home / PROBLEMS}: {len(kept)} of {len(problems)} problems are solved {f.low} to {f.high} times in "

@@ -103,10 +103,11 @@ class Evaluator:
     return metrics | domain_means(self._config, metrics)
 
   def overlaps(self) -> dict:
-    """Returns entries for a run's summary: "heldout_overlap", and "heldout_left_out" where problems were left out.
+    """Returns the part of a run's summary that says which held-out problems the policy is trained on.
 
-    heldout_overlap: {set: number of its problems that are trained on too}; None: unknown what was trained on.
-    heldout_left_out: {set: number of problems that were left out of it, as they are trained on}.
+    Keys: heldout_overlap ({set: number of evaluated problems that are trained on too}; None: it is not known what the
+    policy was trained on) and, only if config.heldout.overlap = "drop" left problems out, heldout_left_out ({set:
+    number of problems that were left out because they are trained on}).
     """
     figures: dict = {"heldout_overlap": self.overlap}
     if self.left_out:

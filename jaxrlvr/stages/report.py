@@ -34,7 +34,7 @@ def report(config: ConfigDict, workdir: str | Path) -> dict:
   with open_run(config, workdir, "report") as run:
     run.summary = None  # an earlier report in this directory is replaced
     run.begin()
-    file = page.write(
+    file = page.write_report(
       run.workdir,
       config.report.title or reported.title or "RLVR under weak supervision",
       reported.trained,

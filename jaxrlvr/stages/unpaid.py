@@ -20,12 +20,17 @@ ANSWER_KINDS = ("unscored", "right", "cut_off", "unparseable", "wrong")
 def shares(
   true_PG: np.ndarray, scored_PG: np.ndarray, cause_PG: Sequence[Sequence[str]], cut_PG: np.ndarray
 ) -> dict[str, float]:
-  """Returns the share of each kind among these responses as `answers/KIND`, by the true answers.
+  """Returns {"answers/KIND": share of the responses that are of this kind}; the five shares sum to 1.
 
-  KIND is the first that holds: unscored (could not be graded), right, cut_off (at the limit of tokens), unparseable (no
-  readable answer), wrong. The shares sum to 1. true_PG, scored_PG, cause_PG: what grading against the truth said of P
-  problems with G responses each: the true reward, whether there is one, and why not or what was amiss. cut_PG: whether
-  a response was ended by the limit of tokens. A response that was cut off and is right all the same counts as right.
+  true_PG: the true reward of P problems with G responses each. scored_PG: bool; False where grading against the truth
+  gave no verdict, whose true reward is then not read. cause_PG: the cause that grading recorded, such as "unparseable"
+  or "timeout"; "" for a plain verdict. cut_PG: bool; whether the limit of tokens ended the response. A response is of
+  the first KIND that holds:
+    unscored     it could not be graded
+    right        its true reward is exactly 1
+    cut_off      it was ended by the limit of tokens
+    unparseable  its cause is "unparseable": it holds no readable answer
+    wrong        otherwise; a true reward between 0 and 1 is wrong too
   """
   unparseable_PG = np.array(cause_PG, object) == "unparseable"
   holds = {

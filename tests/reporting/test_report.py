@@ -149,7 +149,7 @@ class Page(HTMLParser):
 def make(folder, cells, evaluations=None, tail=5, samples=6):
   """(html, page, report.json, the responses in the page); evaluations: directories by name."""
   measured = [Cell(name, workdir, evaluation=True) for name, workdir in (evaluations or {}).items()]
-  path = report.write(folder, "Eight <problems>", cells, measured, tail, samples)
+  path = report.write_report(folder, "Eight <problems>", cells, measured, tail, samples)
   html = path.read_text(encoding="utf-8")
   data = re.search(r'<script type="application/json" id="responses">(.*?)</script>', html, re.S)[1]
   return html, Page(html), json.loads((folder / "report.json").read_text()), json.loads(data)
@@ -306,8 +306,10 @@ def test_hostile_text_stays_text(tmp_path):
   assert "abc⟨U+202E⟩dcba⟨U+2066⟩x" in texts and "lone ⟨U+D800⟩ and ⟨U+DFFF⟩" in texts
   assert HOSTILE["markup"].replace("\u2028", "⟨U+2028⟩") in texts
   cut = next(row for row in shown if row["left_out"])
-  assert cut["left_out"] == 1_000_014 - responses.HEAD - responses.TAIL and cut["rest"].endswith("the end of it")
-  assert len(cut["head"]) == responses.HEAD and len(cut["rest"]) == responses.TAIL
+  assert cut["left_out"] == 1_000_014 - responses.HEAD_CHARACTERS - responses.TAIL_CHARACTERS and cut["rest"].endswith(
+    "the end of it"
+  )
+  assert len(cut["head"]) == responses.HEAD_CHARACTERS and len(cut["rest"]) == responses.TAIL_CHARACTERS
 
 
 @pytest.mark.parametrize("name", ["=cmd|' /C calc'!A0", "+1+1", "@SUM(A1)", "-2+3", "\t=1", "a\x1b[2Jb", "\r=1"])
@@ -342,7 +344,7 @@ def test_responses_show_each_kind_with_its_labels(two):
 
 def test_page_stays_small(tmp_path, monkeypatch):
   run = make_run(tmp_path / "run", lambda x: 0.5, fast, texts=("A" * 1000,))
-  monkeypatch.setattr(responses, "EMBEDDED", 20_000)
+  monkeypatch.setattr(responses, "PAGE_CHARACTERS", 20_000)
   monkeypatch.setattr(curves, "EMBEDDED_CHARTS", 2)
   cells = [Cell(name, run, "arm", name) for name in ("this", "that")]
   html, page, _, shown = make(tmp_path / "page", cells, samples=40)
@@ -430,10 +432,10 @@ def test_values_of_another_kind_are_passed_over(tmp_path, monkeypatch, file, cha
 def test_no_arm_or_one_named_twice_is_refused(tmp_path):
   for cells in ([], [Cell("a", tmp_path), Cell("a", tmp_path)]):
     with pytest.raises(InputError, match="at least one, and each name once"):
-      report.write(tmp_path, "t", cells, [], 5, 1)
+      report.write_report(tmp_path, "t", cells, [], 5, 1)
   twice = [Cell("a", tmp_path, evaluation=True)] * 2
   with pytest.raises(InputError, match="each name once"):
-    report.write(tmp_path, "t", [Cell("a", tmp_path)], twice, 5, 1)
+    report.write_report(tmp_path, "t", [Cell("a", tmp_path)], twice, 5, 1)
 
 
 def test_not_finite_values_are_unknown(tmp_path):
@@ -668,7 +670,7 @@ def test_what_was_compared_is_read_from_any_summary(tmp_path):
 
   def told(name, **summary):
     record(path, heldout_overlap=None, heldout_left_out=None)
-    return conclusions.checked(results.RecordedRun(Cell("run", record(path, **summary)), 5), name)
+    return conclusions.held_out_phrase(results.RecordedRun(Cell("run", record(path, **summary)), 5), name)
 
   counts = {"math500": 2, "amc": 1}
   left = {"amc": 4}
@@ -682,9 +684,13 @@ def test_what_was_compared_is_read_from_any_summary(tmp_path):
   summary = json.loads((path / "summary.json").read_text()) | {"heldout_overlap": None}
   (path / "summary.json").write_text(json.dumps(summary))
   run = results.RecordedRun(Cell("run", path), 5)
-  assert conclusions.checked(run, "amc") == "not compared with training problems: none of the policy are on record"
+  assert (
+    conclusions.held_out_phrase(run, "amc") == "not compared with training problems: none of the policy are on record"
+  )
   (path / "summary.json").unlink()
-  assert conclusions.checked(results.RecordedRun(Cell("run", path), 5), "amc").startswith("not recorded yet whether")
+  assert conclusions.held_out_phrase(results.RecordedRun(Cell("run", path), 5), "amc").startswith(
+    "not recorded yet whether"
+  )
 
 
 def test_phases_are_told_as_the_run_recorded_them(tmp_path):
@@ -767,7 +773,7 @@ def test_evaluations_alone_are_compared(two, tmp_path):
   _, cells, evaluations = cells_of([*places, str(judged)])
   assert cells == [] and [cell.judged for cell in evaluations] == [None, judged]
   (tmp_path / "gone").mkdir()
-  path = report.write(
+  path = report.write_report(
     tmp_path / "page", "t", [], [*evaluations, Cell("gone", tmp_path / "gone", evaluation=True)], 5, 6
   )
   page, numbers = Page(path.read_text()), json.loads((path.parent / "report.json").read_text())
