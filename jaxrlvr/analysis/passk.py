@@ -164,9 +164,9 @@ def evaluation_figures(records: Sequence[Mapping], ks: Sequence[int]) -> dict[st
     raise ValueError("evaluation_figures: no record; an evaluation needs at least one problem and one sample")
   samples = Counter(row["problem"] for row in records)
   K = max(samples.values())
-  figures = with_interval(f"avg@{K}", list(problem_means(records).values()))
+  figures = figure_with_interval(f"avg@{K}", list(problem_means(records).values()))
   extracted = problem_means(row for row in records if row["answer"] is not None)
-  figures |= with_interval(f"if_extracted@{K}", list(extracted.values()))
+  figures |= figure_with_interval(f"if_extracted@{K}", list(extracted.values()))
   scored = defaultdict(list)
   for row in records:
     if row["scored"]:
@@ -174,7 +174,7 @@ def evaluation_figures(records: Sequence[Mapping], ks: Sequence[int]) -> dict[st
   n_P = np.array([len(rows) for rows in scored.values()], np.int64)
   c_P = np.array([_count_right(rows) for rows in scored.values()], np.int64)
   for k in ks:
-    figures |= with_interval(f"pass@{k}", pass_at_k(n_P[n_P >= k], c_P[n_P >= k], k))
+    figures |= figure_with_interval(f"pass@{k}", pass_at_k(n_P[n_P >= k], c_P[n_P >= k], k))
   figures["problems"] = float(len(samples))
   figures[f"maj@{K}"] = mean([_majority_is_right(rows) for rows in scored.values()])
   return figures | _response_means(records)
@@ -202,7 +202,9 @@ def _response_means(records: Sequence[Mapping]) -> dict[str, float]:
   }
 
 
-def with_interval(name: str, values_P: Sequence[float] | np.ndarray, statistic: Callable = np.mean) -> dict[str, float]:
+def figure_with_interval(
+  name: str, values_P: Sequence[float] | np.ndarray, statistic: Callable = np.mean
+) -> dict[str, float]:
   """Returns {NAME: statistic(values_P), NAME_low, NAME_high}: a figure and the ends of its 95 % bootstrap interval.
 
   name: NAME, such as "pass@8". values_P: an array [P] or [P, ...] with one value or row for each problem. statistic:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxrlvr.analysis.passk import evaluation_figures, mean, with_interval
+from jaxrlvr.analysis.passk import evaluation_figures, figure_with_interval, mean
 
 
 def measure(records: Sequence[Mapping], samples: int, ks: Sequence[int]) -> tuple[dict[str, float], list[int]]:
@@ -42,14 +42,14 @@ def measure(records: Sequence[Mapping], samples: int, ks: Sequence[int]) -> tupl
   aucs = [auc(_certainties(rows)) for rows in rows_P]
   usable = [0 < times < samples for times in times_solved]
   figures = evaluation_figures(records, ks)
-  figures |= with_interval("usable", usable)
-  figures |= with_interval("never", [times == 0 for times in times_solved])
-  figures |= with_interval("always", [times == samples for times in times_solved])
-  figures |= with_interval("vote_right", [held.right for held in votes if held.right is not None])
-  figures |= with_interval("vote_margin", [held.margin for held in votes if held.margin is not None])
-  figures |= with_interval("certainty_auc", [value for value in aucs if value is not None])
-  figures |= with_interval("format", [_share_with_answer(rows) for rows in rows_P])
-  figures |= with_interval("clipped", [_share_cut_off(rows) for rows in rows_P])
+  figures |= figure_with_interval("usable", usable)
+  figures |= figure_with_interval("never", [times == 0 for times in times_solved])
+  figures |= figure_with_interval("always", [times == samples for times in times_solved])
+  figures |= figure_with_interval("vote_right", [held.right for held in votes if held.right is not None])
+  figures |= figure_with_interval("vote_margin", [held.margin for held in votes if held.margin is not None])
+  figures |= figure_with_interval("certainty_auc", [value for value in aucs if value is not None])
+  figures |= figure_with_interval("format", [_share_with_answer(rows) for rows in rows_P])
+  figures |= figure_with_interval("clipped", [_share_cut_off(rows) for rows in rows_P])
   figures["usable_problems"] = float(sum(usable))
   counts = Counter(times_solved)
   return figures, [counts[times] for times in range(samples + 1)]

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxrlvr.analysis.passk import bootstrap, mean, with_interval
+from jaxrlvr.analysis.passk import bootstrap, figure_with_interval, mean
 
 _FAITHFULNESS_LABELS = (1.0, 0.5, 0.0)  # the trace leads to the stated answer, does so in part, does not
 # Which responses belong to a subset, by whether they are correct (None: unscored).
@@ -83,7 +83,7 @@ def _faithful_shares(judged_P: Sequence[Sequence[tuple[float | None, bool | None
     counts_PL = counts_PL[counts_PL.any(1)]
     for column, label in enumerate(_FAITHFULNESS_LABELS):
       share = functools.partial(_share_of_column, column)
-      figures |= with_interval(f"F({label:g})/{subset}", counts_PL, share)
+      figures |= figure_with_interval(f"F({label:g})/{subset}", counts_PL, share)
     figures[f"labelled/{subset}"] = float(counts_PL.sum())
     figures[f"missing/{subset}"] = float(missing)
   return figures
@@ -203,7 +203,7 @@ def diversity_figures(name: str, clusters_P: Sequence[Sequence[int | None]]) -> 
     left_out += len(clusters) - len(clustered)
     if 2 * len(clustered) > len(clusters):
       counting_P.append(clustered)
-  figures = with_interval(name, [diversity(clustered) for clustered in counting_P])
+  figures = figure_with_interval(name, [diversity(clustered) for clustered in counting_P])
   figures[f"{name}/n_eff"] = mean([_effective_clusters(clustered) for clustered in counting_P])
   figures[f"{name}/clusters"] = mean([len(set(clustered)) for clustered in counting_P])
   figures[f"{name}/problems"] = float(len(counting_P))

@@ -94,7 +94,7 @@ def _cell_of(row: Mapping, folder: Path) -> Cell:
   )
 
 
-class HeldOut(NamedTuple):
+class RecordedOverlap(NamedTuple):
   """How many problems of an evaluated set were trained on too, as a run's summary records it."""
 
   recorded: bool  # False: the run's summary says nothing about it, and the other fields mean nothing
@@ -234,23 +234,23 @@ class RecordedRun:
       return "ended without reward"
     return "stopped itself" if self.summary.get("stopped") else "finished"
 
-  def held_out(self, set_name: str | None) -> HeldOut:
+  def held_out(self, set_name: str | None) -> RecordedOverlap:
     """Returns how many problems of an evaluated set are trained on too, as the run's summary records it.
 
     set_name: an evaluated set, or the name of a mean over several sets, whose numbers are then added. For None, and for
     a run that recorded nothing about the set, `recorded` is False.
     """
     if "heldout_overlap" not in self.summary or set_name is None:
-      return HeldOut(recorded=False)
+      return RecordedOverlap(recorded=False)
     shared = self.recorded_value("summary.heldout_overlap")
     names = self._parts.get(set_name) or [set_name]
     if not isinstance(shared, Mapping) or not all(type(shared.get(name)) is int for name in names):
-      return HeldOut(recorded=shared is None)
+      return RecordedOverlap(recorded=shared is None)
     sizes = [self.series(f"eval/{name}/problems") for name in names]
     problems = sum(int(size[max(size)]) for size in sizes) if all(sizes) else None
     dropped = self.recorded_value("summary.heldout_left_out", Mapping) or {}
     left_out = sum(dropped[name] for name in names if type(dropped.get(name)) is int)
-    return HeldOut(True, True, problems, sum(shared[name] for name in names), left_out)
+    return RecordedOverlap(True, True, problems, sum(shared[name] for name in names), left_out)
 
   def why_unpaid(self) -> str:
     """Returns a phrase that says why no response was paid: the reason in the summary, otherwise the number of steps so
