@@ -1,4 +1,8 @@
-"""Run directories: opens one for a run, checks whether the run may go on there, and writes what a run leaves."""
+"""Run directories: opens one for a run, checks whether the run may go on there, and writes what a run leaves.
+
+A stage writes `with open_run(config, workdir, stage) as run:`, checks its input, calls `run.begin`, returns
+`run.summary` if the run is finished already, does its work, and returns `run.finish(...)`.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 from ml_collections import ConfigDict
@@ -35,6 +39,9 @@ _LOG = logging.getLogger(__name__)
 _PACKAGE = Path(__file__).resolve().parents[1]
 # Stages that may be resumed with any other config: a report is always written anew, links of a chain check their own.
 _ANY_CONFIG = ("report", "chain", "grid")
+_CONFIG_FILE = "config.json"  # in the workdir: a directory with it holds a run
+_LOCK_FILE = ".lock"  # in the workdir: locked by the process that works there, whose name it holds
+_LOCK_ATTEMPTS = 3
 SAVED = "saved.json"  # in the workdir: the step of the last checkpoint that is known to be on disk
 _TRAINING = ("pretrain", "cpt", "sft", "rl")  # stages that write checkpoints
 _PUSH_SECONDS = 60.0  # time after which new files are sent to an object store, in addition to each save
@@ -53,14 +60,19 @@ _PACKAGES = (  # packages whose versions the manifest records
 
 
 class Run:
-  """One stage at work in its run directory: its manifest, checkpoints, logbook and summary.
+  """One stage at work in its run directory: its manifest, checkpoints, logbook and summary. `open_run` makes it.
 
-  `home` is the run directory. `workdir` is the folder in which this process writes and reads: `home` itself if it is
-  local and this is the first process, else a temporary folder. If `home` is on an object store, the first process sends
-  its workdir there. `summary` is the summary of a finished run, else None. `open_run` makes it. On several hosts all
-  processes must call begin, restore, save, log, flush, due, raise_if_asked, raise_if_asked_after_save and finish
-  together; what a run leaves is written by the first one, except for checkpoints.
+  Read and write files below `workdir`, and show `home` to the user. They differ where the run directory is on an object
+  store, to which the first process sends what is new, and on all processes but the first, whose `workdir` is a
+  temporary folder that is thrown away. On several hosts all processes must call begin, restore, save, log, flush, due,
+  raise_if_asked, raise_if_asked_after_save and finish together.
   """
+
+  config: ConfigDict
+  stage: str  # the name of the stage, such as "rl"
+  home: Path  # the run directory as the user named it, perhaps on an object store
+  workdir: Path  # a local folder
+  summary: dict | None  # content of summary.json if the run is finished, else None
 
   def __init__(self, config: ConfigDict, home: Path, workdir: Path, stage: str, earlier: dict | None):
     """earlier: summary of the finished run that the directory holds already; None: it holds none."""
@@ -78,34 +90,48 @@ class Run:
 
   @property
   def finished(self) -> bool:
-    """Whether the directory holds a finished run, so that nothing is left to do."""
+    """Property: whether the run is finished, so that nothing is left to do and `summary` is its result."""
     return self.summary is not None
 
   def begin(self, **inputs) -> None:
-    """Writes config.json and manifest.json. Call it when all input is checked, so that a refused run leaves no files.
+    """Writes config.json and manifest.json, which make the directory that of a run. A finished run writes nothing.
 
-    inputs: the data that the run depends on, by name, of which digests are kept. Raises InputError where the directory
-    holds a run that began with other data, and Interrupted if a signal has asked the run to stop. Warns where the code
-    of rewards or verifiers has changed since the run began. A finished run writes nothing.
+    Call it once, when all input is checked, so that a refused run leaves no files. inputs: what the run depends on
+    beside its config, by a name for messages, as problems=[...]; any values that JSON, dataclasses and named tuples are
+    made of, None included. Their digests are kept in manifest.json. Raises InputError where the directory's run began
+    with an input of another digest, and Interrupted if a signal has asked the run to stop. Warns where the code of
+    rewards or verifiers has changed since the run of a stage rl began.
     """
     self.raise_if_asked()
-    multihost.first(lambda: self._begin({name: logbook.digest(value) for name, value in inputs.items()}))
+    digests = {name: logbook.digest(value) for name, value in inputs.items()}
+    multihost.first(lambda: self._begin(digests))
 
   def _begin(self, digests: Mapping[str, str]) -> None:
     """Does the work of `begin` on the first process. digests: of the inputs, by name."""
     file = self.workdir / "manifest.json"
-    recorded = logbook.read_json(file).get("inputs", digests)
+    recorded = logbook.read_json(file)
+    self._check_inputs(digests, recorded.get("inputs", digests))
+    if self.finished:
+      _LOG.warning("%s: already finished, nothing is done again", self.home)
+      return
+    code_digests = digests_of_reward_code(self.config) if self.stage == "rl" else {}
+    self._warn_of_changed_code(code_digests, recorded.get("rewards", code_digests))
+    (self.workdir / "summary.json").unlink(missing_ok=True)  # it is there if a finished run gets more steps
+    logbook.write_json(self.workdir / _CONFIG_FILE, {"stage": self.stage, **self.config.to_dict()})
+    logbook.write_json(file, manifest() | {"inputs": digests, "rewards": code_digests})
+    self._push()
+
+  def _check_inputs(self, digests: Mapping[str, str], recorded: Mapping[str, str]) -> None:
+    """Raises InputError where the digest of an input is not the recorded one."""
     for name in digests:
       if recorded.get(name) != digests[name]:
         raise InputError(
           f"{self.home}: {name} are not those the run began with; restore them or choose another workdir"
         )
-    if self.finished:
-      _LOG.warning("%s: already finished, nothing is done again", self.home)
-      return
-    sources = digests_of_reward_code(self.config) if self.stage == "rl" else {}
-    recorded_sources = logbook.read_json(file).get("rewards", sources)
-    changed = sorted(name for name in sources if recorded_sources.get(name) != sources[name])
+
+  def _warn_of_changed_code(self, digests: Mapping[str, str], recorded: Mapping[str, str]) -> None:
+    """Warns where the code that grades and pays, by these digests, is not the recorded one."""
+    changed = sorted(name for name in digests if recorded.get(name) != digests[name])
     if changed:
       _LOG.warning(
         "%s: the code of %s is not what the run began with: steps from here on are graded or paid by other rules; "
@@ -113,18 +139,17 @@ class Run:
         self.home,
         ", ".join(changed),
       )
-    (self.workdir / "summary.json").unlink(missing_ok=True)  # it is there if a finished run gets more steps
-    logbook.write_json(self.workdir / "config.json", {"stage": self.stage, **self.config.to_dict()})
-    logbook.write_json(file, manifest() | {"inputs": digests, "rewards": sources})
-    self._push()
 
   def restore(self, state: Any) -> tuple[Any, dict | None]:
-    """Restores the newest checkpoint and returns (state, its meta record); without one, (the given state, None).
+    """Opens checkpoints and logbook, and returns the newest checkpoint as (training state, its meta record).
 
-    state: a `TrainState`, whose shapes and shardings the restored one takes. The meta record has step, seed, stage,
-    digests (of each array) and what `save` was given. Opens the logbook, which drops the metrics of later steps. Raises
-    InputError where config.resume requires a checkpoint and there is none, and StorageError where checkpoints are
-    damaged or were removed.
+    Call it once, after `begin` and before `log` and `save`. Without a checkpoint it returns (the given state, None).
+    Metrics of steps after the checkpoint are dropped from metrics.jsonl, as these steps are done again.
+
+    state: a `TrainState`; the restored one has its shapes and shardings. The meta record has step (the last step that
+    is done), seed, stage, digests (of each array) and what was given to `save` as `meta`. Raises InputError where
+    config.resume is "required" and there is no checkpoint, and StorageError where all checkpoints are damaged, or the
+    run had some that are gone.
     """
     self.checkpoints = checkpoint.Checkpoints(self.home, self.config.checkpoint.keep)
     restored = self.checkpoints.restore(state.params, _training_part(state))
@@ -165,9 +190,11 @@ class Run:
     self._mark_saved()
 
   def save(self, step: int, state: Any, **meta) -> None:
-    """Writes the metrics that are pending, then starts to save a checkpoint, from which the run resumes after `step`.
+    """Starts to save a checkpoint, from which the run resumes with step + 1, and writes the metrics that are pending.
 
-    meta: further entries of the checkpoint's record. Raises StorageError where the run directory was removed.
+    The state's arrays are copied before it returns, and may be donated then; files are written in the background. meta:
+    further entries of the checkpoint's meta record, as JSON can hold them. Raises StorageError where the save before it
+    has failed, a weight or moment is not finite, or the run directory was removed meanwhile, and what `flush` raises.
     """
     self.flush()
     multihost.first(lambda: self._check_is_there(step))
@@ -178,7 +205,7 @@ class Run:
 
   def _check_is_there(self, step: int) -> None:
     """Raises StorageError where the run directory was removed; sends new files to an object store."""
-    if not (self.home / "config.json").exists():
+    if not (self.home / _CONFIG_FILE).exists():
       raise StorageError(f"{self.home}: was removed while the run was at step {step}; nothing was saved there")
     self._push()
 
@@ -189,19 +216,23 @@ class Run:
       self._last_push = time.monotonic()
 
   def progress(self, total: int, start: int = 0) -> logbook.Progress:
-    """Returns a line of progress for a run of `total` steps, whose first `start` steps are done already.
+    """Returns an object that shows a line of progress on stderr; its name is that of the run directory.
 
-    Call it with the number of the last step that is done and, if there are any, {name: figure} to show.
+    Call the object as progress(step, figures) after each step. step: number of steps that are done, from `start` + 1 to
+    `total`. figures: {name: number or text} to show; None: those shown last. total: number of all steps. start: number
+    of steps that were done before, which the estimate of the time left does not count.
     """
     return logbook.Progress(self.home.name, total, start, stream=sys.stdout if multihost.process_index() else None)
 
   def log(self, step: int, metrics: Mapping) -> dict[str, float]:
-    """Takes the metrics of a step, which may still be computed on the device, and writes those of the step before.
+    """Takes the metrics of a step, writes those of the step before to metrics.jsonl, and returns the written ones.
 
-    metrics: numbers by name, as arrays or Python numbers; `skipped_in_a_row` (updates that were not finite) is read and
-    not written. Call it after `restore`. Returns the metrics that were written, {} if there were none. Fetching them
-    one step late keeps the device busy. Raises TrainingStopped where too many updates in a row were not finite, and
-    StorageError if the last save has failed.
+    Writing one step late keeps the device busy: metrics may be device arrays that are still being computed. Returns {}
+    at the first call. Call it after `restore`, and `flush` (or `save`, `finish`) for the last step's.
+
+    metrics: numbers by name, as arrays without axes or Python numbers; nan is written as null. `skipped_in_a_row`
+    (number of updates that were not finite) is read and not written. Raises TrainingStopped where that reaches
+    config.stop_after_bad_updates, and StorageError if the last save has failed.
     """
     self.checkpoints.check()
     written = self.flush()
@@ -213,9 +244,9 @@ class Run:
     return written
 
   def flush(self) -> dict[str, float]:
-    """Fetches, writes and returns the metrics that are pending; {} if there are none.
+    """Writes the metrics that `log` took last and has not written, and returns them as numbers by name.
 
-    Raises TrainingStopped where too many updates in a row were not finite.
+    It waits until the device has computed them. Returns {} if none are pending. Raises TrainingStopped as `log` does.
     """
     if self._pending is None:
       return {}
@@ -233,7 +264,8 @@ class Run:
     return metrics
 
   def due(self, step: int, total: int) -> bool:
-    """Returns whether this step, of `total`, must be saved: by config.checkpoint, as the last, or as a signal asks."""
+    """Returns whether to save after this step: at each multiple of config.checkpoint.every, at the last step (`total`),
+    and if a signal has asked the run to stop."""
     return step % self.config.checkpoint.every == 0 or step == total or self._is_asked()
 
   def _is_asked(self) -> bool:
@@ -241,9 +273,10 @@ class Run:
     return self._asked if multihost.process_count() > 1 else signals.stop_requested()
 
   def raise_if_asked(self, saved: bool = False) -> None:
-    """Raises Interrupted if a signal has asked the run to stop. It is for loops that have nothing to save.
+    """Raises Interrupted if a signal has asked the run to stop: for loops without checkpoints, such as an evaluation.
 
-    saved: whether a checkpoint of the present step was saved; its write to disk is then waited for.
+    On several hosts the processes exchange a message. saved: whether `save` was called for the present step; it then
+    first waits until that checkpoint is on disk, and the message says so.
     """
     if multihost.any_stop_requested():
       if saved:
@@ -252,15 +285,19 @@ class Run:
       raise signals.Interrupted(f"{self.home}: stopped by a signal{checkpoint_saved}; the same command goes on")
 
   def raise_if_asked_after_save(self) -> None:
-    """Raises Interrupted if a signal has asked the run to stop. Call it right after `save`, for which it waits."""
+    """Raises Interrupted if a signal has asked the run to stop, when the checkpoint is on disk: for training loops.
+
+    Call it right after `save`. The processes need no message: they read what the metrics of the last step say.
+    """
     if self._is_asked():
       self._wait()
       raise signals.Interrupted(f"{self.home}: stopped by a signal, checkpoint saved; the same command goes on")
 
   def finish(self, **summary) -> dict:
-    """Writes summary.json, which marks the run as finished, and returns its content: stage, finished and `summary`.
+    """Writes summary.json, which marks the run as finished, and returns its content.
 
-    Metrics that are pending and the last save are on disk before it.
+    Keys: stage, finished (True), and those of `summary`. Metrics that are pending and the last save are on disk before
+    it. Raises TrainingStopped as `log` does, and StorageError where a file can't be written.
     """
     if self.checkpoints is not None:
       self.flush()
@@ -275,8 +312,10 @@ class Run:
     return summary
 
   def close(self) -> None:
-    """Closes files and sends what is left to an object store. A StorageError becomes a warning, as another error may
-    be under way."""
+    """Waits for the last save, closes files, and sends new files to the object store. `open_run` calls it.
+
+    A StorageError becomes a warning, as another error may be under way.
+    """
     if self._logbook is not None:
       self._logbook.close()
     with _storage_errors_as_warnings():
@@ -303,11 +342,12 @@ def _training_part(state: Any) -> dict:
 
 @contextlib.contextmanager
 def open_run(config: ConfigDict, workdir: str | Path, stage: str) -> Iterator[Run]:
-  """Opens a run directory for a stage, locks it against other runs, and yields its `Run`, which is closed at the end.
+  """Opens a run directory as a context manager: creates and locks it, yields its `Run`, and closes that at the end.
 
-  No file of a run is written before `Run.begin`. Raises InputError for a directory that holds a run with another stage
-  or config, that holds other files, that is in use, or that can't be written. On an object store there are no locks, so
-  that two runs must not be given one directory.
+  workdir: local, or on an object store, where there are no locks: give no two runs one directory. stage: the name of
+  the stage. If the block ends before `Run.begin`, the lock and the folders that were created are removed again. Raises
+  InputError for a directory that holds a run of another stage or config, or other files and no run; that is in use or
+  can't be written; or whose content config.resume does not allow ("never": a run, "required": no run).
   """
   home = object_store.path(workdir)
   with contextlib.ExitStack() as stack:
@@ -331,10 +371,10 @@ def open_run(config: ConfigDict, workdir: str | Path, stage: str) -> Iterator[Ru
 
 
 def set_compile_cache(folder: str) -> None:
-  """Sets the folder in which compiled programs are kept between runs. "": none.
+  """Sets the folder in which this process keeps compiled programs for later ones. Call it before the first program.
 
-  "auto" is the folder that jax has already (JAX_COMPILATION_CACHE_DIR), else ~/.cache/jaxrlvr; on CPU it is none, as a
-  CPU's programs may not run on another CPU.
+  folder: a path; "" keeps none. "auto": the folder that JAX_COMPILATION_CACHE_DIR names, else ~/.cache/jaxrlvr on
+  accelerators and none on CPU, as a CPU's programs may not run on another CPU.
   """
   if folder == "auto":
     if jax.config.values["jax_compilation_cache_dir"] or jax.default_backend() == "cpu":
@@ -350,7 +390,7 @@ def _claimed(home) -> Iterator[bool]:
   Raises InputError where it holds other files or can't be reached.
   """
   with object_store.translate_errors(InputError, f"--workdir={home}"):
-    used = (home / "config.json").exists()
+    used = (home / _CONFIG_FILE).exists()
     other_files = [] if used or not home.exists() else [file.name for file in home.iterdir()]
     home.mkdir(parents=True, exist_ok=True)
   _check_no_other_files(home, other_files)
@@ -369,37 +409,70 @@ def _check_no_other_files(home, other_files: list[str]) -> None:
 def _locked(workdir: Path) -> Iterator[bool]:
   """Creates a local directory, holds its lock during the block, and yields whether it holds a run.
 
-  The kernel frees the lock however the process ends. A file system without locks gives a warning. Raises InputError
-  where the directory is in use, holds other files, or can't be written.
+  If it holds none at the end either, the lock's file and the folders that were created are removed. The kernel frees
+  the lock however the process ends. Raises InputError where the directory is in use, holds other files, or can't be
+  written.
   """
   try:
-    workdir.mkdir(parents=True, exist_ok=True)
-    lock = (workdir / ".lock").open("a+")
+    absent = [folder for folder in (workdir, *workdir.parents) if not folder.exists()]
+    lock = _open_locked(workdir)
   except OSError as error:
     raise InputError(f"--workdir={workdir}: can't be written ({error.strerror}); choose another directory") from error
   with lock:
     try:
+      used = (workdir / _CONFIG_FILE).is_file()
+      if not used:
+        other_files = [file.name for file in workdir.iterdir() if file.name != _LOCK_FILE and file.suffix != ".part"]
+        _check_no_other_files(workdir, other_files)
+      lock.truncate(0)
+      lock.write(f"process {os.getpid()} on {platform.node()}")
+      lock.flush()
+      yield used
+    finally:
+      if not (workdir / _CONFIG_FILE).is_file():
+        _remove_lock(lock, workdir, absent)
+
+
+def _open_locked(workdir: Path) -> TextIO:
+  """Creates a directory and its lock's file, and returns that file, open and locked.
+
+  A file system without locks gives a warning. Raises InputError where another process holds the lock.
+  """
+  for _ in range(_LOCK_ATTEMPTS):
+    workdir.mkdir(parents=True, exist_ok=True)
+    lock = (workdir / _LOCK_FILE).open("a+")
+    try:
       fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-      lock.seek(0)
-      raise InputError(
-        f"--workdir={workdir}: in use by {lock.read().strip()}; wait for it or choose another"
-      ) from error
+      with lock:
+        lock.seek(0)
+        holder = lock.read().strip()
+      raise InputError(f"--workdir={workdir}: in use by {holder}; wait for it or choose another") from error
     except OSError as error:  # some mounts, such as Drive's or NFS without its daemon, know no locks
       _LOG.warning("%s: can't be locked there (%s); give no second run this directory", workdir, error.strerror)
-    used = (workdir / "config.json").is_file()
-    if not used:
-      other_files = [file.name for file in workdir.iterdir() if file.name != ".lock" and file.suffix != ".part"]
-      _check_no_other_files(workdir, other_files)
-    lock.truncate(0)
-    lock.write(f"process {os.getpid()} on {platform.node()}")
-    lock.flush()
-    yield used
+      break
+    if os.fstat(lock.fileno()).st_nlink:
+      break
+    lock.close()  # a run that was refused has removed the file between our open and our lock
+  return lock
+
+
+def _remove_lock(lock: TextIO, workdir: Path, created: Sequence[Path]) -> None:
+  """Removes the lock's file and those of the folders `created`, innermost first, that are empty then."""
+  file = workdir / _LOCK_FILE
+  with contextlib.suppress(OSError):  # someone else has removed or uses them
+    if os.path.samestat(os.fstat(lock.fileno()), file.stat()):
+      file.unlink()
+    for folder in created:
+      folder.rmdir()
 
 
 def in_use(workdir: Path) -> bool:
-  """Returns whether another process holds the lock of a local run directory."""
-  file = workdir / ".lock"
+  """Returns whether a process, this one included, has a local run directory open.
+
+  It is False for a directory that does not exist, and on file systems without locks.
+  """
+  file = workdir / _LOCK_FILE
   if not file.is_file():
     return False
   with file.open("rb") as lock:
@@ -466,10 +539,12 @@ def _is_to_be_checked(config: ConfigDict, workdir: Path, stage: str, earlier: di
 
 
 def read_config(workdir: Path) -> dict:
-  """Returns the config of the run in a directory, with its `stage`. Raises InputError where the directory holds
-  none."""
+  """Returns the content of a run directory's config.json: the groups and keys of the config, and the key stage.
+
+  workdir: local or on an object store. Raises InputError where the directory does not exist or holds no run.
+  """
   try:
-    config = json.loads((workdir / "config.json").read_text())
+    config = json.loads((workdir / _CONFIG_FILE).read_text())
     if isinstance(config, dict) and "stage" in config and "checkpoint" in config:
       return config
     problem = "config.json is another program's"
@@ -479,11 +554,12 @@ def read_config(workdir: Path) -> dict:
 
 
 def digests_of_reward_code(config: ConfigDict) -> dict[str, str]:
-  """Returns digests of the code that grades and pays: the verifiers, the parsing of answers, each name in rl.reward.
+  """Returns SHA-256 digests of the code that grades and pays, by a phrase for messages.
 
-  Keys are phrases for messages, as "rl.reward 'verifiable'".
+  Keys: "the verifiers", "the reading of answers", and "rl.reward 'NAME'" for each reward in config.rl.reward, which
+  must be one that `config.files.load` accepts.
   """
-  sources = {
+  digests = {
     "the verifiers": _digest_of_files(_verifier_files()),
     "the reading of answers": _digest_of_files([_PACKAGE / "text" / "answer.py", _PACKAGE / "text" / "tags.py"]),
   }
@@ -491,8 +567,8 @@ def digests_of_reward_code(config: ConfigDict) -> dict[str, str]:
   for _, factors in expression.parse(config.rl.reward):
     names |= {factor.name for factor in factors}
   for name in sorted(names):
-    sources[f"rl.reward {name!r}"] = logbook.digest(_source(table.REWARDS[name].function))
-  return sources
+    digests[f"rl.reward {name!r}"] = logbook.digest(_source(table.REWARDS[name].function))
+  return digests
 
 
 def _verifier_files() -> list[Path]:
@@ -524,10 +600,11 @@ def _source(function) -> list[str]:
 
 
 def manifest() -> dict:
-  """Returns what the run's figures depend on beside its config and data.
+  """Returns what the figures of a run depend on beside its config and inputs, as manifest.json records it.
 
-  Keys: `python`, `packages` (versions), `git` (commit; None: unknown), `verifiers` (digest of their code), `devices`
-  ([] before the first use of jax) and `command` (the arguments of the process).
+  Keys: python (version); packages ({name: version}); git (what `git describe --always --dirty` prints of this
+  package's checkout; None: unknown); verifiers (digest of their code); devices (a text for each; [] before jax has
+  opened its devices); and command (the arguments of the process).
   """
   command = ["git", "-C", str(_PACKAGE), "describe", "--always", "--dirty"]
   try:

@@ -1,5 +1,6 @@
 """Runs that go on: of every shipped config, from damaged checkpoints, and never silently from nothing."""
 
+import fcntl
 import json
 import re
 import shutil
@@ -72,7 +73,54 @@ def test_a_signal_before_a_run_begins_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(signals, "_asked", [15])
     with pytest.raises(signals.Interrupted, match="stopped by a signal; the same command goes on"):
       one.begin(problems=[])
-  assert [path.name for path in (tmp_path / "w").iterdir()] == [".lock"]
+  assert not (tmp_path / "w").exists()
+
+
+def refuse(workdir):
+  """Opens a run directory and raises before the run begins."""
+  with pytest.raises(InputError, match="refused"), runs.open_run(configs.base(), workdir, "rl"):
+    assert runs.in_use(workdir)
+    raise InputError("refused")
+
+
+def test_a_refused_run_leaves_nothing_that_it_made(tmp_path):
+  """Folders that it found stay, and so does what others have put there meanwhile."""
+  refuse(tmp_path / "new" / "runs" / "w")
+  assert not list(tmp_path.iterdir())
+  (tmp_path / "empty").mkdir()
+  refuse(tmp_path / "empty")
+  assert [path.name for path in tmp_path.rglob("*")] == ["empty"]
+  (tmp_path / "other.txt").touch()
+  with pytest.raises(InputError, match="holds other files"):
+    runs.open_run(configs.base(), tmp_path, "rl").__enter__()
+  assert sorted(path.name for path in tmp_path.rglob("*")) == ["empty", "other.txt"]
+  with pytest.raises(InputError, match="refused"), runs.open_run(configs.base(), tmp_path / "runs" / "w", "rl"):
+    (tmp_path / "runs" / "of-another").mkdir()
+    raise InputError("refused")
+  assert [path.name for path in (tmp_path / "runs").iterdir()] == ["of-another"]
+
+
+def test_a_run_that_began_keeps_its_lock(tmp_path):
+  with runs.open_run(configs.base(), tmp_path / "w", "rl") as one:
+    one.begin()
+  with runs.open_run(configs.base(), tmp_path / "w", "rl"), pytest.raises(InputError, match="in use by process"):
+    runs.open_run(configs.base(), tmp_path / "w", "rl").__enter__()
+  assert (tmp_path / "w" / ".lock").exists()
+
+
+def test_a_lock_that_a_refused_run_removes_is_made_again(tmp_path, monkeypatch):
+  """The file is gone between the open and the lock of another run: that run locks a new file."""
+  flock, workdir = fcntl.flock, tmp_path / "w"
+
+  def remove_first(lock, operation):
+    monkeypatch.setattr(fcntl, "flock", flock)
+    (workdir / ".lock").unlink()
+    workdir.rmdir()
+    flock(lock, operation)
+
+  monkeypatch.setattr(fcntl, "flock", remove_first)
+  with runs.open_run(configs.base(), workdir, "rl"):
+    assert runs.in_use(workdir)
 
 
 def test_what_json_can_not_hold_is_refused():
