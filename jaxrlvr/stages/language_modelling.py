@@ -230,7 +230,7 @@ def _train(stage: str, config: ConfigDict, run: Run) -> dict:
       progress(step, {"loss": figures["loss"]} if figures else None)
       if run.due(step, steps):
         run.save(step, state, cursor=cursor, origin=policy.origin)
-        run.stop_if_asked()
+        run.raise_if_asked_after_save()
     return run.finish(steps=steps, parameters=policy_spec.count_weights(policy.spec), **_figures_of_texts(documents))
 
 
