@@ -38,13 +38,15 @@ _WORKER_VARIABLES = {
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-  """One response to grade against one answer."""
+  """One response to grade against one answer.
+
+  extra is Problem.extra: what the verifier needs besides. Its key "also" maps a label to the list of answers that are
+  as good. It must hold only JSON values if the verifier is isolated.
+  """
 
   verifier: str  # Problem.verifier, a key of tasks.table.VERIFIERS
   response: Parsed  # as text.answer.parse_response or text.answer.boxed_response returns it
   label: str  # the answer to agree with: a problem's label, its truth, or another response's answer
-  # Problem.extra. Its key "also" maps a label to the list of answers that are as good. It must hold only JSON values if
-  # the verifier is isolated.
   extra: Mapping = dataclasses.field(default_factory=dict)
 
 
@@ -57,7 +59,7 @@ def _grade_here(grade: Callable[[Sequence[_ModedJob]], list[Verdict]], jobs: Seq
 
 
 class Service:
-  """Grades jobs, in worker processes where that is needed. A context manager that ends these processes.
+  """Grades jobs, in worker processes where that is needed. Use it as `with Service() as service:`.
 
   A verifier that hostile text could make slow or large is isolated (`Verifier.isolated`: mathematics and Reasoning
   Gym): its jobs run in worker processes, under limits, and such a process is killed if a job breaks them. Other jobs,

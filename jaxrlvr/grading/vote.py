@@ -21,12 +21,14 @@ _TRUTH_KEYS = ("also", "solution_path", "buttons", "entry")
 
 
 class Election(NamedTuple):
-  """The votes on one problem. Clusters are numbered from 0 in the order in which their first answer occurs."""
+  """The votes on one problem. Clusters are numbered from 0 in the order in which their first answer occurs.
+
+  cause_G says why the verifier could not compare a sample's cluster with the winning one: "timeout", "memory", "died"
+  or "error". It is "" for a sample that was compared, is in the winning cluster, or does not vote.
+  """
 
   cluster_G: list[int | None]  # the number of each sample's cluster; None: the sample does not vote
   winner: int | None  # index in G of the winning cluster's first sample, whose answer is elected; None: nobody voted
-  # Why the verifier could not compare the sample's cluster with the winning one: "timeout", "memory", "died" or
-  # "error". "": it was compared, is the winning one, or does not vote.
   cause_G: list[str]
   ratio: float  # votes for the winning cluster / G; 0 if nobody voted
   margin: float  # (votes for the winning cluster - votes for the second largest) / G; 0 if nobody voted

@@ -11,9 +11,10 @@ from jaxrlvr.judging.rubric import sha256_of
 
 
 class LabelFolder:
-  """The labels of one judge on disk, used like a dict: `labels[key] = label` keeps one, `labels.get(key)` returns it.
+  """The labels of one judge on disk, as `LabelFolder(folder, judge)`.
 
-  The key of a question is `rubric.key`. Each label is kept in a JSON file of its own, which is written at once and as a
+  It is used like a dict: `labels[key] = label` keeps one, `labels.get(key)` returns it. The key of a question is the
+  digest that `rubric.key` returns. Each label is kept in a JSON file of its own, which is written at once and as a
   whole. Several judges and several runs, also at the same time, may share a folder.
   """
 

@@ -119,9 +119,10 @@ class _Reply(NamedTuple):
 
 
 class Client:
-  """Completes prompts by calls to an endpoint: `client(prompts)` yields a completion for each, in their order.
+  """Completes prompts by calls to an endpoint, as `Client(endpoint)(prompts)`.
 
-  Each prompt is sent as one user message, several at a time. A prompt that can't be completed gives None; each cause is
+  The call takes a list of prompts and yields the completion of each, in their order, as soon as it is known. Each
+  prompt is sent as one user message, several at a time. A prompt that can't be completed gives None; each cause is
   logged once and no error of the network is raised. After an answer that shows that no call can succeed (wrong URL,
   wrong key, unpaid), and in an outage that lasts, this client makes no further call: all other prompts give None.
 

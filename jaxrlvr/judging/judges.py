@@ -30,7 +30,8 @@ class Judge:
   order, and None for a missing one.
 
   counts: what the judge has counted since it was made; a judge leaves out the keys that it does not count.
-  - calls, retries: calls to an endpoint with retries, and the retries among them; for a local model the prompts.
+  - calls: calls to an endpoint, retries included, or prompts that a local model completed.
+  - retries: the calls that repeat one which failed.
   - prompt_tokens, completion_tokens: tokens that the model has read and written.
   - cached: different questions whose label was known before, so that the model was not asked.
   - missing: questions that the model was asked, or that were too long for it, and that got no label.
@@ -119,7 +120,10 @@ class LocalModel(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """What a judge of JUDGES is made from. "exact" needs no field, "http" endpoint, "local" local, "replay" file."""
+  """What the judges in JUDGES are made from.
+
+  The judge "http" reads endpoint and cache, "local" reads local and cache, "replay" reads file, and "exact" nothing.
+  """
 
   endpoint: endpoint.Endpoint | None = None  # the endpoint that "http" calls
   cache: Path = Path("cache")  # where "http" and "local" keep labels, so that no question is asked twice

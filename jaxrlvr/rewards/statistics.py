@@ -20,8 +20,8 @@ def token_entropy(answers: Answers, grade: Grade) -> Graded:
   """Pays minus the mean over the response's tokens of the entropy, in nats, of the policy's next-token distribution.
 
   The distribution is the policy's own: at temperature 1, without top-k or top-p. The value is at most 0, and larger for
-  a more certain policy. Reads `answers.statistics["entropy"]` [P,G]. A
-  response whose statistic is not finite is unscored, with the cause "error". `grade` is not called.
+  a more certain policy. Reads `answers.statistics["entropy"]` [P,G]. A response whose statistic is not finite is
+  unscored, with the cause "error". `grade` is not called.
   """
   return graded_by_value(-answers.statistics["entropy"])
 

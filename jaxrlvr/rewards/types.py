@@ -15,14 +15,14 @@ from jaxrlvr.text.answer import Parsed
 class Answers(NamedTuple):
   """The responses of a batch, G to each of P problems, with statistics that the device computed.
 
-  Row p of every [P,G] field belongs to problems[p].
+  Row p of every [P,G] field belongs to problems[p]. A response is a `Parsed`, with text (all of it), answer (None: it
+  states none) and trace (its thinking; None: it has none). Keys of statistics: certainty and entropy, means over the
+  response's tokens, and sequence_logp, the sum of their log-probabilities; each is float [P,G], in nats. Only the
+  rewards in rewards.statistics read them.
   """
 
   problems: Sequence[Problem]  # P
-  # [P][G], each with text (the whole response), answer (None: it states none) and trace (its thinking, or None).
-  response_PG: Sequence[Sequence[Parsed]]
-  # Keys: certainty and entropy (means over the response's tokens) and sequence_logp (the sum of its tokens'
-  # log-probabilities). Values: float [P,G], in nats. Only the rewards in rewards.statistics read it.
+  response_PG: Sequence[Sequence[Parsed]]  # [P][G]
   statistics: Mapping[str, np.ndarray]
   sample_PG: np.ndarray  # int [P,G]: number of each response among its problem's samples of this step, from 0
   seed: int = 0  # the run's seed, for rewards that draw random numbers
@@ -33,18 +33,17 @@ class Graded(NamedTuple):
   """The reward of each response: what a reward function returns.
 
   An unscored response is one that nobody could grade. It is not a wrong response: it counts in no mean and is not
-  trained on, and its value has no meaning.
+  trained on, and its value has no meaning. Its cause is "timeout", "memory" or "died", by what happened to the
+  verifier's process, or "error": the verifier raised, or a value was not finite. The cause of a scored response is
+  "unparseable" if it states no answer that the verifier can read, else "".
+  elections_P has an Election for each problem if the reward is a majority vote, or a sum or product with one; of
+  several votes it has those of the first.
   """
 
   value_PG: np.ndarray  # float32 [P,G]
   scored_PG: np.ndarray  # bool [P,G]; False: the response is unscored
-  # [P][G]. Of an unscored response: "timeout", "memory" or "died" (what happened to the verifier's process), or "error"
-  # (the verifier raised, or a value was not finite). Of a scored one: "unparseable" (it states no answer that the
-  # verifier can read) or "".
-  cause_PG: list[list[str]]
-  # One a problem, where the reward is a majority vote; None for other rewards. A sum or product of rewards has those of
-  # its first majority vote.
-  elections_P: list[Election] | None = None
+  cause_PG: list[list[str]]  # [P][G]
+  elections_P: list[Election] | None = None  # None: no reward in it is a vote
 
 
 def graded_by_value(value_PG: np.ndarray | Sequence[Sequence[float]]) -> Graded:

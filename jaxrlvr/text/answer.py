@@ -81,8 +81,8 @@ def parse_response(text: str, reading: str) -> Parsed:
   """Reads the answer and the thinking trace of a response.
 
   The trace is the text between the first `<think>` and the last `</think>`. The answer is read in the text behind the
-  last `</think>`, or in the whole text if there is no such tag. It is None if a `<think>` stands in that part, because
-  the thinking was then never closed.
+  last `</think>`, or in the whole text if there is no such tag. It is None if that part states no answer, or if a
+  `<think>` stands in it, because the thinking was then never closed.
 
   text: the whole response, including a `<think>` that the prompt opened for it (`Tokenizer.opening`). reading: how to
   read the answer: "boxed" (the content of the last \\boxed{}), "hash" (what follows the last #### on its line) or

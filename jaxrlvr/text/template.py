@@ -27,7 +27,7 @@ _CONVERSATIONS = (  # for the trial
 
 
 class Template:
-  """A chat template in the Jinja environment that transformers uses, but without a clock.
+  """A chat template, `Template(source, values)`, in the Jinja environment that transformers uses, but without a clock.
 
   A new template is first rendered in a process of its own. If that takes over 2 seconds of CPU time or over 1 GiB of
   memory, the template is refused, so that none can hang the run or fill its memory. Later renderings run in this
