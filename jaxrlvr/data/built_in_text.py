@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -12,39 +13,42 @@ from jaxrlvr.training.packing import Document
 
 
 class Mix(NamedTuple):
-  """What the texts contain; the keys `text` and `sft` of the config, where each is explained."""
+  """What the documents of a stage contain. Shares are from 0 to 1."""
 
-  levels: tuple[int, ...]
-  filler: float = 0.0
-  facts: float = 0.0
-  careful: float = 1.0
-  guess_right: float = 0.25
-  thinking: bool = True
-  terse: float = 0.0
-  kinds: tuple[str, ...] = ("chain",)  # kinds of problems, taken in turn
+  levels: tuple[int, ...]  # difficulties of problems, drawn with equal chances; 1 to 5, level n has n + 1 operations
+  filler: float = 0.0  # pretrain: share of documents that are general filler
+  facts: float = 0.0  # pretrain: share of documents that are easy facts; all others are problems with a response
+  careful: float = 1.0  # pretrain: share of the responses that show every step; all others show one step and guess
+  guess_right: float = 0.25  # pretrain: share of the guesses that are right
+  thinking: bool = True  # sft: whether a trace precedes the answer
+  terse: float = 0.0  # sft: share of the traces that show only the first step before the answer
+  kinds: tuple[str, ...] = ("chain",)  # kinds of problems, taken in turn: "chain", "expression", "large"
 
 
 class Text(NamedTuple):
   """A document before it is tokenised: plain text, or a problem and its response."""
 
-  text: str  # plain text, or the response
-  problem: Problem | None = None  # None: plain text
-  masked: bool = False  # whether the prompt is only context, not a target
+  text: str  # plain text, or the response; "" without a problem: a row of a file that holds no text
+  problem: Problem | None = None  # its prompt precedes the response; None: plain text
+  prompt_is_context: bool = False  # whether the loss leaves out the tokens of the prompt
 
 
-def _problem(seed: int, stream: str, draw, number: int, mix: Mix) -> Problem:
-  """Returns the arithmetic problem of document `number`."""
+def _problem(seed: int, stream: str, draw: random.Random, number: int, mix: Mix) -> Problem:
+  """Returns the arithmetic problem of document `number`, whose level is drawn from `draw`. stream: the stage."""
   kind = mix.kinds[number % len(mix.kinds)]
   return arithmetic.problem(seed, "train", draw.choice(mix.levels), number, kind, stream)
 
 
 def pretrain(seed: int, number: int, mix: Mix) -> Text:
-  """Returns document `number` of pretraining: filler, easy facts, or a problem answered carefully or hastily."""
+  """Returns document `number`, from 0, of pretraining, with the shares that `mix` gives.
+
+  It is general filler, easy facts, or a problem with a response, whose answer is worked out step by step or guessed.
+  """
   draw = arithmetic.rng(seed, "pretrain", number)
-  kind = draw.random()
-  if kind < mix.filler:
+  lot = draw.random()
+  if lot < mix.filler:
     return Text(arithmetic.filler(draw))
-  if kind < mix.filler + mix.facts:
+  if lot < mix.filler + mix.facts:
     return Text(arithmetic.facts(draw))
   problem = _problem(seed, "pretrain", draw, number, mix)
   tree = problem.extra["tree"]
@@ -54,9 +58,10 @@ def pretrain(seed: int, number: int, mix: Mix) -> Text:
 
 
 def cpt(seed: int, number: int, mix: Mix) -> Text:
-  """Returns document `number` of CPT: a worked example with every step, in one of several wordings.
+  """Returns document `number`, from 0, of CPT: a problem worked out with every step, in one of several wordings.
 
-  One of the wordings is that of careful answers, which follows a prompt.
+  In one of the wordings it is a prompt with a response that has a trace; in the others it is plain text. Of `mix` only
+  levels and kinds count.
   """
   draw = arithmetic.rng(seed, "cpt", number)
   problem = _problem(seed, "cpt", draw, number, mix)
@@ -67,34 +72,39 @@ def cpt(seed: int, number: int, mix: Mix) -> Text:
 
 
 def sft(seed: int, number: int, mix: Mix) -> Text:
-  """Returns document `number` of SFT: a prompt and its right answer.
+  """Returns document `number`, from 0, of SFT: a problem whose prompt is only context, and a right response.
 
-  If `mix.thinking` the answer follows a right trace, complete or terse.
+  With `mix.thinking` the response has a right trace, complete or terse, before the answer, else the answer alone. Of
+  `mix` count levels, kinds, thinking and terse.
   """
   draw = arithmetic.rng(seed, "sft", number)
   problem = _problem(seed, "sft", draw, number, mix)
   tree = problem.extra["tree"]
   if not mix.thinking:
-    return Text(arithmetic.direct(tree), problem, True)
+    return Text(arithmetic.direct(tree), problem, prompt_is_context=True)
   is_terse = draw.random() < mix.terse
-  return Text(arithmetic.terse(tree) if is_terse else arithmetic.careful(tree), problem, True)
+  response = arithmetic.terse(tree) if is_terse else arithmetic.careful(tree)
+  return Text(response, problem, prompt_is_context=True)
 
 
-# Documents of each language-modelling stage. Keys: names of stages.
+# The function (seed, number, mix) that returns a document of a stage, by the stage's name.
 TEXTS: Mapping[str, Callable[[int, int, Mix], Text]] = {"pretrain": pretrain, "cpt": cpt, "sft": sft}
 
 
 def document_text(text: Text) -> str:
-  """Returns the characters of a document, for training a tokenizer."""
+  """Returns a document as one string, to train a tokenizer on: plain text, or the last turn of the prompt, a line end
+  and the response."""
   if text.problem is None:
     return text.text
   return text.problem.messages[-1]["content"] + "\n" + text.text
 
 
 def document(text: Text, tokenizer: Tokenizer) -> Document:
-  """Returns a text as token ids, with the end token; no ids for an empty plain text, which stands for a bad row.
+  """Returns a text as token ids: the start token or the rendered prompt, the text, and the end token.
 
-  Where the rendered prompt already opens the think tag, the response does not repeat it.
+  `prompt` of the result is the number of tokens that the loss leaves out: those of the prompt if it is only context,
+  else 0. An empty plain text gives no ids. If the rendered prompt ends in an open think tag, the response does not
+  repeat it. Nothing is cut.
   """
   if not text.text and text.problem is None:
     return Document([], 0)
@@ -102,4 +112,4 @@ def document(text: Text, tokenizer: Tokenizer) -> Document:
   prompt = tokenizer.render(messages)
   response = continuation(text.text, tokenizer.opening(messages))
   ids = [*prompt, *tokenizer.encode(response), tokenizer.eos_ids[0]]
-  return Document(ids, len(prompt) if text.masked else 0)
+  return Document(ids, len(prompt) if text.prompt_is_context else 0)

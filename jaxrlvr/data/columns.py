@@ -10,7 +10,7 @@ import math
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxrlvr.base.errors import InputError
 from jaxrlvr.base.types import Problem
@@ -20,7 +20,6 @@ from jaxrlvr.tasks.graph.verify import GRAPH_TASKS
 from jaxrlvr.text.answer import last_box
 
 _LOG = logging.getLogger(__name__)
-# Verifier by extra.source_dataset, with the keys of extra that it reads.
 VERIFIER_CHOICES = ("auto", "math", "graph", "choice")
 STUDY_COLUMNS = (
   "prompt=prompt",
@@ -28,29 +27,57 @@ STUDY_COLUMNS = (
   "extra=extra_info?",
   "extra.data_source=data_source?",
 )
-TARGETS = ("prompt", "label", "boxed", "truth", "id", "extra", "trace", "solution")
-# Names of columns, in any case, that `recognised` takes for prompt and label where `columns` is empty.
-PROMPT_COLUMNS = ("prompt", "question", "problem", "query")
-LABEL_COLUMNS = ("answer", "label", "ground_truth", "final_answer", "expected_answer")
-SOLUTION_COLUMN = "solution"  # column that gives the label where none is there: its last box, or the text behind ####
-_PART = re.compile(r"(.+)\[(:-1|-1)\]")  # all turns but the last of a column of messages; the text of the last one
-_HASH = re.compile(r"\s*####(?!#)\s*(\S.*?)\s*")
-_WITH_COPIES = ("config.problems.", "config.heldout.")  # groups with a key `copies`
+_TARGETS = ("prompt", "label", "boxed", "truth", "id", "extra", "trace", "solution")
+# Names of columns, in any case, that `_recognised` takes for prompt and label where `columns` is empty.
+_PROMPT_COLUMNS = ("prompt", "question", "problem", "query")
+_LABEL_COLUMNS = ("answer", "label", "ground_truth", "final_answer", "expected_answer")
+_SOLUTION_COLUMN = "solution"  # column that gives the label where none is there: its last box, or the text behind ####
+_ENTRY = re.compile(r"\s*([^=]+?)\s*(==?)\s*([^=\s].*?)\s*", re.DOTALL)  # TARGET=COLUMN or COLUMN==VALUE
+_PART = re.compile(r"(.+)\[(:-1|-1)\]")  # COLUMN[:-1], all messages but the last; COLUMN[-1], the text of the last one
+_HASH_LINE = re.compile(r"\s*####(?!#)\s*(\S.*?)\s*")
+_GROUPS_WITH_COPIES = ("config.problems.", "config.heldout.")  # groups of the config with a key `copies`
+_ANSWERS = "a non-empty text, or a JSON list of such"  # what a label's cell must be
 _SHORT = 64  # most characters of a solution without a box that is taken as the answer itself
+_REPEATS_SHOWN = 3  # rows with the prompt of another row that the log names at most
 
 
 class ProblemsAndCounts(NamedTuple):
-  """Problems of a source, and counts of its rows.
+  """Problems of a source, and how many of its rows gave none.
 
-  counts["rows"] = len(problems) + the counts of rows that are left out: other, unanswered, bad, copies, conflicts.
+  Keys of `counts`, whose values are numbers of rows:
+    rows: all of them, that is len(problems) and those left out under the keys below
+    other: a value of a `COLUMN==VALUE` entry differs
+    unanswered: the solution for `boxed` holds no answer, or an optional one is missing
+    bad: a cell is missing or can't be used
+    copies: the prompt and the label are those of an earlier row
+    conflicts: the prompt is that of an earlier row, the label is not
   """
 
   problems: list[Problem]
   counts: Mapping[str, int]
 
 
-class _Left(Exception):
-  """Raised for a row that is left out without being bad; its argument is a key of `counts`."""
+class _LeftOut(Exception):
+  """Raised for a row that is left out without being bad. count: the key of `ProblemsAndCounts.counts` for it."""
+
+  def __init__(self, count: str):
+    super().__init__(count)
+    self.count = count
+
+
+class _Layout(NamedTuple):
+  """What the entries of `columns` say."""
+
+  column_of: Mapping[str, str]  # by target
+  value_of: Mapping[str, str]  # the value that a row must have, by column
+  to_read: tuple[str, ...]  # names of the columns that these need
+
+
+class _Repeat(NamedTuple):
+  """A row whose prompt an earlier row has."""
+
+  sentence: str  # which row repeats which, and how their labels differ
+  is_conflict: bool  # whether the labels differ
 
 
 def load(
@@ -59,220 +86,331 @@ def load(
   columns: Sequence[str] = (),
   system: str = "",
   skip_bad: int = 0,
-  wanted: Sequence[str] = ("prompt", "label"),
+  required_targets: Sequence[str] = ("prompt", "label"),
   patterns: tuple[str, ...] = (),
   split: files.Split | None = None,
   copies: str = "drop",
-  key: str = "columns",
+  columns_key: str = "columns",
 ) -> ProblemsAndCounts:
-  """Returns the problems in the rows of `files.read`, in its order, and counts of what became of the rows.
+  """Reads the rows of a local file, folder or tfds folder and returns their problems, in order, and counts of the rows.
 
-  verifier: "math"; "choice"; "graph", chosen by extra.source_dataset; "auto": graph where that names one, else math.
-  columns: entries `TARGET=COLUMN` (see below); (): STUDY_COLUMNS where the first row has them, else by `recognised`.
-  system: a system message for prompts that have none. skip_bad: how many rows that can't be used are skipped.
-  wanted: targets that `columns` must have. patterns, split: as in `files.files`.
-  copies: the fate of a row with the prompt of an earlier row. "drop" leaves it out and logs it (a conflict is a copy
-  with another label), "keep" makes it a problem of its own, "error" raises InputError. key: config key of `columns`.
+  verifier: "math"; "choice"; "graph": the graph task in each row's extra["source_dataset"]; "auto": that task if there
+    is one, else math.
+  columns: entries that say where the fields are, see below. (): for rows of the study's files STUDY_COLUMNS, for
+    others the only column with a usual name for a prompt, and the only one for a label or solution.
+  system: a system message for prompts that have none; "": none. skip_bad: how many bad rows may be left out.
+  required_targets: targets that `columns` must have. patterns, split: which files of a folder to read (`files.files`).
+  copies: what happens to a row with the prompt of an earlier one: "drop" leaves it out and logs it, "keep" makes it a
+    problem of its own, "error" raises InputError. columns_key: the config key of `columns`, for messages.
 
-  A target is one of TARGETS, or extra.NAME. `boxed` makes the last box of a solution the label, or the whole solution
-  if it is short. A column may be a path into structs or JSON text (`a.b`), have substitutes (`a|b`: the first that the
-  row has) or be optional (`a?`). Of messages that end in an assistant turn, `a[:-1]` is all but that turn and `a[-1]`
-  its text. `COLUMN==VALUE` leaves out rows with other values. If the last line of a label, or of a solution without a
-  box, is `#### ANSWER`, that is the answer. A label that is a JSON list accepts any of its entries: the first becomes
-  the label, the others extra["also"].
+  An entry `TARGET=COLUMN` takes a field from a column. TARGET is prompt (text or messages), label, truth, id, trace,
+  solution, extra (a struct), extra.NAME, or boxed: a solution whose last box, or last line `#### ANSWER`, or all of
+  whose short text, is the label. An entry `COLUMN==VALUE` leaves out rows with other values. COLUMN may be a path into
+  structs or JSON text (`a.b`), have substitutes (`a|b`: the first that the row has) and be optional (`a?`). Of messages
+  that end in an assistant turn, `a[:-1]` is all but that turn and `a[-1]` its text. A label is a text or a number, its
+  last line `#### ANSWER` if it has one, or a JSON list of texts that are all right: the first becomes the label, the
+  others go to extra["also"]. The truth is the label where no column says otherwise.
 
-  Rows that `prepared.save` wrote need no columns and bring their verifiers. Raises InputError for a `verifier` besides
-  "auto" with these, for wrong `columns`, for more than `skip_bad` bad rows, and where no problem is left.
+  Rows that `prepared.save` wrote need no columns and bring their verifiers. Raises InputError if `verifier` is not
+  "auto" for these, for wrong `columns`, for more than `skip_bad` bad rows, and where no problem is left.
   """
   if verifier not in VERIFIER_CHOICES:
     raise InputError(f"verifier of {path} is {verifier!r}; use one of {', '.join(VERIFIER_CHOICES)}")
-  source, where, tops = _plan(columns, wanted) if columns else ({}, {}, ())
+  reader = _RowReader(path, verifier, columns, system, required_targets, columns_key)
+  collected = _Collected(copies)
   counts = dict.fromkeys(("rows", "other", "unanswered", "bad", "copies", "conflicts"), 0)
-  found: list[Problem] = []
-  first_of: dict[str, tuple[str, Problem]] = {}  # by prompt, with its place
-  owner: dict[str, str] = {}  # prompt by id
-  repeats: list[str] = []
-  for place, row in files.read(path, tops, patterns, split):
+  for place, row in files.read(path, reader.columns_to_read, patterns, split):
     counts["rows"] += 1
     try:
-      if isinstance(row, BadRow):
-        raise row
-      if any(str(_cell(row, column)) != value for column, value in where.items()):
-        raise _Left("other")
-      own = not columns and all(field in row for field in prepared.FIELDS)
-      if not own and not source:
-        source, where, _ = _plan(_layout(place, row, key, str(path)), wanted)
-      problem = _prepared(row, verifier, system) if own else _problem(row, source, verifier, system)
-      _check_turns("messages" if own else source["prompt"], problem.messages, key)
-      prompt = prompt_id(problem.messages)
-      if owner.setdefault(problem.id, prompt) != prompt:
-        raise BadCell("id", problem.id, "an id that no other prompt has")
-    except _Left as left:
-      counts[left.args[0]] += 1
+      problem = reader.problem(place, row)
+      repeat = collected.add(place, problem)
+    except _LeftOut as left_out:
+      counts[left_out.count] += 1
     except BadRow as error:
       counts["bad"] += 1
       if counts["bad"] > skip_bad:
         raise InputError(f"{place}, {error}; correct or drop the row, or raise skip_bad = {skip_bad}") from None
     else:
-      before, first = first_of.setdefault(prompt, (place, problem))
-      if first is not problem and copies != "keep":
-        counts["copies" if first.label == problem.label else "conflicts"] += 1
-        repeats.append(_repeat(place, problem, before, first))
-        if copies == "error":
-          raise InputError(f"{path}: {repeats[0]}; correct one, or take copies=drop or keep")
-        continue
-      if first is not problem and problem.id in owner:
-        problem = _another(problem, owner, prompt)
-      found.append(problem)
-  if not found:
+      if repeat:
+        counts["conflicts" if repeat.is_conflict else "copies"] += 1
+      if repeat and copies == "error":
+        raise InputError(f"{path}: {repeat.sentence}; correct one, or take copies=drop or keep")
+  if not collected.problems:
     raise InputError(f"{path}: no row gives a problem ({counts_in_words(counts)}); correct the file or the columns")
-  _tell(path, counts, repeats, key)
-  return ProblemsAndCounts(found, counts)
+  _log_counts(path, counts, collected.repeats, columns_key)
+  return ProblemsAndCounts(collected.problems, counts)
 
 
-def _another(problem: Problem, owner: dict[str, str], prompt: str) -> Problem:
-  """Returns a copy of the problem with a new id, ID#2 or the first number that is free; `owner` is updated."""
-  number = 2
-  while f"{problem.id}#{number}" in owner:
-    number += 1
-  owner[f"{problem.id}#{number}"] = prompt
-  return dataclasses.replace(problem, id=f"{problem.id}#{number}")
+class _RowReader:
+  """Makes problems of the rows of a source; the parameters are those of `load`.
+
+  Without named columns, rows of prepared sets are read as such, and the first other row says where the fields of all
+  other rows are.
+  """
+
+  def __init__(
+    self,
+    path: str | pathlib.Path,
+    verifier: str,
+    columns: Sequence[str],
+    system: str,
+    required_targets: Sequence[str],
+    columns_key: str,
+  ):
+    self._path, self._verifier, self._system = path, verifier, system
+    self._required_targets, self._columns_key = required_targets, columns_key
+    self._may_be_prepared = not columns
+    self._layout = _parse_columns(columns, required_targets) if columns else None
+
+  @property
+  def columns_to_read(self) -> tuple[str, ...]:
+    """Names of the columns that are needed; (): all."""
+    return self._layout.to_read if self._layout else ()
+
+  def problem(self, place: str, row: Mapping | BadRow) -> Problem:
+    """Returns the problem of a row. Raises BadRow or _LeftOut where it gives none."""
+    if isinstance(row, BadRow):
+      raise row
+    if self._may_be_prepared and _is_prepared(row):
+      problem = _prepared(row, self._verifier, self._system)
+      prompt_column = "messages"
+    else:
+      if self._layout is None:
+        columns = _columns_of_row(place, row, self._columns_key, str(self._path))
+        self._layout = _parse_columns(columns, self._required_targets)
+      if any(str(_cell(row, column)) != value for column, value in self._layout.value_of.items()):
+        raise _LeftOut("other")
+      problem = _problem(row, self._layout.column_of, self._verifier, self._system)
+      prompt_column = self._layout.column_of["prompt"]
+    _check_turns(prompt_column, problem.messages, self._columns_key)
+    return problem
 
 
-def _repeat(place: str, problem: Problem, before: str, first: Problem) -> str:
-  """Returns a sentence that says which row repeats which, and how their labels differ if they do."""
-  folder = before.rpartition(":")[0]
-  place = place.removeprefix(f"{folder}:").strip() if folder else place
-  before = before.removeprefix(f"{folder}:").strip() if folder else before
-  differs = "" if problem.label == first.label else f" with the label {problem.label[:40]!r} for {first.label[:40]!r}"
-  return f"{_row(place)} repeats {_row(before)}{differs}"
+class _Collected:
+  """The problems of a source, in order.
+
+  A problem with the prompt of an earlier one is kept as a further problem if `copies` is "keep", else left out.
+  """
+
+  def __init__(self, copies: str):
+    self.problems: list[Problem] = []
+    self.repeats: list[_Repeat] = []  # of the problems that are left out
+    self._keeps_copies = copies == "keep"
+    self._first_with: dict[str, tuple[str, Problem]] = {}  # place and problem by prompt
+    self._prompt_of_id: dict[str, str] = {}
+
+  def add(self, place: str, problem: Problem) -> _Repeat | None:
+    """Adds a problem and returns None, or, if it is a copy that is left out, returns which row it repeats.
+
+    Raises BadCell if a problem with another prompt has the same id.
+    """
+    prompt = _prompt_id(problem.messages)
+    if self._prompt_of_id.setdefault(problem.id, prompt) != prompt:
+      raise BadCell("id", problem.id, "an id that no other prompt has")
+    first_place, first = self._first_with.setdefault(prompt, (place, problem))
+    if first is problem:
+      self.problems.append(problem)
+    elif self._keeps_copies:
+      self.problems.append(self._with_new_id(problem, prompt))
+    else:
+      self.repeats.append(_repeat(place, problem, first_place, first))
+      return self.repeats[-1]
+    return None
+
+  def _with_new_id(self, problem: Problem, prompt: str) -> Problem:
+    """Returns a copy of the problem with the id ID#2, or with the first number that is free."""
+    number = 2
+    while f"{problem.id}#{number}" in self._prompt_of_id:
+      number += 1
+    new_id = f"{problem.id}#{number}"
+    self._prompt_of_id[new_id] = prompt
+    return dataclasses.replace(problem, id=new_id)
 
 
-def _row(place: str) -> str:
+def _is_prepared(row: Mapping) -> bool:
+  """Returns whether the row has all columns that `prepared.save` writes."""
+  return all(field in row for field in prepared.FIELDS)
+
+
+def _repeat(place: str, problem: Problem, first_place: str, first: Problem) -> _Repeat:
+  """Describes the row at `place`, which has the prompt of the earlier row at `first_place`."""
+  folder = first_place.rpartition(":")[0]
+  if folder:
+    place = place.removeprefix(f"{folder}:").strip()
+    first_place = first_place.removeprefix(f"{folder}:").strip()
+  sentence = f"{_row_name(place)} repeats {_row_name(first_place)}"
+  if problem.label == first.label:
+    return _Repeat(sentence, False)
+  return _Repeat(f"{sentence} with the label {problem.label[:40]!r} for {first.label[:40]!r}", True)
+
+
+def _row_name(place: str) -> str:
   return f"line {place}" if place.isdecimal() else place
 
 
-def _tell(path: str | pathlib.Path, counts: Mapping[str, int], repeats: Sequence[str], key: str) -> None:
-  """Logs what became of the rows, as a warning where more is left out than `columns` says. key: as in `load`."""
-  names = ("unanswered", "bad", "copies", "conflicts")
-  if not any(counts[name] for name in (*names, "other")):
+def _log_counts(
+  path: str | pathlib.Path, counts: Mapping[str, int], repeats: Sequence[_Repeat], columns_key: str
+) -> None:
+  """Logs the counts if rows were left out, as a warning if by other reasons than an entry COLUMN==VALUE.
+
+  repeats: the copies that were left out; some are shown, conflicts first.
+  """
+  is_unexpected = any(counts[name] for name in ("unanswered", "bad", "copies", "conflicts"))
+  if not is_unexpected and not counts["other"]:
     return
-  level = logging.WARNING if any(counts[name] for name in names) else logging.INFO
-  conflicts = [one for one in repeats if " with the label " in one]
-  shown = (conflicts + [one for one in repeats if one not in conflicts])[:3]
-  more = f", ... ({len(repeats)} in all)" if len(repeats) > len(shown) else ""
-  kept = f"; {key.removesuffix('columns')}copies=keep keeps them" if key.startswith(_WITH_COPIES) else ""
-  rest = f"; left out: {', '.join(shown)}{more}{kept}" if repeats else ""
-  _LOG.log(level, "%s: %s%s", path, counts_in_words(counts), rest)
+  left_out = ""
+  if repeats:
+    conflicts_first = sorted(repeats, key=lambda repeat: not repeat.is_conflict)
+    sentences = [repeat.sentence for repeat in conflicts_first[:_REPEATS_SHOWN]]
+    if len(repeats) > len(sentences):
+      sentences.append(f"... ({len(repeats)} in all)")
+    left_out = f"; left out: {', '.join(sentences)}"
+    if columns_key.startswith(_GROUPS_WITH_COPIES):
+      left_out += f"; {columns_key.removesuffix('columns')}copies=keep keeps them"
+  level = logging.WARNING if is_unexpected else logging.INFO
+  _LOG.log(level, "%s: %s%s", path, counts_in_words(counts), left_out)
 
 
-def _layout(place: str, row: Mapping, key: str, path: str) -> Sequence[str]:
-  """Returns STUDY_COLUMNS if the row has them, else the entries that `recognised` finds, which are logged.
+def _columns_of_row(place: str, row: Mapping, columns_key: str, path: str) -> Sequence[str]:
+  """Returns STUDY_COLUMNS if the row has them, else the entries that `_recognised` returns, which are logged.
 
-  Raises InputError, with entries to try, where neither does.
+  Raises InputError, with entries to try, where neither fits.
   """
   if "reward_model" in row and "prompt" in row:
     return STUDY_COLUMNS
-  columns = recognised(row)
+  columns = _recognised(row)
   if columns is None:
     missing = "prompt" if "reward_model" in row or "prompt" not in row else "reward_model.ground_truth"
-    found = ", ".join(map(str, row))[:200]
+    names = ", ".join(map(str, row))[:200]
     raise InputError(
-      f"{place}, column {missing} is missing, found {found}; say which columns hold prompt and label, such as "
-      f'--{key}="{",".join(_guess(row))}"'
+      f"{place}, column {missing} is missing, found {names}; say which columns hold prompt and label, such as "
+      f'--{columns_key}="{",".join(_suggested_columns(row))}"'
     )
-  _LOG.warning('%s: read as %s="%s"', path, key, ",".join(columns))
+  _LOG.warning('%s: read as %s="%s"', path, columns_key, ",".join(columns))
   return columns
 
 
 def default_columns(path: str | pathlib.Path, patterns: tuple[str, ...] = ()) -> Sequence[str]:
-  """Returns the entries of `columns` that `load` takes for a source by default; (): its rows need none."""
-  row = next(
-    (row for _, row in files.read(path, patterns=patterns, split=files.Split(files.ALL)) if isinstance(row, Mapping)),
-    {},
-  )
-  if all(field in row for field in prepared.FIELDS):
+  """Returns the entries of `columns`, such as `prompt=question`, with which `load` reads a source if it is given none.
+
+  They are chosen by the first row that can be read. Returns () for rows that `prepared.save` wrote, and where no entry
+  fits (`load` then raises InputError). patterns: which files of a folder to read (see `files.files`).
+  """
+  rows = files.read(path, patterns=patterns, split=files.Split(files.ALL))
+  first_row = next((row for _, row in rows if isinstance(row, Mapping)), {})
+  if _is_prepared(first_row):
     return ()
-  return STUDY_COLUMNS if "reward_model" in row and "prompt" in row else recognised(row) or ()
+  if "reward_model" in first_row and "prompt" in first_row:
+    return STUDY_COLUMNS
+  return _recognised(first_row) or ()
 
 
-def recognised(row: Mapping) -> tuple[str, ...] | None:
-  """Returns the entries of `columns` for a row with exactly one known prompt and one label or solution, else None."""
+def _recognised(row: Mapping) -> tuple[str, ...] | None:
+  """Returns entries of `columns` for a row with exactly one known prompt and one known label or solution, else None."""
   names = {str(name).strip().lower(): str(name) for name in row}
-  prompts, labels = ([names[name] for name in wanted if name in names] for wanted in (PROMPT_COLUMNS, LABEL_COLUMNS))
-  if len(prompts) != 1 or len(labels) > 1 or (not labels and SOLUTION_COLUMN not in names):
+  prompts = [names[known] for known in _PROMPT_COLUMNS if known in names]
+  labels = [names[known] for known in _LABEL_COLUMNS if known in names]
+  if len(prompts) != 1 or len(labels) > 1:
     return None
-  return f"prompt={prompts[0]}", f"label={labels[0]}" if labels else f"boxed={names[SOLUTION_COLUMN]}"
+  if labels:
+    return f"prompt={prompts[0]}", f"label={labels[0]}"
+  if _SOLUTION_COLUMN in names:
+    return f"prompt={prompts[0]}", f"boxed={names[_SOLUTION_COLUMN]}"
+  return None
 
 
-def _guess(row: Mapping) -> tuple[str, str]:
+def _suggested_columns(row: Mapping) -> tuple[str, str]:
   """Returns entries of `columns` that might fit the row, for an error message."""
   names = [str(name) for name in row]
+  names_by_lower: dict[str, str] = {}
   for name in names:
-    if isinstance(row[name], list) and row[name] and isinstance(row[name][-1], Mapping):
-      if row[name][-1].get("role") == "assistant":
-        return f"prompt={name}[:-1]", f"boxed={name}[-1]"
-  known = {name.strip().lower(): name for name in reversed(names)}
-  prompt = next((known[name] for name in (*PROMPT_COLUMNS, "messages") if name in known), names[0] if names else "A")
-  label = next((known[name] for name in LABEL_COLUMNS if name in known and known[name] != prompt), "")
-  if not label and SOLUTION_COLUMN in known:
-    return f"prompt={prompt}", f"boxed={known[SOLUTION_COLUMN]}"
-  return f"prompt={prompt}", f"label={label or next((name for name in reversed(names) if name != prompt), 'B')}"
+    if _ends_in_assistant_turn(row[name]):
+      return f"prompt={name}[:-1]", f"boxed={name}[-1]"
+    names_by_lower.setdefault(name.strip().lower(), name)
+  prompts = [names_by_lower[known] for known in (*_PROMPT_COLUMNS, "messages") if known in names_by_lower]
+  prompt = [*prompts, *names, "A"][0]
+  labels = [names_by_lower[known] for known in _LABEL_COLUMNS if known in names_by_lower]
+  labels = [name for name in labels if name != prompt]
+  if not labels and _SOLUTION_COLUMN in names_by_lower:
+    return f"prompt={prompt}", f"boxed={names_by_lower[_SOLUTION_COLUMN]}"
+  other_names = [name for name in reversed(names) if name != prompt]
+  label = [*labels, *other_names, "B"][0]
+  return f"prompt={prompt}", f"label={label}"
 
 
-def _check_turns(column: str, turns: Sequence[Mapping[str, str]], key: str) -> None:
-  """Raises BadCell for a prompt that ends in an assistant turn or holds no text."""
+def _ends_in_assistant_turn(cell: Any) -> bool:
+  """Returns whether a cell looks like messages whose last turn is the assistant's."""
+  is_messages = isinstance(cell, list) and bool(cell) and isinstance(cell[-1], Mapping)
+  return is_messages and cell[-1].get("role") == "assistant"
+
+
+def _check_turns(column: str, turns: Sequence[Mapping[str, str]], columns_key: str) -> None:
+  """Raises BadCell for a prompt that ends in an assistant turn or holds no text. column: that of the prompt."""
   if turns[-1]["role"] == "assistant":
     name = column.removesuffix("?")
     raise BadCell(
       name,
       turns[-1],
-      f"a last turn of the user: with --{key} prompt={name}[:-1] is the turns before, boxed={name}[-1] takes the "
-      f"answer from the last one, and solution={name}[-1] is its text",
+      f"a last turn of the user: with --{columns_key} prompt={name}[:-1] is the turns before, boxed={name}[-1] takes "
+      f"the answer from the last one, and solution={name}[-1] is its text",
     )
   if all(not turn["content"].strip() for turn in turns):
     raise BadCell(column, list(turns), "a turn with text")
 
 
 def counts_in_words(counts: Mapping[str, int]) -> str:
-  """Returns the counts as text, such as `5 rows, 1 bad`; counts of 0 are left out, but for rows."""
+  """Returns counts of rows by name as text, such as `5 rows, 1 bad`. A count of 0 is left out, unless it is `rows`."""
   return ", ".join(f"{number} {name}" for name, number in counts.items() if number or name == "rows")
 
 
-def prompt_id(messages: Sequence[Mapping[str, str]]) -> str:
+def _prompt_id(messages: Sequence[Mapping[str, str]]) -> str:
   """Returns the id of a prompt: 16 hexadecimal digits of a hash of its turns."""
-  return hashlib.sha1("\n".join(f"{m['role']}: {m['content']}" for m in messages).encode()).hexdigest()[:16]
+  text = "\n".join(f"{turn['role']}: {turn['content']}" for turn in messages)
+  return hashlib.sha1(text.encode()).hexdigest()[:16]
 
 
-def _plan(columns: Sequence[str], wanted: Sequence[str]) -> tuple[dict[str, str], dict[str, str], tuple[str, ...]]:
-  """Returns, from entries of `columns`: the column of each target, the value required by column, and columns to read.
+def _parse_columns(columns: Sequence[str], required_targets: Sequence[str]) -> _Layout:
+  """Returns what the entries of `columns` say.
 
-  Raises InputError for an entry that can't be parsed or is there twice, and for a missing target of `wanted`.
+  Raises InputError for an entry that can't be parsed or is there twice, and for a missing one of `required_targets`.
   """
-  sources, where = {}, {}
+  column_of: dict[str, str] = {}
+  value_of: dict[str, str] = {}
   for entry in columns:
-    match = re.fullmatch(r"\s*([^=]+?)\s*(==?)\s*([^=\s].*?)\s*", entry, re.DOTALL)
-    if not match or match[2] == "=" and match[1] not in TARGETS and not match[1].startswith("extra."):
-      targets = ", ".join(TARGETS)
+    match = _ENTRY.fullmatch(entry)
+    is_filter = bool(match) and match[2] == "=="
+    if not match or not (is_filter or match[1] in _TARGETS or match[1].startswith("extra.")):
+      targets = ", ".join(_TARGETS)
       raise InputError(f"columns entry {entry!r}: wanted TARGET=COLUMN ({targets} or extra.NAME), or COLUMN==VALUE")
-    table = where if match[2] == "==" else sources
-    if match[1] in table:
+    left_sides = value_of if is_filter else column_of
+    if match[1] in left_sides:
       raise InputError(f"columns entry {entry!r}: {match[1]} is there twice; name substitutes as A|B")
-    table[match[1]] = match[3]
-  for target in wanted:
-    if target not in sources and not (target == "label" and "boxed" in sources):
+    left_sides[match[1]] = match[3]
+  for target in required_targets:
+    if target not in column_of and not (target == "label" and "boxed" in column_of):
       raise InputError(f"columns {', '.join(columns)}: no column for {target}; add {target}=COLUMN")
-  paths = [_whole(path) for source in (*sources.values(), *where) for path in _paths(source)]
-  return sources, where, tuple(dict.fromkeys(head for path in paths for head in _heads(path)))
+  to_read: dict[str, None] = {}  # a set that keeps the order
+  for column in (*column_of.values(), *value_of):
+    for path in _substitutes(column):
+      to_read.update(dict.fromkeys(_heads(_split_part(path).column)))
+  return _Layout(column_of, value_of, tuple(to_read))
 
 
-def _paths(source: str) -> list[str]:
-  return source.removesuffix("?").split("|")
+def _substitutes(column: str) -> list[str]:
+  """Returns the paths of which a row's first one counts, from the COLUMN of an entry."""
+  return column.removesuffix("?").split("|")
 
 
-def _whole(path: str) -> str:
-  """Returns the path without `[:-1]` or `[-1]`."""
-  return match[1] if (match := _PART.fullmatch(path)) else path
+class _PathAndPart(NamedTuple):
+  """A path of an entry, without and with the messages that it selects."""
+
+  column: str
+  part: str  # ":-1" for COLUMN[:-1], "-1" for COLUMN[-1], "" for the whole cell
+
+
+def _split_part(path: str) -> _PathAndPart:
+  match = _PART.fullmatch(path)
+  return _PathAndPart(match[1], match[2]) if match else _PathAndPart(path, "")
 
 
 def _heads(path: str) -> list[str]:
@@ -281,38 +419,54 @@ def _heads(path: str) -> list[str]:
   return [".".join(parts[:size]) for size in range(len(parts), 0, -1)]
 
 
-def _cell(row: Mapping, source: str) -> object:
-  """Returns the cell of a column entry; None where it is optional and missing. Raises BadRow where it is missing."""
-  paths, optional = _paths(source), source.endswith("?")
-  path = next((path for path in paths if any(head in row for head in _heads(_whole(path)))), None)
-  if path is None and not optional:
-    raise BadRow(f"column {_whole(paths[0])} is missing, found {', '.join(map(str, row))}"[:200])
-  if path is None:
+def _cell(row: Mapping, column: str) -> object:
+  """Returns a row's cell for the COLUMN of an entry; None if it is optional and missing. Raises BadRow if missing."""
+  is_optional = column.endswith("?")
+  paths = _substitutes(column)
+  for path in paths:
+    name, part = _split_part(path)
+    if any(head in row for head in _heads(name)):
+      cell = _cell_at(row, name, is_optional)
+      if not part or (cell is None and is_optional):
+        return cell
+      return _turns(path, name, cell, part)
+  if is_optional:
     return None
-  cell, part = _descend(row, _whole(path), optional), _PART.fullmatch(path)
-  return _turns(path, cell, part[2]) if part and not (cell is None and optional) else cell
+  raise BadRow(f"column {_split_part(paths[0]).column} is missing, found {', '.join(map(str, row))}"[:200])
 
 
-def _descend(row: Mapping, path: str, optional: bool) -> object:
-  """Returns the cell at a path into structs; at each level the longest name that is there counts."""
-  cell, rest, before = row, path, ""
-  while rest:
-    if before:
-      if cell is None and optional:
+def _cell_at(row: Mapping, path: str, is_optional: bool) -> object:
+  """Returns the cell at a path into structs, where the longest name that a struct has counts, as names may hold dots.
+
+  Returns None where the last name, or if `is_optional` a struct, is missing. Raises BadCell for a cell that is no
+  struct though the path goes on.
+  """
+  cell: Any = row
+  rest_of_path, path_of_cell = path, ""
+  while rest_of_path:
+    if path_of_cell:
+      if cell is None and is_optional:
         return None
-      cell = prepared.struct(before, cell)
-    head = next((head for head in _heads(rest) if head in cell), rest.partition(".")[0])
-    cell, rest = cell.get(head), rest[len(head) + 1 :]
-    before = f"{before}.{head}" if before else head
+      cell = prepared.checked_struct(path_of_cell, cell)
+    first_name = rest_of_path.partition(".")[0]
+    name = next((head for head in _heads(rest_of_path) if head in cell), first_name)
+    cell = cell.get(name)
+    rest_of_path = rest_of_path[len(name) + 1 :]
+    path_of_cell = f"{path_of_cell}.{name}" if path_of_cell else name
   return cell
 
 
-def _turns(path: str, cell: object, part: str) -> object:
-  """Returns the turns before the last, an assistant turn (part ":-1"), or its text, else raises BadCell."""
-  turns = prepared.messages(_whole(path), cell)
+def _turns(path: str, column: str, cell: object, part: str) -> object:
+  """Returns the messages before the last (part ":-1") or the text of the last one ("-1"), which is the assistant's.
+
+  path: the path with the part, such as `a[-1]`, for messages. Raises BadCell for messages that end otherwise.
+  """
+  turns = prepared.checked_messages(column, cell)
   if turns[-1]["role"] != "assistant" or (part == ":-1" and len(turns) == 1):
     raise BadCell(path, list(turns), "messages that end in an assistant turn behind others")
-  return list(turns[:-1]) if part == ":-1" else turns[-1]["content"]
+  if part == ":-1":
+    return list(turns[:-1])
+  return turns[-1]["content"]
 
 
 def _prepared(row: Mapping, verifier: str, system: str) -> Problem:
@@ -326,110 +480,131 @@ def _prepared(row: Mapping, verifier: str, system: str) -> Problem:
   return dataclasses.replace(problem, messages=_with_system(problem.messages, system))
 
 
-def _problem(row: Mapping, source: Mapping[str, str], verifier: str, system: str) -> Problem:
-  """Returns the problem of a row. source: the column of each target. Raises BadRow or _Left where it gives none."""
-  messages = _messages(source["prompt"], _cell(row, source["prompt"]), system)
-  extra = _extra(row, source)
+def _problem(row: Mapping, column_of: Mapping[str, str], verifier: str, system: str) -> Problem:
+  """Returns the problem of a row. column_of: the column by target. Raises BadRow or _LeftOut where it gives none."""
+  messages = _messages(column_of["prompt"], _cell(row, column_of["prompt"]), system)
+  extra = _extra(row, column_of)
   verifier = _verifier(extra, verifier)
-  labels = _labels(row, source)
-  truths = _truths(row, source, extra, verifier) or labels
-  also = {first: rest for first, *rest in (labels, truths) if rest}
-  return Problem(
-    id=str(_scalar("id", _cell(row, source["id"]))) if "id" in source else prompt_id(messages),
-    messages=messages,
-    label=labels[0],
-    truth=truths[0],
-    verifier=verifier,
-    extra=extra | ({"also": also} if also else {}),
-  )
+  labels = _labels(row, column_of)
+  truths = _truths(row, column_of, extra, verifier) or labels
+  also = {}
+  for first, *equals in (labels, truths):
+    if equals:
+      also[first] = equals
+  if also:
+    extra["also"] = also
+  problem_id = _scalar("id", _cell(row, column_of["id"])) if "id" in column_of else _prompt_id(messages)
+  return Problem(problem_id, messages, labels[0], truths[0], verifier, extra)
 
 
 def _messages(column: str, cell: object, system: str) -> tuple[Mapping[str, str], ...]:
+  """Returns the turns of a prompt cell, text or messages, with the system message."""
   if isinstance(cell, str):
-    cell = [{"role": "user", "content": prepared.text(column, cell)}]
-  return _with_system(prepared.messages(column, cell), system)
+    cell = [{"role": "user", "content": prepared.checked_text(column, cell)}]
+  return _with_system(prepared.checked_messages(column, cell), system)
 
 
 def _with_system(turns: tuple[Mapping[str, str], ...], system: str) -> tuple[Mapping[str, str], ...]:
+  """Returns the turns, behind the system message if there is one and they have none."""
   if system and all(turn["role"] != "system" for turn in turns):
     return {"role": "system", "content": system}, *turns
   return turns
 
 
-def _extra(row: Mapping, source: Mapping[str, str]) -> dict:
+def _extra(row: Mapping, column_of: Mapping[str, str]) -> dict:
   """Returns `extra` from the columns for extra, extra.NAME, trace and solution, without nulls."""
-  whole = _cell(row, source["extra"]) if "extra" in source else None
-  extra = {} if whole in (None, "") else prepared.struct(_paths(source["extra"])[0], whole)
-  for target, path in source.items():
+  cell = _cell(row, column_of["extra"]) if "extra" in column_of else None
+  extra = {} if cell in (None, "") else prepared.checked_struct(_substitutes(column_of["extra"])[0], cell)
+  for target, column in column_of.items():
     if target.startswith("extra."):
-      extra[target.removeprefix("extra.")] = _cell(row, path)
+      extra[target.removeprefix("extra.")] = _cell(row, column)
     elif target in ("trace", "solution"):
-      extra[target] = prepared.text(path, _cell(row, path))
+      extra[target] = prepared.checked_text(column, _cell(row, column))
   return {key: value for key, value in extra.items() if value is not None and key != "also"}  # "also" is set by us
 
 
-def _verifier(extra: Mapping, asked: str) -> str:
-  """Returns the verifier of a row, as `load` says. Raises BadCell where `extra` lacks what a graph task needs."""
+def _verifier(extra: Mapping, choice: str) -> str:
+  """Returns the verifier of a row. choice: one of VERIFIER_CHOICES; see `load`.
+
+  Raises BadCell for "graph" without a graph task, and where `extra` lacks what the graph task needs.
+  """
+  if choice in ("math", "choice"):
+    return choice
   task = extra.get("source_dataset")
-  if asked == "graph" and task not in GRAPH_TASKS:
-    raise BadCell("extra_info", task, f"a source_dataset among {', '.join(GRAPH_TASKS)}")
-  if asked in ("math", "choice") or task not in GRAPH_TASKS:
-    return "math" if asked == "auto" else asked
-  if missing := [key for key in GRAPH_TASKS[task] if key not in extra]:
+  if task not in GRAPH_TASKS:
+    if choice == "graph":
+      raise BadCell("extra_info", task, f"a source_dataset among {', '.join(GRAPH_TASKS)}")
+    return "math"
+  missing = [key for key in GRAPH_TASKS[task] if key not in extra]
+  if missing:
     raise BadCell("extra_info", sorted(extra), f"the key {missing[0]}, which {task} needs")
   return task
 
 
-def _labels(row: Mapping, source: Mapping[str, str]) -> list[str]:
-  """Returns the accepted answers of a row's label or boxed solution. Raises _Left where it has none."""
-  if "label" in source:
-    return _entries(source["label"], _cell(row, source["label"]))
-  if "boxed" not in source:
+def _labels(row: Mapping, column_of: Mapping[str, str]) -> list[str]:
+  """Returns the accepted answers of a row's label, else the answer of its boxed solution; [""] without both columns.
+
+  Raises _LeftOut where a solution has no answer.
+  """
+  if "label" in column_of:
+    return _accepted_answers(column_of["label"], _cell(row, column_of["label"]))
+  if "boxed" not in column_of:
     return [""]
-  solution = _cell(row, source["boxed"])
-  if solution is None and source["boxed"].endswith("?"):
-    raise _Left("unanswered")
-  solution = prepared.text(source["boxed"], solution).strip()
-  short = "" if "\n" in solution or len(solution) > _SHORT else solution
-  answer = last_box(solution) or behind_hash(solution) or short
+  solution = _cell(row, column_of["boxed"])
+  if solution is None and column_of["boxed"].endswith("?"):
+    raise _LeftOut("unanswered")
+  solution = prepared.checked_text(column_of["boxed"], solution).strip()
+  is_short = "\n" not in solution and len(solution) <= _SHORT
+  answer = last_box(solution) or _behind_hash(solution) or (solution if is_short else "")
   if not answer.strip():
-    raise _Left("unanswered")
+    raise _LeftOut("unanswered")
   return [answer]
 
 
-def behind_hash(solution: str) -> str:
+def _behind_hash(solution: str) -> str:
   """Returns the answer in a last line `#### ANSWER`, as GSM8K writes it; "" where the text has no such line."""
-  match = _HASH.fullmatch(solution.rstrip().rpartition("\n")[2])
+  match = _HASH_LINE.fullmatch(solution.rstrip().rpartition("\n")[2])
   return match[1] if match else ""
 
 
 def _scalar(column: str, cell: object) -> str:
   """Returns a cell that is text, or a number as text, else raises BadCell."""
-  number = isinstance(cell, (int, float)) and not isinstance(cell, bool) and math.isfinite(cell)
-  return prepared.text(column, str(cell) if number else cell)
+  is_number = isinstance(cell, (int, float)) and not isinstance(cell, bool) and math.isfinite(cell)
+  return prepared.checked_text(column, str(cell) if is_number else cell)
 
 
-def _entries(column: str, cell: object) -> list[str]:
-  """Returns the accepted answers: the text, or the entries of a list of texts. `[1, 2]` is text, as an interval."""
+def _accepted_answers(column: str, cell: object) -> list[str]:
+  """Returns the accepted answers of a cell: the text, or the entries of a list of texts, which may be JSON.
+
+  `[1, 2]` is a text, as it may be an interval. Raises BadCell for a blank text and for an empty list.
+  """
   entries = cell
   if isinstance(cell, str) and cell.lstrip().startswith("["):
     with contextlib.suppress(ValueError):
       entries = files.parse_json(cell)
   if not (isinstance(entries, list) and all(isinstance(entry, str) for entry in entries)):
     entries = [cell]
-  entries = [behind_hash(entry) or entry if isinstance(entry, str) else entry for entry in entries]
-  try:
-    return [_scalar(column, entry) for entry in entries] or [_scalar(column, None)]
-  except BadCell:
-    raise BadCell(column, cell, "a non-empty text, or a JSON list of such") from None
+  answers = []
+  for entry in entries:
+    answer = _behind_hash(entry) or entry if isinstance(entry, str) else entry
+    try:
+      answers.append(_scalar(column, answer))
+    except BadCell:
+      raise BadCell(column, cell, _ANSWERS) from None
+  if not answers:
+    raise BadCell(column, cell, _ANSWERS)
+  return answers
 
 
-def _truths(row: Mapping, source: Mapping[str, str], extra: Mapping, verifier: str) -> list[str] | None:
-  """Returns the right answers, where a row has them beside a label that may be wrong, else None."""
-  if "truth" in source:
-    return _entries(source["truth"], _cell(row, source["truth"]))
+def _truths(row: Mapping, column_of: Mapping[str, str], extra: Mapping, verifier: str) -> list[str] | None:
+  """Returns the right answers, where a row has them beside a label that may be wrong, else None.
+
+  They are those of the target `truth`, or stand in `extra` as the study's files have them.
+  """
+  if "truth" in column_of:
+    return _accepted_answers(column_of["truth"], _cell(row, column_of["truth"]))
   if "original_ground_truth" in extra:
-    return _entries("extra_info.original_ground_truth", extra["original_ground_truth"])
+    return _accepted_answers("extra_info.original_ground_truth", extra["original_ground_truth"])
   if verifier in GRAPH_TASKS and "solution_path" in extra:
     return [" → ".join(extra["solution_path"])]
   if verifier in GRAPH_TASKS and "solution" in extra:

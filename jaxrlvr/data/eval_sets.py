@@ -13,7 +13,7 @@ class EvalSet(NamedTuple):
   """An evaluation set of the study."""
 
   file: str  # as in FOLDER/think/FILE.parquet and FOLDER/non-think/FILE.parquet, the study's layout
-  verifier: str
+  verifier: str  # as in `columns.load`: "math", "choice" or "graph"
   released: bool = True  # False: the study did not release it; evaluated only if the user has it
 
 
@@ -47,10 +47,10 @@ GENERATED_SETS: dict[str, Mapping] = {
 
 
 class Domain(NamedTuple):
-  """Names of the evaluation sets inside and outside of a training domain."""
+  """Names of the evaluation sets that go with a training domain: keys of EVAL_SETS or GENERATED_SETS."""
 
-  inside: tuple[str, ...]
-  outside: tuple[str, ...]
+  inside: tuple[str, ...]  # sets of the same domain
+  outside: tuple[str, ...]  # sets of other domains, which measure transfer
 
 
 _MATH = ("math500", "amc", "aime24", "aime25", "minerva", "olympiad")
@@ -67,16 +67,21 @@ DOMAINS: dict[str, Domain] = {
 
 
 def set_names(sets: Sequence[str], domain: str) -> tuple[str, ...]:
-  """Returns `sets`, or where it is empty the names of all sets of `domain`, inside ones first."""
+  """Returns the names in `sets`, or if it is empty the names of all sets of `domain`, inside ones first.
+
+  domain: a key of DOMAINS: "arithmetic", "math", "science", "graph-qwen" or "graph-llama".
+  """
   return tuple(sets) or (*DOMAINS[domain].inside, *DOMAINS[domain].outside)
 
 
 def find_files(sets: Sequence[str], domain: str, folder: str, prompts: str) -> tuple[dict[str, Path], list[str]]:
-  """Returns the file of each set by name, and the names of sets that are absent and that the study did not release.
+  """Returns the paths of the files of the study's evaluation sets, by the sets' names, and the names of absent sets.
 
-  sets: names; empty: all sets of `domain`. folder: holds the study's files. prompts: "think" or "non-think". Generated
-  sets (`GENERATED_SETS`) have no file and are left out. Raises InputError for a missing file of a set that is named or
-  that the study released.
+  A set is absent if it has no file, the study did not release it, and `sets` is empty; any other set without a file
+  raises InputError.
+  sets: names of sets, keys of EVAL_SETS; generated ones (GENERATED_SETS), which have no file, are passed over. (): all
+  sets of `domain`, a key of DOMAINS. folder: local folder of the study's files. prompts: "think" or "non-think", the
+  folder below it with the prompts for a model that thinks or does not.
   """
   with_file = [name for name in set_names(sets, domain) if name not in GENERATED_SETS]
   files = {name: Path(folder) / prompts / f"{EVAL_SETS[name].file}.parquet" for name in with_file}
@@ -107,10 +112,11 @@ TRAIN_FILES: dict[tuple[str, str], str] = {
 
 
 def train_file(folder: str, model: str, domain: str, n: str, gamma: str = "0.0") -> str:
-  """Returns the path of `model`'s training file of `n` problems in `domain`, below the study's data `folder`.
+  """Returns the path of one of the study's training files, FOLDER/DOMAIN/.../..._N.parquet, whether or not it exists.
 
-  gamma: share of wrong labels; above 0 the path is that of the file with that share. Raises InputError for a pair of
-  model and domain that the study lacks.
+  folder: the study's data folder. model, domain: a key of TRAIN_FILES, such as "qwen2.5-math-1.5b", "math". n: number
+  of problems, such as "8". gamma: share of wrong labels as text, such as "0.5"; above 0 the file has labels of which
+  that share is wrong. Raises InputError for a pair of model and domain that the study lacks.
   """
   if (model, domain) not in TRAIN_FILES:
     raise InputError(f"the study has no {domain} problems for {model}; it has {'; '.join(map(' '.join, TRAIN_FILES))}")

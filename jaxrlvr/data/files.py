@@ -360,7 +360,7 @@ def _json_blocks(path: pathlib.Path, columns: tuple[str, ...], need: str) -> Ite
   except OSError as error:
     raise InputError(f"{path}: not a readable file ({error.strerror}); correct the path") from None
   try:
-    value = parse_json(content.decode("utf-8-sig"))
+    value: Any = parse_json(content.decode("utf-8-sig"))
   except ValueError as error:
     first_line = content.partition(b"\n")[0]
     if isinstance(_json_row(first_line, "utf-8-sig"), dict):

@@ -21,36 +21,40 @@ _NESTED = ("messages", "extra")  # fields stored as JSON text in a tfds data set
 
 
 def from_row(row: Mapping) -> Problem:
-  """Returns the problem of a row that `save` wrote, with lists for tuples in `extra`. Raises BadCell."""
-  texts = {field: text(field, row[field]) for field in FIELDS if field not in _NESTED}
-  extra = struct("extra", row["extra"])
+  """Returns the problem of a row, a mapping with all FIELDS, that `save` wrote.
+
+  It equals the saved problem, but for lists in the place of tuples in `extra`. Raises BadCell for a cell that `save`
+  could not have written.
+  """
+  texts = {field: checked_text(field, row[field]) for field in FIELDS if field not in _NESTED}
+  extra = checked_struct("extra", row["extra"])
   also = extra.get("also", {})
   if not isinstance(also, Mapping) or not all(isinstance(answers, list) for answers in also.values()):
     raise BadCell("extra.also", also, "an object from an answer to the list of those that are as good")
   turns = _parsed("messages", row["messages"], "JSON text")
-  return Problem(**texts, messages=messages("messages", turns), extra=extra)
+  return Problem(**texts, messages=checked_messages("messages", turns), extra=extra)
 
 
-def _parsed(column: str, cell: object, wanted: str) -> Any:
-  """Returns the cell, parsed where it is JSON text. Raises BadCell, with what is `wanted`, for other text."""
+def _parsed(column: str, cell: object, expected: str) -> Any:
+  """Returns the cell, or the value of its JSON if it is text. Raises BadCell, with `expected`, for other text."""
   try:
     return parse_json(cell) if isinstance(cell, str) else cell
   except ValueError:
-    raise BadCell(column, cell, wanted) from None
+    raise BadCell(column, cell, expected) from None
 
 
-def struct(column: str, cell: object) -> dict:
-  """Returns a cell that is a struct, a map or the text of a JSON object as a dict, else raises BadCell."""
-  wanted = "a struct, a map or the text of a JSON object"
-  cell = _parsed(column, cell, wanted)
+def checked_struct(column: str, cell: object) -> dict:
+  """Returns a cell as a dict. Raises BadCell, naming `column`, if it is no struct, map or text of a JSON object."""
+  expected = "a struct, a map or the text of a JSON object"
+  value = _parsed(column, cell, expected)
   try:
-    return dict(cell)
+    return dict(value)
   except (TypeError, ValueError):
-    raise BadCell(column, cell, wanted) from None
+    raise BadCell(column, value, expected) from None
 
 
-def text(column: str, cell: object) -> str:
-  """Returns the cell if it is text that is not blank and can be encoded as UTF-8, else raises BadCell."""
+def checked_text(column: str, cell: object) -> str:
+  """Returns the cell, unchanged. Raises BadCell, naming `column`, if it is no text, blank, or not valid Unicode."""
   if not isinstance(cell, str) or not cell.strip():
     raise BadCell(column, cell, "a text that is not empty")
   try:
@@ -60,38 +64,42 @@ def text(column: str, cell: object) -> str:
   return cell
 
 
-def messages(column: str, cell: object) -> tuple[Mapping[str, str], ...]:
-  """Returns a cell's chat turns, dicts with role and content, else raises BadCell.
+def checked_messages(column: str, cell: object) -> tuple[Mapping[str, str], ...]:
+  """Returns the turns of a cell that is a list of messages, each reduced to {"role": text, "content": text}.
 
-  Only the content of a system message may be empty.
+  Raises BadCell, naming `column`, for an empty list and for blank text; only a system message may be empty.
   """
   if not isinstance(cell, list) or not cell:
     raise BadCell(column, cell, "a non-empty list of messages")
   turns = []
   for message in cell:
     try:
-      role = text(column, message["role"])
-      empty = role == "system" and message["content"] == ""
-      turns.append({"role": role, "content": "" if empty else text(column, message["content"])})
+      role = checked_text(column, message["role"])
+      content = message["content"]
+      if role != "system" or content != "":
+        content = checked_text(column, content)
+      turns.append({"role": role, "content": content})
     except (TypeError, KeyError, BadCell):
       raise BadCell(column, message, "a message with a role and a content, both text") from None
   return tuple(turns)
 
 
 def save(path: str | pathlib.Path, problems: Sequence[Problem]) -> None:
-  """Writes a problem set atomically: to a jsonl file if the path ends in .jsonl, else to a tfds folder.
+  """Writes a problem set as a whole or not at all: to a jsonl file if the path ends in .jsonl, else to a tfds folder.
 
-  Replaces an existing jsonl file. Raises InputError for an existing folder and for an empty set.
+  Such files and folders are sources of `problems.load` and need no columns. Missing folders above the path are made,
+  and an existing jsonl file is replaced. Raises InputError for an existing folder, for no problems, for an `extra` that
+  JSON can't hold, and, for a tfds folder, if tensorflow-datasets is not installed.
   """
   path = pathlib.Path(path)
   if not problems:
     raise InputError(f"{path}: 0 problems to write, wanted at least 1")
-  write = _write_jsonl if path.suffix == ".jsonl" else _write_tfds
   if path.is_dir():
     raise InputError(f"{path}: is there already; remove it or write to another folder")
   temporary = path.with_name(f".{path.name}.part")
   path.parent.mkdir(parents=True, exist_ok=True)
   _remove(temporary)  # left by a process that was killed while writing
+  write = _write_jsonl if path.suffix == ".jsonl" else _write_tfds
   try:
     os.replace(write(temporary, problems), path)
   finally:
@@ -139,7 +147,9 @@ def _write_tfds(path: pathlib.Path, problems: Sequence[Problem]) -> pathlib.Path
     def _generate_examples(self):
       for number, problem in enumerate(problems):
         cells = {field: getattr(problem, field) for field in FIELDS}
-        yield number, cells | {field: _json(problem, cells[field]) for field in _NESTED}
+        for field in _NESTED:
+          cells[field] = _json(problem, cells[field])
+        yield number, cells
 
   with contextlib.redirect_stdout(io.StringIO()):  # it prints
     builder = Problems(data_dir=path, file_format="array_record")

@@ -40,32 +40,44 @@ def load(
   columns: Sequence[str] = (),
   system: str = "",
   skip_bad: int = 0,
-  files: rows.Split | None = None,
+  file_split: rows.Split | None = None,
   copies: str = "drop",
-  key: str = "columns",
-  without: Callable[[Problem], bool] = lambda problem: False,
+  columns_key: str = "columns",
+  leave_out: Callable[[Problem], bool] = lambda problem: False,
 ) -> list[Problem]:
-  """Returns `count` problems: of a generator (a key of GENERATORS), or the first that `read` reads; 0: all of these.
+  """Returns the problems of a source: generated ones, or those of files in their order.
 
-  split, levels, kinds, seed: of generated problems. files: which split of a folder's files to read. without: True for a
-  problem to leave out, which does not count. verifier, columns, system, skip_bad, copies and key say how rows become
-  problems, as in `columns.load`: verifier: "auto", "math", "graph" or "choice"; columns: entries TARGET=COLUMN; system:
-  a system message for prompts without one; skip_bad: how many unusable rows to leave out; copies: "drop", "keep" or
-  "error"; key: the config key to name in messages. count 0: all problems of the files; an error for a generator. Logs a
-  warning if it drops problems. Raises InputError where there are fewer than `count`.
+  source: a generator ("arithmetic", "graph" or "reasoning_gym"), or a path or a data set of the hub (`hub.locate`).
+  count: how many: the first ones of files; 0: all of them, which a generator refuses.
+  leave_out: takes a problem and returns whether it is left out. Files then give later problems instead, and a generator
+    fewer.
+  For generated problems: split ("train" or "heldout", which share no problem), levels (from 1 to 5, taken in turn),
+  kinds (of the generator) and seed. For files: file_split (which split of a folder's files is read), verifier, columns,
+  system, skip_bad, copies and columns_key, all as in `columns.load`.
+  Warns if it leaves out problems over `count`. Raises InputError where files hold fewer than `count`, and whatever the
+  generator or `columns.load` refuses.
   """
   if source in GENERATORS:
     if not count:
       raise InputError(f"{source}: makes as many problems as are asked for; set the count")
     generated = GENERATORS[source](seed, split, levels, count, kinds, system)
-    return [problem for problem in generated if not without(problem)]
-  all_problems, _ = read(source, verifier, columns, system, skip_bad, files, copies, key)
-  problems = [problem for problem in all_problems if not without(problem)]
+    return [problem for problem in generated if not leave_out(problem)]
+  all_problems = read(
+    source,
+    verifier=verifier,
+    columns=columns,
+    system=system,
+    skip_bad=skip_bad,
+    split=file_split,
+    copies=copies,
+    columns_key=columns_key,
+  ).problems
+  problems = [problem for problem in all_problems if not leave_out(problem)]
   if len(problems) < count:
     left_out = len(all_problems) - len(problems)
-    others = f" but for {left_out} that are trained on" if left_out else ""
+    exception = f" but for {left_out} that are trained on" if left_out else ""
     raise InputError(
-      f"{source}: holds {len(problems)} different problems{others}, {count} were asked for; lower the count, 0: all"
+      f"{source}: holds {len(problems)} different problems{exception}, {count} were asked for; lower the count, 0: all"
     )
   if 0 < count < len(problems):
     _LOG.warning("%s: the first %d of %d problems (count)", source, count, len(problems))
@@ -80,42 +92,50 @@ def read(
   skip_bad: int = 0,
   split: rows.Split | None = None,
   copies: str = "drop",
-  key: str = "columns",
+  columns_key: str = "columns",
 ) -> layout.ProblemsAndCounts:
-  """Returns all problems of a path or a data set of the hub (see `hub.locate`), and counts of what became of the rows.
+  """Returns all problems of a path or a data set of the hub (`hub.locate`), and counts of what became of its rows.
 
-  The other parameters are those of `columns.load`. Raises InputError for a data set that holds only plain text.
+  verifier: "auto", "math", "graph" or "choice". columns: entries TARGET=COLUMN; (): those of a data set that
+  `hub.locate` knows, else by the first row. system: a system message for prompts without one. skip_bad: how many bad
+  rows may be left out. split: which split of a folder's files is read. copies: what happens to a row with the prompt
+  of an earlier one: "drop", "keep" or "error". columns_key: the config key of `columns`, for messages. See
+  `columns.load`, which reads the rows and raises InputError; so does a data set that holds only plain text.
   """
-  path, place = hub.locate(source)
-  if place.text:
+  path, data_set = hub.locate(source)
+  if data_set.text_column:
     raise InputError(f"{source}: is plain text without problems; use it for CPT")
   return layout.load(
     path,
     verifier,
-    columns or place.columns,
+    columns or data_set.columns,
     system,
     skip_bad,
-    patterns=place.patterns,
+    patterns=data_set.patterns,
     split=split,
     copies=copies,
-    key=key,
+    columns_key=columns_key,
   )
 
 
 def columns_of(source: str) -> Sequence[str]:
-  """Returns the default entries of `columns` for a source; () for a set that `prepared.save` wrote."""
-  path, place = hub.locate(source)
-  return place.columns or layout.default_columns(path, place.patterns)
+  """Returns the entries of `columns`, such as `label=answer`, with which `read` reads a source if it is given none.
+
+  Returns () for a set that `prepared.save` wrote, and where no column has a known name.
+  """
+  path, data_set = hub.locate(source)
+  return data_set.columns or layout.default_columns(path, data_set.patterns)
 
 
 def batch(problems: Sequence[Problem], seed: int, step: int, size: int) -> tuple[list[Problem], np.ndarray]:
-  """Returns the `size` problems of step 1, 2, ..., and how often each has occurred before in this batch, int32 [size].
+  """Returns the `size` problems of a training step, and an occurrence number for each, int32 [size].
 
-  Epochs follow each other, each in an order of its own; a list of fewer than `size` problems is repeated uniformly. A
-  pure function of its arguments, so that a resumed run needs no cursor but its step.
+  step: from 1 on. Epochs over `problems` follow each other, each in a random order of its own, so that a list of fewer
+  than `size` problems is repeated. The occurrence number is how often the same problem is in the batch before: 0, and
+  1, 2, ... for its repetitions, which so can get random samples of their own. A pure function of its arguments.
   """
   first = (step - 1) * size
-  chosen = [problems[shuffled(seed, number, len(problems))] for number in range(first, first + size)]
+  chosen = [problems[shuffled_index(seed, number, len(problems))] for number in range(first, first + size)]
   times_seen: Counter[str] = Counter()
   occurrence = []
   for problem in chosen:
@@ -124,13 +144,16 @@ def batch(problems: Sequence[Problem], seed: int, step: int, size: int) -> tuple
   return chosen, np.array(occurrence, np.int32)
 
 
-def shuffled(seed: int, number: int, count: int) -> int:
-  """Returns the index, below `count`, of item number 0, 1, ... of endless epochs, each in a random order of its own."""
-  epoch, place = divmod(number, count)
-  return _order(seed, epoch, count)[place]
+def shuffled_index(seed: int, number: int, count: int) -> int:
+  """Returns which of `count` items, from 0, comes at place `number`, from 0, of endless epochs over the items.
+
+  Each epoch has every item once, in a random order of its own: a pure function of the arguments.
+  """
+  epoch, position = divmod(number, count)
+  return _order(seed, epoch, count)[position]
 
 
 @functools.lru_cache(4)
 def _order(seed: int, epoch: int, count: int) -> list[int]:
-  """Returns the order of an epoch."""
+  """Returns the indices of `count` items in the order of an epoch."""
   return np.random.default_rng([seed, epoch]).permutation(count).tolist()

@@ -10,10 +10,11 @@ from jaxrlvr.base.errors import InputError
 
 
 def bins(solve_counts: Sequence[int], samples: int = 16) -> dict[int, np.ndarray]:
-  """Returns the indices of the problems solved n times, an integer array for each n in 1, 2, ..., samples - 1, by n.
+  """Returns problems by how often the model solves them: {n: indices of the problems solved n times, an int array}.
 
-  Problems solved never or always are in no bin. solve_counts: how many of `samples` samples solve each problem. Raises
-  InputError for a count that is no whole number from 0 to `samples`.
+  The keys are 1, 2, ..., samples - 1; problems solved never or always are in no bin, and a bin may be empty.
+  solve_counts: for each problem, how many of its `samples` samples were right. Raises InputError for a count that is no
+  whole number from 0 to `samples`.
   """
   counts = np.asarray(solve_counts)
   impossible = np.flatnonzero((counts < 0) | (counts > samples) | (counts != np.round(counts)))
@@ -27,10 +28,12 @@ def bins(solve_counts: Sequence[int], samples: int = 16) -> dict[int, np.ndarray
 
 
 def round_robin(solve_counts: Sequence[int], seed: int, count: int, samples: int = 16) -> list[int]:
-  """Returns the indices of up to `count` problems, spread over the `bins` (paper, appendix B.2).
+  """Returns the indices of `count` problems, spread over difficulties (paper, appendix B.2), in the order of choice.
 
-  Takes a random new problem from each bin in turn. The order depends on the seed alone, so a smaller subset is the
-  beginning of a larger one.
+  Takes in turn from each bin of `bins`, in which problems are solved equally often, a random problem that is not taken
+  yet; an empty bin is passed over. Returns fewer where the bins hold fewer: problems solved never or always are not
+  chosen. The order depends on counts and seed alone, so that a smaller subset is the beginning of a larger one.
+  solve_counts, samples and errors are those of `bins`.
   """
   turns = []
   for number, members in bins(solve_counts, samples).items():

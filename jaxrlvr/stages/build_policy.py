@@ -196,7 +196,7 @@ def find_model(config: ConfigDict) -> hf_weights.Model | None:
       f"as config.init={config.model.path} (and --config.model.path=)"
     )
   try:
-    return hf_weights.open_model(hub.model(config.model.path) if config.model.path else run / MODEL_FOLDER)
+    return hf_weights.open_model(hub.model_folder(config.model.path) if config.model.path else run / MODEL_FOLDER)
   except InputError as error:
     raise InputError(f"config.{'model.path' if config.model.path else 'init'}: {error}") from error
 
@@ -208,7 +208,7 @@ def _find_tokenizer(config: ConfigDict) -> Path:
   does. Files of the hub and of object stores are downloaded. Raises InputError where none of the three keys is set, or
   the named folder has no tokenizer.
   """
-  name = config.tokenizer or config.init or (config.model.path and hub.model(config.model.path))
+  name = config.tokenizer or config.init or (config.model.path and hub.model_folder(config.model.path))
   if not name:
     raise InputError(
       "config.tokenizer is empty and so are config.init and config.model.path; name a tokenizer model (`jaxrlvr "

@@ -19,7 +19,7 @@ from jaxrlvr.base.errors import InputError
 from jaxrlvr.base.types import Problem
 from jaxrlvr.data import built_in_text, corpus
 from jaxrlvr.data.columns import counts_in_words
-from jaxrlvr.data.problems import shuffled
+from jaxrlvr.data.problems import shuffled_index
 from jaxrlvr.device import multihost, sharding
 from jaxrlvr.grading.service import Job, Service
 from jaxrlvr.model import spec as policy_spec
@@ -108,7 +108,7 @@ def _sft_texts(config: ConfigDict, tokenizer: Tokenizer) -> Texts:
   s = config.sft
   with _errors_name("sft"), verifier_service(config) as service:
     judge = functools.partial(_agree_with_labels, service, config.answer.read) if s.verified else None
-    problems, counts = corpus.pairs(
+    problems, counts = corpus.sft_problems(
       s.source, s.columns, tokenizer, s.max_tokens or s.row_tokens, s.system, s.skip_bad, judge, s.thinking
     )
   if counts["unclosed"] or counts["untraced"]:
@@ -128,7 +128,7 @@ def _sft_texts(config: ConfigDict, tokenizer: Tokenizer) -> Texts:
     length_of_problem.append(len(document.ids))
   lengths = []
   for number in range(s.epochs * len(problems)):
-    lengths.append(length_of_problem[shuffled(config.seed, number, len(problems))])
+    lengths.append(length_of_problem[shuffled_index(config.seed, number, len(problems))])
   return Texts(text, file_figures, lengths, problems)
 
 

@@ -327,7 +327,7 @@ def read_problems(
   files = rows.Split(group.split, preferred, f"config.{key}.split")
   try:
     problems = problem_lists.load(
-      group.source, split=split, files=files, key=f"config.{key}.columns", without=leave_out, **fields
+      group.source, split=split, file_split=files, columns_key=f"config.{key}.columns", leave_out=leave_out, **fields
     )
   except InputError as error:
     raise InputError(f"config.{key}: {error}") from error

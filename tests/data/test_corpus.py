@@ -118,18 +118,18 @@ def test_both_arms_train_on_the_same_prompts(tmp_path, tokenizer):
     asked.extend(pairs)
     return [solution == f"It is {problem.label}." for problem, solution in pairs]
 
-  found, counts = corpus.pairs(str(path), COLUMNS, tokenizer, 50, verified=verified)
+  found, counts = corpus.sft_problems(str(path), COLUMNS, tokenizer, 50, verified=verified)
   assert (counts["rows"], counts["copies"], counts["too_long"], counts["wrong"]) == (13, 1, 4, 1)
   assert len(found) == 7 and len(asked) == 8  # only what fits is checked
   lengths = [len(built_in_text.document(corpus.response(p, True), tokenizer).ids) for p in found]
   assert max(lengths) <= 50
-  assert len(corpus.pairs(str(path), COLUMNS, tokenizer, max(lengths)).problems) == 8
-  edge, counts = corpus.pairs(str(path), COLUMNS, tokenizer, max(lengths) - 1)
+  assert len(corpus.sft_problems(str(path), COLUMNS, tokenizer, max(lengths)).problems) == 8
+  edge, counts = corpus.sft_problems(str(path), COLUMNS, tokenizer, max(lengths) - 1)
   assert 0 < len(edge) < 8 and counts["too_long"] > 4 and counts["wrong"] == 0
   thinking, direct = (corpus.responses(found, 3, arm) for arm in (True, False))
   for number in range(21):
     with_trace, alone = thinking(number), direct(number)
-    assert with_trace.problem is alone.problem and with_trace.masked and alone.masked
+    assert with_trace.problem is alone.problem and with_trace.prompt_is_context and alone.prompt_is_context
     assert with_trace.text == f"<think>\n{alone.problem.extra['trace'].strip()}\n</think>\n\n{alone.text}"
     document = built_in_text.document(alone, tokenizer)
     assert document.prompt == len(tokenizer.render(alone.problem.messages))
@@ -138,13 +138,13 @@ def test_both_arms_train_on_the_same_prompts(tmp_path, tokenizer):
   assert all(sorted(order) == sorted(orders[0]) for order in orders) and orders[0] != orders[1]
   assert [thinking(n).problem.id for n in range(7)] == orders[0]
   with pytest.raises(ValueError, match=r"no row is left to train on .*13 rows, .*too_long.*raise max_tokens = 5"):
-    corpus.pairs(str(path), COLUMNS, tokenizer, 5)
+    corpus.sft_problems(str(path), COLUMNS, tokenizer, 5)
   with pytest.raises(ValueError, match="holds no traces, .* add trace=COLUMN .*sft.thinking=False"):
-    corpus.pairs(str(path), ("prompt=q", "solution=s"), tokenizer, 50)
-  alone, _ = corpus.pairs(str(path), ("prompt=q", "solution=s"), tokenizer, 50, thinking=False)
+    corpus.sft_problems(str(path), ("prompt=q", "solution=s"), tokenizer, 50)
+  alone, _ = corpus.sft_problems(str(path), ("prompt=q", "solution=s"), tokenizer, 50, thinking=False)
   assert {one.extra["solution"] for one in alone} == {f"It is {i + 1}." for i in range(12)}
   with pytest.raises(ValueError, match="no columns; name them"):
-    corpus.pairs(str(path), (), tokenizer, 50)
+    corpus.sft_problems(str(path), (), tokenizer, 50)
 
 
 def test_the_stages_take_their_text_from_files(folder, tokenizer):
@@ -187,7 +187,7 @@ def test_think_tags_of_the_files_are_never_doubled(tmp_path, tokenizer, form):
   columns, row = FORMS[form]
   path = write_jsonl(tmp_path / "a.jsonl", [{"q": "1+1?"} | row])
   for arm, text in ((True, "<think>\n1+1=2\n</think>\n\nIt is 2."), (False, "It is 2.")):
-    (problem,), _ = corpus.pairs(str(path), columns, tokenizer, 60, thinking=arm)
+    (problem,), _ = corpus.sft_problems(str(path), columns, tokenizer, 60, thinking=arm)
     assert corpus.response(problem, arm).text == text
 
 
@@ -195,7 +195,7 @@ def test_rows_whose_thinking_never_ends_or_is_missing_are_left_out_of_both_arms(
   solutions = ["<think>a</think>b", "<think>never", "<think>a</think> ", "b", "<think>\n\n</think>\n\nb"]
   path = write_jsonl(tmp_path / "a.jsonl", [{"q": str(n), "s": s} for n, s in enumerate(solutions)])
   for arm in (True, False):
-    found, counts = corpus.pairs(str(path), ("prompt=q", "solution=s"), tokenizer, 60, thinking=arm)
+    found, counts = corpus.sft_problems(str(path), ("prompt=q", "solution=s"), tokenizer, 60, thinking=arm)
     assert [one.messages[0]["content"] for one in found] == ["0"]
     assert (counts["unclosed"], counts["untraced"]) == (2, 2)
 

@@ -312,7 +312,7 @@ def test_files_of_questions_and_answers_need_no_columns(tmp_path, caplog):
     table.writerows(OWN)
   for name in ("a.jsonl", "a.parquet", "list.json", "key.json", "lines.json", "a.csv"):
     caplog.clear()
-    assert asked(load(tmp_path / name, key="config.problems.columns")) == AS_READ, name
+    assert asked(load(tmp_path / name, columns_key="config.problems.columns")) == AS_READ, name
     assert f'{name}: read as config.problems.columns="prompt=question,label=answer"' in caplog.text
   for names in (("prompt", "answer"), ("Problem", "Solution"), ("query", "final_answer")):
     renamed = [dict(zip(names, one.values(), strict=True)) for one in OWN]
@@ -332,7 +332,7 @@ def test_files_of_questions_and_answers_need_no_columns(tmp_path, caplog):
 def test_columns_that_can_not_be_told_are_asked_for(tmp_path, columns, guess):
   path = write_lines(tmp_path / "a.jsonl", [columns])
   with pytest.raises(InputError, match=rf'a\.jsonl:1, column .* is missing, .*--config.problems.columns="{guess}"'):
-    load(path, key="config.problems.columns")
+    load(path, columns_key="config.problems.columns")
 
 
 def test_names_with_dots_and_spaces_between_entries(tmp_path):
@@ -349,7 +349,7 @@ def test_names_with_dots_and_spaces_between_entries(tmp_path):
 def test_copies_and_conflicts_are_named_kept_or_refused(tmp_path, caplog):
   labels = (("a", "1"), ("b", "1"), ("a", "1"), ("a", "2"))
   path = write_lines(tmp_path / "a.jsonl", [{"question": q, "answer": label} for q, label in labels])
-  how = dict(key="config.heldout.columns")
+  how = dict(columns_key="config.heldout.columns")
   assert asked(load(path, **how)) == [("a", "1"), ("b", "1")]
   told = "4 rows, 1 copies, 1 conflicts; left out: line 4 repeats line 1 with the label '2' for '1', line 3 repeats"
   assert told in caplog.text and "; config.heldout.copies=keep keeps them" in caplog.text
@@ -542,7 +542,7 @@ def test_raw_sets_from_the_hub(tmp_path, monkeypatch):
   raw_files(tmp_path)
   asked = []
 
-  def snapshot_download(repository, repo_type, allow_patterns, local_files_only):
+  def snapshot_download(repository, repo_type, revision, allow_patterns, local_files_only):
     asked.append((repository, repo_type, tuple(allow_patterns), local_files_only))
     if not local_files_only:
       raise ConnectionError("no route\nto the hub")
@@ -561,7 +561,7 @@ def test_raw_sets_from_the_hub(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, "huggingface_hub", None)
   with pytest.raises(ValueError, match=rf"pip install 'jaxrlvr\[hub\]', or {cure}"):
     problems.read("skywork-or1")
-  assert raw.locate("a/b.parquet") == ("a/b.parquet", raw.Raw(""))
+  assert raw.locate("a/b.parquet") == ("a/b.parquet", raw.DataSet(""))
 
 
 def test_any_set_of_the_hub_by_its_name(tmp_path, monkeypatch):

@@ -201,15 +201,15 @@ def test_hub_names_resolve_offline_first(monkeypatch, tmp_path):
   monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(snapshot_download=snapshot_download))
   (cached / "model-00001-of-00002.safetensors").touch()
   with pytest.raises(InputError, match="Qwen/Qwen2.5-1.5B is neither in the hub's cache nor to be fetched .*no route"):
-    hub.model("Qwen/Qwen2.5-1.5B")  # half of it is in the cache
+    hub.model_folder("Qwen/Qwen2.5-1.5B")  # half of it is in the cache
   (cached / "model-00002-of-00002.safetensors").touch()
   calls.clear()
-  assert hub.model("Qwen/Qwen2.5-1.5B@v1.0") == str(cached)
+  assert hub.model_folder("Qwen/Qwen2.5-1.5B@v1.0") == str(cached)
   assert calls == [("Qwen/Qwen2.5-1.5B", "model", True, "v1.0")]
-  assert hub.model(str(tmp_path)) == str(tmp_path) and hub.model("gs://a/b") == "gs://a/b"
+  assert hub.model_folder(str(tmp_path)) == str(tmp_path) and hub.model_folder("gs://a/b") == "gs://a/b"
   monkeypatch.setitem(sys.modules, "huggingface_hub", None)
   with pytest.raises(InputError, match="huggingface_hub is not installed"):
-    hub.model("Qwen/Qwen2.5-1.5B")
+    hub.model_folder("Qwen/Qwen2.5-1.5B")
 
 
 def test_export_is_read_back_and_serves_as_init(imported, tmp_path, capsys):

@@ -24,7 +24,7 @@ def test_a_tilde_stands_for_the_home_directory(tmp_path, monkeypatch):
   assert object_store.path("~/x") == tmp_path / "x" and object_store.local("~/x") == str(tmp_path / "x")
   assert object_store.path("gs://b/~x").as_posix() == "gs://b/~x" and object_store.local("arithmetic") == "arithmetic"
   (tmp_path / "c.py").write_text("from jaxrlvr.config import base\n\n\ndef get_config(arg):\n  return base()\n")
-  assert configs.load("~/c.py").seed == 0 and hub.model("~/c.py") == str(tmp_path / "c.py")
+  assert configs.load("~/c.py").seed == 0 and hub.model_folder("~/c.py") == str(tmp_path / "c.py")
 
 
 def test_a_tilde_is_read_in_every_key_that_names_a_place(tmp_path, monkeypatch, capsys):
