@@ -118,9 +118,10 @@ class Service:
   def unreadable_answers(self, problems: Iterable[Problem]) -> list[tuple[Problem, str]]:
     """Checks the problems' own answers; returns a pair (problem, reason) for each that its verifier can't read.
 
-    A problem's answers are its label, its truth, and the alternatives of both in extra["also"]. No response can match
-    an unreadable one unless it has the very same text. A problem with several of them has several pairs. The reason is
-    a sentence for people: it names the verifier, the first 80 characters of the answer, and the verdict's cause.
+    A problem's answers are its label, its truth, and the alternatives of both in extra["also"]. Each is graded as an
+    answer to itself; one that does not score 1 counts as unreadable, also where the verifier ran out of time. No
+    response can match it unless it has the very same text. A problem with several such answers has several pairs. The
+    reason is a sentence for people with the verifier, the first 80 characters of the answer, and the verdict's cause.
     """
     answers: list[tuple[Problem, str]] = []
     for problem in problems:

@@ -17,8 +17,8 @@ def add_noise(graded: Graded, answers: Answers, false_positive: float, false_neg
   graded: grades whose values are all 0 or 1. answers: the responses that were graded. The noise of each depends only on
   their seed and step, the problem's id and the sample's number, so that a resumed run draws the same noise.
   """
-  u_PG = uniform(answers, "noise")
-  stays_1_PG = u_PG >= false_negative
-  becomes_1_PG = u_PG < false_positive
+  draw_PG = uniform(answers, "noise")
+  stays_1_PG = draw_PG >= false_negative
+  becomes_1_PG = draw_PG < false_positive
   value_PG = np.where(graded.value_PG == 1, stays_1_PG, becomes_1_PG)
   return graded._replace(value_PG=value_PG.astype(np.float32))

@@ -10,8 +10,9 @@ def self_certainty(answers: Answers, grade: Grade) -> Graded:
   """Pays the response's mean self-certainty, as Intuitor does: the larger, the more certain the policy.
 
   It is the mean over the response's tokens of KL(U || p) in nats, where U is uniform over the vocabulary and p is the
-  policy's distribution of the next token. Reads `answers.statistics["certainty"]` [P,G]. A response whose statistic is
-  not finite is unscored, with the cause "error". `grade` is not called.
+  policy's own next-token distribution, at temperature 1 and without top-k or top-p. Reads
+  `answers.statistics["certainty"]` [P,G]. A response whose statistic is not finite is unscored, with the cause "error".
+  `grade` is not called.
   """
   return graded_by_value(answers.statistics["certainty"])
 

@@ -401,8 +401,9 @@ def spend(run: Run, panel: Mapping[str, Judge]) -> None:
 def usage(run: Run) -> dict[str, dict[str, int]]:
   """Returns what each judge ("first", "second") has counted so far: {judge: counts}; {} before the first count.
 
-  Counts are numbers of calls, retries, cached, missing, too_long, prompt_tokens and completion_tokens, as far as the
-  judge counts them.
+  A judge leaves out what it does not count. Keys: calls (of an endpoint, with retries, or of a local model), retries,
+  prompt_tokens and completion_tokens, cached (questions whose label was known before), missing (questions that were
+  asked, or too long, and got no label) and too_long (prompts that a local model can't hold).
   """
   return logbook.read_json(run.workdir / _USAGE_FILE)
 
