@@ -209,7 +209,7 @@ def run(argv: Sequence[str] | None = None) -> None:
   """
   signals.install()
   signals.follow_parent()
-  cpu_malloc.keep()
+  cpu_malloc.keep_freed_memory()
   with escape.visible_output():
     if argv is not None:
       raise SystemExit(_command(argv))

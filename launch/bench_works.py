@@ -577,7 +577,7 @@ def serve(name: str, size: str) -> None:
   if ours:
     from jaxrlvr.device import cpu_malloc
 
-    cpu_malloc.keep()  # as the command line does
+    cpu_malloc.keep_freed_memory()  # as the command line does
   compiles = _watch_compiles() if ours else []
   begun = time.perf_counter()
   found = (PEERS[peer, work] if peer else OURS[work])(_size(size))

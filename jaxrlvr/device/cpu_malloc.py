@@ -10,11 +10,13 @@ import sys
 _MMAP_MAX, _TRIM_THRESHOLD, _ARENA_MAX = -4, -1, -8  # of mallopt(3)
 
 
-def keep() -> bool:
-  """Sets glibc's malloc to keep freed memory, if jax will run on a CPU. Returns whether it did.
+def keep_freed_memory() -> bool:
+  """On Linux, if jax will run on a CPU, sets glibc's malloc to keep freed memory. Returns whether it did.
 
-  XLA allocates the temporaries of a program whenever it runs, and frees them: measured on one CPU, that took an eighth
-  of an update. Call it before jax starts threads, which would otherwise get heaps of their own.
+  False where nothing was changed: with another platform in JAX_PLATFORMS (if that is empty, with a package for TPUs or
+  GPUs installed), or another C library. XLA allocates the temporaries of a program whenever it runs, and frees them:
+  measured on one CPU, that took an eighth of an update. Call it before jax starts threads, which would otherwise get
+  heaps of their own; jax itself is not imported.
   """
   platforms = os.environ.get("JAX_PLATFORMS")
   if platforms:

@@ -11,10 +11,10 @@ import jax
 
 
 class Busy:
-  """Collects spans in which programs run on the devices, or wait there for earlier programs.
+  """Collects spans in which programs run on the devices of this process, or wait there for earlier programs.
 
   A context manager. Leaving it waits for all watched programs, because Python must not end while one of the threads
-  that wait for them is inside the runtime.
+  that wait for them is inside the runtime. clock: returns the time in seconds.
   """
 
   def __init__(self, clock: Callable[[], float] = time.monotonic):
@@ -30,12 +30,16 @@ class Busy:
       thread.join()
 
   def add(self, begun: float, ended: float) -> None:
-    """Adds a span that is over; `begun` and `ended` are times of the clock."""
+    """Adds a span that is over, from `begun` to `ended`, in seconds of `clock` (time.monotonic)."""
     with self._lock:
       self._spans.append([begun, ended])
 
   def watch(self, result: Any) -> None:
-    """Adds a span from now until `result` is ready: what a program just dispatched returns. Don't donate it before."""
+    """Adds a span from now until all arrays of `result`, a tree, are ready; returns at once.
+
+    result: what a program that was just dispatched returned. It must not be donated to another program before it is
+    ready. A program that fails ends its span; the error is left to whoever reads the result.
+    """
     span = [self._clock(), None]
     with self._lock:
       self._spans.append(span)
@@ -53,7 +57,10 @@ class Busy:
         span[1] = self._clock()
 
   def idle(self) -> float:
-    """Returns the share of the time since the last call (at first, since construction) that lies in no span."""
+    """Returns the share, 0 to 1, of the time since the last call that lies in no span; 0 where no time has passed.
+
+    The first call counts from construction. Spans that are still open count as busy until now.
+    """
     with self._lock:
       now, since = self._clock(), self._since
       spans = sorted((begun, now if ended is None else ended) for begun, ended in self._spans)

@@ -14,15 +14,16 @@ from jaxrlvr.base.errors import InputError
 class JaxInternals(NamedTuple):
   """Private parts of jax 0.10 to 0.12 that have no public counterpart."""
 
-  # State of jax.distributed: process_id, num_processes, and client, which reaches the key-value store and the barriers
-  # of its coordination service. (jax.process_index() and jax.process_count() would look for devices.)
+  # State of jax.distributed, whose attributes are process_id (0 .. num_processes - 1), num_processes (1 before
+  # jax.distributed is initialised), and client, with the key-value store and the barriers of its coordination service
+  # (None before). jax.process_index() and jax.process_count() would look for devices.
   distributed: Any
   backends_are_initialized: Callable[[], bool]  # whether jax has looked for devices yet; jax.devices() would look
 
 
 @functools.cache
 def jax_internals() -> JaxInternals:
-  """Returns the private parts of jax. Raises InputError, which says what to do, if this version of jax lacks them."""
+  """Returns the private parts of jax. Raises InputError, which names the version to install, if this jax lacks them."""
   try:
     from jax._src.distributed import global_state
     from jax._src.xla_bridge import backends_are_initialized

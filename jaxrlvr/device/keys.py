@@ -10,12 +10,16 @@ import numpy as np
 
 
 def address(seed: int, stream: str, *numbers: int) -> np.ndarray:
-  """Returns the address of a draw as uint32s: seed, CRC of the stream's name, then numbers such as the step."""
+  """Returns the address of a draw, uint32 [2 + len(numbers)]: seed, CRC-32 of the stream's name, then the numbers.
+
+  stream: what is drawn, such as "rollout". numbers: which draw, such as the step. Seed and numbers must lie in
+  0 .. 2**32 - 1 (else OverflowError). `rows` takes the address inside jit, where a new step compiles nothing anew.
+  """
   return np.array([seed, zlib.crc32(stream.encode()), *numbers], np.uint32)
 
 
-def from_address(address: jax.Array | np.ndarray) -> jax.Array:
-  """Returns the key of an `address`. Inside jit, where the address is an argument, it costs no transfer."""
+def _from_address(address: jax.Array | np.ndarray) -> jax.Array:
+  """Returns the key of an `address`: its parts folded one after another into key 0."""
   key = jax.random.key(0)
   for part in address:
     key = jax.random.fold_in(key, part)
@@ -23,22 +27,26 @@ def from_address(address: jax.Array | np.ndarray) -> jax.Array:
 
 
 def at(seed: int, stream: str, *numbers: int) -> jax.Array:
-  """Returns the key of a draw by seed, name of the stream, and numbers such as step or epoch."""
-  return from_address(address(seed, stream, *numbers))
+  """Returns the key (a scalar typed key) of a draw; the parameters are those of `address`.
+
+  Equal arguments give an equal key, in every process and after every restart.
+  """
+  return _from_address(address(seed, stream, *numbers))
 
 
 def problem_hash(problem_id: str) -> np.uint32:
-  """Returns 32 bits of a hash of the problem's id, for keys; the same in every process and run."""
+  """Returns 32 bits of a BLAKE2 hash of the problem's id, for `rows`; the same in every process and run."""
   return np.uint32(int.from_bytes(hashlib.blake2b(problem_id.encode(), digest_size=4).digest(), "little"))
 
 
 @jax.jit
 def rows(address: jax.Array, problem_P: jax.Array, sample_PG: jax.Array) -> jax.Array:
-  """Returns keys [P*G] of the samples, problem by problem.
+  """Returns the keys [P*G] of G samples of each of P problems, problem by problem: one key a row of a rollout.
 
-  problem_P: `problem_hash` of each problem. sample_PG: number of each sample among its problem's. A key depends on its
-  own problem and sample alone, not on the order or size of the batch.
+  address: uint32, as `address` returns it. problem_P: uint32, `problem_hash` of each problem. sample_PG: int, number of
+  each sample among the samples of its problem. A key depends on the address, its own problem and its own sample alone,
+  not on the order or size of the batch.
   """
-  by_problem = jax.vmap(jax.random.fold_in, (None, 0))(from_address(address), problem_P)
+  by_problem = jax.vmap(jax.random.fold_in, (None, 0))(_from_address(address), problem_P)
   by_sample = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, 0))(by_problem, sample_PG)
   return by_sample.reshape(-1)

@@ -1,12 +1,16 @@
 """Attention of whole rows: the table ATTENTION, one function a platform, chosen by the config key `model.attention`.
 
-Every function of the table takes q_BHTh, k_BKSh, v_BKSh (K divides H), segments_BT and before_BP, and returns out_BHTh.
-Keys and values have S = P + T slots: P slots that stand before the row, such as a shared prompt, then the row's own T.
-before_BP and segments_BT hold the segment number of each of these slots; 0 is padding.
+Every function of the table has the signature of `reference`:
+* q_BHTh: queries of B rows, H heads, T slots, head width h.
+* k_BKSh, v_BKSh: keys and values of K KV heads; K divides H. Their S = P + T slots are P slots that stand before the
+  row, such as a prompt that several rows share, then the row's own T.
+* segments_BT: int, the number of the text in each slot of the row, 0 for padding. The slots of a text are adjacent.
+* before_BP: int, > 0 where a slot before the row holds a token, 0 where it is padding. Padding comes first. Without
+  such slots it is an empty array [B,0], and S = T.
+* returns out_BHTh, in the dtype of the queries. At padding it is finite and has no meaning.
 
-A query attends to the slots of its own segment up to itself, and to every slot before the row that is not padding. The
-slots of a segment are adjacent, and padding before the row comes first. Scores are scaled by 1/sqrt(h). The output at
-padding is finite and has no meaning.
+Attention is causal: a query attends to the slots of its own segment up to itself, and to all slots before the row that
+are not padding, whatever their segment number. Scores are scaled by 1/sqrt(h).
 """
 
 from __future__ import annotations
@@ -24,13 +28,13 @@ from jaxrlvr.device import sharding
 NEGATIVE = -1e30  # a masked score: finite, so that a row without any key gives no NaN
 _MAX_SCORES = 2**23  # scores that `mapped` holds at once, unless one row alone has more
 _SPLASH_BLOCKS = (512, 384, 256, 128)  # slots of a block of the TPU kernel; it takes the first that divides the row
-_LANES = 128  # of a TPU: the kernel's rows and head width are multiples
+_LANES = 128  # of a TPU: the kernel's slots and head width are multiples of it
 
 
 def _visible_BTS(segments_BT: jax.Array, before_BP: jax.Array) -> jax.Array:
-  """Returns True where query T may attend to key S; the keys are slots -P .. T-1, the P before the row first.
+  """Returns True where query T may attend to key S; the keys are slots -P .. T-1, with the P before the row first.
 
-  Compares each key with one number a query, the first slot of its segment, because compilers vectorise that.
+  Compares each key with one number of the query, the first slot of its segment, because compilers vectorise that.
   """
   slots, before = jnp.arange(segments_BT.shape[1]), before_BP.shape[1]
   changes_BT = jnp.pad(segments_BT[:, 1:] != segments_BT[:, :-1], ((0, 0), (1, 0)))
@@ -50,7 +54,13 @@ def _visible_BTS(segments_BT: jax.Array, before_BP: jax.Array) -> jax.Array:
 def reference(
   q_BHTh: jax.Array, k_BKSh: jax.Array, v_BKSh: jax.Array, segments_BT: jax.Array, before_BP: jax.Array
 ) -> jax.Array:
-  """Computes attention with plain products; the tests compare every other function with this one."""
+  """Returns causal attention out_BHTh, computed with plain products and a softmax over float32 scores.
+
+  segments_BT: int, number of the text in each slot, 0 for padding; a query sees its own text up to itself.
+  before_BP: int, > 0 where a slot before the row, such as of a shared prompt, holds a token; every query sees these.
+  Keys and values hold those P slots first, then the row's T. The module's docstring says more. Holds all
+  [B,H,T,S] scores at once; the tests compare the other functions with this one.
+  """
   batch, _, time, head_dim = q_BHTh.shape
   q_BKgTh = q_BHTh.reshape(batch, k_BKSh.shape[1], -1, time, head_dim)
   score = jnp.einsum("bkgth,bksh->bkgts", q_BKgTh, k_BKSh, preferred_element_type=jnp.float32) * head_dim**-0.5
@@ -63,9 +73,10 @@ def reference(
 def mapped(
   q_BHTh: jax.Array, k_BKSh: jax.Array, v_BKSh: jax.Array, segments_BT: jax.Array, before_BP: jax.Array
 ) -> jax.Array:
-  """Computes attention one block of rows at a time, and recomputes scores in the backward pass: for CPUs.
+  """Returns the same as `reference`, computed one block of rows at a time, for CPUs.
 
-  Takes little memory: a block has at most _MAX_SCORES scores, or one row.
+  Takes little memory: a block has at most 2**23 scores (32 MiB) or one row, and the backward pass recomputes scores
+  instead of keeping them. On the mesh of `jax.set_mesh`, each device computes its own rows and heads.
   """
 
   def local(q_BHTh, k_BKSh, v_BKSh, *segments):
@@ -169,11 +180,11 @@ def splash(
   *,
   interpret: bool = False,
 ) -> jax.Array:
-  """Computes attention with jax's Pallas kernel for TPUs (splash attention).
+  """Returns the same as `reference` where before_BP is [B,0], computed with jax's Pallas kernel for TPUs.
 
-  Never holds a [T,T] array, and leaves out blocks above the diagonal. Slots and head width are padded to the kernel's
-  blocks. before_BP must have no slot: the kernel can only compare segments (`WHOLE_TEXTS`). interpret: run the kernel
-  without a TPU, slowly.
+  The kernel (splash attention) never holds a [T,T] array, and leaves out blocks above the diagonal. Slots and head
+  width are padded to its blocks. It can only compare segments, so it fails (AssertionError) where there are slots
+  before the row; callers leave it out by `WHOLE_TEXTS`. interpret: emulates the kernel without a TPU, slowly.
   """
   assert not before_BP.shape[1]
   from jax.experimental.pallas.ops.tpu import splash_attention as kernels
@@ -206,7 +217,7 @@ def splash(
   return _on_mesh(local, q_BHTh, k_BKTh, v_BKTh, segments_BT)
 
 
-# Attention of whole rows by name. Keys: values of `model.attention`, besides "auto".
+# Functions with the signature of `reference`, by name: the values of `model.attention` besides "auto".
 ATTENTION: dict[str, Callable] = {
   "reference": reference,
   "mapped": mapped,
@@ -214,21 +225,22 @@ ATTENTION: dict[str, Callable] = {
   "cudnn": functools.partial(_library, implementation="cudnn"),
   "splash": splash,
 }
-WHOLE_TEXTS = ("splash",)  # functions that can't attend to slots before the row
+WHOLE_TEXTS = ("splash",)  # names in ATTENTION of functions that can't attend to slots before the row
 
 
 def computed_pairs(name: str, time: int, before: int = 0) -> float:
-  """Returns how many pairs of query and key `ATTENTION[name]` computes in each head of a row, masked ones included.
+  """Returns how many pairs of a query and a key `ATTENTION[name]` computes for one head of one row.
 
-  time: slots of the row; before: slots before the row.
+  Masked pairs are counted too where the function computes them: all but splash's, which leaves out most of them.
+  time: T, slots of the row; before: P, slots before the row.
   """
   if name == "splash":  # half of the square, and the other half of the blocks on the diagonal
     return time * (time + min(_SPLASH_BLOCKS[0], time)) / 2
   return time * (before + time)
 
 
-# The function that "auto" chooses, by platform and dtype of activations; "reference" for all others.
-AUTO = {
+# What "auto" stands for, by platform and dtype of activations; "reference" for all other pairs.
+_AUTO = {
   ("cpu", "float32"): "mapped",
   ("gpu", "bfloat16"): "cudnn",
   ("tpu", "float32"): "splash",
@@ -238,7 +250,10 @@ _CUDNN = (8, 0)  # lowest compute capability for which cuDNN has an attention ke
 
 
 def platform_of(device: jax.Device) -> str:
-  """Returns the device's platform as `AUTO` spells it; "older gpu" for a GPU without cuDNN's attention kernel."""
+  """Returns "cpu", "tpu", "gpu", or "older gpu" for a GPU that cuDNN has no attention kernel for.
+
+  That is an Nvidia GPU before Ampere (compute capability 8.0), or one of another maker.
+  """
   if device.platform != "gpu":
     return device.platform
   capability = getattr(device, "compute_capability", "")  # such as "7.5"; AMD's are names
@@ -249,7 +264,12 @@ def platform_of(device: jax.Device) -> str:
 
 
 def resolve(name: str, platform: str, dtype: str) -> str:
-  """Returns the key of `ATTENTION` that `name` stands for: `name` itself, or what `AUTO` holds where it is "auto"."""
+  """Returns the name in `ATTENTION` that a value of `model.attention` stands for.
+
+  "auto" stands for "mapped" on cpu with float32, "cudnn" on gpu with bfloat16, "splash" on tpu, and "reference" for
+  every other pair of platform (`platform_of`) and dtype of activations ("float32" or "bfloat16"). Any other name is
+  returned unchanged and unchecked.
+  """
   if name != "auto":
     return name
-  return AUTO.get((platform, dtype), "reference")
+  return _AUTO.get((platform, dtype), "reference")

@@ -16,7 +16,8 @@ from jaxrlvr.model.int8 import dequantise
 from jaxrlvr.model.row_layout import RowLayout
 from jaxrlvr.model.spec import Spec, leaves
 
-# (q_BHTh, k_BKTh, v_BKTh, one layer's cache) -> (out_BHTh, that layer's new cache)
+# Computes a layer's attention: (q_BHTh, k_BKTh, v_BKTh, the layer's entry of the cache) -> (out_BHTh, its new entry).
+# q and k have been rotated to their positions.
 Attend = Callable[[jax.Array, jax.Array, jax.Array, object], tuple[jax.Array, object]]
 
 _PRODUCT = "product"  # the checkpoint name of products with weights
@@ -30,18 +31,21 @@ REMAT = {
 }
 
 
-def rms_norm(x: jax.Array, scale_D: jax.Array, eps: float) -> jax.Array:
-  """Returns the root-mean-square norm over the last axis, computed in float32 (Zhang and Sennrich 2019)."""
+def _rms_norm(x: jax.Array, scale_D: jax.Array, eps: float) -> jax.Array:
+  """Returns scale_D * x / sqrt(mean(x^2) + eps) over the last axis, in x's dtype (Zhang and Sennrich 2019).
+
+  The mean is taken in float32.
+  """
   wide = x.astype(jnp.float32)
   wide = wide * jax.lax.rsqrt(jnp.mean(wide**2, -1, keepdims=True) + eps)
   return wide.astype(x.dtype) * scale_D
 
 
 def rope_table(positions: int, spec: Spec) -> tuple[jax.Array, jax.Array]:
-  """Returns cos and sin, each [positions, h/2], of the rotary angles at positions 0 .. positions - 1.
+  """Returns (cos, sin), each float32 [positions, h/2], of the rotary angles at positions 0 .. positions - 1.
 
-  float32, because bfloat16 can't tell positions beyond 256 apart. Frequencies are scaled as `spec.rope_scaling` says.
-  A table is looked up, because a compiler would otherwise compute the cosines anew in each layer.
+  `forward` takes it. float32, because bfloat16 can't tell positions beyond 256 apart. Frequencies are scaled as
+  `spec.rope_scaling` says, if it is not None.
   """
   frequency = spec.rope_theta ** (-jnp.arange(0, spec.head_dim, 2, dtype=jnp.float32) / spec.head_dim)
   if (scaling := spec.rope_scaling) is not None:
@@ -53,10 +57,10 @@ def rope_table(positions: int, spec: Spec) -> tuple[jax.Array, jax.Array]:
   return jnp.cos(angle_Mh), jnp.sin(angle_Mh)
 
 
-def rotate(x_BHTh: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
-  """Returns x with rotary position embedding; the two halves of h form the pairs, as in Hugging Face's weights.
+def _rotate(x_BHTh: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
+  """Returns x with rotary position embedding, in x's dtype; angles: (cos, sin), each float32 [B,1,T,h/2].
 
-  angles: cos and sin, [B,1,T,h/2].
+  Channels i and i + h/2 form a pair, as in Hugging Face's weights.
   """
   cos, sin = angles
   low, high = jnp.split(x_BHTh.astype(jnp.float32), 2, -1)
@@ -64,10 +68,11 @@ def rotate(x_BHTh: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
 
 
 def causal(segments_BT: jax.Array, spec: Spec, layout: RowLayout) -> Attend:
-  """Returns the `attend` function of training and scoring: causal attention inside segments, without a cache.
+  """Returns the `attend` function that training, scoring and prefill pass to `forward`: causal, without a cache.
 
-  A token attends to its own segment up to itself, and to its prompt wherever `layout` puts it. Segment 0 is padding;
-  the output there has no meaning.
+  It is (q_BHTh, k_BKTh, v_BKTh, ignored) -> (out_BHTh, None), and computes with `ATTENTION[spec.attention]`.
+  segments_BT: number of the text in each slot; 0 is padding, where the output has no meaning. A token attends to its
+  own segment up to itself, and to its prompt, which `layout` may have placed elsewhere on the row.
   """
   attend_rows = attention.ATTENTION[spec.attention]
 
@@ -78,23 +83,30 @@ def causal(segments_BT: jax.Array, spec: Spec, layout: RowLayout) -> Attend:
 
 
 def cast(params: Mapping[str, jax.Array], spec: Spec) -> dict[str, jax.Array]:
-  """Returns the weights in the compute dtype; call it once, outside of any loop."""
+  """Returns all weights in the compute dtype, `spec.dtype`; call it once, outside of any loop over tokens.
+
+  params: the weights by name, as in `spec.leaves`; no `Int8` among them.
+  """
   return {name: w.astype(spec.dtype) for name, w in params.items()}
 
 
 def head_VD(params: dict, spec: Spec) -> jax.Array:
-  """Returns the head's weights: the embedding table where they are tied."""
+  """Returns the weights [V,D] that turn hidden states to logits: params["embed"] if tied, else params["head"]."""
   return params["embed"] if spec.tied else params["head"]
 
 
-def products(x_nD: jax.Array, *weights: jax.Array) -> tuple[jax.Array, ...]:
-  """Returns x @ w, [n, M], for each weight w [D, ...]; M is the product of its other axes."""
-  return tuple(checkpoint_name(y, _PRODUCT) for y in _products(x_nD, weights))
+def _named_products(x_nD: jax.Array, *weights: jax.Array) -> tuple[jax.Array, ...]:
+  """Returns x @ w, [n, M], for each weight w [D, ...]; M is the product of its other axes.
+
+  Each product is named, so that the policy "dots" of REMAT stores it. Weights that share their input are passed
+  together, because the backward pass then transposes x once for all of them.
+  """
+  return tuple(checkpoint_name(product_nM, _PRODUCT) for product_nM in _products(x_nD, weights))
 
 
 @jax.custom_vjp
 def _products(x_nD, weights):
-  """Computes `products`; the backward pass transposes x first, once for all weights, on a CPU.
+  """Computes `_named_products`; on a CPU the backward pass transposes x first.
 
   Gradients of weights are products that sum over rows, for which a CPU otherwise takes up to twice as long.
   """
@@ -102,6 +114,7 @@ def _products(x_nD, weights):
 
 
 def _products_backward(residuals, gradients):
+  """Returns the gradients of x and of the weights."""
   x_nD, weights = residuals
   flat_weights = tuple(w.reshape(len(w), -1) for w in weights)
   d_x = functools.reduce(jnp.add, (d @ w.T for d, w in zip(gradients, flat_weights, strict=True)))
@@ -130,38 +143,38 @@ def _layer(x_BTD, w, angles, attend, cache, spec: Spec):
 def _attention_block(x_BTD, w, angles, attend, cache, spec: Spec):
   """Adds attention to the hidden states; returns (hidden states [B,T,D], the layer's new cache)."""
   rows, time, width = x_BTD.shape
-  y_nD = rms_norm(x_BTD, w["attn_norm"], spec.norm_eps).reshape(-1, width)  # flat: a quarter less time on CPU
+  y_nD = _rms_norm(x_BTD, w["attn_norm"], spec.norm_eps).reshape(-1, width)  # flat: a quarter less time on CPU
 
   def split_heads(x_nM):
-    # transposed by hand: an einsum to "bnth" would make, on CPU, [n*h, b*t] and read it column by column
+    # Transposed by hand: on CPU, an einsum to "bnth" would compute [n*h, b*t] and read it column by column.
     return x_nM.reshape(rows, time, -1, spec.head_dim).swapaxes(1, 2)
 
-  q, k, v = (split_heads(x_nM) for x_nM in products(y_nD, w["q"], w["k"], w["v"]))
+  q, k, v = (split_heads(x_nM) for x_nM in _named_products(y_nD, w["q"], w["k"], w["v"]))
   if spec.qkv_bias:
     q = q + w["q_bias"][:, None]
     k = k + w["k_bias"][:, None]
     v = v + w["v_bias"][:, None]
   if spec.qk_norm:
-    q = rms_norm(q, w["q_norm"], spec.norm_eps)
-    k = rms_norm(k, w["k_norm"], spec.norm_eps)
-  copies = sharding.kv_copies(spec.kv_heads, sharding.size_here("kv_heads"))
+    q = _rms_norm(q, w["q_norm"], spec.norm_eps)
+    k = _rms_norm(k, w["k_norm"], spec.norm_eps)
+  copies = sharding.kv_copies(spec.kv_heads, sharding.shards_here("kv_heads"))
   if copies > 1:
     k = jnp.repeat(k, copies, 1)
     v = jnp.repeat(v, copies, 1)
   q = sharding.constrain(q, "batch", "heads", None, None)
   k = sharding.constrain(k, "batch", "kv_heads", None, None)
   v = sharding.constrain(v, "batch", "kv_heads", None, None)
-  out_BHTh, cache = attend(rotate(q, angles), rotate(k, angles), v, cache)
+  out_BHTh, cache = attend(_rotate(q, angles), _rotate(k, angles), v, cache)
   out_nM = out_BHTh.swapaxes(1, 2).reshape(rows * time, -1)
-  (out_nD,) = products(out_nM, w["o"].reshape(-1, width))
+  (out_nD,) = _named_products(out_nM, w["o"].reshape(-1, width))
   return sharding.constrain(x_BTD + out_nD.reshape(x_BTD.shape), "batch", None, None), cache
 
 
 def _mlp_block(x_BTD, w, spec: Spec):
   """Adds the gated MLP to the hidden states [B,T,D]."""
-  y_nD = rms_norm(x_BTD, w["mlp_norm"], spec.norm_eps).reshape(-1, x_BTD.shape[-1])
-  gate_nF, up_nF = products(y_nD, w["gate"], w["up"])
-  (out_nD,) = products(jax.nn.silu(gate_nF) * up_nF, w["down"])
+  y_nD = _rms_norm(x_BTD, w["mlp_norm"], spec.norm_eps).reshape(-1, x_BTD.shape[-1])
+  gate_nF, up_nF = _named_products(y_nD, w["gate"], w["up"])
+  (out_nD,) = _named_products(jax.nn.silu(gate_nF) * up_nF, w["down"])
   return sharding.constrain(x_BTD + out_nD.reshape(x_BTD.shape), "batch", None, None)
 
 
@@ -172,35 +185,53 @@ def forward(
   attend: Attend,
   cache: Any,
   spec: Spec,
-  table: tuple[jax.Array, jax.Array] | None = None,
+  rope: tuple[jax.Array, jax.Array] | None = None,
 ) -> tuple[jax.Array, Any]:
-  """Returns the final hidden states [B,T,D] (normed, before the head) and the new cache.
+  """Returns the final hidden states [B,T,D] (normed, before the head, in `spec.dtype`) and the new cache.
 
-  cache: a tuple with one entry a layer runs the layers unrolled, because a scan would copy the cache at every token,
-  and a new tuple is returned. With None the layers run as one scan, and None is returned.
-  params: weights in the compute dtype (`cast`) or in 8 bits. Weights of layers are stacked along the first axis, or,
-  for unrolled layers, a tuple with one entry a layer.
-  table: the `rope_table` of all positions, computed once by a caller that decodes in a loop; None: below T.
+  params: the weights by name, as in `spec.leaves`, in the compute dtype (`cast`) or as `Int8`. Those of layers are
+  stacked along the first axis, or, with a cache, tuples with one array a layer.
+  tokens_BT: token ids below `spec.vocab`. positions_BT: position of each token in its own text, from 0.
+  attend: computes a layer's attention, (q_BHTh, k_BKTh, v_BKTh, entry) -> (out_BHTh, new entry), where entry is the
+  layer's part of the cache; `causal` returns one.
+  cache: a tuple with one entry a layer, in whatever form `attend` takes. The layers then run unrolled, because a scan
+  would copy the cache at every token, and a tuple of the new entries is returned. With None the layers run as one
+  scan, `attend` gets None, and None is returned.
+  rope: the `rope_table` of every position that occurs, from a caller that computes it once for a loop over tokens.
+  None: the table of positions 0 .. T-1 is computed here.
   """
-  stacked = {name: params[name] for name, leaf in leaves(spec).items() if leaf.layered}
-  x_BTD = dequantise(jax.tree.map(lambda table: table[tokens_BT], params["embed"]), spec.dtype)
+  layer_weights = {name: params[name] for name, leaf in leaves(spec).items() if leaf.layered}
+  x_BTD = dequantise(jax.tree.map(lambda array: array[tokens_BT], params["embed"]), spec.dtype)
   x_BTD = sharding.constrain(x_BTD, "copies", None, "embed")  # so that no device gathers the whole embedding table
   x_BTD = sharding.constrain(x_BTD, "batch", None, None)
-  table = rope_table(positions_BT.shape[1], spec) if table is None else table
-  angles = tuple(x_Mh[positions_BT][:, None] for x_Mh in table)
+  if rope is None:
+    rope = rope_table(positions_BT.shape[1], spec)
+  angles = tuple(table_Mh[positions_BT][:, None] for table_Mh in rope)
   if isinstance(cache, tuple):
-    new_entries = []
-    for i, entry in enumerate(cache):
-      layer_weights = {name: w[i] for name, w in stacked.items()}
-      x_BTD, new_entry = _layer(x_BTD, layer_weights, angles, attend, entry, spec)
-      new_entries.append(new_entry)
-    cache = tuple(new_entries)
+    x_BTD, new_cache = _unrolled_layers(x_BTD, layer_weights, angles, attend, cache, spec)
   else:
+    x_BTD, new_cache = _scanned_layers(x_BTD, layer_weights, angles, attend, spec), None
+  return _rms_norm(x_BTD, params["final_norm"], spec.norm_eps), new_cache
 
-    def body(x_BTD, w):
-      return _layer(x_BTD, w, angles, attend, None, spec)[0], None
 
-    if REMAT[spec.remat] is not None:
-      body = jax.checkpoint(body, policy=REMAT[spec.remat])
-    x_BTD, cache = jax.lax.scan(body, x_BTD, stacked, unroll=spec.unroll)
-  return rms_norm(x_BTD, params["final_norm"], spec.norm_eps), cache
+def _unrolled_layers(x_BTD, layer_weights, angles, attend, cache: tuple, spec: Spec):
+  """Runs all layers one by one, each with its entry of the cache; returns hidden states [B,T,D] and the new cache."""
+  new_entries = []
+  for layer, entry in enumerate(cache):
+    w = {name: weights[layer] for name, weights in layer_weights.items()}
+    x_BTD, new_entry = _layer(x_BTD, w, angles, attend, entry, spec)
+    new_entries.append(new_entry)
+  return x_BTD, tuple(new_entries)
+
+
+def _scanned_layers(x_BTD, layer_weights, angles, attend, spec: Spec):
+  """Runs all layers as one scan, without a cache; returns hidden states [B,T,D]."""
+
+  def body(x_BTD, w):
+    x_BTD, _ = _layer(x_BTD, w, angles, attend, None, spec)
+    return x_BTD, None
+
+  if REMAT[spec.remat] is not None:
+    body = jax.checkpoint(body, policy=REMAT[spec.remat])
+  x_BTD, _ = jax.lax.scan(body, x_BTD, layer_weights, unroll=spec.unroll)
+  return x_BTD

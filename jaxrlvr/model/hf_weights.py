@@ -23,12 +23,21 @@ from jaxrlvr.model import spec as policy_spec
 from jaxrlvr.model.spec import Leaf, RopeScaling, Spec, leaves
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
-DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(jnp.bfloat16), "F16": np.dtype(np.float16)}
-# Model families by `model_type`: (class that config.json names under `architectures`, switches of Spec that are on).
+_DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(jnp.bfloat16), "F16": np.dtype(np.float16)}
+
+
+class Family(NamedTuple):
+  """A family of models in transformers that is computed here."""
+
+  architecture: str  # the class that config.json names under `architectures`
+  switches: Mapping[str, bool]  # fields of Spec that are on, such as qkv_bias
+
+
+# By `model_type` of config.json.
 FAMILIES = {
-  "llama": ("LlamaForCausalLM", {}),
-  "qwen2": ("Qwen2ForCausalLM", {"qkv_bias": True}),
-  "qwen3": ("Qwen3ForCausalLM", {"qk_norm": True}),
+  "llama": Family("LlamaForCausalLM", {}),
+  "qwen2": Family("Qwen2ForCausalLM", {"qkv_bias": True}),
+  "qwen3": Family("Qwen3ForCausalLM", {"qk_norm": True}),
 }
 # Keys of config.json that change the computation, with the only value that is implemented; an absent key has it too.
 _ONLY = {
@@ -40,123 +49,160 @@ _ONLY = {
   "partial_rotary_factor": 1.0,
   "quantization_config": None,
 }
-# Keys of config.json: (field of Spec, type, value of an absent key; None: the key must be there).
+
+
+class _Field(NamedTuple):
+  """The field that a key of config.json states."""
+
+  name: str  # of a field of Spec or RopeScaling
+  kind: type  # int, float or bool
+  default: int | float | bool | None  # value of an absent key; None: the key must be there
+
+
+# Fields of Spec by key of config.json.
 _FIELDS = {
-  "vocab_size": ("vocab", int, None),
-  "hidden_size": ("width", int, None),
-  "num_hidden_layers": ("layers", int, None),
-  "num_attention_heads": ("heads", int, None),
-  "num_key_value_heads": ("kv_heads", int, 0),  # as many as heads
-  "head_dim": ("head_dim", int, 0),  # width / heads; 128 for Qwen3
-  "intermediate_size": ("mlp", int, None),
-  "max_position_embeddings": ("max_positions", int, 0),
-  "rope_theta": ("rope_theta", float, 10_000.0),
-  "rms_norm_eps": ("norm_eps", float, 1e-6),
-  "tie_word_embeddings": ("tied", bool, False),
+  "vocab_size": _Field("vocab", int, None),
+  "hidden_size": _Field("width", int, None),
+  "num_hidden_layers": _Field("layers", int, None),
+  "num_attention_heads": _Field("heads", int, None),
+  "num_key_value_heads": _Field("kv_heads", int, 0),  # 0: as many as heads
+  "head_dim": _Field("head_dim", int, 0),  # 0: _QWEN3_HEAD_DIM for Qwen3, else width / heads
+  "intermediate_size": _Field("mlp", int, None),
+  "max_position_embeddings": _Field("max_positions", int, 0),
+  "rope_theta": _Field("rope_theta", float, 10_000.0),
+  "rms_norm_eps": _Field("norm_eps", float, 1e-6),
+  "tie_word_embeddings": _Field("tied", bool, False),
 }
-_LLAMA3 = {  # keys of its rope_scaling, likewise, with fields of RopeScaling
-  "factor": ("factor", float, None),
-  "low_freq_factor": ("low_freq_factor", float, None),
-  "high_freq_factor": ("high_freq_factor", float, None),
-  "original_max_position_embeddings": ("original_max_position", int, None),
+# Fields of RopeScaling by key of Llama 3's `rope_scaling`.
+_LLAMA3 = {
+  "factor": _Field("factor", float, None),
+  "low_freq_factor": _Field("low_freq_factor", float, None),
+  "high_freq_factor": _Field("high_freq_factor", float, None),
+  "original_max_position_embeddings": _Field("original_max_position", int, None),
 }
+_QWEN3_HEAD_DIM = 128  # where its config.json states none
+_UNKNOWN_POSITIONS = 2048  # max_position_embeddings in an exported config.json where the policy states none
 _BLOCK = 64 << 20  # bytes of a tensor that a check holds at once
 _SAMPLE = 4096  # bytes at the start, middle and end of a tensor that its digest covers
+_LENGTH_BYTES = 8  # a safetensors file begins with the length of its header, a little-endian number of as many bytes
 
 
 class Tensor(NamedTuple):
-  """A tensor in a safetensors file, not yet read."""
+  """Where a tensor lies in a safetensors file; its bytes are read by `read` or `blocks`."""
 
-  name: str
+  name: str  # in the file
   file: epath.Path
-  dtype: np.dtype
-  shape: tuple[int, ...]
+  dtype: np.dtype  # in the file: float32, float16, or bfloat16 of ml_dtypes
+  shape: tuple[int, ...]  # in the file
   start: int  # its first byte in the file
 
   @property
   def row_bytes(self) -> int:
-    """Bytes of one entry of the first dimension."""
+    """Bytes of one entry of the first dimension: all of a tensor of shape [n, ...] divided by n."""
     return math.prod(self.shape[1:]) * self.dtype.itemsize
 
   def read(self, first: int, last: int) -> np.ndarray:
-    """Reads entries first .. last - 1 of the first dimension."""
+    """Returns entries first .. last - 1 of the first dimension, [last - first, ...] in the file's dtype."""
     with self.file.open("rb") as f:
       f.seek(self.start + first * self.row_bytes)
       content = f.read((last - first) * self.row_bytes)
     return np.frombuffer(content, self.dtype).reshape(last - first, *self.shape[1:])
 
   def blocks(self) -> Iterator[np.ndarray]:
-    """Reads the whole tensor, block by block along its first dimension, at most 64 MiB at a time or one entry."""
+    """Yields the whole tensor in blocks of entries of the first dimension, of at most 64 MiB (or one entry) each."""
     rows = max(1, _BLOCK // max(1, self.row_bytes))
     return (self.read(i, min(i + rows, self.shape[0])) for i in range(0, self.shape[0], rows))
 
 
 class Model(NamedTuple):
-  """A checked Hugging Face directory: the policy's shape, and the tensors of its weights by their names in files."""
+  """A checked Hugging Face directory, whose weights are not yet read."""
 
   folder: epath.Path
-  spec: Spec
-  tensors: dict[str, Tensor]
-  files: tuple[str, ...]  # names of its safetensors files
+  spec: Spec  # what config.json states; dtype, attention, remat, unroll and vocab_chunk have their defaults
+  tensors: dict[str, Tensor]  # one for each tensor of `named_tensors(spec)`, by its name in files
+  files: tuple[str, ...]  # names in `folder` of its safetensors files, ascending
 
 
-def stored(leaf: Leaf) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-  """Returns how a layer's weight is stored in files: (its shape here, its axes in the file's order, its shape there).
+class Storage(NamedTuple):
+  """How files store one layer's weight: transposed to `order`, then reshaped to `file_shape`."""
 
-  Import and export both follow it. In files a linear map is [outputs, inputs], with heads and head width merged, here
-  inputs come first; biases are flat there; tables and norms are the same.
+  shape: tuple[int, ...]  # here
+  order: tuple[int, ...]  # axes of `shape` in the order of the file
+  file_shape: tuple[int, ...]
+
+
+def storage(leaf: Leaf) -> Storage:
+  """Returns how files store one layer's weight of this leaf; import and export both follow it.
+
+  In files a linear map is [outputs, inputs], with heads and head width merged to one axis, where here inputs come first
+  and heads have an axis of their own. Biases are flat in files. Norms, embedding table and head are stored as they are
+  here.
   """
-  shape = leaf.shape[1:] if leaf.layered else leaf.shape
-  if not (leaf.layered and leaf.fan_in > 0):
-    return shape, tuple(range(len(shape))), (math.prod(shape),) if leaf.layered else shape
-  inputs = next(n for n in range(1, len(shape)) if math.prod(shape[:n]) == leaf.fan_in)
-  order = (*range(inputs, len(shape)), *range(inputs))
-  return shape, order, (math.prod(shape[inputs:]), leaf.fan_in)
+  shape = leaf.layer_shape
+  axes = tuple(range(len(shape)))
+  if not leaf.layered:
+    return Storage(shape, axes, shape)
+  if leaf.fan_in is None:
+    return Storage(shape, axes, (math.prod(shape),))
+  inputs = len(leaf.input_axes)
+  order = axes[inputs:] + axes[:inputs]
+  return Storage(shape, order, (math.prod(shape[inputs:]), leaf.fan_in))
 
 
-def named_tensors(spec: Spec) -> Iterator[tuple[str, str, Leaf, int]]:
-  """Yields (name in files, name here, leaf, number of the layer or -1) for every tensor of a policy."""
+class NamedTensor(NamedTuple):
+  """A tensor that the files of a policy must hold."""
+
+  hf_name: str  # in files
+  name: str  # here, of the weight that it is, or is one layer of
+  leaf: Leaf  # of that weight
+  layer: int  # number of the layer; -1 for a weight that is not layered
+
+
+def named_tensors(spec: Spec) -> Iterator[NamedTensor]:
+  """Yields every tensor that files of this policy hold: weight by weight as in `leaves`, and there layer by layer."""
   for name, leaf in leaves(spec).items():
     for layer in range(spec.layers) if leaf.layered else (-1,):
-      yield leaf.hf.format(layer), name, leaf, layer
+      yield NamedTensor(leaf.hf_name.format(layer), name, leaf, layer)
 
 
 def open_model(folder: str | os.PathLike) -> Model:
-  """Opens a Hugging Face directory: checks config.json and the header of every file against `spec.leaves`.
+  """Opens a Hugging Face directory: checks config.json, and the headers of its safetensors files against `leaves`.
 
-  Reads no weights, except a head that must equal the embedding table. Raises InputError, naming file and tensor or key,
-  for whatever is missing, superfluous, truncated, of a wrong shape or of an unknown kind.
+  folder: local or on an object store. The files are those that model.safetensors.index.json names, or
+  model.safetensors alone. No weights are read, unless a tied model's files hold a head: it must equal the embedding
+  table. Raises InputError, naming file and tensor or key, where a file or tensor is missing or superfluous, truncated,
+  of another shape or dtype, or the model is of a family or has a switch that is not computed here.
   """
   folder = epath.Path(folder)
   for name in (INDEX, SINGLE):
     check_regular(folder / name)
-  spec = read_spec(folder)
-  found = _tensors(folder)
-  files = tuple(sorted({tensor.file.name for tensor in found.values()}))
-  if spec.tied and "lm_head.weight" in found and "model.embed_tokens.weight" in found:
-    _same(found["model.embed_tokens.weight"], found.pop("lm_head.weight"))
-  expected = set()
+  spec = _read_spec(folder)
+  tensors = _tensors(folder)
+  files = tuple(sorted({tensor.file.name for tensor in tensors.values()}))
+  if spec.tied and "lm_head.weight" in tensors and "model.embed_tokens.weight" in tensors:
+    _same(tensors["model.embed_tokens.weight"], tensors.pop("lm_head.weight"))
+  expected = []
   # Stops at the first missing tensor, however many layers config.json states.
-  for name, _, leaf, _ in named_tensors(spec):
-    expected.add(name)
-    _check_tensor(folder, name, leaf, spec, found)
-  for name in sorted(found.keys() - expected):
+  for named in named_tensors(spec):
+    expected.append(named.hf_name)
+    _check_tensor(folder, named.hf_name, named.leaf, spec, tensors)
+  for name in sorted(tensors.keys() - set(expected)):
     if not name.endswith("rotary_emb.inv_freq"):  # a buffer in old files, which the config determines
-      raise InputError(f"{found[name].file}: tensor {name} is not of this architecture; take the model's own files")
-  return Model(folder, spec, {name: found[name] for name, *_ in named_tensors(spec)}, files)
+      raise InputError(f"{tensors[name].file}: tensor {name} is not of this architecture; take the model's own files")
+  return Model(folder, spec, {name: tensors[name] for name in expected}, files)
 
 
-def _check_tensor(folder: epath.Path, name: str, leaf: Leaf, spec: Spec, found: Mapping[str, Tensor]) -> None:
+def _check_tensor(folder: epath.Path, name: str, leaf: Leaf, spec: Spec, tensors: Mapping[str, Tensor]) -> None:
   """Raises InputError where the tensors of the folder lack this one, or it has another shape than its leaf."""
-  shape = stored(leaf)[2]
-  if name not in found:
+  shape = storage(leaf).file_shape
+  if name not in tensors:
     why = ""
     if leaf.layered:
       why = f" (config.json: num_hidden_layers = {spec.layers})"
     elif name == "lm_head.weight":
       why = " (tie_word_embeddings is false: the head is a tensor of its own)"
     raise InputError(f"{folder}: has no tensor {name}, wanted one of shape {list(shape)}{why}; complete the folder")
-  tensor = found[name]
+  tensor = tensors[name]
   if tensor.shape != shape:
     why = ", looks transposed" if tensor.shape[::-1] == shape else ""
     raise InputError(
@@ -165,8 +211,8 @@ def _check_tensor(folder: epath.Path, name: str, leaf: Leaf, spec: Spec, found: 
     )
 
 
-def read_spec(folder: epath.Path) -> Spec:
-  """Returns the shape that a folder's config.json (of transformers 4 or 5) states.
+def _read_spec(folder: epath.Path) -> Spec:
+  """Returns the policy's shape that a folder's config.json (of transformers 4 or 5) states.
 
   Raises InputError for a file that can't be read and for a model that is not implemented here.
   """
@@ -187,69 +233,90 @@ def _readable(file: epath.Path) -> Iterator[None]:
 def _spec(file: epath.Path, config: Mapping) -> Spec:
   """Returns the shape that the content of a config.json states; `file` is named in errors."""
 
-  def refuse(key: str, value, wanted) -> InputError:
-    return InputError(f"{file}: {key} = {json.dumps(value)} is not computed here, wanted {wanted}; take another model")
-
-  family, switches = FAMILIES.get(config.get("model_type"), (None, {}))
+  family = FAMILIES.get(config.get("model_type"))
   if family is None:
-    raise refuse("model_type", config.get("model_type"), f"one of {', '.join(FAMILIES)}")
-  if config.get("architectures") not in (None, [family]):
-    raise refuse("architectures", config["architectures"], family)
-  rope = (config.get("rope_scaling") or {}) | (config.get("rope_parameters") or {})
+    raise _not_computed(file, "model_type", config.get("model_type"), f"one of {', '.join(FAMILIES)}")
+  if config.get("architectures") not in (None, [family.architecture]):
+    raise _not_computed(file, "architectures", config["architectures"], family.architecture)
+  rope = (config.get("rope_scaling") or {}) | (config.get("rope_parameters") or {})  # of transformers 4, of 5
   for key, only in _ONLY.items():
     for table in (config, rope):
       if table.get(key, only) not in (only, None):
-        raise refuse(key, table[key], json.dumps(only))
-  if other := set(config.get("layer_types") or ()) - {"full_attention"}:
-    raise refuse("layer_types", min(other), "full_attention")
-  rope_type = rope.get("rope_type", rope.get("type", "default"))
-  if rope_type not in ("default", "llama3"):
-    raise refuse("rope_type", rope_type, "default or llama3")
-  if other := rope.keys() - {"rope_type", "type", "rope_theta", "partial_rotary_factor", *_LLAMA3}:
-    raise refuse(f"rope parameter {min(other)}", rope[min(other)], "none of this name")
-  theta = {key: value for key, value in rope.items() if key == "rope_theta"}
-  fields = _read_fields(file, _FIELDS, {**config, **theta}) | switches
+        raise _not_computed(file, key, table[key], json.dumps(only))
+  if other_layers := set(config.get("layer_types") or ()) - {"full_attention"}:
+    raise _not_computed(file, "layer_types", min(other_layers), "full_attention")
+  scaling = _rope_scaling(file, rope)
+  if "rope_theta" in rope:
+    config = {**config, "rope_theta": rope["rope_theta"]}
+  fields = _read_fields(file, _FIELDS, config) | family.switches
   fields["kv_heads"] = fields["kv_heads"] or fields["heads"]
   if not fields["head_dim"]:
-    fields["head_dim"] = 128 if "qk_norm" in switches else fields["width"] // fields["heads"]
-  scaling = RopeScaling(**_read_fields(file, _LLAMA3, rope)) if rope_type == "llama3" else None
+    is_qwen3 = "qk_norm" in family.switches
+    fields["head_dim"] = _QWEN3_HEAD_DIM if is_qwen3 else fields["width"] // fields["heads"]
   try:
     return Spec(**fields, rope_scaling=scaling)
   except InputError as error:
     raise InputError(f"{file}: {error}") from None
 
 
-def _read_fields(file: epath.Path, table: Mapping, values: Mapping) -> dict:
-  """Returns the fields that `table`, _FIELDS or _LLAMA3, reads from `values`. Raises InputError for wrong types."""
-  fields = {}
-  for key, (field, kind, default) in table.items():
-    stated = default if values.get(key) is None else values[key]
-    value = float(stated) if kind is float and type(stated) is int else stated
-    is_positive = kind is bool or value is default or (type(value) is kind and 0 < value < math.inf)
-    if type(value) is not kind or not is_positive:
-      wanted = "true or false" if kind is bool else f"a positive {kind.__name__}"
-      raise InputError(f"{file}: {key} = {json.dumps(stated)}, wanted {wanted}; take the model's own file")
-    fields[field] = value
-  return fields
+def _not_computed(file: epath.Path, key: str, value, accepted: str) -> InputError:
+  """Returns the error for a value in config.json with which a model is not computed here."""
+  return InputError(f"{file}: {key} = {json.dumps(value)} is not computed here, wanted {accepted}; take another model")
+
+
+def _rope_scaling(file: epath.Path, rope: Mapping) -> RopeScaling | None:
+  """Returns the scaling that the rotary parameters in config.json state. Raises InputError for others."""
+  rope_type = rope.get("rope_type", rope.get("type", "default"))
+  if rope_type not in ("default", "llama3"):
+    raise _not_computed(file, "rope_type", rope_type, "default or llama3")
+  if unknown := rope.keys() - {"rope_type", "type", "rope_theta", "partial_rotary_factor", *_LLAMA3}:
+    raise _not_computed(file, f"rope parameter {min(unknown)}", rope[min(unknown)], "none of this name")
+  if rope_type == "default":
+    return None
+  return RopeScaling(**_read_fields(file, _LLAMA3, rope))
+
+
+def _read_fields(file: epath.Path, fields: Mapping[str, _Field], values: Mapping) -> dict:
+  """Returns the values of these fields (_FIELDS or _LLAMA3) by name, read from `values` by key.
+
+  Raises InputError for a value of a wrong type, and for a number that is not positive.
+  """
+  value_of = {}
+  for key, field in fields.items():
+    stated = field.default if values.get(key) is None else values[key]
+    value = float(stated) if field.kind is float and type(stated) is int else stated
+    is_valid = type(value) is field.kind
+    if is_valid and field.kind is not bool and value is not field.default:
+      is_valid = 0 < value < math.inf
+    if not is_valid:
+      accepted = "true or false" if field.kind is bool else f"a positive {field.kind.__name__}"
+      raise InputError(f"{file}: {key} = {json.dumps(stated)}, wanted {accepted}; take the model's own file")
+    value_of[field.name] = value
+  return value_of
 
 
 def config_of(spec: Spec, dtype: str, ids: Mapping) -> dict:
-  """Returns a policy's config.json, in the style that every version of transformers reads.
+  """Returns the content of a policy's config.json, in the style that every version of transformers reads.
 
-  dtype: that of the weight files. ids: ids of special tokens, by their keys in config.json. Raises InputError where no
-  family of transformers has the policy's switches.
+  Its keys are architectures, model_type, the sizes and switches of `spec` under transformers' names, rope_scaling
+  (None or Llama 3's), hidden_act, torch_dtype, and the keys of `ids`. dtype: dtype of the weight files, such as
+  "bfloat16". ids: ids of special tokens by key, such as {"eos_token_id": 2}. Raises InputError where no family of
+  transformers has the policy's switches.
   """
   switches = {name: True for name in ("qkv_bias", "qk_norm") if getattr(spec, name)}
-  kind = next((kind for kind, (_, on) in FAMILIES.items() if on == switches), None)
-  if kind is None:
+  model_types = [model_type for model_type, family in FAMILIES.items() if family.switches == switches]
+  if not model_types:
     raise InputError(f"a policy with {' and '.join(switches)} is of no family that transformers knows; switch one off")
-  scaling = spec.rope_scaling and {key: getattr(spec.rope_scaling, field) for key, (field, _, _) in _LLAMA3.items()}
+  scaling = None
+  if spec.rope_scaling is not None:
+    scaling = {key: getattr(spec.rope_scaling, field.name) for key, field in _LLAMA3.items()}
+    scaling["rope_type"] = "llama3"
   return {
-    "architectures": [FAMILIES[kind][0]],
-    "model_type": kind,
-    **{key: getattr(spec, field) for key, (field, _, _) in _FIELDS.items()},
-    "max_position_embeddings": spec.max_positions or 2048,
-    "rope_scaling": scaling and scaling | {"rope_type": "llama3"},
+    "architectures": [FAMILIES[model_types[0]].architecture],
+    "model_type": model_types[0],
+    **{key: getattr(spec, field.name) for key, field in _FIELDS.items()},
+    "max_position_embeddings": spec.max_positions or _UNKNOWN_POSITIONS,
+    "rope_scaling": scaling,
     "hidden_act": "silu",
     "torch_dtype": dtype,
     **ids,
@@ -257,141 +324,165 @@ def config_of(spec: Spec, dtype: str, ids: Mapping) -> dict:
 
 
 def load(model: Model, spec: Spec, mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
-  """Loads the weights as float32 onto the mesh, tensor by tensor; returns them by name.
+  """Returns the weights by their names in `leaves`, as float32 on the mesh, sharded as `spec.shardings` says.
 
-  Each process reads only the rows that its own devices hold, and its host holds at most one tensor at a time. `spec`
-  may differ from the model's in fields that change no weight. Raises InputError for a weight that is not finite.
+  spec: model.spec, or one that differs from it only in fields that change no weight's shape, such as dtype or remat.
+  All processes must call it together: each reads only the rows that its own devices hold, tensor by tensor, so that a
+  host holds at most one tensor at a time. Raises InputError for a weight that is not finite, or can't be split.
   """
-  placed = policy_spec.shardings(spec, mesh)
+  shardings = policy_spec.shardings(spec, mesh)
   stacks = {name: leaf for name, leaf in leaves(spec).items() if leaf.layered}
   params = jax.jit(
     lambda: {name: jnp.zeros(leaf.shape) for name, leaf in stacks.items()},
-    out_shardings={name: placed[name] for name in stacks},
+    out_shardings={name: shardings[name] for name in stacks},
   )()
-  for hf, name, leaf, layer in named_tensors(spec):
-    one = _on_mesh(model.tensors[hf], leaf, mesh)
-    params[name], finite = _fill(params[name], one, layer) if leaf.layered else _widen(one)
-    jax.block_until_ready(
-      params[name]
-    )  # wait for all devices: a slow one would keep its pieces of several tensors alive
-    if not multihost.fetch(finite):
-      raise InputError(f"{model.tensors[hf].file}: tensor {hf} holds a value that is not finite; take another copy")
+  for hf_name, name, leaf, layer in named_tensors(spec):
+    tensor = model.tensors[hf_name]
+    one_layer = _on_mesh(tensor, leaf, mesh)
+    if leaf.layered:
+      params[name], is_finite = _fill(params[name], one_layer, layer)
+    else:
+      params[name], is_finite = _widen(one_layer)
+    # Waits for all devices: a slow one would keep its pieces of several tensors alive.
+    jax.block_until_ready(params[name])
+    if not multihost.fetch(is_finite):
+      raise InputError(f"{tensor.file}: tensor {hf_name} holds a value that is not finite; take another copy")
   return {name: params[name] for name in leaves(spec)}
 
 
 def _on_mesh(tensor: Tensor, leaf: Leaf, mesh: jax.sharding.Mesh) -> jax.Array:
-  """Returns a layer's weight in the file's dtype, sharded as in its stack; rows that devices share are read once."""
-  shape, order, there = stored(leaf)
-  rows = there[0] // shape[order[0]]  # in the file, of one entry of the first axis there
-  blocks = {}
+  """Returns one layer's weight in the file's dtype, sharded as in its stack; rows that devices share are read once."""
+  shape, order, file_shape = storage(leaf)
+  first_axis, *other_axes = order
+  entries = shape[first_axis]
+  rows_of_entry = file_shape[0] // entries  # rows of the file's tensor that an entry of the first axis takes
+  blocks = {}  # what has been read, with the axes in the file's order, by first and last entry
 
   def piece(index: Sequence[slice]) -> np.ndarray:
-    first, last, _ = index[order[0]].indices(shape[order[0]])
+    """Returns a device's piece of the weight, of which `index` has the slice along each axis."""
+    first, last, _ = index[first_axis].indices(entries)
     if (first, last) not in blocks:
-      read = tensor.read(first * rows, last * rows)
-      blocks[first, last] = read.reshape(last - first, *(shape[axis] for axis in order[1:]))
-    cut = blocks[first, last][(slice(None), *(index[axis] for axis in order[1:]))]
-    return cut.transpose(np.argsort(order))
+      rows = tensor.read(first * rows_of_entry, last * rows_of_entry)
+      blocks[first, last] = rows.reshape(last - first, *(shape[axis] for axis in other_axes))
+    piece_as_in_file = blocks[first, last][(slice(None), *(index[axis] for axis in other_axes))]
+    return piece_as_in_file.transpose(np.argsort(order))
 
-  place = sharding.place(mesh, tensor.name, shape, leaf.axes[1:] if leaf.layered else leaf.axes)
+  place = sharding.checked_sharding(mesh, tensor.name, shape, leaf.layer_axes)
   return jax.make_array_from_callback(shape, place, piece, tensor.dtype)
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def _fill(stack: jax.Array, one: jax.Array, layer: int) -> tuple[jax.Array, jax.Array]:
-  return jax.lax.dynamic_update_index_in_dim(stack, one.astype(stack.dtype), layer, 0), jnp.isfinite(one).all()
+def _fill(stack: jax.Array, one_layer: jax.Array, layer: int) -> tuple[jax.Array, jax.Array]:
+  """Returns the stack with this layer's weight in its place, and whether that weight is finite."""
+  filled = jax.lax.dynamic_update_index_in_dim(stack, one_layer.astype(stack.dtype), layer, 0)
+  return filled, jnp.isfinite(one_layer).all()
 
 
 @jax.jit
-def _widen(one: jax.Array) -> tuple[jax.Array, jax.Array]:
-  return one.astype(jnp.float32), jnp.isfinite(one).all()
+def _widen(weight: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Returns the weight in float32, and whether it is finite."""
+  return weight.astype(jnp.float32), jnp.isfinite(weight).all()
 
 
 def check_finite(model: Model) -> None:
-  """Raises InputError for the first tensor that holds a NaN or an infinity; reads every byte, a block at a time."""
+  """Raises InputError, naming file and tensor, for the first tensor that holds a NaN or an infinity.
+
+  Reads every byte of the weights, on this process alone, at most 64 MiB (or one row) at a time.
+  """
   for name, tensor in model.tensors.items():
     if not all(np.isfinite(block.astype(np.float32)).all() for block in tensor.blocks()):
       raise InputError(f"{tensor.file}: tensor {name} holds a value that is not finite; take another copy")
 
 
 def weights_digest(model: Model) -> str:
-  """Returns a SHA-256 that identifies the weights, however they are divided among files.
+  """Returns a SHA-256, as hex, that identifies the weights in files, however they are divided among these.
 
   It covers name, dtype, shape and three samples of 4 KiB of each tensor: enough to tell weights apart after a short
   training run, but no check of every byte.
   """
-  state = hashlib.sha256()
+  digest = hashlib.sha256()
   for name, tensor in sorted(model.tensors.items()):
     size = math.prod(tensor.shape) * tensor.dtype.itemsize
-    state.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
+    digest.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
     with tensor.file.open("rb") as f:
-      for at in (0, size // 2, max(0, size - _SAMPLE)):
-        f.seek(tensor.start + at)
-        state.update(f.read(min(_SAMPLE, size - at)))
-  return state.hexdigest()
+      for offset in (0, size // 2, max(0, size - _SAMPLE)):
+        f.seek(tensor.start + offset)
+        digest.update(f.read(min(_SAMPLE, size - offset)))
+  return digest.hexdigest()
 
 
 def save(folder: str | os.PathLike, params: Mapping[str, jax.Array], spec: Spec, dtype: str, shard_bytes: int) -> None:
-  """Writes the weights to the folder, in `dtype`, as safetensors files of at most `shard_bytes` or one tensor each.
+  """Writes the weights as safetensors files into a folder that exists; config.json is not written.
 
-  Several files get an index. Each tensor is gathered to every device and written before the next, so that the host
-  holds one at a time.
+  params: the weights by name, on a mesh. dtype: of the files, "float32", "bfloat16" or "float16". shard_bytes: no file
+  holds more bytes of weights, unless a single tensor has more. One file is model.safetensors; several are
+  model-00001-of-0000N.safetensors with model.safetensors.index.json. All processes must call it together and each
+  writes to its own `folder`. Each tensor is gathered and written before the next, so that a host holds one at a time.
+  Raises StorageError where the disk is full.
   """
   folder = epath.Path(folder)
-  code = next(code for code, known in DTYPES.items() if known == jnp.dtype(dtype))
   shards = _cut_into_shards(spec, dtype, shard_bytes)
   place = params["embed"].sharding
   assert isinstance(place, jax.sharding.NamedSharding)
   gather = jax.jit(_as_stored, static_argnames=("leaf", "dtype"), out_shardings=sharding.named_sharding(place.mesh))
   weight_map = {}
-  for number, entries in enumerate(shards, 1):
+  for number, tensors in enumerate(shards, 1):
     file = folder / (SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors")
-    header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for entry in entries:
-      hf, _, leaf, _ = entry
-      start, end = end, end + _size([entry], dtype)
-      header[hf] = {"dtype": code, "shape": stored(leaf)[2], "data_offsets": (start, end)}
-      weight_map[hf] = file.name
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with disk.writing(file, 8 + len(text) + end), file.open("wb") as f:
-      f.write(len(text).to_bytes(8, "little") + text)
-      for _, name, leaf, layer in entries:
-        tensor = multihost.fetch(gather(params[name], layer, leaf=leaf, dtype=dtype))
-        f.write(np.ascontiguousarray(tensor).view(np.uint8))
+    header = _file_header(tensors, dtype)
+    with disk.writing(file, len(header) + _size(tensors, dtype)), file.open("wb") as f:
+      f.write(header)
+      for hf_name, name, leaf, layer in tensors:
+        array = multihost.fetch(gather(params[name], layer, leaf=leaf, dtype=dtype))
+        f.write(np.ascontiguousarray(array).view(np.uint8))
+        weight_map[hf_name] = file.name
   if len(shards) > 1:
-    total_size = sum(_size(entries, dtype) for entries in shards)
+    total_size = sum(_size(tensors, dtype) for tensors in shards)
     text = json.dumps({"metadata": {"total_size": total_size}, "weight_map": weight_map}, indent=1)
     with disk.writing(folder / INDEX, len(text)):
       (folder / INDEX).write_text(text)
 
 
-def _cut_into_shards(spec: Spec, dtype: str, shard_bytes: int) -> list[list[tuple]]:
-  """Returns the entries of `named_tensors` in lists, one for each file."""
-  shards: list[list[tuple]] = [[]]
-  for entry in named_tensors(spec):
-    if shards[-1] and _size(shards[-1], dtype) + _size([entry], dtype) > shard_bytes:
+def _cut_into_shards(spec: Spec, dtype: str, shard_bytes: int) -> list[list[NamedTensor]]:
+  """Returns the tensors of `named_tensors` in lists, one for each file."""
+  shards: list[list[NamedTensor]] = [[]]
+  for tensor in named_tensors(spec):
+    if shards[-1] and _size(shards[-1], dtype) + _size([tensor], dtype) > shard_bytes:
       shards.append([])
-    shards[-1].append(entry)
+    shards[-1].append(tensor)
   return shards
+
+
+def _file_header(tensors: Sequence[NamedTensor], dtype: str) -> bytes:
+  """Returns the start of a safetensors file of these tensors: the length of the JSON, and the JSON, padded to 8."""
+  (code,) = [code for code, numpy_dtype in _DTYPES.items() if numpy_dtype == jnp.dtype(dtype)]
+  entries: dict[str, dict] = {"__metadata__": {"format": "pt"}}
+  end = 0
+  for tensor in tensors:
+    start, end = end, end + _size([tensor], dtype)
+    shape = storage(tensor.leaf).file_shape
+    entries[tensor.hf_name] = {"dtype": code, "shape": shape, "data_offsets": (start, end)}
+  text = json.dumps(entries).encode()
+  text += b" " * (-len(text) % _LENGTH_BYTES)
+  return len(text).to_bytes(_LENGTH_BYTES, "little") + text
 
 
 def _as_stored(weight: jax.Array, layer: int, leaf: Leaf, dtype: str) -> jax.Array:
   """Returns one tensor of a weight as files store it."""
-  _, order, there = stored(leaf)
-  one = jax.lax.dynamic_index_in_dim(weight, layer, keepdims=False) if leaf.layered else weight
-  return one.transpose(order).reshape(there).astype(dtype)
+  one_layer = jax.lax.dynamic_index_in_dim(weight, layer, keepdims=False) if leaf.layered else weight
+  return one_layer.transpose(storage(leaf).order).reshape(storage(leaf).file_shape).astype(dtype)
 
 
-def _size(entries: Sequence[tuple], dtype: str) -> int:
-  """Returns the bytes of these entries of `named_tensors`."""
-  numbers = sum(math.prod(stored(leaf)[2]) for _, _, leaf, _ in entries)
+def _size(tensors: Sequence[NamedTensor], dtype: str) -> int:
+  """Returns the bytes of these tensors."""
+  numbers = sum(math.prod(storage(tensor.leaf).file_shape) for tensor in tensors)
   return numbers * jnp.dtype(dtype).itemsize
 
 
 def check_regular(file: epath.Path) -> None:
-  """Raises InputError where a local path is there and is no regular file."""
+  """Raises InputError where a local path exists and is no regular file, such as a pipe, which could block a reader.
+
+  Nothing is checked on an object store.
+  """
   if not object_store.is_remote(file) and os.path.exists(file) and not os.path.isfile(file):
     raise InputError(f"{file}: is no regular file (a pipe, a device or a folder); take the model's own file")
 
@@ -409,15 +500,18 @@ def _json(file: epath.Path) -> dict:
 
 
 def _tensors(folder: epath.Path) -> dict[str, Tensor]:
-  """Returns every tensor of the folder by name, from the headers of the files in its index, or of its only file."""
+  """Returns every tensor of the folder by name, from the headers of the files in its index, or of its only file.
+
+  Raises InputError where the folder has no safetensors file, or files and index differ.
+  """
   if (folder / INDEX).is_file():
     with _readable(folder / INDEX):
       return _shards(folder, _json(folder / INDEX).get("weight_map", {}))
   if (folder / SINGLE).is_file():
     return _header(folder / SINGLE)
   pickles = [p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth")]
-  what = f"only pickle files ({min(pickles)}), which can run code" if pickles else f"neither {SINGLE} nor {INDEX}"
-  raise InputError(f"{folder}: holds {what}; save the model as safetensors (transformers: save_pretrained)")
+  content = f"only pickle files ({min(pickles)}), which can run code" if pickles else f"neither {SINGLE} nor {INDEX}"
+  raise InputError(f"{folder}: holds {content}; save the model as safetensors (transformers: save_pretrained)")
 
 
 def _shards(folder: epath.Path, index: Mapping[str, str]) -> dict[str, Tensor]:
@@ -440,21 +534,21 @@ def _header(file: epath.Path) -> dict[str, Tensor]:
   """Returns the tensors of a safetensors file by name. Raises InputError for a torn file and unknown dtypes."""
   size = file.stat().length
   with file.open("rb") as f:
-    length = int.from_bytes(f.read(8), "little")
-    text = f.read(length) if 8 + length <= size else b""
+    data_start = _LENGTH_BYTES + int.from_bytes(f.read(_LENGTH_BYTES), "little")
+    text = f.read(data_start - _LENGTH_BYTES) if data_start <= size else b""
   try:
     header = json.loads(text)
     header.pop("__metadata__", None)
-    by_name, position = {}, 8 + length
+    by_name, position = {}, data_start
     for name, entry in sorted(header.items(), key=lambda pair: pair[1]["data_offsets"]):
       shape, (start, end) = tuple(entry["shape"]), entry["data_offsets"]
-      if entry["dtype"] not in DTYPES:
+      if entry["dtype"] not in _DTYPES:
         raise InputError(
-          f"{file}: tensor {name} has dtype {entry['dtype']}, wanted one of {', '.join(DTYPES)}; cast it"
+          f"{file}: tensor {name} has dtype {entry['dtype']}, wanted one of {', '.join(_DTYPES)}; cast it"
         )
-      by_name[name] = Tensor(name, file, DTYPES[entry["dtype"]], shape, position)
+      by_name[name] = Tensor(name, file, _DTYPES[entry["dtype"]], shape, position)
       size_of_tensor = math.prod(shape) * by_name[name].dtype.itemsize
-      if 8 + length + start != position or end - start != size_of_tensor:
+      if data_start + start != position or end - start != size_of_tensor:
         raise ValueError(f"the bytes of tensor {name} are not where they should be")
       position += end - start
   except InputError:

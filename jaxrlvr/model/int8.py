@@ -9,25 +9,26 @@ from flax import struct
 
 @struct.dataclass
 class Int8:
-  """An array in 8 bits: value * scale."""
+  """An array in 8 bits: it stands for value * scale. A pytree of two arrays, with the same number of axes."""
 
-  value: jax.Array  # int8
+  value: jax.Array  # int8, -127 .. 127
   scale: jax.Array  # float32; has length 1 along the axes that share a scale
 
 
 def quantise(x: jax.Array, axes: tuple[int, ...]) -> Int8:
-  """Rounds x to whole numbers -127..127 times a scale that is shared along `axes`.
+  """Returns x rounded to whole numbers -127 .. 127 times a float32 scale that is shared along `axes`.
 
-  The error is at most max(|x|) / 254, the maximum taken along `axes`.
+  The scale is max(|x|) / 127, with the maximum taken along `axes`; the error is at most half of it. Where x is all
+  zeros, value and scale are zero.
   """
   scale = jnp.max(jnp.abs(x.astype(jnp.float32)), axes, keepdims=True) / 127.0
   return Int8(jnp.round(x / jnp.where(scale > 0, scale, 1.0)).astype(jnp.int8), scale)
 
 
 def dequantise(x: jax.Array | Int8, dtype: jax.typing.DTypeLike) -> jax.Array:
-  """Returns an Int8 as an array of `dtype`, and any other array unchanged.
+  """Returns value * scale of an Int8 as an array of `dtype`; any other array is returned unchanged, in its own dtype.
 
-  Compilers for TPU and GPU do this inside the product that reads it.
+  Compilers for TPU and GPU multiply inside the product that reads the result, so that memory is read in 8 bits.
   """
   if isinstance(x, Int8):
     return (x.value * x.scale).astype(dtype)

@@ -2,11 +2,15 @@
 
 A layout, `Separate` or `SharedPrompt`, places texts, computes their attention, finds the hidden state that predicts
 each token, and counts what attention costs. It is a small frozen value, so that jit takes it as a static argument.
+
+A batch has P problems with G responses each; response number n = problem * G + sample. Its text is the prompt of its
+problem, then the response. A row has S slots (T in arrays on the device), each for one token.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -23,95 +27,118 @@ AttendRows = Callable[[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array], j
 
 
 class Placed(NamedTuple):
-  """Where texts (a prompt and its response) are placed on the rows of a batch."""
+  """Where texts are placed on the R rows of a batch: what each slot holds, as int32 arrays of the host."""
 
-  segments_RS: np.ndarray  # 1 + the number of the slot's text; 0: padding
-  positions_RS: np.ndarray  # position of the slot's token in its text
-  live: int  # microbatches that hold a text; they come first
+  segments_RS: np.ndarray  # 1 + the number of the response whose text the slot's token is of; 0: padding
+  positions_RS: np.ndarray  # position of the slot's token in prompt + response, from 0; 0 at padding
+  live: int  # how many microbatches hold a text; these come first
 
 
 class AttentionPairs(NamedTuple):
-  """Numbers of pairs of a query and a key, for each head and row."""
+  """How many pairs of a query and a key attention has for one head of one row without padding."""
 
-  computed: float
-  needed: float  # computed pairs that are not masked
+  computed: float  # pairs that the attention function computes, with masked ones
+  needed: float  # pairs where the query may attend to the key
 
 
 class RowLayout(Protocol):
-  """What every layout does. Responses come in groups of G: response n continues prompt n // G."""
+  """What every layout does: `Separate` and `SharedPrompt` have these methods."""
 
   @property
   def slots(self) -> int:
-    """Number of slots of a row."""
+    """How many slots a row has."""
 
   def rows(self, responses: int) -> int:
-    """Returns how many rows have room for `responses` responses, in whole groups, however long they are."""
+    """Returns how many rows are enough for this many responses (whole groups of G), even if all are of full length."""
 
   def filled(self, prompt: int, response: float) -> float:
-    """Returns how many slots of a row hold a token where nothing is packed.
+    """Returns how many slots of a row hold a token where responses are not packed: `place` with pack=False.
 
-    Each prompt has `prompt` tokens, each response `response` tokens.
+    prompt, response: tokens of each prompt and of each response.
     """
 
   def place(
-    self, prompt_P: np.ndarray, length_PG: np.ndarray, numbers: Iterable[int], rows: int, parts: int, share: bool = True
+    self,
+    prompt_length_P: np.ndarray,
+    length_PG: np.ndarray,
+    numbers: Iterable[int],
+    rows: int,
+    parts: int,
+    pack: bool = True,
   ) -> Placed:
-    """Places the responses with these `numbers`, and their prompts, on `rows` rows.
+    """Places the responses with these numbers, and the prompts that they continue, on `rows` rows.
 
-    prompt_P: tokens of each prompt. length_PG: tokens of each response. parts: number of microbatches that
-    `sharding.split_rows` will cut the batch into; the first are filled first. share: pack the longest response first,
-    each into the first place with room for it; False: place each alone, in the order of the numbers. Raises InputError
-    where the rows have too little room.
+    prompt_length_P, length_PG: tokens of each prompt and of each response, without padding. numbers: the responses to
+    place, each as problem * G + sample; the others are left out, and none at all is fine. parts: number of
+    microbatches into which `sharding.split_rows` will cut the rows; texts fill the first microbatches. pack: responses
+    share rows or pieces, the longest first, each in the first place with room; False: each has a place of its own, in
+    the order of their numbers. Raises InputError, naming a response, where the rows have too little room.
     """
 
   def attend(
     self, attend_rows: AttendRows, q_BHTh: jax.Array, k_BKTh: jax.Array, v_BKTh: jax.Array, segments_BT: jax.Array
   ) -> jax.Array:
-    """Computes attention of each token to its prompt and to the earlier tokens of its response; returns out_BHTh.
+    """Returns attention out_BHTh of each token to its prompt and to its response up to itself.
 
-    attend_rows: the function of `attention.ATTENTION` to compute it with.
+    attend_rows: the function of `attention.ATTENTION` to compute it with. q_BHTh, k_BKTh, v_BKTh: queries, keys and
+    values of whole rows; T must be `slots`. segments_BT: `Placed.segments_RS` of these rows. Padding gets finite
+    numbers without meaning.
     """
 
   def previous_hidden(self, hidden_BTD: jax.Array, segments_BT: jax.Array, start: int) -> jax.Array:
-    """Returns the hidden states [B, T-start, D] that predict the tokens in slots start .. T-1.
+    """Returns the hidden states [B, T-start, D] that predict the tokens in slots start .. T-1; start is at least 1.
 
-    That is the state in the slot before, except for the first token of a response whose prompt is placed elsewhere.
+    That is the state in the slot before. For the first token of a response whose prompt is placed elsewhere on the row
+    it is the state of the prompt's last token. segments_BT: `Placed.segments_RS` of these rows.
     """
 
   def attention_pairs(self, attention: str) -> AttentionPairs:
-    """Counts the pairs for a full row. attention: name of the function in `attention.ATTENTION`."""
+    """Counts the pairs of attention for a row without padding, with the function of this name in `ATTENTION`."""
 
 
 @dataclass(frozen=True)
 class Separate:
-  """Places each response behind a copy of its prompt, and packs such texts one behind another on a row."""
+  """Places each response behind a copy of its prompt. Packed, several such texts stand one behind another on a row."""
 
-  slots: int
+  slots: int  # of a row: the longest prompt and the longest response together
 
   def rows(self, responses: int) -> int:
+    """Returns `responses`: each has a row of its own."""
     return responses
 
   def filled(self, prompt: int, response: float) -> float:
+    """Returns prompt + response, in tokens: a row holds one of each."""
     return prompt + response
 
   def place(
-    self, prompt_P: np.ndarray, length_PG: np.ndarray, numbers: Iterable[int], rows: int, parts: int, share: bool = True
+    self,
+    prompt_length_P: np.ndarray,
+    length_PG: np.ndarray,
+    numbers: Iterable[int],
+    rows: int,
+    parts: int,
+    pack: bool = True,
   ) -> Placed:
-    length_N = (prompt_P[:, None] + length_PG).reshape(-1)
+    """Places each response behind a copy of its prompt; parameters, result and error are as in `RowLayout.place`."""
+    length_N = (prompt_length_P[:, None] + length_PG).reshape(-1)
     batch = _RowsInProgress(rows, self.slots)
-    for fit in _first_fit(length_N, numbers, bins=rows, size=self.slots, share=share):
+    for fit in _first_fit(length_N, numbers, bins=rows, size=self.slots, pack=pack):
       batch.put(fit.number, row=fit.bin, slot=fit.slot, position=0, tokens=length_N[fit.number])
     return batch.deal(parts)
 
   def attend(
     self, attend_rows: AttendRows, q_BHTh: jax.Array, k_BKTh: jax.Array, v_BKTh: jax.Array, segments_BT: jax.Array
   ) -> jax.Array:
-    return attend_rows(q_BHTh, k_BKTh, v_BKTh, segments_BT, segments_BT[:, :0])
+    """Returns attention out_BHTh inside each segment; parameters are as in `RowLayout.attend`."""
+    nothing_before = segments_BT[:, :0]
+    return attend_rows(q_BHTh, k_BKTh, v_BKTh, segments_BT, nothing_before)
 
   def previous_hidden(self, hidden_BTD: jax.Array, segments_BT: jax.Array, start: int) -> jax.Array:
+    """Returns the hidden states [B, T-start, D] of slots start-1 .. T-2, each of which predicts the next slot."""
     return hidden_BTD[:, start - 1 : -1]
 
   def attention_pairs(self, attention: str) -> AttentionPairs:
+    """Counts the pairs for one text that fills the row; `attention` is a name in `ATTENTION`."""
     return AttentionPairs(computed_pairs(attention, self.slots), _triangle(self.slots))
 
 
@@ -119,92 +146,117 @@ class Separate:
 class SharedPrompt:
   """Places one prompt and several responses to it on each row.
 
-  The row begins with `prompt` slots, at the end of which the prompt is placed. Then come `count` pieces of `piece`
-  slots, in each of which responses to that prompt are packed one behind another. No response attends to another. The
-  segment of the prompt's slots is that of the row's first response.
+  The row begins with `prompt_slots` slots, at the end of which the prompt is placed, behind padding. Then come `pieces`
+  pieces of `piece_slots` slots. Each piece holds one response to that prompt; packed, several, one behind another. No
+  response attends to another. In `Placed` the prompt's slots have the segment number of the first response on the row.
   """
 
-  prompt: int  # slots for the prompt
-  count: int  # pieces of a row
-  piece: int  # slots of a piece
+  prompt_slots: int  # slots for the prompt
+  pieces: int  # pieces of a row
+  piece_slots: int  # slots of a piece: the longest response
 
   @property
   def slots(self) -> int:
-    return self.prompt + self.count * self.piece
+    """How many slots a row has: those of the prompt and of all pieces."""
+    return self.prompt_slots + self.pieces * self.piece_slots
 
   def rows(self, responses: int) -> int:
-    return responses // self.count
+    """Returns responses // pieces: each response has a piece of its own."""
+    return responses // self.pieces
 
   def filled(self, prompt: int, response: float) -> float:
-    return min(prompt, self.prompt) + self.count * response
+    """Returns min(prompt, prompt_slots) + pieces * response, in tokens: a row holds a prompt and `pieces` responses."""
+    return min(prompt, self.prompt_slots) + self.pieces * response
 
   def place(
-    self, prompt_P: np.ndarray, length_PG: np.ndarray, numbers: Iterable[int], rows: int, parts: int, share: bool = True
+    self,
+    prompt_length_P: np.ndarray,
+    length_PG: np.ndarray,
+    numbers: Iterable[int],
+    rows: int,
+    parts: int,
+    pack: bool = True,
   ) -> Placed:
+    """Places the prompt of each problem on as many rows as its responses need pieces for, and these in the pieces.
+
+    Parameters, result and error are as in `RowLayout.place`.
+    """
     length_N = length_PG.reshape(-1)
     group = length_PG.shape[1]
     batch = _RowsInProgress(rows, self.slots)
     first_row = 0  # of the current problem
     for problem, numbers_of_problem in itertools.groupby(sorted(numbers), lambda number: number // group):
-      responses, prompt = list(numbers_of_problem), prompt_P[problem]
-      pieces = 0  # of this problem that hold a response
-      for fit in _first_fit(length_N, responses, bins=len(responses), size=self.piece, share=share):
-        row_of_problem, piece_of_row = divmod(fit.bin, self.count)
+      responses = list(numbers_of_problem)
+      prompt_length = prompt_length_P[problem]
+      used_pieces = 0  # of this problem
+      for fit in _first_fit(length_N, responses, bins=len(responses), size=self.piece_slots, pack=pack):
+        row_of_problem, piece_of_row = divmod(fit.bin, self.pieces)
         row = first_row + row_of_problem
-        slot = self.prompt + piece_of_row * self.piece + fit.slot
-        batch.put(fit.number, row, slot, position=prompt, tokens=length_N[fit.number])
-        is_first_of_row = fit.bin == pieces and piece_of_row == 0
+        slot = self.prompt_slots + piece_of_row * self.piece_slots + fit.slot
+        batch.put(fit.number, row, slot, position=prompt_length, tokens=length_N[fit.number])
+        is_first_of_row = fit.bin == used_pieces and piece_of_row == 0
         if is_first_of_row:
-          batch.put(fit.number, row, self.prompt - prompt, position=0, tokens=prompt)
-        pieces = max(pieces, fit.bin + 1)
-      first_row += -(-pieces // self.count)
+          batch.put(fit.number, row, self.prompt_slots - prompt_length, position=0, tokens=prompt_length)
+        used_pieces = max(used_pieces, fit.bin + 1)
+      first_row += math.ceil(used_pieces / self.pieces)
     return batch.deal(parts)
 
   def attend(
     self, attend_rows: AttendRows, q_BHTh: jax.Array, k_BKTh: jax.Array, v_BKTh: jax.Array, segments_BT: jax.Array
   ) -> jax.Array:
-    """Computes the prompt's attention, then that of the pieces, as rows of their own, to it and to themselves."""
-    before_BP = segments_BT[:, : self.prompt]
-    q_BHPh, k_BKPh, v_BKPh = (x[:, :, : self.prompt] for x in (q_BHTh, k_BKTh, v_BKTh))
-    prompt_out = attend_rows(q_BHPh, k_BKPh, v_BKPh, before_BP, before_BP[:, :0])
+    """Returns attention out_BHTh; parameters are as in `RowLayout.attend`.
+
+    Computes the prompt's attention to itself, then the attention of the pieces, as rows of their own, to the prompt
+    before them and to themselves.
+    """
+    before_BP = segments_BT[:, : self.prompt_slots]
+    q_BHPh, k_BKPh, v_BKPh = (x[:, :, : self.prompt_slots] for x in (q_BHTh, k_BKTh, v_BKTh))
+    prompt_out_BHPh = attend_rows(q_BHPh, k_BKPh, v_BKPh, before_BP, before_BP[:, :0])
     piece_out = attend_rows(
       self._pieces(q_BHTh),
       self._behind_prompt(k_BKTh),
       self._behind_prompt(v_BKTh),
-      segments_BT[:, self.prompt :].reshape(-1, self.piece),
-      jnp.repeat(before_BP, self.count, 0),
-    )
-    piece_out = piece_out.reshape(-1, self.count, *piece_out.shape[1:]).swapaxes(1, 2)
-    piece_out = piece_out.reshape(*prompt_out.shape[:2], -1, prompt_out.shape[3])
-    return jnp.concatenate([prompt_out, piece_out], 2)
+      segments_BT[:, self.prompt_slots :].reshape(-1, self.piece_slots),
+      jnp.repeat(before_BP, self.pieces, 0),
+    )  # [B * pieces, H, piece_slots, h]
+    piece_out = piece_out.reshape(-1, self.pieces, *piece_out.shape[1:]).swapaxes(1, 2)
+    piece_out = piece_out.reshape(*prompt_out_BHPh.shape[:2], -1, prompt_out_BHPh.shape[3])
+    return jnp.concatenate([prompt_out_BHPh, piece_out], 2)
 
   def _pieces(self, x: jax.Array) -> jax.Array:
-    """Returns the pieces of x [B, heads, T, h] as rows of their own, [B * count, heads, piece, h]."""
-    x = x[:, :, self.prompt :].reshape(*x.shape[:2], self.count, self.piece, x.shape[3]).swapaxes(1, 2)
-    return x.reshape(-1, *x.shape[2:])
+    """Returns the pieces of x [B, heads, T, h] as rows of their own, [B * pieces, heads, piece_slots, h]."""
+    rows, heads, _, head_dim = x.shape
+    x = x[:, :, self.prompt_slots :].reshape(rows, heads, self.pieces, self.piece_slots, head_dim)
+    return x.swapaxes(1, 2).reshape(-1, heads, self.piece_slots, head_dim)
 
   def _behind_prompt(self, x: jax.Array) -> jax.Array:
-    """Returns each piece of x [B, heads, T, h] behind its row's prompt, [B * count, heads, prompt + piece, h]."""
-    prompts = jnp.repeat(x[:, :, : self.prompt], self.count, 0)
+    """Returns each piece of x [B, heads, T, h] behind its row's prompt: [B * pieces, heads, their slots, h]."""
+    prompts = jnp.repeat(x[:, :, : self.prompt_slots], self.pieces, 0)
     return jnp.concatenate([prompts, self._pieces(x)], 2)
 
   def previous_hidden(self, hidden_BTD: jax.Array, segments_BT: jax.Array, start: int) -> jax.Array:
-    slots = jnp.arange(start, hidden_BTD.shape[1]) - self.prompt
-    begins_response_BT = (slots % self.piece == 0) | (segments_BT[:, start:] != segments_BT[:, start - 1 : -1])
+    """Returns the hidden states [B, T-start, D] that predict the tokens in slots start .. T-1; start is at least 1.
+
+    That is the state of the prompt's last token where a response begins, else the state in the slot before.
+    """
+    slots = jnp.arange(start, hidden_BTD.shape[1]) - self.prompt_slots
+    begins_response_BT = (slots % self.piece_slots == 0) | (segments_BT[:, start:] != segments_BT[:, start - 1 : -1])
     begins_response_BT &= slots >= 0
-    end_of_prompt = hidden_BTD[:, self.prompt - 1, None]
-    return jnp.where(begins_response_BT[..., None], end_of_prompt, hidden_BTD[:, start - 1 : -1])
+    end_of_prompt_B1D = hidden_BTD[:, self.prompt_slots - 1, None]
+    return jnp.where(begins_response_BT[..., None], end_of_prompt_B1D, hidden_BTD[:, start - 1 : -1])
 
   def attention_pairs(self, attention: str) -> AttentionPairs:
-    prompt, count, piece = self.prompt, self.count, self.piece
-    computed = computed_pairs(attention, prompt) + count * computed_pairs(attention, piece, before=prompt)
-    needed = _triangle(prompt) + count * (piece * prompt + _triangle(piece))
+    """Counts the pairs for a row whose prompt and responses fill their slots; `attention` is a name in `ATTENTION`."""
+    prompt, pieces, piece = self.prompt_slots, self.pieces, self.piece_slots
+    computed = computed_pairs(attention, prompt) + pieces * computed_pairs(attention, piece, before=prompt)
+    needed = _triangle(prompt) + pieces * (piece * prompt + _triangle(piece))
     return AttentionPairs(computed, needed)
 
 
-# Where no number of responses a row is asked for, SharedPrompt must save slots even if responses are only this share of
-# the longest on average; its pieces have room for the longest, and short responses leave them half empty.
+# Where the number of pieces is left open, SharedPrompt must save slots even if a response has on average only this
+# share of the longest one's tokens: its pieces have room for the longest, and short responses leave them half empty.
 _SHORT = 1 / 8
+_PROMPT_MULTIPLE = 8  # the number of slots for a shared prompt is a multiple of it
 
 
 def choose(
@@ -218,14 +270,15 @@ def choose(
   parts: int,
   attention: str,
 ) -> RowLayout:
-  """Returns the layout that the config key `rl.branches` asks for.
+  """Returns the layout, `Separate` or `SharedPrompt`, that a value of the config key `rl.branches` asks for.
 
-  branches: pieces of a row with a shared prompt (`SharedPrompt.count`); 0: `Separate`; -1: the most pieces that save
-  slots with prompts of these lengths, and `Separate` where none do or no lengths are known.
-  prompt_tokens, response_tokens: the longest prompt and response. responses: number of responses of an update, in
-  groups of `group`. parts: the number of rows must be a multiple of it (microbatches x shards of the batch).
-  attention: a name in `attention.ATTENTION`.
-  Raises InputError where `branches` is positive and responses can't share a prompt so.
+  branches: pieces of a row with a shared prompt; 0: `Separate`; -1: the most pieces that save slots with prompts of
+  these lengths, or `Separate` where none save any, no lengths are known, or the attention function can't share prompts.
+  prompt_lengths: tokens of each prompt of the run; empty if unknown. prompt_tokens, response_tokens: slots for the
+  longest prompt and response. group: G, responses to a problem. responses: responses of an update, a multiple of G.
+  parts: microbatches x shards of the batch; it must divide the number of rows. attention: a name in `ATTENTION`.
+  Raises InputError where `branches` is positive but doesn't divide G, gives no multiple of `parts` as the number of
+  rows, or is asked of an attention function that can't share prompts (`WHOLE_TEXTS`).
   """
   separate = Separate(prompt_tokens + response_tokens)
   can_share = attention not in WHOLE_TEXTS
@@ -233,9 +286,10 @@ def choose(
     raise InputError(f"config.rl.branches = {branches}: model.attention {attention!r} can't share a prompt; take 0")
   if branches == 0 or not can_share:
     return separate
-  possible = [count for count in range(1, group + 1) if group % count == 0 and responses % (count * parts) == 0]
+  possible = [pieces for pieces in range(1, group + 1) if group % pieces == 0 and responses % (pieces * parts) == 0]
   longest_prompt = max(prompt_lengths, default=prompt_tokens)
-  prompt_slots = min(-(-longest_prompt // 8) * 8, prompt_tokens)  # a multiple of 8
+  rounded_up = math.ceil(longest_prompt / _PROMPT_MULTIPLE) * _PROMPT_MULTIPLE
+  prompt_slots = min(rounded_up, prompt_tokens)
   if branches > 0:
     if branches not in possible:
       raise InputError(
@@ -247,7 +301,7 @@ def choose(
     return separate
   slots_of_separate_group = group * (np.mean(prompt_lengths) + _SHORT * response_tokens)
   most_pieces = (slots_of_separate_group - prompt_slots) / response_tokens
-  saving = [count for count in possible if 1 < count <= most_pieces]
+  saving = [pieces for pieces in possible if 1 < pieces <= most_pieces]
   if not saving:
     return separate
   return SharedPrompt(prompt_slots, saving[-1], response_tokens)
@@ -266,18 +320,18 @@ class _Fit(NamedTuple):
   slot: int  # of the bin, where the text begins
 
 
-def _first_fit(length_N, numbers: Iterable[int], bins: int, size: int, share: bool) -> Iterator[_Fit]:
+def _first_fit(length_N, numbers: Iterable[int], bins: int, size: int, pack: bool) -> Iterator[_Fit]:
   """Yields a place for each text of `numbers`, of length_N[number] tokens, in `bins` bins of `size` slots.
 
-  share: the longest text comes first, each goes into the first bin with room for it; False: texts come in order, each
+  pack: the longest text comes first, each goes into the first bin with room for it; False: texts come in order, each
   has a bin of its own. Bins are opened in order. Raises InputError where no bin has room.
   """
   free = np.full(bins, size)
   ordered = sorted(numbers)
-  if share:
+  if pack:
     ordered.sort(key=lambda number: -length_N[number])
   for number in ordered:
-    has_room = free >= length_N[number] if share else free == size
+    has_room = free >= length_N[number] if pack else free == size
     if not np.any(has_room):
       raise _no_room(number, length_N[number], bins, size)
     first = int(np.argmax(has_room))
@@ -311,7 +365,9 @@ class _RowsInProgress:
     """Returns the rows in an order such that `sharding.split_rows` puts the rows in use into the first of its parts."""
     rows, slots = self.segments_RS.shape
     rows_in_use = int(np.sum(np.any(self.segments_RS, 1)))
-    both = np.stack([self.segments_RS, self.positions_RS])
-    dealt = both.reshape(2, parts, -1, slots).swapaxes(1, 2)
-    segments_RS, positions_RS = dealt.reshape(2, rows, slots)
-    return Placed(segments_RS, positions_RS, live=-(-rows_in_use * parts // rows))
+    rows_of_part = rows // parts
+
+    def dealt(x_RS):
+      return x_RS.reshape(parts, rows_of_part, slots).swapaxes(0, 1).reshape(rows, slots)
+
+    return Placed(dealt(self.segments_RS), dealt(self.positions_RS), live=math.ceil(rows_in_use / rows_of_part))

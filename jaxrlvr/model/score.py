@@ -22,11 +22,11 @@ _MAX_PARTS = 8  # pieces into which the tokens of a microbatch are cut, at most
 
 @struct.dataclass
 class Scores:
-  """Per-token statistics of p = softmax(logits / temperature), in nats, float32."""
+  """Statistics of each token under p = softmax(logits / temperature), in nats, float32; a pytree."""
 
-  logp_BT: jax.Array  # log p of the token in that slot
-  entropy_BT: jax.Array  # H(p)
-  certainty_BT: jax.Array  # KL(U || p), U uniform over the real vocabulary (the paper's self-certainty)
+  logp_BT: jax.Array  # log p of the token
+  entropy_BT: jax.Array  # H(p), of the distribution that the token was drawn from
+  certainty_BT: jax.Array  # KL(U || p) >= 0, U uniform over the known vocabulary: the paper's self-certainty
 
 
 def _vocab_pieces(vocab: int, chunk: int) -> int:
@@ -47,7 +47,7 @@ def _chunks(head_VD: jax.Array, chunk: int) -> tuple[jax.Array, jax.Array]:
   A piece holds an equal share of every device's columns, so that no device waits. Padding columns have the id `vocab`.
   """
   vocab, width = head_VD.shape
-  shards = sharding.size_here("vocab")
+  shards = sharding.shards_here("vocab")
   pieces = _vocab_pieces(vocab // shards, max(chunk // shards, 1))
   size = -(-vocab // (shards * pieces))
 
@@ -62,17 +62,17 @@ def _chunks(head_VD: jax.Array, chunk: int) -> tuple[jax.Array, jax.Array]:
 
 def _join(pieces, vocab: int) -> jax.Array:
   """Joins the pieces [pieces, columns, D] of `_chunks` to the head [vocab, D]."""
-  shards = sharding.size_here("vocab")
+  shards = sharding.shards_here("vocab")
   x = pieces.reshape(len(pieces), shards, -1, pieces.shape[-1]).swapaxes(0, 1)
   return x.reshape(-1, x.shape[-1])[:vocab]
 
 
 class _TokenOrder(NamedTuple):
-  """An order of each shard's tokens that puts the wanted tokens first, so that pieces without one are skipped."""
+  """An order of each shard's tokens with the tokens to score first, so that pieces without such a token are skipped."""
 
   index_SN: jax.Array  # the token of each place in the order; places beyond the last token fill the last piece
   place_SM: jax.Array  # the place of each token in the order
-  live: jax.Array  # how many pieces hold a wanted token, in the shard that has most
+  live: jax.Array  # how many pieces hold a token to score, in the shard that has most of them
 
   def pieces(self, x):
     """Returns x [B, T, ...] in this order as [shards, pieces, tokens, ...], 0 in places without a token."""
@@ -96,16 +96,16 @@ def _token_pieces(tokens: int) -> int:
   return max(1, min(_MAX_PARTS, tokens // _MIN_TOKENS))
 
 
-def _order(wanted_BT: jax.Array) -> _TokenOrder:
-  """Returns the order that puts the tokens of `wanted_BT` first in each shard."""
-  shards = sharding.size_here("batch")
-  wanted_SM = wanted_BT.reshape(shards, -1)
-  tokens = wanted_SM.shape[1]
+def _order(scored_BT: jax.Array) -> _TokenOrder:
+  """Returns the order that puts the tokens where `scored_BT` is True first in each shard."""
+  shards = sharding.shards_here("batch")
+  scored_SM = scored_BT.reshape(shards, -1)
+  tokens = scored_SM.shape[1]
   pieces = _token_pieces(tokens)
-  index_SM = jnp.argsort(~wanted_SM, axis=1, stable=True)
+  index_SM = jnp.argsort(~scored_SM, axis=1, stable=True)
   index_SN = jnp.pad(index_SM, ((0, 0), (0, -tokens % pieces)), constant_values=tokens)
   piece_size = index_SN.shape[1] // pieces
-  live = -(-jnp.max(jnp.sum(wanted_SM, 1)) // piece_size)
+  live = -(-jnp.max(jnp.sum(scored_SM, 1)) // piece_size)  # rounded up
   return _TokenOrder(index_SN, jnp.argsort(index_SM, axis=1), live)
 
 
@@ -115,11 +115,11 @@ def _logits(hidden, piece, scale):
 
 
 class TokenStats(NamedTuple):
-  """Statistics of tokens [B,T], as in `Scores`."""
+  """Statistics of tokens, each float32 [B,T] in nats; p is the softmax of the scaled logits."""
 
-  logp: jax.Array
-  entropy: jax.Array
-  certainty: jax.Array
+  logp: jax.Array  # log p of the target
+  entropy: jax.Array  # H(p)
+  certainty: jax.Array  # KL(U || p), U uniform over the known vocabulary
 
 
 class _Running(NamedTuple):
@@ -148,28 +148,30 @@ def token_stats(
   hidden_BTD: jax.Array,
   head_VD: jax.Array,
   target_BT: jax.Array,
-  wanted_BT: jax.Array,
-  known: int,
-  chunk: int,
+  scored_BT: jax.Array,
+  known_vocab: int,
+  vocab_chunk: int,
   scale: float,
 ) -> TokenStats:
   """Returns log-probability, entropy and self-certainty of the tokens `target_BT` under logits scale * hidden @ head.T.
 
-  Only the first `known` columns of the head count as vocabulary. chunk: columns of the head whose logits are held at
-  once. Tokens where `wanted_BT` is False get 0; their logits are not computed, but for a rest of a piece.
+  hidden_BTD: the state that predicts each token. scored_BT: bool; where it is False all three are 0 and have no
+  gradient, and most of these logits are not computed. known_vocab: only ids below it count as vocabulary. vocab_chunk:
+  how many ids' logits are held at once. scale: 1 / temperature. Differentiable in hidden_BTD and head_VD; the last
+  three arguments must be positional and static.
   """
-  return _stats_forward(hidden_BTD, head_VD, target_BT, wanted_BT, known, chunk, scale)[0]
+  return _stats_forward(hidden_BTD, head_VD, target_BT, scored_BT, known_vocab, vocab_chunk, scale)[0]
 
 
-def _stats_forward(hidden_BTD, head_VD, target_BT, wanted_BT, known, chunk, scale):
+def _stats_forward(hidden_BTD, head_VD, target_BT, scored_BT, known_vocab, vocab_chunk, scale):
   """Returns what `token_stats` returns, and what its backward pass needs: no logits."""
-  order = _order(wanted_BT)
+  order = _order(scored_BT)
   hidden, target = order.pieces(hidden_BTD), order.pieces(target_BT)
 
   def add_columns(running, head_piece):
     columns, id_C = head_piece
     columns = sharding.constrain(columns, "vocab", None)  # gathered here once, not for each piece of the tokens
-    is_known = id_C < known
+    is_known = id_C < known_vocab
 
     def add_tokens(i, running):
       hidden_here, target_here = hidden[:, i], target[:, i]
@@ -191,40 +193,40 @@ def _stats_forward(hidden_BTD, head_VD, target_BT, wanted_BT, known, chunk, scal
 
   zero = jnp.zeros(target.shape, jnp.float32)
   start = _Running(jnp.full_like(zero, NEGATIVE), zero, zero, zero, zero)
-  running, _ = jax.lax.scan(add_columns, start, _chunks(head_VD, chunk))
-  total = jnp.where(running.total > 0, running.total, 1.0)  # of tokens in pieces that are not computed
+  running, _ = jax.lax.scan(add_columns, start, _chunks(head_VD, vocab_chunk))
+  total = jnp.where(running.total > 0, running.total, 1.0)  # 0 for tokens in pieces that were skipped
   log_z = running.top + jnp.log(total)
   entropy = jnp.log(total) - running.weighted / total  # relative to the top logit, or float32 loses its small digits
-  certainty = log_z - running.plain / known - jnp.log(float(known))
+  certainty = log_z - running.plain / known_vocab - jnp.log(float(known_vocab))
 
   def by_row(x):
-    return jnp.where(wanted_BT, order.rows(x, target_BT), 0.0)
+    return jnp.where(scored_BT, order.rows(x, target_BT), 0.0)
 
   stats = TokenStats(by_row(running.chosen - log_z), by_row(entropy), by_row(certainty))
-  return stats, (hidden_BTD, head_VD, target_BT, wanted_BT, log_z, entropy)
+  return stats, (hidden_BTD, head_VD, target_BT, scored_BT, log_z, entropy)
 
 
-def _stats_backward(known, chunk, scale, residuals, gradient):
+def _stats_backward(known_vocab, vocab_chunk, scale, residuals, gradient):
   """Returns the gradients of hidden states and head; logits are computed again, one piece at a time."""
-  hidden_BTD, head_VD, target_BT, wanted_BT, log_z, entropy = residuals
-  order = _order(wanted_BT)
+  hidden_BTD, head_VD, target_BT, scored_BT, log_z, entropy = residuals
+  order = _order(scored_BT)
   hidden, target = order.pieces(hidden_BTD), order.pieces(target_BT)
-  d_stats = (order.pieces(jnp.where(wanted_BT, d_BT, 0.0)) for d_BT in gradient)
+  d_stats = (order.pieces(jnp.where(scored_BT, d_BT, 0.0)) for d_BT in gradient)
   per_token = _PerToken(target, log_z, entropy, *d_stats)
 
   def add_columns(d_hidden, head_piece):
     columns, id_C = head_piece
     columns = sharding.constrain(columns, "vocab", None)  # gathered here once, not for each piece of the tokens
-    is_known = id_C < known
+    is_known = id_C < known_vocab
 
     def add_tokens(i, carry):
       d_hidden, d_columns = carry
-      here = jax.tree.map(lambda x: x[:, i, :, None], per_token)
+      token = jax.tree.map(lambda x: x[:, i, :, None], per_token)
       hidden_here = hidden[:, i]
-      logp = _logits(hidden_here, columns, scale) - here.log_z
+      logp = _logits(hidden_here, columns, scale) - token.log_z
       p = jnp.exp(logp)
-      d_logits = here.d_logp * ((here.target == id_C) - p) - here.d_entropy * p * (logp + here.entropy)
-      d_logits = jnp.where(is_known, d_logits + here.d_certainty * (p - 1.0 / known), 0.0) * scale
+      d_logits = token.d_logp * ((token.target == id_C) - p) - token.d_entropy * p * (logp + token.entropy)
+      d_logits = jnp.where(is_known, d_logits + token.d_certainty * (p - 1.0 / known_vocab), 0.0) * scale
       d_logits = d_logits.astype(columns.dtype)
       d_hidden_here = jnp.einsum("snv,vd->snd", d_logits, columns, preferred_element_type=jnp.float32)
       d_columns += jnp.einsum("snv,snd->svd", d_logits, hidden_here, preferred_element_type=jnp.float32)
@@ -235,7 +237,7 @@ def _stats_backward(known, chunk, scale, residuals, gradient):
     return d_hidden, sharding.constrain(jnp.sum(d_columns, 0), "vocab", "embed")  # shards add up once a piece
 
   zero = jnp.zeros(hidden.shape, jnp.float32)
-  d_hidden, d_head = jax.lax.scan(add_columns, zero, _chunks(head_VD, chunk))
+  d_hidden, d_head = jax.lax.scan(add_columns, zero, _chunks(head_VD, vocab_chunk))
   d_hidden = order.rows(d_hidden, target_BT)
   return d_hidden.astype(hidden_BTD.dtype), _join(d_head, len(head_VD)).astype(head_VD.dtype), None, None
 
@@ -252,21 +254,23 @@ def score(
   *,
   start: int = 1,
   temperature: float = 1.0,
-  wanted_BT: jax.Array | None = None,
+  scored_BT: jax.Array | None = None,
   layout: RowLayout | None = None,
 ) -> Scores:
-  """Returns statistics [B, T-start] of tokens start .. T-1, each conditioned on the earlier tokens of its segment.
+  """Returns statistics [B, T-start] of the tokens in slots start .. T-1, each given the earlier tokens of its text.
 
-  params: the float32 master weights. wanted_BT: tokens to score (None: all); other tokens get 0, and their logits are
-  not computed. layout: how texts are laid out on the rows (None: one behind another); a response's first token is
-  conditioned on its prompt. The first token of a segment has no context there, so its statistics have no meaning: mask
-  it out.
+  Runs the forward pass; differentiable in `params`, the float32 master weights by name. tokens_BT: token ids.
+  positions_BT: position of each token in its text. segments_BT: number of the text in each slot, 0 for padding.
+  start: at least 1. temperature: logits are divided by it. scored_BT: bool [B,T], the tokens to score (None: all);
+  other tokens get 0, and most of their logits are not computed. layout: how texts are laid out on the rows (None:
+  `Separate`, one behind another). The first token of a text, and padding, have no context: mask their numbers out,
+  which mean nothing. The first token of a response is given its prompt, wherever the layout has placed it.
   """
   weights = fwd.cast(params, spec)
   if layout is None:
     layout = Separate(tokens_BT.shape[1])
-  if wanted_BT is None:
-    wanted_BT = jnp.ones(tokens_BT.shape, bool)
+  if scored_BT is None:
+    scored_BT = jnp.ones(tokens_BT.shape, bool)
   attend = fwd.causal(segments_BT, spec, layout)
   hidden_BTD, _ = fwd.forward(weights, tokens_BT, positions_BT, attend, None, spec)
   previous_hidden = layout.previous_hidden(hidden_BTD, segments_BT, start)
@@ -274,7 +278,7 @@ def score(
     previous_hidden,
     fwd.head_VD(weights, spec),
     tokens_BT[:, start:],
-    wanted_BT[:, start:],
+    scored_BT[:, start:],
     spec.known_vocab,
     spec.vocab_chunk,
     1 / temperature,

@@ -39,7 +39,7 @@ def sample(
   problems, width = prompt_PS.shape
   parts = threads.part_count(weights, problems, s.group)
   mesh = jax.sharding.get_abstract_mesh()
-  shards = sharding.size_here("batch")
+  shards = sharding.shards_here("batch")
   loop = decode_loop(spec, s, shards, (problems // parts, width), stops.shape, mesh)
   if parts == 1:
     return loop(weights, batch, stops)

@@ -312,7 +312,7 @@ def _draw_token(state: State, logits_RV, t, s: Sampling, stops, known: int) -> S
 
   Each device looks at some of the rows, over the whole vocabulary. known: `Spec.known_vocab`.
   """
-  if not len(logits_RV) % sharding.size_here("everywhere"):
+  if not len(logits_RV) % sharding.shards_here("everywhere"):
     logits_RV = sharding.constrain(logits_RV, "everywhere", None)
   token = draw_known(logits_RV, state.key_R, t, s, known)
   live_R = ~state.done_R

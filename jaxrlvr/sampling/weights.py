@@ -21,14 +21,12 @@ def weight_shardings(spec: Spec, mesh: jax.sharding.Mesh, int8: tuple[str, ...] 
   """
 
   def sharding_of(name: str, leaf: Leaf):
-    shape, axes = leaf.shape, leaf.axes
-    if leaf.layered:
-      shape, axes = shape[1:], axes[1:]
-    place: Any = sharding.place(mesh, name, shape, axes)
-    if "weights" in int8 and leaf.summed:
-      scale_shape = tuple(1 if i in leaf.summed else n for i, n in enumerate(shape))
-      scale_axes = tuple(None if i in leaf.summed else axis for i, axis in enumerate(axes))
-      scale_place: Any = sharding.place(mesh, name, scale_shape, scale_axes)
+    shape, axes = leaf.layer_shape, leaf.layer_axes
+    place: Any = sharding.checked_sharding(mesh, name, shape, axes)
+    if "weights" in int8 and leaf.input_axes:
+      scale_shape = tuple(1 if i in leaf.input_axes else n for i, n in enumerate(shape))
+      scale_axes = tuple(None if i in leaf.input_axes else axis for i, axis in enumerate(axes))
+      scale_place: Any = sharding.checked_sharding(mesh, name, scale_shape, scale_axes)
       place = Int8(place, scale_place)
     return (place,) * spec.layers if leaf.layered else place
 
@@ -48,8 +46,8 @@ def lay_out_weights(
   table = leaves(spec)
 
   def convert(w, leaf: Leaf):
-    if "weights" in int8 and leaf.summed:
-      return quantise(w, leaf.summed)
+    if "weights" in int8 and leaf.input_axes:
+      return quantise(w, leaf.input_axes)
     return w.astype(spec.dtype)
 
   def laid_out(params):

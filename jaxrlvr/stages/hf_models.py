@@ -215,7 +215,7 @@ def _probe(
   weights by name, sharded over `mesh`. On several hosts all processes must call it together, and each gets the whole
   array.
   """
-  rows = sharding.size(mesh, "batch")
+  rows = sharding.shard_count(mesh, "batch")
   tokens_BT = np.random.default_rng(0).integers(0, spec.known_vocab, (rows, _PROBE_TOKENS)).astype(np.int32)
   positions_BT = np.broadcast_to(np.arange(_PROBE_TOKENS, dtype=np.int32), tokens_BT.shape)
   segments_BT = np.ones_like(tokens_BT)

@@ -99,7 +99,9 @@ def _replicated(mesh, shape: tuple[int, ...], dtype):
 
 def _shards(mesh) -> flops.Shards:
   """Returns how the mesh splits the work and the weights."""
-  return flops.Shards(sharding.size(mesh, "batch"), mesh.shape["tensor"], mesh.shape["fsdp"] * mesh.shape["tensor"])
+  return flops.Shards(
+    sharding.shard_count(mesh, "batch"), mesh.shape["tensor"], mesh.shape["fsdp"] * mesh.shape["tensor"]
+  )
 
 
 def _in(mesh, function):
@@ -275,7 +277,7 @@ def _sampler_shapes(config: ConfigDict, policy: build_policy.Policy, sampling: S
   batch = _rows(mesh, Batch(tokens, lengths, row_keys))
   states = 2 + sum(map(len, s.stop_strings))
   stops = _replicated(mesh, (states, spec.vocab), jnp.int32)
-  prefill = functools.partial(sampler.prefill, spec=spec, s=sampling, shards=sharding.size(mesh, "batch"))
+  prefill = functools.partial(sampler.prefill, spec=spec, s=sampling, shards=sharding.shard_count(mesh, "batch"))
   with jax.set_mesh(mesh):
     begun = jax.eval_shape(prefill, weights, batch, stops)
     empty_block = functools.partial(sampler_cache.empty_block, rows=len(batch.keys_B), slots=sampling.block_slots)
@@ -306,7 +308,7 @@ def _sampling(config: ConfigDict, policy: build_policy.Policy, resident: float) 
     tokens=0,
   )
   arguments = (shapes.weights, shapes.batch, shapes.stops)
-  shards = sharding.size(mesh, "batch")
+  shards = sharding.shard_count(mesh, "batch")
   prefill_program = Program(
     name="prefill",
     times=s.sample_parts,
@@ -324,7 +326,7 @@ def _decode(
 ) -> Program:
   """Returns the program that decodes a part's responses with all of the KV cache, and so takes the most memory."""
   s, spec, mesh = config.rl, policy.spec, policy.sample_mesh
-  shards = sharding.size(mesh, "batch")
+  shards = sharding.shard_count(mesh, "batch")
   rows = s.problems_per_step // s.sample_parts * sampling.group
   mean_tokens = config.plan.mean_tokens or s.response_tokens
   # The batch shrinks as rows finish: (rows a shard, decode steps with so many), the largest first.

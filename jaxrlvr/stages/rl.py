@@ -218,7 +218,7 @@ def make_learner(
     response_tokens=s.response_tokens,
     group=s.group_size,
     responses=problems_per_update * s.group_size,
-    parts=s.microbatches * sharding.size(policy.mesh, "batch"),
+    parts=s.microbatches * sharding.shard_count(policy.mesh, "batch"),
     attention=policy.spec.attention,
   )
   return Learner(policy, loss_fn, optimizer, updates, layout, s), rates

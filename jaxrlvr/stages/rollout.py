@@ -105,7 +105,7 @@ class Sampler:
     self._reading = config.answer.read
     self.sampling = sampling_settings(config, policy.tokenizer, **changes)
     _warn_of_length(self._width + self.sampling.max_tokens, policy.spec.max_positions)
-    self._shards = sharding.size(policy.sample_mesh, "batch")
+    self._shards = sharding.shard_count(policy.sample_mesh, "batch")
     everywhere = sharding.named_sharding(policy.sample_mesh)
     self._stops = multihost.put(_stop_automaton(config.rl.stop_strings, policy.tokenizer), everywhere)
     self._lay_out = lay_out_weights(policy.spec, policy.sample_mesh, self.sampling.int8)

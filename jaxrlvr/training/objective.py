@@ -37,8 +37,8 @@ def language_modelling(spec: Spec) -> LossFn:
   """Returns the loss function of a `TextBatch`: weighted cross-entropy in nats. Its metric is entropy."""
 
   def loss_fn(params, batch: TextBatch):
-    wanted_BT = batch.weights_BT > 0
-    scores = score(params, batch.tokens_BT, batch.positions_BT, batch.segments_BT, spec, wanted_BT=wanted_BT)
+    scored_BT = batch.weights_BT > 0
+    scores = score(params, batch.tokens_BT, batch.positions_BT, batch.segments_BT, spec, scored_BT=scored_BT)
     weights_BT = batch.weights_BT[:, 1:]
     entropy = jnp.sum(jnp.where(weights_BT > 0, weights_BT * scores.entropy_BT, 0.0))
     metrics = {"entropy": Sum(entropy)}
@@ -76,7 +76,7 @@ def logp(
   rows = sharding.split_rows(rows, parts)
 
   def part(i, done):
-    tokens_RS, positions_RS, segments_RS, wanted_RS = sharding.part(rows, i)
+    tokens_RS, positions_RS, segments_RS, scored_RS = sharding.microbatch(rows, i)
     scores = score(
       params,
       tokens_RS,
@@ -84,7 +84,7 @@ def logp(
       segments_RS,
       spec,
       temperature=temperature,
-      wanted_BT=wanted_RS,
+      scored_BT=scored_RS,
       layout=batch.layout,
     )
     logp_RS = jnp.pad(scores.logp_BT, ((0, 0), (1, 0)))  # slot 0 has no score
@@ -199,7 +199,7 @@ def grpo(spec: Spec, *, temperature: float, kl_beta: float, kl_estimator: str, *
       batch.segments_RS,
       spec,
       temperature=temperature,
-      wanted_BT=batch.weights_RS > 0,
+      scored_BT=batch.weights_RS > 0,
       layout=batch.layout,
     )
     policy_logp = scores.logp_BT

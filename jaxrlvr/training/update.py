@@ -65,7 +65,7 @@ def accumulate(
   parts = sharding.split_rows(batch, microbatches)
 
   def add_microbatch(i, total: Accumulated) -> Accumulated:
-    (loss, metrics), gradient = grad_fn(params, sharding.part(parts, i))
+    (loss, metrics), gradient = grad_fn(params, sharding.microbatch(parts, i))
     return Accumulated(
       jax.tree.map(jnp.add, total.gradient, gradient), total.loss + loss, merge(total.metrics, metrics)
     )

@@ -12,7 +12,7 @@ from jaxrlvr.device.idle import Busy
 _FAULTS = """
 import resource
 from jaxrlvr.device import cpu_malloc
-assert cpu_malloc.keep() is {told}
+assert cpu_malloc.keep_freed_memory() is {told}
 import jax, jax.numpy as jnp
 work = jax.jit(lambda x: ((x @ x.T) @ x).sum())  # 64 MiB of temporaries, which malloc maps and unmaps if not told
 x = jnp.ones((4096, 8))

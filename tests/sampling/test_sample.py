@@ -188,7 +188,7 @@ def test_eight_bits_are_near_and_their_logp_is_that_of_what_was_sampled(rich_spe
   for name, leaf in table.items():
     off = np.abs(np.asarray(rounded[name] - rich_params[name]))
     assert off.max() <= np.abs(rich_params[name]).max() / 254 + 1e-6 and (off.max() > 0) == (
-      "weights" in int8 and bool(leaf.summed)
+      "weights" in int8 and bool(leaf.input_axes)
     ), name
 
 
