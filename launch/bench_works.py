@@ -112,7 +112,7 @@ def _sample_cost(size: Size, problems: int, group: int, response: int, mean: flo
   from jaxrlvr.model.row_layout import Separate
   from jaxrlvr.planning import flops as counts
 
-  spec, one = _spec(size), counts.Cut(1, 1, 1)
+  spec, one = _spec(size), counts.Shards(1, 1, 1)
   cost = counts.forward_cost(spec, problems, Separate(size.prompt), 1, one)
   if response > 1:
     levels = counts.level_steps(problems * group, response, mean, shrink)
@@ -139,7 +139,7 @@ def _update_cost(size: Size, scored: int, layout):
 
   rows = layout.rows(size.rows)
   scored *= size.rows // rows
-  return counts.update_cost(_spec(size), rows, layout, scored, size.rows // size.micro, 4, counts.Cut(1, 1, 1))
+  return counts.update_cost(_spec(size), rows, layout, scored, size.rows // size.micro, 4, counts.Shards(1, 1, 1))
 
 
 def _sample(size: Size, problems: int, group: int, response: int, eos=(), shrink: int = 0, int8=()) -> Work:
@@ -213,7 +213,7 @@ def _train(size: Size, kind: str) -> Work:
     def once():
       jax.block_until_ready(objective.logp(params, batch, micro, spec, temperature=1.0, parts=micro))
 
-    cost = counts.forward_cost(spec, rows, _separate(size), slots - 1, counts.Cut(1, 1, 1))
+    cost = counts.forward_cost(spec, rows, _separate(size), slots - 1, counts.Shards(1, 1, 1))
     return Work(once, rows * slots, cost.flops, cost.bytes)
   optimizer = optim.adamw(0.9, 0.999, 1e-8, 0.01, 1.0)
   scored = slots - 1 if kind == "sft" else size.response
