@@ -36,8 +36,9 @@ class Phase(NamedTuple):
 def reward_phase(reward_T: Sequence[float | None]) -> str:
   """Returns what the training rewards so far do: "early", "flat", "rising" or "saturated".
 
-  reward_T: the mean reward of each step; None and nan are left out. Means over windows of W successive rewards are
-  compared, where W is a third of the number of rewards and at least 10. The first rule that holds decides:
+  reward_T: the mean reward of each step; None and values that are not finite are left out. Means over windows of W
+  successive rewards are compared, where W is a third of the number of rewards and at least 10. The first rule that
+  holds decides:
     early      there are fewer than 2 W rewards, or none is above 0
     saturated  each of the last 2 W rewards is at least 0.99 of the largest
     flat       no window's mean lies above the first window's by more than 4 standard errors of such a difference

@@ -104,11 +104,11 @@ def vote(rows: Sequence[Mapping]) -> Vote:
 
 
 def auc(pairs: Sequence[tuple[float, bool]]) -> float | None:
-  """Returns the AUC of a value that should be larger for right responses: the chance that a right one has the larger
-  value.
+  """Returns the AUC of a value that should tell right responses from wrong ones, by being larger for right ones.
 
-  pairs: (value, whether it is right) for each response. A tie counts one half. 1: every right response has a larger
-  value than every wrong one; 0.5: the value tells nothing. None unless there are both a right and a wrong response.
+  pairs: (value, whether it is right) for each response. The AUC is the chance that a right response has a larger value
+  than a wrong one, where a tie counts one half; 0.5: the value tells nothing. None unless there are both a right and a
+  wrong response.
   """
   right = np.array([value for value, is_right in pairs if is_right])
   wrong = np.array([value for value, is_right in pairs if not is_right])

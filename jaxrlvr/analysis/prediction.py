@@ -349,15 +349,14 @@ class Prediction(NamedTuple):
 def predict(
   figures: Mapping[str, float], like_references: bool, judged_problems: int, domain: str, reference: float | None = None
 ) -> list[Prediction]:
-  """Predicts what RL will do to a policy in each setting of WEAK_SETTINGS: scarce, noisy, vote and certainty, in this
-  order.
+  """Predicts what RL will do to a policy in each weak setting: scarce, noisy, vote and certainty, in this order.
 
   figures: the figures of `pre_rl.measure` and of `reasoning.reasoning_figures` in one mapping. It needs
   usable_problems, F(1)/correct, labelled/correct, and the ends NAME_low and NAME_high of format, clipped, vote_right
   and F(1)/correct (KeyError for an absent one that a rule reads; nan: not measured); faithful_diversity_low and _high
   may be absent. like_references: whether the policy is like those that the paper reports on (`resembles_references`).
-  judged_problems: the number of problems whose responses were judged. domain: one of DOMAIN_NAMES; in those of
-  SEPARATES faithfulness tells the regimes apart, elsewhere faithful diversity does, compared with `reference`.
+  judged_problems: the number of problems whose responses were judged. domain: one of DOMAIN_NAMES; in "math" and
+  "arithmetic" faithfulness tells the regimes apart, elsewhere faithful diversity does, compared with `reference`.
   reference: the faithful diversity of a policy that is known to generalise in this domain; None if there is none.
 
   For each setting the first rule of REGIME_RULES that holds gives the regime. It is one level less sure ("high",

@@ -54,11 +54,11 @@ def label_metrics(label_right_P: Sequence[float | None], elections_P: Sequence[E
 
 
 def cause_metrics(cause_PG: Sequence[Sequence[str]]) -> Mapping[str, float]:
-  """Returns {"unparseable": share without a readable answer, "timeout": share whose grading took too long} of all
-  responses.
+  """Returns the shares of responses that could not be read or took too long: {"unparseable": share, "timeout": share}.
 
   cause_PG: for P problems with G responses each, the cause that grading against the truth recorded: "" for a plain
-  verdict; "unparseable", "timeout", or another one, which counts in neither share. Both are nan without a response.
+  verdict; "unparseable" (no readable answer), "timeout", or another one, which counts in neither share. Both are nan
+  without a response.
   """
   causes = [cause for row in cause_PG for cause in row]
   return {

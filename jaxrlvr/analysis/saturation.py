@@ -16,8 +16,9 @@ CLEARLY = 4.0  # a rise of fewer standard errors may be noise
 
 @dataclasses.dataclass(frozen=True)
 class Saturation:
-  """The step at which a run saturates, and its evaluations M there, in M's unit; None where undefined, and `note` says
-  why.
+  """The step at which a run saturates, and its evaluations M there.
+
+  Figures are in M's unit. Where one is undefined it is None, and `note` says why.
   """
 
   t_sat: int | None  # first step whose reward has 99 % of the largest, counted from 1; None: none, or in the tail
@@ -127,9 +128,7 @@ class CurveDraws(NamedTuple):
 
 
 class GainDraws(NamedTuple):
-  """What a run gained, in each of D bootstrap draws and in the unit of its evaluations M; arrays [D], None where
-  undefined.
-  """
+  """What a run gained in each of D bootstrap draws: arrays [D] in the unit of its evaluations M, None where undefined."""
 
   until_t_sat: np.ndarray | None = None  # M(t_sat) - M(0)
   residual: np.ndarray | None = None  # the largest M from t_sat on, minus M(t_sat); never below 0
@@ -324,9 +323,9 @@ def rewards_by_problem(rows: Sequence[Mapping], votes: int, group: int) -> dict[
 
   rows: a row for each response of the step, as training writes them to rollouts/, with `problem` (its id), `sample`
   (its number among the problem's responses, from 0) and `reward` (None: unscored). votes: number of samples of a
-  problem that vote together. group: number of these that are trained on, the first ones; only their rewards are
-  returned, that is where sample % votes < group. Unscored responses and rewards that are not finite are left out, and
-  so is a problem that has no others.
+  problem that vote together, at least 1. group: the first `group` of these are trained on, and only their rewards are
+  returned: those with sample % votes < group. Rewards that are None or not finite are left out, and so are problems
+  without a reward.
   """
   rewards: dict[str, list[float]] = {}
   for row in rows:

@@ -276,10 +276,10 @@ def lead_of_rl_runs(runs: Sequence[RecordedRun], concluded: Mapping[RecordedRun,
   """Writes the first paragraph of a report on RL runs, as plain text in sentences.
 
   runs: at least one. concluded: the conclusion on each of them. For up to STORIES = 8 runs it names the runs that came
-  to each conclusion; by how many points the best one ends above each other run on the same set, with 95 % intervals
-  over the problems that both recorded; the runs that are trained on held-out problems, that are not compared because
-  they were last evaluated at an earlier step, and that are not finished. For more runs it gives the numbers of arms,
-  settings, runs without reward and runs that are not finished.
+  to each conclusion; by how many points the best one ends above each run on the same set that it beats, with 95 %
+  intervals over the problems that both recorded; the runs that are trained on held-out problems; those that are not
+  compared, as they were last evaluated at an earlier step; and those that are not finished. For more runs it gives the
+  numbers of arms, settings, runs without reward and runs that are not finished.
   """
   if len(runs) > STORIES:
     return _lead_of_many(runs)

@@ -253,10 +253,9 @@ class RecordedRun:
     return RecordedOverlap(True, True, problems, sum(shared[name] for name in names), left_out)
 
   def why_unpaid(self) -> str:
-    """Returns a phrase that says why no response was paid: the reason in the summary, otherwise the number of steps so
-    far.
+    """Returns a phrase that says why no response was paid; call it only if the run is `unpaid`.
 
-    Call it only if the run is `unpaid`.
+    It is the reason in the summary of a finished run, otherwise "no response was paid anything in N steps".
     """
     reason = self.summary.get("unpaid")
     if isinstance(reason, str):

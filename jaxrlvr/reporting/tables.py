@@ -133,7 +133,8 @@ def table_as_csv(rows: Sequence[Mapping]) -> str:
 def slug(name: str) -> str:
   """Returns a name as a part of a file name: at most 40 ASCII letters, digits, "_", "-" and ".".
 
-  Each run of other characters becomes one "-", and none stays at the ends; "x" if nothing is left.
+  Each run of other characters becomes one "-", those at both ends are dropped, and then the name is cut; "x" if nothing
+  is left.
   """
   return re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-")[:40] or "x"
 
