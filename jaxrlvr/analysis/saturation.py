@@ -128,7 +128,7 @@ class CurveDraws(NamedTuple):
 
 
 class GainDraws(NamedTuple):
-  """What a run gained in each of D bootstrap draws: arrays [D] in the unit of its evaluations M, None where undefined."""
+  """What a run gained, in each of D bootstrap draws: arrays [D] in the unit of its evaluations M; None: undefined."""
 
   until_t_sat: np.ndarray | None = None  # M(t_sat) - M(0)
   residual: np.ndarray | None = None  # the largest M from t_sat on, minus M(t_sat); never below 0
