@@ -52,8 +52,13 @@ class Worker:
     self._log = tempfile.TemporaryFile("w+")
     self._process = subprocess.Popen(
       [sys.executable, __file__, f"--worker={name}", f"--size={size}", f"--core={args.core}"],
-      stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True, env=env, start_new_session=True,
-    )  # fmt: skip
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      stderr=self._log,
+      text=True,
+      env=env,
+      start_new_session=True,
+    )
     try:
       self.ready = self._read()
     except BaseException:

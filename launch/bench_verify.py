@@ -109,9 +109,12 @@ def speed(rng, rows):
       ours, theirs = ours + took, theirs + plain
       agree += sum(verdict.score == score for verdict, score in zip(verdicts, scores, strict=True))
   yield {
-    "what": "honest answers against serial Math-Verify", "seconds": ours, "serial_seconds": theirs,
-    "ratio": theirs / ours, "same_scores": agree / rows,
-  }  # fmt: skip
+    "what": "honest answers against serial Math-Verify",
+    "seconds": ours,
+    "serial_seconds": theirs,
+    "ratio": theirs / ours,
+    "same_scores": agree / rows,
+  }
 
 
 def hangs(rng, rows):
@@ -122,9 +125,13 @@ def hangs(rng, rows):
     zombies = children().count("Z")
   lost = sum(verdict.score is None for verdict in verdicts)
   yield {
-    "what": "one in ten never ends", "seconds": took, "hangs": rows // 10, "unscored": lost,
-    "zombies": zombies, "processes_after": len(children()),
-  }  # fmt: skip
+    "what": "one in ten never ends",
+    "seconds": took,
+    "hangs": rows // 10,
+    "unscored": lost,
+    "zombies": zombies,
+    "processes_after": len(children()),
+  }
 
 
 def memory(rng, rows):
@@ -175,10 +182,13 @@ def overlap(rng, rows):
 
     together, _ = seconds(both)
   yield {
-    "what": "grading beside other work of the host", "grading_seconds": grading, "computing_seconds": computing,
-    "together_seconds": together, "hidden": (grading + computing - together) / min(grading, computing),
+    "what": "grading beside other work of the host",
+    "grading_seconds": grading,
+    "computing_seconds": computing,
+    "together_seconds": together,
+    "hidden": (grading + computing - together) / min(grading, computing),
     "host_cpu_share": cpu / grading,
-  }  # fmt: skip
+  }
 
 
 def main() -> None:

@@ -71,9 +71,15 @@ def _size(name: str) -> Size:
   model["vocab"] = m.vocab or c.text.vocab  # 0: the tokenizer's of the built-in models
   rows = rl.problems_per_step * rl.group_size
   return Size(
-    model, rl.problems_per_step, rl.group_size, rl.prompt_tokens, rl.response_tokens, rows, rows // rl.microbatches,
+    model,
     rl.problems_per_step,
-  )  # fmt: skip
+    rl.group_size,
+    rl.prompt_tokens,
+    rl.response_tokens,
+    rows,
+    rows // rl.microbatches,
+    rl.problems_per_step,
+  )
 
 
 # ---- ours ----
@@ -240,9 +246,11 @@ def _ceilings(size: Size) -> Work:
   host, slots = jax.default_backend() == "cpu", size.prompt + size.response
   big, work, length = (2048, 2e9, 2**28) if host else (8192, 2e13, 2**32)
   shapes = [
-    (big, big, big), (size.problems * size.group, m["width"], m["mlp"]), (size.micro * slots, m["width"], m["mlp"]),
+    (big, big, big),
+    (size.problems * size.group, m["width"], m["mlp"]),
+    (size.micro * slots, m["width"], m["mlp"]),
     (size.micro * size.response, m["width"], m["vocab"]),
-  ]  # fmt: skip
+  ]
   product, reads = jax.jit(jnp.matmul), (jax.jit(jnp.sum), jax.jit(lambda x: x @ x[0]))
   x = jnp.ones((length // jnp.dtype(dtype).itemsize // 4096, 4096), dtype)
 
@@ -349,17 +357,33 @@ def _step(size: Size) -> Work:
   (folder / "model").mkdir()
   _model_folder(size, folder / "model")
   settings = {
-    "model.path": folder / "model", "model.dtype": size.model.get("dtype", "float32"), "model.unroll": 64,
-    "model.remat": size.model.get("remat", "none"), "mesh.fsdp": 1, "problems.count": 0,
-    "heldout.count": 1, "heldout.overlap": "warn", "evaluate.samples": 1, "evaluate.pass_k": "1,",
-    "evaluate.problems_per_batch": 1, "checkpoint.every": 10**9,
-    "rl.steps": 10**5, "rl.problems_per_step": size.problems, "rl.group_size": size.group, "rl.kl_beta": 0.0,
-    "rl.microbatches": size.rows // size.micro, "rl.prompt_tokens": size.prompt, "rl.response_tokens": size.response,
-    "rl.shrink": 0, "rl.branches": size.group, "rl.reward": "gated", "rl.optim.lr": 1e-6,
+    "model.path": folder / "model",
+    "model.dtype": size.model.get("dtype", "float32"),
+    "model.unroll": 64,
+    "model.remat": size.model.get("remat", "none"),
+    "mesh.fsdp": 1,
+    "problems.count": 0,
+    "heldout.count": 1,
+    "heldout.overlap": "warn",
+    "evaluate.samples": 1,
+    "evaluate.pass_k": "1,",
+    "evaluate.problems_per_batch": 1,
+    "checkpoint.every": 10**9,
+    "rl.steps": 10**5,
+    "rl.problems_per_step": size.problems,
+    "rl.group_size": size.group,
+    "rl.kl_beta": 0.0,
+    "rl.microbatches": size.rows // size.micro,
+    "rl.prompt_tokens": size.prompt,
+    "rl.response_tokens": size.response,
+    "rl.shrink": 0,
+    "rl.branches": size.group,
+    "rl.reward": "gated",
+    "rl.optim.lr": 1e-6,
     **{f"{use}.source": folder / "problems.jsonl" for use in ("problems", "heldout")},
     **{f"{use}.columns": "prompt=prompt,label=answer" for use in ("problems", "heldout")},
     **{f"{use}.verifier": "choice" for use in ("problems", "heldout")},
-  }  # fmt: skip
+  }
 
   def gated(answers, grade):
     gate.arrive()
@@ -417,11 +441,19 @@ def _llama(size: Size):
   torch.manual_seed(0)
   m, device = size.model, "cuda" if torch.cuda.is_available() else "cpu"
   config = LlamaConfig(
-    vocab_size=m["vocab"], hidden_size=m["width"], intermediate_size=m["mlp"], num_hidden_layers=m["layers"],
-    num_attention_heads=m["heads"], num_key_value_heads=m["kv_heads"], head_dim=m["head_dim"],
-    max_position_embeddings=size.prompt + size.response, tie_word_embeddings=m.get("tied", True),
-    bos_token_id=1, eos_token_id=None, pad_token_id=0,
-  )  # fmt: skip
+    vocab_size=m["vocab"],
+    hidden_size=m["width"],
+    intermediate_size=m["mlp"],
+    num_hidden_layers=m["layers"],
+    num_attention_heads=m["heads"],
+    num_key_value_heads=m["kv_heads"],
+    head_dim=m["head_dim"],
+    max_position_embeddings=size.prompt + size.response,
+    tie_word_embeddings=m.get("tied", True),
+    bos_token_id=1,
+    eos_token_id=None,
+    pad_token_id=0,
+  )
   return torch, LlamaForCausalLM(config).to(device, getattr(torch, m.get("dtype", "float32")))
 
 
@@ -435,10 +467,18 @@ def _generate(size: Size, problems: int, group: int, eos=None) -> Work:
   def once():
     with torch.inference_mode():
       out = model.generate(
-        prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=size.response, do_sample=True, top_k=0,
-        temperature=1.0, top_p=1.0, pad_token_id=0, eos_token_id=eos and list(eos), cache_implementation="static",
+        prompts,
+        attention_mask=torch.ones_like(prompts),
+        max_new_tokens=size.response,
+        do_sample=True,
+        top_k=0,
+        temperature=1.0,
+        top_p=1.0,
+        pad_token_id=0,
+        eos_token_id=eos and list(eos),
+        cache_implementation="static",
         **least,
-      )  # fmt: skip
+      )
     made = out[:, size.prompt :]
     if eos:
       return {"tokens": int((made != 0).sum())}
@@ -488,13 +528,29 @@ def _trl(size: Size) -> Work:
   model.config.eos_token_id = model.generation_config.eos_token_id = 1
   special = dict(pad_token="\u2581t0", eos_token="\u2581t1", unk_token="\u2581t2")
   config = GRPOConfig(
-    output_dir=str(folder), use_cpu=model.device.type == "cpu", bf16=model.dtype == torch.bfloat16, fp16=False,
-    per_device_train_batch_size=size.micro, gradient_accumulation_steps=size.rows // size.micro,
-    num_generations=size.group, max_completion_length=size.response, temperature=1.0, top_k=0, top_p=1.0, beta=0.0,
-    learning_rate=1e-6, max_steps=10**5, gradient_checkpointing=False, report_to=[], logging_steps=10**6,
-    save_strategy="no", disable_tqdm=True, loss_type="grpo", cache_implementation="static",
+    output_dir=str(folder),
+    use_cpu=model.device.type == "cpu",
+    bf16=model.dtype == torch.bfloat16,
+    fp16=False,
+    per_device_train_batch_size=size.micro,
+    gradient_accumulation_steps=size.rows // size.micro,
+    num_generations=size.group,
+    max_completion_length=size.response,
+    temperature=1.0,
+    top_k=0,
+    top_p=1.0,
+    beta=0.0,
+    learning_rate=1e-6,
+    max_steps=10**5,
+    gradient_checkpointing=False,
+    report_to=[],
+    logging_steps=10**6,
+    save_strategy="no",
+    disable_tqdm=True,
+    loss_type="grpo",
+    cache_implementation="static",
     generation_kwargs={"min_new_tokens": size.response},
-  )  # fmt: skip
+  )
   made = []
 
   def reward(completion_ids, **_):
@@ -503,10 +559,12 @@ def _trl(size: Size) -> Work:
     return [sum(i % 2 for i in ids) / len(ids) for ids in completion_ids]
 
   trainer = GRPOTrainer(
-    model=model, reward_funcs=reward, args=config,
+    model=model,
+    reward_funcs=reward,
+    args=config,
     train_dataset=Dataset.from_dict({"prompt": _prompts(size, 16 * size.problems)}),
     processing_class=PreTrainedTokenizerFast(tokenizer_object=_words(size), **special),
-  )  # fmt: skip
+  )
   gate = Gate(trainer.train)
 
   def once():

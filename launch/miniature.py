@@ -116,8 +116,17 @@ def predictions(folder: Path) -> None:
     [arm] = [arm for arm in ARMS if arm.lower().replace(" + ", "-") == kind]
     found = json.loads(path.read_text(encoding="utf-8"))
     for said in found["predictions"]:
-      rows.append([PREDICTED[said["setting"]], arm, seed, said["regime"], said["rule"], said["sure"],
-                   found["figures"]["F(1)/correct"]])  # fmt: skip
+      rows.append(
+        [
+          PREDICTED[said["setting"]],
+          arm,
+          seed,
+          said["regime"],
+          said["rule"],
+          said["sure"],
+          found["figures"]["F(1)/correct"],
+        ]
+      )
   if len(rows) != 4 * 4 * 4:
     raise SystemExit(f"{folder}: found {len(rows)} predictions, wanted 64: 4 settings, 4 arms, seeds 0 to 3")
   order = {setting: place for place, setting in enumerate(PREDICTED.values())}

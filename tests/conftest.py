@@ -11,12 +11,14 @@ from importlib import metadata
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # XLA's newer emitters of fusions take twice as long to compile. From jax 0.11 on there are no others, and no such flag.
-os.environ["XLA_FLAGS"] = " ".join([
-  "--xla_force_host_platform_device_count=8",
-  "--xla_backend_optimization_level=0",
-  "--xla_cpu_parallel_codegen_split_count=1",
-  "--xla_cpu_use_fusion_emitters=false" if metadata.version("jax").startswith("0.10.") else "",
-])  # fmt: skip
+os.environ["XLA_FLAGS"] = " ".join(
+  [
+    "--xla_force_host_platform_device_count=8",
+    "--xla_backend_optimization_level=0",
+    "--xla_cpu_parallel_codegen_split_count=1",
+    "--xla_cpu_use_fusion_emitters=false" if metadata.version("jax").startswith("0.10.") else "",
+  ]
+)
 
 from pathlib import Path
 

@@ -19,10 +19,18 @@ def record(
   problem, sample, score, answer="1", text="\\boxed{1}", tokens=3, stop="eos", faithfulness=None, step_true=None
 ):
   return {
-    "problem": problem, "sample": sample, "true_reward": score, "scored": score is not None, "answer": answer,
+    "problem": problem,
+    "sample": sample,
+    "true_reward": score,
+    "scored": score is not None,
+    "answer": answer,
     "cluster": None if answer is None else int(answer),
-    "text": text, "tokens": tokens, "stop": stop, "faithfulness": faithfulness, "step_true": step_true,
-  }  # fmt: skip
+    "text": text,
+    "tokens": tokens,
+    "stop": stop,
+    "faithfulness": faithfulness,
+    "step_true": step_true,
+  }
 
 
 def records_of(rewards):
@@ -133,8 +141,10 @@ def test_shares_of_responses():
   ]
   found = passk.evaluation_figures(rows, ks=(4,))
   assert {name: found[name] for name in ("format", "mean_length", "clipped")} == {
-    "format": 0.25, "mean_length": 8.0, "clipped": 0.25,
-  }  # fmt: skip
+    "format": 0.25,
+    "mean_length": 8.0,
+    "clipped": 0.25,
+  }
   assert found["faithful"] == pytest.approx(1 / 3)
   assert found["step_true"] == 0.75
   assert (found["avg@4"], found["if_extracted@4"], found["problems"]) == (0.25, 1.0, 1.0)

@@ -56,8 +56,11 @@ def test_steps_without_a_reward_are_left_out():
 
 def test_a_slow_rise_is_not_called_a_plateau():
   """At every third step of 20 noisy runs that rise throughout, more slowly than their noise a step."""
-  calls = [reward_phase(0.3 + np.arange(n) * 6e-4 + np.random.default_rng(seed).normal(0, 0.03, 496)[:n])
-           for seed in range(20) for n in range(20, 497, 3)]  # fmt: skip
+  calls = [
+    reward_phase(0.3 + np.arange(n) * 6e-4 + np.random.default_rng(seed).normal(0, 0.03, 496)[:n])
+    for seed in range(20)
+    for n in range(20, 497, 3)
+  ]
   assert calls.count("saturated") < 0.02 * len(calls) and calls.count("rising") > 0.6 * len(calls)
 
 

@@ -41,8 +41,13 @@ CASES = {
   "open, wrong votes": (faithful(OPEN, vote_right=NO), "math", None, (UNKNOWN, UNKNOWN, COLLAPSES), (9, 9, 8)),
   "unjudged": (faithful(NONE), "math", None, (UNKNOWN,) * 3, (5,) * 3),
   "unboxed": (faithful(YES, format=NO), "math", None, (UNKNOWN,) * 3, (2,) * 3),
-  "perhaps cut off": (faithful(NO, clipped=OPEN, format=OPEN), "math", None, (MEMORISES, MEMORISES, COLLAPSES),
-                      (6, 6, 7)),
+  "perhaps cut off": (
+    faithful(NO, clipped=OPEN, format=OPEN),
+    "math",
+    None,
+    (MEMORISES, MEMORISES, COLLAPSES),
+    (6, 6, 7),
+  ),
   "cut off": (faithful(NO, clipped=YES), "math", None, (UNKNOWN,) * 3, (3,) * 3),
   "seven usable": (faithful(NO, usable=7.0), "math", None, (UNKNOWN,) * 3, (4,) * 3),
   "eight usable": (faithful(NO, usable=8.0), "math", None, (MEMORISES, MEMORISES, COLLAPSES), (6, 6, 7)),
@@ -54,7 +59,7 @@ CASES = {
   "Science, less diverse": (figures(**DIVERSE), "science", 0.8, (MEMORISES, MEMORISES, COLLAPSES), (14, 14, 15)),
   "Graph, as diverse": (figures(**DIVERSE), "graph", 0.4, (GENERALISES, UNKNOWN, UNKNOWN), (16, 17, 17)),
   "Graph, near the reference": (figures(**DIVERSE), "graph", 0.55, (UNKNOWN,) * 3, (18,) * 3),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -67,8 +72,9 @@ def test_cases(name):
 
 
 def test_every_rule_and_every_advice_is_reached():
-  said = [p for given, domain, reference, *_ in CASES.values()
-          for p in prediction.predict(given, True, 8, domain, reference)]  # fmt: skip
+  said = [
+    p for given, domain, reference, *_ in CASES.values() for p in prediction.predict(given, True, 8, domain, reference)
+  ]
   assert {p.rule for p in said} == set(range(1, len(prediction.REGIME_RULES) + 1))
   assert {key for p in said for key in p.advice} == set(prediction.ADVICE)
 
@@ -107,10 +113,17 @@ def test_how_sure():
   assert sure() == ["medium", "high"] and sure(near=False) == ["low", "medium"]
   assert sure(judged=7) == sure(labelled=15.0) == ["low", "high"]
   assert sure(near=False, judged=7, labelled=0.0) == ["low", "medium"]
-  near = [prediction.resembles_references(*asked) for asked in (
-    (3.2, ["math"]), (1.54, ["math", "quantum_lock"]), (8.03, []), (0.5, ["math"]), (14.0, ["math"]),
-    (3.2, ["math", "arithmetic"]),
-  )]  # fmt: skip
+  near = [
+    prediction.resembles_references(*asked)
+    for asked in (
+      (3.2, ["math"]),
+      (1.54, ["math", "quantum_lock"]),
+      (8.03, []),
+      (0.5, ["math"]),
+      (14.0, ["math"]),
+      (3.2, ["math", "arithmetic"]),
+    )
+  ]
   assert near == [True, True, True, False, False, False]
 
 
@@ -130,11 +143,21 @@ def records(seed):
     for sample in range(SAMPLES):
       right, scored = draw.random() < ease, draw.random() > 0.1
       cluster = draw.choice((None, *range(1, 4))) if not right else 0
-      rows.append({"problem": f"p{problem}", "sample": sample, "scored": scored, "cluster": cluster,
-                   "true_reward": float(right) if scored else None, "certainty": draw.choice((1.0, 2.0, 3.0)),
-                   "text": "" if cluster is None else f"\\boxed{{{cluster}}}", "faithfulness": None, "tokens": 3,
-                   "answer": None if cluster is None else str(cluster),
-                   "stop": draw.choice(("eos", "length"))})  # fmt: skip
+      rows.append(
+        {
+          "problem": f"p{problem}",
+          "sample": sample,
+          "scored": scored,
+          "cluster": cluster,
+          "true_reward": float(right) if scored else None,
+          "certainty": draw.choice((1.0, 2.0, 3.0)),
+          "text": "" if cluster is None else f"\\boxed{{{cluster}}}",
+          "faithfulness": None,
+          "tokens": 3,
+          "answer": None if cluster is None else str(cluster),
+          "stop": draw.choice(("eos", "length")),
+        }
+      )
   return rows
 
 

@@ -217,9 +217,16 @@ def test_questions_are_read_as_they_were_made():
     for index in range(20):
       p = arithmetic.problem(0, "train", level, index, kind)
       assert arithmetic.read_question(p.messages[-1]["content"]) == p.extra["tree"]
-  for text in ("", "What is 1+1?", "Start with 5, then +7. Last digit? And why?", "Work out a+b. Last digit?",
-               "Work out 3+. Last digit?", "Work out (3+4. Last digit?", "Work out 3+4). Last digit?",
-               f"Work out {'(' * 5000}. Last digit?"):  # fmt: skip
+  for text in (
+    "",
+    "What is 1+1?",
+    "Start with 5, then +7. Last digit? And why?",
+    "Work out a+b. Last digit?",
+    "Work out 3+. Last digit?",
+    "Work out (3+4. Last digit?",
+    "Work out 3+4). Last digit?",
+    f"Work out {'(' * 5000}. Last digit?",
+  ):
     assert arithmetic.read_question(text) is None
 
 
@@ -344,9 +351,21 @@ def test_traces_of_other_problems_are_hardly_ever_taken_for_this_one():
 
 @pytest.mark.parametrize(
   "trace",
-  ["1+1=2\n" * 10**6, "3-2=1\n" * 3000, "(" * 10**6, "+" * 19_999, "=" * 19_999, "1=" * 9_999, " " * 19_990 + "=2",
-   "1+" * 9_990 + "=2", "-" * 19_000 + "1=2", "1+1=" + "9" * 19_000, "3-2=1\n" * 10, "\ud800\x00３+４=７"],
-)  # fmt: skip
+  [
+    "1+1=2\n" * 10**6,
+    "3-2=1\n" * 3000,
+    "(" * 10**6,
+    "+" * 19_999,
+    "=" * 19_999,
+    "1=" * 9_999,
+    " " * 19_990 + "=2",
+    "1+" * 9_990 + "=2",
+    "-" * 19_000 + "1=2",
+    "1+1=" + "9" * 19_000,
+    "3-2=1\n" * 10,
+    "\ud800\x00３+４=７",
+  ],
+)
 def test_hostile_traces_take_no_time(trace):
   start = time.process_time()
   assert judged(trace, "2").label == judged(trace, "1").label == 0.0

@@ -252,9 +252,18 @@ def test_redrawn_rewards_are_those_of_a_bootstrap():
 
 
 def test_only_the_responses_that_are_trained_on_count():
-  rows = [{"problem": p, "sample": s, "reward": r} for p, s, r in (
-    ("a", 0, 1.0), ("a", 1, 0.0), ("a", 2, 1.0), ("a", 4, 0.5), ("a", 5, None), ("b", 0, float("nan")), ("b", 1, 0.0),
-  )]  # fmt: skip
+  rows = [
+    {"problem": p, "sample": s, "reward": r}
+    for p, s, r in (
+      ("a", 0, 1.0),
+      ("a", 1, 0.0),
+      ("a", 2, 1.0),
+      ("a", 4, 0.5),
+      ("a", 5, None),
+      ("b", 0, float("nan")),
+      ("b", 1, 0.0),
+    )
+  ]
   assert rewards_by_problem(rows, 4, 2) == {"a": [1.0, 0.0, 0.5], "b": [0.0]}
 
 

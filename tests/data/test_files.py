@@ -325,10 +325,12 @@ def test_files_of_questions_and_answers_need_no_columns(tmp_path, caplog):
     ({"text": "a", "target": "1"}, "prompt=text,label=target"),
     ({"prompt": "a", "question": "a", "answer": "1"}, "prompt=prompt,label=answer"),
     ({"problem": "a", "answer": "1", "label": "2"}, "prompt=problem,label=answer"),
-    ({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "1"}]},
-     r"prompt=messages\[:-1\],boxed=messages\[-1\]"),
+    (
+      {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "1"}]},
+      r"prompt=messages\[:-1\],boxed=messages\[-1\]",
+    ),
   ],
-)  # fmt: skip
+)
 def test_columns_that_can_not_be_told_are_asked_for(tmp_path, columns, guess):
   path = write_lines(tmp_path / "a.jsonl", [columns])
   with pytest.raises(InputError, match=rf'a\.jsonl:1, column .* is missing, .*--config.problems.columns="{guess}"'):

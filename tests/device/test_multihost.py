@@ -154,9 +154,12 @@ def wait_for_lines(workdir, number, processes):
 
 @pytest.mark.parametrize(
   ("number", "victim"),
-  [(signal.SIGKILL, 1), pytest.param(signal.SIGSTOP, 1, marks=pytest.mark.slow),
-   pytest.param(signal.SIGKILL, 0, marks=pytest.mark.slow)],
-)  # fmt: skip
+  [
+    (signal.SIGKILL, 1),
+    pytest.param(signal.SIGSTOP, 1, marks=pytest.mark.slow),
+    pytest.param(signal.SIGKILL, 0, marks=pytest.mark.slow),
+  ],
+)
 def test_a_process_that_is_gone_is_named_and_nobody_waits_for_it(tmp_path, tokenizer, number, victim):
   both = start([*training(tokenizer, tmp_path / "w"), "--distributed"], devices=1)
   wait_for_lines(tmp_path / "w", 2, both)
@@ -186,8 +189,9 @@ def test_a_signal_to_one_process_stops_both_and_one_can_go_on(tmp_path, tokenize
   saved = [int(p.name) for p in (tmp_path / "w" / "checkpoints").iterdir()]
   assert saved == [steps[-1]] and steps == list(range(1, steps[-1] + 1))
   env = {"XLA_FLAGS": flags(1), "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-  alone = subprocess.Popen([sys.executable, *program, "--resume=required"], env=os.environ | env, cwd=ROOT,
-                           stderr=subprocess.PIPE, text=True)  # fmt: skip
+  alone = subprocess.Popen(
+    [sys.executable, *program, "--resume=required"], env=os.environ | env, cwd=ROOT, stderr=subprocess.PIPE, text=True
+  )
   wait_for_lines(tmp_path / "w", steps[-1] + 2, [alone])
   alone.send_signal(signal.SIGTERM)
   said = alone.communicate(timeout=60)[1]

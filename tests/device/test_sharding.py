@@ -230,8 +230,11 @@ def test_the_first_moment_may_be_bfloat16_and_the_second_may_not(spec, params):
   adamw = optimizer.adamw(0.9, 0.999, 1e-8, 0.0, 0.0, "bfloat16")
   state, _ = update(
     jax.jit(init_state, static_argnums=1)(jax.tree.map(jnp.copy, params), adamw),
-    text_batch(), 1e-3, loss_fn=objective.language_modelling(spec), optimizer=adamw,
-  )  # fmt: skip
+    text_batch(),
+    1e-3,
+    loss_fn=objective.language_modelling(spec),
+    optimizer=adamw,
+  )
   adam = state.opt_state[1]
   assert {m.dtype for m in adam.mu.values()} == {jnp.dtype("bfloat16")}
   assert {m.dtype for m in (*adam.nu.values(), *state.params.values())} == {jnp.dtype("float32")}

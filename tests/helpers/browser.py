@@ -68,8 +68,17 @@ def tab(program, profile):
   """A tab of a new browser that ends with the block."""
   to_read, to_write = os.pipe()
   from_read, from_write = os.pipe()
-  command = [program, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-dev-shm-usage",
-             "--disable-background-networking", f"--user-data-dir={profile}", "--remote-debugging-pipe"]  # fmt: skip
+  command = [
+    program,
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-dev-shm-usage",
+    "--disable-background-networking",
+    f"--user-data-dir={profile}",
+    "--remote-debugging-pipe",
+  ]
   shell = ["sh", "-c", f'exec "$@" 3</proc/self/fd/{to_read} 4>/proc/self/fd/{from_write}', "sh"]
   quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
   with subprocess.Popen([*shell, *command], pass_fds=(to_read, from_write), **quiet) as process:

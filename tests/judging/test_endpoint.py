@@ -230,9 +230,21 @@ def test_the_key_is_sent_and_shown_nowhere(serve, monkeypatch, caplog, capfd):
 
 @pytest.mark.parametrize(
   "url",
-  ["", "localhost:8000/v1", "ftp://host/v1", "file:///etc/passwd", "http://", "http://h:99999/v1", "http://a..b/v1",
-   "http://h/v 1", "http://h/\u00e9", "https://me:hunter2@h/v1", "https://h/v1?key=hunter2", "https://h/v1#hunter2"],
-)  # fmt: skip
+  [
+    "",
+    "localhost:8000/v1",
+    "ftp://host/v1",
+    "file:///etc/passwd",
+    "http://",
+    "http://h:99999/v1",
+    "http://a..b/v1",
+    "http://h/v 1",
+    "http://h/\u00e9",
+    "https://me:hunter2@h/v1",
+    "https://h/v1?key=hunter2",
+    "https://h/v1#hunter2",
+  ],
+)
 def test_urls_that_can_not_be_used(url):
   with pytest.raises(InputError, match="url") as error:
     Endpoint(url, "m")

@@ -62,8 +62,10 @@ def test_exact_judge_knows_its_domain_only():
   careful, direct = Response(question, arithmetic.careful(tree)), Response(question, arithmetic.direct(tree))
   assert judge.faithfulness([careful, direct, ONE]) == [1.0, 0.0, None]
   assert judge.same_strategy([(careful, careful), (careful, direct), (ONE, ONE._replace(text="2"))]) == [
-    True, False, None,
-  ]  # fmt: skip
+    True,
+    False,
+    None,
+  ]
 
 
 def test_replay(tmp_path):

@@ -39,12 +39,27 @@ def test_last_lines():
   mark = rubric.fence_mark(question)
   line = f"VERDICT {mark}: "
   for said, want in (
-    (f"Well.\n{line}1", 1.0), (f"{line}0.5\n", 0.5), (f"**{line}0**", 0.0), (f"  `{line}1`  \r\n", 1.0),
-    (f"<think>\n{line}0\nor {line}1?</think>\n{line}0.5", 0.5), (f"{line}1 \n\n\t\n", 1.0),
-    ("", None), (None, None), ("VERDICT: 1", None), (f"verdict {mark}: 1", None), (f"{line}", None), (f"{line}2", None),
-    (f"{line}1.0", None), (f"{line}1 or 0.5", None), (f"{line}1\n{line}0", None), (f"{line}1\n{line}1", None),
-    (f"{line}1\n{line}maybe", None), (f"I say {line}1", None), (f"VERDICT {mark}0: 1", None), (f"{line}same", None),
-  ):  # fmt: skip
+    (f"Well.\n{line}1", 1.0),
+    (f"{line}0.5\n", 0.5),
+    (f"**{line}0**", 0.0),
+    (f"  `{line}1`  \r\n", 1.0),
+    (f"<think>\n{line}0\nor {line}1?</think>\n{line}0.5", 0.5),
+    (f"{line}1 \n\n\t\n", 1.0),
+    ("", None),
+    (None, None),
+    ("VERDICT: 1", None),
+    (f"verdict {mark}: 1", None),
+    (f"{line}", None),
+    (f"{line}2", None),
+    (f"{line}1.0", None),
+    (f"{line}1 or 0.5", None),
+    (f"{line}1\n{line}0", None),
+    (f"{line}1\n{line}1", None),
+    (f"{line}1\n{line}maybe", None),
+    (f"I say {line}1", None),
+    (f"VERDICT {mark}0: 1", None),
+    (f"{line}same", None),
+  ):
     assert rubric.read_label("faithfulness", question, said) == want, said
   pair = (ONE, Response(ONE.prompt, "Two."))
   for word, want in (("same", True), ("different", False), ("1", None), ("SAME", None)):

@@ -43,8 +43,10 @@ def test_every_weight_lies_where_einsum_wants_it(tmp_path, family, dtype):
     np.testing.assert_array_equal(params["down"][i], wide[f"model.layers.{i}.mlp.down_proj.weight"].T)
     if spec.qkv_bias:
       np.testing.assert_array_equal(params["v_bias"][i], wide[attn + "v_proj.bias"].reshape(spec.kv_heads, -1))
-  np.testing.assert_array_equal(params["head" if not spec.tied else "embed"],
-                                wide["lm_head.weight" if not spec.tied else "model.embed_tokens.weight"])  # fmt: skip
+  np.testing.assert_array_equal(
+    params["head" if not spec.tied else "embed"],
+    wide["lm_head.weight" if not spec.tied else "model.embed_tokens.weight"],
+  )
   placed = policy_spec.shardings(spec, sharding.make_mesh(**ALL))
   assert all(params[name].sharding == placed[name] for name in params)
 
@@ -89,8 +91,14 @@ def test_old_and_new_configs_and_defaults(tmp_path):
   for i, config in enumerate((old, new)):
     found = hf_weights.open_model(write_weights(tmp_path / str(i), SPECS["qwen2"], **config)).spec
     assert found == dataclasses.replace(SPECS["qwen2"], rope_theta=5e5)
-  scaled = {"rope_type": "llama3", "factor": 32, "low_freq_factor": 1, "high_freq_factor": 4,
-            "original_max_position_embeddings": 16, "rope_theta": 500_000}  # fmt: skip
+  scaled = {
+    "rope_type": "llama3",
+    "factor": 32,
+    "low_freq_factor": 1,
+    "high_freq_factor": 4,
+    "original_max_position_embeddings": 16,
+    "rope_theta": 500_000,
+  }
   found = hf_weights.open_model(
     write_weights(tmp_path / "2", SPECS["llama"], rope_theta="absent", rope_scaling="absent", rope_parameters=scaled)
   )
@@ -102,8 +110,10 @@ def test_old_and_new_configs_and_defaults(tmp_path):
 
 def test_a_tied_head_and_old_buffers_may_be_there(tmp_path):
   tensors = tensors_of(TINY)
-  more = {"lm_head.weight": tensors["model.embed_tokens.weight"].copy(),
-          "model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(3, np.float32)}  # fmt: skip
+  more = {
+    "lm_head.weight": tensors["model.embed_tokens.weight"].copy(),
+    "model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(3, np.float32),
+  }
   model, params = load(write_weights(tmp_path, TINY, tensors | more))
   assert "head" not in params and set(model.tensors) == set(tensors)
   shards = sorted(tensors | more)

@@ -66,9 +66,15 @@ def test_placing_responses_behind_their_prompts():
 
 def chosen(branches, prompt_lengths, attention="mapped", parts=8):
   return choose(
-    branches, prompt_lengths, prompt_tokens=64, response_tokens=128, group=8, responses=64, parts=parts,
+    branches,
+    prompt_lengths,
+    prompt_tokens=64,
+    response_tokens=128,
+    group=8,
+    responses=64,
+    parts=parts,
     attention=attention,
-  )  # fmt: skip
+  )
 
 
 @pytest.mark.parametrize(

@@ -298,8 +298,15 @@ def run_plan(tmp_path, *words):
 
 @pytest.mark.slow
 def test_a_small_policy_end_to_end(tmp_path):
-  made = run_plan(tmp_path, "--config=smoke", "--config.plan.topology=v5e:2x2", "--config.model.vocab=512",
-                  "--config.mesh.fsdp=-1", "--config.rl.shrink=0", "--config.model.attention=reference")  # fmt: skip
+  made = run_plan(
+    tmp_path,
+    "--config=smoke",
+    "--config.plan.topology=v5e:2x2",
+    "--config.model.vocab=512",
+    "--config.mesh.fsdp=-1",
+    "--config.rl.shrink=0",
+    "--config.model.attention=reference",
+  )
   assert made.returncode == 0, made.stderr
   told = json.loads((tmp_path / "plan.json").read_text())
   assert told["fits"] and told["chips"] == 4 and told["mesh"] == {"data": 1, "fsdp": 4, "tensor": 1}
@@ -316,15 +323,23 @@ def test_a_small_policy_end_to_end(tmp_path):
 @pytest.mark.slow
 def test_a_slice_of_one_chip(tmp_path):
   """As Colab lends it: v5e-1."""
-  made = run_plan(tmp_path, "--config=smoke", "--config.plan.topology=v5e-1", "--config.model.vocab=512",
-                  "--config.plan.stage=sft")  # fmt: skip
+  made = run_plan(
+    tmp_path, "--config=smoke", "--config.plan.topology=v5e-1", "--config.model.vocab=512", "--config.plan.stage=sft"
+  )
   assert made.returncode == 0 and json.loads((tmp_path / "plan.json").read_text())["chips"] == 1, made.stderr
 
 
 @pytest.mark.slow
 def test_a_config_that_cannot_fit(tmp_path):
-  made = run_plan(tmp_path, "--config=shape:llama3.1-8b", "--config.plan.topology=v5e:1x1", "--config.plan.stage=sft",
-                  "--config.sft.rows=1", "--config.model.layers=8", "--config.sft.optim.moment=bfloat16")  # fmt: skip
+  made = run_plan(
+    tmp_path,
+    "--config=shape:llama3.1-8b",
+    "--config.plan.topology=v5e:1x1",
+    "--config.plan.stage=sft",
+    "--config.sft.rows=1",
+    "--config.model.layers=8",
+    "--config.sft.optim.moment=bfloat16",
+  )
   assert made.returncode == 2 and "does not fit v5e:1x1" in made.stderr and "chips, v5e-" in made.stderr
   told = json.loads((tmp_path / "plan.json").read_text())
   assert not told["fits"] and "RESOURCE_EXHAUSTED" in told["programs"]["update"]["refused"]

@@ -43,14 +43,27 @@ def write_jsonl(path, rows):
 def eval_rows(step, right_PK, texts):
   return [
     {
-      "step": step, "set": "quiz", "problem": f"q/{p}", "sample": k, "prompt": "How many?", "truth": "1",
-      "text": texts[(p * K + k) % len(texts)], "tokens": 5, "stop": "eos", "logp": -0.5, "certainty": 1.0,
-      "true_reward": float(right_PK[p, k]), "scored": True, "cause": "", "answer": str(int(right_PK[p, k])),
+      "step": step,
+      "set": "quiz",
+      "problem": f"q/{p}",
+      "sample": k,
+      "prompt": "How many?",
+      "truth": "1",
+      "text": texts[(p * K + k) % len(texts)],
+      "tokens": 5,
+      "stop": "eos",
+      "logp": -0.5,
+      "certainty": 1.0,
+      "true_reward": float(right_PK[p, k]),
+      "scored": True,
+      "cause": "",
+      "answer": str(int(right_PK[p, k])),
       "cluster": int(right_PK[p, k]),
       "faithfulness": RECORDED[k],
     }
-    for p in range(P) for k in range(K)
-  ]  # fmt: skip
+    for p in range(P)
+    for k in range(K)
+  ]
 
 
 def logged(rows):
@@ -102,13 +115,30 @@ def judge_run(path, of, steps=(0, STEPS), spread=0.5):
   """A judge's directory over evaluated responses of the run `of`: the label of sample k is JUDGED[k]."""
   for step in steps:
     judged = [
-      {"step": step, "problem": f"q/{p}", "sample": k, "correct": k == 0, "faithfulness": JUDGED[k], "key": "",
-       "cluster": k % (1 + p % 2 + (step == 0))}
-      for p in range(8) for k in range(K)
-    ]  # fmt: skip
+      {
+        "step": step,
+        "problem": f"q/{p}",
+        "sample": k,
+        "correct": k == 0,
+        "faithfulness": JUDGED[k],
+        "key": "",
+        "cluster": k % (1 + p % 2 + (step == 0)),
+      }
+      for p in range(8)
+      for k in range(K)
+    ]
     write_jsonl(path / "judged" / f"step_{step:06d}.jsonl", judged)
-  made = {"F(1)/all": 0.5, "F(1)/all_low": 0.4, "F(1)/all_high": 0.6, "F(0.5)/all": 0.25, "F(0)/all": 0.25,
-          "diversity_low": 0.1, "diversity_high": 0.9, "faithful_diversity": 0.2, "labelled/all": 32.0}  # fmt: skip
+  made = {
+    "F(1)/all": 0.5,
+    "F(1)/all_low": 0.4,
+    "F(1)/all_high": 0.6,
+    "F(0.5)/all": 0.25,
+    "F(0)/all": 0.25,
+    "diversity_low": 0.1,
+    "diversity_high": 0.9,
+    "faithful_diversity": 0.2,
+    "labelled/all": 32.0,
+  }
   write_jsonl(path / "metrics.jsonl", [{"step": step, "diversity": spread - step / 100} | made for step in steps])
   (path / "config.json").write_text(
     json.dumps({"stage": "judge", "checkpoint": {}, "judge": {"run": str(of), "set": "quiz"}})
@@ -247,8 +277,16 @@ def test_cautions_and_true_rewards_are_told_where_they_matter(two, tmp_path):
 def test_charts_are_beside_the_page_and_inside_it(two):
   root, _, page, numbers, _ = two
   sources = [value for tag, name, value in page.attributes if (tag, name) == ("img", "src")]
-  assert numbers["charts"] == ["reward", "eval_quiz", "passk_quiz", "passk-by-k_quiz", "length", "kl",
-                               "eval-faithful_quiz", "passk-by-k_quiz_no-RL"]  # fmt: skip
+  assert numbers["charts"] == [
+    "reward",
+    "eval_quiz",
+    "passk_quiz",
+    "passk-by-k_quiz",
+    "length",
+    "kl",
+    "eval-faithful_quiz",
+    "passk-by-k_quiz_no-RL",
+  ]
   assert len(sources) == len(numbers["charts"])
   for file in numbers["charts"]:
     assert (root / "page" / f"{file}.png").read_bytes().startswith(b"\x89PNG")
@@ -391,8 +429,13 @@ def test_unfinished_and_broken_runs_are_told(tmp_path, caplog):
   assert "quiz_000000.jsonl can't be read" in page.text and f"step_{STEPS:06d}.jsonl can't be read" in page.text
   assert "Not finished yet: half, empty and absent." in page.text
   states = {row["run"]: row["state"] for row in table(tmp_path / "page", "runs")}
-  assert states == {"half": "not finished", "empty": "not there", "torn": "finished", "absent": "not there",
-                    "strange": "finished"}  # fmt: skip
+  assert states == {
+    "half": "not finished",
+    "empty": "not there",
+    "torn": "finished",
+    "absent": "not there",
+    "strange": "finished",
+  }
 
 
 @pytest.mark.parametrize(
@@ -473,13 +516,31 @@ def grid(tmp_path_factory):
     for n in SLOPES:
       for seed in (0, 1):
         name = f"{'bt'[a]}-{n}-{seed}"
-        paper = {"expected": "t_sat 55", "figure": "figure 1", "setting": "llama", "t_sat": 55,
-                 "gains": [["quiz", 12.5], ["amc", 8.8]]} if (a, n) == (1, 8) else {}  # fmt: skip
+        paper = (
+          {
+            "expected": "t_sat 55",
+            "figure": "figure 1",
+            "setting": "llama",
+            "t_sat": 55,
+            "gains": [["quiz", 12.5], ["amc", 8.8]],
+          }
+          if (a, n) == (1, 8)
+          else {}
+        )
         how = {"seed": 10 * a + n + seed, "paper": paper, "rl": {"steps": STEPS, "reward": "verifiable"}}
         made = make_run(root / "rl" / name, share_of(arm, n, seed), reward_of(n, seed), more=(), **how)
         judge_run(root / "judged" / name, made, spread=0.5 + 0.1 * seed)
-        cells.append({"name": name, "arm": arm, "setting": f"N = {n}", "n": n, "seed": seed, "rl": f"rl/{name}",
-                      "judged": f"judged/{name}"})  # fmt: skip
+        cells.append(
+          {
+            "name": name,
+            "arm": arm,
+            "setting": f"N = {n}",
+            "n": n,
+            "seed": seed,
+            "rl": f"rl/{name}",
+            "judged": f"judged/{name}",
+          }
+        )
   cells.append(cells[-1] | {"name": "lost", "arm": "Base", "setting": "majority", "n": None, "rl": "rl/lost"})
   cells.append(cells[0] | {"name": "unjudged", "setting": "majority", "n": None, "judged": ""})
   (root / results.GRID).write_text(json.dumps({"title": "Weak <supervision>", "cells": cells}))
@@ -533,8 +594,10 @@ def test_a_run_s_own_tail_counts(tmp_path):
 def test_the_story_is_told_of_the_domain_s_own_set(tmp_path):
   """Whatever comes first by name."""
   path = make_run(tmp_path / "run", lambda x: x, lambda x: x, heldout={"domain": "arithmetic"})
-  rows = [row | {f"eval/{s}/avg@4": 0.5 for s in ("arithmetic-large", "arithmetic", "in-domain")} for row in
-          results.read_jsonl(path / "metrics.jsonl")]  # fmt: skip
+  rows = [
+    row | {f"eval/{s}/avg@4": 0.5 for s in ("arithmetic-large", "arithmetic", "in-domain")}
+    for row in results.read_jsonl(path / "metrics.jsonl")
+  ]
   write_jsonl(path / "metrics.jsonl", [dict(sorted(row.items())) for row in rows])
   run = results.RecordedRun(results.Cell("one", path), tail=5)
   assert (run.set, run.K) == ("arithmetic", 4)
@@ -560,9 +623,11 @@ def test_grid_evaluations_and_judgements(grid):
   rows = {(r["setting"], r["arm"], r["at"]): r for r in table(root / "page", "evaluations-quiz")}
   seeds = [worked_out(root, "Base", 8, seed) for seed in (0, 1)]
   for moment, values in {
-    "first": [M[0].mean() for _, M in seeds], "t_sat": [at(M, t).mean() for t, M in seeds],
-    "best": [M.mean(1).max() for _, M in seeds], "last": [M[-1].mean() for _, M in seeds],
-  }.items():  # fmt: skip
+    "first": [M[0].mean() for _, M in seeds],
+    "t_sat": [at(M, t).mean() for t, M in seeds],
+    "best": [M.mean(1).max() for _, M in seeds],
+    "last": [M[-1].mean() for _, M in seeds],
+  }.items():
     assert float(rows["N = 8", "Base", moment]["avg@4"]) == pytest.approx(np.mean(values), abs=1e-9), moment
   metrics = [results.read_jsonl(root / "rl" / f"b-8-{seed}" / "metrics.jsonl") for seed in (0, 1)]
   assert float(rows["N = 8", "Base", "last"]["pass@2"]) == pytest.approx(
@@ -590,8 +655,10 @@ def test_grid_page(grid):
   assert f"There is no directory {root / 'rl' / 'lost'}." in page.text
   charts = set(numbers["charts"])
   for setting in ("N-8", "N-64"):
-    assert {f"{name}_{setting}" for name in ("reward", "eval_quiz", "judged-faithful", "judged-diversity",
-                                             "judged-faithful-diversity")} <= charts  # fmt: skip
+    assert {
+      f"{name}_{setting}"
+      for name in ("reward", "eval_quiz", "judged-faithful", "judged-diversity", "judged-faithful-diversity")
+    } <= charts
   labels = [
     (row["run"], int(row["problem"][2:]) < 8, row["sample"], row["faithful"]) for row in shown if row["where"] == "quiz"
   ]
@@ -664,8 +731,9 @@ def test_what_was_compared_is_read_from_any_summary(tmp_path):
   path = make_run(tmp_path / "run", lambda x: 0.5, fast, heldout={"domain": "math"})
   rows = results.read_jsonl(path / "metrics.jsonl")
   for row in rows:
-    row |= {f"eval/{name}/{key}": value for name in ("math500", "amc") for key, value in
-            (("avg@4", 0.5), ("problems", 40))} | {"eval/in-domain/avg@4": 0.5}  # fmt: skip
+    row |= {
+      f"eval/{name}/{key}": value for name in ("math500", "amc") for key, value in (("avg@4", 0.5), ("problems", 40))
+    } | {"eval/in-domain/avg@4": 0.5}
   write_jsonl(path / "metrics.jsonl", rows)
 
   def told(name, **summary):
@@ -835,8 +903,14 @@ def test_right_and_wrong_responses_have_their_own_curves(tmp_path):
   write_jsonl(judged / "metrics.jsonl", [row | shares for row in rows])
   read = results.RecordedRun(Cell("run", run, judged=judged), 5)
   drawn = {drawing.key: drawing for drawing in curves.drawings_of({"run": [read]}, ["run"])}
-  ends = {"judged-faithful": 50, "judged-faithful-right": 90, "judged-not-right": 5, "judged-not-wrong": 60,
-          "judged-diversity-right": 0.3, "entropy": 0.4}  # fmt: skip
+  ends = {
+    "judged-faithful": 50,
+    "judged-faithful-right": 90,
+    "judged-not-right": 5,
+    "judged-not-wrong": 60,
+    "judged-diversity-right": 0.3,
+    "entropy": 0.4,
+  }
   for key, value in ends.items():
     assert drawn[key].lines[0].seeds[0][STEPS] == pytest.approx(value), key
   last = results.read_jsonl(run / "metrics.jsonl")[-1]

@@ -328,8 +328,10 @@ def babysit(launch):
   gcloud(launch, PLAYED)
   checksum = subprocess.run(
     ["bash", "-c", "printf '%s\\0' \"$@\" | cksum | cut -d ' ' -f 1", "-", *STAGE, "--distributed"],
-    text=True, capture_output=True, check=True,
-  ).stdout.strip()  # fmt: skip
+    text=True,
+    capture_output=True,
+    check=True,
+  ).stdout.strip()
 
   def play(states, answers, broken=(), **settings):
     for name, lines in (("states", states), ("answers", answers), ("broken", broken), ("calls", ())):

@@ -98,13 +98,17 @@ def accuracy_claims(page):
   return {
     "SFT on": [f"ends at {min(others)} to {max(others)} % (chance: 10) in all five", f"gains {risen} points in four"],
     "CPT does not": [f"{OTHER[1]}: {starts['arithmetic', OTHER[1]]} to {ends[OTHER[1], 'N = 8']} % at N = 8"],
-    "CPT amplifies": [f"by {above['arithmetic']} points in domain", f"by {above['arithmetic-longer']} with a sixth",
-                      f"by {above['arithmetic-large']} with two digits", f"it also starts {ahead} points higher",
-                      f"overlap in {sum(overlap)} of {len(overlap)} cells"],
+    "CPT amplifies": [
+      f"by {above['arithmetic']} points in domain",
+      f"by {above['arithmetic-longer']} with a sixth",
+      f"by {above['arithmetic-large']} with two digits",
+      f"it also starts {ahead} points higher",
+      f"overlap in {sum(overlap)} of {len(overlap)} cells",
+    ],
     "Majority vote": [f"ends within {math.ceil(voted)} points of where true labels"],
     "A faithful": ["{} and {} % against {} and {} % with true".format(*wrong, *true), f"a loss of {lost} points"],
     "Self-certainty": ["falls from {:.0f} and {:.0f} % to {:.0f} and {:.0f} %".format(*fallen)],
-  }  # fmt: skip
+  }
 
 
 def other_claims():
@@ -121,23 +125,39 @@ def other_claims():
   judged = {row["arm"]: row for row in table("reasoning") if (row["setting"], row["step"]) == ("N = 8", "0")}
   faithful = [100 * float(judged[arm]["faithful"]) for arm in THINKING]
   diversity = [float(judged[arm]["diversity"]) for arm in THINKING]
-  gaps = {(row["set"], row["arm"]): in_percent(row, "G(n', n)", "G(n', n) low", "G(n', n) high")
-          for row in table("gap") if row["arm"] in THINKING}  # fmt: skip
-  gap = {name: "{:+.1f} [{:.1f}, {:.1f}] and {:+.1f} [{:.1f}, {:.1f}]".format(*gaps[name, THINKING[0]],
-                                                                              *gaps[name, THINKING[1]])
-         for name in SETS.values()}  # fmt: skip
+  gaps = {
+    (row["set"], row["arm"]): in_percent(row, "G(n', n)", "G(n', n) low", "G(n', n) high")
+    for row in table("gap")
+    if row["arm"] in THINKING
+  }
+  gap = {
+    name: "{:+.1f} [{:.1f}, {:.1f}] and {:+.1f} [{:.1f}, {:.1f}]".format(
+      *gaps[name, THINKING[0]], *gaps[name, THINKING[1]]
+    )
+    for name in SETS.values()
+  }
   assert all(float(judged[arm][name]) == 0 for arm in OTHER for name in ("faithful", "diversity"))
   return {
     "CPT does not": [f"about 0.1 to between {min(memorised):.2f} and {max(memorised):.2f}"],
-    "Majority vote": [f"of {len(voted)} of 6 Non-thinking runs goes to {min(float(r['reward']) for r in voted):.2f}",
-                      f"true reward is {min(truth):.2f} to {max(truth):.2f}"],
-    "The speed of": [f"{thinking.reached} of 6 Thinking runs saturate", f"a median t_sat of {thinking.median:.0f};",
-                     f"{others.reached} of 6, so that their median is at least {others.at_least:.0f}."],
-    "Faithfulness": ["RL {:.0f} and {:.0f} % of Thinking's responses are faithful and none of".format(*faithful),
-                     "diversity is {:.2f}, {:.2f} and 0.".format(*diversity)],
-    "More problems": [f"in domain {gap['arithmetic']}", f"a sixth operation {gap['arithmetic-longer']}",
-                      f"two digits {gap['arithmetic-large']}"],
-  }  # fmt: skip
+    "Majority vote": [
+      f"of {len(voted)} of 6 Non-thinking runs goes to {min(float(r['reward']) for r in voted):.2f}",
+      f"true reward is {min(truth):.2f} to {max(truth):.2f}",
+    ],
+    "The speed of": [
+      f"{thinking.reached} of 6 Thinking runs saturate",
+      f"a median t_sat of {thinking.median:.0f};",
+      f"{others.reached} of 6, so that their median is at least {others.at_least:.0f}.",
+    ],
+    "Faithfulness": [
+      "RL {:.0f} and {:.0f} % of Thinking's responses are faithful and none of".format(*faithful),
+      "diversity is {:.2f}, {:.2f} and 0.".format(*diversity),
+    ],
+    "More problems": [
+      f"in domain {gap['arithmetic']}",
+      f"a sixth operation {gap['arithmetic-longer']}",
+      f"two digits {gap['arithmetic-large']}",
+    ],
+  }
 
 
 def test_claims_are_those_of_the_tables():

@@ -238,8 +238,13 @@ def test_what_a_verifier_can_not_read_does_not_vote():
       assert election.cluster_G == [None] * (3 * len(answers) - 3) + [0], verifier
 
 
-LOCK = {"buttons": [{"name": n, "type": "add", "value": 1, "active_state": "any"} for n in "ABC"],
-        "initial_state": "red", "initial_value": 0, "target_value": 2, "solution_path": ["A", "A"]}  # fmt: skip
+LOCK = {
+  "buttons": [{"name": n, "type": "add", "value": 1, "active_state": "any"} for n in "ABC"],
+  "initial_state": "red",
+  "initial_value": 0,
+  "target_value": 2,
+  "solution_path": ["A", "A"],
+}
 
 
 def test_right_answers_that_differ_are_not_pooled():
@@ -249,8 +254,13 @@ def test_right_answers_that_differ_are_not_pooled():
     (election,) = elect([lock], [["A → B", "C → A", "A → A", "B", "B"]], service.grade)
     assert election.cluster_G == [0, 1, 2, 3, 3] and election.winner == 3
     assert service.grade([Job("quantum_lock", boxed_response("C → B"), "A → A", LOCK)])[0].score == 1
-    played = problem("b", "aba", verifier="reasoning_gym", source_dataset="palindrome_generation",
-                     entry={"question": "aab", "answer": "aba", "metadata": {"letters": ["a", "a", "b"]}})  # fmt: skip
+    played = problem(
+      "b",
+      "aba",
+      verifier="reasoning_gym",
+      source_dataset="palindrome_generation",
+      entry={"question": "aab", "answer": "aba", "metadata": {"letters": ["a", "a", "b"]}},
+    )
     (election,) = elect([played], [["aba", "baab", "aba"]], service.grade)
     assert election.cluster_G == [0, 1, 0]
 

@@ -56,16 +56,27 @@ def test_diagnosis_is_that_of_the_samples(diagnosed, init):
   assert {r["problem"] for r in labels} == set(chosen)
   faithfulness = [r["faithfulness"] for p in chosen for r in sampled[p]]
   assert found["figures"]["F(1)/all"] == pytest.approx(faithfulness.count(1.0) / 32)
-  assert found["judging"] | {"labels": 0} == {"judge": "exact", "problems": 4, "responses": 32, "labels": 0,
-                                                "missing": 0, "measured": True, "usage": {}}  # fmt: skip
+  assert found["judging"] | {"labels": 0} == {
+    "judge": "exact",
+    "problems": 4,
+    "responses": 32,
+    "labels": 0,
+    "missing": 0,
+    "measured": True,
+    "usage": {},
+  }
   assert [p["regime"] for p in found["predictions"]] == ["memorises", "memorises", "collapses", "collapses"]
   assert not found["near"] and {p["sure"] for p in found["predictions"]} == {"low", "medium"}
   summary = json.loads((diagnosed / "summary.json").read_text())
   assert summary["finished"] and summary["predictions"] == found["predictions"]
   page = (diagnosed / "diagnosis.md").read_text()
-  for words in (f"jaxrlvr sft --config={diagnosed}/config.json --workdir=runs/sft --config.sft.thinking=True\n",
-                f"| avg@8 | {found['figures']['avg@8']:.3f} [", "This policy is **not** among", "**memorises**",
-                "| Qwen2.5-Math-1.5B | Math | 302 |"):  # fmt: skip
+  for words in (
+    f"jaxrlvr sft --config={diagnosed}/config.json --workdir=runs/sft --config.sft.thinking=True\n",
+    f"| avg@8 | {found['figures']['avg@8']:.3f} [",
+    "This policy is **not** among",
+    "**memorises**",
+    "| Qwen2.5-Math-1.5B | Math | 302 |",
+  ):
     assert words in page
   assert "not measured" not in page.split("faithful_diversity")[0]
 
@@ -189,8 +200,16 @@ def test_a_hugging_face_model_and_a_policy_as_judge(tmp_path, init):
 def test_local_judge(tmp_path, init):
   """Greedy: a text depends on nothing but its prompt; what doesn't fit, as prompt or as text, is none; weights make
   the identity."""
-  c = configs.load("smoke", {"judge.name": "local", "judge.model": str(init), "judge.tokens": "6",
-                             "judge.prompt_tokens": "64", "judge.concurrency": "3"})  # fmt: skip
+  c = configs.load(
+    "smoke",
+    {
+      "judge.name": "local",
+      "judge.model": str(init),
+      "judge.tokens": "6",
+      "judge.prompt_tokens": "64",
+      "judge.concurrency": "3",
+    },
+  )
   complete, identity, counts = local_model(c, c.judge)
   prompts = ["Start with 5, then *7.", "x" * 200, "Start with 2, then +1, -3.", "Last digit?", "Start with 5."]
   said = list(complete(prompts))

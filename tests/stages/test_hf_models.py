@@ -341,8 +341,10 @@ def test_memory_stays_far_below_the_model(tmp_path):
   more, largest = map(int, told.stdout.split())
   more, largest, imported = more >> 20, largest >> 20, imported >> 20
   written = 2 * count_weights(spec) / 1e9
-  print(f"{written:.2f} GB: import peaks at {imported} MiB ({took:.0f} s); loading peaks {more} MiB over "
-        f"the arrays, the largest tensor has {largest} MiB ({time.monotonic() - began:.0f} s)")  # fmt: skip
+  print(
+    f"{written:.2f} GB: import peaks at {imported} MiB ({took:.0f} s); loading peaks {more} MiB over "
+    f"the arrays, the largest tensor has {largest} MiB ({time.monotonic() - began:.0f} s)"
+  )
   assert imported < 1024 and more < largest + 512
 
 
@@ -377,8 +379,14 @@ FAMILIES = {
   "qwen2-tied": ("Qwen2", dict(tie_word_embeddings=True)),
   "qwen3": ("Qwen3", dict(head_dim=12, tie_word_embeddings=True)),
 }
-SCALED = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-          "original_max_position_embeddings": 16, "rope_theta": 5e5}  # fmt: skip
+SCALED = {
+  "rope_type": "llama3",
+  "factor": 8.0,
+  "low_freq_factor": 1.0,
+  "high_freq_factor": 4.0,
+  "original_max_position_embeddings": 16,
+  "rope_theta": 5e5,
+}
 
 
 @pytest.mark.slow
@@ -388,8 +396,16 @@ SCALED = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_fr
 def test_logits_equal_transformers_both_ways(tmp_path, family, size):
   torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
   name, options = FAMILIES[family]
-  shape = dict(vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
-               num_key_value_heads=2, max_position_embeddings=128, initializer_range=0.3)  # fmt: skip
+  shape = dict(
+    vocab_size=96,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=128,
+    initializer_range=0.3,
+  )
   if family == "llama":
     shape["rope_parameters"] = SCALED
   torch.manual_seed(0)

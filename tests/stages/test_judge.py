@@ -34,8 +34,17 @@ def recorded(tmp_path_factory):
         ways = (arithmetic.direct, arithmetic.terse, lambda tree: arithmetic.hasty(tree, draw, 0.3), arithmetic.careful)
         text = draw.choices(ways, (3, 2, 2, 2 * step))[0](p.extra["tree"])
         right = None if draw.random() < 0.1 else float(f"boxed{{{p.truth}}}" in text)
-        rows.append({"step": step, "problem": p.id, "sample": sample, "prompt": p.messages[-1]["content"],
-                     "text": text, "true_reward": right, "tokens": 5})  # fmt: skip
+        rows.append(
+          {
+            "step": step,
+            "problem": p.id,
+            "sample": sample,
+            "prompt": p.messages[-1]["content"],
+            "text": text,
+            "true_reward": right,
+            "tokens": 5,
+          }
+        )
     draw.shuffle(rows)
     logbook.write_jsonl(folder / "rollouts" / f"step_{step:06d}.jsonl", rows)
   logbook.write_jsonl(folder / "metrics.jsonl", ({"step": s, "reward": min(s, 2) / 2} for s in (0, *STEPS)))
@@ -208,12 +217,14 @@ def test_stage_refuses_bad_input_before_any_work(recorded, tmp_path, capsys):
   (torn / "rollouts" / "step_000001.jsonl").write_text('{"problem": "p"}\n')
   changed = {}
   for name, file, old, new in (
-    ("metrics", "metrics.jsonl", '{"step": 3', '{"st'), ("rows", "metrics.jsonl", '{"step": 3', '[3]\n{"step": 3'),
-    ("bytes", "metrics.jsonl", '"step": 3', '"\udcff": 3'), ("step", "metrics.jsonl", '"step": 3', '"step": "x"'),
+    ("metrics", "metrics.jsonl", '{"step": 3', '{"st'),
+    ("rows", "metrics.jsonl", '{"step": 3', '[3]\n{"step": 3'),
+    ("bytes", "metrics.jsonl", '"step": 3', '"\udcff": 3'),
+    ("step", "metrics.jsonl", '"step": 3', '"step": "x"'),
     ("reward", "metrics.jsonl", '"reward": 0.5', '"reward": "x"'),
     ("line", "rollouts/step_000001.jsonl", '"text"', '"te'),
     ("right", "rollouts/step_000001.jsonl", '"true_reward": 1.0', '"true_reward": "yes"'),
-  ):  # fmt: skip
+  ):
     shutil.copytree(recorded, changed.setdefault(name, tmp_path / name))
     text = (changed[name] / file).read_text()
     assert old in text

@@ -62,17 +62,28 @@ def certain(tmp_path_factory):
   tensors["model.embed_tokens.weight"][ids[:-1], np.arange(len(ids) - 1)] = 1
   tensors["lm_head.weight"][ids[1:], np.arange(len(ids) - 1)] = 10
   write_weights(folder, spec, {name: w.astype(np.float32) for name, w in tensors.items()})
-  asked = {"Start with 12, then *7. Last digit?": "4", "Start with 12, then *7, +9. Last digit?": "3",
-           "Start with 3, then +1. Last digit?": "4", "Start with 8, then -7. Last digit?": "1"}  # fmt: skip
+  asked = {
+    "Start with 12, then *7. Last digit?": "4",
+    "Start with 12, then *7, +9. Last digit?": "3",
+    "Start with 3, then +1. Last digit?": "4",
+    "Start with 8, then -7. Last digit?": "1",
+  }
   problems = [Problem(text, ({"role": "user", "content": text},), a, a, "arithmetic") for text, a in asked.items()]
   prepared.save(folder / "problems.jsonl", problems)
   return folder
 
 
 def test_a_diagnosis_is_the_same_whoever_writes_the_tag(certain, tmp_path):
-  options = ("--config.rl.prompt_tokens=128", "--config.rl.response_tokens=24", "--config.problems.count=0",
-             "--config.diagnose.problems=4", "--config.diagnose.samples=4", "--config.judge.problems=4",
-             f"--config.problems.source={certain / 'problems.jsonl'}", f"--config.model.path={certain}")  # fmt: skip
+  options = (
+    "--config.rl.prompt_tokens=128",
+    "--config.rl.response_tokens=24",
+    "--config.problems.count=0",
+    "--config.diagnose.problems=4",
+    "--config.diagnose.samples=4",
+    "--config.judge.problems=4",
+    f"--config.problems.source={certain / 'problems.jsonl'}",
+    f"--config.model.path={certain}",
+  )
   told = []
   for name, end in (("plain", ""), ("opened", "{{ '<think>\n' }}")):
     write_tokenizer(certain, chat_template=HEAD + end)

@@ -29,9 +29,12 @@ def test_each_answer_is_of_one_kind():
   cause = [["", "", "unparseable", "unparseable"], ["", "", "timeout", "died"]]
   cut = np.array([[False, True, True, False], [True, False, True, False]])
   assert shares(true, scored, cause, cut) == {
-    "answers/right": 2 / 8, "answers/cut_off": 2 / 8, "answers/unparseable": 1 / 8, "answers/wrong": 1 / 8,
+    "answers/right": 2 / 8,
+    "answers/cut_off": 2 / 8,
+    "answers/unparseable": 1 / 8,
+    "answers/wrong": 1 / 8,
     "answers/unscored": 2 / 8,
-  }  # fmt: skip
+  }
 
 
 @pytest.mark.parametrize("kind", ANSWER_KINDS)

@@ -64,8 +64,16 @@ def test_problems_differ_by_seed_and_stream():
 
 @pytest.mark.parametrize(
   ("response", "score"),
-  [("\\boxed{7}", True), ("\\boxed{ +07 }", True), ("\\boxed{-7}", False), ("7", None), ("\\boxed{\uff17}", None),
-   ("\\boxed{7.0}", None), ("\\boxed{" + "0" * 20 + "7}", None), ("\\boxed{7}</think>", None)],
-)  # fmt: skip
+  [
+    ("\\boxed{7}", True),
+    ("\\boxed{ +07 }", True),
+    ("\\boxed{-7}", False),
+    ("7", None),
+    ("\\boxed{\uff17}", None),
+    ("\\boxed{7.0}", None),
+    ("\\boxed{" + "0" * 20 + "7}", None),
+    ("\\boxed{7}</think>", None),
+  ],
+)
 def test_arithmetic(response, score):
   assert verify.grade(read(response), "7", {}) == SAYS[score]

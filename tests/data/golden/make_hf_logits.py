@@ -11,18 +11,30 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 
 VOCAB = 40
 SIZES = dict(
-  vocab_size=VOCAB, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
-  num_key_value_heads=2, max_position_embeddings=128, bos_token_id=1, eos_token_id=2, pad_token_id=None,
-)  # fmt: skip
+  vocab_size=VOCAB,
+  hidden_size=16,
+  intermediate_size=24,
+  num_hidden_layers=2,
+  num_attention_heads=4,
+  num_key_value_heads=2,
+  max_position_embeddings=128,
+  bos_token_id=1,
+  eos_token_id=2,
+  pad_token_id=None,
+)
 PLAIN = dict(rope_type="default", rope_theta=1000.0)
 
 
 def stretched(positions):
   """Rotary frequencies as Llama 3.1 scales them, from this many positions."""
   return dict(
-    rope_type="llama3", rope_theta=10000.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+    rope_type="llama3",
+    rope_theta=10000.0,
+    factor=8.0,
+    low_freq_factor=1.0,
+    high_freq_factor=4.0,
     original_max_position_embeddings=positions,
-  )  # fmt: skip
+  )
 
 
 MODELS = {  # name: classes, and what its config adds
