@@ -100,10 +100,11 @@ def document_text(text: Text) -> str:
 
 
 def document(text: Text, tokenizer: Tokenizer) -> Document:
-  """Returns a text as token ids: the start token or the rendered prompt, the text, and the end token.
+  """Returns the tokens of a text.
 
-  `prompt` of the result is the number of tokens that the loss leaves out: those of the prompt if it is only context,
-  else 0. An empty plain text gives no ids. If the rendered prompt ends in an open think tag, the response does not
+  `ids` of the result are those of the rendered prompt (of a plain text, the start token if there is one), of the text,
+  and the end token; an empty plain text has none. `prompt` is how many of the first ids the loss leaves out: those of
+  the prompt if it is only context, else 0. If the rendered prompt ends in an open think tag, the response does not
   repeat it. Nothing is cut.
   """
   if not text.text and text.problem is None:

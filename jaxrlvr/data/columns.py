@@ -92,24 +92,28 @@ def load(
   copies: str = "drop",
   columns_key: str = "columns",
 ) -> ProblemsAndCounts:
-  """Reads the rows of a local file, folder or tfds folder and returns their problems, in order, and counts of the rows.
+  """Returns the problems in the rows of a local file, folder or tfds folder, in their order, and counts of the rows.
 
-  verifier: "math"; "choice"; "graph": the graph task in each row's extra["source_dataset"]; "auto": that task if there
-    is one, else math.
-  columns: entries that say where the fields are, see below. (): for rows of the study's files STUDY_COLUMNS, for
-    others the only column with a usual name for a prompt, and the only one for a label or solution.
-  system: a system message for prompts that have none; "": none. skip_bad: how many bad rows may be left out.
+  columns: entries that say where the fields of a problem are, see below. (): for files like the study's, STUDY_COLUMNS;
+    for others the only column named prompt, question, problem or query, and the only one named answer, label,
+    ground_truth, final_answer or expected_answer; if there is none of these, the box in a column named solution.
+  verifier: "math", "choice", "graph" (the verifier that extra["source_dataset"] names) or "auto" (the same, but math
+    where it names none).
+  system: a system message for prompts that have none; "": none. skip_bad: how many rows may be bad and are left out.
   required_targets: targets that `columns` must have. patterns, split: which files of a folder to read (`files.files`).
   copies: what happens to a row with the prompt of an earlier one: "drop" leaves it out and logs it, "keep" makes it a
     problem of its own, "error" raises InputError. columns_key: the config key of `columns`, for messages.
 
-  An entry `TARGET=COLUMN` takes a field from a column. TARGET is prompt (text or messages), label, truth, id, trace,
-  solution, extra (a struct), extra.NAME, or boxed: a solution whose last box, or last line `#### ANSWER`, or all of
-  whose short text, is the label. An entry `COLUMN==VALUE` leaves out rows with other values. COLUMN may be a path into
-  structs or JSON text (`a.b`), have substitutes (`a|b`: the first that the row has) and be optional (`a?`). Of messages
-  that end in an assistant turn, `a[:-1]` is all but that turn and `a[-1]` its text. A label is a text or a number, its
-  last line `#### ANSWER` if it has one, or a JSON list of texts that are all right: the first becomes the label, the
-  others go to extra["also"]. The truth is the label where no column says otherwise.
+  Entries of `columns`:
+    TARGET=COLUMN: the column holds the prompt (a text or messages), label, truth, id, trace, solution, extra (a struct)
+      or extra.NAME. The target `boxed` takes the label from a solution: its last box, else its last line
+      `#### ANSWER`, else the whole of a short one. Trace and solution go to extra.
+    COLUMN==VALUE: rows with another value are left out.
+  COLUMN is a name. `a.b` is a path into structs or JSON text, `a|b` the first of these that the row has, and `a?` may
+  be missing. Of messages that end in an assistant turn, `a[:-1]` is all but that turn and `a[-1]` its text.
+  A label is a text or a number; if its last line is `#### ANSWER`, that is the label. If it is a list of texts, or JSON
+  of one, each is right: the first becomes the label and the others go to extra["also"]. Without a column for it, the
+  truth is the label.
 
   Rows that `prepared.save` wrote need no columns and bring their verifiers. Raises InputError if `verifier` is not
   "auto" for these, for wrong `columns`, for more than `skip_bad` bad rows, and where no problem is left.

@@ -97,15 +97,18 @@ def sft_problems(
 ) -> layout.ProblemsAndCounts:
   """Returns the problems of a source that SFT can train on, and counts of its rows.
 
-  Each has its solution, and its trace if it has one, in extra["solution"] and extra["trace"], without think tags. If
-  any row has a trace, only rows with one are kept, so that training with and without thinking sees the same problems.
-  source: a path or a data set of the hub, see `hub.locate`. columns: entries TARGET=COLUMN, as of `columns.load`, for
-  prompt and solution, and for trace unless the solution holds it between `<think>` and `</think>`; (): those of a data
-  set that `hub.locate` knows. system: a system message for prompts that have none. skip_bad: how many bad rows may be
-  left out. verified: takes a list of (problem, solution) and returns for each whether it is right; None: all are kept.
-  Counts: those of `columns.ProblemsAndCounts`, and rows left out as unclosed (no answer behind the think tags),
-  untraced (no trace, where others have one), too_long (prompt, trace and solution have over `max_tokens` tokens) and
-  wrong (by `verified`). Raises InputError where no problem is left, and where none has a trace if `thinking`.
+  extra["solution"] of a problem is its solution, and extra["trace"] its trace if it has one, both without think tags.
+  If any row has a trace, only rows with one are kept: training with and without thinking sees the same problems.
+  source: a path or a data set of the hub, see `hub.locate`.
+  columns: entries TARGET=COLUMN, as of `columns.load`, for prompt and solution, and for trace unless the solution holds
+    it between `<think>` and `</think>`; (): those of a data set that `hub.locate` knows.
+  tokenizer, max_tokens: problems with more tokens of prompt, trace and solution are left out.
+  system: a system message for prompts that have none. skip_bad: how many rows may be bad and are left out.
+  verified: takes a list of (problem, solution) and returns for each whether it is right; None: all are kept.
+  thinking: whether traces are trained on, so that there must be some.
+  Keys of the counts: those of `columns.ProblemsAndCounts`, and for further rows that are left out: unclosed (no answer
+  behind the think tags), untraced (no trace, where others have one), too_long and wrong (by `verified`). Raises
+  InputError where no problem is left, and where none has a trace if `thinking`.
   """
   path, data_set = hub.locate(source)
   columns = columns or data_set.columns

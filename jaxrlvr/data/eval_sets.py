@@ -30,11 +30,10 @@ EVAL_SETS: dict[str, EvalSet] = {
   "gpqa-diamond": EvalSet("stem__gpqa_diamond_198", "choice"),
   "supergpqa": EvalSet("supergpqa", "choice", released=False),
   "mmlu-sci": EvalSet("mmlu_sci", "choice", released=False),
-  **{
-    f"{task.replace('_', '-')}-{model}": EvalSet(f"test_{task}_{model}_{size}_50_{kind}_0", "graph")
-    for model, size in (("qwen", "7b"), ("llama", "8b"))
-    for task, kind in (("quantum_lock", "very_difficult"), ("largest_island", "uniform_extra_info_difficulty"))
-  },
+  "quantum-lock-qwen": EvalSet("test_quantum_lock_qwen_7b_50_very_difficult_0", "graph"),
+  "largest-island-qwen": EvalSet("test_largest_island_qwen_7b_50_uniform_extra_info_difficulty_0", "graph"),
+  "quantum-lock-llama": EvalSet("test_quantum_lock_llama_8b_50_very_difficult_0", "graph"),
+  "largest-island-llama": EvalSet("test_largest_island_llama_8b_50_uniform_extra_info_difficulty_0", "graph"),
 }
 
 
@@ -69,7 +68,7 @@ DOMAINS: dict[str, Domain] = {
 def set_names(sets: Sequence[str], domain: str) -> tuple[str, ...]:
   """Returns the names in `sets`, or if it is empty the names of all sets of `domain`, inside ones first.
 
-  domain: a key of DOMAINS: "arithmetic", "math", "science", "graph-qwen" or "graph-llama".
+  sets: names, which are not checked. domain: "arithmetic", "math", "science", "graph-qwen" or "graph-llama".
   """
   return tuple(sets) or (*DOMAINS[domain].inside, *DOMAINS[domain].outside)
 

@@ -65,10 +65,14 @@ class Block(NamedTuple):
 
 
 class Split(NamedTuple):
-  """Which split of a source to read."""
+  """Which split of a source to read.
 
-  name: str = ""  # a split such as test, ALL, or "": the first of `prefer`, if the source has `train` and other splits
-  prefer: Sequence[str] = TRAINING  # TRAINING or HELD_OUT
+  `name`: train, test, validation, another word with which names of files or folders begin, or ALL for every file.
+  "": the first of `prefer` that there is, if the source has `train` and other splits, else every file.
+  """
+
+  name: str = ""
+  prefer: Sequence[str] = TRAINING  # TRAINING, which is train, or HELD_OUT, which is test, else validation
   key: str = "split"  # the config key of `name`, for messages
 
 

@@ -63,7 +63,8 @@ def locate(source: str) -> tuple[str, DataSet]:
     ORG/NAME, ORG/NAME@REVISION, ORG/NAME:CONFIG: a set of the hub, unless such a path exists. CONFIG: a folder of it
     anything else: a path, which need not exist, or an address on an object store, which is copied
   A set of the hub is taken from the hub's cache if it is there as a whole, else it is downloaded, by each process for
-  itself. Raises InputError for a set that can't be had, and for a config that is missing, unknown or must be named.
+  itself. Raises InputError for a set that can't be had, for a config that it lacks, and if it has several and none is
+  named.
   """
   name, _, copy = source.partition(":")
   if name not in _KNOWN_SETS:

@@ -31,8 +31,11 @@ def normalised(messages: Sequence[Mapping[str, str]]) -> str:
   between two lines without a word (two letters), such as rows of numbers. "" where there is no text.
   """
   text = "\n".join(turn["content"] for turn in messages if turn["role"] != "system")
-  text = _MIXED.sub(" ", _LOWERED.sub(r"_\g<0>", _RAISED.sub(r"^\g<0>", text)))
-  text = _MARKS.sub(" ", unicodedata.normalize("NFKC", text).translate(_SIGNS).casefold())
+  text = _RAISED.sub(r"^\g<0>", text)
+  text = _LOWERED.sub(r"_\g<0>", text)
+  text = _MIXED.sub(" ", text)
+  text = unicodedata.normalize("NFKC", text).translate(_SIGNS).casefold()
+  text = _MARKS.sub(" ", text)
   single_spaced = (" ".join(line.split()) for line in text.splitlines())
   lines = [line for line in single_spaced if line]
   joined = "".join(lines[:1])
@@ -44,27 +47,30 @@ def normalised(messages: Sequence[Mapping[str, str]]) -> str:
 
 
 def prompt_digest(problem: Problem) -> str:
-  """Returns a digest of the problem's normalised prompt, 16 hexadecimal digits; equal prompts have equal digests."""
+  """Returns the digest of a problem's `normalised` prompt: 16 hexadecimal digits, equal for equal prompts."""
   return hashlib.blake2b(normalised(problem.messages).encode(), digest_size=8).hexdigest()
 
 
 def prompt_digests(problems: Iterable[Problem]) -> frozenset[str]:
-  """Returns the digests of all prompts."""
+  """Returns the set of the digests (see `prompt_digest`) of all prompts."""
   return frozenset(map(prompt_digest, problems))
 
 
-def common(problems: Sequence[Problem], trained: Collection[str]) -> list[Problem]:
-  """Returns the problems whose prompt has a digest in `trained`."""
-  return [problem for problem in problems if prompt_digest(problem) in trained]
+def common(problems: Sequence[Problem], trained_digests: Collection[str]) -> list[Problem]:
+  """Returns, in their order, the problems whose prompt has one of the digests of the prompts that were trained on."""
+  return [problem for problem in problems if prompt_digest(problem) in trained_digests]
 
 
-def to_text(trained: Collection[str]) -> str:
-  """Returns the digests as the content of a run's FILE."""
-  return json.dumps({"prompts": sorted(trained)})
+def to_text(digests: Collection[str]) -> str:
+  """Returns digests of prompts as JSON text, {"prompts": [digest, ...]}, for the file trained_prompts.json of a run."""
+  return json.dumps({"prompts": sorted(digests)})
 
 
 def from_text(text: str, place: str) -> frozenset[str]:
-  """Returns the digests in the content of a run's FILE. Raises InputError, naming `place`, where there are none."""
+  """Returns the digests of prompts in a text that `to_text` wrote.
+
+  place: the path of the file, for messages. Raises InputError for any other text.
+  """
   try:
     digests = json.loads(text)["prompts"]
     if not all(isinstance(digest, str) for digest in digests):

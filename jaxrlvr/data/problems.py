@@ -20,9 +20,17 @@ from jaxrlvr.tasks.gym import problems as gym
 
 _LOG = logging.getLogger(__name__)
 
-# Sources that generate problems: (seed, split, levels, count, kinds, system) -> problems.
+
+def _arithmetic_problems(
+  seed: int, split: str, levels: Sequence[int], count: int, kinds: Sequence[str], system: str
+) -> list[Problem]:
+  """Returns generated arithmetic problems, whose prompts have no system message."""
+  return arithmetic.problems(seed, split, levels, count, kinds)
+
+
+# Sources that generate problems. Their functions take (seed, split, levels, count, kinds, system).
 GENERATORS: Mapping[str, Callable[..., list[Problem]]] = {
-  "arithmetic": lambda *arguments: arithmetic.problems(*arguments[:-1]),  # its prompts have no system message
+  "arithmetic": _arithmetic_problems,
   "graph": graph.problems,
   "reasoning_gym": gym.problems,
 }
@@ -130,9 +138,10 @@ def columns_of(source: str) -> Sequence[str]:
 def batch(problems: Sequence[Problem], seed: int, step: int, size: int) -> tuple[list[Problem], np.ndarray]:
   """Returns the `size` problems of a training step, and an occurrence number for each, int32 [size].
 
-  step: from 1 on. Epochs over `problems` follow each other, each in a random order of its own, so that a list of fewer
-  than `size` problems is repeated. The occurrence number is how often the same problem is in the batch before: 0, and
-  1, 2, ... for its repetitions, which so can get random samples of their own. A pure function of its arguments.
+  problems: at least one. step: from 1 on. Epochs over `problems` follow each other, each in a random order of its own,
+  so that a list of fewer than `size` problems is repeated. The occurrence number is how often the same problem is in
+  the batch before: 0, and 1, 2, ... for its repetitions, which so can get random samples of their own. A pure function
+  of its arguments.
   """
   first = (step - 1) * size
   chosen = [problems[shuffled_index(seed, number, len(problems))] for number in range(first, first + size)]
