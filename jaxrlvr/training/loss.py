@@ -11,15 +11,22 @@ import numpy as np
 
 from jaxrlvr.device import masked
 
+_STD_EPS = 1e-6  # added to standard deviations that advantages are divided by
+_MAX_LOG_RATIO = 20.0  # log-ratios are clamped to +- this, and the k3 estimate to +- _MAX_K3, as in the study's trainer
+_MAX_K3 = 10.0
 
-class Baseline(NamedTuple):
+
+def _keep_all(reward_PG):
+  return np.ones(reward_PG.shape, bool)
+
+
+class _Baseline(NamedTuple):
   """What is subtracted from the rewards of a group, and which of its responses are then trained on."""
 
-  value: Callable[[np.ndarray, np.ndarray], np.ndarray | float]  # of (rewards [P,G], scored [P,G])
-  relative: bool = True  # computed from the group: equals the rewards where these are all equal
-  kept: Callable[[np.ndarray], np.ndarray] = lambda reward_PG: np.ones(
-    reward_PG.shape, bool
-  )  # False: the advantage becomes 0
+  # (rewards [P,G], scored [P,G]) -> what is subtracted: a number, [P,1] or [P,G]
+  value: Callable[[np.ndarray, np.ndarray], np.ndarray | float]
+  is_constant: bool = False  # False: computed from the group, so that equal rewards have the advantage 0
+  kept: Callable[[np.ndarray], np.ndarray] = _keep_all  # rewards [P,G] -> False where the advantage becomes 0
 
 
 def _group_mean(reward_PG, scored_PG):
@@ -35,35 +42,37 @@ def _leave_one_out(reward_PG, scored_PG):
 # Keys: values of `rl.baseline`. GRPO-POS and GRPO-NEG are here twice: by the paper's formula (zero, one), which needs
 # rl.scale_std=False, and as the released code has them (positive, negative).
 BASELINES = {
-  "mean": Baseline(_group_mean),  # GRPO
-  "leave-one-out": Baseline(_leave_one_out),  # RLOO
-  "zero": Baseline(lambda reward_PG, scored_PG: 0.0, relative=False),  # right answers only, REINFORCE
-  "one": Baseline(lambda reward_PG, scored_PG: 1.0, relative=False),  # wrong answers only
-  "positive": Baseline(_group_mean, kept=lambda reward_PG: reward_PG != 0),  # GRPO without the rows of reward 0
-  "negative": Baseline(_group_mean, kept=lambda reward_PG: reward_PG != 1),  # GRPO without the rows of reward 1
+  "mean": _Baseline(_group_mean),  # GRPO
+  "leave-one-out": _Baseline(_leave_one_out),  # RLOO
+  "zero": _Baseline(lambda reward_PG, scored_PG: 0.0, is_constant=True),  # right answers only, REINFORCE
+  "one": _Baseline(lambda reward_PG, scored_PG: 1.0, is_constant=True),  # wrong answers only
+  "positive": _Baseline(_group_mean, kept=lambda reward_PG: reward_PG != 0),  # GRPO without responses of reward 0
+  "negative": _Baseline(_group_mean, kept=lambda reward_PG: reward_PG != 1),  # GRPO without responses of reward 1
 }
 
 
 def group_advantage(
   reward_PG: np.ndarray, scored_PG: np.ndarray | None = None, *, baseline: str = "mean", scale_std: bool = True
 ) -> np.ndarray:
-  """Returns advantages [P,G] in float64, computed on the host: reward - baseline.
+  """Computes the advantage of each response, (reward - baseline) / standard deviation; returns [P,G] float64 in numpy.
 
-  baseline: a key of `BASELINES`; responses that it does not train on get 0. scale_std: divide by the group's sample
-  standard deviation + 1e-6 (False: Dr.GRPO). scored_PG: False where nobody could score a response, which then counts in
-  no statistic and gets 0 (None: all are scored). A group whose scored rewards are all equal gets exactly 0, except
-  under the constant baselines ("zero", "one") without scaling.
+  reward_PG: rewards of the G responses to each of P problems, a group each. scored_PG: False where a response could not
+  be scored; it gets 0 and counts in no statistic, so that its reward may be NaN (None: all are scored).
+  baseline: what is subtracted: "mean" (of the group), "leave-one-out" (mean of the other responses), "zero" or "one".
+  "positive" and "negative" subtract the mean too, and then set responses of reward 0, or of reward 1, to 0.
+  scale_std: divide by the group's sample standard deviation + 1e-6 (False: don't, as Dr.GRPO). A group whose scored
+  rewards are all equal gets exactly 0, except with "zero" or "one" and scale_std False.
   """
   reward_PG = np.asarray(reward_PG, np.float64)
   scored_PG = np.ones(reward_PG.shape, bool) if scored_PG is None else np.asarray(scored_PG)
-  row = BASELINES[baseline]
+  subtracted = BASELINES[baseline]
   spread_P1 = masked.spread(reward_PG, scored_PG, 1, keepdims=True)
-  advantage_PG = reward_PG - row.value(reward_PG, scored_PG)
+  advantage_PG = reward_PG - subtracted.value(reward_PG, scored_PG)
   if scale_std:
-    advantage_PG = advantage_PG / (masked.std(reward_PG, scored_PG, 1, keepdims=True) + 1e-6)
-  if scale_std or row.relative:
+    advantage_PG = advantage_PG / (masked.std(reward_PG, scored_PG, 1, keepdims=True) + _STD_EPS)
+  if scale_std or not subtracted.is_constant:
     advantage_PG = np.where(spread_P1 > 0, advantage_PG, 0.0)
-  return np.where(scored_PG & row.kept(reward_PG), advantage_PG, 0.0)
+  return np.where(scored_PG & subtracted.kept(reward_PG), advantage_PG, 0.0)
 
 
 def _uncorrected(reward_PG, scored_PG, false_positive, false_negative, *, baseline, scale_std):
@@ -86,7 +95,7 @@ def _backward(reward_PG, scored_PG, false_positive, false_negative, *, baseline,
   mean_P1 = masked.mean(clean_PG, scored_PG, 1, keepdims=True)
   mean_P1 = np.clip(mean_P1, 0.5 / count_P1, 1.0 - 0.5 / count_P1)
   std_P1 = np.sqrt(mean_P1 * (1.0 - mean_P1) * count_P1 / np.maximum(count_P1 - 1, 1))
-  return advantage_PG / (std_P1 + 1e-6)
+  return advantage_PG / (std_P1 + _STD_EPS)
 
 
 def _forward(reward_PG, scored_PG, false_positive, false_negative, *, baseline, scale_std):
@@ -96,7 +105,8 @@ def _forward(reward_PG, scored_PG, false_positive, false_negative, *, baseline, 
 
 # Advantages from a noisy 0/1 reward, which pays wrong answers at the rate false_positive and fails to pay right answers
 # at the rate false_negative. A correction of the reward itself would be affine, which group statistics cancel; these
-# correct advantages. Keys: values of `rl.correction`.
+# correct advantages. Each takes (reward_PG, scored_PG, false_positive, false_negative, *, baseline, scale_std) and
+# returns advantages [P,G] in float64. Keys: values of `rl.correction`.
 CORRECTIONS = {"none": _uncorrected, "backward": _backward, "forward": _forward}
 
 
@@ -109,9 +119,9 @@ def _k2(d):
 
 
 def _k3(d):
-  """Clamps as the study's trainer does: d to +-20, the value to +-10, without gradient beyond."""
-  d = jnp.clip(d, -20.0, 20.0)
-  return jnp.clip(jnp.expm1(d) - d, -10.0, 10.0)
+  """Returns e^d - d - 1, clamped as in the study's trainer; beyond the clamps there is no gradient."""
+  d = jnp.clip(d, -_MAX_LOG_RATIO, _MAX_LOG_RATIO)
+  return jnp.clip(jnp.expm1(d) - d, -_MAX_K3, _MAX_K3)
 
 
 def _k3_k2(d):
@@ -124,15 +134,18 @@ KL = {"k1": _k1, "k2": _k2, "k3": _k3, "k3-k2": _k3_k2}
 
 
 def kl(logp_BT: jax.Array, ref_logp_BT: jax.Array, estimator: str = "k3") -> jax.Array:
-  """Returns an estimate [B,T] of each token's KL(policy || reference model) in nats.
+  """Estimates KL(policy || reference model) at each sampled token; returns [B,T] in nats.
 
-  estimator: a key of `KL` (Schulman, Approximating KL Divergence).
-  As a loss, k1 has a zero mean gradient and k3 does not descend the reverse KL; "k3-k2" does. The study uses k3.
+  logp_BT, ref_logp_BT: log-probability of the token under the policy and under the reference model. With d = reference
+  - policy, estimator "k1" is -d, "k2" d^2 / 2, "k3" e^d - d - 1 (Schulman, Approximating KL Divergence), clamped to
+  +-10, and "k3-k2" has k3's value and k2's gradient. As a loss, k1 has a zero mean gradient, and k3 does not descend
+  the reverse KL; k2 and "k3-k2" do. The study uses k3.
   """
   return KL[estimator](ref_logp_BT - logp_BT)
 
 
 def _token_ratio(log_ratio_BT, mask_BT, segments_BT):
+  """Has each token's own log-ratio."""
   return log_ratio_BT
 
 
@@ -149,39 +162,33 @@ RATIOS = {"token": _token_ratio, "sequence": _sequence_ratio}
 def policy_loss(
   logp_BT: jax.Array,
   old_logp_BT: jax.Array,
-  advantage_B: jax.Array,
-  mask_BT: jax.Array,
+  advantage_BT: jax.Array,
+  weights_BT: jax.Array,
   *,
   clip_low: float = 0.2,
   clip_high: float = 0.2,
   dual_clip: float | None = None,
   ratio: str = "token",
-  reduce: str = "token-mean",
-  max_tokens: int = 0,
-  weights_BT: jax.Array | None = None,
   segments_BT: jax.Array | None = None,
   sampler_logp_BT: jax.Array | None = None,
   importance_cap: float | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """Returns the clipped surrogate loss of PPO and GRPO, to be minimised, and its metrics by name.
+  """Computes the clipped surrogate of PPO and GRPO; returns (loss to be minimised, metrics by name), all scalars.
 
-  Metrics, weighted like the loss: clip_ratio/low, clip_ratio/high and clip_ratio/dual, shares of tokens where a clip
-  acts, and ppo_kl, the mean of old - new log-probability.
-  advantage_B: one number a response, or [B,T]. mask_BT: True at the tokens in the loss.
-  dual_clip: c, where the advantage is negative the loss is at most -c * advantage.
-  ratio: "token" or "sequence" (GSPO); a sequence is a run of equal segments_BT (None: a row).
-  reduce, max_tokens: how token losses become one number (`masked.REDUCTIONS`). weights_BT replaces both where this is
-  a microbatch: the weights of the whole batch.
-  importance_cap: multiplies each token's loss by min(exp(old - sampler's log-probability), cap), for which
-  sampler_logp_BT is needed (truncated importance sampling).
-  Log-ratios are clamped to +-20 as in the study's trainer.
+  The loss is sum(weight * max(-A * r, -A * clip(r, 1 - clip_low, 1 + clip_high))), r = exp(policy's - old policy's
+  log-probability) with the difference clamped to +-20. advantage_BT: A, [B,T], or [B,1] for a row each.
+  weights_BT: weight of each token; 0 leaves it out, whatever its other values (`masked.token_weights` makes them).
+  dual_clip: the loss of a token with A < 0 is at most -A * dual_clip (None: no bound).
+  ratio: "token", or "sequence" for the mean log-ratio of a response (GSPO): a run of equal segments_BT (None: a row).
+  importance_cap: multiply each token's loss by min(exp(old - sampler's log-probability), importance_cap), truncated
+  importance sampling; it needs sampler_logp_BT, which nothing else reads (None: don't).
+  Metrics, each a weighted sum over tokens as the loss: clip_ratio/low, clip_ratio/high and clip_ratio/dual (1 where
+  that clip acts), ppo_kl (old - policy's log-probability).
   """
-  if weights_BT is None:
-    weights_BT = masked.token_weights(mask_BT, reduce, max_tokens or mask_BT.shape[1])
-  advantage_BT = advantage_B[:, None] if advantage_B.ndim == 1 else advantage_B
+  mask_BT = weights_BT > 0
   segments_BT = jnp.zeros(mask_BT.shape, jnp.int32) if segments_BT is None else segments_BT
   log_ratio_BT = RATIOS[ratio](jnp.where(mask_BT, logp_BT - old_logp_BT, 0.0), mask_BT, segments_BT)
-  log_ratio_BT = jnp.clip(log_ratio_BT, -20.0, 20.0)
+  log_ratio_BT = jnp.clip(log_ratio_BT, -_MAX_LOG_RATIO, _MAX_LOG_RATIO)
   ratio_BT = jnp.exp(log_ratio_BT)
   unclipped_BT = -advantage_BT * ratio_BT
   clipped_BT = -advantage_BT * jnp.clip(ratio_BT, 1.0 - clip_low, 1.0 + clip_high)
@@ -193,7 +200,7 @@ def policy_loss(
     loss_BT = jnp.where(advantage_BT < 0, jnp.minimum(loss_BT, bound_BT), loss_BT)
   if importance_cap is not None:
     gap_BT = jnp.where(mask_BT, old_logp_BT - sampler_logp_BT, 0.0)
-    importance_BT = jnp.minimum(jnp.exp(jnp.clip(gap_BT, -20.0, 20.0)), importance_cap)
+    importance_BT = jnp.minimum(jnp.exp(jnp.clip(gap_BT, -_MAX_LOG_RATIO, _MAX_LOG_RATIO)), importance_cap)
     loss_BT = loss_BT * jax.lax.stop_gradient(importance_BT)
 
   def total(x_BT):

@@ -1,4 +1,7 @@
-"""Loss functions for `update`, language modelling and GRPO, and the batches that they take."""
+"""Loss functions for `update`, language modelling and GRPO, and the batches that they take.
+
+In names of arrays, R stands for the rows of a batch and S for the slots of a row, each of which holds a token.
+"""
 
 from __future__ import annotations
 
@@ -24,22 +27,26 @@ from jaxrlvr.training.update import LossFn
 
 @struct.dataclass
 class TextBatch:
-  """A batch, or microbatch, of packed documents."""
+  """A batch, or microbatch, of documents that are packed into rows, as `packing.pack` packs them."""
 
-  tokens_BT: jax.Array
-  positions_BT: jax.Array
-  segments_BT: jax.Array
-  weights_BT: jax.Array  # weight of each token in the loss of the whole batch; 0: not a target
+  tokens_BT: jax.Array  # token ids
+  positions_BT: jax.Array  # position of the token in its segment
+  segments_BT: jax.Array  # the documents of a row are segments 1, 2, ...; 0: padding
+  weights_BT: jax.Array  # weight of predicting this token in the loss of the whole batch; 0: not predicted
 
 
 @functools.lru_cache  # the same function for the same values, so that stages share compiled programs
 def language_modelling(spec: Spec) -> LossFn:
-  """Returns the loss function of a `TextBatch`: weighted cross-entropy in nats. Its metric is entropy."""
+  """Returns the loss function (params, `TextBatch`) -> (loss, metrics) that `update` takes.
+
+  The loss is the cross-entropy of the predicted tokens in nats, summed with the batch's weights. The metric "entropy"
+  is the model's entropy there, in nats, summed with the same weights.
+  """
 
   def loss_fn(params, batch: TextBatch):
-    scored_BT = batch.weights_BT > 0
-    scores = score(params, batch.tokens_BT, batch.positions_BT, batch.segments_BT, spec, scored_BT=scored_BT)
-    weights_BT = batch.weights_BT[:, 1:]
+    is_target_BT = batch.weights_BT > 0
+    scores = score(params, batch.tokens_BT, batch.positions_BT, batch.segments_BT, spec, scored_BT=is_target_BT)
+    weights_BT = batch.weights_BT[:, 1:]  # slot 0 has no score
     entropy = jnp.sum(jnp.where(weights_BT > 0, weights_BT * scores.entropy_BT, 0.0))
     metrics = {"entropy": Sum(entropy)}
     return -jnp.sum(jnp.where(weights_BT > 0, weights_BT * scores.logp_BT, 0.0)), metrics
@@ -49,18 +56,21 @@ def language_modelling(spec: Spec) -> LossFn:
 
 @struct.dataclass
 class RolloutBatch:
-  """Prompts and their responses, placed on rows by `layout`."""
+  """A batch, or microbatch, of prompts and their responses, placed on rows by `layout`.
 
-  tokens_RS: jax.Array
-  positions_RS: jax.Array
-  segments_RS: jax.Array  # 1 + number of the response, 0: padding
-  weights_RS: (
-    jax.Array
-  )  # weight of each token in the update's loss, 0: not in it; before `add_weights` 1 at each response token
-  advantage_RS: jax.Array
-  sampler_logp_RS: jax.Array
-  old_logp_RS: jax.Array | None  # None: equal to the policy's, for one update a step
-  ref_logp_RS: jax.Array | None  # of the reference model; None: the loss has no KL term
+  Every array is [R,S]. Response n is number n % group of those to prompt n // group, counted over the whole step.
+  """
+
+  tokens_RS: jax.Array  # token ids
+  positions_RS: jax.Array  # position of the token in its text, a prompt and the response behind it
+  segments_RS: jax.Array  # 1 + n where the slot holds a token of response n, or of its prompt; 0: padding
+  # Weight of the token in the loss of the update, 0 in slots without a response's token. `lay_out_batch` writes 1 for
+  # each response token; `add_weights` puts in the weights.
+  weights_RS: jax.Array
+  advantage_RS: jax.Array  # of the token's response; 0 before `add_weights`
+  sampler_logp_RS: jax.Array  # log-probability with which the token was sampled, in nats; 0 outside of responses
+  old_logp_RS: jax.Array | None  # log-probability under the policy that began the step; None: under the policy itself
+  ref_logp_RS: jax.Array | None  # log-probability under the reference model; None: the loss has no KL term
   layout: RowLayout = struct.field(pytree_node=False)
 
 
@@ -68,15 +78,17 @@ class RolloutBatch:
 def logp(
   params: Mapping[str, jax.Array], batch: RolloutBatch, live: jax.Array, spec: Spec, *, temperature: float, parts: int
 ) -> jax.Array:
-  """Returns the log-probability [R,S] of each response token, 0 in other slots.
+  """Scores the responses of a batch, one microbatch after another; returns log-probabilities [R,S] in nats.
 
-  The rows are cut into `parts` microbatches; only the first `live` are scored, tokens in the others get 0.
+  params: weights of the policy, or of another model of the same spec. parts: number of microbatches, which must divide
+  the rows. live: number of microbatches to score, from the first; it is not static, so that one program serves all.
+  Slots of the other microbatches, and slots where batch.weights_RS is 0, have 0. Logits are divided by `temperature`.
   """
-  rows = (batch.tokens_RS, batch.positions_RS, batch.segments_RS, batch.weights_RS > 0)
-  rows = sharding.split_rows(rows, parts)
+  is_response_RS = batch.weights_RS > 0
+  microbatches = sharding.split_rows((batch.tokens_RS, batch.positions_RS, batch.segments_RS, is_response_RS), parts)
 
-  def part(i, done):
-    tokens_RS, positions_RS, segments_RS, scored_RS = sharding.microbatch(rows, i)
+  def add_microbatch(i, logp_MRS):
+    tokens_RS, positions_RS, segments_RS, scored_RS = sharding.microbatch(microbatches, i)
     scores = score(
       params,
       tokens_RS,
@@ -88,10 +100,10 @@ def logp(
       layout=batch.layout,
     )
     logp_RS = jnp.pad(scores.logp_BT, ((0, 0), (1, 0)))  # slot 0 has no score
-    return jax.lax.dynamic_update_index_in_dim(done, logp_RS, i, 0)
+    return jax.lax.dynamic_update_index_in_dim(logp_MRS, logp_RS, i, 0)
 
-  zeros = sharding.constrain(jnp.zeros(rows[0].shape), None, "batch", None)
-  return sharding.join_rows(jax.lax.fori_loop(0, live, part, zeros))
+  zeros_MRS = sharding.constrain(jnp.zeros(microbatches[0].shape), None, "batch", None)
+  return sharding.join_rows(jax.lax.fori_loop(0, live, add_microbatch, zeros_MRS))
 
 
 @functools.partial(jax.jit, static_argnames=("samples", "group", "layout"))
@@ -106,29 +118,39 @@ def lay_out_batch(
   group: int,
   layout: RowLayout,
 ) -> RolloutBatch:
-  """Gathers prompts and responses into the rows where `layout.place` has placed them; returns the batch.
+  """Copies prompts and responses to the slots in which a layout has placed them; returns the batch.
 
-  prompt_PS: prompts, padded on the left. segments_RS, positions_RS: what `layout.place` returned.
-  samples: responses that the rollout holds to each prompt; group: how many of these, the first, are placed. In the
-  batch advantages are 0, weights 1 at each response token, and there are no log-probabilities but the sampler's.
+  prompt_PS: token ids of P prompts, padded on the left. prompt_length_P: tokens of each prompt, at least 1.
+  rollout: `samples` responses to each prompt, problem-major: sample k to prompt p is row p * samples + k.
+  segments_RS, positions_RS: which token each slot holds, as `layout.place` returns them. They number responses among
+  the first `group` samples to each prompt: segment 1 + n is sample n % group to prompt n // group; 0 is padding.
+  In the batch, weights are 1 at each response token and advantages 0 (`add_weights` sets both), sampler_logp_RS is
+  rollout.logp_BT, and old_logp_RS and ref_logp_RS are None.
   """
-  number_RS = jnp.maximum(segments_RS - 1, 0)
+  # Every device may need any prompt and any response.
+  prompt_PS = sharding.constrain(prompt_PS, None, None)
+  tokens_BT = sharding.constrain(rollout.tokens_BT, None, None)
+  logp_BT = sharding.constrain(rollout.logp_BT, None, None)
+  number_RS = jnp.maximum(segments_RS - 1, 0)  # of the slot's response; padding takes number 0
   problem_RS = number_RS // group
-  row_RS = problem_RS * samples + number_RS % group
-  prompt_RS = jnp.where(segments_RS > 0, prompt_length_P[problem_RS], 1)  # 1: padding must not look like a response
-  slot_RS = jnp.maximum(positions_RS - prompt_RS, 0)
-  whole = [sharding.constrain(x, None, None) for x in (prompt_PS, rollout.tokens_BT, rollout.logp_BT)]
-  prompt_PS, tokens_BT, logp_BT = whole
-  prompt_token_RS = prompt_PS[problem_RS, prompt_PS.shape[1] - prompt_RS + jnp.minimum(positions_RS, prompt_RS - 1)]
-  answers_RS = positions_RS >= prompt_RS
-  weights_RS = answers_RS.astype(jnp.float32)
+  rollout_row_RS = problem_RS * samples + number_RS % group
+  # Padding has position 0, and gets a prompt of one token, so that it does not look like a response.
+  prompt_length_RS = jnp.where(segments_RS > 0, prompt_length_P[problem_RS], 1)
+  is_response_RS = positions_RS >= prompt_length_RS
+
+  prompt_start_RS = prompt_PS.shape[1] - prompt_length_RS
+  prompt_slot_RS = prompt_start_RS + jnp.minimum(positions_RS, prompt_length_RS - 1)
+  response_slot_RS = jnp.maximum(positions_RS - prompt_length_RS, 0)
+  prompt_token_RS = prompt_PS[problem_RS, prompt_slot_RS]
+  response_token_RS = tokens_BT[rollout_row_RS, response_slot_RS]
+  weights_RS = is_response_RS.astype(jnp.float32)
   return RolloutBatch(
-    tokens_RS=jnp.where(answers_RS, tokens_BT[row_RS, slot_RS], prompt_token_RS),
+    tokens_RS=jnp.where(is_response_RS, response_token_RS, prompt_token_RS),
     positions_RS=positions_RS,
     segments_RS=segments_RS,
     weights_RS=weights_RS,
     advantage_RS=jnp.zeros_like(weights_RS),
-    sampler_logp_RS=jnp.where(answers_RS, logp_BT[row_RS, slot_RS], 0.0),
+    sampler_logp_RS=jnp.where(is_response_RS, logp_BT[rollout_row_RS, response_slot_RS], 0.0),
     old_logp_RS=None,
     ref_logp_RS=None,
     layout=layout,
@@ -136,9 +158,9 @@ def lay_out_batch(
 
 
 class Weights(NamedTuple):
-  """Weight and advantage of each response, [P,G] float32 on the host."""
+  """Weight and advantage of each of G responses to P problems, float32 in numpy."""
 
-  weight_PG: np.ndarray  # weight of each of the response's tokens in the loss; 0: not in the loss
+  weight_PG: np.ndarray  # weight in the loss of each token of the response; 0: the response is not in the loss
   advantage_PG: np.ndarray
 
 
@@ -155,12 +177,16 @@ def weigh(
   correction: str = "none",
   noise: Sequence[float] = (0.0, 0.0),
 ) -> Weights:
-  """Returns weight and advantage of each response, computed on the host from lengths [P,G] and rewards [P,G].
+  """Computes the weight and the advantage of each response, on the host, from its length and its reward.
 
-  updates: number of updates that the problems are divided among; problem p belongs to update p % updates, and weights
-  are means over one update. Responses that are not scored count in no mean and get 0.
-  baseline, scale_std: as for `loss.group_advantage`. reduce, max_tokens: as for `masked.response_weights`.
-  correction: a key of `loss.CORRECTIONS`; noise: the rates (false positive, false negative) that it assumes.
+  length_PG: tokens of each of G responses to P problems. scored_PG: False where a response could not be scored; it gets
+  0 and counts in no mean, so that its reward may be NaN.
+  reduce: how losses of tokens become one: "token-mean", "sequence-mean-token-mean", "sequence-mean-token-sum", or
+  "constant-length", which divides by max_tokens, the most tokens of a response.
+  updates: number of updates that share the problems: problem p belongs to update p % updates. Means are over the
+  responses of one update.
+  baseline, scale_std: see `loss.group_advantage`. correction: for a 0/1 reward that is wrong at the rates
+  noise = (false positive, false negative): "none" (noise is not read), "backward" or "forward" (`loss.CORRECTIONS`).
   """
   length_PG, scored_PG = np.asarray(length_PG), np.asarray(scored_PG)
   weight_PG = np.zeros(length_PG.shape, np.float32)
@@ -174,21 +200,39 @@ def weigh(
 
 @jax.jit
 def add_weights(batch: RolloutBatch, weight_PG: jax.Array, advantage_PG: jax.Array) -> RolloutBatch:
-  """Returns the batch with the weights and advantages that `weigh` returned, at each token of the responses."""
+  """Returns the batch with weights and advantages at each token of the responses that are placed in it.
+
+  weight_PG, advantage_PG: of the G responses to each of P problems, as `weigh` returns them, in the order in which
+  batch.segments_RS numbers the responses. The batch must come from `lay_out_batch`, with weights of 0 and 1.
+  """
   number_RS = jnp.maximum(batch.segments_RS - 1, 0)
   weights_RS = batch.weights_RS * weight_PG.reshape(-1)[number_RS]
   advantage_RS = batch.weights_RS * advantage_PG.reshape(-1)[number_RS]
   return dataclasses.replace(batch, weights_RS=weights_RS, advantage_RS=advantage_RS)
 
 
-@functools.lru_cache
-def grpo(spec: Spec, *, temperature: float, kl_beta: float, kl_estimator: str, **clipping) -> LossFn:
-  """Returns GRPO's loss function of a `RolloutBatch`: clipped surrogate + kl_beta * KL(policy || reference model).
+@functools.lru_cache  # the same function for the same values, so that stages share compiled programs
+def grpo(
+  spec: Spec,
+  *,
+  temperature: float,
+  kl_beta: float,
+  kl_estimator: str,
+  clip_low: float = 0.2,
+  clip_high: float = 0.2,
+  dual_clip: float | None = None,
+  ratio: str = "token",
+  importance_cap: float | None = None,
+) -> LossFn:
+  """Returns GRPO's loss function (params, `RolloutBatch`) -> (loss, metrics) that `update` takes.
 
-  clipping: keywords of `loss.policy_loss`. kl_estimator: a key of `loss.KL`.
-  Metrics: those of `loss.policy_loss`, weighted like the loss; ppo_kl and sampling/logp_difference/mean, means over the
-  batch's response tokens; sampling/logp_difference/max; and kl where there is a reference model. logp_difference is
-  |scorer's - sampler's| log-probability.
+  The loss is `loss.policy_loss` + kl_beta * KL(policy || reference model), in which each token has its weight of the
+  batch. temperature: that of sampling, by which logits are divided. kl_estimator: "k1", "k2", "k3" or "k3-k2", see
+  `loss.kl`. clip_low, clip_high, dual_clip, ratio and importance_cap: see `loss.policy_loss`.
+  Metrics: clip_ratio/low, clip_ratio/high and clip_ratio/dual, weighted sums as the loss, of 1 where that clip acts; kl
+  in nats, a weighted sum too, only where the batch has ref_logp_RS; ppo_kl and sampling/logp_difference/mean, weighted
+  means, and sampling/logp_difference/max, all three over the response tokens with a weight. ppo_kl is the old minus the
+  policy's log-probability, logp_difference the absolute difference of the policy's and the sampler's.
   """
 
   def loss_fn(params, batch: RolloutBatch):
@@ -204,7 +248,8 @@ def grpo(spec: Spec, *, temperature: float, kl_beta: float, kl_estimator: str, *
     )
     policy_logp = scores.logp_BT
     batch = jax.tree.map(lambda x_RS: x_RS[:, 1:], batch)  # slot 0 has no score
-    weights, mask = batch.weights_RS, batch.weights_RS > 0
+    weights = batch.weights_RS
+    mask = weights > 0
     old_logp = batch.old_logp_RS
     if old_logp is None:
       old_logp = jax.lax.stop_gradient(policy_logp)
@@ -212,22 +257,25 @@ def grpo(spec: Spec, *, temperature: float, kl_beta: float, kl_estimator: str, *
       policy_logp,
       old_logp,
       batch.advantage_RS,
-      mask,
-      weights_BT=weights,
+      weights,
       segments_BT=batch.segments_RS,
       sampler_logp_BT=batch.sampler_logp_RS,
-      **clipping,
+      clip_low=clip_low,
+      clip_high=clip_high,
+      dual_clip=dual_clip,
+      ratio=ratio,
+      importance_cap=importance_cap,
     )
 
     def total(x):
       return jnp.sum(jnp.where(mask, weights * x, 0.0))
 
-    gap = jnp.where(mask, jnp.abs(policy_logp - batch.sampler_logp_RS), 0.0)
-    weight_here = total(1.0)
+    difference = jnp.where(mask, jnp.abs(policy_logp - batch.sampler_logp_RS), 0.0)
+    total_weight = total(1.0)  # below 1 if this is a microbatch, or if responses were left out
     metrics: dict[str, Metric] = {name: Sum(share) for name, share in shares.items()}
-    metrics["ppo_kl"] = WeightedMean(shares["ppo_kl"], weight_here)
-    metrics["sampling/logp_difference/mean"] = WeightedMean(total(gap), weight_here)
-    metrics["sampling/logp_difference/max"] = Maximum(jnp.max(gap))
+    metrics["ppo_kl"] = WeightedMean(shares["ppo_kl"], total_weight)
+    metrics["sampling/logp_difference/mean"] = WeightedMean(total(difference), total_weight)
+    metrics["sampling/logp_difference/max"] = Maximum(jnp.max(difference))
     if batch.ref_logp_RS is not None:
       # Equal log-probabilities outside of the mask, so that no NaN reaches the gradient.
       ref_logp = jnp.where(mask, batch.ref_logp_RS, jax.lax.stop_gradient(policy_logp))

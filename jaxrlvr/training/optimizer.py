@@ -31,10 +31,11 @@ SCHEDULES = {"constant": _constant, "cosine": _cosine, "linear": _linear}
 
 
 def rates(name: str, peak: float, warmup: int, steps: int, floor: float) -> np.ndarray:
-  """Returns the float32 learning rate of each of `steps` updates.
+  """Returns the learning rate of each update of a run, [steps] float32.
 
-  name: a key of `SCHEDULES`. The rate rises linearly from 0 to `peak` over `warmup` updates, then stays or decays to
-  floor * peak.
+  name: "constant", "cosine" or "linear". Over the first `warmup` updates the rate rises linearly from 0, which is the
+  rate of the first one, to `peak`; with warmup 0 it begins at `peak`. Then "constant" stays there, and the others fall
+  until update number `steps`, at which they would reach floor * peak. floor: a share of `peak`, from 0 to 1.
   """
   schedule = SCHEDULES[name](peak, warmup, steps, floor)
   return np.array(np.broadcast_to(schedule(np.arange(steps)), (steps,)), np.float32)
@@ -44,10 +45,12 @@ def rates(name: str, peak: float, warmup: int, steps: int, floor: float) -> np.n
 def adamw(
   b1: float, b2: float, eps: float, weight_decay: float, clip_norm: float, moment: str = "float32"
 ) -> optax.GradientTransformation:
-  """Returns AdamW without the learning rate, which is an argument of `update`: one program serves all rates.
+  """Returns AdamW without the learning rate, as an optax transformation: a step subtracts rate * its update.
 
-  Every weight decays, as in the study's trainer. clip_norm: largest global norm of gradients; 0 does not clip.
-  moment: dtype of the first moment. The second is float32: with b2 = 0.999 a bfloat16 would round its decay away.
+  The rate is an argument of `update.update` instead, so that one program serves all rates. Gradients are first scaled
+  down to the global norm clip_norm if theirs is larger (0: they are not). b1, b2, eps: as in Adam. weight_decay: share
+  of each weight that is added to its update; every weight decays, as in the study's trainer. moment: dtype of the first
+  moment, "float32" or "bfloat16". The second is float32: with b2 = 0.999 a bfloat16 would round its decay away.
   """
   return optax.chain(
     optax.clip_by_global_norm(clip_norm) if clip_norm > 0 else optax.identity(),

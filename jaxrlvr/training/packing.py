@@ -11,28 +11,32 @@ import numpy as np
 class Document(NamedTuple):
   """A tokenised document."""
 
-  ids: list[int]
+  ids: list[int]  # of its tokens, prompt included; may be empty
   prompt: int  # number of tokens at the start that are only context, never a target
 
 
 class Packed(NamedTuple):
-  """A batch of packed rows; padding has segment 0."""
+  """A batch of packed rows, int32 but for target_BT. In slots of padding all four arrays are 0."""
 
-  tokens_BT: np.ndarray
-  positions_BT: np.ndarray  # position of the token in its document
-  segments_BT: np.ndarray  # the documents of a row are segments 1, 2, ...
-  target_BT: np.ndarray  # True where the loss predicts the token from those before it in its segment
+  tokens_BT: np.ndarray  # token ids
+  positions_BT: np.ndarray  # position of the token in its segment, from 0
+  segments_BT: np.ndarray  # the documents of a row, or pieces of documents, are segments 1, 2, ...; 0: padding
+  # Where the loss predicts the token from those before it in its segment. False for a segment's first token, and for
+  # tokens of a prompt.
+  target_BT: np.ndarray
 
 
 def pack(
   document: Callable[[int], Document], cursor: tuple[int, int], rows: int, length: int, end: int | None = None
 ) -> tuple[Packed, tuple[int, int]]:
-  """Packs documents in order; returns the next batch, of `rows` rows of `length` slots, and the cursor behind it.
+  """Packs documents in order into the next batch; returns (batch, cursor for the batch after it).
 
-  document: returns document number 0, 1, ...; the batch is a pure function of it and the cursor.
-  cursor: (number of the next document, how many of its tokens earlier batches hold).
-  end: number of the first document that is not packed (None: no end); the batch then ends in padding.
-  A document that does not fit on the rest of a row begins the next row; only one longer than a row is split.
+  document: returns the document with a number; numbers count from 0. The batch depends on nothing else but `cursor`.
+  cursor: (number of the next document, how many of its tokens earlier batches hold); (0, 0) begins.
+  rows, length: size of the batch, in rows and in slots of a row. end: number of documents; when all are packed the
+  batch ends in padding, and later ones are all padding (None: documents never end).
+  A document that does not fit behind others begins the next row. Only one that is longer than a row is split, into
+  segments that don't see each other.
   """
   shape = (rows, length)
   batch = Packed(
@@ -69,10 +73,7 @@ def pack(
 
 
 def rows_of(tokens: Iterable[int], length: int) -> int:
-  """Returns how many rows of `length` slots `pack` needs for all documents.
-
-  tokens: the number of tokens of each document, in order.
-  """
+  """Returns how many rows of `length` slots `pack` needs for documents with these numbers of tokens, in order."""
   full_rows = slot = 0
   for size in tokens:
     fits_on_row = size <= length - slot

@@ -17,21 +17,25 @@ from jaxrlvr.training.metrics import Maximum, Metric, Sum, WeightedMean, merge
 
 @struct.dataclass
 class TrainState:
-  """What an update changes."""
+  """What an update changes. The three counters are int32 scalars on the device."""
 
-  params: dict[str, jax.Array]  # float32 master weights
-  opt_state: optax.OptState
+  params: dict[str, jax.Array]  # float32 master weights, by name
+  opt_state: optax.OptState  # moments of the optimizer
   updates: jax.Array  # number of updates, skipped ones included
   skipped: jax.Array  # number of updates skipped because loss or gradient was not finite
   skipped_in_a_row: jax.Array  # number of skipped updates since the last one that was not
 
 
-# (params, microbatch) -> (the microbatch's share of the loss, its metrics by name)
+# (params, batch or microbatch) -> (loss, metrics by name). The loss is a sum over tokens, each with its weight in the
+# whole batch, so that the losses of microbatches add up to that of the batch.
 LossFn = Callable[[dict, Any], tuple[jax.Array, dict[str, Metric]]]
 
 
 def init_state(params: dict[str, jax.Array], optimizer: optax.GradientTransformation) -> TrainState:
-  """Returns the state before the first update. Each counter is an array of its own, so that all can be donated."""
+  """Returns the state before the first update, with these weights (not copied) and all counters 0.
+
+  Each counter is an array of its own, so that `update` can donate all of them.
+  """
   return TrainState(
     params,
     optimizer.init(params),
@@ -42,9 +46,9 @@ def init_state(params: dict[str, jax.Array], optimizer: optax.GradientTransforma
 
 
 class Accumulated(NamedTuple):
-  """The sum over microbatches."""
+  """Gradient, loss and metrics of a batch, added up over its microbatches."""
 
-  gradient: dict[str, jax.Array]
+  gradient: dict[str, jax.Array]  # by name of the weight
   loss: jax.Array
   metrics: dict[str, Metric]
 
@@ -52,10 +56,12 @@ class Accumulated(NamedTuple):
 def accumulate(
   loss_fn: LossFn, params: dict[str, jax.Array], batch: Any, microbatches: int, live: jax.Array | int | None = None
 ) -> Accumulated:
-  """Returns gradient, loss and metrics of a whole batch: the sum over the first `live` of its `microbatches`.
+  """Computes gradient, loss and metrics of a batch, one microbatch after another.
 
-  live: None for all; may be a traced number, so that microbatches of padding alone take no time.
-  Token weights in the batch are those of the whole batch, so that microbatches are added and never divided.
+  batch: a tree of arrays with the same number of rows; `sharding.split_rows` cuts them into `microbatches`, which must
+  divide it. live: how many microbatches to compute, from the first; the others must hold only padding (None: all). It
+  may be traced, so that one program serves every number. With one microbatch `live` is not read.
+  The result does not depend on the number of microbatches but for rounding, as loss functions only add up.
   """
   grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
   if microbatches == 1:
@@ -87,11 +93,12 @@ def update(
   optimizer: optax.GradientTransformation,
   microbatches: int = 1,
 ) -> tuple[TrainState, dict[str, Metric]]:
-  """Updates the weights once, with learning rate `rate`; returns the new state and the metrics by name.
+  """Updates the weights once; returns (new state, metrics by name). It is jitted, and the old state's arrays are gone.
 
-  The metrics are those of `loss_fn`, and loss, grad_norm, learning_rate, skipped_updates and skipped_in_a_row.
-  live: how many microbatches to use, from the first (None: all). A loss or gradient that is not finite leaves weights
-  and moments as they are, and is counted as skipped. `state` is donated.
+  batch, microbatches, live: see `accumulate`. rate: learning rate, a scalar. optimizer: from `optimizer.adamw`.
+  If the loss or the gradient's norm is not finite, weights and moments stay as they are and the update is counted as
+  skipped. Metrics, for `metrics.values_of`: those of `loss_fn`, and loss, grad_norm (global, before clipping),
+  learning_rate (0 if skipped), skipped_updates (of the run so far) and skipped_in_a_row.
   """
   gradient, loss, metrics = accumulate(loss_fn, state.params, batch, microbatches, live)
   norm = optax.tree.norm(gradient)

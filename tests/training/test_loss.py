@@ -1,6 +1,7 @@
 """GRPO against the released code's numbers, plain REINFORCE and exact KL gradients."""
 
 import collections
+import functools
 import json
 
 import jax
@@ -13,7 +14,14 @@ from jaxrlvr.training import loss, objective
 
 group_advantage = loss.group_advantage
 kl = jax.jit(loss.kl, static_argnums=2)
-policy_loss = jax.jit(loss.policy_loss, static_argnames=("ratio", "reduce", "max_tokens"))
+
+
+@functools.partial(jax.jit, static_argnames=("ratio", "reduce", "max_tokens"))
+def policy_loss(logp, old, advantage, mask, *, reduce="token-mean", max_tokens=0, **settings):
+  """The loss of a batch whose rows are a response each, with an advantage a row or a token."""
+  advantage = advantage[:, None] if advantage.ndim == 1 else advantage
+  weights = masked.token_weights(mask, reduce, max_tokens or mask.shape[1])
+  return loss.policy_loss(logp, old, advantage, weights, **settings)
 
 
 def test_advantages_equal_golden(golden):

@@ -257,15 +257,18 @@ def test_a_step_goes_down_by_the_rate(params):
   np.testing.assert_allclose(q - state.params["q"], 3e-3 * (np.sign(q) + 0.1 * q), atol=1e-5)
 
 
+def test_a_misspelt_setting_of_grpo_is_refused_where_the_loss_is_made(rich_spec):
+  with pytest.raises(TypeError, match="cliplow"):
+    objective.grpo(rich_spec, temperature=1.0, kl_beta=0.0, kl_estimator="k3", cliplow=0.2)
+
+
 def test_every_setting_of_grpo_reaches_the_arithmetic(rich_spec, rich_params, batch):
   how = dict(clip_low=0.01, clip_high=0.02, ratio="sequence", importance_cap=1.1)
   fn = objective.grpo(rich_spec, temperature=0.7, kl_beta=0.5, kl_estimator="k1", **how)
   value, metrics = jax.jit(fn)(rich_params, batch.replace(old_logp_RS=batch.ref_logp_RS))
   here = objective.logp(rich_params, batch, 1, rich_spec, temperature=0.7, parts=1)
   mask, weights, ref = batch.weights_RS > 0, batch.weights_RS, batch.ref_logp_RS
-  surrogate, _ = policy_loss(
-    here, ref, batch.advantage_RS, mask, weights_BT=weights, sampler_logp_BT=batch.sampler_logp_RS, **how
-  )
+  surrogate, _ = policy_loss(here, ref, batch.advantage_RS, weights, sampler_logp_BT=batch.sampler_logp_RS, **how)
   kl = jnp.sum(jnp.where(mask, weights * (here - ref), 0.0))
   np.testing.assert_allclose(metrics["kl"].compute(), kl, rtol=1e-5)
   np.testing.assert_allclose(value, surrogate + 0.5 * kl, rtol=1e-5)
