@@ -28,16 +28,20 @@ from jaxrlvr.tasks.verdicts import WRONG
 from jaxrlvr.text.answer import boxed_response
 
 _LOG = logging.getLogger(__name__)
-PROBLEMS = "problems.jsonl"
+_PROBLEMS_FILE = "problems.jsonl"  # in the run directory: the problems that filter and subset choose
 
 
 def filter_problems(config: ConfigDict, workdir: str | Path) -> dict:
-  """Keeps the problems that the policy of `config.init` solves in `filter.low` to `filter.high` of its samples.
+  """Keeps the problems that a policy solves at least filter.low and at most filter.high times in filter.samples
+  samples.
 
-  Writes these to problems.jsonl, with `extra["solved"]` and `extra["samples"]`, and counts of all problems to rows/.
-  The summary has the number of `problems`, `kept` and `dropped` (prompt too long), `histogram` (how many problems are
-  solved 0, 1, 2, ... times) and `unscored` (how many samples could not be graded, by cause). Raises InputError where no
-  problem would be kept.
+  The policy is that of `config.init` or `config.model.path`, the problems are those of `config.problems`; answers are
+  graded by the truth. Writes problems.jsonl (the problems kept, each with `solved`, its number of right samples, and
+  `samples` in its `extra`), histogram.png, and rows/ (of every problem: id, solved, scored, unscored). A problem of
+  which no sample could be graded is not kept. Returns the summary: the numbers of `problems`, `kept` and `dropped`
+  (prompt too long) ones, `histogram` (list: how many problems are solved 0, 1, 2, ... times) and `unscored` ({cause:
+  number of samples that could not be graded}). A finished run returns its summary; one that was stopped does not sample
+  again what rows/ holds. Raises InputError where no problem would be kept.
   """
   with open_run(config, workdir, "filter") as run:
     policy = build_policy.load_policy(config)
@@ -53,8 +57,11 @@ def filter_problems(config: ConfigDict, workdir: str | Path) -> dict:
 
 
 def _solve_counts(problems: Sequence[Problem], true: Graded) -> list[dict]:
-  """Returns a row for each problem: `id`, `solved` (number of right samples), `scored` (number of samples that could be
-  graded) and `unscored` (number of all others, by cause)."""
+  """Returns a row for each problem, to be recorded.
+
+  A row has `id`, `solved` (number of right samples), `scored` (number of samples that could be graded) and `unscored`
+  ({cause: number of samples that could not be graded}).
+  """
   rows = []
   for problem, value_G, scored_G, cause_G in zip(problems, true.value_PG, true.scored_PG, true.cause_PG, strict=True):
     right_G = (value_G == 1) & scored_G
@@ -83,9 +90,9 @@ def _keep(run: Run, problems: Sequence[Problem], rows: Mapping[str, dict]) -> di
   problems_solved = Counter(solved.values())
   histogram = [problems_solved[times] for times in range(f.samples + 1)]
   charts.write_histogram(run.workdir / "histogram.png", histogram, f"Problems by solve@{f.samples}")
-  prepared.save(run.workdir / PROBLEMS, kept)
+  prepared.save(run.workdir / _PROBLEMS_FILE, kept)
   print(
-    f"{run.home / PROBLEMS}: {len(kept)} of {len(problems)} problems are solved {f.low} to {f.high} times in "
+    f"{run.home / _PROBLEMS_FILE}: {len(kept)} of {len(problems)} problems are solved {f.low} to {f.high} times in "
     f"{f.samples}; {histogram[0]} never, {histogram[-1]} always"
   )
   unscored: Counter[str] = Counter()
@@ -102,12 +109,15 @@ def _keep(run: Run, problems: Sequence[Problem], rows: Mapping[str, dict]) -> di
 
 
 def subset(config: ConfigDict, workdir: str | Path) -> dict:
-  """Writes filtered problems to problems.jsonl in an order in which the first N, for any N, are spread over
-  difficulties.
+  """Orders filtered problems so that the first N of them, for any N, are spread over all difficulties.
 
-  `problems.source` must be the problems.jsonl of `filter`, of which all problems are read. A later run takes the first
-  N by `problems.count`. The summary has the number of `problems` and `per_bin`, how many are solved 0, 1, 2, ... times.
-  Raises InputError for problems that don't say how often they were solved.
+  problems.source names the problems.jsonl of a run of `filter`, of which all problems are read. Problems that were
+  solved equally often are in random order by config.seed; the result takes one from each such group in turn. Writes
+  problems.jsonl with the first subset.count of them, without problems that were solved never or always; with fewer than
+  subset.count it writes these and warns. A later run takes the first N by problems.count. Returns the summary:
+  `problems` (number written) and `per_bin` (list: how many of these were solved 0, 1, 2, ... times). A finished run
+  returns its summary. Raises InputError for problems that don't say how often they were solved, or were filtered with
+  different numbers of samples.
   """
   with open_run(config, workdir, "subset") as run:
     problems = _read_filtered(config)
@@ -121,10 +131,10 @@ def subset(config: ConfigDict, workdir: str | Path) -> dict:
       )
     solved = [problem.extra["solved"] for problem in problems]
     order = subsets.round_robin(solved, config.seed, config.subset.count, samples)
-    prepared.save(run.workdir / PROBLEMS, [problems[i] for i in order])
+    prepared.save(run.workdir / _PROBLEMS_FILE, [problems[i] for i in order])
     if len(order) < config.subset.count:
       _LOG.warning("%d problems were asked for, %d of %d are of use", config.subset.count, len(order), len(problems))
-    print(f"{run.home / PROBLEMS}: {len(order)} of {len(problems)} problems")
+    print(f"{run.home / _PROBLEMS_FILE}: {len(order)} of {len(problems)} problems")
     problems_solved = Counter(solved[i] for i in order)
     return run.finish(problems=len(order), per_bin=[problems_solved[times] for times in range(samples + 1)])
 
@@ -142,22 +152,25 @@ def _read_filtered(config: ConfigDict) -> list[Problem]:
   return problems
 
 
-def by_lot(seed: int, problems: Sequence[Problem]) -> list[Problem]:
-  """Returns the problems in a random order, which depends on the seed and their ids but not on their given order."""
-  return sorted(problems, key=lambda problem: lot(seed, problem.id))
+def _in_random_order(seed: int, problems: Sequence[Problem]) -> list[Problem]:
+  """Returns the problems in a random order, which depends on the seed and their ids but not on their present order."""
+  return sorted(problems, key=lambda problem: random_sort_key(seed, problem.id))
 
 
-def lot(seed: int, problem_id: str) -> bytes:
-  """Returns the random sort key of a problem: a digest of 64 bytes of the seed and its id."""
+def random_sort_key(seed: int, problem_id: str) -> bytes:
+  """Returns a key by which sorting puts problems into a random order: a digest, 64 bytes, of the seed and the id.
+
+  The order of two problems depends on nothing but the seed and their ids, so that it is the same in every run.
+  """
   return hashlib.blake2b(f"{seed}/{problem_id}".encode()).digest()
 
 
-def is_wrong(problem: Problem, answer: str, grade: Grade) -> bool:
-  """Returns whether an answer can be a wrong label: the answer is graded wrong with the truth as label, and the truth
-  is graded wrong with the answer as label, so that the label never pays the right answer.
+def can_be_wrong_label(problem: Problem, answer: str, grade: Grade) -> bool:
+  """Returns whether a label with this answer would be wrong, and would never pay the right answer.
 
-  grade: grades a list of jobs and returns their verdicts. An answer that is unscored or unparseable in either direction
-  is not wrong in this sense.
+  It is where the verifier finds the answer wrong with `problem.truth` as the label, and the truth wrong with the answer
+  as the label. grade: takes a list of `Job` and returns a `Verdict` for each, in their order, as `Service.grade` does.
+  Returns False where either verdict is unscored (the verifier failed) or unparseable.
   """
   answer_by_truth = Job(problem.verifier, boxed_response(answer), problem.truth, problem.extra)
   truth_by_answer = Job(problem.verifier, boxed_response(problem.truth), answer, problem.extra)
@@ -166,21 +179,27 @@ def is_wrong(problem: Problem, answer: str, grade: Grade) -> bool:
 
 # Functions (problem, answer, grade) that say whether an answer of the policy may be the new label, by
 # config.corrupt.label.
-NEW_LABELS: dict[str, Callable[[Problem, str, Grade], bool]] = {
-  "wrong": is_wrong,
+_MAY_BE_LABEL: dict[str, Callable[[Problem, str, Grade], bool]] = {
+  "wrong": can_be_wrong_label,
   "majority": lambda problem, answer, grade: True,
 }
 
 
 def corrupt(config: ConfigDict, workdir: str | Path) -> dict:
-  """Gives shares of the problems a new label: the most frequent wrong answer of the policy of `config.init`.
+  """Gives shares of the problems a new label: the most frequent wrong answer of a policy (paper, section 3.2).
 
-  For each gamma in `corrupt.gammas` all N problems are written to gamma_G.jsonl. In a random order of the problems the
-  first gamma * N that have a wrong answer get the new label, so that the problems that are relabelled at a small gamma
-  are relabelled at a larger one too (paper, section 3.2). The truth stays as it was. With `corrupt.label` "majority"
-  the label is the most frequent answer, right or wrong. The summary has the number of `problems`, `sampled` and
-  `dropped` (prompt too long), the ids of those `without_such_answer`, and for each of the `files` its gamma, the number
-  of `relabelled` problems and its sha256. Raises InputError for problems whose label is not their truth.
+  The policy is that of `config.init` or `config.model.path`, with corrupt.samples samples to a problem. With
+  corrupt.label "majority" the new label is the most frequent answer, right or wrong. For each gamma in corrupt.gammas
+  all N problems are written, in their order, to gamma_G.jsonl, G with two decimals (gamma_0.70.jsonl). In a random
+  order of the problems the first round(gamma * N) that have such an answer get the new label, so that a problem that is
+  relabelled at a small gamma is relabelled at a larger one too; its extra has `relabelled`. The truth stays as it was.
+  Where fewer than gamma * N problems have such an answer, all of these are relabelled and a warning says so. Sampling
+  ends when the largest gamma has enough; rows/ holds what was sampled.
+
+  Returns the summary: the numbers of `problems`, `sampled` and `dropped` (prompt too long) ones, `without_such_answer`
+  (ids of problems that were sampled and have none), and `files` ({file: {"gamma", "relabelled": number of problems,
+  "sha256"}}). A finished run returns its summary and writes nothing; one that was stopped goes on with the problems
+  that rows/ lacks. Raises InputError for problems whose label is not their truth.
   """
   with open_run(config, workdir, "corrupt") as run:
     policy = build_policy.load_policy(config)
@@ -197,7 +216,7 @@ def corrupt(config: ConfigDict, workdir: str | Path) -> dict:
 def _survey_new_labels(config: ConfigDict, survey: Survey) -> None:
   """Records new labels of problems in random order until the largest gamma has enough, or all problems were sampled."""
   needed = round(max(config.corrupt.gammas) * len(survey.problems))
-  batches = survey.batches(by_lot(config.seed, survey.problems))
+  batches = survey.batches(_in_random_order(config.seed, survey.problems))
   while _count_relabelled(survey.rows) < needed:
     batch = next(batches, None)
     if batch is None:
@@ -223,10 +242,13 @@ def _count_relabelled(rows: Sequence[dict]) -> int:
 
 
 def _new_labels(config: ConfigDict, drawn: rollout.Drawn, grade: Grade) -> list[dict]:
-  """Returns a row for each problem: `id`, `truth`, `label` (the most frequent answer that may be the new label; None:
-  there is none), `votes` (how many samples gave it) and `samples` (how many samples there are)."""
+  """Returns a row for each problem, to be recorded.
+
+  A row has `id`, `truth`, `label` (the most frequent answer that may be the new label; None: there is none), `votes`
+  (how many samples gave it) and `samples` (how many samples there are).
+  """
   c, problems = config.corrupt, drawn.answers.problems
-  may_be_label = NEW_LABELS[c.label]
+  may_be_label = _MAY_BE_LABEL[c.label]
   answers_PG = drawn.answer_PG
   rows = []
   for problem, election, answers in zip(problems, elect(problems, answers_PG, grade), answers_PG, strict=True):
@@ -248,7 +270,7 @@ def _write_gammas(run: Run, problems: Sequence[Problem], rows: Mapping[str, dict
   """
   c, seed = run.config.corrupt, run.config.seed
   new_labels = {}
-  for problem in by_lot(seed, problems):
+  for problem in _in_random_order(seed, problems):
     if problem.id in rows and rows[problem.id]["label"] is not None:
       new_labels[problem.id] = rows[problem.id]["label"]
   files = {}
@@ -256,10 +278,12 @@ def _write_gammas(run: Run, problems: Sequence[Problem], rows: Mapping[str, dict
     file = run.workdir / f"gamma_{gamma:.2f}.jsonl"
     count = round(gamma * len(problems))
     relabelled = set(list(new_labels)[:count])
-    labelled = [_relabel(p, new_labels[p.id]) if p.id in relabelled else p for p in problems]
-    prepared.save(file, labelled)
-    with file.open("rb") as written:
-      digest = hashlib.file_digest(written, "sha256").hexdigest()
+    problems_of_gamma = []
+    for problem in problems:
+      problems_of_gamma.append(_relabel(problem, new_labels[problem.id]) if problem.id in relabelled else problem)
+    prepared.save(file, problems_of_gamma)
+    with file.open("rb") as stream:
+      digest = hashlib.file_digest(stream, "sha256").hexdigest()
     files[file.name] = {"gamma": gamma, "relabelled": len(relabelled), "sha256": digest}
     print(f"{run.home / file.name}: {len(relabelled)} of {len(problems)} labels are the policy's own")
     if len(relabelled) < count:

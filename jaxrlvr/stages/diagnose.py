@@ -16,7 +16,7 @@ from jaxrlvr.device import multihost
 from jaxrlvr.judging.judges import Judge
 from jaxrlvr.model import spec as policy_spec
 from jaxrlvr.stages import build_policy, diagnosis_page
-from jaxrlvr.stages.curate import lot
+from jaxrlvr.stages.curate import random_sort_key
 from jaxrlvr.stages.evaluate import graded_rows, names_held_out
 from jaxrlvr.stages.judge import LABELS_FILE, judge_step, make_judge
 from jaxrlvr.stages.run_directory import Run, open_run
@@ -108,7 +108,7 @@ def _figures(config: ConfigDict, responses: Mapping[str, Sequence[Mapping]]) -> 
 def _select_for_judging(config: ConfigDict, responses: Mapping[str, Sequence[Mapping]]) -> list[Mapping]:
   """Returns the records to judge: the first judge.samples responses to each of judge.problems random problems."""
   j = config.judge
-  problems = sorted(responses, key=lambda problem: lot(config.seed, problem))[: j.problems]
+  problems = sorted(responses, key=lambda problem: random_sort_key(config.seed, problem))[: j.problems]
   records: list[Mapping] = []
   for problem in problems:
     records += responses[problem][: j.samples]

@@ -25,7 +25,7 @@ from jaxrlvr.judging.judges import Judge
 from jaxrlvr.judging.rubric import Label, Response
 from jaxrlvr.sampling.types import STOP_LENGTH
 from jaxrlvr.stages import build_policy, rollout
-from jaxrlvr.stages.curate import lot
+from jaxrlvr.stages.curate import random_sort_key
 from jaxrlvr.stages.run_directory import Run, open_run, read_config
 
 LABELS_FILE = "labels.jsonl"  # in the run directory: a row for each question to the judges
@@ -45,18 +45,20 @@ _PRINTED = ("F(1)/all", "diversity", "faithful_diversity")  # the figures that a
 def make_judge(config: ConfigDict, group: ConfigDict, cache: Path) -> Judge:
   """Makes the judge that a group of keys describes.
 
-  group: `config.judge`, or `config.judge.second`. cache: the folder of labels, unless config.judge.cache names one.
-  InputError, with the group's name, where a key is wrong.
+  group: `config.judge`, or `config.judge.second`, whose `name` is "exact", "http", "local" or "replay". cache: the
+  folder in which "http" and "local" keep their labels, unless config.judge.cache names one; it is made with the first.
+  "local" loads a policy; "http" asks nothing yet. Raises InputError, with the group's name, where a key of the group
+  does not serve that judge, such as an empty url.
   """
   try:
-    place, model = None, None
+    http_endpoint, model = None, None
     if group.name == "http":
       names = [field.name for field in dataclasses.fields(endpoint.Endpoint)]
-      place = endpoint.Endpoint(**{name: group[name] for name in names if name in group})
+      http_endpoint = endpoint.Endpoint(**{name: group[name] for name in names if name in group})
     if group.name == "local":
       model = local_model(config, group)
     folder = object_store.path(config.judge.cache or cache)
-    settings = judges.Settings(endpoint=place, cache=folder, file=object_store.local(group.file), local=model)
+    settings = judges.Settings(endpoint=http_endpoint, cache=folder, file=object_store.local(group.file), local=model)
     return judges.JUDGES[group.name](settings)
   except InputError as error:
     reason = str(error).replace("config.init", "model")  # the policy that judges is named by `model`
@@ -67,9 +69,10 @@ def make_judge(config: ConfigDict, group: ConfigDict, cache: Path) -> Judge:
 def local_model(config: ConfigDict, group: ConfigDict) -> judges.LocalModel:
   """Loads the policy of the run directory `group.model` as a judge, which samples greedily.
 
-  Its `complete` takes prompts and yields their completions in order. A prompt longer than group.prompt_tokens, a
-  completion that is cut off, and all that follow a signal to stop give None. group: `config.judge` or
-  `config.judge.second`. InputError where group.model is empty or holds no policy.
+  group: `config.judge` or `config.judge.second`. The result's `complete` takes a list of texts, each the user's message
+  of a prompt of its own, and yields the text of each completion, of at most group.tokens tokens, in their order. It
+  yields None for a prompt longer than group.prompt_tokens, for a completion that is cut off, and for all that follow a
+  signal to stop. Raises InputError where group.model is empty or holds no policy.
   """
   if not group.model:
     raise InputError("model is empty; name the run directory of a policy (`jaxrlvr import` makes one of a model)")
@@ -129,11 +132,11 @@ def _texts_of(batches: Iterable[rollout.Drawn]) -> Iterator[str | None]:
       yield None if stop == STOP_LENGTH else response.text
 
 
-def recorded(folder: Path, name: str) -> dict[int, Path]:
-  """Returns {step: file of recorded responses} of a run, steps ascending.
+def _recorded_files(folder: Path, name: str) -> dict[int, Path]:
+  """Returns {step: file of recorded responses} of the run directory `folder`, steps ascending.
 
-  name: an evaluated set, whose files are in evals/; "" for the responses of training, in rollouts/. InputError where
-  there is no such file.
+  name: an evaluated set, whose files are in evals/; "" for the responses of training, in rollouts/. Raises InputError
+  where there is no such file.
   """
   place, prefix = ("evals", name) if name else ("rollouts", "step")
   files = {}
@@ -149,13 +152,13 @@ def recorded(folder: Path, name: str) -> dict[int, Path]:
   return dict(sorted(files.items()))
 
 
-def choose_steps(files: Mapping[int, Path], steps: Sequence[int], folder: Path, tail: int) -> list[int]:
+def _choose_steps(files: Mapping[int, Path], steps: Sequence[int], folder: Path, tail: int) -> list[int]:
   """Chooses the steps that are judged, ascending.
 
   files: the recorded responses by step. steps: those that the user asks for; if there are none, the first recorded
   step, the last, and the first at or behind t_sat (none where the run in `folder` did not saturate). tail: number of
-  last steps in which saturation is not looked for. InputError where a step is not recorded, or metrics.jsonl can't be
-  read.
+  last steps in which saturation is not looked for. Raises InputError where a step is not recorded, or metrics.jsonl
+  can't be read.
   """
   absent = sorted(set(steps) - set(files))
   if absent:
@@ -178,33 +181,34 @@ def choose_steps(files: Mapping[int, Path], steps: Sequence[int], folder: Path, 
   return sorted(chosen)
 
 
-def recorded_responses(config: ConfigDict) -> dict[int, list[dict]]:
+def _responses_to_judge(config: ConfigDict) -> dict[int, list[dict]]:
   """Returns {step: rows of the responses to judge} of the run config.judge.run.
 
   A row has step, problem (id), sample, prompt, text and true_reward (None: unscored). Each step has the same problems,
-  config.judge.problems of those that all steps have, drawn by lot, and of each problem its first config.judge.samples
-  responses. InputError where the run is not named, holds no responses, or its steps have no problem in common.
+  config.judge.problems random ones of those that all steps have, and of each problem its first config.judge.samples
+  responses; fewer where fewer are recorded. Raises InputError where the run is not named, holds no responses, or its
+  steps have no problem in common.
   """
   j = config.judge
   if not j.run:
     raise InputError("config.judge.run is empty; name the run directory whose responses are to be judged")
   folder = Path(object_store.local(j.run))
   read_config(folder)
-  files = recorded(folder, j.set)
-  steps = choose_steps(files, j.steps, folder, config.saturation_tail)
+  files = _recorded_files(folder, j.set)
+  steps = _choose_steps(files, j.steps, folder, config.saturation_tail)
   responses = {step: _responses_by_problem(files[step]) for step in steps}
-  shared = set.intersection(*map(set, responses.values()))
-  if not shared:
+  common_problems = set.intersection(*map(set, responses.values()))
+  if not common_problems:
     raise InputError(
       f"config.judge: no problem is at all of the steps {steps}; judge an evaluated set, whose problems are "
       "(config.judge.set), or fewer steps (config.judge.steps)"
     )
-  problems = sorted(shared, key=lambda problem: lot(config.seed, problem))[: j.problems]
+  problems = sorted(common_problems, key=lambda problem: random_sort_key(config.seed, problem))[: j.problems]
   rows: dict[int, list[dict]] = {step: [] for step in steps}
   for step in steps:
     for problem in problems:
-      in_order = sorted(responses[step][problem], key=lambda row: row["sample"])
-      rows[step] += in_order[: j.samples]
+      responses_in_order = sorted(responses[step][problem], key=lambda row: row["sample"])
+      rows[step] += responses_in_order[: j.samples]
   return rows
 
 
@@ -245,9 +249,10 @@ class JudgedStep(NamedTuple):
 def judge_step(rows: Sequence[Mapping], first: Judge, second: Judge | None) -> JudgedStep:
   """Judges one step's responses: the faithfulness of each, then as many pairs of strategies as clustering needs.
 
-  rows: recorded responses with step, problem, sample, prompt, text and true_reward (1: right; None: unscored). first:
-  the judge whose labels count. second: a judge that is asked the same questions, for their agreement; None if there is
-  none.
+  rows: recorded responses with step, problem (id), sample, prompt, text and true_reward (1: right; None: unscored; all
+  responses are judged). Responses to one problem are compared with each other, whatever their order. first: the judge
+  whose labels count. second: a judge that is asked the same questions, for their agreement; None if there is none. A
+  label that a judge leaves out is None; nothing is raised and nothing written.
   """
   responses = [Response(row["prompt"], row["text"]) for row in rows]
   faithfulness = first.faithfulness(responses)
@@ -319,28 +324,29 @@ def _cluster_strategies(
   return numbers, questions
 
 
-def stop_if_missing(step: int, labels: Sequence[Mapping], limit: float) -> None:
-  """Raises TrainingStopped where more than the share `limit` of a judge's labels of this step is missing.
+def _stop_if_missing(step: int, labels: Sequence[Mapping], limit: float) -> None:
+  """Raises TrainingStopped where more than the share `limit` of the labels of either judge is missing at this step.
 
   labels: a row for each question, with `label` and, where there is a second judge, `second`; None: missing.
   """
-  for name, whose in (("label", ""), ("second", "of the second judge ")):
-    values = [row[name] for row in labels if name in row]
-    missing = values.count(None)
-    if missing > limit * len(values):
+  for column, owner in (("label", ""), ("second", "of the second judge ")):
+    labels_of_judge = [row[column] for row in labels if column in row]
+    missing, count = labels_of_judge.count(None), len(labels_of_judge)
+    if missing > limit * count:
       raise TrainingStopped(
-        f"step {step}: {missing} of {len(values)} labels {whose}are missing, over config.judge.max_missing = {limit}; "
+        f"step {step}: {missing} of {count} labels {owner}are missing, over config.judge.max_missing = {limit}; "
         "see that it answers (warnings above) with the line it is asked for (exact knows only the built-in "
         "arithmetic). The same command goes on, and asks http only for what is missing"
       )
 
 
-def kappa(labels: Sequence[Mapping], task: str) -> dict:
-  """Returns Cohen's kappa between both judges on a task, over the labels of all steps.
+def _agreement_on(labels: Sequence[Mapping], task: str) -> dict:
+  """Compares both judges on a task, over the labels of all steps.
 
   labels: a row for each question, with task, problem, label and second (None: missing). task: "faithfulness" or
-  "strategy". Keys: kappa, low and high (ends of its 95 % interval), agreed (share of equal labels), both (items that
-  both labelled), missing (items that at least one did not) and note (why kappa is None; "": it is not).
+  "strategy". Returns the fields of `reasoning.Agreement` by name: kappa (Cohen's; None: undefined), low and high (ends
+  of its 95 % interval), agreed (share of equal labels), both (number of questions that both labelled), missing (number
+  that at least one did not) and note (why kappa is None; "": it is not).
   """
   by_problem: dict[str, list[tuple]] = {}
   for row in labels:
@@ -350,13 +356,19 @@ def kappa(labels: Sequence[Mapping], task: str) -> dict:
 
 
 def judge(config: ConfigDict, workdir: str | Path) -> dict:
-  """Judges responses that the run config.judge.run recorded, and returns the summary.
+  """Judges responses that the run config.judge.run recorded, and measures their faithfulness and diversity.
 
-  Writes judged/step_*.jsonl (a row for each response), labels.jsonl (a row for each question, which the judge `replay`
-  reads), usage.json (what each judge counted), metrics.jsonl (the figures of each step) and summary.json (`figures` by
-  step, `kappa` by task where there is a second judge, and `usage`, with the cost where prices are given). A step whose
-  file of judged responses is there is not judged again. InputError for wrong keys or several processes; TrainingStopped
-  where too many labels of a step are missing.
+  Writes judged/step_NNNNNN.jsonl and labels.jsonl (rows as `JudgedStep` says; the judge `replay` reads labels.jsonl),
+  usage.json (what each judge counted) and metrics.jsonl (a row for each step, with the figures of
+  `reasoning.reasoning_figures`, null: undefined), and prints the main figures of each step.
+
+  Returns the summary: `figures` ({step as text: {figure: value, nan: undefined}}), `kappa` ({"faithfulness": agreement,
+  "strategy": agreement} of two judges, each with kappa, low, high, agreed, both, missing and note; {} without a second)
+  and `usage` ({"first": counts, "second": counts}: numbers of calls, retries, cached labels, missing labels, too_long
+  prompts, prompt_tokens and completion_tokens, as far as the judge counts them, and `cost` where prices are given). A
+  finished run returns its summary; one that was stopped judges the steps that have no file in judged/. Raises
+  InputError for wrong keys, responses that can't be read, or several processes, TrainingStopped where more than
+  judge.max_missing of a step's labels are missing, and Interrupted after a signal.
   """
   j = config.judge
   if multihost.process_count() > 1:
@@ -365,7 +377,7 @@ def judge(config: ConfigDict, workdir: str | Path) -> dict:
     panel = {"first": make_judge(config, j, run.workdir / "cache")}
     if j.second.name:
       panel["second"] = make_judge(config, j.second, run.workdir / "cache")
-    responses = recorded_responses(config)
+    responses = _responses_to_judge(config)
     run.begin(responses=list(responses.items()))
     if run.finished:
       return run.summary
@@ -375,31 +387,31 @@ def judge(config: ConfigDict, workdir: str | Path) -> dict:
       if not files[step].is_file():
         run.raise_if_asked()
         judged = judge_step(rows, panel["first"], panel.get("second"))
-        spend(run, panel)
+        _add_counts(run, panel)
         run.raise_if_asked()  # labels that a signal kept from being asked for are not missing
         labels_file = run.workdir / LABELS_FILE
         other_steps = [row for row in logbook.read_jsonl(labels_file) if row["step"] != step]
         logbook.write_jsonl(labels_file, other_steps + judged.labels)
-        stop_if_missing(step, judged.labels, j.max_missing)
+        _stop_if_missing(step, judged.labels, j.max_missing)
         logbook.write_jsonl(files[step], judged.responses)
       progress(number)
-    return run.finish(**write_figures(config, run, files))
+    return run.finish(**_write_figures(config, run, files))
 
 
-def spend(run: Run, panel: Mapping[str, Judge]) -> None:
-  """Adds what the judges counted since the last call to usage.json, so that a resumed run counts on.
+def _add_counts(run: Run, panel: Mapping[str, Judge]) -> None:
+  """Adds what the judges counted since the last call to usage.json, so that the counts of a resumed run go on.
 
-  panel: {"first": judge, "second": judge or absent}. Sets the judges' own counts back to nothing.
+  panel: {"first": judge, "second": judge, if there is one}. Sets the judges' own counts back to 0.
   """
-  totals = usage(run)
+  totals = _read_usage(run)
   for name, member in panel.items():
     totals[name] = dict(Counter(totals.get(name, {})) + member.counts)
     member.counts.clear()
   logbook.write_json(run.workdir / _USAGE_FILE, totals)
 
 
-def usage(run: Run) -> dict[str, dict[str, int]]:
-  """Returns what each judge ("first", "second") has counted so far: {judge: counts}; {} before the first count.
+def _read_usage(run: Run) -> dict[str, dict[str, int]]:
+  """Returns what each judge has counted so far: {"first" or "second": counts}; {} before the first count.
 
   A judge leaves out what it does not count. Keys: calls (of an endpoint, with retries, or of a local model), retries,
   prompt_tokens and completion_tokens, cached (questions whose label was known before), missing (questions that were
@@ -408,18 +420,17 @@ def usage(run: Run) -> dict[str, dict[str, int]]:
   return logbook.read_json(run.workdir / _USAGE_FILE)
 
 
-def write_figures(config: ConfigDict, run: Run, files: Mapping[int, Path]) -> dict:
+def _write_figures(config: ConfigDict, run: Run, files: Mapping[int, Path]) -> dict:
   """Computes the figures of all steps, writes them to metrics.jsonl, and prints the most important ones.
 
-  files: the judged responses by step. Returns the summary's entries: figures {step: figures by name}, kappa {task:
-  agreement}, {} without a second judge, and usage {judge: counts, with `cost` where prices are given}.
+  files: the judged responses by step. Returns the summary's entries `figures`, `kappa` and `usage`, as `judge` says.
   """
   figures = {step: reasoning.reasoning_figures(logbook.read_jsonl(file)) for step, file in files.items()}
   metrics = [{"step": step} | figures_of_step for step, figures_of_step in figures.items()]
   logbook.write_jsonl(run.workdir / "metrics.jsonl", metrics)
   for step, figures_of_step in figures.items():
-    print(f"step {step}: " + ", ".join(with_interval(figures_of_step, name) for name in _PRINTED))
-  costs = usage(run)
+    print(f"step {step}: " + ", ".join(figure_in_words(figures_of_step, name) for name in _PRINTED))
+  costs = _read_usage(run)
   for name, group in (("first", config.judge), ("second", config.judge.second)):
     if name in costs and group.price_in + group.price_out:
       price = costs[name].get("prompt_tokens", 0) * group.price_in
@@ -428,11 +439,11 @@ def write_figures(config: ConfigDict, run: Run, files: Mapping[int, Path]) -> di
   labels = logbook.read_jsonl(run.workdir / LABELS_FILE)  # read in any case: a damaged file is an error
   agreements = {}
   if config.judge.second.name:
-    agreements = {task: kappa(labels, task) for task in rubric.TASKS}
+    agreements = {task: _agreement_on(labels, task) for task in rubric.TASKS}
   return {"figures": {str(step): values for step, values in figures.items()}, "kappa": agreements, "usage": costs}
 
 
-def with_interval(figures: Mapping[str, float], name: str) -> str:
+def figure_in_words(figures: Mapping[str, float], name: str) -> str:
   """Returns a figure as `name value [low, high]`, or says in words why it has no value."""
   if math.isnan(figures[name]):
     none_is_faithful = name == "faithful_diversity" and figures["F(1)/all"] == 0

@@ -20,7 +20,7 @@ from jaxrlvr.data import prepared
 from jaxrlvr.judging import judges, rubric
 from jaxrlvr.judging.rubric import Response
 from jaxrlvr.stages import diagnosis_page
-from jaxrlvr.stages.curate import lot
+from jaxrlvr.stages.curate import random_sort_key
 from jaxrlvr.stages.diagnose import faithful_diversity_of
 from jaxrlvr.stages.judge import local_model, make_judge
 from jaxrlvr.tasks.arithmetic import problems as arithmetic
@@ -51,7 +51,7 @@ def test_diagnosis_is_that_of_the_samples(diagnosed, init):
   assert found["histogram"] == [solved.count(n) for n in range(9)] and 0 < found["figures"]["usable"] <= 1
   assert found["figures"]["avg@8"] == pytest.approx(sum(solved) / 192)
   assert found["figures"]["pass@8"] == pytest.approx(sum(n > 0 for n in solved) / 24)
-  chosen = sorted(sampled, key=lambda p: lot(0, p))[:4]
+  chosen = sorted(sampled, key=lambda p: random_sort_key(0, p))[:4]
   labels = logbook.read_jsonl(diagnosed / "labels.jsonl")
   assert {r["problem"] for r in labels} == set(chosen)
   faithfulness = [r["faithfulness"] for p in chosen for r in sampled[p]]

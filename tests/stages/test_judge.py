@@ -14,7 +14,7 @@ from jaxrlvr.base import logbook, signals
 from jaxrlvr.config import files as configs
 from jaxrlvr.judging import rubric
 from jaxrlvr.judging.rubric import Response
-from jaxrlvr.stages.judge import with_interval
+from jaxrlvr.stages.judge import figure_in_words
 from jaxrlvr.tasks.arithmetic import problems as arithmetic
 
 STEPS, P, K = (1, 2, 3, 4), 10, 6
@@ -165,10 +165,10 @@ def test_stage_without_a_judge_that_answers_makes_up_nothing(recorded, tmp_path,
 
 def test_figures_without_a_value_are_printed_in_words():
   figures = {"F(1)/all": 0.0, "F(1)/all_low": 0.0, "F(1)/all_high": 0.0, "faithful_diversity": math.nan}
-  assert with_interval(figures, "F(1)/all") == "F(1)/all 0.000 [0.000, 0.000]"
-  assert with_interval(figures, "faithful_diversity") == "faithful_diversity: no response is faithful"
+  assert figure_in_words(figures, "F(1)/all") == "F(1)/all 0.000 [0.000, 0.000]"
+  assert figure_in_words(figures, "faithful_diversity") == "faithful_diversity: no response is faithful"
   figures["F(1)/all"] = math.nan
-  assert with_interval(figures, "faithful_diversity") == "faithful_diversity: not measured"
+  assert figure_in_words(figures, "faithful_diversity") == "faithful_diversity: not measured"
 
 
 def test_stage_stops_by_a_signal_and_goes_on(recorded, tmp_path, serve, monkeypatch):

@@ -203,9 +203,9 @@ def test_a_corrupted_label_must_not_pay_the_truth_either_way(accepted, wrong):
   def grade(jobs):
     return [Verdict(float((job.response.answer, job.label) in accepted)) for job in jobs]
 
-  assert label.is_wrong(p, "7", grade) is wrong
+  assert label.can_be_wrong_label(p, "7", grade) is wrong
   for verdict in (Verdict(None, "timeout"), Verdict(0.0, "unparseable")):
-    assert not label.is_wrong(p, "7", lambda jobs, v=verdict: [v for _ in jobs])
+    assert not label.can_be_wrong_label(p, "7", lambda jobs, v=verdict: [v for _ in jobs])
 
 
 def test_filter_counts_what_could_not_be_graded_apart(tmp_path, init, monkeypatch, caplog):
