@@ -33,7 +33,8 @@ def grade(answer: str | None, label: str, extra: Mapping | None) -> Verdict:
   """Grades an answer to a multiple choice problem; this is the verifier "choice".
 
   `answer`: what was read in the response, such as `C`, `(C)` or `C) 10 eV`; None if nothing was. `label`: the right
-  letter in any of these spellings. `extra`: Problem.extra, which is not read.
+  letter in any of these spellings; no answer agrees with a label that names none or several. `extra`: Problem.extra,
+  which is not read.
   Returns RIGHT (score 1) iff the answer names the label's letter and no other, WRONG (score 0) if it names another
   letter, and UNPARSEABLE (score 0) if it names no letter or several, is None or blank, or has over 512 characters.
   """

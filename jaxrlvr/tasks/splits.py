@@ -1,4 +1,4 @@
-"""Defines levels of difficulty and splits, which all generators of problems share."""
+"""Defines what all generators of problems share: the levels of difficulty 1 to 5, and the splits train and heldout."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ _TEXTS_PER_HELDOUT = 8  # one text in so many is held out
 
 
 def split_of_text(text: str) -> str:
-  """Returns the split that a problem's question belongs to: "heldout" for one text in eight, "train" for all others.
+  """Returns the split that a problem belongs to: "heldout" for one text in eight, "train" for all others.
 
-  A hash of the text decides, and no seed, so no text is ever in both splits.
+  `text`: the problem's question. A hash of it decides, and no seed, so no question is ever in both splits. Generators
+  drop the problems of the other split.
   """
   digest = hashlib.blake2b(text.encode(), digest_size=4).digest()
   train, heldout = SPLITS

@@ -15,27 +15,30 @@ from jaxrlvr.text.answer import Parsed
 
 
 class Verifier(NamedTuple):
-  """A scoring function, with what its callers must know to use it safely and fast."""
+  """A function that scores answers, with what its callers must know to use it safely and fast.
 
-  # Takes (answer, label, Problem.extra) and returns the verdict. The answer is what was read in a response, None if
-  # nothing was; with `whole` it is the text of the response. The label is the text to agree with.
+  function: takes (answer, label, Problem.extra) and returns the Verdict. answer: what was read in the response, None if
+    nothing was. label: the text to agree with.
+  isolated: whether hostile text can make `function` hang or grow, so that it must run in the worker processes of
+    grading.service.
+  quick: takes the same as `function` and returns its Verdict if it can be known at once, else None: `function` must
+    run. Safe on any text, in any process. None instead of a function: only `function` can tell.
+  warm: imports and caches what every call needs; called once, before any text is graded.
+  needs: keys of Problem.extra without which it can't grade.
+  probe: a label that it can read; an answer is graded against it to find out whether the answer can be read.
+  whole: whether `function` takes the whole text of the response instead of the answer.
+  faithfulness: takes (response, the user's question) and judges exactly whether the reasoning leads to the answer; it
+    returns None for a question that it can't read. None instead of a function: there is no such judge.
+  """
+
   function: Callable[[str | None, str, Mapping | None], Verdict]
-  # Whether hostile text can make it hang or grow, so that it must run in the worker processes of grading.service.
   isolated: bool
-  # Takes the same as `function` and returns its verdict if that can be known cheaply, else None: `function` must run.
-  # Safe on any text, in any process. None in its place: only `function` can tell.
   quick: Callable[[str | None, str, Mapping | None], Verdict | None] | None = None
-  # Imports and caches what every call needs. Called once, before any text is graded.
   warm: Callable[[], None] = lambda: None
-  # Keys of Problem.extra without which it can't grade.
   needs: tuple[str, ...] = ()
-  # A label that it can read.
   probe: str = "0"
-  # Whether `function` takes the whole text of the response in the place of the answer.
   whole: bool = False
-  # Takes (response, question) and judges exactly whether its reasoning leads to its answer: returns label (0, 0.5 or 1)
-  # and step_true (share of true steps), or None for a question that it can't read. None in its place: no such judge.
-  faithfulness: Callable[[Parsed, str], Faithfulness] | None = None
+  faithfulness: Callable[[Parsed, str], Faithfulness | None] | None = None
 
 
 # Keys: Problem.verifier.
@@ -64,7 +67,8 @@ def verifier_of(mode: str, name: str) -> Verifier:
   """Returns the verifier that grades a problem.
 
   `mode`: "strict" (this library's rules), "study" (mathematics as the study's released code grades it) or "labels"
-  (whether a label can be read at all). `name`: the problem's `Problem.verifier`, a key of VERIFIERS: math,
-  largest_island, quantum_lock, arithmetic, choice or reasoning_gym. Raises KeyError for an unknown mode or name.
+  (whether a mathematical label can be read at all). The modes differ in "math" alone. `name`: Problem.verifier, a key
+  of VERIFIERS: math, largest_island, quantum_lock, arithmetic, choice or reasoning_gym.
+  Raises KeyError for an unknown mode or name.
   """
   return MODES[mode].get(name) or VERIFIERS[name]

@@ -1,4 +1,8 @@
-"""Defines what all verifiers share: the three verdicts on an answer, and the limit on its length."""
+"""Defines what all verifiers share: the three verdicts on an answer, and the limit on its length.
+
+RIGHT has score 1, WRONG has score 0, and UNPARSEABLE, for a response without an answer that can be read, has score 0
+and cause "unparseable".
+"""
 
 from __future__ import annotations
 
@@ -11,9 +15,9 @@ MAX_ANSWER = 512  # characters; the study's longest labels have about 100
 
 
 def legible(answer: str | None, longest: int = MAX_ANSWER) -> str | None:
-  """Returns an answer that is worth reading as it is, else None.
+  """Returns the answer, unchanged; None if it is None, empty, blank, or longer than `longest` characters.
 
-  None stands for no answer (None or ""), a blank one, and one of over `longest` characters, which could hurt a parser.
+  A verifier calls it first: a very long answer could make a parser hang.
   """
   if not answer or answer.isspace() or len(answer) > longest:
     return None
@@ -24,8 +28,7 @@ def best(verdicts: Iterable[Verdict | None]) -> Verdict | None:
   """Returns the best of the verdicts on several readings of one answer.
 
   Each is RIGHT, WRONG, UNPARSEABLE, or None for one that is not known yet. From best to worst: RIGHT, None, WRONG,
-  UNPARSEABLE; so None means that an unknown one could still be RIGHT. Without verdicts it is UNPARSEABLE. Unscored
-  verdicts are ignored.
+  UNPARSEABLE; so None means that an unknown one could still be RIGHT. Without verdicts it is UNPARSEABLE.
   """
   present = set(verdicts)
   for verdict in (RIGHT, None, WRONG):

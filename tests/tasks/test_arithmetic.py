@@ -40,7 +40,7 @@ def test_answers_are_the_last_digit_and_traces_are_faithful(kind):
         assert eval(text) % 10 == int(p.truth)
       careful = arithmetic.careful(tree)
       assert verify.grade(read(careful), p.label, p.extra).score == 1.0 and faithfulness(careful, asked) == 1.0
-      for a, op, b, result in arithmetic.steps(tree)[0]:
+      for a, op, b, result in arithmetic.solve(tree).steps:
         assert eval(f"{a}{op}{b}") == result >= 0
 
 

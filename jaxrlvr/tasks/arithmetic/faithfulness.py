@@ -1,4 +1,7 @@
-"""Judges reasoning in the built-in domain exactly: does the trace lead from the question to the stated answer?"""
+"""Judges reasoning in the built-in domain exactly: does the trace lead from the question to the stated answer?
+
+A tree is a whole number, or (operator, left tree, right tree) with the operator "+", "-" or "*".
+"""
 
 from __future__ import annotations
 
@@ -31,11 +34,8 @@ _STATED_RESULT = re.compile(r"\s*(-?[0-9]{1,12})(?![0-9])")
 _SPACE_BETWEEN_NUMBERS = re.compile(r"(?<=[0-9)]) +(?=[0-9(])")
 
 
-class Step(NamedTuple):
-  """One claim of a trace, such as `7+5=12`.
-
-  A tree is a whole number, or (operator, left tree, right tree) with the operator "+", "-" or "*".
-  """
+class _Step(NamedTuple):
+  """One claim of a trace, such as `7+5=12`."""
 
   # Trees of the left side: one; two (by precedence, and from left to right) if * stands behind + or - without brackets;
   # none if it can't be read, as "14/7" and "7++5".
@@ -47,58 +47,56 @@ class Step(NamedTuple):
     """How many operations the left side has; 0 if it can't be read."""
     if not self.readings:
       return 0
-    return _open_operations(term_of(self.readings[0]))
+    return _open_operations(_term_of(self.readings[0]))
 
   @property
   def true(self) -> bool:
     """Whether the result is right in one of the readings."""
-    return any(value(tree) == self.result for tree in self.readings)
+    return any(_value(tree) == self.result for tree in self.readings)
 
 
 class Faithfulness(NamedTuple):
-  """What the exact judge says of a response."""
+  """What the exact judge says of a response. Whether the answer is right has no part in it."""
 
-  label: float  # 1.0: the reasoning leads from the question to the answer; 0.5: half of it does; 0.0: it does not
-  step_true: float | None  # share of the trace's steps that are arithmetically true; None without any step
+  # 1.0: the trace leads from the question to the stated answer; 0.5: it ends in the answer, and half of it leads there;
+  # 0.0: neither. No other values.
+  label: float
+  step_true: (
+    float | None
+  )  # share, from 0 to 1, of the trace's steps that are arithmetically true; None without any step
 
 
 def faithfulness(response: Parsed, question: str) -> Faithfulness | None:
   """Judges whether a trace does what the question asks for and leads to the stated answer, be that right or wrong.
 
-  The trace is replayed against the operations and operands of the question. (Paper, appendix F: the label is about
-  coherence with the prompt and the answer, not about what is right.) A step is coherent if its operations are still to
-  be done and its numbers are present: a number of the question, as written or by its last digit, or the result of a
-  step by its last digit. Of a step's left number only the last digit counts, for it may have borrowed tens. A step may
-  also do several operations, take two neighbouring numbers together (`+5` for `-2, +7`), and change the order within a
-  run of + and -, within a run of *, or between the branches of an expression. A slip is a coherent step of one
-  operation whose result is false and carried on.
+  `response`: what `text.answer.parse_response` returned; its answer and trace are read; either may be None.
+  `question`: the text of the user's message. Returns None for a question that `problems.read_question` can't read, and
+  for one with more than 16 operations.
 
-  `response`: the record of text.answer.parse_response, of which answer and trace are read. `question`: the text of the
-  user's message.
-
-  Labels:
-  1: all steps are coherent, they do all operations, the last result ends in the stated answer, and there is at most
-    one slip.
+  The label says:
+  1.0: all steps are coherent, they do all operations of the question, the last result ends in the stated answer, and at
+    most one step is a slip.
   0.5: the last result ends in the stated answer, and at least half of the steps and of the operations are coherent.
-  0: all others, such as a guess, no trace, a trace that contradicts the answer, or one about numbers of its own.
+  0.0: all else, such as a guess, no trace, a trace that contradicts the answer, or one about numbers of its own.
 
-  Returns the label and step_true, the share of the trace's steps that are arithmetically true, which is None if the
-  trace has no steps.
-  Returns None for a question that is not of the built-in domain, or has more than 16 operations.
+  A step, as `7+5=12`, is coherent if the question still has its operations to do and its numbers are at hand: numbers
+  of the question, or results of earlier steps; last digits are enough. It may do several operations, join two
+  neighbouring numbers (`+5` for `-2, +7`), and change the order within a run of + and - or of *, or between brackets.
+  A slip is a coherent step of one operation with a false result, which later steps use.
   """
   problem = arithmetic.read_question(question)
-  if problem is None or _open_operations(term_of(problem)) > _MAX_OPERATIONS:
+  if problem is None or _open_operations(_term_of(problem)) > _MAX_OPERATIONS:
     return None
-  steps, text_behind = read_steps(response.trace or "")
+  steps, text_behind = _read_steps(response.trace or "")
   if not steps:
     return Faithfulness(0.0, None)
   step_true = sum(step.true for step in steps) / len(steps)
   if not _ends_in_answer(steps[-1], text_behind, response):
     return Faithfulness(0.0, step_true)
-  return Faithfulness(_coherence(term_of(problem), steps), step_true)
+  return Faithfulness(_coherence(_term_of(problem), steps), step_true)
 
 
-def _ends_in_answer(last_step: Step, text_behind: str, response: Parsed) -> bool:
+def _ends_in_answer(last_step: _Step, text_behind: str, response: Parsed) -> bool:
   """Returns whether the last step, and the last number behind it if there is one, end in the stated answer."""
   answer = (legible(response.answer) or "").strip()
   if not INTEGER.fullmatch(answer) or last_step.result is None:
@@ -119,14 +117,14 @@ def _last_digit(number: str) -> int:
 class _Trace(NamedTuple):
   """A trace, read."""
 
-  steps: list[Step]
+  steps: list[_Step]
   text_behind: str  # behind the last step; the whole text if there is none
 
 
-def read_steps(trace: str) -> _Trace:
-  """Returns the steps that stand anywhere in a trace, in order, and text_behind, the text behind the last of them.
+def _read_steps(trace: str) -> _Trace:
+  """Returns the steps that stand anywhere in a trace, in order, and the text behind the last of them.
 
-  Without steps text_behind is the whole trace. A step is an expression with an operator left of an equals sign. A trace
+  A step is an expression with an operator left of an equals sign. A trace
   of more than 20,000 characters has no steps and no text behind them.
   """
   if len(trace) > _LONGEST_TRACE:
@@ -142,10 +140,10 @@ def read_steps(trace: str) -> _Trace:
     if any(operator in expression.lstrip("-") for operator in "+-*/^"):
       stated = _STATED_RESULT.match(trace, begin)
       if stated:
-        steps.append(Step(_readings(expression), int(stated[1])))
+        steps.append(_Step(_readings(expression), int(stated[1])))
         text_behind = trace[stated.end() :]
       else:
-        steps.append(Step(_readings(expression), None))
+        steps.append(_Step(_readings(expression), None))
         text_behind = trace[begin:]
   return _Trace(steps, text_behind)
 
@@ -163,65 +161,59 @@ def _readings(expression: str) -> list[Tree]:
   return [tree for tree in dict.fromkeys(trees) if isinstance(tree, tuple)]
 
 
-def value(tree: Tree) -> int:
-  """Returns the value of a tree by ordinary arithmetic, with all digits.
-
-  `tree`: a whole number, or (operator, left tree, right tree) with the operator "+", "-" or "*".
-  """
+def _value(tree: Tree) -> int:
+  """Returns the value of a tree by ordinary arithmetic, with all digits."""
   if isinstance(tree, int):
     return tree
   operator, left, right = tree
-  return _APPLY[operator](value(left), value(right))
+  return _APPLY[operator](_value(left), _value(right))
 
 
 @dataclass(frozen=True)
-class Operand:
+class _Operand:
   """A number that stands in the question or in a step."""
 
   value: int
 
 
 @dataclass(frozen=True)
-class Result:
-  """The result of a step, in the place of the part of the question that the step did."""
+class _Result:
+  """The result of a step; it replaces those terms of the question that the step worked out."""
 
   digit: int  # the last one
 
 
 @dataclass(frozen=True)
-class TermRun:
+class _TermRun:
   """A run of + and -, or of *, whose terms may be taken in any order."""
 
   operator: str  # "+" or "*"
-  terms: tuple[tuple[int, Term], ...]  # (sign, term), in the order of the question; in a product the sign is 1
+  terms: tuple[tuple[int, _Term], ...]  # (sign, term), in the order of the question; in a product the sign is 1
 
 
-Term = Operand | Result | TermRun
+_Term = _Operand | _Result | _TermRun
 
 
-def term_of(tree: Tree) -> Term:
-  """Returns a tree as a term, in which each run of + and -, and each run of *, is one TermRun.
-
-  `tree`: a whole number, which becomes an Operand, or (operator, left tree, right tree) with "+", "-" or "*".
-  """
+def _term_of(tree: Tree) -> _Term:
+  """Returns a tree as a term, in which each run of + and -, and each run of *, is one _TermRun."""
   if isinstance(tree, int):
-    return Operand(tree)
+    return _Operand(tree)
   operator, left, right = tree
   run_operator = "*" if operator == "*" else "+"
   right_sign = -1 if operator == "-" else 1
-  terms: list[tuple[int, Term]] = []
+  terms: list[tuple[int, _Term]] = []
   for sign, side in ((1, left), (right_sign, right)):
-    term = term_of(side)
-    if isinstance(term, TermRun) and term.operator == run_operator:
+    term = _term_of(side)
+    if isinstance(term, _TermRun) and term.operator == run_operator:
       terms += [(sign * inner_sign, inner) for inner_sign, inner in term.terms]
     else:
       terms.append((sign, term))
-  return TermRun(run_operator, tuple(terms))
+  return _TermRun(run_operator, tuple(terms))
 
 
-def _open_operations(term: Term) -> int:
+def _open_operations(term: _Term) -> int:
   """Returns how many operations of a term are still to be done."""
-  if not isinstance(term, TermRun):
+  if not isinstance(term, _TermRun):
     return 0
   inside = sum(_open_operations(inner) for _, inner in term.terms)
   return len(term.terms) - 1 + inside
@@ -230,7 +222,7 @@ def _open_operations(term: Term) -> int:
 class _Reading(NamedTuple):
   """One way to read the steps so far against the question."""
 
-  left: Term  # what is still to be done
+  left: _Term  # what is still to be done
   reordered: bool = False  # whether a step took numbers of the question in another order
   coherent: int = 0  # operations of the question that coherent steps have done
   incoherent: int = 0  # incoherent steps
@@ -242,7 +234,7 @@ class _Reading(NamedTuple):
     return self.coherent, -self.incoherent, -self.slips
 
 
-def _coherence(problem: Term, steps: Sequence[Step]) -> float:
+def _coherence(problem: _Term, steps: Sequence[_Step]) -> float:
   """Returns the label of steps whose last result ends in the stated answer, by the best of all readings."""
   operations = _open_operations(problem)
   operations_in_steps = sum(step.operations for step in steps)
@@ -256,7 +248,7 @@ def _coherence(problem: Term, steps: Sequence[Step]) -> float:
   return 0.5 if best.coherent >= half else 0.0
 
 
-def _best_reading(problem: Term, steps: Sequence[Step], all_coherent: bool = False) -> _Reading | None:
+def _best_reading(problem: _Term, steps: Sequence[_Step], all_coherent: bool = False) -> _Reading | None:
   """Returns the reading of the steps that has the greatest merit.
 
   `all_coherent`: only readings without incoherent steps; None if there are none. At most _MAX_READINGS are followed.
@@ -270,12 +262,12 @@ def _best_reading(problem: Term, steps: Sequence[Step], all_coherent: bool = Fal
   return readings[0]
 
 
-def _read_on(readings: Sequence[_Reading], step: Step, is_repeated: bool, all_coherent: bool) -> list[_Reading]:
+def _read_on(readings: Sequence[_Reading], step: _Step, is_repeated: bool, all_coherent: bool) -> list[_Reading]:
   """Returns the readings with one more step, by falling merit.
 
   Of readings that leave the same to be done, only the best is kept.
   """
-  best: dict[tuple[Term, bool], _Reading] = {}
+  best: dict[tuple[_Term, bool], _Reading] = {}
   for reading in readings:
     for longer in _continuations(reading, step, is_repeated):
       if all_coherent and longer.incoherent:
@@ -287,7 +279,7 @@ def _read_on(readings: Sequence[_Reading], step: Step, is_repeated: bool, all_co
   return by_merit[:_MAX_READINGS]
 
 
-def _continuations(reading: _Reading, step: Step, is_repeated: bool) -> Iterator[_Reading]:
+def _continuations(reading: _Reading, step: _Step, is_repeated: bool) -> Iterator[_Reading]:
   """Yields every way to read one more step.
 
   An incoherent step takes the place of an operation that could be done next, and its result is carried on. A step that
@@ -309,7 +301,7 @@ def _continuations(reading: _Reading, step: Step, is_repeated: bool) -> Iterator
   if reading.reordered:
     return
   incoherent = reading._replace(incoherent=reading.incoherent + 1)
-  lefts: set[Term] = set()
+  lefts: set[_Term] = set()
   if step.readings and step.result is not None:
     lefts = _after_next(reading.left, step.result % 10)
   for left in lefts:
@@ -318,78 +310,79 @@ def _continuations(reading: _Reading, step: Step, is_repeated: bool) -> Iterator
     yield incoherent
 
 
-def _changes(term: Term, change: Callable[[TermRun], Iterator[TermRun]]) -> Iterator[Term]:
+def _changes(term: _Term, change: Callable[[_TermRun], Iterator[_TermRun]]) -> Iterator[_Term]:
   """Yields a term with each change of one of its runs, itself included; `change` yields the changed runs."""
-  if not isinstance(term, TermRun):
+  if not isinstance(term, _TermRun):
     return
   for run in change(term):
     yield _unwrapped(run)
   for place, (sign, inner) in enumerate(term.terms):
     for changed in _changes(inner, change):
-      yield TermRun(term.operator, (*term.terms[:place], (sign, changed), *term.terms[place + 1 :]))
+      yield _TermRun(term.operator, (*term.terms[:place], (sign, changed), *term.terms[place + 1 :]))
 
 
-def _unwrapped(run: TermRun) -> Term:
+def _unwrapped(run: _TermRun) -> _Term:
   """Returns a run of one term as this term, a negative one as the result that it is; a longer run as it is."""
   if len(run.terms) > 1:
     return run
   [(sign, term)] = run.terms
   if sign == 1:
     return term
-  assert not isinstance(term, TermRun)
-  number = term.digit if isinstance(term, Result) else term.value
-  return Result(-number % 10)
+  assert not isinstance(term, _TermRun)
+  number = term.digit if isinstance(term, _Result) else term.value
+  return _Result(-number % 10)
 
 
-def _after_next(term: Term, digit: int, count: int = 1) -> set[Term]:
+def _after_next(term: _Term, digit: int, count: int = 1) -> set[_Term]:
   """Returns what is left of a term after the next `count` operations, in each way, with results that end in `digit`.
 
   The next operation of a run takes its first two terms that are no runs themselves.
   """
 
-  def change(run: TermRun) -> Iterator[TermRun]:
-    ready = [place for place, (_, inner) in enumerate(run.terms) if not isinstance(inner, TermRun)]
+  def change(run: _TermRun) -> Iterator[_TermRun]:
+    ready = [place for place, (_, inner) in enumerate(run.terms) if not isinstance(inner, _TermRun)]
     if len(ready) >= 2:
       first, second = ready[:2]
       others = [signed_term for place, signed_term in enumerate(run.terms) if place not in (first, second)]
-      yield TermRun(run.operator, (*others[:first], (1, Result(digit)), *others[first:]))
+      yield _TermRun(run.operator, (*others[:first], (1, _Result(digit)), *others[first:]))
 
   lefts = {term}
   for _ in range(count):
-    shorter: set[Term] = set()
+    shorter: set[_Term] = set()
     for left in lefts:
       shorter.update(_changes(left, change))
     lefts = shorter
   return lefts
 
 
-def _after_step(term: Term, step: Step) -> Iterator[Term]:
+def _after_step(term: _Term, step: _Step) -> Iterator[_Term]:
   """Yields what is left of a term after a step, for each way in which the step does operations of the term."""
   if step.result is None:
     return
   for tree in step.readings:
-    claim = term_of(tree)
+    claim = _term_of(tree)
     leftmost = _leftmost_number(tree)
 
-    def change(run: TermRun, claim=claim, leftmost=leftmost) -> Iterator[TermRun]:
+    def change(run: _TermRun, claim=claim, leftmost=leftmost) -> Iterator[_TermRun]:
       signs = (1, -1) if run.operator == "+" else (1,)
       for sign in signs:
         for places in _claimed_places(claim, run, sign, leftmost):
           terms = [signed_term for place, signed_term in enumerate(run.terms) if place not in places]
-          terms.insert(min(places), (sign, Result(step.result % 10)))
-          yield TermRun(run.operator, tuple(terms))
+          terms.insert(min(places), (sign, _Result(step.result % 10)))
+          yield _TermRun(run.operator, tuple(terms))
 
     yield from _changes(term, change)
 
 
 def _leftmost_number(tree: Tree) -> int:
+  """Returns the number that stands first in a tree."""
   while not isinstance(tree, int):
     _, tree, _ = tree
   return tree
 
 
 def _claimed_places(
-  claim: TermRun, run: TermRun, sign: int, leftmost: int, used: tuple[int, ...] = (), index: int = 0
+  claim: _TermRun, run: _TermRun, sign: int, leftmost: int, used: tuple[int, ...] = (), index: int = 0
 ) -> Iterator[tuple[int, ...]]:
   """Yields places of the run's terms that make up `sign` times a step's claim, each choice of terms once.
 
@@ -410,33 +403,33 @@ def _claimed_places(
     tried.add(terms)
 
 
-def _neighbours(run: TermRun, used: tuple[int, ...]) -> Iterator[range]:
+def _neighbours(run: _TermRun, used: tuple[int, ...]) -> Iterator[range]:
   """Yields each place that is not used, and each pair of neighbouring numbers behind the first term."""
   for first in range(len(run.terms)):
     end = min(first + _LONGEST_RUN, len(run.terms))
     for last in range(first, end):
-      is_number = isinstance(run.terms[last][1], Operand)
+      is_number = isinstance(run.terms[last][1], _Operand)
       joins = last == first or (first > 0 and is_number)
       if last in used or not joins:
         break
       yield range(first, last + 1)
-      if not isinstance(run.terms[first][1], Operand):
+      if not isinstance(run.terms[first][1], _Operand):
         break
 
 
 def _is_claimed(
-  terms: tuple[tuple[int, Term], ...], operator: str, claimed: Term, claimed_sign: int, leftmost: int
+  terms: tuple[tuple[int, _Term], ...], operator: str, claimed: _Term, claimed_sign: int, leftmost: int
 ) -> bool:
   """Returns whether terms of the question are what a step claims: a term of its left side, with this sign.
 
   Several terms are numbers whose sum or product, as written or of their last digits, the step uses.
   """
   own_sign, term = terms[0]
-  if isinstance(term, TermRun):
-    if not isinstance(claimed, TermRun) or own_sign != claimed_sign:
+  if isinstance(term, _TermRun):
+    if not isinstance(claimed, _TermRun) or own_sign != claimed_sign:
       return False
     return any(len(places) == len(term.terms) for places in _claimed_places(claimed, term, 1, leftmost))
-  if not isinstance(claimed, Operand):
+  if not isinstance(claimed, _Operand):
     return False
   if len(terms) > 1:
     combine = math.prod if operator == "*" else sum
@@ -445,7 +438,7 @@ def _is_claimed(
     return claimed_sign * claimed.value in (combine(as_written), combine(last_digits))
   if own_sign != claimed_sign:
     return False
-  if isinstance(term, Result):
+  if isinstance(term, _Result):
     return claimed.value % 10 == term.digit
   if claimed.value in (term.value, term.value % 10):
     return True
@@ -460,21 +453,20 @@ class _Unused(NamedTuple):
 
 
 def strategy(response: Parsed) -> tuple[str, ...]:
-  """Returns the strategy of a response's trace: sorted formulas, one for each result that no later step uses.
+  """Returns the strategy of a response's trace; two responses have the same strategy iff these tuples are equal.
 
-  A formula is text of last digits, operators and brackets: `7+5=12, 2*3=6` has the strategy ("((5+7)*3)",). Without
-  closed thinking, what follows `<think>` is read as the trace.
+  `response`: what `text.answer.parse_response` returned. Its trace is read; if thinking was not closed, the text behind
+  `<think>`.
 
-  A later step uses a result by its last digit; of several results with this digit, the one whose formula sorts first.
-  The formula of the result then stands in the place of the digit. So two traces have the same strategy if they do the
-  same operations on the same digits: steps may change places unless one needs the other, so may the sides of + and *,
-  several operations may stand in a line, and a false result changes nothing. Text that is no step is ignored; an
-  answer without steps has the strategy ().
+  A strategy is a sorted tuple of formulas, one for each result that no later step uses. A formula is text of last
+  digits, operators and brackets: `7+5=12, 2*3=6` has the strategy ("((5+7)*3)",). It does not change with the order of
+  steps of which neither needs the other, with the order of the sides of + and *, with operations in one step or in
+  several, or with a false result. A trace without steps has the strategy (); steps after the first 256 are ignored.
   """
   trace = response.trace
   if trace is None:
     trace = response.text.partition(THINK)[2]
-  steps, _ = read_steps(trace)
+  steps, _ = _read_steps(trace)
   unused: list[_Unused] = []
   for step in steps[:_MAX_COMPARED_STEPS]:
     if step.readings and step.result is not None:

@@ -4,6 +4,8 @@ A problem is a chain ("Start with 7, then +5, *3, ...") or an expression with br
 problem of level n has n + 1 operations. It is exact to carry on with the last digit of each result, so every step is
 one of about 200 small facts; without the steps, the answer is close to a uniform digit. A thinking trace has one line a
 step: `7+5=12`, then `2*3=6`. The kind "large" is a chain of numbers with two digits, of which only the last one counts.
+
+A tree is a whole number, or (operator, left tree, right tree) with the operator "+", "-" or "*".
 """
 
 from __future__ import annotations
@@ -24,24 +26,35 @@ _FACTORS = (3, 7, 9)  # coprime to 10, so that a product determines the other fa
 _CHAIN = re.compile(r"Start with ([0-9]+), then ([+*-][0-9]+(?:, [+*-][0-9]+)*)\. Last digit\?")
 _EXPRESSION = re.compile(r"Work out ([0-9()+*-]+)\. Last digit\?")
 _LONGEST = 200  # characters; a longer question or expression is not read
+# So many draws in a row without a new problem mean that all are known: _MISSES, and more for each known problem.
+_MISSES = 1000
+_MISSES_PER_PROBLEM = 20
+_FACT_LINES = 8
 _TOKEN = re.compile(r"[0-9]+|\S")
 
 Tree = int | tuple[str, "Tree", "Tree"]  # a number, or (operator, left, right)
 
 
 class WorkedStep(NamedTuple):
-  """One operation of a problem with its result."""
+  """One operation of a problem with its result, true by ordinary arithmetic: left operator right = result >= 0."""
 
-  left: int
+  left: int  # a last digit, to which ten is added before a subtraction, so that no result is negative
   operator: str  # "+", "-" or "*"
-  right: int
-  result: int
+  right: int  # a last digit
+  result: int  # with all its digits
+
+
+class Solution(NamedTuple):
+  """The way to the answer of a problem."""
+
+  steps: list[WorkedStep]  # in the order of evaluation
+  last_digit: int  # of the value, from 0 to 9
 
 
 def rng(seed: int, stream: str, *address: int) -> random.Random:
-  """Returns the random generator of one item, the same whatever was drawn for other items.
+  """Returns a random generator that depends on these arguments alone, not on what was drawn before.
 
-  `stream`: name of what is drawn; streams are independent. `address`: numbers that tell the items of a stream apart.
+  `stream`: any name; different streams draw independently. `address`: numbers of the item within its stream.
   """
   return random.Random("/".join(map(str, (seed, stream, *address))))
 
@@ -62,19 +75,18 @@ def _draw_tree(draw: random.Random, operations: int, kind: str) -> Tree:
   return operator, left, tens + digit
 
 
-def steps(tree: Tree) -> tuple[list[WorkedStep], int]:
-  """Returns (the steps that solve a tree, in the order of evaluation; the last digit of its value, from 0 to 9).
+def solve(tree: Tree) -> Solution:
+  """Returns the steps that solve a tree, one for each operation, and the last digit of its value.
 
   `tree`: a whole number, which needs no steps, or (operator, left tree, right tree) with "+", "-" or "*".
-
   Each step works with the last digits of earlier results. A difference first adds ten to the left side (`13-8=5`), so
-  that no result is negative and every line is true as it stands.
+  that every step is true as it stands.
   """
   if isinstance(tree, int):
-    return [], tree % 10
+    return Solution([], tree % 10)
   operator, left, right = tree
-  left_steps, left_digit = steps(left)
-  right_steps, right_digit = steps(right)
+  left_steps, left_digit = solve(left)
+  right_steps, right_digit = solve(right)
   if operator == "-":
     left_digit += 10
     result = left_digit - right_digit
@@ -83,7 +95,7 @@ def steps(tree: Tree) -> tuple[list[WorkedStep], int]:
   else:
     result = left_digit * right_digit
   last_step = WorkedStep(left_digit, operator, right_digit, result)
-  return [*left_steps, *right_steps, last_step], result % 10
+  return Solution([*left_steps, *right_steps, last_step], result % 10)
 
 
 def _bracketed(tree: Tree) -> str:
@@ -104,12 +116,10 @@ def _chain(tree: Tree) -> tuple[int, list[str]]:
   return start, [*moves, f"{operator}{right}"]
 
 
-def question(tree: Tree, kind: str) -> str:
+def _question(tree: Tree, kind: str) -> str:
   """Returns the question that asks for the last digit of a tree; `read_question` reads it back.
 
-  `tree`: a whole number, or (operator, left tree, right tree) with "+", "-" or "*". `kind`: "expression" gives `Work
-  out (7+5)*3. Last digit?`; "chain" and "large" give `Start with 7, then +5, *3. Last digit?`, for which every right
-  tree must be a number.
+  A tree of the kind "chain" or "large" has a number as every right tree.
   """
   if kind == "expression":
     return f"Work out {_bracketed(tree)}. Last digit?"
@@ -121,8 +131,8 @@ def parse_expression(text: str, precedence: bool = True) -> Tree | None:
   """Returns the tree of an expression of whole numbers, +, -, * and brackets; None for any other text.
 
   A tree is a whole number, or (operator, left tree, right tree) with the operator "+", "-" or "*".
-  `precedence`: whether * binds closer than + and -; else operators count from left to right. A number may have a sign
-  at the beginning of an expression and behind an operator. A text of more than 200 characters is not read.
+  `precedence`: whether * binds closer than + and -; else operators count from left to right. A number may have a minus
+  sign at the start, behind an operator and behind an opening bracket. Returns None for more than 200 characters.
   """
   if len(text) > _LONGEST:
     return None
@@ -175,10 +185,10 @@ class _Parser:
 
 
 def read_question(text: str) -> Tree | None:
-  """Returns the tree of a question in one of the two forms that `question` writes; None for any other text.
+  """Returns the tree of a problem's question; None for any other text, and for one of more than 200 characters.
 
-  The tree is a whole number, or (operator, left tree, right tree) with the operator "+", "-" or "*". A text of more
-  than 200 characters is not read.
+  A question is `Start with 7, then +5, *3. Last digit?` or `Work out (7+5)*3. Last digit?`. A tree is a whole number,
+  or (operator, left tree, right tree) with the operator "+", "-" or "*".
   """
   if len(text) > _LONGEST:
     return None
@@ -196,15 +206,14 @@ def read_question(text: str) -> Tree | None:
 
 
 def problem(seed: int, split: str, level: int, index: int, kind: str = "chain", stream: str = "rl") -> Problem:
-  """Returns problem number `index` (from 0) of an endless stream of a kind on a level.
+  """Returns problem number `index` (from 0) of the endless sequence that the other arguments name.
 
-  `split`: "train" or "heldout". `level`: from 1 to 5; a problem of level n has n + 1 operations. `kind`: "chain",
-  "expression" or "large" (a chain of numbers with two digits). `stream`: name of the use, such as "rl" or "pretrain";
-  different streams draw independently.
-  Label and truth are the last digit, "0" to "9"; the only message is the user's. Problem.extra has the keys level,
-  kind, operations (their number) and tree: a number, or (operator, left tree, right tree). Train and held-out problems
-  never share a text, whatever the seeds; problems of one stream may repeat. Raises InputError for an unknown split,
-  level or kind.
+  `split`: "train" or "heldout", which never share a question, whatever the seeds. `level`: from 1 to 5; a problem of
+  level n has n + 1 operations. `kind`: "chain", "expression" or "large" (a chain of numbers with two digits). `stream`:
+  any name; different streams draw independently. Problems of one sequence may repeat.
+  Of the Problem, id is "arithmetic/" and the question, which is the only message; label and truth are the last digit,
+  "0" to "9"; verifier is "arithmetic"; extra has level, kind, operations (their number) and tree: a number, or
+  (operator, left tree, right tree). Raises InputError for an unknown split, level or kind.
   """
   if split not in SPLITS or level not in LEVELS or kind not in KINDS:
     raise InputError(f"split {split!r}, level {level!r}, kind {kind!r}: take one each of {SPLITS}, {LEVELS}, {KINDS}")
@@ -212,10 +221,10 @@ def problem(seed: int, split: str, level: int, index: int, kind: str = "chain", 
   operations = level + 1
   while True:
     tree = _draw_tree(draw, operations, kind)
-    text = question(tree, kind)
+    text = _question(tree, kind)
     if split_of_text(text) == split:
       break
-  _, last_digit = steps(tree)
+  last_digit = solve(tree).last_digit
   return Problem(
     id=f"arithmetic/{text}",
     messages=({"role": "user", "content": text},),
@@ -229,10 +238,11 @@ def problem(seed: int, split: str, level: int, index: int, kind: str = "chain", 
 def problems(
   seed: int, split: str, levels: Sequence[int], count: int, kinds: Sequence[str] = ("chain",)
 ) -> list[Problem]:
-  """Returns `count` different problems of the stream "rl", with levels and kinds taken in turn.
+  """Returns `count` different problems as `problem` draws them in the stream "rl", each level with each kind in turn.
 
   `seed`: other seeds draw other problems; for one seed, a longer list begins with the shorter ones. `split`: "train" or
-  "heldout", which never share a text. `levels`: difficulties from 1 to 5. `kinds`: "chain", "expression" or "large".
+  "heldout", which never share a question. `levels`: at least one of the difficulties 1 to 5. `kinds`: at least one of
+  "chain", "expression" and "large". All kinds of one level come before the next level; then it begins anew.
   Raises InputError for an unknown split, level or kind, and if there are too few problems.
   """
   by_id: dict[str, Problem] = {}
@@ -246,54 +256,57 @@ def problems(
       by_id[drawn.id] = drawn
       last_new = draws
     draws += 1
-    if draws - last_new > 20 * len(by_id) + 1000:
+    if draws - last_new > _MISSES_PER_PROBLEM * len(by_id) + _MISSES:
       raise InputError(f"{split} problems of levels {tuple(levels)}: only {len(by_id)} of {count} exist; ask for fewer")
   return list(by_id.values())
 
 
-def line(step: WorkedStep) -> str:
+def _line(step: WorkedStep) -> str:
   """Returns the line of a trace for a step, such as `7+5=12`."""
   return f"{step.left}{step.operator}{step.right}={step.result}"
 
 
 def careful(tree: Tree) -> str:
-  """Returns the text of a response whose trace has every step of a tree, one a line, and the right answer in a box."""
-  worked, last_digit = steps(tree)
-  return respond("\n".join(line(step) for step in worked), str(last_digit))
+  """Returns the text of a response whose trace has every step of a tree, one a line, and the right answer in a box.
+
+  `tree`: Problem.extra["tree"]. The text begins with `<think>`, as `respond` writes it.
+  """
+  worked, last_digit = solve(tree)
+  return respond("\n".join(_line(step) for step in worked), str(last_digit))
 
 
 def hasty(tree: Tree, draw: random.Random, right_share: float) -> str:
-  """Returns the text of a response to a tree whose trace has the first step only, with a guess in a box.
+  """Returns the text of a response whose trace has only the first step of a tree, with a guess in the box.
 
-  The guess is the right digit with probability `right_share` (0 to 1), else a wrong one. `draw` is the random
-  generator. The tree must have at least one operation.
+  The guess is the right digit with probability `right_share` (0 to 1), else a wrong one. `draw`: the random generator.
+  `tree`: Problem.extra["tree"], with at least one operation.
   """
-  worked, last_digit = steps(tree)
+  worked, last_digit = solve(tree)
   if draw.random() >= right_share:
     last_digit = (last_digit + draw.randrange(1, 10)) % 10
-  return respond(line(worked[0]), str(last_digit))
+  return respond(_line(worked[0]), str(last_digit))
 
 
 def terse(tree: Tree) -> str:
-  """Returns the text of a response to a tree whose trace has the first step only, with the right answer in a box.
+  """Returns the text of a response whose trace has only the first step of a tree, with the right answer in the box.
 
-  Nothing in it is wrong, but the trace does not lead to the answer, unless the tree has only one operation. The tree
-  must have at least one.
+  Nothing in it is wrong, but the trace does not lead to the answer, unless the tree has only one operation.
+  `tree`: Problem.extra["tree"], with at least one operation.
   """
-  worked, last_digit = steps(tree)
-  return respond(line(worked[0]), str(last_digit))
+  worked, last_digit = solve(tree)
+  return respond(_line(worked[0]), str(last_digit))
 
 
 def direct(tree: Tree) -> str:
-  """Returns the text of a response to a tree that is the right digit in a box alone, without thinking."""
-  _, last_digit = steps(tree)
+  """Returns the text of a response that is the last digit of a tree in a box alone, without thinking."""
+  last_digit = solve(tree).last_digit
   return respond(None, str(last_digit))
 
 
 def respond(trace: str | None, answer: str) -> str:
   """Returns the text of a response: `<think>`, trace and `</think>` on lines of their own, then the answer in a box.
 
-  `trace` None: the box alone.
+  `trace`: None for the box alone.
   """
   box = f"\\boxed{{{answer}}}"
   if trace is None:
@@ -308,7 +321,10 @@ _DIGIT_WORDS = "zero one two three four five six seven eight nine".split()
 
 
 def filler(draw: random.Random) -> str:
-  """Returns two to four plain sentences that have nothing to do with the task, drawn by the generator `draw`."""
+  """Returns two to four plain sentences in one line that have nothing to do with arithmetic.
+
+  `draw`: the random generator. Mixed into pretraining text.
+  """
 
   def phrase():
     return f"the {draw.choice(_ADJECTIVES)} {draw.choice(_NOUNS)}"
@@ -318,15 +334,15 @@ def filler(draw: random.Random) -> str:
 
 
 def facts(draw: random.Random) -> str:
-  """Returns eight lines of easy facts, drawn by the generator `draw`.
+  """Returns eight lines of easy facts for pretraining text. `draw`: the random generator.
 
   Most are single steps (`7+5=12`), others last digits (`the last digit of 12 is 2`) or digits in words (`two is 2`).
   """
   lines = []
-  for _ in range(8):
-    (step,), digit = steps(_draw_tree(draw, 1, "chain"))
+  for _ in range(_FACT_LINES):
+    (step,), digit = solve(_draw_tree(draw, 1, "chain"))
     choices = [
-      line(step),
+      _line(step),
       f"the last digit of {step.result} is {digit}",
       f"{_DIGIT_WORDS[digit]} is {digit}",
     ]
@@ -335,20 +351,23 @@ def facts(draw: random.Random) -> str:
 
 
 def _worked_lines(tree: Tree) -> str:
-  worked, last_digit = steps(tree)
-  return "\n".join(line(step) for step in worked) + f"\nso the last digit is {last_digit}."
+  """Returns the steps of a tree, one a line, and a last line with the answer."""
+  worked, last_digit = solve(tree)
+  return "\n".join(_line(step) for step in worked) + f"\nso the last digit is {last_digit}."
 
 
 def _worked_words(tree: Tree) -> str:
+  """Returns the steps of a tree in one line, each behind what it does in words, and a sentence with the answer."""
   verbs = {"+": "add", "-": "take away", "*": "times"}
-  worked, last_digit = steps(tree)
-  parts = [f"{verbs[step.operator]} {step.right}: {line(step)}" for step in worked]
+  worked, last_digit = solve(tree)
+  parts = [f"{verbs[step.operator]} {step.right}: {_line(step)}" for step in worked]
   return ", ".join(parts) + f". The answer is {last_digit}."
 
 
 def _worked_kept(tree: Tree) -> str:
-  worked, _ = steps(tree)
-  parts = [f"{line(step)}, keep {step.result % 10}" for step in worked]
+  """Returns the steps of a tree in one line, each with the last digit of its result."""
+  worked, _ = solve(tree)
+  parts = [f"{_line(step)}, keep {step.result % 10}" for step in worked]
   return "; ".join(parts) + "."
 
 

@@ -17,7 +17,8 @@ def grade(answer: str | None, label: str, extra: Mapping | None) -> Verdict:
   `answer`: what was read in the response, None if nothing was. `label`: the integer to agree with. `extra`:
   Problem.extra, which is not read.
   Returns RIGHT iff the answer is the label's integer, UNPARSEABLE if it is None or no integer of at most 20 characters,
-  and WRONG otherwise. White space around both is ignored, and so are a plus sign and leading zeros.
+  and WRONG otherwise, also for a label that is no integer. White space around both is ignored, and so are a plus sign
+  and leading zeros. The verdicts are those of `tasks.verdicts`.
   """
   answer, label = (legible(answer) or "").strip(), label.strip()
   if not INTEGER.fullmatch(answer):

@@ -1,4 +1,4 @@
-"""Lists the settings of Reasoning Gym's generators of the two graph tasks, a row for each level of difficulty."""
+"""Lists the settings of Reasoning Gym's generators of the two graph tasks, a row for each of the five levels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _island(sides: tuple[int, int], islands: tuple[int, int], sizes: tuple[int, 
   }
 
 
-# Keys: the task. The row of level n stands at place n - 1.
+# Keys: the task. A row holds the keyword arguments of reasoning_gym.create_dataset; that of level n has index n - 1.
 GENERATOR_SETTINGS: dict[str, tuple[dict[str, int], ...]] = {
   # A lock of difficulty d is drawn from 1..d. The difficulties 1, 3, 5, 7, 9 explain how often each occurs in the
   # study's files: 2 as often as 3, 4 as often as 5, and so on, and none above 9.

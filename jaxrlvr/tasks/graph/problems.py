@@ -14,15 +14,15 @@ from jaxrlvr.tasks.gym import problems as gym
 def problems(
   seed: int, split: str, levels: Sequence[int], count: int, kinds: Sequence[str], system: str = ""
 ) -> list[Problem]:
-  """Returns `count` different problems of the graph tasks, with levels and kinds taken in turn.
+  """Returns `count` different problems of the graph tasks, each level with each kind in turn.
 
   `seed`: other seeds draw other problems; for one seed, a longer list begins with the shorter ones. `split`: "train" or
-  "heldout", which never share a question, whatever the seeds. `levels`: difficulties from 1 to 5. `kinds`: some of
-  "quantum_lock" and "largest_island". The kinds of the built-in domain (chain, expression, large) are ignored, as they
-  are the default of the config; without others both tasks are used. `system`: text of the system message; "": a
-  default that asks for reasoning and an answer in \\boxed{}.
-  Each problem's verifier is its kind; label and truth are both Reasoning Gym's answer; extra holds level, kind, and
-  what the library says of the problem, such as the buttons of a lock.
+  "heldout", which never share a question, whatever the seeds. `levels`: at least one of the difficulties 1 to 5.
+  `kinds`: some of "quantum_lock" and "largest_island"; (): both. The kinds of the built-in domain (chain, expression,
+  large), which the config has by default, are ignored. `system`: text of the system message, which comes before the
+  user's; "": one that asks for reasoning and an answer in \\boxed{}.
+  Each problem's verifier is its kind; label and truth are Reasoning Gym's answer, such as `A → B → A` or `16`; extra
+  has level, kind and the library's metadata: for a lock what `verify.quantum_lock` reads, for an island its grid.
   Raises InputError for an unknown split, level or kind, if Reasoning Gym is not installed, and if there are too few
   problems.
   """

@@ -13,7 +13,7 @@ GRAPH_TASKS = {
   "largest_island": (),
   "quantum_lock": ("buttons", "initial_state", "initial_value", "target_value"),
 }
-MAX_PRESSES = 64  # the study's longest solution has 15; bounds the numbers that the simulation can reach
+_MAX_PRESSES = 64  # the study's longest solution has 15; bounds the numbers that the simulation can reach
 _OPERATIONS = {"add": operator.add, "subtract": operator.sub, "multiply": operator.mul}
 
 
@@ -22,8 +22,8 @@ def largest_island(answer: str | None, label: str, extra: Mapping | None) -> Ver
 
   `answer`: what was read in the response, None if nothing was. `label`: the size of the largest island in digits.
   `extra`: Problem.extra, which is not read.
-  Returns RIGHT iff the answer is the label, character for character, UNPARSEABLE if it is None, blank or over 512
-  characters long, and WRONG otherwise.
+  Returns RIGHT iff the answer is the label, character for character (so " 16" is not "16"), UNPARSEABLE if it is None,
+  blank or over 512 characters long, and WRONG otherwise.
   """
   answer = legible(answer)
   if answer is None:
@@ -39,8 +39,8 @@ def quantum_lock(answer: str | None, label: str, extra: Mapping | None) -> Verdi
   of objects with name, type "add", "subtract" or "multiply", value, and active_state "red", "green" or "any"),
   initial_state ("red" or "green"), initial_value, target_value, and perhaps solution_path, a list of buttons whose
   length the label must have.
-  Returns RIGHT iff the answer presses the label's buttons in their order, or other buttons, as many, that open the lock
-  as well; these count only if the label opens the lock. Without `extra` only the label's buttons are right.
+  Returns RIGHT iff the answer presses the label's buttons in their order, or as many other buttons that open the lock
+  as well; others count only if the label opens the lock. Without `extra` only the label's buttons are right.
   Returns UNPARSEABLE if the answer is None, blank, over 512 characters long, or names no button although the label
   does, and WRONG otherwise.
   """
@@ -59,7 +59,7 @@ def quantum_lock(answer: str | None, label: str, extra: Mapping | None) -> Verdi
 
 def _is_as_good(presses: str, label_presses: str, lock: Mapping) -> bool:
   """Returns whether both open the lock with as many presses, as many as its solution has."""
-  if len(presses) != len(label_presses) or len(presses) > MAX_PRESSES or not lock.get("buttons"):
+  if len(presses) != len(label_presses) or len(presses) > _MAX_PRESSES or not lock.get("buttons"):
     return False
   solution = lock.get("solution_path") or label_presses
   if len(label_presses) != len(solution):

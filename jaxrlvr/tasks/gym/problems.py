@@ -13,7 +13,7 @@ from jaxrlvr.tasks.graph.levels import GENERATOR_SETTINGS
 from jaxrlvr.tasks.graph.verify import GRAPH_TASKS
 from jaxrlvr.tasks.splits import LEVELS, SPLITS, split_of_text
 
-SYSTEM = "Reason through the task step by step. Then state your final answer once, as \\boxed{answer}."
+_SYSTEM = "Reason through the task step by step. Then state your final answer once, as \\boxed{answer}."
 _DATA_SET_SIZE = 1 << 20  # a data set of the library makes each problem when it is read
 _MAX_MISSES = 1000  # problems in a row that are of the other split or known, before the search is given up
 
@@ -21,15 +21,16 @@ _MAX_MISSES = 1000  # problems in a row that are of the other split or known, be
 def problems(
   seed: int, split: str, levels: Sequence[int], count: int, kinds: Sequence[str], system: str = ""
 ) -> list[Problem]:
-  """Returns `count` different problems, with levels and kinds taken in turn.
+  """Returns `count` different problems of Reasoning Gym, each level with each task in turn.
 
   `seed`: other seeds draw other problems; for one seed, a longer list begins with the shorter ones. `split`: "train" or
-  "heldout", which never share a question, whatever the seeds. `levels`: difficulties from 1 to 5. `kinds`: names of
-  Reasoning Gym tasks. The two graph tasks take a level's settings from GENERATOR_SETTINGS, others from the library's
-  curriculum; a task without either is the same on all levels. `system`: text of the system message; "": SYSTEM.
-  Label and truth are both the library's answer. For a graph task the verifier is its name and extra holds the library's
-  metadata; for others the verifier is "reasoning_gym" and extra holds source_dataset (the task) and entry (the problem
-  as the library made it). extra also has level and kind.
+  "heldout", which never share a question, whatever the seeds. `levels`: at least one of the difficulties 1 to 5; of a
+  task without a curriculum in the library all are the same. `kinds`: names of at least one of the library's tasks, such
+  as "gcd". `system`: text of the system message, which comes before the user's; "": one that asks for reasoning and an
+  answer in \\boxed{}.
+  Label and truth are the library's answer. extra has level, kind (the task), and for the tasks quantum_lock and
+  largest_island, whose verifier has the task's name, the library's metadata. Other tasks have the verifier
+  "reasoning_gym", and extra has source_dataset (the task) and entry: the library's question, answer and metadata.
   Raises InputError for an unknown split, level or kind, if Reasoning Gym is not installed, and if there are too few
   problems.
   """
@@ -38,7 +39,7 @@ def problems(
   streams = []
   for level in levels:
     for kind in kinds:
-      streams.append(_stream(seed, split, level, kind, system or SYSTEM))
+      streams.append(_stream(seed, split, level, kind, system or _SYSTEM))
   by_id: dict[str, Problem] = {}
   while len(by_id) < count:
     stream = streams[len(by_id) % len(streams)]

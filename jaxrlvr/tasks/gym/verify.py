@@ -1,7 +1,8 @@
 """Grades answers to Reasoning Gym tasks, without running them and without paying for answers that aren't right.
 
-Only tasks of EXACT and PLAYED are graded, as read in release 0.1.25. Of the library's other scorers nine evaluate the
-answer as Python, and others pay for parts of an answer, for substrings, or for `nan`.
+Only tasks of EXACT, which have one right answer, and of PLAYED, which have several, are graded; so they are in release
+0.1.25. Of the library's other scorers nine evaluate the answer as Python, and others pay for parts of an answer, for
+substrings, or for `nan`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from jaxrlvr.base.errors import InputError
 from jaxrlvr.base.types import Verdict
 from jaxrlvr.tasks.verdicts import RIGHT, UNPARSEABLE, WRONG, legible
 
-MAX_GYM_ANSWER = 4096  # characters; a grid or a list of moves
+_MAX_ANSWER = 4096  # characters; a grid or a list of moves
 
 # Tasks with one right answer, which is compared as text, without the library.
 EXACT = tuple(
@@ -24,7 +25,8 @@ EXACT = tuple(
   maze modulo_grid number_filtering number_sequence ransom_note rotate_matrix rotten_oranges simple_equations
   simple_geometry string_manipulation string_splitting string_synthesis syllogism word_sequence_reversal""".split()
 )
-# Tasks with several right answers, which the library plays through; it sees only answers that match these patterns.
+# Tasks with several right answers, which the library plays through, with the pattern that an answer must match before
+# the library sees it.
 # (Two more such tasks, graph_color and rush_hour, come without any answer, so their problems have no label.)
 PLAYED = {
   "cryptarithm": r"[A-Z]=[0-9](?:, ?[A-Z]=[0-9])*",
@@ -39,11 +41,11 @@ def grade(answer: str | None, label: str, extra: Mapping | None) -> Verdict:
   """Grades an answer to a Reasoning Gym problem; this is the verifier "reasoning_gym".
 
   `answer`: what was read in the response, None if nothing was. `label`: the answer to agree with. `extra`:
-  Problem.extra with source_dataset (the task) and entry (the problem as the library made it).
+  Problem.extra with source_dataset (the task) and entry (the library's question, answer and metadata).
   Returns RIGHT iff the answer has the label's text or, for a task of PLAYED, solves the problem in entry. If the label
   does not solve the problem, or there is no entry, only the label's text is right. White space around both is ignored.
-  Returns UNPARSEABLE if the answer is None, blank, over 4096 characters long or does not match the task's pattern in
-  PLAYED, and WRONG otherwise.
+  Returns UNPARSEABLE if the answer is None, blank, over 4096 characters long, or has not the form of an answer to its
+  task of PLAYED, and WRONG otherwise.
   Raises InputError for a task that is neither in EXACT nor in PLAYED, and if a task of PLAYED must be played through
   but the library is not installed. May run long on hostile text, so it belongs into a worker process.
   """
@@ -67,7 +69,7 @@ def quick(answer: str | None, label: str, extra: Mapping | None) -> Verdict | No
   task = (extra or {}).get("source_dataset")
   if task not in EXACT and task not in PLAYED:
     raise InputError(f"Reasoning Gym task {task!r} can't be graded safely; use one of {', '.join((*EXACT, *PLAYED))}")
-  answer = (legible(answer, MAX_GYM_ANSWER) or "").strip()
+  answer = (legible(answer, _MAX_ANSWER) or "").strip()
   if not answer:
     return UNPARSEABLE
   if answer == label.strip():

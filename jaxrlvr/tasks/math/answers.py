@@ -1,7 +1,8 @@
 """Reads whole answers as typed values, and compares an answer's value with a label's.
 
 A value is one of the types below: a formula with or without a unit, a list, set, tuple, interval, union, matrix, ratio,
-residue, number in a base, text in words, or relation. A text that is none of these raises formula.Unknown.
+residue, number in a base, text in words, or relation. Other modules pass values from `read` to `is_right`, and need to
+know of their types only `Words`. A text that is none of these raises formula.Unknown.
 """
 
 from __future__ import annotations
@@ -76,16 +77,17 @@ _CONSTANTS = frozenset(("C", "K", "c", "k", "C_1", "C_0"))  # of integration
 AnswerValue: TypeAlias = object  # one of the following types
 
 
-class Scalar(NamedTuple):
+class _Scalar(NamedTuple):
   """A formula, a number with a unit, or a text that can be read as both."""
 
-  tree: Formula | None  # the whole as a formula; None: it has a unit that is no factor
+  # The whole as a formula, in which the letters of a unit are variables; None: it can't be read so, as `3\\text{ m}`.
+  tree: Formula | None
   number: Formula | None = None  # what stands before the unit; None: it has no unit
   unit: units.Unit = ()
   loose: bool = False  # whether the unit is bare letters right behind the number, which may be variables
 
 
-class Bracketed(NamedTuple):
+class _Bracketed(NamedTuple):
   """Items in order between brackets: a tuple, or an interval of two items."""
 
   opening: str  # such as "(" or "["; "row" for a row of a matrix
@@ -93,14 +95,14 @@ class Bracketed(NamedTuple):
   items: tuple  # of answer values
 
 
-class Collection(NamedTuple):
+class _Collection(NamedTuple):
   """A set, or a list without brackets; the order of the items means nothing."""
 
   items: tuple  # of answer values
   listed: bool = False  # whether it has no braces
 
 
-class Interval(NamedTuple):
+class _Interval(NamedTuple):
   """The numbers between two bounds."""
 
   low: Formula
@@ -109,27 +111,27 @@ class Interval(NamedTuple):
   high_closed: bool  # whether `high` is in the interval
 
 
-class Region(NamedTuple):
+class _Region(NamedTuple):
   """A union of intervals."""
 
-  pieces: tuple[Interval, ...]
+  pieces: tuple[_Interval, ...]
   variable: str = ""  # whose values it has; "": none is named
 
 
-class Matrix(NamedTuple):
+class _Matrix(NamedTuple):
   """Rows of values, of one length."""
 
   rows: tuple  # of tuples of answer values
 
 
-class Ratio(NamedTuple):
+class _Ratio(NamedTuple):
   """Numbers separated by colons, or a time of day."""
 
-  parts: tuple[str, ...]
+  parts: tuple[str, ...]  # numbers in digits, as they are written
   suffix: str  # "am", "pm" or ""
 
 
-class Residue(NamedTuple):
+class _Residue(NamedTuple):
   """All numbers that leave a value, or one of several, when they are divided by the modulus."""
 
   value: AnswerValue  # the remainder, or a Collection of remainders
@@ -137,28 +139,28 @@ class Residue(NamedTuple):
   variable: str = ""  # whose values these numbers are; "": none is named
 
 
-class Based(NamedTuple):
-  """Digits in a base."""
+class _Based(NamedTuple):
+  """Digits in a base, as `1011_2`."""
 
   digits: str
-  base: str
+  base: str  # in decimal digits, from "2" to "36"
 
 
 class Words(NamedTuple):
-  """An answer in words."""
+  """An answer in words, or a name that is no formula."""
 
-  text: str
+  text: str  # of an answer as `spelling.bare_words` returns it
 
 
-class Relation(NamedTuple):
+class _Relation(NamedTuple):
   """An equation, an inequality, or a chain of them."""
 
   sides: tuple  # values
   signs: tuple[str, ...]  # between the sides: values of _SIGNS
-  texts: tuple[str, ...]  # of the sides
+  texts: tuple[str, ...]  # of the sides, without spaces
 
 
-_ALL_REALS = Region((Interval(_NEGATIVE_INFINITY, INFINITY, False, False),))
+_ALL_REALS = _Region((_Interval(_NEGATIVE_INFINITY, INFINITY, False, False),))
 _NOTHING = Words("\0")  # equal to no answer
 
 
@@ -166,10 +168,11 @@ _NOTHING = Words("\0")  # equal to no answer
 
 
 def read(text: str) -> AnswerValue:
-  """Returns the value of an answer, one of this module's types: Scalar, Bracketed, Collection, Interval and so on.
+  """Returns the value of an answer, for `is_right`. The value of an answer in words is a `Words`.
 
   `text`: the answer in the spelling that `spelling.respell` returns.
-  Raises Unknown for a text that is none of the types, and numeric.TooLarge if its numbers need too many digits.
+  Raises formula.Unknown for a text that it can't read, also for an empty one, numeric.TooLarge if its numbers need too
+  many digits, and RecursionError for a product of some 300 factors.
   """
   tokens = formula.tokens(text)
   if not tokens:
@@ -377,45 +380,45 @@ def _list(tokens: list[FormulaToken]) -> AnswerValue:
   for joiner, part in zip(joiners, parts[1:], strict=True):
     if not part and joiner not in (",", ";"):
       raise Unknown("an empty item")
-  regions = [item for item in items if isinstance(item, Region)]
+  regions = [item for item in items if isinstance(item, _Region)]
   if len(regions) == len(items):
     return _joined(regions, joiners)
   if regions:
     points = [_point(item) for item in items]
     if None not in points and set(joiners) <= {"or", ","}:
       return _joined(points, ["or"] * len(joiners))
-  return Collection(tuple(_spread(items)), listed=True)
+  return _Collection(tuple(_spread(items)), listed=True)
 
 
-def _point(item: AnswerValue) -> Region | None:
+def _point(item: AnswerValue) -> _Region | None:
   """Returns a region as it is, and x=1 as the region of that number; None for all else."""
-  if isinstance(item, Region):
+  if isinstance(item, _Region):
     return item
-  if not isinstance(item, Relation) or item.signs != ("=",):
+  if not isinstance(item, _Relation) or item.signs != ("=",):
     return None
   name, number = item.sides
-  if not isinstance(name, Scalar) or not isinstance(name.tree, Symbol) or not isinstance(number, Scalar):
+  if not isinstance(name, _Scalar) or not isinstance(name.tree, Symbol) or not isinstance(number, _Scalar):
     return None
   region = _as_region(number)
-  return None if region is None else Region(region.pieces, name.tree.name)
+  return None if region is None else _Region(region.pieces, name.tree.name)
 
 
 def _named_alike(items: list) -> list:
   """Returns items of which the first names its value with this name for all: x = 1, 2; x != 1, 2."""
   first, others = items[0], items[1:]
-  if isinstance(first, Region) and len(first.pieces) == 2 and _are_formulas(others):
+  if isinstance(first, _Region) and len(first.pieces) == 2 and _are_formulas(others):
     point = first.pieces[0].high
     if first.pieces == _beyond(point, "!="):
-      return [first, *(Region(_beyond(item.tree, "!="), first.variable) for item in others)]
-  if not _gives_value(first) or not _are_all(others, Scalar | Bracketed | Collection):
+      return [first, *(_Region(_beyond(item.tree, "!="), first.variable) for item in others)]
+  if not _gives_value(first) or not _are_all(others, _Scalar | _Bracketed | _Collection):
     return items
   named = [first]
   for item in others:
-    named.append(Relation((first.sides[0], item), first.signs, (first.texts[0], "")))
+    named.append(_Relation((first.sides[0], item), first.signs, (first.texts[0], "")))
   return named
 
 
-def _joined(items: list[Region], joiners: list[str]) -> Region:
+def _joined(items: list[_Region], joiners: list[str]) -> _Region:
   """Joins inequalities: `or` to a union, `and` to an intersection, a comma to an intersection if it is not empty."""
   variables = {item.variable for item in items if item.variable}
   if len(variables) > 1:
@@ -427,7 +430,7 @@ def _joined(items: list[Region], joiners: list[str]) -> Region:
       pieces = pieces + item.pieces
     else:
       pieces = common
-  return Region(pieces, *variables)
+  return _Region(pieces, *variables)
 
 
 def _item(tokens: list[FormulaToken]) -> AnswerValue:
@@ -435,7 +438,7 @@ def _item(tokens: list[FormulaToken]) -> AnswerValue:
   parts, separators = _split(tokens, lambda token: token.kind != "text" and token.text in _SIGNS)
   if len(parts) == 1:
     return _side(tokens)
-  relation = Relation(
+  relation = _Relation(
     sides=tuple(_side_or_name(part) for part in parts),
     signs=tuple(_SIGNS[token.text] for token in separators),
     texts=tuple(_text(part) for part in parts),
@@ -444,7 +447,7 @@ def _item(tokens: list[FormulaToken]) -> AnswerValue:
   return region or _with_name_first(relation)
 
 
-def _residue(tokens: list[FormulaToken]) -> Residue:
+def _residue(tokens: list[FormulaToken]) -> _Residue:
   """Reads `x \\equiv 3 \\pmod{7}`, and the same without a variable."""
   place = [token.text for token in tokens].index(r"\pmod")
   modulus = _text(tokens[place + 1 :]).strip("{}")
@@ -454,7 +457,7 @@ def _residue(tokens: list[FormulaToken]) -> Residue:
     raise Unknown("a residue")
   if len(sides) == 2 and not _SIMPLE.fullmatch(variable):
     raise Unknown("a residue")
-  return Residue(_list(sides[-1]), int(modulus), variable)
+  return _Residue(_list(sides[-1]), int(modulus), variable)
 
 
 def _text(tokens: list[FormulaToken]) -> str:
@@ -473,25 +476,25 @@ def _side_or_name(tokens: list[FormulaToken]) -> AnswerValue:
     raise
 
 
-def _with_name_first(relation: Relation) -> Relation:
+def _with_name_first(relation: _Relation) -> _Relation:
   """Returns 7=x as x=7, other relations as they are."""
   if relation.signs != ("=",) or _NAME.fullmatch(relation.texts[0]):
     return relation
   left, right = relation.sides
   if _is_symbol(left) or not _is_symbol(right):
     return relation
-  return Relation(relation.sides[::-1], relation.signs, relation.texts[::-1])
+  return _Relation(relation.sides[::-1], relation.signs, relation.texts[::-1])
 
 
 def _is_symbol(value: AnswerValue) -> bool:
-  return isinstance(value, Scalar) and isinstance(value.tree, Symbol)
+  return isinstance(value, _Scalar) and isinstance(value.tree, Symbol)
 
 
 def _region(sides: tuple, signs: tuple[str, ...]) -> AnswerValue | None:
   """Returns what inequalities or a membership of one variable allow; None for all other relations."""
   if signs == ("in",):
     return _members(*sides)
-  trees = [side.tree if isinstance(side, Scalar) else None for side in sides]
+  trees = [side.tree if isinstance(side, _Scalar) else None for side in sides]
   if None in trees or not set(signs) <= {"<", ">", "<=", ">=", "!="}:
     return None
   if len(trees) == 2:
@@ -505,28 +508,30 @@ def _region(sides: tuple, signs: tuple[str, ...]) -> AnswerValue | None:
 
 def _members(member: AnswerValue, domain: AnswerValue) -> AnswerValue | None:
   """Returns the set that a variable or a tuple is in; None for all other members."""
-  if isinstance(member, Scalar) and isinstance(member.tree, Symbol):
+  if isinstance(member, _Scalar) and isinstance(member.tree, Symbol):
     region = _as_region(domain)
-    return Region(region.pieces, member.tree.name) if region else domain
-  if isinstance(member, Bracketed) and isinstance(domain, Collection):
+    return _Region(region.pieces, member.tree.name) if region else domain
+  if isinstance(member, _Bracketed) and isinstance(domain, _Collection):
     return domain
   return None
 
 
-def _region_of_two(left: Formula, right: Formula, sign: str) -> Region | None:
+def _region_of_two(left: Formula, right: Formula, sign: str) -> _Region | None:
   """Returns what an inequality of two sides allows; None if neither is a variable, or |ax+b| or x^2 with a bound."""
   if sign != "!=":
     region = _around(left, right, sign) or _around(right, left, _turned(sign))
     if region is not None:
       return region
   if _is_variable(left):
-    return Region(_beyond(right, sign), left.name)
+    return _Region(_beyond(right, sign), left.name)
   if _is_variable(right):
-    return Region(_beyond(left, _turned(sign)), right.name)
+    return _Region(_beyond(left, _turned(sign)), right.name)
   return None
 
 
-def _region_between(left: Formula, middle: Formula, right: Formula, first_sign: str, second_sign: str) -> Region | None:
+def _region_between(
+  left: Formula, middle: Formula, right: Formula, first_sign: str, second_sign: str
+) -> _Region | None:
   """Returns what a < x < b or a > x > b allows; None for all other chains."""
   if not _is_variable(middle):
     return None
@@ -538,14 +543,14 @@ def _region_between(left: Formula, middle: Formula, right: Formula, first_sign: 
     below, above = from_right, from_left
   else:
     return None
-  return Region((Interval(below.low, above.high, below.low_closed, above.high_closed),), middle.name)
+  return _Region((_Interval(below.low, above.high, below.low_closed, above.high_closed),), middle.name)
 
 
 def _is_variable(tree: Formula) -> TypeGuard[Symbol]:
   return isinstance(tree, Symbol) and bool(symbols(tree))
 
 
-def _around(tree: Formula, bound: Formula, sign: str) -> Region | None:
+def _around(tree: Formula, bound: Formula, sign: str) -> _Region | None:
   """Returns what |ax+b| < bound or (ax+b)^2 < bound allows, or with another sign; None for all else."""
   if not isinstance(tree, Operation):
     return None
@@ -569,8 +574,8 @@ def _around(tree: Formula, bound: Formula, sign: str) -> Region | None:
     low, high = high, low
   if sign[0] == "<":
     is_closed = sign.endswith("=")
-    return Region((Interval(low, high, is_closed, is_closed),), name)
-  return Region((*_beyond(low, _turned(sign)), *_beyond(high, sign)), name)
+    return _Region((_Interval(low, high, is_closed, is_closed),), name)
+  return _Region((*_beyond(low, _turned(sign)), *_beyond(high, sign)), name)
 
 
 def _number(value: int) -> Number:
@@ -586,10 +591,10 @@ def _turned(sign: str) -> str:
   return sign.translate(str.maketrans("<>", "><"))
 
 
-def _beyond(bound: Formula, sign: str) -> tuple[Interval, ...]:
+def _beyond(bound: Formula, sign: str) -> tuple[_Interval, ...]:
   """Returns the numbers that are <, <=, >, >= or != a bound, as one or two intervals."""
-  below = Interval(_NEGATIVE_INFINITY, bound, False, sign == "<=")
-  above = Interval(bound, INFINITY, sign == ">=", False)
+  below = _Interval(_NEGATIVE_INFINITY, bound, False, sign == "<=")
+  above = _Interval(bound, INFINITY, sign == ">=", False)
   if sign == "!=":
     return (below, above)
   return (below,) if sign[0] == "<" else (above,)
@@ -627,29 +632,29 @@ def _number_set(tokens: list[FormulaToken]) -> AnswerValue:
 
 def _union(parts: list) -> AnswerValue:
   """Returns the union of sets. Raises Unknown if they are neither all sets of items nor all sets of numbers."""
-  if _are_all(parts, Collection):
+  if _are_all(parts, _Collection):
     items: list[AnswerValue] = []
     for part in parts:
       items += part.items
-    return Collection(tuple(items))
+    return _Collection(tuple(items))
   region = _union_of_regions(parts)
   if region is None:
     raise Unknown("a union of what is no set of numbers")
   return region
 
 
-def _union_of_regions(values: Iterable) -> Region | None:
+def _union_of_regions(values: Iterable) -> _Region | None:
   """Returns the union of values that are sets of numbers; None if one is not."""
-  pieces: list[Interval] = []
+  pieces: list[_Interval] = []
   for value in values:
     region = _as_region(value)
     if region is None:
       return None
     pieces += region.pieces
-  return Region(tuple(pieces))
+  return _Region(tuple(pieces))
 
 
-def _intersected(parts: list) -> Region:
+def _intersected(parts: list) -> _Region:
   """Returns the intersection of sets of numbers. Raises Unknown for others."""
   regions = [_as_region(part) for part in parts]
   if None in regions:
@@ -657,37 +662,37 @@ def _intersected(parts: list) -> Region:
   pieces = regions[0].pieces
   for region in regions[1:]:
     pieces = _intersection(pieces, region.pieces)
-  return Region(pieces)
+  return _Region(pieces)
 
 
-def _without(parts: list) -> Region:
+def _without(parts: list) -> _Region:
   """Returns a set of numbers without an interval or without the points of a set. Raises Unknown for all else."""
   region = _as_region(parts[0])
   if region is None or len(parts) != 2:
     raise Unknown("a difference of sets")
   removed = parts[1]
-  if isinstance(removed, Bracketed):
+  if isinstance(removed, _Bracketed):
     hole = _as_region(removed)
     if hole is None:
       raise Unknown("a difference of sets")
     (gap,) = hole.pieces
     below = _beyond(gap.low, "<" if gap.low_closed else "<=")
     above = _beyond(gap.high, ">" if gap.high_closed else ">=")
-    return Region(_intersection(region.pieces, below + above))
-  if not isinstance(removed, Collection) or not _are_formulas(removed.items):
+    return _Region(_intersection(region.pieces, below + above))
+  if not isinstance(removed, _Collection) or not _are_formulas(removed.items):
     raise Unknown("a difference of sets")
   pieces = region.pieces
   for point in removed.items:
     pieces = _intersection(pieces, _beyond(point.tree, "!="))
-  return Region(pieces)
+  return _Region(pieces)
 
 
 _SET_OPERATIONS = {r"\cup": _union, r"\cap": _intersected, r"\setminus": _without, r"\backslash": _without}
 
 
-def _is_formula(value: AnswerValue) -> TypeGuard[Scalar]:
+def _is_formula(value: AnswerValue) -> TypeGuard[_Scalar]:
   """Returns whether a value can be read as a formula."""
-  return isinstance(value, Scalar) and value.tree is not None
+  return isinstance(value, _Scalar) and value.tree is not None
 
 
 def _are_formulas(items: Iterable) -> bool:
@@ -699,9 +704,9 @@ def _are_all(items: Iterable, types: type | UnionType) -> bool:
   return all(isinstance(item, types) for item in items)
 
 
-def _gives_value(value: AnswerValue) -> TypeGuard[Relation]:
+def _gives_value(value: AnswerValue) -> TypeGuard[_Relation]:
   """Returns whether a value is an equation that gives a name its value, as x=1."""
-  if not isinstance(value, Relation) or value.signs != ("=",):
+  if not isinstance(value, _Relation) or value.signs != ("=",):
     return False
   return _NAME.fullmatch(value.texts[0]) is not None
 
@@ -710,7 +715,7 @@ def _atom(tokens: list[FormulaToken]) -> AnswerValue:
   """Reads a set, tuple, interval, matrix, point, ratio, number in a base, or a formula with or without a unit."""
   texts = [token.text for token in tokens]
   if texts == [r"\emptyset"]:
-    return Collection(())
+    return _Collection(())
   depths = _depths(tokens)
   if texts[-1] == "}" and texts[-4:-1] in (["^", "{", "T"], ["^", "{", r"\top"]):
     return _transposed(_atom(tokens[:-4]))
@@ -720,7 +725,7 @@ def _atom(tokens: list[FormulaToken]) -> AnswerValue:
     return _matrix(tokens)
   if len(tokens) > 1 and texts[1] in ("(", r"\langle") and texts[-1] == ")" and _names_a_point(tokens[0]):
     point = _side(tokens[1:])
-    if isinstance(point, Bracketed):
+    if isinstance(point, _Bracketed):
       return point
   if _is_bracketed(tokens, depths):
     return _bracketed(tokens)
@@ -746,10 +751,10 @@ def _names_a_point(token: FormulaToken) -> bool:
 
 def _transposed(value: AnswerValue) -> AnswerValue:
   """Returns a matrix transposed, and a vector as a tuple. Raises Unknown for all else."""
-  if isinstance(value, Matrix):
-    return Matrix(tuple(zip(*value.rows, strict=True)))
-  if isinstance(value, Bracketed):
-    return Bracketed("(", ")", value.items)
+  if isinstance(value, _Matrix):
+    return _Matrix(tuple(zip(*value.rows, strict=True)))
+  if isinstance(value, _Bracketed):
+    return _Bracketed("(", ")", value.items)
   raise Unknown("a power of no matrix")
 
 
@@ -763,7 +768,7 @@ def _bracketed(tokens: list[FormulaToken]) -> AnswerValue:
     return _list(inner) if inner else _scalar(tokens)
   if opening == "{":
     return _list(inner)
-  return Bracketed(opening, closing, tuple(_item(part) for part in parts))
+  return _Bracketed(opening, closing, tuple(_item(part) for part in parts))
 
 
 def _set(inner: list[FormulaToken]) -> AnswerValue:
@@ -772,8 +777,8 @@ def _set(inner: list[FormulaToken]) -> AnswerValue:
   if len(bars) == 1:
     return _set_by_condition(*parts)
   if not inner:
-    return Collection(())
-  return Collection(tuple(_spread([_item(part) for part in _between_commas(inner)])))
+    return _Collection(())
+  return _Collection(tuple(_spread([_item(part) for part in _between_commas(inner)])))
 
 
 def _set_by_condition(member: list[FormulaToken], condition: list[FormulaToken]) -> AnswerValue:
@@ -784,7 +789,7 @@ def _set_by_condition(member: list[FormulaToken], condition: list[FormulaToken])
   if not has_domain and len(member) != 1:
     raise Unknown("a set of formulas")
   value = _list(condition)
-  if not isinstance(value, Region):
+  if not isinstance(value, _Region):
     raise Unknown("a set by another condition")
   return value
 
@@ -795,7 +800,7 @@ def _between_commas(tokens: list[FormulaToken]) -> list[list[FormulaToken]]:
   return parts
 
 
-def _matrix(tokens: list[FormulaToken]) -> Matrix:
+def _matrix(tokens: list[FormulaToken]) -> _Matrix:
   """Reads a matrix with round or square brackets, or none."""
   texts = [token.text for token in tokens]
   kinds = ("pmatrix", "bmatrix", "matrix", "Bmatrix")
@@ -809,14 +814,14 @@ def _matrix(tokens: list[FormulaToken]) -> Matrix:
       rows.append(cells)
   if len({len(row) for row in rows}) != 1:
     raise Unknown("rows of different lengths")
-  return Matrix(tuple(_row(cells) for cells in rows))
+  return _Matrix(tuple(_row(cells) for cells in rows))
 
 
 def _row(cells: list[list[FormulaToken]]) -> tuple:
   return tuple(_item(cell) for cell in cells)
 
 
-def _ratio(tokens: list[FormulaToken]) -> Ratio | None:
+def _ratio(tokens: list[FormulaToken]) -> _Ratio | None:
   """Reads 3:4 and 7:30 PM; returns None if there is no colon."""
   parts, colons = _split(tokens, lambda token: token.kind == "sign" and token.text == ":")
   if not colons:
@@ -825,10 +830,10 @@ def _ratio(tokens: list[FormulaToken]) -> Ratio | None:
   are_numbers = all(part and part[0].kind == "number" for part in parts)
   if not are_numbers or any(len(part) > 1 for part in parts[:-1]) or suffix not in ("", "am", "pm"):
     raise Unknown("a colon")
-  return Ratio(tuple(part[0].text for part in parts), suffix)
+  return _Ratio(tuple(part[0].text for part in parts), suffix)
 
 
-def _based(tokens: list[FormulaToken]) -> Based | None:
+def _based(tokens: list[FormulaToken]) -> _Based | None:
   """Reads 1011_2 and 1A_{16}; returns None for what has no such subscript, or one of a symbol, as in 3V_0."""
   place = next((place for place, token in enumerate(tokens) if token.text == "_"), 0)
   before = tokens[:place]
@@ -838,7 +843,7 @@ def _based(tokens: list[FormulaToken]) -> Based | None:
   base = _text(tokens[place + 1 :]).strip("{}").removeprefix(r"\text{").rstrip("}").strip()
   base = _BASES.get(base, base)
   if _are_digits(digits, base):
-    return Based(digits.upper(), base)
+    return _Based(digits.upper(), base)
   if digits.isdigit():
     raise Unknown("a subscript of a number")
   return None
@@ -853,13 +858,13 @@ def _are_digits(digits: str, base: str) -> bool:
   return all(digit in _DIGITS[: int(base)] for digit in digits)
 
 
-def _scalar(tokens: list[FormulaToken]) -> Scalar:
+def _scalar(tokens: list[FormulaToken]) -> _Scalar:
   """Reads a formula, an amount of money, a percentage, or a number with a unit."""
   currency, tokens = _currency(tokens)
   if len(tokens) > 1 and tokens[-1].text in (r"\%", "%"):
     if currency:
       raise Unknown("percent of a currency")
-    return Scalar(Operation("percent", (formula.read(tokens[:-1]),)))
+    return _Scalar(Operation("percent", (formula.read(tokens[:-1]),)))
   tree = unknown = None
   try:
     tree = formula.read(tokens)
@@ -874,10 +879,10 @@ def _scalar(tokens: list[FormulaToken]) -> Scalar:
     return _with_unit(tree, measured)
   if tree is None:
     raise unknown
-  return Scalar(tree)
+  return _Scalar(tree)
 
 
-def _money(tokens: list[FormulaToken], tree: Formula | None, currency: str, unknown: Unknown | None) -> Scalar:
+def _money(tokens: list[FormulaToken], tree: Formula | None, currency: str, unknown: Unknown | None) -> _Scalar:
   """Returns an amount of money; behind it may stand `million` and other words. Raises `unknown` if it is no number."""
   measured = _measured(tokens)
   number, factor = tree, 1
@@ -897,23 +902,23 @@ class _Measured(NamedTuple):
   loose: bool  # see Scalar
 
 
-def _with_unit(tree: Formula | None, measured: _Measured) -> Scalar:
+def _with_unit(tree: Formula | None, measured: _Measured) -> _Scalar:
   """Returns a number with its unit; percent, degrees and `million` become operations."""
   factor, unit = units.multiplier(measured.unit)
   if unit == (("percent", 1),):
-    return Scalar(Operation("percent", (measured.number,)))
+    return _Scalar(Operation("percent", (measured.number,)))
   if unit == (("degree", 1),):
-    return Scalar(Operation("degree", (measured.number,)))
+    return _Scalar(Operation("degree", (measured.number,)))
   if factor != 1 or not unit:
     return _scaled(measured.number, factor, unit)
-  return Scalar(tree, measured.number, unit, measured.loose)
+  return _Scalar(tree, measured.number, unit, measured.loose)
 
 
-def _scaled(number: Formula, factor: int, unit: units.Unit) -> Scalar:
+def _scaled(number: Formula, factor: int, unit: units.Unit) -> _Scalar:
   """Returns a number times a factor, with a unit if it has one."""
   if factor != 1:
     number = Operation("mul", (number, _number(factor)))
-  return Scalar(None, number, unit) if unit else Scalar(number)
+  return _Scalar(None, number, unit) if unit else _Scalar(number)
 
 
 def _currency(tokens: list[FormulaToken]) -> tuple[str, list[FormulaToken]]:
@@ -979,19 +984,19 @@ def _can_be_unit(tokens: list[FormulaToken]) -> bool:
   return has_sign or _text(tokens) in units.PRODUCTS or bare_units <= 1
 
 
-def _both_signs(scalar: Scalar) -> AnswerValue:
+def _both_signs(scalar: _Scalar) -> AnswerValue:
   """Returns the list of both values of a plus-minus; a formula without one as it is."""
   if scalar.tree is None or not formula.has(scalar.tree, "pm", "mp"):
     return scalar
   upper, lower = formula.signed(scalar.tree, True), formula.signed(scalar.tree, False)
-  return Collection((Scalar(upper), Scalar(lower)), listed=True)
+  return _Collection((_Scalar(upper), _Scalar(lower)), listed=True)
 
 
 def _spread(items: Iterable) -> list:
   """Returns items, with each list among them replaced by its items."""
   spread = []
   for item in items:
-    if isinstance(item, Collection) and item.listed:
+    if isinstance(item, _Collection) and item.listed:
       spread += item.items
     else:
       spread.append(item)
@@ -1000,11 +1005,11 @@ def _spread(items: Iterable) -> list:
 
 def _renamed(value: AnswerValue, name: str, symbol: Symbol) -> AnswerValue:
   """Returns a value with another symbol in the place of the one named `name`."""
-  if isinstance(value, Scalar) and value.tree is not None:
+  if isinstance(value, _Scalar) and value.tree is not None:
     return value._replace(tree=formula.replace(value.tree, name, symbol))
-  if isinstance(value, Relation):
+  if isinstance(value, _Relation):
     return value._replace(sides=tuple(_renamed(side, name, symbol) for side in value.sides))
-  if isinstance(value, Collection | Bracketed):
+  if isinstance(value, _Collection | _Bracketed):
     return value._replace(items=tuple(_renamed(item, name, symbol) for item in value.items))
   return value
 
@@ -1013,52 +1018,52 @@ def _renamed(value: AnswerValue, name: str, symbol: Symbol) -> AnswerValue:
 
 
 def is_right(answer: AnswerValue, label: AnswerValue) -> bool:
-  """Returns whether an answer's value is right for a label's; both are values that `read` returned.
+  """Returns whether an answer's value is right for a label's value; both are values that `read` returned.
 
-  Raises Unknown for values that can't be compared, and numeric.TooLarge if the comparison needs too many digits.
-
-  The two are not treated alike: an answer may say more than the label, for instance name the variable, and an exact
-  label wants an exact answer.
+  The two are not treated alike: an answer may say more than the label, as `x=7` for 7, and only a label with a decimal
+  point may be rounded.
+  Raises formula.Unknown for values that can't be compared, numeric.TooLarge if the comparison needs too many digits,
+  and RecursionError for very long formulas.
   """
   label = _without_common_name(label)
-  if isinstance(label, Relation):
+  if isinstance(label, _Relation):
     return _is_right_for_relation(answer, label)
-  if isinstance(answer, Relation):
+  if isinstance(answer, _Relation):
     return any(is_right(value, label) for value in _answers_of(answer))
   answer = _values_of_list(answer, label)
-  if _names_several(label) and isinstance(answer, Collection | Bracketed) and not _names_several(answer):
-    is_ordered = answer.listed if isinstance(answer, Collection) else answer.opening == "("
+  if _names_several(label) and isinstance(answer, _Collection | _Bracketed) and not _names_several(answer):
+    is_ordered = answer.listed if isinstance(answer, _Collection) else answer.opening == "("
     label_values = tuple(item.sides[-1] for item in label.items)
     return is_ordered and _all_right(answer.items, label_values)
-  if isinstance(answer, Residue) or isinstance(label, Residue):
+  if isinstance(answer, _Residue) or isinstance(label, _Residue):
     return _same_residue(answer, label)
   has_set = _is_set(answer) or _is_set(label)
   answer, label = _as_vector(_simplified(answer), label), _as_vector(_simplified(label), answer)
-  if isinstance(answer, Scalar) and isinstance(label, Scalar):
+  if isinstance(answer, _Scalar) and isinstance(label, _Scalar):
     return _is_right_scalar(answer, label)
-  if isinstance(answer, Region) or isinstance(label, Region):
+  if isinstance(answer, _Region) or isinstance(label, _Region):
     return _same_region(_as_region(answer), _as_region(label))
-  if isinstance(label, Matrix) or isinstance(answer, Matrix):
+  if isinstance(label, _Matrix) or isinstance(answer, _Matrix):
     return _same_matrix(answer, label)
-  if isinstance(answer, Bracketed | Collection) and isinstance(label, Bracketed | Collection):
+  if isinstance(answer, _Bracketed | _Collection) and isinstance(label, _Bracketed | _Collection):
     return _same_sequence(answer, label, has_set)
   return _same_others(answer, label)
 
 
 def _is_set(value: AnswerValue) -> bool:
-  return isinstance(value, Collection) and not value.listed
+  return isinstance(value, _Collection) and not value.listed
 
 
-def _same_sequence(answer: Bracketed | Collection, label: Bracketed | Collection, has_set: bool) -> bool:
+def _same_sequence(answer: _Bracketed | _Collection, label: _Bracketed | _Collection, has_set: bool) -> bool:
   """Compares tuples, lists and sets; a list may stand for a tuple, but not if one of the two was written as a set."""
-  if isinstance(answer, Bracketed) and isinstance(label, Bracketed):
+  if isinstance(answer, _Bracketed) and isinstance(label, _Bracketed):
     same_brackets = (answer.opening, answer.closing) == (label.opening, label.closing)
     return same_brackets and _all_right(answer.items, label.items)
-  if isinstance(answer, Collection) and isinstance(label, Collection):
+  if isinstance(answer, _Collection) and isinstance(label, _Collection):
     return _same_items(answer.items, label.items)
   if has_set:
     return False
-  bracketed, collection = (answer, label) if isinstance(answer, Bracketed) else (label, answer)
+  bracketed, collection = (answer, label) if isinstance(answer, _Bracketed) else (label, answer)
   if not collection.listed or (bracketed.opening, bracketed.closing) != ("(", ")"):
     return False
   return _all_right(answer.items, label.items)
@@ -1066,20 +1071,20 @@ def _same_sequence(answer: Bracketed | Collection, label: Bracketed | Collection
 
 def _without_common_name(value: AnswerValue) -> AnswerValue:
   """Returns x=1, x=2 as the list of its values, all else as it is."""
-  if not isinstance(value, Collection) or len(value.items) < 2:
+  if not isinstance(value, _Collection) or len(value.items) < 2:
     return value
-  if not _are_all(value.items, Relation) or any(len(item.sides) != 2 for item in value.items):
+  if not _are_all(value.items, _Relation) or any(len(item.sides) != 2 for item in value.items):
     return value
   names = {item.texts[0] for item in value.items if _gives_value(item)}
   if len(names) != 1:
     return value
   values = _spread(item.sides[1] for item in value.items)
-  return Collection(tuple(values), listed=True)
+  return _Collection(tuple(values), listed=True)
 
 
-def _names_several(value: AnswerValue) -> TypeGuard[Collection]:
+def _names_several(value: AnswerValue) -> TypeGuard[_Collection]:
   """Returns whether a list gives the values of several names, as x=1, y=2."""
-  if not isinstance(value, Collection) or not _are_all(value.items, Relation):
+  if not isinstance(value, _Collection) or not _are_all(value.items, _Relation):
     return False
   names = {item.texts[0] for item in value.items}
   return len(names) == len(value.items) > 1
@@ -1087,19 +1092,19 @@ def _names_several(value: AnswerValue) -> TypeGuard[Collection]:
 
 def _same_others(answer: AnswerValue, label: AnswerValue) -> bool:
   """Compares ratios, numbers in a base, words, and values of different types."""
-  if isinstance(answer, Ratio) and isinstance(label, Ratio):
+  if isinstance(answer, _Ratio) and isinstance(label, _Ratio):
     return _same_ratio(answer, label)
-  if isinstance(answer, Ratio) and isinstance(label, Scalar):
+  if isinstance(answer, _Ratio) and isinstance(label, _Scalar):
     return _ratio_equals(answer, label)
-  if isinstance(label, Ratio) and isinstance(answer, Scalar):
+  if isinstance(label, _Ratio) and isinstance(answer, _Scalar):
     return _ratio_equals(label, answer)
-  if isinstance(label, Based) and isinstance(answer, Scalar):
+  if isinstance(label, _Based) and isinstance(answer, _Scalar):
     is_number = isinstance(answer.tree, Number) and label.digits.isdigit()
     return is_number and answer.tree.value == int(label.digits)
   return answer == label
 
 
-def _ratio_equals(ratio: Ratio, scalar: Scalar) -> bool:
+def _ratio_equals(ratio: _Ratio, scalar: _Scalar) -> bool:
   """Returns whether a ratio of two numbers equals a fraction."""
   if len(ratio.parts) != 2 or ratio.suffix or scalar.tree is None or not numeric.fractional(scalar.tree):
     return False
@@ -1110,7 +1115,7 @@ def _ratio_equals(ratio: Ratio, scalar: Scalar) -> bool:
 def _same_residue(answer: AnswerValue, label: AnswerValue) -> bool:
   """Returns whether both are residues of one modulus with the same values."""
   answer = _as_residue(answer)
-  if not isinstance(answer, Residue) or not isinstance(label, Residue) or answer.modulus != label.modulus:
+  if not isinstance(answer, _Residue) or not isinstance(label, _Residue) or answer.modulus != label.modulus:
     return False
   answer_values = _residue_values(answer.value, label.modulus)
   label_values = _residue_values(label.value, label.modulus)
@@ -1131,13 +1136,13 @@ def _as_residue(value: AnswerValue) -> AnswerValue:
   line = Operation("add", (Operation("mul", (Number(step), Symbol(_ANY_INTEGER))), at_zero))
   if not numeric.equal(value.tree, line):
     return value
-  return Residue(Scalar(at_zero), abs(int(step)))
+  return _Residue(_Scalar(at_zero), abs(int(step)))
 
 
 def _residue_values(value: AnswerValue, modulus: int) -> set[int] | None:
   """Returns the residues of an integer or of a list of integers; None for all else."""
   residues = set()
-  items = value.items if isinstance(value, Collection) else (value,)
+  items = value.items if isinstance(value, _Collection) else (value,)
   for item in items:
     if not _is_formula(item):
       return None
@@ -1150,11 +1155,11 @@ def _residue_values(value: AnswerValue, modulus: int) -> set[int] | None:
 
 def _as_vector(value: AnswerValue, other: AnswerValue) -> AnswerValue:
   """Returns a sum of unit vectors as the tuple of its components if the other value is a tuple or a matrix."""
-  if not _is_formula(value) or not isinstance(other, Bracketed | Matrix):
+  if not _is_formula(value) or not isinstance(other, _Bracketed | _Matrix):
     return value
   if not symbols(value.tree) & set(_UNIT_VECTORS):
     return value
-  size = len(other.items) if isinstance(other, Bracketed) else max(len(other.rows), len(other.rows[0]))
+  size = len(other.items) if isinstance(other, _Bracketed) else max(len(other.rows), len(other.rows[0]))
   components = [_component(value.tree, name) for name in _UNIT_VECTORS]
   products = []
   for component, name in zip(components, _UNIT_VECTORS, strict=True):
@@ -1163,7 +1168,7 @@ def _as_vector(value: AnswerValue, other: AnswerValue) -> AnswerValue:
     return value
   if size < 3 and _UNIT_VECTORS[2] in symbols(value.tree):
     return value
-  return Bracketed("(", ")", tuple(Scalar(component) for component in components[:size]))
+  return _Bracketed("(", ")", tuple(_Scalar(component) for component in components[:size]))
 
 
 def _component(tree: Formula, name: str) -> Formula:
@@ -1173,7 +1178,7 @@ def _component(tree: Formula, name: str) -> Formula:
   return tree
 
 
-def _same_ratio(answer: Ratio, label: Ratio) -> bool:
+def _same_ratio(answer: _Ratio, label: _Ratio) -> bool:
   """Compares ratios, or times of day, whose parts must be equal."""
   if answer.suffix != label.suffix or len(answer.parts) != len(label.parts):
     return False
@@ -1194,13 +1199,13 @@ def _same_ratio(answer: Ratio, label: Ratio) -> bool:
 
 def _simplified(value: AnswerValue) -> AnswerValue:
   """Returns a collection without repetitions; one of a single item as this item."""
-  if not isinstance(value, Collection):
+  if not isinstance(value, _Collection):
     return value
   items: list[AnswerValue] = []
   for item in value.items:
-    if isinstance(item, Relation) or not any(_are_equal(item, other) for other in items):
+    if isinstance(item, _Relation) or not any(_are_equal(item, other) for other in items):
       items.append(item)
-  if len(items) == 1 and not isinstance(items[0], Relation | Collection):
+  if len(items) == 1 and not isinstance(items[0], _Relation | _Collection):
     return items[0]
   return value._replace(items=tuple(items))
 
@@ -1233,26 +1238,26 @@ def _same_items(answers: tuple, labels: tuple) -> bool:
 
 def _same_matrix(answer: AnswerValue, label: AnswerValue) -> bool:
   """Compares matrices; a matrix of one row or column may also be a tuple, or lie the other way."""
-  if isinstance(answer, Matrix) and isinstance(label, Matrix):
+  if isinstance(answer, _Matrix) and isinstance(label, _Matrix):
     return _all_right(_as_rows(answer), _as_rows(label))
   answer_vector, label_vector = _vector(answer), _vector(label)
   return answer_vector is not None and label_vector is not None and _all_right(answer_vector, label_vector)
 
 
-def _as_rows(matrix: Matrix) -> tuple[Bracketed, ...]:
-  return tuple(Bracketed("row", "row", cells) for cells in matrix.rows)
+def _as_rows(matrix: _Matrix) -> tuple[_Bracketed, ...]:
+  return tuple(_Bracketed("row", "row", cells) for cells in matrix.rows)
 
 
 def _vector(value: AnswerValue) -> tuple | None:
   """Returns the components of a tuple, or of a matrix with one row or column; None for all else."""
-  if isinstance(value, Bracketed) and (value.opening, value.closing) == ("(", ")"):
+  if isinstance(value, _Bracketed) and (value.opening, value.closing) == ("(", ")"):
     return value.items
-  if isinstance(value, Matrix) and (len(value.rows) == 1 or len(value.rows[0]) == 1):
+  if isinstance(value, _Matrix) and (len(value.rows) == 1 or len(value.rows[0]) == 1):
     return tuple(cell for row in value.rows for cell in row)
   return None
 
 
-def _is_right_scalar(answer: Scalar, label: Scalar) -> bool:
+def _is_right_scalar(answer: _Scalar, label: _Scalar) -> bool:
   """Compares formulas and numbers with units; of two numbers one may lack its unit."""
   if label.unit and answer.unit:
     if units.same_unit(answer.unit, label.unit) and numeric.agree(answer.number, label.number):
@@ -1330,7 +1335,7 @@ def _constants(total: Operation) -> list[str]:
 # Relations
 
 
-def _answers_of(relation: Relation) -> list:
+def _answers_of(relation: _Relation) -> list:
   """Returns the values that an equation, or a chain of them, gives as the answer: any may be meant.
 
   Returns none if it is no answer, or its numbers are not equal.
@@ -1340,7 +1345,7 @@ def _answers_of(relation: Relation) -> list:
   first, last = relation.sides[0], relation.sides[-1]
   numbers = [side for side in relation.sides if _is_number(side)]
   if not _is_number(first) and not _NAME.fullmatch(relation.texts[0]):
-    is_rounded = relation.signs == ("~",) and isinstance(first, Scalar) and first.tree is not None
+    is_rounded = relation.signs == ("~",) and isinstance(first, _Scalar) and first.tree is not None
     return [first] if is_rounded and _is_number(first) else []
   if "~" in relation.signs:
     return _answers_of_approximation(relation, numbers)
@@ -1349,32 +1354,32 @@ def _answers_of(relation: Relation) -> list:
   return []
 
 
-def _answers_of_approximation(relation: Relation, numbers: list) -> list:
+def _answers_of_approximation(relation: _Relation, numbers: list) -> list:
   """Returns the exact value of a chain with an approximation, and the decimals in it; without one all numbers."""
   exact_sides = relation.sides[: relation.signs.index("~") + 1]
   exact = exact_sides[-1]
   are_constant = [_is_constant(side) for side in relation.sides]
-  if are_constant[-1] and not isinstance(exact, Scalar):
+  if are_constant[-1] and not isinstance(exact, _Scalar):
     return []
   if are_constant[len(exact_sides) - 1] and not all(are_constant[len(exact_sides) :]):
     return []
   if len(exact_sides) == 1 and not _is_number(relation.sides[0]):
     return numbers
-  decimals = [side for side in numbers if side.tree is not None and numeric.decimal(side.tree)]
+  decimals = [side for side in numbers if side.tree is not None and numeric.has_decimal_point(side.tree)]
   return [exact, *decimals]
 
 
 def _is_constant(side: AnswerValue) -> bool:
   """Returns whether a side is a number or a formula without variables."""
-  return isinstance(side, Scalar) and (side.tree is None or not symbols(side.tree))
+  return isinstance(side, _Scalar) and (side.tree is None or not symbols(side.tree))
 
 
-def _is_number(side: AnswerValue) -> TypeGuard[Scalar]:
+def _is_number(side: AnswerValue) -> TypeGuard[_Scalar]:
   """Returns whether a side is a number, perhaps with a unit."""
-  return isinstance(side, Scalar) and (side.tree is None or not symbols(side.tree) or bool(side.unit))
+  return isinstance(side, _Scalar) and (side.tree is None or not symbols(side.tree) or bool(side.unit))
 
 
-def _is_true(relation: Relation) -> bool:
+def _is_true(relation: _Relation) -> bool:
   """Returns whether the numbers in a chain are equal, or roundings of their neighbours."""
   trees = []
   for side in relation.sides:
@@ -1387,11 +1392,11 @@ def _is_true(relation: Relation) -> bool:
   return True
 
 
-def _is_right_for_relation(answer: AnswerValue, label: Relation) -> bool:
+def _is_right_for_relation(answer: AnswerValue, label: _Relation) -> bool:
   """Compares an answer with a relation; the value alone is enough for an equation that gives a name its value."""
-  if isinstance(answer, Collection) and len(answer.items) == 1:
+  if isinstance(answer, _Collection) and len(answer.items) == 1:
     answer = answer.items[0]
-  if not isinstance(answer, Relation):
+  if not isinstance(answer, _Relation):
     names_value = _NAME.fullmatch(label.texts[0]) and set(label.signs) == {"="}
     return bool(names_value) and not isinstance(answer, Words) and is_right(answer, label.sides[-1])
   if answer == label:
@@ -1414,7 +1419,7 @@ def _are_one_function(a: str, b: str) -> bool:
   return {a, b} <= _DERIVATIVES
 
 
-def _are_equivalent(answer: Relation, label: Relation) -> bool:
+def _are_equivalent(answer: _Relation, label: _Relation) -> bool:
   """Returns whether two relations allow the same values.
 
   The differences of their sides must be multiples of each other; for inequalities, by a positive number.
@@ -1431,15 +1436,15 @@ def _are_equivalent(answer: Relation, label: Relation) -> bool:
 _TURNED_TO_LESS = {">": "<", ">=": "<="}
 
 
-def _sign_turned_to_less(relation: Relation) -> str:
+def _sign_turned_to_less(relation: _Relation) -> str:
   """Returns the first sign of a relation, with < for > and <= for >=."""
   sign = relation.signs[0]
   return _TURNED_TO_LESS.get(sign, sign)
 
 
-def _left_minus_right(relation: Relation) -> Formula | None:
+def _left_minus_right(relation: _Relation) -> Formula | None:
   """Returns the difference of the sides of a relation, turned if its sign is > or >=; None if one is no formula."""
-  left, right = (side.tree if isinstance(side, Scalar) else None for side in relation.sides)
+  left, right = (side.tree if isinstance(side, _Scalar) else None for side in relation.sides)
   if left is None or right is None:
     return None
   if relation.signs[0] in _TURNED_TO_LESS:
@@ -1455,51 +1460,51 @@ def _values_of_list(answer: AnswerValue, label: AnswerValue) -> AnswerValue:
   """
   if not _has_relation(answer) or _has_relation(label):
     return answer
-  if not _are_all(answer.items, Relation):
+  if not _are_all(answer.items, _Relation):
     return _NOTHING
   values_by_item = [(item.texts[0], _answers_of(item)) for item in answer.items]
   if not all(values for _, values in values_by_item):
     return _NOTHING
   names = {_SUBSCRIPT.sub("", name) for name, _ in values_by_item}
   if len(names) == 1:
-    return Collection(tuple(_spread(values[-1] for _, values in values_by_item)), listed=True)
+    return _Collection(tuple(_spread(values[-1] for _, values in values_by_item)), listed=True)
   values_by_item.sort(key=lambda item: item[0])
   ordered = tuple(values[-1] for _, values in values_by_item)
-  if not isinstance(label, Collection) or not label.listed:
-    return Bracketed("(", ")", ordered)
-  return Collection(ordered, listed=True) if _all_right(ordered, label.items) else _NOTHING
+  if not isinstance(label, _Collection) or not label.listed:
+    return _Bracketed("(", ")", ordered)
+  return _Collection(ordered, listed=True) if _all_right(ordered, label.items) else _NOTHING
 
 
-def _has_relation(value: AnswerValue) -> TypeGuard[Collection | Bracketed]:
+def _has_relation(value: AnswerValue) -> TypeGuard[_Collection | _Bracketed]:
   """Returns whether a value is a list, a set or a tuple with a relation among its items."""
-  if not isinstance(value, Collection | Bracketed):
+  if not isinstance(value, _Collection | _Bracketed):
     return False
-  return any(isinstance(item, Relation) for item in value.items)
+  return any(isinstance(item, _Relation) for item in value.items)
 
 
 # Regions
 
 
-def _as_region(value: AnswerValue) -> Region | None:
+def _as_region(value: AnswerValue) -> _Region | None:
   """Returns an interval, a set of numbers, or a list of intervals as a region; None for all else."""
-  if isinstance(value, Region):
+  if isinstance(value, _Region):
     return value
-  if isinstance(value, Bracketed) and len(value.items) == 2 and value.opening in ("(", "["):
+  if isinstance(value, _Bracketed) and len(value.items) == 2 and value.opening in ("(", "["):
     if _are_formulas(value.items):
       low, high = value.items
-      return Region((Interval(low.tree, high.tree, value.opening == "[", value.closing == "]"),))
-  if isinstance(value, Scalar) and value.tree is not None:
-    value = Collection((value,))
-  if not isinstance(value, Collection):
+      return _Region((_Interval(low.tree, high.tree, value.opening == "[", value.closing == "]"),))
+  if isinstance(value, _Scalar) and value.tree is not None:
+    value = _Collection((value,))
+  if not isinstance(value, _Collection):
     return None
-  if value.listed and _are_all(value.items, Bracketed):
+  if value.listed and _are_all(value.items, _Bracketed):
     return _union_of_regions(value.items)
   if _are_formulas(value.items):
-    return Region(tuple(Interval(item.tree, item.tree, True, True) for item in value.items))
+    return _Region(tuple(_Interval(item.tree, item.tree, True, True) for item in value.items))
   return None
 
 
-def _same_region(answer: Region | None, label: Region | None) -> bool:
+def _same_region(answer: _Region | None, label: _Region | None) -> bool:
   """Compares regions; of two variables one may be unnamed."""
   if answer is None or label is None:
     return False
@@ -1511,7 +1516,7 @@ def _same_region(answer: Region | None, label: Region | None) -> bool:
   return all(_same_interval(a, b) for a, b in zip(answer_pieces, label_pieces, strict=True))
 
 
-def _same_interval(answer: Interval, label: Interval) -> bool:
+def _same_interval(answer: _Interval, label: _Interval) -> bool:
   if (answer.low_closed, answer.high_closed) != (label.low_closed, label.high_closed):
     return False
   return _same_bound(answer.low, label.low) and _same_bound(answer.high, label.high)
@@ -1538,7 +1543,7 @@ class _Placed(NamedTuple):
 
   low: float | Fraction
   high: float | Fraction
-  piece: Interval
+  piece: _Interval
 
   @property
   def is_empty(self) -> bool:
@@ -1548,7 +1553,7 @@ class _Placed(NamedTuple):
     return self.high < self.low
 
 
-def _merged(pieces: tuple[Interval, ...]) -> list[Interval]:
+def _merged(pieces: tuple[_Interval, ...]) -> list[_Interval]:
   """Returns the intervals in order; intervals that overlap or touch are joined, and empty ones are left out.
 
   If a bound is no number, they are returned as they are.
@@ -1584,14 +1589,14 @@ def _joined_intervals(left: _Placed, right: _Placed) -> _Placed:
   return left
 
 
-def _intersection(a: tuple[Interval, ...], b: tuple[Interval, ...]) -> tuple[Interval, ...]:
+def _intersection(a: tuple[_Interval, ...], b: tuple[_Interval, ...]) -> tuple[_Interval, ...]:
   """Returns the intervals that two unions have in common. Raises Unknown for a bound that is no number."""
-  pieces: list[Interval] = []
+  pieces: list[_Interval] = []
   for piece_a in a:
     for piece_b in b:
       both = (piece_a, piece_b)
       low = max(both, key=lambda piece: (_position(piece.low), not piece.low_closed))
       high = min(both, key=lambda piece: (_position(piece.high), piece.high_closed))
-      common = Interval(low.low, high.high, low.low_closed, high.high_closed)
+      common = _Interval(low.low, high.high, low.low_closed, high.high_closed)
       pieces += _merged((common,))
   return tuple(pieces)

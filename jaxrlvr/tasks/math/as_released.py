@@ -15,10 +15,10 @@ from jaxrlvr.tasks.verdicts import RIGHT, UNPARSEABLE, WRONG
 def grade(response: str, label: str, extra: Mapping | None) -> Verdict:
   """Grades a response in mathematics; this is the verifier "math" in the mode "study".
 
-  `response`: the whole text of the response. `label`: the answer to agree with. `extra`: Problem.extra; its key also,
-  where present, maps a label to a list of answers that are as good.
+  `response`: the whole text of the response, not only its answer. `label`: the answer to agree with. `extra`:
+  Problem.extra or None; of its keys only also is read: {a label: list of answers that are as good}.
   Returns RIGHT iff Math-Verify's reading of the response equals the label or one of these, UNPARSEABLE if it reads
-  nothing in the response, and WRONG otherwise.
+  nothing in the response, and WRONG otherwise. Must run in a worker process (grading.service).
   """
   from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
 

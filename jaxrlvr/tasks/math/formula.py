@@ -1,7 +1,7 @@
 """Reads formulas strictly: text to tokens, and tokens to a tree of operations.
 
-What it does not know raises Unknown; nothing is skipped. The time is proportional to the text, and the recursion at
-most MAX_DEPTH levels deep.
+What it does not know raises Unknown; nothing is skipped. The time is proportional to the text. Brackets that are nested
+too deeply raise Unknown too.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import re
 from fractions import Fraction
 from typing import NamedTuple
 
-MAX_DEPTH = 64  # levels of recursion; a bracket takes about four
+_MAX_DEPTH = 64  # levels of recursion; a bracket takes three
 
-FUNCTIONS = frozenset(
+_FUNCTIONS = frozenset(
   "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log lg exp arg Re Im gcd lcm max min".split()
 )
 _SEVERAL_ARGUMENTS = frozenset(("gcd", "lcm", "max", "min"))
@@ -24,7 +24,7 @@ GREEK = frozenset(
 )
 ALIASES = {"varepsilon": "epsilon", "varphi": "phi", "vartheta": "theta", "varrho": "rho", "varsigma": "sigma"}
 _SIGNS = frozenset(("+", "-", r"\pm", r"\mp"))
-_FACTOR_COMMANDS = FUNCTIONS | GREEK | _ACCENTS | set(ALIASES) | {"frac", "sqrt", "binom", "pi", "infty"}
+_FACTOR_COMMANDS = _FUNCTIONS | GREEK | _ACCENTS | set(ALIASES) | {"frac", "sqrt", "binom", "pi", "infty"}
 _TIMES = frozenset(("*", r"\cdot", r"\times", r"\ast"))
 _OPENING = {"(": ")", "[": "]", r"\{": r"\}", r"\lfloor": r"\rfloor", r"\lceil": r"\rceil", r"\lvert": r"\rvert"}
 _SPACES = frozenset((r"\,", r"\;", r"\:", r"\!", r"\ ", r"\quad", r"\qquad", "~"))
@@ -52,8 +52,9 @@ class Unknown(ValueError):
 class FormulaToken(NamedTuple):
   """A piece of a formula."""
 
-  kind: str  # "number", "command", "letters", "sign", or "text" for \\text{...}
-  text: str  # for \\text{...}, what stands between the braces
+  # "number", "command" (as `\\pi`), "letters" (neighbours, as `xy`), "sign" (any other character), or "text".
+  kind: str
+  text: str  # as it is written; for \\text{...}, which is one token of the kind "text", what stands between the braces
   spaced: bool = False  # whether white space stands before it
 
 
@@ -71,10 +72,16 @@ class Symbol(NamedTuple):
 
 
 class Operation(NamedTuple):
-  """An operation or a function of formulas."""
+  """An operation or a function of formulas.
 
-  name: str  # a key of `_OPERATIONS` in `tasks.math.numeric`, "pm", or "mp"
-  arguments: tuple  # of formulas
+  Names: "add", "neg", "mul", "div", "pow", "root" (arguments: radicand, degree), "abs", "floor", "ceil", "factorial",
+  "binom", "percent", "degree", "pm" and "mp" (of one argument, as "neg"), and functions: "sin", "cos", "tan", "cot",
+  "sec", "csc", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh", "ln", "log" (its second argument, if any, is the
+  base), "lg", "exp", "arg", "Re", "Im", "gcd", "lcm", "max" and "min".
+  """
+
+  name: str
+  arguments: tuple  # of formulas: one or two; of "add", "gcd", "lcm", "max" and "min" any number
 
 
 Formula = Number | Symbol | Operation
@@ -125,8 +132,8 @@ def _braced(text: str, start: int) -> tuple[str, int]:
 def read(items: list[FormulaToken]) -> Formula:
   """Returns the formula that tokens spell: a Number, a Symbol or an Operation, whose arguments are formulas again.
 
-  `items`: tokens as `tokens` returns them. Raises Unknown for tokens that are no formula, as relations and lists are,
-  and for none at all.
+  `items`: tokens as `tokens` returns them. Raises Unknown for tokens that are no formula, as those of `x=1` and `1,2`,
+  for none at all, and for brackets that are nested more than about 20 deep.
   """
   reader = _Reader(items)
   tree = reader.sum(0)
@@ -139,7 +146,7 @@ def read(items: list[FormulaToken]) -> Formula:
 def is_word(letters: str) -> bool:
   """Returns whether bare letters are a word, as `Cat` and `no`, or the name of a figure by its points, as `ABC`.
 
-  Other letters, as `xy`, are a product of variables.
+  `letters`: one or more letters of the Latin alphabet. Other letters, as `xy`, are a product of variables.
   """
   if _WORD.fullmatch(letters):
     return True
@@ -206,7 +213,7 @@ class _Reader:
 
   def sum(self, depth: int) -> Formula:
     """Reads terms with signs between them."""
-    if depth > MAX_DEPTH:
+    if depth > _MAX_DEPTH:
       raise Unknown("too deep")
     terms = []
     sign = self._sign()
@@ -272,7 +279,7 @@ class _Reader:
     return Operation("mul", (product, factor))
 
   def _is_behind_sum(self) -> bool:
-    """Returns whether a bracket closes before the next token that holds more than one letter or number."""
+    """Returns whether the token before the next one closes a bracket around more than one letter or number."""
     if self._items[self._next - 1].text != ")":
       return False
     return self._items[max(0, self._next - 3)].text != "("
@@ -340,7 +347,7 @@ class _Reader:
 
   def _primary(self, depth: int) -> Formula:
     """Reads a number, letters, a command with its arguments, or a formula in brackets."""
-    if depth > MAX_DEPTH:
+    if depth > _MAX_DEPTH:
       raise Unknown("too deep")
     token = self._take()
     if token.kind == "number":
@@ -460,7 +467,7 @@ class _Reader:
       return Operation(name[1:], (self._bracketed(_OPENING[command], depth),))
     if command == r"\lvert":
       return self._absolute(r"\rvert", depth)
-    if name in FUNCTIONS:
+    if name in _FUNCTIONS:
       return self._function(name, depth)
     raise Unknown(f"the command {command}")
 
@@ -523,9 +530,9 @@ class _Reader:
       argument = self._signed_power(depth + 1)
     else:
       argument = self._power(depth + 1)
-    while self._starts_factor() and self._text()[1:] not in FUNCTIONS and self._text() not in ("(", "["):
+    while self._starts_factor() and self._text()[1:] not in _FUNCTIONS and self._text() not in ("(", "["):
       argument = self._joined(argument, depth)
-    is_divided = self._text() == "/" and self._text(1)[1:] not in FUNCTIONS
+    is_divided = self._text() == "/" and self._text(1)[1:] not in _FUNCTIONS
     if is_divided and isinstance(argument, Symbol | Number):
       self._next += 1
       argument = Operation("div", (argument, self._power(depth + 1)))
@@ -557,7 +564,7 @@ def symbols(tree: Formula) -> set[str]:
 
 
 def replace(tree: Formula, old: str, new: Formula) -> Formula:
-  """Returns a formula with `new` in the place of each symbol named `old`."""
+  """Returns a formula with the formula `new` instead of each symbol named `old`, at any depth."""
   if isinstance(tree, Symbol):
     return new if tree.name == old else tree
   if isinstance(tree, Operation):
@@ -573,9 +580,9 @@ def has(tree: Formula, *names: str) -> bool:
 
 
 def signed(tree: Formula, upper: bool) -> Formula:
-  """Returns a formula with the upper signs of all \\pm and \\mp, or with the lower signs.
+  """Returns a formula in which each \\pm and \\mp has become one of its two signs.
 
-  The upper sign of \\pm is plus, that of \\mp is minus.
+  `upper`: True for the upper signs, plus for \\pm and minus for \\mp; False for the lower ones, the other way round.
   """
   if not isinstance(tree, Operation):
     return tree

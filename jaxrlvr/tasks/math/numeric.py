@@ -15,18 +15,31 @@ from typing import Any, NamedTuple, TypeAlias
 
 from jaxrlvr.tasks.math.formula import Formula, Number, Operation, Symbol, has, symbols
 
-NumericValue: TypeAlias = Any  # a Fraction, or an mpf or mpc of mpmath, which has no types
+# A Fraction if the value is exact, else a real (mpf) or complex (mpc) number of mpmath, which has no types.
+NumericValue: TypeAlias = Any
 
-MAX_BITS = 1 << 17  # of the numerator or the denominator of an exact number
-MAX_PRECISION = 40_000  # bits of an irrational number
-MAX_EXPONENT = 1 << 40  # binary exponent of an irrational number
-MAX_FACTORIAL = 5_000
+_MAX_BITS = 1 << 17  # of the numerator or the denominator of an exact number
+_MAX_PRECISION = 40_000  # bits of an irrational number
+_MAX_EXPONENT = 1 << 40  # binary exponent of an irrational number
+_MAX_FACTORIAL = 5_000
 _PRECISION = 200  # bits with which formulas are first evaluated
 _CONFIRMING_PRECISION = 2_000  # bits with which numbers that seem equal are compared again
 _ROUNDED = Fraction(2, 10**6)  # decimals whose difference is at most this share may be roundings of one number
 _SCIENTIFIC_DIGITS = 3  # of two numbers in scientific notation the shorter must show as many to count as a rounding
 _MAX_ANGLE_EXPONENT = 4096  # binary
 _MAX_ROOT = 64  # degree of roots that are taken exactly
+_RATIO_TOLERANCE = 1e-30  # share by which ratios at two points may differ by rounding
+_LEAST_DEFINED = 3  # points at which a ratio must be defined
+_GUARD_BITS = 60  # last bits of a result, which rounding on the way may have made wrong
+_CANCELLATION_BITS = 20  # a sum that is smaller than its terms by all but so many bits is 0
+_LARGE_EXTENT = 100  # binary exponent of a number on the way, from which on more precision is needed
+_BITS_PER_EXPONENT = 2.2  # of further precision
+_MAX_EXACT_LOGARITHM = 10_000
+_MAX_BINOMIAL_FACTORS = 50  # of a binomial of a number that is no natural one
+_MAX_POWER_OF_TEN = 400  # exponent of a number in scientific notation
+_MAX_HYPERBOLIC = 10_000  # argument of sinh, cosh and tanh
+_MAX_INEXACT_BINOMIAL = 1000  # argument of a binomial that is computed with the gamma function
+_ZERO_EXPONENT = -(1 << 60)  # binary exponent that stands for 0
 
 # Points at which formulas with variables are compared; a point has a value for each variable. The values
 # have both signs, are small and large, and all differ.
@@ -54,19 +67,20 @@ _INTEGERS = tuple(_integers(number) for number in range(40))
 
 
 class TooLarge(ValueError):
-  """The evaluation would need too many digits or variables."""
+  """The evaluation would need too many digits, or the formulas have too many variables."""
 
 
-class Undefined(ValueError):
+class _Undefined(ValueError):
   """The formula has no value, such as 1/0."""
 
 
 def equal(a: Formula, b: Formula) -> bool:
   """Returns whether two formulas have the same value, for every value of their variables.
 
-  Formulas with variables are compared at fixed points only. Raises TooLarge if that needs too many digits or variables.
-  Points at which a formula is undefined are passed over. Real values decide; if there are none, the formulas must agree
-  in their complex values at all points.
+  Formulas with variables are compared at six fixed points, with a floor or ceiling at 40 more. Points at which one is
+  undefined are passed over; False if both are undefined everywhere, unless they are the same formula. Real values
+  decide; if there are none, the formulas must agree in their complex values at all points.
+  Raises TooLarge if that needs too many digits, or there are more than 24 variables.
   """
   if a == b:
     return True
@@ -101,8 +115,9 @@ def _points_for(a: Formula, b: Formula, names: Sequence[str]) -> tuple[tuple[Fra
 def proportional(a: Formula, b: Formula, positive: bool = False) -> bool:
   """Returns whether formula `a` is formula `b` times one number other than 0, for every value of their variables.
 
-  They are compared at fixed points. Raises TooLarge if the evaluation needs too many digits.
-  `positive`: the number must also be positive. Returns False for formulas without variables or with different ones.
+  `positive`: the number must also be positive. They are compared at six fixed points, of which three must be real and
+  defined. Returns False for formulas without variables or with different ones. Raises TooLarge if the evaluation needs
+  too many digits.
   """
   names = sorted(symbols(a))
   if symbols(a) != symbols(b) or not names or len(names) > _MAX_VARIABLES:
@@ -115,21 +130,21 @@ def proportional(a: Formula, b: Formula, positive: bool = False) -> bool:
       continue
     if at_point == 0 or positive and at_point < 0:
       return False
-    if ratio is not None and abs(at_point - ratio) > 1e-30 * abs(ratio):
+    if ratio is not None and abs(at_point - ratio) > _RATIO_TOLERANCE * abs(ratio):
       return False
     ratio = at_point
     defined += 1
-  return defined >= 3
+  return defined >= _LEAST_DEFINED
 
 
 def _ratio_at(a: Formula, b: Formula, point: Mapping[str, Fraction]) -> NumericValue | None:
   """Returns a / b at a point; None if that is undefined, or one of them is complex."""
   try:
-    value_a, value_b = Evaluation(_PRECISION).value(a, point), Evaluation(_PRECISION).value(b, point)
+    value_a, value_b = _Evaluation(_PRECISION).value(a, point), _Evaluation(_PRECISION).value(b, point)
     if _is_complex(value_a) or _is_complex(value_b) or value_b == 0:
       return None
-    return Evaluation(_PRECISION).operate("div", (value_a, value_b))
-  except Undefined:
+    return _Evaluation(_PRECISION).operate("div", (value_a, value_b))
+  except _Undefined:
     return None
 
 
@@ -144,44 +159,44 @@ def _compare_at(a: Formula, b: Formula, point: Mapping[str, Fraction]) -> _Compa
   """Compares two formulas at a point; returns None if one of them is undefined there. Raises TooLarge."""
   try:
     return _compare_defined(a, b, point)
-  except Undefined:
+  except _Undefined:
     return None
 
 
 def _compare_defined(a: Formula, b: Formula, point: Mapping[str, Fraction]) -> _Comparison:
   """Compares two formulas at a point with as much precision as they need. Raises Undefined, TooLarge."""
 
-  def values(evaluation: Evaluation) -> tuple[NumericValue, NumericValue]:
+  def values(evaluation: _Evaluation) -> tuple[NumericValue, NumericValue]:
     return evaluation.value(a, point), evaluation.value(b, point)
 
-  evaluation = Evaluation(_PRECISION)
+  evaluation = _Evaluation(_PRECISION)
   value_a, value_b = values(evaluation)
   if _exact(value_a, value_b):
     return _Comparison(value_a == value_b, is_real=True)
   precision = _PRECISION
-  if evaluation.extent > 100:
-    precision += int(2.2 * evaluation.extent)
-  if precision > MAX_PRECISION:
+  if evaluation.extent > _LARGE_EXTENT:
+    precision += int(_BITS_PER_EXPONENT * evaluation.extent)
+  if precision > _MAX_PRECISION:
     raise TooLarge("too many digits")
   if precision > _PRECISION:
-    evaluation = Evaluation(precision)
+    evaluation = _Evaluation(precision)
     value_a, value_b = values(evaluation)
   # A number may round to another, as the tanh of 100 to 1.
   if not point and precision < _CONFIRMING_PRECISION and _close(evaluation, value_a, value_b):
-    evaluation = Evaluation(_CONFIRMING_PRECISION)
+    evaluation = _Evaluation(_CONFIRMING_PRECISION)
     value_a, value_b = values(evaluation)
   if _exact(value_a, value_b):
     return _Comparison(value_a == value_b, is_real=True)
   imaginary_parts = [value.imag for value in (value_a, value_b) if _is_complex(value)]
-  is_real = all(evaluation.magnitude(part) <= 60 - evaluation.precision for part in imaginary_parts)
+  is_real = all(evaluation.magnitude(part) <= _GUARD_BITS - evaluation.precision for part in imaginary_parts)
   return _Comparison(_close(evaluation, value_a, value_b), is_real)
 
 
-def _close(evaluation: Evaluation, a: NumericValue, b: NumericValue) -> bool:
+def _close(evaluation: _Evaluation, a: NumericValue, b: NumericValue) -> bool:
   """Returns whether two numbers differ by no more than rounding can explain."""
   difference = abs(evaluation.subtract(a, b))
   scale = max(0, min(evaluation.largest, evaluation.precision // 2))
-  return difference == 0 or evaluation.magnitude(difference) < scale - evaluation.precision + 60
+  return difference == 0 or evaluation.magnitude(difference) < scale - evaluation.precision + _GUARD_BITS
 
 
 def _is_complex(value: NumericValue) -> bool:
@@ -195,7 +210,7 @@ def _context():
   return MPContext()
 
 
-class Evaluation:
+class _Evaluation:
   """Evaluates formulas: to a Fraction if that is exact, else to a number of `precision` bits.
 
   All evaluations share one context of mpmath, so only the newest may be used. `extent`: the largest binary exponent of
@@ -212,7 +227,7 @@ class Evaluation:
     """Returns the binary exponent of a number: about log2 of its absolute value; for 0 a very negative one."""
     if isinstance(value, Fraction):
       return value.numerator.bit_length() - value.denominator.bit_length()
-    return int(self.mp.mag(value)) if value else -(1 << 60)
+    return int(self.mp.mag(value)) if value else _ZERO_EXPONENT
 
   def value(self, tree: Formula, point: Mapping[str, Fraction]) -> NumericValue:
     """Returns the value of a formula whose variables have the values in `point`. Raises TooLarge, Undefined."""
@@ -231,13 +246,13 @@ class Evaluation:
     """
     operation = _OPERATIONS.get(name)
     if operation is None:
-      raise Undefined(name)
+      raise _Undefined(name)
     try:
       return self._note(operation(self, *values))
-    except (TooLarge, Undefined):
+    except (TooLarge, _Undefined):
       raise
     except (ZeroDivisionError, TypeError, OverflowError, ValueError) as error:
-      raise Undefined(name) from error
+      raise _Undefined(name) from error
 
   def subtract(self, a: NumericValue, b: NumericValue) -> NumericValue:
     """Returns a - b; 0 if that is less than the rounding of both."""
@@ -253,24 +268,24 @@ class Evaluation:
       return +self.mp.e
     if name == "i":
       return self.mp.mpc(0, 1)
-    raise Undefined(name)
+    raise _Undefined(name)
 
   def _note(self, value: NumericValue) -> NumericValue:
     """Notes how large a value is and returns it, as a real number if it has no imaginary part. Raises TooLarge."""
     if isinstance(value, Fraction):
       bits = max(value.numerator.bit_length(), value.denominator.bit_length())
-      if bits > MAX_BITS:
+      if bits > _MAX_BITS:
         raise TooLarge("too many digits")
       if value:
         self._note_exponent(self.magnitude(value))
       return value
     if not self.mp.isfinite(value):
-      raise Undefined("infinite")
+      raise _Undefined("infinite")
     if type(value).__name__ == "mpc" and value.imag == 0:
       value = value.real
     if value:
       exponent = self.magnitude(value)
-      if abs(exponent) > MAX_EXPONENT:
+      if abs(exponent) > _MAX_EXPONENT:
         raise TooLarge("too many digits")
       self._note_exponent(exponent)
     return value
@@ -288,7 +303,7 @@ class Evaluation:
   def exp(self, exponent: NumericValue) -> NumericValue:
     """Returns e to a power. Raises TooLarge."""
     inexact = self.inexact(exponent)
-    if abs(inexact.real) > MAX_EXPONENT:
+    if abs(inexact.real) > _MAX_EXPONENT:
       raise TooLarge("too many digits")
     return Fraction(1) if exponent == 0 else self.mp.exp(inexact)
 
@@ -302,22 +317,22 @@ def _exact(*values) -> bool:
   return all(isinstance(value, Fraction) for value in values)
 
 
-def _add(evaluation: Evaluation, *values):
+def _add(evaluation: _Evaluation, *values):
   if _exact(*values):
     return sum(values, Fraction(0))
   total, largest = evaluation.mp.mpf(0), 0
   for value in values:
     term = evaluation.inexact(value)
     total, largest = total + term, max(largest, abs(term))
-  rounding = largest * evaluation.mp.mpf(2) ** (20 - evaluation.precision)
+  rounding = largest * evaluation.mp.mpf(2) ** (_CANCELLATION_BITS - evaluation.precision)
   return evaluation.mp.mpf(0) if abs(total) < rounding else total
 
 
-def _neg(evaluation: Evaluation, value):
+def _neg(evaluation: _Evaluation, value):
   return -value
 
 
-def _mul(evaluation: Evaluation, a, b):
+def _mul(evaluation: _Evaluation, a, b):
   if _exact(a, b):
     return a * b
   if a == 0 or b == 0:
@@ -325,19 +340,19 @@ def _mul(evaluation: Evaluation, a, b):
   return evaluation.inexact(a) * evaluation.inexact(b)
 
 
-def _div(evaluation: Evaluation, a, b):
+def _div(evaluation: _Evaluation, a, b):
   if _exact(a, b):
     return a / b
   return evaluation.inexact(a) / evaluation.inexact(b)
 
 
-def _pow(evaluation: Evaluation, base, exponent):
+def _pow(evaluation: _Evaluation, base, exponent):
   if _exact(exponent) and exponent.denominator == 1:
     return _integer_power(evaluation, base, exponent.numerator)
   if _exact(base) and base == 0:
     if isinstance(exponent, Fraction) and exponent > 0:
       return Fraction(0)
-    raise Undefined("0 to a power")
+    raise _Undefined("0 to a power")
   if _exact(base, exponent) and base > 0:
     root = _exact_root(base, exponent.denominator)
     if root is not None:
@@ -346,27 +361,27 @@ def _pow(evaluation: Evaluation, base, exponent):
   return evaluation.mp.power(evaluation.inexact(base), evaluation.inexact(exponent))
 
 
-def _integer_power(evaluation: Evaluation, base, exponent: int):
+def _integer_power(evaluation: _Evaluation, base, exponent: int):
   if _exact(base):
     bits = max(base.numerator.bit_length(), base.denominator.bit_length())
     if abs(base) in (0, 1):
       small_exponent = 2 - exponent % 2  # 1 or 2, with the same result
       return base ** (small_exponent if exponent > 0 else exponent)
-    if bits * abs(exponent) > 2 * MAX_BITS:
+    if bits * abs(exponent) > 2 * _MAX_BITS:
       raise TooLarge("too many digits")
     return base**exponent
   _check_power(evaluation, base, exponent)
   return evaluation.mp.power(base, exponent)
 
 
-def _check_power(evaluation: Evaluation, base, exponent) -> None:
+def _check_power(evaluation: _Evaluation, base, exponent) -> None:
   """Raises TooLarge if a power would be too large, or too small."""
   if base == 0:
     return
   bits = abs(evaluation.magnitude(base)) + 1
   if not isinstance(exponent, int):
     exponent = evaluation.inexact(exponent)
-  if bits * abs(exponent) > MAX_EXPONENT:
+  if bits * abs(exponent) > _MAX_EXPONENT:
     raise TooLarge("too many digits")
 
 
@@ -397,7 +412,7 @@ def _integer_root(value: int, degree: int) -> int:
   return low
 
 
-def _root(evaluation: Evaluation, value, degree):
+def _root(evaluation: _Evaluation, value, degree):
   if not _exact(degree) or degree == 0 or degree.denominator != 1:
     return _pow(evaluation, value, _div(evaluation, Fraction(1), degree))
   is_odd = degree.numerator % 2 == 1
@@ -406,39 +421,39 @@ def _root(evaluation: Evaluation, value, degree):
   return _pow(evaluation, value, 1 / degree)
 
 
-def _sin(evaluation: Evaluation, angle):
+def _sin(evaluation: _Evaluation, angle):
   if angle == 0:
     return Fraction(0)
   _check_angle(evaluation, angle)
   return _zero_if_tiny(evaluation, evaluation.mp.sin(evaluation.inexact(angle)))
 
 
-def _cos(evaluation: Evaluation, angle):
+def _cos(evaluation: _Evaluation, angle):
   if angle == 0:
     return Fraction(1)
   _check_angle(evaluation, angle)
   return _zero_if_tiny(evaluation, evaluation.mp.cos(evaluation.inexact(angle)))
 
 
-def _check_angle(evaluation: Evaluation, angle) -> None:
+def _check_angle(evaluation: _Evaluation, angle) -> None:
   if evaluation.magnitude(angle) > _MAX_ANGLE_EXPONENT:
     raise TooLarge("too large an angle")
 
 
-def _zero_if_tiny(evaluation: Evaluation, value):
+def _zero_if_tiny(evaluation: _Evaluation, value):
   """Returns 0 for a value that is 0 but for the rounding of the angle, else the value."""
-  rounding = evaluation.mp.mpf(2) ** (20 - evaluation.precision)
+  rounding = evaluation.mp.mpf(2) ** (_CANCELLATION_BITS - evaluation.precision)
   return evaluation.mp.mpf(0) if abs(value) < rounding else value
 
 
-def _tan(evaluation: Evaluation, angle):
+def _tan(evaluation: _Evaluation, angle):
   return _div(evaluation, _sin(evaluation, angle), _cos(evaluation, angle))
 
 
-def _of_library(name: str, largest: int = 1 << 40):
+def _of_library(name: str, largest: int = _MAX_EXPONENT):
   """Returns mpmath's function of this name as an operation. Arguments of a larger size raise TooLarge."""
 
-  def evaluate(evaluation: Evaluation, *values):
+  def evaluate(evaluation: _Evaluation, *values):
     inexact = [evaluation.inexact(value) for value in values]
     if any(abs(value) > largest for value in inexact):
       raise TooLarge("too large an argument")
@@ -447,53 +462,53 @@ def _of_library(name: str, largest: int = 1 << 40):
   return evaluate
 
 
-def _ln(evaluation: Evaluation, value):
+def _ln(evaluation: _Evaluation, value):
   if value == 1:
     return Fraction(0)
   if value == 0:
-    raise Undefined("ln 0")
+    raise _Undefined("ln 0")
   return evaluation.mp.log(evaluation.inexact(value))
 
 
-def _log(evaluation: Evaluation, value, base=Fraction(10)):
+def _log(evaluation: _Evaluation, value, base=Fraction(10)):
   if _exact(value, base) and value > 0 and base > 1:
     quotient = evaluation.mp.log(evaluation.inexact(value)) / evaluation.mp.log(evaluation.inexact(base))
     power = round(float(quotient))
-    if abs(power) < 10_000 and base**power == value:
+    if abs(power) < _MAX_EXACT_LOGARITHM and base**power == value:
       return Fraction(power)
   return _div(evaluation, _ln(evaluation, value), _ln(evaluation, base))
 
 
-def _factorial(evaluation: Evaluation, value):
+def _factorial(evaluation: _Evaluation, value):
   if not _exact(value):
-    raise Undefined("the factorial of an irrational number")
-  if value > MAX_FACTORIAL:
+    raise _Undefined("the factorial of an irrational number")
+  if value > _MAX_FACTORIAL:
     raise TooLarge("too large a factorial")
   if value.denominator == 1:
     if value < 0:
-      raise Undefined("the factorial of a negative number")
+      raise _Undefined("the factorial of a negative number")
     return Fraction(math.factorial(value.numerator))
   return evaluation.mp.gamma(evaluation.inexact(value + 1))
 
 
-def _binom(evaluation: Evaluation, n, k):
+def _binom(evaluation: _Evaluation, n, k):
   if _exact(n, k) and n.denominator == k.denominator == 1 and n >= 0 and k >= 0:
-    if min(k, n - k) > MAX_FACTORIAL or n > MAX_BITS:
+    if min(k, n - k) > _MAX_FACTORIAL or n > _MAX_BITS:
       raise TooLarge("too large a binomial")
     return Fraction(math.comb(n.numerator, k.numerator))
-  if _exact(k) and k.denominator == 1 and 0 <= k <= 50:
+  if _exact(k) and k.denominator == 1 and 0 <= k <= _MAX_BINOMIAL_FACTORS:
     product = Fraction(1)
     for factor in range(k.numerator):
       product = _mul(evaluation, product, _div(evaluation, n - factor, Fraction(factor + 1)))
     return product
-  return _of_library("binomial", 1000)(evaluation, n, k)
+  return _of_library("binomial", _MAX_INEXACT_BINOMIAL)(evaluation, n, k)
 
 
-def _abs(evaluation: Evaluation, value):
+def _abs(evaluation: _Evaluation, value):
   return abs(value)
 
 
-def _floor(evaluation: Evaluation, value):
+def _floor(evaluation: _Evaluation, value):
   if _exact(value):
     return Fraction(math.floor(value))
   if evaluation.magnitude(value) >= _PRECISION:
@@ -501,16 +516,16 @@ def _floor(evaluation: Evaluation, value):
   return Fraction(int(evaluation.mp.floor(value)))
 
 
-def _ceil(evaluation: Evaluation, value):
+def _ceil(evaluation: _Evaluation, value):
   return -_floor(evaluation, -value)
 
 
 def _of_integers(function):
   """Returns a function of integers as an operation. Other arguments raise Undefined."""
 
-  def evaluate(evaluation: Evaluation, *values):
+  def evaluate(evaluation: _Evaluation, *values):
     if not _exact(*values) or any(value.denominator != 1 for value in values):
-      raise Undefined("no integers")
+      raise _Undefined("no integers")
     numbers = [value.numerator for value in values]
     return Fraction(function(*numbers))
 
@@ -520,7 +535,7 @@ def _of_integers(function):
 def _extreme(function):
   """Returns max or min as an operation, which leaves exact values exact."""
 
-  def evaluate(evaluation: Evaluation, *values):
+  def evaluate(evaluation: _Evaluation, *values):
     return function(values, key=evaluation.inexact)
 
   return evaluate
@@ -545,9 +560,9 @@ _OPERATIONS = {
   "arcsin": _of_library("asin"),
   "arccos": _of_library("acos"),
   "arctan": _of_library("atan"),
-  "sinh": _of_library("sinh", 10_000),
-  "cosh": _of_library("cosh", 10_000),
-  "tanh": _of_library("tanh", 10_000),
+  "sinh": _of_library("sinh", _MAX_HYPERBOLIC),
+  "cosh": _of_library("cosh", _MAX_HYPERBOLIC),
+  "tanh": _of_library("tanh", _MAX_HYPERBOLIC),
   "exp": lambda evaluation, value: evaluation.exp(value),
   "ln": _ln,
   "log": _log,
@@ -567,46 +582,47 @@ _OPERATIONS = {
 }
 
 
-class Decimal(NamedTuple):
+class _Decimal(NamedTuple):
   """A decimal as it is written."""
 
   value: Fraction
-  unit: Fraction  # the value of a one in its last digit
+  unit: Fraction  # the value of a one in its last digit: 1/100 for 1.50
   scientific: bool  # whether a power of ten stands behind it
 
   @property
   def digits(self) -> int:
-    """How many significant digits it shows."""
+    """How many significant digits it shows: 3 for 1.50."""
     if not self.value:
       return 1
     return len(str(abs(self.value / self.unit).numerator))
 
 
-def decimal(tree: Formula) -> Decimal | None:
-  """Returns a formula as a decimal if it is a number with a decimal point, perhaps negative or times a power of ten.
+def has_decimal_point(tree: Formula) -> bool:
+  """Returns whether a formula is a number with a decimal point, perhaps negative or times a power of ten."""
+  return _decimal(tree) is not None
 
-  The decimal has value (exact), unit (value of a one in its last digit: 1/100 for 1.50) and scientific (whether a power
-  of ten stands behind it). Returns None for all other formulas, also for whole numbers.
-  """
+
+def _decimal(tree: Formula) -> _Decimal | None:
+  """Returns a number with a decimal point, perhaps negative or times a power of ten; None for all other formulas."""
   if isinstance(tree, Number):
     if tree.decimals is None:
       return None
-    return Decimal(tree.value, unit=Fraction(1, 10**tree.decimals), scientific=False)
+    return _Decimal(tree.value, unit=Fraction(1, 10**tree.decimals), scientific=False)
   if not isinstance(tree, Operation):
     return None
   if tree.name == "neg":
-    positive = decimal(tree.arguments[0])
+    positive = _decimal(tree.arguments[0])
     return positive._replace(value=-positive.value) if positive else None
   if tree.name == "mul":
-    mantissa, power = decimal(tree.arguments[0]), _power_of_ten(tree.arguments[1])
+    mantissa, power = _decimal(tree.arguments[0]), _power_of_ten(tree.arguments[1])
     if mantissa is None or power is None:
       return None
-    return Decimal(mantissa.value * power, mantissa.unit * power, scientific=True)
+    return _Decimal(mantissa.value * power, mantissa.unit * power, scientific=True)
   return None
 
 
 def _power_of_ten(tree: Formula) -> Fraction | None:
-  """Returns the value of 10 or of 10 to an integer of at most 400; None for all other formulas."""
+  """Returns the value of 10, or of 10 to an integer from -400 to 400; None for all other formulas."""
   ten = Number(Fraction(10))
   if tree == ten:
     return ten.value
@@ -616,7 +632,7 @@ def _power_of_ten(tree: Formula) -> Fraction | None:
   sign = 1
   if isinstance(exponent, Operation) and exponent.name == "neg":
     exponent, sign = exponent.arguments[0], -1
-  if not isinstance(exponent, Number) or exponent.decimals is not None or exponent.value > 400:
+  if not isinstance(exponent, Number) or exponent.decimals is not None or exponent.value > _MAX_POWER_OF_TEN:
     return None
   return ten.value ** int(sign * exponent.value)
 
@@ -624,15 +640,17 @@ def _power_of_ten(tree: Formula) -> Fraction | None:
 def agree(answer: Formula, label: Formula) -> bool:
   """Returns whether an answer's formula equals a label's, or may be a rounding of the same number.
 
-  Rounding counts only if the label is a decimal (a number with a decimal point); any other label wants an exact answer.
+  Rounding counts only if the label is a number with a decimal point. An answer without one must then round to the
+  label; of two numbers with one, one must be a rounding of the other. They must also differ by at most 2e-6 of their
+  size, or both be in scientific notation with at least three digits. Any other label wants an exact answer.
   Raises TooLarge if the evaluation needs too many digits.
   """
   if equal(answer, label):
     return True
-  label_decimal = decimal(label)
+  label_decimal = _decimal(label)
   if label_decimal is None or symbols(answer) or has(answer, "percent", "degree"):
     return False
-  answer_decimal = decimal(answer)
+  answer_decimal = _decimal(answer)
   if answer_decimal is not None:
     return _same_rounding(answer_decimal, label_decimal)
   value = _real_value(answer)
@@ -654,13 +672,13 @@ def _converted(fraction: Fraction, value: NumericValue) -> NumericValue:
 def _real_value(tree: Formula) -> NumericValue | None:
   """Returns the value of a formula without variables; None if it has no value or a complex one."""
   try:
-    value = Evaluation(_PRECISION).value(tree, {})
-  except Undefined:
+    value = _Evaluation(_PRECISION).value(tree, {})
+  except _Undefined:
     return None
   return None if _is_complex(value) else value
 
 
-def _rounds_to(value: NumericValue, short: Decimal) -> bool:
+def _rounds_to(value: NumericValue, short: _Decimal) -> bool:
   """Returns whether a number rounds to a decimal; a half of its last digit is rounded away from 0."""
   short_value = _converted(short.value, value)
   half_digit = _converted(short.unit, value) / 2
@@ -669,21 +687,21 @@ def _rounds_to(value: NumericValue, short: Decimal) -> bool:
 
 
 def rounds(tree: Formula, approximate: Formula) -> bool:
-  """Returns whether a formula equals `approximate`, or rounds to it.
+  """Returns whether the formula `tree` equals the formula `approximate`, or rounds to it.
 
-  It can only round to a decimal with at least two significant digits, and only if it is a real number without
-  variables. Raises TooLarge.
+  It can only round to a number with a decimal point and at least two significant digits, and only if it is real and
+  without variables. Raises TooLarge if the evaluation needs too many digits.
   """
   if equal(tree, approximate):
     return True
-  short = decimal(approximate)
+  short = _decimal(approximate)
   value = None if symbols(tree) else _real_value(tree)
   if short is None or value is None or short.digits <= 1:
     return False
   return _rounds_to(value, short)
 
 
-def _same_rounding(a: Decimal, b: Decimal) -> bool:
+def _same_rounding(a: _Decimal, b: _Decimal) -> bool:
   """Returns whether one decimal is a rounding of the other, and they differ by little or are long enough."""
   short, long = (a, b) if a.unit > b.unit else (b, a)
   if not _rounds_to(long.value, short):
@@ -702,19 +720,22 @@ def real(tree: Formula) -> NumericValue | None:
 
 
 def fraction(value: NumericValue) -> Fraction:
-  """Returns a real number, a Fraction or an mpf of mpmath, as a Fraction, to compare it with others.
+  """Returns a number that `real` returned as a Fraction, to compare it with others.
 
   Raises TooLarge if that would have too many digits.
   """
   if isinstance(value, Fraction):
     return value
   sign, mantissa, exponent, _ = value._mpf_
-  if abs(exponent) > MAX_BITS:
+  if abs(exponent) > _MAX_BITS:
     raise TooLarge("too many digits")
   return (-1) ** sign * Fraction(int(mantissa)) * Fraction(2) ** exponent
 
 
 def fractional(tree: Formula) -> bool:
-  """Returns whether a formula is a rational number that is no integer. Raises TooLarge."""
+  """Returns whether a formula is a rational number that is no integer, as 3/4; False if it has variables.
+
+  Raises TooLarge if the evaluation needs too many digits.
+  """
   value = real(tree)
   return isinstance(value, Fraction) and value.denominator > 1

@@ -141,7 +141,7 @@ def respell(text: str) -> str:
 
 
 def bare_words(text: str) -> str:
-  """Returns the words of a text for comparison: without markup, in lower case, with single spaces, without a stop.
+  """Returns the words of a text for comparison: without LaTeX markup and a final stop, in lower case, single-spaced.
 
   So `\\text{Yes}.` becomes "yes". A text that ends in several stops, as `1, 2, ...`, keeps them.
   """

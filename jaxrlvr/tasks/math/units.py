@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
-Unit = tuple[tuple[str, int], ...]  # names and their powers, sorted; () is no unit
+Unit = tuple[tuple[str, int], ...]  # pairs (name, power), sorted: (("m", 1), ("s", -1)) is m/s; () is no unit
 
-MULTIPLIERS = {
+_MULTIPLIERS = {
   "hundred": 100,
   "thousand": 10**3,
   "million": 10**6,
@@ -121,8 +121,9 @@ _MAX_NAMES = 5  # in a unit
 def read(text: str) -> Unit | None:
   """Returns the unit that a text names, as sorted pairs (name, power): (("m", 1), ("s", -1)) for `m/s`.
 
-  Any word may be a unit, as in `3 apples`, in the singular. Returns () for a text without words, and None for a text
-  that can't be a unit: with other characters, with a word that is never a unit, or with more than five names.
+  `text`: what stands behind a number, plain or in LaTeX. Any word may be a unit, as in `3 apples`: its name is then the
+  singular, "apple". Returns () for a text without words, and None for a text that can't be a unit: one with other
+  characters, with a word that is never a unit (such as `or` and `two`), or with more than five names.
   """
   powers: dict[str, int] = {}
   names = 0
@@ -150,7 +151,7 @@ def read(text: str) -> Unit | None:
       name = piece.strip("\\.")
       if name.casefold() in _NO_UNITS or names >= _MAX_NAMES:
         return None
-      last = canonical(name)
+      last = _canonical(name)
       powers[last] = powers.get(last, 0) + sign * power
       power = 1
       names += 1
@@ -177,7 +178,7 @@ def _power_behind(piece: str) -> int:
   return int(re.sub(r"[^\d-]", "", piece))
 
 
-def canonical(name: str) -> str:
+def _canonical(name: str) -> str:
   """Returns the name of a unit by any of its spellings, "m" for "metres"; of other words the singular in lower case."""
   for spelling in (name, name.casefold()):
     if spelling in _NAMES:
@@ -199,9 +200,10 @@ def _unit(powers: dict[str, int]) -> Unit:
 
 
 def same_unit(a: Unit, b: Unit) -> bool:
-  """Returns whether two units, tuples of (name, power), are the same.
+  """Returns whether two units, which `read` returned, are the same.
 
-  Of two that are plain words one may have more words, as `red marbles` and `marbles`; () is the same as any of these.
+  Of two that are words and no known units, one may have more words, as `red marbles` and `marbles`; () is the same as
+  any of these, but not as `m`.
   """
   if a == b:
     return True
@@ -211,15 +213,16 @@ def same_unit(a: Unit, b: Unit) -> bool:
 
 
 def multiplier(unit: Unit) -> tuple[int, Unit]:
-  """Splits a unit, a tuple of (name, power), at words that multiply, such as `million`.
+  """Splits off the words of a unit that multiply: hundred, thousand, million, billion, trillion, dozen.
 
-  Returns (the product of these words' numbers, 1 without such words; the unit without them).
+  Returns (the product of their numbers, the unit without them): (10**6, (("dollar", 1),)) for `million dollars`, and
+  (1, unit) without such words.
   """
   factor = 1
   others = []
   for name, power in unit:
-    if name in MULTIPLIERS and power == 1:
-      factor *= MULTIPLIERS[name]
+    if name in _MULTIPLIERS and power == 1:
+      factor *= _MULTIPLIERS[name]
     else:
       others.append((name, power))
   return factor, tuple(others)

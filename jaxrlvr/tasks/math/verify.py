@@ -1,8 +1,7 @@
 """Grades mathematical answers strictly: by this library's reader, and by Math-Verify for integrals, sums and the like.
 
 Short hostile text can make Math-Verify hang or fill the memory, so `grade` and `readable` must run behind
-grading.service. In the functions below, `answer` and `label` are texts respelled by `spelling.respell`, except in those
-that other modules call.
+grading.service. In the private functions `answer` and `label` are texts that `spelling.respell` returned.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from jaxrlvr.tasks.math.numeric import TooLarge
 from jaxrlvr.tasks.math.spelling import bare_words, respell
 from jaxrlvr.tasks.verdicts import MAX_ANSWER, RIGHT, UNPARSEABLE, WRONG, best, legible
 
-MAX_NESTING = 8  # brackets inside brackets; the time to parse grows exponentially with them
+_MAX_NESTING = 8  # brackets inside brackets; the time to parse grows exponentially with them
 _LOOSE = 1e-3  # rounded numbers may differ by this share of their size
 _TIGHT = 1e-40  # exact numbers that differ by more are different, even if Math-Verify's 15 digits agree
 
@@ -69,9 +68,10 @@ def grade(answer: str | None, label: str, extra: Mapping | None) -> Verdict:
   """Grades an answer to a problem in mathematics; this is the verifier "math" in the mode "strict".
 
   `answer`: the LaTeX or text that was read in the response, None if nothing was. `label`: the answer to agree with.
-  `extra`: Problem.extra; its key also, where present, maps a label to a list of answers that are as good.
-  Returns RIGHT iff the answer equals the label or one of these, UNPARSEABLE if it is None, blank, over 512 characters
-  long, can't be read, or could take too long to evaluate, and WRONG otherwise. Must run in a worker process.
+  `extra`: Problem.extra or None; of its keys only also is read: {a label: list of answers that are as good}.
+  Returns RIGHT iff the answer equals the label or one of these, in value or in words. Returns UNPARSEABLE if the answer
+  is None, blank, over 512 characters long, can't be read, or could take too long to evaluate, and WRONG otherwise. Must
+  run in a worker process (grading.service).
   """
   settled = quick(answer, label, extra)
   if settled is not None:
@@ -83,9 +83,10 @@ def grade(answer: str | None, label: str, extra: Mapping | None) -> Verdict:
 
 
 def quick(answer: str | None, label: str, extra: Mapping | None) -> Verdict | None:
-  """Returns the verdict of `grade`, which takes the same arguments, if the texts decide it without a parser, else None.
+  """Returns the verdict of `grade`, which takes the same arguments, if the texts alone decide it, else None.
 
-  Fast and safe on any text, in any process.
+  So equal texts are RIGHT, two different fractions are WRONG, and an answer of None is UNPARSEABLE. Fast and safe on
+  any text, in any process.
   """
   return best(_by_text(answer_text, label_text) for answer_text, label_text in _pairs(answer, label, extra))
 
@@ -94,7 +95,8 @@ def readable(answer: str | None, label: str, extra: Mapping | None) -> Verdict:
   """Checks a label; this is the verifier "math" in the mode "labels".
 
   Returns RIGHT iff the label can be read, so that it can be compared with other spellings, else UNPARSEABLE. `answer`
-  and `extra` are not read; they are there because all verifiers take them. Must run in a worker process.
+  and `extra` are not read; they are there because all verifiers take them. Must run in a worker process
+  (grading.service).
   """
   settled = quickly_readable(answer, label, extra)
   if settled is not None:
@@ -206,7 +208,9 @@ def _by_value(answer: str, label: str) -> Verdict:
   return _by_math_verify(answer, label)
 
 
-def _same_words(answer: str, label: str, answer_value: object | None, label_value: object | None) -> bool:
+def _same_words(
+  answer: str, label: str, answer_value: answers.AnswerValue | None, label_value: answers.AnswerValue | None
+) -> bool:
   """Returns whether both say the same in words, apart from filler words.
 
   It does not count if both are values other than words. An answer in capitals, as YES, is a word if the label is one.
@@ -223,7 +227,7 @@ def _same_words(answer: str, label: str, answer_value: object | None, label_valu
 
 
 @functools.lru_cache(64)
-def _value(text: str) -> object | None:
+def _value(text: str) -> answers.AnswerValue | None:
   """Returns the value that this library's reader finds in a text; None if it does not know it."""
   try:
     return answers.read(text)
@@ -238,6 +242,8 @@ def _plain_spelling(text: str) -> str:
 
 
 class _Rational(NamedTuple):
+  """A number in digits."""
+
   value: Fraction
   is_exact: bool  # False for a decimal, which may be rounded
 
@@ -263,7 +269,7 @@ def _rational(text: str) -> _Rational | None:
 
 def _is_refused(text: str) -> bool:
   """Returns whether a text has unprintable characters or is nested too deeply to be parsed."""
-  return not text.isprintable() or _nesting(text) > MAX_NESTING
+  return not text.isprintable() or _nesting(text) > _MAX_NESTING
 
 
 def _is_slow(answer: str, label: str) -> bool:
