@@ -53,7 +53,7 @@ def is_full(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def writing(path: str | os.PathLike, size: int | None = None) -> Iterator[None]:
-  """Turns an OSError of the block, which writes to `path`, into a StorageError with the message of `describe`.
+  """Turns an OSError of the `with` block, which writes to `path`, into a StorageError with the message of `describe`.
 
   size: number of bytes that the block writes, for the message; None: unknown. Other errors pass unchanged.
   """

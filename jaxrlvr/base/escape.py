@@ -62,7 +62,10 @@ class VisibleStream:
     return getattr(self.below, name)
 
   def write(self, text: str) -> int:
-    """Writes `visible(text)`, and first clears a line of progress that has no line end. Returns len(text)."""
+    """Writes `visible(text)`, and first clears a line of progress that has no line end. Returns len(text).
+
+    Text from a library's own thread is dropped after `let_libraries_write(False)`.
+    """
     if not _libraries_write[0] and isinstance(threading.current_thread(), threading._DummyThread):
       return len(text)
     if _unended:
@@ -86,7 +89,7 @@ def unwrapped(stream: TextIO) -> TextIO:
 
 @contextlib.contextmanager
 def visible_output() -> Iterator[None]:
-  """Replaces sys.stdout and sys.stderr by a `VisibleStream` each for the block, and restores them at its end.
+  """Replaces sys.stdout and sys.stderr by a `VisibleStream` each for the `with` block, and restores them at its end.
 
   So prints, warnings and tracebacks show unprintable characters as signs. Such blocks may be nested.
   """

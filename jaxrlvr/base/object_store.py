@@ -37,7 +37,7 @@ def path(name: str | os.PathLike) -> Path | epath.Path:
 
 @contextlib.contextmanager
 def translate_errors(kind: type[Exception], place: object) -> Iterator[None]:
-  """Turns any Exception of the block, which reads or writes a place on an object store, into one of type `kind`.
+  """Turns any Exception of the `with` block, which reads or writes a place on an object store, into one of type `kind`.
 
   place: the address, or the flag with its address, with which the message begins; the first line of the error's own
   message follows as the reason. InputError and StorageError pass unchanged.

@@ -38,11 +38,11 @@ def be_quiet() -> None:
 
 
 def follow_parent() -> None:
-  """From now on, sets the flag of this process as a signal would when its parent process ends, however it ends.
+  """Makes the end of the parent process, however it ends, set the flag of this process as a signal would.
 
-  Does nothing unless the system is Linux and the environment variable PARENT holds the parent's id, as a stage sets it
-  that starts other stages. The kernel then sends SIGUSR2. It may come once for each thread of the parent; those after
-  the first change nothing.
+  Does nothing unless the system is Linux and the environment variable JAXRLVR_PARENT holds the parent's id; a stage
+  that starts processes of other stages sets it for them. The kernel reports the end by SIGUSR2, once or once for each
+  thread of the parent; only the first one counts.
   """
   parent = os.environ.get(PARENT, "")
   if not parent.isdecimal() or not sys.platform.startswith("linux"):

@@ -109,11 +109,14 @@ def load(
       or extra.NAME. The target `boxed` takes the label from a solution: its last box, else its last line
       `#### ANSWER`, else the whole of a short one. Trace and solution go to extra.
     COLUMN==VALUE: rows with another value are left out.
-  COLUMN is a name. `a.b` is a path into structs or JSON text, `a|b` the first of these that the row has, and `a?` may
-  be missing. Of messages that end in an assistant turn, `a[:-1]` is all but that turn and `a[-1]` its text.
+  COLUMN is a name, or
+    a.b: a path into structs or JSON text
+    a|b: the first of these that the row has
+    a?: a column that may be missing or null; only for extra, extra.NAME and boxed
+    a[:-1], a[-1]: of messages that end in an assistant turn, all but that turn, and its text
   A label is a text or a number; if its last line is `#### ANSWER`, that is the label. If it is a list of texts, or JSON
-  of one, each is right: the first becomes the label and the others go to extra["also"]. Without a column for it, the
-  truth is the label.
+  of one, each is right: the first becomes the label and the others go to extra["also"]. Without a column for the truth
+  it is extra["original_ground_truth"], for graph tasks the solution in `extra`, else the label.
 
   Rows that `prepared.save` wrote need no columns and bring their verifiers. Raises InputError if `verifier` is not
   "auto" for these, for wrong `columns`, for more than `skip_bad` bad rows, and where no problem is left.
