@@ -8,7 +8,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from ml_collections import ConfigDict
@@ -22,56 +22,87 @@ from jaxrlvr.planning import tpu
 from jaxrlvr.stages import plan_programs
 from jaxrlvr.stages.plan_programs import Measured, Program
 
-# Compiles the programs of a config whose names are given (None: all), takes the others from the last argument, and
-# returns all by name. Raises InputError for settings with which the mesh can't split the work.
+# Compiles programs of a config's stage and returns what all of them take, by name. Takes the config, the names of the
+# programs to compile (None: all), and what the others take. Raises InputError for settings with which the mesh can't
+# split the work.
 Measure = Callable[[ConfigDict, Collection[str] | None, Mapping[str, Measured]], dict[str, Measured]]
+_LEAST_VOCAB_CHUNK = 2048  # a smaller model.vocab_chunk is not halved
+_MOST_EXCESS = 2.0**20  # `_more` takes no factor above it
 
 
-class Try(NamedTuple):
+class _Try(NamedTuple):
   """A setting that may make a program fit."""
 
   key: str  # a config key; below the group of the stage if it begins with a dot
   helps: tuple[str, ...]  # programs that take less memory with it: "lay out", "prefill", "decode", "score", "update"
-  eases: str  # "temporaries"; or "arguments", where it lowers these and what lies beside them too
-  next: Callable  # (present value, by which factor temporaries are too large) -> values to try, the best first
+  eases: str  # what it lowers: "temporaries", or "arguments" with whatever lies in memory beside them
+  # Takes the present value and how many times too large the temporaries are (inf: there is no room for any); returns
+  # the values to try, the best first, or [].
+  next: Callable[[Any, float], list]
 
 
 def _more(value: int, excess: float) -> list[int]:
   """Returns the value times the power of two that `excess` calls for, then times the smaller ones, down to twice it."""
-  power = max(1, math.ceil(math.log2(min(max(excess, 2.0), 2.0**20))))
+  power = max(1, math.ceil(math.log2(min(max(excess, 2.0), _MOST_EXCESS))))
   return [value * 2**n for n in range(power, 0, -1)]
+
+
+def _more_remat(value: str, excess: float) -> list[str]:
+  return {"none": ["dots", "full"], "dots": ["full"]}.get(value, [])
+
+
+def _half_vocab_chunk(value: int, excess: float) -> list[int]:
+  return [value // 2] if value > _LEAST_VOCAB_CHUNK else []
+
+
+def _all_devices(value: int, excess: float) -> list[int]:
+  return [-1] if value != -1 else []
+
+
+def _double_or_first(value: int, excess: float) -> list[int]:
+  return [2 * value] if value else [2, 4, 8]
+
+
+def _double(value: int, excess: float) -> list[int]:
+  return [2 * value]
+
+
+def _bfloat16(value: str, excess: float) -> list[str]:
+  return ["bfloat16"] if value == "float32" else []
 
 
 _SAMPLING = ("lay out", "prefill", "decode")
 _ALL = (*_SAMPLING, "score", "update")
 # The settings to try, in the order of the speed that they cost.
-TRIES = (
-  Try(".microbatches", ("score", "update"), "temporaries", _more),
-  Try(".sample_parts", ("prefill", "decode"), "temporaries", _more),
-  Try("model.remat", ("update",), "temporaries", lambda v, _: {"none": ["dots", "full"], "dots": ["full"]}.get(v, [])),
-  Try("model.vocab_chunk", ("score", "update"), "temporaries", lambda v, _: [v // 2] if v > 2048 else []),
-  Try("mesh.fsdp", _ALL, "arguments", lambda v, _: [-1] if v != -1 else []),
-  Try("mesh.sample_tensor", _SAMPLING, "arguments", lambda v, _: [2 * v] if v else [2, 4, 8]),
-  Try(".optim.moment", _ALL, "arguments", lambda v, _: ["bfloat16"] if v == "float32" else []),
-  Try("mesh.tensor", _ALL, "temporaries", lambda v, _: [2 * v]),
+_TRIES = (
+  _Try(".microbatches", ("score", "update"), "temporaries", _more),
+  _Try(".sample_parts", ("prefill", "decode"), "temporaries", _more),
+  _Try("model.remat", ("update",), "temporaries", _more_remat),
+  _Try("model.vocab_chunk", ("score", "update"), "temporaries", _half_vocab_chunk),
+  _Try("mesh.fsdp", _ALL, "arguments", _all_devices),
+  _Try("mesh.sample_tensor", _SAMPLING, "arguments", _double_or_first),
+  _Try(".optim.moment", _ALL, "arguments", _bfloat16),
+  _Try("mesh.tensor", _ALL, "temporaries", _double),
 )
 
 
 class Fitted(NamedTuple):
-  """The result of `search`."""
+  """The result of `search`. It may still not fit: a program whose `refused` is not "" or whose `total` is too large."""
 
-  config: ConfigDict
-  programs: dict[str, Measured]  # the programs of the config by name
-  changes: dict[str, object]  # {key: value} in which the config differs from the config that was given to `search`
+  config: ConfigDict  # the config as changed
+  programs: dict[str, Measured]  # what the programs of that config take, by name
+  changes: dict[str, object]  # {config key: value} that were changed; {}: none
 
 
 def search(config: ConfigDict, stage: str, capacity: float, measure: Measure) -> Fitted:
-  """Changes settings until all programs of a stage fit into `capacity` bytes a chip, or TRIES has nothing left to try.
+  """Changes settings until all programs of a stage fit into `capacity` bytes a chip, or nothing is left to try.
 
-  stage: "pretrain", "cpt", "sft" or "rl". measure(config, names, programs): compiles the programs of a config whose
-  names are given (None: all), takes the others from `programs`, and returns all by name; it raises InputError for
-  settings with which the mesh can't split the work. Each change is one that TRIES lists for the first program that does
-  not fit, and is kept only if the program takes less memory with it. The result may still not fit.
+  stage: "pretrain", "cpt", "sft" or "rl", whose keys (config.STAGE) are changed. measure(config, names, programs):
+  compiles the programs of `config` whose names are in `names` (None: all), takes the others from `programs`, and
+  returns what all take by name; it raises InputError for settings with which the mesh can't split the work, which are
+  then not taken. The settings tried for the first program that does not fit are, the cheapest first, microbatches,
+  parts of sampling, rematerialisation, the vocabulary chunk, fsdp, the sharding of sampling, the moments' dtype and
+  tensor parallelism; a change is kept only if that program takes less memory with it. The result may still not fit.
   """
   programs, changes = measure(config, None, {}), {}
   untried = _tries_of_programs(config, stage, programs)
@@ -81,25 +112,27 @@ def search(config: ConfigDict, stage: str, capacity: float, measure: Measure) ->
       break
     name = too_large[0]
     program = programs[name]
-    room = capacity - program.arguments - program.beside - program.output  # for temporaries
-    hopeful = [entry for entry in untried[name] if entry.eases != "temporaries" or room > 0]
-    if not hopeful:
+    room_for_temporaries = capacity - program.arguments - program.beside - program.output
+    candidates = untried[name]
+    if room_for_temporaries <= 0:
+      candidates = [entry for entry in candidates if entry.eases != "temporaries"]
+    if not candidates:
       break
-    excess = program.temporaries / room if room > 0 else math.inf
-    better = _better(config, hopeful[0], name, excess, programs, measure)
-    if better is None:
-      untried[name].remove(hopeful[0])
+    excess = program.temporaries / room_for_temporaries if room_for_temporaries > 0 else math.inf
+    improved = _improve(config, candidates[0], name, excess, programs, measure)
+    if improved is None:
+      untried[name].remove(candidates[0])
     else:
-      config, programs = better.config, better.programs
-      changes |= better.changes
+      config, programs = improved.config, improved.programs
+      changes |= improved.changes
   return Fitted(config, programs, changes)
 
 
-def _tries_of_programs(config: ConfigDict, stage: str, programs: Collection[str]) -> dict[str, list[Try]]:
+def _tries_of_programs(config: ConfigDict, stage: str, programs: Collection[str]) -> dict[str, list[_Try]]:
   """Returns what can be tried for each program, with keys by their full names."""
   keys = values.names(config)
   tries = {name: [] for name in programs}
-  for entry in TRIES:
+  for entry in _TRIES:
     if entry.key.startswith("."):
       entry = entry._replace(key=stage + entry.key)
     if entry.key not in keys:
@@ -110,8 +143,8 @@ def _tries_of_programs(config: ConfigDict, stage: str, programs: Collection[str]
   return tries
 
 
-def _better(
-  config: ConfigDict, entry: Try, name: str, excess: float, programs: Mapping[str, Measured], measure: Measure
+def _improve(
+  config: ConfigDict, entry: _Try, name: str, excess: float, programs: Mapping[str, Measured], measure: Measure
 ) -> Fitted | None:
   """Returns the config with the first value of a setting with which a program takes less memory; None: there is
   none."""
@@ -134,14 +167,17 @@ def rows_of_programs(
 ) -> dict[str, dict]:
   """Returns a row for each program by name: memory as compiled, work as counted from shapes, and estimated times.
 
-  programs: those of a step. measured: the compiled ones by name. chip: on which they run. efficiency: the share of the
-  chip's speed that they are assumed to reach. All figures are those of one call on one chip; those of memory and
-  traffic are in bytes. A row has `arguments`, `temporaries`, `output` and `beside` (memory), `total` (their sum),
-  `seconds` (of compilation), `refused` (the compiler's message if it does not fit; "": it does), `times` (calls in a
-  step), `flops`, `model_flops` (without recomputation and masked-out products), `bytes` (moved to and from HBM),
-  `sent_bytes` and `sent` (by kind of collective; nan and None: unknown), `bound_seconds` and `bound_by` ("compute",
-  "memory" or "network", the slowest), `estimated_seconds` (`bound_seconds` / `efficiency`), `tokens_per_second`, and
-  `mfu` (share of the chip's peak FLOP/s that model_flops take).
+  programs: those of a step. measured: what each takes, by name. chip: on which they run. efficiency: the share of the
+  bound's speed, above 0 and at most 1, that they are assumed to reach. All figures are those of one call on one chip;
+  memory and traffic are in bytes. Keys of a row:
+    arguments, temporaries, output, beside, total (their sum), seconds, refused: as in `Measured`
+    times: calls in a step
+    flops, model_flops (without recomputation and masked-out products), bytes (moved to and from HBM)
+    sent ({kind of collective: {"times", "bytes"}}; None: unknown), sent_bytes (of all kinds; nan: unknown)
+    bound_seconds: the longest of the times that arithmetic, HBM traffic and collectives take at the chip's full speed
+    bound_by: which of these it is, "compute", "memory" or "network"
+    estimated_seconds (bound_seconds / efficiency), tokens_per_second (of all chips)
+    mfu: share of the chip's peak FLOP/s that model_flops take in estimated_seconds
   """
   rows = {}
   for program in programs:
@@ -175,7 +211,7 @@ def rows_of_programs(
   return rows
 
 
-COLUMNS = (
+_COLUMNS = (
   "program",
   "a step",
   "arguments",
@@ -196,15 +232,19 @@ COLUMNS = (
 
 
 def table_of_programs(rows: Mapping[str, Mapping], capacity: float) -> str:
-  """Returns the rows of `rows_of_programs` as a Markdown table without a line end; capacity: HBM bytes of a chip."""
-  lines = ["| " + " | ".join(COLUMNS) + " |", "|" + " --- |" * len(COLUMNS)]
+  """Returns the rows of `rows_of_programs` as a Markdown table without a line end.
+
+  rows: by the program's name, which is the first column. Memory is in GiB, traffic in GB, work in TFLOP, times in
+  seconds. A program that takes more than `capacity`, the HBM bytes of a chip, is marked "does not fit".
+  """
+  lines = ["| " + " | ".join(_COLUMNS) + " |", "|" + " --- |" * len(_COLUMNS)]
   for name, row in rows.items():
     lines.append("| " + " | ".join(_cells(name, row, capacity)) + " |")
   return "\n".join(lines)
 
 
 def _cells(name: str, row: Mapping, capacity: float) -> list[str]:
-  """Returns the cells of COLUMNS for one program."""
+  """Returns the cells of _COLUMNS for one program."""
   total = f"{row['total'] / tpu.GIB:.2f} of {capacity / tpu.GIB:.2f}"
   if not _fits(row, capacity):
     total += " **does not fit**"
@@ -236,12 +276,16 @@ def _fits(row: Mapping, capacity: float) -> bool:
 def plan(config: ConfigDict, workdir: str | Path) -> dict:
   """Plans the stage config.plan.stage on the TPU slice config.plan.topology, without a TPU.
 
-  Writes plan.md, prints it, and writes plan.json, whose content it returns: stage, slice, chips, capacity (HBM bytes of
-  a chip), parameters, attention, mesh and sample_mesh (sizes by axis), changes ({key: value} that make it fit),
-  efficiency, mean_tokens (of a response), step_seconds, steps, hours and chip_hours (of the run, estimated; 0 where
-  epochs say how long it is), programs (a row for each, see `rows_of_programs`) and fits. Raises InputError, after that,
-  where the run does not fit as configured; the message has the settings with which it does. Also raises InputError for
-  an unknown slice, a workdir on an object store, and where libtpu is not installed.
+  Compiles all programs of a step, anew at each call, and changes settings where they do not fit. Writes plan.md, prints
+  it, and writes plan.json, whose content it returns. Keys: stage; slice (name, kind and grid); chips (their number);
+  capacity (HBM bytes of a chip); parameters (number of weights); attention (the kernel); mesh and sample_mesh ({axis:
+  size}); changes ({config key: value} that were made so that it fits); efficiency; mean_tokens (assumed, of a
+  response); step_seconds, hours and chip_hours (estimated); steps (0, as hours and chip_hours then, where sft.epochs
+  says how long the run is); programs ({name: row of `rows_of_programs`}); fits (whether it fits with the changes).
+
+  Raises InputError before it compiles for an unknown slice, a config that can't be planned, a workdir on an object
+  store, and where libtpu is not installed. Raises InputError after both files are written where the run does not fit as
+  configured; the message has the settings with which it does.
   """
   if object_store.is_remote(workdir):
     raise InputError(
@@ -259,7 +303,7 @@ def plan(config: ConfigDict, workdir: str | Path) -> dict:
 
   fitted = search(config, config.plan.stage, where.chip.hbm, measure)
   content = _content(config, fitted, where, devices)
-  page = plan_page(config, content, where)
+  page = _page(config, content, where)
   workdir.mkdir(parents=True, exist_ok=True)
   logbook.write_json(workdir / "plan.json", content)
   (workdir / "plan.md").write_text(page + "\n")
@@ -289,7 +333,7 @@ def _compile(
       gib = measured.total / tpu.GIB
       print(f"{program.name}: {gib:.2f} GiB a chip, compiled in {measured.seconds:.0f} s", flush=True)
 
-  _, programs = plan_programs.of(config, where, devices)
+  _, programs = plan_programs.programs_of_stage(config, where, devices)
   sampling = [program for program in programs if program.name in _SAMPLING]  # in turn: decode needs prefill's results
   others = [program for program in programs if program.name not in _SAMPLING]
   with concurrent.futures.ThreadPoolExecutor(2) as pool:
@@ -304,7 +348,7 @@ def _content(config: ConfigDict, fitted: Fitted, where: tpu.Slice, devices: Sequ
   `hours` and `chip_hours` of the run (0 where config.sft.epochs says how long it is), and whether it `fits`.
   """
   p, stage = config.plan, config.plan.stage
-  policy, programs = plan_programs.of(fitted.config, where, devices)
+  policy, programs = plan_programs.programs_of_stage(fitted.config, where, devices)
   rows = rows_of_programs(programs, fitted.programs, where.chip, p.efficiency)
   step_seconds = sum(row["times"] * row["estimated_seconds"] for row in rows.values())
   steps = config[stage].steps
@@ -331,9 +375,10 @@ def _content(config: ConfigDict, fitted: Fitted, where: tpu.Slice, devices: Sequ
 
 
 def whether_it_fits(content: Mapping, where: tpu.Slice) -> str:
-  """Returns one line that says whether a plan fits its slice, with which changes, and if not which slice might do.
+  """Returns one line that says whether a run fits its slice, with which changes, and if not which slice might hold it.
 
-  content: of plan.json.
+  Such as "fits v5e-8 with --config.rl.microbatches=4", or "does not fit v5e-1, not even with ...; estimate: 4 chips,
+  v5e-4". content: that of plan.json, of which changes, fits and programs are read. where: the slice.
   """
   changes = " ".join(f"--config.{key}={value}" for key, value in content["changes"].items())
   if content["fits"]:
@@ -345,7 +390,7 @@ def whether_it_fits(content: Mapping, where: tpu.Slice) -> str:
   return f"does not fit {where.name}, not even with {changes or 'other settings'}; estimate: {chips} chips, {larger}"
 
 
-def plan_page(config: ConfigDict, content: Mapping, where: tpu.Slice) -> str:
+def _page(config: ConfigDict, content: Mapping, where: tpu.Slice) -> str:
   """Returns the text of plan.md, in Markdown: whether it fits, a table of the programs, and the estimated times.
 
   config: the config as planned for. content: what plan.json holds. where: the slice.

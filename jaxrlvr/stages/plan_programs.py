@@ -9,7 +9,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -37,35 +37,35 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 class Program(NamedTuple):
-  """A program of a stage before it is compiled. Bytes and cost are those of one chip."""
+  """A program of a stage before it is compiled. Bytes and cost are those of one call on one chip."""
 
-  name: str
+  name: str  # "lay out", "prefill", "decode", "score" or "update"
   times: int  # how often a step of the run calls it
   arguments: float  # bytes of its arguments
-  beside: float  # bytes that are in memory while it runs and are no arguments
-  lower: (
-    Callable  # ({name: Measured} of the programs before it) -> the lowered program; None: one of these does not fit
-  )
-  cost: flops.Cost
-  tokens: float  # number of tokens that a call works through or makes
-  trips: float = 1  # how often loops run whose end depends on data
+  beside: float  # bytes of other arrays that the run keeps in memory meanwhile, such as the optimizer state in sampling
+  # Traces the program: takes {name: Measured} of the programs that were compiled before it, and returns what
+  # `jax.jit(...).lower` returns; None where prefill, whose results it takes, does not fit.
+  lower: Callable[[Mapping[str, Measured]], Any]
+  cost: flops.Cost  # its work, counted from shapes
+  tokens: float  # number of tokens that a call, on all chips together, scores, trains on or samples
+  trips: float = 1  # assumed number of turns of loops whose end depends on data
 
 
 class Measured(NamedTuple):
-  """A compiled program. Bytes are those of one chip."""
+  """What a compiled program takes. Bytes are those of one call on one chip."""
 
   arguments: float  # bytes of its arguments
-  temporaries: float  # with the program's own code
-  output: float  # without results that lie in donated arguments
-  beside: float  # bytes that are in memory while it runs and are no arguments
-  seconds: float  # of compilation
-  refused: str  # the compiler's message if the program does not fit into memory, else ""
-  sent: dict[str, collectives.Traffic] | None  # by kind of collective; None: the compiled program can't be read
-  results: object = None  # shardings of its results
+  temporaries: float  # bytes of intermediate results and of the program's code; inf: unknown, and it does not fit
+  output: float  # bytes of its results, without those that lie in donated arguments
+  beside: float  # bytes of other arrays that the run keeps in memory meanwhile, as `Program.beside`
+  seconds: float  # time of compilation
+  refused: str  # the compiler's message if the program does not fit into memory; "": it fits
+  sent: dict[str, collectives.Traffic] | None  # traffic by kind of collective; None: the program's text can't be read
+  results: object = None  # tree of the shardings of its results; None: it was refused
 
   @property
   def total(self) -> float:
-    """Bytes of a chip that are in memory while it runs."""
+    """Bytes in a chip's memory while it runs: arguments, temporaries, output and beside."""
     return self.arguments + self.temporaries + self.output + self.beside
 
 
@@ -115,9 +115,11 @@ def _in(mesh, function):
 
 
 def abstract_policy(config: ConfigDict, where: tpu.Slice, devices: Sequence[jax.Device]) -> build_policy.Policy:
-  """Returns the policy of a config on a slice, with sharded shapes in the place of weights and without a tokenizer.
+  """Returns the policy of a config on a TPU slice, with sharded shapes in the place of its weights.
 
-  Raises InputError where nothing says how many tokens it has.
+  where: the slice. devices: those of the slice, as `open_topology` returns them, or as many others. The policy has the
+  shape of config.init or config.model.path, else that of config.model; its tokenizer is None. Raises InputError where
+  nothing says how large its vocabulary is (config.model.vocab = 0), and where the mesh does not suit the devices.
   """
   model, recorded = build_policy.find_model(config), object_store.path(config.init) / build_policy.POLICY_FILE
   if model is None and not recorded.is_file() and not config.model.vocab:
@@ -140,17 +142,27 @@ def abstract_policy(config: ConfigDict, where: tpu.Slice, devices: Sequence[jax.
   return build_policy.Policy(spec, None, params, mesh, sample_mesh, {})
 
 
-def of(
-  config: ConfigDict, where: tpu.Slice, devices: Sequence[jax.Device]
-) -> tuple[build_policy.Policy, list[Program]]:
-  """Returns (abstract policy, programs in the order in which a step calls them) for the stage config.plan.stage."""
+class StagePrograms(NamedTuple):
+  """The programs of a step of a stage."""
+
+  policy: build_policy.Policy  # with shapes in the place of weights, as `abstract_policy` returns it
+  programs: list[Program]  # in the order in which a step calls them
+
+
+def programs_of_stage(config: ConfigDict, where: tpu.Slice, devices: Sequence[jax.Device]) -> StagePrograms:
+  """Returns the programs of a step of the stage config.plan.stage on a TPU slice, none of them compiled.
+
+  For pretrain, cpt and sft it is "update" alone; for rl they are "lay out" (weights for sampling), "prefill", "decode",
+  "score" (only with a reference model or several updates a step) and "update". where, devices: as for
+  `abstract_policy`. Raises InputError as that does, and where the mesh can't split the rows or batches.
+  """
   policy = abstract_policy(config, where, devices)
   if config.plan.stage == "rl":
-    return policy, rl_programs(config, policy)
-  return policy, language_programs(config, policy)
+    return StagePrograms(policy, _rl_programs(config, policy))
+  return StagePrograms(policy, _language_programs(config, policy))
 
 
-def language_programs(config: ConfigDict, policy: build_policy.Policy) -> list[Program]:
+def _language_programs(config: ConfigDict, policy: build_policy.Policy) -> list[Program]:
   """Returns the programs of a step of pretrain, cpt or sft (config.plan.stage): one, named "update".
 
   policy: with shapes in the place of weights, as `abstract_policy` returns it. Raises InputError where the mesh can't
@@ -175,7 +187,8 @@ def _update(
   s: settings of the stage. live: shape of the number of microbatches that hold tokens, of which there are `trips`;
   None: all do.
   """
-  trips, slots = trips or s.microbatches, layout.slots
+  trips = trips or s.microbatches
+  slots = layout.slots
   rows = jax.tree.leaves(batch)[0].shape[0] // s.microbatches * trips
   state = _abstract(*build_policy.state_shapes(policy, optimizer))
   rate = _replicated(policy.mesh, (), jnp.float32)
@@ -196,7 +209,7 @@ def _update(
   )
 
 
-def rl_programs(config: ConfigDict, policy: build_policy.Policy) -> list[Program]:
+def _rl_programs(config: ConfigDict, policy: build_policy.Policy) -> list[Program]:
   """Returns the programs of a step of RL: sampling, scoring by the reference model and the old policy, updates.
 
   They are named "lay out", "prefill", "decode", "score" (only with a reference model or several updates a step) and
@@ -390,11 +403,13 @@ def _batch(config: ConfigDict, policy: build_policy.Policy, learner: Learner) ->
   return _rows(policy.mesh, batch)
 
 
-def compile_program(program: Program, done: dict, devices: int) -> Measured:
-  """Compiles a program and returns what it takes, also where it does not fit into a chip's memory.
+def compile_program(program: Program, done: Mapping[str, Measured], devices: int) -> Measured:
+  """Compiles a program and measures what it takes, also where it does not fit into a chip's memory.
 
-  done: the programs that were compiled before, by name; decode needs prefill among them. devices: number of the mesh's
-  devices. A program that does not fit has the compiler's message in `refused`. Raises other errors of the compiler.
+  done: what the programs that were compiled before take, by name, among them prefill if this is decode; it is not
+  changed. devices: number of devices that the program runs on, from which the traffic of collectives follows. A program
+  that does not fit has the compiler's message in `refused`, the temporaries that this names, and no output. Raises
+  other errors of the compiler (JaxRuntimeError).
   """
   begun = time.monotonic()
   try:
@@ -451,9 +466,10 @@ def _sent(compiled, devices: int, trips: float) -> dict[str, collectives.Traffic
 
 
 def open_topology(where: tpu.Slice) -> Sequence[jax.Device]:
-  """Returns the devices of a slice to compile for; no such devices need to exist. jax then runs on the CPU.
+  """Returns the devices of a TPU slice to compile for; none of them needs to exist.
 
-  Raises InputError where libtpu is not installed or does not know the topology.
+  Sets jax_platforms to "cpu" and libtpu's environment variables for this process, so that neither looks for a TPU; call
+  it before jax has begun to use devices. Raises InputError where libtpu is not installed or does not know the topology.
   """
   if importlib.util.find_spec("libtpu") is None:
     raise InputError(

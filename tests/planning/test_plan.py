@@ -233,7 +233,7 @@ def test_programs_of_a_step_without_a_tpu():
   """On fake devices: what shapes say of the arguments is what the compiler finds, and decode follows prefill."""
   changes = {"rl.shrink": 0, "model.attention": "reference", "model.vocab": 64, "mesh.fsdp": -1, "model.layers": 1}
   config = configs.derive(configs.load("smoke"), changes | {"rl.sample_parts": 1, "rl.microbatches": 2})
-  policy, listed = plan_programs.of(config, tpu.find_slice("v5e-8"), jax.devices())
+  policy, listed = plan_programs.programs_of_stage(config, tpu.find_slice("v5e-8"), jax.devices())
   assert [(p.name, p.times) for p in listed] == [(n, 1) for n in ("lay out", "prefill", "decode", "score", "update")]
   rows = 8 * config.rl.group_size
   assert listed[-1].tokens == rows * (config.rl.prompt_tokens + config.rl.response_tokens)
