@@ -535,7 +535,7 @@ def _verifier(extra: Mapping, choice: str) -> str:
 
   Raises BadCell for "graph" without a graph task, and where `extra` lacks what the graph task needs.
   """
-  if choice in ("math", "choice"):
+  if choice not in ("auto", "graph"):
     return choice
   task = extra.get("source_dataset")
   if task not in GRAPH_TASKS:

@@ -126,6 +126,12 @@ def test_label_truth_and_verifier(tmp_path):
     load(path, "grpah")
 
 
+def test_a_verifier_that_a_user_adds_grades_all_rows_that_name_it(tmp_path, monkeypatch):
+  monkeypatch.setattr(layout, "VERIFIER_CHOICES", (*layout.VERIFIER_CHOICES, "integer"))
+  path = write(tmp_path / "a.parquet", [row(), row([{"role": "user", "content": "b"}], "5", ISLAND)])
+  assert [problem.verifier for problem in load(path, "integer")] == ["integer", "integer"]
+
+
 @pytest.mark.parametrize(
   ("broken", "said"),
   [
