@@ -75,25 +75,26 @@ def _keep(run: Run, problems: Sequence[Problem], rows: Mapping[str, dict]) -> di
 
   rows: the row of each problem by its id. Problems of which no sample could be graded are left out.
   """
-  f = run.config.filter
+  settings = run.config.filter
+  allowed = f"{settings.low} to {settings.high} times in {settings.samples}"
   solved = {problem.id: rows[problem.id]["solved"] for problem in problems if rows[problem.id]["scored"]}
   kept = []
   for problem in problems:
-    if f.low <= solved.get(problem.id, -1) <= f.high:
-      extra = {**problem.extra, "solved": solved[problem.id], "samples": f.samples}
+    if settings.low <= solved.get(problem.id, -1) <= settings.high:
+      extra = {**problem.extra, "solved": solved[problem.id], "samples": settings.samples}
       kept.append(dataclasses.replace(problem, extra=extra))
   if not kept:
     raise InputError(
-      f"none of {len(problems)} problems is solved {f.low} to {f.high} times in {f.samples}; {run.home}/rows tells"
+      f"none of {len(problems)} problems is solved {allowed}; {run.home}/rows tells"
       " how often each is; take other problems, another policy, or another range in another workdir"
     )
   problems_solved = Counter(solved.values())
-  histogram = [problems_solved[times] for times in range(f.samples + 1)]
-  charts.write_histogram(run.workdir / "histogram.png", histogram, f"Problems by solve@{f.samples}")
+  histogram = [problems_solved[times] for times in range(settings.samples + 1)]
+  charts.write_histogram(run.workdir / "histogram.png", histogram, f"Problems by solve@{settings.samples}")
   prepared.save(run.workdir / _PROBLEMS_FILE, kept)
   print(
-    f"{run.home / _PROBLEMS_FILE}: {len(kept)} of {len(problems)} problems are solved {f.low} to {f.high} times in "
-    f"{f.samples}; {histogram[0]} never, {histogram[-1]} always"
+    f"{run.home / _PROBLEMS_FILE}: {len(kept)} of {len(problems)} problems are solved {allowed}; "
+    f"{histogram[0]} never, {histogram[-1]} always"
   )
   unscored: Counter[str] = Counter()
   for row in rows.values():
@@ -247,8 +248,8 @@ def _new_labels(config: ConfigDict, drawn: rollout.Drawn, grade: Grade) -> list[
   A row has `id`, `truth`, `label` (the most frequent answer that may be the new label; None: there is none), `votes`
   (how many samples gave it) and `samples` (how many samples there are).
   """
-  c, problems = config.corrupt, drawn.answers.problems
-  may_be_label = _MAY_BE_LABEL[c.label]
+  settings, problems = config.corrupt, drawn.answers.problems
+  may_be_label = _MAY_BE_LABEL[settings.label]
   answers_PG = drawn.answer_PG
   rows = []
   for problem, election, answers in zip(problems, elect(problems, answers_PG, grade), answers_PG, strict=True):
@@ -259,7 +260,7 @@ def _new_labels(config: ConfigDict, drawn: rollout.Drawn, grade: Grade) -> list[
       if may_be_label(problem, answer, grade):
         label, votes = answer, count
         break
-    rows.append({"id": problem.id, "truth": problem.truth, "label": label, "votes": votes, "samples": c.samples})
+    rows.append({"id": problem.id, "truth": problem.truth, "label": label, "votes": votes, "samples": settings.samples})
   return rows
 
 
@@ -268,13 +269,13 @@ def _write_gammas(run: Run, problems: Sequence[Problem], rows: Mapping[str, dict
 
   rows: the row of each problem that was sampled, by its id.
   """
-  c, seed = run.config.corrupt, run.config.seed
+  settings, seed = run.config.corrupt, run.config.seed
   new_labels = {}
   for problem in _in_random_order(seed, problems):
     if problem.id in rows and rows[problem.id]["label"] is not None:
       new_labels[problem.id] = rows[problem.id]["label"]
   files = {}
-  for gamma in c.gammas:
+  for gamma in settings.gammas:
     file = run.workdir / f"gamma_{gamma:.2f}.jsonl"
     count = round(gamma * len(problems))
     relabelled = set(list(new_labels)[:count])
@@ -287,7 +288,9 @@ def _write_gammas(run: Run, problems: Sequence[Problem], rows: Mapping[str, dict
     files[file.name] = {"gamma": gamma, "relabelled": len(relabelled), "sha256": digest}
     print(f"{run.home / file.name}: {len(relabelled)} of {len(problems)} labels are the policy's own")
     if len(relabelled) < count:
-      _LOG.warning("%s: %d were asked for; the others have no such answer in %d samples", file.name, count, c.samples)
+      _LOG.warning(
+        "%s: %d were asked for; the others have no such answer in %d samples", file.name, count, settings.samples
+      )
   without = sorted(row["id"] for row in rows.values() if row["label"] is None)
   return {"problems": len(problems), "sampled": len(rows), "without_such_answer": without, "files": files}
 

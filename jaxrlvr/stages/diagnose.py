@@ -42,14 +42,15 @@ def diagnose(config: ConfigDict, workdir: str | Path) -> dict:
   then asks for these only. Raises InputError for a judge that can't run in several processes, and for a policy,
   problems or a reference that can't be read.
   """
-  d, j = config.diagnose, config.judge
-  if multihost.process_count() > 1 and j.name not in ("exact", "replay"):
-    raise InputError(f"config.judge.name = {j.name!r} judges in one process; leave out --distributed, or take exact")
+  if multihost.process_count() > 1 and config.judge.name not in ("exact", "replay"):
+    raise InputError(
+      f"config.judge.name = {config.judge.name!r} judges in one process; leave out --distributed, or take exact"
+    )
   with open_run(config, workdir, "diagnose") as run:
     policy = build_policy.load_policy(config)
-    judge = make_judge(config, j, run.workdir / "cache")
-    reference = faithful_diversity_of(d.reference)
-    with open_survey(run, policy, limit=d.problems) as survey:
+    judge = make_judge(config, config.judge, run.workdir / "cache")
+    reference = faithful_diversity_of(config.diagnose.reference)
+    with open_survey(run, policy, limit=config.diagnose.problems) as survey:
       survey.begin()
       if run.finished:
         return run.summary
@@ -62,23 +63,24 @@ def diagnose(config: ConfigDict, workdir: str | Path) -> dict:
     billions = policy_spec.count_weights(policy.spec) / 1e9
     verifiers = {problem.verifier for problem in survey.problems}
     like_references = prediction.resembles_references(billions, verifiers)
-    domain = prediction.domain_of(d.domain, config.problems.source, verifiers)
+    domain = prediction.domain_of(config.diagnose.domain, config.problems.source, verifiers)
     predictions = prediction.predict(figures, like_references, judging["problems"], domain, reference)
     diagnosis = {
       "domain": domain,
       "reference": reference,
       "figures": figures,
       "histogram": histogram,
-      "predictions": [p._asdict() for p in predictions],
+      "predictions": [predicted._asdict() for predicted in predictions],
       "near": like_references,
       "billions": billions,
       "judging": judging,
     }
     _write(run, diagnosis, predictions, names_held_out(config, survey.problems))
-    if j.name == "http" and not judging["measured"]:  # the endpoint may answer another time
+    if config.judge.name == "http" and not judging["measured"]:  # the endpoint may answer another time
       raise TrainingStopped(
         f"{judging['missing']} of {judging['labels']} labels are missing, over config.judge.max_missing = "
-        f"{j.max_missing}; see that it answers (warnings above). The same command asks only for what is missing"
+        f"{config.judge.max_missing}; see that it answers (warnings above). The same command asks only for what is "
+        "missing"
       )
     return run.finish(dropped=survey.dropped, **diagnosis)
 
@@ -107,11 +109,10 @@ def _figures(config: ConfigDict, responses: Mapping[str, Sequence[Mapping]]) -> 
 
 def _select_for_judging(config: ConfigDict, responses: Mapping[str, Sequence[Mapping]]) -> list[Mapping]:
   """Returns the records to judge: the first judge.samples responses to each of judge.problems random problems."""
-  j = config.judge
-  problems = sorted(responses, key=lambda problem: random_sort_key(config.seed, problem))[: j.problems]
+  problems = sorted(responses, key=lambda problem: random_sort_key(config.seed, problem))[: config.judge.problems]
   records: list[Mapping] = []
   for problem in problems:
-    records += responses[problem][: j.samples]
+    records += responses[problem][: config.judge.samples]
   return records
 
 

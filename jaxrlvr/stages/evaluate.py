@@ -54,9 +54,9 @@ class Evaluator:
     trained = build_policy.digests_of_training_prompts(config, training)
     self._sets, self.left_out = load_held_out(config, policy, service, trained, training)
     self.overlap = None if trained is None else count_overlaps(config, self._sets, trained)
-    e = config.evaluate
+    settings = config.evaluate
     self._sampler = rollout.Sampler(
-      config, policy, "evaluate", group=e.samples, temperature=e.temperature, top_k=0, top_p=1.0
+      config, policy, "evaluate", group=settings.samples, temperature=settings.temperature, top_k=0, top_p=1.0
     )
     self.problems: list[Problem] = []
     self.dropped = 0
@@ -64,7 +64,7 @@ class Evaluator:
       self.problems += loaded.problems
       self.dropped += loaded.dropped
     sizes = [len(loaded.problems) for loaded in self._sets.values()]
-    self._batch_size = self._sampler.batch_size(e.problems_per_batch, max(sizes))  # one shape for all sets
+    self._batch_size = self._sampler.batch_size(settings.problems_per_batch, max(sizes))  # one shape for all sets
     self.batches = sum(-(-size // self._batch_size) for size in sizes)
     cure = "config.rl.response_tokens, config.evaluate.problems_per_batch or config.evaluate.samples"
     self._sampler.check_memory("an evaluation", self._batch_size, cure)
@@ -225,24 +225,26 @@ def chosen_sets(config: ConfigDict, training: Sequence[Problem]) -> dict[str, di
   file. Files that the study did not release are left out with a warning where they are missing. Raises InputError for
   any other missing file, and where nothing says which problems are held out.
   """
-  h = config.heldout
-  if not h.sets and not h.domain:
-    return {h.name: {} if h.source else _settings_like_training(config, training)}
+  heldout = config.heldout
+  if not heldout.sets and not heldout.domain:
+    return {heldout.name: {} if heldout.source else _settings_like_training(config, training)}
   try:
-    files, absent = eval_sets.find_files(h.sets, h.domain, object_store.local(h.folder), h.prompts)
+    files, absent = eval_sets.find_files(
+      heldout.sets, heldout.domain, object_store.local(heldout.folder), heldout.prompts
+    )
   except InputError as error:
     raise InputError(f"config.heldout: {error}") from error
   if absent:
-    _LOG.warning("%s: not among the study's files and not in %s; left out", ", ".join(absent), h.folder)
+    _LOG.warning("%s: not among the study's files and not in %s; left out", ", ".join(absent), heldout.folder)
   changes: dict[str, dict] = {}
-  for name in eval_sets.set_names(h.sets, h.domain):
+  for name in eval_sets.set_names(heldout.sets, heldout.domain):
     if name in eval_sets.GENERATED_SETS:
       changes[name] = {"source": "arithmetic", "verifier": "auto", "columns": (), **eval_sets.GENERATED_SETS[name]}
   for name, file in files.items():
     verifier = eval_sets.EVAL_SETS[name].verifier
     changes[name] = dict(source=str(file), verifier=verifier, count=0, columns=(), split="", copies="drop")
-  if h.source:
-    changes[h.name] = {}
+  if heldout.source:
+    changes[heldout.name] = {}
   return changes
 
 
@@ -252,8 +254,8 @@ def names_held_out(config: ConfigDict, training: Sequence[Problem]) -> bool:
   It does where heldout.source, heldout.sets or heldout.domain is set, and where a generator makes the problems in
   `training` and so makes others like them.
   """
-  h = config.heldout
-  return bool(h.source or h.sets or h.domain) or _is_generated(config, training)
+  heldout = config.heldout
+  return bool(heldout.source or heldout.sets or heldout.domain) or _is_generated(config, training)
 
 
 def _is_generated(config: ConfigDict, training: Sequence[Problem]) -> bool:
@@ -270,12 +272,12 @@ def _settings_like_training(config: ConfigDict, training: Sequence[Problem]) -> 
   (): the problems of `config.problems` are read, so that a policy is evaluated as in RL. Raises InputError where no
   generator makes such problems.
   """
-  source, h = config.problems.source, config.heldout
+  source, heldout = config.problems.source, config.heldout
   if source in problem_lists.GENERATORS:
-    heldout_kinds_are_unset = set(h.kinds) <= set(arithmetic.KINDS)  # the default names a kind of arithmetic
+    heldout_kinds_are_unset = set(heldout.kinds) <= set(arithmetic.KINDS)  # the default names a kind of arithmetic
     if source != "arithmetic" and heldout_kinds_are_unset:
       return {"source": source, "kinds": config.problems.kinds}
-    return {"source": source, "kinds": h.kinds}
+    return {"source": source, "kinds": heldout.kinds}
   training = training or rollout.read_problems(config, "problems")
   if _is_generated(config, training):
     return {"source": "arithmetic"}

@@ -100,22 +100,22 @@ def export(config: ConfigDict, workdir: str | Path) -> dict:
   """
   if not (config.init or config.model.path):
     raise InputError("config.init is empty; name the run directory to export")
-  e = config.export
+  settings = config.export
   with open_run(config, workdir, "export") as run:
     policy = build_policy.load_policy(config)
     spec = dataclasses.replace(policy.spec, dtype="float32")
     tokenizer, mesh, origin = policy.tokenizer, policy.mesh, policy.origin
     ids = _special_ids(tokenizer)
-    hf_config = hf_weights.config_of(spec, e.dtype, ids)
+    hf_config = hf_weights.config_of(spec, settings.dtype, ids)
     run.begin(tokenizer=tokenizer.pieces(), origin=origin.get("digests"))
     if run.finished:
       return run.summary
     folder = run.workdir / build_policy.MODEL_FOLDER
     folder.mkdir(exist_ok=True)
     scores_as_trained = _probe(policy.params, spec, mesh)
-    scores_rounded = _probe(policy.params, spec, mesh, e.dtype)
-    hf_weights.save(folder, policy.params, spec, e.dtype, int(e.shard_gib * 2**30))
-    movement = movement_in_training(policy, e.dtype)
+    scores_rounded = _probe(policy.params, spec, mesh, settings.dtype)
+    hf_weights.save(folder, policy.params, spec, settings.dtype, int(settings.shard_gib * 2**30))
+    movement = movement_in_training(policy, settings.dtype)
     policy = None  # frees the policy's weights on the devices before the copy is loaded
     build_policy.copy_tokenizer(config, folder / build_policy.TOKENIZER_FILE, folder)
     if isinstance(tokenizer, SentencePiece):
@@ -139,7 +139,7 @@ def export(config: ConfigDict, workdir: str | Path) -> dict:
       cure = "" if movement.kept_of_training == 1 else "; to keep all of it take config.export.dtype=float32"
       print(
         f"Training moved {movement.moved_in_training:.2%} of the weights since {movement.trained_since}; "
-        f"{movement.kept_of_training:.2%} of these still differ after rounding to {e.dtype}{cure}"
+        f"{movement.kept_of_training:.2%} of these still differ after rounding to {settings.dtype}{cure}"
       )
     return run.finish(steps=0, difference=difference, reread=reread, **movement._asdict(), origin=origin)
 
@@ -228,5 +228,5 @@ def _probe(
 @functools.partial(jax.jit, static_argnames=("spec", "dtype"))
 def _rounded_score(params, tokens_BT, positions_BT, segments_BT, spec: policy_spec.Spec, dtype: str):
   """Scores tokens with weights rounded to `dtype`."""
-  rounded = {name: jax.lax.reduce_precision(w, *_BITS[dtype]) for name, w in params.items()}
+  rounded = {name: jax.lax.reduce_precision(weights, *_BITS[dtype]) for name, weights in params.items()}
   return score(rounded, tokens_BT, positions_BT, segments_BT, spec)

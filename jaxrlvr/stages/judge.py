@@ -189,13 +189,13 @@ def _responses_to_judge(config: ConfigDict) -> dict[int, list[dict]]:
   responses; fewer where fewer are recorded. Raises InputError where the run is not named, holds no responses, or its
   steps have no problem in common.
   """
-  j = config.judge
-  if not j.run:
+  settings = config.judge
+  if not settings.run:
     raise InputError("config.judge.run is empty; name the run directory whose responses are to be judged")
-  folder = Path(object_store.local(j.run))
+  folder = Path(object_store.local(settings.run))
   read_config(folder)
-  files = _recorded_files(folder, j.set)
-  steps = _choose_steps(files, j.steps, folder, config.saturation_tail)
+  files = _recorded_files(folder, settings.set)
+  steps = _choose_steps(files, settings.steps, folder, config.saturation_tail)
   responses = {step: _responses_by_problem(files[step]) for step in steps}
   common_problems = set.intersection(*map(set, responses.values()))
   if not common_problems:
@@ -203,12 +203,12 @@ def _responses_to_judge(config: ConfigDict) -> dict[int, list[dict]]:
       f"config.judge: no problem is at all of the steps {steps}; judge an evaluated set, whose problems are "
       "(config.judge.set), or fewer steps (config.judge.steps)"
     )
-  problems = sorted(common_problems, key=lambda problem: random_sort_key(config.seed, problem))[: j.problems]
+  problems = sorted(common_problems, key=lambda problem: random_sort_key(config.seed, problem))[: settings.problems]
   rows: dict[int, list[dict]] = {step: [] for step in steps}
   for step in steps:
     for problem in problems:
       responses_in_order = sorted(responses[step][problem], key=lambda row: row["sample"])
-      rows[step] += responses_in_order[: j.samples]
+      rows[step] += responses_in_order[: settings.samples]
   return rows
 
 
@@ -370,13 +370,13 @@ def judge(config: ConfigDict, workdir: str | Path) -> dict:
   InputError for wrong keys, responses that can't be read, or several processes, TrainingStopped where more than
   judge.max_missing of a step's labels are missing, and Interrupted after a signal.
   """
-  j = config.judge
+  settings = config.judge
   if multihost.process_count() > 1:
     raise InputError("the stage judge runs as one process; leave out --distributed")
   with open_run(config, workdir, "judge") as run:
-    panel = {"first": make_judge(config, j, run.workdir / "cache")}
-    if j.second.name:
-      panel["second"] = make_judge(config, j.second, run.workdir / "cache")
+    panel = {"first": make_judge(config, settings, run.workdir / "cache")}
+    if settings.second.name:
+      panel["second"] = make_judge(config, settings.second, run.workdir / "cache")
     responses = _responses_to_judge(config)
     run.begin(responses=list(responses.items()))
     if run.finished:
@@ -392,7 +392,7 @@ def judge(config: ConfigDict, workdir: str | Path) -> dict:
         labels_file = run.workdir / LABELS_FILE
         other_steps = [row for row in logbook.read_jsonl(labels_file) if row["step"] != step]
         logbook.write_jsonl(labels_file, other_steps + judged.labels)
-        _stop_if_missing(step, judged.labels, j.max_missing)
+        _stop_if_missing(step, judged.labels, settings.max_missing)
         logbook.write_jsonl(files[step], judged.responses)
       progress(number)
     return run.finish(**_write_figures(config, run, files))

@@ -53,10 +53,10 @@ def mix_of(config: ConfigDict, stage: str) -> built_in_text.Mix:
 
   stage: "pretrain", "cpt" or "sft".
   """
-  t = config.text
+  text = config.text
   if stage == "sft":
     return built_in_text.Mix(config.sft.levels, thinking=config.sft.thinking, terse=config.sft.terse)
-  return built_in_text.Mix(t.levels, t.filler, t.facts, t.careful, t.guess_right, kinds=t.kinds)
+  return built_in_text.Mix(text.levels, text.filler, text.facts, text.careful, text.guess_right, kinds=text.kinds)
 
 
 def tokenizer(config: ConfigDict, workdir: str | Path) -> dict:
@@ -105,29 +105,36 @@ def texts(config: ConfigDict, stage: str, tokenizer: Tokenizer) -> Texts:
 
 def _sft_texts(config: ConfigDict, tokenizer: Tokenizer) -> Texts:
   """Returns the solutions of config.sft.source as documents, and warns of rows that are left out."""
-  s = config.sft
+  settings = config.sft
   with _errors_name("sft"), verifier_service(config) as service:
-    judge = functools.partial(_agree_with_labels, service, config.answer.read) if s.verified else None
+    judge = functools.partial(_agree_with_labels, service, config.answer.read) if settings.verified else None
     problems, counts = corpus.sft_problems(
-      s.source, s.columns, tokenizer, s.max_tokens or s.row_tokens, s.system, s.skip_bad, judge, s.thinking
+      settings.source,
+      settings.columns,
+      tokenizer,
+      settings.max_tokens or settings.row_tokens,
+      settings.system,
+      settings.skip_bad,
+      judge,
+      settings.thinking,
     )
   if counts["unclosed"] or counts["untraced"]:
     _LOG.warning(
       "config.sft.source: %s: rows are left out: unclosed, no answer behind their think tags; untraced, no trace where "
       "others have one (%s)",
-      s.source,
+      settings.source,
       counts_in_words(counts),
     )
   file_figures = {"problems": len(problems), "digest": logbook.digest(problems), **counts}
-  text = corpus.responses(problems, config.seed, s.thinking)
-  if not s.epochs:
+  text = corpus.responses(problems, config.seed, settings.thinking)
+  if not settings.epochs:
     return Texts(text, file_figures, None, problems)
   length_of_problem = []
   for problem in problems:
-    document = built_in_text.document(corpus.response(problem, s.thinking), tokenizer)
+    document = built_in_text.document(corpus.response(problem, settings.thinking), tokenizer)
     length_of_problem.append(len(document.ids))
   lengths = []
-  for number in range(s.epochs * len(problems)):
+  for number in range(settings.epochs * len(problems)):
     lengths.append(length_of_problem[shuffled_index(config.seed, number, len(problems))])
   return Texts(text, file_figures, lengths, problems)
 

@@ -347,9 +347,9 @@ def _content(config: ConfigDict, fitted: Fitted, where: tpu.Slice, devices: Sequ
   Beside what was planned it has the `changes` that make it fit, a row for each of the `programs`, `step_seconds`,
   `hours` and `chip_hours` of the run (0 where config.sft.epochs says how long it is), and whether it `fits`.
   """
-  p, stage = config.plan, config.plan.stage
+  stage = config.plan.stage
   policy, programs = plan_programs.programs_of_stage(fitted.config, where, devices)
-  rows = rows_of_programs(programs, fitted.programs, where.chip, p.efficiency)
+  rows = rows_of_programs(programs, fitted.programs, where.chip, config.plan.efficiency)
   step_seconds = sum(row["times"] * row["estimated_seconds"] for row in rows.values())
   steps = config[stage].steps
   hours = step_seconds * steps / 3600
@@ -363,8 +363,8 @@ def _content(config: ConfigDict, fitted: Fitted, where: tpu.Slice, devices: Sequ
     "mesh": dict(policy.mesh.shape),
     "sample_mesh": dict(policy.sample_mesh.shape),
     "changes": fitted.changes,
-    "efficiency": p.efficiency,
-    "mean_tokens": p.mean_tokens or config.rl.response_tokens,
+    "efficiency": config.plan.efficiency,
+    "mean_tokens": config.plan.mean_tokens or config.rl.response_tokens,
     "step_seconds": step_seconds,
     "steps": steps,
     "hours": hours,

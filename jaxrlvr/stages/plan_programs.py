@@ -169,33 +169,44 @@ def _language_programs(config: ConfigDict, policy: build_policy.Policy) -> list[
   split the rows.
   """
   stage = config.plan.stage
-  s = config[stage]
-  sharding.check_divisible(policy.mesh, f"config.{stage}.rows", (s.rows // s.microbatches,), ("batch",))
-  ints: Any = jax.ShapeDtypeStruct((s.rows, s.row_tokens), jnp.int32)
-  floats: Any = jax.ShapeDtypeStruct((s.rows, s.row_tokens), jnp.float32)
+  settings = config[stage]
+  sharding.check_divisible(policy.mesh, f"config.{stage}.rows", (settings.rows // settings.microbatches,), ("batch",))
+  ints: Any = jax.ShapeDtypeStruct((settings.rows, settings.row_tokens), jnp.int32)
+  floats: Any = jax.ShapeDtypeStruct((settings.rows, settings.row_tokens), jnp.float32)
   batch = _rows(policy.mesh, objective.TextBatch(ints, ints, ints, floats))
-  optimizer, _ = build_policy.make_optimizer(s.optim, max(s.steps, 1))
+  optimizer, _ = build_policy.make_optimizer(settings.optim, max(settings.steps, 1))
   loss_fn = objective.language_modelling(policy.spec)
-  return [_update(policy, s, Separate(s.row_tokens), batch, loss_fn, optimizer)]
+  return [_update(policy, settings, Separate(settings.row_tokens), batch, loss_fn, optimizer)]
 
 
 def _update(
-  policy, s, layout: RowLayout, batch, loss_fn, optimizer, times: int = 1, beside: float = 0, live=None, trips: int = 0
+  policy,
+  settings,
+  layout: RowLayout,
+  batch,
+  loss_fn,
+  optimizer,
+  times: int = 1,
+  beside: float = 0,
+  live=None,
+  trips: int = 0,
 ) -> Program:
   """Returns the program of an update of a batch.
 
-  s: settings of the stage. live: shape of the number of microbatches that hold tokens, of which there are `trips`;
-  None: all do.
+  settings: those of the stage, as config.rl. live: shape of the number of microbatches that hold tokens, of which there
+  are `trips`; None: all do.
   """
-  trips = trips or s.microbatches
+  trips = trips or settings.microbatches
   slots = layout.slots
-  rows = jax.tree.leaves(batch)[0].shape[0] // s.microbatches * trips
+  rows = jax.tree.leaves(batch)[0].shape[0] // settings.microbatches * trips
   state = _abstract(*build_policy.state_shapes(policy, optimizer))
   rate = _replicated(policy.mesh, (), jnp.float32)
-  moment_bytes = jnp.dtype(s.optim.moment).itemsize
+  moment_bytes = jnp.dtype(settings.optim.moment).itemsize
 
   def lower(_):
-    return update.lower(state, batch, rate, live, loss_fn=loss_fn, optimizer=optimizer, microbatches=s.microbatches)
+    return update.lower(
+      state, batch, rate, live, loss_fn=loss_fn, optimizer=optimizer, microbatches=settings.microbatches
+    )
 
   return Program(
     name="update",
@@ -216,27 +227,27 @@ def _rl_programs(config: ConfigDict, policy: build_policy.Policy) -> list[Progra
   "update". policy: with shapes in the place of weights, as `abstract_policy` returns it. Raises InputError where the
   mesh can't split their batches.
   """
-  s, mesh = config.rl, policy.mesh
+  settings, mesh = config.rl, policy.mesh
   check_sizes(config, policy)
   learner, _ = make_learner(config, policy)
   state_bytes = _bytes(_abstract(*build_policy.state_shapes(policy, learner.optimizer)))
   reference = {}
-  if s.kl_beta:
+  if settings.kl_beta:
     for name, leaf in policy.params.items():
       reference[name] = jax.ShapeDtypeStruct(leaf.shape, policy.spec.dtype, sharding=leaf.sharding)
   batch = _batch(config, policy, learner)
   layout = learner.layout
   live = _replicated(mesh, (), jnp.int32)
-  trips = s.microbatches
-  if s.pack:
-    filled = layout.filled(s.prompt_tokens, config.plan.mean_tokens or s.response_tokens)
-    trips = math.ceil(s.microbatches * filled / layout.slots)
+  trips = settings.microbatches
+  if settings.pack:
+    filled = layout.filled(settings.prompt_tokens, config.plan.mean_tokens or settings.response_tokens)
+    trips = math.ceil(settings.microbatches * filled / layout.slots)
   resident = state_bytes + _bytes(reference)
   programs = _sampling(config, policy, resident)
   programs.append(_score(policy, learner, batch, reference, live, trips, resident))
   beside = _bytes(reference) + (learner.updates - 1) * _bytes(batch)
   programs.append(
-    _update(policy, s, layout, batch, learner.loss_fn, learner.optimizer, learner.updates, beside, live, trips)
+    _update(policy, settings, layout, batch, learner.loss_fn, learner.optimizer, learner.updates, beside, live, trips)
   )
   return [program for program in programs if program.times]
 
@@ -249,12 +260,12 @@ def _score(
   reference: shapes of the reference model's weights; {}: there is none. live, trips: as in `_update`. resident: bytes
   of a chip that the training state and the reference model take.
   """
-  s, mesh = learner.settings, policy.mesh
+  settings, mesh = learner.settings, policy.mesh
   slots = learner.layout.slots
-  rows = batch.tokens_RS.shape[0] // s.microbatches * trips
+  rows = batch.tokens_RS.shape[0] // settings.microbatches * trips
   params = reference or policy.params
   unscored = dataclasses.replace(batch, ref_logp_RS=None, old_logp_RS=None)
-  models = int(bool(s.kl_beta)) + int(learner.updates > 1)
+  models = int(bool(settings.kl_beta)) + int(learner.updates > 1)
   return Program(
     name="score",
     times=models * learner.updates,
@@ -280,15 +291,15 @@ class _SamplerShapes(NamedTuple):
 
 def _sampler_shapes(config: ConfigDict, policy: build_policy.Policy, sampling: Sampling, lay_out) -> _SamplerShapes:
   """Returns the shapes of sampling's arguments. lay_out: the function that lays out weights."""
-  s, spec, mesh = config.rl, policy.spec, policy.sample_mesh
-  problems = s.problems_per_step // s.sample_parts
+  settings, spec, mesh = config.rl, policy.spec, policy.sample_mesh
+  problems = settings.problems_per_step // settings.sample_parts
   shardings = sampling_weights.weight_shardings(spec, mesh, sampling.int8)
   weights = _abstract(jax.eval_shape(lay_out, policy.params), shardings)
-  tokens: Any = jax.ShapeDtypeStruct((problems, s.prompt_tokens), jnp.int32)
+  tokens: Any = jax.ShapeDtypeStruct((problems, settings.prompt_tokens), jnp.int32)
   lengths: Any = jax.ShapeDtypeStruct((problems,), jnp.int32)
   row_keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), problems * sampling.group))
   batch = _rows(mesh, Batch(tokens, lengths, row_keys))
-  states = 2 + sum(map(len, s.stop_strings))
+  states = 2 + sum(map(len, settings.stop_strings))
   stops = _replicated(mesh, (states, spec.vocab), jnp.int32)
   prefill = functools.partial(sampler.prefill, spec=spec, s=sampling, shards=sharding.shard_count(mesh, "batch"))
   with jax.set_mesh(mesh):
@@ -304,12 +315,12 @@ def _sampling(config: ConfigDict, policy: build_policy.Policy, resident: float) 
 
   resident: bytes of a chip that the training state and the reference model take.
   """
-  s, spec, mesh = config.rl, policy.spec, policy.sample_mesh
+  settings, spec, mesh = config.rl, policy.spec, policy.sample_mesh
   tokenizer: Any = SimpleNamespace(eos_ids=(0,), pad_id=0)  # the programs are the same whatever these ids are
-  sampling = rollout.sampling_settings(config, tokenizer, int8=s.sample_int8)
+  sampling = rollout.sampling_settings(config, tokenizer, int8=settings.sample_int8)
   lay_out = sampling_weights.lay_out_weights(spec, mesh, sampling.int8)
   shapes = _sampler_shapes(config, policy, sampling, lay_out)
-  problems = s.problems_per_step // s.sample_parts
+  problems = settings.problems_per_step // settings.sample_parts
   params_bytes = _bytes(policy.params)
   lay_out_program = Program(
     name="lay out",
@@ -324,12 +335,12 @@ def _sampling(config: ConfigDict, policy: build_policy.Policy, resident: float) 
   shards = sharding.shard_count(mesh, "batch")
   prefill_program = Program(
     name="prefill",
-    times=s.sample_parts,
+    times=settings.sample_parts,
     arguments=_bytes(arguments),
     beside=resident,
     lower=_in(mesh, lambda _: sampler.prefill.lower(*arguments, spec=spec, s=sampling, shards=shards)),
-    cost=flops.forward_cost(spec, problems, Separate(s.prompt_tokens), 1, _shards(mesh)),
-    tokens=problems * s.prompt_tokens,
+    cost=flops.forward_cost(spec, problems, Separate(settings.prompt_tokens), 1, _shards(mesh)),
+    tokens=problems * settings.prompt_tokens,
   )
   return [lay_out_program, prefill_program, _decode(config, policy, sampling, shapes, resident)]
 
@@ -338,17 +349,17 @@ def _decode(
   config: ConfigDict, policy: build_policy.Policy, sampling: Sampling, shapes: _SamplerShapes, resident: float
 ) -> Program:
   """Returns the program that decodes a part's responses with all of the KV cache, and so takes the most memory."""
-  s, spec, mesh = config.rl, policy.spec, policy.sample_mesh
+  settings, spec, mesh = config.rl, policy.spec, policy.sample_mesh
   shards = sharding.shard_count(mesh, "batch")
-  rows = s.problems_per_step // s.sample_parts * sampling.group
-  mean_tokens = config.plan.mean_tokens or s.response_tokens
+  rows = settings.problems_per_step // settings.sample_parts * sampling.group
+  mean_tokens = config.plan.mean_tokens or settings.response_tokens
   # The batch shrinks as rows finish: (rows a shard, decode steps with so many), the largest first.
-  levels = flops.level_steps(rows // shards, s.response_tokens, mean_tokens, s.shrink)
+  levels = flops.level_steps(rows // shards, settings.response_tokens, mean_tokens, settings.shrink)
   largest, _ = levels[0]
   shares = [live_rows / largest for live_rows, _ in levels]
   # Steps with the whole batch that send as much as all steps do.
   trips = sum(share * steps for share, (_, steps) in zip(shares, levels, strict=True)) / sum(shares)
-  full_blocks = (shapes.block,) * (-(-s.response_tokens // sampling.block_slots) - 1)
+  full_blocks = (shapes.block,) * (-(-settings.response_tokens // sampling.block_slots) - 1)
 
   def lower(measured):
     shardings = measured["prefill"].results
@@ -373,12 +384,12 @@ def _decode(
   arguments = (shapes.weights, shapes.stops, shapes.step, full_blocks, shapes.block, _rows(mesh, shapes.begun))
   return Program(
     name="decode",
-    times=s.sample_parts,
+    times=settings.sample_parts,
     arguments=_bytes(arguments),
     beside=resident,
     lower=_in(mesh, lower),
     cost=flops.decode_cost(
-      spec, sampling.group, s.prompt_tokens, sampling.block_slots, levels, _shards(mesh), sampling.int8
+      spec, sampling.group, settings.prompt_tokens, sampling.block_slots, levels, _shards(mesh), sampling.int8
     ),
     tokens=rows * mean_tokens,
     trips=trips,
