@@ -248,7 +248,7 @@ def _spec(file: epath.Path, config: Mapping) -> Spec:
   scaling = _rope_scaling(file, rope)
   if "rope_theta" in rope:
     config = {**config, "rope_theta": rope["rope_theta"]}
-  fields = _read_fields(file, _FIELDS, config) | family.switches
+  fields = {**_read_fields(file, _FIELDS, config), **family.switches}
   fields["kv_heads"] = fields["kv_heads"] or fields["heads"]
   if not fields["head_dim"]:
     is_qwen3 = "qk_norm" in family.switches
