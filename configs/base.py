@@ -1,8 +1,9 @@
 """Every config key: its default, what it must be, and what it means with its unit. Nothing else declares a key.
 
-An experiment's file starts from `jaxrlvr.config.base()`, a ConfigDict of these defaults, and changes some; on a command
-line it is `jaxrlvr STAGE --config=FILE[:ARG] --workdir=DIR --config.key=value`. A key that is not here is an error.
-A key with `may_change` may have another value when a run is resumed; all other keys must stay as they were.
+An experiment's file starts from `jaxrlvr.config.base()`, a ConfigDict of these defaults, and changes some; a command
+line changes one by --config.KEY=VALUE. `jaxrlvr STAGE --help` prints the keys that a stage reads, with these meanings.
+A key that is not here is an error. A key with `may_change` may have another value when a run is resumed; all other keys
+must stay as they were.
 """
 
 from collections.abc import Mapping
@@ -35,7 +36,7 @@ from jaxrlvr.config.rules import (
   rule,
 )
 
-COLUMNS = rule("strings `target=column`", lambda value: all(map(is_text, value)))
+COLUMNS = rule("strings `TARGET=COLUMN`", lambda value: all(map(is_text, value)))
 LEVELS = each(one_of_table("jaxrlvr.tasks.splits:LEVELS"))
 MESH = rule("-1 or at least 1", lambda value: value == -1 or value >= 1)
 
@@ -47,15 +48,17 @@ def optim(lr: float, schedule: str, warmup: float, b2: float) -> Group:
   o.schedule = Key(
     schedule,
     one_of_table("jaxrlvr.training.optimizer:SCHEDULES"),
-    "learning rate after the warm-up: constant | cosine | linear, of which the last two fall to `floor`",
+    "course of the learning rate after the warm-up: constant | cosine | linear; cosine and linear fall to optim.floor",
   )
   o.warmup = Key(warmup, DECAY, "share of the updates in which the learning rate rises linearly to lr")
   o.floor = Key(0.0, SHARE, "learning rate at the end of a cosine or linear schedule, as a share of lr")
-  o.b1 = Key(0.9, DECAY, "decay of AdamW's first moment")
-  o.b2 = Key(b2, DECAY, "decay of AdamW's second moment")
+  o.b1 = Key(0.9, DECAY, "decay of AdamW's first moment, the mean of gradients")
+  o.b2 = Key(b2, DECAY, "decay of AdamW's second moment, the mean of squared gradients")
   o.eps = Key(1e-8, POSITIVE, "small number that AdamW adds to the denominator")
   o.moment = Key("float32", DTYPE, "dtype of AdamW's first moment; bfloat16 saves 2 bytes for each weight")
-  o.weight_decay = Key(0.01, at_least(0.0), "AdamW's weight decay: each update shrinks a weight by lr times this share")
+  o.weight_decay = Key(
+    0.01, at_least(0.0), "AdamW's weight decay: each update shrinks every weight by this share times the learning rate"
+  )
   o.clip_norm = Key(1.0, at_least(0.0), "gradients with a larger global norm are scaled down to it; 0: no clipping")
   return o
 
@@ -69,7 +72,8 @@ def language_modelling(steps: Key, lr: float) -> Group:
   t.microbatches = Key(
     1,
     at_least(1),
-    "microbatches that the rows of an update are split into; more take less memory, the gradient stays the same",
+    "microbatches that the rows of an update are split into; with more an update needs less memory, and its gradient "
+    "stays the same",
     may_change=True,
   )
   t.optim = optim(lr, "cosine", warmup=0.05, b2=0.95)
@@ -83,22 +87,22 @@ def problems(source: Key, count: Key, seed: int) -> Group:
   p.columns = Key(
     (),
     COLUMNS,
-    "columns of the file that hold prompt, label and more: `prompt=A`, `label=B` (docs/data.md); (): found by their "
-    "names",
+    "columns of the file, each as TARGET=COLUMN; targets: prompt, label, boxed (a solution whose last box is the "
+    "label), truth, id, trace, solution, extra (docs/data.md); (): prompt and label, found by the columns' names",
   )
   p.split = Key(
     "",
     matching(r"[\w.-]*", "the name of a split, such as train or test, or all"),
-    "split to read of a folder or a set of the hub whose file names begin with a split (train-*, test-*, validation-*) "
-    "or whose files lie in folders of such names; all: every file; empty: train for problems, test or else validation "
-    "for heldout",
+    "split that is read of a folder, or a set of the hub, that is divided into splits: by the beginning of its file "
+    "names (train-*, test-*, validation-*), or by folders of such names; all: every file; empty: train for problems, "
+    "and for heldout test, or validation where there is no test",
   )
   p.system = Key("", TEXT, "system message that is put before prompts that have none")
   p.skip_bad = Key(
-    0, at_least(0), "most rows that may be skipped, and counted, as they can't be used; more are an error"
+    0, at_least(0), "how many rows that can't be used may be skipped; they are counted, and more are an error"
   )
   p.count = count
-  p.levels = Key((4,), LEVELS, "difficulties of generated problems, from 1 to 5, used in turn")
+  p.levels = Key((4,), LEVELS, "difficulties of generated problems, from 1 (easy) to 5, used in turn")
   p.kinds = Key(
     ("chain",),
     each(rule("a name", is_text)),
@@ -113,7 +117,8 @@ def problems(source: Key, count: Key, seed: int) -> Group:
   p.unreadable = Key(
     "warn",
     one_of("warn", "drop", "error"),
-    "what to do with problems whose label or truth the verifier can't parse: warn | drop (leave them out) | error",
+    "what to do with problems whose label or truth the verifier can't parse: warn (and keep them) | drop (leave them "
+    "out) | error",
   )
   p.too_long = Key(
     "error",
@@ -133,54 +138,61 @@ def judge(name: Key) -> Group:
   """Declares the keys of a judge, which labels the reasoning of responses."""
   o = Group()
   o.name = name
-  o.url = Key("", PLACE, "http: URL of the endpoint, without /chat/completions", may_change=True)
+  o.url = Key("", PLACE, "with judge http: URL of the endpoint, without /chat/completions", may_change=True)
   o.model = Key(
     "",
     PLACE,
-    "http: name of the model at the endpoint; local: run directory of the judging policy, as `import` writes it",
+    "with judge http: name of the model at the endpoint; with judge local: run directory of the judging policy, as "
+    "`import` writes it",
   )
   o.key_variable = Key(
     "",
     matching(r"([A-Z_][A-Z0-9_]*)?", "the name of an environment variable"),
-    "http: environment variable that holds the API key; empty: no key is sent",
+    "with judge http: environment variable that holds the API key; empty: no key is sent",
     may_change=True,
   )
   o.request = Key(
-    '{"temperature": 0}', no_rule("the endpoint reads it"), "http: further fields of each request, as a JSON object"
+    '{"temperature": 0}',
+    no_rule("the endpoint reads it"),
+    "with judge http: further fields of each request, as a JSON object",
   )
-  o.timeout_seconds = Key(60.0, POSITIVE, "http: time limit of a call, in seconds", may_change=True)
+  o.timeout_seconds = Key(60.0, POSITIVE, "with judge http: time limit of a call, in seconds", may_change=True)
   o.deadline_seconds = Key(
     180.0,
     POSITIVE,
-    "http: time limit of a label with all its retries, in seconds; a label that comes later counts as missing",
+    "with judge http: time limit of a label with all its retries, in seconds; a label that comes later counts as "
+    "missing",
     may_change=True,
   )
   o.retries = Key(
     5,
     at_least(0),
-    "http: most retries of a call after status 429 or 5xx, a timeout or a lost connection; waits grow",
+    "with judge http: most retries of a call after status 429 or 5xx, a timeout or a lost connection; waits grow",
     may_change=True,
   )
   o.concurrency = Key(
-    8, at_least(1), "http: calls in flight at a time; local: prompts sampled at a time", may_change=True
+    8,
+    at_least(1),
+    "with judge http: calls in flight at a time; with judge local: prompts sampled at a time",
+    may_change=True,
   )
   o.prompt_tokens = Key(
-    4096, at_least(1), "local: tokens to which all requests are padded; a longer request gets no label"
+    4096, at_least(1), "with judge local: tokens to which all requests are padded; a longer request gets no label"
   )
-  o.tokens = Key(1024, at_least(1), "local: most tokens of a response")
+  o.tokens = Key(1024, at_least(1), "with judge local: most tokens of a response")
   o.price_in = Key(
     0.0,
     at_least(0.0),
-    "http: price of a million prompt tokens, from which the summary's cost follows; 0: unknown",
+    "with judge http: price of a million prompt tokens, from which the summary's cost follows; 0: unknown",
     may_change=True,
   )
   o.price_out = Key(
     0.0,
     at_least(0.0),
-    "http: price of a million answer tokens, from which the summary's cost follows; 0: unknown",
+    "with judge http: price of a million answer tokens, from which the summary's cost follows; 0: unknown",
     may_change=True,
   )
-  o.file = Key("", PLACE, "replay: labels.jsonl that an earlier run of the stage judge wrote")
+  o.file = Key("", PLACE, "with judge replay: labels.jsonl that an earlier run of the stage judge wrote")
   return o
 
 
@@ -250,31 +262,31 @@ c.model.norm_eps = Key(1e-6, POSITIVE, "small number that RMSNorm adds to the me
 c.model.qkv_bias = Key(False, SWITCH, "add biases to q, k and v, as Qwen2 does")
 c.model.qk_norm = Key(False, SWITCH, "apply RMSNorm to q and k, as Qwen3 does")
 c.model.tied = Key(True, SWITCH, "use the embedding table as the output head too")
-c.model.dtype = Key("float32", DTYPE, "dtype of activations; trained weights are float32 whatever it is")
+c.model.dtype = Key("float32", DTYPE, "dtype of activations; the weights that are trained are always float32")
 c.model.unroll = Key(
   3,
   at_least(1),
-  "layers that one iteration of the scan over layers runs; more run faster and compile longer",
+  "layers that one iteration of the loop over layers computes; with more a program runs faster and compiles longer",
   may_change=True,
 )
 c.model.vocab_chunk = Key(
   8192,
   at_least(1),
-  "tokens of the vocabulary whose logits scoring computes at a time; fewer take less memory",
+  "how many tokens of the vocabulary scoring computes logits of at a time; with fewer it takes less memory",
   may_change=True,
 )
 c.model.attention = Key(
   "auto",
   one_of_table("jaxrlvr.model.attention:ATTENTION", also=("auto",)),
-  "attention of training and prefill: reference | mapped (a block of rows at a time) | xla | cudnn (GPU) | splash "
-  "(TPU, Pallas) | auto (what suits the platform)",
+  "how training and prefill compute attention: reference | mapped (a block of rows at a time) | xla | cudnn (GPU) | "
+  "splash (TPU, Pallas) | auto (what suits the platform)",
   may_change=True,
 )
 c.model.remat = Key(
   "none",
   one_of_table("jaxrlvr.model.forward:REMAT"),
-  "what the backward pass recomputes: none (all activations are kept) | dots (only products with weights are kept) | "
-  "full (each layer from its input: least memory, a third more work)",
+  "what the backward pass computes again to save memory: none (all activations are kept) | dots (all but products "
+  "with weights) | full (each layer from its input: least memory, a third more work)",
   may_change=True,
 )
 
@@ -295,16 +307,17 @@ c.mesh.tensor = Key(
 c.mesh.sample_tensor = Key(
   0,
   at_least(0),
-  "sampling: devices among which weights are split as by mesh.tensor; rows are split among the others. 0: as many as "
-  "there are KV heads, more if the weights would take over a quarter of a device's memory, the fewest on CPU",
+  "as mesh.tensor, while sampling: devices among which heads, MLP and vocabulary are split; rows are split among the "
+  "others. 0: up to as many as there are KV heads, and more while the weights take over a quarter of a device's "
+  "memory; on CPU the fewest that are possible",
   may_change=True,
 )
 
-c.hosts = Group()  # of several processes (--distributed)
+c.hosts = Group()  # runs of several processes (--distributed)
 c.hosts.deadline_seconds = Key(
   1200.0,
   POSITIVE,
-  "seconds that a process of a --distributed run waits for the others; must exceed how far compile times differ",
+  "seconds that a process of a --distributed run waits for the others; must be more than their compile times differ by",
   may_change=True,
 )
 c.hosts.silence_seconds = Key(
@@ -316,7 +329,7 @@ c.hosts.silence_seconds = Key(
 
 c.text = Group()  # what the built-in text consists of
 c.text.vocab = Key(512, at_least(320), "tokens in the vocabulary of the built-in SentencePiece model")
-c.text.documents = Key(4000, at_least(100), "number of built-in documents that the SentencePiece model is trained on")
+c.text.documents = Key(4000, at_least(100), "built-in documents that the SentencePiece model is trained on")
 c.text.levels = Key(
   (1, 2, 3, 4),
   LEVELS,
@@ -340,12 +353,16 @@ c.pretrain = language_modelling(Key(600, at_least(1), "updates of pre-training")
 
 c.cpt = language_modelling(Key(800, at_least(1), "updates of CPT"), lr=3e-3)
 c.cpt.source = Key(
-  "", PLACE, "text: a parquet or jsonl file, a folder of such, or nemotron-cc-math[:FOLDER]; empty: the built-in text"
+  "",
+  PLACE,
+  "text of CPT: a parquet or jsonl file, a folder of such, or nemotron-cc-math[:FOLDER]; empty: the built-in text",
 )
 c.cpt.column = Key(
   "", PLACE, "column that holds the text; empty: the data set's text column if it is known, else `text`"
 )
-c.cpt.skip_bad = Key(0, at_least(0), "most rows without text that may be skipped and counted; more are an error")
+c.cpt.skip_bad = Key(
+  0, at_least(0), "how many rows without text may be skipped; they are counted, and more are an error"
+)
 
 c.sft = language_modelling(Key(60, at_least(0), "updates of SFT; 0: as many as sft.epochs take"), lr=1e-3)
 c.sft.epochs = Key(
@@ -354,24 +371,26 @@ c.sft.epochs = Key(
 c.sft.source = Key(
   "",
   PLACE,
-  "examples: a parquet or jsonl file, a folder of such or of tfds, or openthoughts-114k[:FOLDER]; empty: built-in ones",
+  "examples of SFT: a parquet or jsonl file, a folder of such or of tfds, or openthoughts-114k[:FOLDER]; empty: "
+  "built-in ones",
 )
 c.sft.columns = Key(
   (),
   COLUMNS,
-  "columns of the file: `prompt=A`, `solution=B`, `trace=C` (left out where B holds the trace between think tags), and "
-  "`label=D` or `boxed=D` (an answer in the last box of D) to check solutions by; (): found by their names",
+  "columns of the file, each as TARGET=COLUMN; targets: prompt, solution, trace (not where the solution holds it "
+  "between think tags), and label or boxed (a column whose last box is the label) to check solutions by; (): found by "
+  "the columns' names",
 )
 c.sft.system = Key("", TEXT, "system message that is put before prompts that have none")
 c.sft.max_tokens = Key(
   0,
   at_least(0),
-  "most tokens of prompt, trace and solution together; longer rows are left out, with either value of sft.thinking; 0: "
-  "sft.row_tokens",
+  "most tokens of prompt, trace and solution together; longer rows are left out, with either value of sft.thinking; "
+  "0: sft.row_tokens",
 )
 c.sft.verified = Key(True, SWITCH, "leave out rows whose solution disagrees with their label")
 c.sft.skip_bad = Key(
-  0, at_least(0), "most rows that may be skipped, and counted, as they can't be used; more are an error"
+  0, at_least(0), "how many rows that can't be used may be skipped; they are counted, and more are an error"
 )
 c.sft.thinking = Key(
   True,
@@ -379,7 +398,7 @@ c.sft.thinking = Key(
   "True: SFT teaches trace and answer (Thinking); False: the answer alone, to the same prompts (Non-thinking)",
 )
 c.sft.terse = Key(0.6, SHARE, "share of the built-in traces that show only the first step before the right answer")
-c.sft.levels = Key((4,), LEVELS, "difficulties of the built-in problems of SFT, from 1 to 5, used in turn")
+c.sft.levels = Key((4,), LEVELS, "difficulties of the built-in problems of SFT, from 1 (easy) to 5, used in turn")
 
 c.problems = problems(  # what RL trains on
   source=Key(
@@ -392,7 +411,7 @@ c.problems = problems(  # what RL trains on
   count=Key(
     8,
     at_least(0),
-    "number N of problems to train on, the first of the source; 0: all. Fewer than a batch are repeated evenly",
+    "number N of problems to train on, the first of the source; 0: all. If a step takes more, they are repeated evenly",
   ),
   seed=100,
 )
@@ -423,13 +442,13 @@ c.heldout.overlap = Key(
 c.heldout.sets = Key(
   (),
   each(one_of_table("jaxrlvr.data.eval_sets:EVAL_SETS", "jaxrlvr.data.eval_sets:GENERATED_SETS"), empty=True),
-  "names of evaluation sets; jaxrlvr.data.eval_sets lists them (EVAL_SETS, GENERATED_SETS)",
+  "evaluation sets to evaluate on, by name; jaxrlvr.data.eval_sets lists the names (EVAL_SETS, GENERATED_SETS)",
 )
 c.heldout.domain = Key(
   "",
   one_of_table("jaxrlvr.data.eval_sets:DOMAINS", also=("",)),
-  "evaluate on all sets of this domain, with their means inside and outside of the domain: arithmetic | math | science "
-  "| graph-qwen | graph-llama",
+  "evaluate on all evaluation sets for a policy that is trained on this domain, and report the mean of the sets "
+  "inside of the domain and of those outside: arithmetic | math | science | graph-qwen | graph-llama",
 )
 c.heldout.at_most = Key(0, at_least(0), "most problems of each set in heldout.sets or heldout.domain; 0: all")
 c.heldout.folder = Key(
@@ -467,7 +486,7 @@ c.corrupt.gammas = Key(
 c.corrupt.label = Key(
   "wrong",
   one_of("wrong", "majority"),
-  "new label of a problem: wrong (its most frequent wrong answer) | majority (its most frequent answer)",
+  "new label of a problem: wrong (the policy's most frequent wrong answer) | majority (its most frequent answer)",
 )
 
 c.diagnose = Group()
@@ -480,7 +499,8 @@ c.diagnose.domain = Key(
 c.diagnose.reference = Key(
   "",
   PLACE,
-  "run directory of the diagnosis of another policy, known to generalise, to compare with; needed on Science and Graph",
+  "run directory of the stage diagnose for another policy, known to generalise, to compare with; needed for the "
+  "domains science and graph",
 )
 c.diagnose.problems = Key(
   64,
@@ -491,7 +511,9 @@ c.diagnose.samples = Key(16, at_least(2), "samples that are drawn for each probl
 
 c.rl = Group()
 c.rl.steps = Key(60, at_least(1), "steps of RL, each on one batch of problems")
-c.rl.problems_per_step = Key(32, at_least(1), "problems of a step; if there are fewer in all, they are repeated evenly")
+c.rl.problems_per_step = Key(
+  32, at_least(1), "batch size: problems of a step; if there are fewer in all, they are repeated evenly"
+)
 c.rl.group_size = Key(
   8,
   at_least(2, "a group of one has no spread and teaches nothing"),
@@ -503,26 +525,29 @@ c.rl.minibatch_problems = Key(
 c.rl.microbatches = Key(
   4,
   at_least(1),
-  "microbatches that the rows of an update are split into; more take less memory, the gradient stays the same",
+  "microbatches that the rows of an update are split into; with more an update takes less memory and more time, and "
+  "its gradient stays the same",
   may_change=True,
 )
 c.rl.pack = Key(
   True,
   SWITCH,
-  "pack several responses into a row of an update and leave out those without a gradient; False: one response a row",
+  "pack several responses into a row of an update, and leave out those without a gradient, to save time; False: one "
+  "response a row",
   may_change=True,
 )
 c.rl.branches = Key(
   -1,
   at_least(-1),
-  "responses that share one copy of their prompt in a row of an update (not with attention splash or cudnn); 0: each "
-  "has its own copy; -1: chosen by the lengths",
+  "how many responses share one copy of their prompt in a row of an update, to save time (not with model.attention "
+  "splash or cudnn); 0: each has its own copy; -1: chosen by the lengths of prompts and responses",
   may_change=True,
 )
 c.rl.sample_parts = Key(
   1,
   at_least(1),
-  "parts of a step's problems that are sampled one after another; more take less memory, samples stay the same",
+  "parts into which a step's problems are split, to be sampled one after another; with more sampling takes less "
+  "memory and more time, and its samples stay the same",
   may_change=True,
 )
 c.rl.prompt_tokens = Key(
@@ -544,25 +569,30 @@ c.rl.stop_strings = Key(
   "strings that end a response as soon as one of them is complete",
 )
 c.rl.shrink = Key(
-  1, at_least(0), "how many times sampling halves its batch as rows finish; more save work and compile longer"
+  1, at_least(0), "how often sampling may halve its batch as responses end; more saves work and compiles longer"
 )
 c.rl.cache_blocks = Key(
   0,
   at_least(0),
-  "blocks that the KV cache of responses is split into, each allocated when decoding reaches it; 0: 1 to 4, by length",
+  "blocks that the KV cache of responses is split into, each allocated when decoding reaches it; 0: 1 to 4, by "
+  "rl.response_tokens",
 )
 c.rl.sample_int8 = Key(
   (),
   rule('some of "weights", "cache"', lambda value: set(value) <= {"weights", "cache"}),
-  "what the sampler of RL keeps in int8; needs rl.importance_cap",
+  "what the sampler of RL keeps in 8 bits to save memory and time; needs rl.importance_cap",
 )
 c.rl.reward = Key(
   "verifiable",
   parsed_by("jaxrlvr.rewards.expression:parse"),
-  'reward of a response: a name (docs/rewards.md) or a sum of products, as "0.8*verifiable + 0.2*one_box"',
+  "reward of a response: a name (docs/rewards.md), or a sum of products of names and numbers, as 0.8*verifiable + "
+  "0.2*one_box",
 )
 c.rl.votes = Key(
-  0, at_least(0), "responses to each problem that vote; the first group_size of them are trained on; 0: group_size"
+  0,
+  at_least(0),
+  "responses to each problem that are sampled and vote, for rewards by vote; the first rl.group_size of them are "
+  "trained on; 0: rl.group_size",
 )
 c.rl.noise = Key(
   (0.0, 0.0), RATES, "artificial noise on a reward of 0 and 1: rates of false positives and of false negatives"
@@ -570,43 +600,48 @@ c.rl.noise = Key(
 c.rl.correction = Key(
   "none",
   one_of_table("jaxrlvr.training.loss:CORRECTIONS"),
-  "correction of advantages for noise: none | backward | forward",
+  "how advantages are corrected for a noisy reward: none | backward (from unbiased estimates of the clean rewards) | "
+  "forward (one constant for paid responses and one for all others, without statistics of the group)",
 )
 c.rl.correction_noise = Key(
   (),
   rule(f"() or {RATES.words()}", lambda value: value == () or RATES.holds(value)),
-  "rates of false positives and of false negatives that rl.correction assumes; (): the rates of rl.noise",
+  "rates of false positives and of false negatives that rl.correction corrects for; (): the rates of rl.noise",
 )
 c.rl.baseline = Key(
   "mean",
   one_of_table("jaxrlvr.training.loss:BASELINES"),
-  "baseline that is subtracted from rewards: mean (of the group) | leave-one-out | zero, one (the paper's GRPO-POS, "
-  "GRPO-NEG) | positive, negative (the same as the study's code has them)",
+  "baseline that is subtracted from rewards: mean (of the group) | leave-one-out (mean of the group's other "
+  "responses) | zero, one (the paper's GRPO-POS, GRPO-NEG) | positive, negative (GRPO-POS, GRPO-NEG as in the study's "
+  "code)",
 )
 c.rl.scale_std = Key(
-  True, SWITCH, "divide advantages by the standard deviation of their group; False, as Dr.GRPO: don't"
+  True, SWITCH, "divide advantages by the standard deviation of their group's rewards; False: don't, as Dr.GRPO"
 )
 c.rl.ratio = Key(
   "token",
   one_of_table("jaxrlvr.training.loss:RATIOS"),
-  "probability ratio in the policy loss: token (of each token) | sequence (of the whole response, GSPO)",
+  "probability ratio of new to old policy in the loss: token (of each token) | sequence (of the whole response, GSPO)",
 )
 c.rl.clip_low = Key(0.2, SHARE, "the probability ratio is clipped from below at 1 - clip_low")
 c.rl.clip_high = Key(0.2, at_least(0.0), "the probability ratio is clipped from above at 1 + clip_high")
 c.rl.dual_clip = Key(
   0.0,
   rule("0 (off) or above 1", lambda value: value == 0 or value > 1),
-  "cap of the ratio where the advantage is negative (dual clip); 0: off",
+  "cap of the probability ratio where the advantage is negative (dual clip); 0: off",
 )
 c.rl.importance_cap = Key(
   0.0,
   at_least(0.0),
-  "cap of the weights that correct for the sampler's log-probabilities (truncated importance sampling); 0: no weights",
+  "cap of importance weights, old policy's over sampler's probability, that correct for an inexact sampler (truncated "
+  "importance sampling); 0: no such weights",
 )
 c.rl.reduce = Key(
   "token-mean",
   one_of_table("jaxrlvr.device.masked:REDUCTIONS"),
-  "how losses of tokens become one: token-mean | sequence-mean-token-mean | sequence-mean-token-sum | constant-length",
+  "how losses of tokens become one: token-mean (over all tokens, DAPO) | sequence-mean-token-mean (mean over "
+  "responses of the mean over a response's tokens, GRPO) | sequence-mean-token-sum (mean over responses of the sum) | "
+  "constant-length (that sum divided by rl.response_tokens, Dr.GRPO)",
 )
 c.rl.kl_beta = Key(
   0.001,
@@ -616,7 +651,8 @@ c.rl.kl_beta = Key(
 c.rl.kl_estimator = Key(
   "k3",
   one_of_table("jaxrlvr.training.loss:KL"),
-  "estimator of the KL divergence: k1 | k2 | k3 | k3-k2 (k3's value, k2's gradient)",
+  "estimator of the KL divergence at a token, with d = reference's - policy's log-probability: k1 (-d) | k2 (d^2 / 2) "
+  "| k3 (e^d - d - 1) | k3-k2 (k3's value, k2's gradient)",
 )
 c.rl.mask_truncated = Key(
   False,
@@ -624,15 +660,16 @@ c.rl.mask_truncated = Key(
   "leave responses that were cut off out of the loss and of the mean and standard deviation of their group",
 )
 c.rl.max_unscored = Key(
-  0.2, SHARE, "largest share of a step's responses that may be unscored; more end the run (exit 3)"
+  0.2, SHARE, "largest share of a step's responses that may be unscored; a larger one ends the run (exit code 3)"
 )
 c.rl.worthwhile_gain = Key(
   0.05,
   SHARE,
-  "smallest gain in held-out accuracy worth having; a run memorises if its reward rose and its interval excludes it",
+  "smallest gain in held-out accuracy that is worth having, as a share; a run memorises if its reward rose and the "
+  "interval of its gain lies below this",
 )
 c.rl.stop_when_memorising = Key(
-  False, SWITCH, "end the run, as finished, at the evaluation that shows that it memorises", may_change=True
+  False, SWITCH, "end the run, as finished, at the first evaluation by which it memorises", may_change=True
 )
 c.rl.optim = optim(1e-4, "constant", warmup=0.0, b2=0.999)
 
@@ -640,8 +677,8 @@ c.answer = Group()
 c.answer.read = Key(
   "boxed",
   one_of_table("jaxrlvr.text.answer:READINGS"),
-  "where the answer stands, behind the thinking: boxed (in the last box) | hash (behind the last `####` on its line, "
-  "as in GSM8K) | last-number (the last number, as lm-eval's flexible-extract)",
+  "where the answer stands in the text that follows the thinking: boxed (in the last \\boxed{}) | hash (behind the "
+  "last `####`, on its line, as in GSM8K) | last-number (the last number, as lm-eval's flexible-extract)",
 )
 
 c.evaluate = Group()
@@ -654,15 +691,19 @@ c.evaluate.temperature = Key(
 )
 c.evaluate.pass_k = Key((1, 4, 8, 16), each(at_least(1)), "values of k in pass@k, each at most evaluate.samples")
 c.evaluate.problems_per_batch = Key(
-  64, at_least(1), "problems that are sampled at a time; fewer take less memory, samples stay the same", may_change=True
+  64,
+  at_least(1),
+  "problems that are sampled at a time; with fewer sampling takes less memory and more time, and its samples stay the "
+  "same",
+  may_change=True,
 )
 
 c.judge = judge(  # who judges reasoning
   Key(
     "exact",
     one_of_table("jaxrlvr.judging.judges:JUDGES"),
-    "judge that labels reasoning: exact (for built-in arithmetic, needs no model) | http (a chat completions endpoint) "
-    "| local (a policy) | replay (labels of an earlier run)",
+    "who labels reasoning: exact (for built-in arithmetic, needs no model) | http (a model at a chat completions "
+    "endpoint) | local (a policy) | replay (labels of an earlier run)",
   )
 )
 c.judge.run = Key(
@@ -679,17 +720,22 @@ c.judge.set = Key(
 c.judge.steps = Key(
   (),
   each(at_least(0), empty=True),
-  "steps whose responses are judged; (): the first and the last recorded step, and t_sat if the run saturated",
+  "training steps whose responses are judged; (): the first and the last recorded step, and the saturation step t_sat "
+  "if the run saturated",
 )
 c.judge.problems = Key(8, at_least(1), "number of problems whose responses are judged, the same problems at each step")
 c.judge.samples = Key(16, at_least(1), "responses to each problem that are judged; fewer if fewer are recorded")
 c.judge.max_missing = Key(
-  0.2, SHARE, "largest share of a step's labels that may be missing; more end the stage (exit 3)", may_change=True
+  0.2,
+  SHARE,
+  "largest share of a step's labels that may be missing; a larger one ends the stage (exit code 3)",
+  may_change=True,
 )
 c.judge.cache = Key(
   "",
   rule("a local folder", lambda value: "://" not in value),
-  "folder where labels of the judges http and local are kept, which runs may share; empty: cache/ in the run directory",
+  "folder where labels by the judges http and local are kept for use again, which runs may share; empty: cache/ in "
+  "the run directory",
   may_change=True,
 )
 c.judge.second = judge(  # a second judge of the same responses, in the stage judge
@@ -700,7 +746,7 @@ c.judge.second = judge(  # a second judge of the same responses, in the stage ju
   )
 )
 
-c.verify = Group()  # grading, and the limits of a job in its worker process
+c.verify = Group()  # grading of answers, and the limits of a grading job, which runs in a worker process
 c.verify.mode = Key(
   "strict",
   one_of("strict", "study"),
@@ -735,7 +781,7 @@ c.checkpoint.every = Key(
 )
 c.checkpoint.keep = Key(2, at_least(1), "number of checkpoints that are kept, the newest", may_change=True)
 c.stop_after_bad_updates = Key(
-  3, at_least(1), "number of updates in a row with loss or gradient not finite that ends the run (exit 3)"
+  3, at_least(1), "number of updates in a row whose loss or gradient is not finite that ends the run (exit code 3)"
 )
 
 c.export = Group()
@@ -746,7 +792,7 @@ c.export.dtype = Key(
   may_change=True,
 )
 c.export.shard_gib = Key(
-  5.0, POSITIVE, "largest size of a file in GiB; a tensor that is larger gets a file of its own", may_change=True
+  5.0, POSITIVE, "largest size of a weight file in GiB; a larger tensor gets a file of its own", may_change=True
 )
 
 c.report = Group()
@@ -766,7 +812,7 @@ c.report.samples = Key(
 c.saturation_tail = Key(
   50,
   at_least(0),
-  "number of steps at the end of a run that can't be the saturation step t_sat (T - T_eff in the paper)",
+  "the saturation step t_sat is not looked for among so many steps at the end of a run (T - T_eff in the paper)",
   may_change=True,
 )
 
@@ -778,7 +824,9 @@ c.plan.topology = Key(
   "TPU slice by the name that gcloud (v5p-16, which has 8 chips) or libtpu (v5e:2x4) uses",
   may_change=True,
 )
-c.plan.efficiency = Key(0.5, FILLED_SHARE, "share of the roofline that programs are assumed to reach", may_change=True)
+c.plan.efficiency = Key(
+  0.5, FILLED_SHARE, "share of a chip's peak speed (the roofline) that programs are assumed to reach", may_change=True
+)
 c.plan.mean_tokens = Key(
   0, at_least(0), "assumed mean number of tokens of a response; 0: rl.response_tokens", may_change=True
 )
@@ -791,7 +839,7 @@ c.paper.t_sat = Key(0, at_least(0), "step at which training saturated in the pap
 c.paper.gains = Key(
   (),
   no_rule("what the paper says, copied by hand into a config file"),
-  "gains in the paper until t_sat: (name of the held-out set, percentage points of accuracy) for each set",
+  "gains until t_sat in the paper, a pair for each held-out set: its name, and percentage points of accuracy",
 )
 
 c.grid = Group()
@@ -805,10 +853,11 @@ c.grid.jobs = Key(
 c.chain = Key(
   (),
   rule("links {'name': ..., 'stage': ...}", lambda value: all(isinstance(link, Mapping) for link in value)),
-  'runs of the stages `chain` and `grid`: a tuple of links {"name": ..., "stage": ...}. A link may also have "init" '
-  'and "tokenizer" (names of earlier links), "set" ({key: value} that differ from this config), "files" ({key: path '
-  'that begins with the name of an earlier link}), "runs" ({title: link}, for a report) and, for rl links of a grid, '
-  '"cell" ({"arm", "setting", "n"})',
+  'runs that the stages `chain` and `grid` start, set in a config file: a tuple of links, each {"name": its directory '
+  'below the workdir, "stage": ...}. A link may also have "init" and "tokenizer" (names of earlier links), "set" '
+  '({key: value} that differ from this config), "files" ({key: path that begins with the name of an earlier link}), '
+  '"runs" ({title: name of an earlier link}, for a report) and, for rl links of a grid, "cell" ({"arm": ..., '
+  '"setting": ..., "n": number of problems or None}, its place in the tables of the report)',
   may_change=True,
 )
 

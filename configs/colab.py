@@ -15,22 +15,51 @@ def get_config(arg=""):
   c.mesh.fsdp = 1
   c.model.unroll = 1
   for problems in (c.problems, c.heldout):
-    problems.source, problems.kinds, problems.levels = "reasoning_gym", ("basic_arithmetic", "gcd"), (1,)
+    problems.source = "reasoning_gym"
+    problems.kinds = ("basic_arithmetic", "gcd")
+    problems.levels = (1,)
     problems.too_long = "drop"
-  c.rl.prompt_tokens, c.rl.optim.lr = 128, 3e-6
-  c.evaluate.every, c.saturation_tail = 0, 1
+  c.rl.prompt_tokens = 128
+  c.rl.optim.lr = 3e-6
+  c.evaluate.every = 0  # at start and end only
+  c.saturation_tail = 1
   if device == "cpu":
-    c.diagnose.problems, c.diagnose.samples = 8, 16
-    c.rl.steps, c.rl.problems_per_step, c.rl.group_size, c.rl.response_tokens = 4, 4, 4, 96
-    c.heldout.count, c.evaluate.samples, c.evaluate.pass_k = 16, 4, (1, 4)
-    c.evaluate.problems_per_batch = 16
+    set_cpu_sizes(c)
   else:
-    c.model.dtype, c.model.remat = "bfloat16", "full"
-    c.model.attention = "xla" if device == "gpu" else "auto"  # xla runs on any GPU
-    # A T4 computes bfloat16 as float32, at 8 TFLOP/s: a step of 16 problems would take it the better part of a minute.
-    c.rl.steps, c.rl.problems_per_step = (10, 8) if device == "gpu" else (20, 16)
-    c.rl.group_size, c.rl.response_tokens = 8, 256
-    c.rl.microbatches, c.rl.optim.moment = 32, "bfloat16"
-    c.evaluate.samples, c.evaluate.pass_k = 8, (1, 8)
-    c.evaluate.problems_per_batch = c.rl.problems_per_step  # as many problems as a step of RL
+    set_accelerator_sizes(c, device)
   return c
+
+
+def set_cpu_sizes(c):
+  """Sets the sizes of diagnosis, RL and evaluation for two CPU cores."""
+  c.diagnose.problems = 8
+  c.diagnose.samples = 16
+  c.rl.steps = 4
+  c.rl.problems_per_step = 4
+  c.rl.group_size = 4
+  c.rl.response_tokens = 96
+  c.heldout.count = 16
+  c.evaluate.samples = 4
+  c.evaluate.pass_k = (1, 4)
+  c.evaluate.problems_per_batch = 16
+
+
+def set_accelerator_sizes(c, device):
+  """Sets how a gpu or a tpu computes, and the sizes of RL and evaluation for it."""
+  c.model.dtype = "bfloat16"
+  c.model.remat = "full"
+  if device == "gpu":
+    c.model.attention = "xla"  # it runs on any GPU
+    # A T4 computes bfloat16 as float32, at 8 TFLOP/s: a step of 16 problems would take it the better part of a minute.
+    c.rl.steps = 10
+    c.rl.problems_per_step = 8
+  else:
+    c.rl.steps = 20
+    c.rl.problems_per_step = 16
+  c.rl.group_size = 8
+  c.rl.response_tokens = 256
+  c.rl.microbatches = 32
+  c.rl.optim.moment = "bfloat16"
+  c.evaluate.samples = 8
+  c.evaluate.pass_k = (1, 8)
+  c.evaluate.problems_per_batch = c.rl.problems_per_step  # as many problems as a step of RL

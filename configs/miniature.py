@@ -24,8 +24,11 @@ MANY = 512  # number of problems where they are not scarce
 
 
 def settings(corrupt):
-  """Returns the settings by name: (number of problems in the report, None where it is no variable; keys that differ;
-  files of other links). `corrupt`: name of the link that writes wrong labels."""
+  """Returns the RL runs of an arm by the name of their setting, each (number of problems in the report's tables, None
+  where it is not compared; {key: value} that differ; {key: path that begins with the name of an earlier link}).
+
+  corrupt: name of the link that writes wrong labels.
+  """
   labels = {"problems.source": f"{corrupt}/gamma_0.70.jsonl"}
   voted = {"problems.count": MANY, "rl.reward": "majority_vote", "rl.votes": 16}
   return {
@@ -69,18 +72,22 @@ def get_config(arg=""):
   first = int(chosen["first"] or 0)
   c = base("smoke" if chosen["tiny"] else "demo")
   c.report.title = "When can a small policy learn to reason from weak supervision?"
-  c.text.levels, c.text.kinds = (1, 2, 3, 4, 5), ("chain", "large")  # pre-training shows what is outside of RL's domain
+  c.text.levels = (1, 2, 3, 4, 5)  # pre-training shows what is outside of RL's domain
+  c.text.kinds = ("chain", "large")
   if not chosen["tiny"]:
     c.pretrain.steps = 2000  # see above
   c.heldout.domain = "arithmetic"
-  c.corrupt.gammas, c.corrupt.samples = (0.7,), 32
-  c.judge.set, c.judge.steps = "arithmetic", tuple(range(0, c.rl.steps + 1, c.evaluate.every))
+  c.corrupt.gammas = (0.7,)
+  c.corrupt.samples = 32
+  c.judge.set = "arithmetic"
+  c.judge.steps = tuple(range(0, c.rl.steps + 1, c.evaluate.every))
   c.grid.jobs = 2
   runs = []
   for seed in range(first, first + int(chosen["seeds"])):
     runs += links(seed)
   c.chain = tuple(runs)
   if chosen["tiny"]:
-    c.corrupt.samples, c.evaluate.samples = 4, 2
+    c.corrupt.samples = 4
+    c.evaluate.samples = 2
     c.evaluate.pass_k = (1, 2)
   return c

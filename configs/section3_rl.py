@@ -7,7 +7,7 @@ planned). `topology=NAME` takes a slice that is not listed; plan then says what 
 
 from jaxrlvr.config import base, set_value, words
 
-# How the work is split, by model, topology and most tokens of a response.
+# Keys that say how the work is split, by model, topology and most tokens of a response.
 CUTS = {
   ("qwen2.5-math-1.5b", "v5e-8", "2048"): {"rl.microbatches": 16, "rl.sample_parts": 1},
   ("llama3.2-3b-instruct", "v5e-8", "2048"): {"rl.microbatches": 64, "rl.sample_parts": 4},
@@ -30,8 +30,10 @@ def get_config(arg=""):
   model, topology, tokens = chosen["model"], chosen["topology"], chosen["tokens"]
   c = base("study", f"{model},{DOMAINS.get(model, 'math')},data={chosen['data']}")
   c.model.update(base("shape", model).model)
-  c.rl.response_tokens, c.rl.shrink = int(tokens), 1
-  c.plan.stage, c.plan.topology = "rl", topology
+  c.rl.response_tokens = int(tokens)
+  c.rl.shrink = 1
+  c.plan.stage = "rl"
+  c.plan.topology = topology
   for key, value in CUTS.get((model, topology, tokens), {}).items():
     set_value(c, key, value)
   c.evaluate.problems_per_batch //= c.rl.sample_parts  # as many responses at a time as RL samples

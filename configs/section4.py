@@ -1,11 +1,11 @@
 """CPT and SFT of the study (paper, section 4) on a TPU slice: `section4.py:STAGE,MODEL,TOPOLOGY[,data=FOLDER]`.
 
-Settings are those of thinking.py. `jaxrlvr plan` checks whether the work fits the slice with so many microbatches
-(docs/plan.md).
+Settings are those of thinking.py, except for the microbatches, with which the work fits the slice (docs/plan.md).
 """
 
 from jaxrlvr.config import base, words
 
+# Microbatches by stage, model and topology.
 MICROBATCHES = {
   ("cpt", "llama3.2-3b", "v5p-64"): 1,
   ("cpt", "llama3.2-3b", "v6e-64"): 1,
@@ -23,8 +23,10 @@ def get_config(arg=""):
   topologies_of_stage = [topology for listed, _, topology in MICROBATCHES if listed == stage]
   topology = chosen["topology"] or topologies_of_stage[0]
   c = base("thinking", f"data={chosen['data']}")
-  c.init, c.chain = f"models/{model}", ()
+  c.init = f"models/{model}"
+  c.chain = ()
   c.model.update(base("shape", model).model)
   c[stage].microbatches = MICROBATCHES.get((stage, model, topology), c[stage].microbatches)
-  c.plan.stage, c.plan.topology = stage, topology
+  c.plan.stage = stage
+  c.plan.topology = topology
   return c

@@ -11,9 +11,9 @@ QWEN2 = dict(vocab=151936, rope_theta=1e6, norm_eps=1e-6, head_dim=128, qkv_bias
 QWEN3 = dict(vocab=151936, rope_theta=1e6, norm_eps=1e-6, head_dim=128, qk_norm=True)
 
 
-def size(family, width, layers, heads, kv_heads, mlp, **more):
-  """Returns the keys of config.model for a shape: those of its family, these sizes, and `more` that differ."""
-  return family | dict(width=width, layers=layers, heads=heads, kv_heads=kv_heads, mlp=mlp) | more
+def size(family, width, layers, heads, kv_heads, mlp, **exceptions):
+  """Returns the keys of config.model for a shape: its family's, these sizes, and `exceptions` from the family's."""
+  return family | dict(width=width, layers=layers, heads=heads, kv_heads=kv_heads, mlp=mlp) | exceptions
 
 
 SHAPES = {
@@ -39,6 +39,8 @@ def get_config(arg=""):
   model = words(arg, model=models)["model"]
   c = base()
   c.init = f"models/{model}"
-  c.model.dtype, c.model.remat, c.model.unroll = "bfloat16", "full", 1
+  c.model.dtype = "bfloat16"
+  c.model.remat = "full"
+  c.model.unroll = 1
   c.model.update(next(shape for name, shape in SHAPES.items() if model.startswith(name)))
   return c

@@ -11,7 +11,8 @@ base model, models/llama3.2-3b. CPT and SFT read Nemotron-CC-Math and OpenThough
 
 from jaxrlvr.config import base, words
 
-SHARED = dict(data=("study-data",), tiny=("", "tiny"), large=("", "large"), instruct=("models/llama3.2-3b-instruct",))
+# Values of each word of the argument, the default first.
+WORDS = dict(data=("study-data",), tiny=("", "tiny"), large=("", "large"), instruct=("models/llama3.2-3b-instruct",))
 # Words of study.py, and number of problems in the report's tables (None: not scarce), by setting.
 SETTINGS = {
   "N = 8": ("8", 8),
@@ -24,29 +25,71 @@ KEYS = ("steps", "reward", "votes", "minibatch_problems", "response_tokens")  # 
 
 def get_config(arg=""):
   """Returns the config of the whole grid; `arg`: the words above."""
-  chosen = words(arg, **SHARED)
+  chosen = words(arg, **WORDS)
   tiny = chosen["tiny"]
   shared = ",".join(filter(None, (f"data={chosen['data']}", tiny)))
   c = base("study", f"llama3.2-3b-thinking,{shared}")
   c.init = "models/llama3.2-3b"
-  c.cpt.source, c.cpt.column = "nemotron-cc-math", "text"
-  c.cpt.steps, c.cpt.rows, c.cpt.row_tokens, c.cpt.microbatches = 198_000, 128, 2048, 16  # 52 B tokens, one epoch
-  c.cpt.optim.lr, c.cpt.optim.b2 = 2e-5, 0.999
-  c.sft.source, c.sft.max_tokens = "openthoughts-114k", 8192
+  set_cpt_and_sft(c)
+  c.judge.name = "http"
+  c.judge.url = "https://api.openai.com/v1"
+  c.judge.model = "o3"
+  c.judge.key_variable = "OPENAI_API_KEY"
+  c.judge.request = "{}"
+  c.judge.set = "math500"
+  if tiny:
+    shrink(c)
+  c.chain = tuple(all_links(chosen, shared))
+  c.report.title = "What comes before RL, and what weak supervision then does"
+  c.paper.figure = "figures 6, 7, 34 and 35, tables 4 to 7"
+  c.paper.expected = "only Thinking SFT generalises from weak supervision; CPT adds to it and does not replace it"
+  return c
+
+
+def set_cpt_and_sft(c):
+  """Sets what CPT and SFT train on, and the paper's sizes and rates."""
+  c.cpt.source = "nemotron-cc-math"
+  c.cpt.column = "text"
+  c.cpt.steps = 198_000  # 52 B tokens, one epoch
+  c.cpt.rows = 128
+  c.cpt.row_tokens = 2048
+  c.cpt.microbatches = 16
+  c.cpt.optim.lr = 2e-5
+  c.cpt.optim.b2 = 0.999
+  c.sft.source = "openthoughts-114k"
+  c.sft.max_tokens = 8192
   # Both arms see each of the 43,500 documents three times; how many updates that are follows from their lengths (about
   # 510 with traces, of which two share a row of 8192 tokens, so that an update has 256 of them).
-  c.sft.epochs, c.sft.steps = 3, 0
-  c.sft.rows, c.sft.row_tokens, c.sft.microbatches = 128, 8192, 64
-  # The released rate; the paper tunes it in 1e-5 to 5e-5.
-  c.sft.optim.lr, c.sft.optim.b2, c.sft.optim.warmup = 1.5e-5, 0.999, 0.1
-  c.judge.name, c.judge.url, c.judge.model = "http", "https://api.openai.com/v1", "o3"
-  c.judge.key_variable, c.judge.request, c.judge.set = "OPENAI_API_KEY", "{}", "math500"
-  if tiny:
-    for stage in (c.cpt, c.sft):
-      stage.steps, stage.rows, stage.row_tokens, stage.microbatches = 2, 4, 256, 2
-      stage.source = ""  # the built-in text: the corpora need not be there
-    c.sft.epochs, c.sft.max_tokens, c.cpt.column = 0, 0, ""  # the built-in text has no end
-    c.judge.name, c.judge.max_missing = "exact", 1.0  # this judge can label none of these problems
+  c.sft.epochs = 3
+  c.sft.steps = 0
+  c.sft.rows = 128
+  c.sft.row_tokens = 8192
+  c.sft.microbatches = 64
+  c.sft.optim.lr = 1.5e-5  # the released rate; the paper tunes it in 1e-5 to 5e-5
+  c.sft.optim.b2 = 0.999
+  c.sft.optim.warmup = 0.1
+
+
+def shrink(c):
+  """Changes CPT, SFT and the judge so that the grid takes minutes on a CPU, and needs no corpus and no endpoint."""
+  for stage in (c.cpt, c.sft):
+    stage.steps = 2
+    stage.rows = 4
+    stage.row_tokens = 256
+    stage.microbatches = 2
+    stage.source = ""  # the built-in text: the corpora need not be there
+  c.cpt.column = ""
+  c.sft.epochs = 0  # the built-in text has no end
+  c.sft.max_tokens = 0
+  c.judge.name = "exact"
+  c.judge.max_missing = 1.0  # this judge can label none of these problems
+
+
+def all_links(chosen, shared):
+  """Returns the links of the grid: CPT, the SFT runs of the four arms, and the RL runs of these arms and of Instruct.
+
+  chosen: the value of each of WORDS. shared: words of study.py that all RL runs have.
+  """
   settings = SETTINGS | (LARGE if chosen["large"] else {})
   links = [{"name": "cpt", "stage": "cpt"}]
   for start, title in (("base", "Base"), ("cpt", "CPT")):
@@ -58,13 +101,9 @@ def get_config(arg=""):
       from_sft = {"init": sft["name"]}
       links += arm_links(f"{title} + {arm}", sft["name"], f"llama3.2-3b-{kind}", settings, shared, from_sft, {})
   # No link makes the Instruct model. The tiny version starts from the policy of config.init instead.
-  init_of_instruct = {} if tiny else {"init": chosen["instruct"]}
+  init_of_instruct = {} if chosen["tiny"] else {"init": chosen["instruct"]}
   links += arm_links("Instruct", "instruct", "llama3.2-3b-instruct", settings, shared, {}, init_of_instruct)
-  c.chain = tuple(links)
-  c.report.title = "What comes before RL, and what weak supervision then does"
-  c.paper.figure = "figures 6, 7, 34 and 35, tables 4 to 7"
-  c.paper.expected = "only Thinking SFT generalises from weak supervision; CPT adds to it and does not replace it"
-  return c
+  return links
 
 
 def arm_links(arm, name, model, settings, shared, start, changes):
