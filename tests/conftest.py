@@ -1,6 +1,7 @@
-"""A CPU with 8 fake devices and little compile-time optimisation: tests spend their time compiling.
+"""Runs the tests on a CPU with 8 fake devices and little optimisation, as tests spend their time compiling.
 
-A program is compiled once a session: pytest's processes, and those that tests start, share a folder of compiled ones.
+A program is compiled once in a session: pytest's processes, and those that tests start, share a folder of compiled
+programs.
 """
 
 import os
@@ -38,7 +39,7 @@ GOLDEN = Path(__file__).parent / "data" / "golden"
 
 
 def pytest_configure(config):
-  """Names the folder of compiled programs: a new one, or that of JAX_COMPILATION_CACHE_DIR."""
+  """Names the folder of compiled programs: that of JAX_COMPILATION_CACHE_DIR, or a new one."""
   given = os.environ.get("JAX_COMPILATION_CACHE_DIR")  # pytest's other processes get it from the first
   config.own_programs = None if given else tempfile.mkdtemp(prefix="jaxrlvr-tests-")
   for name, value in {
@@ -66,7 +67,7 @@ def pytest_unconfigure(config):
 
 
 def _shared(name):
-  """Returns a folder of data that no clone has; skips where it is not beside this checkout."""
+  """Returns a folder of data that is in no clone; skips the test where it is not beside this checkout."""
   folder = SHARED / name
   if not folder.is_dir():
     pytest.skip(f"needs ../shared/data/{name}")
@@ -75,25 +76,25 @@ def _shared(name):
 
 @pytest.fixture(scope="session")
 def whole_golden():
-  """Folder of all golden data, texts of data sets among them."""
+  """The folder of all golden data, with texts of data sets."""
   return _shared("golden")
 
 
 @pytest.fixture(scope="session", params=["shipped", "whole"])
 def golden(request):
-  """Folder of golden numbers: the cases that lie in this repository, then all of them."""
+  """The folder of golden numbers: first that in this repository, then that of all golden data."""
   return GOLDEN if request.param == "shipped" else _shared("golden")
 
 
 @pytest.fixture(scope="session")
 def official():
-  """Folder of the study's data files."""
+  """The folder of the study's data files."""
   return _shared("official")
 
 
 @pytest.fixture(scope="session")
 def spec():
-  """The plainest toy policy."""
+  """The simplest toy policy."""
   return Spec(vocab=24, real_vocab=21, width=16, layers=2, heads=4, kv_heads=2, head_dim=4, mlp=32)
 
 
@@ -104,7 +105,7 @@ def params(spec):
 
 @pytest.fixture(scope="session")
 def rich_spec():
-  """Everything that Llama and Qwen differ in, switched on."""
+  """A toy policy that uses every feature in which Llama and Qwen differ."""
   return Spec(
     vocab=32,
     real_vocab=29,
@@ -130,7 +131,7 @@ def rich_params(rich_spec):
 
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory):
-  """SentencePiece trained on a little of each of the built-in texts."""
+  """A SentencePiece tokenizer, trained on a little of each built-in text."""
   mix = built_in_text.Mix((1, 4), 0.2, 0.3)
   texts = [built_in_text.document_text(write(0, n, mix)) for write in built_in_text.TEXTS.values() for n in range(300)]
   return train_sentencepiece(texts, tmp_path_factory.mktemp("tokenizer") / "t.model", 400)
@@ -144,7 +145,7 @@ def service():
 
 @pytest.fixture
 def compilations():
-  """A list that grows by the seconds of each compilation of this process."""
+  """A list to which each compilation of this process adds its seconds."""
   seconds = []
 
   def told(event, duration, **_):
@@ -158,7 +159,7 @@ def compilations():
 
 @pytest.fixture
 def serve():
-  """Starts a `helpers.serving.Server` of a play; all end with the test."""
+  """A function that starts a `helpers.serving.Server` for a play; all servers end with the test."""
   servers = []
 
   def start(play):
@@ -172,7 +173,7 @@ def serve():
 
 @pytest.fixture
 def small_disk(tmp_path):
-  """Mounts a file system of a size such as "700k", where this user may mount one; it ends with the test."""
+  """A function that mounts a file system of a size such as "700k" for the test; it skips where that is forbidden."""
   mounted = []
 
   def mount(size):

@@ -1,4 +1,4 @@
-"""pass@k against brute force and the golden table, votes, intervals, and what unscored rows may not do."""
+"""pass@k against brute force and the golden table, votes, intervals, and unscored rows, which never count as wrong."""
 
 import itertools
 import json

@@ -1,4 +1,4 @@
-"""The live phase: claims that intervals decide, and what a run makes of them (a real run stops in test_diagnose.py)."""
+"""The phase of a live run: claims that intervals decide, and what a run does with them."""
 
 import numpy as np
 import pytest
@@ -13,13 +13,13 @@ T = np.arange(1, 61)
 
 
 def curve(rise, plateau, noise, seed=0):
-  """Up from 0.2 to 0.8 over so many steps, then level."""
+  """Returns a noisy reward curve that rises from 0.2 to 0.8 over `rise` steps and stays there for `plateau` steps."""
   ideal = np.concatenate([np.linspace(0.2, 0.8, rise), np.full(plateau, 0.8)])
   return ideal + np.random.default_rng(seed).normal(0, noise, len(ideal))
 
 
 def drawn(shares, rollouts=256, seed=0):
-  """Shares of so many rollouts."""
+  """Returns the share of right rollouts in each step, drawn with the chances `shares`."""
   return np.random.default_rng(seed).binomial(rollouts, shares) / rollouts
 
 
@@ -55,7 +55,7 @@ def test_steps_without_a_reward_are_left_out():
 
 
 def test_a_slow_rise_is_not_called_a_plateau():
-  """At every third step of 20 noisy runs that rise throughout, more slowly than their noise a step."""
+  """Looks at every third step of 20 noisy runs that rise throughout, by less per step than their noise."""
   calls = [
     reward_phase(0.3 + np.arange(n) * 6e-4 + np.random.default_rng(seed).normal(0, 0.03, 496)[:n])
     for seed in range(20)
@@ -78,7 +78,7 @@ def test_a_gain_that_is_not_shown_is_not_one_that_is_excluded():
 
 
 def test_few_held_out_problems_decide_little():
-  """16 problems, 4 samples each: neither an interval of width 0 nor a real gain of 10 points is called memorising."""
+  """With 16 problems of 4 samples, neither an interval of width 0 nor a real gain of 10 points is called memorising."""
   reward = drawn(0.98 - 0.5 * np.exp(-T / 10))
   nothing = Gain(0.0, 0.0, 0.0)
   assert [phase(reward, reward, nothing, problems, 0.05).claim for problems in (16, 64)] == [
@@ -126,7 +126,7 @@ def test_noise_is_no_collapse():
 
 
 def test_a_run_watches_itself_the_same_way_from_wherever_it_goes_on(tmp_path, caplog):
-  """Rewards rise and level off, held-out accuracy goes up and back; evaluations at every 16th step."""
+  """Rewards rise and level off; held-out accuracy, evaluated at every 16th step, rises and falls back."""
   rewards = [float("nan"), *curve(10, 70, 0.005)]
   before = {f"s/{i}": 0.5 for i in range(80)} | {"s/gone": 1.0}
 

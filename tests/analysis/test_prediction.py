@@ -1,4 +1,4 @@
-"""Figures before RL against brute force, and the table of rules: every row by a case of its own."""
+"""Figures taken before RL against brute force, and the table of rules, with a case of its own for every row."""
 
 import itertools
 import math
@@ -80,7 +80,7 @@ def test_every_rule_and_every_advice_is_reached():
 
 
 def test_faithfulness_alone_predicts_no_gain_where_all_are_faithful():
-  """In the paper Llama on Science saturates at step 61 and is as faithful as the model that generalises."""
+  """In the paper, Llama on Science saturates at step 61 although it is as faithful as the model that generalises."""
   for domain in ("science", "graph", "other"):
     for reference in (None, 0.0, 0.5, 1.0):
       said = prediction.predict(figures(), True, 8, domain, reference)
@@ -105,7 +105,7 @@ def test_domains_of_problems():
 
 
 def test_how_sure():
-  """Of scarce and of self-certainty: a level less for each doubt, and never above what the rule allows."""
+  """Under "scarce" and "certainty", each doubt costs one level, and no prediction is surer than its rule allows."""
 
   def sure(near=True, judged=8, **more):
     return [p.sure for p in prediction.predict(figures(**more), near, judged, "math")][::3]
@@ -136,7 +136,9 @@ SAMPLES = 4
 
 
 def records(seed):
-  """Of 30 problems, some answers unscored or without a vote, certainties of few values so that they tie."""
+  """Returns responses to 30 problems: some are unscored or cast no vote, and certainties have few values, so that they
+  tie.
+  """
   draw, rows = random.Random(seed), []
   for problem in range(30):
     ease = draw.choice((0.0, 0.3, 0.7, 1.0))

@@ -1,4 +1,4 @@
-"""Faithfulness, diversity and agreement against computations of their own, and what missing verdicts may not do."""
+"""Faithfulness, diversity and agreement against separate computations, and missing labels, which may not count."""
 
 import itertools
 import math
@@ -20,7 +20,7 @@ def row(problem, faithfulness, cluster=0, correct=True):
 
 
 def test_faithfulness_shares_by_hand():
-  """p: 1, 0.5 right, 0 wrong, one missing; q: 1 right, 1 wrong, 0 unscored."""
+  """Problem p has labels 1, 0.5 (right), 0 (wrong) and a missing one; q has 1 (right), 1 (wrong) and 0 (unscored)."""
   rows = [row("p", 1.0), row("p", 0.5), row("p", 0.0, correct=False), row("p", None)]
   rows += [row("q", 1.0), row("q", 1.0, correct=False), row("q", 0.0, correct=None)]
   found = reasoning.reasoning_figures(rows)
@@ -59,7 +59,7 @@ def test_interval_is_over_problems_and_narrows_with_them():
 
 
 def entropy_by_hand(clusters):
-  """Div from the definition, with logs of another base."""
+  """Returns the diversity by its definition, with logarithms of another base."""
   shares = [n / len(clusters) for n in Counter(clusters).values()]
   n_eff = 2 ** -sum(p * math.log2(p) for p in shares)
   return (n_eff - 1) / (len(shares) - 1) if len(shares) > 1 else 0.0
@@ -76,7 +76,7 @@ def test_diversity_against_the_definition():
 
 
 def slow_clusters(items, same):
-  """The procedure as the paper tells it, as sets of members."""
+  """Clusters as the paper describes it, with lists of members; returns {item: number of its cluster}."""
   made = []
   for i, item in enumerate(items):
     said = [same(items[members[0]], item) for members in made]
@@ -91,7 +91,7 @@ def slow_clusters(items, same):
 
 
 def test_greedy_clusters_against_the_slow_way():
-  """Any relation: not symmetric, not transitive, with answers missing."""
+  """The relation is random: neither symmetric nor transitive, and with answers missing."""
   draw = np.random.default_rng(2)
   left_out = 0
   for _ in range(200):
@@ -135,7 +135,7 @@ def test_left_out_responses_are_in_no_cluster_and_no_share():
 
 
 def test_with_half_of_it_left_out_a_problem_has_no_diversity():
-  """The first response founds a cluster unasked: in an outage that is all there is, and no diversity of 0."""
+  """During an outage only the first response is in a cluster, as it founds one unasked: that is no diversity of 0."""
   outage = reasoning.cluster(range(4), lambda a, b: None)
   assert outage == [0, None, None, None]
   found = reasoning.diversity_figures("diversity", [outage, [0, 1, None, None], [0], [0, 1]])
@@ -158,7 +158,10 @@ def test_diversity_of_the_correct_responses():
 
 
 def test_kappa_of_a_table_by_hand():
-  """20 both say 1, 5 and 10 they differ, 15 both say 0: p_o = 0.7, p_e = 0.5*0.6 + 0.5*0.4 = 0.5, kappa = 0.4."""
+  """Of 50 items both call 20 one and 15 zero; they differ on 5 and 10.
+
+  p_o = 0.7, p_e = 0.5*0.6 + 0.5*0.4 = 0.5, kappa = 0.4.
+  """
   pairs = [(1.0, 1.0)] * 20 + [(1.0, 0.0)] * 5 + [(0.0, 1.0)] * 10 + [(0.0, 0.0)] * 15
   found = reasoning.agreement([[pair] for pair in pairs])
   assert found.kappa == pytest.approx(0.4) and found.agreed == pytest.approx(0.7) and found.both == 50
@@ -182,14 +185,14 @@ def test_kappa_leaves_missing_out_and_says_where_it_is_undefined():
 
 
 def test_bootstrap_leaves_out_undefined_draws():
-  """Of two problems one is constant: draws of it alone have no kappa, all others have one."""
+  """One of two problems is constant: draws that hold only it have no kappa, all other draws have one."""
   found = reasoning.agreement([[(1.0, 1.0)] * 4, [(1.0, 1.0), (0.0, 0.0)]])
   assert found.kappa == 1.0 and (found.low, found.high) == (1.0, 1.0)
   assert all(math.isnan(x) for x in passk.bootstrap([1.0, 2.0], lambda values: math.nan))
 
 
 def strategy(text):
-  """What a response of this text does."""
+  """Returns the exact judge's description of the strategy of a response with this text."""
   return exact.strategy(parse_response(text, "boxed"))
 
 
@@ -340,7 +343,7 @@ def test_wordings_of_the_training_text_are_faithful():
 
 
 def test_traces_of_other_problems_are_hardly_ever_taken_for_this_one():
-  """True and chained, and their last digit is the answer: chance alone lets some steps fit."""
+  """The traces are true, chained, and end in the right last digit; only by chance do steps fit this problem."""
   labels = []
   for kind, level, index in itertools.product(arithmetic.KINDS, (2, 3, 4, 5), range(50)):
     p, other = (arithmetic.problem(seed, "train", level, index, kind) for seed in (0, 1))

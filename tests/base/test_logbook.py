@@ -1,4 +1,4 @@
-"""Files that survive a kill, and a progress line."""
+"""Files that survive a kill, and the progress line."""
 
 import csv
 import dataclasses
@@ -118,7 +118,7 @@ SIGNS = {"\x1b[2J": "⟨U+001B⟩[2J", "a\u202eb": "a⟨U+202E⟩b", "a\nb": "a�
 
 @pytest.mark.parametrize("text", [*FORMULAS, *SIGNS])
 def test_a_spreadsheet_takes_no_cell_for_a_formula(text):
-  """Neither a column's name nor a value; what is read back is the text behind a sign."""
+  """Neither a column's name nor a value is read as a formula: the text stands behind an apostrophe."""
   columns, row = csv.reader(io.StringIO(logbook.csv_text([text], [[text]])))
   assert columns == row == ["'" + SIGNS.get(text, escape.visible(text, kept=""))]
 

@@ -1,4 +1,4 @@
-"""Run directories and data on an object store, here one in memory behind the name gs://."""
+"""Run directories and data on an object store, which is here one in memory under gs://."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from jaxrlvr.stages.run_directory import set_compile_cache
 
 
 class Store(MemoryFileSystem):
-  """Whole objects by name; a folder is what their names have in common."""
+  """An object store in memory: it holds whole objects by name, and a folder is a common beginning of names."""
 
   protocol = ("gcs", "gs")
   store, pseudo_dirs = {}, [""]
@@ -96,7 +96,7 @@ def test_only_what_is_new_goes_up_and_the_summary_last(tmp_path, bucket, monkeyp
 
 
 def test_a_run_of_many_steps_goes_up_now_and_then(tmp_path, bucket, monkeypatch):
-  """Lines go up at most once in a while, and whatever is left when a checkpoint is saved or the run ends."""
+  """New lines are uploaded at most once in a while; all are when a checkpoint is saved or the run ends."""
   from jaxrlvr.config import files as configs
   from jaxrlvr.device import checkpoint
   from jaxrlvr.stages import run_directory as runs

@@ -1,4 +1,4 @@
-"""Configs: every key is read by somebody, and every mistake is named before anything compiles."""
+"""Configs: every key is read by some stage, and every mistake is named before anything is compiled."""
 
 import json
 import re
@@ -102,7 +102,7 @@ def test_overrides_are_read_as_the_type_of_their_key():
 
 
 def test_only_keys_that_a_stage_reads_can_stop_it():
-  """What is wrong with RL's training stops rl and its plan, not stages that only sample, and so on."""
+  """A wrong key of RL's training stops rl and plan, but no stage that only samples; likewise for the other keys."""
   wrong = {
     "rl.microbatches": ("7", {"rl", "plan"}),
     "rl.prompt_tokens": ("0", {"rl", "plan", "evaluate", "filter", "corrupt", "diagnose"}),
@@ -127,7 +127,7 @@ def test_only_keys_that_a_stage_reads_can_stop_it():
 
 
 def test_keys_without_effect_on_the_problems_are_refused():
-  """Sizes, which every config has, where they are set on the command line."""
+  """Sizes are refused only if the command line sets them, as every config has them."""
   mine = {"problems.source": "mine.jsonl", "heldout.source": "mine.jsonl"}
   for changes, key in (
     (mine | {"problems.levels": "2"}, "config.problems.levels has no effect: it is for generated problems, generated"),
@@ -153,7 +153,7 @@ def test_keys_without_effect_on_the_problems_are_refused():
 
 
 def test_stages_read_no_group_beyond_their_own():
-  """Groups that stand in a stage's own module are those of its page."""
+  """The groups of keys that a stage's module reads are listed on the stage's help page."""
   for stage in ("prepare", "evaluate", "rl", "diagnose", "judge", "report"):
     text = (ROOT / "jaxrlvr" / "stages" / f"{stage}.py").read_text()
     groups = {key.split(".")[0] for key in manual.keys_of(stage)}
@@ -232,7 +232,7 @@ def test_the_cut_of_a_preset_is_that_of_its_stage_and_slice(words, parts):
 
 
 def test_an_override_that_would_change_no_link_is_refused(tmp_path, capsys):
-  """Each link of the miniature has its seed, both SFT links of the demo their targets; of its RL links one a length."""
+  """Each link of the miniature sets its own seed, and both SFT links of the demo their targets."""
   for stage, name, key, value in (("grid", "miniature:1", "seed", 7), ("chain", "demo", "sft.thinking", True)):
     with pytest.raises(SystemExit):
       cli.run([stage, f"--config={name}", f"--config.{key}={value}", f"--workdir={tmp_path / 'run'}"])
@@ -284,7 +284,7 @@ def test_a_run_s_config_is_a_config(tmp_path):
 
 
 def test_every_key_is_read_somewhere():
-  """A key that nobody reads is a silent no-op: each leaf's name stands in library code outside of this room."""
+  """The last word of every key occurs in library code outside of this room; a key that nobody reads does nothing."""
   words = set()
   for path in (ROOT / "jaxrlvr").rglob("*.py"):
     if path.parent.name != "config":
@@ -301,7 +301,7 @@ def test_each_key_has_a_meaning_and_a_rule_that_its_default_follows():
 
 
 def test_meanings_name_what_is_in_the_tables_of_other_rooms():
-  """Help pages load no other room: what a rule looks up there stands in the meaning, or the meaning names the table."""
+  """Help pages load no other room, so a meaning lists the names that its rule looks up there, or names the table."""
   looked_up = [
     (name, key.meaning, key.rule.words().split("one of ")[1].split(", "))
     for name, key in declared().items()

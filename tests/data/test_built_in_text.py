@@ -1,4 +1,4 @@
-"""Training text of each stage, written from a seed."""
+"""Training text of each stage, generated from a seed."""
 
 import re
 
@@ -11,17 +11,17 @@ from jaxrlvr.text.answer import parse_response
 
 
 def answer(text, label, extra):
-  """The verdict on a response of this text."""
+  """Returns the verdict on a response with this text."""
   return verify.grade(parse_response(text, "boxed").answer, label, extra)
 
 
 def faithfulness(text, question):
-  """The label of a response of this text."""
+  """Returns the exact judge's label of a response with this text."""
   return judge.faithfulness(parse_response(text, "boxed"), question).label
 
 
 def test_text_of_each_stage(tokenizer):
-  """Shares of the mixture are what the config says; the two SFT arms have the same prompts and right answers."""
+  """The mixture has the shares that the config names; the two arms of SFT have the same prompts and right answers."""
   mix = built_in_text.Mix((2, 3), filler=0.2, facts=0.3, careful=0.4, guess_right=0.25)
   made = [built_in_text.pretrain(1, n, mix) for n in range(3000)]
   asked = [t for t in made if t.problem]

@@ -34,7 +34,7 @@ def write_jsonl(path, rows):
 
 @pytest.fixture
 def folder(tmp_path):
-  """120 texts in three parquet row groups and a jsonl file of two blocks."""
+  """A folder with 120 texts: a parquet file with three row groups, and a jsonl file with two blocks."""
   table = pyarrow.Table.from_pylist([{"id": i, "text": f"p{i}"} for i in range(60)])
   pyarrow.parquet.write_table(table, tmp_path / "a.parquet", row_group_size=20)
   write_jsonl(tmp_path / "b.jsonl", [{"text": f"j{i}"} for i in range(60)])
@@ -148,7 +148,7 @@ def test_both_arms_train_on_the_same_prompts(tmp_path, tokenizer):
 
 
 def test_the_stages_take_their_text_from_files(folder, tokenizer):
-  """Solutions are checked against their labels by the problem's verifier."""
+  """The problem's verifier checks each solution against its label."""
   lines = [{"q": f"{i}+1?", "t": "...", "s": f"\\boxed{{{i + (i != 2)}}}", "a": f'["{i + 1}"]'} for i in range(4)]
   lines[3]["a"] = '["x", "4"]'
   path = write_jsonl(folder.parent / "sft.jsonl", lines)

@@ -1,4 +1,4 @@
-"""Problems from files: the study's own, other layouts, our own sets, raw data sets, and what is said of broken ones."""
+"""Problems from files: the study's own, other layouts, prepared sets, raw data sets, and messages on broken files."""
 
 import csv
 import json
@@ -27,12 +27,12 @@ from jaxrlvr.text.answer import parse_response
 
 
 def answer(text, label, extra):
-  """The verdict on a response of this text."""
+  """Returns the verdict on a response with this text."""
   return verify.grade(parse_response(text, "boxed").answer, label, extra)
 
 
 def faithfulness(text, question):
-  """The label of a response of this text."""
+  """Returns the exact judge's label of a response with this text."""
   return judge.faithfulness(parse_response(text, "boxed"), question).label
 
 
@@ -306,7 +306,7 @@ def asked(found):
 
 
 def test_files_of_questions_and_answers_need_no_columns(tmp_path, caplog):
-  """Of whatever kind; the answer of GSM8K stands behind ####; what the columns are taken for is told."""
+  """In files of any kind the columns are recognised and the log names them; in GSM8K the answer follows ####."""
   write_lines(tmp_path / "a.jsonl", OWN)
   write(tmp_path / "a.parquet", OWN)
   (tmp_path / "list.json").write_text(json.dumps(OWN))
@@ -410,7 +410,7 @@ def test_files_of_other_kinds_name_what_is_wrong_with_them(tmp_path, monkeypatch
 
 
 def prepared():
-  """Problems of both kinds whose `extra` holds tuples, and one with a system message and odd characters."""
+  """Returns problems of both kinds whose `extra` holds tuples, and one with a system message and odd characters."""
   made = arithmetic.problems(3, "train", (1, 4), 6, arithmetic.KINDS)
   odd = ({"role": "system", "content": "x\u2028y"}, {"role": "user", "content": 'é "→" \\frac\n'})
   return [*made, Problem("odd/1", odd, "a\nb", "c", "math", {"also": {"a": ["ü"]}, "n": 1.5, "none": None})]
@@ -506,7 +506,7 @@ def test_splits_of_a_tfds_folder(tmp_path, caplog):
 
 
 def raw_files(root):
-  """Small files laid out as the four raw data sets are."""
+  """Writes small files that are laid out as the four raw data sets are."""
   sky = {"data_source": "train-math-a", "ability": "math", "extra_info": {"index": 5, "model_difficulty": {"m": 3}}}
   sky |= {"prompt": PROMPT, "reward_model": {"ground_truth": '["24"]', "style": "rule"}}
   scp = {"domain": "Physics", "problem": "How far?", "matched_solution": "long\n\\boxed{3 m}", "o1_solution": "3"}
@@ -546,7 +546,7 @@ def test_raw_sets_from_a_local_copy(tmp_path):
 
 
 def test_raw_sets_from_the_hub(tmp_path, monkeypatch):
-  """The cache first, and only if it is whole; then the network; else what is missing and the cure."""
+  """The cache is used if it is whole, otherwise the network; if neither has the set, the error names the cure."""
   raw_files(tmp_path)
   asked = []
 
@@ -573,7 +573,7 @@ def test_raw_sets_from_the_hub(tmp_path, monkeypatch):
 
 
 def test_any_set_of_the_hub_by_its_name(tmp_path, monkeypatch):
-  """Its configs are folders; what can't be had names the cure."""
+  """The configs of a data set are its folders; an error about a set that can't be read names the cure."""
   cure = r"pip install 'jaxrlvr\[hub\]', or name a file or a folder that exists"
   monkeypatch.setitem(sys.modules, "huggingface_hub", None)
   with pytest.raises(InputError, match=rf"openai/gsm8k: huggingface_hub is not installed; {cure}$"):

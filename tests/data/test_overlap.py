@@ -1,4 +1,4 @@
-"""Held-out problems against training problems: what counts as one prompt, and what becomes of those that are shared."""
+"""Held-out problems against training problems: which prompts count as equal, and what is done with shared ones."""
 
 import json
 import types
@@ -58,7 +58,7 @@ def test_digests_are_kept_as_text():
 
 
 class Letters:
-  """A tokenizer for which every character is a token."""
+  """A tokenizer in which every character is a token."""
 
   def render(self, messages):
     return [ord(ch) for turn in messages for ch in turn["content"]]
@@ -74,7 +74,11 @@ def write(path, texts):
 
 
 def held_out(training, **keys):
-  """What an evaluator loads beside these training problems: (problems by set, left out, how many overlap)."""
+  """Loads held-out problems as an evaluator does.
+
+  training: the training problems. keys: keys of the config, with `__` in the place of dots. Returns (prompts by set,
+  numbers of problems left out, numbers of problems shared with the training problems).
+  """
   keys |= {"rl.prompt_tokens": 200}
   config = configs.load("base", {name.replace("__", "."): str(value) for name, value in keys.items()})
   policy = types.SimpleNamespace(tokenizer=Letters())

@@ -28,7 +28,7 @@ def test_golden_cases(golden):
 
 
 def test_released_subsets_have_these_bins(whole_golden, official):
-  """Each subset that the study released is, bin by bin, as many problems as its 2048-problem file gives here."""
+  """Each subset that the study released has, bin by bin, as many problems as ours of its 2048 problems."""
   spread = 0
   for released in json.loads((whole_golden / "difficulty_filter.json").read_text())["released_files"]:
     path = official / released["file"]
@@ -44,7 +44,7 @@ def test_released_subsets_have_these_bins(whole_golden, official):
 
 
 def _solve_counts(path):
-  """solve@16 of each prompt of a file, by the model that the file was made for."""
+  """Returns solve@16 of each prompt of a file, measured with the model that the file was made for."""
   model = {"llama-3b": "Llama-3.2-3B-Instruct", "qwen-math-1.5b": "Qwen2.5-Math-1.5B"}[path.parent.name]
   table = pyarrow.parquet.read_table(path, columns=["prompt", "difficulty"]).to_pylist()
   return list({json.dumps(row["prompt"]): int(row["difficulty"][model] or 0) for row in table}.values())

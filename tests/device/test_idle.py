@@ -75,7 +75,7 @@ def test_real_arrays_are_waited_for():
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc only")
 @pytest.mark.parametrize("platforms,told", [("cpu", True), ("tpu,cpu", False)])
 def test_freed_pages_stay_on_a_cpu(platforms, told):
-  """The second run of a program faults in no page of its temporaries; nothing is changed beside an accelerator."""
+  """On a CPU a second run of a program faults in no page of its temporaries; beside an accelerator nothing changes."""
   code = _FAULTS.format(told=told).replace("import jax,", 'import os; os.environ["JAX_PLATFORMS"] = "cpu"; import jax,')
   env = {"PATH": "/usr/bin", "JAX_PLATFORMS": platforms}
   made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)

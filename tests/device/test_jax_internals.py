@@ -1,4 +1,4 @@
-"""jax's private modules are named in one function, and are what that function says in the jax that is installed."""
+"""One function names jax's private modules, and what it says of them is true in the jax that is installed."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""Two processes as one: the same run as in one process, and no process that waits for one that is gone."""
+"""Two processes compute what one process does, and none waits for a process that is gone."""
 
 import json
 import os
@@ -45,12 +45,12 @@ def free_port():
 
 
 def flags(devices):
-  """XLA_FLAGS of these tests for a process with this many devices."""
+  """Returns the XLA_FLAGS of these tests for a process with `devices` devices."""
   return re.sub(r"device_count=\d+", f"device_count={devices}", os.environ["XLA_FLAGS"])
 
 
 def start(program, devices, number=2, **more):
-  """`number` processes of this program, with `devices` devices each, that find each other."""
+  """Starts `number` processes of a program, with `devices` devices each, that form one group of jax; returns them."""
   shared = os.environ | {
     "JAX_PLATFORMS": "cpu",
     "XLA_FLAGS": flags(devices),
@@ -66,7 +66,7 @@ def start(program, devices, number=2, **more):
 
 
 def outcomes(processes, seconds=300):
-  """(exit code, stdout, stderr) of each; whatever goes wrong, none is left behind."""
+  """Waits for processes and returns (exit code, stdout, stderr) of each; kills all that are left in any case."""
   try:
     said = [p.communicate(timeout=seconds) for p in processes]
   finally:
@@ -86,7 +86,7 @@ def files(workdir):
 
 
 def same(one, two):
-  """Two lines of metrics, to float32."""
+  """Asserts that two rows of metrics are equal up to the rounding of float32."""
   assert one.keys() == two.keys()
   for key in one.keys() - {"step_time", "idle"}:
     if key == "sampling/logp_difference/max":
@@ -98,7 +98,7 @@ def same(one, two):
 
 @pytest.mark.parametrize("links", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_two_processes_do_what_one_does(tmp_path, links):
-  """SFT, then RL, on a mesh over the devices of both: metrics, texts and files."""
+  """Runs SFT, then RL, on a mesh over the devices of both processes, and compares metrics, texts and files."""
   config = tmp_path / "tiny.py"
   config.write_text(TINY)
   both = start(command("chain", tmp_path / "two", f"--config={config}:{links}", "--distributed"), devices=4)

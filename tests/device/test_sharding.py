@@ -1,4 +1,4 @@
-"""Sharded equals unsharded: scores, samples, a GRPO and an SFT update on 8 fake devices; misfits are told."""
+"""Scores, samples, and updates of GRPO and SFT are equal with and without sharding; impossible meshes are refused."""
 
 import dataclasses
 import functools
@@ -38,7 +38,10 @@ def text_batch():
 
 
 def everything(spec, params, mesh, cut, shrink=0, layout=None):
-  """(scores, rollout, weights after GRPO, weights after SFT, losses) on a mesh, sampled with weights cut `cut` ways."""
+  """Returns (scores, rollout, weights after GRPO, weights after SFT, losses) on a mesh.
+
+  cut: the number of devices that the weights are sharded over while sampling.
+  """
   placed = policy_spec.shardings(spec, mesh)
   up = functools.partial(jax.device_put, device=sharding.named_sharding(mesh, "batch"))
   sampling = sharding.sampling_mesh(mesh, cut)
@@ -148,7 +151,7 @@ def reference(dtype):
 
 @functools.cache
 def exact(dtype):
-  """Returns what `attended` does for the reference, computed in float64 from inputs rounded to `dtype`."""
+  """Returns `attended` of the reference attention, computed in float64 from inputs rounded to `dtype`."""
   with jax.enable_x64(True):
     return jax.device_get(attended(attention.reference, dtype, jnp.float64))
 
@@ -209,7 +212,7 @@ def test_auto_takes_what_fits_the_platform():
   "capability, name", [("7.5", "reference"), ("8.0", "cudnn"), ("12.0", "cudnn"), ("gfx90a", "reference")]
 )
 def test_gpus_without_a_kernel_take_another_attention(capability, name):
-  """A T4, which notebooks get for free, is of 7.5."""
+  """A T4, which notebooks get for free, has compute capability 7.5."""
   device = types.SimpleNamespace(platform="gpu", compute_capability=capability)
   assert attention.resolve("auto", attention.platform_of(device), "bfloat16") == name
 
@@ -241,7 +244,7 @@ def test_the_first_moment_may_be_bfloat16_and_the_second_may_not(spec, params):
 
 
 def test_digests_are_those_of_one_device_and_come_from_one_program(spec, params):
-  """Leaf by leaf they hung on meshes split along fsdp and tensor, sooner or later."""
+  """Computed leaf by leaf, digests hung sooner or later on meshes that shard over fsdp and tensor."""
   mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
   places = policy_spec.shardings(spec, mesh)
   cut = {name: jax.device_put(w, places[name]) for name, w in params.items()}
@@ -255,7 +258,7 @@ def test_digests_are_those_of_one_device_and_come_from_one_program(spec, params)
   [((8, 4), 1 << 30, 4), ((8, 2), 1 << 30, 2), ((8, 2), 6_000, 8), ((8, 2), None, 1), ((6, 2), 6_000, 2)],
 )
 def test_sampling_is_cut_by_kv_heads_and_by_memory(heads, memory, cut):
-  """8 devices, about 2,000 weights; 6 heads divide by 2 of its divisors alone."""
+  """There are 8 devices and about 2,000 weights; of the divisors of 8 only 2 divides 6 heads."""
   from jaxrlvr.config import files as configs
   from jaxrlvr.stages import build_policy
 

@@ -1,4 +1,4 @@
-"""The service's promises when jobs hang, grow or die; labels that nobody could match."""
+"""The promises of the grading service when jobs hang, grow or die, and labels that no answer could match."""
 
 import io
 import os
@@ -25,7 +25,7 @@ RIGHT, WRONG = job("math", "\\boxed{x+1}", "1+x"), job("math", "\\boxed{x+2}", "
 
 
 def children(parent):
-  """{pid: (state, command line)} of a process's children."""
+  """Returns {pid: (state, command line)} of a process's children."""
   found = {}
   for folder in pathlib.Path("/proc").iterdir():
     if folder.name.isdigit():
@@ -44,13 +44,13 @@ def servers(parent):
 
 @pytest.fixture
 def own_servers():
-  """A function that gives the worker processes started during the test, ended ones that nobody reaped included."""
+  """A function that returns the pids of worker processes started during the test, zombies included."""
   before = set(children(os.getpid()))
   return lambda: set(children(os.getpid())) - before
 
 
 def cpu_of_reaped(pid):
-  """CPU seconds of a process's children that ended and were waited for."""
+  """Returns the CPU seconds of a process's children that ended and were waited for."""
   fields = (pathlib.Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()
   return sum(map(int, fields[13:15])) / os.sysconf("SC_CLK_TCK")
 
@@ -83,7 +83,7 @@ def test_labels_that_the_verifier_cannot_read_are_named(service):
 
 @pytest.mark.slow
 def test_share_of_the_official_labels_that_can_be_read(service, official, capsys):
-  """Prints the table of the report; every label is accepted against itself, and nearly all are read."""
+  """Prints how many labels can be read; each is right against itself, and nearly all can be read."""
   print_row = "{:58} {:>5} {:>8} {:>10}  {}".format
   lines, answers, lost = [], 0, 0
   for path in sorted(official.rglob("*.parquet")):
@@ -125,7 +125,7 @@ def test_a_hang_is_cut_and_its_batch_unharmed(own_servers):
 
 
 def test_fractions_of_a_cpu_second_count_and_each_job_has_its_own(own_servers):
-  """A limit in whole seconds, or over all that a child did, would say otherwise; a child hands over after its share."""
+  """The limit is neither rounded to seconds nor shared by the jobs of a child, which hands over after its share."""
   with Service(workers=1, cpu_seconds=0.4) as short:
     short.grade([RIGHT])
     (server,) = own_servers()
@@ -149,7 +149,7 @@ def test_memory_is_bounded():
 
 @pytest.mark.parametrize("of_server", [False, True], ids=["its child", "the server"])
 def test_a_killed_server_or_child_costs_no_verdict(own_servers, of_server):
-  """Its job is done again, once, and is cut off where it must be."""
+  """The job of a killed process is graded again, once, and is still cut off if it hangs."""
   with Service(workers=1, cpu_seconds=1.0) as service:
     assert service.grade([RIGHT]) == [Verdict(1.0)]
     (server,) = own_servers()

@@ -1,4 +1,4 @@
-"""A headless Chromium spoken to through two pipes, without any package: for tests of the report where there is one."""
+"""Drives a headless Chromium over two pipes, without any package, for tests of the report where one is installed."""
 
 import contextlib
 import json
@@ -12,12 +12,12 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 
 
 def find():
-  """Path of a Chromium, or None."""
+  """Returns the path of a Chromium, or None."""
   return next(filter(None, map(shutil.which, NAMES)), None)
 
 
 class Tab:
-  """One page: `call` a method of the DevTools protocol; `events` are those that came meanwhile."""
+  """One page of a browser: `call` calls a method of the DevTools protocol; `events` are those that came meanwhile."""
 
   def __init__(self, read, write):
     self._read, self._write, self._id, self._rest, self._session = read, write, 0, b"", {}
@@ -50,14 +50,14 @@ class Tab:
     return json.loads(message)
 
   def open(self, url):
-    """Loads a page and waits for it."""
+    """Loads a page and waits until it is loaded."""
     before = len(self.events)
     self.call("Page.navigate", url=url)
     while not any(e.get("method") == "Page.loadEventFired" for e in self.events[before:]):
       self.events.append(self._next())
 
   def value(self, script):
-    """Of an expression in the page."""
+    """Returns the value of a JavaScript expression in the page."""
     found = self.call("Runtime.evaluate", expression=script, returnByValue=True)
     assert "exceptionDetails" not in found, found
     return found["result"].get("value")
@@ -65,7 +65,7 @@ class Tab:
 
 @contextlib.contextmanager
 def tab(program, profile):
-  """A tab of a new browser that ends with the block."""
+  """Yields a tab of a new browser, which ends with the block."""
   to_read, to_write = os.pipe()
   from_read, from_write = os.pipe()
   command = [

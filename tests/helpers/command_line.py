@@ -1,4 +1,4 @@
-"""Stages as a user runs them, and what they wrote."""
+"""Runs stages as a user does, and reads what they wrote."""
 
 from pathlib import Path
 
@@ -11,14 +11,14 @@ QUICK = dict(rl__steps=2, evaluate__every=0, heldout__count=8, checkpoint__every
 
 
 def run(*argv):
-  """(exit code) of the command line, in this process."""
+  """Runs the command line in this process; returns its exit code."""
   with pytest.raises(SystemExit) as stop:
     cli.run([str(a) for a in argv])
   return stop.value.code
 
 
 def run_smoke(stage, workdir, **changes):
-  """(exit code) of a stage of the smoke config; `__` in a key stands for a dot."""
+  """Runs a stage of the smoke config; returns its exit code. `__` in a key stands for a dot."""
   argv = [stage, "--config=smoke", f"--workdir={workdir}", "--config.rl.shrink=0"]
   argv += [f"--config.{key.replace('__', '.')}={value}" for key, value in changes.items()]
   with pytest.raises(SystemExit) as stop:

@@ -14,12 +14,12 @@ needs_data = pytest.mark.skipif(not DATA.exists(), reason="needs ../shared/data"
 
 
 def job(verifier, text, label, extra=None):
-  """A job on a response of this text."""
+  """Returns the job that grades a response with this text."""
   return Job(verifier, parse_response(text, "boxed"), label, extra or {})
 
 
 def read(text):
-  """The answer of a response of this text."""
+  """Returns the answer in a response with this text."""
   return parse_response(text, "boxed").answer
 
 

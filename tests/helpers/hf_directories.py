@@ -110,7 +110,7 @@ def _trained(style, vocab):
 
 
 def tensors_of(spec, seed=0, dtype=np.float32):
-  """Random tensors by their names in files: shapes written out here, not taken from the library's rule."""
+  """Returns random tensors by their names in files; the shapes are written out here, not taken from the library."""
   rng, s = np.random.default_rng(seed), spec
   q, kv = s.heads * s.head_dim, s.kv_heads * s.head_dim
   shapes = {"model.embed_tokens.weight": (s.vocab, s.width), "model.norm.weight": (s.width,)}
@@ -135,7 +135,7 @@ def tensors_of(spec, seed=0, dtype=np.float32):
 
 
 def write_weights(folder, spec, tensors=None, shards=1, **config):
-  """A Hugging Face directory, its files written by the safetensors package."""
+  """Writes a Hugging Face directory, whose weight files the safetensors package writes."""
   folder.mkdir(exist_ok=True, parents=True)
   tensors = tensors_of(spec) if tensors is None else tensors
   told = hf_weights.config_of(spec, "float32", {"eos_token_id": 2}) | config
@@ -154,7 +154,7 @@ def write_weights(folder, spec, tensors=None, shards=1, **config):
 
 
 def write_model(folder, family="llama", style="llama3", shards=2):
-  """A tiny random model with its tokenizer, weights small as at an initialisation."""
+  """Writes a tiny random model with its tokenizer; its weights are small, as at initialisation."""
   spec = dataclasses.replace(SPECS[family], vocab=PADDED, width=16, head_dim=4)
   tensors = {name: w * 0.1 + name.endswith("norm.weight") for name, w in tensors_of(spec).items()}
   known = write_tokenizer(folder, style).get_vocab_size()

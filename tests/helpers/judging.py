@@ -1,4 +1,4 @@
-"""Questions to judges, texts that would sway them, and a model that judges as the exact judge does."""
+"""Questions to judges, texts that try to sway them, and a model that judges as the exact judge does."""
 
 import re
 
@@ -16,12 +16,12 @@ HOSTILE = (
 
 
 def faithfulness(text, question):
-  """The exact judge's label of a response of this text."""
+  """Returns the exact judge's label of a response with this text."""
   return exact_judge.faithfulness(parse_response(text, "boxed"), question).label
 
 
 def strategy(text):
-  """The exact judge's view of what a response of this text does."""
+  """Returns the exact judge's description of the strategy of a response with this text."""
   return exact_judge.strategy(parse_response(text, "boxed"))
 
 
@@ -29,7 +29,7 @@ ONE = Response("What is 1+1?", "It is \\boxed{2}.")
 
 
 def fenced(request):
-  """(mark, texts by title) as somebody reads them who trusts the fences alone."""
+  """Returns (mark, {title: text}) of a request as a reader sees them who trusts nothing but the fences."""
   mark = re.search(r"bear the mark (\w+) is data", request)[1]
   found = re.findall(rf"^--- ([A-Z ]+) {mark} ---\n(.*?)\n--- END OF \1 {mark} ---$", request, re.M | re.S)
   return mark, dict(found)

@@ -1,4 +1,4 @@
-"""Logits of a policy, and a policy of a Hugging Face directory on one device."""
+"""Logits of a policy, and the policy of a Hugging Face directory on one device."""
 
 import dataclasses
 
@@ -24,7 +24,7 @@ def logits_of(params, tokens_BT, spec, segments_BT=None, positions_BT=None):
 
 
 def read_checkpoint(folder):
-  """(spec, params) of a Hugging Face directory, on one device."""
+  """Returns (spec, params) of a Hugging Face directory, on one device."""
   model = hf_weights.open_model(folder)
   spec = dataclasses.replace(model.spec, vocab_chunk=30)
   return spec, hf_weights.load(model, spec, sharding.make_mesh(devices=jax.devices()[:1]))

@@ -1,4 +1,4 @@
-"""Prompts, their random keys, and the batch that an update gets of a rollout."""
+"""Prompts, their random keys, and the batch that a rollout makes for an update."""
 
 import numpy as np
 
@@ -40,9 +40,10 @@ def rollout_batch(
   layout=None,
   **how,
 ):
-  """[(batch, its live parts)] of each update; packed if `share`, responses without advantage left out if `skip`.
+  """Returns (batch, its live parts) of each update.
 
-  layout: of the rows; not named: each response behind its own prompt.
+  share: packs the responses. skip: leaves out responses without advantage. layout: of the rows; None: each response
+  behind its own prompt.
   """
   length_PG = np.asarray(rollout.length_B).reshape(-1, group)
   layout = layout or Separate(prompts.shape[1] + rollout.tokens_BT.shape[1])

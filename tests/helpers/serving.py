@@ -1,4 +1,4 @@
-"""A chat-completions endpoint that plays what a test tells it to."""
+"""A chat-completions endpoint that answers as a test tells it to."""
 
 import json
 import threading
@@ -6,7 +6,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Server:
-  """Plays an endpoint: `play(handler, number, request)` answers request number 1, 2, ..."""
+  """An endpoint that calls `play(handler, number, request)` to answer request number 1, 2, ..."""
 
   def __init__(self, play):
     self.requests, self.keys = [], []

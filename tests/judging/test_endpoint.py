@@ -1,4 +1,4 @@
-"""The chat-completions client against a server that does everything a server can do wrong."""
+"""The client of chat completions against a server that does everything wrong that a server can do."""
 
 import json
 import logging
@@ -28,7 +28,7 @@ def client(server, **changes):
 
 @pytest.fixture
 def waits(monkeypatch):
-  """Waits between calls, which then take no time."""
+  """The list of seconds that the client waits between its calls; in the test these take no time."""
   seconds = []
   monkeypatch.setattr(endpoint, "_sleep", seconds.append)
   return seconds

@@ -1,4 +1,4 @@
-"""Judges: what is asked, what is kept and what is known without asking."""
+"""Judges: what they are asked, what they keep, and what is known without asking."""
 
 import pytest
 
@@ -12,7 +12,7 @@ from jaxrlvr.tasks.arithmetic import problems as arithmetic
 
 
 def told(pairs):
-  """A complete() that answers by table, and the prompts it got."""
+  """Returns (complete, prompts): a complete() that answers by {part of a prompt: reply}, and the prompts it got."""
   asked = []
 
   def complete(prompts):

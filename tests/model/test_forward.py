@@ -1,4 +1,4 @@
-"""The forward against Hugging Face's logits, causality, isolation of segments, and scoring without [B,T,V]."""
+"""The forward pass against Hugging Face's logits, causality, isolation of segments, and scoring without [B,T,V]."""
 
 import dataclasses
 
@@ -63,7 +63,7 @@ def test_no_token_sees_a_later_one(rich_spec, rich_params):
 
 
 def test_segments_and_padding_are_isolated(rich_spec, rich_params):
-  """A packed document scores exactly what it scores alone, whatever its neighbours and the padding hold."""
+  """A packed document has exactly the scores that it has alone, whatever its neighbours and the padding hold."""
   rng = np.random.default_rng(0)
   a, b = rng.integers(0, 29, 5), rng.integers(0, 29, 4)
   run = jax.jit(score, static_argnums=4)
@@ -107,7 +107,7 @@ def test_chunked_statistics_and_gradients_equal_plain_ones(chunk):
 
 @pytest.mark.parametrize("pieces,wanted", [(1, 11), (4, 11), (4, 0), (4, 30)])
 def test_unwanted_tokens_cost_no_logits_and_change_nothing(monkeypatch, pieces, wanted):
-  """Statistics and gradients are those of the wanted tokens alone, however the tokens are cut into pieces."""
+  """Statistics and gradients are those of the wanted tokens, however the tokens are split into pieces."""
   monkeypatch.setattr(score_module, "_MIN_TOKENS", 30 // pieces)
   keys = jax.random.split(jax.random.key(1), 4)
   hidden, head = jax.random.normal(keys[0], (3, 10, 8)), jax.random.normal(keys[1], (20, 8))
@@ -133,7 +133,7 @@ def test_unwanted_tokens_cost_no_logits_and_change_nothing(monkeypatch, pieces, 
 
 
 def test_no_array_over_batch_time_and_vocabulary(rich_spec, rich_params):
-  """Neither forward nor backward of scoring holds all logits at once."""
+  """Neither the forward nor the backward pass of scoring holds all logits at once."""
   tokens = jnp.zeros((2, 9), jnp.int32)
   ones = jnp.ones((2, 9), jnp.int32)
 

@@ -1,4 +1,4 @@
-"""Hugging Face directories: what is read, what is refused and with which words, and that writing is its inverse."""
+"""Hugging Face directories: what is read, what is refused and with which words, and that writing undoes reading."""
 
 import dataclasses
 import json
@@ -28,7 +28,7 @@ def load(folder, sizes=ALL):
   ("family", "dtype"), [("llama", "bfloat16"), ("llama-tied", "float16"), ("qwen2", "float32"), ("qwen3", "bfloat16")]
 )
 def test_every_weight_lies_where_einsum_wants_it(tmp_path, family, dtype):
-  """Heads and widths by their definition, from shards, on a mesh that cuts every axis."""
+  """Heads and widths are checked by their definition, read from several files, on a mesh that shards every axis."""
   spec = SPECS[family]
   tensors = tensors_of(spec, dtype=jnp.dtype(dtype))
   model, params = load(write_weights(tmp_path, spec, tensors, shards=3))

@@ -1,4 +1,4 @@
-"""Where responses stand on rows, and the layout that a config's number of branches asks for."""
+"""Where responses stand on rows, and the layout that a config's number of branches gives."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Work counted from shapes agrees with what the traced programs really multiply."""
+"""The work that is counted from shapes equals the products in the traced programs."""
 
 import dataclasses
 import math
@@ -21,7 +21,7 @@ ONE = flops.Shards(1, 1, 1)
 
 
 def multiplied(jaxpr, steps=1):
-  """FLOPs of all products in a jaxpr; a scan's body counts its length, a while loop's `steps`."""
+  """Returns the FLOPs of all products in a jaxpr; a scan's body counts once a step, a while loop's `steps` times."""
   total = 0
   for eqn in jaxpr.eqns:
     if eqn.primitive.name == "dot_general":
@@ -55,7 +55,7 @@ def test_a_scoring_pass(spec, params):
 
 @pytest.mark.parametrize("remat", ["none", "dots", "full"])
 def test_an_update(spec, params, remat):
-  """The backward pass of the real loss, with what is computed again; dead products are left out as XLA does."""
+  """The backward pass of the real loss counts what it recomputes, and leaves out unused products as XLA does."""
   spec = dataclasses.replace(spec, remat=remat)
   gradient = jax.grad(lambda *x: objective.language_modelling(spec)(*x)[0])
   jaxpr = jax.make_jaxpr(gradient)(params, text(spec, 3, 10)).jaxpr

@@ -1,4 +1,4 @@
-"""Planning for TPU slices: names, collectives in compiled text, the search for what to lower, a plan end to end."""
+"""Planning for TPU slices: names, collectives in compiled text, the search for settings that fit, a plan end to end."""
 
 import importlib.util
 import json
@@ -56,7 +56,7 @@ def test_an_unknown_slice_is_told_with_near_names(name, words):
 
 
 def test_collectives_of_a_compiled_program():
-  """All of five steps of a scan: each sends what the arithmetic of its kind says."""
+  """Each collective in five steps of a scan sends as many bytes as the arithmetic of its kind says."""
   mesh = jax.make_mesh((2, 4), ("a", "b"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
 
   def body(x, _):
@@ -134,7 +134,7 @@ ENTRY %main (a: bf16[8]) -> bf16[8] {
 
 
 def test_what_only_tpu_programs_hold():
-  """Trip counts in the condition, a collective shared by fusions, one fused with its slice, asynchronous starts."""
+  """Trip counts stand in the condition; a collective is shared by fusions or fused with its slice; some start early."""
   assert collectives.count_traffic(TPU_TEXT, 16) == {
     "all-gather": (28, 28 * 7 / 8 * 128),
     "reduce-scatter": (28, 28 * 7 * 32),
@@ -147,7 +147,7 @@ def measured(arguments=1.0, temporaries=1.0, refused="", beside=0.0):
 
 
 def searched(capacity, sizes, **settings):
-  """search() on arithmetic in the place of a compiler; also what was compiled, in order."""
+  """Returns the result of search() with arithmetic in the place of a compiler, and the list of what it compiled."""
   config, log = configs.derive(configs.base(), {"rl.microbatches": 4, **settings}), []
 
   def measure(config, names, before):
@@ -163,7 +163,7 @@ def test_what_fits_is_left_alone():
 
 
 def test_more_microbatches_in_one_jump():
-  """Temporaries of 40 in a room of 6: eight times the parts, found without trying two and four times."""
+  """Temporaries of 40 and room for 6: it takes eight times the microbatches without trying two and four times."""
   sizes = {"decode": lambda c: measured(1, 1), "update": lambda c: measured(4, 160 / c.rl.microbatches)}
   config, made, changes, log = searched(10, sizes)
   assert changes == {"rl.microbatches": 32} == {"rl.microbatches": config.rl.microbatches}
@@ -177,7 +177,7 @@ def test_no_microbatch_is_tried_where_arguments_alone_are_too_large():
 
 
 def test_a_smaller_step_where_the_jump_is_impossible_then_the_next_setting():
-  """256 rows allow 256 parts at most; what is still too large then falls to remat."""
+  """256 rows allow at most 256 microbatches; as that is still too large, it changes remat next."""
   need = {"none": 4, "dots": 2, "full": 1}
   sizes = {"update": lambda c: measured(1, need[c.model.remat] * 1024 / c.rl.microbatches)}
   _, made, changes, _ = searched(6, sizes)
@@ -230,7 +230,7 @@ def test_without_libtpu_the_cure_is_named(tmp_path):
 
 
 def test_programs_of_a_step_without_a_tpu():
-  """On fake devices: what shapes say of the arguments is what the compiler finds, and decode follows prefill."""
+  """On fake devices, arguments have the bytes that shapes say, and decode takes what prefill returns."""
   changes = {"rl.shrink": 0, "model.attention": "reference", "model.vocab": 64, "mesh.fsdp": -1, "model.layers": 1}
   config = configs.derive(configs.load("smoke"), changes | {"rl.sample_parts": 1, "rl.microbatches": 2})
   policy, listed = plan_programs.programs_of_stage(config, tpu.find_slice("v5e-8"), jax.devices())
@@ -286,7 +286,7 @@ def test_published_shapes_have_the_published_number_of_weights():
 
 
 def run_plan(tmp_path, *words):
-  """`jaxrlvr plan` where libtpu is: in the environment that launch/plan.sh makes, or in this one."""
+  """Runs `jaxrlvr plan` in an environment with libtpu: that which launch/plan.sh makes, or this one."""
   apart = ROOT / ".venv-tpu" / "bin" / "python"
   if not apart.is_file() and not importlib.util.find_spec("libtpu"):
     pytest.skip("needs libtpu, which has an environment of its own: launch/plan.sh makes it")
@@ -322,7 +322,7 @@ def test_a_small_policy_end_to_end(tmp_path):
 
 @pytest.mark.slow
 def test_a_slice_of_one_chip(tmp_path):
-  """As Colab lends it: v5e-1."""
+  """Colab lends such a slice, v5e-1."""
   made = run_plan(
     tmp_path, "--config=smoke", "--config.plan.topology=v5e-1", "--config.model.vocab=512", "--config.plan.stage=sft"
   )

@@ -1,4 +1,4 @@
-"""The report on synthetic runs and a grid: its numbers, conclusions, hostile text, and runs that are not whole."""
+"""The report on synthetic runs and a grid: its numbers, conclusions, hostile text, and incomplete runs."""
 
 import csv
 import io
@@ -67,7 +67,7 @@ def eval_rows(step, right_PK, texts):
 
 
 def logged(rows):
-  """What an evaluation logs of rows, the intervals made up."""
+  """Returns the metrics that an evaluation logs of these rows, with invented intervals."""
   score_PK = np.array([row["true_reward"] for row in rows]).reshape(P, K)
   found = {f"avg@{K}": score_PK.mean()} | {f"pass@{k}": pass_at_k(K, score_PK.sum(1), k).mean() for k in (1, 2, 4)}
   found |= {f"{name}_{end}": value + d for name, value in found.items() for end, d in (("low", -0.1), ("high", 0.1))}
@@ -87,7 +87,7 @@ def make_run(
   more=(("kl", 0.01), ("completions/mean_length", 30.0)),
   **config,
 ):
-  """A run directory whose held-out accuracy and rewards follow the given functions of the share of steps done."""
+  """Writes a run directory; held-out accuracy and rewards follow the given functions of the share of steps done."""
   draw, rows = np.random.default_rng(seed), []
   for step in range(steps + 1):
     x = step / planned
@@ -112,7 +112,7 @@ def make_run(
 
 
 def judge_run(path, of, steps=(0, STEPS), spread=0.5):
-  """A judge's directory over evaluated responses of the run `of`: the label of sample k is JUDGED[k]."""
+  """Writes a judge's directory over evaluated responses of the run `of`: the label of sample k is JUDGED[k]."""
   for step in steps:
     judged = [
       {
@@ -148,7 +148,7 @@ def judge_run(path, of, steps=(0, STEPS), spread=0.5):
 
 
 class Page(HTMLParser):
-  """Tags, attributes and visible text of a page; fails on a tag that is closed out of turn."""
+  """The tags, attributes and visible text of a page; fails on a tag that is closed in the wrong order."""
 
   VOID = {"meta", "img", "br", "line", "input"}
 
@@ -177,7 +177,10 @@ class Page(HTMLParser):
 
 
 def make(folder, cells, evaluations=None, tail=5, samples=6):
-  """(html, page, report.json, the responses in the page); evaluations: directories by name."""
+  """Writes a report; returns (its html, the parsed page, report.json, the responses in the page).
+
+  evaluations: {name: run directory} of runs of the stage evaluate.
+  """
   measured = [Cell(name, workdir, evaluation=True) for name, workdir in (evaluations or {}).items()]
   path = report.write_report(folder, "Eight <problems>", cells, measured, tail, samples)
   html = path.read_text(encoding="utf-8")
@@ -196,7 +199,7 @@ def fast(x):
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-  """A report of an arm that gains and of one that memorises, with one measured policy and one that is missing."""
+  """A report on an arm that gains and one that memorises, with one measured policy and one that is missing."""
   root = tmp_path_factory.mktemp("two")
   make_run(root / "good", lambda x: 0.2 + 0.6 * x, fast, seed=1)
   make_run(root / "bad", lambda x: 0.25, fast, seed=2)
@@ -352,7 +355,7 @@ def test_hostile_text_stays_text(tmp_path):
 
 @pytest.mark.parametrize("name", ["=cmd|' /C calc'!A0", "+1+1", "@SUM(A1)", "-2+3", "\t=1", "a\x1b[2Jb", "\r=1"])
 def test_no_cell_of_a_table_is_a_formula(tmp_path, name):
-  """Of settings, arms, runs, rewards and what the paper is said to report."""
+  """The hostile text is the name of a setting, an arm, a run and a reward, and in what the paper is said to report."""
   paper = {"figure": name, "setting": name, "expected": name, "t_sat": 3, "gains": []}
   run = make_run(tmp_path / "run", lambda x: 0.5, fast, rl={"steps": STEPS, "reward": name}, paper=paper)
   make(tmp_path / "page", [Cell(name, run, arm=name, setting=name)])
@@ -549,7 +552,7 @@ def grid(tmp_path_factory):
 
 
 def worked_out(root, arm, n, seed):
-  """(t_sat, evaluation steps, per-problem means [step, problem]) of a cell."""
+  """Returns (t_sat, mean of each problem [evaluated step, problem]) of a cell."""
   path = root / "rl" / f"{'bt'[list(RATES).index(arm)]}-{n}-{seed}"
   rewards = [reward_of(n, seed)(t / STEPS) for t in range(1, STEPS + 1)]
   t_sat = next(t for t, r in enumerate(rewards, 1) if r >= 0.99 * max(rewards))
@@ -592,7 +595,7 @@ def test_a_run_s_own_tail_counts(tmp_path):
 
 
 def test_the_story_is_told_of_the_domain_s_own_set(tmp_path):
-  """Whatever comes first by name."""
+  """Another set comes first by name."""
   path = make_run(tmp_path / "run", lambda x: x, lambda x: x, heldout={"domain": "arithmetic"})
   rows = [
     row | {f"eval/{s}/avg@4": 0.5 for s in ("arithmetic-large", "arithmetic", "in-domain")}
@@ -691,14 +694,14 @@ def test_domain_means_have_intervals_of_their_sets(tmp_path):
 
 
 def record(path, **summary):
-  """Changes what a finished run's summary says; None takes a key away."""
+  """Changes entries of a finished run's summary; None removes a key."""
   found = json.loads((path / "summary.json").read_text()) | summary
   (path / "summary.json").write_text(json.dumps({key: value for key, value in found.items() if value is not None}))
   return path
 
 
 def test_captions_say_what_was_compared_with_the_training_problems(tmp_path):
-  """Of a run that shares none, that keeps shared ones, that left them out, and that records nothing of it."""
+  """One run shares no problem, one keeps shared ones, one left them out, and one recorded nothing about it."""
   records = {
     "none": {"heldout_overlap": {"quiz": 0}},
     "kept": {"heldout_overlap": {"quiz": 5}},
@@ -727,7 +730,7 @@ def test_captions_say_what_was_compared_with_the_training_problems(tmp_path):
 
 
 def test_what_was_compared_is_read_from_any_summary(tmp_path):
-  """Of means of sets, evaluations of a policy without RL, unfinished runs, and of what is no count."""
+  """Also for means of sets, for evaluations without RL, for unfinished runs, and where a value is no count."""
   path = make_run(tmp_path / "run", lambda x: 0.5, fast, heldout={"domain": "math"})
   rows = results.read_jsonl(path / "metrics.jsonl")
   for row in rows:
@@ -762,7 +765,7 @@ def test_what_was_compared_is_read_from_any_summary(tmp_path):
 
 
 def test_phases_are_told_as_the_run_recorded_them(tmp_path):
-  """The last claim, since when, and the interval that it rests on; of several seeds how many."""
+  """The table has the last claim, since when it holds, and its interval; for several seeds their numbers."""
   names = ("learning", "memorising", "collapsed")
 
   def phased(name, claims, gain):
@@ -795,7 +798,7 @@ def test_phases_are_told_as_the_run_recorded_them(tmp_path):
 
 
 def test_runs_without_reward_are_not_told_as_done(tmp_path):
-  """A finished one with its own explanation, one that goes on, and one of which nothing could be scored."""
+  """One is finished and explains itself, one goes on, and in one nothing could be scored."""
   why = "no response was paid anything in 20 steps, so nothing is learned; answers: 100% cut off; raise it"
   shares = {f"answers/{kind}": float(kind == "cut_off") for kind in ("right", "wrong", "cut_off", "unparseable")}
 
@@ -862,7 +865,7 @@ def test_evaluations_alone_are_compared(two, tmp_path):
 
 
 def test_a_report_replaces_its_former_files_alone(tmp_path):
-  """It stands in a run directory: config.json and what a user puts there stay."""
+  """The report is written to a run directory, whose config.json and files of the user stay."""
   run = make_run(tmp_path / "run", lambda x: 0.5, fast, more=())
   page = tmp_path / "page"
   page.mkdir()
@@ -877,7 +880,7 @@ def test_a_report_replaces_its_former_files_alone(tmp_path):
 
 
 def test_seeds_of_different_lengths_all_show(tmp_path):
-  """One of two seeds was interrupted before its second evaluation: the other one's curve is drawn to its end."""
+  """One of two seeds was interrupted before its second evaluation; the other's curve is drawn to its end."""
   cells = [
     Cell("a", make_run(tmp_path / "a", lambda x: 0.2 + 0.5 * x, fast, more=()), arm="arm"),
     Cell("b", make_run(tmp_path / "b", lambda x: 0.2, fast, steps=4, finished=False, more=()), arm="arm"),
@@ -895,7 +898,7 @@ def test_seeds_of_different_lengths_all_show(tmp_path):
 
 
 def test_right_and_wrong_responses_have_their_own_curves(tmp_path):
-  """Faithfulness of all, of the right and of the wrong responses; diversity of the right ones; entropy; pass@k."""
+  """Charts show faithfulness over all, right and wrong responses, diversity over right ones, entropy, and pass@k."""
   run = make_run(tmp_path / "run", lambda x: 0.5, fast, more=(("entropy", 0.4),))
   judged = judge_run(tmp_path / "judged", run)
   rows = results.read_jsonl(judged / "metrics.jsonl")
@@ -919,7 +922,7 @@ def test_right_and_wrong_responses_have_their_own_curves(tmp_path):
 
 
 def test_gaps_count_the_pairs_that_they_are_of(tmp_path):
-  """A small run that has not saturated has no t_sat to read a gap at."""
+  """A small run that has not saturated has no t_sat at which a gap could be read."""
   cells = []
   for seed, reward in enumerate((fast, lambda x: 0.1 + 0.8 * x)):
     for n in (8, 64):
@@ -978,7 +981,7 @@ def test_the_folder_of_a_chain_is_refused_with_the_links_to_name(tmp_path):
 
 
 def wait_for(tab, script, seconds=10):
-  """Returns when the expression is true in the page: an observer tells it only after the next frame."""
+  """Returns when the expression is true in the page; observers call back only after the next frame."""
   end = time.monotonic() + seconds
   while not tab.value(script):
     assert time.monotonic() < end, script
@@ -1020,7 +1023,7 @@ def test_in_a_browser(grid, tmp_path):
 
 
 def test_censored_runs_and_runs_that_never_rose_are_told(tmp_path):
-  """Of three seeds one saturates at step 4 and two in the tail; of another arm no reward moves."""
+  """In one arm one of three seeds saturates at step 4 and two in the tail; in another arm no reward rises."""
 
   def late(x):
     return 0.1 + 0.8 * x

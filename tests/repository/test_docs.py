@@ -1,4 +1,4 @@
-"""Commands, config keys and links on README and docs/ lead to what is there; and the site builds."""
+"""Commands, config keys and links in README and docs/ name what exists, and the site builds."""
 
 import ast
 import functools
@@ -85,7 +85,7 @@ def check_command(words):
 
 @each_page
 def test_every_command_is_understood(page, tmp_path, monkeypatch):
-  """Commands may name a config that a block of Python, which begins with its name, shows."""
+  """A command may name a config that a Python block shows, if the block begins with the file's name."""
   for _, block in FENCED.findall(page.read_text()):
     if named := re.match(r"# (\w+\.py)\n", block):
       (tmp_path / named[1]).write_text(block)
@@ -113,7 +113,7 @@ def test_a_command_that_is_wrong_is_noticed():
 
 @each_page
 def test_every_key_in_backticks_is_declared(page):
-  """A name such as `rl.reward` whose first word is a group of the config."""
+  """A key is a name such as `rl.reward` whose first word is a group of the config."""
   names = set(declared())
   groups = {name.partition(".")[0] for name in names if "." in name}
   for text in in_backticks(page):
@@ -161,7 +161,7 @@ def test_the_readme_is_short():
 
 
 def test_the_site_builds(tmp_path):
-  """A broken link between pages, and a page that is in no menu, is an error there."""
+  """The build fails on a broken link between pages, and on a page that is in no menu."""
   if importlib.util.find_spec("material") is None:
     pytest.skip("no mkdocs-material; the test extra brings it")
   command = [sys.executable, "-m", "mkdocs", "build", "--strict", f"--site-dir={tmp_path / 'site'}"]
@@ -171,7 +171,7 @@ def test_the_site_builds(tmp_path):
 
 
 def test_pictures_are_drawn_from_what_there_is_now():
-  """Rooms are those of the import contract; `python launch/draw.py` draws both pictures anew."""
+  """The rooms are those of the import contract; `python launch/draw.py` redraws both pictures."""
   specification = importlib.util.spec_from_file_location("draw", ROOT / "launch" / "draw.py")
   draw = importlib.util.module_from_spec(specification)
   specification.loader.exec_module(draw)

@@ -1,4 +1,4 @@
-"""launch/*.sh without Google Cloud: what they would run, and what they do with a gcloud that is played."""
+"""launch/*.sh without Google Cloud: the commands that they would run, and their answers to a gcloud that is played."""
 
 import json
 import os
@@ -81,7 +81,7 @@ for n in $(seq 100); do sleep 0.1; done
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory):
-  """A clone in miniature."""
+  """A small clone of the repository, with files of odd names."""
   checkout = tmp_path_factory.mktemp("clone")
   (checkout / "launch").mkdir()
   for script in SCRIPTS:
@@ -96,7 +96,7 @@ def checkout(tmp_path_factory):
 
 @pytest.fixture
 def launch(checkout, tmp_path):
-  """Runs the clone's launch/tpu.sh with settings."""
+  """A function that runs the clone's launch/tpu.sh with some words and settings."""
   (tmp_path / "bin").mkdir()
 
   def run(*words, **settings):
@@ -268,7 +268,7 @@ def test_help_installs_nothing(name, tmp_path):
 
 
 def test_two_hosts_from_sync_to_stop(launch):
-  """Files and arguments arrive unchanged, a second run is refused, stop lets the run save."""
+  """Files and arguments arrive unchanged, a second run is refused, and stop lets the run save."""
   gcloud(launch, LOCAL)
   homes = [launch.play / "home0", launch.play / "home1"]
   for home in homes:
@@ -324,7 +324,10 @@ STAGE = ("rl", "--config=base", "--workdir=gs://b/w")
 
 @pytest.fixture
 def babysit(launch):
-  """Plays (states, answers of the workers, failing calls): (exit code, calls but for looks, what it said)."""
+  """A function that plays states of the TPU, answers of its workers and failing calls to babysit.
+
+  It returns (exit code, calls of gcloud other than looks, stderr).
+  """
   gcloud(launch, PLAYED)
   checksum = subprocess.run(
     ["bash", "-c", "printf '%s\\0' \"$@\" | cksum | cut -d ' ' -f 1", "-", *STAGE, "--distributed"],
@@ -406,7 +409,7 @@ def test_babysit_tries_again_when_a_new_slice_takes_no_connection_yet(babysit):
 
 
 def test_babysit_takes_no_answer_for_no_news(babysit):
-  """Neither an API nor a worker that can't be reached makes it delete, create or start anything."""
+  """While the API or a worker can't be reached, it neither deletes nor creates nor starts anything."""
   code, calls, _ = babysit(["READY", "lost", "READY", "READY", "READY"], [RUNNING, "running", RUNNING, DONE])
   assert (code, calls) == (0, "")
 
@@ -429,7 +432,7 @@ def test_babysit_begun_again(babysit):
 
 @pytest.mark.parametrize("pip, code", [(0, 0), (1, 2)], ids=["with pip", "without"])
 def test_an_environment_where_python_has_no_ensurepip(tmp_path, pip, code):
-  """As Colab's and Debian's; Python is played."""
+  """Colab's and Debian's Python have none; a script plays that Python."""
   played = tmp_path / "python"
   played.write_text(
     f"""#!/usr/bin/env bash
@@ -490,7 +493,7 @@ def test_bench_tells_why_a_worker_failed():
 
 
 def test_babysit_starts_again_what_lost_a_host_and_not_what_stopped_itself(babysit):
-  """A host that crashed (137) takes the others along, which end with 5; one that stopped itself (3) does too."""
+  """If a host crashes (137), or stops itself (3), the others end with 5."""
   code, calls, said = babysit(["READY"] * 5, [IDLE, "137 5", DONE])
   assert (code, calls) == (0, "scp unpack setup run run"), said
   for ended, wanted in (("3 5", 3), ("5 2", 2)):

@@ -1,4 +1,4 @@
-"""docs/miniature.md says what the grid's tables beside it say: each number that they hold is worked out again."""
+"""docs/miniature.md agrees with the grid's tables beside it: each of its numbers that they hold is computed anew."""
 
 import csv
 import functools
@@ -30,12 +30,12 @@ def table(name):
 
 
 def rows(page):
-  """Cells of the lines of the page's tables."""
+  """Returns the cells of each line of the page's tables."""
   return [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in page.splitlines() if line[:2] == "| "]
 
 
 def told(page):
-  """{(set, arm, setting): (start, end, least, largest)} of the page's two tables of accuracy."""
+  """Returns {(set, arm, setting): (start, end, least, largest)} of the page's two tables of accuracy."""
   found, name = {}, ""
   for arm, *cells in rows(page):
     place, _, rest = arm.rpartition(": ")
@@ -54,7 +54,7 @@ def in_percent(row, *names):
 
 
 def accuracy(name, arm, setting):
-  """(start, end, least, largest) of three seeds, whose range is the interval over seeds."""
+  """Returns (start, end, least, largest) of three seeds, whose range is the interval over seeds."""
   at = {r["at"]: r for r in table(f"evaluations-{name}") if (r["setting"], r["arm"]) == (setting, arm)}
   return in_percent(at["first"], "avg@16") + in_percent(at["last"], "avg@16", "avg@16 seeds low", "avg@16 seeds high")
 
@@ -76,12 +76,12 @@ def test_accuracy_is_that_of_the_tables():
 
 
 def points(values):
-  """The least and the largest in whole points, as the claims tell a range."""
+  """Returns the range of values in whole points, as the claims write it: "3 to 8"."""
   return f"{min(values):.0f} to {max(values):.0f}"
 
 
 def accuracy_claims(page):
-  """{start of a claim: what its row says}, worked out from the page's accuracies, which are true."""
+  """Returns {beginning of a claim: phrases that its row holds}, computed from the page's accuracies."""
   here = told(page)
   starts = {place[:2]: start for place, (start, *_) in here.items()}
   ends = {place[1:]: end for place, (_, end, *_) in here.items() if place[0] == "arithmetic"}
@@ -112,7 +112,7 @@ def accuracy_claims(page):
 
 
 def other_claims():
-  """The same of rewards, saturation, faithfulness and diversity, and gaps."""
+  """Returns the same for claims on rewards, saturation, faithfulness, diversity and gaps, from the grid's tables."""
   memorised = [float(run["reward"]) for run in runs(OTHER[1:], "N = 8")]
   assert all(0.05 < float(run["reward first"]) < 0.15 for run in runs(OTHER[1:], "N = 8"))
   voted = [run for run in runs(OTHER, "majority vote") if float(run["reward"]) > 0.9]
@@ -161,7 +161,7 @@ def other_claims():
 
 
 def test_claims_are_those_of_the_tables():
-  """No number of theirs is left."""
+  """Without the computed phrases, no number with decimals is left in the claims."""
   says = {row[0]: row[2] for row in rows(PAGE) if len(row) == 3 and row[0] != "the paper"}
   assert len(says) == 9 + 1
   for start, phrases in [*accuracy_claims(PAGE).items(), *other_claims().items()]:
@@ -173,7 +173,7 @@ def test_claims_are_those_of_the_tables():
 
 
 def test_tables_of_the_page_are_those_that_the_script_writes():
-  """And numbers that are no longer true are written anew."""
+  """The script rewrites numbers that are no longer true."""
   spec = importlib.util.spec_from_file_location("miniature", FOLDER.parents[1] / "launch" / "miniature.py")
   script = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(script)
@@ -208,7 +208,7 @@ def test_the_fourth_seed_is_that_of_its_runs():
 
 
 def test_predictions_and_what_happened():
-  """Each cell of the page's last table; where anything was said of a gain, it was so."""
+  """Checks each cell of the page's last table; every prediction about a gain was right."""
   happened = {(r["setting"], r["arm"], r["seed"]): r["did"] for name in ("runs", "runs-seed-3") for r in table(name)}
   said = table("predictions")
   assert len(said) == 4 * 4 * 4

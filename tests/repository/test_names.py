@@ -1,4 +1,4 @@
-"""That a name means one thing, and what is spelled in one place only."""
+"""Every name means one thing, and some texts are spelled in one place only."""
 
 import ast
 import collections
@@ -26,20 +26,23 @@ def modules():
 
 
 def strings(tree):
-  """Texts in a module's code, without those that stand alone (docstrings)."""
+  """Returns the texts in a module's code, without its docstrings."""
   alone = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
   constants = (node for node in ast.walk(tree) if isinstance(node, ast.Constant) and id(node) not in alone)
   return [node.value for node in constants if isinstance(node.value, str)]
 
 
 def assigned(node):
-  """Names that a statement at the top of a module assigns."""
+  """Returns the names that a statement at the top of a module assigns."""
   targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
   return [name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)]
 
 
 def homes(name_of):
-  """Modules by public name that stands at the top of them, where that is more than one module."""
+  """Returns {public name: modules} of the names that stand at the top of more than one module.
+
+  name_of: returns the names that a statement defines.
+  """
   found = collections.defaultdict(set)
   for module, tree in modules().items():
     for node in tree.body:

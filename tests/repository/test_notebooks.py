@@ -1,4 +1,4 @@
-"""The notebooks of colab/: what they run exists, what they install is pinned, what they show was really run."""
+"""The notebooks of colab/: what they run exists, what they install is pinned, their outputs come from a real run."""
 
 import json
 import os
@@ -30,7 +30,7 @@ def source(cell):
 
 
 def commands(notebook):
-  """[words of each jaxrlvr command]; a name in braces stands for its value in the notebook where that is a literal."""
+  """Yields the words of each jaxrlvr command; a name in braces becomes its value if the notebook sets a literal."""
   text = "\n".join(source(cell) for cell in cells(notebook))
   literals = dict(re.findall(r'^(\w+) = "?([^"\s]+)"?  # @param', text, re.M)) | {
     "DEVICE": "cpu",
@@ -72,7 +72,7 @@ def test_every_notebook_begins_with_the_same_pinned_install():
 
 @pytest.mark.parametrize("device", ["gpu", "tpu"])
 def test_nothing_samples_more_at_a_time_than_a_step_of_rl(device):
-  """By which the memory of one device was planned; a GPU of any kind has the attention."""
+  """The memory of one device was planned for a step of RL. On any GPU the attention is XLA's."""
   config = configs.load(f"colab:{device}")
   assert (
     config.evaluate.problems_per_batch * config.evaluate.samples <= config.rl.problems_per_step * config.rl.group_size
@@ -82,7 +82,7 @@ def test_nothing_samples_more_at_a_time_than_a_step_of_rl(device):
 
 @pytest.mark.parametrize("said, device", [("echo GPU 0; sleep 0.2; echo GPU 1", "gpu"), ("echo failed; exit 9", "cpu")])
 def test_what_is_installed_is_for_the_device_that_is_there(tmp_path, said, device):
-  """nvidia-smi is played, a line at a time, and so is the Python that installs, and then finds no such device."""
+  """Scripts play nvidia-smi and the Python that installs and, later, finds no such device."""
   shutil.copytree(ROOT / "launch", tmp_path / "launch")
   (tmp_path / "pyproject.toml").touch()
   place = tmp_path / ".venv" / "bin"
@@ -104,14 +104,14 @@ def test_what_is_installed_is_for_the_device_that_is_there(tmp_path, said, devic
 
 
 def test_the_backend_of_a_notebooks_charts_is_left_to_it(tmp_path):
-  """Its kernel hands MPLBACKEND to all that it starts, also where that package is not installed."""
+  """A notebook's kernel passes MPLBACKEND to every program that it starts, even if that package is not installed."""
   pytest.importorskip("reasoning_gym")  # which imports matplotlib
   command = [sys.executable, "-m", "jaxrlvr.cli", "prepare", "--config=colab", f"--workdir={tmp_path / 'run'}"]
   subprocess.run(command, cwd=ROOT, env={**os.environ, "MPLBACKEND": "no-such-backend"}, check=True)
 
 
 def execute(notebook, checkout, edit=lambda text: text):
-  """Runs a notebook in a copy of the checkout as Jupyter would; the text of its outputs."""
+  """Runs a notebook in a copy of the checkout as Jupyter would; returns the text of its outputs."""
   nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
   pytest.importorskip("ipykernel")
   book = nbformat.read(checkout / "colab" / notebook, as_version=4)
@@ -137,7 +137,7 @@ def checkout(tmp_path_factory):
 
 @pytest.fixture
 def plain(monkeypatch):
-  """One CPU and full optimisation, as users have, instead of what the other tests are run with."""
+  """Removes the settings that tests run with: one CPU and full optimisation, as users have."""
   monkeypatch.delenv("XLA_FLAGS")
   monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
 

@@ -1,4 +1,4 @@
-"""Pages stay true: rooms, stages, files, modules and functions that they name, the version."""
+"""Pages stay true: the rooms, stages, files, modules and functions that they name exist, and so does the version."""
 
 import ast
 import json
@@ -62,7 +62,7 @@ def test_named_modules_and_functions_exist(folder):
 
 
 def text_of(file):
-  """Returns a page's text; of a notebook what is written in it, without the outputs."""
+  """Returns a page's text; for a notebook the text of its cells, without the outputs."""
   if file.suffix != ".ipynb":
     return file.read_text()
   return "\n".join("".join(cell["source"]) for cell in json.loads(file.read_text())["cells"])

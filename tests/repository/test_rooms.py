@@ -1,4 +1,4 @@
-"""What loads without jax, and what without TensorFlow; which way rooms import is import-linter's (launch/test.sh)."""
+"""Which rooms load without jax, and which without TensorFlow; import-linter checks the imports (launch/test.sh)."""
 
 import re
 import subprocess
@@ -23,7 +23,7 @@ def test_training_needs_no_tensorflow():
 
 
 def test_no_test_module_imports_another():
-  """What two of them need is in tests/helpers, a fixture in a conftest.py."""
+  """Functions that two modules need are in tests/helpers, and fixtures in a conftest.py."""
   imports = re.compile(r"^\s*(?:from|import) (?:test_\w+|conftest)\b", re.M)
   files = sorted(Path(__file__).parents[1].rglob("*.py"))
   assert len(files) > 50

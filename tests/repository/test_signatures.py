@@ -1,4 +1,4 @@
-"""Every public function of the library says what it takes and returns; mypy checks that it is so (launch/test.sh)."""
+"""Every public function of the library is annotated; mypy checks that the annotations are right (launch/test.sh)."""
 
 import ast
 from pathlib import Path
@@ -18,7 +18,7 @@ def test_every_public_function_is_annotated():
 
 
 def public_functions(tree):
-  """Yields the functions of a module or a class, and of its public classes; what is inside of functions is private."""
+  """Yields the public functions of a module or a class, and of its public classes, without nested functions."""
   for node in tree.body:
     if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
       yield from public_functions(node)
@@ -27,7 +27,7 @@ def public_functions(tree):
 
 
 def missing(function):
-  """Returns the parameters without annotation, and "what it returns" where that is not said."""
+  """Returns the parameters without annotation, and "what it returns" if that has none."""
   given = function.args
   parameters = [*given.posonlyargs, *given.args, *given.kwonlyargs]
   names = [one.arg for one in parameters if one.annotation is None and one.arg not in BY_CONVENTION]

@@ -26,7 +26,7 @@ def pip(*words):
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-  """Builds the wheel from a copy of the sources, for setuptools writes beside them."""
+  """Builds the wheel from a copy of the sources, as setuptools writes beside them."""
   folder = tmp_path_factory.mktemp("wheel")
   checkout = folder / "checkout"
   checkout.mkdir()

@@ -1,4 +1,4 @@
-"""Rewards: every row of the table on answers made by hand, votes, expressions, noise, corrections, shadow truth."""
+"""Rewards: every row of the table on invented answers, votes, expressions, noise, corrections, and the true reward."""
 
 import json
 import math
@@ -182,7 +182,7 @@ def test_inverse_pays_an_answer_only():
 
 
 def test_a_verdict_is_remembered_for_its_problem_alone():
-  """Two problems with the same label and the same answers, which only one of their verifiers' inputs tells apart."""
+  """Two problems have the same label and the same answers; only the verifier's input of one tells them apart."""
   asked = []
 
   def grade(jobs):
@@ -248,7 +248,7 @@ LOCK = {
 
 
 def test_right_answers_that_differ_are_not_pooled():
-  """Every press adds one, so any two open the lock; to know that is to judge, which voters can't."""
+  """Every press adds one, so any two open the lock; voters can't know that, as it takes a verifier."""
   with Service(workers=1) as service:
     lock = problem("a", "A → A", verifier="quantum_lock", **LOCK)
     (election,) = elect([lock], [["A → B", "C → A", "A → A", "B", "B"]], service.grade)
@@ -336,7 +336,7 @@ def test_noise_has_the_rates_asked_for(fp, fn):
 
 
 def test_corrections_differ_from_the_uncorrected_and_mean_what_they_say():
-  """The rates 0.1 and 0.3, over all noisy versions of a group weighted by their probability."""
+  """At rates 0.1 and 0.3, over all noisy versions of a group, weighted by their probability."""
   fp, fn, truth = 0.1, 0.3, np.array([1, 1, 0, 0, 0, 0])
   noisy = np.array(np.meshgrid(*[[0.0, 1.0]] * 6)).reshape(6, -1).T
   chance = np.where(truth, np.where(noisy, 1 - fn, fn), np.where(noisy, fp, 1 - fp)).prod(1)
@@ -363,7 +363,7 @@ def test_corrections_differ_from_the_uncorrected_and_mean_what_they_say():
 
 
 def test_backward_correction_in_numbers():
-  """Clean rewards are 1.5 and -1/6, their mean 2/3, so the std of a clean group of four is sqrt(2/3 * 1/3 * 4/3)."""
+  """Clean rewards are 1.5 and -1/6 with mean 2/3, so a clean group of four has the std sqrt(2/3 * 1/3 * 4/3)."""
   value, scored = np.array([[1.0, 1.0, 0.0, 0.0], [1.0, 1.0, 1.0, 0.0]]), np.ones((2, 4), bool)
   found = np.asarray(loss.CORRECTIONS["backward"](value, scored, 0.1, 0.3, baseline="mean", scale_std=True))
   std = math.sqrt(2 / 3 * 1 / 3 * 4 / 3)

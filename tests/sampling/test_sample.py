@@ -27,7 +27,7 @@ HALVED = Sampling(group=4, max_tokens=9, eos_ids=(2, 5, 8, 11), shrink=1, blocks
 
 
 def check_against_scorer(params, spec, tokens_PS, length_P, rollout, s):
-  """Every recorded logp and certainty equals what the scorer says of the same tokens."""
+  """Asserts that every recorded logp and certainty equals what the scorer computes for the same tokens."""
   rows, width = len(rollout.length_B), tokens_PS.shape[1]
   prompt = np.repeat(tokens_PS, s.group, 0)
   pad = width - np.repeat(length_P, s.group)[:, None]
@@ -47,7 +47,7 @@ def check_against_scorer(params, spec, tokens_PS, length_P, rollout, s):
 
 
 def test_finished_rows_leave_the_batch_and_nothing_compiles_later(spec, params, compilations, monkeypatch):
-  """With halving, later decode programs run on fewer rows; the first call has compiled all that any lengths need."""
+  """With halving, later decode programs run on fewer rows; the first call compiles the programs for all lengths."""
   tokens, lengths = prompts([3, 6, 2, 4], high=20)
   ran, decode = [], decoding.decode
 
@@ -75,7 +75,7 @@ def test_sampler_equals_scorer(rich_spec, rich_params):
 
 
 def test_a_sample_depends_on_its_address_only(spec, params):
-  """Other problems, their order, the batch's size, group size, padding width and shrinking change no sample."""
+  """Other problems, their order, batch size, group size, padding width and shrinking change no sample."""
   tokens, lengths = prompts([3, 6, 2, 4], high=20)
   full = sample(params, tokens, lengths, row_keys([11, 12, 13, 14], 4), PLAIN_STOPS, spec, HALVED)
   wide = np.pad(tokens[[2, 0]], ((0, 0), (3, 0)))
@@ -91,7 +91,7 @@ def test_a_sample_depends_on_its_address_only(spec, params):
 
 
 def test_stops(spec, params):
-  """EOS of any kind, a stop string across tokens, or the limit; which one is recorded, and nothing follows it."""
+  """A response ends at any EOS, at a stop string across tokens, or at the limit; the cause is recorded."""
   pieces = [bytes([97 + i % 3]) for i in range(24)]  # tokens spell a, b, c, a, ...
   s = Sampling(group=64, max_tokens=14, eos_ids=EOS, shrink=1)
   tokens, lengths = prompts([4], high=20)
@@ -111,7 +111,7 @@ def test_stops(spec, params):
 
 
 def test_draws_follow_the_exact_distribution():
-  """Chi-square of 40,000 inverse-CDF draws against the truncated, tempered probabilities."""
+  """A chi-square test of 40,000 inverse-CDF draws against the truncated, tempered probabilities."""
   logits = np.array([2.0, -9.0, 0.5, 1.0, -1.0, 0.9, -30.0, 0.2], np.float32)
   n = 40_000
   row = row_keys(range(n), 1)
@@ -162,7 +162,7 @@ def test_blocks_of_the_cache_and_halving_change_no_sample(spec, params):
 
 @pytest.mark.parametrize("int8", [("weights",), ("cache",)])
 def test_eight_bits_are_near_and_their_logp_is_that_of_what_was_sampled(rich_spec, rich_params, int8):
-  """Rounded weights are a policy of their own, which the scorer finds again; a rounded cache is near the exact one."""
+  """Rounded weights are a policy of their own, on which the scorer agrees; a rounded cache is close to exact."""
   tokens, lengths = prompts([3, 6])
   s = Sampling(group=8, max_tokens=8, eos_ids=(), shrink=0, int8=int8)
   r = sample(rich_params, tokens, lengths, row_keys([1, 2], 8), NO_STOPS, rich_spec, s)
@@ -199,7 +199,7 @@ def test_bad_settings_are_refused():
 
 
 def test_automaton_finds_strings_however_they_are_cut():
-  """Against plain search on random text, random strings and random tokens."""
+  """Compares it with a plain search on random text, random strings and random tokens."""
   rng = np.random.default_rng(0)
   for _ in range(50):
     pieces = [b"", *("".join(rng.choice(list("abé"), rng.integers(1, 4))).encode() for _ in range(12))]
@@ -214,9 +214,9 @@ def test_automaton_finds_strings_however_they_are_cut():
 
 
 def test_a_shrunken_batch_goes_on_with_its_own_prompts(rich_spec, rich_params, compilations):
-  """Rows that outlive two halvings by many tokens still score as the scorer says.
+  """Rows that go on for many tokens after two halvings still have the scorer's log-probabilities.
 
-  What they need was compiled by a first call whose rows all ended at once.
+  A first call, whose rows all ended at once, compiled the programs that they need.
   """
   tokens, lengths = prompts([3, 6, 1, 5])
   s = Sampling(group=8, max_tokens=24, eos_ids=tuple(range(0, 12, 2)), pad_id=4, shrink=2)
@@ -232,7 +232,7 @@ def test_a_shrunken_batch_goes_on_with_its_own_prompts(rich_spec, rich_params, c
 
 
 def test_positions_streams_and_problems_draw_apart():
-  """One row draws anew at each position; another stream or problem draws other tokens."""
+  """A row draws anew at each position; another stream or problem draws other tokens."""
   flat, s = jnp.zeros((64, 21)), Sampling(1, 1, ())
   row = row_keys(range(64), 1)
   at = [np.asarray(draw(flat, row, t, s)[0]) for t in (0, 1)]
@@ -244,7 +244,7 @@ def test_positions_streams_and_problems_draw_apart():
 
 @pytest.mark.parametrize("cores,parts", [(1, 1), (2, 2), (3, 2)])
 def test_a_cpu_samples_a_part_of_the_batch_on_each_core(spec, params, monkeypatch, cores, parts):
-  """As many parts as divide the problems, and the samples of one; one thread compiles what all of them run."""
+  """There are as many parts as divide the problems; samples are those of one part; one thread compiles for all."""
   ran, call = [], DecodeLoop.__call__
   compiled, compile_all = [], DecodeLoop._compile
   monkeypatch.setattr(DecodeLoop, "__call__", lambda *args: (ran.append(threading.get_ident()), call(*args))[1])

@@ -7,7 +7,7 @@ from helpers.command_line import run_smoke
 
 @pytest.fixture(scope="session")
 def init(tmp_path_factory):
-  """A policy that has learned to box a digit, and nothing about which."""
+  """A policy that has learned to box a digit, but not which one."""
   folder = tmp_path_factory.mktemp("policy")
   assert run_smoke("tokenizer", folder / "tokenizer") == 0
   how = dict(thinking=False, steps=80, rows=8, row_tokens=64, microbatches=1, optim__lr=0.01)

@@ -1,4 +1,4 @@
-"""Diagnosis before RL and the judge `local` with real samplers, and a run of RL that stops as it memorises."""
+"""Diagnosis before RL and the judge `local` with real samplers, and an RL run that stops as it memorises."""
 
 import json
 import math
@@ -82,13 +82,13 @@ def test_diagnosis_is_that_of_the_samples(diagnosed, init):
 
 
 def commands_of(page):
-  """The words of each command of the page that needs no word of the user's."""
+  """Returns the words of each command on the page that the user can run unchanged."""
   lines = [line for line in page.split("## Next")[1].splitlines() if line.startswith("jaxrlvr ")]
   return [shlex.split(line)[1:] for line in lines if not re.search(r"=[A-Z]+( |$)", line)]
 
 
 def test_the_next_commands_are_complete(diagnosed, init):
-  """Each config is this diagnosis's own, and is accepted for its stage."""
+  """Each command names this diagnosis's own config, and its stage accepts it."""
   commands = commands_of((diagnosed / "diagnosis.md").read_text())
   assert {words[0] for words in commands} == {"sft", "cpt", "rl"}
   for words in commands:
@@ -146,7 +146,7 @@ def test_diagnosis_goes_on_and_is_not_done_again(diagnosed, init):
 
 
 def test_without_a_judge_nothing_is_said_of_reasoning(tmp_path, init):
-  """Of the first problems of a file, as many as are asked for."""
+  """The problems are the first ones of a file, as many as are asked for."""
   prepared.save(tmp_path / "mine.jsonl", arithmetic.problems(7, "train", (1,), 30, ("chain",)))
   (tmp_path / "none.jsonl").touch()
   more = dict(problems__source=tmp_path / "mine.jsonl", problems__count=3)
@@ -161,7 +161,7 @@ def test_without_a_judge_nothing_is_said_of_reasoning(tmp_path, init):
 
 
 def test_an_outage_of_the_judge_is_told_and_gone_on_from(tmp_path, init, serve, capsys):
-  """The page tells the rest; nothing is sampled again, and nothing asked that is known."""
+  """The page says the rest; when it goes on, nothing is sampled again and no known label is asked for."""
   up = []
 
   def play(handler, number, request):
@@ -182,7 +182,7 @@ def test_an_outage_of_the_judge_is_told_and_gone_on_from(tmp_path, init, serve, 
 
 
 def test_a_hugging_face_model_and_a_policy_as_judge(tmp_path, init):
-  """A judge whose prompts must be shorter than any rubric gives no label, and each that is missing is counted."""
+  """A judge that allows only prompts shorter than any rubric gives no label, and each missing one is counted."""
   source = write_model(tmp_path / "hf")
   prepared.save(tmp_path / "three.jsonl", arithmetic.problems(7, "train", (1,), 3, ("chain",)))
   how = dict(model__path=source, rl__prompt_tokens=160, problems__source=tmp_path / "three.jsonl")
@@ -198,8 +198,10 @@ def test_a_hugging_face_model_and_a_policy_as_judge(tmp_path, init):
 
 
 def test_local_judge(tmp_path, init):
-  """Greedy: a text depends on nothing but its prompt; what doesn't fit, as prompt or as text, is none; weights make
-  the identity."""
+  """Decoding is greedy, so that a reply depends only on its prompt; prompts and replies that are too long give None.
+
+  The judge's identity changes with its weights.
+  """
   c = configs.load(
     "smoke",
     {
@@ -230,7 +232,7 @@ def test_local_judge(tmp_path, init):
 
 
 def test_a_label_of_a_policy_is_read_and_kept_by_its_weights(tmp_path):
-  """As one that judges would say it."""
+  """The reply is one that a policy would give that can judge."""
 
   def complete(prompts):
     return [f"VERDICT {rubric.fence_mark((Response('q', 'a'),))}: 0.5" for _ in prompts]
@@ -266,7 +268,7 @@ def test_a_stop_that_no_evaluation_could_cause_is_refused(tmp_path, init, capsys
 
 
 def test_rl_warns_stops_and_goes_on_without_the_stop(tmp_path, init, caplog):
-  """Everything is paid the same, so the reward is full and nothing is learned."""
+  """Every response is paid the same, so the reward is full and nothing is learned."""
   how = dict(init=init, rl__reward="0.7*random(1.0)", rl__steps=26, evaluate__every=8, heldout__count=8)
   how |= dict(rl__worthwhile_gain=0.5)  # 8 problems exclude no gain of 0.05
   how |= dict(checkpoint__every=100)

@@ -1,4 +1,4 @@
-"""Exit codes and last words of real processes, whatever threads are still at work when they end."""
+"""Exit codes and last lines of real processes, whatever their threads are doing when they end."""
 
 import importlib.metadata
 import os
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def start(*argv, code=None, **environment):
-  """A process of the command line, or of this code, that compiles all its programs itself."""
+  """Starts the command line, or Python with `code`, in a process that compiles all its programs itself."""
   words = ["-c", code] if code else ["-m", "jaxrlvr.cli"]
   env = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"} | environment
   return subprocess.Popen(
@@ -34,7 +34,7 @@ def start(*argv, code=None, **environment):
 
 
 def end(process, seconds=240):
-  """(exit code, stdout, stderr)"""
+  """Waits for a process and returns (exit code, stdout, stderr); kills it if that takes too long."""
   try:
     said = process.communicate(timeout=seconds)
   finally:
@@ -58,7 +58,7 @@ def test_bad_input_ends_with_2(tmp_path):
 
 
 def test_rl_that_stops_itself_ends_with_3_while_its_threads_compile_and_wait(tmp_path, tokenizer):
-  """From fresh weights, and without one program that was compiled before."""
+  """It starts from fresh weights, with no program compiled before."""
   words = [f"--config.tokenizer={tokenizer}", f"--workdir={tmp_path / 'rl'}", "--config.rl.optim.lr=1e30"]
   code, _, said = end(start("rl", "--config=smoke", *words, "--config.stop_after_bad_updates=1"))
   assert code == 3 and "loss or gradient was not finite 1 times in a row" in said.splitlines()[-1], said
@@ -200,7 +200,7 @@ def test_help_is_quick_and_configs_load_without_jax(does, slow):
 
 
 def test_a_disk_that_fills_up_ends_with_4_and_one_line(tokenizer, small_disk):
-  """No traceback of the library that writes, and the cure."""
+  """The line names the cure, and there is no traceback of the library that writes."""
   small = small_disk("700k")
   words = [f"--config.tokenizer={tokenizer}", f"--workdir={small / 'w'}", "--config.checkpoint.every=1"]
   code, _, said = end(start("pretrain", "--config=smoke", *words))

@@ -1,4 +1,4 @@
-"""A grid of runs side by side: order, failures, what is not run again, and what a report gets to know of it."""
+"""A grid of runs side by side: order, failures, finished runs, which do not run again, and the report's input."""
 
 import fcntl
 import functools
@@ -36,7 +36,7 @@ NO_RUN = {"name": "bad", "stage": "judge", "files": {"judge.run": "words"}}  # a
 
 @pytest.fixture
 def stages():
-  """The stages, of which the report only says what it was asked for."""
+  """Returns the stages, with a report that returns only the runs that it was asked for."""
   return STAGES | {"report": lambda config, workdir: {"report": f"{config.report.runs}"}}
 
 
@@ -171,7 +171,7 @@ def test_a_link_starts_from_earlier_links_alone(more):
 
 
 def test_paths_with_a_colon(tmp_path, stages, monkeypatch):
-  """Of a grid, of its links' configs, of a config file with and without an argument, of runs that are reported on."""
+  """A colon may be in the path of a grid, a link's config, a config file with an argument, and a reported run."""
   workdir = tmp_path / "runs" / "10:30"
   assert grid(stages, of_links(TOKENIZER), workdir)["links"] == 1
   recorded = workdir / "links" / "words.json"

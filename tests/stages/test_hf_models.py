@@ -1,4 +1,4 @@
-"""Models through the stages: import, training from them, export; refusals first, parity with transformers when slow."""
+"""Models through the stages: import, training from them, export; refusals, and parity with transformers when slow."""
 
 import dataclasses
 import json
@@ -50,7 +50,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def imported(tmp_path_factory):
-  """(Hugging Face directory, the run directory that `import` makes of it)."""
+  """(Hugging Face directory, run directory that the stage import made of it)."""
   base = tmp_path_factory.mktemp("models")
   source = write_model(base / "hf")
   assert run("import", "--config=base", f"--workdir={base / 'run'}", f"--config.model.path={source}") == 0
@@ -231,7 +231,7 @@ def test_export_is_read_back_and_serves_as_init(imported, tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def trained(imported, tmp_path_factory):
-  """(run directory of a training stage that moved a third of the imported weights a little, weights before, after)."""
+  """(run directory, weights before, weights after) of a training stage that changed a third of the weights a little."""
   workdir = tmp_path_factory.mktemp("trained") / "rl"
   config = configs.load("smoke", {"init": str(imported[1])})
   policy = build_policy.load_policy(config)
@@ -316,7 +316,7 @@ print(status("VmHWM") - before - 4 * count_weights(model.spec), largest)
 
 @pytest.mark.slow
 def test_memory_stays_far_below_the_model(tmp_path):
-  """A bfloat16 checkpoint of 0.5 GB (JAXRLVR_TEST_GB=2: of 2) is imported, and loaded onto 8 devices."""
+  """Imports a bfloat16 checkpoint of 0.5 GB (of 2 with JAXRLVR_TEST_GB=2), and loads it onto 8 devices."""
   gigabytes = float(os.environ.get("JAXRLVR_TEST_GB", "0.5"))
   width = 2048 if gigabytes >= 1 else 1024
   spec = Spec(vocab=64_000, width=width, layers=1, heads=16, kv_heads=4, head_dim=width // 16, mlp=4 * width)

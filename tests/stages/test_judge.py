@@ -22,7 +22,7 @@ STEPS, P, K = (1, 2, 3, 4), 10, 6
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory):
-  """A run of RL as its directory tells it: more and more careful traces, ten problems, twice each at a step."""
+  """The directory of an RL run whose traces become more careful: ten problems, two responses each at every step."""
   folder = tmp_path_factory.mktemp("rl") / "run"
   logbook.write_json(folder.parent / "run" / "config.json", {"stage": "rl", **configs.base().to_dict()})
   problems = arithmetic.problems(0, "train", (2,), P, ("expression",))
@@ -172,7 +172,7 @@ def test_figures_without_a_value_are_printed_in_words():
 
 
 def test_stage_stops_by_a_signal_and_goes_on(recorded, tmp_path, serve, monkeypatch):
-  """What was left out because of the signal is not recorded as missing."""
+  """Labels that were not asked for because of the signal are not recorded as missing."""
   monkeypatch.setattr(signals, "_asked", [])
 
   def play(handler, number, request):

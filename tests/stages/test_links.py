@@ -1,4 +1,4 @@
-"""The runner that `chain` and `grid` share: what it starts when, on executors that run nothing."""
+"""The runner that `chain` and `grid` share: what it starts and when, on executors that run nothing."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from jaxrlvr.stages.links import InThisProcess, Link, run_links
 
 
 class Scripted:
-  """An executor whose links end one at a time, the first that was started first, with the exit codes of a table."""
+  """An executor whose links end one at a time, in the order of their start, with the exit codes of a table."""
 
   def __init__(self, places, codes=(), busy=()):
     self.places, self.codes, self.busy = places, dict(codes), list(busy)

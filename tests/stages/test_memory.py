@@ -1,4 +1,4 @@
-"""What a user is told of sizes and prompts before a run begins: memory, micro-batches, the longest prompt, the text."""
+"""What the user learns before a run begins: memory, microbatches, the longest prompt, the amount of text."""
 
 import dataclasses
 import logging
@@ -23,7 +23,7 @@ S = Sampling(group=4, max_tokens=256, eos_ids=(1,))
 
 
 def test_what_sampling_takes_is_counted(spec):
-  """Per response token 16 keys and values of 2 layers in float32, and five figures; logits and prompts beside them."""
+  """A response token takes 16 keys and values in each of 2 layers, in float32, and five figures; prompts add to it."""
   slot = 2 * 2 * 2 * 4 * 4
   fixed = 3 * 8 * slot + 12 * (256 * 20 + 4 * 24)
   assert memory.sampling_bytes(spec, S, problems=3, prompt_tokens=8) == (

@@ -1,4 +1,4 @@
-"""Templates that open `<think>` themselves: what is read of a response is as if the policy had written the tag."""
+"""Chat templates that open `<think>` themselves: responses are read as if the policy had written the tag."""
 
 import dataclasses
 import json
@@ -51,7 +51,7 @@ SAID = "<think>\n12*7=84</think>\\boxed{4}"
 
 @pytest.fixture(scope="module")
 def certain(tmp_path_factory):
-  """A model whose every token decides the next: whatever it is asked, it writes one response, from where it stands."""
+  """A model in which every token determines the next: it writes one response, from wherever the prompt ends."""
   folder, spec = tmp_path_factory.mktemp("certain"), SPECS["llama"]
   spec = dataclasses.replace(spec, vocab=PADDED, width=16, head_dim=4)
   write_tokenizer(folder, chat_template=HEAD)

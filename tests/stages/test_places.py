@@ -1,4 +1,4 @@
-"""Places that a user names with a tilde: each is in the home directory."""
+"""Paths that a user writes with a tilde lead to the home directory."""
 
 import os
 import re
@@ -28,7 +28,7 @@ def test_a_tilde_stands_for_the_home_directory(tmp_path, monkeypatch):
 
 
 def test_a_tilde_is_read_in_every_key_that_names_a_place(tmp_path, monkeypatch, capsys):
-  """As a shell leaves it in `--config.init=~/x`: each is looked for in the home directory."""
+  """A shell leaves the tilde in `--config.init=~/x` as it is."""
   monkeypatch.setenv("HOME", str(tmp_path))
   monkeypatch.chdir(tmp_path)
   x = str(tmp_path / "x")

@@ -1,4 +1,4 @@
-"""Runs that go on: of every shipped config, from damaged checkpoints, and never silently from nothing."""
+"""Runs that are resumed: with every shipped config, from damaged checkpoints, and never silently from the start."""
 
 import fcntl
 import json
@@ -40,7 +40,7 @@ SHIPPED = {  # config: its main arguments
 
 
 def run(*argv):
-  """(exit code) of the command line, in this process."""
+  """Runs the command line in this process; returns its exit code."""
   with pytest.raises(SystemExit) as stop:
     cli.run([str(a) for a in argv])
   return stop.value.code
@@ -52,7 +52,7 @@ def test_every_shipped_config_is_listed_here():
 
 @pytest.mark.parametrize("name", [f"{name}:{arg}".rstrip(":") for name, args in SHIPPED.items() for arg in args])
 def test_a_recorded_config_is_that_of_the_file(tmp_path, name):
-  """Both begin and go on with the run of the other, and so do the links of a chain."""
+  """With the file or with the recorded config, a run begins and resumes alike, and so do the links of a chain."""
   config = configs.load(name)
   links = [configs.derive(config, link.get("set", {})) for link in config.chain]
   for number, one in enumerate((config, *links[-3:])):
@@ -77,14 +77,14 @@ def test_a_signal_before_a_run_begins_leaves_nothing(tmp_path, monkeypatch):
 
 
 def refuse(workdir):
-  """Opens a run directory and raises before the run begins."""
+  """Opens a run directory and raises InputError before the run begins."""
   with pytest.raises(InputError, match="refused"), runs.open_run(configs.base(), workdir, "rl"):
     assert runs.in_use(workdir)
     raise InputError("refused")
 
 
 def test_a_refused_run_leaves_nothing_that_it_made(tmp_path):
-  """Folders that it found stay, and so does what others have put there meanwhile."""
+  """Folders that were there stay, and so do files that others put there meanwhile."""
   refuse(tmp_path / "new" / "runs" / "w")
   assert not list(tmp_path.iterdir())
   (tmp_path / "empty").mkdir()
@@ -109,7 +109,7 @@ def test_a_run_that_began_keeps_its_lock(tmp_path):
 
 
 def test_a_lock_that_a_refused_run_removes_is_made_again(tmp_path, monkeypatch):
-  """The file is gone between the open and the lock of another run: that run locks a new file."""
+  """The file is removed between another run's open and its lock: that run locks a new file."""
   flock, workdir = fcntl.flock, tmp_path / "w"
 
   def remove_first(lock, operation):
@@ -134,7 +134,7 @@ def test_what_json_can_not_hold_is_refused():
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-  """Workdirs of a tokenizer and of six steps of pre-training, with checkpoints 3 and 6."""
+  """Workdirs of a tokenizer and of six steps of pre-training, with checkpoints at steps 3 and 6."""
   folder = tmp_path_factory.mktemp("trained")
   assert run("tokenizer", "--config=smoke", f"--workdir={folder / 'tokenizer'}") == 0
   assert run(*pretrain(folder, folder / "base")) == 0
@@ -154,7 +154,7 @@ def stored(workdir):
 
 
 def test_no_changed_bit_of_meta_is_accepted(trained):
-  """Each of many single bits flipped: another value is refused, by whatever meets it first."""
+  """Flips each of many single bits: whatever reads the changed value first refuses it."""
   text = meta_file(trained / "base", 6).read_bytes()
   saved = json.loads(text)
   checkpoint.check_meta(saved, 6)
@@ -195,7 +195,7 @@ def test_leaves_and_digests_are_the_same_ones():
 
 
 def altered(workdir, number, **changes):
-  """Rewrites entries of a checkpoint's meta, digest and all."""
+  """Rewrites entries of a checkpoint's meta, and its digest."""
   file = meta_file(workdir, number)
   meta = json.loads(file.read_text()) | changes
   meta["digest"] = checkpoint.digest_of_meta(meta)
@@ -214,7 +214,7 @@ def test_a_checkpoint_without_digests_is_taken_by_nobody(tmp_path, trained, caps
 
 
 def test_a_finished_run_with_a_damaged_end_is_finished_again(tmp_path, trained, caplog, capsys):
-  """From the checkpoint before, told, and to the same weights."""
+  """It resumes from the checkpoint before, says so, and ends with the same weights."""
   base = tmp_path / "base"
   shutil.copytree(trained / "base", base)
   text = meta_file(base, 6).read_text()
@@ -250,7 +250,7 @@ def test_checkpoints_that_are_gone_are_told_and_nothing_begins_anew(tmp_path, tr
 
 
 def test_a_reward_that_changed_is_noticed(tmp_path, caplog, monkeypatch):
-  """An own function of the table, and the code of this package, known by its files."""
+  """The changed reward is a user's function in the table, or this package's code, which is known by its files."""
   config = configs.derive(configs.base("smoke"), {"rl.reward": "0.5*one_box + random"})
 
   def first(answers, grade):

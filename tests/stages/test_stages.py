@@ -1,4 +1,4 @@
-"""The stages as a user runs them: the whole chain, resume after kill -9, refusals, and the study's own files."""
+"""The stages as a user runs them: the whole chain, resuming after kill -9, refusals, and the study's own files."""
 
 import errno
 import fcntl
@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory):
-  """Workdir of the smoke chain."""
+  """The workdir of the smoke chain."""
   workdir = tmp_path_factory.mktemp("chain") / "run"
   assert run("chain", "--config=smoke", f"--workdir={workdir}") == 0
   return workdir
@@ -94,7 +94,7 @@ def test_rl_writes_what_the_design_promises(chain):
 
 
 def test_evaluation_samples_are_paired_over_steps(tmp_path, chain):
-  """The same keys at every step: an untrained step 0 of both runs of one policy gives the same responses."""
+  """Keys are the same at every step: at step 0 two runs of the same policy sample the same responses."""
   again = tmp_path / "again"
   assert run("evaluate", "--config=smoke", f"--workdir={again}", f"--config.init={chain / 'sft-thinking'}") == 0
   keep = ("problem", "sample", "text", "true_reward")
@@ -123,7 +123,7 @@ def test_a_recorded_config_runs_again_and_the_domain_has_sets_outside_of_it(tmp_
 
 
 def test_more_than_one_update_a_step_and_variants(tmp_path, chain):
-  """Minibatches, GSPO, leave-one-out, dual clip, importance sampling, stop strings: all at once through the stage."""
+  """Runs the stage with minibatches, GSPO, leave-one-out, dual clip, importance sampling and stop strings at once."""
   options = (
     "minibatch_problems=4 ratio=sequence baseline=leave-one-out scale_std=False dual_clip=3.0 importance_cap=2.0"
   )
@@ -141,18 +141,18 @@ def test_more_than_one_update_a_step_and_variants(tmp_path, chain):
 
 
 def words(workdir, init, *more, steps=10):
-  """The command line of RL of the smoke size."""
+  """Returns the command line of an RL run of the smoke size."""
   argv = ["rl", "--config=smoke", f"--workdir={workdir}", f"--config.init={init}", f"--config.rl.steps={steps}"]
   return [*argv, "--config.checkpoint.every=5", "--config.evaluate.every=5", *more]
 
 
 def start(argv):
-  """A process of its own, on the devices of this one."""
+  """Starts the command line in a process of its own, with the devices of this one."""
   return subprocess.Popen([sys.executable, "-m", "jaxrlvr.cli", *argv], cwd=ROOT, stderr=subprocess.PIPE, text=True)
 
 
 def outcome(workdir, last):
-  """Everything a run of `last` steps leaves that must not depend on how often it was interrupted."""
+  """Returns (metrics, texts by file, digests) of a run of `last` steps, which must not depend on interruptions."""
   metrics = [
     {k: v for k, v in r.items() if k not in ("step_time", "idle")}
     for r in logbook.read_jsonl(workdir / "metrics.jsonl")
@@ -208,7 +208,7 @@ def test_sigterm_saves_and_exits_143(tmp_path, chain):
 
 
 def test_a_signal_during_an_evaluation_is_obeyed_at_once_and_the_evaluation_is_made_again(tmp_path, chain):
-  """At step 0, where nothing is saved yet, and at a step whose checkpoint is saved before it is evaluated."""
+  """The signal comes at step 0, where nothing is saved yet, and at a step that is saved before it is evaluated."""
   long = ("--config.heldout.count=200", "--config.evaluate.problems_per_batch=8", "--config.checkpoint.every=1000")
   broken, whole = tmp_path / "broken", tmp_path / "whole"
   for signs_of_it, last_row, words_told in (
@@ -360,7 +360,7 @@ def test_help_lists_the_stages(capsys):
 
 
 def test_a_finished_run_goes_on_where_more_steps_are_asked_for(tmp_path, chain):
-  """And ends as if it had been asked for them at once."""
+  """It ends as if all steps had been asked for at once."""
   init, more = f"--config.init={chain / 'sft-nonthinking'}", "--config.rl.steps=3"
   base = ("rl", "--config=smoke", init, "--config.evaluate.every=0", "--config.checkpoint.every=50")
   assert run(*base, f"--workdir={tmp_path / 'a'}", "--config.rl.steps=1") == 0
@@ -372,7 +372,7 @@ def test_a_finished_run_goes_on_where_more_steps_are_asked_for(tmp_path, chain):
 
 
 def test_saving_goes_on_behind_a_torn_checkpoint(tmp_path, chain):
-  """The torn one is put aside; what is trained again is saved again, and ends as it had before."""
+  """The torn checkpoint is set aside; steps that are trained again are saved again, with the same result."""
   workdir = tmp_path / "base"
   argv = ("pretrain", "--config=smoke", f"--workdir={workdir}", f"--config.tokenizer={chain / 'tokenizer'}")
   assert run(*argv) == 0
@@ -422,7 +422,7 @@ def test_moments_lie_like_their_weights_and_the_update_compiles_once(chain):
 
 
 def test_nothing_is_compiled_after_the_first_steps(tmp_path, chain):
-  """Step 3 on, whatever prompts and responses: no new program. Step 2 is the first with a fetched metric."""
+  """From step 3 on no prompt or response needs a new program. Step 2 is the first whose metrics are fetched."""
   seen = []
 
   def listen(event, seconds, **_):

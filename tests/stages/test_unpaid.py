@@ -1,4 +1,4 @@
-"""A run without reward: what became of its answers, the one warning that says so, and its summary."""
+"""A run without reward: the kinds of its answers, the one warning that names them, and its summary."""
 
 import json
 
@@ -60,7 +60,7 @@ def test_a_run_that_is_paid_is_not_warned_of(caplog):
 
 
 def test_a_run_of_cut_responses_says_so(tmp_path, init, caplog):
-  """Nothing is boxed within two tokens; masked, such responses leave no update anything to do."""
+  """No answer is boxed within two tokens; if such responses are masked, updates have nothing to do."""
   more = dict(rl__response_tokens=2, rl__mask_truncated=True, rl__reward="random", rl__kl_beta=0.0)
   assert run_smoke("rl", tmp_path / "masked", init=init, **QUICK, **more) == 0
   last = metrics(tmp_path / "masked")[-1]

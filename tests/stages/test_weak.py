@@ -51,7 +51,7 @@ def test_votes_are_drawn_beside_what_is_trained_on(tmp_path, init):
 
 
 def test_parts_noise_and_correction_are_logged_and_change_training(tmp_path, init):
-  """The same seed: the same first rollouts, other updates."""
+  """With the same seed the first rollouts are the same and the updates differ."""
   grad = {}
   for name, more in {
     "plain": {},
@@ -171,7 +171,7 @@ def test_corrupt_rl(tmp_path, init):
 
 
 def test_corrupt_samples_no_more_than_it_needs(tmp_path, init):
-  """Neither at first nor where a run goes on that was killed before its end."""
+  """Nor does a run that was killed before its end and resumes."""
   how = dict(init=init, problems__count=24, corrupt__gammas="(0.1,)", **TWELVE)
   assert run_smoke("corrupt", tmp_path, **how) == 0
   summary, rows = (tmp_path / "summary.json").read_text(), sorted((tmp_path / "rows").iterdir())
@@ -209,7 +209,7 @@ def test_a_corrupted_label_must_not_pay_the_truth_either_way(accepted, wrong):
 
 
 def test_filter_counts_what_could_not_be_graded_apart(tmp_path, init, monkeypatch, caplog):
-  """One sample of four can't be graded, and of one problem none can."""
+  """One of four samples can't be graded, and of one problem none can."""
   real, lost = label.verifiable.grade_by_truth, []
 
   def truth(answers, grade):
@@ -271,7 +271,7 @@ def problems_as_they_were(made):
 
 
 def test_problems_without_a_wrong_answer_are_passed_over_and_told(tmp_path, init, caplog):
-  """Labels are what the policy says; those that it always says can't be corrupted."""
+  """Labels are the policy's own answers; a label that it always gives can't be corrupted."""
   how = dict(init=init, rl__temperature=0.01, evaluate__problems_per_batch=2)
   always = dict(filter__samples=4, filter__low=4, filter__high=4)
   assert run_smoke("filter", tmp_path / "f", problems__count=40, **always, **how) == 0
@@ -398,7 +398,7 @@ EXPERIMENTS = [
 
 @pytest.mark.parametrize(("name", "arg"), EXPERIMENTS)
 def test_configs_of_the_study_run_small(tmp_path, init, official, name, arg):
-  """Their real prompts and labels on a built-in policy: every path runs, the score means nothing."""
+  """A built-in policy gets their real prompts and labels: every path runs, and scores mean nothing."""
   words = ",".join(filter(None, (arg, "tiny", f"data={official}")))
   c = configs.load(f"{name}:{words}", {"init": str(init)})
   summary = STAGES["rl"](c, tmp_path / "rl")

@@ -1,4 +1,4 @@
-"""Arithmetic: its problems, the verifier of their answers, the judge of their traces."""
+"""Arithmetic: its problems, the verifier of its answers, and the exact judge of its traces."""
 
 import re
 
@@ -13,12 +13,12 @@ from jaxrlvr.text.answer import parse_response
 
 
 def faithfulness(text, question):
-  """The label of a response of this text."""
+  """Returns the exact judge's label of a response with this text."""
   return judge.faithfulness(parse_response(text, "boxed"), question).label
 
 
 def plain_value(tree):
-  """The integer value of a tree by ordinary arithmetic, no digit dropped on the way."""
+  """Returns the integer value of a tree by ordinary arithmetic, without dropping digits."""
   if isinstance(tree, int):
     return tree
   a, b = plain_value(tree[1]), plain_value(tree[2])

@@ -1,4 +1,4 @@
-"""Multiple choice: one letter, however it is dressed, and nothing but one letter."""
+"""Multiple choice: one letter in any of its spellings is an answer, and nothing else is."""
 
 import time
 

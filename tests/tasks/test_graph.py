@@ -1,4 +1,4 @@
-"""The graph tasks' verifiers against the released code, and what they pay."""
+"""The verifiers of the graph tasks against the released code, and what they pay."""
 
 import ast
 import collections

@@ -47,7 +47,7 @@ def test_graph_problems_are_balanced_and_their_answers_right():
 
 
 def _largest(grid):
-  """Area by flooding, each cell once."""
+  """Returns the largest area, found by flooding each cell once."""
   land = {(r, c) for r, line in enumerate(grid) for c, cell in enumerate(line) if cell}
   best = 0
   while land:

@@ -1,4 +1,4 @@
-"""Reasoning Gym's own scores: the oracle is paid, damaged and hostile answers are not."""
+"""Reasoning Gym's own scores: right answers are paid, damaged and hostile ones are not."""
 
 import json
 

@@ -130,7 +130,7 @@ CASES = [json.loads(line) for line in pathlib.Path(__file__).with_name("answers.
 
 @pytest.fixture(scope="module")
 def forms():
-  """(answer, label, whether it is right) in the forms that models write, with near misses."""
+  """Returns (answer, label, whether it is right) in the forms that models write, with near misses."""
   return [
     (answer, row["label"], kind == "right") for row in CASES for kind in ("right", "wrong") for answer in row[kind]
   ]

@@ -1,4 +1,4 @@
-"""The SentencePiece tokenizer: text goes in and out, turns are ids that no text can spell."""
+"""The SentencePiece tokenizer: text goes in and comes out; turns are ids that no text can spell."""
 
 import pytest
 

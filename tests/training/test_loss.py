@@ -67,7 +67,7 @@ def test_baselines():
 
 
 def test_positive_and_negative_are_grpo_without_the_rows_of_one_reward():
-  """As released: rewards are normalised first, then rows of reward 0 (positive) or 1 (negative) get 0."""
+  """As in the released code, rewards are normalised first; then rows with reward 0 (positive) or 1 (negative) get 0."""
   reward = np.array([[1, 0, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0], [1, 1, 0, 0.5]], np.float32)
   scored = np.ones(reward.shape, bool)
   scored[3, 1] = False
@@ -155,7 +155,7 @@ TRL_LOSSES = {
 
 
 def test_loss_and_gradient_equal_trl(golden):
-  """Where nothing is clamped or left empty: TRL clamps no log-ratio and counts an empty response as a loss of 0."""
+  """Cases with clamped ratios or empty responses are left out: TRL clamps none, and counts an empty one as loss 0."""
   inputs = {case["name"]: case for case in json.loads((golden / "policy_loss.json").read_text())["cases"]}
   compared = collections.Counter()
   for trl in json.loads((golden / "trl_crosscheck.json").read_text())["cases"]:
@@ -205,7 +205,7 @@ def test_kl_equals_golden(golden):
 
 
 def test_kl_gradients_over_a_categorical():
-  """In expectation k1 as a loss has no gradient, k2 (and k3-k2) the reverse KL's, k3 another one."""
+  """In expectation k1 as a loss has no gradient, k2 (and k3-k2) has that of the reverse KL, and k3 another one."""
   logits, ref = jnp.array([0.3, -1.0, 0.8, 0.1]), jnp.array([0.0, 0.5, -0.2, 0.4])
 
   def expected(estimator):
@@ -302,7 +302,7 @@ def test_sequence_ratio_mask():
 
 
 def test_sequence_ratio_of_packed_rows():
-  """Two responses on a row, the second masked in part: each has its own mean."""
+  """Two responses share a row, and a part of the second is masked: each has its own mean."""
   segments, mask = jnp.array([[0, 4, 4, 2, 2, 2]]), jnp.array([[False, True, True, False, True, True]])
   x = jnp.array([[9.0, 1.0, 2.0, jnp.nan, 5.0, 7.0]])
   np.testing.assert_allclose(masked.segment_mean(x, mask, segments), [[0, 1.5, 1.5, 6, 6, 6]])

@@ -1,4 +1,4 @@
-"""Metrics of updates: merged over micro-batches and computed over updates, by their types."""
+"""Metrics of updates, merged over microbatches and over updates by their types."""
 
 import jax.numpy as jnp
 import numpy as np

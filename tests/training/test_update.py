@@ -1,4 +1,4 @@
-"""One update: micro-batches, devices, GRPO on policy, and what happens when something is not finite."""
+"""One update: microbatches, devices, on-policy GRPO, and values that are not finite."""
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ REWARD = np.array([[1, 0, 0, 1], [0, 0, 0, 0], [0, 1, 1, 1], [1, 0, 1, 0]], np.f
 
 @pytest.fixture(scope="module")
 def drawn(rich_spec, rich_params):
-  """Prompts, their lengths, responses."""
+  """(prompts, their lengths, rollout of four responses to each)."""
   tokens, lengths = prompts([3, 6, 1, 5])
   return tokens, lengths, sample(rich_params, tokens, lengths, row_keys([1, 2, 3, 4], 4), NO_STOPS, rich_spec, S)
 
@@ -31,7 +31,7 @@ PLAIN = dict(group=4, baseline="mean", scale_std=True, reduce="token-mean")
 
 
 def reference(spec, params, parts, *fields):
-  """Other policies' scores for these fields."""
+  """Returns a function that scores a batch with another policy, for each of these fields."""
 
   def scores(batch, live):
     other = {name: w * 1.1 for name, w in params.items()}
@@ -42,7 +42,7 @@ def reference(spec, params, parts, *fields):
 
 @pytest.fixture(scope="module")
 def batch(rich_spec, rich_params, drawn):
-  """Rows of a real rollout, one response a row, one unscored, with a reference policy."""
+  """A batch of a real rollout: one response a row, one of them unscored, with scores of a reference policy."""
   how = PLAIN | dict(scores=reference(rich_spec, rich_params, 1, "ref_logp_RS"))
   return rollout_batch(*drawn, REWARD, SCORED, **how)[0][0]
 
@@ -57,7 +57,7 @@ accumulated = jax.jit(accumulate, static_argnums=(0, 3))
 
 
 def gradient_of(loss_fn, params, batch, parts, live=None):
-  """(gradient, loss, values of the metrics) of a batch in so many micro-batches."""
+  """Returns (gradient, loss, {metric: value}) of a batch in `parts` microbatches."""
   gradient, loss, metrics = accumulated(loss_fn, params, batch, parts, live)
   return gradient, loss, values_of(metrics)
 
@@ -74,7 +74,7 @@ def test_microbatches_never_change_the_gradient(loss_fn, rich_params, batch):
 
 
 def test_on_policy_step_is_reinforce_plus_kl(loss_fn, rich_spec, rich_params, batch):
-  """The gradient of an on-policy step is that of -A * log p and of k3, nothing of clipping is left."""
+  """The gradient of an on-policy step is that of -A * log p and of k3: clipping leaves no trace."""
   got, _, metrics = gradient_of(loss_fn, rich_params, batch, 1)
 
   def reinforce(params):
@@ -113,7 +113,7 @@ PACKED = {
 
 @pytest.mark.parametrize("name", PACKED)
 def test_packed_rows_have_the_gradient_of_single_ones(name, rich_spec, rich_params, drawn):
-  """With all that can be left out left out; and so have rows whose responses share a prompt."""
+  """Rows without weight are left out where possible; rows whose responses share a prompt have the same gradient too."""
   given, how, updates = PACKED[name]
   fn = objective.grpo(rich_spec, temperature=1.0, kl_estimator="k3", **given)
   fields = ("ref_logp_RS", "old_logp_RS") if given["kl_beta"] else ("old_logp_RS",) * (updates > 1)
@@ -141,7 +141,7 @@ def test_packed_rows_have_the_gradient_of_single_ones(name, rich_spec, rich_para
 
 
 def test_a_step_without_any_advantage_still_steps(rich_spec, rich_params, drawn):
-  """Nothing is looked at, the gradient is 0, and weight decay and moments go on as on the slow path."""
+  """No row is computed and the gradient is 0, but weight decay and moments change as they do when all rows are."""
   adamw = optimizer.adamw(0.9, 0.95, 1e-8, 0.1, 1.0)
   fn = objective.grpo(rich_spec, temperature=1.0, kl_beta=0.0, kl_estimator="k3")
   ends = []
@@ -194,7 +194,7 @@ def test_a_non_finite_update_is_skipped_and_counted(spec, params):
 
 
 def test_minibatches_are_whole_groups(drawn):
-  """Two updates a step take alternate problems, each weighted by its own tokens."""
+  """The two updates of a step take alternate problems, each weighted by its own tokens."""
   whole = rollout_batch(*drawn, REWARD, REWARD >= 0, **PLAIN)[0][0]
   for part, (made, _) in enumerate(rollout_batch(*drawn, REWARD, REWARD >= 0, **PLAIN, updates=2)):
     weights = np.asarray(made.weights_RS)

@@ -1,6 +1,6 @@
 """Writes hf_logits/ beside this file: `python make_hf_logits.py`, with torch and transformers installed.
 
-Each model is tiny and random. Its logits and greedy tokens are transformers' own, in float32 with eager attention.
+Each model is tiny and random. Its logits and greedy tokens are those of transformers, in float32 with eager attention.
 """
 
 from pathlib import Path
@@ -26,7 +26,7 @@ PLAIN = dict(rope_type="default", rope_theta=1000.0)
 
 
 def stretched(positions):
-  """Rotary frequencies as Llama 3.1 scales them, from this many positions."""
+  """Returns the settings of rotary frequencies as Llama 3.1 scales them, for a model made for `positions` positions."""
   return dict(
     rope_type="llama3",
     rope_theta=10000.0,
@@ -47,7 +47,7 @@ MODELS = {  # name: classes, and what its config adds
 
 
 def make(name):
-  """A model with random weights, each kind on its own scale, so that every one of them shows in the logits."""
+  """Returns a model with random weights, each kind on its own scale, so that every one of them shows in the logits."""
   model_class, config_class, more = MODELS[name]
   model = model_class(config_class(**SIZES, **more, attn_implementation="eager")).eval()
   draw = torch.Generator().manual_seed(sum(map(ord, name)))
@@ -64,12 +64,12 @@ def make(name):
 
 
 def read(folder, dtype):
-  """The model as it lies in a folder: unlike a converted one, its rotary frequencies are in float32."""
+  """Loads the model of a folder; unlike those of a converted model, its rotary frequencies are in float32."""
   return MODELS[folder.name][0].from_pretrained(folder, dtype=dtype, attn_implementation="eager").eval()
 
 
 def left_padded(draw, lengths, width):
-  """(token ids, mask, positions): 0 at padded places."""
+  """Returns (token ids, mask, positions) of random rows that are padded on the left; all three are 0 at padding."""
   mask = np.arange(width) >= width - np.array(lengths)[:, None]
   ids = np.where(mask, draw.integers(3, VOCAB, mask.shape), 0)
   return ids.astype(np.int32), mask.astype(np.int32), np.maximum(mask.cumsum(1) - 1, 0).astype(np.int32)
@@ -82,7 +82,10 @@ def logits(model, ids, mask=None, positions=None):
 
 
 def greedy(model, ids, mask, count):
-  """(tokens, by how much the best logit exceeds the second) of `count` steps, the whole row computed at each."""
+  """Returns (tokens, margins) of `count` greedy steps, each computed over the whole row.
+
+  margins: by how much the largest logit exceeds the second largest.
+  """
   tokens, margins = [], []
   for _ in range(count):
     last = logits(model, ids, mask, np.maximum(mask.cumsum(1) - 1, 0))[:, -1]
