@@ -28,7 +28,7 @@ from jaxrlvr.sampling import decode as sampler
 from jaxrlvr.sampling import weights as sampling_weights
 from jaxrlvr.sampling.types import Batch, Sampling
 from jaxrlvr.stages import build_policy, rollout
-from jaxrlvr.stages.rl import Learner, check_sizes, make_learner
+from jaxrlvr.stages.learner import Learner, check_sizes, make_learner
 from jaxrlvr.stages.run_directory import set_compile_cache
 from jaxrlvr.training import objective
 from jaxrlvr.training.update import update
@@ -245,9 +245,11 @@ def _rl_programs(config: ConfigDict, policy: build_policy.Policy) -> list[Progra
   resident = state_bytes + _bytes(reference)
   programs = _sampling(config, policy, resident)
   programs.append(_score(policy, learner, batch, reference, live, trips, resident))
-  beside = _bytes(reference) + (learner.updates - 1) * _bytes(batch)
+  beside = _bytes(reference) + (learner.updates_per_step - 1) * _bytes(batch)
   programs.append(
-    _update(policy, settings, layout, batch, learner.loss_fn, learner.optimizer, learner.updates, beside, live, trips)
+    _update(
+      policy, settings, layout, batch, learner.loss_fn, learner.optimizer, learner.updates_per_step, beside, live, trips
+    )
   )
   return [program for program in programs if program.times]
 
@@ -265,13 +267,13 @@ def _score(
   rows = batch.tokens_RS.shape[0] // settings.microbatches * trips
   params = reference or policy.params
   unscored = dataclasses.replace(batch, ref_logp_RS=None, old_logp_RS=None)
-  models = int(bool(settings.kl_beta)) + int(learner.updates > 1)
+  models = int(bool(settings.kl_beta)) + int(learner.updates_per_step > 1)
   return Program(
     name="score",
-    times=models * learner.updates,
+    times=models * learner.updates_per_step,
     arguments=_bytes((unscored, params)),
     beside=resident - _bytes(params),
-    lower=_in(mesh, lambda _: objective.logp.lower(params, unscored, live, **learner.scoring())),
+    lower=_in(mesh, lambda _: objective.logp.lower(params, unscored, live, **learner.score_arguments())),
     cost=flops.forward_cost(policy.spec, rows, learner.layout, slots - 1, _shards(mesh)),
     tokens=rows * slots,
     trips=trips,
@@ -397,9 +399,9 @@ def _decode(
 
 
 def _batch(config: ConfigDict, policy: build_policy.Policy, learner: Learner) -> objective.RolloutBatch:
-  """Returns the shapes of an update's batch, as `Learner.parts` builds it."""
-  ints: Any = jax.ShapeDtypeStruct(learner.shape(), jnp.int32)
-  floats: Any = jax.ShapeDtypeStruct(learner.shape(), jnp.float32)
+  """Returns the shapes of an update's batch, as `Learner.make_batches` returns it."""
+  ints: Any = jax.ShapeDtypeStruct(learner.batch_shape(), jnp.int32)
+  floats: Any = jax.ShapeDtypeStruct(learner.batch_shape(), jnp.float32)
   batch = objective.RolloutBatch(
     tokens_RS=ints,
     positions_RS=ints,
@@ -407,7 +409,7 @@ def _batch(config: ConfigDict, policy: build_policy.Policy, learner: Learner) ->
     weights_RS=floats,
     advantage_RS=floats,
     sampler_logp_RS=floats,
-    old_logp_RS=floats if learner.updates > 1 else None,
+    old_logp_RS=floats if learner.updates_per_step > 1 else None,
     ref_logp_RS=floats if config.rl.kl_beta else None,
     layout=learner.layout,
   )

@@ -17,15 +17,15 @@ STEPS = 5  # number of steps in a row without any reward after which a warning i
 ANSWER_KINDS = ("unscored", "right", "cut_off", "unparseable", "wrong")
 
 
-def shares(
-  true_PG: np.ndarray, scored_PG: np.ndarray, cause_PG: Sequence[Sequence[str]], cut_PG: np.ndarray
+def answer_shares(
+  true_PG: np.ndarray, scored_PG: np.ndarray, cause_PG: Sequence[Sequence[str]], is_cut_off_PG: np.ndarray
 ) -> dict[str, float]:
   """Returns {"answers/KIND": share of the responses that are of this kind}; the five shares sum to 1.
 
   true_PG: the true reward of P problems with G responses each. scored_PG: bool; False where grading against the truth
   gave no verdict, whose true reward is then not read. cause_PG: the cause that grading recorded, such as "unparseable"
-  or "timeout"; "" for a plain verdict. cut_PG: bool; whether the limit of tokens ended the response. A response is of
-  the first KIND that holds:
+  or "timeout"; "" for a plain verdict. is_cut_off_PG: bool; whether the limit of tokens ended the response. There must
+  be at least one response. Each is of the first KIND that holds:
     unscored     it could not be graded
     right        its true reward is exactly 1
     cut_off      it was ended by the limit of tokens
@@ -36,7 +36,7 @@ def shares(
   holds = {
     "unscored": ~scored_PG,
     "right": true_PG == 1,
-    "cut_off": cut_PG,
+    "cut_off": is_cut_off_PG,
     "unparseable": unparseable_PG,
     "wrong": np.ones(scored_PG.shape, bool),
   }
@@ -49,11 +49,8 @@ def shares(
   return share_of_kind
 
 
-def cure(kind: str, config: ConfigDict) -> str:
-  """Returns what to do where most answers are of this kind: a phrase that names the config keys to change.
-
-  kind: "cut_off", "unparseable", "wrong", "unscored" or "right"; KeyError for another.
-  """
+def _advice(kind: str, config: ConfigDict) -> str:
+  """Returns what to do where most answers are of a kind of ANSWER_KINDS: a phrase that names the keys to change."""
   reading, reward, v = config.answer.read, config.rl.reward, config.verify
   return {
     "cut_off": f"raise config.rl.response_tokens (now {config.rl.response_tokens}), or train the policy to end sooner",
@@ -68,21 +65,22 @@ def cure(kind: str, config: ConfigDict) -> str:
 
 
 class Unpaid:
-  """Warns once in a run that gets no reward for several steps.
+  """Warns once in a run that gets no reward for STEPS steps in a row: give each step's metrics to `observe`.
 
-  It knows nothing but the rows of metrics.jsonl, so that a resumed run warns when an unbroken one would.
+  It decides by the rows of metrics.jsonl alone, so that a resumed run warns when an unbroken one would.
   """
 
   def __init__(self, rows: Sequence[Mapping], config: ConfigDict):
-    """rows: the rows of metrics.jsonl that are written already."""
+    """rows: those that metrics.jsonl has already. config: of the run, whose keys the advice names."""
     self._config = config
     self._rows = [row for row in rows if "answers/wrong" in row]
     self._warned = any(self._end_unpaid(self._rows[:end]) for end in range(len(self._rows) + 1))
 
-  def __call__(self, step: int, metrics: Mapping) -> None:
-    """Takes a step's metrics. Warns once, when the last STEPS steps (or all of a shorter run) had no reward.
+  def observe(self, step: int, metrics: Mapping) -> None:
+    """Takes the metrics of the next step, and warns if none of the last STEPS steps paid anything; of a run with fewer
+    steps, if none of all. It warns only once in a run, however often that is resumed.
 
-    metrics: needs reward, reward_std and answers/KIND for each of ANSWER_KINDS.
+    metrics: needs reward, reward_std and answers/KIND for each of ANSWER_KINDS; nan counts as nothing paid.
     """
     names = ("reward", "reward_std", *(f"answers/{kind}" for kind in ANSWER_KINDS))
     self._rows.append(logbook.finite({name: float(metrics[name]) for name in names}))
@@ -96,7 +94,7 @@ class Unpaid:
     return len(last) >= min(STEPS, self._config.rl.steps) and not any(map(_has_reward, last))
 
   def _explanation(self, rows: Sequence[Mapping]) -> str:
-    """Returns a sentence with the shares of ANSWER_KINDS in these steps, and the cure for the most frequent kind."""
+    """Returns a sentence with the shares of ANSWER_KINDS in these steps, and advice for the most frequent kind."""
     mean_share = {}
     for kind in ANSWER_KINDS:
       mean_share[kind] = float(np.mean([row[f"answers/{kind}"] for row in rows]))
@@ -104,11 +102,14 @@ class Unpaid:
     most_frequent = max(mean_share, key=mean_share.get)
     return (
       f"no response was paid anything in {len(rows)} steps, so nothing is learned; answers: {answers}; "
-      f"{cure(most_frequent, self._config)}"
+      f"{_advice(most_frequent, self._config)}"
     )
 
   def summary(self) -> dict[str, str]:
-    """Returns {"unpaid": explanation} for the run's summary, and warns, if no step had any reward; else {}."""
+    """Returns what summary.json says of a run in which no step paid anything, and warns of it then; else {}.
+
+    Key: unpaid (a sentence with the shares of ANSWER_KINDS over all steps and advice). Without any step it is {} too.
+    """
     if not self._rows or any(map(_has_reward, self._rows)):
       return {}
     explanation = self._explanation(self._rows)

@@ -6,7 +6,8 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 
-from jaxrlvr.analysis import passk, phase
+from jaxrlvr.analysis import passk
+from jaxrlvr.analysis import phase as phases
 from jaxrlvr.base import logbook
 
 _LOG = logging.getLogger(__name__)
@@ -20,28 +21,33 @@ _ADVICE = {
 
 
 class Watch:
-  """Decides the phase of a run (`analysis.phase`) after each step.
+  """Decides the phase of a run (`analysis.phase.phase`): give each step's metrics to `observe`, then read the rest.
 
-  It knows nothing but the rows of metrics.jsonl, so that a resumed run decides as an unbroken one would. `phase` is the
-  phase as of the last step: `claim` ("learning", "memorising", "collapsed" or "not decided") and `reward` ("early",
-  "flat", "rising" or "saturated"). `before` is the mean true reward at step 0 by held-out problem.
+  It decides by the rows of metrics.jsonl alone, so that a resumed run decides as an unbroken one would.
   """
 
+  before: Mapping[str, float]  # mean true reward of each held-out problem at step 0, by "SET/PROBLEM"
+  # As of the last step: `claim` ("learning", "memorising", "collapsed" or "not decided") and `reward` ("early", "flat",
+  # "rising" or "saturated").
+  phase: phases.Phase
+
   def __init__(self, rows: Sequence[dict], before: Mapping[str, float], worthwhile: float, stop: bool):
-    """rows: the rows of metrics.jsonl that are written already. before: mean true reward at step 0, by held-out
-    problem. worthwhile: the least gain in held-out accuracy that is worth having. stop: whether memorising ends the
-    run."""
+    """rows: those that metrics.jsonl has already. worthwhile: the least gain in held-out accuracy, from 0 to 1, that is
+    worth having. stop: whether `stops` becomes true when the policy memorises."""
     self._rows, self.before = list(rows), before
     self._worthwhile, self._stop = worthwhile, stop
     self.phase = self._decide_phase()
 
-  def __call__(self, step: int, metrics: Mapping, means: Mapping[str, float] | None = None) -> dict[str, float]:
-    """Takes the metrics of a step, decides the phase, and returns metrics to add to those of the step.
+  def observe(self, step: int, metrics: Mapping, means: Mapping[str, float] | None = None) -> dict[str, float]:
+    """Takes the metrics of the next step, decides the phase anew, and returns metrics to log with those of the step.
 
-    metrics: needs `reward` and `true_reward`. means: mean true reward by held-out problem, if the step was evaluated.
-    Returns `learning`, `memorising` and `collapsed`, each 1 or 0; `saturated`, 1 or 0, or nan while it is too early to
-    say; and after an evaluation `heldout_gain`, the gain since step 0, with the ends of its interval,
-    `heldout_gain_low` and `_high`. Warns at the first step that is memorising and at the first that has collapsed.
+    metrics: needs `reward` and `true_reward`; nan where there is none. means: mean true reward of each held-out problem
+    by "SET/PROBLEM", if the step was evaluated, else None.
+
+    Keys: learning, memorising and collapsed (each 1.0 or 0.0); saturated (1.0 or 0.0; nan: too early to say); and, if
+    the step was evaluated, heldout_gain (mean gain since step 0 over held-out problems) with the ends of its 95 %
+    interval, heldout_gain_low and heldout_gain_high. Warns, with advice, at the first step of the run that is
+    memorising and at the first that has collapsed.
     """
     added: dict[str, float] = {}
     if means is not None:
@@ -53,7 +59,7 @@ class Watch:
     claims = {claim: float(self.phase.claim == claim) for claim in ("learning", "memorising", "collapsed")}
     for claim, advice in _ADVICE.items():
       if claims[claim] and not any(row.get(claim) for row in self._rows):
-        _LOG.warning("step %d: %s: %s; %s", step, claim, phase.CLAIMS[claim], advice)
+        _LOG.warning("step %d: %s: %s; %s", step, claim, phases.CLAIMS[claim], advice)
     added |= claims
     self._rows[-1] |= added
     return added
@@ -65,7 +71,7 @@ class Watch:
     now = [means[problem] for problem in shared]
     return dict(zip(_GAIN, map(float, passk.paired_gain(before, now)), strict=True))
 
-  def _decide_phase(self) -> phase.Phase:
+  def _decide_phase(self) -> phases.Phase:
     """Returns the phase as of the last row."""
     latest_gain = None
     for row in self._rows:
@@ -73,11 +79,11 @@ class Watch:
         latest_gain = passk.Gain(row["heldout_gain"], row["heldout_gain_low"], row["heldout_gain_high"])
     rewards = [row.get("reward") for row in self._rows]
     true_rewards = [row.get("true_reward") for row in self._rows]
-    return phase.phase(rewards, true_rewards, latest_gain, len(self.before), self._worthwhile)
+    return phases.phase(rewards, true_rewards, latest_gain, len(self.before), self._worthwhile)
 
   @property
   def stops(self) -> bool:
-    """Whether the run ends at the last step: it was evaluated, it is memorising, and `stop` was set."""
+    """Property: whether to end the run: the last step was evaluated and is memorising, and `stop` was set."""
     if not self._stop or not self._rows:
       return False
     last = self._rows[-1]
@@ -85,15 +91,18 @@ class Watch:
 
   @property
   def in_words(self) -> str:
-    """The phase as the line of progress shows it: the claim, and what the reward does in brackets."""
+    """Property: the phase for the line of progress, with what the reward does in brackets: "learning (rising)"."""
     return f"{self.phase.claim} ({self.phase.reward})"
 
   def summary(self) -> dict:
-    """Returns figures for the run's summary: `steps`, the last step; `phase`, the claim; and `stopped`, {"step",
-    "why"}, if the run ended itself."""
-    step = self._rows[-1]["step"]
-    figures = {"steps": step, "phase": self.phase.claim}
+    """Returns what summary.json says of the phase. Call it when at least one step is observed or was in the rows.
+
+    Keys: steps (number of the last step); phase (the claim as of it); and, only if `stops`, stopped: {"step": number of
+    the last step, "why": a sentence with advice}.
+    """
+    last_step = self._rows[-1]["step"]
+    figures = {"steps": last_step, "phase": self.phase.claim}
     if self.stops:
-      why = f"memorising: {phase.CLAIMS['memorising']}; {_ADVICE['memorising']}"
-      figures["stopped"] = {"step": step, "why": why}
+      why = f"memorising: {phases.CLAIMS['memorising']}; {_ADVICE['memorising']}"
+      figures["stopped"] = {"step": last_step, "why": why}
     return figures

@@ -137,7 +137,7 @@ def test_a_run_watches_itself_the_same_way_from_wherever_it_goes_on(tmp_path, ca
     found = []
     for step, reward in enumerate(rewards[start:], start + 1):
       metrics = {"reward": reward, "true_reward": reward}
-      more = watch(step, metrics, means(step) if step % 16 == 0 else None)
+      more = watch.observe(step, metrics, means(step) if step % 16 == 0 else None)
       found.append({"step": step, **metrics, **more, "stops": watch.stops, "in_words": watch.in_words})
     return found
 
@@ -173,6 +173,6 @@ def test_summary_tells_the_claim_and_why_it_ended():
 
 def test_a_collapse_is_told_once_and_does_not_stop(caplog):
   watch = Watch([], {"s/a": 0.0}, 0.05, True)
-  rows = [watch(step, {"reward": 1.0, "true_reward": 0.0}) for step in range(1, 41)]
+  rows = [watch.observe(step, {"reward": 1.0, "true_reward": 0.0}) for step in range(1, 41)]
   assert [row["collapsed"] for row in rows] == [0.0] * 19 + [1.0] * 21 and not watch.stops
   assert caplog.text.count("step 20: collapsed:") == 1 == caplog.text.count("collapsed:")

@@ -18,9 +18,9 @@ from jaxrlvr.base.errors import InputError
 from jaxrlvr.config import files as configs
 from jaxrlvr.planning import collectives, flops, tpu
 from jaxrlvr.stages import STAGES, plan_programs
+from jaxrlvr.stages.learner import check_sizes
 from jaxrlvr.stages.plan import rows_of_programs, search, table_of_programs, whether_it_fits
 from jaxrlvr.stages.plan_programs import Measured, Program, compile_program
-from jaxrlvr.stages.rl import check_sizes
 
 ROOT = Path(__file__).parents[2]
 

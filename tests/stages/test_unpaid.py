@@ -8,7 +8,7 @@ import pytest
 from helpers.command_line import QUICK, metrics, run_smoke
 from jaxrlvr.base.errors import InputError
 from jaxrlvr.config import files as configs
-from jaxrlvr.stages.unpaid import ANSWER_KINDS, STEPS, Unpaid, shares
+from jaxrlvr.stages.unpaid import ANSWER_KINDS, STEPS, Unpaid, answer_shares
 
 CURES = {
   "cut_off": "config.rl.response_tokens",
@@ -28,7 +28,7 @@ def test_each_answer_is_of_one_kind():
   scored = np.array([[True, True, True, True], [True, True, False, False]])
   cause = [["", "", "unparseable", "unparseable"], ["", "", "timeout", "died"]]
   cut = np.array([[False, True, True, False], [True, False, True, False]])
-  assert shares(true, scored, cause, cut) == {
+  assert answer_shares(true, scored, cause, cut) == {
     "answers/right": 2 / 8,
     "answers/cut_off": 2 / 8,
     "answers/unparseable": 1 / 8,
@@ -42,20 +42,20 @@ def test_one_warning_names_the_shares_and_the_key(kind, caplog):
   config = configs.load("base", {})
   unpaid = Unpaid([{"step": 0}], config)
   for step in range(1, 3 * STEPS):
-    unpaid(step, row(kind, float("nan") if kind == "unscored" else 0.0))
+    unpaid.observe(step, row(kind, float("nan") if kind == "unscored" else 0.0))
     assert len(caplog.messages) == (step >= STEPS)
   assert CURES[kind] in caplog.text and f"100% {kind.replace('_', ' ')}" in caplog.text
   assert CURES[kind] in unpaid.summary()["unpaid"]
   caplog.clear()
   resumed = Unpaid([row(kind)] * STEPS, config)
-  resumed(STEPS + 1, row(kind))
+  resumed.observe(STEPS + 1, row(kind))
   assert not caplog.messages  # it was told before
 
 
 def test_a_run_that_is_paid_is_not_warned_of(caplog):
   unpaid = Unpaid([], configs.load("base", {}))
   for step in range(1, 20):
-    unpaid(step, row("wrong", -0.5) if step % 2 else row("wrong", 0.0, 0.1))
+    unpaid.observe(step, row("wrong", -0.5) if step % 2 else row("wrong", 0.0, 0.1))
   assert not caplog.messages and unpaid.summary() == {}
 
 

@@ -1,0 +1,181 @@
+"""Grades the responses of an RL step by reward and truth, records them, and computes the metrics of the host."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxrlvr.analysis import reward_vs_truth
+from jaxrlvr.base import logbook
+from jaxrlvr.base.errors import TrainingStopped
+from jaxrlvr.grading.vote import Grade
+from jaxrlvr.rewards import expression, verifiable
+from jaxrlvr.rewards.noise import add_noise
+from jaxrlvr.rewards.types import Answers, Graded
+from jaxrlvr.sampling.types import STOP_LENGTH
+from jaxrlvr.stages import rollout
+from jaxrlvr.stages.unpaid import answer_shares
+
+
+class StepGrades(NamedTuple):
+  """The grades of all responses of a step: P problems, each with its samples, those that only vote included.
+
+  Each `Graded` has value_PG (float32), scored_PG (bool), cause_PG (texts) and elections_P (votes, or None).
+  """
+
+  paid: Graded  # what the responses are paid: the reward, with noise if there is any
+  factors: dict[str, Graded]  # each reward that rl.reward names, by its name, without noise
+  true: Graded  # the grades by the truth
+  # Whether the label that rewards went by is right (1.0) or wrong (0.0), for each problem with such a label: the vote's
+  # winner where the reward is a vote, else the problem's own label. None: it could not be graded.
+  label_right_P: list[float | None]
+
+
+def grade_step(
+  terms: expression.Terms,
+  noise: tuple[float, float],
+  answers: Answers,
+  label_right: Mapping[str, float | None],
+  grade: Grade,
+) -> StepGrades:
+  """Grades the responses of a step by the reward and by the truth, which has no influence on the reward.
+
+  terms: the parsed reward, as `expression.parse` returns it. noise: the rates (false positives, false negatives) at
+  which a reward of 0 or 1 is flipped. label_right: 1.0 or 0.0 by problem id, as to whether the problem's own label is
+  right (None: unknown). grade: takes a list of jobs and returns their verdicts, as `Service.grade`; it gets no job
+  twice.
+  """
+  grade = verifiable.with_memory(grade)
+  paid, factors = expression.grade_terms(terms, answers, grade)
+  true = verifiable.grade_by_truth(answers, grade)
+  if any(noise):
+    paid = add_noise(paid, answers, *noise)
+  if paid.elections_P is None:
+    label_right_P = [label_right[problem.id] for problem in answers.problems]
+  else:
+    label_right_P = []
+    for i, election in enumerate(paid.elections_P):
+      if election.winner is not None:
+        is_scored = true.scored_PG[i, election.winner]
+        label_right_P.append(float(true.value_PG[i, election.winner]) if is_scored else None)
+  return StepGrades(paid, factors, true, label_right_P)
+
+
+def trained_responses(graded: Graded, group: int) -> Graded:
+  """Returns the grades [P, group] of the responses that are trained on: the first `group` to each problem.
+
+  graded: the grades of all responses, those that only vote included. The result's `elections_P` still counts all votes.
+  """
+  return graded._replace(
+    value_PG=graded.value_PG[:, :group],
+    scored_PG=graded.scored_PG[:, :group],
+    cause_PG=[row[:group] for row in graded.cause_PG],
+  )
+
+
+def host_metrics(
+  grades: StepGrades, drawn: rollout.Drawn, rows: Sequence[Mapping], group: int, binary: bool
+) -> dict[str, float]:
+  """Returns the metrics of a step that need no device: rewards, truth, lengths and faithfulness.
+
+  rows: the step's rows, as `write_rollouts` returned them. group: number of responses to each problem that are trained
+  on; all metrics are about these, except lengths and faithfulness, which are about all samples. binary: whether the
+  reward is always 0 or 1. Shares are from 0 to 1; a mean of nothing is nan.
+
+  Keys, of rewards:
+    reward, reward_std           mean over responses, and mean over problems of the standard deviation in the group
+    frac_reward_zero_std         share of the problems with a scored response that pay all of these alike
+    unscored, unscored/CAUSE     share of responses that could not be graded, in all and by cause
+    rewards/NAME/mean, /std      of each factor of the reward
+  of truth:
+    true_reward                  mean; if binary also reward_accuracy, false_positive_rate and false_negative_rate
+    label_accuracy               share of right labels; if labels are voted also vote/majority_ratio, vote/margin and
+                                 vote/none
+    unparseable, timeout         shares of responses
+    answers/KIND                 share of responses of each of `unpaid.ANSWER_KINDS`
+  of responses:
+    completions/mean_length      tokens; completions/clipped_ratio: share that was cut off
+    entropy, self_certainty      nats, means over tokens
+    faithful, step_true          only if a response has a label of faithfulness: share of these with label 1, and mean
+                                 share of right steps
+  """
+  paid, true = trained_responses(grades.paid, group), trained_responses(grades.true, group)
+  is_cut_off_PG = drawn.stop_PG == STOP_LENGTH
+  metrics = _reward_statistics(paid)
+  metrics |= {
+    "completions/mean_length": drawn.length_PG.mean(),
+    "completions/clipped_ratio": is_cut_off_PG.mean(),
+  }
+  for name, statistic in (("entropy", "entropy"), ("self_certainty", "certainty")):
+    metrics[name] = np.average(drawn.answers.statistics[statistic][:, :group], weights=drawn.length_PG[:, :group])
+  for name, graded in grades.factors.items():
+    factor = trained_responses(graded, group)
+    values = factor.value_PG[factor.scored_PG]
+    metrics[f"rewards/{name}/mean"] = reward_vs_truth.mean(values)
+    metrics[f"rewards/{name}/std"] = values.std() if len(values) else np.nan
+  for cause, count in _count_causes(paid).items():
+    metrics[f"unscored/{cause}"] = count / paid.scored_PG.size
+  metrics |= reward_vs_truth.reward_metrics(paid.value_PG, paid.scored_PG, true.value_PG, true.scored_PG, binary)
+  metrics |= reward_vs_truth.label_metrics(grades.label_right_P, grades.paid.elections_P)
+  metrics |= reward_vs_truth.cause_metrics(true.cause_PG)
+  metrics |= answer_shares(true.value_PG, true.scored_PG, true.cause_PG, is_cut_off_PG[:, :group])
+  faithfulness = [row["faithfulness"] for row in rows if row["faithfulness"] is not None]
+  if faithfulness:
+    step_true = [row["step_true"] for row in rows if row["step_true"] is not None]
+    metrics["faithful"] = np.mean([label == 1.0 for label in faithfulness])
+    metrics["step_true"] = reward_vs_truth.mean(step_true)
+  return metrics
+
+
+def _reward_statistics(paid: Graded) -> dict:
+  """Returns `reward`, `reward_std` and `frac_reward_zero_std` over scored responses, and the share `unscored`."""
+  scored_PG = paid.scored_PG
+  groups = []  # the rewards of the scored responses to each problem that has any
+  for value_G, scored_G in zip(paid.value_PG, scored_PG, strict=True):
+    if scored_G.any():
+      groups.append(value_G[scored_G])
+  if not groups:
+    rewards = dict.fromkeys(("reward", "reward_std", "frac_reward_zero_std"), np.nan)
+    return rewards | {"unscored": 1.0 - scored_PG.mean()}
+  return {
+    "reward": paid.value_PG[scored_PG].mean(),
+    "reward_std": np.mean([group.std(ddof=1) if len(group) > 1 else 0.0 for group in groups]),
+    "frac_reward_zero_std": np.mean([np.ptp(group) == 0 for group in groups]),
+    "unscored": 1.0 - scored_PG.mean(),
+  }
+
+
+def _count_causes(graded: Graded) -> Counter[str]:
+  """Returns how many responses are unscored, by cause."""
+  cause_PG = np.array(graded.cause_PG, object)
+  return Counter(cause_PG[~graded.scored_PG])
+
+
+def write_rollouts(workdir: Path, step: int, drawn: rollout.Drawn, grades: StepGrades) -> list[dict]:
+  """Writes WORKDIR/rollouts/step_STEP.jsonl and returns its rows, one for each response, problem by problem.
+
+  A row has the keys of `rollout.records` (step, problem, sample, text, answer, true_reward, ...) and reward, what the
+  response was paid: nan, in the file null, where it is unscored. A file of the same step is replaced.
+  """
+  paid = np.where(grades.paid.scored_PG, grades.paid.value_PG, np.nan).tolist()
+  rows = rollout.records(drawn, step, grades.true, {"reward": paid})
+  logbook.write_jsonl(workdir / "rollouts" / f"step_{step:06d}.jsonl", rows)
+  return rows
+
+
+def stop_if_unscored(step: int, graded: Graded, limit: float) -> None:
+  """Raises TrainingStopped where the share of unscored responses is larger than `limit` (config.rl.max_unscored).
+
+  The message counts the causes. graded: what the responses that are trained on were paid.
+  """
+  share = 1.0 - graded.scored_PG.mean()
+  if share > limit:
+    causes = dict(_count_causes(graded))
+    raise TrainingStopped(
+      f"step {step}: {share:.0%} of the answers could not be graded ({causes}), over config.rl.max_unscored = "
+      f"{limit}; raise config.verify limits or look at what the policy writes in rollouts/"
+    )
