@@ -270,7 +270,7 @@ def _run_stage(flags: argparse.Namespace, overrides: dict[str, str]) -> tuple[in
     if flags.distributed and code in (_BUG, CODES[StorageError]):
       from jaxrlvr.device import multihost
 
-      multihost.await_verdict()
+      multihost.give_watch_time()
     if flags.debug or code == _BUG:
       if not flags.distributed and code == _BUG:
         raise  # with its traceback

@@ -1,4 +1,9 @@
-"""Checkpoints: arrays written by Orbax, with digests of each leaf and of the metadata, committed in one rename."""
+"""Checkpoints: arrays written by Orbax, with digests of each leaf and of the metadata, committed in one rename.
+
+A checkpoint of step N is the folder WORKDIR/checkpoints/N, with the folders params, train and meta. The metadata is
+JSON: what the run passes to `Checkpoints.save`, and the keys format (a number), step, digests (`leaf_digests` of
+{"params": ..., "train": ...}) and digest (`digest_of_meta`).
+"""
 
 from __future__ import annotations
 
@@ -10,7 +15,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,32 +26,45 @@ from jaxrlvr.base import disk, object_store
 from jaxrlvr.base.errors import StorageError
 from jaxrlvr.device import multihost
 
-FORMAT = 3
+_FORMAT = 3  # of the metadata
+# MurmurHash3's finaliser (Appleby 2016): shifts and factors in turn, and a last shift. A salt for each of two hashes.
+_MIX = ((16, 0x85EBCA6B), (13, 0xC2B2AE35))
+_LAST_SHIFT = 16
+_SALTS = (0x9E3779B1, 0x85EBCA77)
 _LOG = logging.getLogger(__name__)
 
 
 def leaf_digests(tree: Any) -> dict[str, str]:
-  """Returns the digest of each leaf, by its path in the tree: dtype, shape and 64 bits of a hash of its bits.
+  """Returns the digest of each leaf of a tree of arrays by its path, such as "['params']['q']".
 
-  The same however the leaf is split over devices.
+  A digest has dtype, shape and 64 bits of a hash of the numbers' bits, such as "float32[2, 8]:6c74f4ca8d7eaee4". It is
+  the same however the leaf is split over devices. All processes must call it together; the arrays stay where they are.
   """
-  named = {jax.tree_util.keystr(path): jnp.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-  sums = multihost.fetch(_sums(named))
-  return {name: f"{x.dtype}{list(x.shape)}:{sums[name][0]:08x}{sums[name][1]:08x}" for name, x in named.items()}
+  arrays = {jax.tree_util.keystr(path): jnp.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+  sums_by_name = multihost.fetch(_sums(arrays))
+  digests = {}
+  for name, array in arrays.items():
+    first, second = sums_by_name[name]
+    digests[name] = f"{array.dtype}{list(array.shape)}:{first:08x}{second:08x}"
+  return digests
 
 
 def digest_of_meta(meta: Mapping) -> str:
-  """Returns the SHA-256 of a checkpoint's metadata without its entry `digest`, as JSON with sorted keys."""
+  """Returns the SHA-256, as hex, of a checkpoint's metadata without its entry `digest`, as JSON with sorted keys."""
   without_digest = {name: value for name, value in meta.items() if name != "digest"}
   text = json.dumps(without_digest, sort_keys=True, separators=(",", ":"))
   return hashlib.sha256(text.encode()).hexdigest()
 
 
 def check_meta(meta: object, step: int) -> None:
-  """Raises StorageError where `meta` has another format or step, or differs from its own digest."""
-  if not isinstance(meta, Mapping) or meta.get("format") != FORMAT:
+  """Raises StorageError where `meta` is not the metadata that was saved for this step.
+
+  meta: what was read, whatever it is. step: what the checkpoint's folder says. The error tells which differs: format
+  (also where `meta` is no dict), digest or step.
+  """
+  if not isinstance(meta, Mapping) or meta.get("format") != _FORMAT:
     stated = meta.get("format") if isinstance(meta, Mapping) else type(meta).__name__
-    raise StorageError(f"has format {stated!r}, this version reads {FORMAT}")
+    raise StorageError(f"has format {stated!r}, this version reads {_FORMAT}")
   if meta.get("digest") != digest_of_meta(meta):
     raise StorageError("meta is not what was saved (its digest differs)")
   if meta["step"] != step:
@@ -54,9 +72,10 @@ def check_meta(meta: object, step: int) -> None:
 
 
 def check_leaves(saved: Mapping[str, str], read: Mapping[str, str], trees: tuple[str, ...]) -> None:
-  """Raises StorageError where digests `read` are not exactly those that were `saved` for these trees.
+  """Raises StorageError, naming a leaf, where the leaves that were read are not exactly those that were saved.
 
-  saved, read: digest by path of the leaf. trees: names of the trees that were read, such as "params".
+  saved: `leaf_digests` in the metadata, of all trees. read: `leaf_digests` of what was read. trees: names of the trees
+  that were read, ("params",) or ("params", "train"); leaves of other trees are ignored.
   """
   prefixes = tuple(f"[{tree!r}]" for tree in trees)
   expected = {name for name in saved if name.startswith(prefixes)}
@@ -69,16 +88,16 @@ def check_leaves(saved: Mapping[str, str], read: Mapping[str, str], trees: tuple
 
 
 @jax.jit
-def _sums(named: dict[str, jax.Array]) -> dict[str, jax.Array]:
+def _sums(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
   """Returns the `_sum` of each leaf by name, in one program.
 
   Several programs at once, each with collectives, could meet in another order on each device.
   """
-  return {name: _sum(leaf) for name, leaf in named.items()}
+  return {name: _sum(array) for name, array in arrays.items()}
 
 
 def _sum(x: jax.Array) -> jax.Array:
-  """Returns two uint32 sums over the elements' bits, each element hashed with its index as by MurmurHash3.
+  """Returns uint32 [2]: two sums over the elements, each hashed with its index as by MurmurHash3, with two salts.
 
   Sums of integers do not depend on their order, and so not on how the array is split.
   """
@@ -88,16 +107,17 @@ def _sum(x: jax.Array) -> jax.Array:
     flat_index += jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * np.uint32(stride % 2**32)
     stride *= x.shape[axis]
   sums = []
-  for salt in (0x9E3779B1, 0x85EBCA77):
+  for salt in _SALTS:
     mixed = bits ^ (flat_index * np.uint32(salt) + np.uint32(salt >> 7))
-    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+    for shift, factor in _MIX:
       mixed = (mixed ^ (mixed >> shift)) * np.uint32(factor)
-    sums.append(jnp.sum(mixed ^ (mixed >> 16), dtype=jnp.uint32))
+    sums.append(jnp.sum(mixed ^ (mixed >> _LAST_SHIFT), dtype=jnp.uint32))
   return jnp.stack(sums)
 
 
 @jax.jit
 def _all_finite(tree) -> jax.Array:
+  """Returns whether all numbers of all leaves are finite, as a scalar."""
   return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
 
 
@@ -107,10 +127,21 @@ def _first_line(error: BaseException) -> str:
   return message.splitlines()[0]
 
 
-class Checkpoints:
-  """Saves and restores the checkpoints of one run directory, of which the newest `keep` stay.
+class Restored(NamedTuple):
+  """What a checkpoint holds."""
 
-  Saving is asynchronous: a save that fails is raised as StorageError by the next call.
+  params: Any  # the weights: a tree of arrays, sharded as the tree that was passed to `restore`
+  train: Any  # all other arrays of the training state; None where only weights were asked for
+  meta: dict  # what was passed to `save`, as JSON holds it, and the keys format, step, digests and digest
+
+
+class Checkpoints:
+  """Saves and restores the checkpoints of one run directory, WORKDIR/checkpoints/STEP.
+
+  workdir: the run directory, local or on an object store. keep: so many of the newest checkpoints stay; older ones are
+  deleted when a new one is saved. read_only: nothing is created, moved or deleted. Saving is asynchronous: where a save
+  fails later on, the next call of `save`, `check` or `wait` raises StorageError. All processes must call the
+  constructor, `save`, `wait` and `restore` together.
   """
 
   def __init__(self, workdir: str | Path, keep: int = 2, *, read_only: bool = False):
@@ -124,16 +155,17 @@ class Checkpoints:
       self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=("params", "train", "meta"))
 
   def save(self, step: int, params: Any, train: Any, meta: dict) -> None:
-    """Starts to save a checkpoint; all processes must call it.
+    """Starts to save a checkpoint, and returns when the arrays have been copied to the host: they may then be donated.
 
-    params: the weights. train: all other arrays of the training state. meta: values for JSON, such as cursor and seed.
-    Raises StorageError for weights that are not finite, and where the folder holds this step already.
+    step: number of the checkpoint, higher than all before. params: the weights, a tree of arrays. train: all other
+    arrays of the training state. meta: a dict of values for JSON, such as cursor and seed. Raises StorageError where an
+    array is not finite, where the folder holds this step or a later one already, and where an earlier save failed.
     """
     if not multihost.fetch(_all_finite((params, train))):
       raise StorageError(
         f"{self.folder}/{step}: not saved, a weight or moment is not finite; the last checkpoint stays"
       )
-    meta = {**meta, "format": FORMAT, "step": step, "digests": leaf_digests({"params": params, "train": train})}
+    meta = {**meta, "format": _FORMAT, "step": step, "digests": leaf_digests({"params": params, "train": train})}
     meta = json.loads(json.dumps(meta))  # as it is read back
     meta["digest"] = digest_of_meta(meta)
     self._size = sum(leaf.nbytes for leaf in jax.tree.leaves((params, train)))
@@ -153,14 +185,14 @@ class Checkpoints:
       )
 
   def check(self) -> None:
-    """Raises StorageError if a save under way has failed by now."""
+    """Raises StorageError if a save has failed by now; waits for none."""
     try:
       self._manager.check_for_errors()
     except Exception as error:
       raise self._failed(error) from error
 
   def wait(self) -> None:
-    """Waits until all saves are on disk. Raises StorageError if one failed."""
+    """Waits until all saves are on disk. Raises StorageError, naming the folder, if one failed."""
     try:
       with multihost.waiting("the last save"):
         self._manager.wait_until_finished()
@@ -175,20 +207,20 @@ class Checkpoints:
     return StorageError(f"{self.folder}: a save failed: {_first_line(error)}; free space or change the workdir")
 
   def close(self) -> None:
-    """Closes Orbax's manager."""
+    """Ends Orbax's threads; nothing may be called afterwards. It waits for a save, but call `wait` for its errors."""
     self._manager.close()
 
   def steps(self) -> list[int]:
-    """Returns the steps of all checkpoints, ascending."""
+    """Returns the steps of all checkpoints, ascending: intact or not, with one whose save is under way; [] if none."""
     return sorted(self._manager.all_steps())
 
-  def restore(self, params: Any, train: Any) -> tuple[Any, Any, dict] | None:
-    """Returns (params, train, meta) of the newest intact checkpoint, None if there is no checkpoint.
+  def restore(self, params: Any, train: Any) -> Restored | None:
+    """Reads the newest intact checkpoint and checks its digests; returns None if there is no checkpoint at all.
 
-    params, train: trees of arrays or ShapeDtypeStructs that state shapes, dtypes and shardings. Where `train` is None
-    only weights are read, and None is returned in its place.
-    A torn or altered checkpoint is skipped with a warning, and moved away unless opened read-only. Raises StorageError
-    if no checkpoint is intact, so that a run never silently starts afresh.
+    params, train: trees like those that were saved, of arrays or ShapeDtypeStructs, which state shapes, dtypes and
+    shardings of what is returned. train None: only weights are read. A torn or altered checkpoint that is newer is
+    passed over with a warning, and renamed to WORKDIR/torn-checkpoint-STEP unless opened read-only. Raises StorageError
+    if there are checkpoints but none is intact, so that a run never silently starts afresh.
     """
     steps = multihost.first(lambda: self.steps() if self.folder.is_dir() else [])
     for step in reversed(steps):
@@ -198,7 +230,8 @@ class Checkpoints:
       except Exception as error:
         problem = _first_line(error)
       problem_by_process = multihost.gather(functools.partial(str, problem))
-      if problems := [problem for problem in problem_by_process if problem]:  # all processes take it, or none
+      problems = [problem for problem in problem_by_process if problem]
+      if problems:  # all processes take the checkpoint, or none does
         _LOG.warning("%s/%d: passed over, can't be restored: %s", self.folder, step, problems[0])
         continue
       self._put_aside([newer for newer in steps if newer > step])
@@ -217,10 +250,11 @@ class Checkpoints:
       self._manager.reload()
 
   def _rename(self, torn: Sequence[int]) -> None:
+    """Renames the checkpoints of these steps to WORKDIR/torn-checkpoint-STEP."""
     for step in torn:
       (self.folder / str(step)).rename(self.folder.parent / f"torn-checkpoint-{step}")
 
-  def _restore(self, step: int, params, train):
+  def _restore(self, step: int, params, train) -> Restored:
     """Reads one checkpoint as `restore` does. Raises StorageError, or an error of Orbax, where it is not intact."""
     items = {"meta": ocp.args.JsonRestore()}
     for name, tree in (("params", params), ("train", train)):
@@ -233,5 +267,4 @@ class Checkpoints:
     trees = tuple(name for name in items if name != "meta")
     digests = leaf_digests({name: restored[name] for name in trees})
     check_leaves(meta["digests"], digests, trees)
-    restored_train = restored["train"] if train is not None else None
-    return restored["params"], restored_train, meta
+    return Restored(restored["params"], None if train is None else restored["train"], meta)

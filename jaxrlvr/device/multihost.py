@@ -2,7 +2,10 @@
 
 Every process runs the same program on the same host values. `put` and `fetch` move arrays, of which each process holds
 a part; `gather` and `first` exchange values that only one process knows, as JSON. With one process all of this is plain
-jax.
+jax, and values are not turned to JSON.
+
+A thread of each process, the watch, looks after the others. Where one of them is dead, or doesn't come to where all
+must meet, it says which on stderr and ends its own process with exit code GONE.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -36,55 +39,47 @@ from jaxrlvr.device.jax_internals import jax_internals
 
 GONE = 5  # exit code of a process whose peers are gone: all of them may be started again
 _BEAT = 1.0  # seconds between two signs of life
-_LONG = 7 * 86_400_000  # ms that a barrier waits: the watch ends the process earlier
+_BEATS_TO_FIND = 6  # beats, besides `silence`, in which the watch finds a process that has ended, and ends its own
+_BARRIER_MS = 7 * 86_400_000  # milliseconds that a barrier waits: the watch ends the process earlier
 _SHARED_ERRORS = {error.__name__: error for error in (InputError, StorageError, TrainingStopped, signals.Interrupted)}
+_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 _rounds = itertools.count()
 _watch: _Watch | None = None
 
 
 def process_count() -> int:
-  """Returns the number of processes."""
+  """Returns the number of processes of the run; 1 before `initialise`. Looks for no devices."""
   return jax_internals().distributed.num_processes
 
 
 def process_index() -> int:
-  """Returns the number of this process, from 0."""
+  """Returns the number of this process, from 0 to process_count() - 1; 0 before `initialise`. Looks for no devices."""
   return jax_internals().distributed.process_id
 
 
 def initialise(deadline: float, silence: float) -> None:
-  """Joins the other processes; call it before any device is touched.
+  """Joins the other processes; call it once on each of them, before jax looks for devices.
 
-  deadline: seconds that this process waits for the others before it ends itself. silence: seconds without a sign of
-  life after which a process counts as dead. On Cloud TPU nothing must be set; elsewhere JAX_COORDINATOR_ADDRESS,
-  JAX_NUM_PROCESSES and JAX_PROCESS_ID are read. All processes but the first then write nothing to stdout and only
-  errors to stderr. Raises InputError for wrong variables, and where the processes don't meet.
+  deadline: seconds that this process waits where all must meet, before it ends itself with GONE. silence: seconds
+  without a sign of life after which a process counts as dead. On Cloud TPU nothing must be set; elsewhere
+  JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID are read. All processes but the first then write nothing
+  to stdout and only errors to stderr. Raises InputError for wrong variables, and where the processes don't meet.
   """
   global _watch
-  names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-  found = {name: os.environ.get(name, "") for name in names}
-  numbers = [found[name] for name in names[1:]]
-  wrong = [n for n in names if any(found.values()) and not found[n]]
-  if not wrong and any(numbers) and not (all(map(str.isdecimal, numbers)) and int(numbers[1]) < int(numbers[0])):
-    wrong = list(names[1:])
-  if wrong:
-    raise InputError(
-      f"--distributed: {', '.join(f'{n} = {found[n]!r}' for n in wrong)}; wanted the first host's address as "
-      "HOST:PORT, the number of processes, and which of them this is, from 0 on"
-    )
+  address, processes, index = _read_variables()
   jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM, which is ours
   ctypes.CDLL(None).signal(signal.SIGABRT, _aborted)
   try:
-    processes, which = (int(n) if n else None for n in numbers)
     jax.distributed.initialize(
-      found[names[0]] or None,
+      address,
       processes,
-      which,
+      index,
       heartbeat_timeout_seconds=int(2 * silence) + 10,  # the watch is earlier, and names who is gone
     )
   except (ValueError, RuntimeError) as error:
+    names = ", ".join(_VARIABLES)
     raise InputError(
-      f"--distributed: {str(error).splitlines()[0]}; set {', '.join(names)}, or leave it out where one process is all"
+      f"--distributed: {str(error).splitlines()[0]}; set {names}, or leave it out where one process is all"
     ) from error
   _watch = _Watch(deadline, silence)
   _watch.start()
@@ -97,22 +92,44 @@ def initialise(deadline: float, silence: float) -> None:
   jax.devices()  # all wait for each other in this; later on one might ask while another waits elsewhere
 
 
-def put(tree: Any, places: Any) -> Any:
-  """Puts host arrays, equal on all processes, onto the devices; each process transfers what its own devices hold.
+def _read_variables() -> tuple[str | None, int | None, int | None]:
+  """Returns the values of _VARIABLES, or None for each if none is set. Raises InputError if they are wrong."""
+  texts = {name: os.environ.get(name, "") for name in _VARIABLES}
+  address, processes, index = texts.values()
+  wrong = []
+  if any(texts.values()):
+    wrong = [name for name, text in texts.items() if not text]
+  if not wrong and processes:
+    is_valid = processes.isdecimal() and index.isdecimal() and int(index) < int(processes)
+    if not is_valid:
+      wrong = ["JAX_NUM_PROCESSES", "JAX_PROCESS_ID"]
+  if wrong:
+    stated = ", ".join(f"{name} = {texts[name]!r}" for name in wrong)
+    raise InputError(
+      f"--distributed: {stated}; wanted the first host's address as HOST:PORT, the number of processes, and which of "
+      "them this is, from 0 on"
+    )
+  if not address:
+    return None, None, None
+  return address, int(processes), int(index)
 
-  places: the shardings, as a tree of the same structure or a prefix of one.
+
+def put(tree: Any, shardings: Any) -> Any:
+  """Returns the tree with its host arrays on the devices, as jax arrays of these shardings.
+
+  tree: arrays, equal on all processes, each of which transfers what its own devices hold. shardings: a tree of the same
+  structure, or a prefix of one, such as a single sharding for all arrays.
   """
   if process_count() == 1:
-    return jax.device_put(tree, places)
+    return jax.device_put(tree, shardings)
 
-  def one(x, place):
+  def put_array(x, place):
     x = np.asarray(x)
-    parts = place.addressable_devices_indices_map(x.shape).items()
-    return jax.make_array_from_single_device_arrays(
-      x.shape, place, [jax.device_put(x[part], device) for device, part in parts]
-    )
+    index_by_device = place.addressable_devices_indices_map(x.shape)
+    pieces = [jax.device_put(x[index], device) for device, index in index_by_device.items()]
+    return jax.make_array_from_single_device_arrays(x.shape, place, pieces)
 
-  return jax.tree.map(one, tree, jax.tree.broadcast(places, tree))
+  return jax.tree.map(put_array, tree, jax.tree.broadcast(shardings, tree))
 
 
 @functools.cache
@@ -121,9 +138,9 @@ def _replicate(mesh):
 
 
 def fetch(tree: Any) -> Any:
-  """Returns the tree with every array as a whole numpy array, on every process, in one transfer.
+  """Returns the tree with every jax array as a whole numpy array, on every process, in one transfer; waits for them.
 
-  All processes must call it together. Other leaves are unchanged.
+  All processes must call it together, with trees of the same arrays. Other leaves are returned unchanged.
   """
   if process_count() == 1:
     return jax.device_get(tree)
@@ -144,75 +161,107 @@ def _any():
   return jax.jit(lambda x: x.any())
 
 
-def anywhere(flag: bool) -> jax.Array:
-  """Returns, as an array on the mesh of `jax.set_mesh`, whether the flag is set on any process.
+def is_set_anywhere(flag: bool) -> jax.Array:
+  """Returns whether the flag is set on any process, as a scalar bool array on the mesh of `jax.set_mesh`.
 
-  All processes must call it together; none waits for the result here.
+  All processes must call it together, each with its own flag. None waits for the result here: `fetch` it later.
   """
   mesh = jax.sharding.get_mesh()
   return _any()(put(np.full(mesh.size, flag), NamedSharding(mesh, P(mesh.axis_names))))
 
 
-def gather(make: Callable[[], object]) -> list:
-  """Calls `make` on every process and returns the results of all, by process, as JSON can hold them.
+def gather(compute: Callable[[], object]) -> list:
+  """Calls `compute` on every process and returns the results of all, in the order of the processes, on each of them.
 
-  All processes must call it together. An InputError, StorageError, TrainingStopped or Interrupted that one process
-  raises is raised on all.
+  compute: takes nothing and returns what JSON can hold: with several processes tuples come back as lists, and keys of
+  dicts as strings. All processes must call `gather` together. Where `compute` raises an InputError, StorageError,
+  TrainingStopped or Interrupted on one process, the same error is raised on all; another error only where it happened.
   """
   if process_count() == 1:
-    return [make()]
+    return [compute()]
   try:
-    mine = {"value": make()}
+    own_result = {"value": compute()}
   except tuple(_SHARED_ERRORS.values()) as error:
-    mine = {"error": type(error).__name__, "message": str(error)}
+    own_result = {"error": type(error).__name__, "message": str(error)}
   number, client = next(_rounds), jax_internals().distributed.client
   with waiting(f"exchange {number}"):
-    client.key_value_set_bytes(f"jaxrlvr/{number}/{process_index()}", json.dumps(mine).encode())
-    client.wait_at_barrier(f"jaxrlvr/{number}", _LONG)
-    found = dict(client.key_value_dir_get_bytes(f"jaxrlvr/{number}/"))
+    client.key_value_set_bytes(f"jaxrlvr/{number}/{process_index()}", json.dumps(own_result).encode())
+    client.wait_at_barrier(f"jaxrlvr/{number}", _BARRIER_MS)
+    texts = dict(client.key_value_dir_get_bytes(f"jaxrlvr/{number}/"))
   if not process_index():
     client.key_value_delete(f"jaxrlvr/{number - 1}/")  # all are past it
-  each = [json.loads(found[f"jaxrlvr/{number}/{k}"]) for k in range(process_count())]
-  for one in each:
-    if "error" in one:
-      raise _SHARED_ERRORS[one["error"]](one["message"])
-  return [one["value"] for one in each]
+  results = [json.loads(texts[f"jaxrlvr/{number}/{process}"]) for process in range(process_count())]
+  for result in results:
+    if "error" in result:
+      raise _SHARED_ERRORS[result["error"]](result["message"])
+  return [result["value"] for result in results]
 
 
-def first(make: Callable[[], object]) -> Any:
-  """Calls `make` on the first process alone and returns its result on all; errors are as in `gather`."""
-  return gather(make if not process_index() else lambda: None)[0]
+def first(compute: Callable[[], object]) -> Any:
+  """Calls `compute` on the first process alone and returns its result on all of them.
+
+  All processes must call it together. The result passes through JSON, and errors are shared, as in `gather`.
+  """
+  return gather(compute if not process_index() else lambda: None)[0]
 
 
 def any_stop_requested() -> bool:
-  """Returns whether a signal has asked any process to stop; all processes must call it together."""
+  """Returns whether a signal (SIGTERM, SIGINT) has asked any process to stop.
+
+  All processes must call it together, and wait for each other in it.
+  """
   return any(gather(signals.stop_requested))
 
 
-def share(grade: Callable[[Sequence], list[Verdict]], jobs: Sequence) -> list[Verdict]:
-  """Returns the verdicts on all jobs, on every process; each process grades a part of them.
+def grade_in_parts(grade: Callable[[Sequence], list[Verdict]], jobs: Sequence) -> list[Verdict]:
+  """Returns the verdicts on all jobs, in their order, on every process; each process grades every n-th job.
 
-  So all processes go on with the same verdicts, also where a job ran out of time on one.
+  grade: returns a verdict for each of the jobs that it gets. jobs: the same on all processes, which must call it
+  together. So all go on with the same verdicts, even if a job ran out of time on one of them.
   """
   if process_count() == 1:
     return grade(jobs)
-  parts = gather(lambda: [dataclasses.astuple(v) for v in grade(jobs[process_index() :: process_count()])])
+  own_jobs = jobs[process_index() :: process_count()]
+  fields_by_process = gather(lambda: [dataclasses.astuple(verdict) for verdict in grade(own_jobs)])
   verdicts: list = [None] * len(jobs)
-  for k, part in enumerate(parts):
-    verdicts[k :: process_count()] = [Verdict(*v) for v in part]
+  for process, fields_of_verdicts in enumerate(fields_by_process):
+    verdicts[process :: process_count()] = [Verdict(*fields) for fields in fields_of_verdicts]
   return verdicts
 
 
 @contextlib.contextmanager
-def waiting(where: str) -> Iterator[None]:
-  """Marks a block that ends only when all processes have reached it; the watch names a process that does not."""
+def waiting(meeting: str) -> Iterator[None]:
+  """Marks a block that ends only when all processes have reached it, for the watch.
+
+  meeting: what the block is called in the watch's message, such as "checkpoint 12". Where a process doesn't reach the
+  block within the deadline of `initialise`, the watch names it and ends this process. Does nothing with one process.
+  """
   if _watch is not None:
-    _watch.arrive(where)
+    _watch.arrive(meeting)
   try:
     yield
   finally:
     if _watch is not None:
-      _watch.since = None
+      _watch.waiting_since = None
+
+
+class _Sign(NamedTuple):
+  """A sign of life of a process."""
+
+  beat: int  # number of the sign
+  arrivals: int  # how many meetings the process has come to
+  meeting: str  # the last of them
+  host: str
+
+
+class _LastSign(NamedTuple):
+  """The newest sign of life that has come from a process."""
+
+  sign: _Sign
+  when: float  # seconds of time.monotonic()
+
+
+_FIRST_MEETING = "the start"
 
 
 class _Watch:
@@ -222,18 +271,19 @@ class _Watch:
 
   def __init__(self, deadline: float, silence: float):
     self.deadline, self.silence = deadline, silence
-    self.arrivals, self.where = 0, "the start"
-    self.since: float | None = None  # when this process began to wait for the others; None: it does not
-    self.told = ""  # what this process says of its end
-    self.verdict = ""  # what another has said
-    self.leaving = False  # this process ends by itself: what others say is not for it
+    self.arrivals, self.meeting = 0, _FIRST_MEETING
+    self.waiting_since: float | None = None  # when this process began to wait for the others; None: it does not
+    self.own_reason = ""  # why this process ends, for the others
+    self.reason_of_other = ""  # why another process has ended
+    self.leaving = False  # this process ends by itself: reasons of others are not for it
     self.over = threading.Event()
     self.threads = [threading.Thread(target=work, daemon=True) for work in (self._beat, self._look)]
-    self.answered = time.monotonic()
-    self.seen: Mapping[int, tuple[list, float]] = {}
+    self.answered = time.monotonic()  # when the service last answered
+    self.last_signs: Mapping[int, _LastSign] = {}  # by process
 
   def start(self) -> None:
-    self.seen = {k: ([0, 0, "the start", "?"], time.monotonic()) for k in range(process_count())}
+    no_sign = _LastSign(_Sign(0, 0, _FIRST_MEETING, "?"), time.monotonic())
+    self.last_signs = dict.fromkeys(range(process_count()), no_sign)
     for thread in self.threads:
       thread.start()
 
@@ -243,77 +293,117 @@ class _Watch:
     for thread in self.threads:
       thread.join()
 
-  def arrive(self, where: str) -> None:
-    self.arrivals, self.where, self.since = self.arrivals + 1, where, time.monotonic()
+  def arrive(self, meeting: str) -> None:
+    """Notes that this process has come to a meeting, and waits there for the others."""
+    self.arrivals, self.meeting, self.waiting_since = self.arrivals + 1, meeting, time.monotonic()
+
+  def end_with(self, reason: str) -> None:
+    """Tells the others why this process ends, and waits until they must have heard it.
+
+    The first process waits longer: the service ends with it, so that the others must end before it.
+    """
+    self.own_reason = reason
+    time.sleep(_BEAT * (2 if process_index() else 4))
 
   def _beat(self) -> None:
+    """Sends a sign of life every _BEAT seconds, and reads those of the others, until `over` is set."""
     client = jax_internals().distributed.client
     beat = 0
     while not self.over.wait(_BEAT if beat else 0.0):
       beat += 1
-      sign = json.dumps([beat, self.arrivals, self.where, platform.node()]).encode()
+      own_sign = _Sign(beat, self.arrivals, self.meeting, platform.node())
       try:
-        client.key_value_set_bytes(f"jaxrlvr-life/{process_index()}", sign, allow_overwrite=True)
-        if self.told:
-          client.key_value_set_bytes("jaxrlvr-life/end", self.told.encode(), allow_overwrite=True)
+        own_key = f"jaxrlvr-life/{process_index()}"
+        client.key_value_set_bytes(own_key, json.dumps(own_sign).encode(), allow_overwrite=True)
+        if self.own_reason:
+          client.key_value_set_bytes("jaxrlvr-life/end", self.own_reason.encode(), allow_overwrite=True)
         rows = dict(client.key_value_dir_get_bytes("jaxrlvr-life/"))
-        self.verdict = rows.get("jaxrlvr-life/end", b"").decode()
-      except RuntimeError:  # the service is gone, or too busy to answer: `judge` waits for `silence`
+      except RuntimeError:  # the service is gone, or too busy to answer: `_find_reason` waits for `silence`
         continue
-      now = time.monotonic()
-      self.answered = now
-      signs = {k: json.loads(rows.get(f"jaxrlvr-life/{k}", b"null")) or old for k, (old, _) in self.seen.items()}
-      self.seen = {k: (new, self.seen[k][1] if new == self.seen[k][0] else now) for k, new in signs.items()}
+      self.reason_of_other = rows.get("jaxrlvr-life/end", b"").decode()
+      self.answered = time.monotonic()
+      self.last_signs = {
+        process: self._newest(last, rows.get(f"jaxrlvr-life/{process}")) for process, last in self.last_signs.items()
+      }
+
+  def _newest(self, last: _LastSign, text: bytes | None) -> _LastSign:
+    """Returns the sign of life in `text`, as of now, or `last` where `text` is None or holds the same sign."""
+    if text is None:
+      return last
+    sign = _Sign(*json.loads(text))
+    return last if sign == last.sign else _LastSign(sign, self.answered)
 
   def _look(self) -> None:
+    """Looks at the clock twice a beat, until `over` is set; ends the process where it would wait in vain."""
     while not self.over.wait(_BEAT / 2):
-      told = self.verdict or self.judge(time.monotonic())
-      if told and not self.leaving:
-        self.told = told  # for the others
-        # The service ends with the first process: the others end before it.
-        time.sleep(_BEAT * (2 if process_index() else 4))
+      reason = self.reason_of_other or self._find_reason(time.monotonic())
+      if reason and not self.leaving:
+        self.end_with(reason)
         if not self.leaving:
-          print(f"jaxrlvr: {told}", file=sys.stderr, flush=True)
+          print(f"jaxrlvr: {reason}", file=sys.stderr, flush=True)
           os._exit(GONE)
 
-  def judge(self, now: float) -> str:
+  def _find_reason(self, now: float) -> str:
     """Returns why this process would wait in vain, "" if it would not. now: time.monotonic()."""
-    for k, ((_, _, where, host), at) in self.seen.items():
-      if k != process_index() and now - at > self.silence and now - self.answered < self.silence:
-        return f"process {k} on {host} died or was stopped: silent for {now - at:.0f} s, last at {where}"
-    if now - self.answered > self.silence:
-      return f"process 0 died or was stopped: its coordination service is silent for {now - self.answered:.0f} s"
-    since = self.since
+    unanswered = now - self.answered
+    for process, (sign, when) in self.last_signs.items():
+      silent = now - when
+      if process != process_index() and silent > self.silence and unanswered < self.silence:
+        return (
+          f"process {process} on {sign.host} died or was stopped: silent for {silent:.0f} s, last at {sign.meeting}"
+        )
+    if unanswered > self.silence:
+      return f"process 0 died or was stopped: its coordination service is silent for {unanswered:.0f} s"
+    since = self.waiting_since
     if since is None or now - since <= self.deadline:
       return ""
-    signs = {k: sign for k, (sign, _) in self.seen.items()} | {process_index(): [0, self.arrivals, self.where, ""]}
-    least = min(arrivals for _, arrivals, _, _ in signs.values())
-    names = [f"process {k} on {s[3]}, last at {s[2]}" for k, s in signs.items() if s[1] == least != self.arrivals]
-    behind = f"{'; '.join(names)} hangs" if names else "no process is behind"
-    waited = f"process {process_index()} waited {now - since:.0f} s for {self.where}"
-    return f"{waited} (config.hosts.deadline_seconds): {behind}"
+    waited = f"process {process_index()} waited {now - since:.0f} s for {self.meeting}"
+    return f"{waited} (config.hosts.deadline_seconds): {self._who_is_behind()}"
+
+  def _who_is_behind(self) -> str:
+    """Returns which other processes have come to the fewest meetings, and fewer than this one, in words."""
+    signs = {process: last.sign for process, last in self.last_signs.items() if process != process_index()}
+    fewest = min((sign.arrivals for sign in signs.values()), default=self.arrivals)
+    if fewest >= self.arrivals:
+      return "no process is behind"
+    behind = [
+      f"process {process} on {sign.host}, last at {sign.meeting}"
+      for process, sign in signs.items()
+      if sign.arrivals == fewest
+    ]
+    return f"{'; '.join(behind)} hangs"
 
 
 @ctypes.CFUNCTYPE(None, ctypes.c_int)
 def _aborted(_: int) -> None:
   """Ends the process with GONE. jax's client aborts where the first process's service is gone, without other notice."""
-  told = (_watch and (_watch.verdict or _watch.told)) or (
-    "the runtime gave up, its reason is above: most likely process 0, which keeps the coordination service, is gone"
-  )
-  os.write(2, f"jaxrlvr: {visible(told)}\n".encode(errors="backslashreplace"))
+  reason = ""
+  if _watch is not None:
+    reason = _watch.reason_of_other or _watch.own_reason
+  if not reason:
+    reason = (
+      "the runtime gave up, its reason is above: most likely process 0, which keeps the coordination service, is gone"
+    )
+  os.write(2, f"jaxrlvr: {visible(reason)}\n".encode(errors="backslashreplace"))
   os._exit(GONE)
 
 
-def await_verdict() -> None:
-  """Waits, after an error that the end of another process may have caused, until the watch can have named it."""
+def give_watch_time() -> None:
+  """Waits, after an error that the end of another process may have caused, so that the watch can find which it was.
+
+  If it finds one, it names it and ends this process with GONE; otherwise returns after silence + 6 seconds (`silence`
+  of `initialise`). Returns at once with one process.
+  """
   if _watch is not None:
-    time.sleep(_watch.silence + 6 * _BEAT)
+    time.sleep(_watch.silence + _BEATS_TO_FIND * _BEAT)
 
 
-def leave(code: int, told: str) -> None:
-  """Ends this process's part in the run.
+def leave(code: int, reason: str) -> None:
+  """Ends this process's part in the run; does nothing with one process.
 
-  Waits for the others where all are done (exit codes 0 and 143); else tells them the reason `told` and exits at once.
+  code: the exit code that the process is about to end with. With 0 and 143 (stopped by a signal) all processes end like
+  this: waits for them, leaves jax's distributed runtime and returns. With another code tells the others `reason`, an
+  error in one line, and ends the process with `code` at once; their watch then ends them with GONE.
   """
   if _watch is None:
     return
@@ -324,8 +414,7 @@ def leave(code: int, told: str) -> None:
     jax.distributed.shutdown()
     return
   _watch.leaving = True
-  _watch.told = f"process {process_index()} on {platform.node()} ended with exit code {code}: {told}"
-  time.sleep(_BEAT * (2 if process_index() else 4))
+  _watch.end_with(f"process {process_index()} on {platform.node()} ended with exit code {code}: {reason}")
   sys.stdout.flush()
   sys.stderr.flush()
   os._exit(code)

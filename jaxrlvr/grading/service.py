@@ -80,9 +80,9 @@ class Service:
 
     workers: how many worker processes may run; None: one for each CPU. cpu_seconds, wall_seconds, memory_bytes: what
     each job in a worker process may use. mode: "strict" grades by this library's rules; "study" grades mathematics as
-    the study's released code does. share: divides the jobs among the hosts of a run (`device.multihost.share`); it is
-    called as share(grade, jobs), may call `grade` with a part of the jobs, and returns the verdicts on all jobs. By
-    default this process grades all of them. Raises ValueError for an unknown mode.
+    the study's released code does. share: divides the jobs among the hosts of a run, as `device.multihost.grade_in_parts` does;
+    it is called as share(grade, jobs), may call `grade` with a part of the jobs, and returns the verdicts on all jobs.
+    By default this process grades all of them. Raises ValueError for an unknown mode.
     """
     if mode not in _MODES:
       raise ValueError(f"verifier mode {mode!r} is unknown; use one of {', '.join(_MODES)}")

@@ -239,7 +239,7 @@ class Run:
     if time.monotonic() - self._last_push > _PUSH_SECONDS:
       self._push()
     if multihost.process_count() > 1:
-      metrics = {**metrics, "asked": multihost.anywhere(signals.stop_requested())}
+      metrics = {**metrics, "asked": multihost.is_set_anywhere(signals.stop_requested())}
     self._pending = (step, metrics)
     return written
 
