@@ -78,31 +78,42 @@ def _check_devices() -> None:
 
 
 def configured_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
-  """Returns the mesh with axes data, fsdp and tensor, whose sizes config.mesh gives (-1: what is left).
+  """Returns the mesh of training: axes data, fsdp and tensor, of the sizes that config.mesh gives.
 
-  devices: to build it from; None: the devices of all processes of the run. Sizes that need fewer devices take the first
-  ones. Raises InputError where the sizes don't fit the devices, or leave a process without one.
+  devices: to build it from; None: the devices of all processes of the run. One size may be -1: it takes all devices
+  that the other sizes leave. Without a -1 the mesh may be smaller: it takes the first devices. Raises InputError where
+  the sizes don't fit the devices or leave a process without one, and, for devices None, where several processes (as on
+  a TPU pod) were started without --distributed.
   """
+  if devices is None:
+    processes = jax.process_count()
+    if processes != multihost.process_count():
+      raise InputError(f"this is one of {processes} processes; start each with --distributed (docs/scaling.md)")
+    devices = jax.devices()
   sizes = {name: config.mesh[name] for name in sharding.AXES}
-  needed = math.prod(max(size, 1) for size in sizes.values())
-  if devices is None and jax.process_count() != multihost.process_count():
-    raise InputError(f"this is one of {jax.process_count()} processes; start each with --distributed (docs/scaling.md)")
-  devices = jax.devices() if devices is None else devices
   if -1 not in sizes.values():
-    if needed > len(devices):
-      raise InputError(
-        f"config.mesh = {sizes}: needs {needed} devices, there are {len(devices)}; lower one of its sizes"
-      )
-    devices = devices[:needed]
-    if {d.process_index for d in devices} != set(range(multihost.process_count())):
-      raise InputError(
-        f"config.mesh = {sizes}: leaves a process without any of its {needed} devices; "
-        f"let them cover all {jax.device_count()}"
-      )
+    devices = _first_devices(sizes, devices)
   try:
     return sharding.make_mesh(**sizes, devices=devices)
   except InputError as error:
     raise InputError(f"config.mesh: {error}") from error
+
+
+def _first_devices(sizes: dict[str, int], devices: Sequence[jax.Device]) -> Sequence[jax.Device]:
+  """Returns the first devices, as many as a mesh of these sizes needs.
+
+  Raises InputError where there are too few, or a process has none of them.
+  """
+  needed = math.prod(max(size, 1) for size in sizes.values())
+  if needed > len(devices):
+    raise InputError(f"config.mesh = {sizes}: needs {needed} devices, there are {len(devices)}; lower one of its sizes")
+  used = devices[:needed]
+  if {device.process_index for device in used} != set(range(multihost.process_count())):
+    raise InputError(
+      f"config.mesh = {sizes}: leaves a process without any of its {needed} devices; "
+      f"let them cover all {jax.device_count()}"
+    )
+  return used
 
 
 def configured_sampling_mesh(
