@@ -30,7 +30,7 @@ class Family(NamedTuple):
   """A family of models in transformers that is computed here."""
 
   architecture: str  # the class that config.json names under `architectures`
-  switches: Mapping[str, bool]  # fields of Spec that are on, such as qkv_bias
+  switches: dict[str, bool]  # fields of Spec that are on, such as qkv_bias
 
 
 # By `model_type` of config.json.
