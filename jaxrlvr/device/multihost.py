@@ -213,7 +213,7 @@ def any_stop_requested() -> bool:
   return any(gather(signals.stop_requested))
 
 
-def grade_in_parts(grade: Callable[[Sequence], list[Verdict]], jobs: Sequence) -> list[Verdict]:
+def grade_jointly(grade: Callable[[Sequence], list[Verdict]], jobs: Sequence) -> list[Verdict]:
   """Returns the verdicts on all jobs, in their order, on every process; each process grades every n-th job.
 
   grade: returns a verdict for each of the jobs that it gets. jobs: the same on all processes, which must call it

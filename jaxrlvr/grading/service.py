@@ -80,7 +80,7 @@ class Service:
 
     workers: how many worker processes may run; None: one for each CPU. cpu_seconds, wall_seconds, memory_bytes: what
     each job in a worker process may use. mode: "strict" grades by this library's rules; "study" grades mathematics as
-    the study's released code does. share: divides the jobs among the hosts of a run (`multihost.grade_in_parts`);
+    the study's released code does. share: divides the jobs among the hosts of a run (`multihost.grade_jointly`);
     it is called as share(grade, jobs), may call `grade` with a part of the jobs, and returns the verdicts on all jobs.
     By default this process grades all of them. Raises ValueError for an unknown mode.
     """

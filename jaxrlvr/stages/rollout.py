@@ -494,7 +494,7 @@ def verifier_service(config: ConfigDict) -> Service:
   `grade` together: each grades a share of the jobs.
   """
   v = config.verify
-  return Service(v.workers, v.cpu_seconds, v.wall_seconds, v.memory_mib << 20, v.mode, multihost.grade_in_parts)
+  return Service(v.workers, v.cpu_seconds, v.wall_seconds, v.memory_mib << 20, v.mode, multihost.grade_jointly)
 
 
 def records(drawn: Drawn, step: int, true: Graded, columns: Mapping[str, Sequence[Sequence]]) -> list[dict]:

@@ -219,11 +219,11 @@ seen = []
 def grade(jobs):
   seen.extend(jobs)
   return [Verdict(None, f"timeout {me}") if job == 4 else Verdict(job / 7) for job in jobs]
-verdicts = multihost.grade_in_parts(grade, range(8))
+verdicts = multihost.grade_jointly(grade, range(8))
 assert verdicts == [Verdict(None, "timeout 1") if k == 4 else Verdict(k / 7) for k in range(8)], verdicts
 assert seen == list(range(8))[me::3], seen
-assert multihost.grade_in_parts(grade, []) == []
-service = Service(mode="strict", share=multihost.grade_in_parts)
+assert multihost.grade_jointly(grade, []) == []
+service = Service(mode="strict", share=multihost.grade_jointly)
 assert [v.score for v in service.grade([Job("choice", boxed_response(x), "B") for x in "ABCD"])] == [0, 1, 0, 0]
 print("well", flush=True)
 logging.getLogger("jaxrlvr.x").warning("told once")
