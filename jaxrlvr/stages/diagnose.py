@@ -30,13 +30,20 @@ def diagnose(config: ConfigDict, workdir: str | Path) -> dict:
   judge.samples responses to judge.problems of them. Writes diagnosis.md, which is the page to read, diagnosis.json with
   its numbers, rows/ with all responses, and labels.jsonl with the labels of the judge, and prints the page's tables.
 
-  Returns the summary, whose keys diagnosis.json has too: domain ("math", "science", "graph", "arithmetic" or "other");
-  reference (faithful diversity of the diagnosis diagnose.reference; None: none is named); figures ({name: value} of
-  `pre_rl.measure` and `reasoning.reasoning_figures`, intervals as NAME_low and NAME_high, nan or null: not measured);
-  histogram (list: how many problems are solved 0, 1, 2, ... times); predictions (the fields of `prediction.Prediction`
-  for each weak setting); near (whether the policy's size and its problems resemble the paper's); billions (of weights);
-  judging (see `_judge`). The summary also has `dropped`, the number of problems whose prompts are too long. A finished
-  run returns its summary; one that was stopped does not sample again what rows/ holds.
+  Returns the summary, whose keys diagnosis.json has too, except `dropped`:
+    domain: "math", "science", "graph", "arithmetic" or "other"
+    reference: faithful diversity of the diagnosis that diagnose.reference names; None: none is named
+    figures: {name: value}, such as usable, avg@K, F(1)/correct and faithful_diversity (see `pre_rl.measure` and
+      `reasoning.reasoning_figures`), with intervals as NAME_low and NAME_high; nan (null in the file): not measured
+    histogram: list, how many problems are solved 0, 1, 2, ... times
+    predictions: for each of the settings scarce, noisy, vote and certainty a dict of setting, regime ("generalises",
+      "memorises", "collapses" or "can't say"), sure ("low", "medium", "high"; "": nothing is predicted), rule (its
+      number in `prediction.REGIME_RULES`) and advice (keys of `prediction.ADVICE`)
+    near, billions: whether the policy's size and its problems resemble the paper's; billions of weights
+    judging: judge (its name), numbers of problems, responses, labels and missing labels, measured (False: more labels
+      are missing than judge.max_missing allows), usage ({what the judge counts: number})
+    dropped: number of problems that were left out, as their prompts are too long
+  A finished run returns its summary; one that was stopped does not sample again what rows/ holds.
 
   Raises TrainingStopped, after the page is written, where the judge `http` left too many labels out; the same command
   then asks for these only. Raises InputError for a judge that can't run in several processes, and for a policy,

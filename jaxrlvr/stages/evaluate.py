@@ -227,7 +227,8 @@ def chosen_sets(config: ConfigDict, training: Sequence[Problem]) -> dict[str, di
   """
   heldout = config.heldout
   if not heldout.sets and not heldout.domain:
-    return {heldout.name: {} if heldout.source else _settings_like_training(config, training)}
+    changes_of_only_set = {} if heldout.source else _settings_like_training(config, training)
+    return {heldout.name: changes_of_only_set}
   try:
     files, absent = eval_sets.find_files(
       heldout.sets, heldout.domain, object_store.local(heldout.folder), heldout.prompts

@@ -93,10 +93,11 @@ def export(config: ConfigDict, workdir: str | Path) -> dict:
   Returns the summary. On random tokens, the log-probability, entropy and self-certainty of each token are compared:
   `reread` is the largest difference, in nats, between the directory read again and the policy's weights rounded to
   export.dtype, and is near 0; `difference` is that between the directory and the policy as trained, and so holds what
-  rounding costs. `moved_in_training`, `kept_of_training` and `trained_since` are the fields of `TrainingMovement`. Also
-  `steps` (0) and `origin` of the weights. A finished run returns its summary. On several hosts all processes must call
-  it together. Raises InputError where neither key is set, or the policy has no form that transformers knows, and
-  StorageError where `reread` is above 1e-4.
+  rounding costs. `moved_in_training` is the share of the weights that training moved, `kept_of_training` the share of
+  these that still differ after rounding, `trained_since` the place of the weights that training began with; all three
+  are None for float32, and where that is unknown. Also `steps` (0) and `origin` of the weights. A finished run returns
+  its summary. On several hosts all processes must call it together. Raises InputError where neither key is set, or the
+  policy has no form that transformers knows, and StorageError where `reread` is above 1e-4.
   """
   if not (config.init or config.model.path):
     raise InputError("config.init is empty; name the run directory to export")

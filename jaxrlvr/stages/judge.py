@@ -236,14 +236,17 @@ class _Labelled(NamedTuple):
 
 
 class JudgedStep(NamedTuple):
-  """What judging one step's responses gives; the rows are JSON objects."""
+  """What judging one step's responses gives: rows that JSON can hold.
 
-  # Of each response: step, problem, sample, correct (None: unscored), faithfulness (1.0, 0.5, 0.0; None: missing),
-  # cluster (the number of its strategy among the problem's; None: unknown) and key (digest of the question).
-  responses: list[dict]
-  # Of each question: step, task ("faithfulness" or "strategy"), problem, key, label (None: missing), and `second`, the
-  # second judge's label, where there is one.
-  labels: list[dict]
+  A row of `responses` has step, problem (id), sample, correct (None: unscored), faithfulness (1.0: the trace leads to
+  the answer; 0.5: in part; 0.0: not; None: missing), cluster (the number from 0 of its strategy among the problem's;
+  None: unknown) and key (digest of the question). A row of `labels` has step, task ("faithfulness" or "strategy"),
+  problem, key, label (faithfulness as above; strategy: whether both are the same; None: missing) and, only where there
+  is a second judge, `second`, its label.
+  """
+
+  responses: list[dict]  # a row for each response, in their order
+  labels: list[dict]  # a row for each question to the judge
 
 
 def judge_step(rows: Sequence[Mapping], first: Judge, second: Judge | None) -> JudgedStep:
@@ -444,7 +447,10 @@ def _write_figures(config: ConfigDict, run: Run, files: Mapping[int, Path]) -> d
 
 
 def figure_in_words(figures: Mapping[str, float], name: str) -> str:
-  """Returns a figure as `name value [low, high]`, or says in words why it has no value."""
+  """Returns a figure as "NAME VALUE [LOW, HIGH]", or says in words why it is nan.
+
+  figures: those of `reasoning.reasoning_figures`. name: of a figure that has an interval, NAME_low and NAME_high.
+  """
   if math.isnan(figures[name]):
     none_is_faithful = name == "faithful_diversity" and figures["F(1)/all"] == 0
     return f"{name}: no response is faithful" if none_is_faithful else f"{name}: not measured"

@@ -42,16 +42,15 @@ class Texts(NamedTuple):
   """The documents that a stage trains on, in the order of their numbers."""
 
   text: Callable[[int], built_in_text.Text]  # returns document `number`, from 0 on without an end: files repeat
-  file_figures: dict  # figures about the files they come from, for manifest and summary; {}: documents are built in
-  # Number of tokens of each document up to the end of the last epoch; None: config.STAGE.steps says how many are read.
-  lengths: list[int] | None = None
+  file_figures: dict  # figures about the files that they come from, see `texts`; {}: documents are built in
+  lengths: list[int] | None = None  # tokens of each document to the end of the last epoch; None: there are no epochs
   problems: Sequence[Problem] = ()  # the problems whose solutions the documents are; (): they are no solutions
 
 
 def mix_of(config: ConfigDict, stage: str) -> built_in_text.Mix:
-  """Reads from `config.text` and `config.sft` what the built-in text of a stage consists of.
+  """Reads from `config.text`, or for "sft" from `config.sft`, what the built-in text of a stage consists of.
 
-  stage: "pretrain", "cpt" or "sft".
+  stage: "pretrain", "cpt" or "sft". The result holds levels and kinds of problems, and shares of kinds of documents.
   """
   text = config.text
   if stage == "sft":
@@ -88,8 +87,11 @@ def texts(config: ConfigDict, stage: str, tokenizer: Tokenizer) -> Texts:
 
   stage: "pretrain", "cpt" or "sft". Documents are read or made when they are asked for; the same config always gives
   the same ones. For cpt they are rows of text, for sft the solutions of problems, which are checked against their
-  labels if sft.verified. tokenizer: renders problems, and counts the tokens of solutions. Raises InputError for a
-  source that can't be read or of which no row is left, and for sft as `check_thinking` does.
+  labels if sft.verified. tokenizer: renders problems, and counts the tokens of solutions. The result's `file_figures`
+  are for cpt `rows` (their number) and `first` (digest of the first two documents), for sft `problems` (their number),
+  `digest` (of them), and numbers of rows that were left out by cause, such as wrong and too_long; {} for built-in
+  documents. Raises InputError for a source that can't be read or of which no row is left, and for sft as
+  `check_thinking` does.
   """
   settings = config[stage]
   if stage == "sft":
@@ -188,14 +190,16 @@ def train(stage: str, config: ConfigDict, workdir: str | Path) -> dict:
   """Trains a policy to predict the next token of the stage's documents, packed into rows of STAGE.row_tokens tokens.
 
   stage: "pretrain", "cpt" or "sft"; the keys of config.STAGE say how it trains. The policy is that of `config.init` or
-  `config.model.path`; where both are empty, its weights are drawn afresh. Writes metrics.jsonl (a row for each step:
-  loss in nats a token, tokens, and the figures of `training.metrics`), checkpoints/ and what makes the run directory a
-  config.init. A run that was stopped goes on from its last checkpoint; a finished one returns its summary.
+  `config.model.path`; where both are empty, its weights are drawn afresh. Writes checkpoints/, what makes the run
+  directory a config.init, and metrics.jsonl, a row for each step: step, loss and entropy (nats a token), grad_norm,
+  learning_rate, skipped_updates and tokens (number trained on). A run that was stopped goes on from its last
+  checkpoint; a finished one returns its summary.
 
-  Returns the summary: `steps`, `parameters` (number of weights), `texts` (only if they come from files: figures about
-  these, such as rows or problems, and `skipped`), and `documents` (their number, only if sft.epochs says how long the
-  run is). On several hosts all processes must call it together. Raises InputError for text that can't be read,
-  TrainingStopped where too many updates in a row are not finite, and Interrupted after a signal, with a checkpoint.
+  Returns the summary: `steps`, `parameters` (number of weights), `texts` (only if they come from files: the
+  `file_figures` of `texts`, and `skipped`, the number of rows without text), and `documents` (their number, only if
+  sft.epochs says how long the run is). On several hosts all processes must call it together. Raises InputError for text
+  that can't be read, TrainingStopped where too many updates in a row are not finite, and Interrupted after a signal,
+  with a checkpoint.
   """
   with open_run(config, workdir, stage) as run:
     return _train(stage, config, run)

@@ -56,7 +56,7 @@ class Executor(Protocol):
     """Returns {name: exit code} of the links that have ended since the last call; {} where none has."""
 
   def wait(self) -> None:
-    """Waits for a short time, in which links may end. `run_links` calls it before each call of `ended`."""
+    """Waits for a short time, in which links may end. `run_links` calls it between two calls of `ended`."""
 
   def stop(self) -> None:
     """Asks the running links to save and end, and waits until they have. `run_links` calls it before it raises."""
@@ -143,7 +143,7 @@ def _changes(entry: Mapping, workdir: Path) -> dict[str, object]:
 def is_finished(link: Link, workdir: Path) -> bool:
   """Returns whether the link's directory, WORKDIR/NAME, holds a finished run whose config equals the link's.
 
-  A run with another config, or none, gives False; the stage then goes on with it or refuses it.
+  False where there is no run, or one that is not finished or has another config.
   """
   summary = logbook.read_json(workdir / link.name / "summary.json")
   recorded = logbook.read_json(workdir / link.name / "config.json")

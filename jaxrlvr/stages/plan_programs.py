@@ -37,14 +37,16 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 class Program(NamedTuple):
-  """A program of a stage before it is compiled. Bytes and cost are those of one call on one chip."""
+  """A program of a stage before it is compiled. Bytes and cost are those of one call on one chip.
+
+  lower(measured) traces the program. It takes {name: Measured} of the programs that were compiled before, and returns
+  what `jax.jit(...).lower` returns; None where prefill, whose results this one takes, does not fit.
+  """
 
   name: str  # "lay out", "prefill", "decode", "score" or "update"
   times: int  # how often a step of the run calls it
   arguments: float  # bytes of its arguments
   beside: float  # bytes of other arrays that the run keeps in memory meanwhile, such as the optimizer state in sampling
-  # Traces the program: takes {name: Measured} of the programs that were compiled before it, and returns what
-  # `jax.jit(...).lower` returns; None where prefill, whose results it takes, does not fit.
   lower: Callable[[Mapping[str, Measured]], Any]
   cost: flops.Cost  # its work, counted from shapes
   tokens: float  # number of tokens that a call, on all chips together, scores, trains on or samples

@@ -46,7 +46,11 @@ def report(config: ConfigDict, workdir: str | Path) -> dict:
 
 
 class Reported(NamedTuple):
-  """The runs that a report is on. A `Cell` names a run directory and says where the report shows it."""
+  """The runs that a report is on.
+
+  A `Cell` has `rl` (the run directory, of either stage), `name`, `arm` and `setting` (where the report shows it), and
+  `judged`, the run directory of the stage judge (None: the run was not judged).
+  """
 
   title: str  # the titles of the named grids, with commas between; "": no grid is named, or none has a title
   trained: list[Cell]  # runs of the stage rl, named or as cells of grids; may be empty
