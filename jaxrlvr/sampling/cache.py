@@ -90,6 +90,7 @@ def decode_attend(prompt: PromptCache, full_blocks: tuple[CacheBlock, ...], slot
   The new token attends to its problem's prompt, to the row's tokens in `full_blocks`, and in the open block, which is
   being filled, to the slots up to `slot`, where its own key and value are written first.
 
+  `slot`: int32 scalar, index in the open block. `full_blocks`: the blocks before the open one, oldest first.
   The function takes q [R,H,1,h], k and v [R,K,1,h], and as the layer's cache (number of the layer, Slots of the open
   block in this layer). It returns (the attention's output [R,H,1,h], the same pair with the new token in it).
   """

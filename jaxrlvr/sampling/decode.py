@@ -51,7 +51,7 @@ class Finished(NamedTuple):
 class Decoded(NamedTuple):
   """What a call of `decode` leaves behind."""
 
-  open_block: CacheBlock  # with the keys and values of the tokens that were read
+  open_block: CacheBlock  # with the keys and values of the tokens up to the one before the newest
   state: State
   t: jax.Array  # int32 scalar: index of the newest token of each live row
   live_rows: jax.Array  # int32 scalar: live rows of the shard that has most
@@ -73,8 +73,8 @@ def prefill(
 ) -> tuple[PromptCache, State]:
   """Runs the prompts and draws the first token of each response; returns (the prompts' cache, the state then).
 
-  weights: as `lay_out_weights` returns them. stops: table of stop strings, int32 [states, V]. shards: parts of the
-  batch on the mesh, each with whole groups.
+  weights: as `lay_out_weights` returns them. stops: table of stop strings, int32 [states, V]. shards: number of equal
+  parts that the mesh splits the batch into, each with whole groups.
   """
   prompt_PS, prompt_length_P, keys_B = batch
   hidden_PD, prompt = caches.read_prompts(weights, prompt_PS, prompt_length_P, spec, s)
@@ -100,9 +100,11 @@ def decode(
 ) -> Decoded:
   """Decodes until no shard has more than `until_live` live rows, the open block is full, or s.max_tokens is reached.
 
+  Takes no step if one of these holds already. Finished rows stay in the batch, and nothing more is recorded for them.
   full_blocks: the blocks of the cache before the open one, oldest first. open_block: the block that is being filled;
   its memory is reused, so the caller must not read it again. t: int32 scalar, index of the newest token of each live
-  row, 0 after `prefill`. stops: table of stop strings, int32 [states, V]. shards: parts of the batch on the mesh.
+  row, 0 after `prefill`. stops: table of stop strings, int32 [states, V]. shards: number of equal parts that the mesh
+  splits the batch into.
   """
   first = len(full_blocks) * s.block_slots
   table = fwd.rope_table(prompt.mask_PS.shape[1] + s.max_tokens, spec)
@@ -140,7 +142,8 @@ def halve(
 
   No shard may have more live rows than half of its rows. rows_per_prompt: rows that share an entry of `prompt`: the
   group at first, 1 once the batch has been halved. From then on each row holds its own copy of its prompt's keys and
-  values; these copies take half the memory that copies for the whole batch would take.
+  values; these copies take half the memory that copies for the whole batch would take. shards: number of equal parts
+  that the mesh splits the batch into.
   """
   half = len(state.done_R) // shards // 2
   order_R = _by_shard(lambda done_R: jnp.argsort(done_R, stable=True), shards, state.done_R)
@@ -156,7 +159,8 @@ def halve(
 def collect(parts: list[Finished], *, shards: int) -> Rollout:
   """Returns the responses of the whole batch in its order.
 
-  parts: the rows that left the batch at each halving and those that remained, each row once, in any order.
+  parts: the rows that left the batch at each halving and those that remained, each row once, in any order. shards:
+  number of equal parts that the mesh splits the batch into.
   """
   rollout, row_B = jax.tree.map(lambda *x: _by_shard(lambda *y: jnp.concatenate(y), shards, *x), *parts)
   return _index_by_shard(lambda x, row: x[jnp.argsort(row)], shards, rollout, row_B)
@@ -176,11 +180,12 @@ class DecodeLoop:
   """
 
   def __init__(self, spec: Spec, s: Sampling, shards: int):
-    """shards: parts that the mesh splits the batch into."""
+    """shards: number of equal parts that the mesh splits the batch into, each with whole groups."""
     self._spec, self._s, self._shards = spec, s, shards
     self._compiled, self._compiling = False, threading.Lock()
 
   def __call__(self, weights, batch: Batch, stops) -> Rollout:
+    """Returns the responses to a batch; compiles all programs first if no call has done so."""
     if self._compiled:
       prompt, state = self._prefill(weights, batch, stops)
     else:
@@ -216,6 +221,7 @@ class DecodeLoop:
       parts.append(halved.finished)
 
   def _run(self, weights, prompt: PromptCache, state: State, stops) -> Rollout:
+    """Decodes all responses after their first token, and returns them."""
     t, full_blocks, parts = _zero(), (), []
     open_block = self._empty_block(prompt, state)
     while True:

@@ -26,9 +26,9 @@ class Token(NamedTuple):
 def draw(logits_RV: jax.Array, key_R: jax.Array, t: jax.Array, s: Sampling) -> tuple[jax.Array, jax.Array]:
   """Returns (a token of each row, int32 [R]; its log-probability under the truncated, tempered distribution).
 
-  Reads of `s` temperature, top_k and top_p. At temperature 0 it takes the likeliest token, with log-probability 0.
-  Else it inverts the cumulative distribution at one uniform number, a function of the row's random key and of t, the
-  index of the token in its response.
+  Of the settings it reads temperature, top_k and top_p. At temperature 0 it takes the likeliest token, with
+  log-probability 0. Else it inverts the cumulative distribution at one uniform number, a function of the row's random
+  key and of t, the index of the token in its response, from 0.
   """
   if s.temperature == 0:
     return jnp.argmax(logits_RV, -1).astype(jnp.int32), jnp.zeros(len(logits_RV))
@@ -50,8 +50,8 @@ def draw(logits_RV: jax.Array, key_R: jax.Array, t: jax.Array, s: Sampling) -> t
 def draw_known(logits_RV: jax.Array, key_R: jax.Array, t: jax.Array, s: Sampling, known: int) -> Token:
   """Draws the next token of each row among the first `known` columns, and returns it with its statistics.
 
-  known: number of tokens that the tokenizer has; further columns of the vocabulary are padding. t: index of the token
-  in its response.
+  known: number of tokens that the tokenizer has; further columns of the vocabulary are padding. key_R: a random key of
+  each row. t: index of the token in its response, from 0.
   """
   real_V = jnp.arange(logits_RV.shape[1]) < known
   logits_RV = jnp.where(real_V, logits_RV, NEGATIVE)

@@ -35,9 +35,7 @@ class Sampling:
   top_k: int = 0  # sample among the k likeliest tokens and their ties; 0: among all
   top_p: float = 1.0  # of these, among the smallest set with at least this probability; in (0, 1], 1: all
   shrink: int = 2  # how many times, at most, the batch is halved as responses end; 0: never
-  # Number of blocks that the KV cache of responses is cut into. A block is allocated and read only once a response
-  # reaches it. 0: 1 to 4, by max_tokens.
-  blocks: int = 0
+  blocks: int = 0  # of the KV cache of responses, each allocated once a response reaches it; 0: 1 to 4, by max_tokens
   int8: tuple[str, ...] = ()  # what is held in 8 bits, of "weights" and "cache"
 
   def __post_init__(self):
@@ -70,7 +68,7 @@ class Rollout:
 
   tokens_BT: jax.Array  # int32
   length_B: jax.Array  # int32: tokens of the response, from 1, with its end token
-  stop_B: jax.Array  # int32: STOP_LENGTH, STOP_EOS or STOP_STRING
+  stop_B: jax.Array  # int32: why it ended, 0 STOP_LENGTH, 1 STOP_EOS (an end token), 2 STOP_STRING
   logp_BT: jax.Array  # log-probability in nats under the distribution sampled from (temperature, top-k, top-p)
   model_logp_BT: jax.Array  # log-probability in nats under the model itself (temperature 1)
   certainty_BT: jax.Array  # KL(uniform || model) over the next token, nats, from 0: more is surer

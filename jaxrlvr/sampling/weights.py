@@ -40,8 +40,9 @@ def lay_out_weights(
   """Returns a jitted function: it takes the master weights {name: array} and returns the weights that sampling reads.
 
   These have the same names. A weight that each layer has becomes a tuple, an array for each layer, which a decode step
-  reads without a copy. Arrays are in the compute dtype; with "weights" in `int8`, those that products read are Int8,
-  in 8 bits. They are sharded on `mesh` as `weight_shardings` says; with None they stay where the master weights lie.
+  reads without a copy. Arrays are in the compute dtype; with "weights" in `int8` (as in `Sampling.int8`), those that
+  products read are Int8, in 8 bits. They are sharded on `mesh` as `weight_shardings` says; with None they stay where
+  the master weights lie.
   """
   table = leaves(spec)
 

@@ -238,11 +238,11 @@ def problem(seed: int, split: str, level: int, index: int, kind: str = "chain", 
 def problems(
   seed: int, split: str, levels: Sequence[int], count: int, kinds: Sequence[str] = ("chain",)
 ) -> list[Problem]:
-  """Returns `count` different problems as `problem` draws them in the stream "rl", each level with each kind in turn.
+  """Returns `count` different problems as `problem` draws them: each kind of the first level, of the second, and so on.
 
   `seed`: other seeds draw other problems; for one seed, a longer list begins with the shorter ones. `split`: "train" or
   "heldout", which never share a question. `levels`: at least one of the difficulties 1 to 5. `kinds`: at least one of
-  "chain", "expression" and "large". All kinds of one level come before the next level; then it begins anew.
+  "chain", "expression" and "large". After the last kind of the last level, the first of the first level follows again.
   Raises InputError for an unknown split, level or kind, and if there are too few problems.
   """
   by_id: dict[str, Problem] = {}

@@ -14,7 +14,7 @@ from jaxrlvr.tasks.gym import problems as gym
 def problems(
   seed: int, split: str, levels: Sequence[int], count: int, kinds: Sequence[str], system: str = ""
 ) -> list[Problem]:
-  """Returns `count` different problems of the graph tasks, each level with each kind in turn.
+  """Returns `count` different problems of the graph tasks, in turn of each kind of the first level, of the second, ...
 
   `seed`: other seeds draw other problems; for one seed, a longer list begins with the shorter ones. `split`: "train" or
   "heldout", which never share a question, whatever the seeds. `levels`: at least one of the difficulties 1 to 5.

@@ -21,7 +21,7 @@ _MAX_MISSES = 1000  # problems in a row that are of the other split or known, be
 def problems(
   seed: int, split: str, levels: Sequence[int], count: int, kinds: Sequence[str], system: str = ""
 ) -> list[Problem]:
-  """Returns `count` different problems of Reasoning Gym, each level with each task in turn.
+  """Returns `count` different problems of Reasoning Gym, in turn of each task of the first level, of the second, ...
 
   `seed`: other seeds draw other problems; for one seed, a longer list begins with the shorter ones. `split`: "train" or
   "heldout", which never share a question, whatever the seeds. `levels`: at least one of the difficulties 1 to 5; of a

@@ -1,8 +1,8 @@
 """Grades answers to Reasoning Gym tasks, without running them and without paying for answers that aren't right.
 
-Only tasks of EXACT, which have one right answer, and of PLAYED, which have several, are graded; so they are in release
-0.1.25. Of the library's other scorers nine evaluate the answer as Python, and others pay for parts of an answer, for
-substrings, or for `nan`.
+Only tasks of EXACT, which have one right answer, and of PLAYED, which have several, are graded. The lists were made by
+reading the scorers of release 0.1.25: of the others, nine evaluate the answer as Python, and some pay for parts of an
+answer, for substrings, or for `nan`.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def grade(answer: str | None, label: str, extra: Mapping | None) -> Verdict:
   Returns UNPARSEABLE if the answer is None, blank, over 4096 characters long, or has not the form of an answer to its
   task of PLAYED, and WRONG otherwise.
   Raises InputError for a task that is neither in EXACT nor in PLAYED, and if a task of PLAYED must be played through
-  but the library is not installed. May run long on hostile text, so it belongs into a worker process.
+  but the library is not installed. May run long on hostile text, so it must run in a worker process (grading.service).
   """
   settled = quick(answer, label, extra)
   if settled is not None:

@@ -16,7 +16,7 @@ def grade(response: str, label: str, extra: Mapping | None) -> Verdict:
   """Grades a response in mathematics; this is the verifier "math" in the mode "study".
 
   `response`: the whole text of the response, not only its answer. `label`: the answer to agree with. `extra`:
-  Problem.extra or None; of its keys only also is read: {a label: list of answers that are as good}.
+  Problem.extra or None; only its key "also" is read, {a label: [answers that are as good]}.
   Returns RIGHT iff Math-Verify's reading of the response equals the label or one of these, UNPARSEABLE if it reads
   nothing in the response, and WRONG otherwise. Must run in a worker process (grading.service).
   """

@@ -50,11 +50,14 @@ class Unknown(ValueError):
 
 
 class FormulaToken(NamedTuple):
-  """A piece of a formula."""
+  """A piece of a formula.
 
-  # "number", "command" (as `\\pi`), "letters" (neighbours, as `xy`), "sign" (any other character), or "text".
+  Kinds: "number" (digits, perhaps with a point), "command" (as `\\pi`), "letters" (neighbours, as `xy`), "text"
+  (\\text{...} as a whole) and "sign" (any other character).
+  """
+
   kind: str
-  text: str  # as it is written; for \\text{...}, which is one token of the kind "text", what stands between the braces
+  text: str  # as it is written; of the kind "text", what stands between the braces
   spaced: bool = False  # whether white space stands before it
 
 
@@ -66,9 +69,9 @@ class Number(NamedTuple):
 
 
 class Symbol(NamedTuple):
-  """A variable or a constant (`pi`, `e`, `i`, `infinity`); its name includes subscripts and accents."""
+  """A variable or a constant."""
 
-  name: str
+  name: str  # with subscript, primes and accent, as "x", "x_1", "f'", "hat{i}"; of constants pi, e, i or infinity
 
 
 class Operation(NamedTuple):
@@ -146,7 +149,8 @@ def read(items: list[FormulaToken]) -> Formula:
 def is_word(letters: str) -> bool:
   """Returns whether bare letters are a word, as `Cat` and `no`, or the name of a figure by its points, as `ABC`.
 
-  `letters`: one or more letters of the Latin alphabet. Other letters, as `xy`, are a product of variables.
+  A word is a common one of two letters, or has at least three with a vowel among them (four if that is an `a`). Other
+  letters, as `xy`, are a product of variables. `letters`: one or more letters from A to Z, large or small.
   """
   if _WORD.fullmatch(letters):
     return True

@@ -1,8 +1,8 @@
 """Decides whether two formulas are equal.
 
-Rational numbers are compared exactly. Others are evaluated to many more digits than their parts can differ by. Formulas
-with variables are compared at fixed points. Time and memory are bounded: a formula whose evaluation would need too many
-digits raises TooLarge.
+Rational numbers are compared exactly. Others are evaluated with at least 200 bits, and count as equal if rounding can
+explain their difference. Formulas with variables are compared at fixed points. Time and memory are bounded: a formula
+whose evaluation would need too many digits raises TooLarge.
 """
 
 from __future__ import annotations
@@ -77,9 +77,9 @@ class _Undefined(ValueError):
 def equal(a: Formula, b: Formula) -> bool:
   """Returns whether two formulas have the same value, for every value of their variables.
 
-  Formulas with variables are compared at six fixed points, with a floor or ceiling at 40 more. Points at which one is
-  undefined are passed over; False if both are undefined everywhere, unless they are the same formula. Real values
-  decide; if there are none, the formulas must agree in their complex values at all points.
+  Formulas with variables are compared at six fixed points, those with a floor or ceiling at 40 more. Points at which
+  one is undefined are passed over. Real values decide; if there are none, the formulas must agree in their complex
+  values at all points. Returns False if they are defined nowhere, unless they are the same formula.
   Raises TooLarge if that needs too many digits, or there are more than 24 variables.
   """
   if a == b:

@@ -68,7 +68,7 @@ def grade(answer: str | None, label: str, extra: Mapping | None) -> Verdict:
   """Grades an answer to a problem in mathematics; this is the verifier "math" in the mode "strict".
 
   `answer`: the LaTeX or text that was read in the response, None if nothing was. `label`: the answer to agree with.
-  `extra`: Problem.extra or None; of its keys only also is read: {a label: list of answers that are as good}.
+  `extra`: Problem.extra or None; only its key "also" is read, {a label: [answers that are as good]}.
   Returns RIGHT iff the answer equals the label or one of these, in value or in words. Returns UNPARSEABLE if the answer
   is None, blank, over 512 characters long, can't be read, or could take too long to evaluate, and WRONG otherwise. Must
   run in a worker process (grading.service).
