@@ -40,7 +40,8 @@ def quantum_lock(answer: str | None, label: str, extra: Mapping | None) -> Verdi
   initial_state ("red" or "green"), initial_value, target_value, and perhaps solution_path, a list of buttons whose
   length the label must have.
   Returns RIGHT iff the answer presses the label's buttons in their order, or as many other buttons (at most 64) that
-  open the lock as well; others count only if the label opens the lock. Without `extra` only the label's buttons are right.
+  open the lock as well; others count only if the label opens the lock. Without `extra` only the label's buttons are
+  right.
   Returns UNPARSEABLE if the answer is None, blank, over 512 characters long, or names no button although the label
   does, and WRONG otherwise.
   """

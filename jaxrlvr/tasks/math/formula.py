@@ -147,10 +147,10 @@ def read(items: list[FormulaToken]) -> Formula:
 
 
 def is_word(letters: str) -> bool:
-  """Returns whether bare letters are a word, as `Cat` and `no`, or the name of a figure by its points, as `ABC`.
+  """Returns whether bare letters are a word, as `Bed` and `no`, or the name of a figure by its points, as `ABC`.
 
-  A word is a common one of two letters, or has at least three with a vowel among them (four if that is an `a`). Other
-  letters, as `xy`, are a product of variables. `letters`: one or more letters from A to Z, large or small.
+  A word is a common one of two letters, or has three or more with an e, i, o or u, or four or more with an a. Other
+  letters, as `xy` and `abc`, are a product of variables. `letters`: one or more letters from A to Z, large or small.
   """
   if _WORD.fullmatch(letters):
     return True
