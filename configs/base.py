@@ -34,8 +34,10 @@ from jaxrlvr.config.rules import (
   one_of_table,
   parsed_by,
   rule,
+  tasks_in,
 )
 
+SOURCE = PLACE._replace(own_names=tasks_in)  # a source of problems or texts, which may be a task of the user's own
 COLUMNS = rule("strings `TARGET=COLUMN`", lambda value: all(map(is_text, value)))
 LEVELS = each(one_of_table("jaxrlvr.tasks.splits:LEVELS"))
 MESH = rule("-1 or at least 1", lambda value: value == -1 or value >= 1)
@@ -111,8 +113,9 @@ def problems(source: Key, count: Key, seed: int) -> Group:
   p.seed = Key(seed, SEED, "random seed of generated problems")
   p.verifier = Key(
     "auto",
-    one_of_table("jaxrlvr.data.columns:VERIFIER_CHOICES"),
-    "verifier of answers to problems of a file: auto (graph for graph tasks, else math) | math | graph | choice",
+    one_of_table("jaxrlvr.data.columns:VERIFIER_CHOICES", named_by="jaxrlvr.tasks.own:scorer"),
+    "verifier of answers to problems of a file: auto (graph for graph tasks, else math) | math | graph | choice | a "
+    "function of your own, as my_verifier.py:check (docs/extending.md)",
   )
   p.unreadable = Key(
     "warn",
@@ -354,8 +357,9 @@ c.pretrain = language_modelling(Key(600, at_least(1), "updates of pre-training")
 c.cpt = language_modelling(Key(800, at_least(1), "updates of CPT"), lr=3e-3)
 c.cpt.source = Key(
   "",
-  PLACE,
-  "text of CPT: a parquet or jsonl file, a folder of such, or nemotron-cc-math[:FOLDER]; empty: the built-in text",
+  SOURCE,
+  "text of CPT: a parquet or jsonl file, a folder of such, nemotron-cc-math[:FOLDER], or a task of your own with a corpus "
+  "(docs/extending.md); empty: the built-in text",
 )
 c.cpt.column = Key(
   "", PLACE, "column that holds the text; empty: the data set's text column if it is known, else `text`"
@@ -403,10 +407,10 @@ c.sft.levels = Key((4,), LEVELS, "difficulties of the built-in problems of SFT, 
 c.problems = problems(  # what RL trains on
   source=Key(
     "arithmetic",
-    PLACE,
-    "arithmetic | graph | reasoning_gym (all generated); a parquet, jsonl, json or csv file, a folder of such, a tfds "
-    "folder; a set of the hub, ORG/NAME or ORG/NAME:CONFIG; or one with a layout of its own, skywork-or1 | scp-116k | "
-    "openthoughts-114k, with NAME:FOLDER for a local copy",
+    SOURCE,
+    "arithmetic | graph | reasoning_gym (all generated); a task of your own, as my_task.py (docs/extending.md); a "
+    "parquet, jsonl, json or csv file, a folder of such, a tfds folder; a set of the hub, ORG/NAME or ORG/NAME:CONFIG; "
+    "or one with a layout of its own, skywork-or1 | scp-116k | openthoughts-114k, with NAME:FOLDER for a local copy",
   ),
   count=Key(
     8,
@@ -419,7 +423,7 @@ c.problems = problems(  # what RL trains on
 c.heldout = problems(  # what a policy is evaluated on, during RL and in the stage `evaluate`
   source=Key(
     "",
-    PLACE,
+    SOURCE,
     "as problems.source; empty: the held-out problems of the generator that problems.source names, else an error. If "
     "heldout.sets or heldout.domain is set too, the source is evaluated in addition",
   ),
@@ -584,9 +588,15 @@ c.rl.sample_int8 = Key(
 )
 c.rl.reward = Key(
   "verifiable",
-  parsed_by("jaxrlvr.rewards.expression:parse"),
-  "reward of a response: a name (docs/rewards.md), or a sum of products of names and numbers, as 0.8*verifiable + "
-  "0.2*one_box",
+  parsed_by("jaxrlvr.rewards.expression:parse", "jaxrlvr.rewards.expression:own_names"),
+  "reward of a response: a name (docs/rewards.md), a function of your own (docs/extending.md), or a sum of products, "
+  'as "0.8*verifiable + 0.2*my_rewards.py:brief"',
+)
+c.rl.completions = Key(
+  "text",
+  one_of_table("jaxrlvr.rewards.functions:COMPLETIONS"),
+  "what a reward function of your own gets as prompts and completions: text | messages (lists of {role, content}, as "
+  "TRL passes them for conversational data)",
 )
 c.rl.votes = Key(
   0,

@@ -24,7 +24,7 @@ class Problem:
   messages: tuple[Mapping[str, str], ...]  # turns of the chat, each {"role", "content"}; the last one is no assistant's
   label: str  # "" where a file has none
   truth: str  # equals label where nothing else is known
-  verifier: str  # a key of tasks.table.VERIFIERS, such as math, choice or arithmetic
+  verifier: str  # a key of tasks.table.VERIFIERS, such as math, choice or arithmetic, or the name of a user's own
   extra: Mapping = dataclasses.field(default_factory=dict)
 
 

@@ -52,8 +52,10 @@ def _check_value(name: str, value, rule: Rule) -> None:
   except TypeError:  # the entries of a tuple may have any type, also one that the rule can't compare
     pass
   except InputError as error:
-    group = name[: name.rfind(".") + 1]
-    raise InputError(f"config.{group}{error}") from None
+    group, _, last_part = name.rpartition(".")
+    if str(error).startswith(last_part):
+      raise InputError(f"config.{group + '.' if group else ''}{error}") from None
+    raise InputError(f"config.{name}: {error}") from None
   options = rule.words().replace(",", "").split()
   similar = difflib.get_close_matches(value, options, 1) if isinstance(value, str) else []
   hint = f"; did you mean {similar[0]!r}?" if similar else ""

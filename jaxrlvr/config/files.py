@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from jaxrlvr.base import logbook, named
 from jaxrlvr.base.errors import InputError
 from jaxrlvr.config import checks, hints, values
 from jaxrlvr.config.rules import FOLDER
@@ -108,7 +109,9 @@ def _as_json(value):
 
 def _build(path: Path, arg: str) -> ConfigDict:
   """Returns the locked config of a Python file, or of a run's config.json. Raises InputError for a file that fails."""
-  if not path.is_file():
+  if path.is_file():
+    _search_beside(path)
+  else:
     names = sorted(file.stem for file in FOLDER.glob("*.py"))
     similar = difflib.get_close_matches(path.stem, names, 1)
     hint = f"; did you mean {FOLDER / similar[0]}.py?" if similar else ""
@@ -116,6 +119,15 @@ def _build(path: Path, arg: str) -> ConfigDict:
   config = _recorded(path) if path.suffix == ".json" else _executed(path, arg)
   config.lock()
   return config
+
+
+def _search_beside(path: Path) -> None:
+  """Has the user's own files that a config names looked for beside it, and where the run that recorded it began."""
+  named.search(path.parent)
+  if path.suffix == ".json":
+    folder = logbook.read_json(path.parent / "manifest.json").get("folder")
+    if isinstance(folder, str):
+      named.search(folder)
 
 
 def _executed(path: Path, arg: str) -> ConfigDict:

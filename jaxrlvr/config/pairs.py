@@ -260,10 +260,10 @@ def _kinds_of(c: ConfigDict, group: str) -> set[str]:
   kinds = {_ARITHMETIC if name in eval_sets.GENERATED_SETS else _RELEASED for name in set_names}
   source = c[group].source
   if not source and not set_names:  # held-out problems then come from the generator of the training problems
-    source = c.problems.source if c.problems.source in problems.GENERATORS else "arithmetic"
+    source = c.problems.source if problems.is_generated(c.problems.source) else "arithmetic"
   if source == "arithmetic":
     kinds.add(_ARITHMETIC)
-  elif source in problems.GENERATORS:
+  elif source and problems.is_generated(source):
     kinds.add(_OTHER_GENERATED)
   elif source:
     kinds.add(_FILES)

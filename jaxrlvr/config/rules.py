@@ -12,9 +12,11 @@ import functools
 import importlib
 import importlib.util
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from jaxrlvr.base import named
 
 if TYPE_CHECKING:
   from ml_collections import ConfigDict
@@ -35,6 +37,8 @@ class Rule(NamedTuple):
   holds: Callable[[Any], bool]
   words: Callable[[], str]  # returns what a value must be, as the end of "wanted ..."; called only when it is shown
   on_page: bool = True  # whether help pages show the words; False where they say little, or need another room
+  # The names of a user's own objects (`base.named`) in a value that the rule takes.
+  own_names: Callable[[Any], Sequence[str]] = lambda value: ()
 
 
 class Key(NamedTuple):
@@ -121,11 +125,12 @@ def one_of(*options: str) -> Rule:
   return rule(_listed(options), lambda value: value in options)
 
 
-def one_of_table(*places: str, also: tuple = ()) -> Rule:
+def one_of_table(*places: str, also: tuple = (), named_by: str = "") -> Rule:
   """Returns a rule that allows the keys, or entries, of tables in other rooms, and the values in `also`.
 
   places: the tables, each a dict or a sequence, as "package.module:NAME"; they are imported when a value is checked.
-  Help pages can't look there, so the meaning of the key must list the names.
+  Help pages can't look there, so the meaning of the key must list the names. named_by: a function that imports and
+  checks an object of a user's own by its name (`base.named`), as "package.module:name"; "": only the tables' names.
   """
 
   def options() -> tuple:
@@ -135,23 +140,36 @@ def one_of_table(*places: str, also: tuple = ()) -> Rule:
     return tuple(names)
 
   def holds(value) -> bool:
+    if named_by and named.is_name(value):
+      _look_up(named_by)(value)
+      return True
     return any(type(value) is type(option) and value == option for option in options())
 
-  return Rule(holds, lambda: _listed(options()), on_page=False)
+  def words() -> str:
+    return _listed(options()) + (", or path.py:NAME or package.module:NAME" if named_by else "")
+
+  def own_names(value) -> Sequence[str]:
+    return (value,) if named_by and named.is_name(value) else ()
+
+  return Rule(holds, words, on_page=False, own_names=own_names)
 
 
-def parsed_by(place: str) -> Rule:
+def parsed_by(place: str, own_names: str = "") -> Rule:
   """Returns a rule that allows the values that a function can be called with without an InputError.
 
   place: the function, as "package.module:name"; it is imported when a value is checked. Its errors must begin with the
-  last part of the key's name, as "reward: ...".
+  last part of the key's name, as "reward: ...". own_names: a function that returns the names of a user's own objects in
+  a value; "": there are none.
   """
 
   def holds(value) -> bool:
     _look_up(place)(value)
     return True
 
-  return Rule(holds, lambda: f"what {place} reads", on_page=False)
+  def names(value) -> Sequence[str]:
+    return _look_up(own_names)(value) if own_names else ()
+
+  return Rule(holds, lambda: f"what {place} reads", on_page=False, own_names=names)
 
 
 def at_least(low: float, reason: str = "") -> Rule:
@@ -176,6 +194,7 @@ def each(item: Rule, empty: bool = False) -> Rule:
     lambda value: (empty or len(value) > 0) and all(item.holds(entry) for entry in value),
     lambda: f"{count}, each {item.words()}",
     item.on_page,
+    lambda value: [name for entry in value for name in item.own_names(entry)],
   )
 
 
@@ -200,6 +219,12 @@ def is_text(value: object) -> bool:
 def is_filled_text(value: object) -> bool:
   """Returns whether a value of any type is a string that is not empty. For entries of tuples."""
   return isinstance(value, str) and value != ""
+
+
+def tasks_in(source: str) -> list[str]:
+  """Returns a name for the code of a user's own task that a source of problems or texts names, else []."""
+  own = importlib.import_module("jaxrlvr.tasks.own")
+  return [own.task(source).verify] if own.is_task(source) else []
 
 
 SWITCH = no_rule("its type says all: True or False")

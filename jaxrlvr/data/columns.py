@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from jaxrlvr.base import named
 from jaxrlvr.base.errors import InputError
 from jaxrlvr.base.types import Problem
 from jaxrlvr.data import files, prepared
@@ -121,8 +122,8 @@ def load(
   Rows that `prepared.save` wrote need no columns and bring their verifiers. Raises InputError if `verifier` is not
   "auto" for these, for wrong `columns`, for more than `skip_bad` bad rows, and where no problem is left.
   """
-  if verifier not in VERIFIER_CHOICES:
-    raise InputError(f"verifier of {path} is {verifier!r}; use one of {', '.join(VERIFIER_CHOICES)}")
+  if verifier not in VERIFIER_CHOICES and not named.is_name(verifier):
+    raise InputError(f"verifier of {path} is {verifier!r}; use one of {', '.join(VERIFIER_CHOICES)}, or path.py:NAME")
   reader = _RowReader(path, verifier, columns, system, required_targets, columns_key)
   collected = _Collected(copies)
   counts = dict.fromkeys(("rows", "other", "unanswered", "bad", "copies", "conflicts"), 0)

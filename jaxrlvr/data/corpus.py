@@ -16,6 +16,7 @@ from jaxrlvr.data import columns as layout
 from jaxrlvr.data.built_in_text import Text
 from jaxrlvr.data.prepared import checked_text
 from jaxrlvr.data.problems import shuffled_index
+from jaxrlvr.tasks import own
 from jaxrlvr.text.tags import THINK, THINK_END
 from jaxrlvr.text.tokenizer import Tokenizer
 
@@ -83,6 +84,29 @@ class _BlockOrder(NamedTuple):
 
   blocks: np.ndarray  # their indices
   ends: np.ndarray  # number of rows up to the end of each
+
+
+class TaskTexts:
+  """Documents by number from the `corpus` of a user's own task, in the order in which it yields them.
+
+  A corpus that ends begins again; one that never ends is read as far as it is asked for. source: the task's name.
+  Raises InputError for a task without a corpus, for one that yields nothing, and for an item that is no text.
+  """
+
+  def __init__(self, source: str, seed: int):
+    self._source = source
+    self._texts: list[str] = []
+    self._more = iter(own.texts(source, seed))
+
+  def __call__(self, number: int) -> Text:
+    while number >= len(self._texts):
+      text = next(self._more, None)
+      if text is None:
+        break
+      self._texts.append(text)
+    if not self._texts:
+      raise InputError(f"{self._source}: corpus() yields no text; yield at least one")
+    return Text(self._texts[number % len(self._texts)])
 
 
 def sft_problems(

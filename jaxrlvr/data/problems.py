@@ -14,6 +14,7 @@ from jaxrlvr.base.types import Problem
 from jaxrlvr.data import columns as layout
 from jaxrlvr.data import files as rows
 from jaxrlvr.data import hub
+from jaxrlvr.tasks import own
 from jaxrlvr.tasks.arithmetic import problems as arithmetic
 from jaxrlvr.tasks.graph import problems as graph
 from jaxrlvr.tasks.gym import problems as gym
@@ -36,6 +37,11 @@ GENERATORS: Mapping[str, Callable[..., list[Problem]]] = {
 }
 
 
+def is_generated(source: str) -> bool:
+  """Returns whether problems of a source are generated: it is a key of GENERATORS, or names a task of a user's own."""
+  return source in GENERATORS or own.is_task(source)
+
+
 def load(
   source: str,
   *,
@@ -55,7 +61,8 @@ def load(
 ) -> list[Problem]:
   """Returns the problems of a source: generated ones, or those of files in their order.
 
-  source: a generator ("arithmetic", "graph" or "reasoning_gym"), or a path or a data set of the hub (`hub.locate`).
+  source: a generator ("arithmetic", "graph" or "reasoning_gym"), a task of a user's own (`tasks.own.is_task`), or a
+    path or a data set of the hub (`hub.locate`).
   count: how many: the first ones of files; 0: all of them, which a generator refuses.
   leave_out: takes a problem and returns whether it is left out. Files then give later problems instead, and a generator
     fewer.
@@ -65,10 +72,13 @@ def load(
   Warns if it leaves out problems over `count`. Raises InputError where files hold fewer than `count`, and whatever the
   generator or `columns.load` refuses.
   """
-  if source in GENERATORS:
+  if is_generated(source):
     if not count:
       raise InputError(f"{source}: makes as many problems as are asked for; set the count")
-    generated = GENERATORS[source](seed, split, levels, count, kinds, system)
+    if source in GENERATORS:
+      generated = GENERATORS[source](seed, split, levels, count, kinds, system)
+    else:
+      generated = own.problems(source, seed, split, levels, count, kinds, system)
     return [problem for problem in generated if not leave_out(problem)]
   all_problems = read(
     source,

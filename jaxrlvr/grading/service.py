@@ -5,21 +5,26 @@ from __future__ import annotations
 import collections
 import dataclasses
 import json
+import logging
 import multiprocessing.connection
 import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+from jaxrlvr.base import named
 from jaxrlvr.base.errors import InputError
 from jaxrlvr.base.types import Problem, Verdict
 from jaxrlvr.grading.frames import framed
-from jaxrlvr.tasks.table import VERIFIERS, verifier_of
+from jaxrlvr.tasks.table import VERIFIERS, is_verifier, verifier_of
+from jaxrlvr.tasks.verdicts import UNPARSEABLE
 from jaxrlvr.text.answer import Parsed, boxed_response
 
+_LOG = logging.getLogger(__name__)
 _MODES = ("strict", "study")  # modes that a service can be created with
 _MAX_TEXT = 1 << 17  # characters from the end of a response that a verifier of whole responses sees
 _MAX_ANSWER = 1 << 13  # characters; a longer answer counts as none
@@ -90,6 +95,7 @@ class Service:
     self._workers = workers or os.cpu_count() or 1
     self._limits = (cpu_seconds, wall_seconds, memory_bytes)
     self._servers: list[_Server] = []
+    self._own: list[str] = []  # names of verifiers of a user's own that workers have imported
 
   def __enter__(self) -> Service:
     return self
@@ -105,14 +111,15 @@ class Service:
     - "unparseable": the response states no answer that the verifier can read; the score is 0.
     - "timeout", "memory": the job used more time or memory than it may; the score is None.
     - "died": the worker process ended over the job; the score is None.
-    - "error": the verifier raised an error; the score is None.
+    - "error": the verifier raised an error; the score is None. What a user's own verifier raised is logged.
+    - "abstained": a user's own verifier returned None; the score is None.
 
     Isolated jobs that are equal are graded once. Raises ValueError for an unknown verifier, InputError for a Reasoning
     Gym task that can't be graded here, and RuntimeError if worker processes can't start.
     """
-    unknown = sorted({job.verifier for job in jobs} - set(VERIFIERS))
-    if unknown:
-      raise ValueError(f"verifier {unknown[0]!r} is unknown; use one of {', '.join(VERIFIERS)}")
+    for name in {job.verifier for job in jobs}:
+      if not is_verifier(name):
+        raise ValueError(f"verifier {name!r} is unknown; use one of {', '.join(VERIFIERS)}, or path.py:NAME")
     return self._share(self._grade, [(self._mode, job) for job in jobs])
 
   def unreadable_answers(self, problems: Iterable[Problem]) -> list[tuple[Problem, str]]:
@@ -133,7 +140,11 @@ class Service:
     verdicts = self._share(self._grade, jobs)
     unreadable = []
     for (problem, text), verdict in zip(answers, verdicts, strict=True):
-      if verdict.score != 1:
+      if named.is_name(problem.verifier):  # its labels need not be answers, as the number that an expression must reach
+        is_readable = verdict.score is not None and verdict.cause != UNPARSEABLE.cause
+      else:
+        is_readable = verdict.score == 1
+      if not is_readable:
         reason = verdict.cause or "it is not equal to itself"
         unreadable.append((problem, f"{problem.verifier} can't read {text[:80]!r}: {reason}"))
     return unreadable
@@ -148,6 +159,7 @@ class Service:
     """Returns verdicts in the order of the jobs: on some at once, on the others from the worker processes."""
     settled = [_settle(mode, job) for mode, job in jobs]
     payloads = [outcome for outcome in settled if isinstance(outcome, bytes)]
+    self._import_own({job.verifier for _, job in jobs if named.is_name(job.verifier)})
     different = list(dict.fromkeys(payloads))
     graded = self._grade_isolated(different)
     verdicts = []
@@ -157,6 +169,13 @@ class Service:
       else:
         verdicts.append(outcome)
     return verdicts
+
+  def _import_own(self, names: Collection[str]) -> None:
+    """Has workers import verifiers of a user's own before they take jobs, and ends those that have not."""
+    missing = sorted({named.absolute(name) for name in names} - set(self._own))
+    if missing:
+      self.close()
+      self._own += missing
 
   def _grade_isolated(self, payloads: list[bytes]) -> dict[bytes, Verdict]:
     """Returns the verdict on each payload, which are all different."""
@@ -174,14 +193,14 @@ class Service:
       self._servers.remove(server)
       server.close()
     missing = count - len(self._servers)
-    self._servers += [_Server(*self._limits) for _ in range(missing)]  # they start side by side
+    self._servers += [_Server(*self._limits, self._own) for _ in range(missing)]  # they start side by side
     return self._servers[:count]
 
   def _replace(self, server: _Server) -> _Server:
     """Kills a server and returns a new one in its place, which is not ready yet."""
     server.close(patience=0.0)
     place = self._servers.index(server)
-    self._servers[place] = _Server(*self._limits)
+    self._servers[place] = _Server(*self._limits, self._own)
     return self._servers[place]
 
 
@@ -269,16 +288,17 @@ class _Server:
   have started, later when it must have graded its job, on the clock of time.monotonic.
   """
 
-  def __init__(self, cpu_seconds: float, wall_seconds: float, memory_bytes: int):
+  def __init__(self, cpu_seconds: float, wall_seconds: float, memory_bytes: int, own_verifiers: Sequence[str]):
     self._wall_seconds = wall_seconds
     limits = (str(cpu_seconds), str(wall_seconds), str(memory_bytes))
-    self._command = [sys.executable, "-m", "jaxrlvr.grading.worker", *limits]
+    self._command = [sys.executable, "-m", "jaxrlvr.grading.worker", *limits, *own_verifiers]
+    self._folder = tempfile.TemporaryDirectory(prefix="jaxrlvr-") if own_verifiers else None
     self._process = subprocess.Popen(
       self._command,
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
       stderr=subprocess.DEVNULL,
-      env=_worker_environment(),
+      env=_worker_environment(pathlib.Path(self._folder.name) if self._folder else None),
       start_new_session=True,  # Ctrl-C reaches the host alone, which then ends the worker
     )
     self.channel = self._process.stdout.fileno()
@@ -323,7 +343,9 @@ class _Server:
     line = self._process.stdout.readline()
     if not line.endswith(b"\n"):
       return None
-    score, cause = json.loads(line)
+    score, cause, error = json.loads(line)
+    if error:
+      _LOG.warning("a verifier of your own raised %s; the response is unscored", error)
     return Verdict(score, cause)
 
   def close(self, patience: float = 1.0) -> None:
@@ -338,16 +360,23 @@ class _Server:
       self._process.kill()
       self._process.wait()
     self._process.stdout.close()
+    if self._folder is not None:
+      self._folder.cleanup()
 
 
-def _worker_environment() -> dict[str, str]:
-  """Returns the environment of worker processes, which import this very library."""
+def _worker_environment(folder: pathlib.Path | None) -> dict[str, str]:
+  """Returns the environment of worker processes, which import this very library.
+
+  folder: takes a file with what a user's own verifiers need; None: there are no such verifiers.
+  """
   environment = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
   environment.update(_WORKER_VARIABLES)
   search_path = [str(pathlib.Path(__file__).resolve().parents[2])]
   if os.environ.get("PYTHONPATH"):
     search_path.append(os.environ["PYTHONPATH"])
   environment["PYTHONPATH"] = os.pathsep.join(search_path)
+  if folder is not None:
+    environment |= named.environment(folder / "given")
   return environment
 
 
@@ -373,7 +402,8 @@ def _settle(mode: str, job: Job) -> Verdict | bytes:
   except Exception:  # one broken problem must not end the run
     verdict = Verdict(None, "error")
   if verdict is None:
-    return json.dumps([mode, job.verifier, text, job.label, dict(job.extra)]).encode()
+    name = named.absolute(job.verifier) if named.is_name(job.verifier) else job.verifier
+    return json.dumps([mode, name, text, job.label, dict(job.extra)]).encode()
   return verdict
 
 

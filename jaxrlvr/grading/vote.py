@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from jaxrlvr.base.types import Problem, Verdict
 from jaxrlvr.grading.service import Job
-from jaxrlvr.tasks.table import VERIFIERS
+from jaxrlvr.tasks.table import verifier_of
 from jaxrlvr.tasks.verdicts import UNPARSEABLE
 from jaxrlvr.text.answer import boxed_response
 
@@ -81,7 +81,7 @@ class _Clustering:
 
   def comparisons(self, turn: int) -> list[Job]:
     """Returns jobs that compare a text with each cluster; before there is any, one job that only tries to read it."""
-    labels = self._first_texts or [VERIFIERS[self._problem.verifier].probe]
+    labels = self._first_texts or [verifier_of("strict", self._problem.verifier).probe]
     extra = {key: value for key, value in self._problem.extra.items() if key not in _TRUTH_KEYS}
     return [Job(self._problem.verifier, boxed_response(self.texts[turn]), label, extra) for label in labels]
 

@@ -1,4 +1,5 @@
-"""The fork server behind grading.service: `python -m jaxrlvr.grading.worker CPU_SECONDS WALL_SECONDS MEMORY_BYTES`.
+"""The fork server behind grading.service: `python -m jaxrlvr.grading.worker CPU_SECONDS WALL_SECONDS MEMORY_BYTES
+[VERIFIER ...]`.
 
 Its standard input carries jobs, each a frame (`grading.frames`) with the JSON [mode, verifier, text, label, extra]. The
 mode is a key of tasks.table.MODES; the text is what the verifier reads: the answer, null if there is none, or the whole
@@ -19,22 +20,27 @@ import select
 import signal
 import sys
 import time
+from collections.abc import Sequence
 
+from jaxrlvr.base import named
 from jaxrlvr.base.types import Verdict
 from jaxrlvr.grading.frames import framed, read_frame
-from jaxrlvr.tasks.table import VERIFIERS, verifier_of
+from jaxrlvr.tasks.table import verifier_of
 
+_ERROR_CHARACTERS = 300  # of what a user's own verifier raised
 _REPLY_BYTES = 4096  # size of a child's reply; at most PIPE_BUF, so that it arrives in one piece
 _OPEN_FILES = 32  # that a child may have
 _JOBS_PER_CHILD = 32  # a fork costs as much as one or two easy jobs
 _MAX_GROWTH = 1 / 16  # of the memory limit: a child that has grown by more gets no further job
 
 
-def main(cpu_seconds: float, wall_seconds: float, memory_bytes: int) -> None:
-  """Serves jobs from standard input until it closes. Writes "ready", then one JSON line [score, cause] a job.
+def main(cpu_seconds: float, wall_seconds: float, memory_bytes: int, own_verifiers: Sequence[str] = ()) -> None:
+  """Serves jobs from standard input until it closes. Writes "ready", then one JSON line [score, cause, error] a job.
 
   cpu_seconds, wall_seconds, memory_bytes: what each job may use. A job that uses more has the score null and the cause
-  "timeout" or "memory". Call it only in a process of its own: it redirects the standard streams and forks children.
+  "timeout" or "memory". own_verifiers: names of verifiers of a user's own (`base.named`), which are imported first; of
+  these alone `error` says in words what was raised, "": nothing. Call it only in a process of its own: it redirects the
+  standard streams and forks children.
   """
   jobs, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
   devnull = os.open(os.devnull, os.O_RDWR)
@@ -44,7 +50,9 @@ def main(cpu_seconds: float, wall_seconds: float, memory_bytes: int) -> None:
   def new_child() -> _Child:
     return _Child((jobs.fileno(), replies.fileno()), cpu_seconds, wall_seconds, memory_bytes)
 
-  _warm("math")
+  named.adopt()
+  for verifier in own_verifiers or ("math",):
+    _warm(verifier)
   child = None
   reply = b'"ready"'
   while True:
@@ -72,7 +80,7 @@ _warmed: set[str] = set()
 def _warm(verifier: str) -> None:
   """Warms a verifier, once, so that later children inherit what it has imported and cached."""
   if verifier not in _warmed:
-    VERIFIERS[verifier].warm()
+    verifier_of("strict", verifier).warm()
     gc.freeze()  # keeps the collector from touching, and so copying, pages that children share
     _warmed.add(verifier)
 
@@ -102,7 +110,7 @@ class _Child:
     os.close(verdicts)
 
   def run(self, job: bytes, host: int) -> bytes:
-    """Returns the JSON [score, cause] of one job; [null, "timeout"] or [null, "died"] if the child ends over it.
+    """Returns the JSON [score, cause, error] of one job; its cause is "timeout" or "died" if the child ends over it.
 
     `host`: file descriptor of the server's input. If it closes meanwhile, the child and this process end.
     """
@@ -118,15 +126,15 @@ class _Child:
       sys.exit()
     self._jobs_left -= 1
     if reply:
-      score, cause, has_grown = json.loads(reply)
+      score, cause, error, has_grown = json.loads(reply)
       self.is_spent = has_grown or self._jobs_left == 0
-      return json.dumps([score, cause]).encode()
+      return json.dumps([score, cause, error]).encode()
     self.is_spent = True
     status = self.end()
     ended_by = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
     self.was_killed = bool(ready) and ended_by in (signal.SIGKILL, signal.SIGTERM)
     out_of_time = not ready or ended_by in (signal.SIGPROF, signal.SIGXCPU)
-    return json.dumps([None, "timeout" if out_of_time else "died"]).encode()
+    return json.dumps([None, "timeout" if out_of_time else "died", ""]).encode()
 
   def end(self) -> int | None:
     """Kills the child and its group. Returns its exit status, or None if this was called before."""
@@ -154,7 +162,7 @@ def _write(pipe: int, data: bytes) -> None:
 def _serve(jobs, verdicts: int, cpu_seconds: float, wall_seconds: float, memory_bytes: int) -> None:
   """Runs jobs in the child, under limits, until `jobs` ends; then ends the process. It never returns.
 
-  Writes one JSON [score, cause, has_grown] a job to the file descriptor `verdicts`.
+  Writes one JSON [score, cause, error, has_grown] a job to the file descriptor `verdicts`.
   """
   try:
     os.setpgid(0, 0)
@@ -162,25 +170,25 @@ def _serve(jobs, verdicts: int, cpu_seconds: float, wall_seconds: float, memory_
     bytes_at_start = _peak_bytes()
     while (job := read_frame(jobs)) is not None:
       _start_clocks(cpu_seconds, wall_seconds)
-      verdict = _verdict(*json.loads(job))
+      verdict, error = _verdict_and_error(*json.loads(job))
       signal.setitimer(signal.ITIMER_REAL, 0.0)  # an idle child may wait for its next job
       growth = _peak_bytes() - bytes_at_start
       if verdict.score == 0 and growth > memory_bytes / 2:
         verdict = Verdict(None, "memory")  # the parser may have caught a MemoryError and taken the answer for wrong
       has_grown = growth > memory_bytes * _MAX_GROWTH
-      os.write(verdicts, json.dumps([verdict.score, verdict.cause, has_grown]).encode())
+      os.write(verdicts, json.dumps([verdict.score, verdict.cause, error, has_grown]).encode())
   finally:
     os._exit(0)
 
 
-def _verdict(mode: str, verifier: str, text: str | None, label: str, extra: dict) -> Verdict:
-  """Returns the verdict of a verifier; without a score if it runs out of memory or raises anything."""
+def _verdict_and_error(mode: str, verifier: str, text: str | None, label: str, extra: dict) -> tuple[Verdict, str]:
+  """Returns (the verdict, without a score if it runs out of memory or raises anything; what a user's own raised)."""
   try:
-    return verifier_of(mode, verifier).function(text, label, extra)
+    return verifier_of(mode, verifier).function(text, label, extra), ""
   except MemoryError:
-    return Verdict(None, "memory")
-  except BaseException:
-    return Verdict(None, "error")
+    return Verdict(None, "memory"), ""
+  except BaseException as error:
+    return Verdict(None, "error"), named.describe(error)[:_ERROR_CHARACTERS] if named.is_name(verifier) else ""
 
 
 def _peak_bytes() -> int:
@@ -213,4 +221,4 @@ def _start_clocks(cpu_seconds: float, wall_seconds: float) -> None:
 
 
 if __name__ == "__main__":
-  main(float(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]))
+  main(float(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]), sys.argv[4:])

@@ -4,27 +4,40 @@ from __future__ import annotations
 
 import ast
 import difflib
+import functools
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from jaxrlvr.base import named
 from jaxrlvr.base.errors import InputError
 from jaxrlvr.grading.vote import Grade
+from jaxrlvr.rewards import functions as own
 from jaxrlvr.rewards.table import REWARDS
 from jaxrlvr.rewards.types import Answers, Graded
+
+_NAME = re.compile(
+  r"""(?P<quote>["'])(?P<quoted>[^"']+:[A-Za-z_]\w*)(?P=quote)|(?P<plain>[\w.~/](?:[\w.~/-]*[\w~/])?:[A-Za-z_]\w*)"""
+)
+_PLACEHOLDER = "named_{}_"
 
 
 class Factor(NamedTuple):
   """A reward in an expression."""
 
-  name: str  # a key of rewards.table.REWARDS
-  arguments: tuple[float, ...] = ()  # numbers for its function: (0.3,) for `random(0.3)`, else ()
+  name: str  # a key of rewards.table.REWARDS, or the name of a user's function as `base.named` reads it
+  arguments: tuple[tuple[str, float], ...] = ()  # (parameter, number) pairs: (("rate", 0.3),) for `random(0.3)`
 
   def __str__(self) -> str:
-    """Returns the factor as an expression writes it: "one_box", or "random(0.3)"."""
+    """Returns the factor as an expression writes it: "one_box", "random(0.3)", or "my.py:brief(limit=200.0)"."""
     if not self.arguments:
       return self.name
-    return f"{self.name}({', '.join(map(str, self.arguments))})"
+    if self.name in REWARDS:
+      return f"{self.name}({', '.join(str(number) for _, number in self.arguments)})"
+    return f"{self.name}({', '.join(f'{parameter}={number}' for parameter, number in self.arguments)})"
 
 
 # A sum of products. Each product is its weight and its factors, at least one; its value is weight * factor * factor...
@@ -34,43 +47,97 @@ Terms = list[tuple[float, tuple[Factor, ...]]]
 def parse(text: str) -> Terms:
   """Parses an expression such as `0.7*verifiable*thinking_format + 0.3*one_box` into a sum of products.
 
-  An expression has names of REWARDS, numbers, `+`, `-`, `*`, parentheses, and `random(RATE)` with a rate from 0 to 1.
-  A product without a number has the weight 1. The result is multiplied out: `2*(a + b)` gives the terms 2*a and 2*b.
-  Raises InputError for any other text, for a name that is no reward, and for a number that stands alone (`a + 0.1`).
+  An expression has names of REWARDS, names of a user's functions (path.py:NAME, package.module:NAME; in quotes if the
+  path holds other characters than letters, digits and `._-~/`), numbers, `+`, `-`, `*` and parentheses. A reward may
+  take numbers: `random(0.3)`, `my.py:brief(limit=200)`. A minus before a path needs a space behind it. A product
+  without a number has the weight 1. The result is multiplied out: `2*(a + b)` gives the terms 2*a and 2*b.
+  Raises InputError for any other text, for a name that is no reward, for a function that can't be imported or has no
+  known shape, and for a number that stands alone (`a + 0.1`).
   """
+  names: list[str] = []
+
+  def placeholder(match: re.Match) -> str:
+    names.append(match["quoted"] or match["plain"])
+    return _PLACEHOLDER.format(len(names) - 1)
+
   try:
-    tree = ast.parse(text.strip(), mode="eval").body
+    tree = ast.parse(_NAME.sub(placeholder, text).strip(), mode="eval").body
   except (SyntaxError, ValueError) as error:
     raise InputError(f"reward {text!r}: can't be read ({error}); write names, numbers, +, - and *") from None
-  terms = _terms(tree, text)
+  terms = _Reader(text, names).terms(tree)
   if not all(factors for _, factors in terms):
     raise InputError(f"reward {text!r}: a number alone pays everybody the same; drop it")
   return terms
 
 
-def _terms(node: ast.expr, text: str) -> Terms:
-  """Returns the sum of products that a node of the syntax tree stands for; `text` is the whole expression."""
-  match node:
-    case ast.BinOp(left=left, op=ast.Add() | ast.Sub(), right=right):
-      sign = 1.0 if isinstance(node.op, ast.Add) else -1.0
-      return _terms(left, text) + [(sign * weight, factors) for weight, factors in _terms(right, text)]
-    case ast.BinOp(left=left, op=ast.Mult(), right=right):
-      return _product(_terms(left, text), _terms(right, text))
-    case ast.UnaryOp(op=ast.USub(), operand=operand):
-      return [(-weight, factors) for weight, factors in _terms(operand, text)]
-    case ast.Constant(value=int() | float() as value) if not isinstance(value, bool) and np.isfinite(value):
-      return [(float(value), ())]
-    case ast.Name(id=name):
-      return [(1.0, (_factor(name, (), text),))]
-    case ast.Call(func=ast.Name(id=name), args=args, keywords=[]):
-      argument_terms = []
-      for arg in args:
-        argument_terms += _terms(arg, text)
-      are_numbers = not any(factors for _, factors in argument_terms)
-      if are_numbers:
-        arguments = tuple(weight for weight, _ in argument_terms)
-        return [(1.0, (_factor(name, arguments, text),))]
-  raise InputError(f"reward {text!r}: {ast.unparse(node)!r} is not understood; write names, numbers, +, - and *")
+class _Reader:
+  """Reads the syntax tree of an expression. text: the whole expression; names: what its placeholders stand for."""
+
+  def __init__(self, text: str, names: Sequence[str]):
+    self._text = text
+    self._name_of = {_PLACEHOLDER.format(number): name for number, name in enumerate(names)}
+
+  def terms(self, node: ast.expr) -> Terms:
+    """Returns the sum of products that a node stands for. Raises InputError where it stands for none."""
+    match node:
+      case ast.BinOp(left=left, op=ast.Add() | ast.Sub(), right=right):
+        sign = 1.0 if isinstance(node.op, ast.Add) else -1.0
+        return self.terms(left) + [(sign * weight, factors) for weight, factors in self.terms(right)]
+      case ast.BinOp(left=left, op=ast.Mult(), right=right):
+        return _product(self.terms(left), self.terms(right))
+      case ast.UnaryOp(op=ast.USub(), operand=operand):
+        return [(-weight, factors) for weight, factors in self.terms(operand)]
+      case ast.Constant(value=int() | float() as value) if not isinstance(value, bool) and np.isfinite(value):
+        return [(float(value), ())]
+      case ast.Name(id=name):
+        return [(1.0, (self._factor(name, [], {}),))]
+      case ast.Call(func=ast.Name(id=name), args=args, keywords=keywords) if all(one.arg for one in keywords):
+        values = [self._number(arg) for arg in args]
+        by_name = {str(one.arg): self._number(one.value) for one in keywords}
+        return [(1.0, (self._factor(name, values, by_name),))]
+    raise self._not_understood(node)
+
+  def _number(self, node: ast.expr) -> float:
+    """Returns the number that an argument of a reward is. Raises InputError where it is none."""
+    terms = self.terms(node)
+    if any(factors for _, factors in terms):
+      raise self._not_understood(node)
+    return sum(weight for weight, _ in terms)
+
+  def _not_understood(self, node: ast.expr) -> InputError:
+    source = ast.unparse(node)
+    for placeholder, name in self._name_of.items():
+      source = source.replace(placeholder, name)
+    return InputError(f"reward {self._text!r}: {source!r} is not understood; write names, numbers, +, - and *")
+
+  def _factor(self, name: str, values: Sequence[float], by_name: Mapping[str, float]) -> Factor:
+    """Returns a checked factor. values: its numbers without a name; by_name: those with one.
+
+    Raises InputError for an unknown reward, and for numbers that it does not take.
+    """
+    if name in self._name_of:
+      return self._own_factor(self._name_of[name], values, by_name)
+    if name not in REWARDS:
+      similar = difflib.get_close_matches(name, REWARDS, 1)
+      hint = f"did you mean {similar[0]!r}?" if similar else f"use {', '.join(REWARDS)}, or path.py:NAME"
+      raise InputError(f"reward {self._text!r}: there is no {name!r}; {hint}")
+    expected = {one.name: one for one in REWARDS[name].arguments}
+    numbers = dict(zip(expected, values, strict=False)) | dict(by_name)
+    fits = all(key in expected and expected[key].low <= numbers[key] <= expected[key].high for key in numbers)
+    if not fits or len(numbers) < len(values) + len(by_name):
+      takes = [f"{one.name.upper()} in [{one.low:g}, {one.high:g}]" for one in expected.values()]
+      written = ", ".join([*map(str, values), *(f"{key}={number}" for key, number in by_name.items())])
+      raise InputError(
+        f"reward {self._text!r}: {name}({written}) is not understood; {name} takes {', '.join(takes) or 'no numbers'}"
+      )
+    return Factor(name, tuple(numbers.items()))
+
+  def _own_factor(self, name: str, values: Sequence[float], by_name: Mapping[str, float]) -> Factor:
+    """Returns a factor of a user's function, which is imported to check how it is called."""
+    if values:
+      raise InputError(f"reward {self._text!r}: name the numbers of {name}, as {name}(limit={values[0]:g})")
+    own.shape_of(name, named.load(name), list(by_name))
+    return Factor(name, tuple(by_name.items()))
 
 
 def _product(left: Terms, right: Terms) -> Terms:
@@ -82,15 +149,53 @@ def _product(left: Terms, right: Terms) -> Terms:
   return terms
 
 
-def _factor(name: str, arguments: tuple[float, ...], text: str) -> Factor:
-  """Returns a checked factor. Raises InputError for an unknown reward, and for arguments that it does not take."""
-  if name not in REWARDS:
-    similar = difflib.get_close_matches(name, REWARDS, 1)
-    hint = f"did you mean {similar[0]!r}?" if similar else f"use {', '.join(REWARDS)}"
-    raise InputError(f"reward {text!r}: there is no {name!r}; {hint}")
-  if arguments and (name != "random" or len(arguments) > 1 or not 0 <= arguments[0] <= 1):
-    raise InputError(f"reward {text!r}: {name}{arguments} is not understood; only random(RATE), RATE in [0, 1], is")
-  return Factor(name, arguments)
+def _is_binary(factor: Factor) -> bool:
+  """Returns whether a reward is always 0 or 1; a user's function is if it has an attribute `binary` that is true."""
+  if named.is_name(factor.name):
+    return bool(getattr(named.load(factor.name), "binary", False))
+  return REWARDS[factor.name].binary
+
+
+def _needs_votes(factor: Factor) -> bool:
+  """Returns whether a reward compares samples; a user's function does if it has an attribute `votes` that is true."""
+  if named.is_name(factor.name):
+    return bool(getattr(named.load(factor.name), "votes", False))
+  return REWARDS[factor.name].votes
+
+
+def own_names(text: str) -> list[str]:
+  """Returns the names of the user's functions in an expression, each once, in order. Raises InputError as `parse`."""
+  return list(dict.fromkeys(factor.name for factor in _different_factors(parse(text)) if named.is_name(factor.name)))
+
+
+def own_shapes(terms: Terms) -> dict[str, own.Shape]:
+  """Returns the shape, with the columns that it takes, of each function of a user's in a reward, by its name."""
+  shapes = {}
+  for factor in _different_factors(terms):
+    if named.is_name(factor.name):
+      parameters = [parameter for parameter, _ in factor.arguments]
+      shapes[factor.name] = own.shape_of(factor.name, named.load(factor.name), parameters)
+  return shapes
+
+
+def titles(terms: Terms) -> dict[Factor, str]:
+  """Returns the title of each factor in names of metrics, as rewards/TITLE/mean.
+
+  It is the factor's text, "random(0.3)"; of a user's function it is NAME, as in TRL, or FILE.NAME where two factors
+  would have one title.
+  """
+  short: dict[Factor, str] = {}
+  for factor in _different_factors(terms):
+    short[factor] = str(factor)
+    if named.is_name(factor.name):
+      short[factor] = str(factor._replace(name=named.split(factor.name).name))
+  by_factor = {}
+  for factor, title in short.items():
+    by_factor[factor] = title
+    if named.is_name(factor.name) and list(short.values()).count(title) > 1:
+      module = Path(named.split(factor.name).module)
+      by_factor[factor] = f"{module.stem}.{title}"
+  return by_factor
 
 
 def is_binary(terms: Terms) -> bool:
@@ -101,7 +206,7 @@ def is_binary(terms: Terms) -> bool:
   if len(terms) != 1:
     return False
   ((weight, factors),) = terms
-  return weight == 1.0 and all(REWARDS[factor.name].binary for factor in factors)
+  return weight == 1.0 and all(map(_is_binary, factors))
 
 
 def needs_votes(terms: Terms) -> bool:
@@ -109,7 +214,7 @@ def needs_votes(terms: Terms) -> bool:
 
   Some of these samples only vote and are not trained on. terms: the reward, as `parse` returns it.
   """
-  return any(REWARDS[factor.name].votes for factor in _different_factors(terms))
+  return any(map(_needs_votes, _different_factors(terms)))
 
 
 def _different_factors(terms: Terms) -> list[Factor]:
@@ -120,20 +225,29 @@ def _different_factors(terms: Terms) -> list[Factor]:
   return list(factors)
 
 
-def grade_terms(terms: Terms, answers: Answers, grade: Grade) -> tuple[Graded, dict[str, Graded]]:
-  """Pays the responses; returns the grades of the whole reward, and those of each factor by its text.
+def grade_terms(
+  terms: Terms, answers: Answers, grade: Grade, calls: own.Calls = own.HERE
+) -> tuple[Graded, dict[str, Graded]]:
+  """Pays the responses; returns the grades of the whole reward, and those of each factor by its title.
 
   A response that one factor can't score is unscored as a whole: its value is 0. Its cause is the first that is not ""
   among its factors. The elections of the whole are those of the first factor that has any, else None. Keys of the
-  second result: the factor's name, with its arguments if it has any, as "random(0.3)". A factor that occurs several
-  times is graded once.
+  second result: the factor's title, as `titles` returns it. A factor that occurs several times is graded once.
 
   terms: the reward, as `parse` returns it. grade: takes jobs and returns a verdict for each, in their order; several
-  factors may give it the same job, so that `verifiable.with_memory(grade)` saves time.
+  factors may give it the same job, so that `verifiable.with_memory(grade)` saves time. calls: how
+  functions of a user's are called. Raises InputError where such a function returns what is no reward.
   """
   graded: dict[Factor, Graded] = {}
   for factor in _different_factors(terms):
-    graded[factor] = REWARDS[factor.name].function(answers, grade, *factor.arguments)
+    arguments = dict(factor.arguments)
+    if named.is_name(factor.name):
+      function = named.load(factor.name)
+      shape = own.shape_of(factor.name, function, list(arguments))
+      call = own.Call(factor.name, functools.partial(function, **arguments), shape)
+      graded[factor] = own.grade_by_function(call, answers, grade, calls)
+    else:
+      graded[factor] = REWARDS[factor.name].function(answers, grade, **arguments)
   value_PG = 0.0
   for weight, factors in terms:
     product_PG = np.prod([graded[factor].value_PG for factor in factors], axis=0)
@@ -146,4 +260,5 @@ def grade_terms(terms: Terms, answers: Answers, grade: Grade) -> tuple[Graded, d
     elections = elections or grades.elections_P
   reward_PG = np.where(scored_PG, value_PG, 0.0).astype(np.float32)
   whole = Graded(reward_PG, scored_PG, cause_PG.tolist(), elections)
-  return whole, {str(factor): grades for factor, grades in graded.items()}
+  title_of = titles(terms)
+  return whole, {title_of[factor]: grades for factor, grades in graded.items()}

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from jaxrlvr.base import named
 from jaxrlvr.base.types import Problem, Verdict
 from jaxrlvr.grading.service import Job
 from jaxrlvr.grading.vote import Grade
@@ -55,12 +56,17 @@ def labels_right(problems: Sequence[Problem], grade: Grade) -> dict[str, float |
   """Returns {problem id: 1.0 if the problem's label is a right answer, 0.0 if it is wrong}.
 
   The verifier scores the label against the truth, as if a response had stated it. The value is that score, and None
-  where the verifier could not grade the label. Of problems with the same id the last one counts.
+  where the verifier could not grade the label. By a user's own verifier, whose labels need not be answers, a label with
+  the text of the truth is right. Of problems with the same id the last one counts.
   grade: takes jobs and returns a verdict for each, in their order. It is called once.
   """
   jobs = [Job(problem.verifier, boxed_response(problem.label), problem.truth, problem.extra) for problem in problems]
   verdicts = grade(jobs)
-  return {problem.id: verdict.score for problem, verdict in zip(problems, verdicts, strict=True)}
+  scores = {}
+  for problem, verdict in zip(problems, verdicts, strict=True):
+    is_truth = named.is_name(problem.verifier) and problem.label == problem.truth
+    scores[problem.id] = 1.0 if is_truth else verdict.score
+  return scores
 
 
 def with_memory(grade: Grade) -> Grade:

@@ -142,7 +142,7 @@ def subset(config: ConfigDict, workdir: str | Path) -> dict:
 
 def _read_filtered(config: ConfigDict) -> list[Problem]:
   """Returns all problems of `problems.source`. Raises InputError where they don't say how often they were solved."""
-  is_generated = config.problems.source in problem_lists.GENERATORS
+  is_generated = problem_lists.is_generated(config.problems.source)
   problems = [] if is_generated else rollout.read_problems(config, "problems", {"count": 0})
   unknown = [problem.id for problem in problems if not {"solved", "samples"} <= set(problem.extra)]
   if unknown or is_generated:

@@ -261,7 +261,7 @@ def names_held_out(config: ConfigDict, training: Sequence[Problem]) -> bool:
 
 def _is_generated(config: ConfigDict, training: Sequence[Problem]) -> bool:
   """Returns whether a generator makes problems like the training problems."""
-  if config.problems.source in problem_lists.GENERATORS:
+  if problem_lists.is_generated(config.problems.source):
     return True
   return bool(training) and all(problem.verifier == "arithmetic" for problem in training)
 
@@ -274,7 +274,7 @@ def _settings_like_training(config: ConfigDict, training: Sequence[Problem]) -> 
   generator makes such problems.
   """
   source, heldout = config.problems.source, config.heldout
-  if source in problem_lists.GENERATORS:
+  if problem_lists.is_generated(source):
     heldout_kinds_are_unset = set(heldout.kinds) <= set(arithmetic.KINDS)  # the default names a kind of arithmetic
     if source != "arithmetic" and heldout_kinds_are_unset:
       return {"source": source, "kinds": config.problems.kinds}

@@ -26,6 +26,7 @@ from jaxrlvr.model import spec as policy_spec
 from jaxrlvr.stages import build_policy
 from jaxrlvr.stages.rollout import grade_in_parts, verifier_service
 from jaxrlvr.stages.run_directory import Run, open_run
+from jaxrlvr.tasks import own
 from jaxrlvr.text.answer import parse_response
 from jaxrlvr.text.tags import THINK_END
 from jaxrlvr.text.tokenizer import Tokenizer, train_sentencepiece
@@ -98,6 +99,10 @@ def texts(config: ConfigDict, stage: str, tokenizer: Tokenizer) -> Texts:
     check_thinking(settings.thinking, tokenizer)
   if stage == "pretrain" or not settings.source:
     return Texts(functools.partial(_built_in, config.seed, stage, mix_of(config, stage)), {})
+  if stage == "cpt" and own.is_task(settings.source):
+    with _errors_name(stage):
+      task_texts = corpus.TaskTexts(settings.source, config.seed)
+      return Texts(task_texts, {"first": logbook.digest([task_texts(0), task_texts(1)])})
   if stage == "cpt":
     with _errors_name(stage):
       rows = corpus.TextRows(settings.source, settings.column, config.seed, settings.skip_bad)

@@ -16,7 +16,7 @@ from jaxrlvr.data import problems as problem_lists
 from jaxrlvr.device import multihost
 from jaxrlvr.device.idle import Busy
 from jaxrlvr.grading.service import Service
-from jaxrlvr.rewards import expression, verifiable
+from jaxrlvr.rewards import expression, functions, verifiable
 from jaxrlvr.stages import build_policy, outcome, rollout
 from jaxrlvr.stages.evaluate import Evaluator
 from jaxrlvr.stages.learner import UpdateBatch, check_sizes, make_learner
@@ -57,6 +57,9 @@ class _Trainer:
     self._learner, self._rates = make_learner(config, policy, prompt_lengths)
     self._evaluator = Evaluator(config, policy, service, problems)
     self._terms = expression.parse(config.rl.reward)
+    self._calls = functions.Calls(config.rl.completions, multihost.first)
+    for name, shape in expression.own_shapes(self._terms).items():
+      functions.check_columns(name, shape, problems)
 
   def begin(self) -> None:
     """Begins the run. Raises InputError where the directory's run has other problems, tokenizer or first weights."""
@@ -159,7 +162,7 @@ class _Trainer:
     s, learner = self._settings, self._learner
     prompts, drawn = self._draw(step)
     batches = self._score(prompts, drawn) if s.kl_beta else None
-    grades = grade_step(self._terms, s.noise, drawn.answers, self._label_right, self._service.grade)
+    grades = grade_step(self._terms, s.noise, drawn.answers, self._label_right, self._service.grade, self._calls)
     paid = trained_responses(grades.paid, s.group_size)
     weights = learner.weigh(drawn, paid)
     if batches is None:  # without a KL term, responses whose advantage is 0 have no gradient and get no place

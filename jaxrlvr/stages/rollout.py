@@ -30,7 +30,7 @@ from jaxrlvr.sampling.weights import lay_out_weights
 from jaxrlvr.stages import memory
 from jaxrlvr.stages.build_policy import Policy
 from jaxrlvr.tasks.arithmetic.faithfulness import Faithfulness
-from jaxrlvr.tasks.table import VERIFIERS
+from jaxrlvr.tasks.table import VERIFIERS, is_verifier, verifier_of
 from jaxrlvr.text.answer import Parsed, parse_response
 from jaxrlvr.text.stop_strings import automaton
 from jaxrlvr.text.tags import THINK
@@ -343,11 +343,12 @@ def _check_problem(place: str, problem: Problem) -> None:
 
   place: beginning of the message, which names the source.
   """
-  verifier = VERIFIERS.get(problem.verifier)
-  if verifier is None:
+  if not is_verifier(problem.verifier):
     raise InputError(
-      f"{place}: problem {problem.id} has verifier {problem.verifier!r}; use one of {', '.join(VERIFIERS)}"
+      f"{place}: problem {problem.id} has verifier {problem.verifier!r}; use one of {', '.join(VERIFIERS)}, or "
+      "path.py:NAME"
     )
+  verifier = verifier_of("strict", problem.verifier)
   missing = [name for name in verifier.needs if name not in problem.extra]
   if missing:
     raise InputError(f"{place}: problem {problem.id} has no extra.{missing[0]}, which {problem.verifier} needs")
@@ -478,7 +479,7 @@ def _label_column(source: str, columns: Sequence[str]) -> str:
   source: a file, a data set, or the name of a generator. columns: entries FIELD=COLUMN of the config; (): the source's
   usual ones.
   """
-  if source in problem_lists.GENERATORS:
+  if problem_lists.is_generated(source):
     return "the generator"
   for entry in columns or problem_lists.columns_of(source):
     entry = entry.strip()
@@ -561,5 +562,5 @@ def write_prompt(workdir: Path, policy: Policy, problem: Problem) -> None:
 
 def _exact_faithfulness(problem: Problem, response: Parsed) -> Faithfulness | None:
   """Returns label and share of right steps by the exact judge of the problem's task; None for a task without one."""
-  judge = VERIFIERS[problem.verifier].faithfulness
+  judge = verifier_of("strict", problem.verifier).faithfulness
   return judge(response, problem.messages[-1]["content"]) if judge else None

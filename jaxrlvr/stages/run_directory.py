@@ -26,9 +26,9 @@ from typing import Any, TextIO
 import jax
 from ml_collections import ConfigDict
 
-from jaxrlvr.base import logbook, object_store, signals
+from jaxrlvr.base import logbook, named, object_store, signals
 from jaxrlvr.base.errors import InputError, StorageError, TrainingStopped
-from jaxrlvr.config import values
+from jaxrlvr.config import manual, values
 from jaxrlvr.config.files import differences
 from jaxrlvr.config.rules import declared
 from jaxrlvr.device import checkpoint, multihost
@@ -99,26 +99,34 @@ class Run:
     Call it once, when all input is checked, so that a refused run leaves no files. inputs: what the run depends on
     beside its config, by a name for messages, as problems=[...]; any values that JSON, dataclasses and named tuples are
     made of, None included. Their digests are kept in manifest.json. Raises InputError where the directory's run began
-    with an input of another digest, and Interrupted if a signal has asked the run to stop. Warns where the code of
-    rewards or verifiers has changed since the run of a stage rl began.
+    with an input of another digest, and where processes of a run have different code; and Interrupted if a signal has
+    asked the run to stop. Warns where the code of rewards, of verifiers, or of the user's own objects has changed since
+    the run began.
     """
     self.raise_if_asked()
+    code_of_processes = multihost.gather(lambda: digests_of_code(self.config, self.stage))
+    code_digests = code_of_processes[0]
+    for number, others in enumerate(code_of_processes):
+      differing = sorted(name for name in code_digests if others.get(name) != code_digests[name])
+      if differing:
+        raise InputError(
+          f"the code of {differing[0]} on process {number} is not that on process 0; copy it to all hosts"
+        )
     digests = {name: logbook.digest(value) for name, value in inputs.items()}
-    multihost.first(lambda: self._begin(digests))
+    multihost.first(lambda: self._begin(digests, code_digests))
 
-  def _begin(self, digests: Mapping[str, str]) -> None:
-    """Does the work of `begin` on the first process. digests: of the inputs, by name."""
+  def _begin(self, digests: Mapping[str, str], code_digests: Mapping[str, str]) -> None:
+    """Does the work of `begin` on the first process. digests: of inputs, by name. code_digests: of code, by name."""
     file = self.workdir / "manifest.json"
     recorded = logbook.read_json(file)
     self._check_inputs(digests, recorded.get("inputs", digests))
     if self.finished:
       _LOG.warning("%s: already finished, nothing is done again", self.home)
       return
-    code_digests = digests_of_reward_code(self.config) if self.stage == "rl" else {}
-    self._warn_of_changed_code(code_digests, recorded.get("rewards", code_digests))
+    self._warn_of_changed_code(code_digests, recorded.get("code", code_digests))
     (self.workdir / "summary.json").unlink(missing_ok=True)  # it is there if a finished run gets more steps
     logbook.write_json(self.workdir / _CONFIG_FILE, {"stage": self.stage, **self.config.to_dict()})
-    logbook.write_json(file, manifest() | {"inputs": digests, "rewards": code_digests})
+    logbook.write_json(file, manifest() | {"inputs": digests, "code": code_digests})
     self._push()
 
   def _check_inputs(self, digests: Mapping[str, str], recorded: Mapping[str, str]) -> None:
@@ -134,7 +142,7 @@ class Run:
     changed = sorted(name for name in digests if recorded.get(name) != digests[name])
     if changed:
       _LOG.warning(
-        "%s: the code of %s is not what the run began with: steps from here on are graded or paid by other rules; "
+        "%s: the code of %s is not what the run began with: what is done from here on follows other rules; "
         "restore it, or take another --workdir",
         self.home,
         ", ".join(changed),
@@ -553,21 +561,27 @@ def read_config(workdir: Path) -> dict:
   raise InputError(f"{workdir}: holds no run ({problem}); name another directory")
 
 
-def digests_of_reward_code(config: ConfigDict) -> dict[str, str]:
-  """Returns SHA-256 digests of the code that grades and pays, by a phrase for messages.
+def digests_of_code(config: ConfigDict, stage: str) -> dict[str, str]:
+  """Returns digests of code that a run's figures depend on, by a phrase for messages, as "rl.reward 'verifiable'".
 
-  Keys: "the verifiers", "the reading of answers", and "rl.reward 'NAME'" for each reward in config.rl.reward, which
-  must be one that `config.files.load` accepts.
+  They are, for the stage rl, the verifiers, the parsing of answers and each built-in reward in rl.reward; and for every
+  stage the user's own objects (`base.named`) that the keys it reads name. Raises InputError where one of these can't be
+  found.
   """
-  digests = {
-    "the verifiers": _digest_of_files(_verifier_files()),
-    "the reading of answers": _digest_of_files([_PACKAGE / "text" / "answer.py", _PACKAGE / "text" / "tags.py"]),
-  }
-  names = set()
-  for _, factors in expression.parse(config.rl.reward):
-    names |= {factor.name for factor in factors}
-  for name in sorted(names):
-    digests[f"rl.reward {name!r}"] = logbook.digest(_source(table.REWARDS[name].function))
+  digests = {}
+  if stage == "rl":
+    digests["the verifiers"] = _digest_of_files(_verifier_files())
+    digests["the reading of answers"] = _digest_of_files(
+      [_PACKAGE / "text" / f"{name}.py" for name in ("answer", "tags")]
+    )
+    for name in sorted({factor.name for _, factors in expression.parse(config.rl.reward) for factor in factors}):
+      if name in table.REWARDS:
+        digests[f"rl.reward {name!r}"] = logbook.digest(_source(table.REWARDS[name].function))
+  keys_read = manual.keys_read(stage, config)
+  for key, declaration in declared().items():
+    if key in keys_read:
+      for name in declaration.rule.own_names(values.get(config, key)):
+        digests[f"{key} {name!r}"] = logbook.digest(named.sources(name))
   return digests
 
 
@@ -589,22 +603,18 @@ def _source(function) -> list[str]:
   if isinstance(function, functools.partial):
     arguments = [f"{name}={value!r}" for name, value in function.keywords.items() if not callable(value)]
     return [*_source(function.func), *map(repr, function.args), *arguments]
-  try:
-    module = inspect.getmodule(function)
-    if module is not None and module.__name__.startswith("jaxrlvr."):
-      return [path.read_text() for path in sorted(Path(module.__file__).parent.glob("*.py"))]
-    return [inspect.getsource(function)]
-  except (OSError, TypeError):  # the function was typed in, or is compiled
-    code = getattr(function, "__code__", None)
-    return [code.co_code.hex(), repr(code.co_consts)] if code else [type(function).__qualname__]
+  module = inspect.getmodule(function)
+  if module is not None and module.__name__.startswith("jaxrlvr."):
+    return [path.read_text() for path in sorted(Path(module.__file__).parent.glob("*.py"))]
+  return named.source_of(function)
 
 
 def manifest() -> dict:
   """Returns what the figures of a run depend on beside its config and inputs, as manifest.json records it.
 
-  Keys: python (version); packages ({name: version}); git (what `git describe --always --dirty` prints of this
-  package's checkout; None: unknown); verifiers (digest of their code); devices (a text for each; [] before jax has
-  opened its devices); and command (the arguments of the process).
+  Keys: `python`, `packages` (versions), `git` (commit; None: unknown), `verifiers` (digest of their code), `devices`
+  ([] before the first use of jax), `command` (the arguments of the process) and `folder` (its working directory, where
+  user's own files are looked for).
   """
   command = ["git", "-C", str(_PACKAGE), "describe", "--always", "--dirty"]
   try:
@@ -619,4 +629,5 @@ def manifest() -> dict:
     "verifiers": _digest_of_files(_verifier_files()),
     "devices": [str(d) for d in jax.devices()] if uses_devices else [],
     "command": sys.argv[1:],
+    "folder": os.getcwd(),
   }

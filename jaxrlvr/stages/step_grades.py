@@ -13,7 +13,7 @@ from jaxrlvr.analysis import reward_vs_truth
 from jaxrlvr.base import logbook
 from jaxrlvr.base.errors import TrainingStopped
 from jaxrlvr.grading.vote import Grade
-from jaxrlvr.rewards import expression, verifiable
+from jaxrlvr.rewards import expression, functions, verifiable
 from jaxrlvr.rewards.noise import add_noise
 from jaxrlvr.rewards.types import Answers, Graded
 from jaxrlvr.sampling.types import STOP_LENGTH
@@ -41,16 +41,17 @@ def grade_step(
   answers: Answers,
   label_right: Mapping[str, float | None],
   grade: Grade,
+  calls: functions.Calls = functions.HERE,
 ) -> StepGrades:
   """Grades the responses of a step by the reward and by the truth, which has no influence on the reward.
 
   terms: the parsed reward, as `expression.parse` returns it. noise: the rates (false positives, false negatives) at
   which a reward of 0 or 1 is flipped. label_right: 1.0 or 0.0 by problem id, as to whether the problem's own label is
   right (None: unknown). grade: takes a list of jobs and returns their verdicts, as `Service.grade`; it gets no job
-  twice.
+  twice. calls: how functions of a user's own are called.
   """
   grade = verifiable.with_memory(grade)
-  paid, factors = expression.grade_terms(terms, answers, grade)
+  paid, factors = expression.grade_terms(terms, answers, grade, calls)
   true = verifiable.grade_by_truth(answers, grade)
   if any(noise):
     paid = add_noise(paid, answers, *noise)

@@ -101,7 +101,7 @@ def open_survey(run: Run, policy: Policy, limit: int = 0) -> Iterator[Survey]:
   config = run.config
   changes: dict[str, Any] = {}
   if limit:
-    is_generated = config.problems.source in problem_lists.GENERATORS
+    is_generated = problem_lists.is_generated(config.problems.source)
     changes = {"count": limit if is_generated else 0, "at_most": limit}
   sampler = rollout.Sampler(config, policy, run.stage, group=config[run.stage].samples)
   with rollout.verifier_service(config) as service, jax.set_mesh(policy.mesh), jax.transfer_guard("disallow"):

@@ -1,10 +1,12 @@
 """Lists the verifiers by name. A verifier scores in [0, 1] how far an answer agrees with a label."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+from jaxrlvr.base import named
 from jaxrlvr.base.types import Verdict
-from jaxrlvr.tasks import choice
+from jaxrlvr.tasks import choice, own
 from jaxrlvr.tasks.arithmetic import verify as arithmetic
 from jaxrlvr.tasks.arithmetic.faithfulness import Faithfulness, faithfulness
 from jaxrlvr.tasks.graph import verify as graph
@@ -63,12 +65,41 @@ MODES: dict[str, dict[str, Verifier]] = {
 }
 
 
+def is_verifier(name: str) -> bool:
+  """Returns whether a name is a key of VERIFIERS, or has the form of a name of a user's own verifier."""
+  return name in VERIFIERS or named.is_name(name)
+
+
 def verifier_of(mode: str, name: str) -> Verifier:
   """Returns the verifier that grades a problem.
 
   `mode`: "strict" (this library's rules), "study" (mathematics as the study's released code grades it) or "labels"
   (whether a mathematical label can be read at all). The modes differ in "math" alone. `name`: Problem.verifier, a key
-  of VERIFIERS: math, largest_island, quantum_lock, arithmetic, choice or reasoning_gym.
-  Raises KeyError for an unknown mode or name.
+  of VERIFIERS: math, largest_island, quantum_lock, arithmetic, choice or reasoning_gym; or the name of a user's own.
+  Raises KeyError for an unknown mode or name, and InputError for a user's own that can't be imported.
   """
+  if named.is_name(name):
+    return _own_verifier(name, named.load(name))
   return MODES[mode].get(name) or VERIFIERS[name]
+
+
+@functools.lru_cache(16)
+def _own_verifier(name: str, function: Callable) -> Verifier:
+  """Returns a user's own verifier. It is isolated, as nobody knows what hostile text does to it.
+
+  function: what the name stands for now; another one, after its file was changed, makes another verifier.
+  """
+  scorer = own.scorer(name)
+  judge = own.judge_of_verifier(name)
+
+  def judged(response: Parsed, question: str) -> Faithfulness | None:
+    label_and_share = judge(response, question)
+    return Faithfulness(*label_and_share) if label_and_share else None
+
+  return Verifier(
+    scorer.function,
+    isolated=True,
+    quick=scorer.quick,
+    whole=scorer.takes_text,
+    faithfulness=judged if judge else None,
+  )

@@ -70,6 +70,7 @@ def paid(expression, given=None, grade=None):
     ("sequence_entropy", [[0, -1, -2, -3], [-4, -5, -6, -7]]),
     ("random(1)", [[1, 1, 1, 1], [1, 1, 1, 1]]),
     ("random(0)", [[0, 0, 0, 0], [0, 0, 0, 0]]),
+    ("random(rate=1)", [[1, 1, 1, 1], [1, 1, 1, 1]]),
     ("0.75*verifiable + 0.25*one_box", [[1, 1, 0.25, 0], [0.25, 0.25, 0.25, 0.75]]),
     ("one_box - 2*(verifiable + think_tags)", [[-3, -1, 1, 0], [-1, -1, -1, -2]]),
     ("-verifiable*0.5", [[-0.5, -0.5, 0, 0], [0, 0, 0, -0.5]]),
@@ -81,7 +82,7 @@ def test_rewards(expression, value):
   np.testing.assert_array_equal(graded.scored_PG, np.isfinite(value))
   np.testing.assert_allclose(graded.value_PG, np.nan_to_num(value))
   assert graded.value_PG.dtype == np.float32
-  assert set(parts) == {str(part) for _, factors in reward.parse(expression) for part in factors}
+  assert set(parts) == set(reward.titles(reward.parse(expression)).values())
 
 
 def test_every_row_of_the_table_pays_something_finite():
@@ -98,13 +99,16 @@ def test_every_row_of_the_table_pays_something_finite():
   [
     ("verifable", "did you mean 'verifiable'"),
     ("best", "use verifiable"),
+    ("my.py:brief(3)", "name the numbers of my.py:brief, as my.py:brief(limit=3)"),
     ("verifiable +", "can't be read"),
     ("verifiable/2", "verifiable / 2"),
     ("1.0", "a number alone"),
     ("verifiable + 0.1", "a number alone"),
     ("verifiable*True", "True"),
     ("random(2)", "RATE in [0, 1]"),
-    ("one_box(0.5)", "only random"),
+    ("one_box(0.5)", "one_box takes no numbers"),
+    ("random(0.1, 0.2)", "RATE in [0, 1]"),
+    ("random(odds=0.1)", "RATE in [0, 1]"),
     ("random(one_box)", "not understood"),
     ("__import__('os').system('true')", "not understood"),
     ("", "can't be read"),

@@ -269,11 +269,11 @@ def test_a_reward_that_changed_is_noticed(tmp_path, caplog, monkeypatch):
   assert not begin() and not begin()
   monkeypatch.setitem(table.REWARDS, "random", table.Reward(second))
   assert begin() == "rl.reward 'random'" and not begin()  # the manifest now tells of the new one
-  sources = runs.digests_of_reward_code(config)
+  sources = runs.digests_of_code(config, "rl")
   assert {"the verifiers", "the reading of answers", "rl.reward 'one_box'"} <= set(sources)
   assert runs.manifest()["verifiers"] == sources["the verifiers"] != logbook.digest([])
-  monkeypatch.setattr(runs, "digests_of_reward_code", lambda _: sources | {"the verifiers": "other"})
-  assert begin() == "the verifiers" and not begin("evaluate")
+  monkeypatch.setattr(runs, "digests_of_code", lambda *_: sources | {"the verifiers": "other"})
+  assert begin() == "the verifiers"
 
 
 SLOW = pytest.mark.slow

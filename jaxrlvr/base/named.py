@@ -1,0 +1,275 @@
+"""What a user wrote, by name: `path.py:NAME`, `package.module:NAME`, or `given:NAME` for an object passed from Python.
+
+Config keys take such a name in the place of a name in a table. A file is looked for in the working directory, then in
+the folders that `search` was told. A module is imported as Python does, from the working directory too. NAME may be an
+attribute of an object, as TASK.verify.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import os
+import re
+import sys
+import traceback
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import cloudpickle
+
+from jaxrlvr.base.errors import InputError
+
+GIVEN = "given"  # as the module of a name: the object was passed from Python
+_NAME = re.compile(r"(?P<module>[^:]+):(?P<name>[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)")
+_folders: list[Path] = []  # where files are looked for behind the working directory
+_given: dict[str, Any] = {}  # objects that were passed from Python, by name
+_loaded: dict[Path, tuple[tuple[int, int], ModuleType]] = {}  # by file: its time and size, and its module
+
+
+class Place(NamedTuple):
+  """The parts of a name."""
+
+  module: str  # the path of a file, the dotted name of a module, or GIVEN
+  name: str  # of the object in it
+
+  @property
+  def is_file(self) -> bool:
+    """Whether the module is named by the path of its file."""
+    return self.module.endswith(".py")
+
+
+def is_name(text: str) -> bool:
+  """Returns whether a text has the form of a name: MODULE:NAME. Nothing is looked for."""
+  return isinstance(text, str) and _NAME.fullmatch(text) is not None
+
+
+def split(text: str) -> Place:
+  """Returns the parts of a name. Raises InputError for another text."""
+  match = _NAME.fullmatch(text)
+  if not match:
+    raise InputError(f"{text!r} is no name of an object; write path.py:NAME or package.module:NAME")
+  return Place(match["module"], match["name"])
+
+
+def search(folder: str | Path) -> None:
+  """Adds a folder to those in which files are looked for behind the working directory."""
+  place = Path(folder).absolute()
+  if place not in _folders:
+    _folders.append(place)
+
+
+def file_of(module: str) -> Path:
+  """Returns the absolute path of a Python file that is named by its path. Raises InputError where there is none."""
+  path = Path(os.path.expanduser(module))
+  candidates = [path] if path.is_absolute() else [folder / path for folder in (Path.cwd(), *_folders)]
+  for candidate in candidates:
+    if candidate.is_file():
+      return candidate.resolve()
+  raise InputError(f"{module}: no such file (looked for {', '.join(map(str, candidates))}); correct the path")
+
+
+def load(text: str) -> Any:
+  """Imports and returns the object that a name stands for.
+
+  A file is run once as long as its text stays the same; modules beside it can be imported by it. Raises InputError,
+  with the line, where the module can't be imported, and where it has no such object.
+  """
+  place = split(text)
+  attributes = place.name.split(".")
+  if place.module == GIVEN:
+    if attributes[0] not in _given:
+      raise InputError(f"{text}: is an object that was passed from Python; pass it again, under the name {place.name}")
+    found: Any = _given[attributes.pop(0)]
+  elif place.is_file:
+    found = load_file(place.module)
+  else:
+    found = _import(place.module, text)
+  for attribute in attributes:
+    if not hasattr(found, attribute):
+      public = [name for name in dir(found) if not name.startswith("_")]
+      similar = difflib.get_close_matches(attribute, public, 1)
+      hint = f"; did you mean {similar[0]}?" if similar else f"; it has {', '.join(public)[:200] or 'no names'}"
+      raise InputError(f"{text}: there is no {attribute}{hint}")
+    found = getattr(found, attribute)
+  return found
+
+
+def load_file(path: str) -> ModuleType:
+  """Runs a Python file that is named by its path and returns its module. Raises InputError as `load` does."""
+  file = file_of(path)
+  stat = file.stat()
+  state = (stat.st_mtime_ns, stat.st_size)
+  if file in _loaded and _loaded[file][0] == state:
+    return _loaded[file][1]
+  digest = hashlib.blake2b(bytes(file), digest_size=4).hexdigest()  # of the path: two files may have one name
+  name = f"jaxrlvr_named_{file.stem}_{digest}"
+  spec = importlib.util.spec_from_file_location(name, file)
+  module = importlib.util.module_from_spec(spec)
+  if str(file.parent) not in sys.path:
+    sys.path.append(str(file.parent))
+  sys.modules[name] = module  # dataclasses and pickles in the file look their module up
+  try:
+    spec.loader.exec_module(module)
+  except BaseException as error:
+    del sys.modules[name]
+    if not isinstance(error, (Exception, SystemExit)) or isinstance(error, InputError):
+      raise
+    raise InputError(f"{path} can't be run: {describe(error, file)}") from error
+  _loaded[file] = (state, module)
+  return module
+
+
+def _import(module: str, text: str) -> ModuleType:
+  """Imports a module by its dotted name. Raises InputError where it can't."""
+  if (here := str(Path.cwd())) not in sys.path:
+    sys.path.append(here)  # behind all others, so that a file there hides no module of Python's own
+  try:
+    return importlib.import_module(module)
+  except Exception as error:  # a module is the user's code, which may raise anything
+    raise InputError(
+      f"{text}: {module} can't be imported: {describe(error)}; name an installed module, or a file as path.py:NAME"
+    ) from error
+
+
+def describe(error: BaseException, file: Path | None = None) -> str:
+  """Returns one line about an error of a user's code: its type and message, and the line of code that it came from.
+
+  file: the file of the user's code, whose last line in the traceback is named; None: the last line of all.
+  """
+  frames = traceback.extract_tb(error.__traceback__)
+  if file is not None:
+    frames = [frame for frame in frames if Path(frame.filename) == file]
+  frames = [frame for frame in frames if not frame.filename.startswith("<")]
+  place = ""
+  if isinstance(error, SyntaxError):
+    place = f" ({error.filename}:{error.lineno})"
+  elif frames:
+    place = f" ({frames[-1].filename}:{frames[-1].lineno})"
+  return f"{type(error).__name__}: {str(error)[:300]}{place}"
+
+
+@contextlib.contextmanager
+def given(objects: Mapping[str, Any]) -> Iterator[None]:
+  """Makes objects known as `given:NAME` during the block. objects: by NAME, which must be an identifier."""
+  before = dict(_given)
+  _given.update(objects)
+  try:
+    yield
+  finally:
+    _given.clear()
+    _given.update(before)
+
+
+SEARCH_VARIABLE = "JAXRLVR_SEARCH"  # environment of worker processes: folders of modules, as in PYTHONPATH
+GIVEN_VARIABLE = "JAXRLVR_GIVEN"  # environment of worker processes: a file that `dump_given` wrote
+
+
+def environment(file: Path) -> dict[str, str]:
+  """Returns variables by which another process that calls `adopt` finds the same modules and given objects.
+
+  file: is written if there are given objects, by cloudpickle. Raises InputError for one that can't be pickled.
+  """
+  variables = {SEARCH_VARIABLE: os.pathsep.join(folder for folder in sys.path if folder)}
+  if _given:
+    try:
+      file.write_bytes(cloudpickle.dumps(_given))
+    except Exception as error:
+      raise InputError(f"{', '.join(_given)}: can't be sent to a worker process: {describe(error)}") from error
+    variables[GIVEN_VARIABLE] = str(file)
+  return variables
+
+
+def adopt() -> None:
+  """Makes the modules and given objects of the process that set `environment` known in this one."""
+  known = set(sys.path)
+  sys.path += [folder for folder in os.environ.get(SEARCH_VARIABLE, "").split(os.pathsep) if folder not in known]
+  if GIVEN_VARIABLE in os.environ:
+    _given.update(cloudpickle.loads(Path(os.environ[GIVEN_VARIABLE]).read_bytes()))
+
+
+def absolute(text: str) -> str:
+  """Returns the name with the absolute path of its file, for a process with another working directory.
+
+  Names of modules and of given objects stay as they are. Raises InputError where there is no such file.
+  """
+  place = split(text)
+  return f"{file_of(place.module)}:{place.name}" if place.is_file else text
+
+
+def sources(text: str) -> list[str]:
+  """Returns texts that stand for the code behind a name, so that a change of the code changes them.
+
+  They are the source of its file and of each module beside it (for a module: in its package) that it imports, directly
+  or not, each once. Of a given object it is its own source, or its byte code where it has none.
+  """
+  place = split(text)
+  if place.module == GIVEN:
+    return source_of(load(text))
+  if place.is_file:
+    file = file_of(place.module)
+    return _texts(file, file.parent)
+  module = _import(place.module, text)
+  if not getattr(module, "__file__", None):
+    return [place.module]  # compiled into Python
+  file = Path(module.__file__).resolve()
+  root = file.parent
+  for _ in place.module.split(".")[: -1 if file.stem != "__init__" else None]:
+    root = root.parent
+  return _texts(file, root, package=place.module.split(".")[0])
+
+
+def source_of(function: Any) -> list[str]:
+  """Returns the source of a function or a class; its byte code, or the name of its type, where it has no source."""
+  try:
+    return [inspect.getsource(function)]
+  except (OSError, TypeError):  # it was typed in, or is compiled
+    code = getattr(function, "__code__", None)
+    return [code.co_code.hex(), repr(code.co_consts)] if code else [type(function).__qualname__]
+
+
+def _texts(file: Path, root: Path, package: str = "") -> list[str]:
+  """Returns the text of a file and of all local modules that it imports, directly or not, ordered by path.
+
+  root: the folder that local modules are imported from. package: only modules of this package count; "": all in root.
+  """
+  known: dict[Path, str] = {}
+  waiting = [file]
+  while waiting:
+    path = waiting.pop()
+    if path in known or path.suffix != ".py":
+      continue
+    known[path] = path.read_text(errors="replace")
+    waiting += _local_imports(known[path], path, root, package)
+  return [known[path] for path in sorted(known)]
+
+
+def _local_imports(text: str, file: Path, root: Path, package: str) -> list[Path]:
+  """Returns the files below `root` that the import statements of a file name."""
+  try:
+    tree = ast.parse(text)
+  except SyntaxError:
+    return []
+  files = []
+  for node in ast.walk(tree):
+    if isinstance(node, ast.Import):
+      modules = [(root, alias.name) for alias in node.names]
+    elif isinstance(node, ast.ImportFrom):
+      folder = file.parents[node.level - 1] if 0 < node.level <= len(file.parents) else root
+      base = node.module or ""
+      modules = [(folder, base), *((folder, f"{base}.{alias.name}".strip(".")) for alias in node.names)]
+    else:
+      continue
+    for folder, module in modules:
+      is_of_package = folder != root or not package or module.split(".")[0] == package
+      if module and is_of_package:
+        place = folder.joinpath(*module.split("."))
+        files += [path for path in (place.with_suffix(".py"), place / "__init__.py") if path.is_file()]
+  return files

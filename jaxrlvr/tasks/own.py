@@ -1,0 +1,249 @@
+"""Verifiers and tasks of a user's own, by name (`base.named`): checks them, and calls them as the library's are called.
+
+A verifier is a function whose parameters tell what it gets:
+
+* answer: what was read in the response; it is not called where nothing was
+* text, response or solution_str: the whole response
+* label or ground_truth: the text to agree with
+* extra or extra_info: `Problem.extra`, as a dict; data_source: its entry of this name, "" without one
+
+It returns whether the response is right: a bool, a number from 0 to 1, a `Verdict`, or None for a response that it
+leaves unscored; a mapping with such a value as `score` is taken too.
+
+A task is a module, or an object, with functions `problems` and `verify`, and perhaps `faithfulness` and `corpus`.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+import json
+import numbers
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from jaxrlvr.base import named
+from jaxrlvr.base.errors import InputError
+from jaxrlvr.base.types import Problem, Verdict
+from jaxrlvr.tasks.splits import split_of_text
+from jaxrlvr.tasks.verdicts import UNPARSEABLE
+from jaxrlvr.text.answer import Parsed
+
+_ANSWER, _TEXT = ("answer",), ("text", "response", "solution_str")
+_LABEL, _EXTRA, _SOURCE = ("label", "ground_truth"), ("extra", "extra_info"), ("data_source",)
+_PARAMETERS = (*_ANSWER, *_TEXT, *_LABEL, *_EXTRA, *_SOURCE)
+_MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_][\w.]*")  # a name of an object in a module
+_OTHER_PREFIXES = ("tfds",)  # PREFIX:NAME that is no module
+_MAX_MISSES = 100_000  # problems in a row of the other split, or seen before, after which a generator is given up
+
+
+class Scorer(NamedTuple):
+  """A user's verifier, called as the library's are."""
+
+  function: Callable[[str | None, str, Mapping | None], Verdict]  # (answer or text, label, extra) -> verdict
+  takes_text: bool  # whether it takes the whole text of the response in the place of the answer
+
+  def quick(self, text: str | None, label: str, extra: Mapping | None) -> Verdict | None:
+    """Returns the verdict on a response without an answer, None for any other. Takes the same as `function`."""
+    return UNPARSEABLE if text is None else None
+
+
+def scorer(name: str) -> Scorer:
+  """Returns the verifier that a name stands for. Raises InputError where it is no function with known parameters."""
+  function = named.load(name)
+  if not callable(function):
+    raise InputError(f"verifier {name}: is {type(function).__name__}, no function; name a function")
+  parameters = inspect.signature(function).parameters.values()
+  by_name = [one for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
+  taken = [one.name for one in by_name if one.name in _PARAMETERS]
+  unfilled = [one.name for one in by_name if one.name not in taken and one.default is one.empty]
+  takes_text, takes_answer = bool(set(_TEXT) & set(taken)), bool(set(_ANSWER) & set(taken))
+  if unfilled or takes_text == takes_answer:
+    raise InputError(
+      f"verifier {name}: has the parameters ({', '.join(one.name for one in by_name)}); name them answer, or text for "
+      "the whole response, not both; label; and, if it is needed, extra"
+    )
+  return Scorer(functools.partial(_score, name, function, tuple(taken)), takes_text)
+
+
+def _score(
+  name: str, function: Callable, taken: Sequence[str], text: str | None, label: str, extra: Mapping | None
+) -> Verdict:
+  """Calls a user's verifier and returns its verdict. taken: its parameters. Raises TypeError for another result."""
+  values = {
+    **dict.fromkeys((*_ANSWER, *_TEXT), text),
+    **dict.fromkeys(_LABEL, label),
+    **dict.fromkeys(_EXTRA, dict(extra or {})),
+    **dict.fromkeys(_SOURCE, str((extra or {}).get("data_source", ""))),
+  }
+  result = function(**{parameter: values[parameter] for parameter in taken})
+  if isinstance(result, Mapping) and "score" in result:
+    result = result["score"]
+  if result is None or isinstance(result, Verdict):
+    return result or Verdict(None, "abstained")
+  if hasattr(result, "item"):  # a scalar of an array library
+    result = result.item()
+  if isinstance(result, numbers.Real) and 0 <= result <= 1:
+    return Verdict(float(result))
+  raise TypeError(f"{name} returned {repr(result)[:80]}; return True, False, a number from 0 to 1, or None")
+
+
+class Task(NamedTuple):
+  """A user's task."""
+
+  name: str  # as a config names it
+  problems: Callable  # yields problems
+  verify: str  # the name of its verifier
+  faithfulness: str  # the name of its judge of faithfulness; "": it has none
+  corpus: Callable | None  # yields texts for CPT
+
+
+def is_task(source: str) -> bool:
+  """Returns whether a source of problems or texts has the form of a task: path.py, path.py:NAME or module:NAME."""
+  if source.partition(":")[0].endswith(".py"):
+    return True
+  return _MODULE.fullmatch(source) is not None and source.partition(":")[0] not in _OTHER_PREFIXES
+
+
+def task(source: str) -> Task:
+  """Returns the task that a source names. Raises InputError where it can't be imported, or lacks what a task needs."""
+  is_module = source.endswith(".py")
+  holder = named.load_file(source) if is_module else named.load(source)
+  prefix = f"{source}:" if is_module else f"{source}."
+  for needed in ("problems", "verify"):
+    if not callable(getattr(holder, needed, None)):
+      raise InputError(f"{source}: has no function {needed}; a task has problems() and verify() (docs/extending.md)")
+  verify = f"{prefix}verify"
+  scorer(verify)
+  has_judge = callable(getattr(holder, "faithfulness", None))
+  return Task(
+    source,
+    holder.problems,
+    verify,
+    f"{prefix}faithfulness" if has_judge else "",
+    getattr(holder, "corpus", None),
+  )
+
+
+def problems(
+  source: str, seed: int, split: str, levels: Sequence[int], count: int, kinds: Sequence[str], system: str = ""
+) -> list[Problem]:
+  """Returns `count` different problems of a user's task.
+
+  seed, split ("train" or "heldout"), levels and kinds are passed to those parameters of its `problems` that have these
+  names. Each item that it yields is a `Problem`, or a mapping with `prompt` (text, or messages) and `label`, perhaps
+  `truth` and `id`, and further entries, which become `Problem.extra`. If `problems` takes no `split`, a hash of the
+  prompt decides which split a problem belongs to, so that both never share one. system: text of a system message for
+  prompts that have none; "": none. Raises InputError where the function raises an error, yields something else, or
+  yields too few problems.
+  """
+  own = task(source)
+  known = dict(seed=seed, split=split, levels=tuple(levels), count=count, kinds=tuple(kinds))
+  taken = {name: value for name, value in known.items() if name in inspect.signature(own.problems).parameters}
+  by_id: dict[str, Problem] = {}
+  misses = 0
+  for item in _items(source, own.problems, taken):
+    problem = _problem(own, item, system)
+    is_of_split = "split" in taken or split_of_text(problem.messages[-1]["content"]) == split
+    if not is_of_split or problem.id in by_id:
+      misses += 1
+      if misses == _MAX_MISSES:
+        break
+      continue
+    misses = 0
+    by_id[problem.id] = problem
+    if len(by_id) == count:
+      return list(by_id.values())
+  raise InputError(
+    f"{source}: gives {len(by_id)} different problems of the split {split!r}, {count} were asked for; lower the count"
+  )
+
+
+def _items(source: str, function: Callable, arguments: Mapping[str, Any]) -> Iterator[Any]:
+  """Yields what a user's function yields or returns. Raises InputError, with the line, for an error that it raises."""
+  try:
+    yield from function(**arguments)
+  except InputError:
+    raise
+  except Exception as error:  # the user's code may raise anything
+    raise InputError(f"{source}: problems() raised {named.describe(error)}") from error
+
+
+def _problem(own: Task, item: Any, system: str) -> Problem:
+  """Returns an item of a task as a problem."""
+  if isinstance(item, Problem):
+    return item
+  if not isinstance(item, Mapping) or not {"prompt", "label"} <= set(item):
+    raise InputError(
+      f"{own.name}: problems() yielded {repr(item)[:80]}; yield mappings with prompt and label, such as "
+      '{"prompt": "2 + 2", "label": "4"}'
+    )
+  prompt = item["prompt"]
+  messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(turn) for turn in prompt]
+  if system and all(turn["role"] != "system" for turn in messages):
+    messages.insert(0, {"role": "system", "content": system})
+  extra = {key: value for key, value in item.items() if key not in ("prompt", "label", "truth", "id")}
+  try:
+    extra = json.loads(json.dumps(extra))
+  except (TypeError, ValueError) as error:
+    raise InputError(f"{own.name}: problems() yielded further entries that are no JSON ({error})") from None
+  label = str(item["label"])
+  digest = hashlib.sha1(json.dumps(messages).encode()).hexdigest()[:16]
+  return Problem(
+    id=str(item.get("id", digest)),
+    messages=tuple(messages),
+    label=label,
+    truth=str(item.get("truth", label)),
+    verifier=own.verify,
+    extra=extra,
+  )
+
+
+def texts(source: str, seed: int) -> Iterable[str]:
+  """Yields the texts of a task's `corpus`, which may take a parameter `seed`; it may never end.
+
+  Raises InputError for a task without a corpus, and for an item that is no text.
+  """
+  own = task(source)
+  if own.corpus is None:
+    raise InputError(f"{source}: has no function corpus; add one that yields texts")
+  takes_seed = "seed" in inspect.signature(own.corpus).parameters
+  for text in _items(source, own.corpus, {"seed": seed} if takes_seed else {}):
+    if not isinstance(text, str) or not text.strip():
+      raise InputError(f"{source}: corpus() yielded {repr(text)[:80]}; yield texts")
+    yield text
+
+
+def judge_of_verifier(verifier: str) -> Callable[[Parsed, str], tuple[float, float | None] | None] | None:
+  """Returns the judge of faithfulness beside a user's verifier, None where there is none.
+
+  verifier: its name. The judge is a function `faithfulness` beside the function `verify` of a task, whose parameters
+  are among text (the response), trace (its thinking; None: none), answer and question (the last message of the prompt).
+  It returns a label, 1 (the trace leads to the answer), 0.5 or 0, or a pair of it and the share of right steps, or None
+  where it can't say. What is returned here is called as judge(response, question) and returns (label, share or None),
+  or None, also where the function raises an error.
+  """
+  place = named.split(verifier)
+  names = place.name.split(".")
+  if names[-1] != "verify":
+    return None
+  name = f"{place.module}:{'.'.join([*names[:-1], 'faithfulness'])}"
+  try:
+    function = named.load(name)
+  except InputError:
+    return None
+  taken = set(inspect.signature(function).parameters)
+
+  def judge(response: Parsed, question: str) -> tuple[float, float | None] | None:
+    values = {"text": response.text, "trace": response.trace, "answer": response.answer, "question": question}
+    try:
+      result = function(**{key: value for key, value in values.items() if key in taken})
+    except Exception:  # what it can't judge has no label
+      return None
+    if result is None or isinstance(result, tuple):
+      return result
+    return float(result), None
+
+  return judge

@@ -1,0 +1,127 @@
+"""Runs with a reward, a verifier or a task of a user's own: from a command line, resumed elsewhere, after a change."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from helpers.command_line import QUICK, metrics, rollouts, run, run_smoke
+from jaxrlvr.base import logbook, named
+
+REWARDS = """
+def picky(prompts, completions, level, **columns):
+  assert set(level) == {LEVEL}
+  values = [len(text) % 7 for text in completions]
+  values[0] = None
+  return values
+
+
+def failing(completion):
+  raise ValueError("as ever")
+"""
+TASK = """
+import itertools
+
+
+def problems(seed):
+  for number in itertools.count(seed):
+    first, second = number % 10, number // 10 % 10
+    prompt = f"Start with {first}, then *7, *3, +{second}, +7, -8. Last digit?"
+    yield {"prompt": prompt, "label": (first * 21 + second - 1) % 10, "digit": (first * 21 + second - 1) % 10}
+
+
+def verify(answer, label, extra):
+  return int(answer) == extra["digit"]
+
+
+def faithfulness(text):
+  return 1 if "boxed" in text else 0
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+  monkeypatch.setattr(named, "_folders", [])
+  monkeypatch.chdir(tmp_path)
+  Path("my_rewards.py").write_text(REWARDS.replace("LEVEL", "4"))
+  Path("say.py").write_text(TASK)
+  return tmp_path
+
+
+def test_a_reward_of_ones_own_is_paid_found_again_and_watched(folder, init, tmp_path_factory, monkeypatch, caplog):
+  changes = QUICK | dict(init=init, rl__reward="0.5*my_rewards.py:picky+one_box", rl__optim__warmup=0.0)
+  assert run_smoke("rl", "run", **changes | dict(checkpoint__every=1)) == 0
+  first, second = rollouts("run")[:2]
+  assert first["reward"] is None and second["reward"] == 0.5 * (len(second["text"]) % 7) + second["text"].count(
+    "\\boxed"
+  )
+  logged = metrics("run")[1]
+  assert logged["unscored/abstained"] == 1 / 32 and "rewards/picky/mean" in logged and "rewards/one_box/mean" in logged
+  code = json.loads(Path("run/manifest.json").read_text())["code"]
+  assert "rl.reward 'my_rewards.py:picky'" in code
+  workdir = folder / "run"
+  monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+  again = ("rl", f"--config={workdir / 'config.json'}", f"--workdir={workdir}")
+  assert run(*again, "--config.rl.steps=3") == 0 and "the code of" not in caplog.text
+  (folder / "my_rewards.py").write_text(REWARDS.replace("LEVEL", "4").replace("% 7", "% 1 + 8"))
+  assert run(*again, "--config.rl.steps=4") == 0
+  assert "the code of rl.reward 'my_rewards.py:picky' is not what the run began with" in caplog.text
+  assert {row["reward"] for row in rollouts(workdir, 4)} <= {None, 4.0, 5.0}
+
+
+def test_a_reward_that_always_fails_stops_the_run_with_its_cause(folder, init, capsys, caplog):
+  assert run_smoke("rl", "run", **QUICK, init=init, rl__reward="my_rewards.py:failing") == 3
+  assert "{'raised': 32}" in capsys.readouterr().err
+  assert "raised for 32 of 32 responses" in caplog.text and "ValueError: as ever" in caplog.text
+
+
+@pytest.mark.parametrize(
+  ("changes", "words"),
+  [
+    (
+      dict(rl__reward="my_rewards.py:pick"),
+      "config.rl.reward: my_rewards.py:pick: there is no pick; did you mean picky?",
+    ),
+    (dict(rl__reward="other.py:pick"), "config.rl.reward: other.py: no such file"),
+    (dict(rl__reward="say.py:verify"), "has the parameters (answer, label, extra), which is no known shape"),
+    (dict(problems__source="my_rewards.py"), "config.problems: my_rewards.py: has no function problems"),
+    (dict(problems__source="say.py", problems__verifier="say.py:verify"), "config.problems.verifier has no effect"),
+  ],
+)
+def test_what_can_not_be_found_is_told_before_anything_compiles(folder, init, capsys, changes, words):
+  assert run_smoke("rl", "run", **QUICK | changes, init=init) == 2
+  assert words in capsys.readouterr().err and not Path("run/metrics.jsonl").exists()
+
+
+def test_a_task_in_one_file_is_trained_on_and_diagnosed(folder, init):
+  task = dict(problems__source="say.py")
+  assert run_smoke("rl", "run", **QUICK | dict(rl__steps=1, evaluate__every=1), init=init, **task) == 0
+  row = rollouts("run")[0]
+  assert row["prompt"].startswith("Start") and row["faithfulness"] in (0.0, 1.0)
+  assert any(row["true_reward"] == 1 for row in rollouts("run")), "the policy boxes a digit now and then"
+  heldout = {row["problem"] for row in logbook.read_jsonl(next(Path("run/evals").glob("*.jsonl")))}
+  assert heldout and not heldout & {row["problem"] for row in rollouts("run")}
+
+
+@pytest.mark.slow
+def test_a_grid_with_a_reward_of_ones_own_is_killed_and_goes_on(folder, init):
+  Path("grid.py").write_text(
+    "from jaxrlvr.config import base\n\n\ndef get_config(arg=''):\n  c = base('smoke')\n  c.grid.jobs = 2\n"
+    f"  c.init, c.evaluate.every, c.rl.steps, c.checkpoint.every = {str(init)!r}, 0, 12, 1\n"
+    "  c.rl.reward = 'my_rewards.py:picky'\n"
+    "  c.chain = tuple({'name': n, 'stage': 'rl', 'set': {'seed': s}} for s, n in enumerate('ab'))\n  return c\n"
+  )
+  command = [sys.executable, "-m", "jaxrlvr.cli", "grid", "--config=grid.py", "--workdir=runs"]
+  process = subprocess.Popen(command)
+  deadline = time.monotonic() + 240
+  while len(metrics("runs/a")) < 3 and time.monotonic() < deadline and process.poll() is None:
+    time.sleep(0.1)
+  process.send_signal(signal.SIGKILL)
+  process.wait()
+  assert len(metrics("runs/a")) >= 3
+  assert subprocess.run(command).returncode == 0
+  assert [row["step"] for row in metrics("runs/a")] == list(range(13))
