@@ -146,7 +146,7 @@ def one_of_table(*places: str, also: tuple = (), named_by: str = "") -> Rule:
     return any(type(value) is type(option) and value == option for option in options())
 
   def words() -> str:
-    return _listed(options()) + (", or path.py:NAME or package.module:NAME" if named_by else "")
+    return _listed(options()) + ("; or path.py:NAME or package.module:NAME" if named_by else "")
 
   def own_names(value) -> Sequence[str]:
     return (value,) if named_by and named.is_name(value) else ()

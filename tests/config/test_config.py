@@ -303,7 +303,7 @@ def test_each_key_has_a_meaning_and_a_rule_that_its_default_follows():
 def test_meanings_name_what_is_in_the_tables_of_other_rooms():
   """Help pages load no other room, so a meaning lists the names that its rule looks up there, or names the table."""
   looked_up = [
-    (name, key.meaning, key.rule.words().split("one of ")[1].split(", "))
+    (name, key.meaning, key.rule.words().split("one of ")[1].split(";")[0].split(", "))
     for name, key in declared().items()
     if not key.rule.on_page and "one of " in key.rule.words()
   ]
