@@ -1,7 +1,7 @@
 """What a user wrote, by name: `path.py:NAME`, `package.module:NAME`, or `given:NAME` for an object passed from Python.
 
 Config keys take such a name in the place of a name in a table. A file is looked for in the working directory, then in
-the folders that `search` was told. A module is imported as Python does, from the working directory too. NAME may be an
+the folders that `search_in` was told. A module is imported as Python does, from the working directory too. NAME may be an
 attribute of an object, as TASK.verify.
 """
 
@@ -51,7 +51,7 @@ def is_name(text: str) -> bool:
   return isinstance(text, str) and _NAME.fullmatch(text) is not None
 
 
-def split(text: str) -> Place:
+def place_of(text: str) -> Place:
   """Returns the parts of a name. Raises InputError for another text."""
   match = _NAME.fullmatch(text)
   if not match:
@@ -59,7 +59,7 @@ def split(text: str) -> Place:
   return Place(match["module"], match["name"])
 
 
-def search(folder: str | Path) -> None:
+def search_in(folder: str | Path) -> None:
   """Adds a folder to those in which files are looked for behind the working directory."""
   place = Path(folder).absolute()
   if place not in _folders:
@@ -82,7 +82,7 @@ def load(text: str) -> Any:
   A file is run once as long as its text stays the same; modules beside it can be imported by it. Raises InputError,
   with the line, where the module can't be imported, and where it has no such object.
   """
-  place = split(text)
+  place = place_of(text)
   attributes = place.name.split(".")
   if place.module == GIVEN:
     if attributes[0] not in _given:
@@ -122,7 +122,7 @@ def load_file(path: str) -> ModuleType:
     del sys.modules[name]
     if not isinstance(error, (Exception, SystemExit)) or isinstance(error, InputError):
       raise
-    raise InputError(f"{path} can't be run: {describe(error, file)}") from error
+    raise InputError(f"{path} can't be run: {error_line(error, file)}") from error
   _loaded[file] = (state, module)
   return module
 
@@ -135,11 +135,11 @@ def _import(module: str, text: str) -> ModuleType:
     return importlib.import_module(module)
   except Exception as error:  # a module is the user's code, which may raise anything
     raise InputError(
-      f"{text}: {module} can't be imported: {describe(error)}; name an installed module, or a file as path.py:NAME"
+      f"{text}: {module} can't be imported: {error_line(error)}; name an installed module, or a file as path.py:NAME"
     ) from error
 
 
-def describe(error: BaseException, file: Path | None = None) -> str:
+def error_line(error: BaseException, file: Path | None = None) -> str:
   """Returns one line about an error of a user's code: its type and message, and the line of code that it came from.
 
   file: the file of the user's code, whose last line in the traceback is named; None: the last line of all.
@@ -182,7 +182,7 @@ def environment(file: Path) -> dict[str, str]:
     try:
       file.write_bytes(cloudpickle.dumps(_given))
     except Exception as error:
-      raise InputError(f"{', '.join(_given)}: can't be sent to a worker process: {describe(error)}") from error
+      raise InputError(f"{', '.join(_given)}: can't be sent to a worker process: {error_line(error)}") from error
     variables[GIVEN_VARIABLE] = str(file)
   return variables
 
@@ -200,7 +200,7 @@ def absolute(text: str) -> str:
 
   Names of modules and of given objects stay as they are. Raises InputError where there is no such file.
   """
-  place = split(text)
+  place = place_of(text)
   return f"{file_of(place.module)}:{place.name}" if place.is_file else text
 
 
@@ -210,7 +210,7 @@ def sources(text: str) -> list[str]:
   They are the source of its file and of each module beside it (for a module: in its package) that it imports, directly
   or not, each once. Of a given object it is its own source, or its byte code where it has none.
   """
-  place = split(text)
+  place = place_of(text)
   if place.module == GIVEN:
     return source_of(load(text))
   if place.is_file:

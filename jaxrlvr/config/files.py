@@ -123,11 +123,11 @@ def _build(path: Path, arg: str) -> ConfigDict:
 
 def _search_beside(path: Path) -> None:
   """Has the user's own files that a config names looked for beside it, and where the run that recorded it began."""
-  named.search(path.parent)
+  named.search_in(path.parent)
   if path.suffix == ".json":
     folder = logbook.read_json(path.parent / "manifest.json").get("folder")
     if isinstance(folder, str):
-      named.search(folder)
+      named.search_in(folder)
 
 
 def _executed(path: Path, arg: str) -> ConfigDict:

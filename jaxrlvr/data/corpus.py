@@ -96,7 +96,7 @@ class TaskTexts:
   def __init__(self, source: str, seed: int):
     self._source = source
     self._texts: list[str] = []
-    self._more = iter(own.texts(source, seed))
+    self._more = iter(own.corpus_texts(source, seed))
 
   def __call__(self, number: int) -> Text:
     while number >= len(self._texts):

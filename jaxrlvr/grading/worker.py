@@ -188,7 +188,7 @@ def _verdict_and_error(mode: str, verifier: str, text: str | None, label: str, e
   except MemoryError:
     return Verdict(None, "memory"), ""
   except BaseException as error:
-    return Verdict(None, "error"), named.describe(error)[:_ERROR_CHARACTERS] if named.is_name(verifier) else ""
+    return Verdict(None, "error"), named.error_line(error)[:_ERROR_CHARACTERS] if named.is_name(verifier) else ""
 
 
 def _peak_bytes() -> int:

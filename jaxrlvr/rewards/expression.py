@@ -188,12 +188,12 @@ def titles(terms: Terms) -> dict[Factor, str]:
   for factor in _different_factors(terms):
     short[factor] = str(factor)
     if named.is_name(factor.name):
-      short[factor] = str(factor._replace(name=named.split(factor.name).name))
+      short[factor] = str(factor._replace(name=named.place_of(factor.name).name))
   by_factor = {}
   for factor, title in short.items():
     by_factor[factor] = title
     if named.is_name(factor.name) and list(short.values()).count(title) > 1:
-      module = Path(named.split(factor.name).module)
+      module = Path(named.place_of(factor.name).module)
       by_factor[factor] = f"{module.stem}.{title}"
   return by_factor
 

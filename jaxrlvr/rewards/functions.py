@@ -375,7 +375,7 @@ def _explained(error: Exception, completions: str) -> str:
   hint = ""
   if completions == "text" and isinstance(error, TypeError) and "string indices" in str(error):
     hint = "; a function that reads completion[0]['content'] needs config.rl.completions=messages"
-  return named.describe(error) + hint
+  return named.error_line(error) + hint
 
 
 def _log_errors(text: str, rows: Sequence[_Row], errors: Sequence[str]) -> None:

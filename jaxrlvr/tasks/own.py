@@ -90,7 +90,7 @@ def _score(
   raise TypeError(f"{name} returned {repr(result)[:80]}; return True, False, a number from 0 to 1, or None")
 
 
-class Task(NamedTuple):
+class OwnTask(NamedTuple):
   """A user's task."""
 
   name: str  # as a config names it
@@ -107,7 +107,7 @@ def is_task(source: str) -> bool:
   return _MODULE.fullmatch(source) is not None and source.partition(":")[0] not in _OTHER_PREFIXES
 
 
-def task(source: str) -> Task:
+def task(source: str) -> OwnTask:
   """Returns the task that a source names. Raises InputError where it can't be imported, or lacks what a task needs."""
   is_module = source.endswith(".py")
   holder = named.load_file(source) if is_module else named.load(source)
@@ -118,7 +118,7 @@ def task(source: str) -> Task:
   verify = f"{prefix}verify"
   scorer(verify)
   has_judge = callable(getattr(holder, "faithfulness", None))
-  return Task(
+  return OwnTask(
     source,
     holder.problems,
     verify,
@@ -168,10 +168,10 @@ def _items(source: str, function: Callable, arguments: Mapping[str, Any]) -> Ite
   except InputError:
     raise
   except Exception as error:  # the user's code may raise anything
-    raise InputError(f"{source}: problems() raised {named.describe(error)}") from error
+    raise InputError(f"{source}: problems() raised {named.error_line(error)}") from error
 
 
-def _problem(own: Task, item: Any, system: str) -> Problem:
+def _problem(own: OwnTask, item: Any, system: str) -> Problem:
   """Returns an item of a task as a problem."""
   if isinstance(item, Problem):
     return item
@@ -201,7 +201,7 @@ def _problem(own: Task, item: Any, system: str) -> Problem:
   )
 
 
-def texts(source: str, seed: int) -> Iterable[str]:
+def corpus_texts(source: str, seed: int) -> Iterable[str]:
   """Yields the texts of a task's `corpus`, which may take a parameter `seed`; it may never end.
 
   Raises InputError for a task without a corpus, and for an item that is no text.
@@ -225,7 +225,7 @@ def judge_of_verifier(verifier: str) -> Callable[[Parsed, str], tuple[float, flo
   where it can't say. What is returned here is called as judge(response, question) and returns (label, share or None),
   or None, also where the function raises an error.
   """
-  place = named.split(verifier)
+  place = named.place_of(verifier)
   names = place.name.split(".")
   if names[-1] != "verify":
     return None

@@ -251,5 +251,5 @@ def test_a_file_is_found_in_the_folders_to_search(folder, tmp_path_factory, monk
   monkeypatch.setattr(named, "_folders", [])
   with pytest.raises(InputError, match="no such file"):
     named.load("my-rewards.py:brief")
-  named.search(folder)
+  named.search_in(folder)
   assert named.absolute("my-rewards.py:brief") == f"{folder}/my-rewards.py:brief"
