@@ -85,7 +85,7 @@ def _score(
     return result or Verdict(None, "abstained")
   if hasattr(result, "item"):  # a scalar of an array library
     result = result.item()
-  if isinstance(result, numbers.Real) and 0 <= result <= 1:
+  if isinstance(result, numbers.Real) and 0 <= float(result) <= 1:
     return Verdict(float(result))
   raise TypeError(f"{name} returned {repr(result)[:80]}; return True, False, a number from 0 to 1, or None")
 
