@@ -358,8 +358,8 @@ c.cpt = language_modelling(Key(800, at_least(1), "updates of CPT"), lr=3e-3)
 c.cpt.source = Key(
   "",
   SOURCE,
-  "text of CPT: a parquet or jsonl file, a folder of such, nemotron-cc-math[:FOLDER], or a task of your own with a corpus "
-  "(docs/extending.md); empty: the built-in text",
+  "text of CPT: a parquet or jsonl file, a folder of such, nemotron-cc-math[:FOLDER], or a task of your own with a "
+  "corpus (docs/extending.md); empty: the built-in text",
 )
 c.cpt.column = Key(
   "", PLACE, "column that holds the text; empty: the data set's text column if it is known, else `text`"

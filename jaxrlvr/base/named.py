@@ -1,8 +1,8 @@
 """What a user wrote, by name: `path.py:NAME`, `package.module:NAME`, or `given:NAME` for an object passed from Python.
 
 Config keys take such a name in the place of a name in a table. A file is looked for in the working directory, then in
-the folders that `search_in` was told. A module is imported as Python does, from the working directory too. NAME may be an
-attribute of an object, as TASK.verify.
+the folders that `search_in` was told. A module is imported as Python does, from the working directory too. NAME may
+be an attribute of an object, as TASK.verify.
 """
 
 from __future__ import annotations
