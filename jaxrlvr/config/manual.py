@@ -228,7 +228,7 @@ def keys_read(stage: str | None, config: ConfigDict) -> set[str]:
 
 
 def page(stage: str) -> str:
-  """Returns the text that `jaxrlvr STAGE --help` prints, lines of at most `_WIDTH` characters and a final line break.
+  """Returns the text that `jaxrlvr STAGE --help` prints, wrapped, with a line break at its end.
 
   It says how to call the stage, what it reads and writes, gives an example, and explains each key once: first the most
   used keys, then other keys of the stage's own group, then keys that other stages read too. stage: a key of

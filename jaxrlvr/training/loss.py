@@ -136,10 +136,10 @@ KL = {"k1": _k1, "k2": _k2, "k3": _k3, "k3-k2": _k3_k2}
 def kl(logp_BT: jax.Array, ref_logp_BT: jax.Array, estimator: str = "k3") -> jax.Array:
   """Estimates KL(policy || reference model) at each sampled token; returns [B,T] in nats.
 
-  logp_BT, ref_logp_BT: log-probability of the token under the policy and under the reference model. With d = reference
-  - policy, estimator "k1" is -d, "k2" d^2 / 2, "k3" e^d - d - 1 (Schulman, Approximating KL Divergence), clamped to
-  +-10, and "k3-k2" has k3's value and k2's gradient. As a loss, k1 has a zero mean gradient, and k3 does not descend
-  the reverse KL; k2 and "k3-k2" do. The study uses k3.
+  logp_BT, ref_logp_BT: log-probability of the token under the policy and under the reference model. estimator, with
+  d = ref_logp - logp: "k1" is -d, "k2" d^2 / 2, "k3" e^d - d - 1 clamped to +-10 (Schulman, Approximating KL
+  Divergence), and "k3-k2" has k3's value and k2's gradient. As a loss, k1 has a zero mean gradient, and k3 does not
+  descend the reverse KL; k2 and "k3-k2" do. The study uses k3.
   """
   return KL[estimator](ref_logp_BT - logp_BT)
 

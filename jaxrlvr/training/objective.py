@@ -181,12 +181,14 @@ def weigh(
 
   length_PG: tokens of each of G responses to P problems. scored_PG: False where a response could not be scored; it gets
   0 and counts in no mean, so that its reward may be NaN.
-  reduce: how losses of tokens become one: "token-mean", "sequence-mean-token-mean", "sequence-mean-token-sum", or
-  "constant-length", which divides by max_tokens, the most tokens of a response.
-  updates: number of updates that share the problems: problem p belongs to update p % updates. Means are over the
-  responses of one update.
-  baseline, scale_std: see `loss.group_advantage`. correction: for a 0/1 reward that is wrong at the rates
-  noise = (false positive, false negative): "none" (noise is not read), "backward" or "forward" (`loss.CORRECTIONS`).
+  reduce: how losses of tokens become one, which decides the weights: "token-mean" (1 / tokens of all responses),
+  "sequence-mean-token-mean" (1 / (length * responses)), "sequence-mean-token-sum" (1 / responses), or "constant-length"
+  (1 / (responses * max_tokens); nothing else reads max_tokens).
+  updates: number of updates that share the problems: problem p belongs to update p % updates. The sums above are over
+  the scored responses of one update.
+  baseline, scale_std: how rewards become advantages (`loss.group_advantage`): "mean", "leave-one-out", "zero", "one",
+  "positive" or "negative". correction: for a 0/1 reward that is wrong at the rates noise = (false positive, false
+  negative): "none" (noise is not read), "backward" or "forward" (`loss.CORRECTIONS`).
   """
   length_PG, scored_PG = np.asarray(length_PG), np.asarray(scored_PG)
   weight_PG = np.zeros(length_PG.shape, np.float32)
@@ -227,8 +229,10 @@ def grpo(
   """Returns GRPO's loss function (params, `RolloutBatch`) -> (loss, metrics) that `update` takes.
 
   The loss is `loss.policy_loss` + kl_beta * KL(policy || reference model), in which each token has its weight of the
-  batch. temperature: that of sampling, by which logits are divided. kl_estimator: "k1", "k2", "k3" or "k3-k2", see
-  `loss.kl`. clip_low, clip_high, dual_clip, ratio and importance_cap: see `loss.policy_loss`.
+  batch. temperature: that of sampling, by which logits are divided. kl_estimator: "k1", "k2", "k3" or "k3-k2"
+  (`loss.kl`). The ratio of new to old policy's probability, of each "token" or of the whole "sequence" (ratio), is
+  clipped to 1 - clip_low .. 1 + clip_high, and to at most dual_clip where the advantage is negative (None: it is not).
+  importance_cap: cap of the weights that correct for the sampler's log-probabilities (None: no such weights).
   Metrics: clip_ratio/low, clip_ratio/high and clip_ratio/dual, weighted sums as the loss, of 1 where that clip acts; kl
   in nats, a weighted sum too, only where the batch has ref_logp_RS; ppo_kl and sampling/logp_difference/mean, weighted
   means, and sampling/logp_difference/max, all three over the response tokens with a weight. ppo_kl is the old minus the

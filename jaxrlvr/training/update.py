@@ -58,10 +58,10 @@ def accumulate(
 ) -> Accumulated:
   """Computes gradient, loss and metrics of a batch, one microbatch after another.
 
-  batch: a tree of arrays with the same number of rows; `sharding.split_rows` cuts them into `microbatches`, which must
-  divide it. live: how many microbatches to compute, from the first; the others must hold only padding (None: all). It
-  may be traced, so that one program serves every number. With one microbatch `live` is not read.
-  The result does not depend on the number of microbatches but for rounding, as loss functions only add up.
+  batch: what loss_fn takes, a tree of arrays with the same number of rows; `sharding.split_rows` cuts it into
+  `microbatches`, which must divide the rows. live: how many microbatches to compute, from the first; the others must
+  hold only padding (None: all). It may be traced, so that one program serves every number. With one microbatch `live`
+  is not read. The result does not depend on the number of microbatches but for rounding, as loss functions only add up.
   """
   grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
   if microbatches == 1:
