@@ -121,11 +121,11 @@ def configured_sampling_mesh(
 ) -> jax.sharding.Mesh:
   """Returns the mesh of sampling: the devices of `mesh` with another size of its axis `tensor`.
 
-  The size is config.mesh.sample_tensor. If that is 0, a size is chosen that can split the weights. Without
-  `device_bytes` that is the least one. With it, it is the largest one up to the number of KV heads, with which a device
-  reads the fewest bytes for a token; a larger one is taken only while the weights take over a quarter of the memory.
+  The size is config.mesh.sample_tensor. If that is 0, one is chosen among the sizes that can split the weights: the
+  least one if `device_bytes` is None; else the largest one up to the number of KV heads, with which a device reads the
+  fewest bytes for a token, or a larger one if a device's weights would take over a quarter of its memory.
 
-  device_bytes: all memory of a device, in bytes; None: unknown, as on CPU. Raises InputError where no size can split
+  device_bytes: all memory of a device, free or not; None: unknown, as on CPU. Raises InputError where no size can split
   the weights.
   """
   size = config.mesh.sample_tensor

@@ -41,7 +41,7 @@ class Learner(NamedTuple):
   layout: row_layout.RowLayout  # how responses lie in the rows of an update
   settings: ConfigDict  # config.rl
 
-  def score(self, params: Mapping[str, jax.Array], batch: objective.RolloutBatch, live: jax.Array) -> jax.Array:
+  def _score(self, params: Mapping[str, jax.Array], batch: objective.RolloutBatch, live: jax.Array) -> jax.Array:
     """Returns the log-probability [rows, slots] of each response token of a batch, at the sampling temperature.
 
     It is in nats, and 0 at prompts and padding. params: the weights to score by. batch, live: of an `UpdateBatch`.
@@ -136,9 +136,9 @@ class Learner(NamedTuple):
       )
       old_logp_RS = ref_logp_RS = None
       if self.updates_per_step > 1:
-        old_logp_RS = self.score(params, batch, live)
+        old_logp_RS = self._score(params, batch, live)
       if ref_params is not None:
-        ref_logp_RS = self.score(ref_params, batch, live)
+        ref_logp_RS = self._score(ref_params, batch, live)
       batches.append(UpdateBatch(batch.replace(old_logp_RS=old_logp_RS, ref_logp_RS=ref_logp_RS), live))
     return batches
 

@@ -13,7 +13,7 @@ _SETS = 4  # held-out sets that get a line of their own
 _STEPS = 10  # steps at each end of training over which rewards are averaged, as those of one step are noisy
 
 
-def in_words(rows: Sequence[Mapping], summary: Mapping, home: Path) -> str:
+def paragraph(rows: Sequence[Mapping], summary: Mapping, home: Path) -> str:
   """Returns the paragraph with which a run of RL ends, without a line end.
 
   Its lines: the number of steps and the phase; the accuracy on each held-out set at the first and the last evaluation;
@@ -37,20 +37,19 @@ def in_words(rows: Sequence[Mapping], summary: Mapping, home: Path) -> str:
 
 def _held_out(rows: Sequence[Mapping]) -> list[str]:
   """Returns a line for each of the first sets in the metrics eval/SET/avg@K, and one for the gain on all of them."""
-  evaluated = [row for row in rows if any(name.startswith("eval/") for name in row)]
+  evaluated = [row for row in rows if _accuracies(row)]
   if len(evaluated) < 2:
     return []
   first, last = evaluated[0], evaluated[-1]
+  before = _accuracies(first)
   lines = []
-  for name, accuracy in last.items():
-    if name.startswith("eval/") and "/avg@" in name and not name.endswith(("_low", "_high")):
-      before = first.get(name)
-      if before is not None and accuracy is not None:
-        _, set_name, figure = name.split("/", 2)
-        lines.append(
-          f"  held-out accuracy ({set_name}, {figure}): {before:.1%} at step {first['step']}, {accuracy:.1%} at step "
-          f"{last['step']}"
-        )
+  for name, accuracy in _accuracies(last).items():
+    if name in before:
+      _, set_name, figure = name.split("/", 2)
+      lines.append(
+        f"  held-out accuracy ({set_name}, {figure}): {before[name]:.1%} at step {first['step']}, {accuracy:.1%} at "
+        f"step {last['step']}"
+      )
   more = len(lines) - _SETS
   if more > 0:
     lines = [*lines[:_SETS], f"  and {more} more sets, in summary.json"]
@@ -59,6 +58,16 @@ def _held_out(rows: Sequence[Mapping]) -> list[str]:
     low, high = 100 * last["heldout_gain_low"], 100 * last["heldout_gain_high"]
     lines.append(f"  gain on all held-out problems: {100 * gain:+.1f} points, 95 % interval [{low:+.1f}, {high:+.1f}]")
   return lines
+
+
+def _accuracies(row: Mapping) -> dict[str, float]:
+  """Returns the metrics eval/SET/avg@K of a row that have a value, without the ends of their intervals."""
+  accuracies = {}
+  for name, value in row.items():
+    is_accuracy = name.startswith("eval/") and "/avg@" in name and not name.endswith(("_low", "_high"))
+    if is_accuracy and value is not None:
+      accuracies[name] = value
+  return accuracies
 
 
 def _training(rows: Sequence[Mapping]) -> list[str]:

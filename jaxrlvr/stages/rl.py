@@ -244,8 +244,8 @@ def rl(config: ConfigDict, workdir: str | Path) -> dict:
   Keys of the summary: stage; finished (True); steps (the last step); phase (at that step: "learning", "memorising",
   "collapsed" or "not decided"); stopped ({"step", "why"}; only if the run ended itself); unpaid (an explanation; only
   if no step had a reward); problems (their number); dropped (number left out as their prompts are too long); paper
-  (what the paper reports of the experiment); heldout_overlap and heldout_left_out (numbers by held-out set, as in
-  `evaluate`); and the last value of each metric eval/SET/FIGURE.
+  (the group config.paper: what the paper reports of the experiment); heldout_overlap and heldout_left_out (numbers by
+  held-out set, as in `evaluate`); and the last value of each metric eval/SET/FIGURE.
 
   Raises InputError for a config that does not fit its data, devices or run directory; TrainingStopped where too many
   responses can't be graded or too many updates in a row are not finite; Interrupted, with a checkpoint, at a signal.
@@ -264,7 +264,7 @@ def rl(config: ConfigDict, workdir: str | Path) -> dict:
         trainer.step(step)
       summary = trainer.finish()
     rows = logbook.read_jsonl(run.workdir / "metrics.jsonl")
-    print(outcome.in_words(rows, summary, run.home))
+    print(outcome.paragraph(rows, summary, run.home))
     return summary
 
 

@@ -86,9 +86,9 @@ class PromptedProblems(NamedTuple):
 class Sampler:
   """Samples responses of a policy to batches of prompts.
 
-  Make it as Sampler(config, policy, stream), call `weights` with the policy's present parameters, and give the result
-  to `draw` (one batch) or `sweep` (all problems). On several hosts all processes must make the sampler and call its
-  methods together, with the same arguments.
+  Make it as Sampler(config, policy, stream), with a name for the random stream; call `weights` with the policy's
+  present parameters, and give the result to `draw` (one batch) or `sweep` (all problems). On several hosts all
+  processes must make the sampler and call its methods together, with the same arguments.
   """
 
   sampling: Sampling  # its settings: group (responses to a prompt), max_tokens, temperature, ...

@@ -319,8 +319,8 @@ class Run:
     self._push()
     return summary
 
-  def close(self) -> None:
-    """Waits for the last save, closes files, and sends new files to the object store. `open_run` calls it.
+  def _close(self) -> None:
+    """Waits for the last save, closes files, and sends new files to the object store.
 
     A StorageError becomes a warning, as another error may be under way.
     """
@@ -374,7 +374,7 @@ def open_run(config: ConfigDict, workdir: str | Path, stage: str) -> Iterator[Ru
       if not multihost.process_index():
         object_store.pull(home, folder, ("checkpoints", "rollouts", "evals"))
     run = Run(config, home, folder, stage, earlier)
-    stack.callback(run.close)
+    stack.callback(run._close)
     yield run
 
 

@@ -94,8 +94,9 @@ def host_metrics(
     rewards/NAME/mean, /std      of each factor of the reward
   of truth:
     true_reward                  mean; if binary also reward_accuracy, false_positive_rate and false_negative_rate
-    label_accuracy               share of right labels; if labels are voted also vote/majority_ratio, vote/margin and
-                                 vote/none
+    label_accuracy               share of right labels
+    vote/majority_ratio, /margin, /none   only if labels are voted: mean share of the votes for the winner, its mean
+                                 lead over the second, share of the problems without a vote
     unparseable, timeout         shares of responses
     answers/KIND                 share of responses of each of `unpaid.ANSWER_KINDS`
   of responses:

@@ -65,9 +65,10 @@ def _advice(kind: str, config: ConfigDict) -> str:
 
 
 class Unpaid:
-  """Warns once in a run that gets no reward for STEPS steps in a row: give each step's metrics to `observe`.
+  """Warns once in a run that gets no reward for STEPS steps in a row.
 
-  It decides by the rows of metrics.jsonl alone, so that a resumed run warns when an unbroken one would.
+  Make it as Unpaid(rows, config), and give each step's metrics to `observe`. It decides by the rows of metrics.jsonl
+  alone, so that a resumed run warns when an unbroken one would.
   """
 
   def __init__(self, rows: Sequence[Mapping], config: ConfigDict):

@@ -21,9 +21,11 @@ _ADVICE = {
 
 
 class Watch:
-  """Decides the phase of a run (`analysis.phase.phase`): give each step's metrics to `observe`, then read the rest.
+  """Decides the phase of a run (`analysis.phase.phase`) as it trains.
 
-  It decides by the rows of metrics.jsonl alone, so that a resumed run decides as an unbroken one would.
+  Make it as Watch(rows, before, worthwhile, stop), give each step's metrics to `observe`, and read `phase`, `stops`,
+  `in_words` and `summary` after that. It decides by the rows of metrics.jsonl alone, so that a resumed run decides as
+  an unbroken one would.
   """
 
   before: Mapping[str, float]  # mean true reward of each held-out problem at step 0, by "SET/PROBLEM"
@@ -83,7 +85,8 @@ class Watch:
 
   @property
   def stops(self) -> bool:
-    """Property: whether to end the run: the last step was evaluated and is memorising, and `stop` was set."""
+    """Property: whether to end the run: the last step was evaluated and is memorising, and the constructor's `stop` is
+    set."""
     if not self._stop or not self._rows:
       return False
     last = self._rows[-1]

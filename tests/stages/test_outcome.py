@@ -23,7 +23,7 @@ def test_it_says_what_was_gained_where_and_what_comes_next():
   rows += [row(step, 0.1 * step, 0.05 * step) for step in range(1, 4)]
   rows += [row(4, None, None), row(5, 1.0, 0.5, **evaluated("heldout", 0.425), **GAIN)]
   summary = {"steps": 5, "phase": "learning"}
-  assert outcome.in_words(rows, summary, Path("runs/my run")).split("\n") == [
+  assert outcome.paragraph(rows, summary, Path("runs/my run")).split("\n") == [
     "my run: 5 steps, learning",
     "  held-out accuracy (heldout, avg@4): 12.5% at step 0, 42.5% at step 5",
     "  gain on all held-out problems: +30.0 points, 95 % interval [+25.0, +35.0]",
@@ -35,7 +35,7 @@ def test_it_says_what_was_gained_where_and_what_comes_next():
 
 def test_lines_without_figures_are_left_out_and_sets_are_counted():
   summary = {"steps": 1, "phase": "memorising", "stopped": {"step": 1, "why": "memorising: ..."}}
-  lines = outcome.in_words([row(1, None, None)], summary, Path("w")).split("\n")
+  lines = outcome.paragraph([row(1, None, None)], summary, Path("w")).split("\n")
   assert lines[1] == "  ended itself at step 1: memorising: ..." and [line.split(":")[0] for line in lines[2:]] == [
     "  responses",
     "  next",
@@ -43,7 +43,7 @@ def test_lines_without_figures_are_left_out_and_sets_are_counted():
   many = {}
   for number in range(6):
     many |= evaluated(f"set{number}", 0.5)
-  lines = outcome.in_words([{"step": 0, **many}, {"step": 1, **many}], summary, Path("w")).split("\n")
+  lines = outcome.paragraph([{"step": 0, **many}, {"step": 1, **many}], summary, Path("w")).split("\n")
   assert [line for line in lines if "set3" in line] and "  and 2 more sets, in summary.json" in lines
   assert not [line for line in lines if "set4" in line]
 
@@ -51,8 +51,8 @@ def test_lines_without_figures_are_left_out_and_sets_are_counted():
 def test_a_link_of_a_chain_at_work_names_no_next_command(tmp_path):
   summary = {"steps": 1, "phase": "learning"}
   with runs.open_run(configs.base(), tmp_path / "chain", "chain"):
-    assert "next:" not in outcome.in_words([], summary, tmp_path / "chain" / "rl")
-  assert "next:" in outcome.in_words([], summary, tmp_path / "chain" / "rl")
+    assert "next:" not in outcome.paragraph([], summary, tmp_path / "chain" / "rl")
+  assert "next:" in outcome.paragraph([], summary, tmp_path / "chain" / "rl")
 
 
 def test_a_run_ends_with_it(tmp_path, init, capsys):
