@@ -36,12 +36,12 @@ def check_against_scorer(params, spec, tokens_PS, length_P, rollout, s):
   tokens = np.concatenate([prompt, rollout.tokens_BT], 1)
   run = jax.jit(score, static_argnames=("spec", "start", "temperature"))
   mask = np.arange(s.max_tokens) < np.asarray(rollout.length_B)[:, None]
-  where = (params, tokens, np.maximum(slot - pad, 0), segments)
-  plain = run(*where, spec=spec, start=width)
+  arguments = (params, tokens, np.maximum(slot - pad, 0), segments)
+  plain = run(*arguments, spec=spec, start=width)
   np.testing.assert_allclose(np.where(mask, rollout.model_logp_BT, 0), np.where(mask, plain.logp_BT, 0), atol=2e-5)
   np.testing.assert_allclose(np.where(mask, rollout.certainty_BT, 0), np.where(mask, plain.certainty_BT, 0), atol=2e-5)
   if not s.top_k and s.top_p == 1 and s.temperature:
-    tempered = run(*where, spec=spec, start=width, temperature=s.temperature)
+    tempered = run(*arguments, spec=spec, start=width, temperature=s.temperature)
     np.testing.assert_allclose(np.where(mask, rollout.logp_BT, 0), np.where(mask, tempered.logp_BT, 0), atol=2e-5)
   assert np.all(np.asarray(rollout.tokens_BT)[mask] < spec.known_vocab) and rows == len(prompt)
 
@@ -51,9 +51,9 @@ def test_finished_rows_leave_the_batch_and_nothing_compiles_later(spec, params, 
   tokens, lengths = prompts([3, 6, 2, 4], high=20)
   ran, decode = [], decoding.decode
 
-  def watched(weights, prompt, blocks, live, state, *rest, **settings):
-    ran.append((len(state.done_R), len(blocks)))
-    return decode(weights, prompt, blocks, live, state, *rest, **settings)
+  def watched(weights, prompt, full_blocks, open_block, state, *others, **settings):
+    ran.append((len(state.done_R), len(full_blocks)))
+    return decode(weights, prompt, full_blocks, open_block, state, *others, **settings)
 
   monkeypatch.setattr(decoding, "decode", watched)
   decode_loop.cache_clear()
@@ -80,10 +80,10 @@ def test_a_sample_depends_on_its_address_only(spec, params):
   full = sample(params, tokens, lengths, row_keys([11, 12, 13, 14], 4), PLAIN_STOPS, spec, HALVED)
   wide = np.pad(tokens[[2, 0]], ((0, 0), (3, 0)))
   s_two = dataclasses.replace(HALVED, group=2, shrink=0, blocks=1)
-  some = sample(params, wide, lengths[[2, 0]], row_keys([13, 11], 2, offset=2), PLAIN_STOPS, spec, s_two)
+  two = sample(params, wide, lengths[[2, 0]], row_keys([13, 11], 2, offset=2), PLAIN_STOPS, spec, s_two)
   for name in ("tokens_BT", "length_B", "stop_B"):
     rows = np.asarray(getattr(full, name)).reshape(4, 4, -1)[[2, 0], 2:]
-    np.testing.assert_array_equal(np.asarray(getattr(some, name)).reshape(2, 2, -1), rows)
+    np.testing.assert_array_equal(np.asarray(getattr(two, name)).reshape(2, 2, -1), rows)
   other = sample(params, tokens, lengths, row_keys([11, 12, 13, 14], 4, step=1), PLAIN_STOPS, spec, HALVED)
   assert not np.array_equal(other.tokens_BT, full.tokens_BT)
   first = np.asarray(full.tokens_BT).reshape(4, 4, -1)
@@ -99,15 +99,15 @@ def test_stops(spec, params):
   stop, length, out = (np.asarray(x) for x in (r.stop_B, r.length_B, r.tokens_BT))
   assert {STOP_LENGTH, STOP_EOS, STOP_STRING} == set(stop.tolist())
   for row in range(64):
-    said = out[row, : length[row]]
-    text = "".join(chr(pieces[t][0]) for t in said)
+    response = out[row, : length[row]]
+    text = "".join(chr(pieces[t][0]) for t in response)
     cut = min([text.find(p) + len(p) for p in ("abb", "cc") if p in text], default=99)
     if stop[row] == STOP_STRING:
-      assert cut == length[row] and said[-1] not in EOS
+      assert cut == length[row] and response[-1] not in EOS
     elif stop[row] == STOP_EOS:
-      assert said[-1] in EOS and not set(said[:-1].tolist()) & set(EOS) and cut >= length[row]
+      assert response[-1] in EOS and not set(response[:-1].tolist()) & set(EOS) and cut >= length[row]
     else:
-      assert length[row] == 14 and not set(said.tolist()) & set(EOS) and cut == 99
+      assert length[row] == 14 and not set(response.tolist()) & set(EOS) and cut == 99
 
 
 def test_draws_follow_the_exact_distribution():
@@ -138,14 +138,14 @@ def test_greedy_equals_hugging_face(golden):
   spec, params = read_checkpoint(golden / "hf_logits" / "qwen2_tied_bias")
   expected = np.load(golden / "hf_logits" / "qwen2_tied_bias" / "expected.npz")
   ids, lengths = expected["greedy/input_ids"], expected["greedy/attention_mask"].sum(1).astype(np.int32)
-  want = expected["greedy/new_tokens"]
-  s = Sampling(group=2, max_tokens=want.shape[1], eos_ids=(), temperature=0.0)
+  expected_tokens = expected["greedy/new_tokens"]
+  s = Sampling(group=2, max_tokens=expected_tokens.shape[1], eos_ids=(), temperature=0.0)
   no_stops = automaton((), [b"x"] * spec.vocab)
   r = sample(params, ids.astype(np.int32), lengths, row_keys(range(len(ids)), 2), no_stops, spec, s)
-  got = np.asarray(r.tokens_BT).reshape(len(ids), 2, -1)
+  sampled = np.asarray(r.tokens_BT).reshape(len(ids), 2, -1)
   safe = np.cumprod(expected["greedy/top2_margin"] > 1e-3, 1).astype(bool)
   for twin in range(2):
-    assert np.array_equal(got[:, twin][safe], want[safe])
+    assert np.array_equal(sampled[:, twin][safe], expected_tokens[safe])
   assert np.all(np.asarray(r.logp_BT) == 0) and safe.mean() > 0.5
 
 
@@ -153,9 +153,9 @@ def test_blocks_of_the_cache_and_halving_change_no_sample(spec, params):
   tokens, lengths = prompts([3, 6, 2, 4], high=20)
   whole = dataclasses.replace(HALVED, blocks=1, shrink=0)
   for step in range(4):
-    given = (params, tokens, lengths, row_keys([11, 12, 13, 14], 4, step), PLAIN_STOPS, spec)
-    r, want = sample(*given, HALVED), sample(*given, whole)
-    np.testing.assert_array_equal(r.tokens_BT, want.tokens_BT)
+    arguments = (params, tokens, lengths, row_keys([11, 12, 13, 14], 4, step), PLAIN_STOPS, spec)
+    r, in_one_block = sample(*arguments, HALVED), sample(*arguments, whole)
+    np.testing.assert_array_equal(r.tokens_BT, in_one_block.tokens_BT)
     check_against_scorer(params, spec, tokens, lengths, r, HALVED)
     assert np.sum(np.asarray(r.length_B) > 2 * HALVED.block_slots) > 1  # rows that read all blocks
 
@@ -220,10 +220,10 @@ def test_a_shrunken_batch_goes_on_with_its_own_prompts(rich_spec, rich_params, c
   """
   tokens, lengths = prompts([3, 6, 1, 5])
   s = Sampling(group=8, max_tokens=24, eos_ids=tuple(range(0, 12, 2)), pad_id=4, shrink=2)
-  given = (rich_params, tokens, lengths, row_keys([1, 2, 3, 4], 8))
-  at_once = sample(*given, np.full_like(NO_STOPS, len(NO_STOPS) - 1), rich_spec, s)
+  arguments = (rich_params, tokens, lengths, row_keys([1, 2, 3, 4], 8))
+  at_once = sample(*arguments, np.full_like(NO_STOPS, len(NO_STOPS) - 1), rich_spec, s)
   before = len(compilations)
-  r = sample(*given, NO_STOPS, rich_spec, s)
+  r = sample(*arguments, NO_STOPS, rich_spec, s)
   assert np.all(np.asarray(at_once.length_B) == 1) and len(compilations) == before
   ends = np.sort(np.asarray(r.length_B))
   assert ends[-1] > ends[15] + 5 and ends[-1] > ends[23] + 3

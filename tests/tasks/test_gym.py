@@ -24,10 +24,10 @@ def _installed():
 
 
 def test_graph_problems_are_balanced_and_their_answers_right():
-  made = problems.load("graph", split="train", count=44, levels=LEVELS, kinds=("chain",), seed=5, verifier="auto")
-  counts = collections.Counter((p.verifier, p.extra["level"]) for p in made)
-  assert len(counts) == 10 and set(counts.values()) == {4, 5} and len({p.id for p in made}) == 44
-  for p in made:
+  generated = problems.load("graph", split="train", count=44, levels=LEVELS, kinds=("chain",), seed=5, verifier="auto")
+  counts = collections.Counter((p.verifier, p.extra["level"]) for p in generated)
+  assert len(counts) == 10 and set(counts.values()) == {4, 5} and len({p.id for p in generated}) == 44
+  for p in generated:
     judge = {"quantum_lock": quantum_lock, "largest_island": largest_island}[p.verifier]
     assert judge(p.label, p.truth, p.extra).score == 1
     assert judge("9999", p.truth, p.extra).score == 0
@@ -38,11 +38,11 @@ def test_graph_problems_are_balanced_and_their_answers_right():
       assert low <= len(grid) <= high and int(p.label) == _largest(grid)
     else:
       assert 1 <= p.extra["difficulty"]["difficulty"] <= 2 * p.extra["level"] - 1
-  again = gym.problems(5, "train", LEVELS, 12, ("quantum_lock", "largest_island"), "Box it.")
+  boxed = gym.problems(5, "train", LEVELS, 12, ("quantum_lock", "largest_island"), "Box it.")
   order = gym.problems(5, "train", LEVELS, 12, ("largest_island", "quantum_lock"))
-  assert {p.id for p in order} & {p.id for p in again} and again[0].messages[0]["content"] == "Box it."
+  assert {p.id for p in order} & {p.id for p in boxed} and boxed[0].messages[0]["content"] == "Box it."
   fewer = problems.load("graph", split="train", count=12, levels=LEVELS, kinds=(), seed=5, verifier="", system="Hm.")
-  assert [(p.id, p.extra) for p in fewer] == [(p.id, p.extra) for p in made[:12]]
+  assert [(p.id, p.extra) for p in fewer] == [(p.id, p.extra) for p in generated[:12]]
   assert fewer[0].messages[0]["content"] == "Hm."
 
 
@@ -76,17 +76,17 @@ def test_splits_never_meet_and_seeds_differ():
 
 
 def test_other_tasks_by_name(monkeypatch):
-  made = problems.load(
+  generated = problems.load(
     "reasoning_gym", split="train", count=10, levels=(1, 3), kinds=("chain_sum", "gcd"), seed=0, verifier="auto"
   )
-  assert {p.verifier for p in made} == {"reasoning_gym"} and len({p.extra["level"] for p in made}) == 2
+  assert {p.verifier for p in generated} == {"reasoning_gym"} and len({p.extra["level"] for p in generated}) == 2
   from reasoning_gym import get_score_answer_fn
 
-  for p in made:
+  for p in generated:
     entry = json.loads(json.dumps(p.extra))["entry"]
     assert entry["question"] == p.messages[-1]["content"] and set(entry) == {"question", "answer", "metadata"}
     assert get_score_answer_fn(p.extra["source_dataset"])(p.label, entry) == 1.0
-  sums = [len(p.extra["entry"]["question"]) for p in made if p.extra["kind"] == "chain_sum"]
+  sums = [len(p.extra["entry"]["question"]) for p in generated if p.extra["kind"] == "chain_sum"]
   assert max(sums[::2]) < max(sums[1::2])  # level 3 has longer sums
   with pytest.raises(ValueError, match="kinds: 'chain' is no task of Reasoning Gym; use some of .*chain_sum"):
     gym.problems(0, "train", (1,), 1, ("chain",))

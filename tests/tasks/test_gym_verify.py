@@ -40,7 +40,7 @@ def test_gym_pays_other_solutions_and_no_noisy_label_but_itself(service):
   other = '\\boxed{["fill B", "pour B->A"]}'
   noisy = '["fill B"]'
   pairs = [(other, '["fill A"]'), (other, noisy), (f"\\boxed{{{noisy}}}", noisy), ("\\boxed{exit()}", noisy)]
-  assert service.grade([job("reasoning_gym", said, label, extra) for said, label in pairs]) == [
+  assert service.grade([job("reasoning_gym", response, label, extra) for response, label in pairs]) == [
     SAYS[True],
     SAYS[False],
     SAYS[True],
@@ -56,14 +56,16 @@ def test_hostile_gym_answers_are_never_paid(service, tmp_path):
   tested = 0
   for row in rows:
     task = row["ground_truth"]["dataset"]
-    said = row.get("response") or "".join(part * count for part, count in row.get("response_segments") or ())
-    if task not in (*gym.EXACT, *gym.PLAYED) or not isinstance(said, str):
+    response = row.get("response") or "".join(part * count for part, count in row.get("response_segments") or ())
+    if task not in (*gym.EXACT, *gym.PLAYED) or not isinstance(response, str):
       continue
-    made = reasoning_gym.create_dataset(task, size=row["ground_truth"]["index"] + 1, seed=row["ground_truth"]["seed"])
-    entry = json.loads(json.dumps(made[row["ground_truth"]["index"]], default=str))
-    said = said.replace("{CANARY}", str(tmp_path / "canary")).replace("@ORACLE@", entry["answer"])
+    data_set = reasoning_gym.create_dataset(
+      task, size=row["ground_truth"]["index"] + 1, seed=row["ground_truth"]["seed"]
+    )
+    entry = json.loads(json.dumps(data_set[row["ground_truth"]["index"]], default=str))
+    response = response.replace("{CANARY}", str(tmp_path / "canary")).replace("@ORACLE@", entry["answer"])
     extra = {"source_dataset": task, "entry": entry}
-    (verdict,) = service.grade([job("reasoning_gym", f"\\boxed{{{said}}}", entry["answer"], extra)])
+    (verdict,) = service.grade([job("reasoning_gym", f"\\boxed{{{response}}}", entry["answer"], extra)])
     tested += 1
     assert verdict.score is not None and not (row["right_score"] == 0 and verdict.score), row["id"]
   assert tested > 30

@@ -44,7 +44,7 @@ def test_math_differs_from_the_released_code_only_for_known_causes(service, step
   assert len(cases) == 496
   scores = [verdict.score for verdict in service.grade(jobs[::step])]
   released = {case["id"]: case["scores"]["RULE_BASED"] for case in cases[::step]}
-  differ = {key for (key, wanted), score in zip(released.items(), scores, strict=True) if score != wanted}
+  differ = {key for (key, theirs), score in zip(released.items(), scores, strict=True) if score != theirs}
   assert differ == set(" ".join(CAUSES.values()).split()) & set(released)
 
 
@@ -149,9 +149,9 @@ def test_the_page_of_decisions_is_true(service):
   rows = [
     match.groups() for match in map(row.fullmatch, (ROOT / "docs" / "verifiers.md").read_text().splitlines()) if match
   ]
-  said = service.grade([job("math", f"\\boxed{{{answer}}}", label) for answer, label, _ in rows])
+  verdicts_of_rows = service.grade([job("math", f"\\boxed{{{answer}}}", label) for answer, label, _ in rows])
   meant = {"right": verdicts.RIGHT, "wrong": verdicts.WRONG, "unparseable": verdicts.UNPARSEABLE}
-  assert [row for row, verdict in zip(rows, said, strict=True) if verdict != meant[row[2]]] == []
+  assert [row for row, verdict in zip(rows, verdicts_of_rows, strict=True) if verdict != meant[row[2]]] == []
   assert len(rows) > 50
 
 

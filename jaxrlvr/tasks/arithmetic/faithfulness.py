@@ -73,7 +73,8 @@ def faithfulness(response: Parsed, question: str) -> Faithfulness | None:
   1.0: all steps are coherent, they do all operations of the question, the last result ends in the stated answer, and at
     most one step is a slip.
   0.5: the last result ends in the stated answer, and at least half of the steps and of the operations are coherent.
-  0.0: all else, such as a guess, no trace, a trace that contradicts the answer, or one about numbers of its own.
+  0.0: all else, such as a guess, no trace, a trace of more than 20,000 characters, one that contradicts the answer, or
+    one about numbers of its own.
 
   A step, as `7+5=12`, is coherent if the question still has its operations to do and its numbers are at hand: numbers
   of the question, or results of earlier steps; last digits are enough. It may do several operations, join two
@@ -459,7 +460,8 @@ def strategy(response: Parsed) -> tuple[str, ...]:
   A strategy is a sorted tuple of formulas, one for each result that no later step uses. A formula is text of last
   digits, operators and brackets: `7+5=12, 2*3=6` has the strategy ("((5+7)*3)",). It does not change with the order of
   steps of which neither needs the other, with the order of the sides of + and *, with operations in one step or in
-  several, or with a false result. A trace without steps has the strategy (); steps after the first 256 are ignored.
+  several, or with a false result. A trace without steps, or of more than 20,000 characters, has the strategy (); steps
+  after the first 256 are ignored.
   """
   trace = response.trace
   if trace is None:

@@ -21,8 +21,10 @@ def problems(
   `kinds`: some of "quantum_lock" and "largest_island"; (): both. The kinds of the built-in domain (chain, expression,
   large), which the config has by default, are ignored. `system`: text of the system message, which comes before the
   user's; "": one that asks for reasoning and an answer in \\boxed{}.
-  Each problem's verifier is its kind; label and truth are Reasoning Gym's answer, such as `A → B → A` or `16`; extra
-  has level, kind and the library's metadata: for a lock what `verify.quantum_lock` reads, for an island its grid.
+  Each problem's verifier is its kind; label and truth are Reasoning Gym's answer, such as `A → B → A` or `16`. extra
+  has level, kind, and the library's difficulty, source_dataset and source_index; for a lock also buttons,
+  initial_state, initial_value, target_value and solution_path, as `verify.quantum_lock` takes them; for an island also
+  grid (rows of 0 and 1) and solution (an integer).
   Raises InputError for an unknown split, level or kind, if Reasoning Gym is not installed, and if there are too few
   problems.
   """

@@ -24,8 +24,8 @@ def problems(
   """Returns `count` different problems of Reasoning Gym, in turn of each task of the first level, of the second, ...
 
   `seed`: other seeds draw other problems; for one seed, a longer list begins with the shorter ones. `split`: "train" or
-  "heldout", which never share a question, whatever the seeds. `levels`: at least one of the difficulties 1 to 5; of a
-  task without a curriculum in the library all are the same. `kinds`: names of at least one of the library's tasks, such
+  "heldout", which never share a question, whatever the seeds. `levels`: at least one of the difficulties 1 to 5; if the
+  library has no curriculum of a task, all are equally hard. `kinds`: names of at least one of the library's tasks, such
   as "gcd". `system`: text of the system message, which comes before the user's; "": one that asks for reasoning and an
   answer in \\boxed{}.
   Label and truth are the library's answer. extra has level, kind (the task), and for the tasks quantum_lock and
