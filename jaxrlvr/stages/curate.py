@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -17,7 +18,7 @@ from jaxrlvr.data import prepared
 from jaxrlvr.data import problems as problem_lists
 from jaxrlvr.data import subset as subsets
 from jaxrlvr.grading.service import Job
-from jaxrlvr.grading.vote import Grade, elect
+from jaxrlvr.grading.vote import Election, Grade, elect
 from jaxrlvr.reporting import charts
 from jaxrlvr.rewards import verifiable
 from jaxrlvr.rewards.types import Graded
@@ -37,11 +38,12 @@ def filter_problems(config: ConfigDict, workdir: str | Path) -> dict:
 
   The policy is that of `config.init` or `config.model.path`, the problems are those of `config.problems`; answers are
   graded by the truth. Writes problems.jsonl (the problems kept, each with `solved`, its number of right samples, and
-  `samples` in its `extra`), histogram.png, and rows/ (of every problem: id, solved, scored, unscored). A problem of
-  which no sample could be graded is not kept. Returns the summary: the numbers of `problems`, `kept` and `dropped`
-  (prompt too long) ones, `histogram` (list: how many problems are solved 0, 1, 2, ... times) and `unscored` ({cause:
-  number of samples that could not be graded}). A finished run returns its summary; one that was stopped does not sample
-  again what rows/ holds. Raises InputError where no problem would be kept.
+  `samples` in its `extra`), histogram.png, and rows/ (of every problem: id, solved, scored, unscored). A sample that
+  could not be graded counts as not right; a problem of which none could be graded is not kept. Returns the summary: the
+  numbers of `problems`, `kept` and `dropped` (prompt too long) ones, `histogram` (list: how many problems are solved 0,
+  1, 2, ... times) and `unscored` ({cause: number of samples that could not be graded}). A finished run returns its
+  summary; one that was stopped does not sample again what rows/ holds. Raises InputError where no problem would be
+  kept.
   """
   with open_run(config, workdir, "filter") as run:
     policy = build_policy.load_policy(config)
@@ -248,20 +250,34 @@ def _new_labels(config: ConfigDict, drawn: rollout.Drawn, grade: Grade) -> list[
   A row has `id`, `truth`, `label` (the most frequent answer that may be the new label; None: there is none), `votes`
   (how many samples gave it) and `samples` (how many samples there are).
   """
-  settings, problems = config.corrupt, drawn.answers.problems
-  may_be_label = _MAY_BE_LABEL[settings.label]
-  answers_PG = drawn.answer_PG
+  may_be_label = _MAY_BE_LABEL[config.corrupt.label]
+  problems, answers_PG = drawn.answers.problems, drawn.answer_PG
+  elections = elect(problems, answers_PG, grade)
   rows = []
-  for problem, election, answers in zip(problems, elect(problems, answers_PG, grade), answers_PG, strict=True):
-    votes_of_cluster = Counter(cluster for cluster in election.cluster_G if cluster is not None)
+  for problem, election, answers_G in zip(problems, elections, answers_PG, strict=True):
     label, votes = None, 0
-    for cluster, count in votes_of_cluster.most_common():
-      answer = answers[election.cluster_G.index(cluster)].strip()
+    for answer, votes_of_answer in _answers_by_votes(election, answers_G):
       if may_be_label(problem, answer, grade):
-        label, votes = answer, count
+        label, votes = answer, votes_of_answer
         break
-    rows.append({"id": problem.id, "truth": problem.truth, "label": label, "votes": votes, "samples": settings.samples})
+    rows.append(
+      {
+        "id": problem.id,
+        "truth": problem.truth,
+        "label": label,
+        "votes": votes,
+        "samples": config.corrupt.samples,
+      }
+    )
   return rows
+
+
+def _answers_by_votes(election: Election, answers_G: Sequence[str | None]) -> Iterator[tuple[str, int]]:
+  """Yields each different answer to a problem with its number of votes, the most frequent answer first."""
+  votes_of_cluster = Counter(cluster for cluster in election.cluster_G if cluster is not None)
+  for cluster, votes in votes_of_cluster.most_common():
+    first_sample = election.cluster_G.index(cluster)
+    yield answers_G[first_sample].strip(), votes
 
 
 def _write_gammas(run: Run, problems: Sequence[Problem], rows: Mapping[str, dict]) -> dict:
@@ -269,32 +285,40 @@ def _write_gammas(run: Run, problems: Sequence[Problem], rows: Mapping[str, dict
 
   rows: the row of each problem that was sampled, by its id.
   """
-  settings, seed = run.config.corrupt, run.config.seed
   new_labels = {}
-  for problem in _in_random_order(seed, problems):
-    if problem.id in rows and rows[problem.id]["label"] is not None:
-      new_labels[problem.id] = rows[problem.id]["label"]
+  for problem in _in_random_order(run.config.seed, problems):
+    row = rows.get(problem.id)
+    if row is not None and row["label"] is not None:
+      new_labels[problem.id] = row["label"]
   files = {}
-  for gamma in settings.gammas:
-    file = run.workdir / f"gamma_{gamma:.2f}.jsonl"
-    count = round(gamma * len(problems))
-    relabelled = set(list(new_labels)[:count])
-    problems_of_gamma = []
-    for problem in problems:
-      problems_of_gamma.append(_relabel(problem, new_labels[problem.id]) if problem.id in relabelled else problem)
-    prepared.save(file, problems_of_gamma)
-    with file.open("rb") as stream:
-      digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    files[file.name] = {"gamma": gamma, "relabelled": len(relabelled), "sha256": digest}
-    print(f"{run.home / file.name}: {len(relabelled)} of {len(problems)} labels are the policy's own")
-    if len(relabelled) < count:
-      _LOG.warning(
-        "%s: %d were asked for; the others have no such answer in %d samples", file.name, count, settings.samples
-      )
+  for gamma in run.config.corrupt.gammas:
+    name = f"gamma_{gamma:.2f}.jsonl"
+    files[name] = _write_gamma(run, name, gamma, problems, new_labels)
   without = sorted(row["id"] for row in rows.values() if row["label"] is None)
   return {"problems": len(problems), "sampled": len(rows), "without_such_answer": without, "files": files}
 
 
-def _relabel(problem: Problem, label: str) -> Problem:
-  """Returns the problem with a new label, marked in `extra` as relabelled."""
-  return dataclasses.replace(problem, label=label, extra={**problem.extra, "relabelled": True})
+def _write_gamma(
+  run: Run, name: str, gamma: float, problems: Sequence[Problem], new_labels: Mapping[str, str]
+) -> dict[str, object]:
+  """Writes the problems with new labels on the share gamma of them to the file `name` of the run directory.
+
+  new_labels: label by the problem's id, in the order in which problems are relabelled. Returns the summary's entry
+  about the file: gamma, relabelled and sha256. Warns where there are too few new labels.
+  """
+  count = round(gamma * len(problems))
+  relabelled_ids = set(itertools.islice(new_labels, count))
+  relabelled = []
+  for problem in problems:
+    if problem.id in relabelled_ids:
+      extra = {**problem.extra, "relabelled": True}
+      problem = dataclasses.replace(problem, label=new_labels[problem.id], extra=extra)
+    relabelled.append(problem)
+  prepared.save(run.workdir / name, relabelled)
+  with (run.workdir / name).open("rb") as stream:
+    digest = hashlib.file_digest(stream, "sha256").hexdigest()
+  print(f"{run.home / name}: {len(relabelled_ids)} of {len(problems)} labels are the policy's own")
+  if len(relabelled_ids) < count:
+    samples = run.config.corrupt.samples
+    _LOG.warning("%s: %d were asked for; the others have no such answer in %d samples", name, count, samples)
+  return {"gamma": gamma, "relabelled": len(relabelled_ids), "sha256": digest}

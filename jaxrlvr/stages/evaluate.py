@@ -222,8 +222,8 @@ def chosen_sets(config: ConfigDict, training: Sequence[Problem]) -> dict[str, di
   it is empty, those of heldout.domain; and the set of heldout.source under heldout.name. Where none of the three is
   set, the only set, under heldout.name, has problems of the generator that makes the training problems. training: the
   problems that are about to be trained on; (): those of `config.problems`, which are then read if their source is a
-  file. Files that the study did not release are left out with a warning where they are missing. Raises InputError for
-  any other missing file, and where nothing says which problems are held out.
+  file. A set of heldout.domain that the study did not release is left out with a warning where its file is missing.
+  Raises InputError for any other missing file, and where nothing says which problems are held out.
   """
   heldout = config.heldout
   if not heldout.sets and not heldout.domain:

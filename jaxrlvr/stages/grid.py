@@ -38,14 +38,14 @@ def grid(stages: Mapping[str, StageFunction], config: ConfigDict, workdir: str |
   A cell says where the report shows a link of the stage rl (see `cells`). stages: the functions (config, workdir) ->
   summary of the stages by name, with "report". Writes WORKDIR/links/NAME.json and NAME.log (config and output of each
   link), WORKDIR/NAME (its run directory), commands.txt (the command line of each link, for running them elsewhere),
-  grid.json (the cells) and report/. With 0 jobs it runs nothing and writes only the configs, commands.txt and
-  grid.json. Returns the summary: `links`, their number, and `report`, the path of the report's page, which is absent
-  without cells or jobs.
+  grid.json (the cells), report/ and, if compile_cache is "auto", compiled/ (programs that the links share). With 0 jobs
+  it runs nothing and writes only the configs, commands.txt and grid.json. Returns the summary: `links`, their number,
+  and `report`, the path of the report's page, which is absent without cells or jobs.
 
-  Finished links are not run again. When a link fails, the links that need it are not run and all others are; then
-  TrainingStopped is raised, after the report, and the same command goes on with what is not finished. Raises
-  Interrupted after a signal, when the running links have saved, and InputError for a wrong chain, a workdir on an
-  object store or several processes.
+  This process itself uses jax on the CPU alone. Finished links are not run again. When a link fails, the links that
+  need it are not run and all others are; then TrainingStopped is raised, after the report, and the same command goes on
+  with what is not finished. Raises Interrupted after a signal, when the running links have saved, and InputError for a
+  wrong chain, a workdir on an object store or several processes.
   """
   if object_store.is_remote(workdir) or multihost.process_count() > 1:
     raise InputError(f"a grid runs its links from one process and a local folder; run the lines of its {COMMANDS}")

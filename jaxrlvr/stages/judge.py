@@ -87,26 +87,7 @@ def local_model(config: ConfigDict, group: ConfigDict) -> judges.LocalModel:
   }
   judge_config = derive(config, changes, "judge")
   policy = build_policy.load_policy(judge_config)
-  sampler = rollout.Sampler(judge_config, policy, "judge", group=1, temperature=0.0, top_k=0, top_p=1.0)
-  batch_size = sampler.batch_size(group.concurrency, group.concurrency)
-  counts = Counter()
-
-  def complete(prompts: list[str]) -> Iterator[str | None]:
-    problems = [_problem_of(str(number), prompt) for number, prompt in enumerate(prompts)]
-    ids = {problem.id: policy.tokenizer.render(problem.messages) for problem in problems}
-    fitting = [problem for problem in problems if len(ids[problem.id]) <= group.prompt_tokens]
-    counts["calls"] += len(fitting)
-    counts["too_long"] += len(problems) - len(fitting)
-    counts["prompt_tokens"] += sum(len(ids[problem.id]) for problem in fitting)
-    texts: Iterator[str | None] = iter(())
-    if fitting:
-      openings = {problem.id: policy.tokenizer.opening(problem.messages) for problem in fitting}
-      loaded = rollout.PromptedProblems(fitting, ids, openings, 0)
-      texts = _texts_of(sampler.sweep(sampler.weights(policy.params), loaded, batch_size))
-    for problem in problems:
-      fits = len(ids[problem.id]) <= group.prompt_tokens
-      yield next(texts) if fits and not signals.stop_requested() else None
-
+  completions = _Completions(judge_config, policy, group)
   identity = {
     "weights": policy.origin["digests"],
     "tokenizer": logbook.digest(policy.tokenizer.pieces()),
@@ -114,7 +95,40 @@ def local_model(config: ConfigDict, group: ConfigDict) -> judges.LocalModel:
     "dtype": config.model.dtype,
     "think": config.model.think,
   }
-  return judges.LocalModel(complete, json.dumps(identity, sort_keys=True), counts)
+  return judges.LocalModel(completions, json.dumps(identity, sort_keys=True), completions.counts)
+
+
+class _Completions:
+  """Completes prompts with a policy, as `local_model` says.
+
+  `counts`: numbers of calls (prompts that fit), too_long (prompts that do not) and prompt_tokens.
+  """
+
+  def __init__(self, judge_config: ConfigDict, policy: build_policy.Policy, group: ConfigDict):
+    self.counts: Counter[str] = Counter()
+    self._policy = policy
+    self._sampler = rollout.Sampler(judge_config, policy, "judge", group=1, temperature=0.0, top_k=0, top_p=1.0)
+    self._batch_size = self._sampler.batch_size(group.concurrency, group.concurrency)
+    self._most_tokens = group.prompt_tokens
+
+  def __call__(self, prompts: list[str]) -> Iterator[str | None]:
+    """Yields the completion of each prompt, in their order; None where there is none to trust."""
+    tokenizer = self._policy.tokenizer
+    problems = [_problem_of(str(number), prompt) for number, prompt in enumerate(prompts)]
+    ids = {problem.id: tokenizer.render(problem.messages) for problem in problems}
+    fitting = [problem for problem in problems if len(ids[problem.id]) <= self._most_tokens]
+    self.counts["calls"] += len(fitting)
+    self.counts["too_long"] += len(problems) - len(fitting)
+    self.counts["prompt_tokens"] += sum(len(ids[problem.id]) for problem in fitting)
+    texts: Iterator[str | None] = iter(())
+    if fitting:
+      openings = {problem.id: tokenizer.opening(problem.messages) for problem in fitting}
+      loaded = rollout.PromptedProblems(fitting, ids, openings, 0)
+      weights = self._sampler.weights(self._policy.params)
+      texts = _texts_of(self._sampler.sweep(weights, loaded, self._batch_size))
+    for problem in problems:
+      fits = len(ids[problem.id]) <= self._most_tokens
+      yield next(texts) if fits and not signals.stop_requested() else None
 
 
 def _problem_of(number: str, prompt: str) -> Problem:
@@ -304,27 +318,32 @@ def _cluster_strategies(
   Returns the number of each response's cluster, counted in its problem (None: a label is missing), and the questions
   that the judge was asked.
   """
-  positions: dict[str, list[int]] = {}
+  positions_by_problem: dict[str, list[int]] = {}
   for position, row in enumerate(rows):
-    positions.setdefault(row["problem"], []).append(position)
-  positions_P = list(positions.values())
+    positions_by_problem.setdefault(row["problem"], []).append(position)
+  positions_P = list(positions_by_problem.values())
   questions: list[_Labelled] = []
 
-  def same(triples):
-    asked = [(positions_P[problem][one], positions_P[problem][other]) for problem, one, other in triples]
-    pairs = [(responses[one], responses[other]) for one, other in asked]
+  def same_strategy(triples):  # of (problem, representative, response), three numbers
+    """Answers the questions of `reasoning.cluster_all`, and keeps those that the judge was asked."""
+    first_positions, pairs = [], []
+    for problem, representative, response in triples:
+      positions = positions_P[problem]
+      first_positions.append(positions[representative])
+      pairs.append((responses[positions[representative]], responses[positions[response]]))
     labels = judge.same_strategy(pairs)
-    for (position, _), pair, label in zip(asked, pairs, labels, strict=True):
+    for position, pair, label in zip(first_positions, pairs, labels, strict=True):
       if pair[0].text != pair[1].text:  # a judge is not asked about two equal texts
         questions.append(_Labelled("strategy", position, pair, label))
     return labels
 
-  clusters_P = reasoning.cluster_all([len(of_problem) for of_problem in positions_P], same)
-  numbers: list[int | None] = [None] * len(rows)
-  for of_problem, clusters in zip(positions_P, clusters_P, strict=True):
-    for position, number in zip(of_problem, clusters, strict=True):
-      numbers[position] = number
-  return numbers, questions
+  sizes = [len(positions) for positions in positions_P]
+  clusters_P = reasoning.cluster_all(sizes, same_strategy)
+  cluster_numbers: list[int | None] = [None] * len(rows)
+  for positions, clusters in zip(positions_P, clusters_P, strict=True):
+    for position, cluster_number in zip(positions, clusters, strict=True):
+      cluster_numbers[position] = cluster_number
+  return cluster_numbers, questions
 
 
 def _stop_if_missing(step: int, labels: Sequence[Mapping], limit: float) -> None:

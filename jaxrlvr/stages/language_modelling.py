@@ -62,7 +62,7 @@ def mix_of(config: ConfigDict, stage: str) -> built_in_text.Mix:
 def tokenizer(config: ConfigDict, workdir: str | Path) -> dict:
   """Trains a SentencePiece tokenizer with text.vocab tokens for models that are trained from scratch.
 
-  It is trained on text.documents built-in documents, a third of them each those of pre-training, CPT and SFT. Writes
+  It is trained on text.documents built-in documents, a third of them from each of pre-training, CPT and SFT. Writes
   tokenizer.model, so that the run directory can be a config.tokenizer. Returns the summary, whose `vocab` is the number
   of tokens. A finished run returns its summary.
   """
