@@ -12,12 +12,14 @@ from jaxrlvr.base.errors import InputError
 
 
 class JaxInternals(NamedTuple):
-  """Private parts of jax 0.10 to 0.12 that have no public counterpart."""
+  """Private parts of jax 0.10 to 0.12 that have no public counterpart.
 
-  # State of jax.distributed, whose attributes are process_id (0 .. num_processes - 1), num_processes (1 before
-  # jax.distributed is initialised), and client, with the key-value store and the barriers of its coordination service
-  # (None before). jax.process_index() and jax.process_count() would look for devices.
-  distributed: Any
+  `distributed` has the attributes process_id (from 0), num_processes (1 before jax.distributed.initialize) and client,
+  with the key-value store and the barriers of the coordination service (None before). The public jax.process_index()
+  and jax.process_count() would look for devices.
+  """
+
+  distributed: Any  # the state of jax.distributed
   backends_are_initialized: Callable[[], bool]  # whether jax has looked for devices yet; jax.devices() would look
 
 

@@ -13,7 +13,7 @@ def address(seed: int, stream: str, *numbers: int) -> np.ndarray:
   """Returns the address of a draw, uint32 [2 + len(numbers)]: seed, CRC-32 of the stream's name, then the numbers.
 
   stream: what is drawn, such as "rollout". numbers: which draw, such as the step. Seed and numbers must lie in
-  0 .. 2**32 - 1 (else OverflowError). `rows` takes the address inside jit, where a new step compiles nothing anew.
+  0 .. 2**32 - 1 (else OverflowError). `of_samples` takes the address.
   """
   return np.array([seed, zlib.crc32(stream.encode()), *numbers], np.uint32)
 
@@ -35,12 +35,12 @@ def at(seed: int, stream: str, *numbers: int) -> jax.Array:
 
 
 def problem_hash(problem_id: str) -> np.uint32:
-  """Returns 32 bits of a BLAKE2 hash of the problem's id, for `rows`; the same in every process and run."""
+  """Returns 32 bits of a BLAKE2 hash of the problem's id, for `of_samples`; the same in every process and run."""
   return np.uint32(int.from_bytes(hashlib.blake2b(problem_id.encode(), digest_size=4).digest(), "little"))
 
 
 @jax.jit
-def rows(address: jax.Array, problem_P: jax.Array, sample_PG: jax.Array) -> jax.Array:
+def of_samples(address: jax.Array, problem_P: jax.Array, sample_PG: jax.Array) -> jax.Array:
   """Returns the keys [P*G] of G samples of each of P problems, problem by problem: one key a row of a rollout.
 
   address: uint32, as `address` returns it. problem_P: uint32, `problem_hash` of each problem. sample_PG: int, number of

@@ -61,9 +61,10 @@ def initialise(deadline: float, silence: float) -> None:
   """Joins the other processes; call it once on each of them, before jax looks for devices.
 
   deadline: seconds that this process waits where all must meet, before it ends itself with GONE. silence: seconds
-  without a sign of life after which a process counts as dead. On Cloud TPU nothing must be set; elsewhere
-  JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID are read. All processes but the first then write nothing
-  to stdout and only errors to stderr. Raises InputError for wrong variables, and where the processes don't meet.
+  without a sign of life after which a process counts as dead. The environment variables JAX_COORDINATOR_ADDRESS,
+  JAX_NUM_PROCESSES and JAX_PROCESS_ID say which processes there are; on Cloud TPU they may be left out. All processes
+  but the first then write nothing to stdout and only errors to stderr. Raises InputError for wrong variables, and where
+  the processes don't meet.
   """
   global _watch
   address, processes, index = _read_variables()
@@ -214,10 +215,11 @@ def any_stop_requested() -> bool:
 
 
 def grade_jointly(grade: Callable[[Sequence], list[Verdict]], jobs: Sequence) -> list[Verdict]:
-  """Returns the verdicts on all jobs, in their order, on every process; each process grades every n-th job.
+  """Returns the verdicts on all jobs, in their order, on every process.
 
-  grade: returns a verdict for each of the jobs that it gets. jobs: the same on all processes, which must call it
-  together. So all go on with the same verdicts, even if a job ran out of time on one of them.
+  Process k of n grades jobs k, k + n, k + 2n and so on. grade: returns a verdict for each job of the sequence that it
+  gets. jobs: the same on all processes, which must call it together. So all go on with the same verdicts, even if a job
+  ran out of time on one of them.
   """
   if process_count() == 1:
     return grade(jobs)

@@ -97,9 +97,9 @@ def shards_here(axis: str) -> int:
 
 
 def kv_copies(kv_heads: int, shards: int) -> int:
-  """Returns how many copies of each KV head attention makes, so that each of `shards` shards along `tensor` has one.
+  """Returns how often attention repeats each KV head, so that each of `shards` shards along `tensor` gets one.
 
-  1 (no copies) where `shards` is no multiple of `kv_heads`: KV heads are then split, or `checked_sharding` refuses.
+  That is shards / kv_heads if it is a whole number, else 1: KV heads are then split, or can't be. 1: not repeated.
   """
   return shards // kv_heads if shards % kv_heads == 0 else 1
 

@@ -183,8 +183,8 @@ def splash(
   """Returns the same as `reference` where before_BP is [B,0], computed with jax's Pallas kernel for TPUs.
 
   The kernel (splash attention) never holds a [T,T] array, and leaves out blocks above the diagonal. Slots and head
-  width are padded to its blocks. It can only compare segments, so it fails (AssertionError) where there are slots
-  before the row; callers leave it out by `WHOLE_TEXTS`. interpret: emulates the kernel without a TPU, slowly.
+  width are padded to its blocks. It can only compare segments, so it raises AssertionError where there are slots
+  before the row. interpret: emulates the kernel on a machine without a TPU, slowly.
   """
   assert not before_BP.shape[1]
   from jax.experimental.pallas.ops.tpu import splash_attention as kernels
@@ -229,10 +229,10 @@ WHOLE_TEXTS = ("splash",)  # names in ATTENTION of functions that can't attend t
 
 
 def computed_pairs(name: str, time: int, before: int = 0) -> float:
-  """Returns how many pairs of a query and a key `ATTENTION[name]` computes for one head of one row.
+  """Returns how many pairs of a query and a key the attention function of this name computes for one head of a row.
 
-  Masked pairs are counted too where the function computes them: all but splash's, which leaves out most of them.
-  time: T, slots of the row; before: P, slots before the row.
+  time: T, slots of the row. before: P, slots before the row. That is T * (P + T), masked pairs included, and about
+  half of T * T for "splash", which leaves out blocks above the diagonal.
   """
   if name == "splash":  # half of the square, and the other half of the blocks on the diagonal
     return time * (time + min(_SPLASH_BLOCKS[0], time)) / 2

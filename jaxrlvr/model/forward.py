@@ -91,7 +91,7 @@ def cast(params: Mapping[str, jax.Array], spec: Spec) -> dict[str, jax.Array]:
 
 
 def head_VD(params: dict, spec: Spec) -> jax.Array:
-  """Returns the weights [V,D] that turn hidden states to logits: params["embed"] if tied, else params["head"]."""
+  """Returns the weights [V,D] that give logits: params["embed"] if `spec.tied` is set, else params["head"]."""
   return params["embed"] if spec.tied else params["head"]
 
 
@@ -198,7 +198,7 @@ def forward(
   would copy the cache at every token, and a tuple of the new entries is returned. With None the layers run as one
   scan, `attend` gets None, and None is returned.
   rope: the `rope_table` of every position that occurs, from a caller that computes it once for a loop over tokens.
-  None: the table of positions 0 .. T-1 is computed here.
+  None: the table of positions 0 .. T-1 is computed here, and no position may be larger.
   """
   layer_weights = {name: params[name] for name, leaf in leaves(spec).items() if leaf.layered}
   x_BTD = dequantise(jax.tree.map(lambda array: array[tokens_BT], params["embed"]), spec.dtype)

@@ -126,9 +126,9 @@ class Model(NamedTuple):
 class Storage(NamedTuple):
   """How files store one layer's weight: transposed to `order`, then reshaped to `file_shape`."""
 
-  shape: tuple[int, ...]  # here
+  shape: tuple[int, ...]  # of the weight in memory: `Leaf.layer_shape`
   order: tuple[int, ...]  # axes of `shape` in the order of the file
-  file_shape: tuple[int, ...]
+  file_shape: tuple[int, ...]  # of the tensor in the file
 
 
 def storage(leaf: Leaf) -> Storage:
@@ -152,10 +152,10 @@ def storage(leaf: Leaf) -> Storage:
 class NamedTensor(NamedTuple):
   """A tensor that the files of a policy must hold."""
 
-  hf_name: str  # in files
-  name: str  # here, of the weight that it is, or is one layer of
-  leaf: Leaf  # of that weight
-  layer: int  # number of the layer; -1 for a weight that is not layered
+  hf_name: str  # name of the tensor in files
+  name: str  # name in `leaves` of the weight that the tensor is, or is one layer of
+  leaf: Leaf  # row of that weight in `leaves`
+  layer: int  # number of the layer, from 0; -1 for a weight that is not layered
 
 
 def named_tensors(spec: Spec) -> Iterator[NamedTensor]:
@@ -324,7 +324,7 @@ def config_of(spec: Spec, dtype: str, ids: Mapping) -> dict:
 
 
 def load(model: Model, spec: Spec, mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
-  """Returns the weights by their names in `leaves`, as float32 on the mesh, sharded as `spec.shardings` says.
+  """Returns the weights by their names in `leaves`, as float32 arrays with the shardings of `model.spec.shardings`.
 
   spec: model.spec, or one that differs from it only in fields that change no weight's shape, such as dtype or remat.
   All processes must call it together: each reads only the rows that its own devices hold, tensor by tensor, so that a

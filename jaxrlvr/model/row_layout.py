@@ -51,7 +51,7 @@ class RowLayout(Protocol):
   def rows(self, responses: int) -> int:
     """Returns how many rows are enough for this many responses (whole groups of G), even if all are of full length."""
 
-  def filled(self, prompt: int, response: float) -> float:
+  def filled_slots(self, prompt: int, response: float) -> float:
     """Returns how many slots of a row hold a token where responses are not packed: `place` with pack=False.
 
     prompt, response: tokens of each prompt and of each response.
@@ -106,7 +106,7 @@ class Separate:
     """Returns `responses`: each has a row of its own."""
     return responses
 
-  def filled(self, prompt: int, response: float) -> float:
+  def filled_slots(self, prompt: int, response: float) -> float:
     """Returns prompt + response, in tokens: a row holds one of each."""
     return prompt + response
 
@@ -119,7 +119,13 @@ class Separate:
     parts: int,
     pack: bool = True,
   ) -> Placed:
-    """Places each response behind a copy of its prompt; parameters, result and error are as in `RowLayout.place`."""
+    """Places these responses on rows, each behind a copy of its prompt.
+
+    prompt_length_P, length_PG: tokens of each prompt and response. numbers: the responses to place, each as problem * G
+    + sample. rows: how many rows there are. parts: how many microbatches they will be cut into. pack: a row may hold
+    several texts, the longest first; False: one each, in the order of the numbers. Raises InputError where the rows
+    have too little room.
+    """
     length_N = (prompt_length_P[:, None] + length_PG).reshape(-1)
     batch = _RowsInProgress(rows, self.slots)
     for fit in _first_fit(length_N, numbers, bins=rows, size=self.slots, pack=pack):
@@ -129,7 +135,10 @@ class Separate:
   def attend(
     self, attend_rows: AttendRows, q_BHTh: jax.Array, k_BKTh: jax.Array, v_BKTh: jax.Array, segments_BT: jax.Array
   ) -> jax.Array:
-    """Returns attention out_BHTh inside each segment; parameters are as in `RowLayout.attend`."""
+    """Returns causal attention out_BHTh inside each segment, computed with attend_rows, a function of `ATTENTION`.
+
+    segments_BT: 1 + number of the response whose text is in the slot; 0: padding, where the output means nothing.
+    """
     nothing_before = segments_BT[:, :0]
     return attend_rows(q_BHTh, k_BKTh, v_BKTh, segments_BT, nothing_before)
 
@@ -152,7 +161,7 @@ class SharedPrompt:
   """
 
   prompt_slots: int  # slots for the prompt
-  pieces: int  # pieces of a row
+  pieces: int  # pieces of a row; a divisor of G
   piece_slots: int  # slots of a piece: the longest response
 
   @property
@@ -161,10 +170,10 @@ class SharedPrompt:
     return self.prompt_slots + self.pieces * self.piece_slots
 
   def rows(self, responses: int) -> int:
-    """Returns responses // pieces: each response has a piece of its own."""
+    """Returns responses // pieces: each response has a piece of its own. `pieces` must divide G."""
     return responses // self.pieces
 
-  def filled(self, prompt: int, response: float) -> float:
+  def filled_slots(self, prompt: int, response: float) -> float:
     """Returns min(prompt, prompt_slots) + pieces * response, in tokens: a row holds a prompt and `pieces` responses."""
     return min(prompt, self.prompt_slots) + self.pieces * response
 
@@ -177,9 +186,12 @@ class SharedPrompt:
     parts: int,
     pack: bool = True,
   ) -> Placed:
-    """Places the prompt of each problem on as many rows as its responses need pieces for, and these in the pieces.
+    """Places these responses in pieces of rows, each of which begins with the prompt that they continue.
 
-    Parameters, result and error are as in `RowLayout.place`.
+    prompt_length_P, length_PG: tokens of each prompt and response. numbers: the responses to place, each as problem * G
+    + sample. rows: how many rows there are. parts: how many microbatches they will be cut into. pack: a piece may hold
+    several responses, the longest first; False: one each, in the order of the numbers. Raises InputError where the
+    rows have too little room, or a response is longer than a piece.
     """
     length_N = length_PG.reshape(-1)
     group = length_PG.shape[1]
@@ -204,10 +216,11 @@ class SharedPrompt:
   def attend(
     self, attend_rows: AttendRows, q_BHTh: jax.Array, k_BKTh: jax.Array, v_BKTh: jax.Array, segments_BT: jax.Array
   ) -> jax.Array:
-    """Returns attention out_BHTh; parameters are as in `RowLayout.attend`.
+    """Returns attention out_BHTh of each token to its prompt and to its response up to itself.
 
     Computes the prompt's attention to itself, then the attention of the pieces, as rows of their own, to the prompt
-    before them and to themselves.
+    before them and to themselves. attend_rows: a function of `ATTENTION` to do both with. segments_BT: 1 + number of
+    the response whose text is in the slot; 0: padding, where the output means nothing.
     """
     before_BP = segments_BT[:, : self.prompt_slots]
     q_BHPh, k_BKPh, v_BKPh = (x[:, :, : self.prompt_slots] for x in (q_BHTh, k_BKTh, v_BKTh))

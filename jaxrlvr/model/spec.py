@@ -31,8 +31,9 @@ class Spec:
   """Shape and switches of a Llama or Qwen decoder. Hashable, so that jit takes it as a static argument.
 
   Raises InputError, naming the field, where a size is no positive int, rope_theta or norm_eps is no positive number,
-  heads is no multiple of kv_heads, head_dim is odd, real_vocab exceeds vocab, or dtype is unknown. The names in
-  `attention` and `remat` are not checked here.
+  heads is no multiple of kv_heads, head_dim is odd, real_vocab exceeds vocab, or dtype is unknown. `attention` and
+  `remat` are not checked here. For its backward pass a layer stores, with remat "none", everything; with "dots" its
+  products with weights; with "full" its input alone, and computes the rest again.
   """
 
   vocab: int  # rows of the embedding table
@@ -51,9 +52,8 @@ class Spec:
   qk_norm: bool = False  # q and k are normed in each head (Qwen3)
   tied: bool = True  # the head is the embedding table
   dtype: str = "float32"  # of activations, "float32" or "bfloat16"; master weights are float32
-  attention: str = "reference"  # a name in model.attention.ATTENTION: how whole rows attend
-  # What a layer stores for its backward pass, a name in model.forward.REMAT: "none" (everything), "dots" or "full".
-  remat: str = "none"
+  attention: str = "reference"  # how whole rows attend: "reference", "mapped", "xla", "cudnn" or "splash"
+  remat: str = "none"  # what a layer stores for its backward pass: "none", "dots" or "full", see above
   unroll: int = 1  # layers in one step of the scan over layers; more run faster and compile longer
   vocab_chunk: int = 8192  # columns of the head whose logits a scoring pass holds at once
 
@@ -90,7 +90,7 @@ class Leaf:
   """
 
   shape: tuple[int, ...]  # with the layers first, where the weight is layered
-  axes: tuple[str | None, ...]  # the logical axis of each dimension, as in `sharding.RULES`, or "layers"; None: no name
+  axes: tuple[str | None, ...]  # logical axis of each dimension: a key of `sharding.RULES`, "layers", None: not split
   fan_in: int | None  # inputs that a product with it sums over; its first numbers have variance 1 / fan_in
   hf_name: str  # name in Hugging Face files, with {} for the number of the layer
   constant: float = 0.0  # what a weight without fan_in starts as
@@ -161,7 +161,7 @@ def leaves(spec: Spec) -> dict[str, Leaf]:
 
 
 def shardings(spec: Spec, mesh: jax.sharding.Mesh) -> dict[str, jax.sharding.NamedSharding]:
-  """Returns the sharding on the mesh of each weight, by its name in `leaves`.
+  """Returns the sharding on the mesh of each weight, by its name in `leaves`, as `Leaf.axes` states it.
 
   Raises InputError, naming weight and axis, where the mesh doesn't split a weight evenly.
   """

@@ -25,7 +25,7 @@ def sample(
 
   weights: master weights by name, or what `lay_out_weights` returned for them, which saves that work. prompt_PS: token
   ids, padded on the left. prompt_length_P: how many of the last slots hold each prompt, at least 1. keys_B: a random
-  key for each response, those of a prompt together (`device.keys.rows`). stops: the table that finds stop strings,
+  key for each response, those of a prompt together (`keys.of_samples`). stops: the table that finds stop strings,
   int32 [states, V] (`text.stop_strings.automaton`). s: the settings. A response depends on weights, settings, its
   prompt and its key alone.
 

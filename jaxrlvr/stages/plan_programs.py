@@ -242,7 +242,7 @@ def _rl_programs(config: ConfigDict, policy: build_policy.Policy) -> list[Progra
   live = _replicated(mesh, (), jnp.int32)
   trips = settings.microbatches
   if settings.pack:
-    filled = layout.filled(settings.prompt_tokens, config.plan.mean_tokens or settings.response_tokens)
+    filled = layout.filled_slots(settings.prompt_tokens, config.plan.mean_tokens or settings.response_tokens)
     trips = math.ceil(settings.microbatches * filled / layout.slots)
   resident = state_bytes + _bytes(reference)
   programs = _sampling(config, policy, resident)

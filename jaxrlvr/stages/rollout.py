@@ -228,7 +228,7 @@ class Sampler:
       for part in zip(*(np.split(column, self._parts) for column in columns), strict=True):
         jax.block_until_ready(rollouts[-1:])  # so that the KV caches of two parts are not in memory together
         tokens_PS, length_P, hash_P, sample_PG = multihost.put(part, by_rows)
-        keys_B = keys.rows(address, hash_P, sample_PG)
+        keys_B = keys.of_samples(address, hash_P, sample_PG)
         rollouts.append(sample(weights, tokens_PS, length_P, keys_B, self._stops, policy.spec, self.sampling))
     return self._join(rollouts)
 

@@ -21,7 +21,7 @@ def prompts(lengths, width=6, seed=0, high=21):
 
 def row_keys(problems, group, step=0, offset=0):
   index = np.broadcast_to(np.arange(group, dtype=np.int32) + offset, (len(problems), group))
-  return keys.rows(keys.address(0, "test", step), np.array(problems, np.uint32), index)
+  return keys.of_samples(keys.address(0, "test", step), np.array(problems, np.uint32), index)
 
 
 def rollout_batch(

@@ -237,7 +237,7 @@ def test_positions_streams_and_problems_draw_apart():
   row = row_keys(range(64), 1)
   at = [np.asarray(draw(flat, row, t, s)[0]) for t in (0, 1)]
   assert np.mean(at[0] == at[1]) < 0.3
-  other = keys.rows(keys.address(0, "other", 0), np.arange(64, dtype=np.uint32), np.zeros((64, 1), np.int32))
+  other = keys.of_samples(keys.address(0, "other", 0), np.arange(64, dtype=np.uint32), np.zeros((64, 1), np.int32))
   assert np.mean(at[0] == np.asarray(draw(flat, other, 0, s)[0])) < 0.3
   assert len({int(keys.problem_hash(f"p{i}")) for i in range(100)}) == 100
 
