@@ -1,4 +1,4 @@
-"""How fast, how bounded and how pure is grading? One line of JSON a measurement.
+"""Measures how fast grading is, whether it keeps its limits, and what it leaves behind: one line of JSON each.
 
 python launch/bench_verify.py [--rows 512] [--seed 0]
 """
@@ -28,7 +28,7 @@ CHUNKS = 8  # ours and the reference take turns, so that a change of load meets 
 
 
 def labels(rng: random.Random, rows: int) -> list[str]:
-  """Labels in the proportions of MATH-500: half integers, then fractions, roots, expressions, tuples, intervals."""
+  """Returns labels in the proportions of MATH-500: half integers, then fractions, roots, expressions, tuples, ..."""
   a, b, c = (lambda: rng.randint(2, 60)), (lambda: rng.choice((2, 3, 5, 7, 11, 13))), (lambda: rng.choice("xynt"))
   kinds = (
     *[lambda: str(rng.choice((1, 1, 1, -1)) * rng.randint(0, 2000))] * 9,
@@ -46,34 +46,35 @@ def labels(rng: random.Random, rows: int) -> list[str]:
 
 
 def honest(rng: random.Random, rows: int) -> list[Job]:
-  """Answers as a policy gives them: a third verbatim, a third respelled, a third another problem's."""
-  made = labels(rng, rows)
+  """Returns jobs with answers such as policies give: a third verbatim, a third respelled, a third of others."""
+  all_labels = labels(rng, rows)
   jobs = []
-  for label in made:
-    said = rng.choice((label, "respelled", rng.choice(made)))
-    if said == "respelled":
-      said = label
+  for label in all_labels:
+    answer = rng.choice((label, "respelled", rng.choice(all_labels)))
+    if answer == "respelled":
+      answer = label
       for old, new in _RESPELL:
-        said = said.replace(old, new)
-    text = f"We compute step by step and find that the answer is $\\boxed{{{said}}}$."
+        answer = answer.replace(old, new)
+    text = f"We compute step by step and find that the answer is $\\boxed{{{answer}}}$."
     jobs.append(Job("math", parse_response(text, "boxed"), label))
   return jobs
 
 
 def hanging(count: int) -> list[Job]:
-  """Jobs that pass the guards, as their labels are towers too, and never end."""
+  """Returns jobs that never end: their labels are towers of powers too, so that the guards let them pass."""
   towers = [f"\\lim_{{x\\to 0}} 9^{{9^{{9^{{{n}}}}}}}" for n in range(9, 9 + count)]
   return [Job("math", boxed_response(tower), f"{tower}+0") for tower in towers]
 
 
 def seconds(work, *arguments) -> tuple[float, object]:
+  """Calls work(*arguments) and returns (seconds, its result)."""
   start = time.perf_counter()
   result = work(*arguments)
   return time.perf_counter() - start, result
 
 
 def serial(jobs: list[Job]) -> list[float]:
-  """Math-Verify as its users call it."""
+  """Returns the scores that Math-Verify gives, called as its users call it."""
   import math_verify
 
   read, verify = math_verify.parse, math_verify.verify
@@ -81,22 +82,25 @@ def serial(jobs: list[Job]) -> list[float]:
 
 
 def resident() -> float:
+  """Returns the peak of this process's memory in MiB."""
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def children() -> list[str]:
-  """States of this process's children, Z for a zombie."""
+  """Returns the state of each child of this process; Z is a zombie."""
   states = []
   for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
     try:
       state, parent = stat.read_text().rpartition(")")[2].split()[:2]
     except OSError:
       continue
-    states += [state] * (int(parent) == os.getpid())
+    if int(parent) == os.getpid():
+      states.append(state)
   return states
 
 
 def speed(rng, rows):
+  """Compares the time and the scores of grading with those of serial Math-Verify."""
   jobs = honest(rng, rows)
   ours = theirs = agree = 0
   serial(jobs[:2])
@@ -118,6 +122,7 @@ def speed(rng, rows):
 
 
 def hangs(rng, rows):
+  """Grades jobs one in ten of which never ends; counts unscored jobs, zombies and processes that are left."""
   jobs = honest(rng, rows - rows // 10) + hanging(rows // 10)
   rng.shuffle(jobs)
   with Service(workers=2) as service:
@@ -135,6 +140,7 @@ def hangs(rng, rows):
 
 
 def memory(rng, rows):
+  """Measures by how much this process's memory grows while it grades `rows` jobs."""
   with Service(workers=2) as service:
     service.grade(honest(rng, 16))
     before = resident()
@@ -147,6 +153,7 @@ def memory(rng, rows):
 
 
 def workers(rng, rows):
+  """Compares the verdicts of one worker with those of four."""
   jobs = honest(rng, rows // 4)
   scores = []
   for count in (1, 4):
@@ -156,7 +163,7 @@ def workers(rng, rows):
 
 
 def overlap(rng, rows):
-  """Grading waits on pipes in the calling thread; what another thread computes meanwhile is (almost) free."""
+  """Measures how much of grading is hidden, as another thread computes while it waits on pipes."""
   jobs, matrix = honest(rng, rows // 2), np.ones((400, 400), np.float32) / 400
 
   def compute(rounds=150):

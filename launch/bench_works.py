@@ -1,4 +1,4 @@
-"""What `bench.py` measures: ceilings of the machine, parts of jaxrlvr, their peers; and the process that does one."""
+"""The works that `bench.py` measures (the machine's ceilings, parts of jaxrlvr, peers), and the worker process."""
 
 from __future__ import annotations
 
@@ -17,23 +17,25 @@ from typing import NamedTuple
 
 
 class Size(NamedTuple):
-  """A model, and how much work of each kind."""
+  """The size of a model, and of each kind of work."""
 
   model: dict  # fields of model.spec.Spec
-  problems: int  # sampled at once
-  group: int  # responses to each
-  prompt: int  # tokens
-  response: int
-  rows: int  # of an update; prompt + response tokens each
-  micro: int  # rows of a micro-batch
-  problems_per_step: int  # of a whole GRPO step
+  problems: int  # problems that are sampled at once
+  group: int  # responses to each problem
+  prompt: int  # tokens of a prompt
+  response: int  # tokens of a response
+  rows: int  # rows of an update, each of prompt + response tokens
+  micro: int  # rows of a microbatch
+  problems_per_step: int  # problems of a whole GRPO step
 
   def of_a_step(self) -> Size:
+    """Returns this size with the problems and rows of one GRPO step."""
     rows = self.problems_per_step * self.group
     return self._replace(problems=self.problems_per_step, rows=rows, micro=min(self.micro, rows))
 
 
 def model(vocab, width, layers, heads, kv_heads, mlp):
+  """Returns the fields of a `model.spec.Spec`; the heads' width is width / heads."""
   return dict(vocab=vocab, width=width, layers=layers, heads=heads, kv_heads=kv_heads, head_dim=width // heads, mlp=mlp)
 
 
@@ -46,17 +48,17 @@ MEAN = 32  # tokens of a response whose length varies: one in MEAN tokens of the
 
 
 class Work(NamedTuple):
-  """One measurement, ready to run."""
+  """One work, ready to be measured."""
 
-  once: Callable[[], dict | None]  # does the work to the end
-  tokens: int  # made or worked through
-  flops: float = 0.0  # as counted from shapes
-  bytes: float = 0.0
-  done: Callable[[], object] = lambda: None  # at the end
+  once: Callable[[], dict | None]  # does the work to the end; returns figures of this round, such as its tokens
+  tokens: int  # tokens that a round samples or trains on
+  flops: float = 0.0  # floating point operations of a round, counted from shapes; 0: not counted
+  bytes: float = 0.0  # bytes of memory traffic of a round, counted from shapes; 0: not counted
+  done: Callable[[], object] = lambda: None  # tidies up after the last round
 
 
 def _size(name: str) -> Size:
-  """Of a name above, of CONFIG:ARG, or of a Size as JSON."""
+  """Returns the size with a name of SIZES, that of a config named CONFIG:ARG, or one written as JSON."""
   if name in SIZES:
     return SIZES[name]
   if name.startswith("{"):
@@ -86,6 +88,7 @@ def _size(name: str) -> Size:
 
 
 def _spec(size: Size):
+  """Returns the spec of the size's model, with the attention and unrolling that suit this platform."""
   import jax
 
   from jaxrlvr.model import attention
@@ -97,7 +100,7 @@ def _spec(size: Size):
 
 
 def _ours(size: Size):
-  """(spec, fresh weights, what draws the data)"""
+  """Returns (spec, fresh weights, the generator that draws the data)."""
   import jax
   import numpy as np
 
@@ -115,6 +118,10 @@ def _sampling(group: int, response: int, shrink: int, eos=(), int8=()):
 
 
 def _sample_cost(size: Size, problems: int, group: int, response: int, mean: float, shrink: int, int8=()):
+  """Returns the cost of sampling: of the prefill, and of decoding unless `response` is 1.
+
+  mean: the mean length of responses, in tokens. shrink: how often the batch may be halved.
+  """
   from jaxrlvr.model.row_layout import Separate
   from jaxrlvr.planning import flops as counts
 
@@ -140,7 +147,7 @@ def _shared_prompt(size: Size):
 
 
 def _update_cost(size: Size, scored: int, layout):
-  """scored: tokens of a response."""
+  """Returns the cost of an update. scored: tokens of each response whose log-probability is trained on."""
   from jaxrlvr.planning import flops as counts
 
   rows = layout.rows(size.rows)
@@ -149,6 +156,11 @@ def _update_cost(size: Size, scored: int, layout):
 
 
 def _sample(size: Size, problems: int, group: int, response: int, eos=(), shrink: int = 0, int8=()) -> Work:
+  """Returns the work of sampling `group` responses of `response` tokens to each of `problems` prompts.
+
+  With response = 1 it is the prefill alone, and its tokens are those of the prompts. eos: tokens that end a response,
+  whose lengths then vary. shrink: how often the batch may be halved. int8: what is in 8 bits, "weights" and "cache".
+  """
   import jax
 
   from jaxrlvr.sampling import sample
@@ -174,7 +186,7 @@ def _sample(size: Size, problems: int, group: int, response: int, eos=(), shrink
 
 
 def _grouped(batch, size: Size):
-  """Returns the responses of single rows behind the prompts of their groups' first ones."""
+  """Returns a batch with the same responses, those of each group behind the prompt of its first row."""
   import jax
   import numpy as np
 
@@ -188,6 +200,11 @@ def _grouped(batch, size: Size):
 
 
 def _train(size: Size, kind: str) -> Work:
+  """Returns the work of training on random rows.
+
+  kind: "sft", "update" (GRPO with each response behind its own prompt), "grouped" (GRPO, groups share a prompt) or
+  "score" (log-probabilities alone).
+  """
   import jax
   import jax.numpy as jnp
 
@@ -238,7 +255,11 @@ def _varied_eos(size: Size) -> range:
 
 
 def _ceilings(size: Size) -> Work:
-  """GFLOP/s of matrix products as the size has them and of a large one, GB/s of reading; in the size's dtype."""
+  """Returns the work of measuring the machine's ceilings, in the size's dtype.
+
+  A round returns matmul_gflops (GFLOP/s by shape, of products that the size has and of a large one) and read_gb_s (GB/s
+  of reading a large array).
+  """
   import jax
   import jax.numpy as jnp
 
@@ -254,25 +275,30 @@ def _ceilings(size: Size) -> Work:
   product, reads = jax.jit(jnp.matmul), (jax.jit(jnp.sum), jax.jit(lambda x: x @ x[0]))
   x = jnp.ones((length // jnp.dtype(dtype).itemsize // 4096, 4096), dtype)
 
-  def seconds(function, given, times):
+  def seconds(function, arguments, times):
     begun = time.perf_counter()
-    jax.block_until_ready([function(*given) for _ in range(times)][-1])
+    jax.block_until_ready([function(*arguments) for _ in range(times)][-1])
     return (time.perf_counter() - begun) / times
 
   def once():
-    found = {}
+    gflops = {}
     for a, b, c in shapes:
-      given, flops = (jnp.ones((a, b), dtype), jnp.ones((b, c), dtype)), 2 * a * b * c
-      seconds(product, given, 1)
-      found[f"{a}x{b}x{c}"] = flops / 1e9 / seconds(product, given, min(1000, math.ceil(work / flops)))
-    best = [seconds(read, (x,), 4) for read in reads]
-    return {"matmul_gflops": found, "read_gb_s": x.nbytes / 1e9 / min(best)}
+      factors = jnp.ones((a, b), dtype), jnp.ones((b, c), dtype)
+      flops = 2 * a * b * c
+      seconds(product, factors, 1)
+      times = min(1000, math.ceil(work / flops))
+      gflops[f"{a}x{b}x{c}"] = flops / 1e9 / seconds(product, factors, times)
+    read_seconds = min(seconds(read, (x,), 4) for read in reads)
+    return {"matmul_gflops": gflops, "read_gb_s": x.nbytes / 1e9 / read_seconds}
 
   return Work(once, 0)
 
 
 class Gate:
-  """Lets a loop in another thread go round once at a time: it waits in `arrive`, `once` lets it go round."""
+  """Lets a loop in another thread run one iteration at a time.
+
+  The loop calls `arrive` in each iteration, and waits there; `once` lets it run until it arrives again.
+  """
 
   def __init__(self, loop: Callable[[], object]):
     self._go, self._come, self._failed, self._loop = threading.Semaphore(0), threading.Semaphore(0), [], loop
@@ -282,16 +308,20 @@ class Gate:
     try:
       self._loop()
       raise RuntimeError("the loop ended before the rounds did")
-    except BaseException as error:  # told by the thread that waits
+    except BaseException as error:  # `once` raises it
       self._failed.append(error)
       self._come.release()
 
   def arrive(self) -> None:
+    """Waits, in the loop's thread, until `once` is called."""
     self._come.release()
     self._go.acquire()
 
   def once(self) -> None:
-    """From one arrival to the next: a whole iteration, wherever in it the gate stands."""
+    """Lets the loop run from one arrival to the next: a whole iteration, wherever in it the gate stands.
+
+    The first call starts the loop, which compiles before it arrives. Raises the error that ended the loop.
+    """
     if not self.thread.ident:
       self.thread.start()
       self._come.acquire()  # compiles, makes the first responses
@@ -303,24 +333,30 @@ class Gate:
 
 
 def _words(size: Size):
-  """The vocabulary t0, t1, ... as a tokenizer; t1 ends."""
+  """Returns a tokenizer with the vocabulary t0, t1, ...; t1 ends a text."""
   from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-  made = Tokenizer(models.WordLevel({f"\u2581t{i}": i for i in range(size.model["vocab"])}, unk_token="\u2581t2"))
-  made.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
-  made.decoder = decoders.Metaspace()
-  return made
+  vocabulary = {f"\u2581t{i}": i for i in range(size.model["vocab"])}
+  tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="\u2581t2"))
+  tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
+  tokenizer.decoder = decoders.Metaspace()
+  return tokenizer
 
 
 def _prompts(size: Size, count: int) -> list[str]:
+  """Returns `count` random prompts of the size's length, as text."""
   import numpy as np
 
-  drawn = np.random.default_rng(0).integers(2, size.model["vocab"], (count, size.prompt))
-  return [" ".join(f"t{i}" for i in row) for row in drawn]
+  token_PT = np.random.default_rng(0).integers(2, size.model["vocab"], (count, size.prompt))
+  return [_text_of(token_T) for token_T in token_PT]
+
+
+def _text_of(token_T) -> str:
+  return " ".join(f"t{token}" for token in token_T)
 
 
 def _model_folder(size: Size, folder: Path) -> None:
-  """A Hugging Face directory whose policy never draws the token that ends.
+  """Writes a Hugging Face directory whose policy never draws the token that ends.
 
   No layer writes to one dimension of the residual stream: it stays positive, and that token's row is negative there.
   """
@@ -340,12 +376,12 @@ def _model_folder(size: Size, folder: Path) -> None:
   (folder / "config.json").write_text(json.dumps(config))
   weights.save(folder, jax.device_put(params, policy_spec.shardings(spec, mesh)), spec, "float32", 2**40)
   _words(size).save(str(folder / "tokenizer.json"))
-  named = {"eos_token": "\u2581t1", "pad_token": "\u2581t0"}
-  (folder / "tokenizer_config.json").write_text(json.dumps(named))
+  special = {"eos_token": "\u2581t1", "pad_token": "\u2581t0"}
+  (folder / "tokenizer_config.json").write_text(json.dumps(special))
 
 
 def _step(size: Size) -> Work:
-  """Iterations of the stage, from one reward to the next."""
+  """Returns the work of one iteration of the stage rl, from one reward to the next."""
   from jaxrlvr.base import logbook
   from jaxrlvr.config import files as configs
   from jaxrlvr.rewards import spurious, table
@@ -390,15 +426,15 @@ def _step(size: Size) -> Work:
     return spurious.random_reward(answers, grade)
 
   table.REWARDS["gated"] = table.Reward(gated)
-  given = configs.load("base", {key: str(value) for key, value in settings.items()})
-  gate = Gate(lambda: rl(given, folder / "run"))
+  config = configs.load("base", {key: str(value) for key, value in settings.items()})
+  gate = Gate(lambda: rl(config, folder / "run"))
 
   def once():
     gate.once()
-    length = [row[name] for row in logbook.read_jsonl(folder / "run" / "metrics.jsonl") if name in row]
-    return {"tokens": round(length[-1] * size.rows)} if length else {}
+    name = "completions/mean_length"
+    mean_lengths = [row[name] for row in logbook.read_jsonl(folder / "run" / "metrics.jsonl") if name in row]
+    return {"tokens": round(mean_lengths[-1] * size.rows)} if mean_lengths else {}
 
-  name = "completions/mean_length"
   cost = _sample_cost(size, size.problems, size.group, size.response, size.response, 0)
   cost = cost.plus(_update_cost(size, size.response, _shared_prompt(size)))
   tokens = size.rows * size.response
@@ -406,14 +442,15 @@ def _step(size: Size) -> Work:
 
 
 def _device(size: Size) -> Work:
+  """Returns the part of `_step` that runs on the device: sampling and the update."""
   size = size.of_a_step()
-  drawn, trained = _sample(size, size.problems, size.group, size.response), _train(size, "grouped")
+  sampling, training = _sample(size, size.problems, size.group, size.response), _train(size, "grouped")
 
   def once():
-    drawn.once()
-    trained.once()
+    sampling.once()
+    training.once()
 
-  return Work(once, drawn.tokens, drawn.flops + trained.flops, drawn.bytes + trained.bytes)
+  return Work(once, sampling.tokens, sampling.flops + training.flops, sampling.bytes + training.bytes)
 
 
 OURS = {
@@ -433,6 +470,7 @@ OURS = {
 
 
 def _llama(size: Size):
+  """Returns (torch, a random Llama of this size in transformers)."""
   os.environ["OMP_NUM_THREADS"] = str(len(os.sched_getaffinity(0)))  # for threads that torch is not told of
   import torch
   from transformers import LlamaConfig, LlamaForCausalLM
@@ -458,11 +496,12 @@ def _llama(size: Size):
 
 
 def _generate(size: Size, problems: int, group: int, eos=None) -> Work:
+  """Returns the work of transformers' generate with a static cache. eos: tokens that end a response; None: no token."""
   torch, model = _llama(size)
   model.eval()
   prompts = torch.randint(2, size.model["vocab"], (problems, size.prompt), device=model.device)
   prompts = prompts.repeat_interleave(group, 0)
-  least = {} if eos else {"min_new_tokens": size.response}
+  full_length = {} if eos else {"min_new_tokens": size.response}
 
   def once():
     with torch.inference_mode():
@@ -477,18 +516,18 @@ def _generate(size: Size, problems: int, group: int, eos=None) -> Work:
         pad_token_id=0,
         eos_token_id=eos and list(eos),
         cache_implementation="static",
-        **least,
+        **full_length,
       )
-    made = out[:, size.prompt :]
+    responses = out[:, size.prompt :]
     if eos:
-      return {"tokens": int((made != 0).sum())}
-    assert made.shape[1] == size.response, made.shape
+      return {"tokens": int((responses != 0).sum())}
+    assert responses.shape[1] == size.response, responses.shape
 
   return Work(once, problems * group * size.response)
 
 
 def _torch_update(size: Size, compiled: bool) -> Work:
-  """The clipped loss on the responses' log-probabilities, backward, and AdamW."""
+  """Returns the work of a GRPO update in torch: the clipped loss on the responses, the backward pass, and AdamW."""
   torch, model = _llama(size)
   model.train()
   optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.01)
@@ -497,8 +536,10 @@ def _torch_update(size: Size, compiled: bool) -> Work:
   advantage, old = torch.randn(rows, device=model.device), torch.full((rows, size.response), -6.0, device=model.device)
 
   def loss_fn(tokens, old, advantage):
-    given = dict(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False)
-    logits = model(**given, logits_to_keep=size.response + 1).logits[:, :-1].float()
+    output = model(
+      input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False, logits_to_keep=size.response + 1
+    )
+    logits = output.logits[:, :-1].float()
     chosen = torch.gather(logits, 2, tokens[:, size.prompt :, None])[..., 0]
     ratio = torch.exp(chosen - torch.logsumexp(logits, -1) - old)
     plain, clipped = ratio * advantage[:, None], ratio.clamp(0.8, 1.2) * advantage[:, None]
@@ -518,7 +559,7 @@ def _torch_update(size: Size, compiled: bool) -> Work:
 
 
 def _trl(size: Size) -> Work:
-  """TRL's trainer on the work of `step`, from one reward to the next."""
+  """Returns the work of TRL's trainer on the same iteration as `_step`, from one reward to the next."""
   from datasets import Dataset
   from transformers import PreTrainedTokenizerFast
   from trl import GRPOConfig, GRPOTrainer
@@ -551,12 +592,12 @@ def _trl(size: Size) -> Work:
     cache_implementation="static",
     generation_kwargs={"min_new_tokens": size.response},
   )
-  made = []
+  sampled_tokens = []
 
   def reward(completion_ids, **_):
     gate.arrive()
-    made.append(sum(map(len, completion_ids)))
-    return [sum(i % 2 for i in ids) / len(ids) for ids in completion_ids]
+    sampled_tokens.append(sum(map(len, completion_ids)))
+    return [_share_of_odd(ids) for ids in completion_ids]
 
   trainer = GRPOTrainer(
     model=model,
@@ -569,12 +610,16 @@ def _trl(size: Size) -> Work:
 
   def once():
     gate.once()
-    return {"tokens": made[-1]}
+    return {"tokens": sampled_tokens[-1]}
 
   return Work(once, size.rows * size.response, done=lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
-# (name of the peer, our work that is the same) -> the peer's
+def _share_of_odd(ids) -> float:
+  return sum(i % 2 for i in ids) / len(ids)
+
+
+# Keys: (name of a peer, the part of OURS that it is compared with). Values make the peer's work for a size.
 PEERS = {
   ("transformers", "sample"): lambda s: _generate(s, s.problems, s.group),
   ("transformers", "unshared"): lambda s: _generate(s, s.problems * s.group, 1),
@@ -595,42 +640,48 @@ NEEDED |= dict.fromkeys(OWN, "jax")
 
 
 def _cpu_seconds() -> float:
-  """Of this process and of children that ended."""
+  """Returns the CPU seconds of this process and of children that ended."""
   used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
   return sum(u.ru_utime + u.ru_stime for u in used)
 
 
 def _memory() -> dict:
-  """Peaks and the most there is, MiB; of the accelerator where jax has one."""
-  found = {"peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
-  found["memory_mib"] = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**20
+  """Returns peak_mib (of this process) and memory_mib (all there is).
+
+  With an accelerator that tells them, device_peak_mib is its peak and memory_mib is its memory.
+  """
+  memory = {"peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+  memory["memory_mib"] = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**20
   if "jax" in sys.modules:
     import jax
 
-    if told := jax.local_devices()[0].memory_stats():
-      found |= {"device_peak_mib": told["peak_bytes_in_use"] / 2**20, "memory_mib": told["bytes_limit"] / 2**20}
-  return found
+    if stats := jax.local_devices()[0].memory_stats():
+      memory |= {"device_peak_mib": stats["peak_bytes_in_use"] / 2**20, "memory_mib": stats["bytes_limit"] / 2**20}
+  return memory
 
 
 def _watch_compiles() -> list[float]:
-  """Seconds of each compilation of this process, from now on."""
+  """Returns a list to which each later compilation of this process adds its seconds."""
   import jax
 
   seconds = []
 
-  def told(event, duration, **_):
+  def record(event, duration, **_):
     if event == "/jax/core/compile/backend_compile_duration":
       seconds.append(duration)
 
-  jax.monitoring.register_event_duration_secs_listener(told)
+  jax.monitoring.register_event_duration_secs_listener(record)
   return seconds
 
 
 def serve(name: str, size: str) -> None:
-  """Warms up, says ready, then does the work once for every line of stdin and says what it took."""
+  """Runs a worker process: warms up, writes a first message, then does the work once for every line of stdin.
+
+  name: PART, or PART/PEER. Each message is a line of JSON on stdout; `bench.Worker` says what it holds.
+  """
   out = os.fdopen(os.dup(1), "w", buffering=1)
-  os.dup2(2, 1)  # what others print is no answer
-  work, _, peer = name.partition("/")
+  os.dup2(2, 1)  # what libraries print must not get between the messages
+  part, _, peer = name.partition("/")
   ours = not peer or peer in OWN
   if ours:
     from jaxrlvr.device import cpu_malloc
@@ -638,18 +689,20 @@ def serve(name: str, size: str) -> None:
     cpu_malloc.keep_freed_memory()  # as the command line does
   compiles = _watch_compiles() if ours else []
   begun = time.perf_counter()
-  found = (PEERS[peer, work] if peer else OURS[work])(_size(size))
+  make_work = PEERS[peer, part] if peer else OURS[part]
+  work = make_work(_size(size))
   try:
-    found.once()
-    ready = dict(tokens=found.tokens, flops=found.flops, bytes=found.bytes, warmup_s=time.perf_counter() - begun)
+    work.once()
+    ready = dict(tokens=work.tokens, flops=work.flops, bytes=work.bytes, warmup_s=time.perf_counter() - begun)
     print(json.dumps(ready | {"compiles": len(compiles), "compile_s": sum(compiles)}), file=out)
-    before = len(compiles)
+    compiles_at_start = len(compiles)
     for _ in sys.stdin:
       cpu, begun = _cpu_seconds(), time.perf_counter()
-      more = found.once() or {}
-      told = {"wall_s": time.perf_counter() - begun, "cpu_s": _cpu_seconds() - cpu}
-      print(json.dumps(told | _memory() | {"recompiles": len(compiles) - before} | more), file=out)
+      figures = work.once() or {}
+      times = {"wall_s": time.perf_counter() - begun, "cpu_s": _cpu_seconds() - cpu}
+      recompiles = len(compiles) - compiles_at_start
+      print(json.dumps(times | _memory() | {"recompiles": recompiles} | figures), file=out)
   finally:
-    found.done()
+    work.done()
     sys.stderr.flush()
   os._exit(0)  # threads of a gate wait for good

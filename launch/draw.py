@@ -43,7 +43,7 @@ HEAD = (
 
 
 def box(x: float, y: float, width: float, name: str, caption: str, fill: str) -> str:
-  """Returns a box with a name and, below it, a caption."""
+  """Returns the SVG of a box with a name and, below it, a caption."""
   middle = x + width / 2
   return (
     f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{BOX}" rx="6" fill="{fill}" stroke="#5f6368"/>'
@@ -53,7 +53,7 @@ def box(x: float, y: float, width: float, name: str, caption: str, fill: str) ->
 
 
 def arrow(x1: float, y1: float, x2: float, y2: float, label: str = "") -> str:
-  """Returns an arrow, with a label on its middle."""
+  """Returns the SVG of an arrow with a label above its middle."""
   line = f'<path d="M{x1:g} {y1:g} {x2:g} {y2:g}" stroke="#5f6368" fill="none" marker-end="url(#head)"/>'
   if not label:
     return line
@@ -63,14 +63,19 @@ def arrow(x1: float, y1: float, x2: float, y2: float, label: str = "") -> str:
 
 
 def svg(title: str, height: float, parts: list[str]) -> str:
+  """Returns a picture of a height, as the text of an SVG file. title: what screen readers say."""
   return "\n".join([HEAD.format(width=WIDTH, height=f"{height:g}", title=escape(title)), *parts, "</svg>\n"])
 
 
 def floors() -> list[list[str]]:
-  """Returns the rooms from the roof down, those of one floor beside each other, as the import contract has them."""
+  """Returns the rooms of each floor, from the top floor down, as the import contract lists them."""
   contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
   (layers,) = (contract["layers"] for contract in contracts if contract["type"] == "layers")
-  return [[room.strip() for room in layer.split("|")] for layer in layers if layer != "__main__"]
+  return [_rooms_of(layer) for layer in layers if layer != "__main__"]
+
+
+def _rooms_of(layer: str) -> list[str]:
+  return [room.strip() for room in layer.split("|")]
 
 
 def rooms() -> str:
@@ -85,7 +90,7 @@ def rooms() -> str:
 
 
 class Act(NamedTuple):
-  """A box of the picture of a step."""
+  """A box in the picture of a step."""
 
   on_host: bool
   row: int

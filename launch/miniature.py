@@ -5,9 +5,9 @@
   jaxrlvr diagnose --config=miniature --workdir=runs/diagnoses/POLICY --config.init=runs/miniature/POLICY  # each of 16
   python launch/miniature.py runs/miniature/report runs/miniature-3/report runs/diagnoses
 
-Copies the report's tables and pictures that docs/miniature holds, writes predictions.csv from the diagnoses, and writes
-the tables that follow a line `<!-- NAME -->` in docs/miniature.md. The sentences and claims are for a person to
-correct: tests/repository/test_miniature.py names each number there that no longer is that of the tables.
+Copies those tables and pictures of the report that docs/miniature holds, writes predictions.csv from the diagnoses, and
+rewrites the table below each line `<!-- NAME -->` in docs/miniature.md. A person corrects the sentences and claims:
+tests/repository/test_miniature.py names each of their numbers that no longer agrees with the tables.
 """
 
 from __future__ import annotations
@@ -35,12 +35,13 @@ PREDICTED = {"scarce": "N = 8", "noisy": "gamma = 0.7", "vote": "majority vote",
 
 
 def read(name: str) -> list[dict[str, str]]:
+  """Returns the rows of a table in docs/miniature."""
   with (FOLDER / f"{name}.csv").open(newline="", encoding="utf-8") as file:
     return list(csv.DictReader(file))
 
 
 def accuracy(set_name: str, arm: str) -> list[str]:
-  """Returns before and after in each setting: means of the seeds, and the least and largest seed."""
+  """Returns a cell for each setting: mean accuracy of the seeds before and after, and the interval over seeds, in %."""
   cells = []
   for setting in SETTINGS:
     at = {r["at"]: r for r in read(f"evaluations-{set_name}") if (r["setting"], r["arm"]) == (setting, arm)}
@@ -51,10 +52,12 @@ def accuracy(set_name: str, arm: str) -> list[str]:
 
 
 def in_domain() -> list[list[str]]:
+  """Returns the table of accuracy in domain: a row for each arm."""
   return [["", *SETTINGS], *([arm, *accuracy("arithmetic", arm)] for arm in ARMS)]
 
 
 def outside() -> list[list[str]]:
+  """Returns the table of accuracy on longer and larger problems: a row for each set and Thinking arm."""
   rows = [["", *SETTINGS]]
   for shown in ("a sixth operation", "two digits"):
     for arm in ARMS[:2]:
@@ -63,24 +66,31 @@ def outside() -> list[list[str]]:
 
 
 def gaps() -> list[list[str]]:
-  """Returns G(512, 8) on every set, in points with its interval over problems; a dash where no seed saturates."""
+  """Returns the table of G(512, 8) in points, with its interval over problems; a dash where no seed saturates."""
   rows = [["", *SETS]]
   for arm in ARMS:
     at = {row["set"]: row for row in read("gap") if row["arm"] == arm}
     cells = []
     for name in SETS.values():
-      found = [at[name][f"G(n', n){end}"] for end in ("", " low", " high")]
-      cells.append("{:+.1f} [{:.1f}, {:.1f}]".format(*(100 * float(x) for x in found)) if all(found) else "–")
+      figures = [at[name][f"G(n', n){end}"] for end in ("", " low", " high")]
+      cell = "–"
+      if all(figures):
+        cell = "{:+.1f} [{:.1f}, {:.1f}]".format(*(100 * float(figure) for figure in figures))
+      cells.append(cell)
     rows.append([arm, *cells])
   return rows
 
 
 def fourth_seed() -> list[list[str]]:
-  found = {(row["setting"], row["arm"]): row for row in read("runs-seed-3")}
+  """Returns the table of accuracy before and after of seed 3, which has the same rows as `in_domain`."""
+  runs = {(row["setting"], row["arm"]): row for row in read("runs-seed-3")}
   rows = [["", *SETTINGS]]
   for arm in ARMS:
-    ends = [[100 * float(found[setting, arm][name]) for name in ("accuracy first", "accuracy")] for setting in SETTINGS]
-    rows.append([f"{arm}: seed 3", *("{:.1f} to {:.1f}".format(*pair) for pair in ends)])
+    cells = []
+    for setting in SETTINGS:
+      run = runs[setting, arm]
+      cells.append(f"{100 * float(run['accuracy first']):.1f} to {100 * float(run['accuracy']):.1f}")
+    rows.append([f"{arm}: seed 3", *cells])
   return rows
 
 
@@ -93,13 +103,14 @@ TABLES: dict[str, Callable[[], list[list[str]]]] = {
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
+  """Returns rows of cells, headings first, as a table in Markdown."""
   lines = ["| " + " | ".join(row) + " |" for row in rows]
   lines[0] = re.sub("^\\|  \\|", "| |", lines[0])
   return "\n".join([lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]]) + "\n"
 
 
 def with_tables(page: str) -> str:
-  """Returns the page with each table behind its mark as the tables in docs/miniature say it."""
+  """Returns the page with each table below its mark rewritten; SystemExit where a mark does not occur exactly once."""
   for name, rows in TABLES.items():
     table = markdown(rows())
     page, count = re.subn(f"(<!-- {name} -->\n)(?:\\|.*\n)*", lambda mark, table=table: mark[1] + table, page)
@@ -109,24 +120,19 @@ def with_tables(page: str) -> str:
 
 
 def predictions(folder: Path) -> None:
-  """Writes predictions.csv from the diagnoses, a folder a policy, named as the policy is (base-thinking-0, ...)."""
+  """Writes predictions.csv from diagnoses.
+
+  folder: holds the run directory of each diagnosis, named as its policy: ARM-SEED, such as base-thinking-0.
+  """
   rows = []
   for path in sorted(folder.glob("*/diagnosis.json")):
     kind, seed = path.parent.name.rsplit("-", 1)
     [arm] = [arm for arm in ARMS if arm.lower().replace(" + ", "-") == kind]
-    found = json.loads(path.read_text(encoding="utf-8"))
-    for said in found["predictions"]:
-      rows.append(
-        [
-          PREDICTED[said["setting"]],
-          arm,
-          seed,
-          said["regime"],
-          said["rule"],
-          said["sure"],
-          found["figures"]["F(1)/correct"],
-        ]
-      )
+    diagnosis = json.loads(path.read_text(encoding="utf-8"))
+    faithful = diagnosis["figures"]["F(1)/correct"]
+    for predicted in diagnosis["predictions"]:
+      setting = PREDICTED[predicted["setting"]]
+      rows.append([setting, arm, seed, predicted["regime"], predicted["rule"], predicted["sure"], faithful])
   if len(rows) != 4 * 4 * 4:
     raise SystemExit(f"{folder}: found {len(rows)} predictions, wanted 64: 4 settings, 4 arms, seeds 0 to 3")
   order = {setting: place for place, setting in enumerate(PREDICTED.values())}
@@ -137,7 +143,7 @@ def predictions(folder: Path) -> None:
 
 
 def table(source: Path, target: Path) -> None:
-  """Copies a table of the report; of a run's directory, which is this machine's, the last two names."""
+  """Copies a table of the report; directories keep only their last two names, as the others are this machine's."""
   with source.open(newline="", encoding="utf-8") as file:
     rows = list(csv.DictReader(file))
   for row in rows:
@@ -150,18 +156,24 @@ def table(source: Path, target: Path) -> None:
 
 
 def picture(source: Path, target: Path) -> None:
-  """Copies a PNG of the report, which lets the page shine through, onto white and into few colours."""
+  """Copies a PNG of the report, whose background is transparent, onto white and with few colours."""
   drawn = Image.open(source).convert("RGBA")
   on_white = Image.alpha_composite(Image.new("RGBA", drawn.size, "white"), drawn).convert("RGB")
   on_white.quantize(128, dither=Image.Dither.NONE).save(target, optimize=True)
 
 
 def main(three_seeds: Path, seed_3: Path, diagnoses: Path) -> None:
-  made_here = {"runs-seed-3.csv", "predictions.csv"}
+  """Copies tables and pictures, writes the predictions, and rewrites the page.
+
+  three_seeds, seed_3: folders of the two grids' reports. diagnoses: the folder of the diagnoses.
+  """
+  others = {"runs-seed-3.csv", "predictions.csv"}  # are not copied from the report on three seeds
   for file in sorted(FOLDER.iterdir()):
-    if file.name not in made_here:
-      [source] = three_seeds.rglob(file.name)
-      (picture if file.suffix == ".png" else table)(source, file)
+    if file.name in others:
+      continue
+    [source] = three_seeds.rglob(file.name)
+    copy = picture if file.suffix == ".png" else table
+    copy(source, file)
   [source] = seed_3.rglob("runs.csv")
   table(source, FOLDER / "runs-seed-3.csv")
   predictions(diagnoses)
