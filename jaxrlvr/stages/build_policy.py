@@ -387,7 +387,8 @@ def digests_of_training_prompts(config: ConfigDict, training: Sequence[Problem])
 
   training: the problems that a policy is about to be trained on; (): none. Prompts whose normalised text is the same
   have the same digest (`overlap.prompt_digest`). Returns None, never an empty set, where no prompts are known: the
-  policy may still have been trained on some, as a Hugging Face model has.
+  policy may still have been trained on some, as a Hugging Face model has. Raises InputError where the run's record is
+  damaged.
   """
   digests = overlap.prompt_digests(training)
   if config.init:

@@ -370,7 +370,7 @@ def load_problems(
   Two keys of the group decide what becomes of bad problems. `too_long`, for prompts over rl.prompt_tokens: "error"
   raises InputError, "drop" leaves them out. `unreadable`, for labels or truths that can't be parsed: "error", "drop" or
   "warn", which keeps them. What is left out or kept so gives a warning. Raises InputError also where the source can't
-  be read, or no problem is left.
+  be read, or no problem is left, and Interrupted if a signal has asked the run to stop.
   """
   problems = read_problems(config, key, changes, leave_out)
   source = changes.get("source", config[key].source)
@@ -419,16 +419,17 @@ def _with_short_prompts(
 def with_readable_labels(
   config: ConfigDict, key: str, problems: list[Problem], service: Service, source: str = ""
 ) -> tuple[list[Problem], list[tuple[Problem, str]]]:
-  """Returns (problems to go on with, unreadable problems each with the reason as text).
+  """Returns (problems to go on with, a pair of problem and reason, as text, for each unreadable problem).
 
-  A problem is unreadable where its verifier can't parse its label or truth. The key `unreadable` of the group `key`
-  decides what is done with these: "warn" keeps them, "drop" leaves them out, each with a warning, and "error" raises
-  InputError. If no problem is readable InputError is raised in any case, as no answer could be paid. The second list
-  has the unreadable ones of both "warn" and "drop". source: where the problems come from, for messages; "": the
-  group's own source. Raises Interrupted if a signal has asked the run to stop.
+  A problem is unreadable where its verifier can't parse its label, its truth or an alternative of these
+  (`Service.unreadable_answers`). The key `unreadable` of the group `key` decides what is done with such problems:
+  "warn" keeps them, "drop" leaves them out, each with a warning, and "error" raises InputError. If no problem is
+  readable InputError is raised in any case, as no answer could be paid. The second list has the unreadable ones of both
+  "warn" and "drop". source: where the problems come from, for messages; "": the group's own source. Raises Interrupted
+  if a signal has asked the run to stop.
   """
   try:
-    unreadable = grade_in_parts(service.unreadable_answers, problems)
+    unreadable = _join_reasons(grade_in_parts(service.unreadable_answers, problems))
   except InputError as error:
     raise InputError(f"config.{key}: {error}") from error
   if not unreadable:
@@ -458,12 +459,22 @@ def with_readable_labels(
   return [problem for problem in problems if problem.id not in unreadable_ids], unreadable
 
 
+def _join_reasons(unreadable_answers: Sequence[tuple[Problem, str]]) -> list[tuple[Problem, str]]:
+  """Joins the pairs (problem, reason) of each problem to one pair, in the order of the problems' first pairs."""
+  problems: dict[str, Problem] = {}
+  reasons: dict[str, list[str]] = {}
+  for problem, reason in unreadable_answers:
+    problems[problem.id] = problem
+    reasons.setdefault(problem.id, []).append(reason)
+  return [(problem, "; ".join(reasons[problem.id])) for problem in problems.values()]
+
+
 def grade_in_parts(grade: Callable[[Sequence], list], items: Sequence) -> list:
   """Calls `grade` with one part of the items after another, and returns its results joined to one list.
 
-  grade: takes some items and returns a list, such as `Service.grade` and `Service.unreadable`. Without items it is not
-  called. Raises Interrupted between two parts if a signal has asked the run to stop. On several hosts all processes
-  must call it together.
+  grade: takes some items and returns a list, such as `Service.grade` and `Service.unreadable_answers`. Without items it
+  is not called. Raises Interrupted between two parts if a signal has asked the run to stop. On several hosts all
+  processes must call it together.
   """
   results = []
   for first in range(0, len(items), _ITEMS_PER_CHECK):

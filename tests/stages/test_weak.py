@@ -326,6 +326,19 @@ def test_labels_that_nobody_can_read(tmp_path, init, caplog, capsys):
     assert "from the column of label=answer, the first as '\\\\frac{ long'" in error
 
 
+def test_a_problem_with_two_unreadable_answers_counts_once(caplog):
+  """Its label and its truth can't be read; of two problems one is left, in one row with both reasons."""
+  config = configs.load("smoke", {"problems.unreadable": "drop"})
+  message = ({"role": "user", "content": "?"},)
+  spoilt = Problem("spoilt", message, "\\frac{ a", "\\frac{ b", "math")
+  fine = Problem("fine", message, "1", "1", "math")
+  with rollout.verifier_service(config) as service:
+    kept, unreadable = rollout.with_readable_labels(config, "problems", [spoilt, fine], service)
+  assert kept == [fine] and "1 of 2 labels can't be read" in caplog.text
+  [(problem, reason)] = unreadable
+  assert problem == spoilt and "'\\\\frac{ a'" in reason and "'\\\\frac{ b'" in reason
+
+
 def test_a_signal_ends_the_reading_of_labels(tmp_path, monkeypatch):
   how = dict(problems__count=5)
   monkeypatch.setattr(stopping, "_asked", [])
