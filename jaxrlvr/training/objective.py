@@ -35,6 +35,11 @@ class TextBatch:
   weights_BT: jax.Array  # weight of predicting this token in the loss of the whole batch; 0: not predicted
 
 
+def _weighted_sum(x: jax.Array | float, weights: jax.Array) -> jax.Array:
+  """Returns the sum of x times its weights; where a weight is 0, x may be NaN."""
+  return jnp.sum(jnp.where(weights > 0, weights * x, 0.0))
+
+
 @functools.lru_cache  # the same function for the same values, so that stages share compiled programs
 def language_modelling(spec: Spec) -> LossFn:
   """Returns the loss function (params, `TextBatch`) -> (loss, metrics) that `update` takes.
@@ -47,9 +52,8 @@ def language_modelling(spec: Spec) -> LossFn:
     is_target_BT = batch.weights_BT > 0
     scores = score(params, batch.tokens_BT, batch.positions_BT, batch.segments_BT, spec, scored_BT=is_target_BT)
     weights_BT = batch.weights_BT[:, 1:]  # slot 0 has no score
-    entropy = jnp.sum(jnp.where(weights_BT > 0, weights_BT * scores.entropy_BT, 0.0))
-    metrics = {"entropy": Sum(entropy)}
-    return -jnp.sum(jnp.where(weights_BT > 0, weights_BT * scores.logp_BT, 0.0)), metrics
+    metrics = {"entropy": Sum(_weighted_sum(scores.entropy_BT, weights_BT))}
+    return -_weighted_sum(scores.logp_BT, weights_BT), metrics
 
   return loss_fn
 
@@ -213,6 +217,22 @@ def add_weights(batch: RolloutBatch, weight_PG: jax.Array, advantage_PG: jax.Arr
   return dataclasses.replace(batch, weights_RS=weights_RS, advantage_RS=advantage_RS)
 
 
+def _policy_metrics(
+  clipped: Mapping[str, jax.Array], policy_logp: jax.Array, sampler_logp: jax.Array, weights: jax.Array
+) -> dict[str, Metric]:
+  """Returns the metrics of the policy loss, and of how far the sampler's log-probabilities differ from the policy's.
+
+  clipped: the metrics that `loss.policy_loss` returned. All arrays are [R, S-1].
+  """
+  difference = jnp.where(weights > 0, jnp.abs(policy_logp - sampler_logp), 0.0)
+  total_weight = _weighted_sum(1.0, weights)  # below 1 if this is a microbatch, or if responses were left out
+  metrics: dict[str, Metric] = {name: Sum(total) for name, total in clipped.items()}
+  metrics["ppo_kl"] = WeightedMean(clipped["ppo_kl"], total_weight)
+  metrics["sampling/logp_difference/mean"] = WeightedMean(_weighted_sum(difference, weights), total_weight)
+  metrics["sampling/logp_difference/max"] = Maximum(jnp.max(difference))
+  return metrics
+
+
 @functools.lru_cache  # the same function for the same values, so that stages share compiled programs
 def grpo(
   spec: Spec,
@@ -253,11 +273,10 @@ def grpo(
     policy_logp = scores.logp_BT
     batch = jax.tree.map(lambda x_RS: x_RS[:, 1:], batch)  # slot 0 has no score
     weights = batch.weights_RS
-    mask = weights > 0
     old_logp = batch.old_logp_RS
     if old_logp is None:
       old_logp = jax.lax.stop_gradient(policy_logp)
-    value, shares = loss.policy_loss(
+    value, clipped = loss.policy_loss(
       policy_logp,
       old_logp,
       batch.advantage_RS,
@@ -270,20 +289,11 @@ def grpo(
       ratio=ratio,
       importance_cap=importance_cap,
     )
-
-    def total(x):
-      return jnp.sum(jnp.where(mask, weights * x, 0.0))
-
-    difference = jnp.where(mask, jnp.abs(policy_logp - batch.sampler_logp_RS), 0.0)
-    total_weight = total(1.0)  # below 1 if this is a microbatch, or if responses were left out
-    metrics: dict[str, Metric] = {name: Sum(share) for name, share in shares.items()}
-    metrics["ppo_kl"] = WeightedMean(shares["ppo_kl"], total_weight)
-    metrics["sampling/logp_difference/mean"] = WeightedMean(total(difference), total_weight)
-    metrics["sampling/logp_difference/max"] = Maximum(jnp.max(difference))
+    metrics = _policy_metrics(clipped, policy_logp, batch.sampler_logp_RS, weights)
     if batch.ref_logp_RS is not None:
-      # Equal log-probabilities outside of the mask, so that no NaN reaches the gradient.
-      ref_logp = jnp.where(mask, batch.ref_logp_RS, jax.lax.stop_gradient(policy_logp))
-      kl = total(loss.kl(policy_logp, ref_logp, kl_estimator))
+      # Equal log-probabilities where there is no response, so that no NaN reaches the gradient.
+      ref_logp = jnp.where(weights > 0, batch.ref_logp_RS, jax.lax.stop_gradient(policy_logp))
+      kl = _weighted_sum(loss.kl(policy_logp, ref_logp, kl_estimator), weights)
       metrics["kl"] = Sum(kl)
       value = value + kl_beta * kl
     return value, jax.lax.stop_gradient(metrics)
