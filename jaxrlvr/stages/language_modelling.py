@@ -40,7 +40,11 @@ _PROBE = ({"role": "user", "content": "?"},)
 
 
 class Texts(NamedTuple):
-  """The documents that a stage trains on, in the order of their numbers."""
+  """The documents that a stage trains on, in the order of their numbers.
+
+  A document has `text` (plain text, or the response to a problem), `problem` (None: plain text) and `masked` (whether
+  the problem's prompt is context alone, on which no loss is taken).
+  """
 
   text: Callable[[int], built_in_text.Text]  # returns document `number`, from 0 on without an end: files repeat
   file_figures: dict  # figures about the files that they come from, see `texts`; {}: documents are built in

@@ -61,10 +61,11 @@ def cells_of(entries: Sequence[str]) -> Reported:
   """Finds the runs that entries of `config.report.runs` name, in their order.
 
   entries: NAME=PLACE, or PLACE alone (see `named_places`); a place is the run directory of the stage rl, evaluate or
-  judge, finished or not, or the directory of a grid, which stands for its cells; it may be on an object store. A run of
-  the stage judge is no cell of its own: it becomes `judged` of the cell whose run it judged. Raises InputError for a
-  directory that holds no such run or grid, and for a judge's run that judged none of the other runs, or one that
-  another has judged. For the directory of a chain the message says which of its links to name.
+  judge, finished or not, or the directory of a grid, which stands for its cells; it may be on an object store. A place
+  that is named twice counts once. A run of the stage judge is no cell of its own: it becomes `judged` of the cell whose
+  run it judged. Raises InputError for a directory that holds no such run or grid, and for a judge's run that judged
+  none of the other runs, or one that another has judged. For the directory of a chain the message says which of its
+  links to name.
   """
   titles, judge_runs = [], []
   cells: dict[str, Cell] = {}  # by the path of the run, or of the grid with the cell's name behind it
