@@ -275,7 +275,7 @@ c.model.unroll = Key(
 c.model.vocab_chunk = Key(
   8192,
   at_least(1),
-  "how many tokens of the vocabulary scoring computes logits of at a time; with fewer it takes less memory",
+  "tokens of the vocabulary for which scoring computes logits at a time; with fewer it needs less memory",
   may_change=True,
 )
 c.model.attention = Key(
@@ -409,8 +409,9 @@ c.problems = problems(  # what RL trains on
     "arithmetic",
     SOURCE,
     "arithmetic | graph | reasoning_gym (all generated); a task of your own, as my_task.py (docs/extending.md); a "
-    "parquet, jsonl, json or csv file, a folder of such, a tfds folder; a set of the hub, ORG/NAME or ORG/NAME:CONFIG; "
-    "or one with a layout of its own, skywork-or1 | scp-116k | openthoughts-114k, with NAME:FOLDER for a local copy",
+    "parquet, jsonl, json or csv file, a folder of such, a tfds folder; a set of the hub, ORG/NAME or "
+    "ORG/NAME:CONFIG; or one with a layout of its own, skywork-or1 | scp-116k | openthoughts-114k, with NAME:FOLDER "
+    "for a local copy",
   ),
   count=Key(
     8,
@@ -529,8 +530,8 @@ c.rl.minibatch_problems = Key(
 c.rl.microbatches = Key(
   4,
   at_least(1),
-  "microbatches that the rows of an update are split into; with more an update takes less memory and more time, and "
-  "its gradient stays the same",
+  "microbatches that the rows of an update are split into; with more an update needs less memory, and its gradient "
+  "stays the same",
   may_change=True,
 )
 c.rl.pack = Key(
@@ -622,8 +623,8 @@ c.rl.baseline = Key(
   "mean",
   one_of_table("jaxrlvr.training.loss:BASELINES"),
   "baseline that is subtracted from rewards: mean (of the group) | leave-one-out (mean of the group's other "
-  "responses) | zero, one (the paper's GRPO-POS, GRPO-NEG) | positive, negative (GRPO-POS, GRPO-NEG as in the study's "
-  "code)",
+  "responses) | zero (the paper's GRPO-POS: right answers only) | one (its GRPO-NEG: wrong answers only) | positive, "
+  "negative (GRPO-POS, GRPO-NEG as in the study's code: GRPO without the responses of reward 0, or of reward 1)",
 )
 c.rl.scale_std = Key(
   True, SWITCH, "divide advantages by the standard deviation of their group's rewards; False: don't, as Dr.GRPO"
