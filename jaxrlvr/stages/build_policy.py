@@ -370,10 +370,10 @@ def origin_of_model(model: hf_weights.Model) -> dict:
 def write_policy_files(config: ConfigDict, policy: Policy, workdir: Path, training: Sequence[Problem] = ()) -> None:
   """Writes what a later stage needs, beside a checkpoint, to take the run directory as its config.init.
 
-  The files are the tokenizer (tokenizer.model or tokenizer/), policy.json (the shape) and digests of the prompts that
-  the policy is known to be trained on, by this run or those before it; without such prompts there is no file of
-  digests. training: the problems that this run trains on; (): it trains on none. Raises StorageError where a file can't
-  be written.
+  The files are the tokenizer (tokenizer.model or tokenizer/), policy.json (the shape) and trained_prompts.json: digests
+  of the prompts that the policy is known to be trained on, by this run or those before it. Without such prompts the
+  last file is not written. training: the problems that this run trains on; (): it trains on none. Raises StorageError
+  where a file can't be written.
   """
   copy_tokenizer(config, workdir / TOKENIZER_FILE, workdir / TOKENIZER_FOLDER)
   logbook.write_json(workdir / POLICY_FILE, dataclasses.asdict(policy.spec))

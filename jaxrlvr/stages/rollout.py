@@ -316,9 +316,10 @@ def read_problems(
 ) -> list[Problem]:
   """Reads and returns the problems that the group `key` of a config names; the list may be empty.
 
-  key: "problems" or "heldout". changes: {key of the group: value to use instead}, as {"count": 0}. leave_out: takes a
-  problem and returns whether to leave it out; such a problem does not count as one of the group's `count`. Raises
-  InputError for a source that can't be read, and for a problem whose verifier is unknown or lacks a field.
+  key: "problems" or "heldout". changes: {key of the group: value to use instead}, as {"count": 0}; it may also have
+  "at_most", the number of problems after which the list is cut. leave_out: takes a problem and returns whether to leave
+  it out; such a problem does not count as one of the group's `count`. Raises InputError for a source that can't be
+  read, and for a problem whose verifier is unknown or lacks a field.
   """
   group = ConfigDict(config[key].to_dict() | dict(changes))
   split, preferred = ("train", rows.TRAINING) if key == "problems" else ("heldout", rows.HELD_OUT)
