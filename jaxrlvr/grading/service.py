@@ -214,6 +214,7 @@ class _Batch:
   def __init__(self, payloads: list[bytes], servers: list[_Server], replace: Callable[[_Server], _Server]):
     self._replace = replace
     self._verdicts: dict[bytes, Verdict] = {}
+    self._errors: dict[bytes, str] = {}  # what a user's own verifier raised, by payload
     self._queue = collections.deque(payloads)
     self._retried: set[bytes] = set()
     self._lost_starts = 0
@@ -226,6 +227,17 @@ class _Batch:
     while self._queue or self._busy:
       self._send_jobs()
       self._wait()
+    if self._errors:
+      payload, error = next(iter(self._errors.items()))
+      _, verifier, text, label, _ = json.loads(payload)
+      _LOG.warning(
+        "verifier %s: raised for %d different responses, which are unscored; the first: %r against the label %r: %s",
+        verifier,
+        len(self._errors),
+        text[:80],
+        label[:80],
+        error,
+      )
     return self._verdicts
 
   def _send_jobs(self) -> None:
@@ -267,6 +279,8 @@ class _Batch:
     verdict = server.verdict() if has_answered else None
     if verdict:
       self._verdicts[payload] = verdict
+      if server.error:
+        self._errors[payload] = server.error
       self._idle.append(server)
       return
     if has_answered and payload not in self._retried:
@@ -285,7 +299,8 @@ class _Server:
   """The host's end of one worker process, a `grading.worker`.
 
   `channel`: file descriptor of its output. `ready`: whether it has started and can take a job. `deadline`: when it must
-  have started, later when it must have graded its job, on the clock of time.monotonic.
+  have started, later when it must have graded its job, on the clock of time.monotonic. `error`: what a user's own
+  verifier raised over the last job, in words; "": nothing.
   """
 
   def __init__(self, cpu_seconds: float, wall_seconds: float, memory_bytes: int, own_verifiers: Sequence[str]):
@@ -303,6 +318,7 @@ class _Server:
     )
     self.channel = self._process.stdout.fileno()
     self.ready = False
+    self.error = ""
     self.deadline = time.monotonic() + _START_SECONDS
 
   def alive(self) -> bool:
@@ -343,9 +359,7 @@ class _Server:
     line = self._process.stdout.readline()
     if not line.endswith(b"\n"):
       return None
-    score, cause, error = json.loads(line)
-    if error:
-      _LOG.warning("a verifier of your own raised %s; the response is unscored", error)
+    score, cause, self.error = json.loads(line)
     return Verdict(score, cause)
 
   def close(self, patience: float = 1.0) -> None:

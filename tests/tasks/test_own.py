@@ -90,7 +90,9 @@ def test_verdicts_come_from_workers_that_can_be_killed(folder, caplog):
     Verdict(None, "error"),
     Verdict(0.0, "unparseable"),
   ]
-  assert "ValueError: invalid literal for int()" in caplog.text and "next_number.py:18" in caplog.text
+  assert len(caplog.records) == 1 and "raised for 1 different responses" in caplog.text
+  assert "'four' against the label '4': ValueError: invalid literal for int()" in caplog.text
+  assert "next_number.py:18" in caplog.text
 
 
 def test_an_object_passed_from_python_is_sent_to_the_workers():
