@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from ml_collections import ConfigDict
@@ -21,17 +22,34 @@ from jaxrlvr.stages import build_policy, outcome, rollout
 from jaxrlvr.stages.evaluate import Evaluator
 from jaxrlvr.stages.learner import UpdateBatch, check_sizes, make_learner
 from jaxrlvr.stages.run_directory import Run, open_run
-from jaxrlvr.stages.step_grades import grade_step, host_metrics, stop_if_unscored, trained_responses, write_rollouts
+from jaxrlvr.stages.step_grades import (
+  StepGrades,
+  grade_step,
+  host_metrics,
+  stop_if_unscored,
+  trained_responses,
+  write_rollouts,
+)
 from jaxrlvr.stages.unpaid import Unpaid
 from jaxrlvr.stages.watch import Watch
 from jaxrlvr.training import objective
 
 
-class _Trainer:
-  """A run of RL, with the state of its policy.
+class Sampled(NamedTuple):
+  """The responses of a step, before they are graded."""
 
-  Call `begin`, then `restore`, then `step` for each number that `steps` yields, then `finish`. On several hosts all
-  processes must call these together.
+  step: int  # its number, from 1
+  prompts: rollout.Prompts  # of the step's problems
+  drawn: rollout.Drawn  # the responses, those that only vote included
+  batches: list[UpdateBatch] | None  # of the step's updates, scored by the reference model; None: there is none
+  begun: float  # when the step began, on the clock of time.monotonic
+
+
+class Trainer:
+  """A run of RL, with the state of its policy. `open_trainer` makes it, and restores the state.
+
+  For each number that `steps` yields call `sample`, `grade` and `update`, then call `finish`, all within `on_devices`.
+  On several hosts all processes must call these together.
   """
 
   def __init__(
@@ -60,6 +78,22 @@ class _Trainer:
     self._calls = functions.Calls(config.rl.completions, multihost.first)
     for name, shape in expression.own_shapes(self._terms).items():
       functions.check_columns(name, shape, problems)
+
+  @property
+  def finished(self) -> bool:
+    """Property: whether the run is finished, so that nothing is left to do."""
+    return self._run.finished
+
+  @property
+  def summary(self) -> dict | None:
+    """Property: the summary of the finished run, whose keys `rl` names; None: it is not finished."""
+    return self._run.summary
+
+  @contextlib.contextmanager
+  def on_devices(self) -> Iterator[None]:
+    """Sets the mesh of training for the block, and forbids transfers between host and devices that are not spelled."""
+    with jax.set_mesh(self._policy.mesh), jax.transfer_guard("disallow"):
+      yield
 
   def begin(self) -> None:
     """Begins the run. Raises InputError where the directory's run has other problems, tokenizer or first weights."""
@@ -131,21 +165,34 @@ class _Trainer:
         return
       yield step
 
-  def step(self, step: int) -> None:
-    """Trains on the step's problems and logs its metrics; evaluates and saves if the step is due for it.
-
-    Raises TrainingStopped where too many responses are unscored or updates are not finite, and Interrupted, after
-    saving, if a signal has asked the run to stop.
-    """
+  def sample(self, step: int) -> Sampled:
+    """Samples the step's problems and returns the responses; the device may still score them by the reference model."""
     begun = time.monotonic()
-    metrics = self._train(step)
+    prompts, drawn = self._draw(step)
+    batches = self._score(prompts, drawn) if self._settings.kl_beta else None
+    return Sampled(step, prompts, drawn, batches, begun)
+
+  def grade(self, sampled: Sampled) -> StepGrades:
+    """Grades responses by the reward and by the truth. Raises InputError where a user's reward returns no reward."""
+    noise, grade = self._settings.noise, self._service.grade
+    return grade_step(self._terms, noise, sampled.drawn.answers, self._label_right, grade, self._calls)
+
+  def update(self, sampled: Sampled, grades: StepGrades) -> dict[str, float]:
+    """Trains on graded responses and logs the step's metrics; evaluates and saves if the step is due for it.
+
+    Returns the metrics that the host knows: all if the step was evaluated, else those that need no device. Raises
+    TrainingStopped where too many responses are unscored or updates are not finite, and Interrupted, after saving, if a
+    signal has asked the run to stop.
+    """
+    step = sampled.step
+    metrics = self._train(sampled, grades)
     means = None
     every = self._config.evaluate.every
     evaluates = step == self._settings.steps or (every and step % every == 0)
     if evaluates:
       metrics = self._save_and_evaluate(step, metrics)
       means = self._evaluator.means
-    self._log(step, metrics, means, begun)
+    self._log(step, metrics, means, sampled.begun)
     self._progress(step, {"reward": metrics["reward"], "true": metrics["true_reward"], "phase": self._watch.in_words})
     if evaluates:
       self._run.flush()
@@ -153,24 +200,24 @@ class _Trainer:
     elif self._run.due(step, self._settings.steps):
       self._save(step, unevaluated=None)
       self._run.raise_if_asked_after_save()
+    return {name: float(value) for name, value in metrics.items() if not isinstance(value, jax.Array)}
 
-  def _train(self, step: int) -> dict:
-    """Samples, grades and updates, and returns the metrics of the step; the device still computes some of them.
+  def _train(self, sampled: Sampled, grades: StepGrades) -> dict:
+    """Updates the policy and returns the metrics of the step; the device still computes some of them.
 
-    The device scores by the reference model while the workers grade, and updates while the host writes rollouts.
+    The device updates while the host writes rollouts.
     """
     s, learner = self._settings, self._learner
-    prompts, drawn = self._draw(step)
-    batches = self._score(prompts, drawn) if s.kl_beta else None
-    grades = grade_step(self._terms, s.noise, drawn.answers, self._label_right, self._service.grade, self._calls)
+    step, prompts, drawn = sampled.step, sampled.prompts, sampled.drawn
     paid = trained_responses(grades.paid, s.group_size)
     weights = learner.weigh(drawn, paid)
+    batches = sampled.batches
     if batches is None:  # without a KL term, responses whose advantage is 0 have no gradient and get no place
       batches = learner.make_batches(self._state.params, None, prompts, drawn, weights.advantage_PG != 0)
     metrics: dict[str, Any] = {**self._update(step, batches, weights)}
     rows = write_rollouts(self._run.workdir, step, drawn, grades)
     stop_if_unscored(step, paid, s.max_unscored)
-    metrics |= host_metrics(grades, drawn, rows, s.group_size, expression.is_binary(self._terms))
+    metrics |= host_metrics(grades, drawn, rows, s.group_size)
     return metrics | {"empty_updates": learner.count_empty_updates(weights), "idle": self._busy.idle()}
 
   def _draw(self, step: int) -> tuple[rollout.Prompts, rollout.Drawn]:
@@ -220,10 +267,15 @@ class _Trainer:
     self._unpaid.observe(step, metrics)
     self._run.log(step, metrics | {"step_time": time.monotonic() - begun})
 
+  def save(self, step: int) -> None:
+    """Saves a checkpoint of a step that is done and was not due for one, and waits until it is on disk."""
+    self._save(step, unevaluated=None)
+    self._run.wait()
+
   def finish(self) -> dict:
-    """Finishes the run and returns its summary, whose keys `rl` names."""
+    """Finishes the run, prints what it has gained, and returns its summary, whose keys `rl` names."""
     self._run.flush()  # of a run that was resumed only to evaluate its last step, the metrics are not written yet
-    return self._run.finish(
+    summary = self._run.finish(
       **self._watch.summary(),
       **self._unpaid.summary(),
       problems=len(self._loaded.problems),
@@ -232,6 +284,28 @@ class _Trainer:
       **self._evaluator.overlaps(),
       **_final_metrics(self._run.workdir),
     )
+    rows = logbook.read_jsonl(self._run.workdir / "metrics.jsonl")
+    print(outcome.paragraph(rows, summary, self._run.home))
+    return summary
+
+
+@contextlib.contextmanager
+def open_trainer(config: ConfigDict, workdir: str | Path) -> Iterator[Trainer]:
+  """Opens a run of RL as a context manager: yields its trainer with the state restored, unless the run is finished.
+
+  Raises InputError for a config that does not fit its data, devices or run directory.
+  """
+  with open_run(config, workdir, "rl") as run, Busy() as busy:
+    policy = build_policy.load_policy(config)
+    check_sizes(config, policy)
+    sampler = _make_sampler(config, policy, busy)
+    with rollout.verifier_service(config) as service:
+      with jax.set_mesh(policy.mesh), jax.transfer_guard("disallow"):
+        trainer = Trainer(config, run, policy, sampler, service, busy)
+        trainer.begin()
+        if not trainer.finished:
+          trainer.restore()
+      yield trainer
 
 
 def rl(config: ConfigDict, workdir: str | Path) -> dict:
@@ -250,22 +324,15 @@ def rl(config: ConfigDict, workdir: str | Path) -> dict:
   Raises InputError for a config that does not fit its data, devices or run directory; TrainingStopped where too many
   responses can't be graded or too many updates in a row are not finite; Interrupted, with a checkpoint, at a signal.
   """
-  with open_run(config, workdir, "rl") as run, Busy() as busy:
-    policy = build_policy.load_policy(config)
-    check_sizes(config, policy)
-    sampler = _make_sampler(config, policy, busy)
-    with rollout.verifier_service(config) as service, jax.set_mesh(policy.mesh), jax.transfer_guard("disallow"):
-      trainer = _Trainer(config, run, policy, sampler, service, busy)
-      trainer.begin()
-      if run.finished:
-        return run.summary
-      trainer.restore()
+  with open_trainer(config, workdir) as trainer:
+    if trainer.finished:
+      return trainer.summary
+    with trainer.on_devices():
       for step in trainer.steps():
-        trainer.step(step)
-      summary = trainer.finish()
-    rows = logbook.read_jsonl(run.workdir / "metrics.jsonl")
-    print(outcome.paragraph(rows, summary, run.home))
-    return summary
+        sampled = trainer.sample(step)
+        grades = trainer.grade(sampled)
+        trainer.update(sampled, grades)
+      return trainer.finish()
 
 
 def _make_sampler(config: ConfigDict, policy: build_policy.Policy, busy: Busy) -> rollout.Sampler:

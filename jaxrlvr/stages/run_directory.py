@@ -192,8 +192,8 @@ class Run:
       step, self._saving = self._saving, None
       multihost.first(lambda: logbook.write_json(self.workdir / SAVED, {"step": step}))
 
-  def _wait(self) -> None:
-    """Waits until the last save is on disk."""
+  def wait(self) -> None:
+    """Waits until the last save is on disk. Raises StorageError where it has failed."""
     self.checkpoints.wait()
     self._mark_saved()
 
@@ -288,7 +288,7 @@ class Run:
     """
     if multihost.any_stop_requested():
       if saved:
-        self._wait()
+        self.wait()
       checkpoint_saved = ", checkpoint saved" if saved else ""
       raise signals.Interrupted(f"{self.home}: stopped by a signal{checkpoint_saved}; the same command goes on")
 
@@ -298,7 +298,7 @@ class Run:
     Call it right after `save`. The processes need no message: they read what the metrics of the last step say.
     """
     if self._is_asked():
-      self._wait()
+      self.wait()
       raise signals.Interrupted(f"{self.home}: stopped by a signal, checkpoint saved; the same command goes on")
 
   def finish(self, **summary) -> dict:
@@ -309,7 +309,7 @@ class Run:
     """
     if self.checkpoints is not None:
       self.flush()
-      self._wait()
+      self.wait()
     self.summary = multihost.first(lambda: self._finish({"stage": self.stage, "finished": True, **summary}))
     return self.summary
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxrlvr.analysis import reward_vs_truth
 from jaxrlvr.base import logbook
-from jaxrlvr.base.errors import TrainingStopped
+from jaxrlvr.base.errors import InputError, TrainingStopped
 from jaxrlvr.grading.vote import Grade
 from jaxrlvr.rewards import expression, functions, verifiable
 from jaxrlvr.rewards.noise import add_noise
@@ -33,6 +33,7 @@ class StepGrades(NamedTuple):
   # Whether the label that rewards went by is right (1.0) or wrong (0.0), for each problem with such a label: the vote's
   # winner where the reward is a vote, else the problem's own label. None: it could not be graded.
   label_right_P: list[float | None]
+  is_binary: bool  # whether the reward is always 0 or 1
 
 
 def grade_step(
@@ -63,7 +64,24 @@ def grade_step(
       if election.winner is not None:
         is_scored = true.scored_PG[i, election.winner]
         label_right_P.append(float(true.value_PG[i, election.winner]) if is_scored else None)
-  return StepGrades(paid, factors, true, label_right_P)
+  return StepGrades(paid, factors, true, label_right_P, expression.is_binary(terms))
+
+
+def with_rewards(grades: StepGrades, value_PG: np.ndarray) -> StepGrades:
+  """Returns the grades with other rewards. value_PG: of all samples; one that is not finite leaves its unscored.
+
+  Raises InputError where there is not one reward for each sample.
+  """
+  if np.shape(value_PG) != grades.paid.value_PG.shape:
+    problems, samples = grades.paid.value_PG.shape
+    raise InputError(
+      f"rewards of shape {np.shape(value_PG)}: wanted one for each response, {problems} problems x {samples} samples"
+    )
+  value_PG = np.asarray(value_PG, np.float32)
+  scored_PG = np.isfinite(value_PG)
+  cause_PG = np.where(scored_PG, "", functions.ABSTAINED).tolist()
+  paid = Graded(np.where(scored_PG, value_PG, np.float32(0)), scored_PG, cause_PG, grades.paid.elections_P)
+  return grades._replace(paid=paid, is_binary=False)
 
 
 def trained_responses(graded: Graded, group: int) -> Graded:
@@ -78,14 +96,12 @@ def trained_responses(graded: Graded, group: int) -> Graded:
   )
 
 
-def host_metrics(
-  grades: StepGrades, drawn: rollout.Drawn, rows: Sequence[Mapping], group: int, binary: bool
-) -> dict[str, float]:
+def host_metrics(grades: StepGrades, drawn: rollout.Drawn, rows: Sequence[Mapping], group: int) -> dict[str, float]:
   """Returns the metrics of a step that need no device: rewards, truth, lengths and faithfulness.
 
   rows: the step's rows, as `write_rollouts` returned them. group: number of responses to each problem that are trained
-  on; all metrics are about these, except lengths and faithfulness, which are about all samples. binary: whether the
-  reward is always 0 or 1. Shares are from 0 to 1; a mean of nothing is nan.
+  on; all metrics are about these, except lengths and faithfulness, which are about all samples. Shares are from 0 to 1;
+  a mean of nothing is nan.
 
   Keys, of rewards:
     reward, reward_std           mean over responses, and mean over problems of the standard deviation in the group
@@ -93,7 +109,8 @@ def host_metrics(
     unscored, unscored/CAUSE     share of responses that could not be graded, in all and by cause
     rewards/NAME/mean, /std      of each factor of the reward
   of truth:
-    true_reward                  mean; if binary also reward_accuracy, false_positive_rate and false_negative_rate
+    true_reward                  mean; of a binary reward also reward_accuracy, false_positive_rate and
+                                 false_negative_rate
     label_accuracy               share of right labels
     vote/majority_ratio, /margin, /none   only if labels are voted: mean share of the votes for the winner, its mean
                                  lead over the second, share of the problems without a vote
@@ -121,7 +138,9 @@ def host_metrics(
     metrics[f"rewards/{name}/std"] = values.std() if len(values) else np.nan
   for cause, count in _count_causes(paid).items():
     metrics[f"unscored/{cause}"] = count / paid.scored_PG.size
-  metrics |= reward_vs_truth.reward_metrics(paid.value_PG, paid.scored_PG, true.value_PG, true.scored_PG, binary)
+  metrics |= reward_vs_truth.reward_metrics(
+    paid.value_PG, paid.scored_PG, true.value_PG, true.scored_PG, grades.is_binary
+  )
   metrics |= reward_vs_truth.label_metrics(grades.label_right_P, grades.paid.elections_P)
   metrics |= reward_vs_truth.cause_metrics(true.cause_PG)
   metrics |= answer_shares(true.value_PG, true.scored_PG, true.cause_PG, is_cut_off_PG[:, :group])
