@@ -137,8 +137,8 @@ def kl(logp_BT: jax.Array, ref_logp_BT: jax.Array, estimator: str = "k3") -> jax
   """Estimates KL(policy || reference model) at each sampled token; returns [B,T] in nats.
 
   logp_BT, ref_logp_BT: log-probability of the token under the policy and under the reference model. estimator, with
-  d = ref_logp - logp: "k1" is -d, "k2" d^2 / 2, "k3" e^d - d - 1 clamped to +-10 (Schulman, Approximating KL
-  Divergence), and "k3-k2" has k3's value and k2's gradient. As a loss, k1 has a zero mean gradient, and k3 does not
+  d = ref_logp - logp: "k1" is -d, "k2" d^2 / 2, "k3" e^d - d - 1 with d clamped to +-20 and the value to +-10
+  (Schulman, Approximating KL Divergence), and "k3-k2" has k3's value and k2's gradient. As a loss, k1 has a zero mean gradient, and k3 does not
   descend the reverse KL; k2 and "k3-k2" do. The study uses k3.
   """
   return KL[estimator](ref_logp_BT - logp_BT)
@@ -179,7 +179,8 @@ def policy_loss(
   log-probability) with the difference clamped to +-20. advantage_BT: A, [B,T], or [B,1] for a row each.
   weights_BT: weight of each token; 0 leaves it out, whatever its other values (`masked.token_weights` makes them).
   dual_clip: the loss of a token with A < 0 is at most -A * dual_clip (None: no bound).
-  ratio: "token", or "sequence" for the mean log-ratio of a response (GSPO): a run of equal segments_BT (None: a row).
+  ratio: "token", or "sequence" (GSPO): r is that of the mean log-ratio of the token's response, a run of equal
+  segments_BT (None: a row), while its gradient is the token's own.
   importance_cap: multiply each token's loss by min(exp(old - sampler's log-probability), importance_cap), truncated
   importance sampling; it needs sampler_logp_BT, which nothing else reads (None: don't).
   Metrics, each a weighted sum over tokens as the loss: clip_ratio/low, clip_ratio/high and clip_ratio/dual (1 where
