@@ -138,8 +138,8 @@ def kl(logp_BT: jax.Array, ref_logp_BT: jax.Array, estimator: str = "k3") -> jax
 
   logp_BT, ref_logp_BT: log-probability of the token under the policy and under the reference model. estimator, with
   d = ref_logp - logp: "k1" is -d, "k2" d^2 / 2, "k3" e^d - d - 1 with d clamped to +-20 and the value to +-10
-  (Schulman, Approximating KL Divergence), and "k3-k2" has k3's value and k2's gradient. As a loss, k1 has a zero mean gradient, and k3 does not
-  descend the reverse KL; k2 and "k3-k2" do. The study uses k3.
+  (Schulman, Approximating KL Divergence), and "k3-k2" has k3's value and k2's gradient. As a loss, k1 has a zero mean
+  gradient, and k3 does not descend the reverse KL; k2 and "k3-k2" do. The study uses k3.
   """
   return KL[estimator](ref_logp_BT - logp_BT)
 
