@@ -121,11 +121,11 @@ def test_a_filter_keeps_its_range_alone(tmp_path, init):
   assert sum(json.loads((tmp_path / "f" / "summary.json").read_text())["histogram"][1:]) > 0
 
 
-def test_the_lot_depends_on_seed_and_ids_alone():
+def test_the_random_order_depends_on_seed_and_ids_alone():
   made = [Problem(f"p{i}", (), "1", "1", "math") for i in range(50)]
-  order = [p.id for p in label.by_lot(0, made)]
-  assert order == [p.id for p in label.by_lot(0, made[::-1])] != [p.id for p in made]
-  assert order != [p.id for p in label.by_lot(1, made)]
+  order = [p.id for p in label._in_random_order(0, made)]
+  assert order == [p.id for p in label._in_random_order(0, made[::-1])] != [p.id for p in made]
+  assert order != [p.id for p in label._in_random_order(1, made)]
 
 
 def test_an_interrupted_filter_goes_on_behind_its_last_batch(tmp_path, init):
