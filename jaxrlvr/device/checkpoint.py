@@ -40,7 +40,8 @@ def leaf_digests(tree: Any) -> dict[str, str]:
   A digest has dtype, shape and 64 bits of a hash of the numbers' bits, such as "float32[2, 8]:6c74f4ca8d7eaee4". It is
   the same however the leaf is split over devices. All processes must call it together; the arrays stay where they are.
   """
-  arrays = {jax.tree_util.keystr(path): jnp.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+  leaves_with_path = jax.tree_util.tree_leaves_with_path(tree)
+  arrays = {jax.tree_util.keystr(path): jnp.asarray(leaf) for path, leaf in leaves_with_path}
   sums_by_name = multihost.fetch(_sums(arrays))
   digests = {}
   for name, array in arrays.items():
@@ -118,7 +119,8 @@ def _sum(x: jax.Array) -> jax.Array:
 @jax.jit
 def _all_finite(tree) -> jax.Array:
   """Returns whether all numbers of all leaves are finite, as a scalar."""
-  return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
+  finite_by_leaf = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]
+  return jnp.stack(finite_by_leaf).all()
 
 
 def _first_line(error: BaseException) -> str:

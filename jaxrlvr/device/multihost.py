@@ -168,7 +168,9 @@ def is_set_anywhere(flag: bool) -> jax.Array:
   All processes must call it together, each with its own flag. None waits for the result here: `fetch` it later.
   """
   mesh = jax.sharding.get_mesh()
-  return _any()(put(np.full(mesh.size, flag), NamedSharding(mesh, P(mesh.axis_names))))
+  flag_of_device = np.full(mesh.size, flag)
+  flags = put(flag_of_device, NamedSharding(mesh, P(mesh.axis_names)))
+  return _any()(flags)
 
 
 def gather(compute: Callable[[], object]) -> list:

@@ -71,7 +71,8 @@ def spec(*axes) -> P:
   axes: one for each dimension, from the first on: "batch", "copies", "everywhere", "embed", "heads", "kv_heads", "mlp"
   or "vocab" (keys of RULES); None or any other name for a dimension that is not split; ANY to let the compiler choose.
   """
-  return P(*(axis if axis is ANY else RULES.get(axis) for axis in axes))
+  mesh_axes = [ANY if axis is ANY else RULES.get(axis) for axis in axes]
+  return P(*mesh_axes)
 
 
 def named_sharding(mesh: Mesh | AbstractMesh, *axes: str | None) -> NamedSharding:
@@ -112,8 +113,9 @@ def checked_sharding(mesh: Mesh, name: str, shape: tuple[int, ...], axes: tuple[
   """
   split_axes: list[str | None] = []
   for length, axis in zip(shape, axes, strict=True):
-    is_copied = axis == "kv_heads" and kv_copies(length, shard_count(mesh, axis)) > 1
-    split_axes.append(None if is_copied else axis)
+    if axis == "kv_heads" and kv_copies(length, shard_count(mesh, axis)) > 1:
+      axis = None
+    split_axes.append(axis)
   check_divisible(mesh, name, shape, tuple(split_axes))
   return named_sharding(mesh, *split_axes)
 
@@ -161,7 +163,7 @@ def split_rows(tree: Any, parts: int, block: int = 1) -> Any:
 def microbatch(microbatches: Any, i: int | jax.Array) -> Any:
   """Returns microbatch number i, a tree of arrays [B/parts, ...], of the tree that `split_rows` returned.
 
-  i may be a traced number; one beyond the last gives the last microbatch.
+  i: from 0 to parts - 1; may be a traced number.
   """
   return jax.tree.map(lambda x: constrain(x[i], "batch", *[None] * (x.ndim - 2)), microbatches)
 

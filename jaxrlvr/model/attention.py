@@ -16,6 +16,7 @@ are not padding, whatever their segment number. Scores are scaled by 1/sqrt(h).
 from __future__ import annotations
 
 import functools
+import math
 import re
 from collections.abc import Callable
 from typing import Literal
@@ -190,7 +191,7 @@ def splash(
   from jax.experimental.pallas.ops.tpu import splash_attention as kernels
 
   time, head_dim = q_BHTh.shape[2:]
-  padded = -(-time // _LANES) * _LANES
+  padded = math.ceil(time / _LANES) * _LANES  # slots
   block = next(size for size in _SPLASH_BLOCKS if padded % size == 0)
   sizes = kernels.BlockSizes(
     block_q=block,

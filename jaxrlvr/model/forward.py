@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -64,7 +63,8 @@ def _rotate(x_BHTh: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array
   """
   cos, sin = angles
   low, high = jnp.split(x_BHTh.astype(jnp.float32), 2, -1)
-  return jnp.concatenate([low * cos - high * sin, high * cos + low * sin], -1).astype(x_BHTh.dtype)
+  rotated = [low * cos - high * sin, high * cos + low * sin]
+  return jnp.concatenate(rotated, -1).astype(x_BHTh.dtype)
 
 
 def causal(segments_BT: jax.Array, spec: Spec, layout: RowLayout) -> Attend:
@@ -117,7 +117,9 @@ def _products_backward(residuals, gradients):
   """Returns the gradients of x and of the weights."""
   x_nD, weights = residuals
   flat_weights = tuple(w.reshape(len(w), -1) for w in weights)
-  d_x = functools.reduce(jnp.add, (d @ w.T for d, w in zip(gradients, flat_weights, strict=True)))
+  d_x = gradients[0] @ flat_weights[0].T
+  for d, w in zip(gradients[1:], flat_weights[1:], strict=True):
+    d_x = d_x + d @ w.T
 
   def transposed(x_nD, gradients):
     x_Dn = jax.lax.optimization_barrier(x_nD.T)
@@ -127,7 +129,8 @@ def _products_backward(residuals, gradients):
     return tuple(x_nD.T @ d for d in gradients)
 
   d_weights = jax.lax.platform_dependent(x_nD, gradients, cpu=transposed, default=plain)
-  return d_x, tuple(d.reshape(w.shape) for d, w in zip(d_weights, weights, strict=True))
+  shaped = [d.reshape(w.shape) for d, w in zip(d_weights, weights, strict=True)]
+  return d_x, tuple(shaped)
 
 
 _products.defvjp(lambda x_nD, weights: (_products(x_nD, weights), (x_nD, weights)), _products_backward)
@@ -149,7 +152,8 @@ def _attention_block(x_BTD, w, angles, attend, cache, spec: Spec):
     # Transposed by hand: on CPU, an einsum to "bnth" would compute [n*h, b*t] and read it column by column.
     return x_nM.reshape(rows, time, -1, spec.head_dim).swapaxes(1, 2)
 
-  q, k, v = (split_heads(x_nM) for x_nM in _named_products(y_nD, w["q"], w["k"], w["v"]))
+  projections = _named_products(y_nD, w["q"], w["k"], w["v"])
+  q, k, v = (split_heads(x_nM) for x_nM in projections)
   if spec.qkv_bias:
     q = q + w["q_bias"][:, None]
     k = k + w["k_bias"][:, None]
@@ -164,7 +168,9 @@ def _attention_block(x_BTD, w, angles, attend, cache, spec: Spec):
   q = sharding.constrain(q, "batch", "heads", None, None)
   k = sharding.constrain(k, "batch", "kv_heads", None, None)
   v = sharding.constrain(v, "batch", "kv_heads", None, None)
-  out_BHTh, cache = attend(_rotate(q, angles), _rotate(k, angles), v, cache)
+  q = _rotate(q, angles)
+  k = _rotate(k, angles)
+  out_BHTh, cache = attend(q, k, v, cache)
   out_nM = out_BHTh.swapaxes(1, 2).reshape(rows * time, -1)
   (out_nD,) = _named_products(out_nM, w["o"].reshape(-1, width))
   return sharding.constrain(x_BTD + out_nD.reshape(x_BTD.shape), "batch", None, None), cache
@@ -190,7 +196,7 @@ def forward(
   """Returns the final hidden states [B,T,D] (normed, before the head, in `spec.dtype`) and the new cache.
 
   params: the weights by name, as in `spec.leaves`, in the compute dtype (`cast`) or as `Int8`. Those of layers are
-  stacked along the first axis, or, with a cache, tuples with one array a layer.
+  stacked along the first axis; with a cache they may be tuples with one array a layer.
   tokens_BT: token ids below `spec.vocab`. positions_BT: position of each token in its own text, from 0.
   attend: computes a layer's attention, (q_BHTh, k_BKTh, v_BKTh, entry) -> (out_BHTh, new entry), where entry is the
   layer's part of the cache; `causal` returns one.
@@ -201,7 +207,8 @@ def forward(
   None: the table of positions 0 .. T-1 is computed here, and no position may be larger.
   """
   layer_weights = {name: params[name] for name, leaf in leaves(spec).items() if leaf.layered}
-  x_BTD = dequantise(jax.tree.map(lambda array: array[tokens_BT], params["embed"]), spec.dtype)
+  embeddings = jax.tree.map(lambda array: array[tokens_BT], params["embed"])  # of both arrays of an Int8
+  x_BTD = dequantise(embeddings, spec.dtype)
   x_BTD = sharding.constrain(x_BTD, "copies", None, "embed")  # so that no device gathers the whole embedding table
   x_BTD = sharding.constrain(x_BTD, "batch", None, None)
   if rope is None:

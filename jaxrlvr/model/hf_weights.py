@@ -110,8 +110,10 @@ class Tensor(NamedTuple):
 
   def blocks(self) -> Iterator[np.ndarray]:
     """Yields the whole tensor in blocks of entries of the first dimension, of at most 64 MiB (or one entry) each."""
-    rows = max(1, _BLOCK // max(1, self.row_bytes))
-    return (self.read(i, min(i + rows, self.shape[0])) for i in range(0, self.shape[0], rows))
+    entries = self.shape[0]
+    entries_of_block = max(1, _BLOCK // max(1, self.row_bytes))
+    for first in range(0, entries, entries_of_block):
+      yield self.read(first, min(first + entries_of_block, entries))
 
 
 class Model(NamedTuple):
@@ -284,7 +286,9 @@ def _read_fields(file: epath.Path, fields: Mapping[str, _Field], values: Mapping
   value_of = {}
   for key, field in fields.items():
     stated = field.default if values.get(key) is None else values[key]
-    value = float(stated) if field.kind is float and type(stated) is int else stated
+    value = stated
+    if field.kind is float and type(stated) is int:
+      value = float(stated)
     is_valid = type(value) is field.kind
     if is_valid and field.kind is not bool and value is not field.default:
       is_valid = 0 < value < math.inf
@@ -363,8 +367,10 @@ def _on_mesh(tensor: Tensor, leaf: Leaf, mesh: jax.sharding.Mesh) -> jax.Array:
     first, last, _ = index[first_axis].indices(entries)
     if (first, last) not in blocks:
       rows = tensor.read(first * rows_of_entry, last * rows_of_entry)
-      blocks[first, last] = rows.reshape(last - first, *(shape[axis] for axis in other_axes))
-    piece_as_in_file = blocks[first, last][(slice(None), *(index[axis] for axis in other_axes))]
+      lengths = [shape[axis] for axis in other_axes]
+      blocks[first, last] = rows.reshape(last - first, *lengths)
+    other_slices = [index[axis] for axis in other_axes]
+    piece_as_in_file = blocks[first, last][(slice(None), *other_slices)]
     return piece_as_in_file.transpose(np.argsort(order))
 
   place = sharding.checked_sharding(mesh, tensor.name, shape, leaf.layer_axes)
@@ -390,8 +396,9 @@ def check_finite(model: Model) -> None:
   Reads every byte of the weights, on this process alone, at most 64 MiB (or one row) at a time.
   """
   for name, tensor in model.tensors.items():
-    if not all(np.isfinite(block.astype(np.float32)).all() for block in tensor.blocks()):
-      raise InputError(f"{tensor.file}: tensor {name} holds a value that is not finite; take another copy")
+    for block in tensor.blocks():
+      if not np.isfinite(block.astype(np.float32)).all():
+        raise InputError(f"{tensor.file}: tensor {name} holds a value that is not finite; take another copy")
 
 
 def weights_digest(model: Model) -> str:
@@ -417,8 +424,8 @@ def save(folder: str | os.PathLike, params: Mapping[str, jax.Array], spec: Spec,
   params: the weights by name, on a mesh. dtype: of the files, "float32", "bfloat16" or "float16". shard_bytes: no file
   holds more bytes of weights, unless a single tensor has more. One file is model.safetensors; several are
   model-00001-of-0000N.safetensors with model.safetensors.index.json. All processes must call it together and each
-  writes to its own `folder`. Each tensor is gathered and written before the next, so that a host holds one at a time.
-  Raises StorageError where the disk is full.
+  writes to its own `folder`, over files of the same names. Each tensor is gathered and written before the next, so that
+  a host holds one at a time. Raises StorageError where the disk is full.
   """
   folder = epath.Path(folder)
   shards = _cut_into_shards(spec, dtype, shard_bytes)
@@ -427,14 +434,16 @@ def save(folder: str | os.PathLike, params: Mapping[str, jax.Array], spec: Spec,
   gather = jax.jit(_as_stored, static_argnames=("leaf", "dtype"), out_shardings=sharding.named_sharding(place.mesh))
   weight_map = {}
   for number, tensors in enumerate(shards, 1):
-    file = folder / (SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors")
+    name_of_file = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+    file = folder / name_of_file
     header = _file_header(tensors, dtype)
-    with disk.writing(file, len(header) + _size(tensors, dtype)), file.open("wb") as f:
+    size = len(header) + _size(tensors, dtype)
+    with disk.writing(file, size), file.open("wb") as f:
       f.write(header)
       for hf_name, name, leaf, layer in tensors:
         array = multihost.fetch(gather(params[name], layer, leaf=leaf, dtype=dtype))
         f.write(np.ascontiguousarray(array).view(np.uint8))
-        weight_map[hf_name] = file.name
+        weight_map[hf_name] = name_of_file
   if len(shards) > 1:
     total_size = sum(_size(tensors, dtype) for tensors in shards)
     text = json.dumps({"metadata": {"total_size": total_size}, "weight_map": weight_map}, indent=1)
@@ -446,7 +455,8 @@ def _cut_into_shards(spec: Spec, dtype: str, shard_bytes: int) -> list[list[Name
   """Returns the tensors of `named_tensors` in lists, one for each file."""
   shards: list[list[NamedTensor]] = [[]]
   for tensor in named_tensors(spec):
-    if shards[-1] and _size(shards[-1], dtype) + _size([tensor], dtype) > shard_bytes:
+    is_full = _size([*shards[-1], tensor], dtype) > shard_bytes
+    if shards[-1] and is_full:
       shards.append([])
     shards[-1].append(tensor)
   return shards
@@ -454,7 +464,8 @@ def _cut_into_shards(spec: Spec, dtype: str, shard_bytes: int) -> list[list[Name
 
 def _file_header(tensors: Sequence[NamedTensor], dtype: str) -> bytes:
   """Returns the start of a safetensors file of these tensors: the length of the JSON, and the JSON, padded to 8."""
-  (code,) = [code for code, numpy_dtype in _DTYPES.items() if numpy_dtype == jnp.dtype(dtype)]
+  codes = {numpy_dtype: code for code, numpy_dtype in _DTYPES.items()}
+  code = codes[jnp.dtype(dtype)]
   entries: dict[str, dict] = {"__metadata__": {"format": "pt"}}
   end = 0
   for tensor in tensors:
@@ -469,7 +480,8 @@ def _file_header(tensors: Sequence[NamedTensor], dtype: str) -> bytes:
 def _as_stored(weight: jax.Array, layer: int, leaf: Leaf, dtype: str) -> jax.Array:
   """Returns one tensor of a weight as files store it."""
   one_layer = jax.lax.dynamic_index_in_dim(weight, layer, keepdims=False) if leaf.layered else weight
-  return one_layer.transpose(storage(leaf).order).reshape(storage(leaf).file_shape).astype(dtype)
+  _, order, file_shape = storage(leaf)
+  return one_layer.transpose(order).reshape(file_shape).astype(dtype)
 
 
 def _size(tensors: Sequence[NamedTensor], dtype: str) -> int:
@@ -566,7 +578,8 @@ def _same(embed: Tensor, head: Tensor) -> None:
   """Raises InputError where a tied model's file holds a head that differs from the embedding table."""
   is_equal = embed.shape == head.shape and embed.dtype == head.dtype
   if is_equal:
-    is_equal = all(np.array_equal(a, b) for a, b in zip(embed.blocks(), head.blocks(), strict=True))
+    pairs_of_blocks = zip(embed.blocks(), head.blocks(), strict=True)
+    is_equal = all(np.array_equal(one, other) for one, other in pairs_of_blocks)
   if not is_equal:
     raise InputError(
       f"{head.file}: lm_head.weight differs from model.embed_tokens.weight, but tie_word_embeddings is true; "

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+_MAX = 127.0  # the largest whole number of an Int8
+
 
 @struct.dataclass
 class Int8:
@@ -19,10 +21,12 @@ def quantise(x: jax.Array, axes: tuple[int, ...]) -> Int8:
   """Returns x rounded to whole numbers -127 .. 127 times a float32 scale that is shared along `axes`.
 
   The scale is max(|x|) / 127, with the maximum taken along `axes`; the error is at most half of it. Where x is all
-  zeros, value and scale are zero.
+  zeros, value and scale are zero. x must be finite.
   """
-  scale = jnp.max(jnp.abs(x.astype(jnp.float32)), axes, keepdims=True) / 127.0
-  return Int8(jnp.round(x / jnp.where(scale > 0, scale, 1.0)).astype(jnp.int8), scale)
+  largest = jnp.max(jnp.abs(x.astype(jnp.float32)), axes, keepdims=True)
+  scale = largest / _MAX
+  divisor = jnp.where(scale > 0, scale, 1.0)
+  return Int8(jnp.round(x / divisor).astype(jnp.int8), scale)
 
 
 def dequantise(x: jax.Array | Int8, dtype: jax.typing.DTypeLike) -> jax.Array:

@@ -93,7 +93,7 @@ class RowLayout(Protocol):
     """
 
   def attention_pairs(self, attention: str) -> AttentionPairs:
-    """Counts the pairs of attention for a row without padding, with the function of this name in `ATTENTION`."""
+    """Returns the pairs, computed and needed, of a row without padding; `attention` is a name in `ATTENTION`."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ class Separate:
     return hidden_BTD[:, start - 1 : -1]
 
   def attention_pairs(self, attention: str) -> AttentionPairs:
-    """Counts the pairs for one text that fills the row; `attention` is a name in `ATTENTION`."""
+    """Returns the pairs, computed and needed, of one text that fills the row; `attention` is a name in `ATTENTION`."""
     return AttentionPairs(computed_pairs(attention, self.slots), _triangle(self.slots))
 
 
@@ -253,15 +253,18 @@ class SharedPrompt:
     That is the state of the prompt's last token where a response begins, else the state in the slot before.
     """
     slots = jnp.arange(start, hidden_BTD.shape[1]) - self.prompt_slots
-    begins_response_BT = (slots % self.piece_slots == 0) | (segments_BT[:, start:] != segments_BT[:, start - 1 : -1])
+    begins_piece_T = slots % self.piece_slots == 0
+    begins_segment_BT = segments_BT[:, start:] != segments_BT[:, start - 1 : -1]
+    begins_response_BT = begins_piece_T | begins_segment_BT
     begins_response_BT &= slots >= 0
     end_of_prompt_B1D = hidden_BTD[:, self.prompt_slots - 1, None]
     return jnp.where(begins_response_BT[..., None], end_of_prompt_B1D, hidden_BTD[:, start - 1 : -1])
 
   def attention_pairs(self, attention: str) -> AttentionPairs:
-    """Counts the pairs for a row whose prompt and responses fill their slots; `attention` is a name in `ATTENTION`."""
+    """Returns the pairs, computed and needed, of a row without padding; `attention` is a name in `ATTENTION`."""
     prompt, pieces, piece = self.prompt_slots, self.pieces, self.piece_slots
-    computed = computed_pairs(attention, prompt) + pieces * computed_pairs(attention, piece, before=prompt)
+    computed = computed_pairs(attention, prompt)
+    computed += pieces * computed_pairs(attention, piece, before=prompt)
     needed = _triangle(prompt) + pieces * (piece * prompt + _triangle(piece))
     return AttentionPairs(computed, needed)
 
@@ -299,7 +302,8 @@ def choose(
     raise InputError(f"config.rl.branches = {branches}: model.attention {attention!r} can't share a prompt; take 0")
   if branches == 0 or not can_share:
     return separate
-  possible = [pieces for pieces in range(1, group + 1) if group % pieces == 0 and responses % (pieces * parts) == 0]
+  divisors = [pieces for pieces in range(1, group + 1) if group % pieces == 0]
+  possible = [pieces for pieces in divisors if responses % (pieces * parts) == 0]
   longest_prompt = max(prompt_lengths, default=prompt_tokens)
   rounded_up = math.ceil(longest_prompt / _PROMPT_MULTIPLE) * _PROMPT_MULTIPLE
   prompt_slots = min(rounded_up, prompt_tokens)
@@ -383,4 +387,5 @@ class _RowsInProgress:
     def dealt(x_RS):
       return x_RS.reshape(parts, rows_of_part, slots).swapaxes(0, 1).reshape(rows, slots)
 
-    return Placed(dealt(self.segments_RS), dealt(self.positions_RS), live=math.ceil(rows_in_use / rows_of_part))
+    live = math.ceil(rows_in_use / rows_of_part)
+    return Placed(dealt(self.segments_RS), dealt(self.positions_RS), live)

@@ -132,6 +132,22 @@ class _Running(NamedTuple):
   chosen: jax.Array  # the target's logit
 
 
+def _with_columns(running: _Running, logits, id_C, is_known, target) -> _Running:
+  """Returns the running values of tokens [...] after more columns of the head, whose logits are [..., columns].
+
+  id_C: token id of each column. is_known: which columns count as vocabulary. target: token id [...] to be scored.
+  """
+  top, total, weighted, plain, chosen = running
+  new_top = jnp.maximum(top, jnp.max(jnp.where(is_known, logits, -jnp.inf), -1))
+  exp = jnp.where(is_known, jnp.exp(logits - new_top[..., None]), 0.0)
+  shrink = jnp.exp(top - new_top)
+  new_total = total * shrink + jnp.sum(exp, -1)
+  new_weighted = (weighted + (top - new_top) * total) * shrink + jnp.sum(exp * (logits - new_top[..., None]), -1)
+  new_plain = plain + jnp.sum(jnp.where(is_known, logits, 0.0), -1)
+  new_chosen = chosen + jnp.sum(jnp.where(target[..., None] == id_C, logits, 0.0), -1)
+  return _Running(new_top, new_total, new_weighted, new_plain, new_chosen)
+
+
 class _PerToken(NamedTuple):
   """What the backward pass reads of each token: its target, two statistics, and the gradients of all three."""
 
@@ -155,10 +171,10 @@ def token_stats(
 ) -> TokenStats:
   """Returns log-probability, entropy and self-certainty of the tokens `target_BT` under logits scale * hidden @ head.T.
 
-  hidden_BTD: the state that predicts each token. scored_BT: bool; where it is False all three are 0 and have no
-  gradient, and most of these logits are not computed. known_vocab: only ids below it count as vocabulary. vocab_chunk:
-  how many ids' logits are held at once. scale: 1 / temperature. Differentiable in hidden_BTD and head_VD; the last
-  three arguments must be positional and static.
+  hidden_BTD: the state that predicts each token. target_BT: ids below known_vocab. scored_BT: bool; where it is False
+  all three are 0 and have no gradient, and most of these logits are not computed. known_vocab: only ids below it count
+  as vocabulary. vocab_chunk: how many ids' logits are held at once. scale: 1 / temperature. Differentiable in
+  hidden_BTD and head_VD; the last three arguments must be positional and static.
   """
   return _stats_forward(hidden_BTD, head_VD, target_BT, scored_BT, known_vocab, vocab_chunk, scale)[0]
 
@@ -175,24 +191,16 @@ def _stats_forward(hidden_BTD, head_VD, target_BT, scored_BT, known_vocab, vocab
 
     def add_tokens(i, running):
       hidden_here, target_here = hidden[:, i], target[:, i]
-      top, total, weighted, plain, chosen = (x[:, i] for x in running)
+      before = _Running(*(x[:, i] for x in running))
       logits = _logits(hidden_here, columns, scale)
-      new_top = jnp.maximum(top, jnp.max(jnp.where(is_known, logits, -jnp.inf), -1))
-      exp = jnp.where(is_known, jnp.exp(logits - new_top[..., None]), 0.0)
-      shrink = jnp.exp(top - new_top)
-      updated = _Running(
-        top=new_top,
-        total=total * shrink + jnp.sum(exp, -1),
-        weighted=(weighted + (top - new_top) * total) * shrink + jnp.sum(exp * (logits - new_top[..., None]), -1),
-        plain=plain + jnp.sum(jnp.where(is_known, logits, 0.0), -1),
-        chosen=chosen + jnp.sum(jnp.where(target_here[..., None] == id_C, logits, 0.0), -1),
-      )
-      return jax.tree.map(lambda x, value: x.at[:, i].set(value), running, updated)
+      after = _with_columns(before, logits, id_C, is_known, target_here)
+      return jax.tree.map(lambda x, value: x.at[:, i].set(value), running, after)
 
     return jax.lax.fori_loop(0, order.live, add_tokens, running), None
 
   zero = jnp.zeros(target.shape, jnp.float32)
-  start = _Running(jnp.full_like(zero, NEGATIVE), zero, zero, zero, zero)
+  top = jnp.full_like(zero, NEGATIVE)
+  start = _Running(top, total=zero, weighted=zero, plain=zero, chosen=zero)
   running, _ = jax.lax.scan(add_columns, start, _chunks(head_VD, vocab_chunk))
   total = jnp.where(running.total > 0, running.total, 1.0)  # 0 for tokens in pieces that were skipped
   log_z = running.top + jnp.log(total)
@@ -202,7 +210,8 @@ def _stats_forward(hidden_BTD, head_VD, target_BT, scored_BT, known_vocab, vocab
   def by_row(x):
     return jnp.where(scored_BT, order.rows(x, target_BT), 0.0)
 
-  stats = TokenStats(by_row(running.chosen - log_z), by_row(entropy), by_row(certainty))
+  logp = running.chosen - log_z
+  stats = TokenStats(by_row(logp), by_row(entropy), by_row(certainty))
   return stats, (hidden_BTD, head_VD, target_BT, scored_BT, log_z, entropy)
 
 
@@ -225,8 +234,10 @@ def _stats_backward(known_vocab, vocab_chunk, scale, residuals, gradient):
       hidden_here = hidden[:, i]
       logp = _logits(hidden_here, columns, scale) - token.log_z
       p = jnp.exp(logp)
-      d_logits = token.d_logp * ((token.target == id_C) - p) - token.d_entropy * p * (logp + token.entropy)
-      d_logits = jnp.where(is_known, d_logits + token.d_certainty * (p - 1.0 / known_vocab), 0.0) * scale
+      d_logits = token.d_logp * ((token.target == id_C) - p)
+      d_logits = d_logits - token.d_entropy * p * (logp + token.entropy)
+      d_logits = d_logits + token.d_certainty * (p - 1.0 / known_vocab)
+      d_logits = jnp.where(is_known, d_logits, 0.0) * scale
       d_logits = d_logits.astype(columns.dtype)
       d_hidden_here = jnp.einsum("snv,vd->snd", d_logits, columns, preferred_element_type=jnp.float32)
       d_columns += jnp.einsum("snv,snd->svd", d_logits, hidden_here, preferred_element_type=jnp.float32)
@@ -239,7 +250,9 @@ def _stats_backward(known_vocab, vocab_chunk, scale, residuals, gradient):
   zero = jnp.zeros(hidden.shape, jnp.float32)
   d_hidden, d_head = jax.lax.scan(add_columns, zero, _chunks(head_VD, vocab_chunk))
   d_hidden = order.rows(d_hidden, target_BT)
-  return d_hidden.astype(hidden_BTD.dtype), _join(d_head, len(head_VD)).astype(head_VD.dtype), None, None
+  d_hidden = d_hidden.astype(hidden_BTD.dtype)
+  d_head = _join(d_head, len(head_VD)).astype(head_VD.dtype)
+  return d_hidden, d_head, None, None
 
 
 token_stats.defvjp(_stats_forward, _stats_backward)

@@ -163,9 +163,13 @@ def leaves(spec: Spec) -> dict[str, Leaf]:
 def shardings(spec: Spec, mesh: jax.sharding.Mesh) -> dict[str, jax.sharding.NamedSharding]:
   """Returns the sharding on the mesh of each weight, by its name in `leaves`, as `Leaf.axes` states it.
 
-  Raises InputError, naming weight and axis, where the mesh doesn't split a weight evenly.
+  KV heads that attention repeats (`sharding.kv_copies`) are not split: each device holds all of them. Raises
+  InputError, naming weight and axis, where the mesh doesn't split a weight evenly.
   """
-  return {name: sharding.checked_sharding(mesh, name, leaf.shape, leaf.axes) for name, leaf in leaves(spec).items()}
+  sharding_of = {}
+  for name, leaf in leaves(spec).items():
+    sharding_of[name] = sharding.checked_sharding(mesh, name, leaf.shape, leaf.axes)
+  return sharding_of
 
 
 def count_weights(spec: Spec) -> int:
