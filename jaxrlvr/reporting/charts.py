@@ -143,7 +143,7 @@ def _draw_line(axes, line: Line):
   """
   colour, dashes = arm_style(line.arm)
   steps = sorted(set.intersection(*map(set, line.seeds)))
-  values = [[curve[step] for step in steps] for curve in line.seeds]
+  values = [_values_at(curve, steps) for curve in line.seeds]
   half_window = 0 if line.sparse else len(steps) // 40
   smoothed = [_running_mean(curve, half_window) for curve in values]
   band = line.band
@@ -162,6 +162,10 @@ def _draw_line(axes, line: Line):
     look |= {"marker": _MARKERS[line.arm % len(_MARKERS)], "ms": 2.4 if line.faint else 3.6}
   (handle,) = axes.plot(steps, [_mean(ys) for ys in zip(*smoothed, strict=True)], **look)
   return handle
+
+
+def _values_at(curve: Mapping[int, float], steps: Sequence[int]) -> list[float]:
+  return [curve[step] for step in steps]
 
 
 def _draw_longer_seeds(axes, line: Line, steps: Sequence[int]) -> None:

@@ -38,7 +38,8 @@ def records_of(rewards):
 
 
 def test_golden_table(cases):
-  n, c, k, expected = (np.array([row[name] for row in cases["table"]]) for name in ("n", "c", "k", "pass_at_k"))
+  rows = [(row["n"], row["c"], row["k"], row["pass_at_k"]) for row in cases["table"]]
+  n, c, k, expected = map(np.array, zip(*rows, strict=True))
   np.testing.assert_allclose(passk.pass_at_k(n, c, k), expected, rtol=0, atol=1e-12)
   assert ((k > n) & (c > 0)).any() and ((k > n) & (c == 0)).any()  # the odd cases are among them
 

@@ -168,7 +168,10 @@ def test_figures_against_brute_force(seed):
   rows = records(seed)
   found, histogram = pre_rl.measure(rows, SAMPLES, (1, SAMPLES))
   groups = [list(group) for _, group in itertools.groupby(rows, lambda r: r["problem"])]
-  solved = [sum(r["true_reward"] == 1.0 for r in g) for g in groups if any(r["scored"] for r in g)]
+  solved = []
+  for group in groups:
+    if any(row["scored"] for row in group):
+      solved.append(len([row for row in group if row["true_reward"] == 1.0]))
   assert histogram == [solved.count(n) for n in range(SAMPLES + 1)] and sum(histogram) == len(solved)
   assert found["usable"] == pytest.approx(sum(0 < n < SAMPLES for n in solved) / len(solved))
   assert found["usable_problems"] == sum(0 < n < SAMPLES for n in solved) > 0

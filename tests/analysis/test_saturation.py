@@ -204,10 +204,8 @@ def test_height_of_the_plateau_moves_t_sat_and_not_t90():
     draw = np.random.default_rng(0)
     runs = draw.binomial(512, top - 0.43 * np.exp(-step / 15), (40, 496)) / 512
     found[top] = [timing(rewards, None, 50) for rewards in runs]
-  t_sat, t90 = (
-    {top: np.median([getattr(one, name).step for one in some]) for top, some in found.items()}
-    for name in ("t_sat", "t90")
-  )
+  t_sat = {top: np.median([one.t_sat.step for one in timings]) for top, timings in found.items()}
+  t90 = {top: np.median([one.t90.step for one in timings]) for top, timings in found.items()}
   assert t_sat[0.95] > 1.5 * t_sat[1.0] and t90[0.95] - t90[1.0] <= 6
   rewards, redrawn_from = recorded(0.95 - 0.43 * np.exp(-step / 15), 32, 16, False)
   one = timing(rewards, reward_draws(redrawn_from, 200), 50)

@@ -43,7 +43,8 @@ def test_text_of_each_stage(tokenizer):
   assert all(answer(t.text, t.problem.truth, {}).score == 1 for t in (*thinking, *direct))
   whole = np.mean([faithfulness(t.text, t.problem.messages[0]["content"]) == 1 for t in thinking])
   assert abs(whole - 0.5) < 0.08 and all("<think>" not in t.text for t in direct)
-  wordings = {t.text.split("\n")[-1][:3] for t in (built_in_text.cpt(0, n, mix) for n in range(50))}
+  texts = [built_in_text.cpt(0, n, mix).text for n in range(50)]
+  wordings = {text.split("\n")[-1][:3] for text in texts}
   assert len(wordings) > 3
   document = built_in_text.document(thinking[0], tokenizer)
   assert document.ids[: document.prompt] == tokenizer.render(thinking[0].problem.messages)

@@ -44,19 +44,21 @@ def folder(tmp_path):
 def test_documents_are_a_function_of_seed_and_number(folder, monkeypatch):
   monkeypatch.setattr(rows, "BLOCK_LINES", 40)
   made = corpus.TextRows(str(folder), "text", seed=1)
-  first, second = ([made(n).text for n in range(e * 120, e * 120 + 120)] for e in (0, 1))
+  texts = [made(n).text for n in range(240)]
+  first, second = texts[:120], texts[120:]
   everything = {f"p{i}" for i in range(60)} | {f"j{i}" for i in range(60)}
   assert len(made) == 120 and set(first) == set(second) == everything and first != second
-  blocks = [{f"p{i}" for i in range(s, s + 20)} for s in (0, 20, 40)]
+  blocks = [{f"p{start + i}" for i in range(20)} for start in (0, 20, 40)]
   blocks += [{f"j{i}" for i in range(40)}, {f"j{i}" for i in range(40, 60)}]
   again = corpus.TextRows(str(folder), "text", seed=1)
   draw = np.random.default_rng(0).permutation(240)
   assert [again(int(n)).text for n in draw] == [(first + second)[n] for n in draw]
   other = [corpus.TextRows(str(folder), "text", seed=2)(n).text for n in range(120)]
-  inside = [[text for text in epoch if text in blocks[0]] for epoch in (first, second, other)]
+  epochs = (first, second, other)
+  inside = [list(filter(blocks[0].__contains__, epoch)) for epoch in epochs]
   assert inside[0] != inside[1] != inside[2] != inside[0]  # the rows of a block change places by epoch and by seed
-  turns = [[next(i for i, b in enumerate(blocks) if t in b) for t in dict.fromkeys(e)] for e in (first, second, other)]
-  turns = [list(dict.fromkeys(order)) for order in turns]
+  block_of = {text: number for number, block in enumerate(blocks) for text in block}
+  turns = [list(dict.fromkeys(map(block_of.get, epoch))) for epoch in epochs]
   assert turns[0] != turns[1] and [0, 1, 2, 3, 4] not in turns  # and so do the blocks
 
 
@@ -134,7 +136,8 @@ def test_both_arms_train_on_the_same_prompts(tmp_path, tokenizer):
     document = built_in_text.document(alone, tokenizer)
     assert document.prompt == len(tokenizer.render(alone.problem.messages))
     assert tokenizer.decode(document.ids[document.prompt : -1]) == alone.problem.extra["solution"] == alone.text
-  orders = [[thinking(7 * e + n).problem.id for n in range(7)] for e in range(3)]
+  ids = [thinking(n).problem.id for n in range(21)]
+  orders = [ids[:7], ids[7:14], ids[14:]]
   assert all(sorted(order) == sorted(orders[0]) for order in orders) and orders[0] != orders[1]
   assert [thinking(n).problem.id for n in range(7)] == orders[0]
   with pytest.raises(ValueError, match=r"no row is left to train on .*13 rows, .*too_long.*raise max_tokens = 5"):

@@ -85,8 +85,10 @@ def held_out(training, **keys):
   with rollout.verifier_service(config) as service:
     trained = build_policy.digests_of_training_prompts(config, training)
     loaded, left = load_held_out(config, policy, service, trained, training)
-  names = {name: [p.messages[-1]["content"] for p in one.problems] for name, one in loaded.items()}
-  return names, left, count_overlaps(config, loaded, trained) if trained else None
+  prompts = {}
+  for name, held_out_set in loaded.items():
+    prompts[name] = [problem.messages[-1]["content"] for problem in held_out_set.problems]
+  return prompts, left, count_overlaps(config, loaded, trained) if trained else None
 
 
 def test_shared_prompts_are_refused_left_out_or_told(tmp_path, caplog):

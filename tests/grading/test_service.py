@@ -197,8 +197,8 @@ def test_servers_and_their_children_end_with_a_killed_host():
 def test_odd_text_passes_through(service):
   box = "\\boxed{0.5}"
   texts = [f"\ud800 {box}", f"\0{box}", "\u202e" * 1_000_000 + box, box + "x" * 9000, ""]
-  scores = [verdict.score for verdict in service.grade([job("math", text, "\\frac12") for text in texts])]
-  assert scores == [1.0, 1.0, 1.0, 1.0, 0.0]
+  verdicts = service.grade([job("math", text, "\\frac12") for text in texts])
+  assert [verdict.score for verdict in verdicts] == [1.0, 1.0, 1.0, 1.0, 0.0]
 
 
 def test_in_process_and_isolated_jobs_keep_their_order(service):

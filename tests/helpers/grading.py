@@ -23,6 +23,11 @@ def read(text):
   return parse_response(text, "boxed").answer
 
 
+def parse_row(texts):
+  """Returns the responses with these texts, parsed."""
+  return [parse_response(text, "boxed") for text in texts]
+
+
 SAYS = {True: verdicts.RIGHT, False: verdicts.WRONG, None: verdicts.UNPARSEABLE}
 
 

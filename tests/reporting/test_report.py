@@ -211,8 +211,11 @@ def two(tmp_path_factory):
 
 
 def rates(path, step):
-  rows = [json.loads(line) for line in (path / "evals" / f"quiz_{step:06d}.jsonl").read_text().splitlines()]
-  return np.array([np.mean([r["true_reward"] for r in rows if r["problem"] == f"q/{p}"]) for p in range(P)])
+  """Returns the mean true reward of each problem at an evaluated step."""
+  rows = results.read_jsonl(path / "evals" / f"quiz_{step:06d}.jsonl")
+  reward = {(row["problem"], row["sample"]): row["true_reward"] for row in rows}
+  reward_PK = np.array([reward[f"q/{p}", k] for p in range(P) for k in range(K)]).reshape(P, K)
+  return reward_PK.mean(1)
 
 
 def test_gain_and_interval_equal_numbers_worked_out_apart(two):
@@ -575,9 +578,10 @@ def test_grid_saturation_is_that_of_its_runs(grid):
       assert (float(row["t_sat seeds low"]), float(row["t_sat seeds high"])) == tuple(t_sats)
       gains_SP = np.array([at(M, t) - M[0] for t, M in seeds])
       assert float(row["gain until t_sat"]) == pytest.approx(gains_SP.mean(), abs=1e-9)
-      residuals = [
-        max(at(M, t).mean(), *(M[i].mean() for i in range(3) if 10 * i >= t)) - at(M, t).mean() for t, M in seeds
-      ]
+      residuals = []
+      for t, M in seeds:
+        later = [M[i].mean() for i in range(3) if 10 * i >= t]
+        residuals.append(max(at(M, t).mean(), *later) - at(M, t).mean())
       assert float(row["residual"]) == pytest.approx(np.mean(residuals), abs=1e-9)
       assert float(row["residual low"]) >= 0
       width = float(row["gain until t_sat high"]) - float(row["gain until t_sat low"])
@@ -597,10 +601,8 @@ def test_a_run_s_own_tail_counts(tmp_path):
 def test_the_story_is_told_of_the_domain_s_own_set(tmp_path):
   """Another set comes first by name."""
   path = make_run(tmp_path / "run", lambda x: x, lambda x: x, heldout={"domain": "arithmetic"})
-  rows = [
-    row | {f"eval/{s}/avg@4": 0.5 for s in ("arithmetic-large", "arithmetic", "in-domain")}
-    for row in results.read_jsonl(path / "metrics.jsonl")
-  ]
+  figures = {f"eval/{s}/avg@4": 0.5 for s in ("arithmetic-large", "arithmetic", "in-domain")}
+  rows = [row | figures for row in results.read_jsonl(path / "metrics.jsonl")]
   write_jsonl(path / "metrics.jsonl", [dict(sorted(row.items())) for row in rows])
   run = results.RecordedRun(results.Cell("one", path), tail=5)
   assert (run.set, run.K) == ("arithmetic", 4)
@@ -652,8 +654,9 @@ def test_grid_page(grid):
   assert "the paper 55" in page.text and "the paper +12.5" in page.text and "figure 1 (llama): t_sat 55" in page.text
   rows = {row["arm"]: row for row in table(root / "page", "overview")}
   for arm in RATES:
-    ends = [100 * np.mean([worked_out(root, arm, 8, seed)[1][step].mean() for seed in (0, 1)]) for step in (0, -1)]
-    assert rows[arm]["N = 8"].startswith(f"{ends[0]:.1f} → {ends[1]:.1f}: "), rows
+    accuracies = [worked_out(root, arm, 8, seed)[1] for seed in (0, 1)]
+    start, end = (100 * np.mean([M[step].mean() for M in accuracies]) for step in (0, -1))
+    assert rows[arm]["N = 8"].startswith(f"{start:.1f} → {end:.1f}: "), rows
   assert rows["CPT + Thinking"]["N = 64"].endswith(": gained 2 of 2") and "1 of 1" in rows["Base"]["majority"]
   assert f"There is no directory {root / 'rl' / 'lost'}." in page.text
   charts = set(numbers["charts"])

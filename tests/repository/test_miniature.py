@@ -17,7 +17,8 @@ FOLDER = Path(__file__).parents[2] / "docs" / "miniature"
 PAGE = FOLDER.with_suffix(".md").read_text(encoding="utf-8")
 SETTINGS = ("N = 8", "N = 512", "gamma = 0.7", "majority vote", "self-certainty")
 WEAK = SETTINGS[:4]  # all but self-certainty
-THINKING, OTHER = (tuple(f"{base} + {sft}" for base in ("Base", "CPT")) for sft in ("Thinking", "Non-thinking"))
+THINKING = ("Base + Thinking", "CPT + Thinking")
+OTHER = ("Base + Non-thinking", "CPT + Non-thinking")
 HALF = 0.05 + 1e-6  # the last digit's, in what the page shows
 OUTSIDE = ("arithmetic-longer", "arithmetic-large")
 SETS = {"": "arithmetic", "a sixth operation": "arithmetic-longer", "two digits": "arithmetic-large"}
@@ -31,7 +32,8 @@ def table(name):
 
 def rows(page):
   """Returns the cells of each line of the page's tables."""
-  return [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in page.splitlines() if line[:2] == "| "]
+  lines = [line.strip("| ") for line in page.splitlines() if line[:2] == "| "]
+  return [list(map(str.strip, line.split(" | "))) for line in lines]
 
 
 def told(page):
@@ -86,11 +88,18 @@ def accuracy_claims(page):
   starts = {place[:2]: start for place, (start, *_) in here.items()}
   ends = {place[1:]: end for place, (_, end, *_) in here.items() if place[0] == "arithmetic"}
   others = [ends[arm, setting] for arm in OTHER for setting in SETTINGS]
-  pairs = {name: [[here[name, arm, setting] for arm in THINKING] for setting in WEAK] for name in SETS.values()}
-  overlap = [base[3] > cpt[2] for some in pairs.values() for base, cpt in some]
-  above = {name: points([cpt[1] - base[1] for base, cpt in some]) for name, some in pairs.items()}
-  ahead = points([cpt[0] - base[0] for some in pairs.values() for base, cpt in some])
-  true, wrong, certain = ([ends[arm, setting] for arm in THINKING] for setting in (SETTINGS[1], *SETTINGS[2::2]))
+  pairs = {}  # {set: (Base + Thinking, CPT + Thinking) in each setting}
+  for name in SETS.values():
+    pairs[name] = [(here[name, THINKING[0], setting], here[name, THINKING[1], setting]) for setting in WEAK]
+  all_pairs = [pair for pairs_of_set in pairs.values() for pair in pairs_of_set]
+  overlap = [base[3] > cpt[2] for base, cpt in all_pairs]
+  above = {}
+  for name, pairs_of_set in pairs.items():
+    above[name] = points([cpt[1] - base[1] for base, cpt in pairs_of_set])
+  ahead = points([cpt[0] - base[0] for base, cpt in all_pairs])
+  true = [ends[arm, "N = 512"] for arm in THINKING]
+  wrong = [ends[arm, "gamma = 0.7"] for arm in THINKING]
+  certain = [ends[arm, "self-certainty"] for arm in THINKING]
   lost = points(np.subtract(true, wrong))
   risen = points([ends[arm, setting] - starts["arithmetic", arm] for arm in THINKING for setting in WEAK])
   voted = max(abs(ends[arm, SETTINGS[3]] - ends[arm, SETTINGS[1]]) for arm in THINKING)
@@ -111,16 +120,19 @@ def accuracy_claims(page):
   }
 
 
+def median_t_sat(arms):
+  """Returns the median t_sat of the arms' six runs on 8 problems, which are cut off at step 54."""
+  times = [float(run["t_sat"]) if run["t_sat"] else None for run in runs(arms, "N = 8")]
+  return median_time(times, [54] * 6)
+
+
 def other_claims():
   """Returns the same for claims on rewards, saturation, faithfulness, diversity and gaps, from the grid's tables."""
   memorised = [float(run["reward"]) for run in runs(OTHER[1:], "N = 8")]
   assert all(0.05 < float(run["reward first"]) < 0.15 for run in runs(OTHER[1:], "N = 8"))
   voted = [run for run in runs(OTHER, "majority vote") if float(run["reward"]) > 0.9]
   truth = [float(run["true reward"]) for run in voted]
-  thinking, others = (
-    median_time([float(run["t_sat"]) if run["t_sat"] else None for run in runs(arms, "N = 8")], [54] * 6)
-    for arms in (THINKING, OTHER)
-  )
+  thinking, others = median_t_sat(THINKING), median_t_sat(OTHER)
   assert others.median is None
   judged = {row["arm"]: row for row in table("reasoning") if (row["setting"], row["step"]) == ("N = 8", "0")}
   faithful = [100 * float(judged[arm]["faithful"]) for arm in THINKING]
@@ -187,11 +199,10 @@ def test_tables_of_the_page_are_those_that_the_script_writes():
 
 
 def test_conclusions_behind_the_claims():
-  did = {
-    (row["setting"], arm): {run["did"] for run in runs([arm], row["setting"])}
-    for row in table("runs")
-    for arm in THINKING + OTHER
-  }
+  did = {}  # {(setting, arm): conclusions on the seeds}
+  for setting in SETTINGS:
+    for arm in THINKING + OTHER:
+      did[setting, arm] = {run["did"] for run in runs([arm], setting)}
   assert all(did[setting, arm] == {"Gained"} for arm in THINKING for setting in WEAK)  # on every seed
   assert all(did["N = 8", arm] == {"Memorised"} and did["self-certainty", arm] == {"No change"} for arm in OTHER)
   assert all(did["self-certainty", arm] == {"Fell"} for arm in THINKING)

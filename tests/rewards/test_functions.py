@@ -6,12 +6,12 @@ import inspect
 import numpy as np
 import pytest
 
+from helpers.grading import parse_row
 from jaxrlvr.base import named
 from jaxrlvr.base.errors import InputError
 from jaxrlvr.base.types import Problem
 from jaxrlvr.rewards import expression, functions
 from jaxrlvr.rewards.types import Answers, Graded
-from jaxrlvr.text.answer import parse_response
 
 PROBLEMS = [
   Problem(
@@ -27,11 +27,11 @@ PROBLEMS = [
 TEXTS = [["\\boxed{4}", "no", "four, I think"], ["6", "\\boxed{6}", "7"]]
 ANSWERS = Answers(
   PROBLEMS,
-  [[parse_response(text, "boxed") for text in row] for row in TEXTS],
+  [parse_row(row) for row in TEXTS],
   {},
   np.tile(np.arange(3), (2, 1)),
 )
-LENGTHS = [[len(text) for text in row] for row in TEXTS]
+LENGTHS = [list(map(len, row)) for row in TEXTS]
 
 
 def paid(function, text="given:it", **calls):
@@ -74,9 +74,12 @@ async def single_async(completion):
   return len(completion)
 
 
+def lengths_of(responses):
+  return [len(response.text) for response in responses]
+
+
 def own(answers, grade):
-  values = [[len(response.text) for response in responses] for responses in answers.response_PG]
-  value_PG = np.array(values, np.float32)
+  value_PG = np.array([lengths_of(responses) for responses in answers.response_PG], np.float32)
   return Graded(value_PG, np.ones_like(value_PG, bool), [[""] * 3] * 2)
 
 
@@ -207,7 +210,7 @@ def test_files_modules_and_quoted_paths_are_combined(folder, monkeypatch):
   text = "my-rewards.py:brief - 0.5*package_of_mine.style:plain + 'a b/other.py:brief'*random(1)"
   graded, parts = expression.grade_terms(expression.parse(text), ANSWERS, None)
   brief = np.array(LENGTHS) < 4
-  plain = np.array([["\\" not in one for one in row] for row in TEXTS])
+  plain = np.array(["\\" not in text for row in TEXTS for text in row]).reshape(2, 3)
   np.testing.assert_allclose(graded.value_PG, brief - 0.5 * plain + 2)
   assert list(parts) == ["my-rewards.brief", "plain", "other.brief", "random(1.0)"]
 

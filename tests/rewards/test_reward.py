@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 
+from helpers.grading import parse_row
 from jaxrlvr.analysis import reward_vs_truth
 from jaxrlvr.base.errors import InputError
 from jaxrlvr.base.types import Problem, Verdict
@@ -17,7 +18,7 @@ from jaxrlvr.rewards.noise import add_noise
 from jaxrlvr.rewards.table import REWARDS
 from jaxrlvr.rewards.types import Answers
 from jaxrlvr.rewards.verifiable import labels_right, with_memory
-from jaxrlvr.text.answer import boxed_response, parse_response
+from jaxrlvr.text.answer import boxed_response
 from jaxrlvr.training import loss
 
 THINK = "<think>\nso\n</think>\n"
@@ -41,7 +42,7 @@ PROBLEMS = [problem("a", "4"), problem("b", "6", "7")]
 
 def answers(problems=PROBLEMS, texts=TEXTS, statistics=STATISTICS, **more):
   samples = np.tile(np.arange(len(texts[0])), (len(texts), 1))
-  responses = [[parse_response(text, "boxed") for text in row] for row in texts]
+  responses = [parse_row(row) for row in texts]
   return Answers(problems, responses, statistics, samples, **more)
 
 

@@ -46,8 +46,11 @@ def told(workdir):
 
 def test_diagnosis_is_that_of_the_samples(diagnosed, init):
   sampled, found = rows(diagnosed), told(diagnosed)
-  assert len(sampled) == 24 and all([r["sample"] for r in rs] == list(range(8)) for rs in sampled.values())
-  solved = [sum(r["true_reward"] == 1 for r in rs) for rs in sampled.values()]
+  assert len(sampled) == 24
+  solved = []
+  for responses in sampled.values():
+    assert [response["sample"] for response in responses] == list(range(8))
+    solved.append(len([response for response in responses if response["true_reward"] == 1]))
   assert found["histogram"] == [solved.count(n) for n in range(9)] and 0 < found["figures"]["usable"] <= 1
   assert found["figures"]["avg@8"] == pytest.approx(sum(solved) / 192)
   assert found["figures"]["pass@8"] == pytest.approx(sum(n > 0 for n in solved) / 24)

@@ -253,9 +253,9 @@ def test_export_tells_how_much_of_the_training_rounding_keeps(imported, trained,
   options = ("--config=smoke", f"--config.init={workdir}", "--config.export.dtype=bfloat16")
   assert run("export", *options, f"--workdir={tmp_path / 'out'}") == 0
   said, summary = capsys.readouterr().out, json.loads((tmp_path / "out" / "summary.json").read_text())
-  flat = [np.concatenate([w.ravel() for w in one.values()]) for one in (before, after)]
-  moved = flat[0] != flat[1]
-  kept = np.mean(np.not_equal(*[w[moved].astype(jnp.bfloat16) for w in flat]))
+  flat_before, flat_after = (np.concatenate(list(map(np.ravel, one.values()))) for one in (before, after))
+  moved = flat_before != flat_after
+  kept = np.mean(flat_before[moved].astype(jnp.bfloat16) != flat_after[moved].astype(jnp.bfloat16))
   assert 0.2 < np.mean(moved) < 0.4 and 0.1 < kept < 0.9
   assert summary["moved_in_training"] == pytest.approx(np.mean(moved))
   assert summary["kept_of_training"] == pytest.approx(kept) and summary["trained_since"] == str(imported[1] / "model")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import operator
 import shutil
 
 import pytest
@@ -72,7 +73,8 @@ def exact(recorded, tmp_path_factory):
 def test_stage_judges_the_same_problems_at_first_saturated_and_last_step(exact, recorded):
   files = judged_files(exact)
   assert list(files) == [1, 2, 4]  # the reward is full at step 2
-  addresses = [[(r["problem"], r["sample"]) for r in rows] for rows in files.values()]
+  address_of = operator.itemgetter("problem", "sample")
+  addresses = [list(map(address_of, rows)) for rows in files.values()]
   assert addresses[0] == addresses[1] == addresses[2] and len(addresses[0]) == 8 * K
   assert {sample for _, sample in addresses[0]} == set(range(K))
   for step, rows in files.items():

@@ -45,9 +45,13 @@ def test_votes_are_drawn_beside_what_is_trained_on(tmp_path, init):
   trained = [r for group in groups for r in group[:4]]
   assert last["reward"] == pytest.approx(np.mean([r["reward"] for r in trained]))
   assert last["true_reward"] == pytest.approx(np.mean([r["true_reward"] for r in trained]))
-  assert last["vote/majority_ratio"] == pytest.approx(np.mean([sum(r["reward"] for r in g) / 12 for g in groups]))
-  right = [next(r["true_reward"] for r in g if r["reward"] == 1) for g in groups]
-  assert last["label_accuracy"] == pytest.approx(np.mean(right))
+  ratios, label_right = [], []
+  for group in groups:
+    winners = [row for row in group if row["reward"] == 1]
+    ratios.append(len(winners) / 12)
+    label_right.append(winners[0]["true_reward"])
+  assert last["vote/majority_ratio"] == pytest.approx(np.mean(ratios))
+  assert last["label_accuracy"] == pytest.approx(np.mean(label_right))
 
 
 def test_parts_noise_and_correction_are_logged_and_change_training(tmp_path, init):
@@ -147,11 +151,13 @@ def test_corrupt_rl(tmp_path, init):
   how = dict(init=init, problems__count=20, **TWELVE)
   assert run_smoke("corrupt", tmp_path / "corrupt", corrupt__gammas="(0.2,0.5,0.9)", **how) == 0
   sets = {g: problems(tmp_path / "corrupt" / f"gamma_{g:.2f}.jsonl") for g in (0.2, 0.5, 0.9)}
-  wrong = {g: {p.id for p in made if p.label != p.truth} for g, made in sets.items()}
+  ids, labels, wrong = [], [], {}
+  for gamma, corrupted in sets.items():
+    wrong[gamma] = {p.id for p in corrupted if p.label != p.truth}
+    ids.append([p.id for p in corrupted])
+    labels.append({p.id: p.label for p in corrupted if p.id in wrong[0.2]})
   assert [len(wrong[g]) for g in (0.2, 0.5, 0.9)] == [4, 10, 18] and wrong[0.2] < wrong[0.5] < wrong[0.9]
-  assert len({tuple(p.id for p in made) for made in sets.values()}) == 1
-  labels = [{p.id: p.label for p in made if p.id in wrong[0.2]} for made in sets.values()]
-  assert labels[0] == labels[1] == labels[2]
+  assert ids[0] == ids[1] == ids[2] and labels[0] == labels[1] == labels[2]
   summary = json.loads((tmp_path / "corrupt" / "summary.json").read_text())
   digest = hashlib.sha256((tmp_path / "corrupt" / "gamma_0.50.jsonl").read_bytes()).hexdigest()
   assert summary["files"]["gamma_0.50.jsonl"] == {"gamma": 0.5, "relabelled": 10, "sha256": digest}
@@ -216,7 +222,7 @@ def test_filter_counts_what_could_not_be_graded_apart(tmp_path, init, monkeypatc
     found = real(answers, grade)
     lost[:] = lost or [answers.problems[0].id]
     known = found.scored_PG & (np.arange(4) != 2) & np.array([[p.id not in lost] for p in answers.problems])
-    cause = [["" if k else "timeout" for k in row] for row in known]
+    cause = np.where(known, "", "timeout").tolist()
     return found._replace(scored_PG=known, cause_PG=cause, value_PG=np.where(known, found.value_PG, 1.0))
 
   monkeypatch.setattr(label.verifiable, "grade_by_truth", truth)
