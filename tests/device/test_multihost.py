@@ -27,7 +27,7 @@ def get_config(arg=""):
   c = base("smoke")
   c.mesh.data, c.mesh.fsdp = 2, 4
   c.sft.steps, c.sft.rows, c.sft.microbatches = 3, 16, 2
-  c.rl.steps, c.rl.microbatches, c.rl.response_tokens, c.rl.reward = 2, 1, 5, "0.5*random(0.5) + verifiable"
+  c.rl.steps, c.rl.microbatches, c.rl.response_tokens, c.rl.reward = 2, 1, 5, "0.5*random(0.5) + verifiable + 0.1*mine.py:by_process"
   c.heldout.count, c.evaluate.problems_per_batch, c.evaluate.every = 3, 8, 0
   c.verify.mode = "study"
   c.chain = (
@@ -36,6 +36,15 @@ def get_config(arg=""):
     {"name": "rl", "stage": "rl", "init": "sft"},
   )[:int(arg)]
   return c
+"""
+
+
+# Pays differently on each process: both must use the values of the first one.
+REWARD = """
+import os
+
+def by_process(completions, **columns):
+  return [len(text) + int(os.environ.get("JAX_PROCESS_ID", "0")) for text in completions]
 """
 
 
@@ -102,6 +111,7 @@ def test_two_processes_do_what_one_does(tmp_path, links):
   """Runs SFT, then RL, on a mesh over the devices of both processes, and compares metrics, texts and files."""
   config = tmp_path / "tiny.py"
   config.write_text(TINY)
+  (tmp_path / "mine.py").write_text(REWARD)
   both = start(command("chain", tmp_path / "two", f"--config={config}:{links}", "--distributed"), devices=4)
   with pytest.raises(SystemExit) as stop:
     cli.run(["chain", f"--workdir={tmp_path / 'one'}", f"--config={config}:{links}"])
