@@ -76,9 +76,17 @@ def _training(rows: Sequence[Mapping]) -> list[str]:
   if not trained:
     return []
   steps = min(_STEPS, max(1, len(trained) // 2))
-  ends = []
-  for part in (trained[:steps], trained[-steps:]):
-    true_reward = mean([row["true_reward"] for row in part])
-    reward = mean([row["reward"] for row in part])
-    ends.append(f"{true_reward:.3f} and {reward:.3f} at steps {part[0]['step']} to {part[-1]['step']}")
-  return ["  true reward and reward in training: " + ", ".join(ends)]
+  begin, end = trained[:steps], trained[-steps:]
+  true_reward, reward = _from_to("true_reward", begin, end), _from_to("reward", begin, end)
+  return [f"  in training: true reward {true_reward}, reward {reward} (means of {_span(begin)} and {_span(end)})"]
+
+
+def _from_to(name: str, begin: Sequence[Mapping], end: Sequence[Mapping]) -> str:
+  """Returns the means of a metric over the rows of both ends of training, as "0.100 to 0.850"."""
+  return f"{mean([row[name] for row in begin]):.3f} to {mean([row[name] for row in end]):.3f}"
+
+
+def _span(rows: Sequence[Mapping]) -> str:
+  """Returns which steps these rows are, as "steps 1 to 10" or "step 1"."""
+  first, last = rows[0]["step"], rows[-1]["step"]
+  return f"step {first}" if first == last else f"steps {first} to {last}"

@@ -27,7 +27,7 @@ def test_it_says_what_was_gained_where_and_what_comes_next():
     "my run: 5 steps, learning",
     "  held-out accuracy (heldout, avg@4): 12.5% at step 0, 42.5% at step 5",
     "  gain on all held-out problems: +30.0 points, 95 % interval [+25.0, +35.0]",
-    "  true reward and reward in training: 0.075 and 0.150 at steps 1 to 2, 0.325 and 0.650 at steps 3 to 5",
+    "  in training: true reward 0.075 to 0.325, reward 0.150 to 0.650 (means of steps 1 to 2 and steps 3 to 5)",
     "  responses: runs/my run/rollouts and runs/my run/evals; figures: runs/my run/summary.json",
     "  next: jaxrlvr report 'runs/my run' --workdir='runs/my run-report'",
   ]
