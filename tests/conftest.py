@@ -125,8 +125,8 @@ def rich_spec():
 
 @pytest.fixture(scope="session")
 def rich_params(rich_spec):
-  made = jax.jit(lambda: policy_spec.init(rich_spec, keys.at(5, "init")))()
-  return {name: w + 0.1 if name.endswith(("bias", "norm")) else w for name, w in made.items()}
+  params = jax.jit(lambda: policy_spec.init(rich_spec, keys.at(5, "init")))()
+  return {name: w + 0.1 if name.endswith(("bias", "norm")) else w for name, w in params.items()}
 
 
 @pytest.fixture(scope="session")

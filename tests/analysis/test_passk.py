@@ -48,13 +48,13 @@ def test_golden_table(cases):
 def test_golden_sets(cases, index):
   one = cases["sets"][index]
   ks = [int(k) for k in one["average_pass_at_k"]]
-  found = passk.evaluation_figures(records_of(one["rewards"]), ks)
+  figures = passk.evaluation_figures(records_of(one["rewards"]), ks)
   K = max(len(runs) for runs in one["rewards"])
-  assert found[f"avg@{K}"] == pytest.approx(one["avg_at_n_mean_of_problem_means"], abs=1e-12)
+  assert figures[f"avg@{K}"] == pytest.approx(one["avg_at_n_mean_of_problem_means"], abs=1e-12)
   for k in ks:
     enough = any(len(runs) >= k for runs in one["rewards"])
     expected = one["average_pass_at_k"][str(k)] if enough else math.nan  # the released code says 0 for "unknown"
-    assert found[f"pass@{k}"] == pytest.approx(expected, abs=1e-12, nan_ok=True)
+    assert figures[f"pass@{k}"] == pytest.approx(expected, abs=1e-12, nan_ok=True)
 
 
 def test_equals_brute_force_over_all_subsets():
@@ -113,8 +113,8 @@ def test_interval_uses_statistic_level_and_seed():
 
 def test_paired_gain_removes_the_spread_between_problems():
   before_P = np.linspace(0, 0.8, 50)
-  found = passk.paired_gain(before_P, before_P + 0.1)
-  assert found == pytest.approx((0.1, 0.1, 0.1))
+  gain = passk.paired_gain(before_P, before_P + 0.1)
+  assert gain == pytest.approx((0.1, 0.1, 0.1))
   with pytest.raises(ValueError, match="same problems"):
     passk.paired_gain(before_P, before_P[1:])
 
@@ -123,14 +123,14 @@ def test_unscored_rows_leave_n_and_are_never_wrong():
   rows = [record("a", s, score) for s, score in enumerate([1.0, 0.0, None, None])]
   rows += [record("b", s, 1.0) for s in range(4)]
   rows += [record("c", s, None) for s in range(4)]
-  found = passk.evaluation_figures(rows, ks=(1, 2, 3))
-  assert found["avg@4"] == pytest.approx((0.5 + 1.0) / 2)
-  assert found["pass@1"] == pytest.approx(0.75)
-  assert found["pass@2"] == 1.0
-  assert found["pass@3"] == 1.0  # problem a has 2 scored samples: left out, not 0
-  assert found["maj@4"] == 1.0
-  assert found["unscored"] == pytest.approx(6 / 12)
-  assert found["avg@4_low"] <= found["avg@4"] <= found["avg@4_high"]
+  figures = passk.evaluation_figures(rows, ks=(1, 2, 3))
+  assert figures["avg@4"] == pytest.approx((0.5 + 1.0) / 2)
+  assert figures["pass@1"] == pytest.approx(0.75)
+  assert figures["pass@2"] == 1.0
+  assert figures["pass@3"] == 1.0  # problem a has 2 scored samples: left out, not 0
+  assert figures["maj@4"] == 1.0
+  assert figures["unscored"] == pytest.approx(6 / 12)
+  assert figures["avg@4_low"] <= figures["avg@4"] <= figures["avg@4_high"]
 
 
 def test_shares_of_responses():
@@ -140,15 +140,15 @@ def test_shares_of_responses():
     record("a", 2, 0.0, None, text="", tokens=0, faithfulness=0, step_true=0.5),
     record("a", 3, 0.0, None, text="\\boxed{3", tokens=2),
   ]
-  found = passk.evaluation_figures(rows, ks=(4,))
-  assert {name: found[name] for name in ("format", "mean_length", "clipped")} == {
+  figures = passk.evaluation_figures(rows, ks=(4,))
+  assert {name: figures[name] for name in ("format", "mean_length", "clipped")} == {
     "format": 0.25,
     "mean_length": 8.0,
     "clipped": 0.25,
   }
-  assert found["faithful"] == pytest.approx(1 / 3)
-  assert found["step_true"] == 0.75
-  assert (found["avg@4"], found["if_extracted@4"], found["problems"]) == (0.25, 1.0, 1.0)
+  assert figures["faithful"] == pytest.approx(1 / 3)
+  assert figures["step_true"] == 0.75
+  assert (figures["avg@4"], figures["if_extracted@4"], figures["problems"]) == (0.25, 1.0, 1.0)
   assert math.isnan(passk.evaluation_figures(records_of([[1.0]]), ks=(2,))["faithful"])
   with pytest.raises(ValueError, match="no record"):
     passk.evaluation_figures([], ks=(1,))

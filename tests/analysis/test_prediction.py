@@ -65,26 +65,29 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_cases(name):
   given, domain, reference, want, rules = CASES[name]
-  said = prediction.predict(given, True, 8, domain, reference)
-  assert [p.setting for p in said] == list(prediction.WEAK_SETTINGS)
-  assert tuple(p.regime for p in said) == (*want, COLLAPSES) and tuple(p.rule for p in said) == (*rules, 1)
-  assert all((p.sure == "") == (p.regime == UNKNOWN) and p.advice for p in said)
+  predictions = prediction.predict(given, True, 8, domain, reference)
+  assert [p.setting for p in predictions] == list(prediction.WEAK_SETTINGS)
+  assert tuple(p.regime for p in predictions) == (*want, COLLAPSES) and tuple(p.rule for p in predictions) == (
+    *rules,
+    1,
+  )
+  assert all((p.sure == "") == (p.regime == UNKNOWN) and p.advice for p in predictions)
 
 
 def test_every_rule_and_every_advice_is_reached():
-  said = [
+  predictions = [
     p for given, domain, reference, *_ in CASES.values() for p in prediction.predict(given, True, 8, domain, reference)
   ]
-  assert {p.rule for p in said} == set(range(1, len(prediction.REGIME_RULES) + 1))
-  assert {key for p in said for key in p.advice} == set(prediction.ADVICE)
+  assert {p.rule for p in predictions} == set(range(1, len(prediction.REGIME_RULES) + 1))
+  assert {key for p in predictions for key in p.advice} == set(prediction.ADVICE)
 
 
 def test_faithfulness_alone_predicts_no_gain_where_all_are_faithful():
   """In the paper, Llama on Science saturates at step 61 although it is as faithful as the model that generalises."""
   for domain in ("science", "graph", "other"):
     for reference in (None, 0.0, 0.5, 1.0):
-      said = prediction.predict(figures(), True, 8, domain, reference)
-      assert all(p.regime == UNKNOWN for p in said[:3])  # diversity was not measured
+      predictions = prediction.predict(figures(), True, 8, domain, reference)
+      assert all(p.regime == UNKNOWN for p in predictions[:3])  # diversity was not measured
   assert not any("61" in rule.why for rule in prediction.REGIME_RULES)
   assert ("Qwen2.5-1.5B", "Science", 161) in prediction.REFERENCES and len(prediction.REFERENCES) == 8
 
@@ -166,16 +169,16 @@ def records(seed):
 @pytest.mark.parametrize("seed", range(3))
 def test_figures_against_brute_force(seed):
   rows = records(seed)
-  found, histogram = pre_rl.measure(rows, SAMPLES, (1, SAMPLES))
+  figures, histogram = pre_rl.measure(rows, SAMPLES, (1, SAMPLES))
   groups = [list(group) for _, group in itertools.groupby(rows, lambda r: r["problem"])]
   solved = []
   for group in groups:
     if any(row["scored"] for row in group):
       solved.append(len([row for row in group if row["true_reward"] == 1.0]))
   assert histogram == [solved.count(n) for n in range(SAMPLES + 1)] and sum(histogram) == len(solved)
-  assert found["usable"] == pytest.approx(sum(0 < n < SAMPLES for n in solved) / len(solved))
-  assert found["usable_problems"] == sum(0 < n < SAMPLES for n in solved) > 0
-  assert found["never"] + found["usable"] + found["always"] == pytest.approx(1)
+  assert figures["usable"] == pytest.approx(sum(0 < n < SAMPLES for n in solved) / len(solved))
+  assert figures["usable_problems"] == sum(0 < n < SAMPLES for n in solved) > 0
+  assert figures["never"] + figures["usable"] + figures["always"] == pytest.approx(1)
   rights, margins, aucs = [], [], []
   for g in groups:
     tally = {}
@@ -190,14 +193,14 @@ def test_figures_against_brute_force(seed):
     pairs = [(a["certainty"], b["certainty"]) for a in g for b in g if a["true_reward"] == 1 and b["true_reward"] == 0]
     aucs += [sum((a > b) + (a == b) / 2 for a, b in pairs) / len(pairs)] if pairs else []
   for name, values in (("vote_right", rights), ("vote_margin", margins), ("certainty_auc", aucs)):
-    assert found[name] == pytest.approx(sum(values) / len(values)), name
-    assert found[f"{name}_low"] < found[name] < found[f"{name}_high"]
-  assert found["format"] == pytest.approx(sum(r["answer"] is not None for r in rows) / len(rows))
-  assert found["clipped"] == pytest.approx(sum(r["stop"] == "length" for r in rows) / len(rows))
+    assert figures[name] == pytest.approx(sum(values) / len(values)), name
+    assert figures[f"{name}_low"] < figures[name] < figures[f"{name}_high"]
+  assert figures["format"] == pytest.approx(sum(r["answer"] is not None for r in rows) / len(rows))
+  assert figures["clipped"] == pytest.approx(sum(r["stop"] == "length" for r in rows) / len(rows))
 
 
 def test_what_is_undefined_is_nan():
   rows = [dict(r, scored=False, true_reward=None, cluster=None) for r in records(0)]
-  found, histogram = pre_rl.measure(rows, SAMPLES, (1,))
-  assert all(math.isnan(found[name]) for name in ("usable", "vote_right", "vote_margin", "certainty_auc"))
+  figures, histogram = pre_rl.measure(rows, SAMPLES, (1,))
+  assert all(math.isnan(figures[name]) for name in ("usable", "vote_right", "vote_margin", "certainty_auc"))
   assert sum(histogram) == 0 and pre_rl.vote(rows[:4]) == (None, None) and pre_rl.auc([(1.0, True)]) is None

@@ -23,7 +23,7 @@ def test_faithfulness_shares_by_hand():
   """Problem p has labels 1, 0.5 (right), 0 (wrong) and a missing one; q has 1 (right), 1 (wrong) and 0 (unscored)."""
   rows = [row("p", 1.0), row("p", 0.5), row("p", 0.0, correct=False), row("p", None)]
   rows += [row("q", 1.0), row("q", 1.0, correct=False), row("q", 0.0, correct=None)]
-  found = reasoning.reasoning_figures(rows)
+  figures = reasoning.reasoning_figures(rows)
   want = {
     "all": (3 / 6, 1 / 6, 2 / 6, 6, 1),
     "correct": (2 / 3, 1 / 3, 0.0, 3, 1),
@@ -31,15 +31,17 @@ def test_faithfulness_shares_by_hand():
   }
   for subset, values in want.items():
     names = [f"F({x})/{subset}" for x in ("1", "0.5", "0")] + [f"labelled/{subset}", f"missing/{subset}"]
-    assert [found[name] for name in names] == pytest.approx(values), subset
+    assert [figures[name] for name in names] == pytest.approx(values), subset
   # both problems drawn, or one of them twice: the interval of F(1) reaches from p's 1/3 to q's 2/3
-  assert (found["F(1)/all_low"], found["F(1)/all_high"]) == pytest.approx((1 / 3, 2 / 3))
+  assert (figures["F(1)/all_low"], figures["F(1)/all_high"]) == pytest.approx((1 / 3, 2 / 3))
 
 
 def test_nothing_labelled_is_undefined_and_never_zero():
-  found = reasoning.reasoning_figures([row("p", None, None), row("q", None, None)])
-  assert math.isnan(found["F(1)/all"]) and math.isnan(found["diversity"]) and math.isnan(found["faithful_diversity"])
-  assert found["missing/all"] == found["diversity/left_out"] == 2 and found["diversity/problems"] == 0
+  figures = reasoning.reasoning_figures([row("p", None, None), row("q", None, None)])
+  assert (
+    math.isnan(figures["F(1)/all"]) and math.isnan(figures["diversity"]) and math.isnan(figures["faithful_diversity"])
+  )
+  assert figures["missing/all"] == figures["diversity/left_out"] == 2 and figures["diversity/problems"] == 0
   only = reasoning.reasoning_figures([row("p", 1.0, correct=True)])
   assert math.isnan(only["F(1)/incorrect"]) and only["labelled/incorrect"] == 0 and only["F(1)/correct"] == 1
 
@@ -49,9 +51,9 @@ def test_interval_is_over_problems_and_narrows_with_them():
 
   def width(problems):
     rows = [row(p, float(draw.random() < rate)) for p, rate in enumerate(draw.random(problems)) for _ in range(16)]
-    found = reasoning.reasoning_figures(rows)
-    assert found["F(1)/all_low"] < found["F(1)/all"] < found["F(1)/all_high"]
-    return found["F(1)/all_high"] - found["F(1)/all_low"]
+    figures = reasoning.reasoning_figures(rows)
+    assert figures["F(1)/all_low"] < figures["F(1)/all"] < figures["F(1)/all_high"]
+    return figures["F(1)/all_high"] - figures["F(1)/all_low"]
 
   assert width(200) < width(8) / 2
   alike = reasoning.reasoning_figures([row(p, float(i < 8)) for p in range(8) for i in range(16)])
@@ -98,10 +100,10 @@ def test_greedy_clusters_against_the_slow_way():
     size = int(draw.integers(1, 9))
     table = draw.choice(np.array([True, False, None], object), size=(size, size), p=(0.3, 0.55, 0.15))
     same = lambda a, b, table=table: table[a, b]  # noqa: E731
-    found = reasoning.cluster(range(size), same)
+    numbers = reasoning.cluster(range(size), same)
     want = slow_clusters(range(size), same)
-    assert found == [want.get(i) for i in range(size)]
-    left_out += found.count(None)
+    assert numbers == [want.get(i) for i in range(size)]
+    left_out += numbers.count(None)
   assert left_out > 50
 
 
@@ -129,32 +131,32 @@ def test_problems_advance_side_by_side_and_alike():
 
 
 def test_left_out_responses_are_in_no_cluster_and_no_share():
-  found = reasoning.diversity_figures("diversity", [[0, 1, None], [None, None], []])
-  assert found["diversity"] == pytest.approx(1.0) and found["diversity/n_eff"] == pytest.approx(2.0)
-  assert (found["diversity/problems"], found["diversity/left_out"], found["diversity/clusters"]) == (1, 3, 2)
+  figures = reasoning.diversity_figures("diversity", [[0, 1, None], [None, None], []])
+  assert figures["diversity"] == pytest.approx(1.0) and figures["diversity/n_eff"] == pytest.approx(2.0)
+  assert (figures["diversity/problems"], figures["diversity/left_out"], figures["diversity/clusters"]) == (1, 3, 2)
 
 
 def test_with_half_of_it_left_out_a_problem_has_no_diversity():
   """During an outage only the first response is in a cluster, as it founds one unasked: that is no diversity of 0."""
   outage = reasoning.cluster(range(4), lambda a, b: None)
   assert outage == [0, None, None, None]
-  found = reasoning.diversity_figures("diversity", [outage, [0, 1, None, None], [0], [0, 1]])
-  assert found["diversity/problems"] == 2 and found["diversity/left_out"] == 5 and found["diversity"] == 0.5
+  figures = reasoning.diversity_figures("diversity", [outage, [0, 1, None, None], [0], [0, 1]])
+  assert figures["diversity/problems"] == 2 and figures["diversity/left_out"] == 5 and figures["diversity"] == 0.5
 
 
 def test_faithful_diversity_is_that_of_responses_labelled_one():
   rows = [row("p", x, c) for x, c in ((1.0, 0), (1.0, 1), (0.5, 2), (0.0, 3), (None, 4), (1.0, None))]
-  found = reasoning.reasoning_figures([*rows, row("q", 0.5, 0)])
-  assert found["faithful_diversity"] == pytest.approx(1.0) and found["faithful_diversity/clusters"] == 2
-  assert found["faithful_diversity/problems"] == 1 and found["faithful_diversity/left_out"] == 1
-  assert found["diversity"] == pytest.approx(0.5)  # p: five of five clusters, q: one
+  figures = reasoning.reasoning_figures([*rows, row("q", 0.5, 0)])
+  assert figures["faithful_diversity"] == pytest.approx(1.0) and figures["faithful_diversity/clusters"] == 2
+  assert figures["faithful_diversity/problems"] == 1 and figures["faithful_diversity/left_out"] == 1
+  assert figures["diversity"] == pytest.approx(0.5)  # p: five of five clusters, q: one
 
 
 def test_diversity_of_the_correct_responses():
   rows = [row("p", 1.0, c, right) for c, right in ((0, True), (1, True), (2, False), (3, None), (None, True))]
-  found = reasoning.reasoning_figures([*rows, row("q", 1.0, 0, False)])
-  assert found["diversity/correct"] == pytest.approx(1.0) and found["diversity/correct/clusters"] == 2
-  assert found["diversity/correct/problems"] == 1 and found["diversity/correct/left_out"] == 1
+  figures = reasoning.reasoning_figures([*rows, row("q", 1.0, 0, False)])
+  assert figures["diversity/correct"] == pytest.approx(1.0) and figures["diversity/correct/clusters"] == 2
+  assert figures["diversity/correct/problems"] == 1 and figures["diversity/correct/left_out"] == 1
 
 
 def test_kappa_of_a_table_by_hand():
@@ -163,9 +165,9 @@ def test_kappa_of_a_table_by_hand():
   p_o = 0.7, p_e = 0.5*0.6 + 0.5*0.4 = 0.5, kappa = 0.4.
   """
   pairs = [(1.0, 1.0)] * 20 + [(1.0, 0.0)] * 5 + [(0.0, 1.0)] * 10 + [(0.0, 0.0)] * 15
-  found = reasoning.agreement([[pair] for pair in pairs])
-  assert found.kappa == pytest.approx(0.4) and found.agreed == pytest.approx(0.7) and found.both == 50
-  assert found.low < 0.4 < found.high and 0.1 < found.low and found.high < 0.7
+  agreement = reasoning.agreement([[pair] for pair in pairs])
+  assert agreement.kappa == pytest.approx(0.4) and agreement.agreed == pytest.approx(0.7) and agreement.both == 50
+  assert agreement.low < 0.4 < agreement.high and 0.1 < agreement.low and agreement.high < 0.7
   three = [(1.0, 1.0)] * 4 + [(0.5, 0.5)] * 2 + [(0.0, 0.0)] * 2 + [(1.0, 0.5), (0.5, 0.0)]
   # marginals (5, 3, 2) and (4, 3, 3) of 10: p_e = (20 + 9 + 6) / 100, p_o = 0.8
   assert reasoning.agreement([three]).kappa == pytest.approx((0.8 - 0.35) / 0.65)
@@ -174,8 +176,8 @@ def test_kappa_of_a_table_by_hand():
 
 def test_kappa_leaves_missing_out_and_says_where_it_is_undefined():
   pairs = [(1.0, 1.0), (0.0, 0.0), (None, 1.0), (0.0, None), (None, None)]
-  found = reasoning.agreement([pairs])
-  assert found.kappa == 1.0 and (found.both, found.missing) == (2, 3)
+  agreement = reasoning.agreement([pairs])
+  assert agreement.kappa == 1.0 and (agreement.both, agreement.missing) == (2, 3)
   same = reasoning.agreement([[(1.0, 1.0)] * 3])
   assert same.kappa is None and same.agreed == 1.0 and "same label" in same.note
   nothing = reasoning.agreement([[(None, 1.0)], []])
@@ -186,8 +188,8 @@ def test_kappa_leaves_missing_out_and_says_where_it_is_undefined():
 
 def test_bootstrap_leaves_out_undefined_draws():
   """One of two problems is constant: draws that hold only it have no kappa, all other draws have one."""
-  found = reasoning.agreement([[(1.0, 1.0)] * 4, [(1.0, 1.0), (0.0, 0.0)]])
-  assert found.kappa == 1.0 and (found.low, found.high) == (1.0, 1.0)
+  agreement = reasoning.agreement([[(1.0, 1.0)] * 4, [(1.0, 1.0), (0.0, 0.0)]])
+  assert agreement.kappa == 1.0 and (agreement.low, agreement.high) == (1.0, 1.0)
   assert all(math.isnan(x) for x in passk.bootstrap([1.0, 2.0], lambda values: math.nan))
 
 

@@ -34,18 +34,18 @@ def steps(evals):
 def test_golden_cases(runs):
   for case in runs["cases"]:
     expected, small = case["expected"], steps(case["eval_small"])
-    found = saturation(case["rewards"], small, runs["excluded_last_steps"])
-    assert found.t_sat == expected["t_sat"], case["name"]
-    assert found.reward_max == pytest.approx(expected["r_max"], abs=1e-9)
-    if found.t_sat is None:
-      assert (found.value, found.gain, found.residual) == (None, None, None) and found.note, case["name"]
+    reading = saturation(case["rewards"], small, runs["excluded_last_steps"])
+    assert reading.t_sat == expected["t_sat"], case["name"]
+    assert reading.reward_max == pytest.approx(expected["r_max"], abs=1e-9)
+    if reading.t_sat is None:
+      assert (reading.value, reading.gain, reading.residual) == (None, None, None) and reading.note, case["name"]
       continue
     read = expected["at_t_sat"]
     told = {"value": read["M_at"], "gain": read["gain"], "residual": read["residual_including_t_sat_value"]}
     for name, readings in told.items():
-      assert getattr(found, name) == pytest.approx(readings["linear"], abs=1e-9), (case["name"], name)
+      assert getattr(reading, name) == pytest.approx(readings["linear"], abs=1e-9), (case["name"], name)
     if case["eval_large"] is not None:
-      both = large_small_gap(steps(case["eval_large"]), small, found.t_sat)
+      both = large_small_gap(steps(case["eval_large"]), small, reading.t_sat)
       assert both == pytest.approx(read["gap_large_minus_small"]["linear"], abs=1e-9), case["name"]
 
 
@@ -55,21 +55,21 @@ def test_golden_holds_both_kinds(runs):
 
 
 def test_short_run_says_so():
-  found = saturation([0.1, 0.9, 0.9], {0: 0.2, 3: 0.4}, tail=3)
-  assert found.t_sat is None and "3 steps" in found.note and found.reward_max == 0.9
+  reading = saturation([0.1, 0.9, 0.9], {0: 0.2, 3: 0.4}, tail=3)
+  assert reading.t_sat is None and "3 steps" in reading.note and reading.reward_max == 0.9
   assert saturation([0.1, 0.9, 0.9], {0: 0.2, 3: 0.4}, tail=1).t_sat == 2
 
 
 def test_late_rise_names_its_step():
-  found = saturation([0.1, 0.2, 0.3, 0.9], {0: 0.0}, tail=2)
-  assert found.t_sat is None and "first reached at step 4" in found.note
+  reading = saturation([0.1, 0.2, 0.3, 0.9], {0: 0.0}, tail=2)
+  assert reading.t_sat is None and "first reached at step 4" in reading.note
 
 
 def test_between_names_the_neighbours_and_residual_is_never_negative():
-  found = saturation([0.5, 1.0, 1.0, 1.0, 1.0, 1.0], {0: 0.2, 1: 0.3, 4: 0.6, 6: 0.1}, tail=1)
-  assert (found.t_sat, found.between) == (2, (1, 4))
-  assert found.value == pytest.approx(0.4) and found.gain == pytest.approx(0.2)
-  assert found.residual == pytest.approx(0.2)
+  reading = saturation([0.5, 1.0, 1.0, 1.0, 1.0, 1.0], {0: 0.2, 1: 0.3, 4: 0.6, 6: 0.1}, tail=1)
+  assert (reading.t_sat, reading.between) == (2, (1, 4))
+  assert reading.value == pytest.approx(0.4) and reading.gain == pytest.approx(0.2)
+  assert reading.residual == pytest.approx(0.2)
   falling = saturation([1.0, 1.0, 1.0], {0: 0.9, 3: 0.0}, tail=1)
   assert falling.t_sat == 1 and falling.residual == 0.0
 
@@ -85,13 +85,13 @@ def test_between_names_the_neighbours_and_residual_is_never_negative():
   ],
 )
 def test_undefined_says_why(rewards, evals, note):
-  found = saturation(rewards, evals, tail=1)
-  assert note in found.note and found.gain is None
+  reading = saturation(rewards, evals, tail=1)
+  assert note in reading.note and reading.gain is None
 
 
 def test_a_run_that_was_never_paid_says_so():
-  found = saturation([None, 0.0, 0.0, 0.0], {0: 0.1, 4: 0.2}, tail=1)
-  assert found.t_sat == 2 and found.gain == pytest.approx(0.05) and "no reward is above 0" in found.note
+  reading = saturation([None, 0.0, 0.0, 0.0], {0: 0.1, 4: 0.2}, tail=1)
+  assert reading.t_sat == 2 and reading.gain == pytest.approx(0.05) and "no reward is above 0" in reading.note
   assert saturation([0.5, 0.5, 0.5], {0: 0.1, 3: 0.2}, tail=1).note == ""
 
 
@@ -167,12 +167,12 @@ def test_intervals_of_a_quick_rise_hold_what_it_does_on_average(same):
   widths, hits = [], []
   for seed in range(25):
     rewards, redrawn_from = recorded(QUICK, 16, 16, same, seed)
-    found = timing(rewards, reward_draws(redrawn_from, 200), tail=6)
-    assert (found.state, found.t_eff, found.has_intervals) == ("saturated", 54, True)
-    assert found.t_sat.step == saturation(rewards, {}, 6).t_sat
-    assert found.t90.low <= found.t90.step <= found.t90.high
-    hits.append((inside(found.t_sat, 24, 54), inside(found.t90, 13, 54)))
-    widths.append([(time.high or 55) - time.low for time in (found.t_sat, found.t90)])
+    times = timing(rewards, reward_draws(redrawn_from, 200), tail=6)
+    assert (times.state, times.t_eff, times.has_intervals) == ("saturated", 54, True)
+    assert times.t_sat.step == saturation(rewards, {}, 6).t_sat
+    assert times.t90.low <= times.t90.step <= times.t90.high
+    hits.append((inside(times.t_sat, 24, 54), inside(times.t90, 13, 54)))
+    widths.append([(time.high or 55) - time.low for time in (times.t_sat, times.t90)])
   assert (np.mean(hits, 0) >= (0.9, 0.7)).all()
   assert np.median(widths, 0)[0] > 2 * np.median(widths, 0)[1]
   assert timing(QUICK, None, 6).t90.step == 13 and not timing(QUICK, None, 6).has_intervals
@@ -191,8 +191,8 @@ def test_a_flat_curve_has_no_rise(steps):
 
 def test_a_run_that_was_never_paid_or_always_has_no_rise():
   for level in (0.0, 1.0):
-    found = timing([level] * 60, None, 6)
-    assert found.state == "no rise" and found.t_sat == found.t90 == (None, None, None)
+    times = timing([level] * 60, None, 6)
+    assert times.state == "no rise" and times.t_sat == times.t90 == (None, None, None)
   assert saturation([0.0] * 60, {}, 6).t_sat == 1  # the definition is the paper's
   assert timing(np.linspace(1, 0, 60), None, 6).state == "no rise"
 
@@ -214,8 +214,8 @@ def test_height_of_the_plateau_moves_t_sat_and_not_t90():
 
 def test_what_is_not_reached_in_time_is_censored():
   rising = np.linspace(0.1, 0.9, 60) + np.random.default_rng(0).normal(0, 0.005, 60)
-  found = timing(rising, None, 10)
-  assert (found.state, found.t_eff, found.t_sat.step, found.t90.step) == ("not saturated", 50, None, None)
+  times = timing(rising, None, 10)
+  assert (times.state, times.t_eff, times.t_sat.step, times.t90.step) == ("not saturated", 50, None, None)
   rewards, redrawn_from = recorded(np.linspace(0.1, 0.9, 60), 32, 16, False)
   drawn = timing(rewards, reward_draws(redrawn_from, 200), 10)
   assert drawn.state == "not saturated" and drawn.t_sat.high is None and drawn.has_intervals

@@ -264,10 +264,10 @@ def test_chains_are_checked_before_the_first_link_runs(tmp_path):
 
 
 def test_a_run_s_config_is_a_config(tmp_path):
-  made = configs.load("demo", {"rl.stop_strings": "a,b", "rl.noise": "(0.1, 0)", "rl.steps": "3"})
+  config = configs.load("demo", {"rl.stop_strings": "a,b", "rl.noise": "(0.1, 0)", "rl.steps": "3"})
   file = tmp_path / "config.json"
-  file.write_text(json.dumps({"stage": "rl", **made.to_dict()}))
-  assert configs.load(str(file)).to_dict() == made.to_dict()
+  file.write_text(json.dumps({"stage": "rl", **config.to_dict()}))
+  assert configs.load(str(file)).to_dict() == config.to_dict()
   older = json.loads(file.read_text())
   del older["rl"]["branches"]
   file.write_text(json.dumps(older))

@@ -43,16 +43,16 @@ def folder(tmp_path):
 
 def test_documents_are_a_function_of_seed_and_number(folder, monkeypatch):
   monkeypatch.setattr(rows, "BLOCK_LINES", 40)
-  made = corpus.TextRows(str(folder), "text", seed=1)
-  texts = [made(n).text for n in range(240)]
+  text_rows = corpus.TextRows(str(folder), "text", seed=1)
+  texts = [text_rows(n).text for n in range(240)]
   first, second = texts[:120], texts[120:]
   everything = {f"p{i}" for i in range(60)} | {f"j{i}" for i in range(60)}
-  assert len(made) == 120 and set(first) == set(second) == everything and first != second
+  assert len(text_rows) == 120 and set(first) == set(second) == everything and first != second
   blocks = [{f"p{start + i}" for i in range(20)} for start in (0, 20, 40)]
   blocks += [{f"j{i}" for i in range(40)}, {f"j{i}" for i in range(40, 60)}]
-  again = corpus.TextRows(str(folder), "text", seed=1)
+  same_texts = corpus.TextRows(str(folder), "text", seed=1)
   draw = np.random.default_rng(0).permutation(240)
-  assert [again(int(n)).text for n in draw] == [(first + second)[n] for n in draw]
+  assert [same_texts(int(n)).text for n in draw] == [(first + second)[n] for n in draw]
   other = [corpus.TextRows(str(folder), "text", seed=2)(n).text for n in range(120)]
   epochs = (first, second, other)
   inside = [list(filter(blocks[0].__contains__, epoch)) for epoch in epochs]
@@ -66,9 +66,9 @@ def test_text_rows_read_one_group_at_a_time(folder, monkeypatch):
   read = []
   original = rows._row_group
   monkeypatch.setattr(rows, "_row_group", lambda *group: read.append(group) or original(*group))
-  made = corpus.TextRows(str(folder / "a.parquet"), "", seed=0)
-  assert len(made) == 60 and not read
-  assert all(made(n).text for n in range(60)) and len(read) == 3
+  texts = corpus.TextRows(str(folder / "a.parquet"), "", seed=0)
+  assert len(texts) == 60 and not read
+  assert all(texts(n).text for n in range(60)) and len(read) == 3
 
 
 def test_rows_without_text_are_named_or_counted(tmp_path):
@@ -77,27 +77,27 @@ def test_rows_without_text_are_named_or_counted(tmp_path):
   pyarrow.parquet.write_table(pyarrow.table({"text": texts}), path, row_group_size=2)
   with pytest.raises(ValueError, match=r"a\.parquet: row [13], column text: found (None|' '), .* raise skip_bad = 0"):
     [corpus.TextRows(str(path), "text", 0)(n) for n in range(5)]
-  made = corpus.TextRows(str(path), "text", 0, skip_bad=2)
-  assert sorted(made(n).text for n in range(10)) == ["", "", "", "", "a", "a", "c", "c", "e", "e"]
-  assert made.skipped == 2
+  text_rows = corpus.TextRows(str(path), "text", 0, skip_bad=2)
+  assert sorted(text_rows(n).text for n in range(10)) == ["", "", "", "", "a", "a", "c", "c", "e", "e"]
+  assert text_rows.skipped == 2
   lines = tmp_path / "b.jsonl"
   lines.write_bytes(b'\xef\xbb\xbf{"text": "a"}\n\n{"text": 1}\n{"te')
   for skip, said in ((0, r"b\.jsonl:[34], "), (1, r"b\.jsonl:[34], .*skip_bad = 1")):
-    made = corpus.TextRows(str(lines), "text", 0, skip)
-    assert len(made) == 3
+    text_rows = corpus.TextRows(str(lines), "text", 0, skip)
+    assert len(text_rows) == 3
     with pytest.raises(ValueError, match=said):
-      [made(n) for n in range(3)]
+      [text_rows(n) for n in range(3)]
   with pytest.raises(ValueError, match=r"a\.parquet: column body is missing, found text"):
     corpus.TextRows(str(path), "body", 0)
   pyarrow.parquet.write_table(pyarrow.table({"text": pyarrow.array([None, None], pyarrow.string())}), path)
   with pytest.raises(ValueError, match="column text: found None"):  # else packing would never end
-    [made(n) for made in [corpus.TextRows(str(path), "text", 0, 99)] for n in range(2)]
+    [text_rows(n) for text_rows in [corpus.TextRows(str(path), "text", 0, 99)] for n in range(2)]
 
 
 def test_skipped_rows_leave_no_trace_in_a_batch(tmp_path, tokenizer):
   pyarrow.parquet.write_table(pyarrow.table({"text": ["1+1=2", None, "2+2=4"]}), tmp_path / "a.parquet")
-  made = corpus.TextRows(str(tmp_path), "text", 0, skip_bad=1)
-  packed, _ = pack(lambda n: built_in_text.document(made(n), tokenizer), (0, 0), 2, 64)
+  texts = corpus.TextRows(str(tmp_path), "text", 0, skip_bad=1)
+  packed, _ = pack(lambda n: built_in_text.document(texts(n), tokenizer), (0, 0), 2, 64)
   for row in range(2):
     segments = packed.segments_BT[row]
     assert set(range(1, segments.max() + 1)) == set(segments[segments > 0])
@@ -120,15 +120,15 @@ def test_both_arms_train_on_the_same_prompts(tmp_path, tokenizer):
     asked.extend(pairs)
     return [solution == f"It is {problem.label}." for problem, solution in pairs]
 
-  found, counts = corpus.sft_problems(str(path), COLUMNS, tokenizer, 50, verified=verified)
+  problems, counts = corpus.sft_problems(str(path), COLUMNS, tokenizer, 50, verified=verified)
   assert (counts["rows"], counts["copies"], counts["too_long"], counts["wrong"]) == (13, 1, 4, 1)
-  assert len(found) == 7 and len(asked) == 8  # only what fits is checked
-  lengths = [len(built_in_text.document(corpus.response(p, True), tokenizer).ids) for p in found]
+  assert len(problems) == 7 and len(asked) == 8  # only what fits is checked
+  lengths = [len(built_in_text.document(corpus.response(p, True), tokenizer).ids) for p in problems]
   assert max(lengths) <= 50
   assert len(corpus.sft_problems(str(path), COLUMNS, tokenizer, max(lengths)).problems) == 8
   edge, counts = corpus.sft_problems(str(path), COLUMNS, tokenizer, max(lengths) - 1)
   assert 0 < len(edge) < 8 and counts["too_long"] > 4 and counts["wrong"] == 0
-  thinking, direct = (corpus.responses(found, 3, arm) for arm in (True, False))
+  thinking, direct = (corpus.responses(problems, 3, arm) for arm in (True, False))
   for number in range(21):
     with_trace, alone = thinking(number), direct(number)
     assert with_trace.problem is alone.problem and with_trace.prompt_is_context and alone.prompt_is_context
@@ -198,8 +198,8 @@ def test_rows_whose_thinking_never_ends_or_is_missing_are_left_out_of_both_arms(
   solutions = ["<think>a</think>b", "<think>never", "<think>a</think> ", "b", "<think>\n\n</think>\n\nb"]
   path = write_jsonl(tmp_path / "a.jsonl", [{"q": str(n), "s": s} for n, s in enumerate(solutions)])
   for arm in (True, False):
-    found, counts = corpus.sft_problems(str(path), ("prompt=q", "solution=s"), tokenizer, 60, thinking=arm)
-    assert [one.messages[0]["content"] for one in found] == ["0"]
+    problems, counts = corpus.sft_problems(str(path), ("prompt=q", "solution=s"), tokenizer, 60, thinking=arm)
+    assert [one.messages[0]["content"] for one in problems] == ["0"]
     assert (counts["unclosed"], counts["untraced"]) == (2, 2)
 
 

@@ -214,15 +214,15 @@ def test_every_row_is_counted(tmp_path):
   path = write_lines(tmp_path / "a.jsonl", [*made, other, {"problem": "c", "kind": "math"}, {"answer": "1"}, other])
   path.write_bytes(path.read_bytes() + b"\n  \n{\n")
   columns = ("prompt=problem", "label=answer", "kind==math")
-  found, counts = layout.load(path, columns=columns, skip_bad=3)
-  assert [(p.messages[0]["content"], p.label) for p in found] == [("a", "1"), ("b", "1")]
+  problems, counts = layout.load(path, columns=columns, skip_bad=3)
+  assert [(p.messages[0]["content"], p.label) for p in problems] == [("a", "1"), ("b", "1")]
   assert counts == {"rows": 10, "other": 2, "unanswered": 0, "bad": 3, "copies": 2, "conflicts": 1}
   with pytest.raises(ValueError, match=r"a\.jsonl:12, no JSON .* raise skip_bad = 2"):
     layout.load(path, columns=columns, skip_bad=2)
   solved = [{"q": t, "s": s} for t, s in (("a", "so \\boxed{4}."), ("b", " 7/2 "), ("c", "see\nabove"), ("d", None))]
   path = write_lines(tmp_path / "b.jsonl", solved)
-  found, counts = layout.load(path, columns=("prompt=q", "boxed=s?"))
-  assert [p.label for p in found] == ["4", "7/2"] and counts["unanswered"] == 2
+  problems, counts = layout.load(path, columns=("prompt=q", "boxed=s?"))
+  assert [p.label for p in problems] == ["4", "7/2"] and counts["unanswered"] == 2
 
 
 @pytest.mark.parametrize(
@@ -279,8 +279,11 @@ def test_messages_that_end_in_an_assistant_turn_are_cut_off_by_name_or_refused(t
   with pytest.raises(ValueError, match=r"a\.jsonl:1, column messages: .*with --columns prompt=messages\[:-1\]"):
     load(path, columns=("prompt=messages", "label=answer"))
   columns = ("prompt=messages[:-1]", "boxed=messages[-1]", "solution=messages[-1]")
-  (found,) = load(path, columns=columns)
-  assert found.messages == tuple(turns[:-1]) and (found.label, found.extra["solution"]) == ("2", turns[-1]["content"])
+  (problem,) = load(path, columns=columns)
+  assert problem.messages == tuple(turns[:-1]) and (problem.label, problem.extra["solution"]) == (
+    "2",
+    turns[-1]["content"],
+  )
   for odd in (turns[-1:], turns[:-1]):
     path = write_lines(tmp_path / "b.jsonl", [{"messages": odd}])
     with pytest.raises(ValueError, match="wanted messages that end in an assistant turn behind others"):
@@ -350,23 +353,23 @@ def test_names_with_dots_and_spaces_between_entries(tmp_path):
     "base",
     {"problems.source": "a.jsonl", "problems.columns": "prompt=q.x, label=d.a.b ,extra.n=difficulty.Qwen2.5-Math-7B"},
   )
-  (found,) = load(path, columns=columns.problems.columns)
-  assert (found.messages[0]["content"], found.label, found.extra) == ("1+1?", "2", {"n": 4})
+  (problem,) = load(path, columns=columns.problems.columns)
+  assert (problem.messages[0]["content"], problem.label, problem.extra) == ("1+1?", "2", {"n": 4})
 
 
 def test_copies_and_conflicts_are_named_kept_or_refused(tmp_path, caplog):
   labels = (("a", "1"), ("b", "1"), ("a", "1"), ("a", "2"))
   path = write_lines(tmp_path / "a.jsonl", [{"question": q, "answer": label} for q, label in labels])
-  how = dict(columns_key="config.heldout.columns")
-  assert asked(load(path, **how)) == [("a", "1"), ("b", "1")]
+  settings = dict(columns_key="config.heldout.columns")
+  assert asked(load(path, **settings)) == [("a", "1"), ("b", "1")]
   told = "4 rows, 1 copies, 1 conflicts; left out: line 4 repeats line 1 with the label '2' for '1', line 3 repeats"
   assert told in caplog.text and "; config.heldout.copies=keep keeps them" in caplog.text
   caplog.clear()
-  kept = load(path, **how, copies="keep")
+  kept = load(path, **settings, copies="keep")
   assert asked(kept) == list(labels) and len({p.id for p in kept}) == 4 and "left out" not in caplog.text
-  assert load(path, **how)[0].id == kept[0].id
+  assert load(path, **settings)[0].id == kept[0].id
   with pytest.raises(InputError, match="line 3 repeats line 1; correct one, or take copies"):
-    load(path, **how, copies="error")
+    load(path, **settings, copies="error")
   caplog.clear()
   load(path)  # as SFT, whose rows with a known prompt can't be kept
   assert "left out" in caplog.text and "keep" not in caplog.text
@@ -411,9 +414,9 @@ def test_files_of_other_kinds_name_what_is_wrong_with_them(tmp_path, monkeypatch
 
 def prepared():
   """Returns problems of both kinds whose `extra` holds tuples, and one with a system message and odd characters."""
-  made = arithmetic.problems(3, "train", (1, 4), 6, arithmetic.KINDS)
+  problems = arithmetic.problems(3, "train", (1, 4), 6, arithmetic.KINDS)
   odd = ({"role": "system", "content": "x\u2028y"}, {"role": "user", "content": 'é "→" \\frac\n'})
-  return [*made, Problem("odd/1", odd, "a\nb", "c", "math", {"also": {"a": ["ü"]}, "n": 1.5, "none": None})]
+  return [*problems, Problem("odd/1", odd, "a\nb", "c", "math", {"also": {"a": ["ü"]}, "n": 1.5, "none": None})]
 
 
 def test_prepared_sets_round_trip(tmp_path):
@@ -421,10 +424,10 @@ def test_prepared_sets_round_trip(tmp_path):
   store.save(path, prepared()[:2])
   store.save(path, prepared())
   assert [p.name for p in path.parent.iterdir()] == ["set.jsonl"]
-  again = load(path)
+  reloaded = load(path)
   plain = [json.loads(json.dumps(vars(p))) for p in prepared()]
-  assert [json.loads(json.dumps(vars(p))) for p in again] == plain and again[0].messages == prepared()[0].messages
-  for p in again[:6]:
+  assert [json.loads(json.dumps(vars(p))) for p in reloaded] == plain and reloaded[0].messages == prepared()[0].messages
+  for p in reloaded[:6]:
     text = arithmetic.careful(p.extra["tree"])  # lists now
     assert answer(text, p.label, p.extra).score == 1.0 and faithfulness(text, p.messages[0]["content"]) == 1.0
   with pytest.raises(ValueError, match="problem bad: extra can't be written as JSON"):

@@ -12,17 +12,17 @@ from jaxrlvr.data.subset import bins, round_robin
 def test_golden_cases(golden):
   for case in json.loads((golden / "difficulty_filter.json").read_text())["cases"]:
     counts = case["solve_counts"]
-    found = bins(counts)
-    kept = sorted(int(i) for members in found.values() for i in members)
+    counted = bins(counts)
+    kept = sorted(int(i) for members in counted.values() for i in members)
     assert len(kept) == case["n_kept"] and case["kept_indices"] in (None, kept), case["name"]
-    assert {str(number): len(members) for number, members in found.items()} == case["bin_sizes"], case["name"]
+    assert {str(number): len(members) for number, members in counted.items()} == case["bin_sizes"], case["name"]
     whole = round_robin(counts, 3, len(counts))
     assert sorted(whole) == kept
     for expected in case["expected"]:
       picked = round_robin(counts, 3, expected["N"])
       assert len(picked) == expected["selected"] and picked == whole[: len(picked)]
       sequence = [counts[i] for i in picked]
-      assert {str(number): sequence.count(number) for number in found} == expected["per_bin"], case["name"]
+      assert {str(number): sequence.count(number) for number in counted} == expected["per_bin"], case["name"]
       if expected.get("bin_sequence") is not None:
         assert sequence == expected["bin_sequence"], case["name"]
 

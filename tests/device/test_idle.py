@@ -78,6 +78,6 @@ def test_freed_pages_stay_on_a_cpu(platforms, told):
   """On a CPU a second run of a program faults in no page of its temporaries; beside an accelerator nothing changes."""
   code = _FAULTS.format(told=told).replace("import jax,", 'import os; os.environ["JAX_PLATFORMS"] = "cpu"; import jax,')
   env = {"PATH": "/usr/bin", "JAX_PLATFORMS": platforms}
-  made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
-  assert made.returncode == 0, made.stderr
-  assert (int(made.stdout) < 1000) is told
+  process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+  assert process.returncode == 0, process.stderr
+  assert (int(process.stdout) < 1000) is told

@@ -69,9 +69,9 @@ def start(program, devices, number=2, **more):
     "JAX_NUM_PROCESSES": str(number),
     "PYTHONPATH": str(ROOT),
   }
-  how = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+  settings = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
   return [
-    subprocess.Popen([sys.executable, *map(str, program)], env=shared | {"JAX_PROCESS_ID": str(i)}, **how)
+    subprocess.Popen([sys.executable, *map(str, program)], env=shared | {"JAX_PROCESS_ID": str(i)}, **settings)
     for i in range(number)
   ]
 
@@ -79,11 +79,11 @@ def start(program, devices, number=2, **more):
 def outcomes(processes, seconds=300):
   """Waits for processes and returns (exit code, stdout, stderr) of each; kills all that are left in any case."""
   try:
-    said = [p.communicate(timeout=seconds) for p in processes]
+    outputs = [p.communicate(timeout=seconds) for p in processes]
   finally:
     for p in processes:
       p.kill()
-  return [(p.returncode, *texts) for p, texts in zip(processes, said, strict=True)]
+  return [(p.returncode, *texts) for p, texts in zip(processes, outputs, strict=True)]
 
 
 def command(stage, workdir, *more):
@@ -178,13 +178,13 @@ def test_a_process_that_is_gone_is_named_and_nobody_waits_for_it(tmp_path, token
   both[victim].send_signal(number)
   begun = time.monotonic()
   try:
-    _, said = both[1 - victim].communicate(timeout=60)
+    _, stderr = both[1 - victim].communicate(timeout=60)
   finally:
     for process in both:
       process.kill()
     both[victim].communicate()
-  assert both[1 - victim].returncode == multihost.GONE, said
-  assert f"process {victim}" in said.splitlines()[-1] and "Traceback" not in said
+  assert both[1 - victim].returncode == multihost.GONE, stderr
+  assert f"process {victim}" in stderr.splitlines()[-1] and "Traceback" not in stderr
   assert time.monotonic() - begun < 30
 
 
@@ -206,8 +206,8 @@ def test_a_signal_to_one_process_stops_both_and_one_can_go_on(tmp_path, tokenize
   )
   wait_for_lines(tmp_path / "w", steps[-1] + 2, [alone])
   alone.send_signal(signal.SIGTERM)
-  said = alone.communicate(timeout=60)[1]
-  assert alone.returncode == 143 and f"goes on from step {steps[-1]}" in said
+  stderr = alone.communicate(timeout=60)[1]
+  assert alone.returncode == 143 and f"goes on from step {steps[-1]}" in stderr
 
 
 SCRIPT = """
@@ -249,11 +249,11 @@ def test_exchange_between_three_and_one_that_hangs(tmp_path):
   file = tmp_path / "script.py"
   file.write_text(SCRIPT)
   three = start([file], devices=1, number=3)
-  found = outcomes(three, 60)
-  assert [code for code, _, _ in found] == [multihost.GONE] * 3, found
-  assert found[0][1].endswith("well\n") and "well" not in found[1][1]
-  assert "told once" in found[0][2] and "told once" not in found[1][2]
-  for _, _, said in found:
+  ended = outcomes(three, 60)
+  assert [code for code, _, _ in ended] == [multihost.GONE] * 3, ended
+  assert ended[0][1].endswith("well\n") and "well" not in ended[1][1]
+  assert "told once" in ended[0][2] and "told once" not in ended[1][2]
+  for _, _, said in ended:
     assert "process 2 on" in said.splitlines()[-1] and "hangs" in said.splitlines()[-1], said
 
 

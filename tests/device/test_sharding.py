@@ -45,7 +45,7 @@ def everything(spec, params, mesh, cut, shrink=0, layout=None):
   placed = policy_spec.shardings(spec, mesh)
   up = functools.partial(jax.device_put, device=sharding.named_sharding(mesh, "batch"))
   sampling = sharding.sampling_mesh(mesh, cut)
-  how = dict(group=4, baseline="mean", scale_std=True, reduce="token-mean")
+  settings = dict(group=4, baseline="mean", scale_std=True, reduce="token-mean")
   s = dataclasses.replace(S, shrink=shrink)
   clip = dict(temperature=1.0, kl_beta=0.0, kl_estimator="k3", clip_low=0.2, clip_high=0.2)
 
@@ -62,8 +62,8 @@ def everything(spec, params, mesh, cut, shrink=0, layout=None):
       stops = np.zeros((2, spec.vocab), np.int32)
       rollout = sample(weights, *rows, stops, spec, s)
     rollout = jax.device_put(rollout, sharding.named_sharding(mesh, "batch"))
-    how |= dict(share=True, parts=2, layout=layout)
-    [(made, live)] = rollout_batch(PROMPTS, LENGTHS, rollout, REWARD, REWARD >= 0, **how)
+    settings |= dict(share=True, parts=2, layout=layout)
+    [(made, live)] = rollout_batch(PROMPTS, LENGTHS, rollout, REWARD, REWARD >= 0, **settings)
     made = up(made)
     grpo = functools.partial(update, optimizer=ADAMW, loss_fn=objective.grpo(spec, **clip))
     after_rl, rl = grpo(state(), made, 1e-2, live, microbatches=2)
@@ -263,5 +263,5 @@ def test_sampling_is_cut_by_kv_heads_and_by_memory(heads, memory, cut):
   from jaxrlvr.stages import build_policy
 
   spec = policy_spec.Spec(vocab=24, width=16, layers=1, heads=heads[0], kv_heads=heads[1], head_dim=4, mlp=24)
-  made = build_policy.configured_sampling_mesh(configs.base(), spec, sharding.make_mesh(data=1, fsdp=8), memory)
-  assert dict(made.shape) == {"data": 8 // cut, "fsdp": 1, "tensor": cut}
+  mesh = build_policy.configured_sampling_mesh(configs.base(), spec, sharding.make_mesh(data=1, fsdp=8), memory)
+  assert dict(mesh.shape) == {"data": 8 // cut, "fsdp": 1, "tensor": cut}

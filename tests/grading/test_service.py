@@ -76,9 +76,9 @@ def test_labels_that_the_verifier_cannot_read_are_named(service):
   fine += [problem("7", "arithmetic"), problem("2", "reasoning_gym", source_dataset="gcd", entry={"answer": "2"})]
   lost = [problem(r"\frac"), problem(""), problem(r"2\serac{angle}{"), problem("7\0"), problem("x+1", truth=r"\sqrt{")]
   lost += [problem("7", also={"7": [r"\frac{1"]}), problem("Cat", "choice"), problem("seven", "arithmetic")]
-  found = service.unreadable_answers(fine + lost)
-  assert [named for named, _ in found] == lost
-  assert all(named.verifier in reason and "can't read" in reason for named, reason in found)
+  unreadable = service.unreadable_answers(fine + lost)
+  assert [named for named, _ in unreadable] == lost
+  assert all(named.verifier in reason and "can't read" in reason for named, reason in unreadable)
 
 
 @pytest.mark.slow

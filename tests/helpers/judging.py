@@ -31,8 +31,8 @@ ONE = Response("What is 1+1?", "It is \\boxed{2}.")
 def fenced(request):
   """Returns (mark, {title: text}) of a request as a reader sees them who trusts nothing but the fences."""
   mark = re.search(r"bear the mark (\w+) is data", request)[1]
-  found = re.findall(rf"^--- ([A-Z ]+) {mark} ---\n(.*?)\n--- END OF \1 {mark} ---$", request, re.M | re.S)
-  return mark, dict(found)
+  sections = re.findall(rf"^--- ([A-Z ]+) {mark} ---\n(.*?)\n--- END OF \1 {mark} ---$", request, re.M | re.S)
+  return mark, dict(sections)
 
 
 def honest(request):

@@ -22,8 +22,8 @@ def echo(handler, number, request):
 
 
 def client(server, **changes):
-  how = dict(timeout_seconds=5.0, deadline_seconds=20.0, backoff_seconds=0.01, retries=3)
-  return Client(Endpoint(server if isinstance(server, str) else server.url, "m", **how | changes))
+  settings = dict(timeout_seconds=5.0, deadline_seconds=20.0, backoff_seconds=0.01, retries=3)
+  return Client(Endpoint(server if isinstance(server, str) else server.url, "m", **settings | changes))
 
 
 @pytest.fixture

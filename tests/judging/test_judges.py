@@ -29,8 +29,8 @@ def test_cache(tmp_path):
 
   def judge(identity="m"):
     asked.clear()
-    made = judges.from_completion(complete, identity, tmp_path)
-    return made.faithfulness(items), len(asked), made.counts["cached"], made.counts["missing"]
+    asking = judges.from_completion(complete, identity, tmp_path)
+    return asking.faithfulness(items), len(asked), asking.counts["cached"], asking.counts["missing"]
 
   want = [0.5, None, None, 0.5]
   assert judge() == (want, 3, 0, 2)  # equal texts are asked about once

@@ -189,8 +189,8 @@ def test_init_scale_and_count(spec, params):
   assert sum(w.size for w in params.values()) == count_weights(spec)
   assert np.isclose(params["embed"].std() * spec.width**0.5, 1, atol=0.15)
   assert np.all(params["final_norm"] == 1)
-  again = init(spec, jax.random.key(0))
-  assert not np.allclose(again["q"], params["q"])
+  same_params = init(spec, jax.random.key(0))
+  assert not np.allclose(same_params["q"], params["q"])
 
 
 def test_impossible_shapes_are_named():

@@ -166,9 +166,9 @@ CONFIGS = {
 def test_configs_that_are_not_computed_are_refused(tmp_path, case):
   config, words = CONFIGS[case]
   write_weights(tmp_path, TINY, **config)
-  with pytest.raises(InputError, match=words) as told:
+  with pytest.raises(InputError, match=words) as error:
     hf_weights.open_model(tmp_path)
-  assert "config.json" in str(told.value) and "\n" not in str(told.value)
+  assert "config.json" in str(error.value) and "\n" not in str(error.value)
 
 
 def drop(name):
@@ -282,9 +282,9 @@ FILES = {
 def test_files_that_are_not_the_model_are_refused(tmp_path, case):
   make, words = FILES[case]
   make(tmp_path / "m", tensors_of(TINY))
-  with pytest.raises(InputError, match=words) as told:
+  with pytest.raises(InputError, match=words) as error:
     hf_weights.open_model(tmp_path / "m")
-  assert "\n" not in str(told.value)
+  assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

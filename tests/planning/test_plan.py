@@ -35,8 +35,8 @@ def test_slices_by_their_names():
     ("v4-32", "v4:2x2x4", 16),
     ("v5e:4x8", "v5e:4x8", 32),
   ):
-    found = tpu.find_slice(name)
-    assert (found.name, found.topology, found.chips) == (name, topology, chips)
+    tpu_slice = tpu.find_slice(name)
+    assert (tpu_slice.name, tpu_slice.topology, tpu_slice.chips) == (name, topology, chips)
   assert tpu.smallest_with("v5p", 9) == "v5p-32" and tpu.smallest_with("v5e", 257) == ""
 
 
@@ -298,7 +298,7 @@ def run_plan(tmp_path, *words):
 
 @pytest.mark.slow
 def test_a_small_policy_end_to_end(tmp_path):
-  made = run_plan(
+  process = run_plan(
     tmp_path,
     "--config=smoke",
     "--config.plan.topology=v5e:2x2",
@@ -307,31 +307,31 @@ def test_a_small_policy_end_to_end(tmp_path):
     "--config.rl.shrink=0",
     "--config.model.attention=reference",
   )
-  assert made.returncode == 0, made.stderr
-  told = json.loads((tmp_path / "plan.json").read_text())
-  assert told["fits"] and told["chips"] == 4 and told["mesh"] == {"data": 1, "fsdp": 4, "tensor": 1}
-  assert sorted(told["programs"]) == ["decode", "lay out", "prefill", "score", "update"]
-  for row in told["programs"].values():
-    assert 0 < row["total"] < told["capacity"] and row["estimated_seconds"] > 0
-  assert told["programs"]["update"]["sent_bytes"] > 0
-  state = 3 * 4 * told["parameters"] / 4  # weights and two moments on four chips
-  assert told["programs"]["update"]["arguments"] >= state
+  assert process.returncode == 0, process.stderr
+  plan = json.loads((tmp_path / "plan.json").read_text())
+  assert plan["fits"] and plan["chips"] == 4 and plan["mesh"] == {"data": 1, "fsdp": 4, "tensor": 1}
+  assert sorted(plan["programs"]) == ["decode", "lay out", "prefill", "score", "update"]
+  for row in plan["programs"].values():
+    assert 0 < row["total"] < plan["capacity"] and row["estimated_seconds"] > 0
+  assert plan["programs"]["update"]["sent_bytes"] > 0
+  state = 3 * 4 * plan["parameters"] / 4  # weights and two moments on four chips
+  assert plan["programs"]["update"]["arguments"] >= state
   assert "nothing here was run" in (tmp_path / "plan.md").read_text()
-  assert math.isclose(told["hours"], told["step_seconds"] * 4 / 3600)
+  assert math.isclose(plan["hours"], plan["step_seconds"] * 4 / 3600)
 
 
 @pytest.mark.slow
 def test_a_slice_of_one_chip(tmp_path):
   """Colab lends such a slice, v5e-1."""
-  made = run_plan(
+  process = run_plan(
     tmp_path, "--config=smoke", "--config.plan.topology=v5e-1", "--config.model.vocab=512", "--config.plan.stage=sft"
   )
-  assert made.returncode == 0 and json.loads((tmp_path / "plan.json").read_text())["chips"] == 1, made.stderr
+  assert process.returncode == 0 and json.loads((tmp_path / "plan.json").read_text())["chips"] == 1, process.stderr
 
 
 @pytest.mark.slow
 def test_a_config_that_cannot_fit(tmp_path):
-  made = run_plan(
+  process = run_plan(
     tmp_path,
     "--config=shape:llama3.1-8b",
     "--config.plan.topology=v5e:1x1",
@@ -340,7 +340,7 @@ def test_a_config_that_cannot_fit(tmp_path):
     "--config.model.layers=8",
     "--config.sft.optim.moment=bfloat16",
   )
-  assert made.returncode == 2 and "does not fit v5e:1x1" in made.stderr and "chips, v5e-" in made.stderr
-  told = json.loads((tmp_path / "plan.json").read_text())
-  assert not told["fits"] and "RESOURCE_EXHAUSTED" in told["programs"]["update"]["refused"]
-  assert "does not fit" in made.stdout
+  assert process.returncode == 2 and "does not fit v5e:1x1" in process.stderr and "chips, v5e-" in process.stderr
+  plan = json.loads((tmp_path / "plan.json").read_text())
+  assert not plan["fits"] and "RESOURCE_EXHAUSTED" in plan["programs"]["update"]["refused"]
+  assert "does not fit" in process.stdout

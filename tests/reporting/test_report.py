@@ -96,9 +96,9 @@ def make_run(
       row |= {"reward": reward(x), "true_reward": (true or reward)(x)} | dict(more)
     if step % 10 == 0:
       right_PK = draw.permutation(np.arange(P * K) < round(accuracy(x) * P * K)).reshape(P, K)
-      made = eval_rows(step, right_PK, texts)
-      write_jsonl(path / "evals" / f"quiz_{step:06d}.jsonl", made)
-      row |= {f"eval/quiz/{name}": value for name, value in logged(made).items()}
+      evaluated = eval_rows(step, right_PK, texts)
+      write_jsonl(path / "evals" / f"quiz_{step:06d}.jsonl", evaluated)
+      row |= {f"eval/quiz/{name}": value for name, value in logged(evaluated).items()}
     rows.append(row)
   write_jsonl(path / "metrics.jsonl", rows)
   paid = [row | {"reward": 1.0, "label": "7"} for row in eval_rows(steps, np.zeros((P, K)), texts)]
@@ -533,8 +533,8 @@ def grid(tmp_path_factory):
           if (a, n) == (1, 8)
           else {}
         )
-        how = {"seed": 10 * a + n + seed, "paper": paper, "rl": {"steps": STEPS, "reward": "verifiable"}}
-        made = make_run(root / "rl" / name, share_of(arm, n, seed), reward_of(n, seed), more=(), **how)
+        settings = {"seed": 10 * a + n + seed, "paper": paper, "rl": {"steps": STEPS, "reward": "verifiable"}}
+        made = make_run(root / "rl" / name, share_of(arm, n, seed), reward_of(n, seed), more=(), **settings)
         judge_run(root / "judged" / name, made, spread=0.5 + 0.1 * seed)
         cells.append(
           {
@@ -679,9 +679,9 @@ def test_domain_means_have_intervals_of_their_sets(tmp_path):
   rows = results.read_jsonl(run / "metrics.jsonl")
   for name, other in (("math500", 0), ("amc", 1)):
     for row in (r for r in rows if "eval/quiz/avg@4" in r):
-      made = eval_rows(row["step"], np.random.default_rng(other).random((P, K)) < row["eval/quiz/avg@4"], ("x",))
-      write_jsonl(run / "evals" / f"{name}_{row['step']:06d}.jsonl", made)
-      row[f"eval/{name}/avg@4"] = float(np.mean([r["true_reward"] for r in made]))
+      evaluated = eval_rows(row["step"], np.random.default_rng(other).random((P, K)) < row["eval/quiz/avg@4"], ("x",))
+      write_jsonl(run / "evals" / f"{name}_{row['step']:06d}.jsonl", evaluated)
+      row[f"eval/{name}/avg@4"] = float(np.mean([r["true_reward"] for r in evaluated]))
   for row in (r for r in rows if "eval/amc/avg@4" in r):
     row["eval/in-domain/avg@4"] = (row["eval/math500/avg@4"] + row["eval/amc/avg@4"]) / 2
   write_jsonl(run / "metrics.jsonl", rows)

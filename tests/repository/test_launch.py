@@ -353,35 +353,35 @@ IDLE, RUNNING, DONE = "idle idle", "running running", "0 0"
 
 def test_babysit_recreates_a_preempted_slice_and_ends_with_the_run(babysit):
   states = ["missing", "CREATING", "READY", "READY", "PREEMPTED", "missing", "READY", "READY", "READY"]
-  code, calls, said = babysit(states, [IDLE, RUNNING, IDLE, RUNNING, DONE])
-  assert (code, calls) == (0, f"{BEGIN} delete {BEGIN}"), said
-  assert "slice is PREEMPTED" in said and "done" in said
+  code, calls, stderr = babysit(states, [IDLE, RUNNING, IDLE, RUNNING, DONE])
+  assert (code, calls) == (0, f"{BEGIN} delete {BEGIN}"), stderr
+  assert "slice is PREEMPTED" in stderr and "done" in stderr
 
 
 def test_babysit_of_a_queued_slice(babysit):
   # Every look at a granted request is two calls: the request, then its node.
   states = ["missing", "WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE", "READY", "ACTIVE", "READY", "SUSPENDING"]
   states += ["SUSPENDED", "missing", "ACTIVE", "READY", "ACTIVE", "missing", "missing", "ACTIVE", "READY"]
-  code, calls, said = babysit(states, [IDLE, RUNNING, IDLE, DONE], QUEUED="1")
-  assert (code, calls) == (0, f"{BEGIN} delete {BEGIN} delete create"), said
+  code, calls, stderr = babysit(states, [IDLE, RUNNING, IDLE, DONE], QUEUED="1")
+  assert (code, calls) == (0, f"{BEGIN} delete {BEGIN} delete create"), stderr
 
 
 @pytest.mark.parametrize("answer, code", [("2 2", 2), ("3 3", 3), ("1 3", 3), ("143 2", 2)])
 def test_babysit_does_not_retry_what_a_retry_cannot_cure(babysit, answer, code):
-  ended, calls, said = babysit(["READY"] * 3, [IDLE, RUNNING, answer])
-  assert (ended, calls) == (code, "scp unpack setup run tail") and "can't cure" in said
+  ended, calls, stderr = babysit(["READY"] * 3, [IDLE, RUNNING, answer])
+  assert (ended, calls) == (code, "scp unpack setup run tail") and "can't cure" in stderr
 
 
 @pytest.mark.parametrize("answer", ["143 143", "4 4", "1 134", "lost 0", IDLE])
 def test_babysit_goes_on_after_other_ends(babysit, answer):
-  code, calls, said = babysit(["READY"] * 4, [IDLE, RUNNING, answer, DONE])
-  assert (code, calls) == (0, "scp unpack setup run run"), said
-  assert ("failure 1 of 5" in said) == (answer != "143 143")
+  code, calls, stderr = babysit(["READY"] * 4, [IDLE, RUNNING, answer, DONE])
+  assert (code, calls) == (0, "scp unpack setup run run"), stderr
+  assert ("failure 1 of 5" in stderr) == (answer != "143 143")
 
 
 def test_babysit_gives_up_after_quick_failures_in_a_row(babysit):
-  code, calls, said = babysit(["READY"] * 5, [IDLE, *["4 4"] * 4], LIMIT="3")
-  assert (code, calls) == (1, "scp unpack setup run run run tail") and "gave up after 3" in said
+  code, calls, stderr = babysit(["READY"] * 5, [IDLE, *["4 4"] * 4], LIMIT="3")
+  assert (code, calls) == (1, "scp unpack setup run run run tail") and "gave up after 3" in stderr
   code, calls, _ = babysit(["READY"] * 6, [IDLE, *["4 4"] * 4, DONE], LIMIT="3", QUICK="0")
   assert (code, calls.count("run")) == (0, 5)
 
@@ -389,23 +389,23 @@ def test_babysit_gives_up_after_quick_failures_in_a_row(babysit):
 def test_babysit_waits_longer_before_each_retry(babysit, launch):
   (launch.play / "bin/sleep").write_text("#!/bin/sh\n")
   (launch.play / "bin/sleep").chmod(0o755)
-  said = babysit(["READY"] * 12, [IDLE, *["4 4"] * 8], BACKOFF="30", LIMIT="8")[2]
-  assert re.findall(r"again in (\d+) s", said) == ["30", "60", "120", "240", "480", "960", "960"]
+  stderr = babysit(["READY"] * 12, [IDLE, *["4 4"] * 8], BACKOFF="30", LIMIT="8")[2]
+  assert re.findall(r"again in (\d+) s", stderr) == ["30", "60", "120", "240", "480", "960", "960"]
 
 
 def test_babysit_waits_for_capacity_without_end_but_not_for_other_refusals(babysit):
   full = ["create There is no more capacity in the zone"] * 4
-  code, calls, said = babysit(["missing"] * 5 + ["READY"] * 2, [IDLE, DONE], full, LIMIT="2")
-  assert (code, calls) == (0, "create " * 4 + BEGIN), said
-  code, calls, said = babysit(["missing"] * 4, [], ["create Permission denied"] * 4, LIMIT="2")
-  assert (code, calls) == (1, "create create") and "Permission denied" in said
-  code, calls, said = babysit(["missing", "FAILED"] * 3, [], QUEUED="1", LIMIT="2")
-  assert (code, calls) == (1, "create delete create delete") and "refused or broke" in said
+  code, calls, stderr = babysit(["missing"] * 5 + ["READY"] * 2, [IDLE, DONE], full, LIMIT="2")
+  assert (code, calls) == (0, "create " * 4 + BEGIN), stderr
+  code, calls, stderr = babysit(["missing"] * 4, [], ["create Permission denied"] * 4, LIMIT="2")
+  assert (code, calls) == (1, "create create") and "Permission denied" in stderr
+  code, calls, stderr = babysit(["missing", "FAILED"] * 3, [], QUEUED="1", LIMIT="2")
+  assert (code, calls) == (1, "create delete create delete") and "refused or broke" in stderr
 
 
 def test_babysit_tries_again_when_a_new_slice_takes_no_connection_yet(babysit):
-  code, calls, said = babysit(["READY"] * 4, ["", "", IDLE, DONE], ["scp refused", "setup refused"])
-  assert (code, calls) == (0, "scp scp unpack setup scp unpack setup run"), said
+  code, calls, stderr = babysit(["READY"] * 4, ["", "", IDLE, DONE], ["scp refused", "setup refused"])
+  assert (code, calls) == (0, "scp scp unpack setup scp unpack setup run"), stderr
 
 
 def test_babysit_takes_no_answer_for_no_news(babysit):
@@ -415,8 +415,8 @@ def test_babysit_takes_no_answer_for_no_news(babysit):
 
 
 def test_babysit_stops_the_rest_of_a_run_that_has_lost_a_host(babysit):
-  code, calls, said = babysit(["READY"] * 6, [IDLE, "1 running", "1 running", "1 143", DONE])
-  assert (code, calls) == (0, "scp unpack setup run stop run"), said
+  code, calls, stderr = babysit(["READY"] * 6, [IDLE, "1 running", "1 running", "1 143", DONE])
+  assert (code, calls) == (0, "scp unpack setup run stop run"), stderr
   code, calls, _ = babysit(["READY"] * 6, [IDLE, "0 running", "0 running", "0 running", DONE])
   assert (code, calls) == (0, "scp unpack setup run")
 
@@ -425,8 +425,8 @@ def test_babysit_begun_again(babysit):
   assert babysit(["READY"], [DONE])[:2] == (0, "")
   assert babysit(["READY"] * 3, ["2 2", DONE])[:2] == (0, "scp unpack setup run")
   assert babysit(["READY"] * 3, ["0@7 0@7", DONE])[:2] == (0, "scp unpack setup run")
-  code, calls, said = babysit(["READY"], ["running@7 running@7"])
-  assert (code, calls) == (1, "") and "another command is running" in said
+  code, calls, stderr = babysit(["READY"], ["running@7 running@7"])
+  assert (code, calls) == (1, "") and "another command is running" in stderr
   assert babysit(["STOPPED"], [])[:2] == (1, "")
 
 
@@ -494,10 +494,10 @@ def test_bench_tells_why_a_worker_failed():
 
 def test_babysit_starts_again_what_lost_a_host_and_not_what_stopped_itself(babysit):
   """If a host crashes (137), or stops itself (3), the others end with 5."""
-  code, calls, said = babysit(["READY"] * 5, [IDLE, "137 5", DONE])
-  assert (code, calls) == (0, "scp unpack setup run run"), said
+  code, calls, stderr = babysit(["READY"] * 5, [IDLE, "137 5", DONE])
+  assert (code, calls) == (0, "scp unpack setup run run"), stderr
   for ended, wanted in (("3 5", 3), ("5 2", 2)):
-    code, calls, said = babysit(["READY"] * 5, [IDLE, ended])
-    assert (code, calls) == (wanted, "scp unpack setup run tail") and "a retry can't cure" in said
-  code, calls, said = babysit(["READY"] * 5, [IDLE, *["1 5"] * 3], LIMIT="2")
-  assert (code, calls) == (1, "scp unpack setup run run tail") and "gave up after 2 quick failures" in said
+    code, calls, stderr = babysit(["READY"] * 5, [IDLE, ended])
+    assert (code, calls) == (wanted, "scp unpack setup run tail") and "a retry can't cure" in stderr
+  code, calls, stderr = babysit(["READY"] * 5, [IDLE, *["1 5"] * 3], LIMIT="2")
+  assert (code, calls) == (1, "scp unpack setup run run tail") and "gave up after 2 quick failures" in stderr

@@ -66,10 +66,10 @@ def runs(arms, setting, name="runs"):
 
 
 def test_accuracy_is_that_of_the_tables():
-  found = told(PAGE)
+  diagnosis = told(PAGE)
   arms = {name: THINKING + (OTHER if name == "arithmetic" else ()) for name in SETS.values()}
-  assert list(found) == [(name, arm, setting) for name in arms for arm in arms[name] for setting in SETTINGS]
-  for place, numbers in found.items():
+  assert list(diagnosis) == [(name, arm, setting) for name in arms for arm in arms[name] for setting in SETTINGS]
+  for place, numbers in diagnosis.items():
     assert numbers == pytest.approx(accuracy(*place), abs=HALF), place
   others = [
     accuracy(name, arm, setting)[1] for name in arms for arm in OTHER for setting in SETTINGS if name in OUTSIDE

@@ -144,8 +144,8 @@ def plain(monkeypatch):
 
 @pytest.mark.slow
 def test_quickstart_runs(checkout, plain):
-  said = execute("quickstart.ipynb", checkout)
-  assert "is ready on cpu" in said and "Traceback" not in said
+  output = execute("quickstart.ipynb", checkout)
+  assert "is ready on cpu" in output and "Traceback" not in output
   for name in ("demo/report", "mine"):
     assert (checkout / "runs" / name / "index.html").is_file()
 
@@ -158,7 +158,7 @@ def test_diagnose_runs_on_a_small_random_model(checkout, plain, tmp_path):
   def edit(text):
     return re.sub(r'^(MODEL|OPTIONS) = "[^"]*"', lambda m: f'{m[1]} = "{ours[m[1]]}"', text, flags=re.M)
 
-  said = execute("diagnose.ipynb", checkout, edit)
-  assert "What RL will probably do" in said and "not measured" in said
+  output = execute("diagnose.ipynb", checkout, edit)
+  assert "What RL will probably do" in output and "not measured" in output
   (exported,) = checkout.glob("runs/*/majority_vote-hf/model/model.safetensors")
   assert exported.stat().st_size > 1000

@@ -296,8 +296,8 @@ VOTES_DIFFER = {
 
 def test_majority_votes_of_the_released_code(whole_golden):
   cases = json.loads((whole_golden / "majority_vote.json").read_text())["cases"]
-  given = answers([problem(c["name"], "", verifier="math") for c in cases], [c["responses"] for c in cases])
-  graded, _ = paid("majority_vote", given)
+  voted = answers([problem(c["name"], "", verifier="math") for c in cases], [c["responses"] for c in cases])
+  graded, _ = paid("majority_vote", voted)
   differ = {
     c["name"] for c, value in zip(cases, graded.value_PG, strict=True) if list(value) != c["rewards_MAJORITY_VOTE"]
   }
@@ -393,8 +393,8 @@ def test_shadow_truth_counts_what_the_reward_gets_wrong():
   value, true = np.array([[1, 1, 0, 1], [0, 0, 0, 1]]), np.array([[1, 0, 1, 0], [1, 0, 1, 0]])
   scored, known = np.ones((2, 4), bool), np.ones((2, 4), bool)
   scored[1, 3] = known[1, 2] = False
-  found = reward_vs_truth.reward_metrics(value, scored, true, known, True)
-  assert found == pytest.approx(
+  figures = reward_vs_truth.reward_metrics(value, scored, true, known, True)
+  assert figures == pytest.approx(
     {"true_reward": 3 / 7, "reward_accuracy": 2 / 6, "false_positive_rate": 2 / 3, "false_negative_rate": 2 / 3}
   )
   assert set(reward_vs_truth.reward_metrics(value, scored, true, known, False)) == {"true_reward"}

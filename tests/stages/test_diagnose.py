@@ -45,21 +45,21 @@ def told(workdir):
 
 
 def test_diagnosis_is_that_of_the_samples(diagnosed, init):
-  sampled, found = rows(diagnosed), told(diagnosed)
+  sampled, diagnosis = rows(diagnosed), told(diagnosed)
   assert len(sampled) == 24
   solved = []
   for responses in sampled.values():
     assert [response["sample"] for response in responses] == list(range(8))
     solved.append(len([response for response in responses if response["true_reward"] == 1]))
-  assert found["histogram"] == [solved.count(n) for n in range(9)] and 0 < found["figures"]["usable"] <= 1
-  assert found["figures"]["avg@8"] == pytest.approx(sum(solved) / 192)
-  assert found["figures"]["pass@8"] == pytest.approx(sum(n > 0 for n in solved) / 24)
+  assert diagnosis["histogram"] == [solved.count(n) for n in range(9)] and 0 < diagnosis["figures"]["usable"] <= 1
+  assert diagnosis["figures"]["avg@8"] == pytest.approx(sum(solved) / 192)
+  assert diagnosis["figures"]["pass@8"] == pytest.approx(sum(n > 0 for n in solved) / 24)
   chosen = sorted(sampled, key=lambda p: random_sort_key(0, p))[:4]
   labels = logbook.read_jsonl(diagnosed / "labels.jsonl")
   assert {r["problem"] for r in labels} == set(chosen)
   faithfulness = [r["faithfulness"] for p in chosen for r in sampled[p]]
-  assert found["figures"]["F(1)/all"] == pytest.approx(faithfulness.count(1.0) / 32)
-  assert found["judging"] | {"labels": 0} == {
+  assert diagnosis["figures"]["F(1)/all"] == pytest.approx(faithfulness.count(1.0) / 32)
+  assert diagnosis["judging"] | {"labels": 0} == {
     "judge": "exact",
     "problems": 4,
     "responses": 32,
@@ -68,14 +68,14 @@ def test_diagnosis_is_that_of_the_samples(diagnosed, init):
     "measured": True,
     "usage": {},
   }
-  assert [p["regime"] for p in found["predictions"]] == ["memorises", "memorises", "collapses", "collapses"]
-  assert not found["near"] and {p["sure"] for p in found["predictions"]} == {"low", "medium"}
+  assert [p["regime"] for p in diagnosis["predictions"]] == ["memorises", "memorises", "collapses", "collapses"]
+  assert not diagnosis["near"] and {p["sure"] for p in diagnosis["predictions"]} == {"low", "medium"}
   summary = json.loads((diagnosed / "summary.json").read_text())
-  assert summary["finished"] and summary["predictions"] == found["predictions"]
+  assert summary["finished"] and summary["predictions"] == diagnosis["predictions"]
   page = (diagnosed / "diagnosis.md").read_text()
   for words in (
     f"jaxrlvr sft --config={diagnosed}/config.json --workdir=runs/sft --config.sft.thinking=True\n",
-    f"| avg@8 | {found['figures']['avg@8']:.3f} [",
+    f"| avg@8 | {diagnosis['figures']['avg@8']:.3f} [",
     "This policy is **not** among",
     "**memorises**",
     "| Qwen2.5-Math-1.5B | Math | 302 |",
@@ -131,8 +131,8 @@ def test_a_former_diagnosis_is_the_reference(diagnosed, tmp_path):
   (tmp_path / "diagnosis.json").write_text(json.dumps({"figures": {"faithful_diversity": None}}))
   with pytest.raises(InputError, match="config.diagnose.reference = .*was not measured there; name the run directory"):
     faithful_diversity_of(str(tmp_path))
-  found, page = told(diagnosed), (diagnosed / "diagnosis.md").read_text()
-  assert (found["domain"], found["reference"]) == ("arithmetic", None) and "taken for arithmetic" in page
+  diagnosis, page = told(diagnosed), (diagnosed / "diagnosis.md").read_text()
+  assert (diagnosis["domain"], diagnosis["reference"]) == ("arithmetic", None) and "taken for arithmetic" in page
 
 
 def test_diagnosis_goes_on_and_is_not_done_again(diagnosed, init):
@@ -155,12 +155,12 @@ def test_without_a_judge_nothing_is_said_of_reasoning(tmp_path, init):
   more = dict(problems__source=tmp_path / "mine.jsonl", problems__count=3)
   more |= dict(judge__name="replay", judge__file=tmp_path / "none.jsonl")
   assert run_smoke("diagnose", tmp_path / "w", init=init, **(SMALL | more)) == 0
-  found, page = told(tmp_path / "w"), (tmp_path / "w" / "diagnosis.md").read_text()
-  assert len(rows(tmp_path / "w")) == 24 and found["judging"]["missing"] == found["judging"]["labels"] > 0
-  assert all(found["figures"][name] is None for name in ("F(1)/all", "F(1)/correct", "diversity"))
+  diagnosis, page = told(tmp_path / "w"), (tmp_path / "w" / "diagnosis.md").read_text()
+  assert len(rows(tmp_path / "w")) == 24 and diagnosis["judging"]["missing"] == diagnosis["judging"]["labels"] > 0
+  assert all(diagnosis["figures"][name] is None for name in ("F(1)/all", "F(1)/correct", "diversity"))
   assert "| F(1)/correct | not measured |" in page and "are **not measured**" in page
-  assert found["figures"]["usable_problems"] >= 8  # so that nothing but the judge is missing
-  assert [p["rule"] for p in found["predictions"]] == [5, 5, 5, 1] and "--config.judge.name=local" in page
+  assert diagnosis["figures"]["usable_problems"] >= 8  # so that nothing but the judge is missing
+  assert [p["rule"] for p in diagnosis["predictions"]] == [5, 5, 5, 1] and "--config.judge.name=local" in page
 
 
 def test_an_outage_of_the_judge_is_told_and_gone_on_from(tmp_path, init, serve, capsys):
@@ -173,13 +173,13 @@ def test_an_outage_of_the_judge_is_told_and_gone_on_from(tmp_path, init, serve, 
     send(handler, 200 if up or number < 3 else 503, completion(f"VERDICT {mark}: {word}"))
 
   server = serve(play)
-  how = SMALL | dict(init=init, judge__name="http", judge__url=server.url, judge__model="m", judge__retries=0)
-  assert run_smoke("diagnose", tmp_path, **how) == 3 and "labels are missing" in capsys.readouterr().err
+  settings = SMALL | dict(init=init, judge__name="http", judge__url=server.url, judge__model="m", judge__retries=0)
+  assert run_smoke("diagnose", tmp_path, **settings) == 3 and "labels are missing" in capsys.readouterr().err
   assert "are **not measured**" in (tmp_path / "diagnosis.md").read_text()
   assert not (tmp_path / "summary.json").exists() and len(list((tmp_path / "cache").iterdir())) == 2
   up.append(len(server.requests))
   sampled = {file: file.stat().st_mtime_ns for file in (tmp_path / "rows").iterdir()}
-  assert run_smoke("diagnose", tmp_path, **how) == 0 and told(tmp_path)["judging"]["missing"] == 0
+  assert run_smoke("diagnose", tmp_path, **settings) == 0 and told(tmp_path)["judging"]["missing"] == 0
   assert sampled == {file: file.stat().st_mtime_ns for file in sampled}
   assert len(server.requests) - up[0] == len(list((tmp_path / "cache").iterdir())) - 2
 
@@ -188,16 +188,20 @@ def test_a_hugging_face_model_and_a_policy_as_judge(tmp_path, init):
   """A judge that allows only prompts shorter than any rubric gives no label, and each missing one is counted."""
   source = write_model(tmp_path / "hf")
   prepared.save(tmp_path / "three.jsonl", arithmetic.problems(7, "train", (1,), 3, ("chain",)))
-  how = dict(model__path=source, rl__prompt_tokens=160, problems__source=tmp_path / "three.jsonl")
-  how |= dict(judge__name="local", judge__model=init, judge__tokens=6, judge__prompt_tokens=64, judge__concurrency=3)
-  how |= dict(diagnose__problems=4, diagnose__samples=2, judge__problems=2)
-  assert run_smoke("diagnose", tmp_path / "w", **how) == 0
-  found = told(tmp_path / "w")
-  judging, used = found["judging"], found["judging"]["usage"]
+  settings = dict(model__path=source, rl__prompt_tokens=160, problems__source=tmp_path / "three.jsonl")
+  settings |= dict(
+    judge__name="local", judge__model=init, judge__tokens=6, judge__prompt_tokens=64, judge__concurrency=3
+  )
+  settings |= dict(diagnose__problems=4, diagnose__samples=2, judge__problems=2)
+  assert run_smoke("diagnose", tmp_path / "w", **settings) == 0
+  diagnosis = told(tmp_path / "w")
+  judging, used = diagnosis["judging"], diagnosis["judging"]["usage"]
   assert judging["judge"] == "local" and judging["missing"] == judging["labels"] >= 4 and not judging["measured"]
   assert used["missing"] == used["too_long"] == judging["missing"] and used["calls"] == 0
   assert f"--config.model.path={source}" in (tmp_path / "w" / "diagnosis.md").read_text()
-  assert found["predictions"][0]["regime"] == "can't say" and len(rows(tmp_path / "w")) == 3 == sum(found["histogram"])
+  assert diagnosis["predictions"][0]["regime"] == "can't say" and len(rows(tmp_path / "w")) == 3 == sum(
+    diagnosis["histogram"]
+  )
 
 
 def test_local_judge(tmp_path, init):
@@ -217,11 +221,11 @@ def test_local_judge(tmp_path, init):
   )
   complete, identity, counts = local_model(c, c.judge)
   prompts = ["Start with 5, then *7.", "x" * 200, "Start with 2, then +1, -3.", "Last digit?", "Start with 5."]
-  said = list(complete(prompts))
-  assert [text is None for text in said] == [False, True, False, False, False] and said[0]
+  replies = list(complete(prompts))
+  assert [text is None for text in replies] == [False, True, False, False, False] and replies[0]
   assert counts["calls"] == 4 and counts["too_long"] == 1
-  assert [next(iter(complete([p]))) for p in prompts] == said == list(complete(prompts))
-  assert list(complete(prompts[::-1])) == said[::-1]
+  assert [next(iter(complete([p]))) for p in prompts] == replies == list(complete(prompts))
+  assert list(complete(prompts[::-1])) == replies[::-1]
   digests = json.loads(identity)["weights"]
   assert digests and json.loads(local_model(c, c.judge).identity)["weights"] == digests
   one = make_judge(c, c.judge, tmp_path)
@@ -260,8 +264,8 @@ def test_bad_settings_are_refused_before_anything_compiles(tmp_path, init, capsy
     (dict(diagnose__reference="/nowhere"), "config.diagnose.reference = '/nowhere': /nowhere/diagnosis.json: it can't"),
   ):
     assert run_smoke("diagnose", tmp_path / "w", **(dict(init=init) | changes)) == 2, changes
-    said = capsys.readouterr().err
-    assert words in said and said.count("\n") == 1, said
+    stderr = capsys.readouterr().err
+    assert words in stderr and stderr.count("\n") == 1, stderr
     assert not (tmp_path / "w").exists() and not compilations
 
 
@@ -272,11 +276,11 @@ def test_a_stop_that_no_evaluation_could_cause_is_refused(tmp_path, init, capsys
 
 def test_rl_warns_stops_and_goes_on_without_the_stop(tmp_path, init, caplog):
   """Every response is paid the same, so the reward is full and nothing is learned."""
-  how = dict(init=init, rl__reward="0.7*random(1.0)", rl__steps=26, evaluate__every=8, heldout__count=8)
-  how |= dict(rl__worthwhile_gain=0.5)  # 8 problems exclude no gain of 0.05
-  how |= dict(checkpoint__every=100)
+  settings = dict(init=init, rl__reward="0.7*random(1.0)", rl__steps=26, evaluate__every=8, heldout__count=8)
+  settings |= dict(rl__worthwhile_gain=0.5)  # 8 problems exclude no gain of 0.05
+  settings |= dict(checkpoint__every=100)
   stopped = tmp_path / "stopped"
-  assert run_smoke("rl", stopped, rl__stop_when_memorising=True, **how) == 0
+  assert run_smoke("rl", stopped, rl__stop_when_memorising=True, **settings) == 0
   assert caplog.text.count("step 20: memorising") == 1 and "Thinking SFT" in caplog.text
   metrics = logbook.read_jsonl(stopped / "metrics.jsonl")
   assert [r["step"] for r in metrics] == list(range(25))
@@ -289,12 +293,12 @@ def test_rl_warns_stops_and_goes_on_without_the_stop(tmp_path, init, caplog):
 
   (stopped / "summary.json").unlink()  # killed between its last save and its end
   for _ in range(2):
-    assert run_smoke("rl", stopped, rl__stop_when_memorising=True, **how) == 0
+    assert run_smoke("rl", stopped, rl__stop_when_memorising=True, **settings) == 0
     assert logbook.read_jsonl(stopped / "metrics.jsonl") == metrics
     assert json.loads((stopped / "summary.json").read_text()) == summary
   assert caplog.text.count("memorising:") == 1
 
-  assert run_smoke("rl", stopped, **how) == 0  # told to go on
+  assert run_smoke("rl", stopped, **settings) == 0  # told to go on
   more = logbook.read_jsonl(stopped / "metrics.jsonl")
   assert [r["step"] for r in more] == list(range(27)) and more[26]["heldout_gain"] == 0  # against step 0 all the same
   summary = json.loads((stopped / "summary.json").read_text())

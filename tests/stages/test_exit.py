@@ -36,10 +36,10 @@ def start(*argv, code=None, **environment):
 def end(process, seconds=240):
   """Waits for a process and returns (exit code, stdout, stderr); kills it if that takes too long."""
   try:
-    said = process.communicate(timeout=seconds)
+    output = process.communicate(timeout=seconds)
   finally:
     process.kill()
-  return process.returncode, *said
+  return process.returncode, *output
 
 
 @pytest.fixture(scope="module")
@@ -52,17 +52,17 @@ def tokenizer(tmp_path_factory):
 
 
 def test_bad_input_ends_with_2(tmp_path):
-  code, _, said = end(start("rl", "--config=smoke", "--config.rl.steps=0", f"--workdir={tmp_path / 'w'}"))
-  assert code == 2 and said == "jaxrlvr: config.rl.steps = 0: wanted at least 1\n"
+  code, _, stderr = end(start("rl", "--config=smoke", "--config.rl.steps=0", f"--workdir={tmp_path / 'w'}"))
+  assert code == 2 and stderr == "jaxrlvr: config.rl.steps = 0: wanted at least 1\n"
   assert end(start("rl"))[0] == end(start("fly", "--workdir=x"))[0] == 2
 
 
 def test_rl_that_stops_itself_ends_with_3_while_its_threads_compile_and_wait(tmp_path, tokenizer):
   """It starts from fresh weights, with no program compiled before."""
   words = [f"--config.tokenizer={tokenizer}", f"--workdir={tmp_path / 'rl'}", "--config.rl.optim.lr=1e30"]
-  code, _, said = end(start("rl", "--config=smoke", *words, "--config.stop_after_bad_updates=1"))
-  assert code == 3 and "loss or gradient was not finite 1 times in a row" in said.splitlines()[-1], said
-  assert "terminate" not in said and "Traceback" not in said
+  code, _, stderr = end(start("rl", "--config=smoke", *words, "--config.stop_after_bad_updates=1"))
+  assert code == 3 and "loss or gradient was not finite 1 times in a row" in stderr.splitlines()[-1], stderr
+  assert "terminate" not in stderr and "Traceback" not in stderr
 
 
 THREADS = """
@@ -89,9 +89,9 @@ cli.run()
 def test_no_thread_keeps_a_process_from_its_code(tmp_path, error, code, last):
   begun = time.monotonic()
   process = start("report", f"--workdir={tmp_path}", code=THREADS.format(error=error), PYTHONIOENCODING="utf-8")
-  found, _, said = end(process, 60)
-  assert (found, said.splitlines()[-1]) == (code, last) and time.monotonic() - begun < 60
-  assert ("Traceback" in said) == (code == 1)
+  found, _, stderr = end(process, 60)
+  assert (found, stderr.splitlines()[-1]) == (code, last) and time.monotonic() - begun < 60
+  assert ("Traceback" in stderr) == (code == 1)
 
 
 def test_a_signal_ends_with_143_and_the_first_one_says_what_happens(tmp_path, tokenizer):
@@ -102,28 +102,28 @@ def test_a_signal_ends_with_143_and_the_first_one_says_what_happens(tmp_path, to
     time.sleep(0.05)
   begun = time.monotonic()
   process.send_signal(signal.SIGINT)
-  code, _, said = end(process, 60)
-  assert code == 143 and "stopping after this step" in said and "again ends at once" in said, said
-  assert "checkpoint saved" in said.splitlines()[-1] and time.monotonic() - begun < 30
+  code, _, stderr = end(process, 60)
+  assert code == 143 and "stopping after this step" in stderr and "again ends at once" in stderr, stderr
+  assert "checkpoint saved" in stderr.splitlines()[-1] and time.monotonic() - begun < 30
   assert [p.name.isdigit() for p in (tmp_path / "w" / "checkpoints").iterdir()] == [True]
 
 
 def test_a_device_that_is_not_there_is_told_and_only_where_one_is_needed(tmp_path, tokenizer):
   words = ["--config=smoke", f"--config.tokenizer={tokenizer}"]
-  code, _, said = end(start("pretrain", *words, f"--workdir={tmp_path / 'a'}", JAX_PLATFORMS="cuda"))
-  assert code == 2 and said.startswith("jaxrlvr: JAX_PLATFORMS = 'cuda': jax finds no such device"), said
-  assert said.count("\n") == 1
-  code, out, said = end(start("prepare", "--config=smoke", f"--workdir={tmp_path / 'b'}", JAX_PLATFORMS="cuda"))
-  assert code == 0 and "4 of 4 problems" in out, said
+  code, _, stderr = end(start("pretrain", *words, f"--workdir={tmp_path / 'a'}", JAX_PLATFORMS="cuda"))
+  assert code == 2 and stderr.startswith("jaxrlvr: JAX_PLATFORMS = 'cuda': jax finds no such device"), stderr
+  assert stderr.count("\n") == 1
+  code, out, stderr = end(start("prepare", "--config=smoke", f"--workdir={tmp_path / 'b'}", JAX_PLATFORMS="cuda"))
+  assert code == 0 and "4 of 4 problems" in out, stderr
 
 
 def test_help_and_codes_agree(capsys):
   with pytest.raises(SystemExit) as stop:
     cli.run(["--help"])
   assert stop.value.code == 0
-  told = capsys.readouterr().out
-  assert "default: base" in told
-  assert all(f"{code} " in told for code in (0, 1, 2, 3, 4, 5, 143)) and set(cli.CODES.values()) == {2, 3, 4, 143}
+  stdout = capsys.readouterr().out
+  assert "default: base" in stdout
+  assert all(f"{code} " in stdout for code in (0, 1, 2, 3, 4, 5, 143)) and set(cli.CODES.values()) == {2, 3, 4, 143}
 
 
 def test_help_of_a_stage_tells_its_keys_as_configs_base_declares_them(capsys):
@@ -195,15 +195,15 @@ def test_a_bare_stage_points_to_its_help(capsys):
   ids=["cli", "page", "config"],
 )
 def test_help_is_quick_and_configs_load_without_jax(does, slow):
-  _, _, said = end(start(code=f"import sys; {does}; sys.exit(str({slow} & set(sys.modules) or ''))"))
-  assert said.strip() == ""
+  _, _, stderr = end(start(code=f"import sys; {does}; sys.exit(str({slow} & set(sys.modules) or ''))"))
+  assert stderr.strip() == ""
 
 
 def test_a_disk_that_fills_up_ends_with_4_and_one_line(tokenizer, small_disk):
   """The line names the cure, and there is no traceback of the library that writes."""
   small = small_disk("700k")
   words = [f"--config.tokenizer={tokenizer}", f"--workdir={small / 'w'}", "--config.checkpoint.every=1"]
-  code, _, said = end(start("pretrain", "--config=smoke", *words))
-  told = [line for line in said.splitlines() if "the disk is full" in line]
+  code, _, stderr = end(start("pretrain", "--config=smoke", *words))
+  told = [line for line in stderr.splitlines() if "the disk is full" in line]
   assert code == 4 and told and f"{small}/w" in told[-1] and "bytes to write" in told[-1] and "free space" in told[-1]
-  assert "Traceback" not in said and "asyncio" not in said, said
+  assert "Traceback" not in stderr and "asyncio" not in stderr, stderr

@@ -45,9 +45,9 @@ def test_what_fails_is_told_and_the_others_go_on(tmp_path, stages, capsys):
   behind = {"name": "behind", "stage": "judge", "files": {"judge.run": "bad"}}
   config = of_links(TOKENIZER, NO_RUN, behind, other)
   run = functools.partial(grid, stages)
-  with pytest.raises(TrainingStopped, match=r"2 of 4 links are not finished; failed: bad \(exit code 2\)") as told:
+  with pytest.raises(TrainingStopped, match=r"2 of 4 links are not finished; failed: bad \(exit code 2\)") as error:
     run(config, tmp_path)
-  assert f"('{tmp_path}',)" in str(told.value)  # what was finished is reported on
+  assert f"('{tmp_path}',)" in str(error.value)  # what was finished is reported on
   assert "words': has no rollouts/" in (tmp_path / "links" / "bad.log").read_text()
   assert f"bad: exit code 2, see {tmp_path}" in capsys.readouterr().err and not (tmp_path / "behind").exists()
   made = {name: (tmp_path / name / "summary.json").stat().st_mtime_ns for name in ("words", "more")}
@@ -112,11 +112,11 @@ def test_a_link_cannot_take_the_place_of_the_grids_report(tmp_path):
 
 def test_the_miniature_has_all_cells():
   config = configs.load("miniature:2")
-  found = cells(config.chain, "title")["cells"]
-  assert len(found) == 2 * 4 * 5 == len({(c["arm"], c["setting"], c["seed"]) for c in found})
-  assert {c["seed"] for c in found} == {0, 1} and {c["n"] for c in found} == {8, 512, None}
+  grid_cells = cells(config.chain, "title")["cells"]
+  assert len(grid_cells) == 2 * 4 * 5 == len({(c["arm"], c["setting"], c["seed"]) for c in grid_cells})
+  assert {c["seed"] for c in grid_cells} == {0, 1} and {c["n"] for c in grid_cells} == {8, 512, None}
   links = {link["name"]: link for link in config.chain}
-  assert all(links[c["judged"]]["files"]["judge.run"] == c["rl"] == c["name"] for c in found)
+  assert all(links[c["judged"]]["files"]["judge.run"] == c["rl"] == c["name"] for c in grid_cells)
   noisy = [link for link in config.chain if link["stage"] == "rl" and "0.7" in link["cell"]["setting"]]
   assert all(link["files"]["problems.source"].startswith(f"{link['init'][:-2]}-labels-") for link in noisy)
   json.dumps(cells(config.chain, ""))
@@ -126,13 +126,15 @@ def test_the_miniature_has_all_cells():
 def test_section_4_has_all_cells():
   config = configs.load("thinking")
   links = {link["name"]: link for link in config.chain}
-  found = cells(config.chain, "title")["cells"]
+  grid_cells = cells(config.chain, "title")["cells"]
   arms = {"Base + Thinking", "Base + Non-thinking", "CPT + Thinking", "CPT + Non-thinking", "Instruct"}
   settings = {"N = 8": 8, "majority vote": None, "gamma = 0.7": None}
-  assert len(found) == 15 and {(c["arm"], c["setting"]) for c in found} == {(a, s) for a in arms for s in settings}
-  assert all(c["n"] == settings[c["setting"]] for c in found)
-  assert all(links[c["judged"]]["files"]["judge.run"] == c["rl"] for c in found)
-  for cell in found:
+  assert len(grid_cells) == 15 and {(c["arm"], c["setting"]) for c in grid_cells} == {
+    (a, s) for a in arms for s in settings
+  }
+  assert all(c["n"] == settings[c["setting"]] for c in grid_cells)
+  assert all(links[c["judged"]]["files"]["judge.run"] == c["rl"] for c in grid_cells)
+  for cell in grid_cells:
     link = links[cell["rl"]]
     own = configs.derive(config, link["set"])
     thinking = cell["arm"].endswith(" Thinking")
@@ -259,7 +261,7 @@ def test_links_end_with_a_grid_that_is_killed_and_go_on_with_the_next(tmp_path):
   saved = max(int(p.name) for p in (long / "checkpoints").iterdir())
   grid = begin(saved + 2)
   os.kill(grid.pid, signal.SIGTERM)
-  said = grid.communicate(timeout=60)[1]
-  assert grid.returncode == signals.EXIT_CODE and "exit code 2" not in said, said
+  stderr = grid.communicate(timeout=60)[1]
+  assert grid.returncode == signals.EXIT_CODE and "exit code 2" not in stderr, stderr
   log = (tmp_path / "w" / "links" / "long.log").read_text()
   assert f"goes on from step {saved}" in log and "in use by" not in log

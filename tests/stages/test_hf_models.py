@@ -155,8 +155,8 @@ def test_import_refuses(imported, tmp_path, capsys, case):
   extra = [f"--config.{key}={value}" for key, value in more.items()]
   workdir = tmp_path / "run"
   assert run("import", "--config=base", f"--workdir={workdir}", f"--config.model.path={folder}", *extra) == 2
-  told = capsys.readouterr().err
-  assert re.search(words, told) and told.count("\n") == 1
+  stderr = capsys.readouterr().err
+  assert re.search(words, stderr) and stderr.count("\n") == 1
   assert not (workdir / "policy.json").is_file()
   assert run("evaluate", "--config=smoke", f"--workdir={tmp_path / 'e'}", f"--config.init={workdir}") == 2
   assert "config.init = " in capsys.readouterr().err
@@ -252,7 +252,7 @@ def test_export_tells_how_much_of_the_training_rounding_keeps(imported, trained,
   workdir, before, after = trained
   options = ("--config=smoke", f"--config.init={workdir}", "--config.export.dtype=bfloat16")
   assert run("export", *options, f"--workdir={tmp_path / 'out'}") == 0
-  said, summary = capsys.readouterr().out, json.loads((tmp_path / "out" / "summary.json").read_text())
+  stdout, summary = capsys.readouterr().out, json.loads((tmp_path / "out" / "summary.json").read_text())
   flat_before, flat_after = (np.concatenate(list(map(np.ravel, one.values()))) for one in (before, after))
   moved = flat_before != flat_after
   kept = np.mean(flat_before[moved].astype(jnp.bfloat16) != flat_after[moved].astype(jnp.bfloat16))
@@ -260,8 +260,8 @@ def test_export_tells_how_much_of_the_training_rounding_keeps(imported, trained,
   assert summary["moved_in_training"] == pytest.approx(np.mean(moved))
   assert summary["kept_of_training"] == pytest.approx(kept) and summary["trained_since"] == str(imported[1] / "model")
   assert summary["reread"] < 1e-5 and 1e-4 < summary["difference"] < 1  # the probe is of the policy as trained
-  assert f"{kept:.2%} of these still differ after rounding to bfloat16; to keep all of it take" in said
-  assert "config.export.dtype=float32" in said and f"trained {summary['difference']:.2g} nats" in said
+  assert f"{kept:.2%} of these still differ after rounding to bfloat16; to keep all of it take" in stdout
+  assert "config.export.dtype=float32" in stdout and f"trained {summary['difference']:.2g} nats" in stdout
   assert capsys.readouterr().err == ""
 
 
@@ -333,12 +333,12 @@ def test_memory_stays_far_below_the_model(tmp_path):
   code = "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True); "
   code += "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)"
   began = time.monotonic()
-  told = subprocess.run([sys.executable, "-c", code, *command], env=env, check=True, capture_output=True, text=True)
-  took, imported = time.monotonic() - began, int(told.stdout.split()[-1])
+  process = subprocess.run([sys.executable, "-c", code, *command], env=env, check=True, capture_output=True, text=True)
+  took, imported = time.monotonic() - began, int(process.stdout.split()[-1])
   began = time.monotonic()
   command = [sys.executable, "-c", MEASURE, workdir / "model"]
-  told = subprocess.run(command, env=env, check=True, capture_output=True, text=True)
-  more, largest = map(int, told.stdout.split())
+  process = subprocess.run(command, env=env, check=True, capture_output=True, text=True)
+  more, largest = map(int, process.stdout.split())
   more, largest, imported = more >> 20, largest >> 20, imported >> 20
   written = 2 * count_weights(spec) / 1e9
   print(
@@ -358,11 +358,11 @@ def test_memory_stays_far_below_the_model(tmp_path):
 def test_a_full_disk_is_told_in_one_line(imported, small_disk, capsys, stage, option, file):
   small = small_disk("40k")
   assert run(stage, "--config=base", f"--workdir={small / 'w'}", option.format(*imported)) == 4
-  said = capsys.readouterr().err
+  stderr = capsys.readouterr().err
   told = (
     rf"jaxrlvr: {small}/w/{file}: the disk is full \(No space .*: [\d,]+ bytes to write, 0 bytes free\); free space"
   )
-  assert re.match(told, said) and said.count("\n") == 1, said
+  assert re.match(told, stderr) and stderr.count("\n") == 1, stderr
 
 
 def their_logits(folder, tokens):
@@ -416,16 +416,16 @@ def test_logits_equal_transformers_both_ways(tmp_path, family, size):
   theirs.save_pretrained(tmp_path / "in", max_shard_size=size)
   tokens = np.random.default_rng(0).integers(0, 96, (2, 40))
   want = their_logits(tmp_path / "in", tokens)
-  found = hf_weights.open_model(tmp_path / "in")
-  assert (len(found.files) > 1) == (size == "10KB") and found.spec.max_positions == 128
+  model = hf_weights.open_model(tmp_path / "in")
+  assert (len(model.files) > 1) == (size == "10KB") and model.spec.max_positions == 128
   mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
-  params = hf_weights.load(found, found.spec, mesh)
+  params = hf_weights.load(model, model.spec, mesh)
   single = jax.tree.map(jnp.asarray, jax.device_get(params))
-  np.testing.assert_allclose(jax.jit(logits_of, static_argnums=2)(single, tokens, found.spec), want, atol=1e-4)
+  np.testing.assert_allclose(jax.jit(logits_of, static_argnums=2)(single, tokens, model.spec), want, atol=1e-4)
   out = tmp_path / "out"
   out.mkdir()
-  (out / "config.json").write_text(json.dumps(hf_weights.config_of(found.spec, "float32", {"eos_token_id": [1, 2]})))
-  hf_weights.save(out, params, found.spec, "float32", 10_000 if size == "10KB" else 1 << 30)
+  (out / "config.json").write_text(json.dumps(hf_weights.config_of(model.spec, "float32", {"eos_token_id": [1, 2]})))
+  hf_weights.save(out, params, model.spec, "float32", 10_000 if size == "10KB" else 1 << 30)
   np.testing.assert_array_equal(their_logits(out, tokens), want)
 
 

@@ -160,9 +160,9 @@ def test_stage_without_a_judge_that_answers_makes_up_nothing(recorded, tmp_path,
   assert run(recorded, tmp_path / "a", *options) == 3 and len(server.requests) == 1
   assert "labels are missing" in capsys.readouterr().err and not (tmp_path / "a" / "judged").exists()
   assert run(recorded, tmp_path / "b", *options, "judge.max_missing=1.0") == 0
-  found = json.loads((tmp_path / "b" / "summary.json").read_text())["figures"]["1"]
-  assert found["F(1)/all"] is None and found["diversity/problems"] < 8 and found["missing/all"] == 8 * K
-  assert found["diversity/left_out"] > 0 and found["faithful_diversity"] is None
+  figures = json.loads((tmp_path / "b" / "summary.json").read_text())["figures"]["1"]
+  assert figures["F(1)/all"] is None and figures["diversity/problems"] < 8 and figures["missing/all"] == 8 * K
+  assert figures["diversity/left_out"] > 0 and figures["faithful_diversity"] is None
 
 
 def test_figures_without_a_value_are_printed_in_words():
@@ -255,8 +255,8 @@ def test_stage_refuses_bad_input_before_any_work(recorded, tmp_path, capsys):
     (recorded, ["judge.second.name=replay", "judge.second.file=gone.jsonl"], "config.judge.second: labels to replay"),
   ):
     assert run(folder, tmp_path / "w", *options) == 2, options
-    said = capsys.readouterr().err
-    assert words in said and said.count("\n") == 1, said
+    stderr = capsys.readouterr().err
+    assert words in stderr and stderr.count("\n") == 1, stderr
     assert not (tmp_path / "w").exists()
 
 
@@ -279,4 +279,4 @@ def test_stage_tells_which_of_its_own_files_is_spoilt(exact, recorded, tmp_path,
     (workdir / "summary.json").unlink()
     (workdir / name).write_text("{\n1\n")
     assert run(recorded, workdir) == 2, name
-    assert f"jaxrlvr: {workdir / name}" in (said := capsys.readouterr().err) and "is no JSON object" in said
+    assert f"jaxrlvr: {workdir / name}" in (stderr := capsys.readouterr().err) and "is no JSON object" in stderr

@@ -50,8 +50,8 @@ def test_more_than_is_free_is_refused_with_the_numbers(spec, caplog):
 
 def test_a_million_tokens_are_refused_before_anything_is_allocated(tmp_path, init, capsys):
   assert run_smoke("rl", tmp_path / "rl", init=init, **QUICK | dict(rl__response_tokens=100_000_000)) == 2
-  told = capsys.readouterr().err
-  assert "up to 100000000 tokens (config.rl.response_tokens)" in told and "config.rl.sample_parts" in told
+  stderr = capsys.readouterr().err
+  assert "up to 100000000 tokens (config.rl.response_tokens)" in stderr and "config.rl.sample_parts" in stderr
   assert not (tmp_path / "rl" / "manifest.json").exists()
 
 
@@ -72,9 +72,9 @@ def test_sizes_that_do_not_divide_are_told_with_their_numbers(keys, numbers):
 
 def test_the_longest_prompt_is_named_with_what_fits_all(tmp_path, init, capsys):
   assert run_smoke("rl", tmp_path / "rl", init=init, **QUICK, rl__prompt_tokens=4) == 2
-  told = capsys.readouterr().err
-  tokens = int(told.partition("config.rl.prompt_tokens=")[2].partition(" ")[0])
-  assert f"has {tokens} tokens" in told and tokens > 4
+  stderr = capsys.readouterr().err
+  tokens = int(stderr.partition("config.rl.prompt_tokens=")[2].partition(" ")[0])
+  assert f"has {tokens} tokens" in stderr and tokens > 4
   assert run_smoke("rl", tmp_path / "rl", init=init, **QUICK, rl__prompt_tokens=tokens - 1) == 2
   assert f"has {tokens} tokens" in capsys.readouterr().err
   assert run_smoke("rl", tmp_path / "rl", init=init, **QUICK, rl__prompt_tokens=tokens, heldout__source="/nowhere") == 2

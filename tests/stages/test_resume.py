@@ -241,9 +241,9 @@ def test_checkpoints_that_are_gone_are_told_and_nothing_begins_anew(tmp_path, tr
   shutil.rmtree(base / "checkpoints")
   metrics = (base / "metrics.jsonl").read_bytes()
   assert run(*pretrain(trained, base)) == 4
-  told = capsys.readouterr().err
-  assert "its checkpoints are gone (the last was of step 6)" in told and "steps up to 6" in told
-  assert "another --workdir" in told and (base / "metrics.jsonl").read_bytes() == metrics
+  stderr = capsys.readouterr().err
+  assert "its checkpoints are gone (the last was of step 6)" in stderr and "steps up to 6" in stderr
+  assert "another --workdir" in stderr and (base / "metrics.jsonl").read_bytes() == metrics
   (base / runs.SAVED).unlink()  # as after a kill before the first save
   assert run(*pretrain(trained, base)) == 0
   assert "ended before its first checkpoint; steps 1 to 6 are done again" in caplog.text
@@ -298,8 +298,8 @@ def test_a_killed_run_of_a_shipped_config_goes_on(tmp_path, trained, request, ca
   while not saved.exists() and process.poll() is None and time.monotonic() < deadline:
     time.sleep(0.02)
   process.kill()
-  said = process.communicate()[1]
-  assert process.returncode == -signal.SIGKILL, said
+  stderr = process.communicate()[1]
+  assert process.returncode == -signal.SIGKILL, stderr
   assert run(*words, "--resume=required") == 0 and "goes on from step" in caplog.text
   rows = logbook.read_jsonl(tmp_path / "run" / "metrics.jsonl")
   assert [row["step"] for row in rows][-6:] == list(range(1, 7))

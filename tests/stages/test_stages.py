@@ -110,14 +110,14 @@ def test_a_recorded_config_runs_again_and_the_domain_has_sets_outside_of_it(tmp_
   assert of[0] == of[1]
   workdir = tmp_path / "sets"
   assert run("evaluate", recorded, f"--workdir={workdir}", "--config.heldout.domain=arithmetic") == 0
-  found = json.loads((workdir / "summary.json").read_text())
+  summary = json.loads((workdir / "summary.json").read_text())
   sets = {file.name: logbook.read_jsonl(file) for file in (workdir / "evals").glob("*.jsonl")}
   assert set(sets) == {f"{name}_000000.jsonl" for name in ("arithmetic", "arithmetic-longer", "arithmetic-large")}
   assert all(r["prompt"].count(",") == 6 for r in sets["arithmetic-longer_000000.jsonl"])
   assert all(re.match(r"Start with \d\d,", r["prompt"]) for r in sets["arithmetic-large_000000.jsonl"])
-  outside = [found[f"eval/arithmetic-{name}/avg@4"] for name in ("longer", "large")]
-  assert found["eval/out-of-domain/avg@4"] == pytest.approx(np.mean(outside))
-  assert found["eval/in-domain/avg@4"] == found["eval/arithmetic/avg@4"]
+  outside = [summary[f"eval/arithmetic-{name}/avg@4"] for name in ("longer", "large")]
+  assert summary["eval/out-of-domain/avg@4"] == pytest.approx(np.mean(outside))
+  assert summary["eval/in-domain/avg@4"] == summary["eval/arithmetic/avg@4"]
 
 
 def test_more_than_one_update_a_step_and_variants(tmp_path, chain):
@@ -197,8 +197,8 @@ def test_sigterm_saves_and_exits_143(tmp_path, chain):
   while len(logbook.read_jsonl(tmp_path / "rl" / "metrics.jsonl")) < 3 and time.monotonic() < deadline:
     time.sleep(0.02)
   process.send_signal(signal.SIGTERM)
-  said = process.communicate()[1]
-  assert process.returncode == signals.EXIT_CODE == 143 and "checkpoint saved" in said
+  stderr = process.communicate()[1]
+  assert process.returncode == signals.EXIT_CODE == 143 and "checkpoint saved" in stderr
   steps = [r["step"] for r in logbook.read_jsonl(tmp_path / "rl" / "metrics.jsonl")]
   saved = [int(p.name) for p in (tmp_path / "rl" / "checkpoints").iterdir() if p.name.isdigit()]
   evaluating = max(saved) % 5 == 0 and max(saved) == steps[-1] + 1  # its row waits for the figures
@@ -219,8 +219,8 @@ def test_a_signal_during_an_evaluation_is_obeyed_at_once_and_the_evaluation_is_m
       time.sleep(0.01)
     signalled = time.monotonic()
     process.send_signal(signal.SIGTERM)
-    told = process.communicate()[1]
-    assert process.returncode == 143 and words_told in told, told
+    stderr = process.communicate()[1]
+    assert process.returncode == 143 and words_told in stderr, stderr
     assert time.monotonic() - signalled < 20  # most of it is compiling, at step 0
     assert [row["step"] for row in logbook.read_jsonl(broken / "metrics.jsonl")] == list(range(last_row + 1))
     assert not (broken / "evals" / f"heldout_{last_row + 1:06d}.jsonl").exists()

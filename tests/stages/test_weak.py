@@ -119,37 +119,37 @@ def test_filter_subset_rl(tmp_path, init, capsys):
 
 
 def test_a_filter_keeps_its_range_alone(tmp_path, init):
-  how = dict(init=init, problems__count=24, filter__samples=4, filter__low=0, filter__high=0)
-  assert run_smoke("filter", tmp_path / "f", **how) == 0
+  settings = dict(init=init, problems__count=24, filter__samples=4, filter__low=0, filter__high=0)
+  assert run_smoke("filter", tmp_path / "f", **settings) == 0
   assert {p.extra["solved"] for p in problems(tmp_path / "f" / "problems.jsonl")} == {0}
   assert sum(json.loads((tmp_path / "f" / "summary.json").read_text())["histogram"][1:]) > 0
 
 
 def test_the_random_order_depends_on_seed_and_ids_alone():
-  made = [Problem(f"p{i}", (), "1", "1", "math") for i in range(50)]
-  order = [p.id for p in label._in_random_order(0, made)]
-  assert order == [p.id for p in label._in_random_order(0, made[::-1])] != [p.id for p in made]
-  assert order != [p.id for p in label._in_random_order(1, made)]
+  problems = [Problem(f"p{i}", (), "1", "1", "math") for i in range(50)]
+  order = [p.id for p in label._in_random_order(0, problems)]
+  assert order == [p.id for p in label._in_random_order(0, problems[::-1])] != [p.id for p in problems]
+  assert order != [p.id for p in label._in_random_order(1, problems)]
 
 
 def test_an_interrupted_filter_goes_on_behind_its_last_batch(tmp_path, init):
-  how = dict(init=init, problems__count=24, filter__samples=4, filter__high=3)
-  assert run_smoke("filter", tmp_path / "whole", **how) == 0
-  assert run_smoke("filter", tmp_path / "cut", **how) == 0
+  settings = dict(init=init, problems__count=24, filter__samples=4, filter__high=3)
+  assert run_smoke("filter", tmp_path / "whole", **settings) == 0
+  assert run_smoke("filter", tmp_path / "cut", **settings) == 0
   rows = tmp_path / "cut" / "rows"
   files = sorted(rows.iterdir())
   assert len(files) > 2
   for file in files[1:]:
     file.unlink()
   (tmp_path / "cut" / "summary.json").unlink()
-  assert run_smoke("filter", tmp_path / "cut", **how) == 0
+  assert run_smoke("filter", tmp_path / "cut", **settings) == 0
   read = [(tmp_path / name / "problems.jsonl").read_text() for name in ("whole", "cut")]
   assert read[0] == read[1] and len(list(rows.iterdir())) == len(files)
 
 
 def test_corrupt_rl(tmp_path, init):
-  how = dict(init=init, problems__count=20, **TWELVE)
-  assert run_smoke("corrupt", tmp_path / "corrupt", corrupt__gammas="(0.2,0.5,0.9)", **how) == 0
+  settings = dict(init=init, problems__count=20, **TWELVE)
+  assert run_smoke("corrupt", tmp_path / "corrupt", corrupt__gammas="(0.2,0.5,0.9)", **settings) == 0
   sets = {g: problems(tmp_path / "corrupt" / f"gamma_{g:.2f}.jsonl") for g in (0.2, 0.5, 0.9)}
   ids, labels, wrong = [], [], {}
   for gamma, corrupted in sets.items():
@@ -164,10 +164,10 @@ def test_corrupt_rl(tmp_path, init):
   # another run, another order of problems, a smaller gamma: the same labels
   shuffled = tmp_path / "shuffled.jsonl"
   prepared.save(shuffled, problems_as_they_were(sets[0.9])[::-1])
-  how |= dict(problems__source=shuffled, corrupt__gammas="(0.5,)")
-  assert run_smoke("corrupt", tmp_path / "again", **how) == 0
-  again = problems(tmp_path / "again" / "gamma_0.50.jsonl")
-  assert {p.id: p.label for p in again} == {p.id: p.label for p in sets[0.5]}
+  settings |= dict(problems__source=shuffled, corrupt__gammas="(0.5,)")
+  assert run_smoke("corrupt", tmp_path / "again", **settings) == 0
+  corrupted_again = problems(tmp_path / "again" / "gamma_0.50.jsonl")
+  assert {p.id: p.label for p in corrupted_again} == {p.id: p.label for p in sets[0.5]}
   source = tmp_path / "corrupt" / "gamma_0.90.jsonl"
   assert run_smoke("rl", tmp_path / "rl", init=init, problems__source=source, problems__count=0, **QUICK) == 0
   rows = rollouts(tmp_path / "rl")
@@ -178,21 +178,23 @@ def test_corrupt_rl(tmp_path, init):
 
 def test_corrupt_samples_no_more_than_it_needs(tmp_path, init):
   """Nor does a run that was killed before its end and resumes."""
-  how = dict(init=init, problems__count=24, corrupt__gammas="(0.1,)", **TWELVE)
-  assert run_smoke("corrupt", tmp_path, **how) == 0
+  settings = dict(init=init, problems__count=24, corrupt__gammas="(0.1,)", **TWELVE)
+  assert run_smoke("corrupt", tmp_path, **settings) == 0
   summary, rows = (tmp_path / "summary.json").read_text(), sorted((tmp_path / "rows").iterdir())
   assert json.loads(summary)["sampled"] == 8 and len(rows) == 1
   (tmp_path / "summary.json").unlink()
-  assert run_smoke("corrupt", tmp_path, **how) == 0
+  assert run_smoke("corrupt", tmp_path, **settings) == 0
   assert (tmp_path / "summary.json").read_text() == summary and sorted((tmp_path / "rows").iterdir()) == rows
 
 
 def test_what_corrupt_refuses(tmp_path, init, capsys):
   labels = [("p", "4", "5"), ("q", "4", "4")]
-  made = [Problem(i, ({"role": "user", "content": i},), *rest, "arithmetic", {"operations": 1}) for i, *rest in labels]
-  prepared.save(tmp_path / "noisy.jsonl", made)
-  how = dict(init=init, problems__source=tmp_path / "noisy.jsonl", problems__count=0)
-  assert run_smoke("corrupt", tmp_path / "c", **how) == 2
+  problems = [
+    Problem(i, ({"role": "user", "content": i},), *rest, "arithmetic", {"operations": 1}) for i, *rest in labels
+  ]
+  prepared.save(tmp_path / "noisy.jsonl", problems)
+  settings = dict(init=init, problems__source=tmp_path / "noisy.jsonl", problems__count=0)
+  assert run_smoke("corrupt", tmp_path / "c", **settings) == 2
   assert "start from the true labels" in capsys.readouterr().err
   for gammas in ("(0.5,0.501)", "(True,)", "(1.5,)", "()"):
     assert run_smoke("corrupt", tmp_path / "g", init=init, corrupt__gammas=gammas) == 2
@@ -226,8 +228,8 @@ def test_filter_counts_what_could_not_be_graded_apart(tmp_path, init, monkeypatc
     return found._replace(scored_PG=known, cause_PG=cause, value_PG=np.where(known, found.value_PG, 1.0))
 
   monkeypatch.setattr(label.verifiable, "grade_by_truth", truth)
-  how = dict(init=init, problems__count=24, filter__samples=4, filter__low=0, filter__high=3)
-  assert run_smoke("filter", tmp_path / "f", **how) == 0
+  settings = dict(init=init, problems__count=24, filter__samples=4, filter__low=0, filter__high=3)
+  assert run_smoke("filter", tmp_path / "f", **settings) == 0
   summary = json.loads((tmp_path / "f" / "summary.json").read_text())
   assert summary["unscored"] == {"timeout": 23 + 4} and sum(summary["histogram"]) == 23
   kept = problems(tmp_path / "f" / "problems.jsonl")
@@ -236,10 +238,10 @@ def test_filter_counts_what_could_not_be_graded_apart(tmp_path, init, monkeypatc
 
 
 def test_another_reading_of_answers_is_another_run(tmp_path, init, capsys):
-  how = dict(init=init, **QUICK)
-  assert run_smoke("rl", tmp_path / "rl", **how) == 0
-  assert run_smoke("rl", tmp_path / "rl", verify__cpu_seconds=3.0, **how) == 0
-  assert run_smoke("rl", tmp_path / "rl", verify__mode="study", **how) == 2
+  settings = dict(init=init, **QUICK)
+  assert run_smoke("rl", tmp_path / "rl", **settings) == 0
+  assert run_smoke("rl", tmp_path / "rl", verify__cpu_seconds=3.0, **settings) == 0
+  assert run_smoke("rl", tmp_path / "rl", verify__mode="study", **settings) == 2
   assert "config.verify.mode" in capsys.readouterr().err
 
 
@@ -278,11 +280,11 @@ def problems_as_they_were(made):
 
 def test_problems_without_a_wrong_answer_are_passed_over_and_told(tmp_path, init, caplog):
   """Labels are the policy's own answers; a label that it always gives can't be corrupted."""
-  how = dict(init=init, rl__temperature=0.01, evaluate__problems_per_batch=2)
+  settings = dict(init=init, rl__temperature=0.01, evaluate__problems_per_batch=2)
   always = dict(filter__samples=4, filter__low=4, filter__high=4)
-  assert run_smoke("filter", tmp_path / "f", problems__count=40, **always, **how) == 0
-  how |= dict(problems__source=tmp_path / "f" / "problems.jsonl", problems__count=0)
-  assert run_smoke("corrupt", tmp_path / "c", corrupt__samples=4, corrupt__gammas="(1.0,)", **how) == 0
+  assert run_smoke("filter", tmp_path / "f", problems__count=40, **always, **settings) == 0
+  settings |= dict(problems__source=tmp_path / "f" / "problems.jsonl", problems__count=0)
+  assert run_smoke("corrupt", tmp_path / "c", corrupt__samples=4, corrupt__gammas="(1.0,)", **settings) == 0
   summary = json.loads((tmp_path / "c" / "summary.json").read_text())
   assert summary["files"]["gamma_1.00.jsonl"]["relabelled"] == 0
   assert len(summary["without_such_answer"]) == summary["problems"] > 0
@@ -290,10 +292,10 @@ def test_problems_without_a_wrong_answer_are_passed_over_and_told(tmp_path, init
 
 
 def test_majority_labels(tmp_path, init):
-  how = dict(init=init, problems__count=10, corrupt__label="majority", corrupt__gammas="(1.0,)")
-  assert run_smoke("corrupt", tmp_path / "m", **how, **TWELVE) == 0
-  made = problems(tmp_path / "m" / "gamma_1.00.jsonl")
-  assert all(p.extra["relabelled"] for p in made) and len({p.label == p.truth for p in made}) == 2
+  settings = dict(init=init, problems__count=10, corrupt__label="majority", corrupt__gammas="(1.0,)")
+  assert run_smoke("corrupt", tmp_path / "m", **settings, **TWELVE) == 0
+  generated = problems(tmp_path / "m" / "gamma_1.00.jsonl")
+  assert all(p.extra["relabelled"] for p in generated) and len({p.label == p.truth for p in generated}) == 2
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "tfds"])
@@ -306,8 +308,8 @@ def test_prepared_sets_serve_as_sources(tmp_path, init, kind):
   assert run_smoke("prepare", tmp_path / "p", problems__count=6, prepare__format=kind) == 0
   assert logbook.read_json(tmp_path / "p" / "summary.json") == summary
   path = tmp_path / "p" / ("problems.jsonl" if kind == "jsonl" else "problems")
-  how = dict(problems__source=path, problems__count=6, rl__reward="verifiable*one_box")
-  assert run_smoke("rl", tmp_path / "rl", init=init, **how, **QUICK) == 0
+  settings = dict(problems__source=path, problems__count=6, rl__reward="verifiable*one_box")
+  assert run_smoke("rl", tmp_path / "rl", init=init, **settings, **QUICK) == 0
   direct = {r["problem"] for r in rollouts(tmp_path / "rl")}
   assert len(direct) == 6 and all(r["faithfulness"] is not None for r in rollouts(tmp_path / "rl"))
 
@@ -315,18 +317,20 @@ def test_prepared_sets_serve_as_sources(tmp_path, init, kind):
 def test_labels_that_nobody_can_read(tmp_path, init, caplog, capsys):
   rows = [{"prompt": f"p{i}", "answer": label} for i, label in enumerate(("12", r"\frac12", "\\frac{", "4"))]
   (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-  how = dict(problems__source=tmp_path / "q.jsonl", problems__columns="prompt=prompt,label=answer", problems__count=0)
-  assert run_smoke("prepare", tmp_path / "warn", **how) == 0
+  settings = dict(
+    problems__source=tmp_path / "q.jsonl", problems__columns="prompt=prompt,label=answer", problems__count=0
+  )
+  assert run_smoke("prepare", tmp_path / "warn", **settings) == 0
   assert "1 of 4 labels can't be read" in caplog.text
   (bad,) = logbook.read_jsonl(tmp_path / "warn" / "unreadable.jsonl")
   assert bad["label"] == "\\frac{"
-  assert run_smoke("prepare", tmp_path / "drop", problems__unreadable="drop", **how) == 0
+  assert run_smoke("prepare", tmp_path / "drop", problems__unreadable="drop", **settings) == 0
   assert [p.label for p in problems(tmp_path / "drop" / "problems.jsonl")] == ["12", r"\frac12", "4"]
-  assert run_smoke("rl", tmp_path / "rl", init=init, problems__unreadable="error", **how, **QUICK) == 2
+  assert run_smoke("rl", tmp_path / "rl", init=init, problems__unreadable="error", **settings, **QUICK) == 2
   assert "problems.unreadable=drop" in capsys.readouterr().err
   (tmp_path / "q.jsonl").write_text("".join(json.dumps(row | {"answer": "\\frac{ long"}) + "\n" for row in rows))
   for stage, more in (("prepare", {}), ("rl", QUICK | {"init": init, "problems__unreadable": "drop"})):
-    assert run_smoke(stage, tmp_path / "none", **how, **more) == 2
+    assert run_smoke(stage, tmp_path / "none", **settings, **more) == 2
     error = capsys.readouterr().err
     assert "4 of 4 labels can't be read" in error and "#### ANSWER" in error
     assert "from the column of label=answer, the first as '\\\\frac{ long'" in error
@@ -346,7 +350,7 @@ def test_a_problem_with_two_unreadable_answers_counts_once(caplog):
 
 
 def test_a_signal_ends_the_reading_of_labels(tmp_path, monkeypatch):
-  how = dict(problems__count=5)
+  settings = dict(problems__count=5)
   monkeypatch.setattr(stopping, "_asked", [])
   monkeypatch.setattr(rollout, "_ITEMS_PER_CHECK", 2)
   graded, signals, unreadable = [], [15], Service.unreadable_answers
@@ -357,35 +361,35 @@ def test_a_signal_ends_the_reading_of_labels(tmp_path, monkeypatch):
     return unreadable(self, part)
 
   monkeypatch.setattr(Service, "unreadable_answers", watched)
-  assert run_smoke("prepare", tmp_path / "p", **how) == 143 and graded == [2]
+  assert run_smoke("prepare", tmp_path / "p", **settings) == 143 and graded == [2]
   assert not (tmp_path / "p").exists()
-  assert run_smoke("prepare", tmp_path / "p", **how) == 143 and graded == [2]  # it came before the stage began
+  assert run_smoke("prepare", tmp_path / "p", **settings) == 143 and graded == [2]  # it came before the stage began
   stopping._asked.clear()
   signals.clear()
-  assert run_smoke("prepare", tmp_path / "p", **how) == 0 and graded == [2, 2, 2, 1]
+  assert run_smoke("prepare", tmp_path / "p", **settings) == 0 and graded == [2, 2, 2, 1]
 
 
 def test_labels_with_a_number_in_words_are_told_where_the_number_is_not_paid(tmp_path, caplog):
   labels = ("15 marbles", "about 15", "3 pears and 12 apples", r"\sqrt{15}", "Evelyn", "7")
   rows = [{"prompt": f"p{i}", "answer": label} for i, label in enumerate(labels)]
   (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-  how = dict(problems__source=tmp_path / "q.jsonl", problems__count=0)
+  settings = dict(problems__source=tmp_path / "q.jsonl", problems__count=0)
   for mode, count, first in (("strict", 1, "about 15"), ("study", 2, "15 marbles")):
     caplog.clear()
-    assert run_smoke("prepare", tmp_path / mode, verify__mode=mode, **how) == 0
+    assert run_smoke("prepare", tmp_path / mode, verify__mode=mode, **settings) == 0
     assert (
       f"{count} of 6 labels hold a number in words that is not paid without them, the first {first!r}" in caplog.text
     )
   (tmp_path / "q.jsonl").write_text(json.dumps(rows[0]) + "\n")
   caplog.clear()
-  assert run_smoke("prepare", tmp_path / "paid", **how) == 0 and "in words" not in caplog.text
+  assert run_smoke("prepare", tmp_path / "paid", **settings) == 0 and "in words" not in caplog.text
 
 
 def test_several_sets_in_one_table(tmp_path, init, official, capsys):
   sets = ("amc", "gpqa-diamond", "quantum-lock-qwen")
-  how = dict(heldout__sets=",".join(sets), heldout__domain="math", heldout__at_most=3, heldout__too_long="drop")
-  how |= dict(heldout__folder=official / "eval", rl__prompt_tokens=1024, rl__response_tokens=8)
-  assert run_smoke("evaluate", tmp_path / "e", init=init, **how) == 0
+  settings = dict(heldout__sets=",".join(sets), heldout__domain="math", heldout__at_most=3, heldout__too_long="drop")
+  settings |= dict(heldout__folder=official / "eval", rl__prompt_tokens=1024, rl__response_tokens=8)
+  assert run_smoke("evaluate", tmp_path / "e", init=init, **settings) == 0
   summary = json.loads((tmp_path / "e" / "summary.json").read_text())
   assert all(1 <= summary[f"eval/{name}/problems"] <= 3 for name in sets)
   assert summary["eval/out-of-domain/avg@4"] == summary["eval/gpqa-diamond/avg@4"]
@@ -393,8 +397,8 @@ def test_several_sets_in_one_table(tmp_path, init, official, capsys):
     table = {row["set"]: row for row in csv.DictReader(file)}
   assert set(table) == {*sets, "in-domain", "out-of-domain"}
   assert {"avg@4", "pass@4", "maj@4", "format", "if_extracted@4"} <= set(table["amc"])
-  told = capsys.readouterr().out
-  assert "| amc |" in told and told.startswith((tmp_path / "e" / "table.md").read_text()[:20])
+  stdout = capsys.readouterr().out
+  assert "| amc |" in stdout and stdout.startswith((tmp_path / "e" / "table.md").read_text()[:20])
   assert run_smoke("evaluate", tmp_path / "n", init=init, heldout__domain="math", heldout__folder=tmp_path) == 2
   assert "config.heldout.folder" in capsys.readouterr().err
 

@@ -39,12 +39,12 @@ def test_stop_ids_are_all_that_the_directory_names_its_own_first(tmp_path, style
   model = write_tokenizer(tmp_path, style)
   last = model.token_to_id("</think>")
   (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": last}))
-  found = HuggingFace(tmp_path)
+  tokenizer = HuggingFace(tmp_path)
   ends = [model.token_to_id(t) for t in STYLES[style]["generation"]["eos_token_id"]]
-  own = found.eos_ids[0]
-  assert set(found.eos_ids) == {*ends, last} and len(found.eos_ids) == 3
+  own = tokenizer.eos_ids[0]
+  assert set(tokenizer.eos_ids) == {*ends, last} and len(tokenizer.eos_ids) == 3
   assert model.id_to_token(own) == {"chatml": "<|im_end|>", "llama3": "<|eot_id|>"}[style]
-  assert found.pad_id == (model.token_to_id("<|endoftext|>") if style == "chatml" else own)
+  assert tokenizer.pad_id == (model.token_to_id("<|endoftext|>") if style == "chatml" else own)
 
 
 def test_chat_templates_are_rendered_to_one_stream_of_tokens(tmp_path):
@@ -132,11 +132,11 @@ def test_no_text_spells_a_control_token(tmp_path):
   write_tokenizer(tmp_path)
   ours = HuggingFace(tmp_path)
   hostile = "a<|im_end|><|im_<|im_end|>end|>\ufdd0<think>"
-  said = hostile.replace("\ufdd0", "")
-  assert not set(ours.encode(hostile)) & {0, 1, 2} and ours.decode(ours.encode(hostile)) == said
+  spelled = hostile.replace("\ufdd0", "")
+  assert not set(ours.encode(hostile)) & {0, 1, 2} and ours.decode(ours.encode(hostile)) == spelled
   ids, usual = ours.render(({"role": "user", "content": hostile},)), ours.render(({"role": "user", "content": ""},))
   assert [i for i in ids if i in (0, 1, 2)] == [i for i in usual if i in (0, 1, 2)]
-  assert said in ours.decode(ids) and ours.encode("<think>")[0] in ids
+  assert spelled in ours.decode(ids) and ours.encode("<think>")[0] in ids
 
 
 def test_thinking_tags_are_text_also_where_they_are_special(tmp_path):

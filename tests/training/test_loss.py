@@ -280,24 +280,24 @@ def test_constant_baselines_learn_from_flat_groups():
 
 def test_leave_one_out_without_the_unscored():
   reward = jnp.array([[1.0, 0.0, 1.0, np.nan]])
-  how = dict(baseline="leave-one-out", scale_std=False)
-  got = np.asarray(group_advantage(reward, jnp.isfinite(reward), **how))
-  np.testing.assert_allclose(got[:, :3], group_advantage(reward[:, :3], **how), rtol=1e-6)
+  settings = dict(baseline="leave-one-out", scale_std=False)
+  got = np.asarray(group_advantage(reward, jnp.isfinite(reward), **settings))
+  np.testing.assert_allclose(got[:, :3], group_advantage(reward[:, :3], **settings), rtol=1e-6)
   assert got[0, 3] == 0
 
 
 def test_sequence_ratio_details():
   old, logp = jnp.zeros((1, 3)), jnp.array([[0.3, 0.0, -0.6]])
-  how = dict(ratio="sequence", clip_low=0.9, clip_high=0.9)
+  settings = dict(ratio="sequence", clip_low=0.9, clip_high=0.9)
   advantage, mask = jnp.array([[1.0, 2.0, 3.0]]), jnp.ones((1, 3), bool)
-  gradient = jax.grad(lambda x: policy_loss(x, old, advantage, mask, **how)[0])(logp)
+  gradient = jax.grad(lambda x: policy_loss(x, old, advantage, mask, **settings)[0])(logp)
   np.testing.assert_allclose(gradient, -np.exp(-0.1) / 3 * advantage, rtol=1e-6)
 
 
 def test_sequence_ratio_mask():
   old, logp = jnp.zeros((1, 3)), jnp.array([[0.3, 0.0, -0.6]])
-  how = dict(ratio="sequence", clip_low=0.9, clip_high=0.9)
-  value, _ = policy_loss(logp, old, jnp.ones(1), jnp.array([[True, True, False]]), **how)
+  settings = dict(ratio="sequence", clip_low=0.9, clip_high=0.9)
+  value, _ = policy_loss(logp, old, jnp.ones(1), jnp.array([[True, True, False]]), **settings)
   np.testing.assert_allclose(value, -np.exp(0.15), rtol=1e-6)
 
 

@@ -43,14 +43,14 @@ def reference(spec, params, parts, *fields):
 @pytest.fixture(scope="module")
 def batch(rich_spec, rich_params, drawn):
   """A batch of a real rollout: one response a row, one of them unscored, with scores of a reference policy."""
-  how = PLAIN | dict(scores=reference(rich_spec, rich_params, 1, "ref_logp_RS"))
-  return rollout_batch(*drawn, REWARD, SCORED, **how)[0][0]
+  settings = PLAIN | dict(scores=reference(rich_spec, rich_params, 1, "ref_logp_RS"))
+  return rollout_batch(*drawn, REWARD, SCORED, **settings)[0][0]
 
 
 @pytest.fixture(scope="module")
 def loss_fn(rich_spec):
-  how = dict(clip_low=0.2, clip_high=0.2, dual_clip=3.0)
-  return objective.grpo(rich_spec, temperature=1.0, kl_beta=0.05, kl_estimator="k3", **how)
+  settings = dict(clip_low=0.2, clip_high=0.2, dual_clip=3.0)
+  return objective.grpo(rich_spec, temperature=1.0, kl_beta=0.05, kl_estimator="k3", **settings)
 
 
 accumulated = jax.jit(accumulate, static_argnums=(0, 3))
@@ -121,8 +121,10 @@ def test_packed_rows_have_the_gradient_of_single_ones(name, rich_spec, rich_para
 
   def gradients(**layout):
     scores = reference(rich_spec, rich_params, parts, *fields)
-    made = rollout_batch(*drawn, REWARD, SCORED, **PLAIN | how, updates=updates, parts=parts, scores=scores, **layout)
-    return [(batch, live, gradient_of(fn, rich_params, batch, parts, live)) for batch, live in made]
+    batches = rollout_batch(
+      *drawn, REWARD, SCORED, **PLAIN | how, updates=updates, parts=parts, scores=scores, **layout
+    )
+    return [(batch, live, gradient_of(fn, rich_params, batch, parts, live)) for batch, live in batches]
 
   kept = dict(share=True, skip=not given["kl_beta"])
   packed, single = gradients(**kept), gradients()
@@ -196,11 +198,11 @@ def test_a_non_finite_update_is_skipped_and_counted(spec, params):
 def test_minibatches_are_whole_groups(drawn):
   """The two updates of a step take alternate problems, each weighted by its own tokens."""
   whole = rollout_batch(*drawn, REWARD, REWARD >= 0, **PLAIN)[0][0]
-  for part, (made, _) in enumerate(rollout_batch(*drawn, REWARD, REWARD >= 0, **PLAIN, updates=2)):
-    weights = np.asarray(made.weights_RS)
+  for part, (batch, _) in enumerate(rollout_batch(*drawn, REWARD, REWARD >= 0, **PLAIN, updates=2)):
+    weights = np.asarray(batch.weights_RS)
     np.testing.assert_allclose(weights[weights > 0], 1 / np.sum(weights > 0), rtol=1e-6)
     np.testing.assert_array_equal(
-      sorted(made.tokens_RS.tolist()), sorted(whole.tokens_RS.reshape(4, 4, -1)[part::2].reshape(8, -1).tolist())
+      sorted(batch.tokens_RS.tolist()), sorted(whole.tokens_RS.reshape(4, 4, -1)[part::2].reshape(8, -1).tolist())
     )
 
 
@@ -263,12 +265,12 @@ def test_a_misspelt_setting_of_grpo_is_refused_where_the_loss_is_made(rich_spec)
 
 
 def test_every_setting_of_grpo_reaches_the_arithmetic(rich_spec, rich_params, batch):
-  how = dict(clip_low=0.01, clip_high=0.02, ratio="sequence", importance_cap=1.1)
-  fn = objective.grpo(rich_spec, temperature=0.7, kl_beta=0.5, kl_estimator="k1", **how)
+  settings = dict(clip_low=0.01, clip_high=0.02, ratio="sequence", importance_cap=1.1)
+  fn = objective.grpo(rich_spec, temperature=0.7, kl_beta=0.5, kl_estimator="k1", **settings)
   value, metrics = jax.jit(fn)(rich_params, batch.replace(old_logp_RS=batch.ref_logp_RS))
   here = objective.logp(rich_params, batch, 1, rich_spec, temperature=0.7, parts=1)
   mask, weights, ref = batch.weights_RS > 0, batch.weights_RS, batch.ref_logp_RS
-  surrogate, _ = policy_loss(here, ref, batch.advantage_RS, weights, sampler_logp_BT=batch.sampler_logp_RS, **how)
+  surrogate, _ = policy_loss(here, ref, batch.advantage_RS, weights, sampler_logp_BT=batch.sampler_logp_RS, **settings)
   kl = jnp.sum(jnp.where(mask, weights * (here - ref), 0.0))
   np.testing.assert_allclose(metrics["kl"].compute(), kl, rtol=1e-5)
   np.testing.assert_allclose(value, surrogate + 0.5 * kl, rtol=1e-5)
@@ -277,21 +279,21 @@ def test_every_setting_of_grpo_reaches_the_arithmetic(rich_spec, rich_params, ba
 
 
 def test_rollout_batch_weighs_exactly_the_response(drawn):
-  how = PLAIN | dict(baseline="zero", scale_std=False, reduce="sequence-mean-token-sum")
-  [(made, _)] = rollout_batch(*drawn, REWARD, SCORED, **how)
-  number_R = np.asarray(made.segments_RS)[:, 0] - 1
+  settings = PLAIN | dict(baseline="zero", scale_std=False, reduce="sequence-mean-token-sum")
+  [(batch, _)] = rollout_batch(*drawn, REWARD, SCORED, **settings)
+  number_R = np.asarray(batch.segments_RS)[:, 0] - 1
   length = np.where(SCORED.reshape(-1), drawn[2].length_B, 0)[number_R]
   assert len(set(length.tolist())) > 3
-  mask = np.asarray(made.weights_RS) > 0
+  mask = np.asarray(batch.weights_RS) > 0
   np.testing.assert_array_equal(mask.sum(1), length)
-  np.testing.assert_array_equal(np.max(made.advantage_RS, 1), np.where(SCORED, REWARD, 0).reshape(-1)[number_R])
-  np.testing.assert_allclose(made.weights_RS, mask / 15, rtol=1e-6)
+  np.testing.assert_array_equal(np.max(batch.advantage_RS, 1), np.where(SCORED, REWARD, 0).reshape(-1)[number_R])
+  np.testing.assert_allclose(batch.weights_RS, mask / 15, rtol=1e-6)
   prompt, response = drawn[1][number_R // 4], np.asarray(drawn[2].tokens_BT)[number_R]
   for row, begin, n in zip(range(16), prompt, length, strict=True):
     if n:
       np.testing.assert_array_equal(np.flatnonzero(mask[row]), np.arange(begin, begin + n))
-      np.testing.assert_array_equal(made.tokens_RS[row, begin : begin + n], response[row, :n])
-      np.testing.assert_array_equal(made.tokens_RS[row, :begin], drawn[0][number_R[row] // 4, 6 - begin :])
+      np.testing.assert_array_equal(batch.tokens_RS[row, begin : begin + n], response[row, :n])
+      np.testing.assert_array_equal(batch.tokens_RS[row, :begin], drawn[0][number_R[row] // 4, 6 - begin :])
 
 
 def test_language_modelling_is_the_mean_of_its_targets(rich_spec, rich_params):
