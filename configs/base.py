@@ -96,8 +96,9 @@ def problems(source: Key, count: Key, seed: int) -> Group:
     "",
     matching(r"[\w.-]*", "the name of a split, such as train or test, or all"),
     "split that is read of a folder, or a set of the hub, that is divided into splits: by the beginning of its file "
-    "names (train-*, test-*, validation-*), or by folders of such names; all: every file; empty: train for problems, "
-    "and for heldout test, or validation where there is no test",
+    "names (train-*, test-*, validation-*), or by folders of such names; all: every file; empty: the split that the "
+    "source names, as ORG/NAME@train or FOLDER@train, else train for problems, and for heldout test, or validation "
+    "where there is no test",
   )
   p.system = Key("", TEXT, "system message that is put before prompts that have none")
   p.skip_bad = Key(
@@ -358,8 +359,8 @@ c.cpt = language_modelling(Key(800, at_least(1), "updates of CPT"), lr=3e-3)
 c.cpt.source = Key(
   "",
   SOURCE,
-  "text of CPT: a parquet or jsonl file, a folder of such, nemotron-cc-math[:FOLDER], or a task of your own with a "
-  "corpus (docs/extending.md); empty: the built-in text",
+  "text of CPT: a parquet or jsonl file, a folder of such, a set of the hub (ORG/NAME[:CONFIG][@SPLIT]), "
+  "nemotron-cc-math[:FOLDER], or a task of your own with a corpus (docs/extending.md); empty: the built-in text",
 )
 c.cpt.column = Key(
   "", PLACE, "column that holds the text; empty: the data set's text column if it is known, else `text`"

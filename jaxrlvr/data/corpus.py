@@ -37,7 +37,8 @@ class TextRows:
   def __init__(self, source: str, column: str, seed: int, skip_bad: int = 0):
     path, data_set = hub.locate(source)
     self._column, self._seed, self._skip_bad = column or data_set.text_column or "text", seed, skip_bad
-    self._blocks = list(files.blocks(path, (self._column,), data_set.patterns, need=self._column))
+    split = hub.split_to_read(source, data_set, None)
+    self._blocks = list(files.blocks(path, (self._column,), data_set.patterns, need=self._column, split=split))
     self._bad: set[str] = set()  # places of rows without text
     self._rows = functools.lru_cache(_CACHED)(lambda block: list(self._blocks[block].read()))
     self._order = functools.lru_cache(_CACHED)(self._draw_order)
@@ -145,6 +146,7 @@ def sft_problems(
     skip_bad=skip_bad,
     required_targets=("prompt", "solution"),
     patterns=data_set.patterns,
+    split=hub.split_to_read(source, data_set, None),
     columns_key="config.sft.columns",
   )
   closed = [problem for problem in map(_with_separate_trace, loaded) if problem is not None]

@@ -35,6 +35,16 @@ HELD_OUT = ("test", "validation")  # splits to prefer for evaluation
 _TFDS_INFO = "dataset_info.json"  # the file that a tfds folder holds, beside features.json
 
 
+def is_split(word: str) -> bool:
+  """Returns whether a word is a usual name of a split, as train, test, validation, dev or eval, or ALL."""
+  return word.lower() in _SPLITS or word == ALL
+
+
+def is_training(word: str) -> bool:
+  """Returns whether a word is a usual name of the split train."""
+  return _SPLITS.get(word.lower()) == "train"
+
+
 class BadRow(ValueError):
   """Raised, or yielded in the place of a row, for a row that can't be used.
 
@@ -139,6 +149,11 @@ def files(path: str | pathlib.Path, patterns: tuple[str, ...] = (), split: Split
     expected = " or ".join(patterns or (f"*{suffix}" for suffix in SUFFIXES))
     raise InputError(f"{path}: holds no file like {expected}, and is no tfds data set; correct the path")
   return _files_of_split(path, data_files, split)
+
+
+def splits_of(folder: pathlib.Path) -> set[str]:
+  """Returns the splits, of train, test and validation, that names of a folder's data files and folders say."""
+  return {_split_of_file(file, folder) for file in files(folder, split=Split(ALL))} - {""}
 
 
 def _data_files(folder: pathlib.Path, patterns: tuple[str, ...]) -> list[pathlib.Path]:

@@ -130,7 +130,7 @@ def read(
     system,
     skip_bad,
     patterns=data_set.patterns,
-    split=split,
+    split=hub.split_to_read(source, data_set, split),
     copies=copies,
     columns_key=columns_key,
   )

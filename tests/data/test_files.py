@@ -16,7 +16,7 @@ from jaxrlvr.base.errors import InputError
 from jaxrlvr.base.types import Problem
 from jaxrlvr.config import files as configs
 from jaxrlvr.data import columns as layout
-from jaxrlvr.data import corpus, problems
+from jaxrlvr.data import corpus, problems, tfds_catalog
 from jaxrlvr.data import files as rows
 from jaxrlvr.data import hub as raw
 from jaxrlvr.data import prepared as store
@@ -577,7 +577,7 @@ def test_raw_sets_from_the_hub(tmp_path, monkeypatch):
 
 def test_any_set_of_the_hub_by_its_name(tmp_path, monkeypatch):
   """The configs of a data set are its folders; an error about a set that can't be read names the cure."""
-  cure = r"pip install 'jaxrlvr\[hub\]', or name a file or a folder that exists"
+  cure = r"pip install 'jaxrlvr\[hub\]', or name a local copy, as gsm8k, which `hf download openai/gsm8k .*` makes .*"
   monkeypatch.setitem(sys.modules, "huggingface_hub", None)
   with pytest.raises(InputError, match=rf"openai/gsm8k: huggingface_hub is not installed; {cure}$"):
     problems.read("openai/gsm8k")
@@ -594,3 +594,94 @@ def test_any_set_of_the_hub_by_its_name(tmp_path, monkeypatch):
   assert asked(problems.read("openai/gsm8k:main").problems) == [("main train", "2")]
   held_out = problems.read("openai/gsm8k:main", split=rows.Split(prefer=rows.HELD_OUT))
   assert asked(held_out.problems) == [("main test", "2")]
+
+
+@pytest.fixture
+def hub_cache(tmp_path, monkeypatch):
+  """Makes a cache of the hub by hand, with two configs of one set, and returns the folder of their files."""
+  constants = pytest.importorskip("huggingface_hub.constants")
+  monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+  monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+  repository = tmp_path / "hub" / "datasets--openai--gsm8k"
+  for commit, answer in (("a" * 40, "2"), ("b" * 40, "3")):
+    for config in ("main", "socratic"):
+      for split in ("train", "test"):
+        file = repository / "snapshots" / commit / config / f"{split}-00000-of-00001.parquet"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write(file, [{"question": f"{config} {split}", "answer": f"One.\n#### {answer}"}])
+  (repository / "refs").mkdir()
+  (repository / "refs" / "main").write_text("a" * 40)
+  (repository / "refs" / "v1").write_text("b" * 40)
+  return repository / "snapshots" / ("a" * 40)
+
+
+def test_a_set_in_the_cache_of_the_hub_by_config_revision_and_split(hub_cache, tmp_path, monkeypatch):
+  def read(source, split=None):
+    return asked(problems.read(source, split=split).problems)
+
+  assert read("openai/gsm8k:main@train") == [("main train", "2")]
+  assert read("openai/gsm8k:socratic@test", rows.Split(prefer=rows.TRAINING)) == [("socratic test", "2")]
+  assert read("openai/gsm8k@v1:main@test") == read("openai/gsm8k@v1:main", rows.Split("test")) == [("main test", "3")]
+  split = rows.Split("test", key="config.problems.split")
+  with pytest.raises(InputError, match=r"config\.problems\.split = 'test': the source openai/gsm8k:main@train names"):
+    read("openai/gsm8k:main@train", split)
+  with pytest.raises(InputError, match="the split of openai/gsm8k = 'dev': .*but test, train"):
+    read("openai/gsm8k:main@dev")
+  with pytest.raises(
+    InputError, match=r"@v2:main.*as gsm8k/main@test, .*gsm8k --repo-type dataset --revision v2 --local"
+  ):
+    read("openai/gsm8k@v2:main@test")
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "gsm8k").symlink_to(hub_cache)
+  assert read("gsm8k/main@test") == [("main test", "2")], "a local copy, as the message says"
+  with pytest.raises(
+    InputError, match=r"config\.problems\.split = 'test': the source gsm8k/main@train names the split"
+  ):
+    read("gsm8k/main@train", split)
+
+
+def test_a_word_behind_the_name_of_a_set_is_a_split_if_it_is_a_usual_one(hub_cache):
+  for config in ("socratic", "main"):
+    for file in (hub_cache / config).iterdir():
+      file.rename(hub_cache / f"{config}-{file.name}") if config == "main" else file.unlink()
+  train = asked(problems.read("openai/gsm8k@train").problems)
+  assert train == asked(problems.read("openai/gsm8k:default@train").problems) == [("main train", "2")]
+  assert asked(problems.read("openai/gsm8k@main@test").problems) == [("main test", "2")]
+  with pytest.raises(InputError, match="openai/gsm8k: has the configs main, socratic"):
+    problems.read("openai/gsm8k@v1")
+  for file in hub_cache.glob("*.parquet"):
+    file.rename(file.with_name(file.name.replace("train", "a").replace("test", "b")))
+  assert len(problems.read("openai/gsm8k@train").problems) == 2, "a set whose files name no split is all train"
+
+
+def test_a_set_of_tfds_by_its_name(tmp_path, monkeypatch):
+  package = pytest.importorskip("tensorflow_datasets")
+  pytest.importorskip("array_record")
+  from tensorflow_datasets.core import constants
+  from tensorflow_datasets.text.gsm8k.gsm8k import Gsm8k
+
+  for split in ("train", "test"):
+    write_lines(tmp_path / split, [{"question": split, "answer": "One and one.\n#### 2"}])
+  monkeypatch.setattr(constants, "DATA_DIR", str(tmp_path / "sets"))
+  monkeypatch.setattr(
+    Gsm8k,
+    "_split_generators",
+    lambda self, _: {name: self._generate_examples(tmp_path / name) for name in ("train", "test")},
+  )
+  monkeypatch.setattr(tfds_catalog, "_is_online", lambda: False)
+  with pytest.raises(InputError, match=r"tfds:gsm8k: is not prepared in .*no network; .*source=tfds:gsm8k@test .*copy"):
+    problems.read("tfds:gsm8k@test")
+  monkeypatch.setattr(tfds_catalog, "_is_online", lambda: True)
+  assert asked(problems.read("tfds:gsm8k@test").problems) == [("test", "2")]
+  monkeypatch.setattr(Gsm8k, "_split_generators", None)  # what is prepared is not prepared again
+  assert asked(problems.read("tfds:gsm8k").problems) == [("train", "2")]
+  assert asked(problems.read("tfds:gsm8k:1.0.0", split=rows.Split("test")).problems) == [("test", "2")]
+  with pytest.raises(InputError, match="the split of tfds:gsm8k@dev = 'dev': .* holds the splits train, test"):
+    problems.read("tfds:gsm8k@dev")
+  with pytest.raises(InputError, match=r"tfds:no_such_set: .*not found; tfds\.list_builders\(\) lists the names"):
+    problems.read("tfds:no_such_set")
+  info = next(tmp_path.rglob("dataset_info.json"))
+  info.write_text(info.read_text().replace('"array_record"', '"tfrecord"'))
+  with pytest.raises(InputError, match="can be read only with TensorFlow; set the environment variable TFDS_DATA_DIR"):
+    problems.read("tfds:gsm8k")
+  assert "tensorflow" not in sys.modules and package
