@@ -244,7 +244,7 @@ def _command(words: Sequence[str]) -> int:
   """Sets up logging, runs a command line, and returns its exit code."""
   flags, overrides = parse_arguments(words)
   logging.basicConfig(level=logging.DEBUG if flags.debug else logging.WARNING, format="%(levelname)s %(message)s")
-  for noisy in ("absl", "orbax", "asyncio"):  # our own error says in one line what went wrong
+  for noisy in escape.NOISY:
     logging.getLogger(noisy).setLevel(logging.DEBUG if flags.debug else logging.CRITICAL)
   escape.let_libraries_write(flags.debug)
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # What a box says below the name of its room.
 CAPTIONS = {
   "cli": "the command line",
+  "door": "import jaxrlvr as jr",
   "stages": "one file a command: rl, evaluate, diagnose, ...",
   "config": "keys, files, checks",
   "reporting": "page, charts, conclusions",

@@ -18,6 +18,8 @@ def visible(text: str, kept: str = "\n\t") -> str:
   return "".join(c if c.isprintable() or c in kept else f"⟨U+{ord(c):04X}⟩" for c in text)
 
 
+# Libraries that log what the errors of this one say in a line: the command line and the Python door silence them.
+NOISY = ("absl", "orbax", "asyncio")
 _libraries_write = [True]  # one entry: whether `VisibleStream` prints writes of threads that Python did not start
 
 

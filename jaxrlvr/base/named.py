@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import difflib
+import functools
 import hashlib
 import importlib
 import importlib.util
@@ -20,7 +21,7 @@ import sys
 import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any, NamedTuple
 
 import cloudpickle
@@ -29,6 +30,7 @@ from jaxrlvr.base.errors import InputError
 
 GIVEN = "given"  # as the module of a name: the object was passed from Python
 _NAME = re.compile(r"(?P<module>[^:]+):(?P<name>[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)")
+_FILE_MODULE = "jaxrlvr_named_"  # begins the name of the module of a file that is named by its path
 _folders: list[Path] = []  # where files are looked for behind the working directory
 _given: dict[str, Any] = {}  # objects that were passed from Python, by name
 _loaded: dict[Path, tuple[tuple[int, int], ModuleType]] = {}  # by file: its time and size, and its module
@@ -110,7 +112,7 @@ def load_file(path: str) -> ModuleType:
   if file in _loaded and _loaded[file][0] == state:
     return _loaded[file][1]
   digest = hashlib.blake2b(bytes(file), digest_size=4).hexdigest()  # of the path: two files may have one name
-  name = f"jaxrlvr_named_{file.stem}_{digest}"
+  name = f"{_FILE_MODULE}{file.stem}_{digest}"
   spec = importlib.util.spec_from_file_location(name, file)
   module = importlib.util.module_from_spec(spec)
   if str(file.parent) not in sys.path:
@@ -168,6 +170,24 @@ def given(objects: Mapping[str, Any]) -> Iterator[None]:
     _given.update(before)
 
 
+def name_of(value: Any, name: str) -> str:
+  """Returns the name by which other processes find an object: package.module:NAME if it can be imported, else
+  given:NAME.
+
+  It can be imported if its module was loaded from a file, is not the script or notebook that runs, and holds it under
+  `name`, an identifier.
+  """
+  module = sys.modules.get(getattr(value, "__module__", None) or "")
+  is_importable = (
+    module is not None
+    and module.__name__ != "__main__"
+    and not module.__name__.startswith(_FILE_MODULE)
+    and bool(getattr(module, "__file__", None))
+    and getattr(module, name, None) is value
+  )
+  return f"{module.__name__}:{name}" if is_importable else f"{GIVEN}:{name}"
+
+
 SEARCH_VARIABLE = "JAXRLVR_SEARCH"  # environment of worker processes: folders of modules, as in PYTHONPATH
 GIVEN_VARIABLE = "JAXRLVR_GIVEN"  # environment of worker processes: a file that `dump_given` wrote
 
@@ -208,11 +228,11 @@ def sources(text: str) -> list[str]:
   """Returns texts that stand for the code behind a name, so that a change of the code changes them.
 
   They are the source of its file and of each module beside it (for a module: in its package) that it imports, directly
-  or not, each once. Of a given object it is its own source, or its byte code where it has none.
+  or not, each once. Of a given object they are those of `_texts_of_given`.
   """
   place = place_of(text)
   if place.module == GIVEN:
-    return source_of(load(text))
+    return _texts_of_given(load(text), set())
   if place.is_file:
     file = file_of(place.module)
     return _texts(file, file.parent)
@@ -232,7 +252,55 @@ def source_of(function: Any) -> list[str]:
     return [inspect.getsource(function)]
   except (OSError, TypeError):  # it was typed in, or is compiled
     code = getattr(function, "__code__", None)
-    return [code.co_code.hex(), repr(code.co_consts)] if code else [type(function).__qualname__]
+    return _texts_of_code(code) if code else [type(function).__qualname__]
+
+
+def _texts_of_code(code: CodeType) -> list[str]:
+  """Returns the byte code and the constants of a function, and of those in it."""
+  inner = [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+  texts = [code.co_code.hex(), repr(code.co_names)]
+  texts.append(repr([constant for constant in code.co_consts if constant not in inner]))
+  for one in inner:
+    texts += _texts_of_code(one)
+  return texts
+
+
+def _names_in(code: CodeType) -> list[str]:
+  """Returns the names of globals and attributes in the code of a function, and of those in it."""
+  names = list(code.co_names)
+  for constant in code.co_consts:
+    if isinstance(constant, CodeType):
+      names += _names_in(constant)
+  return names
+
+
+_PLAIN = (bool, int, float, str, bytes, type(None))  # types of values that a text says all about
+
+
+def _texts_of_given(value: Any, known: set[int]) -> list[str]:
+  """Returns texts that stand for a given object, so that a change of what it does changes them.
+
+  Of a function they are its source, its defaults, the plain values that it has kept from around it, and the texts of
+  the functions that it calls and that can't be imported; of another object the source of its class. known: ids of
+  objects whose texts are there already; it gets those that follow.
+  """
+  if id(value) in known:
+    return []
+  known.add(id(value))
+  if isinstance(value, functools.partial):
+    arguments = [*value.args, *value.keywords.items()]
+    return [*_texts_of_given(value.func, known), *(repr(one) for one in arguments if not callable(one))]
+  value = getattr(value, "__func__", value)  # of a method
+  code = getattr(value, "__code__", None)
+  if code is None:
+    return source_of(value if isinstance(value, type) else type(value))
+  texts = source_of(value)
+  kept = list(inspect.getclosurevars(value).nonlocals.values())
+  texts += [repr(one) for one in [*kept, *(value.__defaults__ or ())] if isinstance(one, _PLAIN)]
+  for one in [*kept, *(value.__globals__.get(name) for name in _names_in(code))]:
+    if inspect.isfunction(one) and name_of(one, one.__name__).startswith(f"{GIVEN}:"):
+      texts += _texts_of_given(one, known)
+  return texts
 
 
 def _texts(file: Path, root: Path, package: str = "") -> list[str]:

@@ -62,14 +62,35 @@ def load(name: str, overrides: Mapping[str, str] | None = None, stage: str | Non
   stage: the stage that the config is for; `checks.check` says what it decides (None: all keys are checked).
   Raises InputError for a file that is missing or fails, for an unknown key and for a wrong value.
   """
+  config = read(name)
+  for key, text in (overrides or {}).items():
+    values.set_text(config, key, text)
+  checks.check(config, stage, overrides or ())
+  return config
+
+
+def read(name: str) -> ConfigDict:
+  """Returns the config that `load` loads, locked, as its file makes it: without overrides, and unchecked.
+
+  Raises InputError for a file that is missing or fails.
+  """
   file, arg = _split(os.path.expanduser(name))
   path = Path(file)
   if not path.is_file() and path.parent == Path() and (FOLDER / f"{path.stem}.py").is_file():
     path = FOLDER / f"{path.stem}.py"
-  config = _build(path.resolve(), arg)
-  for key, text in (overrides or {}).items():
-    values.set_text(config, key, text)
-  checks.check(config, stage, overrides or ())
+  return _build(path.resolve(), arg)
+
+
+def from_python(name: str = "base", changes: Mapping[str, object] | None = None, /, **others: object) -> ConfigDict:
+  """Makes a config: jr.config("demo", {"rl.steps": 20}, seed=1). Returns it, locked: values may be changed.
+
+  name: as `load` takes it: a name in configs/, the path of a config file, or of a run's config.json. changes, others:
+  {dotted key: value}; values have the types of the defaults. The rules of keys are checked by what takes the config,
+  when it knows the stage. Raises InputError for a file that fails, an unknown key and a value of another type.
+  """
+  config = read(name)
+  for key, value in {**(changes or {}), **others}.items():
+    values.set_value(config, key, value)
   return config
 
 

@@ -23,6 +23,7 @@ _NAME = re.compile(
   r"""(?P<quote>["'])(?P<quoted>[^"']+:[A-Za-z_]\w*)(?P=quote)|(?P<plain>[\w.~/](?:[\w.~/-]*[\w~/])?:[A-Za-z_]\w*)"""
 )
 _PLACEHOLDER = "named_{}_"
+_WORD = re.compile(rf"{_NAME.pattern}|(?<![\w.])(?P<word>[A-Za-z_]\w*)(?!\s*=)", re.X)
 
 
 class Factor(NamedTuple):
@@ -166,6 +167,25 @@ def _needs_votes(factor: Factor) -> bool:
 def own_names(text: str) -> list[str]:
   """Returns the names of the user's functions in an expression, each once, in order. Raises InputError as `parse`."""
   return list(dict.fromkeys(factor.name for factor in _different_factors(parse(text)) if named.is_name(factor.name)))
+
+
+def with_own_names(text: str, names: Mapping[str, str]) -> tuple[str, set[str]]:
+  """Returns an expression with the names of functions in the place of words, and the words that it has.
+
+  names: by word, as {"brief": "given:brief"}. A word counts as one that the expression has also where its name stands
+  there already. The expression is not checked.
+  """
+  word_of = {name: word for word, name in names.items()}
+  used: set[str] = set()
+
+  def replaced(match: re.Match) -> str:
+    word = match["word"] or word_of.get(match["quoted"] or match["plain"], "")
+    if word not in names:
+      return match[0]
+    used.add(word)
+    return names[word]
+
+  return _WORD.sub(replaced, text), used
 
 
 def own_shapes(terms: Terms) -> dict[str, own.Shape]:

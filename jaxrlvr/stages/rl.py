@@ -80,6 +80,16 @@ class Trainer:
       functions.check_columns(name, shape, problems)
 
   @property
+  def config(self) -> ConfigDict:
+    """Property: the config of the run."""
+    return self._config
+
+  @property
+  def policy(self) -> build_policy.Policy:
+    """Property: the policy with its present weights, which the next update takes."""
+    return self._policy if self.finished else self._policy._replace(params=self._state.params)
+
+  @property
   def finished(self) -> bool:
     """Property: whether the run is finished, so that nothing is left to do."""
     return self._run.finished
@@ -134,7 +144,7 @@ class Trainer:
     """
     fresh_state = build_policy.fresh_state(self._policy, self._learner.optimizer)
     self._state, meta = self._run.restore(fresh_state)
-    self._start = meta["step"] if meta else 0
+    self._start = self._done = self._saved = meta["step"] if meta else 0
     return meta
 
   def _follow_metrics(self, before: Mapping[str, float]) -> int:
@@ -156,14 +166,12 @@ class Trainer:
     self._log(step, metrics, self._evaluator.means, begun)
 
   def steps(self) -> Iterator[int]:
-    """Yields the numbers of the steps that are left to do, up to rl.steps, counted from 1.
+    """Yields the numbers of the steps that are left to do, up to rl.steps, counted from 1, each once it is its turn.
 
     Ends early where rl.stop_when_memorising is set and the last evaluation shows that the policy memorises.
     """
-    for step in range(self._start + 1, self._settings.steps + 1):
-      if self._watch.stops:
-        return
-      yield step
+    while self._done < self._settings.steps and not self._watch.stops:
+      yield self._done + 1
 
   def sample(self, step: int) -> Sampled:
     """Samples the step's problems and returns the responses; the device may still score them by the reference model."""
@@ -192,6 +200,7 @@ class Trainer:
     if evaluates:
       metrics = self._save_and_evaluate(step, metrics)
       means = self._evaluator.means
+    self._done = step
     self._log(step, metrics, means, sampled.begun)
     self._progress(step, {"reward": metrics["reward"], "true": metrics["true_reward"], "phase": self._watch.in_words})
     if evaluates:
@@ -246,6 +255,7 @@ class Trainer:
     """Saves a checkpoint of the step. unevaluated: the metrics of a step that is evaluated after this save, else
     None."""
     self._run.save(step, self._state, origin=self._policy.origin, before=self._watch.before, unevaluated=unevaluated)
+    self._saved = step
 
   def _save_and_evaluate(self, step: int, metrics: Mapping) -> dict[str, float]:
     """Saves the step, evaluates it, and returns its metrics on the host with those of the evaluation.
@@ -267,10 +277,11 @@ class Trainer:
     self._unpaid.observe(step, metrics)
     self._run.log(step, metrics | {"step_time": time.monotonic() - begun})
 
-  def save(self, step: int) -> None:
-    """Saves a checkpoint of a step that is done and was not due for one, and waits until it is on disk."""
-    self._save(step, unevaluated=None)
-    self._run.wait()
+  def save_last_step(self) -> None:
+    """Saves a checkpoint of the last step that is done, unless there is one, and waits until it is on disk."""
+    if self._saved != self._done:
+      self._save(self._done, unevaluated=None)
+      self._run.wait()
 
   def finish(self) -> dict:
     """Finishes the run, prints what it has gained, and returns its summary, whose keys `rl` names."""

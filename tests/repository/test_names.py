@@ -5,6 +5,8 @@ import collections
 import re
 from pathlib import Path
 
+import jaxrlvr
+
 ROOT = Path(__file__).parents[2] / "jaxrlvr"
 
 # Functions of several modules that do the same kind of thing, each to what its module is about. They are called with
@@ -41,13 +43,14 @@ def assigned(node):
 def homes(name_of):
   """Returns {public name: modules} of the names that stand at the top of more than one module.
 
-  name_of: returns the names that a statement defines.
+  name_of: returns the names that a statement defines. What the Python door offers is called as what it opens.
   """
   found = collections.defaultdict(set)
   for module, tree in modules().items():
+    offered = jaxrlvr.__all__ if module.startswith("door/") else ()
     for node in tree.body:
       for name in name_of(node):
-        if not name.startswith("_"):
+        if not name.startswith("_") and name not in offered:
           found[name].add(module)
   return {name: sorted(places) for name, places in found.items() if len(places) > 1}
 
