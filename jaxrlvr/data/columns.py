@@ -31,7 +31,9 @@ STUDY_COLUMNS = (
 _TARGETS = ("prompt", "label", "boxed", "truth", "id", "extra", "trace", "solution")
 # Names of columns, in any case, that `_recognised` takes for prompt and label where `columns` is empty.
 _PROMPT_COLUMNS = ("prompt", "question", "problem", "query")
+_MESSAGES_COLUMN = "messages"  # column that holds the prompt where none of these does, and perhaps the answer
 _LABEL_COLUMNS = ("answer", "label", "ground_truth", "final_answer", "expected_answer")
+_SHORT_ANSWER_COLUMN = "short_answer"  # column that is the label where a set of tfds has it beside a whole `answer`
 _SOLUTION_COLUMN = "solution"  # column that gives the label where none is there: its last box, or the text behind ####
 _ENTRY = re.compile(r"\s*([^=]+?)\s*(==?)\s*([^=\s].*?)\s*", re.DOTALL)  # TARGET=COLUMN or COLUMN==VALUE
 _PART = re.compile(r"(.+)\[(:-1|-1)\]")  # COLUMN[:-1], all messages but the last; COLUMN[-1], the text of the last one
@@ -97,7 +99,9 @@ def load(
 
   columns: entries that say where the fields of a problem are, see below. (): for files like the study's, STUDY_COLUMNS;
     for others the only column named prompt, question, problem or query, and the only one named answer, label,
-    ground_truth, final_answer or expected_answer; if there is none of these, the box in a column named solution.
+    ground_truth, final_answer or expected_answer (short_answer, where it stands beside answer); if there is none of
+    these, the box in a column named solution. Without a prompt it is the column messages. If it ends in an assistant
+    turn, that is cut off, and is the solution if there is no other. The log says what was taken.
   verifier: "math", "choice", "graph" (the verifier that extra["source_dataset"] names) or "auto" (the same, but math
     where it names none).
   system: a system message for prompts that have none; "": none. skip_bad: how many rows may be bad and are left out.
@@ -146,6 +150,7 @@ def load(
   if not collected.problems:
     raise InputError(f"{path}: no row gives a problem ({counts_in_words(counts)}); correct the file or the columns")
   _log_counts(path, counts, collected.repeats, columns_key)
+  _log_earlier_turns(path, collected.problems)
   return ProblemsAndCounts(collected.problems, counts)
 
 
@@ -279,6 +284,19 @@ def _log_counts(
   _LOG.log(level, "%s: %s%s", path, counts_in_words(counts), left_out)
 
 
+def _log_earlier_turns(path: str | pathlib.Path, problems: Sequence[Problem]) -> None:
+  """Logs how many prompts have turns of the assistant, which are few-shot examples or an earlier conversation."""
+  turns = [sum(turn["role"] == "assistant" for turn in problem.messages) for problem in problems]
+  if any(turns):
+    _LOG.warning(
+      "%s: %d of %d prompts hold earlier turns of user and assistant (up to %d answers); they stay in the prompt",
+      path,
+      sum(count > 0 for count in turns),
+      len(turns),
+      max(turns),
+    )
+
+
 def _columns_of_row(place: str, row: Mapping, columns_key: str, path: str) -> Sequence[str]:
   """Returns STUDY_COLUMNS if the row has them, else the entries that `_recognised` returns, which are logged.
 
@@ -288,13 +306,14 @@ def _columns_of_row(place: str, row: Mapping, columns_key: str, path: str) -> Se
     return STUDY_COLUMNS
   columns = _recognised(row)
   if columns is None:
-    missing = "prompt" if "reward_model" in row or "prompt" not in row else "reward_model.ground_truth"
     names = ", ".join(map(str, row))[:200]
     raise InputError(
-      f"{place}, column {missing} is missing, found {names}; say which columns hold prompt and label, such as "
-      f'--{columns_key}="{",".join(_suggested_columns(row))}"'
+      f"{place}: the names of the columns ({names}) don't say which one holds the prompt and which one the label; name "
+      f'them, such as --{columns_key}="{",".join(_suggested_columns(row))}"'
     )
-  _LOG.warning('%s: read as %s="%s"', path, columns_key, ",".join(columns))
+  _LOG.warning(
+    '%s: columns are taken by their names; this line sets them: --%s="%s"', path, columns_key, ",".join(columns)
+  )
   return columns
 
 
@@ -314,17 +333,40 @@ def default_columns(path: str | pathlib.Path, patterns: tuple[str, ...] = ()) ->
 
 
 def _recognised(row: Mapping) -> tuple[str, ...] | None:
-  """Returns entries of `columns` for a row with exactly one known prompt and one known label or solution, else None."""
-  names = {str(name).strip().lower(): str(name) for name in row}
-  prompts = [names[known] for known in _PROMPT_COLUMNS if known in names]
-  labels = [names[known] for known in _LABEL_COLUMNS if known in names]
-  if len(prompts) != 1 or len(labels) > 1:
+  """Returns entries of `columns` for a row whose columns have known names, None where they don't say one prompt.
+
+  The prompt is the only column of _PROMPT_COLUMNS, else `messages`. The label is that of `_recognised_label`, else the
+  last turn of messages that end in one of the assistant.
+  """
+  name_of = {str(name).strip().lower(): str(name) for name in row}
+  prompts = [name_of[known] for known in _PROMPT_COLUMNS if known in name_of]
+  label = _recognised_label(name_of)
+  messages = name_of.get(_MESSAGES_COLUMN)
+  if label is None or len(prompts) > 1:
+    return None
+  if messages and (not prompts or (not label and _ends_in_assistant_turn(row[messages]))):
+    prompts = [messages]
+  if not prompts:
+    return None
+  prompt = prompts[0]
+  if _ends_in_assistant_turn(row[prompt]):
+    return f"prompt={prompt}[:-1]", label or f"boxed={prompt}[-1]"
+  return (f"prompt={prompt}", label) if label else None
+
+
+def _recognised_label(name_of: Mapping[str, str]) -> str | None:
+  """Returns the entry of `columns` for the only known label, else for a solution; "" without one, None for several.
+
+  name_of: the columns of a row by their names in lower case.
+  """
+  labels = [known for known in _LABEL_COLUMNS if known in name_of]
+  if _SHORT_ANSWER_COLUMN in name_of and labels in ([], ["answer"]):
+    labels = [_SHORT_ANSWER_COLUMN]
+  if len(labels) > 1:
     return None
   if labels:
-    return f"prompt={prompts[0]}", f"label={labels[0]}"
-  if _SOLUTION_COLUMN in names:
-    return f"prompt={prompts[0]}", f"boxed={names[_SOLUTION_COLUMN]}"
-  return None
+    return f"label={name_of[labels[0]]}"
+  return f"boxed={name_of[_SOLUTION_COLUMN]}" if _SOLUTION_COLUMN in name_of else ""
 
 
 def _suggested_columns(row: Mapping) -> tuple[str, str]:

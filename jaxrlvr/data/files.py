@@ -411,6 +411,8 @@ def _csv_block(path: pathlib.Path, columns: tuple[str, ...], need: str) -> Itera
       names = reader.fieldnames or []
       if len(set(names)) < len(names):
         raise InputError(f"{path}: two columns have one name ({', '.join(names)[:200]}); rename one")
+      if len(names) == 1 and re.search("[;\t]", names[0]):
+        raise InputError(f"{path}: its first line names one column, {names[0][:200]!r}; separate the cells by commas")
       for cells in reader:
         line = reader.line_num
         rows.append((f"{path}:{line}", _csv_row(cells, len(names))))

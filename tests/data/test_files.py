@@ -168,7 +168,7 @@ def test_a_broken_file_is_named(tmp_path):
     load(tmp_path / "gone.parquet")
   for column in ("prompt", "reward_model"):
     path = write(tmp_path / "less.parquet", [{key: value for key, value in row().items() if key != column}])
-    with pytest.raises(ValueError, match=rf"less\.parquet: row 0, column {column}\S* is missing"):
+    with pytest.raises(ValueError, match=r"less\.parquet: row 0: the names of the columns \(.*\) don't say which one"):
       load(path)
   none = pyarrow.Table.from_pylist([row()]).slice(0, 0)
   pyarrow.parquet.write_table(none, tmp_path / "none.parquet")
@@ -319,10 +319,11 @@ def test_files_of_questions_and_answers_need_no_columns(tmp_path, caplog):
     table = csv.DictWriter(file, ["question", "answer"])
     table.writeheader()
     table.writerows(OWN)
+  line = '--config.problems.columns="prompt=question,label=answer"'
   for name in ("a.jsonl", "a.parquet", "list.json", "key.json", "lines.json", "a.csv"):
     caplog.clear()
     assert asked(load(tmp_path / name, columns_key="config.problems.columns")) == AS_READ, name
-    assert f'{name}: read as config.problems.columns="prompt=question,label=answer"' in caplog.text
+    assert f"{name}: columns are taken by their names; this line sets them: {line}" in caplog.text
   for names in (("prompt", "answer"), ("Problem", "Solution"), ("query", "final_answer")):
     renamed = [dict(zip(names, one.values(), strict=True)) for one in OWN]
     assert asked(load(write_lines(tmp_path / "b.jsonl", renamed))) == AS_READ
@@ -335,15 +336,48 @@ def test_files_of_questions_and_answers_need_no_columns(tmp_path, caplog):
     ({"prompt": "a", "question": "a", "answer": "1"}, "prompt=prompt,label=answer"),
     ({"problem": "a", "answer": "1", "label": "2"}, "prompt=problem,label=answer"),
     (
-      {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "1"}]},
-      r"prompt=messages\[:-1\],boxed=messages\[-1\]",
+      {"turns": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "1"}]},
+      r"prompt=turns\[:-1\],boxed=turns\[-1\]",
     ),
   ],
 )
 def test_columns_that_can_not_be_told_are_asked_for(tmp_path, columns, guess):
   path = write_lines(tmp_path / "a.jsonl", [columns])
-  with pytest.raises(InputError, match=rf'a\.jsonl:1, column .* is missing, .*--config.problems.columns="{guess}"'):
+  with pytest.raises(InputError, match=rf'a\.jsonl:1: the names of .* don.t say .*--config.problems.columns="{guess}"'):
     load(path, columns_key="config.problems.columns")
+
+
+ASKED, SAID = {"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "So \\boxed{2}"}
+
+
+@pytest.mark.parametrize(
+  ("cells", "columns"),
+  [
+    ({"messages": [ASKED, SAID]}, "prompt=messages[:-1],boxed=messages[-1]"),
+    ({"messages": [ASKED], "answer": 2}, "prompt=messages,label=answer"),
+    ({"messages": [ASKED, SAID], "solution": "2"}, "prompt=messages[:-1],boxed=solution"),
+    ({"prompt": [ASKED, SAID]}, "prompt=prompt[:-1],boxed=prompt[-1]"),
+    ({"prompt": [ASKED, SAID], "label": "2"}, "prompt=prompt[:-1],label=label"),
+    ({"prompt": "1+1?", "messages": [ASKED, SAID]}, "prompt=messages[:-1],boxed=messages[-1]"),
+    ({"problem": "1+1?", "solution": "2", "messages": [ASKED, SAID]}, "prompt=problem,boxed=solution"),
+    ({"question": "1+1?", "answer": "Two.", "short_answer": "2"}, "prompt=question,label=short_answer"),
+  ],
+)
+def test_chat_messages_and_short_answers_need_no_columns(tmp_path, caplog, cells, columns):
+  path = write_lines(tmp_path / "a.jsonl", [cells])
+  assert asked(load(path)) == [("1+1?", "2")] and f'--columns="{columns}"' in caplog.text
+  assert ",".join(layout.default_columns(path)) == columns
+
+
+def test_examples_in_front_of_the_question_stay_in_the_prompt_and_are_told(tmp_path, caplog):
+  turns = [{"role": "user", "content": "0+1?"}, {"role": "assistant", "content": "1"}]
+  rows_of_file = [{"prompt": turns * 2 + [ASKED], "answer": "2"}, {"prompt": "6*7?", "answer": "42"}]
+  few_shot, plain = load(write_lines(tmp_path / "a.jsonl", rows_of_file))
+  assert few_shot.messages == (*turns, *turns, ASKED) and (few_shot.label, len(plain.messages)) == ("2", 1)
+  assert "a.jsonl: 1 of 2 prompts hold earlier turns of user and assistant (up to 2 answers); they stay" in caplog.text
+  caplog.clear()
+  load(write_lines(tmp_path / "a.jsonl", rows_of_file[1:]))
+  assert "earlier turns" not in caplog.text
 
 
 def test_names_with_dots_and_spaces_between_entries(tmp_path):
@@ -401,6 +435,7 @@ def test_only_regular_files_with_lines_of_some_length_are_read(tmp_path, monkeyp
     ("a.csv", "answer,answer\n1,2\n", r"two columns have one name \(answer, answer\); rename one"),
     ("a.csv", 'question,answer\n"a,1\n', r"not a readable csv file in UTF-8"),
     ("a.csv", "question,answer\n", "found 0 rows"),
+    ("a.csv", "question;answer\n1;2\n", "first line names one column, 'question;answer'; separate the cells by commas"),
     ("gsm8k", None, "a data set of the Hugging Face hub is named ORG/NAME"),
   ],
 )
