@@ -156,12 +156,14 @@ class Trainer:
     rows = multihost.first(lambda: logbook.read_jsonl(self._run.workdir / "metrics.jsonl"))
     self._watch = Watch(rows, before, s.worthwhile_gain, s.stop_when_memorising)
     self._unpaid = Unpaid(rows, self._config)
+    self._num_tokens = max((row.get("num_tokens", 0) for row in rows), default=0)
     return max((row["step"] for row in rows), default=-1)
 
   def _evaluate_saved_step(self, unevaluated: Mapping[str, float | None]) -> None:
     """Evaluates and logs the restored step. unevaluated: its metrics without those of the evaluation, null for nan."""
     step, begun = self._start, time.monotonic()
     metrics = {name: math.nan if value is None else value for name, value in unevaluated.items()}
+    self._num_tokens = metrics["num_tokens"]
     metrics |= self._evaluator(self._state.params, self._run, step, saved=True)
     self._log(step, metrics, self._evaluator.means, begun)
 
@@ -227,6 +229,8 @@ class Trainer:
     rows = write_rollouts(self._run.workdir, step, drawn, grades)
     stop_if_unscored(step, paid, s.max_unscored)
     metrics |= host_metrics(grades, drawn, rows, s.group_size)
+    self._num_tokens += drawn.length_PG.sum() + prompts.length_P.sum() * drawn.length_PG.shape[1]
+    metrics["num_tokens"] = self._num_tokens
     return metrics | {"empty_updates": learner.count_empty_updates(weights), "idle": self._busy.idle()}
 
   def _draw(self, step: int) -> tuple[rollout.Prompts, rollout.Drawn]:

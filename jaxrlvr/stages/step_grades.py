@@ -104,7 +104,8 @@ def host_metrics(grades: StepGrades, drawn: rollout.Drawn, rows: Sequence[Mappin
   a mean of nothing is nan.
 
   Keys, of rewards:
-    reward, reward_std           mean over responses, and mean over problems of the standard deviation in the group
+    reward, reward_std           mean and standard deviation (n - 1) over responses, as TRL's
+    reward_std_in_group          mean over problems of the standard deviation (n - 1) of their scored responses
     frac_reward_zero_std         share of the problems with a scored response that pay all of these alike
     unscored, unscored/CAUSE     share of responses that could not be graded, in all and by cause
     rewards/NAME/mean, /std      of each factor of the reward
@@ -117,7 +118,9 @@ def host_metrics(grades: StepGrades, drawn: rollout.Drawn, rows: Sequence[Mappin
     unparseable, timeout         shares of responses
     answers/KIND                 share of responses of each of `unpaid.ANSWER_KINDS`
   of responses:
-    completions/mean_length      tokens; completions/clipped_ratio: share that was cut off
+    completions/mean_length, /min_length, /max_length         tokens of a response, its end token included
+    completions/mean_terminated_length, and with min, max     the same of responses that were not cut off; 0: all were
+    completions/clipped_ratio    share that was cut off
     entropy, self_certainty      nats, means over tokens
     faithful, step_true          only if a response has a label of faithfulness: share of these with label 1, and mean
                                  share of right steps
@@ -125,17 +128,14 @@ def host_metrics(grades: StepGrades, drawn: rollout.Drawn, rows: Sequence[Mappin
   paid, true = trained_responses(grades.paid, group), trained_responses(grades.true, group)
   is_cut_off_PG = drawn.stop_PG == STOP_LENGTH
   metrics = _reward_statistics(paid)
-  metrics |= {
-    "completions/mean_length": drawn.length_PG.mean(),
-    "completions/clipped_ratio": is_cut_off_PG.mean(),
-  }
+  metrics |= _length_metrics(drawn.length_PG, is_cut_off_PG)
   for name, statistic in (("entropy", "entropy"), ("self_certainty", "certainty")):
     metrics[name] = np.average(drawn.answers.statistics[statistic][:, :group], weights=drawn.length_PG[:, :group])
   for name, graded in grades.factors.items():
     factor = trained_responses(graded, group)
     values = factor.value_PG[factor.scored_PG]
     metrics[f"rewards/{name}/mean"] = reward_vs_truth.mean(values)
-    metrics[f"rewards/{name}/std"] = values.std() if len(values) else np.nan
+    metrics[f"rewards/{name}/std"] = _std(values)
   for cause, count in _count_causes(paid).items():
     metrics[f"unscored/{cause}"] = count / paid.scored_PG.size
   metrics |= reward_vs_truth.reward_metrics(
@@ -153,21 +153,40 @@ def host_metrics(grades: StepGrades, drawn: rollout.Drawn, rows: Sequence[Mappin
 
 
 def _reward_statistics(paid: Graded) -> dict:
-  """Returns `reward`, `reward_std` and `frac_reward_zero_std` over scored responses, and the share `unscored`."""
+  """Returns reward, reward_std, reward_std_in_group, frac_reward_zero_std and unscored, as in `host_metrics`."""
   scored_PG = paid.scored_PG
   groups = []  # the rewards of the scored responses to each problem that has any
   for value_G, scored_G in zip(paid.value_PG, scored_PG, strict=True):
     if scored_G.any():
       groups.append(value_G[scored_G])
   if not groups:
-    rewards = dict.fromkeys(("reward", "reward_std", "frac_reward_zero_std"), np.nan)
-    return rewards | {"unscored": 1.0 - scored_PG.mean()}
+    no_rewards = dict.fromkeys(("reward", "reward_std", "reward_std_in_group", "frac_reward_zero_std"), np.nan)
+    return no_rewards | {"unscored": 1.0 - scored_PG.mean()}
+  rewards = paid.value_PG[scored_PG]
   return {
-    "reward": paid.value_PG[scored_PG].mean(),
-    "reward_std": np.mean([group.std(ddof=1) if len(group) > 1 else 0.0 for group in groups]),
+    "reward": rewards.mean(),
+    "reward_std": _std(rewards),
+    "reward_std_in_group": np.mean([_std(group) for group in groups]),
     "frac_reward_zero_std": np.mean([np.ptp(group) == 0 for group in groups]),
     "unscored": 1.0 - scored_PG.mean(),
   }
+
+
+def _std(values: np.ndarray) -> float:
+  """Returns the standard deviation with n - 1, as TRL's; 0 of one value, nan of none."""
+  if len(values) < 2:
+    return 0.0 if len(values) else np.nan
+  return values.std(ddof=1)
+
+
+def _length_metrics(length_PG: np.ndarray, is_cut_off_PG: np.ndarray) -> dict:
+  """Returns completions/..., numbers of tokens of all responses, and of those that ended themselves (0: none did)."""
+  metrics = {"completions/clipped_ratio": is_cut_off_PG.mean()}
+  ended = length_PG[~is_cut_off_PG]
+  for name, lengths in (("length", length_PG), ("terminated_length", ended if len(ended) else np.zeros(1))):
+    for figure in ("mean", "min", "max"):
+      metrics[f"completions/{figure}_{name}"] = getattr(lengths, figure)()
+  return metrics
 
 
 def _count_causes(graded: Graded) -> Counter[str]:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrlvr.device import masked
+from jaxrlvr.training.metrics import Maximum, Metric, WeightedMean
 
 _STD_EPS = 1e-6  # added to standard deviations that advantages are divided by
 _MAX_LOG_RATIO = 20.0  # log-ratios are clamped to +- this, and the k3 estimate to +- _MAX_K3, as in the study's trainer
@@ -172,8 +173,8 @@ def policy_loss(
   segments_BT: jax.Array | None = None,
   sampler_logp_BT: jax.Array | None = None,
   importance_cap: float | None = None,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """Computes the clipped surrogate of PPO and GRPO; returns (loss to be minimised, metrics by name), all scalars.
+) -> tuple[jax.Array, dict[str, Metric]]:
+  """Computes the clipped surrogate of PPO and GRPO; returns (loss to be minimised, a scalar; metrics by name).
 
   The loss is sum(weight * max(-A * r, -A * clip(r, 1 - clip_low, 1 + clip_high))), r = exp(policy's - old policy's
   log-probability) with the difference clamped to +-20. advantage_BT: A, [B,T], or [B,1] for a row each.
@@ -183,8 +184,10 @@ def policy_loss(
   segments_BT (None: a row), while its gradient is the token's own.
   importance_cap: multiply each token's loss by min(exp(old - sampler's log-probability), importance_cap), truncated
   importance sampling; it needs sampler_logp_BT, which nothing else reads (None: don't).
-  Metrics, each a weighted sum over tokens as the loss: clip_ratio/low, clip_ratio/high and clip_ratio/dual (1 where
-  that clip acts), ppo_kl (old - policy's log-probability).
+  Metrics, each a mean over the tokens that have a weight: clip_ratio/low_mean, clip_ratio/high_mean and their sum
+  clip_ratio/region_mean, and clip_ratio/dual (1 where that clip acts); ppo_kl (old - policy's log-probability); and
+  with importance_cap sampling/importance_sampling_ratio/mean and /max, of the capped ratio. They are TRL's metrics of
+  these names, except for clip_ratio/dual and verl's ppo_kl.
   """
   mask_BT = weights_BT > 0
   segments_BT = jnp.zeros(mask_BT.shape, jnp.int32) if segments_BT is None else segments_BT
@@ -204,13 +207,21 @@ def policy_loss(
     importance_BT = jnp.minimum(jnp.exp(jnp.clip(gap_BT, -_MAX_LOG_RATIO, _MAX_LOG_RATIO)), importance_cap)
     loss_BT = loss_BT * jax.lax.stop_gradient(importance_BT)
 
-  def total(x_BT):
-    return jnp.sum(jnp.where(mask_BT, weights_BT * x_BT, 0.0))
-
-  metrics = {
-    "clip_ratio/low": total((clipped_BT > unclipped_BT) & (advantage_BT < 0)),
-    "clip_ratio/high": total((clipped_BT > unclipped_BT) & (advantage_BT > 0)),
-    "clip_ratio/dual": total(capped_BT),
-    "ppo_kl": total(-log_ratio_BT),
+  is_clipped_BT = clipped_BT > unclipped_BT
+  metrics: dict[str, Metric] = {
+    "clip_ratio/low_mean": token_mean(is_clipped_BT & (advantage_BT < 0), mask_BT),
+    "clip_ratio/high_mean": token_mean(is_clipped_BT & (advantage_BT > 0), mask_BT),
+    "clip_ratio/region_mean": token_mean(is_clipped_BT & (advantage_BT != 0), mask_BT),
+    "clip_ratio/dual": token_mean(capped_BT, mask_BT),
+    "ppo_kl": token_mean(-log_ratio_BT, mask_BT),
   }
-  return total(loss_BT), jax.lax.stop_gradient(metrics)
+  if importance_cap is not None:
+    metrics["sampling/importance_sampling_ratio/mean"] = token_mean(importance_BT, mask_BT)
+    metrics["sampling/importance_sampling_ratio/max"] = Maximum(jnp.max(jnp.where(mask_BT, importance_BT, 0.0)))
+  loss = jnp.sum(jnp.where(mask_BT, weights_BT * loss_BT, 0.0))
+  return loss, jax.lax.stop_gradient(metrics)
+
+
+def token_mean(x_BT: jax.Array, mask_BT: jax.Array) -> WeightedMean:
+  """Returns the mean of x over the tokens where the mask is true, each with the same weight; both [B,T]."""
+  return WeightedMean(jnp.sum(jnp.where(mask_BT, x_BT, 0.0)), jnp.sum(mask_BT, dtype=jnp.float32))

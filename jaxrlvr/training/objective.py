@@ -21,7 +21,7 @@ from jaxrlvr.model.score import score
 from jaxrlvr.model.spec import Spec
 from jaxrlvr.sampling.types import Rollout
 from jaxrlvr.training import loss
-from jaxrlvr.training.metrics import Maximum, Metric, Sum, WeightedMean
+from jaxrlvr.training.metrics import Maximum, Metric, Sum
 from jaxrlvr.training.update import LossFn
 
 
@@ -217,20 +217,16 @@ def add_weights(batch: RolloutBatch, weight_PG: jax.Array, advantage_PG: jax.Arr
   return dataclasses.replace(batch, weights_RS=weights_RS, advantage_RS=advantage_RS)
 
 
-def _policy_metrics(
-  clipped: Mapping[str, jax.Array], policy_logp: jax.Array, sampler_logp: jax.Array, weights: jax.Array
-) -> dict[str, Metric]:
-  """Returns the metrics of the policy loss, and of how far the sampler's log-probabilities differ from the policy's.
+def _sampler_metrics(policy_logp: jax.Array, sampler_logp: jax.Array, mask: jax.Array) -> dict[str, Metric]:
+  """Returns the metrics of how far the sampler's log-probabilities differ from the policy's; arrays are [R, S-1].
 
-  clipped: the metrics that `loss.policy_loss` returned. All arrays are [R, S-1].
+  mask: whether a token counts.
   """
-  difference = jnp.where(weights > 0, jnp.abs(policy_logp - sampler_logp), 0.0)
-  total_weight = _weighted_sum(1.0, weights)  # below 1 if this is a microbatch, or if responses were left out
-  metrics: dict[str, Metric] = {name: Sum(total) for name, total in clipped.items()}
-  metrics["ppo_kl"] = WeightedMean(clipped["ppo_kl"], total_weight)
-  metrics["sampling/logp_difference/mean"] = WeightedMean(_weighted_sum(difference, weights), total_weight)
-  metrics["sampling/logp_difference/max"] = Maximum(jnp.max(difference))
-  return metrics
+  difference = jnp.where(mask, jnp.abs(policy_logp - sampler_logp), 0.0)
+  return {
+    "sampling/sampling_logp_difference/mean": loss.token_mean(difference, mask),
+    "sampling/sampling_logp_difference/max": Maximum(jnp.max(difference)),
+  }
 
 
 @functools.lru_cache  # the same function for the same values, so that stages share compiled programs
@@ -253,10 +249,9 @@ def grpo(
   (`loss.kl`). The ratio of new to old policy's probability, of each "token" or of the whole "sequence" (ratio), is
   clipped to 1 - clip_low .. 1 + clip_high, and to at most dual_clip where the advantage is negative (None: it is not).
   importance_cap: cap of the weights that correct for the sampler's log-probabilities (None: no such weights).
-  Metrics: clip_ratio/low, clip_ratio/high and clip_ratio/dual, weighted sums as the loss, of 1 where that clip acts; kl
-  in nats, a weighted sum too, only where the batch has ref_logp_RS; ppo_kl and sampling/logp_difference/mean, weighted
-  means, and sampling/logp_difference/max, all three over the response tokens with a weight. ppo_kl is the old minus the
-  policy's log-probability, logp_difference the absolute difference of the policy's and the sampler's.
+  Metrics: those of `loss.policy_loss`; kl (mean in nats, only where the batch has ref_logp_RS), and
+  sampling/sampling_logp_difference/mean and /max (absolute difference of the policy's and the sampler's
+  log-probability), all over the response tokens with a weight.
   """
 
   def loss_fn(params, batch: RolloutBatch):
@@ -276,7 +271,7 @@ def grpo(
     old_logp = batch.old_logp_RS
     if old_logp is None:
       old_logp = jax.lax.stop_gradient(policy_logp)
-    value, clipped = loss.policy_loss(
+    value, metrics = loss.policy_loss(
       policy_logp,
       old_logp,
       batch.advantage_RS,
@@ -289,13 +284,13 @@ def grpo(
       ratio=ratio,
       importance_cap=importance_cap,
     )
-    metrics = _policy_metrics(clipped, policy_logp, batch.sampler_logp_RS, weights)
+    metrics |= _sampler_metrics(policy_logp, batch.sampler_logp_RS, weights > 0)
     if batch.ref_logp_RS is not None:
       # Equal log-probabilities where there is no response, so that no NaN reaches the gradient.
       ref_logp = jnp.where(weights > 0, batch.ref_logp_RS, jax.lax.stop_gradient(policy_logp))
-      kl = _weighted_sum(loss.kl(policy_logp, ref_logp, kl_estimator), weights)
-      metrics["kl"] = Sum(kl)
-      value = value + kl_beta * kl
+      kl = loss.kl(policy_logp, ref_logp, kl_estimator)
+      metrics["kl"] = loss.token_mean(kl, weights > 0)
+      value = value + kl_beta * _weighted_sum(kl, weights)
     return value, jax.lax.stop_gradient(metrics)
 
   return loss_fn

@@ -100,7 +100,7 @@ def same(one, two):
   """Asserts that two rows of metrics are equal up to the rounding of float32."""
   assert one.keys() == two.keys()
   for key in one.keys() - {"step_time", "idle"}:
-    if key == "sampling/logp_difference/max":
+    if key == "sampling/sampling_logp_difference/max":
       continue  # is itself rounding
     np.testing.assert_allclose(
       *(np.array(row[key], float) for row in (one, two)), rtol=2e-4, atol=2e-5, err_msg=key, equal_nan=True

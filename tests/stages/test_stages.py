@@ -75,8 +75,8 @@ def test_rl_writes_what_the_design_promises(chain):
   assert [r["step"] for r in rows if "eval/heldout/avg@4" in r] == [0, 2, 4]
   named = {"loss", "grad_norm", "kl", "entropy", "reward", "reward_std", "true_reward", "frac_reward_zero_std"}
   named |= {"completions/mean_length", "completions/clipped_ratio", "learning_rate", "step_time", "idle", "unscored"}
-  assert named | {"sampling/logp_difference/max"} <= set(rows[1])
-  assert all(r["sampling/logp_difference/max"] < 1e-4 and 0 <= r["idle"] < 1 for r in rows[1:])
+  assert named | {"sampling/sampling_logp_difference/max"} <= set(rows[1])
+  assert all(r["sampling/sampling_logp_difference/max"] < 1e-4 and 0 <= r["idle"] < 1 for r in rows[1:])
   ids = []
   for step in range(1, 5):
     drawn = logbook.read_jsonl(workdir / "rollouts" / f"step_{step:06d}.jsonl")
