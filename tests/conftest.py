@@ -40,10 +40,10 @@ GOLDEN = Path(__file__).parent / "data" / "golden"
 
 def pytest_configure(config):
   """Names the folder of compiled programs: that of JAX_COMPILATION_CACHE_DIR, or a new one."""
-  given = os.environ.get("JAX_COMPILATION_CACHE_DIR")  # pytest's other processes get it from the first
-  config.own_programs = None if given else tempfile.mkdtemp(prefix="jaxrlvr-tests-")
+  folder = os.environ.get("JAX_COMPILATION_CACHE_DIR")  # pytest's other processes get it from the first
+  config.own_programs = None if folder else tempfile.mkdtemp(prefix="jaxrlvr-tests-")
   for name, value in {
-    "jax_compilation_cache_dir": given or config.own_programs,
+    "jax_compilation_cache_dir": folder or config.own_programs,
     "jax_compilation_cache_max_size": 1 << 30,  # a limit, so that JAX locks the folder for each access
     "jax_persistent_cache_min_compile_time_secs": 0.1,
     "jax_persistent_cache_min_entry_size_bytes": 0,

@@ -86,11 +86,11 @@ def test_few_held_out_problems_decide_little():
     "memorising",
   ]
   draw, claims = np.random.default_rng(0), {0.0: [], 0.1: []}
-  for gain, found in claims.items():
+  for gain, claims_of_gain in claims.items():
     for _ in range(60):
       share_P = 0.8 * draw.random(16)
       before_P, after_P = draw.binomial(4, share_P) / 4, draw.binomial(4, share_P + gain) / 4
-      found.append(phase(reward, reward, Gain(*paired_gain(before_P, after_P)), 16, 0.05).claim)
+      claims_of_gain.append(phase(reward, reward, Gain(*paired_gain(before_P, after_P)), 16, 0.05).claim)
   assert claims[0.1].count("memorising") <= 1 and claims[0.0].count("learning") <= 2
   assert claims[0.0].count("not decided") > 50
 
@@ -134,12 +134,12 @@ def test_a_run_watches_itself_the_same_way_from_wherever_it_goes_on(tmp_path, ca
     return {f"s/{i}": 1.0 if step < 30 else 0.5 for i in range(80)} | {"s/new": 0.0}
 
   def go(watch, start):
-    found = []
+    rows = []
     for step, reward in enumerate(rewards[start:], start + 1):
       metrics = {"reward": reward, "true_reward": reward}
       more = watch.observe(step, metrics, means(step) if step % 16 == 0 else None)
-      found.append({"step": step, **metrics, **more, "stops": watch.stops, "in_words": watch.in_words})
-    return found
+      rows.append({"step": step, **metrics, **more, "stops": watch.stops, "in_words": watch.in_words})
+    return rows
 
   rows = go(Watch([], before, 0.05, True), 0)
   gains = {row["step"]: row["heldout_gain"] for row in rows if "heldout_gain" in row}

@@ -14,7 +14,7 @@ YES, NO, OPEN, NONE = (0.8, 0.6, 0.9), (0.1, 0.0, 0.3), (0.5, 0.4, 0.6), (NAN, N
 
 
 def figures(*, usable=30.0, labelled=60.0, **changes):
-  given = {
+  intervals = {
     "format": YES,
     "clipped": NO,
     "F(1)/correct": YES,
@@ -22,12 +22,14 @@ def figures(*, usable=30.0, labelled=60.0, **changes):
     "certainty_auc": OPEN,
     "faithful_diversity": NONE,
   } | changes
-  made = {f"{name}{end}": x for name, xs in given.items() for end, x in zip(("", "_low", "_high"), xs, strict=True)}
-  return made | {"usable_problems": usable, "labelled/correct": labelled}
+  all_figures = {
+    f"{name}{end}": x for name, xs in intervals.items() for end, x in zip(("", "_low", "_high"), xs, strict=True)
+  }
+  return all_figures | {"usable_problems": usable, "labelled/correct": labelled}
 
 
-def faithful(how, **more):
-  return figures(**{"F(1)/correct": how}, **more)
+def faithful(interval, **more):
+  return figures(**{"F(1)/correct": interval}, **more)
 
 
 DIVERSE = {"faithful_diversity": (0.6, 0.5, 0.7)}
@@ -64,8 +66,8 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_cases(name):
-  given, domain, reference, want, rules = CASES[name]
-  predictions = prediction.predict(given, True, 8, domain, reference)
+  before, domain, reference, want, rules = CASES[name]
+  predictions = prediction.predict(before, True, 8, domain, reference)
   assert [p.setting for p in predictions] == list(prediction.WEAK_SETTINGS)
   assert tuple(p.regime for p in predictions) == (*want, COLLAPSES) and tuple(p.rule for p in predictions) == (
     *rules,
@@ -76,7 +78,9 @@ def test_cases(name):
 
 def test_every_rule_and_every_advice_is_reached():
   predictions = [
-    p for given, domain, reference, *_ in CASES.values() for p in prediction.predict(given, True, 8, domain, reference)
+    p
+    for before, domain, reference, *_ in CASES.values()
+    for p in prediction.predict(before, True, 8, domain, reference)
   ]
   assert {p.rule for p in predictions} == set(range(1, len(prediction.REGIME_RULES) + 1))
   assert {key for p in predictions for key in p.advice} == set(prediction.ADVICE)

@@ -79,17 +79,17 @@ def test_diversity_against_the_definition():
 
 def slow_clusters(items, same):
   """Clusters as the paper describes it, with lists of members; returns {item: number of its cluster}."""
-  made = []
+  clusters = []
   for i, item in enumerate(items):
-    said = [same(items[members[0]], item) for members in made]
-    before = said[: said.index(True)] if True in said else said
+    answers = [same(items[members[0]], item) for members in clusters]
+    before = answers[: answers.index(True)] if True in answers else answers
     if None in before:
       continue
-    if True in said:
-      made[said.index(True)].append(i)
+    if True in answers:
+      clusters[answers.index(True)].append(i)
     else:
-      made.append([i])
-  return {i: number for number, members in enumerate(made) for i in members}
+      clusters.append([i])
+  return {i: number for number, members in enumerate(clusters) for i in members}
 
 
 def test_greedy_clusters_against_the_slow_way():

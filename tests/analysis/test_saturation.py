@@ -41,8 +41,12 @@ def test_golden_cases(runs):
       assert (reading.value, reading.gain, reading.residual) == (None, None, None) and reading.note, case["name"]
       continue
     read = expected["at_t_sat"]
-    told = {"value": read["M_at"], "gain": read["gain"], "residual": read["residual_including_t_sat_value"]}
-    for name, readings in told.items():
+    expected_readings = {
+      "value": read["M_at"],
+      "gain": read["gain"],
+      "residual": read["residual_including_t_sat_value"],
+    }
+    for name, readings in expected_readings.items():
       assert getattr(reading, name) == pytest.approx(readings["linear"], abs=1e-9), (case["name"], name)
     if case["eval_large"] is not None:
       both = large_small_gap(steps(case["eval_large"]), small, reading.t_sat)
@@ -199,13 +203,13 @@ def test_a_run_that_was_never_paid_or_always_has_no_rise():
 
 def test_height_of_the_plateau_moves_t_sat_and_not_t90():
   """Rewards of 512 rollouts rise with a time constant of 15 steps to plateaus of 1.00 and 0.95."""
-  step, found = np.arange(1, 497), {}
+  step, timings_of = np.arange(1, 497), {}
   for top in (1.0, 0.95):
     draw = np.random.default_rng(0)
     runs = draw.binomial(512, top - 0.43 * np.exp(-step / 15), (40, 496)) / 512
-    found[top] = [timing(rewards, None, 50) for rewards in runs]
-  t_sat = {top: np.median([one.t_sat.step for one in timings]) for top, timings in found.items()}
-  t90 = {top: np.median([one.t90.step for one in timings]) for top, timings in found.items()}
+    timings_of[top] = [timing(rewards, None, 50) for rewards in runs]
+  t_sat = {top: np.median([one.t_sat.step for one in timings]) for top, timings in timings_of.items()}
+  t90 = {top: np.median([one.t90.step for one in timings]) for top, timings in timings_of.items()}
   assert t_sat[0.95] > 1.5 * t_sat[1.0] and t90[0.95] - t90[1.0] <= 6
   rewards, redrawn_from = recorded(0.95 - 0.43 * np.exp(-step / 15), 32, 16, False)
   one = timing(rewards, reward_draws(redrawn_from, 200), 50)
@@ -278,8 +282,8 @@ def test_only_the_responses_that_are_trained_on_count():
   ],
 )
 def test_median_of_censored_times(times, t_eff, median, at_least):
-  found = median_time(times, t_eff)
-  assert found == (len(times), sum(time is not None for time in times), median, at_least)
+  estimate = median_time(times, t_eff)
+  assert estimate == (len(times), sum(time is not None for time in times), median, at_least)
 
 
 def test_median_of_censored_times_against_the_true_one():

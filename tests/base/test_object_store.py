@@ -45,17 +45,17 @@ def run(*argv):
 
 
 def test_a_stage_reads_from_a_store_and_writes_there(tmp_path, bucket, capsys, caplog):
-  made = tmp_path / "made"
-  assert run("prepare", "--config=smoke", f"--workdir={made}") == 0
+  local = tmp_path / "made"
+  assert run("prepare", "--config=smoke", f"--workdir={local}") == 0
   (epath.Path(bucket) / "data").mkdir(parents=True)
-  (epath.Path(bucket) / "data" / "mine.jsonl").write_bytes((made / "problems.jsonl").read_bytes())
+  (epath.Path(bucket) / "data" / "mine.jsonl").write_bytes((local / "problems.jsonl").read_bytes())
   argv = ("prepare", "--config=smoke", f"--config.problems.source={bucket}/data/mine.jsonl")
   argv += ("--config.problems.count=0", f"--workdir={bucket}/runs/a")
   assert run(*argv) == 0
   home = epath.Path(bucket) / "runs" / "a"
   names = {"config.json", "manifest.json", "problems.jsonl", "unreadable.jsonl", "summary.json"}
   assert {p.name for p in home.iterdir()} == names
-  assert (home / "problems.jsonl").read_bytes() == (made / "problems.jsonl").read_bytes()
+  assert (home / "problems.jsonl").read_bytes() == (local / "problems.jsonl").read_bytes()
   assert f"{bucket}/runs/a/problems.jsonl: 4 of 4 problems" in capsys.readouterr().out
   assert run(*argv) == 0 and "already finished" in caplog.text
   assert run(*argv, "--config.seed=7") == 2 and "config.seed: 7, earlier 0" in capsys.readouterr().err

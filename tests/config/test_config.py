@@ -277,9 +277,9 @@ def test_a_run_s_config_is_a_config(tmp_path):
     '{"rl": {"stepz": 1}}': "did you mean config.rl.steps",
     "{": "is no config",
   }
-  for text, told in mistakes.items():
+  for text, message in mistakes.items():
     file.write_text(text)
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message):
       configs.load(str(file))
 
 

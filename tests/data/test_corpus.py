@@ -82,10 +82,10 @@ def test_rows_without_text_are_named_or_counted(tmp_path):
   assert text_rows.skipped == 2
   lines = tmp_path / "b.jsonl"
   lines.write_bytes(b'\xef\xbb\xbf{"text": "a"}\n\n{"text": 1}\n{"te')
-  for skip, said in ((0, r"b\.jsonl:[34], "), (1, r"b\.jsonl:[34], .*skip_bad = 1")):
+  for skip, message in ((0, r"b\.jsonl:[34], "), (1, r"b\.jsonl:[34], .*skip_bad = 1")):
     text_rows = corpus.TextRows(str(lines), "text", 0, skip)
     assert len(text_rows) == 3
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
       [text_rows(n) for n in range(3)]
   with pytest.raises(ValueError, match=r"a\.parquet: column body is missing, found text"):
     corpus.TextRows(str(path), "body", 0)
@@ -111,9 +111,11 @@ COLUMNS = ("prompt=q", "trace=t", "solution=s", "label=a")
 
 
 def test_both_arms_train_on_the_same_prompts(tmp_path, tokenizer):
-  made = [{"q": f"{i}+1?", "t": f"{i}+1={i + 1}\n" * (1 + 9 * (i % 3 == 0)), "s": f"It is {i + 1}."} for i in range(12)]
-  made = [row | {"a": str(i + 1) if i != 4 else "0"} for i, row in enumerate(made)]
-  path = write_jsonl(tmp_path / "a.jsonl", [*made, made[0]])
+  lines = [
+    {"q": f"{i}+1?", "t": f"{i}+1={i + 1}\n" * (1 + 9 * (i % 3 == 0)), "s": f"It is {i + 1}."} for i in range(12)
+  ]
+  lines = [row | {"a": str(i + 1) if i != 4 else "0"} for i, row in enumerate(lines)]
+  path = write_jsonl(tmp_path / "a.jsonl", [*lines, lines[0]])
   asked = []
 
   def verified(pairs):

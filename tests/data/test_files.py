@@ -133,7 +133,7 @@ def test_a_verifier_that_a_user_adds_grades_all_rows_that_name_it(tmp_path, monk
 
 
 @pytest.mark.parametrize(
-  ("broken", "said"),
+  ("broken", "message"),
   [
     (row(prompt=None), "column prompt: found None, wanted a non-empty list"),
     (row(prompt=[]), r"column prompt: found \[\]"),
@@ -150,9 +150,9 @@ def test_a_verifier_that_a_user_adds_grades_all_rows_that_name_it(tmp_path, monk
     (row(extra_info='{"source_dataset": "quantum_lock"}'), "column extra_info: .*wanted the key buttons"),
   ],
 )
-def test_a_malformed_row_is_named(tmp_path, broken, said):
+def test_a_malformed_row_is_named(tmp_path, broken, message):
   path = write(tmp_path / "bad.parquet", [row(extra_info=ISLAND), broken])
-  with pytest.raises(ValueError, match=rf"^\S*bad\.parquet: row 1, {said}") as error:
+  with pytest.raises(ValueError, match=rf"^\S*bad\.parquet: row 1, {message}") as error:
     load(path)
   assert "\n" not in str(error.value) and len(str(error.value)) < 400
 
@@ -180,9 +180,9 @@ PLAIN = ("prompt=problem", "label=answer", "truth=gold", "id=uid", "extra.level=
 GOOD = {"problem": "1+1?", "answer": "3", "gold": 2, "uid": 7, "meta": {"level": 4}}
 
 
-def write_lines(path, found, encoding="utf-8"):
+def write_lines(path, lines, encoding="utf-8"):
   path.parent.mkdir(exist_ok=True)
-  path.write_bytes("".join(json.dumps(one) + "\n" for one in found).encode(encoding))
+  path.write_bytes("".join(json.dumps(one) + "\n" for one in lines).encode(encoding))
   return path
 
 
@@ -198,8 +198,8 @@ def test_a_column_map_reads_jsonl_parquet_and_folders_alike(tmp_path):
   part = (*PLAIN[:2], "extra.deep=meta.level.x?", "extra.no=none?")
   nulls = write_lines(tmp_path / "nulls.jsonl", [GOOD | {"meta": None}])
   assert load(nulls, columns=part)[0].extra == {}
-  said = load(table, columns=PLAIN, system="Be brief.")[0].messages
-  assert [turn["role"] for turn in said] == ["system", "user"] and said[0]["content"] == "Be brief."
+  messages = load(table, columns=PLAIN, system="Be brief.")[0].messages
+  assert [turn["role"] for turn in messages] == ["system", "user"] and messages[0]["content"] == "Be brief."
   (tmp_path / "in" / ".cache").mkdir()
   (tmp_path / "in" / ".cache" / "half.jsonl").write_text("{")
   write_lines(tmp_path / "in" / "sub" / "c.jsonl", [GOOD | {"problem": "3+3?", "uid": 9}])
@@ -210,8 +210,8 @@ def test_a_column_map_reads_jsonl_parquet_and_folders_alike(tmp_path):
 
 def test_every_row_is_counted(tmp_path):
   other = {"problem": "x", "answer": "1", "kind": "physics"}
-  made = [{"problem": text, "answer": label, "kind": "math"} for text, label in ("a1", "a1", "a2", "b1", "b1")]
-  path = write_lines(tmp_path / "a.jsonl", [*made, other, {"problem": "c", "kind": "math"}, {"answer": "1"}, other])
+  lines = [{"problem": text, "answer": label, "kind": "math"} for text, label in ("a1", "a1", "a2", "b1", "b1")]
+  path = write_lines(tmp_path / "a.jsonl", [*lines, other, {"problem": "c", "kind": "math"}, {"answer": "1"}, other])
   path.write_bytes(path.read_bytes() + b"\n  \n{\n")
   columns = ("prompt=problem", "label=answer", "kind==math")
   problems, counts = layout.load(path, columns=columns, skip_bad=3)
@@ -226,7 +226,7 @@ def test_every_row_is_counted(tmp_path):
 
 
 @pytest.mark.parametrize(
-  ("line", "said"),
+  ("line", "message"),
   [
     (b'{"problem": "a", "ans', r"no JSON .*, and the file ends here: cut off\?"),
     (b'{"problem": "\xff", "answer": "1"}\n', r"not UTF-8 \(byte 13 of the line\)"),
@@ -242,10 +242,10 @@ def test_every_row_is_counted(tmp_path):
     (b'{"problem": "a", "answer": NaN}\n', "column answer: found nan"),
   ],
 )
-def test_a_malformed_line_is_named(tmp_path, line, said):
+def test_a_malformed_line_is_named(tmp_path, line, message):
   path = tmp_path / "bad.jsonl"
   path.write_bytes(b'{"problem": "0", "answer": "0"}\n\n' + line)
-  with pytest.raises(ValueError, match=rf"^\S*bad\.jsonl:3, {said}") as error:
+  with pytest.raises(ValueError, match=rf"^\S*bad\.jsonl:3, {message}") as error:
     load(path, columns=("prompt=problem", "label=answer"))
   assert "\n" not in str(error.value) and len(str(error.value)) < 400
   assert len(load(path, columns=("prompt=problem", "label=answer"), skip_bad=1)) == 1
@@ -253,18 +253,18 @@ def test_a_malformed_line_is_named(tmp_path, line, said):
 
 def test_wrong_paths_and_maps_are_named(tmp_path):
   path = write_lines(tmp_path / "a.jsonl", [GOOD, GOOD | {"problem": "2+2?"}])
-  for columns, said in (
+  for columns, message in (
     (("promt=problem",), "columns entry 'promt=problem': wanted TARGET=COLUMN .*prompt, label"),
     (("prompt=problem",), "no column for label; add label=COLUMN"),
     (PLAIN, r"a\.jsonl:2, column id: found '7', wanted an id that no other prompt has"),
     (("prompt=problem", "label=answer", "extra.a=meta.b.c"), "column meta.b: found None, wanted a struct"),
     (("prompt=problem", "label=answer", "problem==x"), r"no row gives a problem \(2 rows, 2 other\)"),
   ):
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
       load(path, columns=columns)
-  for name, said in (("a.txt", r"ends in none of \.parquet, \.jsonl"), ("", r"holds no file like \*\.parquet or")):
+  for name, message in (("a.txt", r"ends in none of \.parquet, \.jsonl"), ("", r"holds no file like \*\.parquet or")):
     (tmp_path / "empty").mkdir(exist_ok=True)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
       load(tmp_path / "empty" / name)
   with pytest.raises(ValueError, match=r"gone\.jsonl: not a readable file \(No such file"):
     load(tmp_path / "gone.jsonl")
@@ -304,8 +304,8 @@ OWN = [{"question": "1+1?", "answer": "One, then two.\n#### 2"}, {"question": "6
 AS_READ = [("1+1?", "2"), ("6*7?", "1,042")]
 
 
-def asked(found):
-  return [(p.messages[-1]["content"], p.label) for p in found]
+def asked(loaded):
+  return [(p.messages[-1]["content"], p.label) for p in loaded]
 
 
 def test_files_of_questions_and_answers_need_no_columns(tmp_path, caplog):
@@ -381,8 +381,8 @@ def test_examples_in_front_of_the_question_stay_in_the_prompt_and_are_told(tmp_p
 
 
 def test_names_with_dots_and_spaces_between_entries(tmp_path):
-  made = {"q.x": "1+1?", "d": {"a.b": "2"}, "difficulty": {"Qwen2.5-Math-7B": 4, "Qwen2": {"5-Math-7B": 9}}}
-  path = write_lines(tmp_path / "a.jsonl", [made])
+  line = {"q.x": "1+1?", "d": {"a.b": "2"}, "difficulty": {"Qwen2.5-Math-7B": 4, "Qwen2": {"5-Math-7B": 9}}}
+  path = write_lines(tmp_path / "a.jsonl", [line])
   columns = configs.load(
     "base",
     {"problems.source": "a.jsonl", "problems.columns": "prompt=q.x, label=d.a.b ,extra.n=difficulty.Qwen2.5-Math-7B"},
@@ -396,8 +396,8 @@ def test_copies_and_conflicts_are_named_kept_or_refused(tmp_path, caplog):
   path = write_lines(tmp_path / "a.jsonl", [{"question": q, "answer": label} for q, label in labels])
   settings = dict(columns_key="config.heldout.columns")
   assert asked(load(path, **settings)) == [("a", "1"), ("b", "1")]
-  told = "4 rows, 1 copies, 1 conflicts; left out: line 4 repeats line 1 with the label '2' for '1', line 3 repeats"
-  assert told in caplog.text and "; config.heldout.copies=keep keeps them" in caplog.text
+  message = "4 rows, 1 copies, 1 conflicts; left out: line 4 repeats line 1 with the label '2' for '1', line 3 repeats"
+  assert message in caplog.text and "; config.heldout.copies=keep keeps them" in caplog.text
   caplog.clear()
   kept = load(path, **settings, copies="keep")
   assert asked(kept) == list(labels) and len({p.id for p in kept}) == 4 and "left out" not in caplog.text
@@ -425,7 +425,7 @@ def test_only_regular_files_with_lines_of_some_length_are_read(tmp_path, monkeyp
 
 
 @pytest.mark.parametrize(
-  ("name", "content", "said"),
+  ("name", "content", "message"),
   [
     ("a.json", "{", r"no JSON \(.*; correct the file"),
     ("a.json", "{}", "found 0 lists of objects, wanted one, or a row a line; write the rows as a list of objects"),
@@ -439,11 +439,11 @@ def test_only_regular_files_with_lines_of_some_length_are_read(tmp_path, monkeyp
     ("gsm8k", None, "a data set of the Hugging Face hub is named ORG/NAME"),
   ],
 )
-def test_files_of_other_kinds_name_what_is_wrong_with_them(tmp_path, monkeypatch, name, content, said):
+def test_files_of_other_kinds_name_what_is_wrong_with_them(tmp_path, monkeypatch, name, content, message):
   monkeypatch.chdir(tmp_path)
   if content is not None:
     pathlib.Path(name).write_text(content)
-  with pytest.raises(InputError, match=said):
+  with pytest.raises(InputError, match=message):
     load(name)
 
 

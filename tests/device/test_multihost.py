@@ -119,8 +119,8 @@ def test_two_processes_do_what_one_does(tmp_path, links):
   assert stop.value.code == 0
   (code0, out0, err0), (code1, out1, err1) = outcomes(both)
   assert (code0, code1) == (0, 0), err0 + err1
-  said = [line for line in err1.splitlines() if "spmd_partitioner" not in line]
-  assert "done: " in out0 and "done: " not in out1 and "3/3" in err0 and not said, said
+  warnings = [line for line in err1.splitlines() if "spmd_partitioner" not in line]
+  assert "done: " in out0 and "done: " not in out1 and "3/3" in err0 and not warnings, warnings
   assert files(tmp_path / "one") == files(tmp_path / "two")
   for stage, steps in (("sft", [1, 2, 3]), ("rl", [0, 1, 2]))[: links - 1]:
     lines = [logbook.read_jsonl(tmp_path / name / stage / "metrics.jsonl") for name in ("one", "two")]
@@ -253,8 +253,8 @@ def test_exchange_between_three_and_one_that_hangs(tmp_path):
   assert [code for code, _, _ in ended] == [multihost.GONE] * 3, ended
   assert ended[0][1].endswith("well\n") and "well" not in ended[1][1]
   assert "told once" in ended[0][2] and "told once" not in ended[1][2]
-  for _, _, said in ended:
-    assert "process 2 on" in said.splitlines()[-1] and "hangs" in said.splitlines()[-1], said
+  for _, _, stderr in ended:
+    assert "process 2 on" in stderr.splitlines()[-1] and "hangs" in stderr.splitlines()[-1], stderr
 
 
 @pytest.mark.parametrize(

@@ -63,10 +63,10 @@ def everything(spec, params, mesh, cut, shrink=0, layout=None):
       rollout = sample(weights, *rows, stops, spec, s)
     rollout = jax.device_put(rollout, sharding.named_sharding(mesh, "batch"))
     settings |= dict(share=True, parts=2, layout=layout)
-    [(made, live)] = rollout_batch(PROMPTS, LENGTHS, rollout, REWARD, REWARD >= 0, **settings)
-    made = up(made)
+    [(grpo_batch, live)] = rollout_batch(PROMPTS, LENGTHS, rollout, REWARD, REWARD >= 0, **settings)
+    grpo_batch = up(grpo_batch)
     grpo = functools.partial(update, optimizer=ADAMW, loss_fn=objective.grpo(spec, **clip))
-    after_rl, rl = grpo(state(), made, 1e-2, live, microbatches=2)
+    after_rl, rl = grpo(state(), grpo_batch, 1e-2, live, microbatches=2)
     after_sft, sft = update(state(), text, 1e-2, loss_fn=objective.language_modelling(spec), optimizer=ADAMW)
   return scores, rollout, after_rl.params, after_sft.params, (rl["loss"].compute(), sft["loss"].compute())
 
@@ -89,16 +89,16 @@ def test_sharded_equals_one_device(mesh, spec, params, alone):
   sizes, cut = MESHES[mesh]
   other = dataclasses.replace(spec, remat="full", attention="mapped")
   layout = SharedPrompt(PROMPTS.shape[1], 2, S.max_tokens)
-  made = everything(other, params, sharding.make_mesh(**sizes), cut, shrink=1, layout=layout)
+  sharded = everything(other, params, sharding.make_mesh(**sizes), cut, shrink=1, layout=layout)
   for name in ("logp_BT", "entropy_BT", "certainty_BT"):
-    np.testing.assert_allclose(getattr(made[0], name), getattr(alone[0], name), atol=2e-5, err_msg=name)
-  np.testing.assert_array_equal(made[1].tokens_BT, alone[1].tokens_BT)
-  np.testing.assert_array_equal(made[1].stop_B, alone[1].stop_B)
-  np.testing.assert_allclose(made[1].logp_BT, alone[1].logp_BT, atol=2e-5)
-  for ours, theirs in zip(made[2:4], alone[2:4], strict=True):
+    np.testing.assert_allclose(getattr(sharded[0], name), getattr(alone[0], name), atol=2e-5, err_msg=name)
+  np.testing.assert_array_equal(sharded[1].tokens_BT, alone[1].tokens_BT)
+  np.testing.assert_array_equal(sharded[1].stop_B, alone[1].stop_B)
+  np.testing.assert_allclose(sharded[1].logp_BT, alone[1].logp_BT, atol=2e-5)
+  for ours, theirs in zip(sharded[2:4], alone[2:4], strict=True):
     for name in params:
       np.testing.assert_allclose(ours[name], theirs[name], atol=3e-5, err_msg=name)
-  np.testing.assert_allclose(made[4], alone[4], atol=1e-6)
+  np.testing.assert_allclose(sharded[4], alone[4], atol=1e-6)
 
 
 def test_weights_for_sampling_are_cut_and_no_kv_head_is_lost(spec, params):
@@ -218,13 +218,13 @@ def test_gpus_without_a_kernel_take_another_attention(capability, name):
 
 
 def test_rematerialisation_changes_no_gradient(spec, params):
-  batch, found = text_batch(), {}
+  batch, gradients = text_batch(), {}
   for remat in forward.REMAT:
     loss_fn = objective.language_modelling(dataclasses.replace(spec, remat=remat))
     traced = jax.jit(jax.grad(lambda p, loss_fn=loss_fn: loss_fn(p, batch)[0])).trace(params)
-    found[remat] = str(traced.jaxpr).count("dot_general"), traced.lower().compile()(params)
-  count, gradient = found.pop("none")
-  for remat, (more, other) in found.items():
+    gradients[remat] = str(traced.jaxpr).count("dot_general"), traced.lower().compile()(params)
+  count, gradient = gradients.pop("none")
+  for remat, (more, other) in gradients.items():
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6, err_msg=remat), other, gradient)
     assert more > count if remat == "full" else more >= count
 

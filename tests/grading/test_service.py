@@ -26,16 +26,16 @@ RIGHT, WRONG = job("math", "\\boxed{x+1}", "1+x"), job("math", "\\boxed{x+2}", "
 
 def children(parent):
   """Returns {pid: (state, command line)} of a process's children."""
-  found = {}
+  states = {}
   for folder in pathlib.Path("/proc").iterdir():
     if folder.name.isdigit():
       try:
         state, ppid = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
         if int(ppid) == parent:
-          found[int(folder.name)] = (state, (folder / "cmdline").read_text())
+          states[int(folder.name)] = (state, (folder / "cmdline").read_text())
       except OSError:
         continue
-  return found
+  return states
 
 
 def servers(parent):

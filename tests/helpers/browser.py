@@ -43,9 +43,9 @@ class Tab:
     while b"\0" not in self._rest:
       if not select.select([self._read], [], [], max(0, end - time.monotonic()))[0]:
         raise TimeoutError(f"no answer from the browser in {seconds} s")
-      some = os.read(self._read, 1 << 20)
-      assert some, "the browser ended"
-      self._rest += some
+      received = os.read(self._read, 1 << 20)
+      assert received, "the browser ended"
+      self._rest += received
     message, _, self._rest = self._rest.partition(b"\0")
     return json.loads(message)
 
@@ -58,9 +58,9 @@ class Tab:
 
   def value(self, script):
     """Returns the value of a JavaScript expression in the page."""
-    found = self.call("Runtime.evaluate", expression=script, returnByValue=True)
-    assert "exceptionDetails" not in found, found
-    return found["result"].get("value")
+    answer = self.call("Runtime.evaluate", expression=script, returnByValue=True)
+    assert "exceptionDetails" not in answer, answer
+    return answer["result"].get("value")
 
 
 @contextlib.contextmanager

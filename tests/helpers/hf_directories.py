@@ -82,8 +82,8 @@ def write_tokenizer(folder, style="chatml", vocab=330, **config):
   folder.mkdir(exist_ok=True, parents=True)
   _trained(style, vocab).save(str(folder / "tokenizer.json"))
   model = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-  made = known["config"] | {"tokenizer_class": "PreTrainedTokenizerFast"} | config
-  (folder / "tokenizer_config.json").write_text(json.dumps(made))
+  tokenizer_config = known["config"] | {"tokenizer_class": "PreTrainedTokenizerFast"} | config
+  (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer_config))
   ids = [model.token_to_id(text) for text in known["generation"]["eos_token_id"]]
   (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ids, "temperature": 0.6}))
   return model
@@ -138,8 +138,8 @@ def write_weights(folder, spec, tensors=None, shards=1, **config):
   """Writes a Hugging Face directory, whose weight files the safetensors package writes."""
   folder.mkdir(exist_ok=True, parents=True)
   tensors = tensors_of(spec) if tensors is None else tensors
-  told = hf_weights.config_of(spec, "float32", {"eos_token_id": 2}) | config
-  (folder / "config.json").write_text(json.dumps({k: v for k, v in told.items() if v != "absent"}))
+  model_config = hf_weights.config_of(spec, "float32", {"eos_token_id": 2}) | config
+  (folder / "config.json").write_text(json.dumps({k: v for k, v in model_config.items() if v != "absent"}))
   names = sorted(tensors)
   if shards == 1:
     safetensors.save_file(tensors, folder / "model.safetensors")

@@ -39,8 +39,8 @@ def honest(request):
   """A model that judges as the exact judge does."""
   mark, texts = fenced(request)
   if "RESPONSE" in texts:
-    said = f"{faithfulness(texts['RESPONSE'], texts['PROBLEM']):g}"
+    label = f"{faithfulness(texts['RESPONSE'], texts['PROBLEM']):g}"
   else:
     first, second = (strategy(texts[f"{x} RESPONSE"]) for x in ("FIRST", "SECOND"))
-    said = "same" if first == second else "different"
-  return f"I looked at both.\n\n**VERDICT {mark}: {said}**\n"
+    label = "same" if first == second else "different"
+  return f"I looked at both.\n\n**VERDICT {mark}: {label}**\n"

@@ -49,7 +49,7 @@ def rollout_batch(
   layout = layout or Separate(prompts.shape[1] + rollout.tokens_BT.shape[1])
   how = dict(max_tokens=rollout.tokens_BT.shape[1], updates=updates) | how
   weight_PG, advantage_PG = objective.weigh(length_PG, rewards, scored, **how)
-  made = []
+  batches = []
   for update_of in range(updates):
     mine = np.arange(length_PG.size).reshape(-1, updates, group)[:, update_of].reshape(-1)
     kept = mine[np.asarray(advantage_PG).reshape(-1)[mine] != 0] if skip else mine
@@ -57,5 +57,5 @@ def rollout_batch(
     where = placed.segments_RS, placed.positions_RS
     batch = objective.lay_out_batch(prompts, lengths, rollout, *where, samples=group, group=group, layout=layout)
     batch = batch.replace(**(scores or (lambda *_: {}))(batch, placed.live))
-    made.append((objective.add_weights(batch, weight_PG, advantage_PG), np.int32(placed.live)))
-  return made
+    batches.append((objective.add_weights(batch, weight_PG, advantage_PG), np.int32(placed.live)))
+  return batches

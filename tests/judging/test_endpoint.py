@@ -209,8 +209,8 @@ def test_one_answer_in_between_is_no_outage(serve, between):
 
 def test_the_key_is_sent_and_shown_nowhere(serve, monkeypatch, caplog, capfd):
   monkeypatch.setenv("JUDGE_KEY", f" {KEY}\n")
-  told = json.dumps({"error": {"message": f"{KEY} may not \x1b[31m"}}).encode()
-  server = serve(lambda h, n, r: send(h, (400, 401)[n - 1], told))
+  body = json.dumps({"error": {"message": f"{KEY} may not \x1b[31m"}}).encode()
+  server = serve(lambda h, n, r: send(h, (400, 401)[n - 1], body))
   caplog.set_level(logging.DEBUG)
   c = client(server, key_variable="JUDGE_KEY", concurrency=1)
   assert list(c(["q", "r"])) == [None, None] and server.keys == [f"Bearer {KEY}"] * 2

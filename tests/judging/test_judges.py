@@ -18,7 +18,7 @@ def told(pairs):
   def complete(prompts):
     for prompt in prompts:
       asked.append(prompt)
-      yield next((said.replace("MARK", fenced(prompt)[0]) for part, said in pairs.items() if part in prompt), None)
+      yield next((reply.replace("MARK", fenced(prompt)[0]) for part, reply in pairs.items() if part in prompt), None)
 
   return complete, asked
 

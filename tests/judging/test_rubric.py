@@ -38,7 +38,7 @@ def test_last_lines():
   question = (ONE,)
   mark = rubric.fence_mark(question)
   line = f"VERDICT {mark}: "
-  for said, want in (
+  for reply, want in (
     (f"Well.\n{line}1", 1.0),
     (f"{line}0.5\n", 0.5),
     (f"**{line}0**", 0.0),
@@ -60,7 +60,7 @@ def test_last_lines():
     (f"VERDICT {mark}0: 1", None),
     (f"{line}same", None),
   ):
-    assert rubric.read_label("faithfulness", question, said) == want, said
+    assert rubric.read_label("faithfulness", question, reply) == want, reply
   pair = (ONE, Response(ONE.prompt, "Two."))
   for word, want in (("same", True), ("different", False), ("1", None), ("SAME", None)):
     assert rubric.read_label("strategy", pair, f"VERDICT {rubric.fence_mark(pair)}: {word}") is want

@@ -58,10 +58,10 @@ def test_writing_is_the_inverse_of_reading(tmp_path, family, shard_bytes):
   params = jax.jit(lambda: policy_spec.init(spec, keys.at(1, "init")), out_shardings=placed)()
   (tmp_path / "config.json").write_text(json.dumps(hf_weights.config_of(spec, "float32", {})))
   hf_weights.save(tmp_path, params, spec, "float32", shard_bytes)
-  model, again = load(tmp_path)
-  assert model.spec == spec and params.keys() == again.keys()
+  model, reread = load(tmp_path)
+  assert model.spec == spec and params.keys() == reread.keys()
   for name in params:
-    np.testing.assert_array_equal(params[name], again[name], err_msg=name)
+    np.testing.assert_array_equal(params[name], reread[name], err_msg=name)
   theirs = {}
   for file in tmp_path.glob("*.safetensors"):
     theirs |= safetensors.load_file(file)
@@ -89,8 +89,8 @@ def test_old_and_new_configs_and_defaults(tmp_path):
   old = dict(rope_theta=5e5, rope_scaling={"type": "default"}, partial_rotary_factor=1.0, sliding_window=32)
   new = dict(rope_theta="absent", rope_scaling="absent", rope_parameters={"rope_type": "default", "rope_theta": 5e5})
   for i, config in enumerate((old, new)):
-    found = hf_weights.open_model(write_weights(tmp_path / str(i), SPECS["qwen2"], **config)).spec
-    assert found == dataclasses.replace(SPECS["qwen2"], rope_theta=5e5)
+    read_spec = hf_weights.open_model(write_weights(tmp_path / str(i), SPECS["qwen2"], **config)).spec
+    assert read_spec == dataclasses.replace(SPECS["qwen2"], rope_theta=5e5)
   scaled = {
     "rope_type": "llama3",
     "factor": 32,
@@ -99,10 +99,10 @@ def test_old_and_new_configs_and_defaults(tmp_path):
     "original_max_position_embeddings": 16,
     "rope_theta": 500_000,
   }
-  found = hf_weights.open_model(
+  read_spec = hf_weights.open_model(
     write_weights(tmp_path / "2", SPECS["llama"], rope_theta="absent", rope_scaling="absent", rope_parameters=scaled)
   )
-  assert found.spec == SPECS["llama"]
+  assert read_spec.spec == SPECS["llama"]
   plain = dataclasses.replace(TINY, tied=False, head_dim=2)
   absent = dict.fromkeys(("tie_word_embeddings", "head_dim", "rope_theta", "architectures"), "absent")
   assert hf_weights.open_model(write_weights(tmp_path / "3", plain, **absent)).spec == plain

@@ -15,10 +15,10 @@ def test_placing_responses():
   def place(numbers, rows, parts, share=True):
     return Separate(12).place(prompts, lengths.reshape(10, 4) - prompts[:, None], numbers, rows, parts, share)
 
-  placed, again = place(numbers, 40, 5), place(numbers[::-1], 40, 5)
-  np.testing.assert_array_equal(placed.segments_RS, again.segments_RS)
-  found, counted = np.unique(placed.segments_RS, return_counts=True)
-  np.testing.assert_array_equal(found[1:] - 1, numbers)
+  placed, placed_in_reverse = place(numbers, 40, 5), place(numbers[::-1], 40, 5)
+  np.testing.assert_array_equal(placed.segments_RS, placed_in_reverse.segments_RS)
+  numbers_found, counted = np.unique(placed.segments_RS, return_counts=True)
+  np.testing.assert_array_equal(numbers_found[1:] - 1, numbers)
   np.testing.assert_array_equal(counted[1:], lengths[numbers])
   for number in numbers:
     here = placed.segments_RS == number + 1

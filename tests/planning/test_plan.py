@@ -165,9 +165,9 @@ def test_what_fits_is_left_alone():
 def test_more_microbatches_in_one_jump():
   """Temporaries of 40 and room for 6: it takes eight times the microbatches without trying two and four times."""
   sizes = {"decode": lambda c: measured(1, 1), "update": lambda c: measured(4, 160 / c.rl.microbatches)}
-  config, made, changes, log = searched(10, sizes)
+  config, programs, changes, log = searched(10, sizes)
   assert changes == {"rl.microbatches": 32} == {"rl.microbatches": config.rl.microbatches}
-  assert log == ["all", ["score", "update"]] and made["update"].total == 9
+  assert log == ["all", ["score", "update"]] and programs["update"].total == 9
 
 
 def test_no_microbatch_is_tried_where_arguments_alone_are_too_large():
@@ -180,32 +180,32 @@ def test_a_smaller_step_where_the_jump_is_impossible_then_the_next_setting():
   """256 rows allow at most 256 microbatches; as that is still too large, it changes remat next."""
   need = {"none": 4, "dots": 2, "full": 1}
   sizes = {"update": lambda c: measured(1, need[c.model.remat] * 1024 / c.rl.microbatches)}
-  _, made, changes, _ = searched(6, sizes)
-  assert changes == {"rl.microbatches": 256, "model.remat": "full"} and made["update"].total == 5
+  _, programs, changes, _ = searched(6, sizes)
+  assert changes == {"rl.microbatches": 256, "model.remat": "full"} and programs["update"].total == 5
 
 
 def test_a_try_that_does_not_help_is_not_kept_and_hopeless_ends():
-  _, made, changes, _ = searched(10, {"decode": lambda c: measured(4, 100)})
-  assert changes == {} and made["decode"].total == 104
-  told = {"fits": False, "changes": changes, "programs": {"decode": {"total": 104.0}}}
+  _, programs, changes, _ = searched(10, {"decode": lambda c: measured(4, 100)})
+  assert changes == {} and programs["decode"].total == 104
+  plan = {"fits": False, "changes": changes, "programs": {"decode": {"total": 104.0}}}
   slice_ = tpu.find_slice("v5e-8")
-  told["programs"]["decode"]["total"] = 6 * slice_.chip.hbm
-  assert "estimate: 48 chips, v5e-64" in whether_it_fits(told, slice_)
+  plan["programs"]["decode"]["total"] = 6 * slice_.chip.hbm
+  assert "estimate: 48 chips, v5e-64" in whether_it_fits(plan, slice_)
 
 
 def test_the_compilers_refusal_is_a_result():
-  told = (
+  message = (
     "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory required for HLO "
     "temporaries (25.50G) exceeds available HBM (15.75G). HLO module: jit_update."
   )
 
   def lower(done):
-    raise jax.errors.JaxRuntimeError(told)
+    raise jax.errors.JaxRuntimeError(message)
 
   cost = flops.Cost(1, 1, 1)
-  found = compile_program(Program("update", 1, 3.0, 2.0, lower, cost, 1), {}, 8)
-  assert found.temporaries == 25.5 * 2**30 and found.refused == told and found.arguments == 3
-  row = rows_of_programs([Program("update", 1, 3.0, 2.0, lower, cost, 1)], {"update": found}, tpu.CHIPS["v5e"], 0.5)
+  compiled = compile_program(Program("update", 1, 3.0, 2.0, lower, cost, 1), {}, 8)
+  assert compiled.temporaries == 25.5 * 2**30 and compiled.refused == message and compiled.arguments == 3
+  row = rows_of_programs([Program("update", 1, 3.0, 2.0, lower, cost, 1)], {"update": compiled}, tpu.CHIPS["v5e"], 0.5)
   assert "does not fit" in table_of_programs(row, tpu.CHIPS["v5e"].hbm)
 
 
@@ -239,13 +239,13 @@ def test_programs_of_a_step_without_a_tpu():
   assert listed[-1].tokens == rows * (config.rl.prompt_tokens + config.rl.response_tokens)
   half = plan_programs._bytes(policy.params)  # the reference, in the compute dtype: float32 here
   assert [p.beside - listed[1].beside for p in listed] == [-half, 0, 0, -half, half - listed[1].beside]
-  made = {}
+  compiled_programs = {}
   for program in listed[:4]:
-    made[program.name] = m = compile_program(program, made, 8)
+    compiled_programs[program.name] = m = compile_program(program, compiled_programs, 8)
     if program.name != "decode":  # K and V may be cut along heads too
       unread = program.arguments if program.name == "score" else 0  # it reads no reward: dropped when lowered
       assert m.arguments <= program.arguments <= m.arguments + unread, program.name
-  assert listed[-1].lower(made).out_info is not None
+  assert listed[-1].lower(compiled_programs).out_info is not None
 
 
 @pytest.mark.parametrize("name", ["", "llama3.2-3b-instruct,v6e-8,8192", "llama3.1-8b-instruct,v5p-16"])

@@ -69,9 +69,13 @@ def eval_rows(step, right_PK, texts):
 def logged(rows):
   """Returns the metrics that an evaluation logs of these rows, with invented intervals."""
   score_PK = np.array([row["true_reward"] for row in rows]).reshape(P, K)
-  found = {f"avg@{K}": score_PK.mean()} | {f"pass@{k}": pass_at_k(K, score_PK.sum(1), k).mean() for k in (1, 2, 4)}
-  found |= {f"{name}_{end}": value + d for name, value in found.items() for end, d in (("low", -0.1), ("high", 0.1))}
-  return found | {"format": 1.0, "faithful": 0.3, "unscored": 0.0, "mean_length": 5.0, "problems": float(P)}
+  figures_of_set = {f"avg@{K}": score_PK.mean()} | {
+    f"pass@{k}": pass_at_k(K, score_PK.sum(1), k).mean() for k in (1, 2, 4)
+  }
+  figures_of_set |= {
+    f"{name}_{end}": value + d for name, value in figures_of_set.items() for end, d in (("low", -0.1), ("high", 0.1))
+  }
+  return figures_of_set | {"format": 1.0, "faithful": 0.3, "unscored": 0.0, "mean_length": 5.0, "problems": float(P)}
 
 
 def make_run(
@@ -128,7 +132,7 @@ def judge_run(path, of, steps=(0, STEPS), spread=0.5):
       for k in range(K)
     ]
     write_jsonl(path / "judged" / f"step_{step:06d}.jsonl", judged)
-  made = {
+  judge_figures = {
     "F(1)/all": 0.5,
     "F(1)/all_low": 0.4,
     "F(1)/all_high": 0.6,
@@ -139,7 +143,9 @@ def judge_run(path, of, steps=(0, STEPS), spread=0.5):
     "faithful_diversity": 0.2,
     "labelled/all": 32.0,
   }
-  write_jsonl(path / "metrics.jsonl", [{"step": step, "diversity": spread - step / 100} | made for step in steps])
+  write_jsonl(
+    path / "metrics.jsonl", [{"step": step, "diversity": spread - step / 100} | judge_figures for step in steps]
+  )
   (path / "config.json").write_text(
     json.dumps({"stage": "judge", "checkpoint": {}, "judge": {"run": str(of), "set": "quiz"}})
   )
@@ -221,14 +227,14 @@ def rates(path, step):
 def test_gain_and_interval_equal_numbers_worked_out_apart(two):
   root, _, page, numbers, _ = two
   change_P = rates(root / "good", STEPS) - rates(root / "good", 0)
-  found = numbers["arms"][0]
-  assert found["gain"] == pytest.approx(change_P.mean(), abs=1e-12) and found["paired_problems"] == P
+  arm = numbers["arms"][0]
+  assert arm["gain"] == pytest.approx(change_P.mean(), abs=1e-12) and arm["paired_problems"] == P
   standard_error = change_P.std(ddof=1) / np.sqrt(P)
-  assert found["high"] - found["low"] == pytest.approx(2 * 1.96 * standard_error, rel=0.15)
-  assert found["low"] < change_P.mean() < found["high"]
-  assert (found["set"], found["K"], found["start_step"], found["end_step"]) == ("quiz", K, 0, STEPS)
+  assert arm["high"] - arm["low"] == pytest.approx(2 * 1.96 * standard_error, rel=0.15)
+  assert arm["low"] < change_P.mean() < arm["high"]
+  assert (arm["set"], arm["K"], arm["start_step"], arm["end_step"]) == ("quiz", K, 0, STEPS)
   before, after = (100 * rates(root / "good", step).mean() for step in (0, STEPS))
-  assert f"{before:.1f} → {after:.1f} {100 * change_P.mean():+.1f} {100 * found['low']:+.1f} to" in page.text
+  assert f"{before:.1f} → {after:.1f} {100 * change_P.mean():+.1f} {100 * arm['low']:+.1f} to" in page.text
   gap_P = rates(root / "good", STEPS) - rates(root / "bad", STEPS)
   assert f"ends {100 * gap_P.mean():.1f} points above _bad" in numbers["lead"]
 
@@ -307,8 +313,8 @@ def test_charts_are_beside_the_page_and_inside_it(two):
 
 
 def test_labels_keep_what_the_font_draws():
-  told = figures._plain("_γ = 0.7 · é 中\u202e")
-  assert told == " _γ = 0.7 · é \\u4e2d\\u27e8U+202E\\u27e9" and len(figures._plain("x" * 50)) == 40
+  label = figures._plain("_γ = 0.7 · é 中\u202e")
+  assert label == " _γ = 0.7 · é \\u4e2d\\u27e8U+202E\\u27e9" and len(figures._plain("x" * 50)) == 40
 
 
 def test_other_policies_and_missing_ones_are_told(two):
@@ -332,8 +338,10 @@ def test_nothing_is_loaded_and_the_policy_says_so(two):
     assert not name.startswith("on"), (tag, name)
     if name in ("src", "href", "srcset", "action", "data"):
       assert value.startswith("data:image/png;base64,"), (tag, name, value[:60])
-  rest = re.sub(r'src="data:image/png;base64,[\w+/=]+"', "", html)
-  assert not [word for word in ("http:", "https:", "src=", "url(", "@import", "import(", "fetch") if word in rest]
+  without_images = re.sub(r'src="data:image/png;base64,[\w+/=]+"', "", html)
+  assert not [
+    word for word in ("http:", "https:", "src=", "url(", "@import", "import(", "fetch") if word in without_images
+  ]
 
 
 def test_hostile_text_stays_text(tmp_path):
@@ -404,8 +412,8 @@ def test_same_input_same_page(two, tmp_path):
   (tmp_path / "page").mkdir()
   (tmp_path / "page" / "former.csv").write_text("of other runs")
   (tmp_path / "page" / "report.json").write_text('{"tables": ["former"]}')
-  again = make(tmp_path / "page", cells, {"Start": root / "start", "Lost": root / "nowhere"})[0]
-  assert again == html
+  second = make(tmp_path / "page", cells, {"Start": root / "start", "Lost": root / "nowhere"})[0]
+  assert second == html
   assert {p.name for p in (root / "page").iterdir()} == {p.name for p in (tmp_path / "page").iterdir()}
   for path in (root / "page").glob("*.*"):
     assert path.read_bytes() == (tmp_path / "page" / path.name).read_bytes(), path
@@ -534,8 +542,8 @@ def grid(tmp_path_factory):
           else {}
         )
         settings = {"seed": 10 * a + n + seed, "paper": paper, "rl": {"steps": STEPS, "reward": "verifiable"}}
-        made = make_run(root / "rl" / name, share_of(arm, n, seed), reward_of(n, seed), more=(), **settings)
-        judge_run(root / "judged" / name, made, spread=0.5 + 0.1 * seed)
+        run = make_run(root / "rl" / name, share_of(arm, n, seed), reward_of(n, seed), more=(), **settings)
+        judge_run(root / "judged" / name, run, spread=0.5 + 0.1 * seed)
         cells.append(
           {
             "name": name,
@@ -550,8 +558,8 @@ def grid(tmp_path_factory):
   cells.append(cells[-1] | {"name": "lost", "arm": "Base", "setting": "majority", "n": None, "rl": "rl/lost"})
   cells.append(cells[0] | {"name": "unjudged", "setting": "majority", "n": None, "judged": ""})
   (root / results.GRID).write_text(json.dumps({"title": "Weak <supervision>", "cells": cells}))
-  title, found = results.read_grid(root)
-  return root, title, found, *make(root / "page", found, samples=6)
+  title, read_cells = results.read_grid(root)
+  return root, title, read_cells, *make(root / "page", read_cells, samples=6)
 
 
 def worked_out(root, arm, n, seed):
@@ -588,8 +596,8 @@ def test_grid_saturation_is_that_of_its_runs(grid):
       error = gains_SP.mean(0).std(ddof=1) / np.sqrt(P)
       assert width == pytest.approx(2 * 1.96 * error, rel=0.2)
       assert float(row["gain until t_sat seeds low"]) == pytest.approx(gains_SP.mean(1).min(), abs=1e-9)
-      told = ("figure 1 (llama): t_sat 55", "55", "0.125") if (arm, n) == ("CPT + Thinking", 8) else ("", "", "")
-      assert (row["the paper"], row["t_sat paper"], row["gain until t_sat paper"]) == told
+      paper = ("figure 1 (llama): t_sat 55", "55", "0.125") if (arm, n) == ("CPT + Thinking", 8) else ("", "", "")
+      assert (row["the paper"], row["t_sat paper"], row["gain until t_sat paper"]) == paper
   assert rows["majority", "Base"]["saturated"] == "1 of 2; not measured 1 of 2"
 
 
@@ -615,12 +623,12 @@ def test_grid_gap_pairs_seeds_of_an_arm(grid):
     (arm, "N = 64 − N = 8", "64", "8") for arm in RATES
   ]
   for row in rows:
-    found = []
+    gaps = []
     for seed in (0, 1):
       (t_small, small), (_, large) = (worked_out(grid[0], row["arm"], n, seed) for n in SLOPES)
-      found.append((at(large, t_small) - at(small, t_small)).mean())
-    assert float(row["G(n', n)"]) == pytest.approx(np.mean(found), abs=1e-9) and row["pairs"] == "2"
-    assert float(row["G(n', n) low"]) < np.mean(found) < float(row["G(n', n) high"])
+      gaps.append((at(large, t_small) - at(small, t_small)).mean())
+    assert float(row["G(n', n)"]) == pytest.approx(np.mean(gaps), abs=1e-9) and row["pairs"] == "2"
+    assert float(row["G(n', n) low"]) < np.mean(gaps) < float(row["G(n', n) high"])
 
 
 def test_grid_evaluations_and_judgements(grid):
@@ -686,11 +694,13 @@ def test_domain_means_have_intervals_of_their_sets(tmp_path):
     row["eval/in-domain/avg@4"] = (row["eval/math500/avg@4"] + row["eval/amc/avg@4"]) / 2
   write_jsonl(run / "metrics.jsonl", rows)
   make(tmp_path / "page", [Cell("run", run)])
-  found = {row["set"]: row for row in table(tmp_path / "page", "saturation")}
-  assert list(found) == ["math500", "amc", "quiz", "in-domain"]  # the domain's own first
-  low, high = (float(found["in-domain"][f"gain to the end {end}"]) for end in ("low", "high"))
-  assert low < float(found["in-domain"]["gain to the end"]) < high
-  assert high - low < float(found["amc"]["gain to the end high"]) - float(found["amc"]["gain to the end low"])
+  rows_by_set = {row["set"]: row for row in table(tmp_path / "page", "saturation")}
+  assert list(rows_by_set) == ["math500", "amc", "quiz", "in-domain"]  # the domain's own first
+  low, high = (float(rows_by_set["in-domain"][f"gain to the end {end}"]) for end in ("low", "high"))
+  assert low < float(rows_by_set["in-domain"]["gain to the end"]) < high
+  assert high - low < float(rows_by_set["amc"]["gain to the end high"]) - float(
+    rows_by_set["amc"]["gain to the end low"]
+  )
 
 
 # Held-out problems that are trained on, phases, runs without reward, evaluations alone
@@ -698,8 +708,10 @@ def test_domain_means_have_intervals_of_their_sets(tmp_path):
 
 def record(path, **summary):
   """Changes entries of a finished run's summary; None removes a key."""
-  found = json.loads((path / "summary.json").read_text()) | summary
-  (path / "summary.json").write_text(json.dumps({key: value for key, value in found.items() if value is not None}))
+  summary_now = json.loads((path / "summary.json").read_text()) | summary
+  (path / "summary.json").write_text(
+    json.dumps({key: value for key, value in summary_now.items() if value is not None})
+  )
   return path
 
 
@@ -711,7 +723,7 @@ def test_captions_say_what_was_compared_with_the_training_problems(tmp_path):
     "out": {"heldout_overlap": {"quiz": 0}, "heldout_left_out": {"quiz": 3}},
     "older": {},
   }
-  told = {
+  phrases = {
     "none": f"none of its {P} problems is trained on",
     "kept": f"5 of its {P} problems trained on too",
     "out": f"none of its {P} problems is trained on (3 shared with the training problems left out)",
@@ -722,14 +734,14 @@ def test_captions_say_what_was_compared_with_the_training_problems(tmp_path):
     run = make_run(tmp_path / name, lambda x: 0.2 + 0.6 * x, fast, more=())
     cells.append(Cell(name, record(run, **summary), setting="with" if name == "kept" else "rest"))
   _, page, numbers, _ = make(tmp_path / "page", cells)
-  rest = "; ".join(f"{told[name]} (1 of 3 runs)" for name in ("none", "out", "older"))
-  assert f"Held out: {told['kept']}. (eval_quiz_with)" in page.text
-  assert f"Held out: {rest}. (eval_quiz_rest)" in page.text
-  assert {row["run"]: row["held out"] for row in table(tmp_path / "page", "runs")} == told
+  joined = "; ".join(f"{phrases[name]} (1 of 3 runs)" for name in ("none", "out", "older"))
+  assert f"Held out: {phrases['kept']}. (eval_quiz_with)" in page.text
+  assert f"Held out: {joined}. (eval_quiz_rest)" in page.text
+  assert {row["run"]: row["held out"] for row in table(tmp_path / "page", "runs")} == phrases
   assert "ever trained on" not in page.text
   assert "5 of its held-out problems are trained on too" in page.text  # beside what the gain means
   assert f"Trained on some of their held-out problems: kept (5 of {P})." in numbers["lead"]
-  assert f"Held out: {told['none']} (1 of 4 runs); " in page.text  # of the table
+  assert f"Held out: {phrases['none']} (1 of 4 runs); " in page.text  # of the table
 
 
 def test_what_was_compared_is_read_from_any_summary(tmp_path):
@@ -896,8 +908,8 @@ def test_seeds_of_different_lengths_all_show(tmp_path):
   row = table(tmp_path / "page", "evaluations-quiz")[-1]
   assert (row["at"], float(row["step"]), row["runs"]) == ("last", STEPS, "1 of 2")
   runs = [results.RecordedRun(cell, 5) for cell in cells]
-  rest = results.RecordedRun(Cell("c", make_run(tmp_path / "c", lambda x: 0.2, fast, steps=17, finished=False)), 5)
-  assert tables.saturation_counts([*runs, rest]) == "2 of 3; too short 1 of 3; not finished 1 of 3"
+  short = results.RecordedRun(Cell("c", make_run(tmp_path / "c", lambda x: 0.2, fast, steps=17, finished=False)), 5)
+  assert tables.saturation_counts([*runs, short]) == "2 of 3; too short 1 of 3; not finished 1 of 3"
 
 
 def test_right_and_wrong_responses_have_their_own_curves(tmp_path):
@@ -1018,11 +1030,11 @@ def test_in_a_browser(grid, tmp_path):
     wait_for(tab, "document.querySelectorAll('.scroll.wide').length")
     says = "getComputedStyle(document.querySelector('.scroll.wide'), '::before').content"
     assert "scrolls sideways" in tab.value(says)
-  told = [
+  messages = [
     e for e in tab.events if e["method"] in ("Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown")
   ]
   asked = [e["params"]["request"]["url"] for e in tab.events if e["method"] == "Network.requestWillBeSent"]
-  assert not told and [url for url in asked if not url.startswith("data:image/png")] == pages
+  assert not messages and [url for url in asked if not url.startswith("data:image/png")] == pages
 
 
 def test_censored_runs_and_runs_that_never_rose_are_told(tmp_path):

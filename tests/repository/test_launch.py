@@ -219,7 +219,7 @@ def test_sync_and_babysit_are_made_of_the_others(launch):
 
 
 @pytest.mark.parametrize(
-  "words, settings, told",
+  "words, settings, message",
   [
     (["create"], {"NAME": None}, "NAME is not set"),
     (["status"], {"ZONE": ""}, "ZONE is not set"),
@@ -234,9 +234,9 @@ def test_sync_and_babysit_are_made_of_the_others(launch):
     (["babysit", "rl", "--workdir=runs/here"], {}, "needs --workdir=gs://"),
   ],
 )
-def test_bad_usage_ends_with_2_and_says_what(launch, words, settings, told):
+def test_bad_usage_ends_with_2_and_says_what(launch, words, settings, message):
   done = launch(*words, DRY_RUN="1", **settings)
-  assert done.returncode == 2 and told in done.stderr and not done.stdout
+  assert done.returncode == 2 and message in done.stderr and not done.stdout
 
 
 def test_help_tells_every_command(launch):
@@ -294,8 +294,8 @@ def test_two_hosts_from_sync_to_stop(launch):
   odd = ["rl", '--config.a=it\'s "$HOME" `id` \\ *', "", "two\nlines\t$(id)", "--config.b={1, 2};&|<>!~", "é"]
   done = launch("run", *odd)
   assert done.returncode == 0 and done.stdout.count("started as process") == 2, done.stderr
-  again = launch("run", "rl")
-  assert again.returncode == 1 and again.stderr.count("a run is going on") == 2
+  second = launch("run", "rl")
+  assert second.returncode == 1 and second.stderr.count("a run is going on") == 2
   assert "a run is going on" in launch("sync").stderr
   for home in homes:
     wait_for(home / "arguments")
@@ -303,8 +303,8 @@ def test_two_hosts_from_sync_to_stop(launch):
     (home / "arguments").unlink()
   done = launch("stop", GRACE="10")
   assert re.findall(r"^worker (\S+) ended (\d+) \d+$", done.stdout, re.M) == [("home0", "143"), ("home1", "143")]
-  said = launch("tail", "all").stdout
-  assert all(f"home{n}: {text}" in said for n in (0, 1) for text in ("stage rl", "saved", "== "))
+  tails = launch("tail", "all").stdout
+  assert all(f"home{n}: {text}" in tails for n in (0, 1) for text in ("stage rl", "saved", "== "))
 
   assert launch("run", "sft").returncode == 0
   for home in homes:
@@ -488,16 +488,16 @@ def test_bench_says_how_fast_an_update_is(tmp_path):
 def test_bench_tells_why_a_worker_failed():
   words = ["--size=none:of-these", "--rounds=1", "--peers=none", "--only=update"]
   done = subprocess.run([sys.executable, LAUNCH / "bench.py", *words], text=True, capture_output=True)
-  told = [json.loads(line) for line in done.stdout.splitlines()]
-  assert [line["name"] for line in told] == ["ceilings", "update"] and "no such file" in told[1]["failed"]
+  lines = [json.loads(line) for line in done.stdout.splitlines()]
+  assert [line["name"] for line in lines] == ["ceilings", "update"] and "no such file" in lines[1]["failed"]
 
 
 def test_babysit_starts_again_what_lost_a_host_and_not_what_stopped_itself(babysit):
   """If a host crashes (137), or stops itself (3), the others end with 5."""
   code, calls, stderr = babysit(["READY"] * 5, [IDLE, "137 5", DONE])
   assert (code, calls) == (0, "scp unpack setup run run"), stderr
-  for ended, wanted in (("3 5", 3), ("5 2", 2)):
+  for ended, expected in (("3 5", 3), ("5 2", 2)):
     code, calls, stderr = babysit(["READY"] * 5, [IDLE, ended])
-    assert (code, calls) == (wanted, "scp unpack setup run tail") and "a retry can't cure" in stderr
+    assert (code, calls) == (expected, "scp unpack setup run tail") and "a retry can't cure" in stderr
   code, calls, stderr = babysit(["READY"] * 5, [IDLE, *["1 5"] * 3], LIMIT="2")
   assert (code, calls) == (1, "scp unpack setup run run tail") and "gave up after 2 quick failures" in stderr

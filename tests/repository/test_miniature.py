@@ -214,27 +214,27 @@ def test_conclusions_behind_the_claims():
 def test_the_fourth_seed_is_that_of_its_runs():
   for arm in THINKING + OTHER:
     [cells] = [row[1:] for row in rows(PAGE) if row[0] == f"{arm}: seed 3"]
-    found = [in_percent(runs([arm], setting, "runs-seed-3")[0], "accuracy first", "accuracy") for setting in SETTINGS]
-    assert cells == ["{:.1f} to {:.1f}".format(*pair) for pair in found]
+    pairs = [in_percent(runs([arm], setting, "runs-seed-3")[0], "accuracy first", "accuracy") for setting in SETTINGS]
+    assert cells == ["{:.1f} to {:.1f}".format(*pair) for pair in pairs]
 
 
 def test_predictions_and_what_happened():
   """Checks each cell of the page's last table; every prediction about a gain was right."""
   happened = {(r["setting"], r["arm"], r["seed"]): r["did"] for name in ("runs", "runs-seed-3") for r in table(name)}
-  said = table("predictions")
-  assert len(said) == 4 * 4 * 4
-  sure = [r for r in said if r["prediction"] != "can't say"]
+  predictions = table("predictions")
+  assert len(predictions) == 4 * 4 * 4
+  sure = [r for r in predictions if r["prediction"] != "can't say"]
   assert all(
     (r["prediction"] == "generalises") == (happened[r["setting"], r["arm"], r["seed"]] == "Gained") for r in sure
   )
-  assert f"was foretold in {len(sure)} of {len(said)} cases" in PAGE
-  [unsure] = {(r["arm"], r["seed"], f"{float(r['faithful correct']):.2f}") for r in said if r not in sure}
+  assert f"was foretold in {len(sure)} of {len(predictions)} cases" in PAGE
+  [unsure] = {(r["arm"], r["seed"], f"{float(r['faithful correct']):.2f}") for r in predictions if r not in sure}
   assert f"Of one policy, {unsure[0]} on seed {unsure[1]}, nothing" in PAGE and f"({unsure[2]})" in PAGE
   last = {row[0]: row[1:] for row in rows(PAGE)[-4:]}
   for kind, arms in (("Thinking", THINKING), ("Non-thinking", OTHER)):
     for i, setting in enumerate(("N = 8", "gamma = 0.7", "majority vote", "self-certainty")):
-      some = [r for r in said if r["arm"] in arms and r["setting"] == setting]
-      foretold = Counter(r["prediction"] for r in some)
-      did = Counter(happened[setting, r["arm"], r["seed"]].lower() for r in some)
+      cases = [r for r in predictions if r["arm"] in arms and r["setting"] == setting]
+      foretold = Counter(r["prediction"] for r in cases)
+      did = Counter(happened[setting, r["arm"], r["seed"]].lower() for r in cases)
       for row, counts in (("predicted", foretold), ("runs", did)):
         assert last[f"{kind}: {row}"][i] == ", ".join(f"{n} {word}" for word, n in counts.most_common())

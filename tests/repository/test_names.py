@@ -45,14 +45,14 @@ def homes(name_of):
 
   name_of: returns the names that a statement defines. What the Python door offers is called as what it opens.
   """
-  found = collections.defaultdict(set)
+  modules_of = collections.defaultdict(set)
   for module, tree in modules().items():
     offered = jaxrlvr.__all__ if module.startswith("door/") else ()
     for node in tree.body:
       for name in name_of(node):
         if not name.startswith("_") and name not in offered:
-          found[name].add(module)
-  return {name: sorted(places) for name, places in found.items() if len(places) > 1}
+          modules_of[name].add(module)
+  return {name: sorted(places) for name, places in modules_of.items() if len(places) > 1}
 
 
 def test_no_two_classes_or_types_share_a_name():

@@ -42,11 +42,11 @@ def commands(notebook):
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
 def test_commands_name_stages_and_keys_that_exist(notebook):
-  found = list(commands(notebook))
-  assert len(found) >= 3
-  for stage, *rest in found:
+  all_commands = list(commands(notebook))
+  assert len(all_commands) >= 3
+  for stage, *options in all_commands:
     assert stage in HELP
-    flags = dict(word[2:].split("=", 1) for word in rest if word.startswith("--"))
+    flags = dict(word[2:].split("=", 1) for word in options if word.startswith("--"))
     keys = {name.removeprefix("config."): text for name, text in flags.items() if name.startswith("config.")}
     assert "workdir" in flags and configs.load(flags.get("config", "base"), keys)
 
@@ -66,8 +66,8 @@ def test_every_notebook_begins_with_the_same_pinned_install():
   first = {source(cells(notebook)[0]) for notebook in NOTEBOOKS}
   assert len(NOTEBOOKS) == 2 and len(first) == 1 and "bash launch/colab.sh" in first.pop()
   pins = dict(line.lower().replace("_", "-").split("==") for line in (COLAB / "constraints.txt").read_text().split())
-  wanted = re.search(r"^dependencies = \[(.*?)^\]", (ROOT / "pyproject.toml").read_text(), re.M | re.S)[1]
-  assert {re.match(r"[\w-]+", name)[0] for name in re.findall(r'"(.*?)"', wanted)} <= pins.keys()
+  dependencies = re.search(r"^dependencies = \[(.*?)^\]", (ROOT / "pyproject.toml").read_text(), re.M | re.S)[1]
+  assert {re.match(r"[\w-]+", name)[0] for name in re.findall(r'"(.*?)"', dependencies)} <= pins.keys()
 
 
 @pytest.mark.parametrize("device", ["gpu", "tpu"])
@@ -80,8 +80,8 @@ def test_nothing_samples_more_at_a_time_than_a_step_of_rl(device):
   assert device != "gpu" or config.model.attention == "xla"
 
 
-@pytest.mark.parametrize("said, device", [("echo GPU 0; sleep 0.2; echo GPU 1", "gpu"), ("echo failed; exit 9", "cpu")])
-def test_what_is_installed_is_for_the_device_that_is_there(tmp_path, said, device):
+@pytest.mark.parametrize("nvidia_smi, device", [("echo GPU 0; sleep 0.2; echo GPU 1", "gpu"), ("echo failed; exit 9", "cpu")])
+def test_what_is_installed_is_for_the_device_that_is_there(tmp_path, nvidia_smi, device):
   """Scripts play nvidia-smi and the Python that installs and, later, finds no such device."""
   shutil.copytree(ROOT / "launch", tmp_path / "launch")
   (tmp_path / "pyproject.toml").touch()
@@ -90,7 +90,7 @@ def test_what_is_installed_is_for_the_device_that_is_there(tmp_path, said, devic
   env = {**os.environ, "PATH": f"{place}:{os.environ['PATH']}"}
 
   def install(python):
-    for name, text in (("nvidia-smi", said), ("python", f'echo "$@" >>calls\n{python}')):
+    for name, text in (("nvidia-smi", nvidia_smi), ("python", f'echo "$@" >>calls\n{python}')):
       (place / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
       (place / name).chmod(0o755)
     return subprocess.run(["bash", "launch/colab.sh"], cwd=tmp_path, env=env, check=False).returncode

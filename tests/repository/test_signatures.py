@@ -28,7 +28,7 @@ def public_functions(tree):
 
 def missing(function):
   """Returns the parameters without annotation, and "what it returns" if that has none."""
-  given = function.args
-  parameters = [*given.posonlyargs, *given.args, *given.kwonlyargs]
+  arguments = function.args
+  parameters = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
   names = [one.arg for one in parameters if one.annotation is None and one.arg not in BY_CONVENTION]
   return names if function.returns else [*names, "what it returns"]

@@ -347,9 +347,9 @@ def test_corrections_differ_from_the_uncorrected_and_mean_what_they_say():
   chance = np.where(truth, np.where(noisy, 1 - fn, fn), np.where(noisy, fp, 1 - fp)).prod(1)
   scored = np.ones(noisy.shape, bool)
 
-  def advantage(kind, **how):
-    how = {"baseline": "mean", "scale_std": True} | how
-    return np.asarray(loss.CORRECTIONS[kind](noisy, scored, fp, fn, **how))
+  def advantage(kind, **settings):
+    settings = {"baseline": "mean", "scale_std": True} | settings
+    return np.asarray(loss.CORRECTIONS[kind](noisy, scored, fp, fn, **settings))
 
   def mean(x):
     return chance @ x
@@ -370,11 +370,11 @@ def test_corrections_differ_from_the_uncorrected_and_mean_what_they_say():
 def test_backward_correction_in_numbers():
   """Clean rewards are 1.5 and -1/6 with mean 2/3, so a clean group of four has the std sqrt(2/3 * 1/3 * 4/3)."""
   value, scored = np.array([[1.0, 1.0, 0.0, 0.0], [1.0, 1.0, 1.0, 0.0]]), np.ones((2, 4), bool)
-  found = np.asarray(loss.CORRECTIONS["backward"](value, scored, 0.1, 0.3, baseline="mean", scale_std=True))
+  corrected = np.asarray(loss.CORRECTIONS["backward"](value, scored, 0.1, 0.3, baseline="mean", scale_std=True))
   std = math.sqrt(2 / 3 * 1 / 3 * 4 / 3)
-  np.testing.assert_allclose(found[0], np.array([5, 5, -5, -5]) / 6 / std, rtol=1e-4)
+  np.testing.assert_allclose(corrected[0], np.array([5, 5, -5, -5]) / 6 / std, rtol=1e-4)
   std = math.sqrt(7 / 8 * 1 / 8 * 4 / 3)  # 3 of 4 paid: an estimated mean of 13/12, kept at 7/8
-  np.testing.assert_allclose(found[1], (np.array([1.5, 1.5, 1.5, -1 / 6]) - 13 / 12) / std, rtol=1e-4)
+  np.testing.assert_allclose(corrected[1], (np.array([1.5, 1.5, 1.5, -1 / 6]) - 13 / 12) / std, rtol=1e-4)
 
 
 def test_corrections_leave_out_the_unscored():

@@ -36,8 +36,8 @@ def diagnosed(tmp_path_factory, init):
 
 
 def rows(workdir):
-  found = [row for file in sorted((workdir / "rows").iterdir()) for row in logbook.read_jsonl(file)]
-  return {row["id"]: row["responses"] for row in found}
+  all_rows = [row for file in sorted((workdir / "rows").iterdir()) for row in logbook.read_jsonl(file)]
+  return {row["id"]: row["responses"] for row in all_rows}
 
 
 def told(workdir):

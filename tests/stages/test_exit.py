@@ -89,8 +89,8 @@ cli.run()
 def test_no_thread_keeps_a_process_from_its_code(tmp_path, error, code, last):
   begun = time.monotonic()
   process = start("report", f"--workdir={tmp_path}", code=THREADS.format(error=error), PYTHONIOENCODING="utf-8")
-  found, _, stderr = end(process, 60)
-  assert (found, stderr.splitlines()[-1]) == (code, last) and time.monotonic() - begun < 60
+  code_found, _, stderr = end(process, 60)
+  assert (code_found, stderr.splitlines()[-1]) == (code, last) and time.monotonic() - begun < 60
   assert ("Traceback" in stderr) == (code == 1)
 
 
@@ -204,6 +204,8 @@ def test_a_disk_that_fills_up_ends_with_4_and_one_line(tokenizer, small_disk):
   small = small_disk("700k")
   words = [f"--config.tokenizer={tokenizer}", f"--workdir={small / 'w'}", "--config.checkpoint.every=1"]
   code, _, stderr = end(start("pretrain", "--config=smoke", *words))
-  told = [line for line in stderr.splitlines() if "the disk is full" in line]
-  assert code == 4 and told and f"{small}/w" in told[-1] and "bytes to write" in told[-1] and "free space" in told[-1]
+  lines = [line for line in stderr.splitlines() if "the disk is full" in line]
+  assert (
+    code == 4 and lines and f"{small}/w" in lines[-1] and "bytes to write" in lines[-1] and "free space" in lines[-1]
+  )
   assert "Traceback" not in stderr and "asyncio" not in stderr, stderr

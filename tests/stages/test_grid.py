@@ -50,10 +50,10 @@ def test_what_fails_is_told_and_the_others_go_on(tmp_path, stages, capsys):
   assert f"('{tmp_path}',)" in str(error.value)  # what was finished is reported on
   assert "words': has no rollouts/" in (tmp_path / "links" / "bad.log").read_text()
   assert f"bad: exit code 2, see {tmp_path}" in capsys.readouterr().err and not (tmp_path / "behind").exists()
-  made = {name: (tmp_path / name / "summary.json").stat().st_mtime_ns for name in ("words", "more")}
+  written_at = {name: (tmp_path / name / "summary.json").stat().st_mtime_ns for name in ("words", "more")}
   summary = run(of_links(TOKENIZER, other), tmp_path)
   assert summary["finished"] and summary["links"] == 2 and summary["report"] == f"('{tmp_path}',)"
-  assert made == {name: (tmp_path / name / "summary.json").stat().st_mtime_ns for name in made}
+  assert written_at == {name: (tmp_path / name / "summary.json").stat().st_mtime_ns for name in written_at}
   assert "report" not in run(of_links(TOKENIZER), tmp_path)  # there is no cell
   (tmp_path / "words" / "summary.json").write_text("{")
   with pytest.raises(InputError, match="words/summary.json: is no JSON object .*; restore it, or take it out"):

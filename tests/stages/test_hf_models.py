@@ -76,13 +76,13 @@ def test_padded_rows_are_never_scored(imported):
   known, spec = policy.spec.real_vocab, policy.spec
   tokens = jnp.asarray(np.random.default_rng(0).integers(0, known, (2, 12)))
   positions = jnp.broadcast_to(jnp.arange(12), tokens.shape)
-  found = jax.jit(score, static_argnums=4)(policy.params, tokens, positions, jnp.ones_like(tokens), spec)
+  scores = jax.jit(score, static_argnums=4)(policy.params, tokens, positions, jnp.ones_like(tokens), spec)
   logits = logits_of(policy.params, tokens, spec)[:, :-1]
   assert np.mean(np.argmax(logits, -1) >= known) > 0.5
   logp = jax.nn.log_softmax(logits[..., :known])
-  np.testing.assert_allclose(found.logp_BT, jnp.take_along_axis(logp, tokens[:, 1:, None], -1)[..., 0], atol=1e-5)
-  np.testing.assert_allclose(found.entropy_BT, -jnp.sum(jnp.exp(logp) * logp, -1), atol=1e-4)
-  np.testing.assert_allclose(found.certainty_BT, -jnp.mean(logp, -1) - np.log(known), atol=1e-4)
+  np.testing.assert_allclose(scores.logp_BT, jnp.take_along_axis(logp, tokens[:, 1:, None], -1)[..., 0], atol=1e-5)
+  np.testing.assert_allclose(scores.entropy_BT, -jnp.sum(jnp.exp(logp) * logp, -1), atol=1e-4)
+  np.testing.assert_allclose(scores.certainty_BT, -jnp.mean(logp, -1) - np.log(known), atol=1e-4)
 
 
 def test_a_chain_may_start_from_a_model():
@@ -271,16 +271,16 @@ def test_what_training_began_with_is_the_last_that_is_there_unchanged(imported, 
   model = policy.origin["start"]
 
   def start(origin):
-    found = build_policy.load_starting_weights(policy._replace(origin={"start": origin}))
-    return found and (found[0], jax.device_get(found[1]))
+    weights = build_policy.load_starting_weights(policy._replace(origin={"start": origin}))
+    return weights and (weights[0], jax.device_get(weights[1]))
 
   place, params = start(policy.origin)
   assert place == str(workdir) and all(np.array_equal(params[name], after[name]) for name in after)
   assert caplog.text == ""
-  for run_dir, told in (("/nowhere", "/nowhere: is gone"), (str(workdir), "has changed since")):
+  for run_dir, warning in (("/nowhere", "/nowhere: is gone"), (str(workdir), "has changed since")):
     place, params = start({"run": run_dir, "digests": {}, "start": model})
     assert place == str(imported[1] / "model") and all(np.array_equal(params[name], before[name]) for name in before)
-    assert told in caplog.text
+    assert warning in caplog.text
   assert start({"seed": 0}) is None and start({**model, "digests": {}}) is None
   assert hf_models.movement_in_training(policy, "float32").kept_of_training is None
 
@@ -359,10 +359,10 @@ def test_a_full_disk_is_told_in_one_line(imported, small_disk, capsys, stage, op
   small = small_disk("40k")
   assert run(stage, "--config=base", f"--workdir={small / 'w'}", option.format(*imported)) == 4
   stderr = capsys.readouterr().err
-  told = (
+  message = (
     rf"jaxrlvr: {small}/w/{file}: the disk is full \(No space .*: [\d,]+ bytes to write, 0 bytes free\); free space"
   )
-  assert re.match(told, stderr) and stderr.count("\n") == 1, stderr
+  assert re.match(message, stderr) and stderr.count("\n") == 1, stderr
 
 
 def their_logits(folder, tokens):

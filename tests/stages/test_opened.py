@@ -39,9 +39,9 @@ def test_a_tag_of_the_template_is_read_as_one_of_the_policy(opening):
   assert [FORMATS["thinking_format"](one) for one in responses] == [True, True, False, True, True, False]
   shape = np.arange(len(WRITTEN))[None]
   four = Problem("a", ({"role": "user", "content": "a"},), "4", "4", "arithmetic")
-  given = Answers([four], [responses], {}, shape)
+  answers = Answers([four], [responses], {}, shape)
   with Service(workers=1) as service:
-    voted, _ = expression.grade_terms(expression.parse("majority_vote_thinking"), given, service.grade)
+    voted, _ = expression.grade_terms(expression.parse("majority_vote_thinking"), answers, service.grade)
   assert voted.value_PG.tolist() == [[1, 0, 0, 1, 0, 0]]  # a tie of 6 and 4: the first
 
 
@@ -84,15 +84,15 @@ def test_a_diagnosis_is_the_same_whoever_writes_the_tag(certain, tmp_path):
     f"--config.problems.source={certain / 'problems.jsonl'}",
     f"--config.model.path={certain}",
   )
-  told = []
+  diagnoses = []
   for name, end in (("plain", ""), ("opened", "{{ '<think>\n' }}")):
     write_tokenizer(certain, chat_template=HEAD + end)
     workdir = tmp_path / name
     assert run("diagnose", "--config=smoke", f"--workdir={workdir}", *options) == 0
     rows = [row for file in (workdir / "rows").iterdir() for row in logbook.read_jsonl(file)]
     assert {one["text"] for row in rows for one in row["responses"]} == {SAID}
-    told.append(json.loads((workdir / "diagnosis.json").read_text()))
-  plain, opened = (one["figures"] for one in told)
+    diagnoses.append(json.loads((workdir / "diagnosis.json").read_text()))
+  plain, opened = (one["figures"] for one in diagnoses)
   assert plain["avg@4"] == plain["vote_right"] == plain["F(1)/correct"] == 0.5
   assert {name for name in plain if plain[name] != opened[name]} == {"mean_length"}  # the tag is the prompt's
-  assert told[0]["predictions"] == told[1]["predictions"]
+  assert diagnoses[0]["predictions"] == diagnoses[1]["predictions"]

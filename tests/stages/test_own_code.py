@@ -65,10 +65,10 @@ def test_a_reward_of_ones_own_is_paid_found_again_and_watched(folder, init, tmp_
   assert "rl.reward 'my_rewards.py:picky'" in code
   workdir = folder / "run"
   monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
-  again = ("rl", f"--config={workdir / 'config.json'}", f"--workdir={workdir}")
-  assert run(*again, "--config.rl.steps=3") == 0 and "the code of" not in caplog.text
+  same_command = ("rl", f"--config={workdir / 'config.json'}", f"--workdir={workdir}")
+  assert run(*same_command, "--config.rl.steps=3") == 0 and "the code of" not in caplog.text
   (folder / "my_rewards.py").write_text(REWARDS.replace("LEVEL", "4").replace("% 7", "% 1 + 8"))
-  assert run(*again, "--config.rl.steps=4") == 0
+  assert run(*same_command, "--config.rl.steps=4") == 0
   assert "the code of rl.reward 'my_rewards.py:picky' is not what the run began with" in caplog.text
   assert {row["reward"] for row in rollouts(workdir, 4)} <= {None, 4.0, 5.0}
 

@@ -33,7 +33,7 @@ def test_a_tilde_is_read_in_every_key_that_names_a_place(tmp_path, monkeypatch, 
   monkeypatch.chdir(tmp_path)
   x = str(tmp_path / "x")
   assert hub.locate("~/x")[0] == hub.locate("skywork-or1:~/x")[0] == x
-  for stage, key, value, told in (
+  for stage, key, value, message in (
     ("evaluate", "tokenizer", "~/x", f"{x}: no such tokenizer"),
     ("import", "model.path", "~/x", f"{x}/config.json: can't be read"),
     ("prepare", "problems.source", "~/x", f"config.problems: {x}: "),
@@ -42,17 +42,17 @@ def test_a_tilde_is_read_in_every_key_that_names_a_place(tmp_path, monkeypatch, 
     ("report", "report.runs", "A=~/x", f"{x}: holds no run"),
   ):
     assert run(stage, "--config=smoke", "--workdir=~/w", f"--config.{key}={value}") == 2
-    assert told in capsys.readouterr().err, key
+    assert message in capsys.readouterr().err, key
   c = configs.load("smoke", {"heldout.folder": "~/x", "heldout.sets": "math500", "judge.name": "replay"})
   c.judge.file, c.init = "~/x", "~/hf"
   write_tokenizer(tmp_path / "hf")
-  for read, told in (
+  for read, message in (
     (lambda: chosen_sets(c, []), f"{x}/non-think/"),
     (lambda: make_judge(c, c.judge, tmp_path), f"'{x}' is no file"),
     (lambda: faithful_diversity_of("~/x"), f"{x}/diagnosis.json"),
     (lambda: build_policy.load_policy(c), "config.init = '~/hf': is a Hugging Face directory"),
   ):
-    with pytest.raises(InputError, match=re.escape(told)):
+    with pytest.raises(InputError, match=re.escape(message)):
       read()
   try:
     set_compile_cache("~/x")

@@ -61,8 +61,8 @@ def test_a_recorded_config_is_that_of_the_file(tmp_path, name):
       begun.begin()
     recorded = configs.load(str(workdir / "config.json"))
     assert recorded.to_dict() == one.to_dict()
-    for again in (one, recorded):
-      with runs.open_run(again, workdir, "rl") as going_on:
+    for config_now in (one, recorded):
+      with runs.open_run(config_now, workdir, "rl") as going_on:
         assert not going_on.finished
   with pytest.raises(InputError, match="config.seed"):
     runs.open_run(configs.derive(config, {"seed": config.seed + 1}), tmp_path / "0", "rl").__enter__()
@@ -183,12 +183,12 @@ def test_leaves_and_digests_are_the_same_ones():
   saved = {"['params']['a']": "1", "['params']['b']": "2", "['train']['c']": "3"}
   both = {name: digest for name, digest in saved.items() if "params" in name}
   checkpoint.check_leaves(saved, both, ("params",))
-  for wrong, told in (
+  for wrong, message in (
     ({"['params']['a']": "1"}, "b'.*was saved and is not there"),
     (both | {"['params']['x']": "9"}, "x'.*has no digest"),
     (both | {"['params']['a']": "9"}, "a'.*is not what was saved"),
   ):
-    with pytest.raises(StorageError, match=told):
+    with pytest.raises(StorageError, match=message):
       checkpoint.check_leaves(saved, wrong, ("params",))
   with pytest.raises(StorageError, match="has no digest"):
     checkpoint.check_leaves({}, both, ("params",))
@@ -226,8 +226,8 @@ def test_a_finished_run_with_a_damaged_end_is_finished_again(tmp_path, trained, 
   caplog.clear()
   assert run(*pretrain(trained, base, "--resume=check")) == 0
   assert "checkpoints/6: passed over" in caplog.text and "goes on from step 3" in caplog.text
-  again, before = (json.loads(meta_file(one, 6).read_text())["digests"] for one in (base, trained / "base"))
-  assert again == before
+  digests, before = (json.loads(meta_file(one, 6).read_text())["digests"] for one in (base, trained / "base"))
+  assert digests == before
   caplog.clear()
   shutil.rmtree(base / "checkpoints" / "6")
   assert run(*pretrain(trained, base)) == 0 and "its last checkpoint is gone" in caplog.text

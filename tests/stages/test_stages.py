@@ -96,10 +96,10 @@ def test_rl_writes_what_the_design_promises(chain):
 
 def test_evaluation_samples_are_paired_over_steps(tmp_path, chain):
   """Keys are the same at every step: at step 0 two runs of the same policy sample the same responses."""
-  again = tmp_path / "again"
-  assert run("evaluate", "--config=smoke", f"--workdir={again}", f"--config.init={chain / 'sft-thinking'}") == 0
+  second = tmp_path / "again"
+  assert run("evaluate", "--config=smoke", f"--workdir={second}", f"--config.init={chain / 'sft-thinking'}") == 0
   compared = operator.itemgetter("problem", "sample", "text", "true_reward")
-  one, two = (logbook.read_jsonl(d / "evals" / "heldout_000000.jsonl") for d in (again, chain / "rl-thinking"))
+  one, two = (logbook.read_jsonl(d / "evals" / "heldout_000000.jsonl") for d in (second, chain / "rl-thinking"))
   assert list(map(compared, one)) == list(map(compared, two))
 
 

@@ -221,11 +221,11 @@ def test_filter_counts_what_could_not_be_graded_apart(tmp_path, init, monkeypatc
   real, lost = label.verifiable.grade_by_truth, []
 
   def truth(answers, grade):
-    found = real(answers, grade)
+    graded = real(answers, grade)
     lost[:] = lost or [answers.problems[0].id]
-    known = found.scored_PG & (np.arange(4) != 2) & np.array([[p.id not in lost] for p in answers.problems])
+    known = graded.scored_PG & (np.arange(4) != 2) & np.array([[p.id not in lost] for p in answers.problems])
     cause = np.where(known, "", "timeout").tolist()
-    return found._replace(scored_PG=known, cause_PG=cause, value_PG=np.where(known, found.value_PG, 1.0))
+    return graded._replace(scored_PG=known, cause_PG=cause, value_PG=np.where(known, graded.value_PG, 1.0))
 
   monkeypatch.setattr(label.verifiable, "grade_by_truth", truth)
   settings = dict(init=init, problems__count=24, filter__samples=4, filter__low=0, filter__high=3)
@@ -247,7 +247,7 @@ def test_another_reading_of_answers_is_another_run(tmp_path, init, capsys):
 
 def test_rows_that_their_verifier_can_not_judge(tmp_path, capsys, caplog):
   base = {"id": "p", "messages": [{"role": "user", "content": "?"}], "label": "1", "truth": "1", "extra": {}}
-  for more, told in (
+  for more, message in (
     ({"verifier": "maths"}, "verifier 'maths'; use one of math"),
     ({"verifier": "quantum_lock"}, "no extra.buttons"),
     ({"verifier": "math", "extra": {"also": ["x"]}}, "extra.also"),
@@ -255,10 +255,11 @@ def test_rows_that_their_verifier_can_not_judge(tmp_path, capsys, caplog):
   ):
     (tmp_path / "p.jsonl").write_text(json.dumps(base | more) + "\n")
     assert (
-      run_smoke("prepare", tmp_path / f"out-{told[:5]}", problems__source=tmp_path / "p.jsonl", problems__count=0) == 2
+      run_smoke("prepare", tmp_path / f"out-{message[:5]}", problems__source=tmp_path / "p.jsonl", problems__count=0)
+      == 2
     )
     error = capsys.readouterr().err
-    assert told in error and "config.problems" in error
+    assert message in error and "config.problems" in error
   rows = [
     base | {"id": f"p{i}", "messages": [{"role": "user", "content": str(i)}], "verifier": "math"} for i in range(9)
   ]
@@ -274,8 +275,8 @@ def test_means_of_a_domain():
   assert means == pytest.approx({"eval/in-domain/avg@16": 0.375, "eval/out-of-domain/avg@16": 0.1})
 
 
-def problems_as_they_were(made):
-  return [dataclasses.replace(p, label=p.truth) for p in made]
+def problems_as_they_were(problems_now):
+  return [dataclasses.replace(p, label=p.truth) for p in problems_now]
 
 
 def test_problems_without_a_wrong_answer_are_passed_over_and_told(tmp_path, init, caplog):
@@ -436,7 +437,7 @@ def test_configs_of_the_study_run_small(tmp_path, init, official, name, arg):
 
 
 @pytest.mark.parametrize(
-  ("changes", "told"),
+  ("changes", "message"),
   [
     ({"rl.votes": 16}, "config.rl.votes is set"),
     ({"rl.votes": 4, "rl.reward": "majority_vote"}, "below config.rl.group_size"),
@@ -450,8 +451,8 @@ def test_configs_of_the_study_run_small(tmp_path, init, official, name, arg):
     ({"heldout.sets": ("nope",)}, "each one of math500"),
   ],
 )
-def test_settings_that_can_not_go_together(changes, told):
-  with pytest.raises(InputError, match=told):
+def test_settings_that_can_not_go_together(changes, message):
+  with pytest.raises(InputError, match=message):
     configs.derive(configs.base(), changes)
 
 
@@ -466,12 +467,12 @@ def test_settings_of_the_study():
   assert (c.rl.reward, c.rl.votes, c.rl.group_size) == ("majority_vote_thinking", 16, 8)
   assert (c.rl.steps, c.problems.source[-21:]) == (850, "sky_math_1024.parquet")
   assert "Qwen2.5-3B on Science after step 500" in c.paper.expected and "table 8" in c.paper.figure
-  for words, told in (
+  for words, message in (
     ("scarce:quick", "chooses nothing"),
     ("scarce:graph,8", "no graph problems"),
     ("scarce:mth", "math"),
   ):
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message):
       configs.load(words)
 
 

@@ -89,7 +89,7 @@ def test_advantages_and_weights_are_made_on_the_host(compilations):
   scored[1, 0] = False
   length = np.array([[3, 1, 2, 2], [9, 4, 2, 2]])
   with jax.transfer_guard("disallow"):
-    found = {
+    on_host = {
       reduce: objective.weigh(length, reward, scored, max_tokens=8, baseline="mean", scale_std=True, reduce=reduce)
       for reduce in masked.REDUCTIONS
     }
@@ -97,7 +97,7 @@ def test_advantages_and_weights_are_made_on_the_host(compilations):
       length, reward, scored, max_tokens=8, baseline="mean", scale_std=True, reduce="token-mean", updates=2
     )
   assert not compilations
-  for reduce, weights in found.items():
+  for reduce, weights in on_host.items():
     assert all(isinstance(x, np.ndarray) and x.dtype == np.float32 for x in weights)
     mask = np.arange(9) < np.where(scored, length, 0).reshape(-1, 1)
     mask = mask[scored.reshape(-1)]

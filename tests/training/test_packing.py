@@ -16,9 +16,9 @@ def test_packing_keeps_documents_whole_and_resumes_anywhere():
 
   cursor, seen = (0, 0), {}
   for _ in range(6):
-    again = pack(document, cursor, 4, 16)
+    same_rows = pack(document, cursor, 4, 16)
     packed, cursor = pack(document, cursor, 4, 16)
-    assert all(np.array_equal(a, b) for a, b in zip(again[0], packed, strict=True))
+    assert all(np.array_equal(a, b) for a, b in zip(same_rows[0], packed, strict=True))
     for row in range(4):
       for segment in range(1, packed.segments_BT[row].max() + 1):
         here = packed.segments_BT[row] == segment

@@ -114,19 +114,19 @@ PACKED = {
 @pytest.mark.parametrize("name", PACKED)
 def test_packed_rows_have_the_gradient_of_single_ones(name, rich_spec, rich_params, drawn):
   """Rows without weight are left out where possible; rows whose responses share a prompt have the same gradient too."""
-  given, how, updates = PACKED[name]
-  fn = objective.grpo(rich_spec, temperature=1.0, kl_estimator="k3", **given)
-  fields = ("ref_logp_RS", "old_logp_RS") if given["kl_beta"] else ("old_logp_RS",) * (updates > 1)
+  settings, changes, updates = PACKED[name]
+  fn = objective.grpo(rich_spec, temperature=1.0, kl_estimator="k3", **settings)
+  fields = ("ref_logp_RS", "old_logp_RS") if settings["kl_beta"] else ("old_logp_RS",) * (updates > 1)
   parts = 8 // updates
 
   def gradients(**layout):
     scores = reference(rich_spec, rich_params, parts, *fields)
     batches = rollout_batch(
-      *drawn, REWARD, SCORED, **PLAIN | how, updates=updates, parts=parts, scores=scores, **layout
+      *drawn, REWARD, SCORED, **PLAIN | changes, updates=updates, parts=parts, scores=scores, **layout
     )
     return [(batch, live, gradient_of(fn, rich_params, batch, parts, live)) for batch, live in batches]
 
-  kept = dict(share=True, skip=not given["kl_beta"])
+  kept = dict(share=True, skip=not settings["kl_beta"])
   packed, single = gradients(**kept), gradients()
   assert min(live for _, live, _ in packed) < parts == min(live for _, live, _ in single)
   branched = gradients(**kept, layout=SharedPrompt(7, 2, 14))  # pieces with room for more than one response
@@ -209,17 +209,17 @@ def test_minibatches_are_whole_groups(drawn):
 def test_the_first_samples_are_trained_on(drawn):
   tokens, lengths, rollout = drawn
   layout, length_PG = Separate(tokens.shape[1] + S.max_tokens), np.asarray(rollout.length_B).reshape(4, 4)
-  made = {}
+  batches = {}
   for group in (4, 2):
     placed = layout.place(lengths, length_PG[:, :group], range(4 * group), 4 * group, 1, False)
     where = placed.segments_RS, placed.positions_RS
     rows = objective.lay_out_batch(*drawn, *where, samples=4, group=group, layout=layout)
     order = np.argsort(np.asarray(rows.segments_RS)[:, 0])
-    made[group] = jax.tree.map(lambda x, order=order: np.asarray(x)[order], rows)
+    batches[group] = jax.tree.map(lambda x, order=order: np.asarray(x)[order], rows)
   for name in ("tokens_RS", "positions_RS", "weights_RS", "sampler_logp_RS"):
-    wanted = getattr(made[4], name).reshape(4, 4, -1)[:, :2].reshape(8, -1)
-    np.testing.assert_array_equal(getattr(made[2], name), wanted, err_msg=name)
-  assert len({tuple(row) for row in made[4].tokens_RS}) == 16
+    expected = getattr(batches[4], name).reshape(4, 4, -1)[:, :2].reshape(8, -1)
+    np.testing.assert_array_equal(getattr(batches[2], name), expected, err_msg=name)
+  assert len({tuple(row) for row in batches[4].tokens_RS}) == 16
 
 
 def test_schedules_and_adamw():
