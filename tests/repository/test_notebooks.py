@@ -80,7 +80,9 @@ def test_nothing_samples_more_at_a_time_than_a_step_of_rl(device):
   assert device != "gpu" or config.model.attention == "xla"
 
 
-@pytest.mark.parametrize("nvidia_smi, device", [("echo GPU 0; sleep 0.2; echo GPU 1", "gpu"), ("echo failed; exit 9", "cpu")])
+@pytest.mark.parametrize(
+  "nvidia_smi, device", [("echo GPU 0; sleep 0.2; echo GPU 1", "gpu"), ("echo failed; exit 9", "cpu")]
+)
 def test_what_is_installed_is_for_the_device_that_is_there(tmp_path, nvidia_smi, device):
   """Scripts play nvidia-smi and the Python that installs and, later, finds no such device."""
   shutil.copytree(ROOT / "launch", tmp_path / "launch")
