@@ -177,7 +177,8 @@ def judge(name: Key) -> Group:
   o.concurrency = Key(
     8,
     at_least(1),
-    "with judge http: calls in flight at a time; with judge local: prompts sampled at a time",
+    "with judge http: calls in flight at a time; with judge local: prompts sampled at a time; with one of your own: "
+    "calls at a time of a function of one prompt, or prompts in a call of one that takes a list",
     may_change=True,
   )
   o.prompt_tokens = Key(
@@ -713,9 +714,10 @@ c.evaluate.problems_per_batch = Key(
 c.judge = judge(  # who judges reasoning
   Key(
     "exact",
-    one_of_table("jaxrlvr.judging.judges:JUDGES"),
-    "who labels reasoning: exact (for built-in arithmetic, needs no model) | http (a model at a chat completions "
-    "endpoint) | local (a policy) | replay (labels of an earlier run)",
+    one_of_table("jaxrlvr.judging.judges:JUDGES", named_by="jaxrlvr.judging.own:find"),
+    "who labels reasoning: exact (for built-in arithmetic and tasks in one file, needs no model) | http (a model at a "
+    "chat completions endpoint) | local (a policy) | replay (labels of an earlier run) | path.py:NAME or "
+    "package.module:NAME, a judge of your own",
   )
 )
 c.judge.run = Key(
@@ -746,15 +748,16 @@ c.judge.max_missing = Key(
 c.judge.cache = Key(
   "",
   rule("a local folder", lambda value: "://" not in value),
-  "folder where labels by the judges http and local are kept for use again, which runs may share; empty: cache/ in "
-  "the run directory",
+  "folder where labels by language models (http, local, your own) are kept for use again, which runs may share; empty: "
+  "cache/ in the run directory",
   may_change=True,
 )
 c.judge.second = judge(  # a second judge of the same responses, in the stage judge
   Key(
     "",
-    one_of_table("jaxrlvr.judging.judges:JUDGES", also=("",)),
-    "second judge of the same responses, for the agreement kappa: exact | http | local | replay; empty: none",
+    one_of_table("jaxrlvr.judging.judges:JUDGES", also=("",), named_by="jaxrlvr.judging.own:find"),
+    "second judge of the same responses, for the agreement kappa: exact | http | local | replay | path.py:NAME or "
+    "package.module:NAME; empty: none",
   )
 )
 

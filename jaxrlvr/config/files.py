@@ -131,7 +131,7 @@ def _as_json(value):
 def _build(path: Path, arg: str) -> ConfigDict:
   """Returns the locked config of a Python file, or of a run's config.json. Raises InputError for a file that fails."""
   if path.is_file():
-    _search_beside(path)
+    search_beside(path)
   else:
     names = sorted(file.stem for file in FOLDER.glob("*.py"))
     similar = difflib.get_close_matches(path.stem, names, 1)
@@ -142,7 +142,7 @@ def _build(path: Path, arg: str) -> ConfigDict:
   return config
 
 
-def _search_beside(path: Path) -> None:
+def search_beside(path: Path) -> None:
   """Has the user's own files that a config names looked for beside it, and where the run that recorded it began."""
   named.search_in(path.parent)
   if path.suffix == ".json":

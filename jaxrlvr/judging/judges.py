@@ -12,13 +12,15 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from jaxrlvr.base import named
 from jaxrlvr.base.errors import InputError
 from jaxrlvr.base.logbook import read_jsonl
 from jaxrlvr.judging import cache, endpoint, rubric
 from jaxrlvr.judging.rubric import Label, Response
 from jaxrlvr.tasks.arithmetic import faithfulness as arithmetic
 from jaxrlvr.tasks.arithmetic.problems import read_question
-from jaxrlvr.text.answer import parse_response
+from jaxrlvr.tasks.table import Verifier, verifier_of
+from jaxrlvr.text.answer import Parsed, parse_response
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +30,9 @@ class Judge:
   ask: called as ask(task, questions). task: "faithfulness" or "strategy". questions: for each a tuple of the responses
   that it is about, one for faithfulness and two for strategy. It returns or yields the label of each question, in their
   order, and None for a missing one.
+
+  knows: called as knows(task, response): whether the judge labels this response, or compares it with others, at all.
+  Where it does not, no question is asked, and no label is missing.
 
   counts: what the judge has counted since it was made; a judge leaves out the keys that it does not count.
   - calls: calls to an endpoint, retries included, or prompts that a local model completed.
@@ -40,6 +45,7 @@ class Judge:
 
   ask: Callable[[str, Sequence[tuple[Response, ...]]], Iterable[Label]]
   counts: Counter = dataclasses.field(default_factory=Counter)
+  knows: Callable[[str, Response], bool] = lambda task, response: True
 
   def faithfulness(self, responses: Sequence[Response]) -> list[Label]:
     """Labels whether each response's trace leads to its answer, in their order.
@@ -155,35 +161,66 @@ def _replay(settings: Settings) -> Judge:
   return _with_memory(Judge(lambda task, questions: [None] * len(questions)), known_labels)
 
 
-def _question(response: Response) -> str:
+def question_of(response: Response) -> str:
   """Returns the last user message of a recorded prompt: a prompt of several messages has a line [ROLE] before each."""
   return response.prompt.rpartition("[user]\n")[2]
 
 
+def parsed(response: Response) -> Parsed:
+  """Returns a recorded response with its thinking trace and the answer that was recorded with it."""
+  return parse_response(response.text, "boxed")._replace(answer=response.answer)
+
+
+def _own_verifier(response: Response) -> Verifier | None:
+  """Returns the verifier of a user's own task that a response belongs to; None for any other problem."""
+  return verifier_of("strict", response.verifier) if named.is_name(response.verifier) else None
+
+
 def _exact_faithfulness(response: Response) -> float | None:
-  """Labels a response to a built-in arithmetic problem; None for any other problem."""
-  faithfulness = arithmetic.faithfulness(parse_response(response.text, "boxed"), _question(response))
+  """Labels a response to built-in arithmetic, or to a user's task that labels itself; None for any other problem."""
+  own = _own_verifier(response)
+  if own is not None:
+    faithfulness = own.faithfulness(parsed(response), question_of(response)) if own.faithfulness else None
+  else:
+    faithfulness = arithmetic.faithfulness(parse_response(response.text, "boxed"), question_of(response))
   return None if faithfulness is None else faithfulness.label
 
 
 def _exact_same(first: Response, second: Response) -> bool | None:
-  """Compares the strategies of two responses to a built-in arithmetic problem; None for any other problem."""
-  if read_question(_question(first)) is None:
+  """Compares the strategies of two responses to built-in arithmetic, or to a user's task that does; else None."""
+  own = _own_verifier(first)
+  if own is not None:
+    return own.strategy(parsed(first), parsed(second), question_of(first)) if own.strategy else None
+  if read_question(question_of(first)) is None:
     return None
   first_strategy = arithmetic.strategy(parse_response(first.text, "boxed"))
   second_strategy = arithmetic.strategy(parse_response(second.text, "boxed"))
   return first_strategy == second_strategy
 
 
+def _exact_knows(task: str, response: Response) -> bool:
+  """Returns False for what a user's task leaves out that has the other of `faithfulness` and `strategy`.
+
+  Labels of a problem without any exact judge are missing: they were asked of the wrong judge.
+  """
+  own = _own_verifier(response)
+  if own is None or not (own.faithfulness or own.strategy):
+    return True
+  return (own.faithfulness if task == "faithfulness" else own.strategy) is not None
+
+
 _EXACT: dict[str, Callable[..., Label]] = {"faithfulness": _exact_faithfulness, "strategy": _exact_same}
 
 
 def _exact(settings: Settings) -> Judge:
-  """Returns a judge of the built-in arithmetic that needs no model; for other problems all its labels are missing."""
-  return Judge(lambda task, questions: [_EXACT[task](*responses) for responses in questions])
+  """Returns the judge that needs no model: of built-in arithmetic, and of users' tasks that judge themselves.
+
+  For other problems all its labels are missing. It raises InputError where the code of a user's task is not found.
+  """
+  return Judge(lambda task, questions: [_EXACT[task](*responses) for responses in questions], knows=_exact_knows)
 
 
 # Makers of judges: each takes Settings and returns a Judge, and raises InputError for wrong settings. Keys: values of
-# config.judge.name. exact: a program, for built-in arithmetic alone; http: a model behind an endpoint; local: a policy
-# of this project; replay: the labels in a file.
+# config.judge.name. exact: a program, for built-in arithmetic and users' tasks; http: a model behind an endpoint;
+# local: a policy of this project; replay: the labels in a file. judging/own.py makes a user's own judge.
 JUDGES: dict[str, Callable[[Settings], Judge]] = {"exact": _exact, "http": _http, "local": _local, "replay": _replay}

@@ -20,6 +20,8 @@ class Response(NamedTuple):
 
   prompt: str  # as runs record it: the text of the only message, or all messages, each behind a line [ROLE]
   text: str  # the whole response, with its thinking
+  answer: str | None = None  # what was read in it, for judges that are programs; None: nothing
+  verifier: str = ""  # of the problem, as `Problem.verifier`; "": not recorded
 
 
 class Task(NamedTuple):

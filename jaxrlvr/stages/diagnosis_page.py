@@ -80,7 +80,8 @@ def _summary(config: ConfigDict, diagnosis: Mapping, start: str) -> str:
     f"{judging['problems']} problems; {judging['missing']} of {judging['labels']} labels are missing"
   )
   if judging["measured"]:
-    return text + "."
+    compared = figures["diversity/problems"] > 0
+    return text + ("." if compared else ". It compared no strategies: diversity is **not measured**.")
   return text + ": faithfulness and diversity are **not measured**."
 
 

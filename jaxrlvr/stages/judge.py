@@ -15,12 +15,12 @@ from ml_collections import ConfigDict
 
 from jaxrlvr.analysis import reasoning
 from jaxrlvr.analysis.saturation import saturation
-from jaxrlvr.base import logbook, object_store, signals
+from jaxrlvr.base import logbook, named, object_store, signals
 from jaxrlvr.base.errors import InputError, TrainingStopped
 from jaxrlvr.base.types import Problem
-from jaxrlvr.config.files import derive
+from jaxrlvr.config.files import derive, search_beside
 from jaxrlvr.device import multihost
-from jaxrlvr.judging import endpoint, judges, rubric
+from jaxrlvr.judging import endpoint, judges, own, rubric
 from jaxrlvr.judging.judges import Judge
 from jaxrlvr.judging.rubric import Label, Response
 from jaxrlvr.sampling.types import STOP_LENGTH
@@ -39,14 +39,16 @@ _FIELDS: dict[str, type | tuple[type, ...]] = {
   "text": str,
   "true_reward": (int, float, type(None)),
 }
+_FIELDS_OF_OWN_TASKS = ("answer", "verifier")  # read too where the problem is of a user's own task
 _PRINTED = ("F(1)/all", "diversity", "faithful_diversity")  # the figures that are printed at the end
 
 
 def make_judge(config: ConfigDict, group: ConfigDict, cache: Path) -> Judge:
   """Makes the judge that a group of keys describes.
 
-  group: `config.judge`, or `config.judge.second`, whose `name` is "exact", "http", "local" or "replay". cache: the
-  folder in which "http" and "local" keep their labels, unless config.judge.cache names one; it is made with the first.
+  group: `config.judge`, or `config.judge.second`, whose `name` is "exact", "http", "local", "replay" or the name of a
+  user's own. cache: the folder in which models keep their labels, unless config.judge.cache names one; it is made with
+  the first.
   "local" loads a policy; "http" asks nothing yet. Raises InputError, with the group's name, where a key of the group
   does not serve that judge, such as an empty url.
   """
@@ -58,6 +60,8 @@ def make_judge(config: ConfigDict, group: ConfigDict, cache: Path) -> Judge:
     if group.name == "local":
       model = local_model(config, group)
     folder = object_store.path(config.judge.cache or cache)
+    if named.is_name(group.name):
+      return own.judge_of(group.name, folder, group.concurrency)
     settings = judges.Settings(endpoint=http_endpoint, cache=folder, file=object_store.local(group.file), local=model)
     return judges.JUDGES[group.name](settings)
   except InputError as error:
@@ -198,7 +202,8 @@ def _choose_steps(files: Mapping[int, Path], steps: Sequence[int], folder: Path,
 def _responses_to_judge(config: ConfigDict) -> dict[int, list[dict]]:
   """Returns {step: rows of the responses to judge} of the run config.judge.run.
 
-  A row has step, problem (id), sample, prompt, text and true_reward (None: unscored). Each step has the same problems,
+  A row has step, problem (id), sample, prompt, text, true_reward (None: unscored), and answer and verifier where the
+  problem is of a user's own task. Each step has the same problems,
   config.judge.problems random ones of those that all steps have, and of each problem its first config.judge.samples
   responses; fewer where fewer are recorded. Raises InputError where the run is not named, holds no responses, or its
   steps have no problem in common.
@@ -208,6 +213,7 @@ def _responses_to_judge(config: ConfigDict) -> dict[int, list[dict]]:
     raise InputError("config.judge.run is empty; name the run directory whose responses are to be judged")
   folder = Path(object_store.local(settings.run))
   read_config(folder)
+  search_beside(folder / "config.json")
   files = _recorded_files(folder, settings.set)
   steps = _choose_steps(files, settings.steps, folder, config.saturation_tail)
   responses = {step: _responses_by_problem(files[step]) for step in steps}
@@ -226,6 +232,18 @@ def _responses_to_judge(config: ConfigDict) -> dict[int, list[dict]]:
   return rows
 
 
+def _code_of_tasks(settings: ConfigDict, responses: Mapping[int, Sequence[Mapping]]) -> dict:
+  """Returns {"tasks": texts of the code} of the users' tasks whose responses the judge exact labels; {} without any.
+
+  Labels by other code must not be mixed with them. Raises InputError where the code of a task is not found.
+  """
+  if "exact" not in (settings.name, settings.second.name):
+    return {}
+  verifiers = {row.get("verifier", "") for rows in responses.values() for row in rows}
+  own_verifiers = sorted(filter(named.is_name, verifiers))
+  return {"tasks": [named.sources(name) for name in own_verifiers]} if own_verifiers else {}
+
+
 def _responses_by_problem(file: Path) -> dict[str, list[dict]]:
   """Returns {problem: its recorded responses} of a file. InputError where a field is absent or of another type."""
   by_problem: dict[str, list[dict]] = {}
@@ -236,7 +254,8 @@ def _responses_by_problem(file: Path) -> dict[str, list[dict]]:
         f"{file}: can't be read as recorded responses ({wrong_fields[0]} is absent or of another kind); restore the "
         "file, or judge other steps (config.judge.steps)"
       )
-    by_problem.setdefault(row["problem"], []).append({name: row[name] for name in _FIELDS})
+    fields = [*_FIELDS, *(_FIELDS_OF_OWN_TASKS if "verifier" in row else ())]
+    by_problem.setdefault(row["problem"], []).append({name: row[name] for name in fields})
   return by_problem
 
 
@@ -256,7 +275,7 @@ class JudgedStep(NamedTuple):
   the answer; 0.5: in part; 0.0: not; None: missing), cluster (the number from 0 of its strategy among the problem's;
   None: unknown) and key (digest of the question). A row of `labels` has step, task ("faithfulness" or "strategy"),
   problem, key, label (faithfulness as above; strategy: whether both are the same; None: missing) and, only where there
-  is a second judge, `second`, its label.
+  is a second judge that knows the question, `second`, its label.
   """
 
   responses: list[dict]  # a row for each response, in their order
@@ -271,10 +290,12 @@ def judge_step(rows: Sequence[Mapping], first: Judge, second: Judge | None) -> J
   whose labels count. second: a judge that is asked the same questions, for their agreement; None if there is none. A
   label that a judge leaves out is None; nothing is raised and nothing written.
   """
-  responses = [Response(row["prompt"], row["text"]) for row in rows]
-  faithfulness = first.faithfulness(responses)
+  responses = [Response(row["prompt"], row["text"], row.get("answer"), row.get("verifier", "")) for row in rows]
+  known = [number for number, response in enumerate(responses) if first.knows("faithfulness", response)]
+  faithfulness: list[Label] = [None] * len(rows)
   questions = []
-  for number, label in enumerate(faithfulness):
+  for number, label in zip(known, first.faithfulness([responses[number] for number in known]), strict=True):
+    faithfulness[number] = label
     questions.append(_Labelled("faithfulness", number, (responses[number],), label))
   cluster_numbers, strategy_questions = _cluster_strategies(rows, responses, first)
   questions += strategy_questions
@@ -293,10 +314,21 @@ def judge_step(rows: Sequence[Mapping], first: Judge, second: Judge | None) -> J
     )
   labels = [_row_of_label(question, rows[question.row]) for question in questions]
   if second is not None:
-    pairs = [question.responses for question in strategy_questions]
-    second_labels = second.faithfulness(responses) + second.same_strategy(pairs)
-    labels = [row | {"second": label} for row, label in zip(labels, second_labels, strict=True)]
+    labels = _with_second_labels(labels, questions, second)
   return JudgedStep(judged, labels)
+
+
+def _with_second_labels(rows: list[dict], questions: Sequence[_Labelled], judge: Judge) -> list[dict]:
+  """Returns rows of LABELS_FILE with the labels of a second judge as `second`, where it knows the questions."""
+  known = [number for number, question in enumerate(questions) if judge.knows(question.task, question.responses[0])]
+  about_one = [number for number in known if questions[number].task == "faithfulness"]
+  about_two = [number for number in known if questions[number].task == "strategy"]
+  labels = judge.faithfulness([questions[number].responses[0] for number in about_one])
+  labels += judge.same_strategy([questions[number].responses for number in about_two])
+  result = list(rows)
+  for number, label in zip(about_one + about_two, labels, strict=True):
+    result[number] = rows[number] | {"second": label}
+  return result
 
 
 def _row_of_label(question: _Labelled, row: Mapping) -> dict:
@@ -315,12 +347,13 @@ def _cluster_strategies(
 ) -> tuple[list[int | None], list[_Labelled]]:
   """Clusters the responses to each problem by strategy.
 
-  Returns the number of each response's cluster, counted in its problem (None: a label is missing), and the questions
-  that the judge was asked.
+  Returns the number of each response's cluster, counted in its problem (None: a label is missing, or the judge compares
+  no responses to this problem), and the questions that the judge was asked.
   """
   positions_by_problem: dict[str, list[int]] = {}
   for position, row in enumerate(rows):
-    positions_by_problem.setdefault(row["problem"], []).append(position)
+    if judge.knows("strategy", responses[position]):
+      positions_by_problem.setdefault(row["problem"], []).append(position)
   positions_P = list(positions_by_problem.values())
   questions: list[_Labelled] = []
 
@@ -358,7 +391,8 @@ def _stop_if_missing(step: int, labels: Sequence[Mapping], limit: float) -> None
       raise TrainingStopped(
         f"step {step}: {missing} of {count} labels {owner}are missing, over config.judge.max_missing = {limit}; "
         "see that it answers (warnings above) with the line it is asked for (exact knows only the built-in "
-        "arithmetic). The same command goes on, and asks http only for what is missing"
+        "arithmetic, and tasks in one file that have faithfulness()). The same command goes on, and asks http only "
+        "for what is missing"
       )
 
 
@@ -372,7 +406,7 @@ def _agreement_on(labels: Sequence[Mapping], task: str) -> dict:
   """
   by_problem: dict[str, list[tuple]] = {}
   for row in labels:
-    if row["task"] == task:
+    if row["task"] == task and "second" in row:
       by_problem.setdefault(row["problem"], []).append((row["label"], row["second"]))
   return reasoning.agreement(list(by_problem.values()))._asdict()
 
@@ -400,7 +434,7 @@ def judge(config: ConfigDict, workdir: str | Path) -> dict:
     if settings.second.name:
       panel["second"] = make_judge(config, settings.second, run.workdir / "cache")
     responses = _responses_to_judge(config)
-    run.begin(responses=list(responses.items()))
+    run.begin(responses=list(responses.items()), **_code_of_tasks(settings, responses))
     if run.finished:
       return run.summary
     files = {step: run.workdir / "judged" / f"step_{step:06d}.jsonl" for step in responses}

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxrlvr.base import logbook, signals
+from jaxrlvr.base import logbook, named, signals
 from jaxrlvr.base.errors import InputError
 from jaxrlvr.base.types import Problem
 from jaxrlvr.data import files as rows
@@ -520,7 +520,8 @@ def records(drawn: Drawn, step: int, true: Graded, columns: Mapping[str, Sequenc
   number); stop (why it ended: "length", "eos" or "string"); logp, certainty, entropy (means over tokens) and
   sequence_logp (of the whole response), in nats; true_reward (None: unscored); scored (bool); cause (why it is
   unscored, or "unparseable"; "": neither); faithfulness (1, 0.5 or 0 by the exact judge of the problem's task) and
-  step_true (share of right steps), both None for a task without such a judge.
+  step_true (share of right steps), both None for a task without such a judge; verifier (its name), only where it is a
+  user's own.
   """
   rows = []
   for i, problem in enumerate(drawn.answers.problems):
@@ -546,6 +547,8 @@ def records(drawn: Drawn, step: int, true: Graded, columns: Mapping[str, Sequenc
         "faithfulness": faithfulness.label if faithfulness else None,
         "step_true": faithfulness.step_true if faithfulness else None,
       }
+      if named.is_name(problem.verifier):
+        row["verifier"] = problem.verifier
       row |= {name: values_PG[i][g] for name, values_PG in columns.items()}
       rows.append(row)
   return rows

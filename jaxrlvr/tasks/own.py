@@ -10,7 +10,8 @@ A verifier is a function whose parameters tell what it gets:
 It returns whether the response is right: a bool, a number from 0 to 1, a `Verdict`, or None for a response that it
 leaves unscored; a mapping with such a value as `score` is taken too.
 
-A task is a module, or an object, with functions `problems` and `verify`, and perhaps `faithfulness` and `corpus`.
+A task is a module, or an object, with functions `problems` and `verify`, and perhaps `faithfulness`, `strategy` and
+`corpus`.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ from typing import Any, NamedTuple
 from jaxrlvr.base import named
 from jaxrlvr.base.errors import InputError
 from jaxrlvr.base.types import Problem, Verdict
+from jaxrlvr.tasks import own_labels
 from jaxrlvr.tasks.splits import split_of_text
 from jaxrlvr.tasks.verdicts import UNPARSEABLE
-from jaxrlvr.text.answer import Parsed
 
 _ANSWER, _TEXT = ("answer",), ("text", "response", "solution_str")
 _LABEL, _EXTRA, _SOURCE = ("label", "ground_truth"), ("extra", "extra_info"), ("data_source",)
@@ -96,7 +97,6 @@ class OwnTask(NamedTuple):
   name: str  # as a config names it
   problems: Callable  # yields problems
   verify: str  # the name of its verifier
-  faithfulness: str  # the name of its judge of faithfulness; "": it has none
   corpus: Callable | None  # yields texts for CPT
 
 
@@ -117,14 +117,9 @@ def task(source: str) -> OwnTask:
       raise InputError(f"{source}: has no function {needed}; a task has problems() and verify() (docs/extending.md)")
   verify = f"{prefix}verify"
   scorer(verify)
-  has_judge = callable(getattr(holder, "faithfulness", None))
-  return OwnTask(
-    source,
-    holder.problems,
-    verify,
-    f"{prefix}faithfulness" if has_judge else "",
-    getattr(holder, "corpus", None),
-  )
+  faithfulness_of_verifier(verify)
+  strategy_of_verifier(verify)
+  return OwnTask(source, holder.problems, verify, getattr(holder, "corpus", None))
 
 
 def problems(
@@ -216,34 +211,34 @@ def corpus_texts(source: str, seed: int) -> Iterable[str]:
     yield text
 
 
-def judge_of_verifier(verifier: str) -> Callable[[Parsed, str], tuple[float, float | None] | None] | None:
-  """Returns the judge of faithfulness beside a user's verifier, None where there is none.
+def faithfulness_of_verifier(verifier: str) -> own_labels.Faithful | None:
+  """Returns the function `faithfulness` beside the function `verify` of a task; None where there is none.
 
-  verifier: its name. The judge is a function `faithfulness` beside the function `verify` of a task, whose parameters
-  are among text (the response), trace (its thinking; None: none), answer and question (the last message of the prompt).
-  It returns a label, 1 (the trace leads to the answer), 0.5 or 0, or a pair of it and the share of right steps, or None
-  where it can't say. What is returned here is called as judge(response, question) and returns (label, share or None),
-  or None, also where the function raises an error.
+  verifier: its name. What is returned is called as `own_labels.faithfulness_of` says. Raises InputError for one with
+  unknown parameters.
   """
+  name, function = _beside(verifier, "faithfulness")
+  return own_labels.faithfulness_of(name, function) if function else None
+
+
+def strategy_of_verifier(verifier: str) -> own_labels.Same | None:
+  """Returns the function `strategy` beside the function `verify` of a task; None where there is none.
+
+  It compares two responses as `own_labels.strategy_of` says. Raises InputError for one with unknown parameters.
+  """
+  name, function = _beside(verifier, "strategy")
+  return own_labels.strategy_of(name, function) if function else None
+
+
+def _beside(verifier: str, function: str) -> tuple[str, Callable | None]:
+  """Returns (name, function) of a function of a task beside its `verify`; None: there is no such function."""
   place = named.place_of(verifier)
   names = place.name.split(".")
+  name = f"{place.module}:{'.'.join([*names[:-1], function])}"
   if names[-1] != "verify":
-    return None
-  name = f"{place.module}:{'.'.join([*names[:-1], 'faithfulness'])}"
+    return name, None
+  named.load(verifier)
   try:
-    function = named.load(name)
+    return name, named.load(name)
   except InputError:
-    return None
-  taken = set(inspect.signature(function).parameters)
-
-  def judge(response: Parsed, question: str) -> tuple[float, float | None] | None:
-    values = {"text": response.text, "trace": response.trace, "answer": response.answer, "question": question}
-    try:
-      result = function(**{key: value for key, value in values.items() if key in taken})
-    except Exception:  # what it can't judge has no label
-      return None
-    if result is None or isinstance(result, tuple):
-      return result
-    return float(result), None
-
-  return judge
+    return name, None

@@ -31,6 +31,8 @@ class Verifier(NamedTuple):
   whole: whether `function` takes the whole text of the response instead of the answer.
   faithfulness: takes (response, the user's question) and judges exactly whether the reasoning leads to the answer; it
     returns None for a question that it can't read. None instead of a function: there is no such judge.
+  strategy: takes (response, response, the user's question) and says whether both use the same strategy; it returns None
+    where it can't say. None instead of a function: it is not known here.
   """
 
   function: Callable[[str | None, str, Mapping | None], Verdict]
@@ -41,6 +43,7 @@ class Verifier(NamedTuple):
   probe: str = "0"
   whole: bool = False
   faithfulness: Callable[[Parsed, str], Faithfulness | None] | None = None
+  strategy: Callable[[Parsed, Parsed, str], bool | None] | None = None
 
 
 # Keys: Problem.verifier.
@@ -90,7 +93,7 @@ def _own_verifier(name: str, function: Callable) -> Verifier:
   function: what the name stands for now; another one, after its file was changed, makes another verifier.
   """
   scorer = own.scorer(name)
-  judge = own.judge_of_verifier(name)
+  judge = own.faithfulness_of_verifier(name)
 
   def judged(response: Parsed, question: str) -> Faithfulness | None:
     label_and_share = judge(response, question)
@@ -102,4 +105,5 @@ def _own_verifier(name: str, function: Callable) -> Verifier:
     quick=scorer.quick,
     whole=scorer.takes_text,
     faithfulness=judged if judge else None,
+    strategy=own.strategy_of_verifier(name),
   )

@@ -107,6 +107,29 @@ def test_a_task_in_one_file_is_trained_on_and_diagnosed(folder, init):
   assert heldout and not heldout & {row["problem"] for row in rollouts("run")}
 
 
+def test_the_judge_exact_measures_the_faithfulness_of_a_task_and_says_that_it_compares_no_strategies(
+  folder, init, tmp_path_factory, monkeypatch, capsys
+):
+  small = dict(init=init, problems__source="say.py", diagnose__problems=4, diagnose__samples=4)
+  assert run_smoke("diagnose", "diagnosis", **small) == 0
+  page = Path("diagnosis/diagnosis.md").read_text()
+  assert "It compared no strategies: diversity is **not measured**" in page and "| F(1)/correct | not" not in page
+  judging = json.loads(Path("diagnosis/diagnosis.json").read_text())["judging"]
+  assert judging["measured"] and judging["labels"] == judging["responses"] == 16
+  assert run_smoke("rl", "run", **QUICK | dict(rl__steps=1), init=init, problems__source="say.py") == 0
+  monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+  monkeypatch.setattr(named, "_folders", [])
+  judge = ("judge", "--config=smoke", "--workdir=judged", f"--config.judge.run={folder / 'run'}")
+  assert run(*judge) == 0
+  figures = metrics("judged")[0]
+  recorded = [row["faithfulness"] for row in rollouts(folder / "run")]
+  assert figures["F(1)/all"] == recorded.count(1.0) / len(recorded) and figures["diversity"] is None
+  assert "diversity: not measured" in capsys.readouterr().out
+  Path("judged/summary.json").unlink()
+  (folder / "say.py").write_text(TASK.replace("return 1 if", "return 0.5 if"))
+  assert run(*judge) == 2 and "tasks are not those the run began with" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_grid_with_a_reward_of_ones_own_is_killed_and_goes_on(folder, init):
   Path("grid.py").write_text(
