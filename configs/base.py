@@ -689,9 +689,10 @@ c.rl.optim = optim(1e-4, "constant", warmup=0.0, b2=0.999)
 c.answer = Group()
 c.answer.read = Key(
   "boxed",
-  one_of_table("jaxrlvr.text.answer:READINGS"),
+  one_of_table("jaxrlvr.text.answer:READINGS", named_by="jaxrlvr.text.answer:own_reading"),
   "where the answer stands in the text that follows the thinking: boxed (in the last \\boxed{}) | hash (behind the "
-  "last `####`, on its line, as in GSM8K) | last-number (the last number, as lm-eval's flexible-extract)",
+  "last `####`, on its line, as in GSM8K) | last-number (the last number, as lm-eval's flexible-extract) | a function "
+  "of your own, as my_reading.py:read, which takes that text and returns the answer or None (docs/extending.md)",
 )
 
 c.evaluate = Group()

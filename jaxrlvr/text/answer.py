@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
+import logging
 import re
 from collections.abc import Callable
 from typing import NamedTuple
 
+from jaxrlvr.base import named
+from jaxrlvr.base.errors import InputError
 from jaxrlvr.text.tags import THINK, THINK_END
 
+_LOG = logging.getLogger(__name__)
 _BOX = "\\boxed"
 _CLOSED_BOX = re.compile(r"\\boxed\{[^\n]*\}")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # matches escaped characters too, as an escaped brace opens nothing
@@ -69,12 +74,62 @@ def _last_number(text: str) -> str | None:
 
 
 # Functions that read the answer in the text behind the thinking: each takes that text, and returns the answer or None.
-# Keys: values of the config key `answer.read`.
+# Keys: values of the config key `answer.read`, which may also name a function of the user's own.
 READINGS: dict[str, Callable[[str], str | None]] = {
   "boxed": last_box,
   "hash": _after_mark,
   "last-number": _last_number,
 }
+
+
+_failed: dict[str, Callable] = {}  # functions of a user's own that have raised an error, by name
+
+
+def own_reading(name: str) -> Callable[[str], str | None]:
+  """Returns the function of a user's own that a name (`base.named`) stands for.
+
+  Raises InputError where it can't be imported, and where it is no function that can be called with one text.
+  """
+  function = named.load(name)
+  if not callable(function):
+    raise InputError(f"{name}: is {type(function).__name__}, no function; name a function")
+  try:
+    parameters = inspect.signature(function)
+  except (TypeError, ValueError):  # a compiled function may have none
+    return function
+  try:
+    parameters.bind("")
+  except TypeError:
+    raise InputError(f"{name}: takes {parameters}; it must take one text, what follows the thinking") from None
+  return function
+
+
+def _read(reading: str, text: str) -> str | None:
+  """Returns the answer that a text states, None for none. reading: see `parse_response`.
+
+  If a function of the user's own raises an error there is no answer; the first error of each is logged.
+  """
+  if not named.is_name(reading):
+    return READINGS[reading](text)
+  function = own_reading(reading)
+  try:
+    answer = function(text)
+  except Exception as error:  # the user's code may raise anything
+    if _failed.get(reading) is not function:
+      _failed[reading] = function
+      _LOG.warning(
+        "answer.read %s: raised %s on %r; a response on which it raises has no answer, and later errors are not logged",
+        reading,
+        named.error_line(error),
+        text[-100:],
+      )
+    return None
+  if answer is None or isinstance(answer, str):
+    return answer
+  raise InputError(
+    f"config.answer.read = {reading!r}: returned {repr(answer)[:80]} ({type(answer).__name__}) for {text[-100:]!r}; "
+    "return the answer as a text, or None where there is none"
+  )
 
 
 def parse_response(text: str, reading: str) -> Parsed:
@@ -85,13 +140,14 @@ def parse_response(text: str, reading: str) -> Parsed:
   `<think>` stands in it, because the thinking was then never closed.
 
   text: the whole response, including a `<think>` that the prompt opened for it (`Tokenizer.opening`). reading: how to
-  read the answer: "boxed" (the content of the last \\boxed{}), "hash" (what follows the last #### on its line) or
-  "last-number" (the last number). Another raises KeyError.
+  read the answer: "boxed" (the content of the last \\boxed{}), "hash" (what follows the last #### on its line),
+  "last-number" (the last number), or the name of a function of the user's own (`own_reading`), which raises InputError
+  where it returns neither a text nor None. Another reading raises KeyError.
   """
   behind_thinking = after_thinking(text)
   answer = None
   if THINK not in behind_thinking:
-    answer = READINGS[reading](behind_thinking)
+    answer = _read(reading, behind_thinking)
   return Parsed(text, answer, thinking(text))
 
 

@@ -79,6 +79,21 @@ def test_a_reward_that_always_fails_stops_the_run_with_its_cause(folder, init, c
   assert "raised for 32 of 32 responses" in caplog.text and "ValueError: as ever" in caplog.text
 
 
+def test_a_reading_of_ones_own_reads_the_answers_and_is_watched(folder, init, caplog):
+  Path("mine.py").write_text("def first_digit(text):\n  return next(c for c in text if c.isdigit())\n")
+  changes = QUICK | dict(init=init, rl__steps=1, answer__read="mine.py:first_digit")
+  assert run_smoke("rl", "run", **changes) == 0
+  for row in rollouts("run"):
+    behind_thinking = row["text"].rpartition("</think>")[2]
+    digits = "" if "<think>" in behind_thinking else "".join(c for c in behind_thinking if c.isdigit())
+    assert row["answer"] == (digits[0] if digits else None)
+  assert any(row["answer"] for row in rollouts("run"))
+  assert "answer.read 'mine.py:first_digit'" in json.loads(Path("run/manifest.json").read_text())["code"]
+  Path("mine.py").write_text("def first_digit(text):\n  return text[:1]\n")
+  assert run("rl", "--config=run/config.json", "--workdir=run", "--config.rl.steps=2") == 0
+  assert "the code of answer.read 'mine.py:first_digit' is not what the run began with" in caplog.text
+
+
 @pytest.mark.parametrize(
   ("changes", "words"),
   [
@@ -88,6 +103,10 @@ def test_a_reward_that_always_fails_stops_the_run_with_its_cause(folder, init, c
     ),
     (dict(rl__reward="other.py:pick"), "config.rl.reward: other.py: no such file"),
     (dict(rl__reward="say.py:verify"), "has the parameters (answer, label, extra), which is no known shape"),
+    (
+      dict(answer__read="say.py:verify"),
+      "config.answer.read: say.py:verify: takes (answer, label, extra); it must take",
+    ),
     (dict(problems__source="my_rewards.py"), "config.problems: my_rewards.py: has no function problems"),
     (dict(problems__source="say.py", problems__verifier="say.py:verify"), "config.problems.verifier has no effect"),
   ],

@@ -6,7 +6,16 @@ import time
 
 import pytest
 
-from jaxrlvr.text.answer import READINGS, after_thinking, boxed_response, last_box, parse_response, thinking
+from jaxrlvr.base.errors import InputError
+from jaxrlvr.text.answer import (
+  READINGS,
+  after_thinking,
+  boxed_response,
+  last_box,
+  own_reading,
+  parse_response,
+  thinking,
+)
 
 GOLDEN = pathlib.Path(__file__).parents[3] / "shared" / "data" / "golden" / "majority_vote.json"
 
@@ -120,3 +129,49 @@ def test_a_stated_answer_is_taken_as_it_stands(answer):
   assert response.answer == answer and response.trace is None
   if answer != "{":
     assert parse_response(response.text, "boxed") == response
+
+
+READING = """
+def last_word(text):
+  return text.split()[-1] if text.strip() else None
+
+
+def number(text):
+  return int(text)
+
+
+def two(text, label):
+  return text
+
+
+pi = 3.14
+"""
+
+
+def test_a_reading_of_ones_own_gets_the_text_behind_the_thinking(tmp_path, monkeypatch, caplog):
+  monkeypatch.chdir(tmp_path)
+  pathlib.Path("mine.py").write_text(READING)
+  parsed = parse_response("<think>so 5</think>It is 7", "mine.py:last_word")
+  assert (parsed.answer, parsed.trace) == ("7", "so 5")
+  assert parse_response("<think>so 5</think> ", "mine.py:last_word").answer is None
+  assert parse_response("<think>so 5", "mine.py:last_word").answer is None, "thinking that was never closed"
+  assert not caplog.text
+  assert [parse_response(text, "mine.py:number").answer for text in ("a", "b")] == [None, None]
+  assert caplog.text.count("answer.read mine.py:number: raised ValueError") == 1 and "'a'" in caplog.text
+  with pytest.raises(InputError, match=r"config\.answer\.read = 'mine\.py:number': returned 7 \(int\) for '7'; return"):
+    parse_response("7", "mine.py:number")
+
+
+@pytest.mark.parametrize(
+  ("name", "words"),
+  [
+    ("two", r"mine\.py:two: takes \(text, label\); it must take one text"),
+    ("pi", r"mine\.py:pi: is float, no function"),
+    ("last_wrd", "did you mean last_word"),
+  ],
+)
+def test_what_can_not_read_an_answer_is_refused(tmp_path, monkeypatch, name, words):
+  monkeypatch.chdir(tmp_path)
+  pathlib.Path("mine.py").write_text(READING)
+  with pytest.raises(InputError, match=words):
+    own_reading(f"mine.py:{name}")
