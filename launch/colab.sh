@@ -4,6 +4,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . launch/venv.sh
+help_if_asked "$@"
 device=cpu more=
 # Chips of Google (PCI vendor 1ae0) by the device numbers that jax knows them by; its network card is no TPU.
 if compgen -G '/dev/accel[0-9]*' >/dev/null ||

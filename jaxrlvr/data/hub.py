@@ -227,7 +227,11 @@ def model_folder(name: str) -> str:
   if Path(path).exists() or not _HUB_MODEL.fullmatch(path):
     return path
   repository, _, revision = name.partition("@")
-  cure = "name a folder that exists"
+  folder, at_revision = repository.rpartition("/")[2], f" --revision {revision}" if revision else ""
+  cure = (
+    f"name a folder that exists, as {folder}, which `hf download {repository}{at_revision} --local-dir {folder}` makes "
+    "where there is a network"
+  )
   return _snapshot(
     name, cure, _MODEL_FILES, _holds_all_weights, repository, repo_type="model", revision=revision or None
   )
@@ -273,7 +277,8 @@ def _snapshot(
       if not cache_only:
         raise
       reason = str(error)
-  raise InputError(f"{name}: {repository} is neither in the hub's cache nor to be fetched ({reason}); {cure}")
+  subject = name if name.startswith(repository) else f"{name}: {repository}"
+  raise InputError(f"{subject} is neither in the hub's cache nor to be fetched ({reason}); {cure}")
 
 
 def _is_complete(files: Iterable[Path]) -> bool:

@@ -247,7 +247,7 @@ def test_help_tells_every_command(launch):
   assert all(re.search(rf"^  {name} ", done.stdout, re.M) for name in commands)
 
 
-@pytest.mark.parametrize("name", ["plan", "demo", "test"])
+@pytest.mark.parametrize("name", ["plan", "demo", "test", "colab"])
 def test_help_installs_nothing(name, tmp_path):
   copy = tmp_path / "launch"
   copy.mkdir()

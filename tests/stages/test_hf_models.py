@@ -200,7 +200,11 @@ def test_hub_names_resolve_offline_first(monkeypatch, tmp_path):
 
   monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(snapshot_download=snapshot_download))
   (cached / "model-00001-of-00002.safetensors").touch()
-  with pytest.raises(InputError, match="Qwen/Qwen2.5-1.5B is neither in the hub's cache nor to be fetched .*no route"):
+  message = (
+    r"^Qwen/Qwen2.5-1.5B is neither in the hub's cache nor to be fetched .*no route to the hub\); name a folder that "
+    r"exists, as Qwen2.5-1.5B, which `hf download Qwen/Qwen2.5-1.5B --local-dir Qwen2.5-1.5B` makes"
+  )
+  with pytest.raises(InputError, match=message):
     hub.model_folder("Qwen/Qwen2.5-1.5B")  # half of it is in the cache
   (cached / "model-00002-of-00002.safetensors").touch()
   calls.clear()
