@@ -37,24 +37,24 @@ _loaded: dict[Path, tuple[tuple[int, int], ModuleType]] = {}  # by file: its tim
 
 
 class Place(NamedTuple):
-  """The parts of a name."""
+  """The parts of a name: what stands before and behind its colon."""
 
   module: str  # the path of a file, the dotted name of a module, or GIVEN
   name: str  # of the object in it
 
   @property
   def is_file(self) -> bool:
-    """Whether the module is named by the path of its file."""
+    """Property: whether the module is named by the path of its file, which ends in .py."""
     return self.module.endswith(".py")
 
 
 def is_name(text: str) -> bool:
-  """Returns whether a text has the form of a name: MODULE:NAME. Nothing is looked for."""
+  """Returns whether a text has the form MODULE:NAME of a name, whether or not there is such an object."""
   return isinstance(text, str) and _NAME.fullmatch(text) is not None
 
 
 def place_of(text: str) -> Place:
-  """Returns the parts of a name. Raises InputError for another text."""
+  """Splits a name such as "my.py:f" into its parts and returns these. Raises InputError for a text of another form."""
   match = _NAME.fullmatch(text)
   if not match:
     raise InputError(f"{text!r} is no name of an object; write path.py:NAME or package.module:NAME")
@@ -62,14 +62,21 @@ def place_of(text: str) -> Place:
 
 
 def search_in(folder: str | Path) -> None:
-  """Adds a folder to those in which files are looked for behind the working directory."""
+  """Has files also looked for in this folder, after the working directory and the folders that were added before.
+
+  It holds for this process, until its end.
+  """
   place = Path(folder).absolute()
   if place not in _folders:
     _folders.append(place)
 
 
 def file_of(module: str) -> Path:
-  """Returns the absolute path of a Python file that is named by its path. Raises InputError where there is none."""
+  """Looks for a Python file and returns its absolute path. module: a path; `~` stands for the home folder.
+
+  A relative one is looked for in the working directory, then in the folders of `search_in`. Raises InputError, which
+  names these places, where there is no such file.
+  """
   path = Path(os.path.expanduser(module))
   candidates = [path] if path.is_absolute() else [folder / path for folder in (Path.cwd(), *_folders)]
   for candidate in candidates:
@@ -105,7 +112,10 @@ def load(text: str) -> Any:
 
 
 def load_file(path: str) -> ModuleType:
-  """Runs a Python file that is named by its path and returns its module. Raises InputError as `load` does."""
+  """Runs a Python file and returns its module. path: as in `file_of`.
+
+  It is run again only when the file has changed. Raises InputError, with the line, where it raises an error.
+  """
   file = file_of(path)
   stat = file.stat()
   state = (stat.st_mtime_ns, stat.st_size)

@@ -48,7 +48,7 @@ def _call_here(make: Callable[[], Any]) -> Any:
 
 
 class Calls(NamedTuple):
-  """How functions are called."""
+  """What a run says about calls of a user's functions."""
 
   completions: str = "text"  # what TRL's shape gets: "text", or "messages", as [{"role": "assistant", "content": TEXT}]
   # Calls a function on one process of a run and returns its result on all, so that all pay alike.
@@ -59,7 +59,7 @@ HERE = Calls()  # for a run of one process
 
 
 class Shape(NamedTuple):
-  """How a function is called."""
+  """Which arguments a user's function takes."""
 
   name: str  # "own", "trl" or "verl"
   is_batched: bool  # whether it takes lists with an entry a response
@@ -70,7 +70,7 @@ class Shape(NamedTuple):
 
 
 class Call(NamedTuple):
-  """A function with what is needed to call it."""
+  """A user's function, ready to be called."""
 
   text: str  # its name, for messages
   function: Callable  # with the numbers of the expression
@@ -88,7 +88,10 @@ _ABSENT = ("completion_ids", "completions_ids", "trainer_state", "environments",
 
 
 def shape_of(text: str, function: Any, numbers_given: Sequence[str] = ()) -> Shape:
-  """Returns the shape of a function. text: its name, for messages. numbers_given: parameters the expression fills.
+  """Reads from a function's parameters how it is called, and returns its shape.
+
+  text: the function's name in `rl.reward`, for messages. numbers_given: names of the parameters that numbers in
+  `rl.reward` fill.
 
   Raises InputError for an object that is no function, and for parameters that no shape has.
   """
@@ -155,7 +158,11 @@ def column(problem: Problem, name: str, default: Any = _REQUIRED) -> Any:
 
 
 def check_columns(text: str, shape: Shape, problems: Sequence[Problem]) -> None:
-  """Raises InputError where a function takes a column that a problem lacks. text: its name, for messages."""
+  """Raises InputError where a function takes a column without a default that one of the problems lacks.
+
+  text: the function's name, for messages. shape: what `shape_of` returned. The error names the column, the problem and
+  the columns that it has.
+  """
   for name in shape.columns:
     if name in shape.optional:
       continue
@@ -182,9 +189,10 @@ class _Row(NamedTuple):
 
 
 def grade_by_function(call: Call, answers: Answers, grade: Grade, calls: Calls) -> Graded:
-  """Returns what a user's function pays for each response, as grades [P,G].
+  """Calls a user's function for all responses of a step and returns what it pays, as grades [P,G].
 
-  grade: takes jobs and returns a verdict for each; for functions of this library's shape.
+  answers: P problems with G responses each. grade: takes jobs and returns a verdict for each; only functions of the
+  shape (answers, grade) get it. calls: how the run wants functions called. On several hosts all must call this together.
 
   A response is unscored with the cause "abstained" where the function returned None, "error" where its value is not
   finite, and "raised" where it raised an error, which is logged with the row. A function that takes lists and raises is
