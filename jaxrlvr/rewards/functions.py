@@ -192,7 +192,7 @@ def grade_by_function(call: Call, answers: Answers, grade: Grade, calls: Calls) 
   """Calls a user's function for all responses of a step and returns what it pays, as grades [P,G].
 
   answers: P problems with G responses each. grade: takes jobs and returns a verdict for each; only functions of the
-  shape (answers, grade) get it. calls: how the run wants functions called. On several hosts all must call this together.
+  shape (answers, grade) get it. calls: what the run says about calls. On several hosts all must call this together.
 
   A response is unscored with the cause "abstained" where the function returned None, "error" where its value is not
   finite, and "raised" where it raised an error, which is logged with the row. A function that takes lists and raises is
