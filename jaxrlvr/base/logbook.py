@@ -131,13 +131,14 @@ def content(value: Any) -> Any:
   """Returns the value with dataclasses and named tuples, at any depth, as dicts {field: value}.
 
   Fields that equal their default are left out, so that a digest does not change when a type gets a further field with
-  a default. Keys of mappings become strings, and other tuples become lists. All other values stay as they are.
+  a default; so are fields of dataclasses that equality leaves out. Keys of mappings become strings, and other tuples
+  become lists. All other values stay as they are.
   """
   if dataclasses.is_dataclass(value) and not isinstance(value, type):
     fields = {}
     for field in dataclasses.fields(value):
       entry = getattr(value, field.name)
-      if not _is_default(field, entry):
+      if field.compare and not _is_default(field, entry):
         fields[field.name] = content(entry)
     return fields
   if isinstance(value, tuple) and hasattr(value, "_fields"):

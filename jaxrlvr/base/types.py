@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
+EVERY = "*"  # as the name of a column that is kept in `Problem.row`: all of them
+
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
@@ -26,6 +28,9 @@ class Problem:
   truth: str  # equals label where nothing else is known
   verifier: str  # a key of tasks.table.VERIFIERS, such as math, choice or arithmetic, or the name of a user's own
   extra: Mapping = dataclasses.field(default_factory=dict)
+  # Cells of the file's row that a reward asks for, by column, as they stand there. Verifiers and votes never see them,
+  # as they may tell the answer. They are no part of what the problem is: of equality, digests and prepared sets.
+  row: Mapping = dataclasses.field(default_factory=dict, compare=False)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from jaxrlvr.base import named
 from jaxrlvr.base.errors import InputError
-from jaxrlvr.base.types import Problem
+from jaxrlvr.base.types import EVERY, Problem
 from jaxrlvr.data import files, prepared
 from jaxrlvr.data.files import BadCell, BadRow
 from jaxrlvr.tasks.graph.verify import GRAPH_TASKS
@@ -94,6 +94,7 @@ def load(
   split: files.Split | None = None,
   copies: str = "drop",
   columns_key: str = "columns",
+  keep: Sequence[str] = (),
 ) -> ProblemsAndCounts:
   """Returns the problems in the rows of a local file, folder or tfds folder, in their order, and counts of the rows.
 
@@ -108,6 +109,7 @@ def load(
   required_targets: targets that `columns` must have. patterns, split: which files of a folder to read (`files.files`).
   copies: what happens to a row with the prompt of an earlier one: "drop" leaves it out and logs it, "keep" makes it a
     problem of its own, "error" raises InputError. columns_key: the config key of `columns`, for messages.
+  keep: names of columns whose cells, where a row has them, go to `Problem.row`; EVERY among them: all columns.
 
   Entries of `columns`:
     TARGET=COLUMN: the column holds the prompt (a text or messages), label, truth, id, trace, solution, extra (a struct)
@@ -128,7 +130,7 @@ def load(
   """
   if verifier not in VERIFIER_CHOICES and not named.is_name(verifier):
     raise InputError(f"verifier of {path} is {verifier!r}; use one of {', '.join(VERIFIER_CHOICES)}, or path.py:NAME")
-  reader = _RowReader(path, verifier, columns, system, required_targets, columns_key)
+  reader = _RowReader(path, verifier, columns, system, required_targets, columns_key, keep)
   collected = _Collected(copies)
   counts = dict.fromkeys(("rows", "other", "unanswered", "bad", "copies", "conflicts"), 0)
   for place, row in files.read(path, reader.columns_to_read, patterns, split):
@@ -169,16 +171,20 @@ class _RowReader:
     system: str,
     required_targets: Sequence[str],
     columns_key: str,
+    keep: Sequence[str],
   ):
     self._path, self._verifier, self._system = path, verifier, system
     self._required_targets, self._columns_key = required_targets, columns_key
+    self._keep = keep
     self._may_be_prepared = not columns
     self._layout = _parse_columns(columns, required_targets) if columns else None
 
   @property
   def columns_to_read(self) -> tuple[str, ...]:
     """Names of the columns that are needed; (): all."""
-    return self._layout.to_read if self._layout else ()
+    if self._layout is None or EVERY in self._keep:
+      return ()
+    return tuple(dict.fromkeys((*self._layout.to_read, *self._keep)))
 
   def problem(self, place: str, row: Mapping | BadRow) -> Problem:
     """Returns the problem of a row. Raises BadRow or _LeftOut where it gives none."""
@@ -196,7 +202,8 @@ class _RowReader:
       problem = _problem(row, self._layout.column_of, self._verifier, self._system)
       prompt_column = self._layout.column_of["prompt"]
     _check_turns(prompt_column, problem.messages, self._columns_key)
-    return problem
+    kept = {str(name): cell for name, cell in row.items() if name in self._keep or EVERY in self._keep}
+    return dataclasses.replace(problem, row=kept) if kept else problem
 
 
 class _Collected:

@@ -16,7 +16,7 @@ from jaxrlvr.base.errors import InputError
 from jaxrlvr.base.types import Problem
 from jaxrlvr.data.files import BadCell, parse_json, tfds
 
-FIELDS = tuple(field.name for field in dataclasses.fields(Problem))
+FIELDS = tuple(field.name for field in dataclasses.fields(Problem) if field.name != "row")
 _NESTED = ("messages", "extra")  # fields stored as JSON text in a tfds data set
 
 
@@ -26,7 +26,7 @@ def from_row(row: Mapping) -> Problem:
   It equals the saved problem, but for lists in the place of tuples in `extra`. Raises BadCell for a cell that `save`
   could not have written.
   """
-  texts = {field: checked_text(field, row[field]) for field in FIELDS if field not in _NESTED}
+  texts: dict[str, Any] = {field: checked_text(field, row[field]) for field in FIELDS if field not in _NESTED}
   extra = checked_struct("extra", row["extra"])
   also = extra.get("also", {})
   if not isinstance(also, Mapping) or not all(isinstance(answers, list) for answers in also.values()):

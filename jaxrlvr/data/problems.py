@@ -57,6 +57,7 @@ def load(
   file_split: rows.Split | None = None,
   copies: str = "drop",
   columns_key: str = "columns",
+  keep: Sequence[str] = (),
   leave_out: Callable[[Problem], bool] = lambda problem: False,
 ) -> list[Problem]:
   """Returns the problems of a source: generated ones, or those of files in their order.
@@ -68,7 +69,7 @@ def load(
     fewer.
   For generated problems: split ("train" or "heldout", which share no problem), levels (from 1 to 5, taken in turn),
   kinds (of the generator) and seed. For files: file_split (which split of a folder's files is read), verifier, columns,
-  system, skip_bad, copies and columns_key, all as in `columns.load`.
+  system, skip_bad, copies, columns_key and keep, all as in `columns.load`.
   Warns if it leaves out problems over `count`. Raises InputError where files hold fewer than `count`, and whatever the
   generator or `columns.load` refuses.
   """
@@ -89,6 +90,7 @@ def load(
     split=file_split,
     copies=copies,
     columns_key=columns_key,
+    keep=keep,
   ).problems
   problems = [problem for problem in all_problems if not leave_out(problem)]
   if len(problems) < count:
@@ -111,14 +113,16 @@ def read(
   split: rows.Split | None = None,
   copies: str = "drop",
   columns_key: str = "columns",
+  keep: Sequence[str] = (),
 ) -> layout.ProblemsAndCounts:
   """Returns all problems of a path or a data set of the hub (`hub.locate`), and counts of what became of its rows.
 
   verifier: "auto", "math", "graph" or "choice". columns: entries TARGET=COLUMN; (): those of a data set that
   `hub.locate` knows, else by the first row. system: a system message for prompts without one. skip_bad: how many bad
   rows may be left out. split: which split of a folder's files is read. copies: what happens to a row with the prompt
-  of an earlier one: "drop", "keep" or "error". columns_key: the config key of `columns`, for messages. See
-  `columns.load`, which reads the rows and raises InputError; so does a data set that holds only plain text.
+  of an earlier one: "drop", "keep" or "error". columns_key: the config key of `columns`, for messages. keep: columns
+  that go to `Problem.row`. See `columns.load`, which reads the rows and raises InputError; so does a data set that
+  holds only plain text.
   """
   path, data_set = hub.locate(source)
   if data_set.text_column:
@@ -133,6 +137,7 @@ def read(
     split=hub.split_to_read(source, data_set, split),
     copies=copies,
     columns_key=columns_key,
+    keep=keep,
   )
 
 

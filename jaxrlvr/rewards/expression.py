@@ -198,6 +198,14 @@ def own_shapes(terms: Terms) -> dict[str, own.Shape]:
   return shapes
 
 
+def own_columns(terms: Terms) -> tuple[str, ...]:
+  """Returns the columns of the problems' rows that functions of a user's in a reward take; EVERY: all of them."""
+  columns: list[str] = []
+  for shape in own_shapes(terms).values():
+    columns += own.columns_taken(shape)
+  return tuple(dict.fromkeys(columns))
+
+
 def titles(terms: Terms) -> dict[Factor, str]:
   """Returns the title of each factor in names of metrics, as rewards/TITLE/mean.
 

@@ -30,7 +30,7 @@ import numpy as np
 
 from jaxrlvr.base import named
 from jaxrlvr.base.errors import InputError
-from jaxrlvr.base.types import Problem
+from jaxrlvr.base.types import EVERY, Problem
 from jaxrlvr.grading.vote import Grade
 from jaxrlvr.rewards.types import Answers, Graded
 from jaxrlvr.text.answer import Parsed
@@ -84,6 +84,7 @@ _SHAPES = (  # (name, whether batched, parameters that tell it, parameters that 
   ("verl", True, ("solution_strs",), ("data_sources", "solution_strs", "ground_truths", "extra_infos")),
   ("verl", False, ("solution_str",), ("data_source", "solution_str", "ground_truth", "extra_info")),
 )
+_FILLED_BY_SHAPE = ("prompt", "completion", "prompts", "completions")  # columns of these names are not passed on
 _ABSENT = ("completion_ids", "completions_ids", "trainer_state", "environments", "log_extra", "log_metric")  # TRL's
 
 
@@ -138,16 +139,26 @@ def _matching_shape(text: str, parameters: Mapping[str, inspect.Parameter], take
   )
 
 
+def columns_taken(shape: Shape) -> tuple[str, ...]:
+  """Returns the columns of a problem's row that a function of this shape takes; EVERY among them: all of them."""
+  if shape.name == "verl":
+    return ("data_source",)
+  every = (EVERY,) if shape.name == "trl" and shape.takes_all else ()
+  return (*shape.columns, *every)
+
+
 _REQUIRED = object()
 
 
 def column(problem: Problem, name: str, default: Any = _REQUIRED) -> Any:
-  """Returns a column of a problem's row: an entry of its `extra`, its id, or its label under a usual name of labels.
+  """Returns a column of a problem: an entry of `extra`, a cell of `row`, its id, or its label by a usual name of one.
 
   default: for a column that the row lacks; without one that raises KeyError.
   """
   if name in problem.extra:
     return problem.extra[name]
+  if name in problem.row:
+    return problem.row[name]
   if name == "id":
     return problem.id
   if name in _LABELS:
@@ -170,10 +181,11 @@ def check_columns(text: str, shape: Shape, problems: Sequence[Problem]) -> None:
       try:
         column(problem, name)
       except KeyError:
-        there = ", ".join([*problem.extra, "id", "label"])
+        there = ", ".join([*problem.extra, *problem.row, "id", "label"])
         raise InputError(
-          f"reward {text}: takes the column {name!r}, which problem {problem.id} lacks (it has {there}); name the "
-          f'column of the file, as config.problems.columns="...,extra.{name}=COLUMN", or give the parameter a default'
+          f"reward {text}: takes the column {name!r}, which problem {problem.id} lacks (it has {there}), and the file "
+          f'has no column of this name; name one that it has, as config.problems.columns="...,extra.{name}=COLUMN", or '
+          "give the parameter a default"
         ) from None
 
 
@@ -289,7 +301,8 @@ def _arguments(shape: Shape, rows: Sequence[_Row], completions: str) -> dict[str
     with contextlib.suppress(*([KeyError] if name in shape.optional else [])):
       arguments[name] = [column(row.problem, name) for row in rows]
   if shape.takes_all and shape.name == "trl":
-    others = {name for row in rows for name in row.problem.extra} - set(arguments)
+    others = {name for row in rows for name in (*row.problem.extra, *row.problem.row)}
+    others -= {*arguments, *_FILLED_BY_SHAPE}
     for name in sorted(others | {"label"}):
       arguments.setdefault(name, [column(row.problem, name, None) for row in rows])
   return arguments
@@ -312,7 +325,7 @@ def _completion(row: _Row, completions: str) -> Any:
 _FILLS: Mapping[str, Callable[[_Row, str], Any]] = {  # by parameter: (row, completions) -> argument
   "prompt": _prompt,
   "completion": _completion,
-  "data_source": lambda row, _: str(row.problem.extra.get("data_source", "")),
+  "data_source": lambda row, _: str(column(row.problem, "data_source", "")),
   "solution_str": lambda row, _: row.response.text,
   "ground_truth": lambda row, _: row.problem.label,
   "extra_info": lambda row, _: dict(row.problem.extra),

@@ -69,12 +69,13 @@ class Trainer:
     """
     self._config, self._settings = config, config.rl
     self._run, self._policy, self._sampler, self._service, self._busy = run, policy, sampler, service, busy
-    self._loaded = rollout.load_problems(config, "problems", policy.tokenizer, service)
+    self._terms = expression.parse(config.rl.reward)
+    keep = expression.own_columns(self._terms)
+    self._loaded = rollout.load_problems(config, "problems", policy.tokenizer, service, {"keep": keep})
     problems = self._loaded.problems
     prompt_lengths = [len(self._loaded.ids[problem.id]) for problem in problems]
     self._learner, self._rates = make_learner(config, policy, prompt_lengths)
     self._evaluator = Evaluator(config, policy, service, problems)
-    self._terms = expression.parse(config.rl.reward)
     self._calls = functions.Calls(config.rl.completions, multihost.first)
     for name, shape in expression.own_shapes(self._terms).items():
       functions.check_columns(name, shape, problems)

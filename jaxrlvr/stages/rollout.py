@@ -317,7 +317,8 @@ def read_problems(
   """Reads and returns the problems that the group `key` of a config names; the list may be empty.
 
   key: "problems" or "heldout". changes: {key of the group: value to use instead}, as {"count": 0}; it may also have
-  "at_most", the number of problems after which the list is cut. leave_out: takes a problem and returns whether to leave
+  "at_most", the number of problems after which the list is cut, and "keep", the columns of files that go to
+  `Problem.row`. leave_out: takes a problem and returns whether to leave
   it out; such a problem does not count as one of the group's `count`. Raises InputError for a source that can't be
   read, and for a problem whose verifier is unknown or lacks a field.
   """
@@ -328,7 +329,13 @@ def read_problems(
   files = rows.Split(group.split, preferred, f"config.{key}.split")
   try:
     problems = problem_lists.load(
-      group.source, split=split, file_split=files, columns_key=f"config.{key}.columns", leave_out=leave_out, **fields
+      group.source,
+      split=split,
+      file_split=files,
+      columns_key=f"config.{key}.columns",
+      keep=changes.get("keep", ()),
+      leave_out=leave_out,
+      **fields,
     )
   except InputError as error:
     raise InputError(f"config.{key}: {error}") from error

@@ -1,6 +1,7 @@
 """Problems from files: the study's own, other layouts, prepared sets, raw data sets, and messages on broken files."""
 
 import csv
+import itertools
 import json
 import os
 import pathlib
@@ -13,7 +14,7 @@ import pyarrow.parquet
 import pytest
 
 from jaxrlvr.base.errors import InputError
-from jaxrlvr.base.types import Problem
+from jaxrlvr.base.types import EVERY, Problem
 from jaxrlvr.config import files as configs
 from jaxrlvr.data import columns as layout
 from jaxrlvr.data import corpus, problems, tfds_catalog
@@ -378,6 +379,21 @@ def test_examples_in_front_of_the_question_stay_in_the_prompt_and_are_told(tmp_p
   caplog.clear()
   load(write_lines(tmp_path / "a.jsonl", rows_of_file[1:]))
   assert "earlier turns" not in caplog.text
+
+
+def test_columns_that_a_reward_takes_are_kept_as_they_stand_in_the_row(tmp_path):
+  cells = {"question": "1+1?", "answer": "Two.\n#### 2", "level": {"n": 3}, "other": None}
+  files_of_rows = [write_lines(tmp_path / "a.jsonl", [cells]), write(tmp_path / "a.parquet", [cells])]
+  for path, columns in itertools.product(files_of_rows, ((), ("prompt=question", "label=answer"))):
+    (problem,) = load(path, columns=columns, keep=("answer", "level", "absent"))
+    assert (problem.label, problem.extra, problem.row) == ("2", {}, {"answer": cells["answer"], "level": {"n": 3}})
+    assert load(path, columns=columns, keep=("level", EVERY))[0].row == cells
+    assert load(path, columns=columns) == [problem] and load(path, columns=columns)[0].row == {}
+  store.save(tmp_path / "set.jsonl", [problem])
+  saved = json.loads((tmp_path / "set.jsonl").read_text())
+  assert "row" not in saved
+  (again,) = load(write_lines(tmp_path / "more.jsonl", [saved | {"level": 4}]), keep=("level",))
+  assert again == problem and again.row == {"level": 4}
 
 
 def test_names_with_dots_and_spaces_between_entries(tmp_path):

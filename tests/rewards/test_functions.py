@@ -1,15 +1,16 @@
 """Rewards that are a user's functions: their shapes, what may go wrong in them, and where they are found."""
 
 import asyncio
+import dataclasses
 import inspect
 
 import numpy as np
 import pytest
 
 from helpers.grading import parse_row
-from jaxrlvr.base import named
+from jaxrlvr.base import logbook, named
 from jaxrlvr.base.errors import InputError
-from jaxrlvr.base.types import Problem
+from jaxrlvr.base.types import EVERY, Problem
 from jaxrlvr.rewards import expression, functions
 from jaxrlvr.rewards.types import Answers, Graded
 
@@ -179,10 +180,38 @@ def test_what_is_no_reward_is_named(function, words):
     assert word in str(error.value)
 
 
+def test_columns_of_the_row_are_as_in_the_file_and_never_reach_the_verifier():
+  row = {"answer": "2 + 2.\n#### 4", "hints": ["add"], "prompt": "not passed on", "difficulty": "of the file"}
+  problems = [dataclasses.replace(problem, row=row) for problem in PROBLEMS]
+  answers = ANSWERS._replace(problems=problems)
+
+  def reward(completions, answer, hints, difficulty, ground_truth, **others):
+    assert (answer[0], hints[0], difficulty, ground_truth[3]) == (row["answer"], ["add"], [1, 1, 1, 2, 2, 2], "6")
+    assert "prompt" not in others and others["label"][0] == "4" and others["data_source"] == ["mine"] * 6
+    return [0] * len(completions)
+
+  def of_all(completions, **columns):
+    assert columns["hints"] == [["add"]] * 6 and columns["answer"][5] == row["answer"]
+    return [0] * len(completions)
+
+  with named.given({"one": reward, "other": of_all}):
+    terms = expression.parse("given:one + given:other")
+    assert expression.own_columns(terms) == ("answer", "hints", "difficulty", "ground_truth", EVERY)
+    assert expression.grade_terms(terms, answers, None)[0].scored_PG.all()
+    assert expression.own_columns(expression.parse("verifiable + 0.5*random(0.5)")) == ()
+  assert problems == PROBLEMS and logbook.digest(problems) == logbook.digest(PROBLEMS)
+  with named.given({"one": lambda data_source, solution_str, ground_truth: float(data_source == "of the file")}):
+    terms = expression.parse("given:one")
+    assert expression.own_columns(terms) == ("data_source",)
+    of_file = [dataclasses.replace(one, extra={}, row={"data_source": "of the file"}) for one in PROBLEMS]
+    assert expression.grade_terms(terms, ANSWERS._replace(problems=of_file), None)[0].value_PG.all()
+
+
 def test_a_missing_column_is_named_before_anything_runs():
   shape = functions.shape_of("my.py:f", lambda completions, hints: [])
   with pytest.raises(InputError, match="takes the column 'hints', which problem a lacks") as error:
     functions.check_columns("my.py:f", shape, PROBLEMS)
+  assert "and the file has no column of this name; name one that it has" in str(error.value)
   assert "extra.hints=COLUMN" in str(error.value)
   functions.check_columns("my.py:f", functions.shape_of("f", lambda completions, difficulty: []), PROBLEMS)
 

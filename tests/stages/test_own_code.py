@@ -1,5 +1,6 @@
 """Runs with a reward, a verifier or a task of a user's own: from a command line, resumed elsewhere, after a change."""
 
+import itertools
 import json
 import signal
 import subprocess
@@ -71,6 +72,27 @@ def test_a_reward_of_ones_own_is_paid_found_again_and_watched(folder, init, tmp_
   assert run(*same_command, "--config.rl.steps=4") == 0
   assert "the code of rl.reward 'my_rewards.py:picky' is not what the run began with" in caplog.text
   assert {row["reward"] for row in rollouts(workdir, 4)} <= {None, 4.0, 5.0}
+
+
+def test_a_reward_takes_columns_of_the_file_by_their_names(folder, init, capsys):
+  rows = []
+  for first, last in itertools.product((1, 2, 3, 4), (4, 5)):
+    question = f"Start with {first}, then *7, *3, +{last}, +7, -8. Last digit?"
+    rows.append({"question": question, "answer": f"By hand.\n#### {(first * 21 + last - 1) % 10}", "first": first})
+  logbook.write_jsonl(Path("train.jsonl"), rows)
+  logbook.write_jsonl(Path("test.jsonl"), [rows[0] | {"question": "Start with 5, then *7. Last digit?"}])
+  Path("file.py").write_text(
+    "def by_row(completions, first, answer):\n  assert all(text.startswith('By hand') for text in answer)\n"
+    "  return [number / 10 for number in first]\n"
+  )
+  sources = dict(problems__source="train.jsonl", heldout__source="test.jsonl", problems__count=0)
+  changes = QUICK | dict(init=init, rl__steps=1, heldout__count=1) | sources
+  assert run_smoke("rl", "run", **changes, rl__reward="file.py:by_row") == 0
+  for row in rollouts("run"):
+    assert row["reward"] == pytest.approx(int(row["prompt"].split()[2][0]) / 10) and len(row["label"]) == 1
+  Path("file.py").write_text("def by_row(completions, second):\n  return [1 for _ in second]\n")
+  assert run_smoke("rl", "other", **changes, rl__reward="file.py:by_row") == 2
+  assert "takes the column 'second', which problem" in capsys.readouterr().err
 
 
 def test_a_reward_that_always_fails_stops_the_run_with_its_cause(folder, init, capsys, caplog):
