@@ -152,7 +152,8 @@ def _overrides(parser: argparse.ArgumentParser, stage: str, words: Sequence[str]
 def _hint(word: str, stage: str) -> str:
   """Returns the end of an error message about an unknown argument: the flag or the config key that may be meant.
 
-  A key of this stage is named before keys of other stages.
+  A key of this stage is named before keys of other stages. Of a setting of another library without a counterpart it
+  says what is done instead.
   """
   from jaxrlvr.config import hints
   from jaxrlvr.config.rules import declared
@@ -172,6 +173,9 @@ def _hint(word: str, stage: str) -> str:
   keys_of_stage = [candidate for candidate in manual.keys_of(stage) if candidate.endswith(f".{key}")]
   candidates = [candidate for candidate in (key, f"{stage}.{key}", *keys_of_stage) if candidate in names]
   if not candidates:
+    reason = hints.why_absent(names, key)
+    if reason:
+      return f"; {reason} (docs/names.md)"
     candidates = hints.likely_keys(names, key if "." in key else f"{stage}.{key}")
   return f"; did you mean --config.{candidates[0]}{equals}{value}?" if candidates else ""
 

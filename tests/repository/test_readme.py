@@ -58,7 +58,8 @@ def test_named_modules_and_functions_exist(folder):
   for file in files:
     text = text_of(file)
     names = set(re.findall(r"(?<![\w.])jaxrlvr(?:\.\w+)+", text))
-    names |= {f"jaxrlvr.{name}" for name in re.findall(rf"`((?:{ROOMS})(?:\.\w+)+)", text)}
+    if file.name != "names.md":  # where `data.train_files` is a key of verl
+      names |= {f"jaxrlvr.{name}" for name in re.findall(rf"`((?:{ROOMS})(?:\.\w+)+)", text)}
     for name in names:
       assert pkgutil.resolve_name(name) is not None, file
 

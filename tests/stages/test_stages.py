@@ -343,6 +343,7 @@ def test_help_lists_the_stages(capsys):
   assert run("rl") == 2 and run("fly", "--workdir=x") == 2
   for stage, word, hint in (
     ("rl", "--lr=3", "; did you mean --config.rl.optim.lr=3?"),
+    ("rl", "--use_vllm=1", "; the policy itself samples: there is no engine or server to choose (docs/names.md)"),
     ("sft", "--lr=3", "; did you mean --config.sft.optim.lr=3?"),
     ("rl", "--rl.steps=3", "; did you mean --config.rl.steps=3?"),
     ("rl", "--conifg.rl.steps=3", "; did you mean --config.rl.steps=3?"),
