@@ -173,7 +173,7 @@ def _hint(word: str, stage: str) -> str:
   keys_of_stage = [candidate for candidate in manual.keys_of(stage) if candidate.endswith(f".{key}")]
   candidates = [candidate for candidate in (key, f"{stage}.{key}", *keys_of_stage) if candidate in names]
   if not candidates:
-    reason = hints.why_absent(names, key)
+    reason = hints.why_absent(key)
     if reason:
       return f"; {reason} (docs/names.md)"
     candidates = hints.likely_keys(names, key if "." in key else f"{stage}.{key}")

@@ -220,7 +220,7 @@ def hint(names: Sequence[str], key: str) -> str:
   """
   if key in RENAMED:
     return f"; it is config.{RENAMED[key]} now"
-  reason = why_absent(names, key)
+  reason = why_absent(key)
   if reason:
     return f"; {reason} (docs/names.md)"
   likely = likely_keys(names, key)
@@ -235,14 +235,11 @@ def renamed_in(line: str) -> str:
   return "".join(f"; {former} is {present} now" for former, present in RENAMED.items() if f".{former}" in line)
 
 
-def why_absent(names: Sequence[str], key: str) -> str:
-  """Returns what is done here instead of the unknown `key`, if it is a setting of TRL, verl or Tunix without a
-  counterpart (`ABSENT`); else "".
+def why_absent(key: str) -> str:
+  """Returns what is done here instead of `key`, a setting of TRL, verl or Tunix without a counterpart (`ABSENT`).
 
-  names: all keys that there are. A key that is spelled almost as one of these is taken for a slip, and gives "".
+  It is "" of any other key.
   """
-  if difflib.get_close_matches(key, names, 1, 0.9):
-    return ""
   for reason, absent in ABSENT.items():
     if any(f".{name}." in f".{key}." for name in absent):
       return reason

@@ -34,7 +34,7 @@ KEY_ROWS = [(quoted(cells[0])[0], cells[0], [quoted(cell) for cell in cells[1:4]
 @pytest.mark.parametrize(("key", "cell", "peers"), KEY_ROWS, ids=[row[0] for row in KEY_ROWS])
 def test_a_name_of_another_library_is_answered_with_the_key_of_its_row(key, cell, peers):
   for name in sum(peers, []):
-    assert key in hints.likely_keys(list(DECLARED), name) and not hints.why_absent(list(DECLARED), name), name
+    assert key in hints.likely_keys(list(DECLARED), name) and not hints.why_absent(name), name
   default = re.search(r"\((.*)\)$", cell)
   if default:
     present = DECLARED[key].default
