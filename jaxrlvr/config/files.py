@@ -14,8 +14,10 @@ from ml_collections import ConfigDict
 
 from jaxrlvr.base import logbook, named
 from jaxrlvr.base.errors import InputError
-from jaxrlvr.config import checks, hints, values
+from jaxrlvr.config import checks, hints, key_files, values
 from jaxrlvr.config.rules import FOLDER
+
+_BASE = "base"  # the entry of a file of keys that names the config which it starts from
 
 
 def base(name: str = "base", arg: str = "") -> ConfigDict:
@@ -56,8 +58,9 @@ def words(arg: str, **choices: tuple[str, ...]) -> dict[str, str]:
 def load(name: str, overrides: Mapping[str, str] | None = None, stage: str | None = None) -> ConfigDict:
   """Loads the config that `--config` names, applies overrides, checks it, and returns it, locked.
 
-  name: FILE or FILE:ARG. FILE is the path of a Python file that defines get_config(arg) or of a run's config.json, or
-  the name of a file in configs/ ("demo"); a path that exists goes before a name. ARG is "" where it is left out.
+  name: FILE or FILE:ARG. FILE is the path of a Python file that defines get_config(arg), of a YAML or JSON file that
+  lists keys, or of a run's config.json, or the name of a file in configs/ ("demo"); a path that exists goes before a
+  name. ARG is "" where it is left out.
   overrides: {dotted key: text}, as {"rl.steps": "100"}, read as by `values.set_text`.
   stage: the stage that the config is for; `checks.check` says what it decides (None: all keys are checked).
   Raises InputError for a file that is missing or fails, for an unknown key and for a wrong value.
@@ -76,9 +79,14 @@ def read(name: str) -> ConfigDict:
   """
   file, arg = _split(os.path.expanduser(name))
   path = Path(file)
-  if not path.is_file() and path.parent == Path() and (FOLDER / f"{path.stem}.py").is_file():
-    path = FOLDER / f"{path.stem}.py"
-  return _build(path.resolve(), arg)
+  return _build(_in_folder(path).resolve(), arg)
+
+
+def _in_folder(path: Path) -> Path:
+  """Returns the path of the shipped config that a bare name means, as "demo" or "demo.py"; else the path itself."""
+  is_name = not path.is_file() and path.parent == Path() and path.suffix not in key_files.KEY_FILE_SUFFIXES
+  shipped = FOLDER / f"{path.stem}.py"
+  return shipped if is_name and shipped.is_file() else path
 
 
 def from_python(name: str = "base", changes: Mapping[str, object] | None = None, /, **others: object) -> ConfigDict:
@@ -128,8 +136,11 @@ def _as_json(value):
   return json.loads(json.dumps(value, default=list))
 
 
-def _build(path: Path, arg: str) -> ConfigDict:
-  """Returns the locked config of a Python file, or of a run's config.json. Raises InputError for a file that fails."""
+def _build(path: Path, arg: str, above: tuple[Path, ...] = ()) -> ConfigDict:
+  """Returns the locked config of a Python, YAML or JSON file. Raises InputError for a file that fails.
+
+  above: files of keys that start from this one.
+  """
   if path.is_file():
     search_beside(path)
   else:
@@ -137,7 +148,7 @@ def _build(path: Path, arg: str) -> ConfigDict:
     similar = difflib.get_close_matches(path.stem, names, 1)
     hint = f"; did you mean {FOLDER / similar[0]}.py?" if similar else ""
     raise InputError(f"--config={path}: no such file{hint}; name a file, or a config of {FOLDER}: {', '.join(names)}")
-  config = _recorded(path) if path.suffix == ".json" else _executed(path, arg)
+  config = _listed(path, arg, above) if path.suffix in key_files.KEY_FILE_SUFFIXES else _executed(path, arg)
   config.lock()
   return config
 
@@ -184,20 +195,58 @@ def _with_place(error: Exception, path: Path) -> str:
   return f"{path}:{line_number}: {type(error).__name__}: {error}{hints.renamed_in(source_line)}"
 
 
-def _recorded(path: Path) -> ConfigDict:
-  """Returns the config that a run's config.json holds; keys that it lacks have their defaults.
+def _listed(path: Path, arg: str, above: tuple[Path, ...]) -> ConfigDict:
+  """Returns the config of a file that lists keys, such as a run's config.json; keys that it lacks have their defaults.
 
-  Raises InputError for a file that is no such JSON, and for keys and values that configs/base.py does not know.
+  They have the values of another config where the file has an entry `base`: FILE or FILE:ARG, as `load` takes it; the
+  path of a file is looked for beside this one too. An entry `stage` of a JSON file, as runs write it, is left out.
+  above: files that start from this one. Raises InputError, with the place, for a file that can't be parsed, and for
+  keys and values that configs/base.py does not know.
   """
-  try:
-    entries = json.loads(path.read_text())
-    recorded = ConfigDict({key: value for key, value in entries.items() if key != "stage"})
-  except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-    raise InputError(f"{path}: is no config of a run ({type(error).__name__}: {error})") from error
+  if arg:
+    raise InputError(f"--config={path}:{arg}: takes no argument; write it in the file, as base: demo:{arg}")
+  entries = {entry.key: entry for entry in key_files.entries(path)}
+  if path.suffix == ".json":
+    entries.pop("stage", None)
   config = base()
-  for key in values.names(recorded):
-    values.set_value(config, key, values.get(recorded, key))
+  if _BASE in entries:
+    entry = entries.pop(_BASE)
+    config = _base_of(path, entry, (*above, path))
+  for entry in entries.values():
+    try:
+      values.set_value(config, entry.key, entry.value)
+    except InputError as error:
+      raise InputError(f"{entry.place}: {error}{_cure(config, entry)}") from None
   return config
+
+
+def _base_of(path: Path, entry: key_files.Entry, above: tuple[Path, ...]) -> ConfigDict:
+  """Returns the config that a file of keys starts from.
+
+  entry: its entry `base`. above: this file, and those that start from it. Raises InputError where the config can't be
+  read, or is one of these files.
+  """
+  if not isinstance(entry.value, str):
+    raise InputError(f"{entry.place}: base = {entry.value!r}: wanted the name of a config, as base: demo")
+  file, arg = _split(os.path.expanduser(entry.value))
+  beside = path.parent / file
+  start = _in_folder(beside if beside.is_file() else Path(file)).resolve()
+  if start in above:
+    raise InputError(f"{entry.place}: base = {entry.value!r}: starts from itself; name another config")
+  return _build(start, arg, above)
+
+
+def _cure(config: ConfigDict, entry: key_files.Entry) -> str:
+  """Returns the end of an error message about a value of another type, where the way it is written is the cause."""
+  try:
+    present = values.get(config, entry.key)
+  except InputError:
+    return ""  # no such key
+  if isinstance(present, tuple) and not isinstance(entry.value, list):
+    return "; write a list, with [ and ]"
+  if isinstance(present, str) and not isinstance(entry.value, list):
+    return "; put it in quotes"
+  return ""
 
 
 def _split(name: str) -> tuple[str, str]:

@@ -2,10 +2,12 @@
 
 import json
 import re
+import sys
 import tokenize
 from pathlib import Path
 
 import pytest
+import yaml
 
 from jaxrlvr import cli
 from jaxrlvr.base.errors import InputError
@@ -184,7 +186,7 @@ def test_a_config_that_is_not_there_lists_those_that_are(tmp_path):
     configs.load("zzz")
   deep = tmp_path / "config.json"
   deep.write_text("[" * 100_000)
-  with pytest.raises(InputError, match="is no config of a run"):
+  with pytest.raises(InputError, match="is no config file"):
     configs.load(str(deep))
   links = [{"name": "a", "stage": 5}, {"name": "a", "stage": "sft", "set": [1]}, {"files": {"x": 1}}, {"b": 1}]
   for chain in links:
@@ -276,7 +278,7 @@ def test_a_run_s_config_is_a_config(tmp_path):
   file.write_text(json.dumps(older))
   assert configs.load(str(file), {"rl.steps": "4"}).rl.branches == -1
   mistakes = {
-    "[1]": "is no config of a run",
+    "[1]": "is no config file",
     '{"rl": {"stepz": 1}}': "did you mean config.rl.steps",
     "{": "is no config",
   }
@@ -284,6 +286,82 @@ def test_a_run_s_config_is_a_config(tmp_path):
     file.write_text(text)
     with pytest.raises(InputError, match=message):
       configs.load(str(file))
+
+
+YAML = """
+# an experiment
+base: demo:3
+rl:
+  optim: {lr: 1e-6}
+  noise: [1e-1, 0]
+  steps: 7
+  reward: "one_box*verifiable"
+heldout.count: 9
+chain:
+  - {name: a, stage: sft, set: {sft.steps: 3}}
+"""
+
+
+@pytest.mark.parametrize("name", ["my.yaml", "my.yml", "my.json"])
+def test_a_file_of_keys_is_a_config(tmp_path, monkeypatch, name):
+  monkeypatch.chdir(tmp_path)
+  text = YAML
+  if name == "my.json":  # yaml itself takes 1e-6 for a text
+    text = json.dumps({"stage": "rl", **yaml.safe_load(YAML.replace("1e-1", "0.1").replace("1e-6", "1.0e-6"))})
+  Path(name).write_text(text)
+  config = configs.load(name, {"rl.group_size": "4"})
+  same = configs.from_python("demo:3", {"rl.optim.lr": 1e-6, "rl.noise": (0.1, 0), "rl.steps": 7, "heldout.count": 9})
+  configs.values.set_value(same, "rl.reward", "one_box*verifiable")
+  configs.values.set_value(same, "chain", ({"name": "a", "stage": "sft", "set": {"sft.steps": 3}},))
+  configs.values.set_value(same, "rl.group_size", 4)
+  assert config.to_dict() == same.to_dict() and config.is_locked
+
+
+def test_a_file_of_keys_starts_from_another_file_or_from_the_defaults(tmp_path, monkeypatch):
+  (tmp_path / "first.json").write_text('{"rl.steps": 5, "rl": {"problems_per_step": 16}}')
+  (tmp_path / "second.yaml").write_text("base: first.json\nrl.steps: 6\n")
+  monkeypatch.chdir(tmp_path.parent)
+  config = configs.load(str(tmp_path / "second.yaml"))
+  assert (config.rl.steps, config.rl.problems_per_step, config.seed) == (6, 16, configs.base().seed)
+  (tmp_path / "empty.yaml").write_text("# nothing\n")
+  assert configs.load(str(tmp_path / "empty.yaml")).to_dict() == configs.base().to_dict()
+
+
+@pytest.mark.parametrize(
+  ("text", "words"),
+  [
+    ("rl:\n  stepz: 3\n", "my.yaml:2: config.rl.stepz: no such key; did you mean config.rl.steps"),
+    ("seed: 1\nrl:\n  steps: ten\n", "my.yaml:3: config.rl.steps = 'ten': has type str, wanted int"),
+    ("heldout.sets: math500\n", "my.yaml:1: .* has type str, wanted tuple like .*; write a list"),
+    ("rl:\n  correction: no\n", "my.yaml:2: .* has type bool, wanted str like 'none'; put it in quotes"),
+    ("rl: 3\n", "my.yaml:1: config.rl: a group of keys"),
+    ("rl.steps: 3\nrl:\n  steps: 4\n", "my.yaml:3: rl.steps is there twice .before at .*my.yaml:1.; remove one"),
+    ("rl:\n  steps: [\n", "my.yaml:3: is no YAML"),
+    ("a: [!!python/object:os.system {}]\n", "my.yaml:1: "),
+    ("- 1\n", "my.yaml: is no config file .*top level"),
+    ("base: my.yaml\n", "my.yaml:1: base = 'my.yaml': starts from itself"),
+    ("base: demmo\n", "no such file; did you mean .*demo.py"),
+    ("base: 3\n", "my.yaml:1: base = 3: wanted the name of a config"),
+    ("stage: rl\n", "my.yaml:1: config.stage: no such key"),
+  ],
+)
+def test_a_file_of_keys_that_can_not_be_used_names_the_line(tmp_path, monkeypatch, text, words):
+  monkeypatch.chdir(tmp_path)
+  Path("my.yaml").write_text(text)
+  with pytest.raises(InputError, match=words):
+    configs.load("my.yaml")
+
+
+def test_a_file_of_keys_takes_no_argument_and_needs_pyyaml(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  Path("my.yaml").write_text("rl.steps: 3\n")
+  with pytest.raises(InputError, match="takes no argument; write it in the file, as base: demo:64"):
+    configs.load("my.yaml:64")
+  with pytest.raises(InputError, match="demo.yaml: no such file"):
+    configs.load("demo.yaml")
+  monkeypatch.setitem(sys.modules, "yaml", None)
+  with pytest.raises(InputError, match="YAML needs PyYAML; pip install pyyaml"):
+    configs.load("my.yaml")
 
 
 def test_every_key_is_read_somewhere():
