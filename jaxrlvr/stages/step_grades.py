@@ -216,6 +216,15 @@ def stop_if_unscored(step: int, graded: Graded, limit: float) -> None:
   if share > limit:
     causes = dict(_count_causes(graded))
     raise TrainingStopped(
-      f"step {step}: {share:.0%} of the answers could not be graded ({causes}), over config.rl.max_unscored = "
-      f"{limit}; raise config.verify limits or look at what the policy writes in rollouts/"
+      f"step {step}: {share:.0%} of the responses are unscored ({causes}), over config.rl.max_unscored = {limit}; "
+      f"{_cure_of_unscored(causes)}"
     )
+
+
+def _cure_of_unscored(causes: Mapping[str, int]) -> str:
+  """Returns what to change where too many responses are unscored. causes: number of responses by cause."""
+  if functions.RAISED in causes:
+    return "mend the reward of yours that raised errors; a warning above names the first of them"
+  if functions.ABSTAINED in causes:
+    return "a reward or verifier of yours returned None for them; raise config.rl.max_unscored if that is meant"
+  return "raise config.verify limits or look at what the policy writes in rollouts/"

@@ -97,7 +97,8 @@ def test_a_reward_takes_columns_of_the_file_by_their_names(folder, init, capsys)
 
 def test_a_reward_that_always_fails_stops_the_run_with_its_cause(folder, init, capsys, caplog):
   assert run_smoke("rl", "run", **QUICK, init=init, rl__reward="my_rewards.py:failing") == 3
-  assert "{'raised': 32}" in capsys.readouterr().err
+  message = capsys.readouterr().err
+  assert "100% of the responses are unscored ({'raised': 32})" in message and "mend the reward of yours" in message
   assert "raised for 32 of 32 responses" in caplog.text and "ValueError: as ever" in caplog.text
 
 
