@@ -96,8 +96,8 @@ _IMPOSSIBLE: tuple[_Impossible, ...] = (
     lambda c: (
       (any(c.rl.noise) or c.rl.correction != "none") and not expression.is_binary(expression.parse(c.rl.reward))
     ),
-    "config.rl.noise and config.rl.correction need a reward of 0 and 1; config.rl.reward is a sum or has real values (a "
-    "function of your own pays 0 and 1 if it has the attribute binary = True)",
+    "config.rl.noise and config.rl.correction need a reward of 0 and 1; config.rl.reward is a sum or has real values "
+    "(a function of your own pays 0 and 1 if it has the attribute binary = True)",
   ),
   _Impossible(
     ("rl.noise", "rl.correction", "rl.correction_noise"),
