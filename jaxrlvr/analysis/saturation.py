@@ -340,8 +340,9 @@ def reward_draws(recorded_T: Sequence[Mapping[str, Sequence[float]]], draws: int
 
   recorded_T: {problem: rewards of its responses} for each step 1..T (`rewards_by_problem`); {} at a step without a
   reward. draws: number of draws. seed: seeds them; the same seed gives the same draws. If every step trains on the same
-  problems, the responses to each problem are drawn with replacement. If not, the choice of problems is chance too, and
-  whole problems are drawn.
+  problems, a draw takes the responses to each problem with replacement. If steps train on different problems, which
+  problems a step had is chance as well: a draw takes its problems with replacement, each with all its responses. Steps
+  are drawn independently of each other. The mean is over the responses that a draw takes.
   """
   generator = np.random.default_rng(seed)
   problems_of_steps = set()

@@ -23,10 +23,10 @@ def check_link(link: Mapping) -> None:
   """Raises InputError, which names the link, for a link of `config.chain` that can't be right whatever the others are.
 
   A link is {"name": directory below the workdir, "stage": ..., "init": LINK, "tokenizer": LINK, "set": {key: value},
-  "files": {key: LINK/PATH}, "runs": {title: LINK}, "cell": {...}}, in which LINK is the name of an earlier link.
-  Refused are other entries, entries of another type, a name that can't be a directory's or that the grid uses itself,
-  and a path that begins with / or holds a part "..". Whether a link has a name, and whether the LINKs exist, is checked
-  by `stages.links.read_links`.
+  "files": {key: LINK/PATH}, "runs": {title: LINK}, "cell": {...}}, in which LINK is the name of an earlier link. It is
+  refused if it has another entry, an entry of another type, a name that no directory can have or that is a file or
+  folder of the grid (such as "links" or "report"), or a LINK or PATH that begins with "/" or has a part "..". Whether a
+  link has a name, and whether the LINKs exist, is checked by `stages.links.read_links`.
   """
   _check_entries(link)
   _check_places(link)

@@ -100,12 +100,12 @@ def document_text(text: Text) -> str:
 
 
 def document(text: Text, tokenizer: Tokenizer) -> Document:
-  """Returns the tokens of a text.
+  """Returns the tokens of a text as a document with the fields ids and prompt.
 
-  `ids` of the result are those of the rendered prompt (of a plain text, the start token if there is one), of the text,
-  and the end token; an empty plain text has none. `prompt` is how many of the first ids the loss leaves out: those of
-  the prompt if it is only context, else 0. If the rendered prompt ends in an open think tag, the response does not
-  repeat it. Nothing is cut.
+  `ids`: first the rendered prompt (a plain text has in its place the start token, if the tokenizer has one), then the
+  text, then the end token. A plain text that is empty gives no ids at all. `prompt`: how many of the first ids the loss
+  leaves out: those of the prompt if it is only context, else 0. If the rendered prompt ends in an open think tag, the
+  response does not repeat it. Nothing is cut.
   """
   if not text.text and text.problem is None:
     return Document([], 0)

@@ -393,11 +393,12 @@ class RecordedRun:
     return self._means[place]
 
   def curve_draws(self, set_name: str) -> CurveDraws:
-    """Returns bootstrap draws of avg@K on a set at each evaluated step; in each draw all steps have the same problems.
+    """Returns bootstrap draws of avg@K on a set: steps (S evaluated ones, ascending) and M_DS, avg@K in D draws [D,S].
 
-    set_name: an evaluated set, or the name of a mean over several sets: then each set's problems are drawn, and the
-    curves averaged. Problems that some evaluation did not record are left out; `M_DS` is None where none is left. The
-    draws are seeded: two runs with the same problems have paired draws.
+    In each draw all steps have the same problems. set_name: an evaluated set, or the name of a mean over several sets:
+    then each set's problems are drawn, and the curves averaged. Problems that some evaluation did not record are left
+    out. M_DS is None where no problem is left of a set, and for a name that was not evaluated. The draws are seeded: two
+    runs with the same problems have paired draws.
     """
     if set_name not in self._curve_draws:
       steps = sorted(self.curve(set_name))

@@ -35,9 +35,10 @@ def part_count(weights: dict, problems: int, group: int) -> int:
 
 @functools.partial(jax.jit, static_argnums=2)
 def split(batch: Batch, stops: jax.Array, parts: int) -> tuple[list[Batch], jax.Array]:
-  """Returns (`parts` batches with the same number of prompts each, in order; `stops`), all as arrays on the device.
+  """Cuts a batch into `parts` batches of the same number of prompts, in order; returns (these batches, `stops`).
 
-  The number of prompts must be a multiple of `parts`. `stops` comes along because threads can't copy it from the host.
+  The number of prompts must be a multiple of `parts`. stops: tokens that end a response. They are returned as they are,
+  but on the device: threads, which run under a transfer guard, could not copy them from the host.
   """
   pieces = [jnp.split(x, parts) for x in batch]
   return [Batch(*part) for part in zip(*pieces, strict=True)], stops

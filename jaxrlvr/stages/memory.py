@@ -46,9 +46,10 @@ def sampling_bytes(spec: Spec, sampling: Sampling, problems: int, prompt_tokens:
 
 
 def free_bytes(mesh: jax.sharding.Mesh) -> int | None:
-  """Returns how many bytes are free on this process's devices of the mesh together; None: unknown.
+  """Returns how many bytes are free on this process's devices of the mesh together.
 
-  On CPU these are the bytes that the system gives without swapping, or that the process's control group has left.
+  On CPU it is the smaller of what the system can give without swapping and what the process's control group has left.
+  None: unknown, as soon as one device does not tell.
   """
   devices = mesh.local_devices
   if devices[0].platform == "cpu":

@@ -301,7 +301,7 @@ class _Evaluation:
     return value
 
   def exp(self, exponent: NumericValue) -> NumericValue:
-    """Returns e to a power. Raises TooLarge."""
+    """Returns e to a power. Raises TooLarge where the exponent is beyond +-_MAX_EXPONENT."""
     inexact = self.inexact(exponent)
     if abs(inexact.real) > _MAX_EXPONENT:
       raise TooLarge("too many digits")
