@@ -397,8 +397,8 @@ class RecordedRun:
 
     In each draw all steps have the same problems. set_name: an evaluated set, or the name of a mean over several sets:
     then each set's problems are drawn, and the curves averaged. Problems that some evaluation did not record are left
-    out. M_DS is None where no problem is left of a set, and for a name that was not evaluated. The draws are seeded: two
-    runs with the same problems have paired draws.
+    out. M_DS is None where no problem is left of a set, and for a name that was not evaluated. The draws are seeded:
+    two runs with the same problems have paired draws.
     """
     if set_name not in self._curve_draws:
       steps = sorted(self.curve(set_name))

@@ -51,9 +51,9 @@ def draw_known(logits_RV: jax.Array, key_R: jax.Array, t: jax.Array, s: Sampling
   """Draws the next token of each row among the first `known` columns, and returns it with its statistics.
 
   known: number of tokens that the tokenizer has; further columns of the vocabulary are padding. key_R: a random key of
-  each row, the same for all its tokens: t, the index of the token in its response from 0, is mixed in. Of the statistics
-  logp is that of the draw, with temperature, top-k and top-p; model_logp, certainty and entropy are of the model's own
-  distribution over the known tokens.
+  each row, the same for all its tokens: t, the index of the token in its response from 0, is mixed in. Of the
+  statistics logp is that of the draw, with temperature, top-k and top-p; model_logp, certainty and entropy are of the
+  model's own distribution over the known tokens.
   """
   real_V = jnp.arange(logits_RV.shape[1]) < known
   logits_RV = jnp.where(real_V, logits_RV, NEGATIVE)

@@ -287,11 +287,11 @@ def judge_step(rows: Sequence[Mapping], first: Judge, second: Judge | None) -> J
 
   rows: recorded responses with step, problem (id), sample, prompt, text and true_reward (1: right; None: unscored; all
   responses are judged); answer and verifier, which rows of older runs lack, tell the judge `exact` which task it is.
-  Responses to one problem are compared with each other, whatever their order. first: the judge whose labels count. It is
-  asked only about responses that it knows how to judge. second: a judge that is asked the same questions, for their
+  Responses to one problem are compared with each other, whatever their order. first: the judge whose labels count. It
+  is asked only about responses that it knows how to judge. second: a judge that is asked the same questions, for their
   agreement; None if there is none. A label is None where a judge is not asked or leaves it out; nothing is raised and
-  nothing written. The result has `responses`, a row for each response, and `labels`, a row for each question; their keys
-  are those that `JudgedStep` names.
+  nothing written. The result has `responses`, a row for each response, and `labels`, a row for each question; their
+  keys are those that `JudgedStep` names.
   """
   responses = [Response(row["prompt"], row["text"], row.get("answer"), row.get("verifier", "")) for row in rows]
   known = [number for number, response in enumerate(responses) if first.knows("faithfulness", response)]

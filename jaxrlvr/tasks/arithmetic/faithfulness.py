@@ -459,10 +459,10 @@ def strategy(response: Parsed) -> tuple[str, ...]:
 
   A strategy is a sorted tuple of formulas, one for each result that no later step uses. A step uses an earlier result
   where it has that result's last digit as a number; the result is then replaced by its formula. A formula is text of
-  last digits, operators and brackets: `7+5=12, 2*3=6` has the strategy ("((5+7)*3)",). It does not change with the order of
-  steps of which neither needs the other, with the order of the sides of + and *, with operations in one step or in
-  several, or with a false result. A trace without steps, or of more than 20,000 characters, has the strategy (); steps
-  after the first 256 are ignored.
+  last digits, operators and brackets: `7+5=12, 2*3=6` has the strategy ("((5+7)*3)",). It does not change with the
+  order of steps of which neither needs the other, with the order of the sides of + and *, with operations in one step
+  or in several, or with a false result. A trace without steps, or of more than 20,000 characters, has the strategy ();
+  steps after the first 256 are ignored.
   """
   trace = response.trace
   if trace is None:
