@@ -111,6 +111,16 @@ def test_a_command_that_is_wrong_is_noticed():
       check_command(shlex.split(line))
 
 
+def test_no_two_commands_write_to_one_directory():
+  """A directory takes one run, so that a reader who follows several pages in one checkout is never refused."""
+  writers = {}
+  for page in PAGES:
+    for words in commands(page):
+      for workdir in (word for word in words if word.startswith("--workdir=") and word != "--workdir=DIR"):
+        first, other = writers.setdefault(workdir, words), shlex.join(words)
+        assert first == words, f"{page.name}: {other} writes where {shlex.join(first)} does"
+
+
 @each_page
 def test_every_key_in_backticks_is_declared(page):
   """A key is a name such as `rl.reward` whose first word is a group of the config."""

@@ -59,8 +59,8 @@ def test_the_commands_of_the_page_work(folder, init, capsys):
   assert "rewards/ends_well/mean" in metrics("runs/brief")[1]
   assert rollouts("runs/countdown")[0]["prompt"].startswith("Make ")
   assert json.loads(Path("runs/countdown-diagnosis/diagnosis.json").read_text())["domain"] == "other"
-  assert "F(1)/all" in metrics("runs/judged")[0] and metrics("runs/judged")[0]["labelled/all"] > 0
-  kappa = json.loads(Path("runs/judged-twice/summary.json").read_text())["kappa"]
+  assert "F(1)/all" in metrics("runs/countdown-judged")[0] and metrics("runs/countdown-judged")[0]["labelled/all"] > 0
+  kappa = json.loads(Path("runs/countdown-judged-twice/summary.json").read_text())["kappa"]
   assert kappa["faithfulness"]["both"] > 0 and kappa["strategy"]["both"] > 0
   assert "countdown" in Path("runs/countdown-report/index.html").read_text()
 
