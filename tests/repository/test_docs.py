@@ -80,7 +80,11 @@ def check_command(words):
       for extra in re.findall(r"\.\[([\w,]+)\]", " ".join(rest)):
         assert set(extra.split(",")) <= EXTRAS.keys()
     case [".venv/bin/python", "-m", "pytest", *rest] | ["pytest", *rest]:
-      assert all((ROOT / word).exists() for word in rest if word.startswith("tests/"))
+      places = [ROOT / word for word in rest if word.startswith("tests/")]
+      assert all(place.exists() for place in places)
+      if rest[:2] == ["-m", "slow"]:
+        files = [file for place in places for file in (place.rglob("test_*.py") if place.is_dir() else [place])]
+        assert any("mark.slow" in file.read_text() for file in files), f"no slow test in {rest[2:]}"
 
 
 @each_page
@@ -106,6 +110,7 @@ def test_a_command_that_is_wrong_is_noticed():
     "bash launch/nothing.sh",
     "pip install -e '.[nothing]'",
     "python launch/bench.py --nothing",
+    "pytest -m slow tests/rewards",
   ):
     with pytest.raises((Exception, SystemExit)):
       check_command(shlex.split(line))
