@@ -162,11 +162,11 @@ class Trainer:
 
   def _evaluate_saved_step(self, unevaluated: Mapping[str, float | None]) -> None:
     """Evaluates and logs the restored step. unevaluated: its metrics without those of the evaluation, null for nan."""
-    step, begun = self._start, time.monotonic()
+    step = self._start
     metrics = {name: math.nan if value is None else value for name, value in unevaluated.items()}
     self._num_tokens = metrics["num_tokens"]
     metrics |= self._evaluator(self._state.params, self._run, step, saved=True)
-    self._log(step, metrics, self._evaluator.means, begun)
+    self._log(step, metrics, self._evaluator.means)
 
   def steps(self) -> Iterator[int]:
     """Yields the numbers of the steps that are left to do, up to rl.steps, counted from 1, each once it is its turn.
@@ -201,10 +201,12 @@ class Trainer:
     every = self._config.evaluate.every
     evaluates = step == self._settings.steps or (every and step % every == 0)
     if evaluates:
-      metrics = self._save_and_evaluate(step, metrics)
+      metrics = self._save_and_evaluate(step, metrics, sampled.begun)
       means = self._evaluator.means
+    else:
+      metrics["step_time"] = time.monotonic() - sampled.begun
     self._done = step
-    self._log(step, metrics, means, sampled.begun)
+    self._log(step, metrics, means)
     self._progress(step, {"reward": metrics["reward"], "true": metrics["true_reward"], "phase": self._watch.in_words})
     if evaluates:
       self._run.flush()
@@ -262,25 +264,23 @@ class Trainer:
     self._run.save(step, self._state, origin=self._policy.origin, before=self._watch.before, unevaluated=unevaluated)
     self._saved = step
 
-  def _save_and_evaluate(self, step: int, metrics: Mapping) -> dict[str, float]:
+  def _save_and_evaluate(self, step: int, metrics: Mapping, begun: float) -> dict[str, float]:
     """Saves the step, evaluates it, and returns its metrics on the host with those of the evaluation.
 
-    A run that is stopped during the evaluation goes on with the evaluation.
+    A run that is stopped during the evaluation goes on with the evaluation. begun: when the step began.
     """
     metrics = {name: float(value) for name, value in multihost.fetch(metrics).items()}
+    metrics["step_time"] = time.monotonic() - begun
     self._save(step, logbook.finite(metrics))
     metrics |= self._evaluator(self._state.params, self._run, step, saved=True)
     self._busy.idle()  # resets the count: idle time of the evaluation is not the next step's
     return metrics
 
-  def _log(self, step: int, metrics: dict, means: Mapping[str, float] | None, begun: float) -> None:
-    """Adds the phase and the step's time to the metrics, and logs them.
-
-    means: mean true reward by held-out problem if the step was evaluated. begun: when the step began.
-    """
+  def _log(self, step: int, metrics: dict, means: Mapping[str, float] | None) -> None:
+    """Adds the phase to the metrics and logs them. means: true reward by held-out problem if the step was evaluated."""
     metrics |= self._watch.observe(step, metrics, means)
     self._unpaid.observe(step, metrics)
-    self._run.log(step, metrics | {"step_time": time.monotonic() - begun})
+    self._run.log(step, metrics)
 
   def save_last_step(self) -> None:
     """Saves a checkpoint of the last step that is done, unless there is one, and waits until it is on disk."""

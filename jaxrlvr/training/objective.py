@@ -217,12 +217,12 @@ def add_weights(batch: RolloutBatch, weight_PG: jax.Array, advantage_PG: jax.Arr
   return dataclasses.replace(batch, weights_RS=weights_RS, advantage_RS=advantage_RS)
 
 
-def _sampler_metrics(policy_logp: jax.Array, sampler_logp: jax.Array, mask: jax.Array) -> dict[str, Metric]:
-  """Returns the metrics of how far the sampler's log-probabilities differ from the policy's; arrays are [R, S-1].
+def _sampler_metrics(old_logp: jax.Array, sampler_logp: jax.Array, mask: jax.Array) -> dict[str, Metric]:
+  """Returns the metrics of how far the sampler's log-probabilities differ from the old policy's; arrays are [R, S-1].
 
   mask: whether a token counts.
   """
-  difference = jnp.where(mask, jnp.abs(policy_logp - sampler_logp), 0.0)
+  difference = jnp.where(mask, jnp.abs(old_logp - sampler_logp), 0.0)
   return {
     "sampling/sampling_logp_difference/mean": loss.token_mean(difference, mask),
     "sampling/sampling_logp_difference/max": Maximum(jnp.max(difference)),
@@ -250,7 +250,7 @@ def grpo(
   clipped to 1 - clip_low .. 1 + clip_high, and to at most dual_clip where the advantage is negative (None: it is not).
   importance_cap: cap of the weights that correct for the sampler's log-probabilities (None: no such weights).
   Metrics: those of `loss.policy_loss`; kl (mean in nats, only where the batch has ref_logp_RS), and
-  sampling/sampling_logp_difference/mean and /max (absolute difference of the policy's and the sampler's
+  sampling/sampling_logp_difference/mean and /max (absolute difference of the old policy's and the sampler's
   log-probability), all over the response tokens with a weight.
   """
 
@@ -284,7 +284,7 @@ def grpo(
       ratio=ratio,
       importance_cap=importance_cap,
     )
-    metrics |= _sampler_metrics(policy_logp, batch.sampler_logp_RS, weights > 0)
+    metrics |= _sampler_metrics(old_logp, batch.sampler_logp_RS, weights > 0)
     if batch.ref_logp_RS is not None:
       # Equal log-probabilities where there is no response, so that no NaN reaches the gradient.
       ref_logp = jnp.where(weights > 0, batch.ref_logp_RS, jax.lax.stop_gradient(policy_logp))
