@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 import jaxrlvr as jr
 from helpers.command_line import QUICK, run_smoke
+from helpers.hf_directories import write_model
 from jaxrlvr.base import named
 from jaxrlvr.door import own_code
 from jaxrlvr.rewards import expression
@@ -196,6 +198,12 @@ def test_a_function_that_does_not_fit_is_refused(init, arguments, words):
     pass
 
 
+def test_a_grid_is_refused_what_only_this_process_knows(init):
+  with pytest.raises(jr.InputError, match="long: was passed from Python, which a grid's processes don't know"):
+    with own_code.configured(quick(init), "grid", {"long": lambda completions: [1.0] * len(completions)}):
+      pass
+
+
 def test_a_config_of_another_type_and_an_unread_reward_are_refused(init):
   with pytest.raises(jr.InputError, match="make one, as jr.config"), own_code.configured("smoke", "rl"):
     pass
@@ -232,6 +240,32 @@ def test_a_verifier_that_was_passed_grades_in_worker_processes_and_under_an_even
   assert list(evaluated.evaluations) == [("heldout", 0)]
 
 
+def test_a_model_of_hugging_faces_form_generates_and_scores(tmp_path):
+  policy = jr.load_policy(write_model(tmp_path / "model"))
+  (sample,) = policy.generate(["2 + 2?"], max_tokens=6, temperature=0.5)[0]
+  (score,) = policy.score([("2 + 2?", sample)])
+  np.testing.assert_allclose(score.token_logp, sample.token_logp, atol=1e-4)
+  assert len(policy.score(["2 + 2 = 4"])[0].tokens) >= 3
+  with pytest.raises(jr.InputError, match="no-such-place"):
+    jr.load_policy(tmp_path / "no-such-place")
+
+
+def test_a_diagnosis_and_a_plan_are_runs_with_a_page(init, tmp_path):
+  run = jr.diagnose(quick(init, diagnose__problems=4, diagnose__samples=4), tmp_path / "diagnosis")
+  assert run.report() == run.workdir / "diagnosis.md" and run.metrics[0]["usable"] == run.summary["figures"]["usable"]
+  assert len(run.policy.generate(["1 + 1?"], max_tokens=3)[0]) == 1, "by the policy that it diagnoses"
+  (tmp_path / "plan").mkdir()
+  for name, text in (("plan.json", '{"fits": true}'), ("plan.md", "# Plan")):
+    (tmp_path / "plan" / name).write_text(text)
+  plan = jr.Run(tmp_path / "plan")
+  assert (plan.stage, plan.summary, plan.metrics) == ("plan", {"fits": True}, [])
+  assert plan.report().read_text() == "# Plan"
+  with pytest.raises(jr.InputError, match="a plan records no config"):
+    plan.config  # noqa: B018
+  with pytest.raises(jr.InputError, match="no page about this run of the stage sft"):
+    jr.Run(init).report()
+
+
 def test_words_of_an_expression_are_replaced_by_names():
   names = {"brief": "given:brief", "e1": "a.b:e1"}
   for text, expected, used in (
@@ -265,3 +299,25 @@ def test_importing_the_door_loads_nothing_heavy():
   assert set(jr.__all__) <= set(dir(jr)) and callable(jr.config)
   with pytest.raises(AttributeError, match="it has .*train"):
     jr.fit  # noqa: B018
+
+
+def test_the_page_on_python_runs(init, tmp_path, monkeypatch, capsys):
+  """Its blocks are run one after another, with the sizes of the smoke config."""
+  page = (Path(__file__).parents[2] / "docs" / "python.md").read_text()
+  code = "\n".join(re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S))
+  for shown, small in (
+    ('"demo"', '"smoke"'),
+    ("runs/demo/sft-thinking", str(init)),
+    ('"rl.steps": 20', '"rl.steps": 2'),
+  ):
+    assert shown in code
+    code = code.replace(shown, small)
+  monkeypatch.chdir(tmp_path)
+  space: dict = {"__name__": "__main__"}
+  exec(code, space)
+  assert space["run"].config.rl.reward == "verifiable + 0.1*given:brevity"
+  assert len(space["rewards"]) == 2 and len(space["texts"]) == 32 and space["page"].is_file()
+  assert space["scores"][2].logp == pytest.approx(space["samples"][0].logp, abs=1e-3)
+  by_hand = jr.Run("runs/by-hand")
+  np.testing.assert_equal(without_times(by_hand), without_times(space["run"]))
+  assert f"2 {by_hand.metrics[2]['reward']}" in capsys.readouterr().out
