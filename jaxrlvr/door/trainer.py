@@ -138,6 +138,7 @@ class Trainer:
     return Policy(self._trainer.config, self._trainer.policy)
 
   def _check_is_open(self) -> None:
+    """Raises InputError outside of the block."""
     if self._trainer is None:
       raise InputError("the trainer is not open; use it as `with jr.Trainer(config, workdir) as trainer:`")
 

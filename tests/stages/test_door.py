@@ -64,6 +64,14 @@ def test_a_run_is_read_from_its_directory(trained):
   assert page == trained.workdir.with_name("rl-report") / "index.html" and "<svg" in page.read_text()
 
 
+def test_the_table_is_a_data_frame_where_pandas_is_installed(trained, tmp_path, monkeypatch):
+  (tmp_path / "pandas.py").write_text("class DataFrame(dict):\n  pass\n")
+  monkeypatch.delitem(sys.modules, "pandas", raising=False)
+  monkeypatch.syspath_prepend(tmp_path)
+  assert type(trained.table()).__name__ == "DataFrame" and list(trained.table()["step"]) == [0, 1, 2, 3]
+  monkeypatch.delitem(sys.modules, "pandas")
+
+
 def test_a_finished_run_is_returned_and_an_absent_one_refused(trained, init, tmp_path):
   changed = (trained.workdir / "summary.json").stat().st_mtime_ns
   again = jr.train(quick(init, rl__steps=3, evaluate__every=2), trained.workdir)
