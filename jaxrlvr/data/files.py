@@ -416,6 +416,8 @@ def _csv_block(path: pathlib.Path, columns: tuple[str, ...], need: str) -> Itera
       for cells in reader:
         line = reader.line_num
         rows.append((f"{path}:{line}", _csv_row(cells, len(names))))
+  except FileNotFoundError:
+    raise InputError(f"{path}: no such file; correct the path") from None
   except (OSError, UnicodeDecodeError, csv.Error) as error:
     reason = getattr(error, "strerror", "") or f"{error}, behind line {line}"
     raise InputError(f"{path}: not a readable csv file in UTF-8 ({reason}); correct it") from None

@@ -3,8 +3,10 @@
 import csv
 import itertools
 import json
+import operator
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import types
@@ -396,6 +398,19 @@ def test_columns_that_a_reward_takes_are_kept_as_they_stand_in_the_row(tmp_path)
   assert again == problem and again.row == {"level": 4}
 
 
+def test_the_rows_of_the_page_on_data_are_right(tmp_path):
+  page = pathlib.Path(__file__).parents[2] / "docs" / "data.md"
+  lines = [line for line in page.read_text().splitlines() if line.startswith('{"question"')]
+  (tmp_path / "mine.jsonl").write_text("\n".join(lines))
+  assert len(lines) == 2
+  for problem in load(tmp_path / "mine.jsonl"):
+    first, *steps = re.fullmatch(r"Start with (\d), then (.*)\. Last digit\?", problem.messages[0]["content"]).groups()
+    value = int(first)
+    for step in steps[0].split(", "):
+      value = {"+": operator.add, "-": operator.sub, "*": operator.mul}[step[0]](value, int(step[1:]))
+    assert problem.label == str(value % 10)
+
+
 def test_names_with_dots_and_spaces_between_entries(tmp_path):
   line = {"q.x": "1+1?", "d": {"a.b": "2"}, "difficulty": {"Qwen2.5-Math-7B": 4, "Qwen2": {"5-Math-7B": 9}}}
   path = write_lines(tmp_path / "a.jsonl", [line])
@@ -452,6 +467,7 @@ def test_only_regular_files_with_lines_of_some_length_are_read(tmp_path, monkeyp
     ("a.csv", 'question,answer\n"a,1\n', r"not a readable csv file in UTF-8"),
     ("a.csv", "question,answer\n", "found 0 rows"),
     ("a.csv", "question;answer\n1;2\n", "first line names one column, 'question;answer'; separate the cells by commas"),
+    ("gone.csv", None, r"gone\.csv: no such file; correct the path"),
     ("gsm8k", None, "a data set of the Hugging Face hub is named ORG/NAME"),
   ],
 )
