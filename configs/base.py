@@ -448,8 +448,10 @@ c.heldout.overlap = Key(
 )
 c.heldout.sets = Key(
   (),
-  each(one_of_table("jaxrlvr.data.eval_sets:EVAL_SETS", "jaxrlvr.data.eval_sets:GENERATED_SETS"), empty=True),
-  "evaluation sets to evaluate on, by name; jaxrlvr.data.eval_sets lists the names (EVAL_SETS, GENERATED_SETS)",
+  parsed_by("jaxrlvr.data.own_sets:parse_entries", "jaxrlvr.data.own_sets:names_of_code"),
+  "evaluation sets to evaluate on: names that jaxrlvr.data.eval_sets lists (EVAL_SETS, GENERATED_SETS), and sets of "
+  "your own as NAME=SOURCE or NAME=SOURCE[SETTING,...], such as "
+  "mine=path.jsonl[prompt=question,label=answer,verifier=my_verifier.py:check,count=100] (docs/data.md)",
 )
 c.heldout.domain = Key(
   "",

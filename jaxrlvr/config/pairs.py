@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from jaxrlvr.base.errors import InputError
 from jaxrlvr.config.rules import declared
-from jaxrlvr.data import eval_sets, problems
+from jaxrlvr.data import eval_sets, own_sets, problems
 from jaxrlvr.rewards import expression
 from jaxrlvr.tasks.arithmetic import problems as arithmetic
 
@@ -221,12 +221,26 @@ def check_combinations(config: ConfigDict, keys: Collection[str]) -> None:
 
 # Kinds of problems by where they come from. Arithmetic is generated too, but takes no system message.
 _FILES, _RELEASED, _OTHER_GENERATED, _ARITHMETIC = "files", "released sets", "generated", "arithmetic"
+# Entries of heldout.sets: sets of files, and generated sets with a value of their own for the key that is looked at.
+_OWN_FILES, _OWN_VALUE = "own sets of files", "own value"
 _GENERATED = (_OTHER_GENERATED, _ARITHMETIC)
 _IN_WORDS = {
   _FILES: "a file, a folder or a set of the hub (config.{group}.source)",
   _RELEASED: "the study's files (config.heldout.sets, .domain)",
+  _OWN_FILES: "a set of your own (config.heldout.sets)",
+  _OWN_VALUE: "a generated set with its own value (config.heldout.sets)",
   _OTHER_GENERATED: "generated problems",
   _ARITHMETIC: "generated arithmetic",
+}
+
+
+# How an entry of heldout.sets sets a key for its set of files.
+_IN_ENTRY = {
+  "columns": "prompt=A,label=B",
+  "verifier": "verifier=V",
+  "split": "split=S",
+  "copies": "copies=keep",
+  "count": "count=N",
 }
 
 
@@ -244,10 +258,10 @@ _LIMITED_KEYS: Mapping[str, _LimitedKey] = {
   "verifier": _LimitedKey((_FILES,)),
   "split": _LimitedKey((_FILES,)),
   "copies": _LimitedKey((_FILES,)),
-  "skip_bad": _LimitedKey((_FILES, _RELEASED)),
+  "skip_bad": _LimitedKey((_FILES, _RELEASED, _OWN_FILES)),
   "folder": _LimitedKey((_RELEASED,)),
   "prompts": _LimitedKey((_RELEASED,)),
-  "system": _LimitedKey((_FILES, _RELEASED, _OTHER_GENERATED)),
+  "system": _LimitedKey((_FILES, _RELEASED, _OWN_FILES, _OTHER_GENERATED)),
   "levels": _LimitedKey(_GENERATED, is_size=True),
   "kinds": _LimitedKey(_GENERATED, is_size=True),
   "seed": _LimitedKey(_GENERATED, is_size=True),
@@ -255,10 +269,25 @@ _LIMITED_KEYS: Mapping[str, _LimitedKey] = {
 }
 
 
-def _kinds_of(c: ConfigDict, group: str) -> set[str]:
-  """Returns the kinds of problems that the group `problems` or `heldout` of a config names."""
+def _kinds_of(c: ConfigDict, group: str, key: str) -> set[str]:
+  """Returns the kinds of problems that the group `problems` or `heldout` of a config names.
+
+  key: the key of the group that is looked at.
+  """
   set_names = _named_sets(c) if group == "heldout" else ()
-  kinds = {_ARITHMETIC if name in eval_sets.GENERATED_SETS else _RELEASED for name in set_names}
+  kinds = set()
+  for name in set_names:
+    if name in eval_sets.GENERATED_SETS:
+      kinds.add(_ARITHMETIC)
+    elif name in eval_sets.EVAL_SETS:
+      kinds.add(_RELEASED)
+  for own_set in own_sets.parse_entries(c.heldout.sets if set_names else ()).values():
+    if not own_set.is_generated:
+      kinds.add(_OWN_FILES)
+    elif key in own_set.settings:
+      kinds.add(_OWN_VALUE)
+    else:
+      kinds.add(_ARITHMETIC if own_set.source == "arithmetic" else _OTHER_GENERATED)
   source = c[group].source
   if not source and not set_names:  # held-out problems then come from the generator of the training problems
     source = c.problems.source if problems.is_generated(c.problems.source) else "arithmetic"
@@ -279,9 +308,9 @@ def check_effects(config: ConfigDict, group: str, overridden: Collection[str]) -
   problems, are refused only on the command line.
   overridden: dotted names of the keys that were set on the command line.
   """
-  kinds = _kinds_of(config, group)
   for name, limited in _LIMITED_KEYS.items():
     key = f"{group}.{name}"
+    kinds = _kinds_of(config, group, name)
     if name not in config[group] or kinds & set(limited.kinds):
       continue
     if limited.is_size:
@@ -291,7 +320,11 @@ def check_effects(config: ConfigDict, group: str, overridden: Collection[str]) -
     if is_set:
       needed = ", ".join(_IN_WORDS[kind].format(group=group) for kind in limited.kinds)
       present = " and ".join(_IN_WORDS[kind].format(group=group) for kind in sorted(kinds))
-      cure = "; config.heldout.at_most is for these" if name == "count" else ""
+      cure = ""
+      if _OWN_FILES in kinds and name in _IN_ENTRY:
+        cure = f", or write it into the set's entry, as mine=path.jsonl[{_IN_ENTRY[name]}]"
+      elif name == "count":
+        cure = "; config.heldout.at_most is for these"
       raise InputError(
         f"config.{key} has no effect: it is for {needed}, and here there is only {present}; clear it{cure}"
       )

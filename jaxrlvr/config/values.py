@@ -11,6 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from jaxrlvr.base import words
 from jaxrlvr.base.errors import InputError
 from jaxrlvr.config import hints
 
@@ -75,17 +76,17 @@ _ESCAPES = {r"\n": "\n", r"\t": "\t", r"\r": "\r", "\\\\": "\\"}
 
 
 def _words(key: str, text: str) -> tuple[str, ...]:
-  r"""Returns the words between commas, without white space around them and without empty ones.
+  r"""Returns the words between commas (`words.split_at_commas`); a comma in brackets, as in `a[b,c]`, parts no words.
 
   For `rl.stop_strings` white space and empty words are kept, and the escapes \n, \t, \r and \\ are decoded.
   """
   if key != "rl.stop_strings":
-    return tuple(word.strip() for word in text.split(",") if word.strip())
+    return tuple(words.split_at_commas(text))
   decoded = re.sub(r"\\[ntr\\]", lambda match: _ESCAPES[match[0]], text)
-  words = tuple(decoded.split(","))
+  strings = tuple(decoded.split(","))
   if decoded != text:
-    _LOG.warning("config.%s = %s is read as %r; for other strings write a Python tuple", key, text, words)
-  return words
+    _LOG.warning("config.%s = %s is read as %r; for other strings write a Python tuple", key, text, strings)
+  return strings
 
 
 def set_value(config: ConfigDict, key: str, value: object) -> None:

@@ -108,7 +108,8 @@ def load(
   system: a system message for prompts that have none; "": none. skip_bad: how many rows may be bad and are left out.
   required_targets: targets that `columns` must have. patterns, split: which files of a folder to read (`files.files`).
   copies: what happens to a row with the prompt of an earlier one: "drop" leaves it out and logs it, "keep" makes it a
-    problem of its own, "error" raises InputError. columns_key: the config key of `columns`, for messages.
+    problem of its own, "error" raises InputError. columns_key: the config key of `columns`, for messages, or a text in
+    which `{}` stands for the entries (`as_setting`).
   keep: names of columns whose cells, where a row has them, go to `Problem.row`; EVERY among them: all columns.
 
   Entries of `columns`:
@@ -285,7 +286,9 @@ def _log_counts(
     if len(repeats) > len(sentences):
       sentences.append(f"... ({len(repeats)} in all)")
     left_out = f"; left out: {', '.join(sentences)}"
-    if columns_key.startswith(_GROUPS_WITH_COPIES):
+    if "{}" in columns_key:
+      left_out += f"; {as_setting(columns_key, ['copies=keep'])} keeps them"
+    elif columns_key.startswith(_GROUPS_WITH_COPIES):
       left_out += f"; {columns_key.removesuffix('columns')}copies=keep keeps them"
   level = logging.WARNING if is_unexpected else logging.INFO
   _LOG.log(level, "%s: %s%s", path, counts_in_words(counts), left_out)
@@ -316,10 +319,10 @@ def _columns_of_row(place: str, row: Mapping, columns_key: str, path: str) -> Se
     names = ", ".join(map(str, row))[:200]
     raise InputError(
       f"{place}: the names of the columns ({names}) don't say which one holds the prompt and which one the label; name "
-      f'them, such as --{columns_key}="{",".join(_suggested_columns(row))}"'
+      f"them, such as --{as_setting(columns_key, _suggested_columns(row))}"
     )
   _LOG.warning(
-    '%s: columns are taken by their names; this line sets them: --%s="%s"', path, columns_key, ",".join(columns)
+    "%s: columns are taken by their names; this line sets them: --%s", path, as_setting(columns_key, columns)
   )
   return columns
 
@@ -408,7 +411,8 @@ def _check_turns(column: str, turns: Sequence[Mapping[str, str]], columns_key: s
     raise BadCell(
       name,
       turns[-1],
-      f"a last turn of the user: with --{columns_key} prompt={name}[:-1] is the turns before, boxed={name}[-1] takes "
+      f"a last turn of the user: with --{columns_key.replace('{}', '...')} prompt={name}[:-1] is the turns before, "
+      f"boxed={name}[-1] takes "
       f"the answer from the last one, and solution={name}[-1] is its text",
     )
   if all(not turn["content"].strip() for turn in turns):
@@ -424,6 +428,23 @@ def _prompt_id(messages: Sequence[Mapping[str, str]]) -> str:
   """Returns the id of a prompt: 16 hexadecimal digits of a hash of its turns."""
   text = "\n".join(f"{turn['role']}: {turn['content']}" for turn in messages)
   return hashlib.sha1(text.encode()).hexdigest()[:16]
+
+
+def as_setting(columns_key: str, entries: Sequence[str]) -> str:
+  """Returns what sets these entries, for messages, such as `config.problems.columns="prompt=A,label=B"`.
+
+  columns_key: the config key of `columns`; or a text in which `{}` stands for the entries, as
+  `config.heldout.sets="mine=path.jsonl[{}]"`.
+  """
+  text = ",".join(entries)
+  if "{}" in columns_key:
+    return columns_key.replace("{}", text)
+  return f'{columns_key}="{text}"'
+
+
+def check_entries(columns: Sequence[str]) -> None:
+  """Raises InputError for entries of `columns` that can't be parsed, and where prompt or label is missing."""
+  _parse_columns(columns, ("prompt", "label"))
 
 
 def _parse_columns(columns: Sequence[str], required_targets: Sequence[str]) -> _Layout:

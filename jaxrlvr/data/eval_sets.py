@@ -66,11 +66,13 @@ DOMAINS: dict[str, Domain] = {
 
 
 def set_names(sets: Sequence[str], domain: str) -> tuple[str, ...]:
-  """Returns the names in `sets`, or if it is empty the names of all sets of `domain`, inside ones first.
+  """Returns the names of the sets in `sets`, or if it is empty those of all sets of `domain`, inside ones first.
 
-  sets: names, which are not checked. domain: "arithmetic", "math", "science", "graph-qwen" or "graph-llama".
+  sets: names of known sets and entries NAME=SOURCE[...] (`own_sets.parse_entries`), which are not checked. domain:
+  "arithmetic", "math", "science", "graph-qwen" or "graph-llama".
   """
-  return tuple(sets) or (*DOMAINS[domain].inside, *DOMAINS[domain].outside)
+  names = tuple(entry.partition("=")[0].strip() for entry in sets)
+  return names or (*DOMAINS[domain].inside, *DOMAINS[domain].outside)
 
 
 def find_files(sets: Sequence[str], domain: str, folder: str, prompts: str) -> tuple[dict[str, Path], list[str]]:
@@ -78,11 +80,11 @@ def find_files(sets: Sequence[str], domain: str, folder: str, prompts: str) -> t
 
   A set is absent if it has no file, the study did not release it, and `sets` is empty; any other set without a file
   raises InputError.
-  sets: names of sets, keys of EVAL_SETS; generated ones (GENERATED_SETS), which have no file, are passed over. (): all
-  sets of `domain`, a key of DOMAINS. folder: local folder of the study's files. prompts: "think" or "non-think", the
-  folder below it with the prompts for a model that thinks or does not.
+  sets: entries of `heldout.sets`, of which those that are no key of EVAL_SETS (generated sets, and a user's own) are
+  passed over. (): all sets of `domain`, a key of DOMAINS. folder: local folder of the study's files. prompts: "think"
+  or "non-think", the folder below it with the prompts for a model that thinks or does not.
   """
-  with_file = [name for name in set_names(sets, domain) if name not in GENERATED_SETS]
+  with_file = [name for name in set_names(sets, domain) if name in EVAL_SETS]
   files = {name: Path(folder) / prompts / f"{EVAL_SETS[name].file}.parquet" for name in with_file}
   absent = [name for name, file in files.items() if not file.is_file()]
   for name in absent:

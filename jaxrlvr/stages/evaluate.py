@@ -17,7 +17,7 @@ from jaxrlvr.analysis import passk
 from jaxrlvr.base import logbook, object_store
 from jaxrlvr.base.errors import InputError
 from jaxrlvr.base.types import Problem
-from jaxrlvr.data import eval_sets, overlap
+from jaxrlvr.data import eval_sets, overlap, own_sets
 from jaxrlvr.data import problems as problem_lists
 from jaxrlvr.grading.service import Service
 from jaxrlvr.grading.vote import Grade, elect
@@ -27,6 +27,7 @@ from jaxrlvr.stages.run_directory import Run, open_run
 from jaxrlvr.tasks.arithmetic import problems as arithmetic
 
 _LOG = logging.getLogger(__name__)
+_OF_GENERATED = {"verifier": "auto", "columns": ()}  # of generated sets, whatever heldout.source has
 
 
 class Evaluator:
@@ -218,12 +219,13 @@ def load_held_out(
 def chosen_sets(config: ConfigDict, training: Sequence[Problem]) -> dict[str, dict]:
   """Returns the held-out sets by name, each as {key: value} in which it differs from `config.heldout`.
 
-  Keys have no group, as in {"source": "quiz.jsonl", "count": 0}. The sets are those that heldout.sets names or, where
-  it is empty, those of heldout.domain; and the set of heldout.source under heldout.name. Where none of the three is
-  set, the only set, under heldout.name, has problems of the generator that makes the training problems. training: the
-  problems that are about to be trained on; (): those of `config.problems`, which are then read if their source is a
-  file. A set of heldout.domain that the study did not release is left out with a warning where its file is missing.
-  Raises InputError for any other missing file, and where nothing says which problems are held out.
+  Keys have no group, as in {"source": "quiz.jsonl", "count": 0}; a user's own set of heldout.sets has its
+  `own_sets.OwnSet` under "entry". The sets are those that heldout.sets names or describes or, where it is empty, those
+  of heldout.domain; and the set of heldout.source under heldout.name. Where none of the three is set, the only set,
+  under heldout.name, has problems of the generator that makes the training problems. training: the problems that are
+  about to be trained on; (): those of `config.problems`, which are then read if their source is a file. A set of
+  heldout.domain that the study did not release is left out with a warning where its file is missing. Raises InputError
+  for any other missing file, and where nothing says which problems are held out.
   """
   heldout = config.heldout
   if not heldout.sets and not heldout.domain:
@@ -240,10 +242,12 @@ def chosen_sets(config: ConfigDict, training: Sequence[Problem]) -> dict[str, di
   changes: dict[str, dict] = {}
   for name in eval_sets.set_names(heldout.sets, heldout.domain):
     if name in eval_sets.GENERATED_SETS:
-      changes[name] = {"source": "arithmetic", "verifier": "auto", "columns": (), **eval_sets.GENERATED_SETS[name]}
+      changes[name] = {"source": "arithmetic", **_OF_GENERATED, **eval_sets.GENERATED_SETS[name]}
   for name, file in files.items():
     verifier = eval_sets.EVAL_SETS[name].verifier
     changes[name] = dict(source=str(file), verifier=verifier, count=0, columns=(), split="", copies="drop")
+  for name, own_set in own_sets.parse_entries(heldout.sets).items():
+    changes[name] = {"source": own_set.source, **_OF_GENERATED, **own_set.settings, "entry": own_set}
   if heldout.source:
     changes[heldout.name] = {}
   return changes

@@ -20,6 +20,7 @@ from jaxrlvr.base.errors import InputError
 from jaxrlvr.base.types import Problem
 from jaxrlvr.data import files as rows
 from jaxrlvr.data import problems as problem_lists
+from jaxrlvr.data.columns import as_setting
 from jaxrlvr.device import keys, masked, multihost, sharding
 from jaxrlvr.device.idle import Busy
 from jaxrlvr.grading.service import Service
@@ -308,6 +309,23 @@ def _leave_out_none(problem: Problem) -> bool:
   return False
 
 
+class _Names(NamedTuple):
+  """What messages about a list of problems call its settings."""
+
+  place: str  # the beginning of a message
+  columns: str  # the key of its columns, as `columns.as_setting` takes it
+  split: str
+  verifier: str
+
+
+def _names(key: str, changes: Mapping[str, Any]) -> _Names:
+  """Returns what messages call the settings of the group `key`, or of an entry of heldout.sets (changes["entry"])."""
+  if "entry" not in changes:
+    return _Names(f"config.{key}", f"config.{key}.columns", f"config.{key}.split", f"config.{key}.verifier")
+  own_set = changes["entry"]
+  return _Names(f"config.{key}.sets: {own_set.name}", f'config.{key}.sets="{own_set.template}"', "split", "verifier=")
+
+
 def read_problems(
   config: ConfigDict,
   key: str,
@@ -317,32 +335,33 @@ def read_problems(
   """Reads and returns the problems that the group `key` of a config names; the list may be empty.
 
   key: "problems" or "heldout". changes: {key of the group: value to use instead}, as {"count": 0}; it may also have
-  "at_most", the number of problems after which the list is cut, and "keep", the columns of files that go to
-  `Problem.row`. leave_out: takes a problem and returns whether to leave
-  it out; such a problem does not count as one of the group's `count`. Raises InputError for a source that can't be
-  read, and for a problem whose verifier is unknown or lacks a field.
+  "at_most", the number of problems after which the list is cut, "keep", the columns of files that go to `Problem.row`,
+  and "entry", the `own_sets.OwnSet` that it is of, for messages. leave_out: takes a problem and returns whether to
+  leave it out; such a problem does not count as one of the group's `count`. Raises InputError for a source that can't
+  be read, and for a problem whose verifier is unknown or lacks a field.
   """
-  group = ConfigDict(config[key].to_dict() | dict(changes))
+  group = config[key].to_dict() | dict(changes)
   split, preferred = ("train", rows.TRAINING) if key == "problems" else ("heldout", rows.HELD_OUT)
-  names = ("count", "levels", "kinds", "seed", "verifier", "columns", "system", "skip_bad", "copies")
-  fields = {name: group[name] for name in names}
-  files = rows.Split(group.split, preferred, f"config.{key}.split")
+  keys = ("count", "levels", "kinds", "seed", "verifier", "columns", "system", "skip_bad", "copies")
+  fields = {name: group[name] for name in keys}
+  names = _names(key, changes)
+  files = rows.Split(group["split"], preferred, names.split)
   try:
     problems = problem_lists.load(
-      group.source,
+      group["source"],
       split=split,
       file_split=files,
-      columns_key=f"config.{key}.columns",
+      columns_key=names.columns,
       keep=changes.get("keep", ()),
       leave_out=leave_out,
       **fields,
     )
   except InputError as error:
-    raise InputError(f"config.{key}: {error}") from error
+    raise InputError(f"{names.place}: {error}") from error
   if group.get("at_most"):
-    problems = problems[: group.at_most]
+    problems = problems[: group["at_most"]]
   for problem in problems:
-    _check_problem(f"config.{key}: {group.source}", problem)
+    _check_problem(f"{names.place}: {group['source']}", problem)
   return problems
 
 
@@ -381,42 +400,48 @@ def load_problems(
   be read, or no problem is left, and Interrupted if a signal has asked the run to stop.
   """
   problems = read_problems(config, key, changes, leave_out)
-  source = changes.get("source", config[key].source)
   if not problems:
-    raise InputError(f"config.{key}: no problem is left of {source}; name other ones")
+    source = changes.get("source", config[key].source)
+    raise InputError(f"{_names(key, changes).place}: no problem is left of {source}; name other ones")
   ids = {problem.id: tokenizer.render(problem.messages) for problem in problems}
   openings = {problem.id: tokenizer.opening(problem.messages) for problem in problems}
-  short_enough = _with_short_prompts(config, key, source, problems, ids)
-  kept, _ = with_readable_labels(config, key, short_enough, service, source)
+  short_enough = _with_short_prompts(config, key, changes, problems, ids)
+  kept, _ = with_readable_labels(config, key, short_enough, service, changes)
   return PromptedProblems(kept, ids, openings, dropped=len(problems) - len(short_enough))
 
 
 def _with_short_prompts(
-  config: ConfigDict, key: str, source: str, problems: Sequence[Problem], ids: Mapping[str, Sequence[int]]
+  config: ConfigDict,
+  key: str,
+  changes: Mapping[str, Any],
+  problems: Sequence[Problem],
+  ids: Mapping[str, Sequence[int]],
 ) -> list[Problem]:
   """Returns the problems whose prompts are not too long, and warns of the others or raises InputError.
 
-  ids: tokens of the prompt by problem id. The group's key `too_long` decides between warning and error.
+  changes: as `read_problems` takes them. ids: tokens of the prompt by problem id. The group's key `too_long` decides
+  between warning and error.
   """
+  place = _names(key, changes).place
   limit = config.rl.prompt_tokens
   too_long = [problem for problem in problems if len(ids[problem.id]) > limit]
   if too_long and config[key].too_long == "error":
     longest = max(too_long, key=lambda problem: len(ids[problem.id]))
     tokens = len(ids[longest.id])
     raise InputError(
-      f"config.{key}: {len(too_long)} of {len(problems)} prompts are longer than config.rl.prompt_tokens = "
+      f"{place}: {len(too_long)} of {len(problems)} prompts are longer than config.rl.prompt_tokens = "
       f"{limit}; the longest, problem {longest.id}, has {tokens} tokens: "
       f"config.rl.prompt_tokens={tokens} fits all; raise it, or take config.{key}.too_long=drop"
     )
   if len(too_long) == len(problems):
     raise InputError(
-      f"config.{key}: none of {len(problems)} problems is left, all prompts are too long; raise config.rl.prompt_tokens"
+      f"{place}: none of {len(problems)} problems is left, all prompts are too long; raise config.rl.prompt_tokens"
     )
   if too_long:
     _LOG.warning(
-      "config.%s: %s: %d of %d problems dropped, their prompts are over config.rl.prompt_tokens = %d",
-      key,
-      source,
+      "%s: %s: %d of %d problems dropped, their prompts are over config.rl.prompt_tokens = %d",
+      place,
+      changes.get("source", config[key].source),
       len(too_long),
       len(problems),
       limit,
@@ -425,7 +450,11 @@ def _with_short_prompts(
 
 
 def with_readable_labels(
-  config: ConfigDict, key: str, problems: list[Problem], service: Service, source: str = ""
+  config: ConfigDict,
+  key: str,
+  problems: list[Problem],
+  service: Service,
+  changes: Mapping[str, Any] = _NO_CHANGES,
 ) -> tuple[list[Problem], list[tuple[Problem, str]]]:
   """Returns (problems to go on with, a pair of problem and reason, as text, for each unreadable problem).
 
@@ -433,29 +462,31 @@ def with_readable_labels(
   (`Service.unreadable_answers`). The key `unreadable` of the group `key` decides what is done with such problems:
   "warn" keeps them, "drop" leaves them out, each with a warning, and "error" raises InputError. If no problem is
   readable InputError is raised in any case, as no answer could be paid. The second list has the unreadable ones of both
-  "warn" and "drop". source: where the problems come from, for messages; "": the group's own source. Raises Interrupted
-  if a signal has asked the run to stop.
+  "warn" and "drop". changes: as `read_problems` takes them, for messages. Raises Interrupted if a signal has asked the
+  run to stop.
   """
+  names = _names(key, changes)
   try:
     unreadable = _join_reasons(grade_in_parts(service.unreadable_answers, problems))
   except InputError as error:
-    raise InputError(f"config.{key}: {error}") from error
+    raise InputError(f"{names.place}: {error}") from error
   if not unreadable:
     return problems, []
   action = config[key].unreadable
-  source = source or config[key].source
+  source = changes.get("source", config[key].source)
   first, reason = unreadable[0]
   message = (
-    f"config.{key}: {source}: {len(unreadable)} of {len(problems)} labels can't be read by their verifier, the first "
+    f"{names.place}: {source}: {len(unreadable)} of {len(problems)} labels can't be read by their verifier, the first "
     f"that of problem {first.id} ({reason})"
   )
   if len(unreadable) == len(problems):
     label = first.label[:_LABEL_CHARACTERS]
+    columns = changes.get("columns", config[key].columns)
     raise InputError(
-      f"{message}; labels are read from {_label_column(source, config[key].columns)}, the first as "
-      f'{label!r}. Name the column of the answers, as config.{key}.columns="prompt=A,label=B" (a '
-      "last line `#### ANSWER` counts as the answer), boxed=B where it is the last box of a solution, or the verifier "
-      f"that reads them (config.{key}.verifier)"
+      f"{message}; labels are read from {_label_column(source, columns)}, the first as {label!r}. Name the column of "
+      f"the answers, as {as_setting(names.columns, ('prompt=A', 'label=B'))} (a last line `#### ANSWER` counts as the "
+      "answer), boxed=B where it is the last box of a solution, or the verifier that reads them "
+      f"({names.verifier})"
     )
   if action == "error":
     raise InputError(f"{message}; correct them, or take config.{key}.unreadable=drop")

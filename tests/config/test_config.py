@@ -418,3 +418,26 @@ def test_a_config_with_other_keys_is_refused(tmp_path, body, words):
   file.write_text("from jaxrlvr.config import base\ndef get_config(arg):\n" + body)
   with pytest.raises(InputError, match=words):
     configs.load(str(file))
+
+
+def test_keys_of_the_held_out_source_are_not_those_of_own_sets():
+  """A key without effect names the entry that could have it; one that an own set reads from `heldout` is taken."""
+  files, task = {"heldout.sets": "amc,quiz=quiz.jsonl"}, {"heldout.sets": "near=arithmetic[count=3,levels=5]"}
+  for changes, words in (
+    (files | {"heldout.columns": "prompt=a,label=b"}, r"set's entry, as mine=path.jsonl\[prompt=A,label=B\]"),
+    (files | {"heldout.verifier": "math"}, r"only a set of your own .*config.heldout.sets.*\[verifier=V\]"),
+    (files | {"heldout.split": "test"}, r"as mine=path.jsonl\[split=S\]"),
+    (files | {"heldout.count": "9"}, r"as mine=path.jsonl\[count=N\]"),
+    (files | {"heldout.levels": "2"}, "config.heldout.levels has no effect: it is for generated problems"),
+    (task | {"heldout.count": "9"}, "config.heldout.count has no effect: .*only a generated set with its own value"),
+    (task | {"heldout.folder": "a"}, "config.heldout.folder has no effect"),
+    (files | {"heldout.name": "quiz", "heldout.source": "a.csv"}, "config.heldout.name is the name of another set"),
+    (files | {"heldout.name": "b"}, "config.heldout.name is set, but it is the name of the set of"),
+    ({"heldout.sets": "quiz=a.jsonl[count=x]"}, r"config.heldout.sets: 'quiz=a.jsonl\[count=x\]': count=x: wanted"),
+  ):
+    with pytest.raises(InputError, match=words):
+      configs.load("base", changes)
+  configs.load("base", files | {"heldout.skip_bad": "1", "heldout.system": "Box it.", "heldout.at_most": "9"})
+  configs.load("base", task | {"heldout.seed": "9"})
+  both = {"heldout.source": "a.csv", "heldout.columns": "prompt=a,label=b", "heldout.count": "9"}
+  assert configs.load("base", files | both).heldout.sets == ("amc", "quiz=quiz.jsonl")

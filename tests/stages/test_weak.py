@@ -448,7 +448,7 @@ def test_configs_of_the_study_run_small(tmp_path, init, official, name, arg):
     ({"rl.noise": (0.1, 0.1), "rl.correction": "forward", "rl.scale_std": False}, "takes the place of baseline"),
     ({"rl.noise": (0.1, 1.1)}, "two rates from 0 to 1"),
     ({"filter.low": 9, "filter.high": 3}, "low <= high"),
-    ({"heldout.sets": ("nope",)}, "each one of math500"),
+    ({"heldout.sets": ("nope",)}, "config.heldout.sets: 'nope': wanted one of math500"),
   ],
 )
 def test_settings_that_can_not_go_together(changes, message):
