@@ -62,8 +62,6 @@ def test_the_commands_of_the_page_work(folder, init, capsys):
   evaluated = json.loads(Path("runs/evaluation/summary.json").read_text())
   problems = {name: evaluated[f"eval/{name}/problems"] for name in ("arithmetic", "quiz", "countdown")}
   assert problems == {"arithmetic": 10, "quiz": 4, "countdown": 8}
-  assert "F(1)/all" in metrics("runs/judged")[0] and metrics("runs/judged")[0]["labelled/all"] > 0
-  kappa = json.loads(Path("runs/judged-twice/summary.json").read_text())["kappa"]
   assert "F(1)/all" in metrics("runs/countdown-judged")[0] and metrics("runs/countdown-judged")[0]["labelled/all"] > 0
   kappa = json.loads(Path("runs/countdown-judged-twice/summary.json").read_text())["kappa"]
   assert kappa["faithfulness"]["both"] > 0 and kappa["strategy"]["both"] > 0
