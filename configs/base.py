@@ -669,6 +669,12 @@ c.rl.kl_estimator = Key(
   "estimator of the KL divergence at a token, with d = reference's - policy's log-probability: k1 (-d) | k2 (d^2 / 2) "
   "| k3 (e^d - d - 1) | k3-k2 (k3's value, k2's gradient)",
 )
+c.rl.loss_terms = Key(
+  (),
+  parsed_by("jaxrlvr.training.terms:parse_terms", "jaxrlvr.training.terms:own_functions"),
+  'terms added to the loss, each with its weight, as "-0.001*entropy" (a bonus for entropy) or '
+  '"0.1*my_losses.py:NAME", a function of your own (docs/extending.md); (): none',
+)
 c.rl.mask_truncated = Key(
   False,
   SWITCH,

@@ -68,6 +68,7 @@ PEERS_NAMES: Mapping[str, Sequence[str]] = {
   "rl.reduce": ("loss_type", "loss_agg_mode"),
   "rl.kl_beta": ("beta", "use_kl_loss", "kl_loss_coef", "kl_coef"),
   "rl.kl_estimator": ("kl_loss_type", "kl_penalty", "kl_loss_mode", "kl_method"),
+  "rl.loss_terms": ("entropy_coef", "entropy_coeff"),
   "rl.mask_truncated": ("mask_truncated_completions", "overlong_filter"),
   # optimizer
   "rl.optim.lr": ("learning_rate", "lr", "peak_value"),
@@ -159,9 +160,7 @@ ABSENT: Mapping[str, Sequence[str]] = {
     "filter_groups",
     "dynamic_sampling",
   ),
-  "the loss has no entropy term": (
-    "entropy_coef",
-    "entropy_coeff",
+  "an entropy term of the loss has a fixed weight (rl.loss_terms), and all tokens are trained on": (
     "use_adaptive_entropy",
     "entropy_target",
     "top_entropy_quantile",

@@ -15,8 +15,9 @@ from jaxrlvr.model import row_layout
 from jaxrlvr.rewards.types import Graded
 from jaxrlvr.sampling.types import STOP_LENGTH
 from jaxrlvr.stages import build_policy, rollout
-from jaxrlvr.training import objective
+from jaxrlvr.training import objective, terms
 from jaxrlvr.training.metrics import values_of
+from jaxrlvr.training.terms import Term
 from jaxrlvr.training.update import LossFn, TrainState, update
 
 
@@ -40,6 +41,17 @@ class Learner(NamedTuple):
   updates_per_step: int  # each update trains on an equal share of the step's problems
   layout: row_layout.RowLayout  # how responses lie in the rows of an update
   settings: ConfigDict  # config.rl
+  terms: tuple[Term, ...] = ()  # what is added to the loss beside GRPO's
+
+  @property
+  def needs_reference(self) -> bool:
+    """Property: whether the loss reads log-probabilities by the reference model."""
+    return bool(self.settings.kl_beta) or any("ref_logp" in term.takes for term in self.terms)
+
+  @property
+  def needs_all_responses(self) -> bool:
+    """Property: whether responses with advantage 0 have a gradient too."""
+    return self.needs_reference or bool(self.terms)
 
   def _score(self, params: Mapping[str, jax.Array], batch: objective.RolloutBatch, live: jax.Array) -> jax.Array:
     """Returns the log-probability [rows, slots] of each response token of a batch, at the sampling temperature.
@@ -81,7 +93,8 @@ class Learner(NamedTuple):
   def count_empty_updates(self, weights: objective.Weights) -> int:
     """Returns how many of a step's updates have no response with a weight and an advantage other than 0.
 
-    Momentum, weight decay and the KL term may still change the policy in them. weights: what `weigh` returned.
+    Momentum, weight decay, the KL term and rl.loss_terms may still change the policy in them. weights: what `weigh`
+    returned.
     """
     has_gradient_PG = (weights.weight_PG != 0) & (weights.advantage_PG != 0)
     empty = 0
@@ -197,6 +210,7 @@ def make_learner(
   s = config.rl
   problems_per_update = s.minibatch_problems or s.problems_per_step
   updates_per_step = s.problems_per_step // problems_per_update
+  loss_terms = terms.parse_terms(s.loss_terms)
   optimizer, rates = build_policy.make_optimizer(s.optim, s.steps * updates_per_step)
   loss_fn = objective.grpo(
     policy.spec,
@@ -208,6 +222,7 @@ def make_learner(
     dual_clip=s.dual_clip or None,
     ratio=s.ratio,
     importance_cap=s.importance_cap or None,
+    terms=loss_terms,
   )
   layout = row_layout.choose(
     s.branches,
@@ -219,7 +234,7 @@ def make_learner(
     parts=s.microbatches * sharding.shard_count(policy.mesh, "batch"),
     attention=policy.spec.attention,
   )
-  return Learner(policy, loss_fn, optimizer, updates_per_step, layout, s), rates
+  return Learner(policy, loss_fn, optimizer, updates_per_step, layout, s, loss_terms), rates
 
 
 def check_sizes(config: ConfigDict, policy: build_policy.Policy) -> None:

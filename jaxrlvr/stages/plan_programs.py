@@ -234,7 +234,7 @@ def _rl_programs(config: ConfigDict, policy: build_policy.Policy) -> list[Progra
   learner, _ = make_learner(config, policy)
   state_bytes = _bytes(_abstract(*build_policy.state_shapes(policy, learner.optimizer)))
   reference = {}
-  if settings.kl_beta:
+  if learner.needs_reference:
     for name, leaf in policy.params.items():
       reference[name] = jax.ShapeDtypeStruct(leaf.shape, policy.spec.dtype, sharding=leaf.sharding)
   batch = _batch(config, policy, learner)
@@ -269,7 +269,7 @@ def _score(
   rows = batch.tokens_RS.shape[0] // settings.microbatches * trips
   params = reference or policy.params
   unscored = dataclasses.replace(batch, ref_logp_RS=None, old_logp_RS=None)
-  models = int(bool(settings.kl_beta)) + int(learner.updates_per_step > 1)
+  models = int(learner.needs_reference) + int(learner.updates_per_step > 1)
   return Program(
     name="score",
     times=models * learner.updates_per_step,
@@ -412,7 +412,7 @@ def _batch(config: ConfigDict, policy: build_policy.Policy, learner: Learner) ->
     advantage_RS=floats,
     sampler_logp_RS=floats,
     old_logp_RS=floats if learner.updates_per_step > 1 else None,
-    ref_logp_RS=floats if config.rl.kl_beta else None,
+    ref_logp_RS=floats if learner.needs_reference else None,
     layout=learner.layout,
   )
   return _rows(policy.mesh, batch)

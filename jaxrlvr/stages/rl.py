@@ -122,7 +122,7 @@ class Trainer:
     """
     self._write_files_of_policy()
     self._label_right = verifiable.labels_right(self._loaded.problems, self._service.grade)
-    self._ref_params = build_policy.reference_weights(self._policy) if self._settings.kl_beta else None
+    self._ref_params = build_policy.reference_weights(self._policy) if self._learner.needs_reference else None
     meta = self._restore_state()
     self._progress = self._run.progress(self._settings.steps, self._start)
     if meta is None:
@@ -180,7 +180,7 @@ class Trainer:
     """Samples the step's problems and returns the responses; the device may still score them by the reference model."""
     begun = time.monotonic()
     prompts, drawn = self._draw(step)
-    batches = self._score(prompts, drawn) if self._settings.kl_beta else None
+    batches = self._score(prompts, drawn) if self._learner.needs_reference else None
     return Sampled(step, prompts, drawn, batches, begun)
 
   def grade(self, sampled: Sampled) -> StepGrades:
@@ -226,8 +226,10 @@ class Trainer:
     paid = trained_responses(grades.paid, s.group_size)
     weights = learner.weigh(drawn, paid)
     batches = sampled.batches
-    if batches is None:  # without a KL term, responses whose advantage is 0 have no gradient and get no place
-      batches = learner.make_batches(self._state.params, None, prompts, drawn, weights.advantage_PG != 0)
+    if batches is None:
+      # Where the loss has no further terms, responses whose advantage is 0 have no gradient and get no place.
+      kept_PG = None if learner.needs_all_responses else weights.advantage_PG != 0
+      batches = learner.make_batches(self._state.params, None, prompts, drawn, kept_PG)
     metrics: dict[str, Any] = {**self._update(step, batches, weights)}
     rows = write_rollouts(self._run.workdir, step, drawn, grades)
     stop_if_unscored(step, paid, s.max_unscored)

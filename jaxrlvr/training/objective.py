@@ -17,11 +17,12 @@ from flax import struct
 
 from jaxrlvr.device import masked, sharding
 from jaxrlvr.model.row_layout import RowLayout
-from jaxrlvr.model.score import score
+from jaxrlvr.model.score import Scores, score
 from jaxrlvr.model.spec import Spec
 from jaxrlvr.sampling.types import Rollout
 from jaxrlvr.training import loss
 from jaxrlvr.training.metrics import Maximum, Metric, Sum
+from jaxrlvr.training.terms import Term, term_values
 from jaxrlvr.training.update import LossFn
 
 
@@ -74,7 +75,7 @@ class RolloutBatch:
   advantage_RS: jax.Array  # of the token's response; 0 before `add_weights`
   sampler_logp_RS: jax.Array  # log-probability with which the token was sampled, in nats; 0 outside of responses
   old_logp_RS: jax.Array | None  # log-probability under the policy that began the step; None: under the policy itself
-  ref_logp_RS: jax.Array | None  # log-probability under the reference model; None: the loss has no KL term
+  ref_logp_RS: jax.Array | None  # log-probability under the reference model; None: nothing in the loss needs it
   layout: RowLayout = struct.field(pytree_node=False)
 
 
@@ -229,6 +230,33 @@ def _sampler_metrics(old_logp: jax.Array, sampler_logp: jax.Array, mask: jax.Arr
   }
 
 
+def _terms_and_means(
+  terms: Sequence[Term], scores: Scores, old_logp: jax.Array, batch: RolloutBatch
+) -> tuple[jax.Array, dict[str, Metric]]:
+  """Returns (what terms add to the loss of a batch, their means over its tokens by the names of their metrics).
+
+  scores: of the batch by the policy. batch: without slot 0, as old_logp and the scores are.
+  """
+  weights, mask = batch.weights_RS, batch.weights_RS > 0
+  arrays = {
+    "logp": scores.logp_BT,
+    "old_logp": old_logp,
+    "sampler_logp": batch.sampler_logp_RS,
+    "entropy": scores.entropy_BT,
+    "certainty": scores.certainty_BT,
+    "advantages": batch.advantage_RS,
+    "weights": weights,
+    "mask": mask,
+  }
+  if batch.ref_logp_RS is not None:
+    arrays["ref_logp"] = batch.ref_logp_RS
+  added, means = jnp.zeros(()), dict[str, Metric]()
+  for term, value in zip(terms, term_values(terms, arrays), strict=True):
+    added = added + term.weight * _weighted_sum(value, weights)
+    means[term.metric] = loss.token_mean(value, mask)
+  return added, means
+
+
 @functools.lru_cache  # the same function for the same values, so that stages share compiled programs
 def grpo(
   spec: Spec,
@@ -241,17 +269,19 @@ def grpo(
   dual_clip: float | None = None,
   ratio: str = "token",
   importance_cap: float | None = None,
+  terms: tuple[Term, ...] = (),
 ) -> LossFn:
   """Returns GRPO's loss function (params, `RolloutBatch`) -> (loss, metrics) that `update` takes.
 
-  The loss is `loss.policy_loss` + kl_beta * KL(policy || reference model), in which each token has its weight of the
-  batch. temperature: that of sampling, by which logits are divided. kl_estimator: "k1", "k2", "k3" or "k3-k2"
-  (`loss.kl`). The ratio of new to old policy's probability, of each "token" or of the whole "sequence" (ratio), is
-  clipped to 1 - clip_low .. 1 + clip_high, and to at most dual_clip where the advantage is negative (None: it is not).
+  The loss is `loss.policy_loss` + kl_beta * KL(policy || reference model) + further terms (`terms.Term`), in which each
+  token has its weight of the batch. A term that takes ref_logp needs a batch with ref_logp_RS.
+  temperature: that of sampling, by which logits are divided. kl_estimator: "k1", "k2", "k3" or "k3-k2" (`loss.kl`).
+  The ratio of new to old policy's probability, of each "token" or of the whole "sequence" (ratio), is clipped to
+  1 - clip_low .. 1 + clip_high, and to at most dual_clip where the advantage is negative (None: it is not).
   importance_cap: cap of the weights that correct for the sampler's log-probabilities (None: no such weights).
   Metrics: those of `loss.policy_loss`; kl (mean in nats, only where the batch has ref_logp_RS), and
   sampling/sampling_logp_difference/mean and /max (absolute difference of the old policy's and the sampler's
-  log-probability), all over the response tokens with a weight.
+  log-probability), and the mean of each term as loss/NAME, all over the response tokens with a weight.
   """
 
   def loss_fn(params, batch: RolloutBatch):
@@ -290,7 +320,11 @@ def grpo(
       ref_logp = jnp.where(weights > 0, batch.ref_logp_RS, jax.lax.stop_gradient(policy_logp))
       kl = loss.kl(policy_logp, ref_logp, kl_estimator)
       metrics["kl"] = loss.token_mean(kl, weights > 0)
-      value = value + kl_beta * _weighted_sum(kl, weights)
+      if kl_beta:
+        value = value + kl_beta * _weighted_sum(kl, weights)
+    if terms:
+      added, means = _terms_and_means(terms, scores, old_logp, batch)
+      value, metrics = value + added, metrics | means
     return value, jax.lax.stop_gradient(metrics)
 
   return loss_fn

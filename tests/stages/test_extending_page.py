@@ -57,6 +57,8 @@ def test_the_commands_of_the_page_work(folder, init, capsys):
     assert code == 0, (words, capsys.readouterr().err)
   assert "rewards/brevity(limit=60.0)/mean" in metrics("runs/brief")[1]
   assert "rewards/ends_well/mean" in metrics("runs/brief")[1]
+  logged = metrics("runs/calm")[1]
+  assert all(logged[f"loss/{name}"] > 0 for name in ("entropy", "drift")) and logged["loss/calm"] is not None
   assert rollouts("runs/countdown")[0]["prompt"].startswith("Make ")
   assert json.loads(Path("runs/countdown-diagnosis/diagnosis.json").read_text())["domain"] == "other"
   evaluated = json.loads(Path("runs/evaluation/summary.json").read_text())

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import pytest
 
 from helpers.command_line import QUICK, metrics, rollouts, run, run_smoke
@@ -170,6 +171,46 @@ def test_the_judge_exact_measures_the_faithfulness_of_a_task_and_says_that_it_co
   Path("judged/summary.json").unlink()
   (folder / "say.py").write_text(TASK.replace("return 1 if", "return 0.5 if"))
   assert run(*judge) == 2 and "tasks are not those the run began with" in capsys.readouterr().err
+
+
+def test_a_term_of_the_loss_equals_the_kl_term_finds_a_reference_and_compiles_once(folder, init):
+  Path("my_losses.py").write_text(
+    "import jax.numpy as jnp\n\n\ndef k3(logp, ref_logp):\n  d = ref_logp - logp\n"
+    "  return jnp.exp(d) - jnp.array([1.0]) - d\n"
+  )
+  seen = []
+
+  def listen(event, seconds, **_):
+    if event == "/jax/core/compile/backend_compile_duration":
+      seen.append(len(metrics("term")))
+
+  changes = dict(init=init, rl__steps=5, evaluate__every=0, heldout__count=8, rl__optim__lr=0.01, rl__pack=True)
+  changes |= dict(rl__minibatch_problems=4, checkpoint__every=1)
+  jax.clear_caches()  # a program that is found on disk is told as well
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  try:
+    assert run_smoke("rl", "term", **changes, rl__kl_beta=0, rl__loss_terms="2*my_losses.py:k3") == 0
+  finally:
+    jax.monitoring.unregister_event_duration_listener(listen)
+  assert len(seen) > 10 and max(seen) < 3, seen
+  assert run_smoke("rl", "kl", **changes, rl__kl_beta=2.0) == 0
+  for ours, theirs in zip(metrics("term")[1:], metrics("kl")[1:], strict=True):
+    for name in ("loss", "grad_norm", "kl"):
+      assert ours[name] == pytest.approx(theirs[name], abs=1e-5), name
+    assert ours["loss/k3"] == pytest.approx(theirs["kl"], abs=1e-5)
+  assert ours["kl"] > 0
+  assert "rl.loss_terms 'my_losses.py:k3'" in json.loads(Path("term/manifest.json").read_text())["code"]
+
+
+def test_a_bonus_for_entropy_is_paid_where_no_response_is_better_than_others(folder, init):
+  Path("same.py").write_text("def same(completion):\n  return 1\n")
+  changes = dict(init=init, rl__steps=2, evaluate__every=0, heldout__count=8, rl__reward="same.py:same", rl__kl_beta=0)
+  changes |= dict(rl__pack=True)
+  assert (
+    run_smoke("rl", "without", **changes) == 0 and run_smoke("rl", "bonus", **changes, rl__loss_terms="-1*entropy") == 0
+  )
+  assert metrics("without")[1]["grad_norm"] == 0 and metrics("bonus")[1]["grad_norm"] > 0.01
+  assert metrics("bonus")[1]["loss"] == pytest.approx(-metrics("bonus")[1]["loss/entropy"], abs=1e-5)
 
 
 @pytest.mark.slow
