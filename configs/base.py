@@ -242,6 +242,12 @@ c.model = Group()
 c.model.path = Key(
   "", PLACE, "Hugging Face directory of a Llama, Qwen2 or Qwen3, or ORG/NAME[@REVISION] of the hub", may_change=True
 )
+c.model.family = Key(
+  "",
+  one_of_table(also=("",), named_by="jaxrlvr.model.hf_weights:own_family"),
+  "family of your own that a Hugging Face directory may be of, and that export writes, as path.py:NAME or "
+  "package.module:NAME (docs/extending.md); empty: none",
+)
 c.model.think = Key(
   "template",
   one_of("template", "on", "off"),

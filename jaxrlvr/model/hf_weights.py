@@ -9,6 +9,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from jaxrlvr.base import disk, object_store
+from jaxrlvr.base import disk, named, object_store
 from jaxrlvr.base.errors import InputError
 from jaxrlvr.device import multihost, sharding
 from jaxrlvr.model import spec as policy_spec
@@ -27,10 +28,36 @@ _DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(jnp.bfloat16), "F16": n
 
 
 class Family(NamedTuple):
-  """A family of models in transformers that is computed here."""
+  """A family of models that is computed here: one of transformers, in FAMILIES, or a user's own."""
 
   architecture: str  # the class that config.json names under `architectures`
-  switches: dict[str, bool]  # fields of Spec that are on, such as qkv_bias
+  switches: Mapping[str, bool] = MappingProxyType({})  # fields of Spec that are on: qkv_bias, qk_norm
+  model_type: str = ""  # that config.json states, of a user's own family
+  # Names of tensors in files that differ from Llama's, by the name of the weight in `leaves`, with {} for the layer.
+  names: Mapping[str, str] = MappingProxyType({})
+  keys: Mapping[str, str] = MappingProxyType(
+    {}
+  )  # keys of config.json by transformers' name for Llama: {"hidden_size": "n_embd"}
+
+
+def own_family(name: str) -> Family:
+  """Returns the family that the name of a user's object stands for (`base.named`).
+
+  Raises InputError where it can't be found, is no `Family`, or has a field that means nothing here.
+  """
+  family = named.load(name)
+  if not isinstance(family, Family):
+    raise InputError(f"{name}: is {type(family).__name__}, no Family; import it from jaxrlvr.model.hf_weights")
+  if not family.model_type or family.model_type in FAMILIES:
+    raise InputError(f"{name}: model_type = {family.model_type!r}; give the one of its config.json, which no other has")
+  known = {"switches": _SWITCHES, "names": _ALL_LEAVES, "keys": (*_FIELDS, "rope_scaling")}
+  for field, options in known.items():
+    for key in sorted(set(getattr(family, field)) - set(options)):
+      raise InputError(f"{name}: {field} has {key!r}; wanted some of {', '.join(options)}")
+  for weight, hf_name in family.names.items():
+    if ("{}" in hf_name) != _ALL_LEAVES[weight].layered:
+      raise InputError(f"{name}: names has {weight} = {hf_name!r}; write {{}} for the layer where there is one a layer")
+  return family
 
 
 # By `model_type` of config.json.
@@ -80,6 +107,8 @@ _LLAMA3 = {
   "high_freq_factor": _Field("high_freq_factor", float, None),
   "original_max_position_embeddings": _Field("original_max_position", int, None),
 }
+_SWITCHES = ("qkv_bias", "qk_norm")
+_ALL_LEAVES = leaves(Spec(8, 4, 1, 1, 1, 4, 4, qkv_bias=True, qk_norm=True, tied=False))  # of every weight there can be
 _QWEN3_HEAD_DIM = 128  # where its config.json states none
 _UNKNOWN_POSITIONS = 2048  # max_position_embeddings in an exported config.json where the policy states none
 _BLOCK = 64 << 20  # bytes of a tensor that a check holds at once
@@ -123,6 +152,8 @@ class Model(NamedTuple):
   spec: Spec  # what config.json states; dtype, attention, remat, unroll and vocab_chunk have their defaults
   tensors: dict[str, Tensor]  # one for each tensor of `named_tensors(spec)`, by its name in files
   files: tuple[str, ...]  # names in `folder` of its safetensors files, ascending
+  family: Family | None = None  # a user's own; None: of transformers
+  family_name: str = ""  # by which it was found
 
 
 class Storage(NamedTuple):
@@ -160,16 +191,22 @@ class NamedTensor(NamedTuple):
   layer: int  # number of the layer, from 0; -1 for a weight that is not layered
 
 
-def named_tensors(spec: Spec) -> Iterator[NamedTensor]:
-  """Yields every tensor that files of this policy hold: weight by weight as in `leaves`, and there layer by layer."""
+def named_tensors(spec: Spec, family: Family | None = None) -> Iterator[NamedTensor]:
+  """Yields every tensor that files of this policy hold: weight by weight as in `leaves`, and there layer by layer.
+
+  family: a user's own, which may name tensors otherwise; None: they have transformers' names.
+  """
+  names = family.names if family else {}
   for name, leaf in leaves(spec).items():
+    hf_name = names.get(name, leaf.hf_name)
     for layer in range(spec.layers) if leaf.layered else (-1,):
-      yield NamedTensor(leaf.hf_name.format(layer), name, leaf, layer)
+      yield NamedTensor(hf_name.format(layer), name, leaf, layer)
 
 
-def open_model(folder: str | os.PathLike) -> Model:
+def open_model(folder: str | os.PathLike, family_name: str = "") -> Model:
   """Opens a Hugging Face directory: checks config.json, and the headers of its safetensors files against `leaves`.
 
+  family_name: names a user's own family that the model may be of, beside FAMILIES; "": there is none.
   folder: local or on an object store. The files are those that model.safetensors.index.json names, or
   model.safetensors alone. No weights are read, unless a tied model's files hold a head: it must equal the embedding
   table. Raises InputError, naming file and tensor or key, where a file or tensor is missing or superfluous, truncated,
@@ -178,30 +215,37 @@ def open_model(folder: str | os.PathLike) -> Model:
   folder = epath.Path(folder)
   for name in (INDEX, SINGLE):
     check_regular(folder / name)
-  spec = _read_spec(folder)
+  model_type = _json(folder / "config.json").get("model_type")
+  family = own_family(family_name) if family_name else None
+  if family and family.model_type != model_type:
+    family = None
+  spec = _read_spec(folder, family)
   tensors = _tensors(folder)
   files = tuple(sorted({tensor.file.name for tensor in tensors.values()}))
-  if spec.tied and "lm_head.weight" in tensors and "model.embed_tokens.weight" in tensors:
-    _same(tensors["model.embed_tokens.weight"], tensors.pop("lm_head.weight"))
+  names = family.names if family else {}
+  table, head = (names.get(name, _ALL_LEAVES[name].hf_name) for name in ("embed", "head"))
+  if spec.tied and head in tensors and table in tensors:
+    _same(tensors[table], tensors.pop(head))
   expected = []
   # Stops at the first missing tensor, however many layers config.json states.
-  for named in named_tensors(spec):
-    expected.append(named.hf_name)
-    _check_tensor(folder, named.hf_name, named.leaf, spec, tensors)
+  for tensor in named_tensors(spec, family):
+    expected.append(tensor.hf_name)
+    _check_tensor(folder, tensor, spec, tensors)
   for name in sorted(tensors.keys() - set(expected)):
     if not name.endswith("rotary_emb.inv_freq"):  # a buffer in old files, which the config determines
       raise InputError(f"{tensors[name].file}: tensor {name} is not of this architecture; take the model's own files")
-  return Model(folder, spec, {name: tensors[name] for name in expected}, files)
+  return Model(folder, spec, {name: tensors[name] for name in expected}, files, family, family_name)
 
 
-def _check_tensor(folder: epath.Path, name: str, leaf: Leaf, spec: Spec, tensors: Mapping[str, Tensor]) -> None:
+def _check_tensor(folder: epath.Path, wanted: NamedTensor, spec: Spec, tensors: Mapping[str, Tensor]) -> None:
   """Raises InputError where the tensors of the folder lack this one, or it has another shape than its leaf."""
+  name, leaf = wanted.hf_name, wanted.leaf
   shape = storage(leaf).file_shape
   if name not in tensors:
     why = ""
     if leaf.layered:
       why = f" (config.json: num_hidden_layers = {spec.layers})"
-    elif name == "lm_head.weight":
+    elif wanted.name == "head":
       why = " (tie_word_embeddings is false: the head is a tensor of its own)"
     raise InputError(f"{folder}: has no tensor {name}, wanted one of shape {list(shape)}{why}; complete the folder")
   tensor = tensors[name]
@@ -213,14 +257,14 @@ def _check_tensor(folder: epath.Path, name: str, leaf: Leaf, spec: Spec, tensors
     )
 
 
-def _read_spec(folder: epath.Path) -> Spec:
+def _read_spec(folder: epath.Path, family: Family | None) -> Spec:
   """Returns the policy's shape that a folder's config.json (of transformers 4 or 5) states.
 
   Raises InputError for a file that can't be read and for a model that is not implemented here.
   """
   file = folder / "config.json"
   with _readable(file):
-    return _spec(file, _json(file))
+    return _spec(file, _json(file), family)
 
 
 @contextlib.contextmanager
@@ -232,12 +276,13 @@ def _readable(file: epath.Path) -> Iterator[None]:
     raise InputError(f"{file}: holds a value of a wrong type ({error}); take the model's own file") from error
 
 
-def _spec(file: epath.Path, config: Mapping) -> Spec:
-  """Returns the shape that the content of a config.json states; `file` is named in errors."""
-
-  family = FAMILIES.get(config.get("model_type"))
+def _spec(file: epath.Path, config: Mapping, own: Family | None) -> Spec:
+  """Returns the shape that the content of a config.json states; `file` is named in errors. own: a user's own family."""
+  family = own or FAMILIES.get(config.get("model_type"))
   if family is None:
-    raise _not_computed(file, "model_type", config.get("model_type"), f"one of {', '.join(FAMILIES)}")
+    accepted = f"one of {', '.join(FAMILIES)}, or a family of your own (config.model.family)"
+    raise _not_computed(file, "model_type", config.get("model_type"), accepted)
+  config = {**config, **{key: config[theirs] for key, theirs in family.keys.items() if theirs in config}}
   if config.get("architectures") not in (None, [family.architecture]):
     raise _not_computed(file, "architectures", config["architectures"], family.architecture)
   rope = (config.get("rope_scaling") or {}) | (config.get("rope_parameters") or {})  # of transformers 4, of 5
@@ -299,24 +344,30 @@ def _read_fields(file: epath.Path, fields: Mapping[str, _Field], values: Mapping
   return value_of
 
 
-def config_of(spec: Spec, dtype: str, ids: Mapping) -> dict:
+def config_of(spec: Spec, dtype: str, ids: Mapping, own: Family | None = None) -> dict:
   """Returns the content of a policy's config.json, in the style that every version of transformers reads.
+
+  own: a user's family that the policy is written as; None: one of transformers'.
 
   Its keys are architectures, model_type, the sizes and switches of `spec` under transformers' names, rope_scaling
   (None or Llama 3's), hidden_act, torch_dtype, and the keys of `ids`. dtype: dtype of the weight files, such as
   "bfloat16". ids: ids of special tokens by key, such as {"eos_token_id": 2}. Raises InputError where no family of
   transformers has the policy's switches.
   """
-  switches = {name: True for name in ("qkv_bias", "qk_norm") if getattr(spec, name)}
-  model_types = [model_type for model_type, family in FAMILIES.items() if family.switches == switches]
+  switches = {name: True for name in _SWITCHES if getattr(spec, name)}
+  families = {own.model_type: own} if own else FAMILIES
+  model_types = [model_type for model_type, family in families.items() if family.switches == switches]
+  if own and not model_types:
+    raise InputError(f"config.model.family: has the switches {dict(own.switches)}, the policy {switches}; correct it")
   if not model_types:
     raise InputError(f"a policy with {' and '.join(switches)} is of no family that transformers knows; switch one off")
   scaling = None
   if spec.rope_scaling is not None:
     scaling = {key: getattr(spec.rope_scaling, field.name) for key, field in _LLAMA3.items()}
     scaling["rope_type"] = "llama3"
-  return {
-    "architectures": [FAMILIES[model_types[0]].architecture],
+  family = families[model_types[0]]
+  content = {
+    "architectures": [family.architecture],
     "model_type": model_types[0],
     **{key: getattr(spec, field.name) for key, field in _FIELDS.items()},
     "max_position_embeddings": spec.max_positions or _UNKNOWN_POSITIONS,
@@ -325,6 +376,7 @@ def config_of(spec: Spec, dtype: str, ids: Mapping) -> dict:
     "torch_dtype": dtype,
     **ids,
   }
+  return {family.keys.get(key, key): value for key, value in content.items()}
 
 
 def load(model: Model, spec: Spec, mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
@@ -340,7 +392,7 @@ def load(model: Model, spec: Spec, mesh: jax.sharding.Mesh) -> dict[str, jax.Arr
     lambda: {name: jnp.zeros(leaf.shape) for name, leaf in stacks.items()},
     out_shardings={name: shardings[name] for name in stacks},
   )()
-  for hf_name, name, leaf, layer in named_tensors(spec):
+  for hf_name, name, leaf, layer in named_tensors(spec, model.family):
     tensor = model.tensors[hf_name]
     one_layer = _on_mesh(tensor, leaf, mesh)
     if leaf.layered:
@@ -418,8 +470,17 @@ def weights_digest(model: Model) -> str:
   return digest.hexdigest()
 
 
-def save(folder: str | os.PathLike, params: Mapping[str, jax.Array], spec: Spec, dtype: str, shard_bytes: int) -> None:
+def save(
+  folder: str | os.PathLike,
+  params: Mapping[str, jax.Array],
+  spec: Spec,
+  dtype: str,
+  shard_bytes: int,
+  family: Family | None = None,
+) -> None:
   """Writes the weights as safetensors files into a folder that exists; config.json is not written.
+
+  family: a user's own, which names the tensors; None: they get transformers' names.
 
   params: the weights by name, on a mesh. dtype: of the files, "float32", "bfloat16" or "float16". shard_bytes: no file
   holds more bytes of weights, unless a single tensor has more. One file is model.safetensors; several are
@@ -428,7 +489,7 @@ def save(folder: str | os.PathLike, params: Mapping[str, jax.Array], spec: Spec,
   a host holds one at a time. Raises StorageError where the disk is full.
   """
   folder = epath.Path(folder)
-  shards = _cut_into_shards(spec, dtype, shard_bytes)
+  shards = _cut_into_shards(spec, dtype, shard_bytes, family)
   place = params["embed"].sharding
   assert isinstance(place, jax.sharding.NamedSharding)
   gather = jax.jit(_as_stored, static_argnames=("leaf", "dtype"), out_shardings=sharding.named_sharding(place.mesh))
@@ -451,10 +512,10 @@ def save(folder: str | os.PathLike, params: Mapping[str, jax.Array], spec: Spec,
       (folder / INDEX).write_text(text)
 
 
-def _cut_into_shards(spec: Spec, dtype: str, shard_bytes: int) -> list[list[NamedTensor]]:
+def _cut_into_shards(spec: Spec, dtype: str, shard_bytes: int, family: Family | None) -> list[list[NamedTensor]]:
   """Returns the tensors of `named_tensors` in lists, one for each file."""
   shards: list[list[NamedTensor]] = [[]]
-  for tensor in named_tensors(spec):
+  for tensor in named_tensors(spec, family):
     is_full = _size([*shards[-1], tensor], dtype) > shard_bytes
     if shards[-1] and is_full:
       shards.append([])

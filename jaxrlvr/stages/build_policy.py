@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 from jaxrlvr.base import disk, logbook, object_store
 from jaxrlvr.base.errors import InputError, StorageError
 from jaxrlvr.base.types import Problem
+from jaxrlvr.config.files import search_beside
 from jaxrlvr.data import hub, overlap
 from jaxrlvr.device import checkpoint, keys, multihost, sharding
 from jaxrlvr.model import forward, hf_weights
@@ -207,9 +208,18 @@ def find_model(config: ConfigDict) -> hf_weights.Model | None:
       f"as config.init={config.model.path} (and --config.model.path=)"
     )
   try:
-    return hf_weights.open_model(hub.model_folder(config.model.path) if config.model.path else run / MODEL_FOLDER)
+    folder = hub.model_folder(config.model.path) if config.model.path else run / MODEL_FOLDER
+    return hf_weights.open_model(folder, config.model.family or ("" if config.model.path else _family_of_run(run)))
   except InputError as error:
     raise InputError(f"config.{'model.path' if config.model.path else 'init'}: {error}") from error
+
+
+def _family_of_run(run) -> str:
+  """Returns the name of the user's own family that a run of the stage `import` was made with, "" without one."""
+  name = logbook.read_json(run / "config.json").get("model", {}).get("family", "")
+  if name:
+    search_beside(run / "config.json")
+  return name
 
 
 def _find_tokenizer(config: ConfigDict) -> Path:
@@ -358,10 +368,12 @@ def with_compute_settings(spec: Spec, config: ConfigDict, platform: str) -> Spec
 def origin_of_model(model: hf_weights.Model) -> dict:
   """Returns where a Hugging Face model's weights come from, as `Policy.origin` holds it.
 
-  Keys: model (its folder, as text) and digests, which has the SHA-256 digests weights and config.
+  Keys: model (its folder, as text), family (only if that is a user's own: its name) and digests, which has the SHA-256
+  digests weights and config.
   """
   config = (model.folder / "config.json").read_text()
-  return {
+  own = {"family": model.family_name} if model.family else {}
+  return own | {
     "model": str(model.folder),
     "digests": {"weights": hf_weights.weights_digest(model), "config": logbook.digest(config)},
   }
@@ -489,7 +501,7 @@ def _load_origin(origin: dict, policy: Policy) -> dict:
     raise InputError(f"{place}: takes {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; take more memory")
   recorded = {name: digest for name, digest in origin["digests"].items() if name != "tokenizer"}
   if "model" in origin:
-    model = hf_weights.open_model(place)
+    model = hf_weights.open_model(place, origin.get("family", ""))
     _check_unchanged(place, origin_of_model(model)["digests"], recorded)
     return hf_weights.load(model, policy.spec, policy.mesh)
   shapes = {}

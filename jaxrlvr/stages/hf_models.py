@@ -71,7 +71,7 @@ def import_model(config: ConfigDict, workdir: str | Path) -> dict:
     for name in ("config.json", _GENERATION, hf_weights.INDEX, *model.files):
       if (model.folder / name).is_file():
         disk.copy(model.folder / name, folder / name)
-    copied = hf_weights.open_model(folder)
+    copied = hf_weights.open_model(folder, model.family_name)
     if hf_weights.weights_digest(copied) != origin["digests"]["weights"]:
       raise StorageError(f"{folder}: is not what {model.folder} held at first; import it again")
     hf_weights.check_finite(copied)
@@ -107,7 +107,9 @@ def export(config: ConfigDict, workdir: str | Path) -> dict:
     spec = dataclasses.replace(policy.spec, dtype="float32")
     tokenizer, mesh, origin = policy.tokenizer, policy.mesh, policy.origin
     ids = _special_ids(tokenizer)
-    hf_config = hf_weights.config_of(spec, settings.dtype, ids)
+    family_name = config.model.family
+    family = hf_weights.own_family(family_name) if family_name else None
+    hf_config = hf_weights.config_of(spec, settings.dtype, ids, family)
     run.begin(tokenizer=tokenizer.pieces(), origin=origin.get("digests"))
     if run.finished:
       return run.summary
@@ -115,7 +117,7 @@ def export(config: ConfigDict, workdir: str | Path) -> dict:
     folder.mkdir(exist_ok=True)
     scores_as_trained = _probe(policy.params, spec, mesh)
     scores_rounded = _probe(policy.params, spec, mesh, settings.dtype)
-    hf_weights.save(folder, policy.params, spec, settings.dtype, int(settings.shard_gib * 2**30))
+    hf_weights.save(folder, policy.params, spec, settings.dtype, int(settings.shard_gib * 2**30), family)
     movement = movement_in_training(policy, settings.dtype)
     policy = None  # frees the policy's weights on the devices before the copy is loaded
     build_policy.copy_tokenizer(config, folder / build_policy.TOKENIZER_FILE, folder)
@@ -123,7 +125,7 @@ def export(config: ConfigDict, workdir: str | Path) -> dict:
       logbook.write_json(folder / "tokenizer_config.json", _BUILT_IN)
     logbook.write_json(folder / "config.json", hf_config)
     _write_generation_config(folder / _GENERATION, ids, tokenizer.pad_id)
-    scores_of_copy = _probe(hf_weights.load(hf_weights.open_model(folder), spec, mesh), spec, mesh)
+    scores_of_copy = _probe(hf_weights.load(hf_weights.open_model(folder, family_name), spec, mesh), spec, mesh)
     difference = float(np.abs(scores_of_copy - scores_as_trained).max())
     reread = float(np.abs(scores_of_copy - scores_rounded).max())
     if not reread <= _TOLERANCE:  # nor where it is nan

@@ -10,6 +10,7 @@ import pytest
 from helpers.command_line import metrics, rollouts, run
 from jaxrlvr.base import named
 from jaxrlvr.grading.service import Job, Service
+from jaxrlvr.model import hf_weights
 from jaxrlvr.text.answer import parse_response
 
 PAGE = (Path(__file__).parents[2] / "docs" / "extending.md").read_text()
@@ -77,3 +78,8 @@ def test_the_task_of_the_page_grades(folder):
   with Service(workers=1) as service:
     verdicts = service.grade([job(text) for text in ("1+2+3+4", "4*3-2*1", "9+1", "2*(1+4)", "1+2+3+", "4+3+2+1")])
   assert [verdict.score for verdict in verdicts] == [1.0, 1.0, 0.0, 0.0, 0.0, 1.0]
+
+
+def test_the_family_of_the_page_is_one(folder):
+  family = hf_weights.own_family("my_family.py:TOY")
+  assert family.names["q"].format(3) == "h.3.attn.query.weight" and family.switches == {"qkv_bias": True}

@@ -102,6 +102,12 @@ def test_microbatches_and_devices_change_nothing_and_padding_is_no_nan(rich_spec
   assert_same(gradient_of(loss_fn, rich_params, spoiled)[0], whole[0], 0)
 
 
+def test_a_term_sees_zeros_at_tokens_that_are_not_trained_on():
+  before = terms.Term(1.0, "before", lambda ref_logp: jnp.roll(ref_logp, 1, 1), ("ref_logp",))
+  arrays = {"ref_logp": jnp.array([[jnp.nan, -1.0, -2.0]]), "mask": jnp.array([[False, True, True]])}
+  np.testing.assert_array_equal(terms.term_values((before,), arrays)[0], [[0.0, 0.0, -1.0]])
+
+
 def test_no_terms_are_the_same_loss_function(rich_spec):
   assert loss_of(rich_spec) is loss_of(rich_spec)
   assert loss_of(rich_spec, "0.5*given:mine", mine=k3) is loss_of(rich_spec, "0.5*given:mine", mine=k3)
