@@ -162,6 +162,14 @@ def picture(source: Path, target: Path) -> None:
   on_white.quantize(128, dither=Image.Dither.NONE).save(target, optimize=True)
 
 
+def find(report: Path, name: str) -> Path:
+  """Returns the path of a file in the folder of a report; ends the script unless one file there has that name."""
+  paths = list(report.rglob(name))
+  if len(paths) != 1:
+    raise SystemExit(f"{report}: found {len(paths)} files {name}, wanted 1; name the report of a grid that is finished")
+  return paths[0]
+
+
 def main(three_seeds: Path, seed_3: Path, diagnoses: Path) -> None:
   """Copies tables and pictures, writes the predictions, and rewrites the page.
 
@@ -171,11 +179,9 @@ def main(three_seeds: Path, seed_3: Path, diagnoses: Path) -> None:
   for file in sorted(FOLDER.iterdir()):
     if file.name in others:
       continue
-    [source] = three_seeds.rglob(file.name)
     copy = picture if file.suffix == ".png" else table
-    copy(source, file)
-  [source] = seed_3.rglob("runs.csv")
-  table(source, FOLDER / "runs-seed-3.csv")
+    copy(find(three_seeds, file.name), file)
+  table(find(seed_3, "runs.csv"), FOLDER / "runs-seed-3.csv")
   predictions(diagnoses)
   PAGE.write_text(with_tables(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
 

@@ -196,6 +196,8 @@ def test_tables_of_the_page_are_those_that_the_script_writes():
   assert stale != PAGE and script.with_tables(stale) == PAGE
   with pytest.raises(SystemExit, match="found 0 lines <!-- gaps -->, wanted 1"):
     script.with_tables(PAGE.replace("<!-- gaps -->", ""))
+  with pytest.raises(SystemExit, match=r"nowhere: found 0 files runs\.csv, wanted 1; name the report of a grid"):
+    script.find(Path("nowhere"), "runs.csv")
 
 
 def test_conclusions_behind_the_claims():
