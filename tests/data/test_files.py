@@ -694,6 +694,11 @@ def test_a_set_in_the_cache_of_the_hub_by_config_revision_and_split(hub_cache, t
     read("openai/gsm8k:main@train", split)
   with pytest.raises(InputError, match="the split of openai/gsm8k = 'dev': .*but test, train"):
     read("openai/gsm8k:main@dev")
+  shard = hub_cache / "main" / "train-00001-of-00009.parquet"
+  shard.write_bytes(b"")
+  with pytest.raises(InputError, match=r"\(only some of its files are there\); name a local copy, as gsm8k/main@train"):
+    read("openai/gsm8k:main@train")
+  shard.unlink()
   with pytest.raises(
     InputError, match=r"@v2:main.*as gsm8k/main@test, .*gsm8k --repo-type dataset --revision v2 --local"
   ):
