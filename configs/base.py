@@ -488,6 +488,24 @@ c.subset.count = Key(
   2048, at_least(1), "number of problems to put in order; a later run trains on the first N of them (problems.count)"
 )
 
+c.subset.solved = Key(
+  "",
+  TEXT,
+  "column of problems.source that says how often each problem was solved: a name or a path, as in problems.columns; "
+  "empty: as `jaxrlvr filter` wrote it",
+)
+c.subset.samples = Key(
+  "",
+  rule("a number from 2, as 16, or the name of a column", lambda value: not value.isdecimal() or int(value) >= 2),
+  "with subset.solved: how many samples each problem was given, a number or a column",
+)
+c.subset.measure = Key(
+  "solved",
+  one_of("solved", "failed", "rate"),
+  "what the column subset.solved holds: solved (number of right samples) | failed (number of wrong ones) | rate (share "
+  "of right ones, from 0 to 1)",
+)
+
 c.corrupt = Group()
 c.corrupt.samples = Key(96, at_least(2), "samples that are drawn for each problem")
 c.corrupt.gammas = Key(

@@ -185,6 +185,17 @@ _IMPOSSIBLE: tuple[_Impossible, ...] = (
     "config.filter needs low <= high <= samples",
   ),
   _Impossible(
+    ("subset.solved", "subset.samples"),
+    lambda c: bool(c.subset.solved) != bool(c.subset.samples),
+    "config.subset.solved and config.subset.samples go together: the column that says how often a problem was solved, "
+    "and out of how many samples (a number, as 16, or a column); set both, or neither",
+  ),
+  _Impossible(
+    ("subset.solved", "subset.measure"),
+    lambda c: c.subset.measure != "solved" and not c.subset.solved,
+    "config.subset.measure is set, but it is what config.subset.solved holds, which is empty; name the column",
+  ),
+  _Impossible(
     ("plan.mean_tokens", "rl.response_tokens"),
     lambda c: c.plan.mean_tokens > c.rl.response_tokens,
     "config.plan.mean_tokens is above config.rl.response_tokens; lower it",

@@ -9,7 +9,7 @@ import logging
 import math
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jaxrlvr.base import named
@@ -60,6 +60,13 @@ class ProblemsAndCounts(NamedTuple):
   counts: Mapping[str, int]
 
 
+class Derived(NamedTuple):
+  """Entries of `Problem.extra` that are computed from cells of a problem's row."""
+
+  columns: tuple[str, ...]  # of the cells, each a COLUMN as `load` takes it
+  compute: Callable[[Sequence[object]], Mapping[str, Any]]  # from the cells, in order; may raise BadRow
+
+
 class _LeftOut(Exception):
   """Raised for a row that is left out without being bad. count: the key of `ProblemsAndCounts.counts` for it."""
 
@@ -95,6 +102,7 @@ def load(
   copies: str = "drop",
   columns_key: str = "columns",
   keep: Sequence[str] = (),
+  derived: Derived | None = None,
 ) -> ProblemsAndCounts:
   """Returns the problems in the rows of a local file, folder or tfds folder, in their order, and counts of the rows.
 
@@ -111,6 +119,7 @@ def load(
     problem of its own, "error" raises InputError. columns_key: the config key of `columns`, for messages, or a text in
     which `{}` stands for the entries (`as_setting`).
   keep: names of columns whose cells, where a row has them, go to `Problem.row`; EVERY among them: all columns.
+  derived: further entries of `Problem.extra`, also of rows that `prepared.save` wrote; None: there are none.
 
   Entries of `columns`:
     TARGET=COLUMN: the column holds the prompt (a text or messages), label, truth, id, trace, solution, extra (a struct)
@@ -131,7 +140,7 @@ def load(
   """
   if verifier not in VERIFIER_CHOICES and not named.is_name(verifier):
     raise InputError(f"verifier of {path} is {verifier!r}; use one of {', '.join(VERIFIER_CHOICES)}, or path.py:NAME")
-  reader = _RowReader(path, verifier, columns, system, required_targets, columns_key, keep)
+  reader = _RowReader(path, verifier, columns, system, required_targets, columns_key, keep, derived)
   collected = _Collected(copies)
   counts = dict.fromkeys(("rows", "other", "unanswered", "bad", "copies", "conflicts"), 0)
   for place, row in files.read(path, reader.columns_to_read, patterns, split):
@@ -173,10 +182,12 @@ class _RowReader:
     required_targets: Sequence[str],
     columns_key: str,
     keep: Sequence[str],
+    derived: Derived | None,
   ):
     self._path, self._verifier, self._system = path, verifier, system
     self._required_targets, self._columns_key = required_targets, columns_key
     self._keep = keep
+    self._derived = derived
     self._may_be_prepared = not columns
     self._layout = _parse_columns(columns, required_targets) if columns else None
 
@@ -185,7 +196,8 @@ class _RowReader:
     """Names of the columns that are needed; (): all."""
     if self._layout is None or EVERY in self._keep:
       return ()
-    return tuple(dict.fromkeys((*self._layout.to_read, *self._keep)))
+    derived = _columns_to_read(self._derived.columns) if self._derived else ()
+    return tuple(dict.fromkeys((*self._layout.to_read, *self._keep, *derived)))
 
   def problem(self, place: str, row: Mapping | BadRow) -> Problem:
     """Returns the problem of a row. Raises BadRow or _LeftOut where it gives none."""
@@ -203,6 +215,9 @@ class _RowReader:
       problem = _problem(row, self._layout.column_of, self._verifier, self._system)
       prompt_column = self._layout.column_of["prompt"]
     _check_turns(prompt_column, problem.messages, self._columns_key)
+    if self._derived:
+      further = self._derived.compute([_cell(row, column) for column in self._derived.columns])
+      problem = dataclasses.replace(problem, extra={**problem.extra, **further})
     kept = {str(name): cell for name, cell in row.items() if name in self._keep or EVERY in self._keep}
     return dataclasses.replace(problem, row=kept) if kept else problem
 
@@ -467,11 +482,16 @@ def _parse_columns(columns: Sequence[str], required_targets: Sequence[str]) -> _
   for target in required_targets:
     if target not in column_of and not (target == "label" and "boxed" in column_of):
       raise InputError(f"columns {', '.join(columns)}: no column for {target}; add {target}=COLUMN")
+  return _Layout(column_of, value_of, _columns_to_read((*column_of.values(), *value_of)))
+
+
+def _columns_to_read(columns: Sequence[str]) -> tuple[str, ...]:
+  """Returns the names of the columns of a file that the COLUMNs of entries may be in, each once."""
   to_read: dict[str, None] = {}  # a set that keeps the order
-  for column in (*column_of.values(), *value_of):
+  for column in columns:
     for path in _substitutes(column):
       to_read.update(dict.fromkeys(_heads(_split_part(path).column)))
-  return _Layout(column_of, value_of, tuple(to_read))
+  return tuple(to_read)
 
 
 def _substitutes(column: str) -> list[str]:

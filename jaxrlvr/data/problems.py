@@ -58,6 +58,7 @@ def load(
   copies: str = "drop",
   columns_key: str = "columns",
   keep: Sequence[str] = (),
+  derived: layout.Derived | None = None,
   leave_out: Callable[[Problem], bool] = lambda problem: False,
 ) -> list[Problem]:
   """Returns the problems of a source: generated ones, or those of files in their order.
@@ -69,7 +70,7 @@ def load(
     fewer.
   For generated problems: split ("train" or "heldout", which share no problem), levels (from 1 to 5, taken in turn),
   kinds (of the generator) and seed. For files: file_split (which split of a folder's files is read), verifier, columns,
-  system, skip_bad, copies, columns_key and keep, all as in `columns.load`.
+  system, skip_bad, copies, columns_key, keep and derived, all as in `columns.load`.
   Warns if it leaves out problems over `count`. Raises InputError where files hold fewer than `count`, and whatever the
   generator or `columns.load` refuses.
   """
@@ -91,6 +92,7 @@ def load(
     copies=copies,
     columns_key=columns_key,
     keep=keep,
+    derived=derived,
   ).problems
   problems = [problem for problem in all_problems if not leave_out(problem)]
   if len(problems) < count:
@@ -114,6 +116,7 @@ def read(
   copies: str = "drop",
   columns_key: str = "columns",
   keep: Sequence[str] = (),
+  derived: layout.Derived | None = None,
 ) -> layout.ProblemsAndCounts:
   """Returns all problems of a path or a data set of the hub (`hub.locate`), and counts of what became of its rows.
 
@@ -121,8 +124,8 @@ def read(
   `hub.locate` knows, else by the first row. system: a system message for prompts without one. skip_bad: how many bad
   rows may be left out. split: which split of a folder's files is read. copies: what happens to a row with the prompt
   of an earlier one: "drop", "keep" or "error". columns_key: the config key of `columns`, for messages. keep: columns
-  that go to `Problem.row`. See `columns.load`, which reads the rows and raises InputError; so does a data set that
-  holds only plain text.
+  that go to `Problem.row`. derived: entries of `extra` that are computed from cells. See `columns.load`, which reads
+  the rows and raises InputError; so does a data set that holds only plain text.
   """
   path, data_set = hub.locate(source)
   if data_set.text_column:
@@ -138,6 +141,7 @@ def read(
     copies=copies,
     columns_key=columns_key,
     keep=keep,
+    derived=derived,
   )
 
 

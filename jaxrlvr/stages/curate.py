@@ -9,6 +9,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -114,7 +115,8 @@ def _keep(run: Run, problems: Sequence[Problem], rows: Mapping[str, dict]) -> di
 def subset(config: ConfigDict, workdir: str | Path) -> dict:
   """Orders filtered problems so that the first N of them, for any N, are spread over all difficulties.
 
-  problems.source names the problems.jsonl of a run of `filter`, of which all problems are read. Problems that were
+  problems.source names the problems.jsonl of a run of `filter`, or a set with a column that says how often each problem
+  was solved (subset.solved), of which all problems are read. Problems that were
   solved equally often are in random order by config.seed; the result takes one from each such group in turn. Writes
   problems.jsonl with the first subset.count of them, without problems that were solved never or always; with fewer than
   subset.count it writes these and warns. A later run takes the first N by problems.count. Returns the summary:
@@ -130,7 +132,8 @@ def subset(config: ConfigDict, workdir: str | Path) -> dict:
     samples, *other_samples = sorted({problem.extra["samples"] for problem in problems})
     if other_samples:
       raise InputError(
-        f"config.problems.source: solved out of {samples} and of {other_samples[0]} samples; filter them alike"
+        f"config.problems.source: solved out of {samples} and of {other_samples[0]} samples; filter them alike, or "
+        "take rates (config.subset.measure=rate) with one number for config.subset.samples"
       )
     solved = [problem.extra["solved"] for problem in problems]
     order = subsets.round_robin(solved, config.seed, config.subset.count, samples)
@@ -145,12 +148,17 @@ def subset(config: ConfigDict, workdir: str | Path) -> dict:
 def _read_filtered(config: ConfigDict) -> list[Problem]:
   """Returns all problems of `problems.source`. Raises InputError where they don't say how often they were solved."""
   is_generated = problem_lists.is_generated(config.problems.source)
-  problems = [] if is_generated else rollout.read_problems(config, "problems", {"count": 0})
+  group = config.subset
+  changes: dict[str, Any] = {"count": 0}
+  if group.solved:
+    changes["derived"] = subsets.solve_counts(group.solved, group.samples, group.measure)
+  problems = [] if is_generated else rollout.read_problems(config, "problems", changes)
   unknown = [problem.id for problem in problems if not {"solved", "samples"} <= set(problem.extra)]
   if unknown or is_generated:
     raise InputError(
       f"config.problems.source = {config.problems.source!r}: {len(unknown) or 'all'} of its problems do not "
-      "say how often they were solved; run `jaxrlvr filter` first and name its problems.jsonl"
+      "say how often they were solved; run `jaxrlvr filter` first and name its problems.jsonl, or name the column that "
+      "says it (config.subset.solved, .samples)"
     )
   return problems
 

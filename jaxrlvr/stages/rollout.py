@@ -336,9 +336,9 @@ def read_problems(
 
   key: "problems" or "heldout". changes: {key of the group: value to use instead}, as {"count": 0}; it may also have
   "at_most", the number of problems after which the list is cut, "keep", the columns of files that go to `Problem.row`,
-  and "entry", the `own_sets.OwnSet` that it is of, for messages. leave_out: takes a problem and returns whether to
-  leave it out; such a problem does not count as one of the group's `count`. Raises InputError for a source that can't
-  be read, and for a problem whose verifier is unknown or lacks a field.
+  "derived", the `columns.Derived` of files, and "entry", the `own_sets.OwnSet` that it is of, for messages. leave_out:
+  takes a problem and returns whether to leave it out; such a problem does not count as one of the group's `count`.
+  Raises InputError for a source that can't be read, and for a problem whose verifier is unknown or lacks a field.
   """
   group = config[key].to_dict() | dict(changes)
   split, preferred = ("train", rows.TRAINING) if key == "problems" else ("heldout", rows.HELD_OUT)
@@ -353,6 +353,7 @@ def read_problems(
       file_split=files,
       columns_key=names.columns,
       keep=changes.get("keep", ()),
+      derived=changes.get("derived"),
       leave_out=leave_out,
       **fields,
     )
