@@ -158,9 +158,9 @@ def batch(problems: Sequence[Problem], seed: int, step: int, size: int) -> tuple
   """Returns the `size` problems of a training step, and an occurrence number for each, int32 [size].
 
   problems: at least one. step: from 1 on. Epochs over `problems` follow each other, each in a random order of its own,
-  so that a list of fewer than `size` problems is repeated. The occurrence number is how often the same problem is in
-  the batch before: 0, and 1, 2, ... for its repetitions, which so can get random samples of their own. A pure function
-  of its arguments.
+  so that a list of fewer than `size` problems is repeated. The occurrence number counts the problems with the
+  same id that stand earlier in this batch: 0 for the first, 1, 2, ... for its repetitions, which so can get random
+  samples of their own. A pure function of its arguments.
   """
   first = (step - 1) * size
   chosen = [problems[shuffled_index(seed, number, len(problems))] for number in range(first, first + size)]

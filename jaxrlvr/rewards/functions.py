@@ -140,7 +140,10 @@ def _matching_shape(text: str, parameters: Mapping[str, inspect.Parameter], take
 
 
 def columns_taken(shape: Shape) -> tuple[str, ...]:
-  """Returns the columns of a problem's row that a function of this shape takes; EVERY among them: all of them."""
+  """Returns the names of the columns of a problem's row that a function of this shape takes; () for none.
+
+  If it takes all columns, as **columns, the last of these names is EVERY.
+  """
   if shape.name == "verl":
     return ("data_source",)
   every = (EVERY,) if shape.name == "trl" and shape.takes_all else ()

@@ -46,7 +46,7 @@ class Sampling:
 
   @property
   def block_slots(self) -> int:
-    """Number of a response's tokens whose keys and values a block of the KV cache holds."""
+    """Number of tokens in a block: the KV cache of a response is cut into blocks of so many tokens."""
     blocks = self.blocks or min(_MOST_BLOCKS, math.ceil(self.max_tokens / _LEAST_BLOCK_SLOTS))
     return math.ceil(self.max_tokens / blocks)
 

@@ -230,7 +230,11 @@ class _Evaluation:
     return int(self.mp.mag(value)) if value else _ZERO_EXPONENT
 
   def value(self, tree: Formula, point: Mapping[str, Fraction]) -> NumericValue:
-    """Returns the value of a formula whose variables have the values in `point`. Raises TooLarge, Undefined."""
+    """Returns the value of a formula whose variables have the values in `point`.
+
+    It is a Fraction where every operation is exact, else a number of mpmath at this evaluation's precision. Raises
+    Undefined for a variable that is missing and where an operation has no value, TooLarge where it has too many digits.
+    """
     if isinstance(tree, Number):
       return tree.value
     if isinstance(tree, Symbol):
