@@ -418,8 +418,9 @@ def judge(config: ConfigDict, workdir: str | Path) -> dict:
   """Judges responses that the run config.judge.run recorded, and measures their faithfulness and diversity.
 
   The judge is the one that config.judge.name names; its settings are the other keys of config.judge. If
-  config.judge.second.name is set, a second judge, with the settings in config.judge.second, is asked the same questions,
-  for the agreement of both.
+  config.judge.second.name is set, a second judge, with the settings in config.judge.second, is asked the same
+  questions, for the agreement of both.
+
   Writes judged/step_NNNNNN.jsonl and labels.jsonl (rows as `JudgedStep` says; the judge `replay` reads labels.jsonl),
   usage.json (what each judge counted) and metrics.jsonl (a row for each step, with the figures of
   `reasoning.reasoning_figures`, null: undefined), and prints the main figures of each step.
