@@ -180,6 +180,11 @@ def given(objects: Mapping[str, Any]) -> Iterator[None]:
     _given.update(before)
 
 
+def given_now() -> dict[str, Any]:
+  """Returns the objects that are known as `given:NAME` now, by NAME."""
+  return dict(_given)
+
+
 def name_of(value: Any, name: str) -> str:
   """Returns the name by which other processes find an object: package.module:NAME if it can be imported, else
   given:NAME.

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from jaxrlvr.base import named
 from jaxrlvr.base.errors import InputError
 from jaxrlvr.base.types import Problem
 from jaxrlvr.door import own_code
@@ -104,14 +105,17 @@ class Trainer:
     """Keeps its arguments, which are those of `jr.train`; the block opens the run."""
     self._arguments = (config, os.fspath(workdir), reward, verifier)
     self._trainer: StageTrainer | None = None
+    self._given: dict[
+      str, Any
+    ] = {}  # the functions that were passed, known while this trainer works: others may be open
     self._step: int | None = None  # the step that is under way
     self._awaits_update = False  # whether that step was not updated yet
 
   def __enter__(self) -> Trainer:
     """Opens the run and evaluates step 0. Raises InputError as `jr.train` does."""
     config, workdir, reward, verifier = self._arguments
-    with contextlib.ExitStack() as stack:
-      checked = stack.enter_context(own_code.configured(config, "rl", reward, verifier))
+    with own_code.configured(config, "rl", reward, verifier) as checked, contextlib.ExitStack() as stack:
+      self._given = named.given_now()
       self._trainer = stack.enter_context(open_trainer(checked, workdir))
       self._stack = stack.pop_all()
     return self
@@ -120,11 +124,17 @@ class Trainer:
     """Closes the run; saves the last step unless the block ends by an error."""
     try:
       if kind is None and not self._trainer.finished:
-        with self._trainer.on_devices():
+        with self._at_work():
           self._trainer.save_last_step()
     finally:
       self._trainer = None
       self._stack.__exit__(kind, *rest)
+
+  @contextlib.contextmanager
+  def _at_work(self) -> Iterator[None]:
+    """Has the functions that this trainer was passed known, and its devices used, during the block."""
+    with named.given(self._given), self._trainer.on_devices():
+      yield
 
   @property
   def run(self) -> Run:
@@ -156,7 +166,7 @@ class Trainer:
       if self._awaits_update:
         raise InputError(f"step {step} ends without trainer.update(grades); call it in each step")
     self._step = None
-    with self._trainer.on_devices():
+    with self._at_work():
       self._trainer.finish()
 
   def sample(self) -> Responses:
@@ -164,13 +174,13 @@ class Trainer:
     self._check_is_open()
     if self._step is None or not self._awaits_update:
       raise InputError("trainer.sample() is for the loop `for step in trainer:`, before trainer.update(grades)")
-    with self._trainer.on_devices():
+    with self._at_work():
       return Responses(self._trainer.sample(self._step))
 
   def grade(self, responses: Responses) -> Grades:
     """Grades responses by the config's reward and, without effect on it, by the truth."""
     self._check_is_open()
-    with self._trainer.on_devices():
+    with self._at_work():
       return Grades(responses, self._trainer.grade(responses.sampled))
 
   def update(self, grades: Grades) -> dict[str, float]:
@@ -182,7 +192,7 @@ class Trainer:
     self._check_is_open()
     if grades.responses.step != self._step or not self._awaits_update:
       raise InputError(f"trainer.update: grades of step {grades.responses.step}; call it once a step, with its grades")
-    with self._trainer.on_devices():
+    with self._at_work():
       metrics = self._trainer.update(grades.responses.sampled, grades.grades)
     self._awaits_update = False
     return metrics

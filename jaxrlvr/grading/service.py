@@ -334,12 +334,19 @@ class _Server:
   def greet(self) -> None:
     """Reads the line by which a new server says that it is ready, without waiting for it.
 
-    Raises RuntimeError if the server has written none; it is then closed.
+    Raises RuntimeError if the server has written none, and InputError if a user's own verifier can't be imported there;
+    it is then closed.
     """
     readable = multiprocessing.connection.wait([self.channel], 0.0)
-    self.ready = bool(readable) and bool(self._process.stdout.readline())
+    line = self._process.stdout.readline() if readable else b""
+    self.ready = line == b'"ready"\n'
     if not self.ready:
       self.close()
+      if line.endswith(b"\n"):
+        raise InputError(
+          f"verifier {json.loads(line)['error']}; it runs in a worker process, whose only environment variables of "
+          f"yours are {', '.join(_KEPT_VARIABLES)}"
+        )
       raise RuntimeError(
         f"verifier worker ended with code {self._process.returncode} before its first job; see why with"
         f" `{' '.join(self._command)} < /dev/null`"

@@ -23,6 +23,7 @@ import time
 from collections.abc import Sequence
 
 from jaxrlvr.base import named
+from jaxrlvr.base.errors import InputError
 from jaxrlvr.base.types import Verdict
 from jaxrlvr.grading.frames import framed, read_frame
 from jaxrlvr.tasks.table import verifier_of
@@ -51,8 +52,13 @@ def main(cpu_seconds: float, wall_seconds: float, memory_bytes: int, own_verifie
     return _Child((jobs.fileno(), replies.fileno()), cpu_seconds, wall_seconds, memory_bytes)
 
   named.adopt()
-  for verifier in own_verifiers or ("math",):
-    _warm(verifier)
+  try:
+    for verifier in own_verifiers or ("math",):
+      _warm(verifier)
+  except InputError as error:  # an import failed here and not at the host, whose environment is another
+    replies.write(json.dumps({"error": str(error)}).encode() + b"\n")
+    replies.flush()
+    sys.exit(1)
   child = None
   reply = b'"ready"'
   while True:

@@ -6,8 +6,8 @@ import ast
 import difflib
 import functools
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -210,20 +210,21 @@ def titles(terms: Terms) -> dict[Factor, str]:
   """Returns the title of each factor in names of metrics, as rewards/TITLE/mean.
 
   It is the factor's text, "random(0.3)"; of a user's function it is NAME, as in TRL, or FILE.NAME where two factors
-  would have one title.
+  would have one title, or FOLDER.FILE.NAME where they still would.
   """
-  short: dict[Factor, str] = {}
-  for factor in _different_factors(terms):
-    short[factor] = str(factor)
-    if named.is_name(factor.name):
-      short[factor] = str(factor._replace(name=named.place_of(factor.name).name))
-  by_factor = {}
-  for factor, title in short.items():
-    by_factor[factor] = title
-    if named.is_name(factor.name) and list(short.values()).count(title) > 1:
-      module = Path(named.place_of(factor.name).module)
-      by_factor[factor] = f"{module.stem}.{title}"
-  return by_factor
+  titles_of = {factor: _titles_of(factor) for factor in _different_factors(terms)}
+  count = Counter(title for some in titles_of.values() for title in dict.fromkeys(some))
+  return {factor: next((one for one in some if count[one] == 1), some[-1]) for factor, some in titles_of.items()}
+
+
+def _titles_of(factor: Factor) -> list[str]:
+  """Returns titles that a factor could have, the shortest first."""
+  if not named.is_name(factor.name):
+    return [str(factor)]
+  place = named.place_of(factor.name)
+  path = (place.module.removesuffix(".py") if place.is_file else place.module.replace(".", "/")).replace("\\", "/")
+  title = str(factor._replace(name=place.name))
+  return [title, f"{path.rpartition('/')[2]}.{title}", f"{path.replace('/', '.')}.{title}"]
 
 
 def is_binary(terms: Terms) -> bool:

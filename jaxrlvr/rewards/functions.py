@@ -17,7 +17,7 @@ run side by side.
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import copy
 import inspect
 import logging
 import math
@@ -39,6 +39,7 @@ _LOG = logging.getLogger(__name__)
 ABSTAINED = "abstained"  # cause of a response for which the function returned None
 RAISED = "raised"  # cause of a response for which it raised an error
 _LABELS = ("label", "ground_truth", "answer", "solution")  # columns that are the label where the row has no such column
+_LARGEST = float(np.finfo(np.float32).max)  # rewards are kept as float32
 COMPLETIONS = ("text", "messages")  # values of `rl.completions`
 
 
@@ -65,7 +66,8 @@ class Shape(NamedTuple):
   is_batched: bool  # whether it takes lists with an entry a response
   filled: tuple[str, ...]  # parameters that the shape itself fills
   columns: tuple[str, ...] = ()  # parameters of TRL's shape that are filled from the problem's row
-  optional: tuple[str, ...] = ()  # those of `columns` that have a default, and are left out where the row lacks them
+  # Those of `columns` that have a default, and are left out where no row has them; None stands for single ones.
+  optional: tuple[str, ...] = ()
   takes_all: bool = False  # whether it takes every column, as **columns
 
 
@@ -85,6 +87,7 @@ _SHAPES = (  # (name, whether batched, parameters that tell it, parameters that 
   ("verl", False, ("solution_str",), ("data_source", "solution_str", "ground_truth", "extra_info")),
 )
 _FILLED_BY_SHAPE = ("prompt", "completion", "prompts", "completions")  # columns of these names are not passed on
+_ERRORS = (Exception, SystemExit, asyncio.CancelledError)  # what a function may raise without ending the run
 _ABSENT = ("completion_ids", "completions_ids", "trainer_state", "environments", "log_extra", "log_metric")  # TRL's
 
 
@@ -151,6 +154,7 @@ def columns_taken(shape: Shape) -> tuple[str, ...]:
 
 
 _REQUIRED = object()
+_ABSENT_CELL = object()  # in the place of a cell that a row lacks
 
 
 def column(problem: Problem, name: str, default: Any = _REQUIRED) -> Any:
@@ -248,7 +252,7 @@ def _values_and_causes(call: Call, rows: Sequence[_Row], completions: str) -> tu
       cause = RAISED
     elif value is None:
       cause = ABSTAINED
-    elif not math.isfinite(value):
+    elif not abs(value) <= _LARGEST:
       value, cause = None, "error"
     else:
       cause = ""
@@ -267,19 +271,19 @@ def _results(call: Call, rows: Sequence[_Row], completions: str) -> tuple[list[A
     try:
       arguments = _arguments(call.shape, [row], completions)
       pending.append(call.function(**{name: values[0] for name, values in arguments.items()}))
-    except Exception as error:
+    except _ERRORS as error:
       pending.append(error)
   results = _await_all(pending)
-  return results, [_explained(result, completions) if isinstance(result, Exception) else "" for result in results]
+  return results, [_explained(result, completions) if isinstance(result, _ERRORS) else "" for result in results]
 
 
 def _results_of_lists(call: Call, rows: Sequence[_Row], completions: str) -> tuple[list[Any], list[str]]:
   """As `_results`, for a function that takes lists. If it raises, it is called with each row alone."""
   try:
     results = _await_all([call.function(**_arguments(call.shape, rows, completions))])[0]
-    if isinstance(results, Exception):
+    if isinstance(results, _ERRORS):
       raise results
-  except Exception as error:
+  except _ERRORS as error:
     if len(rows) == 1:
       return [None], [_explained(error, completions)]
     results, errors = [], []
@@ -301,14 +305,21 @@ def _arguments(shape: Shape, rows: Sequence[_Row], completions: str) -> dict[str
     fill = _FILLS[name.removesuffix("s") if shape.is_batched else name]
     arguments[name] = [fill(row, completions) for row in rows]
   for name in shape.columns:
-    with contextlib.suppress(*([KeyError] if name in shape.optional else [])):
-      arguments[name] = [column(row.problem, name) for row in rows]
+    values = [_column_copy(row, name, *([_ABSENT_CELL] if name in shape.optional else [])) for row in rows]
+    if any(value is not _ABSENT_CELL for value in values):  # rows without it must not hide those of others
+      arguments[name] = [None if value is _ABSENT_CELL else value for value in values]
   if shape.takes_all and shape.name == "trl":
     others = {name for row in rows for name in (*row.problem.extra, *row.problem.row)}
     others -= {*arguments, *_FILLED_BY_SHAPE}
     for name in sorted(others | {"label"}):
-      arguments.setdefault(name, [column(row.problem, name, None) for row in rows])
+      arguments.setdefault(name, [_column_copy(row, name, None) for row in rows])
   return arguments
+
+
+def _column_copy(row: _Row, name: str, default: Any = _REQUIRED) -> Any:
+  """Returns what `column` does, as a copy: a function that changes it must not change the problem."""
+  value = column(row.problem, name, default)
+  return value if value is _ABSENT_CELL else copy.deepcopy(value)
 
 
 def _prompt(row: _Row, completions: str) -> Any:
@@ -331,7 +342,7 @@ _FILLS: Mapping[str, Callable[[_Row, str], Any]] = {  # by parameter: (row, comp
   "data_source": lambda row, _: str(column(row.problem, "data_source", "")),
   "solution_str": lambda row, _: row.response.text,
   "ground_truth": lambda row, _: row.problem.label,
-  "extra_info": lambda row, _: dict(row.problem.extra),
+  "extra_info": lambda row, _: copy.deepcopy(dict(row.problem.extra)),
 }
 
 
@@ -345,17 +356,21 @@ def _await_all(values: Sequence[Any]) -> list[Any]:
   results: list[Any] = []
 
   async def gather() -> list[Any]:
-    return await asyncio.gather(*(_awaited(value) for value in values), return_exceptions=True)
+    return await asyncio.gather(*map(_awaited, values))
 
-  thread = threading.Thread(target=lambda: results.extend(asyncio.run(gather())))
+  # A daemon, so that a call that never ends does not keep an interrupted process from ending.
+  thread = threading.Thread(target=lambda: results.extend(asyncio.run(gather())), daemon=True)
   thread.start()
   thread.join()
   return results
 
 
 async def _awaited(value: Any) -> Any:
-  """Returns a value, or what it gives when awaited."""
-  return await value if inspect.isawaitable(value) else value
+  """Returns a value, or what it gives when awaited, or the error that it then raises."""
+  try:
+    return await value if inspect.isawaitable(value) else value
+  except _ERRORS as error:
+    return error
 
 
 def _as_list(text: str, results: Any, rows: Sequence[_Row]) -> list[Any]:
@@ -381,7 +396,10 @@ def _number(text: str, result: Any, row: _Row) -> float | None:
   if result is None:
     return None
   if isinstance(result, (numbers.Real, np.bool_)):
-    return float(result)
+    try:
+      return float(result)
+    except OverflowError:  # an integer beyond floats
+      return math.inf
   if hasattr(result, "item") and np.ndim(result) == 0:  # a scalar of an array library
     return float(result.item())
   raise InputError(
@@ -394,7 +412,7 @@ def _short(value: Any) -> str:
   return f"{repr(value)[:80]} ({type(value).__name__})"
 
 
-def _explained(error: Exception, completions: str) -> str:
+def _explained(error: BaseException, completions: str) -> str:
   """Returns an error in one line, with a hint where the function may expect messages."""
   hint = ""
   if completions == "text" and isinstance(error, TypeError) and "string indices" in str(error):

@@ -139,9 +139,11 @@ def problems(
   taken = {name: value for name, value in known.items() if name in inspect.signature(own.problems).parameters}
   by_id: dict[str, Problem] = {}
   misses = 0
-  for item in _items(source, own.problems, taken):
+  for item in _items(source, "problems", own.problems, taken):
     problem = _problem(own, item, system)
     is_of_split = "split" in taken or split_of_text(problem.messages[-1]["content"]) == split
+    if problem.id in by_id and problem.messages != by_id[problem.id].messages:
+      raise InputError(f"{source}: problems() yielded two problems with the id {problem.id!r}; give each its own")
     if not is_of_split or problem.id in by_id:
       misses += 1
       if misses == _MAX_MISSES:
@@ -156,14 +158,14 @@ def problems(
   )
 
 
-def _items(source: str, function: Callable, arguments: Mapping[str, Any]) -> Iterator[Any]:
-  """Yields what a user's function yields or returns. Raises InputError, with the line, for an error that it raises."""
+def _items(source: str, name: str, function: Callable, arguments: Mapping[str, Any]) -> Iterator[Any]:
+  """Yields what a user's function yields or returns. Raises InputError, with its name and the line, where it fails."""
   try:
     yield from function(**arguments)
   except InputError:
     raise
-  except Exception as error:  # the user's code may raise anything
-    raise InputError(f"{source}: problems() raised {named.error_line(error)}") from error
+  except (Exception, SystemExit) as error:  # the user's code may raise anything
+    raise InputError(f"{source}: {name}() raised {named.error_line(error)}") from error
 
 
 def _problem(own: OwnTask, item: Any, system: str) -> Problem:
@@ -176,6 +178,11 @@ def _problem(own: OwnTask, item: Any, system: str) -> Problem:
       '{"prompt": "2 + 2", "label": "4"}'
     )
   prompt = item["prompt"]
+  if not _is_prompt(prompt) or item["label"] is None:
+    raise InputError(
+      f"{own.name}: problems() yielded {repr(dict(item))[:200]}; a prompt is a text, or a list of messages, as "
+      '[{"role": "user", "content": "2 + 2"}], and a label is not None'
+    )
   messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(turn) for turn in prompt]
   if system and all(turn["role"] != "system" for turn in messages):
     messages.insert(0, {"role": "system", "content": system})
@@ -196,6 +203,14 @@ def _problem(own: OwnTask, item: Any, system: str) -> Problem:
   )
 
 
+def _is_prompt(prompt: Any) -> bool:
+  """Returns whether a prompt is a text, or messages with the texts role and content."""
+  if isinstance(prompt, str) or not isinstance(prompt, Sequence):
+    return isinstance(prompt, str) and bool(prompt.strip())
+  texts = [(turn.get("role"), turn.get("content")) if isinstance(turn, Mapping) else (None,) for turn in prompt]
+  return bool(texts) and all(isinstance(text, str) for turn in texts for text in turn)
+
+
 def corpus_texts(source: str, seed: int) -> Iterable[str]:
   """Yields the texts of a task's `corpus`, which may take a parameter `seed`; it may never end.
 
@@ -205,7 +220,7 @@ def corpus_texts(source: str, seed: int) -> Iterable[str]:
   if own.corpus is None:
     raise InputError(f"{source}: has no function corpus; add one that yields texts")
   takes_seed = "seed" in inspect.signature(own.corpus).parameters
-  for text in _items(source, own.corpus, {"seed": seed} if takes_seed else {}):
+  for text in _items(source, "corpus", own.corpus, {"seed": seed} if takes_seed else {}):
     if not isinstance(text, str) or not text.strip():
       raise InputError(f"{source}: corpus() yielded {repr(text)[:80]}; yield texts")
     yield text

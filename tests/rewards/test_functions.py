@@ -129,6 +129,61 @@ def test_a_value_that_is_not_finite_is_unscored():
   assert graded.scored_PG.tolist() == [[True, False, True], [True] * 3] and graded.cause_PG[0][1] == "error"
 
 
+@pytest.mark.parametrize("value", [10**400, 1e300, -float("inf")])
+def test_a_value_too_large_for_a_reward_is_unscored(value):
+  assert paid(lambda completion: value).cause_PG == [["error"] * 3] * 2
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), asyncio.CancelledError()])
+@pytest.mark.parametrize("is_async", [True, False])
+def test_what_ends_a_process_or_a_task_is_an_error_of_the_row(error, is_async, caplog):
+  def failing(completion):
+    if completion == "no":
+      raise error
+    return 1
+
+  async def failing_later(completion):
+    return failing(completion)
+
+  assert paid(failing_later if is_async else failing).cause_PG == [["", "raised", ""], [""] * 3]
+  assert type(error).__name__ in caplog.text
+
+
+def test_what_a_function_does_to_its_arguments_reaches_no_problem():
+  problems = [dataclasses.replace(problem, extra={"numbers": [1]}, row={"tags": ["a"]}) for problem in PROBLEMS]
+
+  def columns(completions, numbers, **others):
+    for one in (*numbers, *others["tags"]):
+      one.append(2)
+    return [len(one) for one in numbers]
+
+  def single(solution_str, extra_info):
+    extra_info["numbers"].append(2)
+    return len(extra_info["numbers"])
+
+  for function in (columns, single):
+    with named.given({"it": function}):
+      graded, _ = expression.grade_terms(expression.parse("given:it"), ANSWERS._replace(problems=problems), None)
+    assert graded.value_PG.tolist() == [[2] * 3] * 2
+  assert [(problem.extra, problem.row) for problem in problems] == [({"numbers": [1]}, {"tags": ["a"]})] * 2
+
+
+def test_a_column_that_some_rows_lack_is_none_there_and_kept_of_the_others():
+  problems = [PROBLEMS[0], dataclasses.replace(PROBLEMS[1], extra={})]
+
+  def lists(completions, difficulty=(9,) * 6):
+    assert difficulty == [1, 1, 1, None, None, None]
+    return [1] * len(completions)
+
+  def single(completion, difficulty=9):
+    return difficulty
+
+  for function, expected in ((lists, [[1] * 3] * 2), (single, [[1] * 3, [9] * 3])):
+    with named.given({"it": function}):
+      graded, _ = expression.grade_terms(expression.parse("given:it"), ANSWERS._replace(problems=problems), None)
+    assert graded.value_PG.tolist() == expected and graded.scored_PG.all()
+
+
 @pytest.mark.parametrize("is_batched", [True, False])
 def test_an_error_is_told_with_its_row_and_unscores_that_row_alone(is_batched, caplog):
   def single(completion):
@@ -242,6 +297,17 @@ def test_files_modules_and_quoted_paths_are_combined(folder, monkeypatch):
   plain = np.array(["\\" not in text for row in TEXTS for text in row]).reshape(2, 3)
   np.testing.assert_allclose(graded.value_PG, brief - 0.5 * plain + 2)
   assert list(parts) == ["my-rewards.brief", "plain", "other.brief", "random(1.0)"]
+
+
+@pytest.mark.parametrize(("one", "other"), [("x/my.py", "y/my.py"), ("x.my", "y.my"), ("x.my", "x.our")])
+def test_functions_of_one_name_have_titles_of_their_own(folder, monkeypatch, one, other):
+  monkeypatch.syspath_prepend(folder)
+  for file in ("x/my.py", "y/my.py", "x/our.py"):
+    (folder / file).parent.mkdir(exist_ok=True)
+    (folder / file).write_text("def brief(completion):\n  return 2\n")
+  titles = expression.titles(expression.parse(f"{one}:brief + {other}:brief + {one}:brief"))
+  expected = {"x/my.py": "x.my.brief", "y/my.py": "y.my.brief", "x.my": "x.my.brief", "y.my": "y.my.brief"}
+  assert list(titles.values()) == (["my.brief", "our.brief"] if other == "x.our" else [expected[one], expected[other]])
 
 
 def test_attributes_say_that_a_function_is_binary(folder):

@@ -127,6 +127,20 @@ def test_a_loop_may_pay_what_it_likes_and_use_the_policy(init, tmp_path):
     trainer.sample()
 
 
+def test_two_trainers_at_once_pay_by_their_own_functions(init, tmp_path):
+  first = jr.Trainer(quick(init), tmp_path / "first", reward=lambda completions: [0.25] * len(completions))
+  second = jr.Trainer(quick(init), tmp_path / "second", reward=lambda completions: [0.75] * len(completions))
+  with second:
+    with first:
+      for _ in zip(first, second, strict=True):
+        grades = [trainer.grade(trainer.sample()) for trainer in (first, second)]
+        assert [set(one.rewards.flat) for one in grades] == [{0.25}, {0.75}]
+        first.update(grades[0])
+        break
+    assert set(second.grade(second.sample()).rewards.flat) == {0.75}
+  assert {row["reward"] for row in first.run.rollouts[1]} == {0.25}
+
+
 def test_a_step_without_an_update_is_refused(init, tmp_path):
   with pytest.raises(jr.InputError, match="step 1 ends without trainer.update"):
     with jr.Trainer(quick(init), tmp_path / "rl") as trainer:

@@ -95,6 +95,15 @@ def test_verdicts_come_from_workers_that_can_be_killed(folder, caplog):
   assert "next_number.py:18" in caplog.text
 
 
+def test_a_verifier_that_only_the_host_can_import_is_told_with_its_line(folder, monkeypatch):
+  (folder / "key.py").write_text(
+    "import os\n\nKEY = os.environ['KEY_OF_MINE']\n\n\ndef check(answer, label):\n  return 1\n"
+  )
+  monkeypatch.setenv("KEY_OF_MINE", "1")
+  with Service(workers=1) as service, pytest.raises(InputError, match=r"KeyError: 'KEY_OF_MINE' \(.*key.py:3\)"):
+    service.grade(jobs("4", verifier="key.py:check"))
+
+
 def test_an_object_passed_from_python_is_sent_to_the_workers():
   offset = 1
 
@@ -161,6 +170,21 @@ def test_an_endless_corpus_is_read_as_far_as_it_is_asked_for():
       "further entries that are no JSON",
     ),
     ("def problems(): return [dict(prompt='a', label='b')] * 9\ndef verify(answer, label): pass", "20 were asked for"),
+    *(
+      (f"def problems(): return [dict(prompt={prompt}, label={label})]\ndef verify(answer, label): pass", words)
+      for prompt, label, words in (
+        ("'a'", "None", "a label is not None"),
+        ("None", "'b'", "{'prompt': None, 'label': 'b'}; a prompt is a text, or a list of messages"),
+        ("['a']", "'b'", "a prompt is a text, or a list of messages"),
+        ("[dict(content='a')]", "'b'", "a prompt is a text, or a list of messages"),
+        ("[]", "'b'", "a prompt is a text, or a list of messages"),
+      )
+    ),
+    (
+      "def problems(): return [dict(prompt=a, label=a, id=1) for a in 'ab']\ndef verify(answer, label): pass",
+      "two problems with the id '1'",
+    ),
+    ("def problems(): raise SystemExit(3)\ndef verify(answer, label): pass", "problems() raised SystemExit: 3"),
     ("def problems(): pass\ndef verify(guess, label): pass", "has the parameters (guess, label); name them answer"),
     ("def problems(): pass\ndef verify(answer, text): pass", "not both"),
   ],
