@@ -19,7 +19,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any, NamedTuple
@@ -33,7 +33,10 @@ _NAME = re.compile(r"(?P<module>[^:]+):(?P<name>[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)
 _FILE_MODULE = "jaxrlvr_named_"  # begins the name of the module of a file that is named by its path
 _folders: list[Path] = []  # where files are looked for behind the working directory
 _given: dict[str, Any] = {}  # objects that were passed from Python, by name
-_loaded: dict[Path, tuple[tuple[int, int], ModuleType]] = {}  # by file: its time and size, and its module
+_State = tuple[int, int]  # of a file: its time of change and its size
+_loaded: dict[Path, tuple[dict[Path, _State], ModuleType]] = {}  # by file: it and its neighbours when run, its module
+_neighbours: dict[Path, _State] = {}  # by file, of modules beside named files: their state when they were imported
+_beside: list[str] = []  # folders of named files that `load_file` has put into sys.path
 
 
 class Place(NamedTuple):
@@ -114,19 +117,18 @@ def load(text: str) -> Any:
 def load_file(path: str) -> ModuleType:
   """Runs a Python file and returns its module. path: as in `file_of`.
 
-  It is run again only when the file has changed. Raises InputError, with the line, where it raises an error.
+  It is run again only when the file, or a module beside it that it imports, has changed. Files in different folders
+  each import what lies beside them. Raises InputError, with the line, where it raises an error.
   """
   file = file_of(path)
-  stat = file.stat()
-  state = (stat.st_mtime_ns, stat.st_size)
-  if file in _loaded and _loaded[file][0] == state:
+  if file in _loaded and _loaded[file][0] == _states(_loaded[file][0]):
     return _loaded[file][1]
+  states = _states(_files(file, file.parent))
   digest = hashlib.blake2b(bytes(file), digest_size=4).hexdigest()  # of the path: two files may have one name
   name = f"{_FILE_MODULE}{file.stem}_{digest}"
   spec = importlib.util.spec_from_file_location(name, file)
   module = importlib.util.module_from_spec(spec)
-  if str(file.parent) not in sys.path:
-    sys.path.append(str(file.parent))
+  _put_beside(file, states)
   sys.modules[name] = module  # dataclasses and pickles in the file look their module up
   try:
     spec.loader.exec_module(module)
@@ -135,8 +137,39 @@ def load_file(path: str) -> ModuleType:
     if not isinstance(error, (Exception, SystemExit)) or isinstance(error, InputError):
       raise
     raise InputError(f"{path} can't be run: {error_line(error, file)}") from error
-  _loaded[file] = (state, module)
+  _loaded[file] = (states, module)
   return module
+
+
+def _states(files: Iterable[Path]) -> dict[Path, _State]:
+  """Returns the state of each file; (0, 0) of one that is gone."""
+  states = {}
+  for file in files:
+    stat = file.stat() if file.is_file() else None
+    states[file] = (stat.st_mtime_ns, stat.st_size) if stat else (0, 0)
+  return states
+
+
+def _put_beside(file: Path, states: Mapping[Path, _State]) -> None:
+  """Has Python import the modules beside a file that is about to run, before those beside other named files.
+
+  states: of the file and these modules. One that was imported from elsewhere, or has changed since, is imported again.
+  """
+  folder = str(file.parent)
+  if folder not in sys.path or folder in _beside:
+    others = [one for one in sys.path if one != folder]
+    others.insert(next((place for place, one in enumerate(others) if one in _beside), len(others)), folder)
+    sys.path[:] = others
+    _beside[:] = dict.fromkeys([*_beside, folder])
+  importlib.invalidate_caches()  # a module may be newer than what Python knows of its folder
+  for path in set(states) - {file}:
+    parts = path.relative_to(file.parent).with_suffix("").parts
+    name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+    found = Path(getattr(sys.modules.get(name), "__file__", None) or "").resolve()
+    is_other = found != path and (found in _neighbours or str(found.parent) in _beside)
+    if is_other or (found == path and _neighbours.get(path, states[path]) != states[path]):
+      del sys.modules[name]
+    _neighbours[path] = states[path]
 
 
 def _import(module: str, text: str) -> ModuleType:
@@ -204,6 +237,7 @@ def name_of(value: Any, name: str) -> str:
 
 
 SEARCH_VARIABLE = "JAXRLVR_SEARCH"  # environment of worker processes: folders of modules, as in PYTHONPATH
+BESIDE_VARIABLE = "JAXRLVR_BESIDE"  # environment of worker processes: those that are there for files in them
 GIVEN_VARIABLE = "JAXRLVR_GIVEN"  # environment of worker processes: a file that `dump_given` wrote
 
 
@@ -213,6 +247,7 @@ def environment(file: Path) -> dict[str, str]:
   file: is written if there are given objects, by cloudpickle. Raises InputError for one that can't be pickled.
   """
   variables = {SEARCH_VARIABLE: os.pathsep.join(folder for folder in sys.path if folder)}
+  variables[BESIDE_VARIABLE] = os.pathsep.join(_beside)
   if _given:
     try:
       file.write_bytes(cloudpickle.dumps(_given))
@@ -225,6 +260,7 @@ def environment(file: Path) -> dict[str, str]:
 def adopt() -> None:
   """Makes the modules and given objects of the process that set `environment` known in this one."""
   known = set(sys.path)
+  _beside.extend(folder for folder in os.environ.get(BESIDE_VARIABLE, "").split(os.pathsep) if folder not in known)
   sys.path += [folder for folder in os.environ.get(SEARCH_VARIABLE, "").split(os.pathsep) if folder not in known]
   if GIVEN_VARIABLE in os.environ:
     _given.update(cloudpickle.loads(Path(os.environ[GIVEN_VARIABLE]).read_bytes()))
@@ -319,7 +355,13 @@ def _texts_of_given(value: Any, known: set[int]) -> list[str]:
 
 
 def _texts(file: Path, root: Path, package: str = "") -> list[str]:
-  """Returns the text of a file and of all local modules that it imports, directly or not, ordered by path.
+  """Returns the texts of `_files`, ordered by path."""
+  known = _files(file, root, package)
+  return [known[path] for path in sorted(known)]
+
+
+def _files(file: Path, root: Path, package: str = "") -> dict[Path, str]:
+  """Returns the text of a file and of all local modules that it imports, directly or not, by path.
 
   root: the folder that local modules are imported from. package: only modules of this package count; "": all in root.
   """
@@ -331,7 +373,7 @@ def _texts(file: Path, root: Path, package: str = "") -> list[str]:
       continue
     known[path] = path.read_text(errors="replace")
     waiting += _local_imports(known[path], path, root, package)
-  return [known[path] for path in sorted(known)]
+  return known
 
 
 def _local_imports(text: str, file: Path, root: Path, package: str) -> list[Path]:

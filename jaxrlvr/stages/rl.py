@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from jaxrlvr.base import logbook
@@ -76,7 +77,7 @@ class Trainer:
     prompt_lengths = [len(self._loaded.ids[problem.id]) for problem in problems]
     self._learner, self._rates = make_learner(config, policy, prompt_lengths)
     self._evaluator = Evaluator(config, policy, service, problems)
-    self._calls = functions.Calls(config.rl.completions, multihost.first)
+    self._calls = functions.Calls(config.rl.completions, _first_with_jax_of_its_own)
     for name, shape in expression.own_shapes(self._terms).items():
       functions.check_columns(name, shape, problems)
 
@@ -186,7 +187,8 @@ class Trainer:
   def grade(self, sampled: Sampled) -> StepGrades:
     """Grades responses by the reward and by the truth. Raises InputError where a user's reward returns no reward."""
     noise, grade = self._settings.noise, self._service.grade
-    return grade_step(self._terms, noise, sampled.drawn.answers, self._label_right, grade, self._calls)
+    with jax.transfer_guard("allow"):  # a reward of a user's own may compute with jax
+      return grade_step(self._terms, noise, sampled.drawn.answers, self._label_right, grade, self._calls)
 
   def update(self, sampled: Sampled, grades: StepGrades) -> dict[str, float]:
     """Trains on graded responses and logs the step's metrics; evaluates and saves if the step is due for it.
@@ -305,6 +307,16 @@ class Trainer:
     rows = logbook.read_jsonl(self._run.workdir / "metrics.jsonl")
     print(outcome.paragraph(rows, summary, self._run.home))
     return summary
+
+
+def _first_with_jax_of_its_own(make: Callable[[], Any]) -> Any:
+  """Calls a user's function on the first process and returns its result on all; its jax sees no mesh of the run."""
+
+  def call() -> Any:
+    with jax.set_mesh(jax.sharding.Mesh(np.empty((), object), ())):
+      return make()
+
+  return multihost.first(call)
 
 
 @contextlib.contextmanager

@@ -338,10 +338,22 @@ def test_a_file_that_fails_is_told_with_its_line(folder):
 def test_a_changed_file_is_run_again_and_its_sources_differ(folder):
   before = named.sources("my-rewards.py:brief")
   assert named.load("my-rewards.py:brief") is named.load("my-rewards.py:brief")
-  (folder / "limits.py").write_text("LIMIT = 5\n")
+  (folder / "limits.py").write_text("LIMIT = 2 + 3\n")
   assert named.sources("my-rewards.py:brief") != before
+  assert named.load("my-rewards.py:brief")(["four", "12345"]) == [True, False]
   (folder / "my-rewards.py").write_text("def brief(completion):\n  return 1\n")
   assert list(inspect.signature(named.load("my-rewards.py:brief")).parameters) == ["completion"]
+
+
+def test_files_in_two_folders_import_what_lies_beside_them(folder):
+  for name in "ab":
+    (folder / name).mkdir(exist_ok=True)
+    (folder / name / "limits.py").write_text(f"NAME = '{name}'\n")
+    (folder / name / "mine.py").write_text("import limits\n\n\ndef who(completion):\n  return limits.NAME\n")
+  assert [named.load(f"{name}/mine.py:who")("") for name in "aba"] == ["a", "b", "a"]
+  (folder / "a" / "limits.py").write_text("NAME = 'other'\n")
+  assert [named.load(f"{name}/mine.py:who")("") for name in "ba"] == ["b", "other"]
+  assert named.load("my-rewards.py:brief")(["abc", "four"]) == [True, False]
 
 
 def test_a_file_is_found_in_the_folders_to_search(folder, tmp_path_factory, monkeypatch):

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -125,6 +127,26 @@ def test_a_loop_may_pay_what_it_likes_and_use_the_policy(init, tmp_path):
   assert first["reward"] is None and second["reward"] == pytest.approx(second["tokens"] / 10)
   with pytest.raises(jr.InputError, match="is not open"):
     trainer.sample()
+
+
+def test_a_reward_may_compute_with_jax(init, tmp_path):
+  @jax.jit
+  def tenth(lengths):
+    return lengths / 10
+
+  def batched(completions):
+    return tenth(jnp.asarray([len(text) for text in completions], jnp.float32))
+
+  def single(completion):
+    return jnp.float32(len(completion)) / 10
+
+  run = jr.train(
+    quick(init, rl__steps=1, rl__reward="batched + single"),
+    tmp_path / "rl",
+    reward=dict(batched=batched, single=single),
+  )
+  for row in run.rollouts[1]:
+    assert row["reward"] == pytest.approx(len(row["text"]) / 5, abs=1e-5)
 
 
 def test_two_trainers_at_once_pay_by_their_own_functions(init, tmp_path):
