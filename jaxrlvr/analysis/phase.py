@@ -78,9 +78,9 @@ def phase(
   and the first claim that holds:
     collapsed    there are 2 W true rewards, the reward's phase is not "early", and one of two things holds: the true
                  reward of the last window lies below that of the highest one, clearly and by more than `worthwhile`; or
-                 the run is paid for wrong answers: the reward is not "flat" and at least 0.9 in its last window, while
-                 the true reward is below 0.2 there and has not risen clearly (0.9 and 0.2 are passed by a standard
-                 error at least)
+                 the run is paid for wrong answers: the reward, never above 1, is not "flat" and at least 0.9 in its
+                 last window, while the true reward is below 0.2 there and has not risen clearly (0.9 and 0.2 are passed
+                 by a standard error at least)
     learning     the gain's interval lies above 0
     memorising   the interval lies below `worthwhile`, and the reward is saturated or its last window lies clearly above
                  its first
@@ -145,6 +145,8 @@ def _has_collapsed(state: str, reward_T: Sequence, true_T: Sequence, worthwhile:
   if state == "flat" or rises_clearly(true_T, width):
     return False
   reward_T, reward_width = _finite_and_width(reward_T)
+  if reward_T.max() > 1:  # its range is not 0 to 1, so nobody knows when it is full
+    return False
   last_reward = _window_means(reward_T, reward_width)[-1]
   is_paid = last_reward - _standard_error(reward_T, reward_width) >= FULL
   return bool(is_paid and mean_T[-1] + true_error < NEAR_ZERO)

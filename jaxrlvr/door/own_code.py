@@ -73,6 +73,12 @@ def _name_rewards(config: ConfigDict, stage: str, reward: OwnRewards) -> dict[st
       raise InputError(f"reward {name!r}: {problem}; pass yours under another name, as reward={{'mine': function}}")
   names = {name: named.name_of(function, name) for name, function in functions.items()}
   text, used = expression.with_own_names(config.rl.reward, names)
+  strangers = expression.unknown_words(config.rl.reward)
+  if strangers and not set(strangers) <= set(names):
+    raise InputError(
+      f"config.rl.reward = {config.rl.reward!r} names {strangers[0]!r}, which is neither a reward of the table nor "
+      f"passed as reward= ({', '.join(names)}); give it under that name, or correct the expression"
+    )
   if not used and len(names) == 1:
     (text,) = names.values()
   elif len(used) < len(names):
@@ -119,7 +125,8 @@ def _check_is_read(stage: str, config: ConfigDict, key: str, argument: str) -> N
 def _checked(argument: str, function: Any) -> Callable[..., Any]:
   """Returns the function. Raises InputError where it is none."""
   if not callable(function):
-    raise InputError(f"{argument} is {type(function).__name__}, no function; pass a function")
+    several = ', or several as {"name": function}' if isinstance(function, (list, tuple)) else ""
+    raise InputError(f"{argument} is {type(function).__name__}, no function; pass a function{several}")
   return function
 
 

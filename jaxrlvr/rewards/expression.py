@@ -109,7 +109,8 @@ class _Reader:
     source = ast.unparse(node)
     for placeholder, name in self._name_of.items():
       source = source.replace(placeholder, name)
-    return InputError(f"reward {self._text!r}: {source!r} is not understood; write names, numbers, +, - and *")
+    hint = "; name a function in the file, as path.py:NAME" if ".py" in source else ""
+    return InputError(f"reward {self._text!r}: {source!r} is not understood; write names, numbers, +, - and *{hint}")
 
   def _factor(self, name: str, values: Sequence[float], by_name: Mapping[str, float]) -> Factor:
     """Returns a checked factor. values: its numbers without a name; by_name: those with one.
@@ -188,6 +189,12 @@ def with_own_names(text: str, names: Mapping[str, str]) -> tuple[str, set[str]]:
   return _WORD.sub(replaced, text), used
 
 
+def unknown_words(text: str) -> list[str]:
+  """Returns the words of an expression that are no rewards of the table and no parameters, each once, in order."""
+  words = [match["word"] for match in _WORD.finditer(text) if match["word"]]
+  return [word for word in dict.fromkeys(words) if word not in REWARDS]
+
+
 def own_shapes(terms: Terms) -> dict[str, own.Shape]:
   """Returns the shape, with the columns that it takes, of each function of a user's in a reward, by its name."""
   shapes = {}
@@ -254,14 +261,24 @@ def _different_factors(terms: Terms) -> list[Factor]:
   return list(factors)
 
 
+def _abstained(factor: Factor, grades: Graded) -> np.ndarray:
+  """Returns [P,G]: whether a user's function abstained from each response. Rewards of the table never do."""
+  if not named.is_name(factor.name):
+    return np.zeros(np.shape(grades.scored_PG), bool)
+  return ~grades.scored_PG & (np.array(grades.cause_PG, object) == own.ABSTAINED)
+
+
 def grade_terms(
   terms: Terms, answers: Answers, grade: Grade, calls: own.Calls = own.HERE
 ) -> tuple[Graded, dict[str, Graded]]:
   """Pays the responses; returns the grades of the whole reward, and those of each factor by its title.
 
-  A response that one factor can't score is unscored as a whole: its value is 0. Its cause is the first that is not ""
-  among its factors. The elections of the whole are those of the first factor that has any, else None. Keys of the
-  second result: the factor's title, as `titles` returns it. A factor that occurs several times is graded once.
+  A user's function may abstain from a response (None). A product in which one does is then left out of the sum, as TRL
+  leaves it out, and a response of which every product is left out is unscored. A response that any other factor can't
+  score is unscored as a whole. The value of an unscored response is 0, and its cause the first that is not "" among its
+  factors; a scored one that a function abstained from has the cause "". The elections of the whole are those of the
+  first factor that has any, else None. Keys of the second result: the factor's title, as `titles` returns it. A factor
+  that occurs several times is graded once.
 
   terms: the reward, as `parse` returns it. grade: takes jobs and returns a verdict for each, in their order; several
   factors may give it the same job, so that `verifiable.with_memory(grade)` saves time. calls: how
@@ -277,15 +294,20 @@ def grade_terms(
       graded[factor] = own.grade_by_function(call, answers, grade, calls)
     else:
       graded[factor] = REWARDS[factor.name].function(answers, grade, **arguments)
+  abstained = {factor: _abstained(factor, grades) for factor, grades in graded.items()}
   value_PG = 0.0
+  has_product_PG = np.zeros(np.shape(answers.sample_PG), bool)
   for weight, factors in terms:
     product_PG = np.prod([graded[factor].value_PG for factor in factors], axis=0)
-    value_PG = value_PG + weight * product_PG
-  scored_PG = np.all([grades.scored_PG for grades in graded.values()], axis=0)
+    counts_PG = ~np.any([abstained[factor] for factor in factors], axis=0)
+    value_PG = value_PG + weight * np.where(counts_PG, product_PG, 0.0)
+    has_product_PG |= counts_PG
+  scored_PG = has_product_PG & np.all([graded[one].scored_PG | abstained[one] for one in graded], axis=0)
   cause_PG = np.full(scored_PG.shape, "", object)
   elections = None
-  for grades in graded.values():
-    cause_PG = np.where(cause_PG == "", np.array(grades.cause_PG, object), cause_PG)
+  for factor, grades in graded.items():
+    cause_of_factor_PG = np.where(abstained[factor] & scored_PG, "", np.array(grades.cause_PG, object))
+    cause_PG = np.where(cause_PG == "", cause_of_factor_PG, cause_PG)
     elections = elections or grades.elections_P
   reward_PG = np.where(scored_PG, value_PG, 0.0).astype(np.float32)
   whole = Graded(reward_PG, scored_PG, cause_PG.tolist(), elections)

@@ -123,10 +123,15 @@ class Run:
     if self.finished:
       _LOG.warning("%s: already finished, nothing is done again", self.home)
       return
-    self._warn_of_changed_code(code_digests, recorded.get("code", code_digests))
+    changed = self._warn_of_changed_code(code_digests, recorded.get("code", code_digests))
+    code_changes = list(recorded.get("code_changes", []))
+    if changed:
+      rows = logbook.read_jsonl(self.workdir / "metrics.jsonl")
+      last_step = max((row["step"] for row in rows), default=0)
+      code_changes.append({"last_step": last_step, "code": {name: code_digests[name] for name in changed}})
     (self.workdir / "summary.json").unlink(missing_ok=True)  # it is there if a finished run gets more steps
     logbook.write_json(self.workdir / _CONFIG_FILE, {"stage": self.stage, **self.config.to_dict()})
-    logbook.write_json(file, manifest() | {"inputs": digests, "code": code_digests})
+    logbook.write_json(file, manifest() | {"inputs": digests, "code": code_digests, "code_changes": code_changes})
     self._push()
 
   def _check_inputs(self, digests: Mapping[str, str], recorded: Mapping[str, str]) -> None:
@@ -137,8 +142,8 @@ class Run:
           f"{self.home}: {name} are not those the run began with; restore them or choose another workdir"
         )
 
-  def _warn_of_changed_code(self, digests: Mapping[str, str], recorded: Mapping[str, str]) -> None:
-    """Warns where the code that grades and pays, by these digests, is not the recorded one."""
+  def _warn_of_changed_code(self, digests: Mapping[str, str], recorded: Mapping[str, str]) -> list[str]:
+    """Warns where code is not the recorded one, by these digests, and returns the names of what has changed."""
     changed = sorted(name for name in digests if recorded.get(name) != digests[name])
     if changed:
       _LOG.warning(
@@ -147,6 +152,7 @@ class Run:
         self.home,
         ", ".join(changed),
       )
+    return changed
 
   def restore(self, state: Any) -> tuple[Any, dict | None]:
     """Opens checkpoints and logbook, and returns the newest checkpoint as (training state, its meta record).

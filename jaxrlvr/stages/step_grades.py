@@ -199,12 +199,20 @@ def write_rollouts(workdir: Path, step: int, drawn: rollout.Drawn, grades: StepG
   """Writes WORKDIR/rollouts/step_STEP.jsonl and returns its rows, one for each response, problem by problem.
 
   A row has the keys of `rollout.records` (step, problem, sample, text, answer, true_reward, ...) and reward, what the
-  response was paid: nan, in the file null, where it is unscored. A file of the same step is replaced.
+  response was paid: nan, in the file null, where it is unscored. Where the reward has several factors, the row also has
+  rewards/NAME, the value of each, in the same way. A file of the same step is replaced.
   """
-  paid = np.where(grades.paid.scored_PG, grades.paid.value_PG, np.nan).tolist()
-  rows = rollout.records(drawn, step, grades.true, {"reward": paid})
+  columns = {"reward": _values_or_nan(grades.paid)}
+  if len(grades.factors) > 1:
+    columns |= {f"rewards/{name}": _values_or_nan(graded) for name, graded in grades.factors.items()}
+  rows = rollout.records(drawn, step, grades.true, columns)
   logbook.write_jsonl(workdir / "rollouts" / f"step_{step:06d}.jsonl", rows)
   return rows
+
+
+def _values_or_nan(graded: Graded) -> list[list[float]]:
+  """Returns the value of each response; nan where it is unscored."""
+  return np.where(graded.scored_PG, graded.value_PG, np.nan).tolist()
 
 
 def stop_if_unscored(step: int, graded: Graded, limit: float) -> None:

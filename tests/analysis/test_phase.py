@@ -176,3 +176,8 @@ def test_a_collapse_is_told_once_and_does_not_stop(caplog):
   rows = [watch.observe(step, {"reward": 1.0, "true_reward": 0.0}) for step in range(1, 41)]
   assert [row["collapsed"] for row in rows] == [0.0] * 19 + [1.0] * 21 and not watch.stops
   assert caplog.text.count("step 20: collapsed:") == 1 == caplog.text.count("collapsed:")
+
+
+def test_a_reward_above_1_is_never_taken_for_full():
+  assert phase(20 + T, 0 * T, None, 200, 0.05).claim == "not decided"
+  assert phase(np.minimum(1, 0.5 + T), 0 * T, None, 200, 0.05).claim == "collapsed"

@@ -124,6 +124,23 @@ def test_none_leaves_a_response_unscored():
   assert graded.cause_PG[0] == ["", "", "abstained"]
 
 
+def test_in_a_sum_the_other_parts_are_paid_where_a_function_abstains():
+  def first_only(completions):
+    return [2.0 if "boxed" in text else None for text in completions]
+
+  def not_seven(completion):
+    return None if completion == "7" else 1
+
+  with named.given({"a": first_only, "b": not_seven}):
+    graded, _ = expression.grade_terms(expression.parse("given:a + 10*given:b"), ANSWERS, None)
+  assert graded.value_PG.tolist() == [[12, 10, 10], [10, 12, 0]]
+  assert graded.scored_PG.tolist() == [[True] * 3, [True, True, False]]
+  assert graded.cause_PG == [["", "", ""], ["", "", "abstained"]]
+  with named.given({"a": first_only}):  # a product with it is left out as a whole
+    graded, _ = expression.grade_terms(expression.parse("given:a*one_box + one_box"), ANSWERS, None)
+  assert graded.value_PG.tolist() == [[3, 0, 0], [0, 3, 0]] and graded.scored_PG.all()
+
+
 def test_a_value_that_is_not_finite_is_unscored():
   graded = paid(lambda completion: float("nan") if completion == "no" else True)
   assert graded.scored_PG.tolist() == [[True, False, True], [True] * 3] and graded.cause_PG[0][1] == "error"

@@ -226,6 +226,13 @@ def test_a_function_that_can_be_imported_is_named_by_its_module(init, tmp_path):
     assert config.rl.reward == f"verifiable - 1e-1*{__name__}:odd_length"
 
 
+def test_a_word_of_the_reward_that_nobody_passed_is_refused(init):
+  config = quick(init, rl__reward="verifiable + 0.1*brev")
+  with pytest.raises(jr.InputError, match="names 'brev', which is neither a reward of the table nor passed"):
+    with own_code.configured(config, "rl", {"brevv": odd_length}):
+      pass
+
+
 @pytest.mark.parametrize(
   ("arguments", "words"),
   [
@@ -235,6 +242,7 @@ def test_a_function_that_can_be_imported_is_named_by_its_module(init, tmp_path):
     (dict(reward=lambda x: 1), r"given:reward: has the parameters \(x\), which is no known shape"),
     (dict(verifier=lambda answer, label: True), "verifier=verifier: has no effect"),
     (dict(verifier="math"), "verifier is str, no function"),
+    (dict(reward=[odd_length]), 'pass a function, or several as {"name": function}'),
   ],
 )
 def test_a_function_that_does_not_fit_is_refused(init, arguments, words):

@@ -58,11 +58,11 @@ def test_a_reward_of_ones_own_is_paid_found_again_and_watched(folder, init, tmp_
   changes = QUICK | dict(init=init, rl__reward="0.5*my_rewards.py:picky+one_box", rl__optim__warmup=0.0)
   assert run_smoke("rl", "run", **changes | dict(checkpoint__every=1)) == 0
   first, second = rollouts("run")[:2]
-  assert first["reward"] is None and second["reward"] == 0.5 * (len(second["text"]) % 7) + second["text"].count(
-    "\\boxed"
-  )
+  assert first["rewards/picky"] is None and first["reward"] == first["rewards/one_box"]
+  assert second["rewards/picky"] == len(second["text"]) % 7
+  assert second["reward"] == 0.5 * second["rewards/picky"] + second["rewards/one_box"]
   logged = metrics("run")[1]
-  assert logged["unscored/abstained"] == 1 / 32 and "rewards/picky/mean" in logged and "rewards/one_box/mean" in logged
+  assert logged["unscored"] == 0 and "rewards/picky/mean" in logged and "rewards/one_box/mean" in logged
   code = json.loads(Path("run/manifest.json").read_text())["code"]
   assert "rl.reward 'my_rewards.py:picky'" in code
   workdir = folder / "run"
@@ -72,7 +72,9 @@ def test_a_reward_of_ones_own_is_paid_found_again_and_watched(folder, init, tmp_
   (folder / "my_rewards.py").write_text(REWARDS.replace("LEVEL", "4").replace("% 7", "% 1 + 8"))
   assert run(*same_command, "--config.rl.steps=4") == 0
   assert "the code of rl.reward 'my_rewards.py:picky' is not what the run began with" in caplog.text
-  assert {row["reward"] for row in rollouts(workdir, 4)} <= {None, 4.0, 5.0}
+  (change,) = json.loads((workdir / "manifest.json").read_text())["code_changes"]
+  assert change["last_step"] == 3 and list(change["code"]) == ["rl.reward 'my_rewards.py:picky'"]
+  assert {row["reward"] for row in rollouts(workdir, 4)} <= {0.0, 1.0, 4.0, 5.0}
 
 
 def test_a_reward_takes_columns_of_the_file_by_their_names(folder, init, capsys):
