@@ -36,6 +36,7 @@ _given: dict[str, Any] = {}  # objects that were passed from Python, by name
 _State = tuple[int, int]  # of a file: its time of change and its size
 _loaded: dict[Path, tuple[dict[Path, _State], ModuleType]] = {}  # by file: it and its neighbours when run, its module
 _neighbours: dict[Path, _State] = {}  # by file, of modules beside named files: their state when they were imported
+_held: list[dict[str, ModuleType]] = []  # of each block of `held`: what it has loaded, by path as a name has it
 _beside: list[str] = []  # folders of named files that `load_file` has put into sys.path
 
 
@@ -118,8 +119,30 @@ def load_file(path: str) -> ModuleType:
   """Runs a Python file and returns its module. path: as in `file_of`.
 
   It is run again only when the file, or a module beside it that it imports, has changed. Files in different folders
-  each import what lies beside them. Raises InputError, with the line, where it raises an error.
+  each import what lies beside them. In a block of `held` it is run once. Raises InputError, with the line, where it
+  raises an error.
   """
+  if not _held:
+    return _run_file(path)
+  modules = _held[-1]
+  if path not in modules:
+    modules[path] = _run_file(path)
+  return modules[path]
+
+
+@contextlib.contextmanager
+def held() -> Iterator[None]:
+  """Keeps each file that is loaded in the block as it was then, whatever becomes of it: a run has one code."""
+  modules: dict[str, ModuleType] = {}
+  _held.append(modules)
+  try:
+    yield
+  finally:
+    _held[:] = [one for one in _held if one is not modules]  # blocks need not end in the order of their beginning
+
+
+def _run_file(path: str) -> ModuleType:
+  """Does what `load_file` does outside of `held`."""
   file = file_of(path)
   if file in _loaded and _loaded[file][0] == _states(_loaded[file][0]):
     return _loaded[file][1]

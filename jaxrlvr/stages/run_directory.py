@@ -381,6 +381,7 @@ def open_run(config: ConfigDict, workdir: str | Path, stage: str) -> Iterator[Ru
         object_store.pull(home, folder, ("checkpoints", "rollouts", "evals"))
     run = Run(config, home, folder, stage, earlier)
     stack.callback(run._close)
+    stack.enter_context(named.held())  # what a run is named is hashed at its beginning, and must stay that
     yield run
 
 

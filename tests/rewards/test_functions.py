@@ -362,6 +362,25 @@ def test_a_changed_file_is_run_again_and_its_sources_differ(folder):
   assert list(inspect.signature(named.load("my-rewards.py:brief")).parameters) == ["completion"]
 
 
+def test_a_run_keeps_the_code_that_it_began_with(folder):
+  def brief():
+    return named.load("my-rewards.py:brief")
+
+  first, second = named.held(), named.held()
+  with first:
+    before = brief()
+    (folder / "my-rewards.py").write_text("def brief(completion):\n  return 1\n")
+    assert brief() is before
+    second.__enter__()
+    after = brief()
+    assert after is not before
+    (folder / "my-rewards.py").unlink()
+  assert brief() is after
+  second.__exit__(None, None, None)
+  with pytest.raises(InputError, match="no such file"):
+    brief()
+
+
 def test_files_in_two_folders_import_what_lies_beside_them(folder):
   for name in "ab":
     (folder / name).mkdir(exist_ok=True)
