@@ -63,7 +63,7 @@ def parse(text: str) -> Terms:
 
   try:
     tree = ast.parse(_NAME.sub(placeholder, text).strip(), mode="eval").body
-  except (SyntaxError, ValueError) as error:
+  except (SyntaxError, ValueError, RecursionError) as error:
     raise InputError(f"reward {text!r}: can't be read ({error}); write names, numbers, +, - and *") from None
   terms = _Reader(text, names).terms(tree)
   if not all(factors for _, factors in terms):
@@ -95,6 +95,8 @@ class _Reader:
       case ast.Call(func=ast.Name(id=name), args=args, keywords=keywords) if all(one.arg for one in keywords):
         values = [self._number(arg) for arg in args]
         by_name = {str(one.arg): self._number(one.value) for one in keywords}
+        if len(by_name) < len(keywords):
+          raise InputError(f"reward {self._text!r}: a number is given twice; drop one")
         return [(1.0, (self._factor(name, values, by_name),))]
     raise self._not_understood(node)
 

@@ -110,6 +110,9 @@ def shape_of(text: str, function: Any, numbers_given: Sequence[str] = ()) -> Sha
   if unknown and not takes_all:
     raise InputError(f"reward {text}: has no parameter {unknown[0]!r}; it has {', '.join(parameters)}")
   shape = _matching_shape(text, parameters, takes_all)
+  filled = [name for name in numbers_given if name in shape.filled]
+  if filled:
+    raise InputError(f"reward {text}: its parameter {filled[0]!r} takes no number from rl.reward; drop it there")
   others = [
     one
     for one in parameters.values()
@@ -218,7 +221,13 @@ def grade_by_function(call: Call, answers: Answers, grade: Grade, calls: Calls) 
   called again with each response alone. Raises InputError, with the row, for a result of another length or type.
   """
   if call.shape.name == "own":
-    return _checked(call.text, call.function(answers, grade), answers)
+    try:
+      graded = call.function(answers, grade)
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+      if isinstance(error, InputError):
+        raise
+      raise InputError(f"reward {call.text}: raised {named.error_line(error)}; mend it") from error
+    return _checked(call.text, graded, answers)
   rows = []
   for problem, responses, samples in zip(answers.problems, answers.response_PG, answers.sample_PG, strict=True):
     rows += [_Row(problem, response, int(sample)) for response, sample in zip(responses, samples, strict=True)]

@@ -16,6 +16,7 @@ A task is a module, or an object, with functions `problems` and `verify`, and pe
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import inspect
@@ -171,7 +172,7 @@ def _items(source: str, name: str, function: Callable, arguments: Mapping[str, A
 def _problem(own: OwnTask, item: Any, system: str) -> Problem:
   """Returns an item of a task as a problem."""
   if isinstance(item, Problem):
-    return item
+    return dataclasses.replace(item, extra=_json_entries(own, item.extra))
   if not isinstance(item, Mapping) or not {"prompt", "label"} <= set(item):
     raise InputError(
       f"{own.name}: problems() yielded {repr(item)[:80]}; yield mappings with prompt and label, such as "
@@ -187,10 +188,6 @@ def _problem(own: OwnTask, item: Any, system: str) -> Problem:
   if system and all(turn["role"] != "system" for turn in messages):
     messages.insert(0, {"role": "system", "content": system})
   extra = {key: value for key, value in item.items() if key not in ("prompt", "label", "truth", "id")}
-  try:
-    extra = json.loads(json.dumps(extra))
-  except (TypeError, ValueError) as error:
-    raise InputError(f"{own.name}: problems() yielded further entries that are no JSON ({error})") from None
   label = str(item["label"])
   digest = hashlib.sha1(json.dumps(messages).encode()).hexdigest()[:16]
   return Problem(
@@ -199,8 +196,16 @@ def _problem(own: OwnTask, item: Any, system: str) -> Problem:
     label=label,
     truth=str(item.get("truth", label)),
     verifier=own.verify,
-    extra=extra,
+    extra=_json_entries(own, extra),
   )
+
+
+def _json_entries(own: OwnTask, entries: Mapping) -> dict:
+  """Returns the further entries of a problem as its verifier will get them. Raises InputError for what is no JSON."""
+  try:
+    return json.loads(json.dumps(dict(entries)))
+  except (TypeError, ValueError) as error:
+    raise InputError(f"{own.name}: problems() yielded further entries that are no JSON ({error})") from None
 
 
 def _is_prompt(prompt: Any) -> bool:

@@ -118,6 +118,14 @@ def test_numbers_of_the_expression_reach_the_function():
     paid(capped, "given:it(cap=5)")
 
 
+@pytest.mark.parametrize(
+  ("numbers", "words"), [("limit=1, limit=2", "given twice"), ("completion=1", "'completion' takes no number")]
+)
+def test_numbers_without_effect_are_refused(numbers, words):
+  with pytest.raises(InputError, match=words):
+    paid(lambda completion, limit: limit, f"given:it({numbers})")
+
+
 def test_none_leaves_a_response_unscored():
   graded = paid(lambda completions: [None if "I" in text else 1 for text in completions])
   assert graded.scored_PG.tolist() == [[True, True, False], [True] * 3]
@@ -239,6 +247,7 @@ def test_an_async_error_is_the_rows_alone(is_async):
     (lambda completions: [[1.0]] * 6, ["returned [1.0] (list) for problem a, sample 0", "return a number"]),
     (lambda completion: "1", ["returned '1' (str) for problem a, sample 0"]),
     (lambda answers, grade: [1.0], ["return a Graded"]),
+    (lambda answers, grade: answers.nothing, ["raised AttributeError", "test_functions.py:"]),
     (lambda texts: [1.0], ["(texts), which is no known shape", "completions"]),
     (lambda completions, completion_ids: [1.0], ["'completion_ids' is TRL's"]),
     (lambda solution_str, limit: 1.0, ["nothing fills its parameter 'limit'", "given:it(limit=1)"]),

@@ -169,6 +169,12 @@ def test_an_endless_corpus_is_read_as_far_as_it_is_asked_for():
       "def problems(): return [dict(prompt='a', label='b', when={1})]\ndef verify(answer, label): pass",
       "further entries that are no JSON",
     ),
+    (
+      "from jaxrlvr.base.types import Problem\n"
+      "def problems(): return [Problem('a', ({'role': 'user', 'content': 'a'},), '', '', 'math', dict(when={1}))]\n"
+      "def verify(answer, label): pass",
+      "further entries that are no JSON",
+    ),
     ("def problems(): return [dict(prompt='a', label='b')] * 9\ndef verify(answer, label): pass", "20 were asked for"),
     *(
       (f"def problems(): return [dict(prompt={prompt}, label={label})]\ndef verify(answer, label): pass", words)
