@@ -157,9 +157,10 @@ def search_beside(path: Path) -> None:
   """Has the user's own files that a config names looked for beside it, and where the run that recorded it began."""
   named.search_in(path.parent)
   if path.suffix == ".json":
-    folder = logbook.read_json(path.parent / "manifest.json").get("folder")
-    if isinstance(folder, str):
-      named.search_in(folder)
+    manifest = logbook.read_json(path.parent / "manifest.json")
+    for folder in (manifest.get("folder"), *manifest.get("earlier_folders", ())):
+      if isinstance(folder, str):
+        named.search_in(folder)
 
 
 def _executed(path: Path, arg: str) -> ConfigDict:

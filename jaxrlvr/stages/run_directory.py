@@ -131,7 +131,11 @@ class Run:
       code_changes.append({"last_step": last_step, "code": {name: code_digests[name] for name in changed}})
     (self.workdir / "summary.json").unlink(missing_ok=True)  # it is there if a finished run gets more steps
     logbook.write_json(self.workdir / _CONFIG_FILE, {"stage": self.stage, **self.config.to_dict()})
-    logbook.write_json(file, manifest() | {"inputs": digests, "code": code_digests, "code_changes": code_changes})
+    made = manifest() | {"inputs": digests, "code": code_digests, "code_changes": code_changes}
+    before = logbook.read_json(file)
+    folders = [before.get("folder"), *before.get("earlier_folders", ())]
+    made["earlier_folders"] = [one for one in dict.fromkeys(folders) if one and one != made["folder"]]
+    logbook.write_json(file, made)
     self._push()
 
   def _check_inputs(self, digests: Mapping[str, str], recorded: Mapping[str, str]) -> None:
