@@ -132,8 +132,7 @@ class Run:
     (self.workdir / "summary.json").unlink(missing_ok=True)  # it is there if a finished run gets more steps
     logbook.write_json(self.workdir / _CONFIG_FILE, {"stage": self.stage, **self.config.to_dict()})
     made = manifest() | {"inputs": digests, "code": code_digests, "code_changes": code_changes}
-    before = logbook.read_json(file)
-    folders = [before.get("folder"), *before.get("earlier_folders", ())]
+    folders = [recorded.get("folder"), *recorded.get("earlier_folders", ())]
     made["earlier_folders"] = [one for one in dict.fromkeys(folders) if one and one != made["folder"]]
     logbook.write_json(file, made)
     self._push()
