@@ -176,6 +176,7 @@ def test_the_judge_exact_measures_the_faithfulness_of_a_task_and_says_that_it_co
   assert run(*judge) == 2 and "tasks are not those the run began with" in capsys.readouterr().err
 
 
+@pytest.mark.slow  # tests/training/test_terms.py has the identities in seconds
 def test_a_term_of_the_loss_equals_the_kl_term_finds_a_reference_and_compiles_once(folder, init):
   Path("my_losses.py").write_text(
     "import jax.numpy as jnp\n\n\ndef k3(logp, ref_logp):\n  d = ref_logp - logp\n"
@@ -205,6 +206,7 @@ def test_a_term_of_the_loss_equals_the_kl_term_finds_a_reference_and_compiles_on
   assert "rl.loss_terms 'my_losses.py:k3'" in json.loads(Path("term/manifest.json").read_text())["code"]
 
 
+@pytest.mark.slow  # tests/training/test_terms.py has the identities in seconds
 def test_a_bonus_for_entropy_is_paid_where_no_response_is_better_than_others(folder, init):
   Path("same.py").write_text("def same(completion):\n  return 1\n")
   changes = dict(init=init, rl__steps=2, evaluate__every=0, heldout__count=8, rl__reward="same.py:same", rl__kl_beta=0)
