@@ -100,19 +100,19 @@ def load(text: str) -> Any:
   if place.module == GIVEN:
     if attributes[0] not in _given:
       raise InputError(f"{text}: is an object that was passed from Python; pass it again, under the name {place.name}")
-    found: Any = _given[attributes.pop(0)]
+    value: Any = _given[attributes.pop(0)]
   elif place.is_file:
-    found = load_file(place.module)
+    value = load_file(place.module)
   else:
-    found = _import(place.module, text)
+    value = _import(place.module, text)
   for attribute in attributes:
-    if not hasattr(found, attribute):
-      public = [name for name in dir(found) if not name.startswith("_")]
+    if not hasattr(value, attribute):
+      public = [name for name in dir(value) if not name.startswith("_")]
       similar = difflib.get_close_matches(attribute, public, 1)
       hint = f"; did you mean {similar[0]}?" if similar else f"; it has {', '.join(public)[:200] or 'no names'}"
       raise InputError(f"{text}: there is no {attribute}{hint}")
-    found = getattr(found, attribute)
-  return found
+    value = getattr(value, attribute)
+  return value
 
 
 def load_file(path: str) -> ModuleType:
@@ -188,9 +188,9 @@ def _put_beside(file: Path, states: Mapping[Path, _State]) -> None:
   for path in set(states) - {file}:
     parts = path.relative_to(file.parent).with_suffix("").parts
     name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-    found = Path(getattr(sys.modules.get(name), "__file__", None) or "").resolve()
-    is_other = found != path and (found in _neighbours or str(found.parent) in _beside)
-    if is_other or (found == path and _neighbours.get(path, states[path]) != states[path]):
+    imported = Path(getattr(sys.modules.get(name), "__file__", None) or "").resolve()
+    is_other = imported != path and (imported in _neighbours or str(imported.parent) in _beside)
+    if is_other or (imported == path and _neighbours.get(path, states[path]) != states[path]):
       del sys.modules[name]
     _neighbours[path] = states[path]
 
@@ -261,7 +261,7 @@ def name_of(value: Any, name: str) -> str:
 
 SEARCH_VARIABLE = "JAXRLVR_SEARCH"  # environment of worker processes: folders of modules, as in PYTHONPATH
 BESIDE_VARIABLE = "JAXRLVR_BESIDE"  # environment of worker processes: those that are there for files in them
-GIVEN_VARIABLE = "JAXRLVR_GIVEN"  # environment of worker processes: a file that `dump_given` wrote
+GIVEN_VARIABLE = "JAXRLVR_GIVEN"  # environment of worker processes: a file that `environment` wrote
 
 
 def environment(file: Path) -> dict[str, str]:

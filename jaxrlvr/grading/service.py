@@ -95,7 +95,7 @@ class Service:
     self._workers = workers or os.cpu_count() or 1
     self._limits = (cpu_seconds, wall_seconds, memory_bytes)
     self._servers: list[_Server] = []
-    self._own: list[str] = []  # names of verifiers of a user's own that workers have imported
+    self._own: dict[str, list[str]] = {}  # sources, when workers first imported it, of each verifier of a user's own
 
   def __enter__(self) -> Service:
     return self
@@ -175,7 +175,7 @@ class Service:
     missing = sorted({named.absolute(name) for name in names} - set(self._own))
     if missing:
       self.close()
-      self._own += missing
+      self._own |= {name: named.sources(name) for name in missing}
 
   def _grade_isolated(self, payloads: list[bytes]) -> dict[bytes, Verdict]:
     """Returns the verdict on each payload, which are all different."""
@@ -193,14 +193,23 @@ class Service:
       self._servers.remove(server)
       server.close()
     missing = count - len(self._servers)
-    self._servers += [_Server(*self._limits, self._own) for _ in range(missing)]  # they start side by side
+    self._servers += [self._start_server() for _ in range(missing)]  # they start side by side
     return self._servers[:count]
+
+  def _start_server(self) -> _Server:
+    """Starts a server. Raises InputError where a user's verifier has changed: servers would then grade by two rules."""
+    for name, sources in self._own.items():
+      if named.sources(name) != sources:
+        raise InputError(
+          f"verifier {name}: its code was changed while it was at work; restore it and run the same command again"
+        )
+    return _Server(*self._limits, list(self._own))
 
   def _replace(self, server: _Server) -> _Server:
     """Kills a server and returns a new one in its place, which is not ready yet."""
     server.close(patience=0.0)
     place = self._servers.index(server)
-    self._servers[place] = _Server(*self._limits, self._own)
+    self._servers[place] = self._start_server()
     return self._servers[place]
 
 

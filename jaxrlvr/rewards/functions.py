@@ -410,7 +410,7 @@ def _number(text: str, result: Any, row: _Row) -> float | None:
     except OverflowError:  # an integer beyond floats
       return math.inf
   if hasattr(result, "item") and np.ndim(result) == 0:  # a scalar of an array library
-    return float(result.item())
+    return _number(text, result.item(), row)
   raise InputError(
     f"reward {text}: returned {_short(result)} for {row}; return a number, or None to leave the response unscored"
   )

@@ -131,10 +131,10 @@ class Run:
       code_changes.append({"last_step": last_step, "code": {name: code_digests[name] for name in changed}})
     (self.workdir / "summary.json").unlink(missing_ok=True)  # it is there if a finished run gets more steps
     logbook.write_json(self.workdir / _CONFIG_FILE, {"stage": self.stage, **self.config.to_dict()})
-    made = manifest() | {"inputs": digests, "code": code_digests, "code_changes": code_changes}
+    new = manifest() | {"inputs": digests, "code": code_digests, "code_changes": code_changes}
     folders = [recorded.get("folder"), *recorded.get("earlier_folders", ())]
-    made["earlier_folders"] = [one for one in dict.fromkeys(folders) if one and one != made["folder"]]
-    logbook.write_json(file, made)
+    new["earlier_folders"] = [one for one in dict.fromkeys(folders) if one and one != new["folder"]]
+    logbook.write_json(file, new)
     self._push()
 
   def _check_inputs(self, digests: Mapping[str, str], recorded: Mapping[str, str]) -> None:

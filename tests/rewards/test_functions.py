@@ -246,6 +246,7 @@ def test_an_async_error_is_the_rows_alone(is_async):
     (lambda completions: "111111", ["(str)", "return a list"]),
     (lambda completions: [[1.0]] * 6, ["returned [1.0] (list) for problem a, sample 0", "return a number"]),
     (lambda completion: "1", ["returned '1' (str) for problem a, sample 0"]),
+    (lambda completion: np.str_("1"), ["returned '1' (str) for problem a, sample 0"]),
     (lambda answers, grade: [1.0], ["return a Graded"]),
     (lambda answers, grade: answers.nothing, ["raised AttributeError", "test_functions.py:"]),
     (lambda texts: [1.0], ["(texts), which is no known shape", "completions"]),

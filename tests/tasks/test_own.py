@@ -104,6 +104,16 @@ def test_a_verifier_that_only_the_host_can_import_is_told_with_its_line(folder, 
     service.grade(jobs("4", verifier="key.py:check"))
 
 
+def test_a_worker_that_is_replaced_does_not_grade_by_other_code(folder):
+  with Service(workers=1, cpu_seconds=0.5, wall_seconds=3) as service:
+    assert service.grade(jobs("4")) == [Verdict(1.0)]
+    (folder / "next_number.py").write_text(TASK.format(shift=22))
+    assert service.grade(jobs("5")) == [Verdict(0.0)]  # by the code that the worker has
+    service.close()
+    with pytest.raises(InputError, match="its code was changed while it was at work; restore it"):
+      service.grade(jobs("6"))
+
+
 def test_an_object_passed_from_python_is_sent_to_the_workers():
   offset = 1
 
