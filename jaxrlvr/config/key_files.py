@@ -34,15 +34,15 @@ def entries(path: Path) -> list[Entry]:
   level, or that names a key twice, and for YAML where PyYAML is not installed.
   """
   try:
-    entries = list(_of_json(path) if path.suffix == ".json" else _of_yaml(path))
+    parsed = list(_of_json(path) if path.suffix == ".json" else _of_yaml(path))
   except (OSError, ValueError, TypeError, RecursionError) as error:  # json and yaml.constructor raise ValueError
     raise InputError(f"{path}: is no config file ({type(error).__name__}: {error})") from error
   places: dict[str, str] = {}
-  for entry in entries:
+  for entry in parsed:
     if entry.key in places:
       raise InputError(f"{entry.place}: {entry.key} is there twice (before at {places[entry.key]}); remove one")
     places[entry.key] = entry.place
-  return entries
+  return parsed
 
 
 def _of_json(path: Path) -> Iterator[Entry]:
