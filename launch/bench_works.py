@@ -104,10 +104,10 @@ def _ours(size: Size):
   import jax
   import numpy as np
 
-  from jaxrlvr.model import spec as policy_spec
+  from jaxrlvr.model import weight_table
 
   spec = _spec(size)
-  params = jax.jit(policy_spec.init, static_argnums=0)(spec, jax.random.key(0))
+  params = jax.jit(weight_table.init, static_argnums=0)(spec, jax.random.key(0))
   return spec, params, np.random.default_rng(0)
 
 
@@ -364,7 +364,7 @@ def _model_folder(size: Size, folder: Path) -> None:
 
   from jaxrlvr.device import sharding
   from jaxrlvr.model import hf_weights as weights
-  from jaxrlvr.model import spec as policy_spec
+  from jaxrlvr.model import weight_table
 
   spec, params, _ = _ours(size)
   mesh, head = sharding.make_mesh(devices=jax.devices()[:1]), "embed" if spec.tied else "head"
@@ -374,7 +374,7 @@ def _model_folder(size: Size, folder: Path) -> None:
   ids = {"eos_token_id": 1, "bos_token_id": None, "pad_token_id": 0}
   config = weights.config_of(spec, "float32", ids)
   (folder / "config.json").write_text(json.dumps(config))
-  weights.save(folder, jax.device_put(params, policy_spec.shardings(spec, mesh)), spec, "float32", 2**40)
+  weights.save(folder, jax.device_put(params, weight_table.shardings(spec, mesh)), spec, "float32", 2**40)
   _words(size).save(str(folder / "tokenizer.json"))
   special = {"eos_token": "\u2581t1", "pad_token": "\u2581t0"}
   (folder / "tokenizer_config.json").write_text(json.dumps(special))

@@ -30,7 +30,7 @@ from helpers.serving import Server
 from jaxrlvr.data import built_in_text
 from jaxrlvr.device import keys
 from jaxrlvr.grading.service import Service
-from jaxrlvr.model import spec as policy_spec
+from jaxrlvr.model import weight_table
 from jaxrlvr.model.spec import RopeScaling, Spec
 from jaxrlvr.text.tokenizer import train_sentencepiece
 
@@ -100,7 +100,7 @@ def spec():
 
 @pytest.fixture(scope="session")
 def params(spec):
-  return jax.jit(lambda: policy_spec.init(spec, keys.at(3, "init")))()
+  return jax.jit(lambda: weight_table.init(spec, keys.at(3, "init")))()
 
 
 @pytest.fixture(scope="session")
@@ -125,7 +125,7 @@ def rich_spec():
 
 @pytest.fixture(scope="session")
 def rich_params(rich_spec):
-  params = jax.jit(lambda: policy_spec.init(rich_spec, keys.at(5, "init")))()
+  params = jax.jit(lambda: weight_table.init(rich_spec, keys.at(5, "init")))()
   return {name: w + 0.1 if name.endswith(("bias", "norm")) else w for name, w in params.items()}
 
 

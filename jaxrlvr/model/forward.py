@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +13,8 @@ from jaxrlvr.device import sharding
 from jaxrlvr.model import attention
 from jaxrlvr.model.int8 import dequantise
 from jaxrlvr.model.row_layout import RowLayout
-from jaxrlvr.model.spec import Spec, leaves
+from jaxrlvr.model.spec import Spec
+from jaxrlvr.model.weight_table import adapter_leaves, adapter_names, leaves
 
 # Computes a layer's attention: (q_BHTh, k_BKTh, v_BKTh, the layer's entry of the cache) -> (out_BHTh, its new entry).
 # q and k have been rotated to their positions.
@@ -85,7 +86,7 @@ def causal(segments_BT: jax.Array, spec: Spec, layout: RowLayout) -> Attend:
 def cast(params: Mapping[str, jax.Array], spec: Spec) -> dict[str, jax.Array]:
   """Returns all weights in the compute dtype, `spec.dtype`; call it once, outside of any loop over tokens.
 
-  params: the weights by name, as in `spec.leaves`; no `Int8` among them.
+  params: the weights by name, as in `weight_table.leaves`; no `Int8` among them.
   """
   return {name: w.astype(spec.dtype) for name, w in params.items()}
 
@@ -95,18 +96,33 @@ def head_VD(params: dict, spec: Spec) -> jax.Array:
   return params["embed"] if spec.tied else params["head"]
 
 
-def _named_products(x_nD: jax.Array, *weights: jax.Array) -> tuple[jax.Array, ...]:
-  """Returns x @ w, [n, M], for each weight w [D, ...]; M is the product of its other axes.
+def _projections(x_nD: jax.Array, w: Mapping[str, jax.Array], names: Sequence[str], spec: Spec) -> list[jax.Array]:
+  """Returns x @ w[name], [n, M], for each name; M is the product of the weight's output axes.
 
-  Each product is named, so that the policy "dots" of REMAT stores it. Weights that share their input are passed
-  together, because the backward pass then transposes x once for all of them.
+  Where `w` has adapters of a weight, their product (`Lora`) is added. Each product with a weight is named, so that the
+  policy "dots" of REMAT stores it. Weights that share their input are passed together, because the backward pass then
+  transposes x once for all of them.
   """
-  return tuple(checkpoint_name(product_nM, _PRODUCT) for product_nM in _products(x_nD, weights))
+  width = x_nD.shape[1]
+  weights = [_with_one_input_axis(w[name], width) for name in names]
+  low_rank = {name: adapter_names(name) for name in names if adapter_names(name)[0] in w}
+  adapters_a = [_with_one_input_axis(w[name_a], width) for name_a, _ in low_rank.values()]
+  products = [checkpoint_name(product_nM, _PRODUCT) for product_nM in _products(x_nD, (*weights, *adapters_a))]
+  projections = dict(zip(names, products, strict=False))
+  for (name, (_, name_b)), x_nr in zip(low_rank.items(), products[len(names) :], strict=True):
+    (change_nM,) = _products(x_nr, (w[name_b],))
+    projections[name] += spec.lora.scale * checkpoint_name(change_nM, _PRODUCT)
+  return [projections[name] for name in names]
+
+
+def _with_one_input_axis(weight: jax.Array, inputs: int) -> jax.Array:
+  """Returns a weight with all axes of its `inputs` inputs, as those of heads and head width, merged to the first."""
+  return weight if len(weight) == inputs else weight.reshape(inputs, -1)
 
 
 @jax.custom_vjp
 def _products(x_nD, weights):
-  """Computes `_named_products`; on a CPU the backward pass transposes x first.
+  """Returns x @ w, [n, M], for each weight w [D, ...]; on a CPU the backward pass transposes x first.
 
   Gradients of weights are products that sum over rows, for which a CPU otherwise takes up to twice as long.
   """
@@ -152,8 +168,7 @@ def _attention_block(x_BTD, w, angles, attend, cache, spec: Spec):
     # Transposed by hand: on CPU, an einsum to "bnth" would compute [n*h, b*t] and read it column by column.
     return x_nM.reshape(rows, time, -1, spec.head_dim).swapaxes(1, 2)
 
-  projections = _named_products(y_nD, w["q"], w["k"], w["v"])
-  q, k, v = (split_heads(x_nM) for x_nM in projections)
+  q, k, v = (split_heads(x_nM) for x_nM in _projections(y_nD, w, ("q", "k", "v"), spec))
   if spec.qkv_bias:
     q = q + w["q_bias"][:, None]
     k = k + w["k_bias"][:, None]
@@ -172,15 +187,15 @@ def _attention_block(x_BTD, w, angles, attend, cache, spec: Spec):
   k = _rotate(k, angles)
   out_BHTh, cache = attend(q, k, v, cache)
   out_nM = out_BHTh.swapaxes(1, 2).reshape(rows * time, -1)
-  (out_nD,) = _named_products(out_nM, w["o"].reshape(-1, width))
+  (out_nD,) = _projections(out_nM, w, ("o",), spec)
   return sharding.constrain(x_BTD + out_nD.reshape(x_BTD.shape), "batch", None, None), cache
 
 
 def _mlp_block(x_BTD, w, spec: Spec):
   """Adds the gated MLP to the hidden states [B,T,D]."""
   y_nD = _rms_norm(x_BTD, w["mlp_norm"], spec.norm_eps).reshape(-1, x_BTD.shape[-1])
-  gate_nF, up_nF = _named_products(y_nD, w["gate"], w["up"])
-  (out_nD,) = _named_products(jax.nn.silu(gate_nF) * up_nF, w["down"])
+  gate_nF, up_nF = _projections(y_nD, w, ("gate", "up"), spec)
+  (out_nD,) = _projections(jax.nn.silu(gate_nF) * up_nF, w, ("down",), spec)
   return sharding.constrain(x_BTD + out_nD.reshape(x_BTD.shape), "batch", None, None)
 
 
@@ -195,8 +210,9 @@ def forward(
 ) -> tuple[jax.Array, Any]:
   """Returns the final hidden states [B,T,D] (normed, before the head, in `spec.dtype`) and the new cache.
 
-  params: the weights by name, as in `spec.leaves`, in the compute dtype (`cast`) or as `Int8`. Those of layers are
-  stacked along the first axis; with a cache they may be tuples with one array a layer.
+  params: the weights by name, as in `weight_table.leaves`, in the compute dtype (`cast`) or as `Int8`. Those of layers
+  are stacked along the first axis; with a cache they may be tuples with one array a layer. Adapters of `spec.lora`, by
+  their names in `weight_table.adapter_leaves`, are used if they are among them; without them the base is computed.
   tokens_BT: token ids below `spec.vocab`. positions_BT: position of each token in its own text, from 0.
   attend: computes a layer's attention, (q_BHTh, k_BKTh, v_BKTh, entry) -> (out_BHTh, new entry), where entry is the
   layer's part of the cache; `causal` returns one.
@@ -206,7 +222,8 @@ def forward(
   rope: the `rope_table` of every position that occurs, from a caller that computes it once for a loop over tokens.
   None: the table of positions 0 .. T-1 is computed here, and no position may be larger.
   """
-  layer_weights = {name: params[name] for name, leaf in leaves(spec).items() if leaf.layered}
+  layer_leaves = {name: leaf for name, leaf in leaves(spec).items() if leaf.layered} | adapter_leaves(spec)
+  layer_weights = {name: params[name] for name in layer_leaves if name in params}
   embeddings = jax.tree.map(lambda array: array[tokens_BT], params["embed"])  # of both arrays of an Int8
   x_BTD = dequantise(embeddings, spec.dtype)
   x_BTD = sharding.constrain(x_BTD, "copies", None, "embed")  # so that no device gathers the whole embedding table

@@ -20,8 +20,9 @@ from etils import epath
 from jaxrlvr.base import disk, named, object_store
 from jaxrlvr.base.errors import InputError
 from jaxrlvr.device import multihost, sharding
-from jaxrlvr.model import spec as policy_spec
-from jaxrlvr.model.spec import Leaf, RopeScaling, Spec, leaves
+from jaxrlvr.model import weight_table
+from jaxrlvr.model.spec import Leaf, RopeScaling, Spec
+from jaxrlvr.model.weight_table import leaves
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 _DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(jnp.bfloat16), "F16": np.dtype(np.float16)}
@@ -386,7 +387,7 @@ def load(model: Model, spec: Spec, mesh: jax.sharding.Mesh) -> dict[str, jax.Arr
   All processes must call it together: each reads only the rows that its own devices hold, tensor by tensor, so that a
   host holds at most one tensor at a time. Raises InputError for a weight that is not finite, or can't be split.
   """
-  shardings = policy_spec.shardings(spec, mesh)
+  shardings = weight_table.shardings(spec, mesh)
   stacks = {name: leaf for name, leaf in leaves(spec).items() if leaf.layered}
   params = jax.jit(
     lambda: {name: jnp.zeros(leaf.shape) for name, leaf in stacks.items()},

@@ -1,15 +1,11 @@
-"""The policy's shape (`Spec`), and the table of its weights (`leaves`), from which init, sharding and import derive."""
+"""What a policy is made of: its shape (`Spec`), its adapters (`Lora`), and a row of the table of weights (`Leaf`)."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 
-import jax
-import jax.numpy as jnp
-
 from jaxrlvr.base.errors import InputError
-from jaxrlvr.device import sharding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +20,36 @@ class RopeScaling:
   low_freq_factor: float = 1.0
   high_freq_factor: float = 4.0
   original_max_position: int = 8192  # `original_max_position_embeddings` there
+
+
+@dataclasses.dataclass(frozen=True)
+class Lora:
+  """Low-rank adapters of some weights (Hu et al. 2021), which are trained while all other weights are frozen.
+
+  A layer multiplies its inputs x with a weight w that is a target as x @ w + alpha / rank * (x @ a) @ b. Raises
+  InputError where the rank is no positive int, alpha no positive number, targets are missing or not distinct, or
+  base_dtype is unknown.
+  """
+
+  rank: int  # columns of a, rows of b
+  alpha: float  # the product of the adapters is multiplied by alpha / rank
+  targets: tuple[str, ...]  # names in the table of weights (`weight_table.leaves`), of weights that each layer has
+  base_dtype: str = "float32"  # in which the frozen weights are kept, "float32" or "bfloat16"
+
+  def __post_init__(self):
+    if type(self.rank) is not int or self.rank < 1:
+      raise InputError(f"rank of LoRA = {self.rank!r}: wanted a positive int")
+    if not isinstance(self.alpha, int | float) or not 0 < self.alpha < math.inf:
+      raise InputError(f"alpha of LoRA = {self.alpha!r}: wanted a positive number")
+    if not self.targets or len(set(self.targets)) < len(self.targets):
+      raise InputError(f"targets of LoRA = {self.targets!r}: wanted at least one weight, each once")
+    if self.base_dtype not in ("float32", "bfloat16"):
+      raise InputError(f"base_dtype of LoRA = {self.base_dtype!r}: take 'float32' or 'bfloat16'")
+
+  @property
+  def scale(self) -> float:
+    """What the product of the adapters is multiplied by: alpha / rank."""
+    return self.alpha / self.rank
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +77,7 @@ class Spec:
   qkv_bias: bool = False  # q, k and v have biases (Qwen2)
   qk_norm: bool = False  # q and k are normed in each head (Qwen3)
   tied: bool = True  # the head is the embedding table
+  lora: Lora | None = None  # adapters that the policy may have; None: none
   dtype: str = "float32"  # of activations, "float32" or "bfloat16"; master weights are float32
   attention: str = "reference"  # how whole rows attend: "reference", "mapped", "xla", "cudnn" or "splash"
   remat: str = "none"  # what a layer stores for its backward pass: "none", "dots" or "full", see above
@@ -118,79 +145,3 @@ class Leaf:
     if self.axes[0] == "vocab":
       return (1,)
     return (0,) if self.layer_shape[0] == self.fan_in else (0, 1)
-
-
-def leaves(spec: Spec) -> dict[str, Leaf]:
-  """Returns every weight of the policy by name; from this table init, sharding, import, export and checkpoints derive.
-
-  Weights by name, with N layers, width D, MLP width F, head width h: embed [V,D], final_norm [D]; head [V,D] unless
-  `spec.tied`; in each layer attn_norm and mlp_norm [N,D], q [N,D,heads,h], k and v [N,D,kv_heads,h], o [N,heads,h,D],
-  gate and up [N,D,F], down [N,F,D]; with `spec.qkv_bias` q_bias [N,heads,h], k_bias and v_bias [N,kv_heads,h]; with
-  `spec.qk_norm` q_norm and k_norm [N,h].
-  """
-  n, d, f, h = spec.layers, spec.width, spec.mlp, spec.head_dim
-  heads, kv = spec.heads, spec.kv_heads
-  block, attn, mlp = "model.layers.{}.", "model.layers.{}.self_attn.", "model.layers.{}.mlp."
-  table = {
-    "embed": Leaf((spec.vocab, d), ("vocab", "embed"), d, "model.embed_tokens.weight"),
-    "attn_norm": Leaf((n, d), ("layers", None), None, block + "input_layernorm.weight", constant=1.0),
-    "q": Leaf((n, d, heads, h), ("layers", "embed", "heads", None), d, attn + "q_proj.weight"),
-    "k": Leaf((n, d, kv, h), ("layers", "embed", "kv_heads", None), d, attn + "k_proj.weight"),
-    "v": Leaf((n, d, kv, h), ("layers", "embed", "kv_heads", None), d, attn + "v_proj.weight"),
-    "o": Leaf((n, heads, h, d), ("layers", "heads", None, "embed"), heads * h, attn + "o_proj.weight"),
-    "mlp_norm": Leaf((n, d), ("layers", None), None, block + "post_attention_layernorm.weight", constant=1.0),
-    "gate": Leaf((n, d, f), ("layers", "embed", "mlp"), d, mlp + "gate_proj.weight"),
-    "up": Leaf((n, d, f), ("layers", "embed", "mlp"), d, mlp + "up_proj.weight"),
-    "down": Leaf((n, f, d), ("layers", "mlp", "embed"), f, mlp + "down_proj.weight"),
-    "final_norm": Leaf((d,), (None,), None, "model.norm.weight", constant=1.0),
-  }
-  if spec.qkv_bias:
-    table |= {
-      "q_bias": Leaf((n, heads, h), ("layers", "heads", None), None, attn + "q_proj.bias"),
-      "k_bias": Leaf((n, kv, h), ("layers", "kv_heads", None), None, attn + "k_proj.bias"),
-      "v_bias": Leaf((n, kv, h), ("layers", "kv_heads", None), None, attn + "v_proj.bias"),
-    }
-  if spec.qk_norm:
-    table |= {
-      "q_norm": Leaf((n, h), ("layers", None), None, attn + "q_norm.weight", constant=1.0),
-      "k_norm": Leaf((n, h), ("layers", None), None, attn + "k_norm.weight", constant=1.0),
-    }
-  if not spec.tied:
-    table["head"] = Leaf((spec.vocab, d), ("vocab", "embed"), d, "lm_head.weight")
-  return table
-
-
-def shardings(spec: Spec, mesh: jax.sharding.Mesh) -> dict[str, jax.sharding.NamedSharding]:
-  """Returns the sharding on the mesh of each weight, by its name in `leaves`, as `Leaf.axes` states it.
-
-  KV heads that attention repeats (`sharding.kv_copies`) are not split: each device holds all of them. Raises
-  InputError, naming weight and axis, where the mesh doesn't split a weight evenly.
-  """
-  sharding_of = {}
-  for name, leaf in leaves(spec).items():
-    sharding_of[name] = sharding.checked_sharding(mesh, name, leaf.shape, leaf.axes)
-  return sharding_of
-
-
-def count_weights(spec: Spec) -> int:
-  """Returns how many numbers the policy's weights have in all; a tied head and the padding rows count once."""
-  return sum(math.prod(leaf.shape) for leaf in leaves(spec).values())
-
-
-def init(spec: Spec, key: jax.Array) -> dict[str, jax.Array]:
-  """Returns fresh float32 weights, by their names in `leaves`: normal with variance 1/fan_in, norms 1, biases 0.
-
-  Call it inside jit, with `shardings` as the shardings of the result, so that no device holds all weights. All are
-  pieces of one flat draw, because a draw for each weight takes 14 times as long to compile.
-  """
-  flat = jax.random.normal(key, (count_weights(spec),))
-  params, start = {}, 0
-  for name, leaf in leaves(spec).items():
-    size = math.prod(leaf.shape)
-    draw = flat[start : start + size].reshape(leaf.shape)
-    start += size
-    if leaf.fan_in is None:
-      params[name] = jnp.full(leaf.shape, leaf.constant, jnp.float32)
-    else:
-      params[name] = draw / leaf.fan_in**0.5
-  return params

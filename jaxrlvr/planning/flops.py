@@ -6,7 +6,8 @@ from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from jaxrlvr.model.row_layout import RowLayout
-from jaxrlvr.model.spec import Spec, count_weights
+from jaxrlvr.model.spec import Spec
+from jaxrlvr.model.weight_table import count_weights
 
 _FLOAT32_BYTES = 4
 _WRITE_AND_READ = 2  # an array that is written once and read once moves its bytes twice

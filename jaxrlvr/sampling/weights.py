@@ -9,7 +9,8 @@ import jax
 
 from jaxrlvr.device import sharding
 from jaxrlvr.model.int8 import Int8, quantise
-from jaxrlvr.model.spec import Leaf, Spec, leaves
+from jaxrlvr.model.spec import Leaf, Spec
+from jaxrlvr.model.weight_table import leaves
 
 
 def weight_shardings(spec: Spec, mesh: jax.sharding.Mesh, int8: tuple[str, ...] = ()) -> dict:

@@ -26,8 +26,7 @@ from jaxrlvr.base.types import Problem
 from jaxrlvr.config.files import search_beside
 from jaxrlvr.data import hub, overlap
 from jaxrlvr.device import checkpoint, keys, multihost, sharding
-from jaxrlvr.model import forward, hf_weights
-from jaxrlvr.model import spec as policy_spec
+from jaxrlvr.model import forward, hf_weights, weight_table
 from jaxrlvr.model.attention import platform_of, resolve
 from jaxrlvr.model.spec import RopeScaling, Spec
 from jaxrlvr.stages import memory
@@ -142,14 +141,14 @@ def _sampling_mesh(spec: Spec, mesh: jax.sharding.Mesh, size: int) -> jax.shardi
   """Returns the mesh of sampling with this size along `tensor`. Raises InputError where the weights can't be split
   so."""
   sample_mesh = sharding.sampling_mesh(mesh, size)
-  policy_spec.shardings(spec, sample_mesh)
+  weight_table.shardings(spec, sample_mesh)
   return sample_mesh
 
 
 def _choose_sampling_mesh(spec: Spec, mesh: jax.sharding.Mesh, device_bytes: int | None) -> jax.sharding.Mesh:
   """Returns the mesh of sampling with the size along `tensor` that `configured_sampling_mesh` describes."""
   devices = mesh.devices.size
-  weight_bytes = policy_spec.count_weights(spec) * jnp.dtype(spec.dtype).itemsize
+  weight_bytes = weight_table.count_weights(spec) * jnp.dtype(spec.dtype).itemsize
   chosen = None
   for size in range(mesh.shape["tensor"], devices + 1):
     if devices % size:
@@ -320,10 +319,10 @@ def load_policy(config: ConfigDict) -> Policy:
     spec = fresh_spec(config, config.model.vocab or tokenizer.vocab_size)
   device = mesh.local_devices[0]
   spec = with_real_vocab(with_compute_settings(spec, config, platform_of(device)), tokenizer)
-  shardings = policy_spec.shardings(spec, mesh)
+  shardings = weight_table.shardings(spec, mesh)
   device_bytes = (device.memory_stats() or {}).get("bytes_limit")
   sample_mesh = configured_sampling_mesh(config, spec, mesh, device_bytes)
-  fresh_params = jax.jit(lambda: policy_spec.init(spec, keys.at(config.seed, "init")), out_shardings=shardings)
+  fresh_params = jax.jit(lambda: weight_table.init(spec, keys.at(config.seed, "init")), out_shardings=shardings)
   if model is not None:
     params, origin = hf_weights.load(model, spec, mesh), origin_of_model(model)
   elif init is not None:
@@ -495,7 +494,7 @@ def _load_origin(origin: dict, policy: Policy) -> dict:
   Raises InputError where they are gone, have changed, or take too much memory.
   """
   place = origin.get("run") or origin["model"]
-  needed = _PARAM_BYTES * policy_spec.count_weights(policy.spec)
+  needed = _PARAM_BYTES * weight_table.count_weights(policy.spec)
   free = memory.free_bytes(policy.mesh)
   if free is not None and needed > free:
     raise InputError(f"{place}: takes {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; take more memory")
@@ -505,12 +504,12 @@ def _load_origin(origin: dict, policy: Policy) -> dict:
     _check_unchanged(place, origin_of_model(model)["digests"], recorded)
     return hf_weights.load(model, policy.spec, policy.mesh)
   shapes = {}
-  for name, leaf in policy_spec.leaves(policy.spec).items():
+  for name, leaf in weight_table.leaves(policy.spec).items():
     shapes[name] = jax.ShapeDtypeStruct(leaf.shape, jnp.float32)
   run = object_store.path(place)
   if not (run / POLICY_FILE).is_file():
     raise InputError(f"{place}: is gone; put it back")
-  params, origin_now = _load_params(run, shapes, policy_spec.shardings(policy.spec, policy.mesh))
+  params, origin_now = _load_params(run, shapes, weight_table.shardings(policy.spec, policy.mesh))
   _check_unchanged(place, origin_now["digests"], recorded)
   return params
 
@@ -553,7 +552,7 @@ def state_shapes(policy: Policy, optimizer: optax.GradientTransformation) -> tup
   are sharded like their weights, counts are replicated.
   """
   replicated: Any = sharding.named_sharding(policy.mesh)
-  of_params: Any = policy_spec.shardings(policy.spec, policy.mesh)
+  of_params: Any = weight_table.shardings(policy.spec, policy.mesh)
   shapes = jax.eval_shape(lambda params: init_state(params, optimizer), policy.params)
   with jax.transfer_guard("allow"):  # optax builds small placeholders
     of_optimizer = optax.tree.map_params(

@@ -14,7 +14,7 @@ from jaxrlvr.base.errors import InputError, TrainingStopped
 from jaxrlvr.base.types import Problem
 from jaxrlvr.device import multihost
 from jaxrlvr.judging.judges import Judge
-from jaxrlvr.model import spec as policy_spec
+from jaxrlvr.model import weight_table
 from jaxrlvr.stages import build_policy, diagnosis_page
 from jaxrlvr.stages.curate import random_sort_key
 from jaxrlvr.stages.evaluate import graded_rows, names_held_out
@@ -67,7 +67,7 @@ def diagnose(config: ConfigDict, workdir: str | Path) -> dict:
     figures, histogram = _figures(config, responses)
     figures_of_reasoning, judging = _judge(_select_for_judging(config, responses), run, judge, config)
     figures |= figures_of_reasoning
-    billions = policy_spec.count_weights(policy.spec) / 1e9
+    billions = weight_table.count_weights(policy.spec) / 1e9
     verifiers = {problem.verifier for problem in survey.problems}
     like_references = prediction.resembles_references(billions, verifiers)
     domain = prediction.domain_of(config.diagnose.domain, config.problems.source, verifiers)

@@ -17,9 +17,9 @@ from ml_collections import ConfigDict
 from jaxrlvr.base import disk, logbook
 from jaxrlvr.base.errors import InputError, StorageError
 from jaxrlvr.device import multihost, sharding
-from jaxrlvr.model import hf_weights
-from jaxrlvr.model import spec as policy_spec
+from jaxrlvr.model import hf_weights, weight_table
 from jaxrlvr.model.score import score
+from jaxrlvr.model.spec import Spec
 from jaxrlvr.stages import build_policy
 from jaxrlvr.stages.run_directory import open_run
 from jaxrlvr.text.tokenizer import SentencePiece, Tokenizer
@@ -80,7 +80,7 @@ def import_model(config: ConfigDict, workdir: str | Path) -> dict:
     )
     # This file comes last, as it makes the directory a config.init.
     logbook.write_json(run.workdir / build_policy.POLICY_FILE, dataclasses.asdict(spec))
-    return run.finish(steps=0, parameters=policy_spec.count_weights(spec), origin=origin)
+    return run.finish(steps=0, parameters=weight_table.count_weights(spec), origin=origin)
 
 
 def export(config: ConfigDict, workdir: str | Path) -> dict:
@@ -194,7 +194,7 @@ def movement_in_training(policy: build_policy.Policy, dtype: str) -> TrainingMov
     kept += int(still_differing.sum(dtype=np.int64))
   if not moved:
     return TrainingMovement()
-  return TrainingMovement(moved / policy_spec.count_weights(policy.spec), kept / moved, place)
+  return TrainingMovement(moved / weight_table.count_weights(policy.spec), kept / moved, place)
 
 
 @functools.partial(jax.jit, static_argnums=2)
@@ -208,9 +208,7 @@ def _differing(one: jax.Array, other: jax.Array, dtype: str) -> tuple[jax.Array,
   return differing, still_differing
 
 
-def _probe(
-  params: Mapping[str, jax.Array], spec: policy_spec.Spec, mesh: jax.sharding.Mesh, dtype: str = "float32"
-) -> np.ndarray:
+def _probe(params: Mapping[str, jax.Array], spec: Spec, mesh: jax.sharding.Mesh, dtype: str = "float32") -> np.ndarray:
   """Scores random tokens, which depend on vocabulary and mesh alone, so that two sets of weights can be compared.
 
   Returns [3, rows, tokens]: log-probability, entropy and self-certainty of each token in nats. They are computed in
@@ -229,7 +227,7 @@ def _probe(
 
 
 @functools.partial(jax.jit, static_argnames=("spec", "dtype"))
-def _rounded_score(params, tokens_BT, positions_BT, segments_BT, spec: policy_spec.Spec, dtype: str):
+def _rounded_score(params, tokens_BT, positions_BT, segments_BT, spec: Spec, dtype: str):
   """Scores tokens with weights rounded to `dtype`."""
   rounded = {name: jax.lax.reduce_precision(weights, *_BITS[dtype]) for name, weights in params.items()}
   return score(rounded, tokens_BT, positions_BT, segments_BT, spec)

@@ -22,7 +22,7 @@ from jaxrlvr.data.columns import counts_in_words
 from jaxrlvr.data.problems import shuffled_index
 from jaxrlvr.device import multihost, sharding
 from jaxrlvr.grading.service import Job, Service
-from jaxrlvr.model import spec as policy_spec
+from jaxrlvr.model import weight_table
 from jaxrlvr.stages import build_policy
 from jaxrlvr.stages.rollout import grade_in_parts, verifier_service
 from jaxrlvr.stages.run_directory import Run, open_run
@@ -251,7 +251,7 @@ def _train(stage: str, config: ConfigDict, run: Run) -> dict:
       if run.due(step, steps):
         run.save(step, state, cursor=cursor, origin=policy.origin)
         run.raise_if_asked_after_save()
-    return run.finish(steps=steps, parameters=policy_spec.count_weights(policy.spec), **_figures_of_texts(documents))
+    return run.finish(steps=steps, parameters=weight_table.count_weights(policy.spec), **_figures_of_texts(documents))
 
 
 def _figures_of_texts(documents: Texts) -> dict[str, object]:

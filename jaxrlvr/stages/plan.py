@@ -17,7 +17,7 @@ from jaxrlvr.base import logbook, object_store
 from jaxrlvr.base.errors import InputError
 from jaxrlvr.config import values
 from jaxrlvr.config.files import derive
-from jaxrlvr.model import spec as policy_spec
+from jaxrlvr.model import weight_table
 from jaxrlvr.planning import tpu
 from jaxrlvr.stages import plan_programs
 from jaxrlvr.stages.plan_programs import Measured, Program
@@ -358,7 +358,7 @@ def _content(config: ConfigDict, fitted: Fitted, where: tpu.Slice, devices: Sequ
     "slice": dataclasses.asdict(where),
     "chips": where.chips,
     "capacity": where.chip.hbm,
-    "parameters": policy_spec.count_weights(policy.spec),
+    "parameters": weight_table.count_weights(policy.spec),
     "attention": policy.spec.attention,
     "mesh": dict(policy.mesh.shape),
     "sample_mesh": dict(policy.sample_mesh.shape),

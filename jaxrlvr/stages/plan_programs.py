@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from jaxrlvr.base import object_store
 from jaxrlvr.base.errors import InputError
 from jaxrlvr.device import keys, sharding
-from jaxrlvr.model import spec as policy_spec
+from jaxrlvr.model import weight_table
 from jaxrlvr.model.row_layout import RowLayout, Separate
 from jaxrlvr.planning import collectives, flops, tpu
 from jaxrlvr.sampling import cache as sampler_cache
@@ -138,8 +138,8 @@ def abstract_policy(config: ConfigDict, where: tpu.Slice, devices: Sequence[jax.
   set_compile_cache(config.compile_cache)  # before the first program
   mesh = build_policy.configured_mesh(config, devices)
   spec = build_policy.with_compute_settings(spec, config, "tpu")
-  shapes = jax.eval_shape(lambda: policy_spec.init(spec, keys.at(0, "init")))
-  params = _abstract(shapes, policy_spec.shardings(spec, mesh))
+  shapes = jax.eval_shape(lambda: weight_table.init(spec, keys.at(0, "init")))
+  params = _abstract(shapes, weight_table.shardings(spec, mesh))
   sample_mesh = build_policy.configured_sampling_mesh(config, spec, mesh, int(where.chip.hbm))
   return build_policy.Policy(spec, None, params, mesh, sample_mesh, {})
 

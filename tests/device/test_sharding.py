@@ -12,10 +12,10 @@ import pytest
 from helpers.rollouts import prompts, rollout_batch, row_keys
 from jaxrlvr.base.errors import InputError
 from jaxrlvr.device import checkpoint, sharding
-from jaxrlvr.model import attention, forward
-from jaxrlvr.model import spec as policy_spec
+from jaxrlvr.model import attention, forward, weight_table
 from jaxrlvr.model.row_layout import SharedPrompt
 from jaxrlvr.model.score import score
+from jaxrlvr.model.spec import Spec
 from jaxrlvr.sampling import Sampling, sample
 from jaxrlvr.sampling.weights import lay_out_weights
 from jaxrlvr.training import objective, optimizer
@@ -42,7 +42,7 @@ def everything(spec, params, mesh, cut, shrink=0, layout=None):
 
   cut: the number of devices that the weights are sharded over while sampling.
   """
-  placed = policy_spec.shardings(spec, mesh)
+  placed = weight_table.shardings(spec, mesh)
   up = functools.partial(jax.device_put, device=sharding.named_sharding(mesh, "batch"))
   sampling = sharding.sampling_mesh(mesh, cut)
   settings = dict(group=4, baseline="mean", scale_std=True, reduce="token-mean")
@@ -113,10 +113,10 @@ def test_weights_for_sampling_are_cut_and_no_kv_head_is_lost(spec, params):
 def test_indivisible_sizes_are_named(rich_spec):
   mesh = sharding.make_mesh(tensor=3, devices=jax.devices()[:3])
   with pytest.raises(InputError, match=r"embed: axis 'vocab' has size 32, not divisible by 3 .*lower tensor in"):
-    policy_spec.shardings(rich_spec, mesh)
+    weight_table.shardings(rich_spec, mesh)
   spec = dataclasses.replace(rich_spec, vocab=33, heads=6, kv_heads=2)
   with pytest.raises(InputError, match=r"k: axis 'kv_heads' has size 2, not divisible by 3"):
-    policy_spec.shardings(spec, mesh)
+    weight_table.shardings(spec, mesh)
   with pytest.raises(InputError, match="does not cover 8 devices"):
     sharding.make_mesh(data=3)
 
@@ -246,7 +246,7 @@ def test_the_first_moment_may_be_bfloat16_and_the_second_may_not(spec, params):
 def test_digests_are_those_of_one_device_and_come_from_one_program(spec, params):
   """Computed leaf by leaf, digests hung sooner or later on meshes that shard over fsdp and tensor."""
   mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
-  places = policy_spec.shardings(spec, mesh)
+  places = weight_table.shardings(spec, mesh)
   cut = {name: jax.device_put(w, places[name]) for name, w in params.items()}
   want = checkpoint.leaf_digests(params)
   assert all(checkpoint.leaf_digests(cut) == want for _ in range(40))
@@ -262,6 +262,6 @@ def test_sampling_is_cut_by_kv_heads_and_by_memory(heads, memory, cut):
   from jaxrlvr.config import files as configs
   from jaxrlvr.stages import build_policy
 
-  spec = policy_spec.Spec(vocab=24, width=16, layers=1, heads=heads[0], kv_heads=heads[1], head_dim=4, mlp=24)
+  spec = Spec(vocab=24, width=16, layers=1, heads=heads[0], kv_heads=heads[1], head_dim=4, mlp=24)
   mesh = build_policy.configured_sampling_mesh(configs.base(), spec, sharding.make_mesh(data=1, fsdp=8), memory)
   assert dict(mesh.shape) == {"data": 8 // cut, "fsdp": 1, "tensor": cut}

@@ -12,7 +12,8 @@ from jaxrlvr.model import forward as fwd
 from jaxrlvr.model import score as score_module
 from jaxrlvr.model.row_layout import Separate
 from jaxrlvr.model.score import score, token_stats
-from jaxrlvr.model.spec import Spec, count_weights, init
+from jaxrlvr.model.spec import Spec
+from jaxrlvr.model.weight_table import count_weights, init
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,7 @@ from safetensors import numpy as safetensors
 from helpers.hf_directories import SPECS, TINY, tensors_of, write_weights
 from jaxrlvr.base.errors import InputError
 from jaxrlvr.device import keys, sharding
-from jaxrlvr.model import hf_weights
-from jaxrlvr.model import spec as policy_spec
+from jaxrlvr.model import hf_weights, weight_table
 
 ALL = dict(data=2, fsdp=2, tensor=2)
 
@@ -47,15 +46,15 @@ def test_every_weight_lies_where_einsum_wants_it(tmp_path, family, dtype):
     params["head" if not spec.tied else "embed"],
     wide["lm_head.weight" if not spec.tied else "model.embed_tokens.weight"],
   )
-  placed = policy_spec.shardings(spec, sharding.make_mesh(**ALL))
+  placed = weight_table.shardings(spec, sharding.make_mesh(**ALL))
   assert all(params[name].sharding == placed[name] for name in params)
 
 
 @pytest.mark.parametrize(("family", "shard_bytes"), [("llama", 1), ("qwen2", 3000), ("qwen3", 1 << 30)])
 def test_writing_is_the_inverse_of_reading(tmp_path, family, shard_bytes):
   spec, mesh = SPECS[family], sharding.make_mesh(**ALL)
-  placed = policy_spec.shardings(spec, mesh)
-  params = jax.jit(lambda: policy_spec.init(spec, keys.at(1, "init")), out_shardings=placed)()
+  placed = weight_table.shardings(spec, mesh)
+  params = jax.jit(lambda: weight_table.init(spec, keys.at(1, "init")), out_shardings=placed)()
   (tmp_path / "config.json").write_text(json.dumps(hf_weights.config_of(spec, "float32", {})))
   hf_weights.save(tmp_path, params, spec, "float32", shard_bytes)
   model, reread = load(tmp_path)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxrlvr.model import spec as policy_spec
+from jaxrlvr.model import weight_table
 from jaxrlvr.model.row_layout import Separate, SharedPrompt
 from jaxrlvr.model.score import score
 from jaxrlvr.planning import flops
@@ -102,6 +102,6 @@ def test_chips_share_the_work_and_weights_are_read_by_each(spec):
   assert shared.bytes > whole.bytes / 8
   more = flops.update_cost(spec, 8, Separate(10), 9, 4, 4, ONE)
   # Gradient and weights, twice as often.
-  assert more.bytes - whole.bytes == 2 * policy_spec.count_weights(spec) * (8 + 2 * 4)
+  assert more.bytes - whole.bytes == 2 * weight_table.count_weights(spec) * (8 + 2 * 4)
   less = flops.update_cost(spec, 8, Separate(10), 9, 2, 2, ONE)
-  assert whole.bytes - less.bytes == 4 * policy_spec.count_weights(spec)
+  assert whole.bytes - less.bytes == 4 * weight_table.count_weights(spec)

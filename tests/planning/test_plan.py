@@ -276,13 +276,13 @@ PUBLISHED = {
 
 
 def test_published_shapes_have_the_published_number_of_weights():
-  from jaxrlvr.model import spec as policy_spec
+  from jaxrlvr.model import weight_table
   from jaxrlvr.stages import build_policy
 
   for name, billions in PUBLISHED.items():
     config = configs.load(f"shape:{name}")
     spec = build_policy.fresh_spec(config, config.model.vocab)
-    assert policy_spec.count_weights(spec) == pytest.approx(billions * 1e9, abs=1e6), name
+    assert weight_table.count_weights(spec) == pytest.approx(billions * 1e9, abs=1e6), name
 
 
 def run_plan(tmp_path, *words):

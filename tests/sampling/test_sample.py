@@ -13,7 +13,7 @@ from helpers.rollouts import EOS, NO_STOPS, prompts, row_keys
 from jaxrlvr.device import keys, sharding
 from jaxrlvr.model.int8 import dequantise
 from jaxrlvr.model.score import score
-from jaxrlvr.model.spec import leaves
+from jaxrlvr.model.weight_table import leaves
 from jaxrlvr.sampling import Sampling, sample, threads
 from jaxrlvr.sampling import decode as decoding
 from jaxrlvr.sampling.decode import DecodeLoop, decode_loop

@@ -39,7 +39,8 @@ from jaxrlvr.device import checkpoint, sharding
 from jaxrlvr.model import hf_weights
 from jaxrlvr.model.hf_weights import storage
 from jaxrlvr.model.score import score
-from jaxrlvr.model.spec import Spec, count_weights
+from jaxrlvr.model.spec import Spec
+from jaxrlvr.model.weight_table import count_weights
 from jaxrlvr.stages import build_policy, hf_models
 from jaxrlvr.stages.links import read_links
 from jaxrlvr.stages.run_directory import read_config
@@ -306,7 +307,7 @@ import re, sys
 import jax
 from jaxrlvr.device import sharding
 from jaxrlvr.model import hf_weights
-from jaxrlvr.model.spec import count_weights
+from jaxrlvr.model.weight_table import count_weights
 model = hf_weights.open_model(sys.argv[1])
 mesh = sharding.make_mesh(data=1, fsdp=4, tensor=2)
 status = lambda key: int(re.search(key + r":\\s*(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
