@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import json
 import math
 import os
@@ -17,15 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from jaxrlvr.base import disk, named, object_store
+from jaxrlvr.base import disk, named
 from jaxrlvr.base.errors import InputError
 from jaxrlvr.device import multihost, sharding
-from jaxrlvr.model import weight_table
+from jaxrlvr.model import safetensors_files, weight_table
+from jaxrlvr.model.safetensors_files import Tensor, read_json_object
 from jaxrlvr.model.spec import Leaf, RopeScaling, Spec
 from jaxrlvr.model.weight_table import leaves
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
-_DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(jnp.bfloat16), "F16": np.dtype(np.float16)}
 
 
 class Family(NamedTuple):
@@ -111,39 +110,8 @@ _LLAMA3 = {
 _SWITCHES = ("qkv_bias", "qk_norm")
 _ALL_LEAVES = leaves(Spec(8, 4, 1, 1, 1, 4, 4, qkv_bias=True, qk_norm=True, tied=False))  # of every weight there can be
 _QWEN3_HEAD_DIM = 128  # where its config.json states none
+_PLACE = "a Hugging Face model directory"  # where the JSON files are that are read here
 _UNKNOWN_POSITIONS = 2048  # max_position_embeddings in an exported config.json where the policy states none
-_BLOCK = 64 << 20  # bytes of a tensor that a check holds at once
-_SAMPLE = 4096  # bytes at the start, middle and end of a tensor that its digest covers
-_LENGTH_BYTES = 8  # a safetensors file begins with the length of its header, a little-endian number of as many bytes
-
-
-class Tensor(NamedTuple):
-  """Where a tensor lies in a safetensors file; its bytes are read by `read` or `blocks`."""
-
-  name: str  # in the file
-  file: epath.Path
-  dtype: np.dtype  # in the file: float32, float16, or bfloat16 of ml_dtypes
-  shape: tuple[int, ...]  # in the file
-  start: int  # its first byte in the file
-
-  @property
-  def row_bytes(self) -> int:
-    """Bytes of one entry of the first dimension: all of a tensor of shape [n, ...] divided by n."""
-    return math.prod(self.shape[1:]) * self.dtype.itemsize
-
-  def read(self, first: int, last: int) -> np.ndarray:
-    """Returns entries first .. last - 1 of the first dimension, [last - first, ...] in the file's dtype."""
-    with self.file.open("rb") as f:
-      f.seek(self.start + first * self.row_bytes)
-      content = f.read((last - first) * self.row_bytes)
-    return np.frombuffer(content, self.dtype).reshape(last - first, *self.shape[1:])
-
-  def blocks(self) -> Iterator[np.ndarray]:
-    """Yields the whole tensor in blocks of entries of the first dimension, of at most 64 MiB (or one entry) each."""
-    entries = self.shape[0]
-    entries_of_block = max(1, _BLOCK // max(1, self.row_bytes))
-    for first in range(0, entries, entries_of_block):
-      yield self.read(first, min(first + entries_of_block, entries))
 
 
 class Model(NamedTuple):
@@ -215,8 +183,8 @@ def open_model(folder: str | os.PathLike, family_name: str = "") -> Model:
   """
   folder = epath.Path(folder)
   for name in (INDEX, SINGLE):
-    check_regular(folder / name)
-  model_type = _json(folder / "config.json").get("model_type")
+    safetensors_files.check_regular(folder / name)
+  model_type = read_json_object(folder / "config.json", _PLACE).get("model_type")
   family = own_family(family_name) if family_name else None
   if family and family.model_type != model_type:
     family = None
@@ -265,7 +233,7 @@ def _read_spec(folder: epath.Path, family: Family | None) -> Spec:
   """
   file = folder / "config.json"
   with _readable(file):
-    return _spec(file, _json(file), family)
+    return _spec(file, read_json_object(file, _PLACE), family)
 
 
 @contextlib.contextmanager
@@ -403,7 +371,7 @@ def load(model: Model, spec: Spec, mesh: jax.sharding.Mesh) -> dict[str, jax.Arr
     # Waits for all devices: a slow one would keep its pieces of several tensors alive.
     jax.block_until_ready(params[name])
     if not multihost.fetch(is_finite):
-      raise InputError(f"{tensor.file}: tensor {hf_name} holds a value that is not finite; take another copy")
+      raise safetensors_files.not_finite(tensor)
   return {name: params[name] for name in leaves(spec)}
 
 
@@ -443,34 +411,6 @@ def _widen(weight: jax.Array) -> tuple[jax.Array, jax.Array]:
   return weight.astype(jnp.float32), jnp.isfinite(weight).all()
 
 
-def check_finite(model: Model) -> None:
-  """Raises InputError, naming file and tensor, for the first tensor that holds a NaN or an infinity.
-
-  Reads every byte of the weights, on this process alone, at most 64 MiB (or one row) at a time.
-  """
-  for name, tensor in model.tensors.items():
-    for block in tensor.blocks():
-      if not np.isfinite(block.astype(np.float32)).all():
-        raise InputError(f"{tensor.file}: tensor {name} holds a value that is not finite; take another copy")
-
-
-def weights_digest(model: Model) -> str:
-  """Returns a SHA-256, as hex, that identifies the weights in files, however they are divided among these.
-
-  It covers name, dtype, shape and three samples of 4 KiB of each tensor: enough to tell weights apart after a short
-  training run, but no check of every byte.
-  """
-  digest = hashlib.sha256()
-  for name, tensor in sorted(model.tensors.items()):
-    size = math.prod(tensor.shape) * tensor.dtype.itemsize
-    digest.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
-    with tensor.file.open("rb") as f:
-      for offset in (0, size // 2, max(0, size - _SAMPLE)):
-        f.seek(tensor.start + offset)
-        digest.update(f.read(min(_SAMPLE, size - offset)))
-  return digest.hexdigest()
-
-
 def save(
   folder: str | os.PathLike,
   params: Mapping[str, jax.Array],
@@ -497,15 +437,10 @@ def save(
   weight_map = {}
   for number, tensors in enumerate(shards, 1):
     name_of_file = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-    file = folder / name_of_file
-    header = _file_header(tensors, dtype)
-    size = len(header) + _size(tensors, dtype)
-    with disk.writing(file, size), file.open("wb") as f:
-      f.write(header)
-      for hf_name, name, leaf, layer in tensors:
-        array = multihost.fetch(gather(params[name], layer, leaf=leaf, dtype=dtype))
-        f.write(np.ascontiguousarray(array).view(np.uint8))
-        weight_map[hf_name] = name_of_file
+    shapes = {tensor.hf_name: storage(tensor.leaf).file_shape for tensor in tensors}
+    arrays = (multihost.fetch(gather(params[name], layer, leaf=leaf, dtype=dtype)) for _, name, leaf, layer in tensors)
+    safetensors_files.write(folder / name_of_file, shapes, dtype, arrays)
+    weight_map |= dict.fromkeys(shapes, name_of_file)
   if len(shards) > 1:
     total_size = sum(_size(tensors, dtype) for tensors in shards)
     text = json.dumps({"metadata": {"total_size": total_size}, "weight_map": weight_map}, indent=1)
@@ -524,19 +459,9 @@ def _cut_into_shards(spec: Spec, dtype: str, shard_bytes: int, family: Family | 
   return shards
 
 
-def _file_header(tensors: Sequence[NamedTensor], dtype: str) -> bytes:
-  """Returns the start of a safetensors file of these tensors: the length of the JSON, and the JSON, padded to 8."""
-  codes = {numpy_dtype: code for code, numpy_dtype in _DTYPES.items()}
-  code = codes[jnp.dtype(dtype)]
-  entries: dict[str, dict] = {"__metadata__": {"format": "pt"}}
-  end = 0
-  for tensor in tensors:
-    start, end = end, end + _size([tensor], dtype)
-    shape = storage(tensor.leaf).file_shape
-    entries[tensor.hf_name] = {"dtype": code, "shape": shape, "data_offsets": (start, end)}
-  text = json.dumps(entries).encode()
-  text += b" " * (-len(text) % _LENGTH_BYTES)
-  return len(text).to_bytes(_LENGTH_BYTES, "little") + text
+def _size(tensors: Sequence[NamedTensor], dtype: str) -> int:
+  """Returns the bytes of these tensors."""
+  return sum(safetensors_files.tensor_bytes(storage(tensor.leaf).file_shape, dtype) for tensor in tensors)
 
 
 def _as_stored(weight: jax.Array, layer: int, leaf: Leaf, dtype: str) -> jax.Array:
@@ -546,33 +471,6 @@ def _as_stored(weight: jax.Array, layer: int, leaf: Leaf, dtype: str) -> jax.Arr
   return one_layer.transpose(order).reshape(file_shape).astype(dtype)
 
 
-def _size(tensors: Sequence[NamedTensor], dtype: str) -> int:
-  """Returns the bytes of these tensors."""
-  numbers = sum(math.prod(storage(tensor.leaf).file_shape) for tensor in tensors)
-  return numbers * jnp.dtype(dtype).itemsize
-
-
-def check_regular(file: epath.Path) -> None:
-  """Raises InputError where a local path exists and is no regular file, such as a pipe, which could block a reader.
-
-  Nothing is checked on an object store.
-  """
-  if not object_store.is_remote(file) and os.path.exists(file) and not os.path.isfile(file):
-    raise InputError(f"{file}: is no regular file (a pipe, a device or a folder); take the model's own file")
-
-
-def _json(file: epath.Path) -> dict:
-  """Reads a JSON object. Raises InputError where the file holds none."""
-  check_regular(file)
-  try:
-    content = json.loads(file.read_text())
-  except (OSError, ValueError, RecursionError) as error:
-    raise InputError(f"{file}: can't be read ({type(error).__name__}); name a Hugging Face model directory") from error
-  if not isinstance(content, dict):
-    raise InputError(f"{file}: holds a {type(content).__name__}, wanted an object; take the model's own file")
-  return content
-
-
 def _tensors(folder: epath.Path) -> dict[str, Tensor]:
   """Returns every tensor of the folder by name, from the headers of the files in its index, or of its only file.
 
@@ -580,9 +478,9 @@ def _tensors(folder: epath.Path) -> dict[str, Tensor]:
   """
   if (folder / INDEX).is_file():
     with _readable(folder / INDEX):
-      return _shards(folder, _json(folder / INDEX).get("weight_map", {}))
+      return _shards(folder, read_json_object(folder / INDEX, _PLACE).get("weight_map", {}))
   if (folder / SINGLE).is_file():
-    return _header(folder / SINGLE)
+    return safetensors_files.read_header(folder / SINGLE)
   pickles = [p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth")]
   content = f"only pickle files ({min(pickles)}), which can run code" if pickles else f"neither {SINGLE} nor {INDEX}"
   raise InputError(f"{folder}: holds {content}; save the model as safetensors (transformers: save_pretrained)")
@@ -594,45 +492,13 @@ def _shards(folder: epath.Path, index: Mapping[str, str]) -> dict[str, Tensor]:
   for name in sorted(set(index.values())):
     if "/" in name or not (folder / name).is_file():
       raise InputError(f"{folder / INDEX}: names the shard {name}, which is not in the folder; fetch it")
-    check_regular(folder / name)
-    tensors = _header(folder / name)
+    safetensors_files.check_regular(folder / name)
+    tensors = safetensors_files.read_header(folder / name)
     listed = {tensor for tensor, file in index.items() if file == name}
     for tensor in sorted(listed ^ tensors.keys()):
       where = "lists" if tensor in listed else "does not list"
       raise InputError(f"{folder / name}: {INDEX} {where} its tensor {tensor}, unlike the file; fetch both again")
     by_name |= tensors
-  return by_name
-
-
-def _header(file: epath.Path) -> dict[str, Tensor]:
-  """Returns the tensors of a safetensors file by name. Raises InputError for a torn file and unknown dtypes."""
-  size = file.stat().length
-  with file.open("rb") as f:
-    data_start = _LENGTH_BYTES + int.from_bytes(f.read(_LENGTH_BYTES), "little")
-    text = f.read(data_start - _LENGTH_BYTES) if data_start <= size else b""
-  try:
-    header = json.loads(text)
-    header.pop("__metadata__", None)
-    by_name, position = {}, data_start
-    for name, entry in sorted(header.items(), key=lambda pair: pair[1]["data_offsets"]):
-      shape, (start, end) = tuple(entry["shape"]), entry["data_offsets"]
-      if entry["dtype"] not in _DTYPES:
-        raise InputError(
-          f"{file}: tensor {name} has dtype {entry['dtype']}, wanted one of {', '.join(_DTYPES)}; cast it"
-        )
-      by_name[name] = Tensor(name, file, _DTYPES[entry["dtype"]], shape, position)
-      size_of_tensor = math.prod(shape) * by_name[name].dtype.itemsize
-      if data_start + start != position or end - start != size_of_tensor:
-        raise ValueError(f"the bytes of tensor {name} are not where they should be")
-      position += end - start
-  except InputError:
-    raise
-  except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-    raise InputError(f"{file}: is no whole safetensors file ({error}); fetch it again") from error
-  if position != size:
-    raise InputError(
-      f"{file}: has {size} bytes, its header tells of {position}: it is truncated or torn; fetch it again"
-    )
   return by_name
 
 

@@ -26,7 +26,7 @@ from jaxrlvr.base.types import Problem
 from jaxrlvr.config.files import search_beside
 from jaxrlvr.data import hub, overlap
 from jaxrlvr.device import checkpoint, keys, multihost, sharding
-from jaxrlvr.model import forward, hf_weights, weight_table
+from jaxrlvr.model import forward, hf_weights, safetensors_files, weight_table
 from jaxrlvr.model.attention import platform_of, resolve
 from jaxrlvr.model.spec import RopeScaling, Spec
 from jaxrlvr.stages import memory
@@ -374,7 +374,7 @@ def origin_of_model(model: hf_weights.Model) -> dict:
   own = {"family": model.family_name} if model.family else {}
   return own | {
     "model": str(model.folder),
-    "digests": {"weights": hf_weights.weights_digest(model), "config": logbook.digest(config)},
+    "digests": {"weights": safetensors_files.digest_of_tensors(model.tensors), "config": logbook.digest(config)},
   }
 
 

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from jaxrlvr.base import disk, logbook
 from jaxrlvr.base.errors import InputError, StorageError
 from jaxrlvr.device import multihost, sharding
-from jaxrlvr.model import hf_weights, weight_table
+from jaxrlvr.model import hf_weights, safetensors_files, weight_table
 from jaxrlvr.model.score import score
 from jaxrlvr.model.spec import Spec
 from jaxrlvr.stages import build_policy
@@ -67,14 +67,14 @@ def import_model(config: ConfigDict, workdir: str | Path) -> dict:
       return run.summary
     folder = run.workdir / build_policy.MODEL_FOLDER
     folder.mkdir(exist_ok=True)
-    hf_weights.check_regular(model.folder / _GENERATION)
+    safetensors_files.check_regular(model.folder / _GENERATION)
     for name in ("config.json", _GENERATION, hf_weights.INDEX, *model.files):
       if (model.folder / name).is_file():
         disk.copy(model.folder / name, folder / name)
     copied = hf_weights.open_model(folder, model.family_name)
-    if hf_weights.weights_digest(copied) != origin["digests"]["weights"]:
+    if safetensors_files.digest_of_tensors(copied.tensors) != origin["digests"]["weights"]:
       raise StorageError(f"{folder}: is not what {model.folder} held at first; import it again")
-    hf_weights.check_finite(copied)
+    safetensors_files.check_finite(copied.tensors.values())
     build_policy.copy_tokenizer(
       config, run.workdir / build_policy.TOKENIZER_FILE, run.workdir / build_policy.TOKENIZER_FOLDER
     )

@@ -13,7 +13,7 @@ from safetensors import numpy as safetensors
 from helpers.hf_directories import SPECS, TINY, tensors_of, write_weights
 from jaxrlvr.base.errors import InputError
 from jaxrlvr.device import keys, sharding
-from jaxrlvr.model import hf_weights, weight_table
+from jaxrlvr.model import hf_weights, safetensors_files, weight_table
 
 ALL = dict(data=2, fsdp=2, tensor=2)
 
@@ -72,9 +72,9 @@ def test_writing_is_the_inverse_of_reading(tmp_path, family, shard_bytes):
 
 def test_rows_that_devices_share_are_read_once(tmp_path, monkeypatch):
   model = hf_weights.open_model(write_weights(tmp_path, TINY))
-  read, plain = [], hf_weights.Tensor.read
+  read, plain = [], safetensors_files.Tensor.read
   monkeypatch.setattr(
-    hf_weights.Tensor, "read", lambda self, *rows: (read.append((self.name, *rows)), plain(self, *rows))[1]
+    safetensors_files.Tensor, "read", lambda self, *rows: (read.append((self.name, *rows)), plain(self, *rows))[1]
   )
   hf_weights.load(model, model.spec, sharding.make_mesh(data=2, fsdp=4))
   assert len(read) == len(set(read))
@@ -289,7 +289,8 @@ def test_files_that_are_not_the_model_are_refused(tmp_path, case):
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_values_that_are_not_finite_are_named(tmp_path, value):
   not_finite(value)(tmp_path, tensors_of(TINY))
-  for read in (lambda: load(tmp_path), lambda: hf_weights.check_finite(hf_weights.open_model(tmp_path))):
+  tensors = hf_weights.open_model(tmp_path).tensors.values()
+  for read in (lambda: load(tmp_path), lambda: safetensors_files.check_finite(tensors)):
     with pytest.raises(InputError, match=f"tensor {DOWN} holds a value that is not finite"):
       read()
 
@@ -299,12 +300,16 @@ def test_no_directory_is_told(tmp_path):
     hf_weights.open_model(tmp_path / "absent")
 
 
+def digest(folder):
+  return safetensors_files.digest_of_tensors(hf_weights.open_model(folder).tensors)
+
+
 def test_digest_tells_weights_not_files(tmp_path):
-  one = hf_weights.weights_digest(hf_weights.open_model(write_weights(tmp_path / "1", TINY)))
-  assert one == hf_weights.weights_digest(hf_weights.open_model(write_weights(tmp_path / "2", TINY, shards=3)))
+  one = digest(write_weights(tmp_path / "1", TINY))
+  assert one == digest(write_weights(tmp_path / "2", TINY, shards=3))
   tensors = tensors_of(TINY)
   tensors["model.norm.weight"][5] += 1e-3
-  assert one != hf_weights.weights_digest(hf_weights.open_model(write_weights(tmp_path / "3", TINY, tensors)))
+  assert one != digest(write_weights(tmp_path / "3", TINY, tensors))
 
 
 def test_no_family_has_biases_and_norms():
