@@ -1,4 +1,4 @@
-"""PEFT directories: what is read, what is refused and with which words, and that writing undoes reading."""
+"""PEFT directories: what is read and refused, that writing undoes reading, and, when slow, parity with peft."""
 
 import dataclasses
 import json
@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 from safetensors import numpy as safetensors
 
-from helpers.hf_directories import TINY, tensors_of
+from helpers.hf_directories import SPECS, TINY, tensors_of, write_weights
+from helpers.policies import logits_of
 from jaxrlvr.base.errors import InputError
 from jaxrlvr.device import sharding
-from jaxrlvr.model import peft_files, weight_table
+from jaxrlvr.model import hf_weights, peft_files, weight_table
 from jaxrlvr.model.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from jaxrlvr.model.spec import Lora
+from jaxrlvr.training.optimizer import adamw
 
 PREFIX = "base_model.model."
 LAYER = "model.layers.{}."
@@ -160,10 +162,10 @@ def test_a_module_without_an_adapter_gets_one_of_zeros(tmp_path):
   assert not np.any(adapters["q_lora_a"][0]) and not np.any(adapters["q_lora_b"][0]) and np.all(adapters["q_lora_b"][1])
 
 
-def drawn(lora, **sizes):
+def drawn(lora, spec=TINY, **mesh):
   """Returns a spec with these adapters, and random ones."""
-  spec = dataclasses.replace(TINY, lora=lora)
-  mesh, adapters = sharding.make_mesh(**sizes or {"data": -1}), {}
+  spec = dataclasses.replace(spec, lora=lora)
+  mesh, adapters = sharding.make_mesh(**mesh), {}
   rng = np.random.default_rng(1)
   for name, leaf in weight_table.adapter_leaves(spec).items():
     place = sharding.checked_sharding(mesh, name, leaf.shape, leaf.axes)
@@ -341,3 +343,103 @@ def test_folders_that_are_no_adapter_are_told(tmp_path):
   (folder / "adapter_model.bin").touch()
   with pytest.raises(InputError, match="holds only the pickle adapter_model.bin, which can run code; save the adapter"):
     peft_files.open_adapter(folder, TINY)
+
+
+def their_model(base, adapter=None, trainable=False, **lora_config):
+  """Returns (peft's model of a base with an adapter, torch); without `adapter` it has a new one with random b."""
+  torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+  peft = pytest.importorskip("peft")
+  torch.manual_seed(0)
+  model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, attn_implementation="eager")
+  if adapter is not None:
+    return peft.PeftModel.from_pretrained(model, adapter, is_trainable=trainable).eval(), torch
+  model = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", **lora_config))
+  with torch.no_grad():
+    for name, weight in model.named_parameters():
+      if "lora_B" in name:
+        weight.normal_(0, 0.3)
+  return model.eval(), torch
+
+
+@pytest.fixture
+def base(tmp_path):
+  """Returns (folder of a base that transformers reads, its spec, its weights)."""
+  spec = SPECS["qwen2"]
+  tensors = {name: w * 0.3 + name.endswith("norm.weight") for name, w in tensors_of(spec).items()}
+  folder = write_weights(tmp_path / "base", spec, {name: w.astype(np.float32) for name, w in tensors.items()})
+  model = hf_weights.open_model(folder)
+  return folder, spec, hf_weights.load(model, spec, sharding.make_mesh(devices=jax.devices()[:1]))
+
+
+TOKENS = np.random.default_rng(0).integers(0, TINY.vocab, (2, 20))
+THEIR_CONFIGS = {
+  "plain": dict(r=3, lora_alpha=6, target_modules=["q_proj", "v_proj", "down_proj"]),
+  "rslora": dict(r=4, lora_alpha=6, target_modules="all-linear", use_rslora=True),
+  "patterns": dict(
+    r=3,
+    lora_alpha=6,
+    target_modules=["q_proj", "o_proj", "up_proj"],
+    rank_pattern={"up_proj": 5, r"layers\.0\.self_attn\.q_proj": 1},
+    alpha_pattern={"1.self_attn.o_proj": 2},
+    layers_to_transform=[1],
+    lora_dropout=0.1,
+  ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("case", THEIR_CONFIGS)
+def test_adapters_that_peft_saved_give_its_logits(tmp_path, base, case):
+  folder, spec, params = base
+  theirs, torch = their_model(folder, **THEIR_CONFIGS[case])
+  theirs.save_pretrained(tmp_path / "adapter")
+  with torch.no_grad():
+    expected = theirs(torch.asarray(TOKENS)).logits.numpy()
+  adapter = peft_files.open_adapter(tmp_path / "adapter", spec)
+  assert peft_files.base_of(tmp_path / "adapter") == str(folder)
+  adapters = peft_files.load(adapter, spec, params["embed"].sharding.mesh)
+  of_base = np.asarray(logits_of(params, TOKENS, spec))
+  logits = np.asarray(logits_of(params | adapters, TOKENS, dataclasses.replace(spec, lora=adapter.lora)))
+  np.testing.assert_allclose(logits, expected, atol=1e-4)
+  assert np.abs(expected - of_base).max() > 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_peft_reads_adapters_and_takes_the_same_step(tmp_path, base):
+  """Logits, the gradients of a and b, and both after a step of AdamW equal those of peft and torch."""
+  folder, spec, params = base
+  spec, adapters = drawn(
+    Lora(rank=3, alpha=1.5, targets=("q", "k", "o", "gate", "down")), spec, devices=jax.devices()[:1]
+  )
+  (tmp_path / "adapter").mkdir()
+  peft_files.save(tmp_path / "adapter", adapters, spec, str(folder))
+  theirs, torch = their_model(folder, tmp_path / "adapter", trainable=True)
+
+  def loss(adapters):
+    logits_BTV = logits_of(params | adapters, TOKENS, spec)
+    logp_BTV = jax.nn.log_softmax(logits_BTV[:, :-1])
+    return -jnp.mean(jnp.take_along_axis(logp_BTV, TOKENS[:, 1:, None], -1)), logits_BTV
+
+  (_, logits), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(adapters)
+  output = theirs(torch.asarray(TOKENS), labels=torch.asarray(TOKENS))
+  np.testing.assert_allclose(logits, output.logits.detach().numpy(), atol=1e-4)
+  output.loss.backward()
+  trained = {name: weight for name, weight in theirs.named_parameters() if weight.requires_grad}
+  optimizer = torch.optim.AdamW(trained.values(), lr=0.01, betas=(0.9, 0.95), eps=1e-6, weight_decay=0.1)
+  (tmp_path / "gradient").mkdir()
+  peft_files.save(tmp_path / "gradient", gradient, spec, "")
+  gradients = safetensors.load_file(tmp_path / "gradient" / ADAPTER_WEIGHTS)
+  assert len(gradients) == len(trained) == 20
+  for name, weight in trained.items():
+    ours = gradients[name.replace(".default", "")]
+    np.testing.assert_allclose(ours, weight.grad.numpy(), atol=1e-4 * np.abs(ours).max(), err_msg=name)
+  optimizer.step()
+  transformation = adamw(0.9, 0.95, 1e-6, 0.1, 0.0)
+  change, _ = transformation.update(gradient, transformation.init(adapters), adapters)
+  stepped = {name: weight - 0.01 * change[name] for name, weight in adapters.items()}
+  peft_files.save(tmp_path / "gradient", stepped, spec, "")
+  ours = safetensors.load_file(tmp_path / "gradient" / ADAPTER_WEIGHTS)
+  for name, weight in trained.items():
+    np.testing.assert_allclose(ours[name.replace(".default", "")], weight.detach().numpy(), atol=2e-5, err_msg=name)
