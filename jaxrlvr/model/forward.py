@@ -38,7 +38,7 @@ def _rms_norm(x: jax.Array, scale_D: jax.Array, eps: float) -> jax.Array:
   """
   wide = x.astype(jnp.float32)
   wide = wide * jax.lax.rsqrt(jnp.mean(wide**2, -1, keepdims=True) + eps)
-  return wide.astype(x.dtype) * scale_D
+  return wide.astype(x.dtype) * scale_D.astype(x.dtype)
 
 
 def rope_table(positions: int, spec: Spec) -> tuple[jax.Array, jax.Array]:
@@ -86,9 +86,11 @@ def causal(segments_BT: jax.Array, spec: Spec, layout: RowLayout) -> Attend:
 def cast(params: Mapping[str, jax.Array], spec: Spec) -> dict[str, jax.Array]:
   """Returns all weights in the compute dtype, `spec.dtype`; call it once, outside of any loop over tokens.
 
-  params: the weights by name, as in `weight_table.leaves`; no `Int8` among them.
+  params: the weights by name, as in `weight_table.leaves`; no `Int8` among them. Weights in a narrower dtype stay as
+  they are: each layer widens its own, so that no wide copy of all of them is in memory.
   """
-  return {name: w.astype(spec.dtype) for name, w in params.items()}
+  wide = jnp.dtype(spec.dtype)
+  return {name: w if w.dtype.itemsize < wide.itemsize else w.astype(wide) for name, w in params.items()}
 
 
 def head_VD(params: dict, spec: Spec) -> jax.Array:
@@ -126,13 +128,18 @@ def _products(x_nD, weights):
 
   Gradients of weights are products that sum over rows, for which a CPU otherwise takes up to twice as long.
   """
-  return tuple(x_nD @ w.reshape(len(w), -1) for w in weights)
+  return tuple(x_nD @ _flat(w, x_nD.dtype) for w in weights)
+
+
+def _flat(weight: jax.Array, dtype) -> jax.Array:
+  """Returns a weight [D, ...] as a matrix [D, M] in `dtype`."""
+  return weight.reshape(len(weight), -1).astype(dtype)
 
 
 def _products_backward(residuals, gradients):
   """Returns the gradients of x and of the weights."""
   x_nD, weights = residuals
-  flat_weights = tuple(w.reshape(len(w), -1) for w in weights)
+  flat_weights = tuple(_flat(w, x_nD.dtype) for w in weights)
   d_x = gradients[0] @ flat_weights[0].T
   for d, w in zip(gradients[1:], flat_weights[1:], strict=True):
     d_x = d_x + d @ w.T
@@ -145,7 +152,7 @@ def _products_backward(residuals, gradients):
     return tuple(x_nD.T @ d for d in gradients)
 
   d_weights = jax.lax.platform_dependent(x_nD, gradients, cpu=transposed, default=plain)
-  shaped = [d.reshape(w.shape) for d, w in zip(d_weights, weights, strict=True)]
+  shaped = [d.reshape(w.shape).astype(w.dtype) for d, w in zip(d_weights, weights, strict=True)]
   return d_x, tuple(shaped)
 
 
@@ -225,7 +232,7 @@ def forward(
   layer_leaves = {name: leaf for name, leaf in leaves(spec).items() if leaf.layered} | adapter_leaves(spec)
   layer_weights = {name: params[name] for name in layer_leaves if name in params}
   embeddings = jax.tree.map(lambda array: array[tokens_BT], params["embed"])  # of both arrays of an Int8
-  x_BTD = dequantise(embeddings, spec.dtype)
+  x_BTD = dequantise(embeddings, spec.dtype).astype(spec.dtype)
   x_BTD = sharding.constrain(x_BTD, "copies", None, "embed")  # so that no device gathers the whole embedding table
   x_BTD = sharding.constrain(x_BTD, "batch", None, None)
   if rope is None:

@@ -187,6 +187,7 @@ def _stats_forward(hidden_BTD, head_VD, target_BT, scored_BT, known_vocab, vocab
   def add_columns(running, head_piece):
     columns, id_C = head_piece
     columns = sharding.constrain(columns, "vocab", None)  # gathered here once, not for each piece of the tokens
+    columns = columns.astype(hidden_BTD.dtype)
     is_known = id_C < known_vocab
 
     def add_tokens(i, running):
@@ -226,6 +227,7 @@ def _stats_backward(known_vocab, vocab_chunk, scale, residuals, gradient):
   def add_columns(d_hidden, head_piece):
     columns, id_C = head_piece
     columns = sharding.constrain(columns, "vocab", None)  # gathered here once, not for each piece of the tokens
+    columns = columns.astype(hidden_BTD.dtype)
     is_known = id_C < known_vocab
 
     def add_tokens(i, carry):

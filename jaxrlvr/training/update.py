@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -19,15 +19,15 @@ from jaxrlvr.training.metrics import Maximum, Metric, Sum, WeightedMean, merge
 class TrainState:
   """What an update changes. The three counters are int32 scalars on the device."""
 
-  params: dict[str, jax.Array]  # float32 master weights, by name
+  params: dict[str, jax.Array]  # float32 master weights that are trained, by name
   opt_state: optax.OptState  # moments of the optimizer
   updates: jax.Array  # number of updates, skipped ones included
   skipped: jax.Array  # number of updates skipped because loss or gradient was not finite
   skipped_in_a_row: jax.Array  # number of skipped updates since the last one that was not
 
 
-# (params, batch or microbatch) -> (loss, metrics by name). The loss is a sum over tokens, each with its weight in the
-# whole batch, so that the losses of microbatches add up to that of the batch.
+# (all weights, batch or microbatch) -> (loss, metrics by name). The loss is a sum over tokens, each with its weight in
+# the whole batch, so that the losses of microbatches add up to that of the batch.
 LossFn = Callable[[dict, Any], tuple[jax.Array, dict[str, Metric]]]
 
 
@@ -48,22 +48,33 @@ def init_state(params: dict[str, jax.Array], optimizer: optax.GradientTransforma
 class Accumulated(NamedTuple):
   """Gradient, loss and metrics of a batch, added up over its microbatches."""
 
-  gradient: dict[str, jax.Array]  # by name of the weight
+  gradient: dict[str, jax.Array]  # by name of the weight, of those that are trained
   loss: jax.Array
   metrics: dict[str, Metric]
 
 
 def accumulate(
-  loss_fn: LossFn, params: dict[str, jax.Array], batch: Any, microbatches: int, live: jax.Array | int | None = None
+  loss_fn: LossFn,
+  params: dict[str, jax.Array],
+  batch: Any,
+  microbatches: int,
+  live: jax.Array | int | None = None,
+  frozen: Mapping[str, jax.Array] | None = None,
 ) -> Accumulated:
   """Computes gradient, loss and metrics of a batch, one microbatch after another.
 
-  batch: what loss_fn takes, a tree of arrays with the same number of rows; `sharding.split_rows` cuts it into
-  `microbatches`, which must divide the rows. live: how many microbatches to compute, from the first; the others must
-  hold only padding (None: all). It may be traced, so that one program serves every number. With one microbatch `live`
-  is not read. The result does not depend on the number of microbatches but for rounding, as loss functions only add up.
+  params: the weights to differentiate by. frozen: further weights, which have no gradient (None: there are none);
+  loss_fn gets both in one dict. batch: what loss_fn takes, a tree of arrays with the same number of rows;
+  `sharding.split_rows` cuts it into `microbatches`, which must divide the rows. live: how many microbatches to compute,
+  from the first; the others must hold only padding (None: all). It may be traced, so that one program serves every
+  number. With one microbatch `live` is not read. The result does not depend on the number of microbatches but for
+  rounding, as loss functions only add up.
   """
-  grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+
+  def loss_of_all(params, batch):
+    return loss_fn({**(frozen or {}), **params}, batch)
+
+  grad_fn = jax.value_and_grad(loss_of_all, has_aux=True)
   if microbatches == 1:
     (loss, metrics), gradient = grad_fn(params, batch)
     return Accumulated(gradient, loss, metrics)
@@ -88,6 +99,7 @@ def update(
   batch: Any,
   rate: jax.Array,
   live: jax.Array | None = None,
+  frozen: Mapping[str, jax.Array] | None = None,
   *,
   loss_fn: LossFn,
   optimizer: optax.GradientTransformation,
@@ -95,12 +107,13 @@ def update(
 ) -> tuple[TrainState, dict[str, Metric]]:
   """Updates the weights once; returns (new state, metrics by name). It is jitted, and the old state's arrays are gone.
 
-  batch, microbatches, live: see `accumulate`. rate: learning rate, a scalar. optimizer: from `optimizer.adamw`.
+  batch, microbatches, live, frozen: see `accumulate`; frozen weights stay as they are, and are not donated. rate:
+  learning rate, a scalar. optimizer: from `optimizer.adamw`, which sees the trained weights alone.
   If the loss or the gradient's norm is not finite, weights and moments stay as they are and the update is counted as
   skipped. Metrics, for `metrics.values_of`: those of `loss_fn`, and loss, grad_norm (global, before clipping),
   learning_rate (0 if skipped), skipped_updates (of the run so far) and skipped_in_a_row.
   """
-  gradient, loss, metrics = accumulate(loss_fn, state.params, batch, microbatches, live)
+  gradient, loss, metrics = accumulate(loss_fn, state.params, batch, microbatches, live, frozen)
   norm = optax.tree.norm(gradient)
   is_finite = jnp.isfinite(norm) & jnp.isfinite(loss)
   change, opt_state = optimizer.update(gradient, state.opt_state, state.params)
