@@ -31,7 +31,8 @@ from jaxrlvr.data import built_in_text
 from jaxrlvr.device import keys
 from jaxrlvr.grading.service import Service
 from jaxrlvr.model import weight_table
-from jaxrlvr.model.spec import RopeScaling, Spec
+from jaxrlvr.model.rope import Llama3
+from jaxrlvr.model.spec import Spec
 from jaxrlvr.text.tokenizer import train_sentencepiece
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -115,7 +116,7 @@ def rich_spec():
     kv_heads=1,
     head_dim=6,
     mlp=24,
-    rope_scaling=RopeScaling(original_max_position=16),
+    rope_scaling=Llama3(original_max_position=16),
     qkv_bias=True,
     qk_norm=True,
     tied=False,

@@ -12,6 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxrlvr.device import sharding
 from jaxrlvr.model import attention
 from jaxrlvr.model.int8 import dequantise
+from jaxrlvr.model.rope import cos_and_sin
 from jaxrlvr.model.row_layout import RowLayout
 from jaxrlvr.model.spec import Spec
 from jaxrlvr.model.weight_table import adapter_leaves, adapter_names, leaves
@@ -42,30 +43,25 @@ def _rms_norm(x: jax.Array, scale_D: jax.Array, eps: float) -> jax.Array:
 
 
 def rope_table(positions: int, spec: Spec) -> tuple[jax.Array, jax.Array]:
-  """Returns (cos, sin), each float32 [positions, h/2], of the rotary angles at positions 0 .. positions - 1.
+  """Returns (cos, sin), each float32 [positions, rotated/2], of the rotary angles at positions 0 .. positions - 1.
 
   `forward` takes it. float32, because bfloat16 can't tell positions beyond 256 apart. Frequencies are scaled as
   `spec.rope_scaling` says, if it is not None.
   """
-  frequency = spec.rope_theta ** (-jnp.arange(0, spec.head_dim, 2, dtype=jnp.float32) / spec.head_dim)
-  if (scaling := spec.rope_scaling) is not None:
-    turns = scaling.original_max_position * frequency / (2 * jnp.pi)
-    smooth = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
-    smooth = jnp.clip(smooth, 0.0, 1.0)
-    frequency = frequency * (smooth + (1.0 - smooth) / scaling.factor)
-  angle_Mh = jnp.arange(positions, dtype=jnp.float32)[:, None] * frequency
-  return jnp.cos(angle_Mh), jnp.sin(angle_Mh)
+  return cos_and_sin(positions, spec.rope_theta, spec.rotated, spec.rope_scaling, spec.max_positions)
 
 
 def _rotate(x_BHTh: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
-  """Returns x with rotary position embedding, in x's dtype; angles: (cos, sin), each float32 [B,1,T,h/2].
+  """Returns x with rotary position embedding, in x's dtype; angles: (cos, sin), each float32 [B,1,T,d/2].
 
-  Channels i and i + h/2 form a pair, as in Hugging Face's weights.
+  The first d numbers of a head rotate. Numbers i and i + d/2 form a pair, as in Hugging Face's weights.
   """
   cos, sin = angles
-  low, high = jnp.split(x_BHTh.astype(jnp.float32), 2, -1)
+  pairs, head_dim = cos.shape[-1], x_BHTh.shape[-1]
+  cuts = [pairs] if 2 * pairs == head_dim else [pairs, 2 * pairs]
+  low, high, *unrotated = jnp.split(x_BHTh.astype(jnp.float32), cuts, -1)
   rotated = [low * cos - high * sin, high * cos + low * sin]
-  return jnp.concatenate(rotated, -1).astype(x_BHTh.dtype)
+  return jnp.concatenate([*rotated, *unrotated], -1).astype(x_BHTh.dtype)
 
 
 def causal(segments_BT: jax.Array, spec: Spec, layout: RowLayout) -> Attend:

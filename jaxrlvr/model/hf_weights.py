@@ -19,9 +19,10 @@ from etils import epath
 from jaxrlvr.base import disk, named
 from jaxrlvr.base.errors import InputError
 from jaxrlvr.device import multihost, sharding
-from jaxrlvr.model import safetensors_files, weight_table
+from jaxrlvr.model import rope_config, safetensors_files, weight_table
+from jaxrlvr.model.rope import RopeScaling
 from jaxrlvr.model.safetensors_files import Tensor, read_json_object
-from jaxrlvr.model.spec import Leaf, RopeScaling, Spec
+from jaxrlvr.model.spec import Leaf, Spec
 from jaxrlvr.model.weight_table import leaves
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -81,7 +82,7 @@ _ONLY = {
 class _Field(NamedTuple):
   """The field that a key of config.json states."""
 
-  name: str  # of a field of Spec or RopeScaling
+  name: str  # of a field of Spec
   kind: type  # int, float or bool
   default: int | float | bool | None  # value of an absent key; None: the key must be there
 
@@ -99,13 +100,6 @@ _FIELDS = {
   "rope_theta": _Field("rope_theta", float, 10_000.0),
   "rms_norm_eps": _Field("norm_eps", float, 1e-6),
   "tie_word_embeddings": _Field("tied", bool, False),
-}
-# Fields of RopeScaling by key of Llama 3's `rope_scaling`.
-_LLAMA3 = {
-  "factor": _Field("factor", float, None),
-  "low_freq_factor": _Field("low_freq_factor", float, None),
-  "high_freq_factor": _Field("high_freq_factor", float, None),
-  "original_max_position_embeddings": _Field("original_max_position", int, None),
 }
 _SWITCHES = ("qkv_bias", "qk_norm")
 _ALL_LEAVES = leaves(Spec(8, 4, 1, 1, 1, 4, 4, qkv_bias=True, qk_norm=True, tied=False))  # of every weight there can be
@@ -254,14 +248,14 @@ def _spec(file: epath.Path, config: Mapping, own: Family | None) -> Spec:
   config = {**config, **{key: config[theirs] for key, theirs in family.keys.items() if theirs in config}}
   if config.get("architectures") not in (None, [family.architecture]):
     raise _not_computed(file, "architectures", config["architectures"], family.architecture)
-  rope = (config.get("rope_scaling") or {}) | (config.get("rope_parameters") or {})  # of transformers 4, of 5
+  rope = rope_config.parameters(config)
   for key, only in _ONLY.items():
     for table in (config, rope):
       if table.get(key, only) not in (only, None):
         raise _not_computed(file, key, table[key], json.dumps(only))
   if other_layers := set(config.get("layer_types") or ()) - {"full_attention"}:
     raise _not_computed(file, "layer_types", min(other_layers), "full_attention")
-  scaling = _rope_scaling(file, rope)
+  scaling = _rope_scaling(file, rope, config)
   if "rope_theta" in rope:
     config = {**config, "rope_theta": rope["rope_theta"]}
   fields = {**_read_fields(file, _FIELDS, config), **family.switches}
@@ -280,20 +274,16 @@ def _not_computed(file: epath.Path, key: str, value, accepted: str) -> InputErro
   return InputError(f"{file}: {key} = {json.dumps(value)} is not computed here, wanted {accepted}; take another model")
 
 
-def _rope_scaling(file: epath.Path, rope: Mapping) -> RopeScaling | None:
+def _rope_scaling(file: epath.Path, rope: Mapping, config: Mapping) -> RopeScaling | None:
   """Returns the scaling that the rotary parameters in config.json state. Raises InputError for others."""
-  rope_type = rope.get("rope_type", rope.get("type", "default"))
-  if rope_type not in ("default", "llama3"):
-    raise _not_computed(file, "rope_type", rope_type, "default or llama3")
-  if unknown := rope.keys() - {"rope_type", "type", "rope_theta", "partial_rotary_factor", *_LLAMA3}:
-    raise _not_computed(file, f"rope parameter {min(unknown)}", rope[min(unknown)], "none of this name")
-  if rope_type == "default":
-    return None
-  return RopeScaling(**_read_fields(file, _LLAMA3, rope))
+  try:
+    return rope_config.read(rope, config)
+  except InputError as error:
+    raise InputError(f"{file}: {error}") from None
 
 
 def _read_fields(file: epath.Path, fields: Mapping[str, _Field], values: Mapping) -> dict:
-  """Returns the values of these fields (_FIELDS or _LLAMA3) by name, read from `values` by key.
+  """Returns the values of these fields (_FIELDS) by name, read from `values` by key.
 
   Raises InputError for a value of a wrong type, and for a number that is not positive.
   """
@@ -318,8 +308,8 @@ def config_of(spec: Spec, dtype: str, ids: Mapping, own: Family | None = None) -
 
   own: a user's family that the policy is written as; None: one of transformers'.
 
-  Its keys are architectures, model_type, the sizes and switches of `spec` under transformers' names, rope_scaling
-  (None or Llama 3's), hidden_act, torch_dtype, and the keys of `ids`. dtype: dtype of the weight files, such as
+  Its keys are architectures, model_type, the sizes and switches of `spec` under transformers' names, those of
+  `rope_config.as_config`, hidden_act, torch_dtype, and the keys of `ids`. dtype: dtype of the weight files, such as
   "bfloat16". ids: ids of special tokens by key, such as {"eos_token_id": 2}. Raises InputError where no family of
   transformers has the policy's switches.
   """
@@ -330,17 +320,13 @@ def config_of(spec: Spec, dtype: str, ids: Mapping, own: Family | None = None) -
     raise InputError(f"config.model.family: has the switches {dict(own.switches)}, the policy {switches}; correct it")
   if not model_types:
     raise InputError(f"a policy with {' and '.join(switches)} is of no family that transformers knows; switch one off")
-  scaling = None
-  if spec.rope_scaling is not None:
-    scaling = {key: getattr(spec.rope_scaling, field.name) for key, field in _LLAMA3.items()}
-    scaling["rope_type"] = "llama3"
   family = families[model_types[0]]
   content = {
     "architectures": [family.architecture],
     "model_type": model_types[0],
     **{key: getattr(spec, field.name) for key, field in _FIELDS.items()},
     "max_position_embeddings": spec.max_positions or _UNKNOWN_POSITIONS,
-    "rope_scaling": scaling,
+    **rope_config.as_config(spec.rope_scaling),
     "hidden_act": "silu",
     "torch_dtype": dtype,
     **ids,

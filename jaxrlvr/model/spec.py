@@ -6,20 +6,7 @@ import dataclasses
 import math
 
 from jaxrlvr.base.errors import InputError
-
-
-@dataclasses.dataclass(frozen=True)
-class RopeScaling:
-  """Llama-3's scaling of rotary frequencies (`rope_type` = "llama3" of `rope_scaling` in config.json).
-
-  A frequency that turns more than high_freq_factor times within the original positions stays; one that turns less than
-  low_freq_factor times is divided by `factor`; between them the division sets in linearly.
-  """
-
-  factor: float = 8.0
-  low_freq_factor: float = 1.0
-  high_freq_factor: float = 4.0
-  original_max_position: int = 8192  # `original_max_position_embeddings` there
+from jaxrlvr.model.rope import RopeScaling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,9 +44,10 @@ class Spec:
   """Shape and switches of a Llama or Qwen decoder. Hashable, so that jit takes it as a static argument.
 
   Raises InputError, naming the field, where a size is no positive int, rope_theta or norm_eps is no positive number,
-  heads is no multiple of kv_heads, head_dim is odd, real_vocab exceeds vocab, or dtype is unknown. `attention` and
-  `remat` are not checked here. For its backward pass a layer stores, with remat "none", everything; with "dots" its
-  products with weights; with "full" its input alone, and computes the rest again.
+  heads is no multiple of kv_heads, head_dim or its rotated share is odd, rope_scaling can't be computed, real_vocab
+  exceeds vocab, or dtype is unknown. `attention` and `remat` are not checked here. For its backward pass a layer
+  stores, with remat "none", everything; with "dots" its products with weights; with "full" its input alone, and
+  computes the rest again.
   """
 
   vocab: int  # rows of the embedding table
@@ -70,9 +58,10 @@ class Spec:
   head_dim: int  # numbers in a head
   mlp: int  # numbers in an MLP's hidden layer
   real_vocab: int = 0  # rows that the tokenizer knows, 0: all; the others are padding, never sampled or scored
-  max_positions: int = 0  # longest text the model was trained for, 0: unknown; only imported and exported, not used
+  max_positions: int = 0  # longest text the model was trained for, 0: unknown; only some rotary scalings use it
   rope_theta: float = 10_000.0
   rope_scaling: RopeScaling | None = None
+  partial_rotary_factor: float = 1.0  # share of a head that rotates: its first numbers, `rotated` of them
   norm_eps: float = 1e-6
   qkv_bias: bool = False  # q, k and v have biases (Qwen2)
   qk_norm: bool = False  # q and k are normed in each head (Qwen3)
@@ -97,6 +86,13 @@ class Spec:
       raise InputError(f"heads = {self.heads} is not a multiple of kv_heads = {self.kv_heads}; change one of them")
     if self.head_dim % 2:
       raise InputError(f"head_dim = {self.head_dim} is odd; RoPE rotates pairs, so take an even one")
+    if not 0 < self.partial_rotary_factor <= 1 or self.rotated % 2 or not self.rotated:
+      raise InputError(
+        f"partial_rotary_factor = {self.partial_rotary_factor!r}: rotates {self.rotated} of head_dim = {self.head_dim} "
+        "numbers; wanted a share from 0 to 1 that gives a positive even number"
+      )
+    if self.rope_scaling is not None:
+      self.rope_scaling.check(self.rope_theta, self.rotated, self.max_positions)
     if not 0 <= self.real_vocab <= self.vocab:
       raise InputError(f"real_vocab = {self.real_vocab} must lie in 0..vocab = {self.vocab}")
     if self.dtype not in ("float32", "bfloat16"):
@@ -106,6 +102,11 @@ class Spec:
   def known_vocab(self) -> int:
     """Number of token ids that may be sampled or scored: real_vocab, or vocab where that is 0."""
     return self.real_vocab or self.vocab
+
+  @property
+  def rotated(self) -> int:
+    """How many numbers of a head RoPE rotates, the first ones: head_dim * partial_rotary_factor, rounded down."""
+    return int(self.head_dim * self.partial_rotary_factor)
 
 
 @dataclasses.dataclass(frozen=True)

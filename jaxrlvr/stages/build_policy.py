@@ -26,9 +26,10 @@ from jaxrlvr.base.types import Problem
 from jaxrlvr.config.files import search_beside
 from jaxrlvr.data import hub, overlap
 from jaxrlvr.device import checkpoint, keys, multihost, sharding
-from jaxrlvr.model import forward, hf_weights, safetensors_files, weight_table
+from jaxrlvr.model import forward, hf_weights, rope_config, safetensors_files, weight_table
 from jaxrlvr.model.attention import platform_of, resolve
-from jaxrlvr.model.spec import RopeScaling, Spec
+from jaxrlvr.model.rope import Llama3
+from jaxrlvr.model.spec import Spec
 from jaxrlvr.stages import memory
 from jaxrlvr.stages.run_directory import set_compile_cache
 from jaxrlvr.text import hf_tokenizer
@@ -183,7 +184,7 @@ def fresh_spec(config: ConfigDict, vocab: int) -> Spec:
     head_dim=m.head_dim,
     mlp=m.mlp,
     rope_theta=m.rope_theta,
-    rope_scaling=RopeScaling(factor=m.rope_scaling) if m.rope_scaling else None,
+    rope_scaling=Llama3(factor=m.rope_scaling) if m.rope_scaling else None,
     norm_eps=m.norm_eps,
     qkv_bias=m.qkv_bias,
     qk_norm=m.qk_norm,
@@ -296,13 +297,14 @@ def with_real_vocab(spec: Spec, tokenizer: Tokenizer) -> Spec:
   return dataclasses.replace(spec, real_vocab=tokenizer.vocab_size)
 
 
-def load_policy(config: ConfigDict) -> Policy:
+def load_policy(config: ConfigDict, text_tokens: int = 0) -> Policy:
   """Builds the policy of a config: reads the tokenizer, makes the meshes, and lays the weights out on the devices.
 
   The weights are those of config.model.path if it is set, else those of the last checkpoint of the finished run
   config.init, else fresh ones, drawn by config.seed. Also sets the folder of compiled programs (config.compile_cache),
-  which holds for the process. On several hosts all processes must call it together. Raises InputError where a directory
-  holds no policy, the run is not finished or the mesh does not fit, and StorageError where checkpoints are damaged.
+  which holds for the process. On several hosts all processes must call it together. text_tokens: as in
+  `with_compute_settings`. Raises InputError where a directory holds no policy, the run is not finished or the mesh does
+  not fit, and StorageError where checkpoints are damaged.
   """
   init = object_store.path(config.init) if config.init else None
   if init is not None:
@@ -318,7 +320,7 @@ def load_policy(config: ConfigDict) -> Policy:
   else:
     spec = fresh_spec(config, config.model.vocab or tokenizer.vocab_size)
   device = mesh.local_devices[0]
-  spec = with_real_vocab(with_compute_settings(spec, config, platform_of(device)), tokenizer)
+  spec = with_real_vocab(with_compute_settings(spec, config, platform_of(device), text_tokens), tokenizer)
   shardings = weight_table.shardings(spec, mesh)
   device_bytes = (device.memory_stats() or {}).get("bytes_limit")
   sample_mesh = configured_sampling_mesh(config, spec, mesh, device_bytes)
@@ -347,13 +349,17 @@ def _check_is_run(name: str, init: Path) -> None:
   raise InputError(f"config.init = {name!r}: holds no {POLICY_FILE}; name the workdir of a finished training stage")
 
 
-def with_compute_settings(spec: Spec, config: ConfigDict, platform: str) -> Spec:
+def with_compute_settings(spec: Spec, config: ConfigDict, platform: str, text_tokens: int = 0) -> Spec:
   """Returns a copy of the spec that is computed as config.model says; the shape of its weights stays.
 
   The keys are dtype, unroll, vocab_chunk, remat and attention. platform: "tpu", "gpu" or "cpu", by which an attention
-  is chosen where the key is "auto".
+  is chosen where the key is "auto". text_tokens: tokens of the longest text that the stage computes, by which all its
+  texts are rotated where rope_scaling depends on length; 0: config.rl.prompt_tokens + config.rl.response_tokens.
   """
   m = config.model
+  scaling = spec.rope_scaling
+  if scaling is not None:
+    scaling = scaling.for_texts_of(text_tokens or config.rl.prompt_tokens + config.rl.response_tokens)
   return dataclasses.replace(
     spec,
     dtype=m.dtype,
@@ -361,6 +367,7 @@ def with_compute_settings(spec: Spec, config: ConfigDict, platform: str) -> Spec
     vocab_chunk=m.vocab_chunk,
     remat=m.remat,
     attention=resolve(m.attention, platform, m.dtype),
+    rope_scaling=scaling,
   )
 
 
@@ -432,7 +439,7 @@ def read_recorded_spec(path: Path) -> Spec:
   """
   try:
     fields = json.loads(path.read_text())
-    fields["rope_scaling"] = fields["rope_scaling"] and RopeScaling(**fields["rope_scaling"])
+    fields["rope_scaling"] = fields["rope_scaling"] and rope_config.from_record(fields["rope_scaling"])
     return Spec(**fields)
   except (ValueError, KeyError, TypeError, ArithmeticError, RecursionError) as error:
     raise InputError(

@@ -217,7 +217,7 @@ def train(stage: str, config: ConfigDict, workdir: str | Path) -> dict:
 def _train(stage: str, config: ConfigDict, run: Run) -> dict:
   """Does the work of `train` in an open run directory, and returns the summary."""
   settings = config[stage]
-  policy = build_policy.load_policy(config)
+  policy = build_policy.load_policy(config, settings.row_tokens)
   sharding.check_divisible(policy.mesh, f"config.{stage}.rows", (settings.rows // settings.microbatches,), ("batch",))
   loss_fn = objective.language_modelling(policy.spec)
   documents = texts(config, stage, policy.tokenizer)

@@ -137,7 +137,8 @@ def abstract_policy(config: ConfigDict, where: tpu.Slice, devices: Sequence[jax.
     spec = build_policy.fresh_spec(config, config.model.vocab)
   set_compile_cache(config.compile_cache)  # before the first program
   mesh = build_policy.configured_mesh(config, devices)
-  spec = build_policy.with_compute_settings(spec, config, "tpu")
+  text_tokens = 0 if config.plan.stage == "rl" else config[config.plan.stage].row_tokens
+  spec = build_policy.with_compute_settings(spec, config, "tpu", text_tokens)
   shapes = jax.eval_shape(lambda: weight_table.init(spec, keys.at(0, "init")))
   params = _abstract(shapes, weight_table.shardings(spec, mesh))
   sample_mesh = build_policy.configured_sampling_mesh(config, spec, mesh, int(where.chip.hbm))

@@ -10,7 +10,8 @@ from safetensors import numpy as safetensors
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from jaxrlvr.model import hf_weights
-from jaxrlvr.model.spec import RopeScaling, Spec
+from jaxrlvr.model.rope import Llama3
+from jaxrlvr.model.spec import Spec
 
 CHATML = """{%- if messages[0]['role'] == 'system' %}
     {{- '<|im_start|>system\\n' + messages[0]['content'] + '<|im_end|>\\n' }}
@@ -68,7 +69,7 @@ STYLES = {
 USER = ({"role": "user", "content": " What is 12*7?\n"},)
 TINY = Spec(vocab=24, width=8, layers=2, heads=4, kv_heads=2, head_dim=6, mlp=16, max_positions=64, norm_eps=1e-5)
 SPECS = {
-  "llama": dataclasses.replace(TINY, tied=False, rope_scaling=RopeScaling(32.0, 1.0, 4.0, 16), rope_theta=500_000.0),
+  "llama": dataclasses.replace(TINY, tied=False, rope_scaling=Llama3(32.0, 1.0, 4.0, 16), rope_theta=500_000.0),
   "llama-tied": TINY,
   "qwen2": dataclasses.replace(TINY, qkv_bias=True, tied=False),
   "qwen3": dataclasses.replace(TINY, qk_norm=True),

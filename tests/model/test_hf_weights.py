@@ -130,9 +130,9 @@ def test_a_tied_head_and_old_buffers_may_be_there(tmp_path):
 
 DOWN = "model.layers.1.mlp.down_proj.weight"
 CONFIGS = {
-  "yarn": (dict(rope_scaling={"rope_type": "yarn", "factor": 4.0}), r'rope_type = "yarn" is not computed here'),
-  "linear": (dict(rope_scaling={"type": "linear", "factor": 2.0}), "linear"),
-  "dynamic": (dict(rope_parameters={"rope_type": "dynamic", "factor": 2.0}), "dynamic"),
+  "proportional": (dict(rope_scaling={"rope_type": "proportional"}), 'rope_type = "proportional" is not computed here'),
+  "yarn": (dict(rope_scaling={"rope_type": "yarn", "factor": 4.0, "beta": 1}), "rope parameter beta = 1 is not"),
+  "dynamic": (dict(rope_scaling={"type": "dynamic", "factor": 0.0}), "dynamic: factor = 0.0: wanted a positive number"),
   "rope key": (dict(rope_scaling={"rope_type": "default", "beta": 2.0}), "rope parameter beta"),
   "factor": (dict(rope_scaling={"rope_type": "llama3"}), "factor = null, wanted a positive float"),
   "rotary": (dict(partial_rotary_factor=0.5), "partial_rotary_factor = 0.5"),

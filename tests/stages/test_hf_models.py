@@ -377,12 +377,14 @@ def their_logits(folder, tokens):
     return loaded.eval()(torch.asarray(tokens)).logits.numpy()
 
 
+YARN = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 16, "rope_theta": 5e5}
 FAMILIES = {
   "llama": ("Llama", dict(tie_word_embeddings=False, head_dim=8, rope_theta=5e5)),
   "llama-tied": ("Llama", dict(tie_word_embeddings=True)),
   "qwen2": ("Qwen2", dict(tie_word_embeddings=False)),
   "qwen2-tied": ("Qwen2", dict(tie_word_embeddings=True)),
   "qwen3": ("Qwen3", dict(head_dim=12, tie_word_embeddings=True)),
+  "qwen3-yarn": ("Qwen3", dict(head_dim=12, tie_word_embeddings=True, rope_parameters=YARN)),
 }
 SCALED = {
   "rope_type": "llama3",
