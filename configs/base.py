@@ -244,9 +244,9 @@ c.model.path = Key(
 )
 c.model.family = Key(
   "",
-  one_of_table(also=("",), named_by="jaxrlvr.model.hf_weights:own_family"),
-  "family of your own that a Hugging Face directory may be of, and that export writes, as path.py:NAME or "
-  "package.module:NAME (docs/extending.md); empty: none",
+  one_of_table("jaxrlvr.model.families:FAMILIES", also=("",), named_by="jaxrlvr.model.families:own_family"),
+  "family of fresh weights: llama | qwen2 | qwen3, or, as path.py:NAME or package.module:NAME, a family of your own "
+  "that a Hugging Face directory may be of too (docs/extending.md); empty: llama, or what config.json states",
 )
 c.model.think = Key(
   "template",
@@ -270,8 +270,6 @@ c.model.mlp = Key(192, at_least(1), "hidden width of the SwiGLU MLP")
 c.model.rope_theta = Key(10_000.0, POSITIVE, "base of the rotary frequencies")
 c.model.rope_scaling = Key(0.0, at_least(0.0), "factor of Llama-3's scaling of rotary frequencies; 0: no scaling")
 c.model.norm_eps = Key(1e-6, POSITIVE, "small number that RMSNorm adds to the mean square")
-c.model.qkv_bias = Key(False, SWITCH, "add biases to q, k and v, as Qwen2 does")
-c.model.qk_norm = Key(False, SWITCH, "apply RMSNorm to q and k, as Qwen3 does")
 c.model.tied = Key(True, SWITCH, "use the embedding table as the output head too")
 c.model.dtype = Key("float32", DTYPE, "dtype of activations; the weights that are trained are always float32")
 c.model.unroll = Key(

@@ -7,8 +7,8 @@ tuned from, so that a suffix may follow the name (llama3.2-3b-instruct).
 from jaxrlvr.config import base, words
 
 LLAMA = dict(vocab=128256, rope_theta=500_000.0, norm_eps=1e-5, head_dim=128)
-QWEN2 = dict(vocab=151936, rope_theta=1e6, norm_eps=1e-6, head_dim=128, qkv_bias=True)
-QWEN3 = dict(vocab=151936, rope_theta=1e6, norm_eps=1e-6, head_dim=128, qk_norm=True)
+QWEN2 = dict(vocab=151936, rope_theta=1e6, norm_eps=1e-6, head_dim=128, family="qwen2")
+QWEN3 = dict(vocab=151936, rope_theta=1e6, norm_eps=1e-6, head_dim=128, family="qwen3")
 
 
 def size(family, width, layers, heads, kv_heads, mlp, **exceptions):

@@ -68,8 +68,9 @@ def _size(name: str) -> Size:
   path, _, arg = name.partition(":")
   c = base(path, arg)
   rl, m = c.rl, c.model
-  fields = ("vocab", "width", "layers", "heads", "kv_heads", "head_dim", "mlp", "rope_theta", "qkv_bias", "tied")
+  fields = ("vocab", "width", "layers", "heads", "kv_heads", "head_dim", "mlp", "rope_theta", "family", "tied")
   model = {name: m[name] for name in (*fields, "dtype", "remat")}
+  model["family"] = m.family or "llama"
   model["vocab"] = m.vocab or c.text.vocab  # 0: the tokenizer's of the built-in models
   rows = rl.problems_per_step * rl.group_size
   return Size(

@@ -117,8 +117,7 @@ def rich_spec():
     head_dim=6,
     mlp=24,
     rope_scaling=Llama3(original_max_position=16),
-    qkv_bias=True,
-    qk_norm=True,
+    family="helpers.families:RICH",
     tied=False,
     vocab_chunk=8,
   )

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 
 from jaxrlvr.base.errors import InputError
 from jaxrlvr.device import sharding
-from jaxrlvr.model.spec import Leaf, Spec
-from jaxrlvr.model.weight_table import adapter_leaves, adapter_names, leaves
+from jaxrlvr.model.spec import Leaf, Spec, adapter_names
+from jaxrlvr.model.weight_table import adapter_leaves, leaves
 
 
 def trained_leaves(spec: Spec) -> dict[str, Leaf]:

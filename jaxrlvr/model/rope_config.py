@@ -17,6 +17,7 @@ _ALWAYS = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}  # keys t
 _OF_STAGES = ("kind", "length")  # fields of scalings that no config.json states
 # Fields of scalings that must be stated; others have defaults.
 _REQUIRED = ("factor", "low_freq_factor", "high_freq_factor", "short_factor", "long_factor")
+KEYS_BESIDE = (_ORIGINAL,)  # keys of a config.json, outside of the parameters, that `read` takes from it
 _OLD_NAME = ("linear", "dynamic", "longrope")  # written under the key `type`, which every version reads for these
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import NamedTuple
 
 from jaxrlvr.base.errors import InputError
 from jaxrlvr.model.rope import RopeScaling
@@ -39,15 +40,24 @@ class Lora:
     return self.alpha / self.rank
 
 
+class LayerKind(NamedTuple):
+  """In what a layer may differ from other layers of its policy."""
+
+  window: int  # tokens that a query sees, itself included; 0: all
+  rotary: str  # "full": rotates by rope_theta and rope_scaling; "local": by local_rope_theta; "none": not at all
+
+
 @dataclasses.dataclass(frozen=True)
 class Spec:
-  """Shape and switches of a Llama or Qwen decoder. Hashable, so that jit takes it as a static argument.
+  """Shape and switches of a decoder. Hashable, so that jit takes it as a static argument.
 
   Raises InputError, naming the field, where a size is no positive int, rope_theta or norm_eps is no positive number,
   heads is no multiple of kv_heads, head_dim or its rotated share is odd, rope_scaling can't be computed, real_vocab
-  exceeds vocab, or dtype is unknown. `attention` and `remat` are not checked here. For its backward pass a layer
-  stores, with remat "none", everything; with "dots" its products with weights; with "full" its input alone, and
-  computes the rest again.
+  exceeds vocab, dtype is unknown, or `sliding` or `no_rope` has not one entry a layer. `family`, `attention` and
+  `remat` are not checked here.
+
+  For its backward pass a layer stores, with remat "none", everything; with "dots" its products with weights; with
+  "full" its input alone, and computes the rest again.
   """
 
   vocab: int  # rows of the embedding table
@@ -63,8 +73,11 @@ class Spec:
   rope_scaling: RopeScaling | None = None
   partial_rotary_factor: float = 1.0  # share of a head that rotates: its first numbers, `rotated` of them
   norm_eps: float = 1e-6
-  qkv_bias: bool = False  # q, k and v have biases (Qwen2)
-  qk_norm: bool = False  # q and k are normed in each head (Qwen3)
+  family: str = "llama"  # what a layer computes: a name in `families.FAMILIES`, or of a user's own family
+  window: int = 0  # tokens that a query of a sliding layer sees, itself included; 0: all
+  sliding: tuple[bool, ...] = ()  # which layers have the window; (): none
+  local_rope_theta: float = 0.0  # rotary base of sliding layers, whose frequencies are not scaled; 0: as other layers
+  no_rope: tuple[bool, ...] = ()  # which layers do not rotate q and k; (): all rotate
   tied: bool = True  # the head is the embedding table
   lora: Lora | None = None  # adapters that the policy may have; None: none
   dtype: str = "float32"  # of activations, "float32" or "bfloat16"; master weights are float32
@@ -82,6 +95,10 @@ class Spec:
       value = getattr(self, name)
       if not isinstance(value, int | float) or not 0 < value < math.inf:
         raise InputError(f"{name} = {value!r}: wanted a positive number")
+    for name in ("sliding", "no_rope"):
+      by_layer = getattr(self, name)
+      if by_layer and len(by_layer) != self.layers:
+        raise InputError(f"{name} has {len(by_layer)} entries: wanted one for each of the {self.layers} layers")
     if self.heads % self.kv_heads:
       raise InputError(f"heads = {self.heads} is not a multiple of kv_heads = {self.kv_heads}; change one of them")
     if self.head_dim % 2:
@@ -108,6 +125,26 @@ class Spec:
     """How many numbers of a head RoPE rotates, the first ones: head_dim * partial_rotary_factor, rounded down."""
     return int(self.head_dim * self.partial_rotary_factor)
 
+  def _kind(self, layer: int) -> LayerKind:
+    """Returns the kind of a layer, by its number from 0."""
+    slides = bool(self.window and self.sliding and self.sliding[layer])
+    if self.no_rope and self.no_rope[layer]:
+      rotary = "none"
+    else:
+      rotary = "local" if slides and self.local_rope_theta else "full"
+    return LayerKind(self.window if slides else 0, rotary)
+
+  @property
+  def layer_kinds(self) -> tuple[LayerKind, ...]:
+    """The different kinds of the policy's layers, in the order in which they occur first."""
+    return tuple(dict.fromkeys(map(self._kind, range(self.layers))))
+
+  @property
+  def kind_of_layer(self) -> tuple[int, ...]:
+    """For each layer, the index of its kind in `layer_kinds`."""
+    kinds = self.layer_kinds
+    return tuple(kinds.index(self._kind(layer)) for layer in range(self.layers))
+
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
@@ -120,7 +157,9 @@ class Leaf:
   shape: tuple[int, ...]  # with the layers first, where the weight is layered
   axes: tuple[str | None, ...]  # logical axis of each dimension: a key of `sharding.RULES`, "layers", None: not split
   fan_in: int | None  # inputs that a product with it sums over; its first numbers have variance 1 / fan_in
-  hf_name: str  # name in Hugging Face files, with {} for the number of the layer
+  # Name in Hugging Face files, with {} for the number of the layer. Weights of one name are rows of one tensor there,
+  # one behind another in the order of the table.
+  hf_name: str
   constant: float = 0.0  # what a weight without fan_in starts as
 
   @property
@@ -146,3 +185,8 @@ class Leaf:
     if self.axes[0] == "vocab":
       return (1,)
     return (0,) if self.layer_shape[0] == self.fan_in else (0, 1)
+
+
+def adapter_names(name: str) -> tuple[str, str]:
+  """Returns the names of the two adapters, a and b of `Lora`, of the weight of this name."""
+  return f"{name}_lora_a", f"{name}_lora_b"

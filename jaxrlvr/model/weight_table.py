@@ -9,52 +9,17 @@ import jax.numpy as jnp
 
 from jaxrlvr.base.errors import InputError
 from jaxrlvr.device import sharding
-from jaxrlvr.model.spec import Leaf, Spec
+from jaxrlvr.model import families
+from jaxrlvr.model.spec import Leaf, Spec, adapter_names
 
 
 def leaves(spec: Spec) -> dict[str, Leaf]:
-  """Returns every weight of the policy by name; from this table init, sharding, import, export and checkpoints derive.
+  """Returns every weight of the policy by name, as its family's table says; adapters are not among them.
 
-  Weights by name, with N layers, width D, MLP width F, head width h: embed [V,D], final_norm [D]; head [V,D] unless
-  `spec.tied`; in each layer attn_norm and mlp_norm [N,D], q [N,D,heads,h], k and v [N,D,kv_heads,h], o [N,heads,h,D],
-  gate and up [N,D,F], down [N,F,D]; with `spec.qkv_bias` q_bias [N,heads,h], k_bias and v_bias [N,kv_heads,h]; with
-  `spec.qk_norm` q_norm and k_norm [N,h].
+  From this table init, sharding, import, export and checkpoints derive. Each family has the weights embed and
+  final_norm, and head unless `spec.tied`. Raises InputError for a family that can't be found.
   """
-  n, d, f, h = spec.layers, spec.width, spec.mlp, spec.head_dim
-  heads, kv = spec.heads, spec.kv_heads
-  block, attn, mlp = "model.layers.{}.", "model.layers.{}.self_attn.", "model.layers.{}.mlp."
-  table = {
-    "embed": Leaf((spec.vocab, d), ("vocab", "embed"), d, "model.embed_tokens.weight"),
-    "attn_norm": Leaf((n, d), ("layers", None), None, block + "input_layernorm.weight", constant=1.0),
-    "q": Leaf((n, d, heads, h), ("layers", "embed", "heads", None), d, attn + "q_proj.weight"),
-    "k": Leaf((n, d, kv, h), ("layers", "embed", "kv_heads", None), d, attn + "k_proj.weight"),
-    "v": Leaf((n, d, kv, h), ("layers", "embed", "kv_heads", None), d, attn + "v_proj.weight"),
-    "o": Leaf((n, heads, h, d), ("layers", "heads", None, "embed"), heads * h, attn + "o_proj.weight"),
-    "mlp_norm": Leaf((n, d), ("layers", None), None, block + "post_attention_layernorm.weight", constant=1.0),
-    "gate": Leaf((n, d, f), ("layers", "embed", "mlp"), d, mlp + "gate_proj.weight"),
-    "up": Leaf((n, d, f), ("layers", "embed", "mlp"), d, mlp + "up_proj.weight"),
-    "down": Leaf((n, f, d), ("layers", "mlp", "embed"), f, mlp + "down_proj.weight"),
-    "final_norm": Leaf((d,), (None,), None, "model.norm.weight", constant=1.0),
-  }
-  if spec.qkv_bias:
-    table |= {
-      "q_bias": Leaf((n, heads, h), ("layers", "heads", None), None, attn + "q_proj.bias"),
-      "k_bias": Leaf((n, kv, h), ("layers", "kv_heads", None), None, attn + "k_proj.bias"),
-      "v_bias": Leaf((n, kv, h), ("layers", "kv_heads", None), None, attn + "v_proj.bias"),
-    }
-  if spec.qk_norm:
-    table |= {
-      "q_norm": Leaf((n, h), ("layers", None), None, attn + "q_norm.weight", constant=1.0),
-      "k_norm": Leaf((n, h), ("layers", None), None, attn + "k_norm.weight", constant=1.0),
-    }
-  if not spec.tied:
-    table["head"] = Leaf((spec.vocab, d), ("vocab", "embed"), d, "lm_head.weight")
-  return table
-
-
-def adapter_names(name: str) -> tuple[str, str]:
-  """Returns the names of the two adapters, a and b of `Lora`, of the weight of this name."""
-  return f"{name}_lora_a", f"{name}_lora_b"
+  return families.family_of(spec.family).leaves(spec)
 
 
 def adapter_leaves(spec: Spec) -> dict[str, Leaf]:

@@ -60,8 +60,8 @@ def read_prompts(
   attend_rows = fwd.causal(mask_PS.astype(jnp.int32), spec, Separate(mask_PS.shape[1]))
   positions_PS = jnp.maximum(slots_S - pad_P1, 0)
 
-  def attend(q_PHSh, k_PKSh, v_PKSh, _):
-    return attend_rows(q_PHSh, k_PKSh, v_PKSh, None)[0], _slots(k_PKSh, v_PKSh, s)
+  def attend(q_PHSh, k_PKSh, v_PKSh, _, window=0):
+    return attend_rows(q_PHSh, k_PKSh, v_PKSh, None, window)[0], _slots(k_PKSh, v_PKSh, s)
 
   hidden_PSD, layers = fwd.forward(weights, prompt_PS, positions_PS, attend, (None,) * spec.layers, spec)
   return hidden_PSD[:, -1], PromptCache(layers, mask_PS)
@@ -95,7 +95,8 @@ def decode_attend(prompt: PromptCache, full_blocks: tuple[CacheBlock, ...], slot
   block in this layer). It returns (the attention's output [R,H,1,h], the same pair with the new token in it).
   """
 
-  def attend(q_RHth, k_RKth, v_RKth, cache):
+  def attend(q_RHth, k_RKth, v_RKth, cache, window=0):
+    assert not window
     layer, open_slots = cache
     open_slots = jax.tree.map(functools.partial(_write, slot=slot), open_slots, _slots(k_RKth, v_RKth, s))
     q_RKgh = q_RHth.reshape(len(q_RHth), k_RKth.shape[1], -1, q_RHth.shape[-1])

@@ -19,6 +19,7 @@ from flax import struct
 from jaxrlvr.device import sharding
 from jaxrlvr.model import forward as fwd
 from jaxrlvr.model.int8 import dequantise
+from jaxrlvr.model.layers import rope_tables
 from jaxrlvr.model.spec import Spec
 from jaxrlvr.sampling import cache as caches
 from jaxrlvr.sampling.cache import CacheBlock, PromptCache
@@ -107,7 +108,7 @@ def decode(
   splits the batch into.
   """
   first = len(full_blocks) * s.block_slots
-  table = fwd.rope_table(prompt.mask_PS.shape[1] + s.max_tokens, spec)
+  table = rope_tables(prompt.mask_PS.shape[1] + s.max_tokens, spec)
 
   def goes_on(carry):
     t, state, _ = carry

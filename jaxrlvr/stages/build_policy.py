@@ -20,7 +20,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from jaxrlvr.base import disk, logbook, object_store
+from jaxrlvr.base import disk, logbook, named, object_store
 from jaxrlvr.base.errors import InputError, StorageError
 from jaxrlvr.base.types import Problem
 from jaxrlvr.config.files import search_beside
@@ -29,7 +29,7 @@ from jaxrlvr.device import checkpoint, keys, multihost, sharding
 from jaxrlvr.model import forward, hf_weights, rope_config, safetensors_files, weight_table
 from jaxrlvr.model.attention import platform_of, resolve
 from jaxrlvr.model.rope import Llama3
-from jaxrlvr.model.spec import Spec
+from jaxrlvr.model.spec import Lora, Spec
 from jaxrlvr.stages import memory
 from jaxrlvr.stages.run_directory import set_compile_cache
 from jaxrlvr.text import hf_tokenizer
@@ -43,6 +43,7 @@ TOKENIZER_FILE = "tokenizer.model"  # a SentencePiece model
 TOKENIZER_FOLDER = "tokenizer"  # the files of a tokenizer of another kind
 POLICY_FILE = "policy.json"  # the shape of the policy
 MODEL_FOLDER = "model"  # a Hugging Face model
+_FRESH_FAMILY = "llama"  # of fresh weights where config.model.family is empty
 _SHARE_OF_WEIGHTS = 1 / 4  # of a device's memory that the weights of sampling may take, if they can be split further
 _PARAM_BYTES = 4  # float32
 # The argument enable_thinking of the chat template (None: not passed), by config.model.think.
@@ -186,8 +187,7 @@ def fresh_spec(config: ConfigDict, vocab: int) -> Spec:
     rope_theta=m.rope_theta,
     rope_scaling=Llama3(factor=m.rope_scaling) if m.rope_scaling else None,
     norm_eps=m.norm_eps,
-    qkv_bias=m.qkv_bias,
-    qk_norm=m.qk_norm,
+    family=m.family or _FRESH_FAMILY,
     tied=m.tied,
   )
 
@@ -378,7 +378,7 @@ def origin_of_model(model: hf_weights.Model) -> dict:
   digests weights and config.
   """
   config = (model.folder / "config.json").read_text()
-  own = {"family": model.family_name} if model.family else {}
+  own = {"family": model.spec.family} if named.is_name(model.spec.family) else {}
   return own | {
     "model": str(model.folder),
     "digests": {"weights": safetensors_files.digest_of_tensors(model.tensors), "config": logbook.digest(config)},
@@ -440,11 +440,18 @@ def read_recorded_spec(path: Path) -> Spec:
   try:
     fields = json.loads(path.read_text())
     fields["rope_scaling"] = fields["rope_scaling"] and rope_config.from_record(fields["rope_scaling"])
-    return Spec(**fields)
+    for name in ("sliding", "no_rope"):
+      fields[name] = tuple(fields[name])
+    if fields["lora"]:
+      fields["lora"] = Lora(**fields["lora"] | {"targets": tuple(fields["lora"]["targets"])})
+    spec = Spec(**fields)
   except (ValueError, KeyError, TypeError, ArithmeticError, RecursionError) as error:
     raise InputError(
       f"{path}: is no policy of this version ({type(error).__name__}: {error}); take another run"
     ) from error
+  if named.is_name(spec.family):
+    search_beside(path.parent / "config.json")
+  return spec
 
 
 def _load_params(run: Path, shapes: dict, shardings: dict) -> tuple[dict, dict]:

@@ -71,7 +71,7 @@ def import_model(config: ConfigDict, workdir: str | Path) -> dict:
     for name in ("config.json", _GENERATION, hf_weights.INDEX, *model.files):
       if (model.folder / name).is_file():
         disk.copy(model.folder / name, folder / name)
-    copied = hf_weights.open_model(folder, model.family_name)
+    copied = hf_weights.open_model(folder, spec.family)
     if safetensors_files.digest_of_tensors(copied.tensors) != origin["digests"]["weights"]:
       raise StorageError(f"{folder}: is not what {model.folder} held at first; import it again")
     safetensors_files.check_finite(copied.tensors.values())
@@ -96,8 +96,8 @@ def export(config: ConfigDict, workdir: str | Path) -> dict:
   rounding costs. `moved_in_training` is the share of the weights that training moved, `kept_of_training` the share of
   these that still differ after rounding, `trained_since` the place of the weights that training began with; all three
   are None for float32, and where that is unknown. Also `steps` (0) and `origin` of the weights. A finished run returns
-  its summary. On several hosts all processes must call it together. Raises InputError where neither key is set, or the
-  policy has no form that transformers knows, and StorageError where `reread` is above 1e-4.
+  its summary. On several hosts all processes must call it together. Raises InputError where neither key is set, and
+  StorageError where `reread` is above 1e-4.
   """
   if not (config.init or config.model.path):
     raise InputError("config.init is empty; name the run directory to export")
@@ -107,9 +107,7 @@ def export(config: ConfigDict, workdir: str | Path) -> dict:
     spec = dataclasses.replace(policy.spec, dtype="float32")
     tokenizer, mesh, origin = policy.tokenizer, policy.mesh, policy.origin
     ids = _special_ids(tokenizer)
-    family_name = config.model.family
-    family = hf_weights.own_family(family_name) if family_name else None
-    hf_config = hf_weights.config_of(spec, settings.dtype, ids, family)
+    hf_config = hf_weights.config_of(spec, settings.dtype, ids)
     run.begin(tokenizer=tokenizer.pieces(), origin=origin.get("digests"))
     if run.finished:
       return run.summary
@@ -117,7 +115,7 @@ def export(config: ConfigDict, workdir: str | Path) -> dict:
     folder.mkdir(exist_ok=True)
     scores_as_trained = _probe(policy.params, spec, mesh)
     scores_rounded = _probe(policy.params, spec, mesh, settings.dtype)
-    hf_weights.save(folder, policy.params, spec, settings.dtype, int(settings.shard_gib * 2**30), family)
+    hf_weights.save(folder, policy.params, spec, settings.dtype, int(settings.shard_gib * 2**30))
     movement = movement_in_training(policy, settings.dtype)
     policy = None  # frees the policy's weights on the devices before the copy is loaded
     build_policy.copy_tokenizer(config, folder / build_policy.TOKENIZER_FILE, folder)
@@ -125,7 +123,7 @@ def export(config: ConfigDict, workdir: str | Path) -> dict:
       logbook.write_json(folder / "tokenizer_config.json", _BUILT_IN)
     logbook.write_json(folder / "config.json", hf_config)
     _write_generation_config(folder / _GENERATION, ids, tokenizer.pad_id)
-    scores_of_copy = _probe(hf_weights.load(hf_weights.open_model(folder, family_name), spec, mesh), spec, mesh)
+    scores_of_copy = _probe(hf_weights.load(hf_weights.open_model(folder, spec.family), spec, mesh), spec, mesh)
     difference = float(np.abs(scores_of_copy - scores_as_trained).max())
     reread = float(np.abs(scores_of_copy - scores_rounded).max())
     if not reread <= _TOLERANCE:  # nor where it is nan

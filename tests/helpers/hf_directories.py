@@ -71,8 +71,8 @@ TINY = Spec(vocab=24, width=8, layers=2, heads=4, kv_heads=2, head_dim=6, mlp=16
 SPECS = {
   "llama": dataclasses.replace(TINY, tied=False, rope_scaling=Llama3(32.0, 1.0, 4.0, 16), rope_theta=500_000.0),
   "llama-tied": TINY,
-  "qwen2": dataclasses.replace(TINY, qkv_bias=True, tied=False),
-  "qwen3": dataclasses.replace(TINY, qk_norm=True),
+  "qwen2": dataclasses.replace(TINY, family="qwen2", tied=False),
+  "qwen3": dataclasses.replace(TINY, family="qwen3"),
 }
 PADDED = 352  # rows of the embedding, of which the tokenizer knows fewer
 
@@ -127,9 +127,9 @@ def tensors_of(spec, seed=0, dtype=np.float32):
     "mlp.up_proj.weight": (s.mlp, s.width),
     "mlp.down_proj.weight": (s.width, s.mlp),
   }
-  if s.qkv_bias:
+  if s.family == "qwen2":
     block |= {f"self_attn.{x}_proj.bias": (n,) for x, n in (("q", q), ("k", kv), ("v", kv))}
-  if s.qk_norm:
+  if s.family == "qwen3":
     block |= {f"self_attn.{x}_norm.weight": (s.head_dim,) for x in "qk"}
   shapes |= {f"model.layers.{i}.{name}": shape for i in range(s.layers) for name, shape in block.items()}
   return {name: rng.standard_normal(shape).astype(dtype) for name, shape in shapes.items()}

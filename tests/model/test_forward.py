@@ -53,8 +53,8 @@ def test_no_token_sees_a_later_one(rich_spec, rich_params):
     weights = fwd.cast(rich_params, rich_spec)
     ones = jnp.ones((1, 10), jnp.int32)
 
-    def shifted(q, k, v, cache):
-      return fwd.causal(ones, rich_spec, Separate(10))(q, k + embed_extra, v + embed_extra, cache)
+    def shifted(q, k, v, entry, window):
+      return fwd.causal(ones, rich_spec, Separate(10))(q, k + embed_extra, v + embed_extra, entry, window)
 
     hidden, _ = fwd.forward(weights, tokens, jnp.arange(10)[None], shifted, None, rich_spec)
     return hidden[0, 4].sum()

@@ -12,6 +12,8 @@ ROOT = Path(__file__).parents[2] / "jaxrlvr"
 # Functions of several modules that do the same kind of thing, each to what its module is about. They are called with
 # the module's name: `hf_weights.load`.
 SHARED_VERBS = {
+  "block": "computes one layer of a family of models",
+  "fields": "of `Spec`, from the config.json of a family",
   "grade": "a verifier: says whether an answer is right",
   "load": "returns what a place holds, checked: a config, problems, weights",
   "mean": "of figures, or of what a mask lets through",
@@ -20,6 +22,7 @@ SHARED_VERBS = {
   "read": "returns what a text or a file says",
   "save": "writes what `load` reads",
   "warm": "does once what every call of `grade` would do again",
+  "weights": "the table of a family's weights",
 }
 
 

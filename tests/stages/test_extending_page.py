@@ -5,12 +5,17 @@ import re
 import shlex
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 
 from helpers.command_line import metrics, rollouts, run
 from jaxrlvr.base import named
 from jaxrlvr.grading.service import Job, Service
-from jaxrlvr.model import hf_weights
+from jaxrlvr.model import hf_weights, weight_table
+from jaxrlvr.model.score import score
+from jaxrlvr.model.spec import Spec
+from jaxrlvr.sampling import Sampling, sample
 from jaxrlvr.text.answer import parse_response
 
 PAGE = (Path(__file__).parents[2] / "docs" / "extending.md").read_text()
@@ -80,6 +85,19 @@ def test_the_task_of_the_page_grades(folder):
   assert [verdict.score for verdict in verdicts] == [1.0, 1.0, 0.0, 0.0, 0.0, 1.0]
 
 
-def test_the_family_of_the_page_is_one(folder):
-  family = hf_weights.own_family("my_family.py:TOY")
-  assert family.names["q"].format(3) == "h.3.attn.query.weight" and family.switches == {"qkv_bias": True}
+def test_the_family_of_the_page_scores_as_it_samples(folder):
+  spec = Spec(16, 8, 2, 2, 1, 4, 12, family="my_family.py:TOY")
+  table = weight_table.leaves(spec)
+  assert table["q"].hf_name.format(3) == "h.3.attn.query.weight" and "mlp_norm" not in table
+  params = weight_table.init(spec, jax.random.key(0))
+  tokens, lengths = np.array([[3, 5, 7]]), np.array([3])
+  settings = Sampling(group=2, max_tokens=3, eos_ids=(1,))
+  keys_B = jax.random.split(jax.random.key(1), 2)
+  no_stops = np.zeros((2, 16), np.int32)
+  drawn = sample(params, tokens, lengths, keys_B, no_stops, spec, settings)
+  text = np.concatenate([np.repeat(tokens, 2, 0), drawn.tokens_BT], 1)
+  scored = score(params, text, np.tile(np.arange(6), (2, 1)), np.ones((2, 6), int), spec, start=3)
+  is_drawn = np.arange(3) < np.asarray(drawn.length_B)[:, None]
+  np.testing.assert_allclose(np.where(is_drawn, scored.logp_BT, 0), np.where(is_drawn, drawn.logp_BT, 0), atol=1e-5)
+  written = hf_weights.config_of(spec, "float32", {})
+  assert written["parallel_residual"] is True and written["n_embd"] == 8

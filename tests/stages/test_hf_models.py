@@ -37,7 +37,6 @@ from jaxrlvr.config import files as configs
 from jaxrlvr.data import hub
 from jaxrlvr.device import checkpoint, sharding
 from jaxrlvr.model import hf_weights
-from jaxrlvr.model.hf_weights import storage
 from jaxrlvr.model.score import score
 from jaxrlvr.model.spec import Spec
 from jaxrlvr.model.weight_table import count_weights
@@ -329,7 +328,7 @@ def test_memory_stays_far_below_the_model(tmp_path):
   spec = dataclasses.replace(spec, layers=int((gigabytes * 5e8 - count_weights(spec)) // layer))
   source = tmp_path / "hf"
   noise = np.random.default_rng(0).integers(0, 0x4000, 1 << 24, np.uint16).view(jnp.bfloat16)  # from 0 to 2, finite
-  shapes = {name: storage(leaf).file_shape for name, _, leaf, _ in hf_weights.named_tensors(spec)}
+  shapes = {tensor.hf_name: tensor.shape for tensor in hf_weights.named_tensors(spec)}
   write_weights(source, spec, {name: np.resize(noise, shape) for name, shape in shapes.items()}, shards=4)
   write_tokenizer(source)
   env = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}

@@ -1,5 +1,6 @@
 """A family of models of a user's own: a Llama whose files name tensors and keys otherwise."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -8,18 +9,20 @@ import pytest
 from safetensors import numpy as safetensors
 
 from helpers.command_line import run
-from helpers.hf_directories import SPECS, write_model
+from helpers.hf_directories import write_model
 from jaxrlvr.base import named
 from jaxrlvr.config import files as configs
-from jaxrlvr.model import hf_weights
 from jaxrlvr.stages import build_policy
 
 FAMILY = """
-from jaxrlvr.model.hf_weights import Family
+import dataclasses
 
-TOY = Family(
-  "ToyForCausalLM",
+from jaxrlvr.model.families import llama
+
+TOY = dataclasses.replace(
+  llama.LLAMA,
   model_type="toy",
+  architecture="ToyForCausalLM",
   names={"embed": "wte.weight", "q": "h.{}.attn.query.weight", "final_norm": "ln_f.weight", "head": "out.weight"},
   keys={"hidden_size": "n_embd", "num_hidden_layers": "n_layer"},
 )
@@ -69,13 +72,13 @@ def test_a_model_is_imported_and_exported_in_its_own_form(folder, tmp_path_facto
   ours, plain = (
     build_policy.load_policy(configs.load("base", {"init": str(folder / name)})) for name in ("run", "plain-run")
   )
-  assert ours.spec == plain.spec
+  assert ours.spec == dataclasses.replace(plain.spec, family="my_family.py:TOY")
   for name in plain.params:
     np.testing.assert_array_equal(ours.params[name], plain.params[name])
   monkeypatch.chdir(folder)
   precise = "--config.export.dtype=float32"
-  assert run("export", "--config=base", "--workdir=out", "--config.init=run", own, precise) == 0
-  assert run("export", "--config=base", "--workdir=llama", "--config.init=run", precise) == 0
+  assert run("export", "--config=base", "--workdir=out", "--config.init=run", precise) == 0
+  assert run("export", "--config=base", "--workdir=llama", "--config.init=plain-run", precise) == 0
   for written, source in (("out", "toy"), ("llama", "plain")):
     theirs, exported = tensors_in(source), tensors_in(f"{written}/model")
     assert theirs.keys() == exported.keys()
@@ -89,12 +92,11 @@ def test_a_model_is_imported_and_exported_in_its_own_form(folder, tmp_path_facto
 @pytest.mark.parametrize(
   ("change", "words"),
   [
-    (("TOY = Family(", "TOY = dict(architecture="), "is dict, no Family"),
+    (("TOY = dataclasses.replace(\n  llama.LLAMA,", "TOY = dict("), "is dict, no Family"),
     (('model_type="toy"', 'model_type="llama"'), "model_type = 'llama'; give the one of its config.json"),
     (('"embed": "wte', '"table": "wte'), "names has 'table'; wanted some of embed"),
     (("h.{}.attn", "h.attn"), "names has q = 'h.attn.query.weight'; write {} for the layer"),
-    (('"hidden_size": "n', '"width": "n'), "keys has 'width'; wanted some of vocab_size"),
-    (("names=", 'switches={"bias": True}, names='), "switches has 'bias'; wanted some of qkv_bias, qk_norm"),
+    (('"hidden_size": "n', '"width": "d", "hidden_size": "n'), "keys has 'width', which its reader does not take"),
   ],
 )
 def test_what_is_no_family_is_refused(folder, capsys, change, words):
@@ -102,9 +104,3 @@ def test_what_is_no_family_is_refused(folder, capsys, change, words):
   command = ("import", "--config=base", "--workdir=run", "--config.model.path=toy")
   assert run(*command, "--config.model.family=my_family.py:TOY") == 2
   assert words in capsys.readouterr().err
-
-
-def test_a_policy_with_other_switches_is_not_written_as_the_family(folder):
-  own = hf_weights.own_family("my_family.py:TOY")
-  with pytest.raises(hf_weights.InputError, match="config.model.family: has the switches {}, the policy .*qk_norm"):
-    hf_weights.config_of(SPECS["qwen3"], "float32", {}, own)
