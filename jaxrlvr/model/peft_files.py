@@ -18,8 +18,8 @@ from jaxrlvr.base.errors import InputError
 from jaxrlvr.device import multihost, sharding
 from jaxrlvr.model import safetensors_files, weight_table
 from jaxrlvr.model.safetensors_files import Tensor
-from jaxrlvr.model.spec import Leaf, Lora, Spec
-from jaxrlvr.model.weight_table import adapter_leaves, adapter_names
+from jaxrlvr.model.spec import Leaf, Lora, Spec, adapter_names
+from jaxrlvr.model.weight_table import adapter_leaves
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."  # of every tensor's name
