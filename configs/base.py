@@ -242,6 +242,13 @@ c.model = Group()
 c.model.path = Key(
   "", PLACE, "Hugging Face directory of a Llama, Qwen2 or Qwen3, or ORG/NAME[@REVISION] of the hub", may_change=True
 )
+c.model.adapter = Key(
+  "",
+  PLACE,
+  "PEFT directory of LoRA adapters for model.path, or ORG/NAME[@REVISION] of the hub; where model.path is empty, they "
+  "are for the base that the directory names; empty: none",
+  may_change=True,
+)
 c.model.family = Key(
   "",
   one_of_table("jaxrlvr.model.families:FAMILIES", also=("",), named_by="jaxrlvr.model.families:own_family"),
@@ -839,6 +846,13 @@ c.export.dtype = Key(
 )
 c.export.shard_gib = Key(
   5.0, POSITIVE, "largest size of a weight file in GiB; a larger tensor gets a file of its own", may_change=True
+)
+
+c.export.lora = Key(
+  "both",
+  one_of("both", "merged", "adapter"),
+  "what a policy with LoRA adapters is written as: merged (a Hugging Face model) | adapter (a PEFT directory) | both",
+  may_change=True,
 )
 
 c.report = Group()

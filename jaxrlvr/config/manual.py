@@ -72,15 +72,15 @@ STAGE_PAGES: dict[str, Page] = {
   ),
   "import": Page(
     "check a Hugging Face model (config.model.path) and keep a copy as a run directory",
-    "the Hugging Face directory config.model.path, or ORG/NAME of the hub",
-    f"model/, tokenizer/, policy.json, {_OWN}; serves as config.init",
+    "the Hugging Face directory config.model.path, or ORG/NAME of the hub; the PEFT directory config.model.adapter",
+    f"model/, adapter/, tokenizer/, policy.json, {_OWN}; serves as config.init",
     "--workdir=models/mine --config.model.path=ORG/NAME",
     (*_ALL, "init", "tokenizer", "model."),
   ),
   "export": Page(
     "write a policy (config.init) as a Hugging Face directory, then load it again to check it",
     "the checkpoint of config.init",
-    f"model/ (safetensors, config.json, the tokenizer), {_OWN}",
+    f"model/ (safetensors, config.json, the tokenizer), adapter/ (of a policy with LoRA: a PEFT directory), {_OWN}",
     "--workdir=runs/mine-hf --config.init=runs/mine",
     (*_ALL, *_POLICY, "export."),
   ),

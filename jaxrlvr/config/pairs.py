@@ -46,6 +46,11 @@ _IMPOSSIBLE: tuple[_Impossible, ...] = (
     "config.init and config.model.path are both set, and a policy starts from one; clear the other (--config.init=)",
   ),
   _Impossible(
+    ("init", "model.adapter"),
+    lambda c: c.init and c.model.adapter,
+    "config.init and config.model.adapter are both set, and adapters are for a model; clear one (--config.init=)",
+  ),
+  _Impossible(
     ("model.heads", "model.kv_heads"),
     lambda c: c.model.heads % c.model.kv_heads != 0,
     "config.model.heads must be a multiple of config.model.kv_heads",

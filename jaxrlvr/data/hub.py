@@ -55,6 +55,8 @@ _HUB = re.compile(  # ORG/NAME[@REVISION][:CONFIG][@SPLIT]
   r"(?P<repository>[\w-][\w.-]*/[\w-][\w.-]*)(?:@(?P<revision>[\w./-]+))?(?::(?P<config>[\w.-]+))?(?:@(?P<split>[\w.-]+))?"
 )
 _HUB_MODEL = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")  # ORG/NAME[@REVISION]
+# Folder of a model in the hub's cache.
+_CACHED_MODEL = re.compile(r"/models--(?P<org>[\w.-]+?)--(?P<name>[\w.-]+)/snapshots/(?P<revision>\w+)/?$")
 _MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
 _FILES = ("*.parquet", "*.jsonl", "*.json", "*.csv")
 _NO_CONFIGS = ("data", "train", "test", "validation")  # folders of a data set that are not configs
@@ -235,6 +237,16 @@ def model_folder(name: str) -> str:
   return _snapshot(
     name, cure, _MODEL_FILES, _holds_all_weights, repository, repo_type="model", revision=revision or None
   )
+
+
+def name_of_folder(folder: str) -> tuple[str, str]:
+  """Returns (name, revision) of a model's folder: ORG/NAME and the commit of one in the hub's cache.
+
+  Of any other folder the name is its absolute path, or its address on an object store, and the revision "".
+  """
+  if match := _CACHED_MODEL.search(folder):
+    return f"{match['org']}/{match['name']}", match["revision"]
+  return folder if object_store.is_remote(folder) else os.path.abspath(folder), ""
 
 
 def _snapshot(

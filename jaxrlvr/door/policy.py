@@ -19,6 +19,7 @@ from jaxrlvr.base.errors import InputError
 from jaxrlvr.base.types import Problem
 from jaxrlvr.config import files, values
 from jaxrlvr.device import multihost, sharding
+from jaxrlvr.model import peft_files
 from jaxrlvr.model.score import score as score_tokens
 from jaxrlvr.model.spec import Spec
 from jaxrlvr.sampling.types import STOP_NAMES
@@ -162,18 +163,24 @@ class Policy:
 
 
 def load_policy(path: str | os.PathLike, config: ConfigDict | None = None) -> Policy:
-  """Reads a policy: that of a finished run, of a Hugging Face directory, or of a name of the hub.
+  """Reads a policy: that of a finished run, of a Hugging Face or PEFT directory, or of a name of the hub.
 
   config: how it is computed and sampled (the groups model, mesh, rl and answer); None: that of the run or, for a model,
-  the default. Raises InputError where there is no policy, and StorageError for damaged checkpoints.
+  the default. Its model.path is the base of a PEFT directory; "": the one that the directory names. Raises
+  InputError where there is no policy, and StorageError for damaged checkpoints.
   """
   name = os.fspath(path)
   folder = object_store.path(name)
   is_run = (folder / build_policy.POLICY_FILE).is_file()
   if config is None:
     config = files.read(str(folder / "config.json")) if is_run else files.base()
-  start = {"init": name, "model.path": ""} if is_run else {"init": "", "model.path": name}
-  start["tokenizer"] = ""
+  start = {"init": "", "model.adapter": "", "model.path": "", "tokenizer": ""}
+  if is_run:
+    start["init"] = name
+  elif (folder / peft_files.ADAPTER_CONFIG).is_file():
+    start |= {"model.adapter": name, "model.path": config.model.path}
+  else:
+    start["model.path"] = name
   changed = values.changed(config, start)
   return Policy(changed, build_policy.load_policy(changed))
 

@@ -129,6 +129,8 @@ class Run:
     if (self.workdir / POLICY_FILE).is_file():
       return load_policy(self.workdir)
     config = self.config
+    if config.model.adapter:
+      return load_policy(config.model.adapter, config)
     return load_policy(config.init or config.model.path)
 
   def report(self) -> Path:

@@ -26,8 +26,9 @@ from jaxrlvr.base.types import Problem
 from jaxrlvr.config.files import search_beside
 from jaxrlvr.data import hub, overlap
 from jaxrlvr.device import checkpoint, keys, multihost, sharding
-from jaxrlvr.model import forward, hf_weights, rope_config, safetensors_files, weight_table
+from jaxrlvr.model import forward, hf_weights, peft_files, rope_config, safetensors_files, weight_table
 from jaxrlvr.model.attention import platform_of, resolve
+from jaxrlvr.model.lora import merge_adapters
 from jaxrlvr.model.rope import Llama3
 from jaxrlvr.model.spec import Lora, Spec
 from jaxrlvr.stages import memory
@@ -43,6 +44,7 @@ TOKENIZER_FILE = "tokenizer.model"  # a SentencePiece model
 TOKENIZER_FOLDER = "tokenizer"  # the files of a tokenizer of another kind
 POLICY_FILE = "policy.json"  # the shape of the policy
 MODEL_FOLDER = "model"  # a Hugging Face model
+ADAPTER_FOLDER = "adapter"  # a PEFT directory
 _FRESH_FAMILY = "llama"  # of fresh weights where config.model.family is empty
 _SHARE_OF_WEIGHTS = 1 / 4  # of a device's memory that the weights of sampling may take, if they can be split further
 _PARAM_BYTES = 4  # float32
@@ -54,9 +56,9 @@ class Policy(NamedTuple):
   """A policy: its shape, tokenizer and weights, and the devices that they are laid out on.
 
   `origin` tells where the weights come from. Its keys are, for a run: run (its directory), step, digests, and start,
-  the origin of the weights that the run's training began with; for a Hugging Face model: model (its folder) and
-  digests; for fresh weights: seed. `digests` maps a name, such as that of an array, to a SHA-256 digest. With a
-  tokenizer of the `tokenizers` library it also has "tokenizer".
+  the origin of the weights that the run's training began with; for a Hugging Face model: those of `origin_of_model`;
+  for fresh weights: seed. `digests` maps a name, such as that of an array, to a SHA-256 digest. With a tokenizer of the
+  `tokenizers` library it also has "tokenizer".
   """
 
   spec: Spec
@@ -195,23 +197,76 @@ def fresh_spec(config: ConfigDict, vocab: int) -> Spec:
 def find_model(config: ConfigDict) -> hf_weights.Model | None:
   """Opens the Hugging Face model that a config starts from, without reading its weights; returns None for other starts.
 
-  It is in the directory config.model.path (a name of the hub is downloaded), else in the run directory config.init if
-  the stage `import` wrote that. Raises InputError where config.model.path is a run directory, or the model can't be
-  used.
+  It is in the directory `model_path` (a name of the hub is downloaded), else in the run directory config.init if the
+  stage `import` wrote that. Raises InputError where config.model.path is a run directory or a PEFT directory, or the
+  model can't be used.
+  """
+  run, path = object_store.path(config.init), model_path(config)
+  if not path and not (config.init and (run / MODEL_FOLDER).is_dir()):
+    return None
+  if path:
+    _check_is_no_run("model.path", path)
+  try:
+    folder = hub.model_folder(path) if path else run / MODEL_FOLDER
+    files = object_store.path(folder)
+    if (files / peft_files.ADAPTER_CONFIG).is_file() and not (files / "config.json").is_file():
+      raise InputError(f"{path}: is a PEFT directory; name it as config.model.adapter (and --config.model.path=)")
+    return hf_weights.open_model(folder, config.model.family or ("" if path else _family_of_run(run)))
+  except InputError as error:
+    key = "init" if not path else "model.path" if config.model.path else "model.adapter"
+    raise InputError(f"config.{key}: {error}") from error
+
+
+def _check_is_no_run(key: str, path: str) -> None:
+  """Raises InputError where a path, of the key config.model.path or config.model.adapter, is a run directory."""
+  if (object_store.path(path) / POLICY_FILE).is_file():
+    kind = "a Hugging Face" if key == "model.path" else "a PEFT"
+    raise InputError(
+      f"config.{key} = {path!r}: is a run directory, and {kind} directory is wanted; name it as config.init={path} "
+      f"(and --config.{key}=)"
+    )
+
+
+def model_path(config: ConfigDict) -> str:
+  """Returns the Hugging Face model that a config starts from, as a path or a name of the hub, "" for other starts.
+
+  It is config.model.path, or, where that is empty, the base that the PEFT directory config.model.adapter names. Raises
+  InputError where it names none, or can't be read.
+  """
+  if config.model.path or not config.model.adapter:
+    return config.model.path
+  try:
+    return peft_files.base_of(_adapter_folder(config))
+  except InputError as error:
+    raise InputError(f"config.model.adapter: {error}") from error
+
+
+def _adapter_folder(config: ConfigDict) -> str:
+  """Returns the path of the PEFT directory config.model.adapter; a name of the hub is downloaded.
+
+  Raises InputError where it is a run directory, or can't be had.
+  """
+  _check_is_no_run("model.adapter", config.model.adapter)
+  return hub.model_folder(config.model.adapter)
+
+
+def find_adapter(config: ConfigDict, spec: Spec) -> peft_files.Adapter | None:
+  """Opens the adapters that the Hugging Face model of a config gets, without reading them; returns None for none.
+
+  They are in the PEFT directory config.model.adapter, else in the run directory config.init if the stage `import`
+  copied them there. spec: of the model. Raises InputError where they can't be used with it.
   """
   run = object_store.path(config.init)
-  if not config.model.path and not (config.init and (run / MODEL_FOLDER).is_dir()):
-    return None
-  if config.model.path and (object_store.path(config.model.path) / POLICY_FILE).is_file():
-    raise InputError(
-      f"config.model.path = {config.model.path!r}: is a run directory, and a Hugging Face directory is wanted; name it "
-      f"as config.init={config.model.path} (and --config.model.path=)"
-    )
+  copied = run / ADAPTER_FOLDER
   try:
-    folder = hub.model_folder(config.model.path) if config.model.path else run / MODEL_FOLDER
-    return hf_weights.open_model(folder, config.model.family or ("" if config.model.path else _family_of_run(run)))
+    if config.model.adapter:
+      return peft_files.open_adapter(_adapter_folder(config), spec)
+    # The stage `export` writes such a folder too, beside a model that holds the adapters already.
+    if config.init and copied.is_dir() and read_recorded_spec(run / POLICY_FILE).lora is not None:
+      return peft_files.open_adapter(copied, spec)
   except InputError as error:
-    raise InputError(f"config.{'model.path' if config.model.path else 'init'}: {error}") from error
+    raise InputError(f"config.{'model.adapter' if config.model.adapter else 'init'}: {error}") from error
+  return None
 
 
 def _family_of_run(run) -> str:
@@ -225,11 +280,11 @@ def _family_of_run(run) -> str:
 def _find_tokenizer(config: ConfigDict) -> Path:
   """Returns the local path of the config's tokenizer: a SentencePiece file, or a folder with tokenizer.json.
 
-  config.tokenizer names the file, its folder or a run directory; if it is empty, config.init or else config.model.path
-  does. Files of the hub and of object stores are downloaded. Raises InputError where none of the three keys is set, or
+  config.tokenizer names the file, its folder or a run directory; if it is empty, config.init or else `model_path` does.
+  Files of the hub and of object stores are downloaded. Raises InputError where none of the three keys is set, or
   the named folder has no tokenizer.
   """
-  name = config.tokenizer or config.init or (config.model.path and hub.model_folder(config.model.path))
+  name = config.tokenizer or config.init or hub.model_folder(model_path(config))
   if not name:
     raise InputError(
       "config.tokenizer is empty and so are config.init and config.model.path; name a tokenizer model (`jaxrlvr "
@@ -310,11 +365,12 @@ def load_policy(config: ConfigDict, text_tokens: int = 0) -> Policy:
   if init is not None:
     _check_is_run(config.init, init)
   model, tokenizer = find_model(config), read_tokenizer(config)
+  adapter = find_adapter(config, model.spec) if model is not None else None
   _check_devices()
   set_compile_cache(config.compile_cache)  # before the first program
   mesh = configured_mesh(config)
   if model is not None:
-    spec = model.spec
+    spec = dataclasses.replace(model.spec, lora=adapter.lora if adapter else None)
   elif init is not None:
     spec = read_recorded_spec(init / POLICY_FILE)
   else:
@@ -326,7 +382,9 @@ def load_policy(config: ConfigDict, text_tokens: int = 0) -> Policy:
   sample_mesh = configured_sampling_mesh(config, spec, mesh, device_bytes)
   fresh_params = jax.jit(lambda: weight_table.init(spec, keys.at(config.seed, "init")), out_shardings=shardings)
   if model is not None:
-    params, origin = hf_weights.load(model, spec, mesh), origin_of_model(model)
+    params, origin = hf_weights.load(model, spec, mesh), origin_of_model(model, adapter)
+    if adapter is not None:
+      params |= peft_files.load(adapter, spec, mesh)
   elif init is not None:
     params, origin = _load_params(init, jax.eval_shape(fresh_params), shardings)
   else:
@@ -371,18 +429,25 @@ def with_compute_settings(spec: Spec, config: ConfigDict, platform: str, text_to
   )
 
 
-def origin_of_model(model: hf_weights.Model) -> dict:
-  """Returns where a Hugging Face model's weights come from, as `Policy.origin` holds it.
+def origin_of_model(model: hf_weights.Model, adapter: peft_files.Adapter | None = None) -> dict:
+  """Returns where the weights of a Hugging Face model come from, and its adapters, as `Policy.origin` holds it.
 
-  Keys: model (its folder, as text), family (only if that is a user's own: its name) and digests, which has the SHA-256
-  digests weights and config.
+  Keys: model (its folder, as text), family (only if that is a user's own: its name), adapter (only with adapters: the
+  folder, as text) and digests, which has the SHA-256 digests weights and config, and with adapters also adapter and
+  adapter_config.
   """
-  config = (model.folder / "config.json").read_text()
-  own = {"family": model.spec.family} if named.is_name(model.spec.family) else {}
-  return own | {
-    "model": str(model.folder),
-    "digests": {"weights": safetensors_files.digest_of_tensors(model.tensors), "config": logbook.digest(config)},
+  digests = {
+    "weights": safetensors_files.digest_of_tensors(model.tensors),
+    "config": logbook.digest((model.folder / "config.json").read_text()),
   }
+  origin: dict = {"model": str(model.folder), "digests": digests}
+  if named.is_name(model.spec.family):
+    origin["family"] = model.spec.family
+  if adapter is not None:
+    origin["adapter"] = str(adapter.folder)
+    digests["adapter"] = safetensors_files.digest_of_tensors(adapter.tensors)
+    digests["adapter_config"] = logbook.digest((adapter.folder / peft_files.ADAPTER_CONFIG).read_text())
+  return origin
 
 
 def write_policy_files(config: ConfigDict, policy: Policy, workdir: Path, training: Sequence[Problem] = ()) -> None:
@@ -503,7 +568,7 @@ def load_starting_weights(policy: Policy) -> tuple[str, dict] | None:
 
 
 def _load_origin(origin: dict, policy: Policy) -> dict:
-  """Loads the weights of an origin, sharded as the policy's.
+  """Loads the weights of an origin, sharded as the policy's; the adapters of a Hugging Face model are merged into it.
 
   Raises InputError where they are gone, have changed, or take too much memory.
   """
@@ -514,9 +579,15 @@ def _load_origin(origin: dict, policy: Policy) -> dict:
     raise InputError(f"{place}: takes {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; take more memory")
   recorded = {name: digest for name, digest in origin["digests"].items() if name != "tokenizer"}
   if "model" in origin:
-    model = hf_weights.open_model(place, origin.get("family", ""))
-    _check_unchanged(place, origin_of_model(model)["digests"], recorded)
-    return hf_weights.load(model, policy.spec, policy.mesh)
+    model, adapter = hf_weights.open_model(place, origin.get("family", "")), None
+    if "adapter" in origin:
+      adapter = peft_files.open_adapter(origin["adapter"], model.spec)
+    _check_unchanged(place, origin_of_model(model, adapter)["digests"], recorded)
+    params = hf_weights.load(model, policy.spec, policy.mesh)
+    if adapter is None:
+      return params
+    params |= peft_files.load(adapter, policy.spec, policy.mesh)
+    return merge_adapters(params, dataclasses.replace(policy.spec, lora=adapter.lora))
   shapes = {}
   for name, leaf in weight_table.leaves(policy.spec).items():
     shapes[name] = jax.ShapeDtypeStruct(leaf.shape, jnp.float32)

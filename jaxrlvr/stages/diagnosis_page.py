@@ -48,7 +48,8 @@ def sections(
   whether the config says which problems are held out; if not, commands that train with RL name them.
   """
   K, figures = config.diagnose.samples, diagnosis["figures"]
-  start = f"--config.model.path={config.model.path}" if config.model.path else f"--config.init={config.init}"
+  keys = [key for key in ("init", "model.path", "model.adapter") if config[key]] or ["init"]
+  start = " ".join(f"--config.{key}={config[key]}" for key in keys)
   measured = "With 95 % intervals over problems.\n\n" + _table_of_figures(figures, K)
   predicted = _domain(diagnosis["domain"], diagnosis["reference"]) + "\n\n" + _table_of_predictions(predictions)
   rule = _how_to_read_the_rules(diagnosis["near"], figures["labelled/correct"]) + "\n\n" + _table_of_rules()

@@ -1,4 +1,6 @@
-"""The stages import, which makes a run directory of a Hugging Face model, and export, which does the reverse."""
+"""The stages import, which makes a run directory of a Hugging Face model, and export, which does the reverse.
+
+Both also take LoRA adapters as PEFT directories."""
 
 from __future__ import annotations
 
@@ -12,12 +14,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from ml_collections import ConfigDict
 
 from jaxrlvr.base import disk, logbook
 from jaxrlvr.base.errors import InputError, StorageError
+from jaxrlvr.data import hub
 from jaxrlvr.device import multihost, sharding
-from jaxrlvr.model import hf_weights, safetensors_files, weight_table
+from jaxrlvr.model import hf_weights, peft_files, safetensors_files, weight_table
+from jaxrlvr.model.lora import merge_adapters
 from jaxrlvr.model.score import score
 from jaxrlvr.model.spec import Spec
 from jaxrlvr.stages import build_policy
@@ -50,31 +55,27 @@ def import_model(config: ConfigDict, workdir: str | Path) -> dict:
   """Copies a Hugging Face model into a run directory, which can then be a `config.init`.
 
   config.model.path names the model: a local directory, or ORG/NAME of the hub. Its files are copied as they are,
-  whatever their dtype, to WORKDIR/model, the tokenizer beside it; policy.json, which is written last, makes the run
-  directory a policy. Checks every tensor for its name, shape and finite values. Returns the summary: `parameters`
-  (number of weights), `steps` (0) and `origin` ({"model": directory, "digests": of weights and config}). A finished run
-  returns its summary. On several hosts all processes must call it together. Raises InputError for a model that can't be
-  used, and StorageError where what was copied is not what was read at first.
+  whatever their dtype, to WORKDIR/model, the tokenizer beside it, and the adapters of config.model.adapter to
+  WORKDIR/adapter; policy.json, which is written last, makes the run directory a policy. Checks every tensor for its
+  name, shape and finite values. Returns the summary: `parameters` (number of weights, without those of adapters),
+  `steps` (0) and `origin` (`build_policy.origin_of_model`). A finished run returns its summary. On several hosts all
+  processes must call it together. Raises InputError for a model or adapters that can't be used, and StorageError where
+  what was copied is not what was read at first.
   """
-  if not config.model.path:
+  if not (config.model.path or config.model.adapter):
     raise InputError("config.model.path is empty; name a Hugging Face directory, or ORG/NAME of the hub")
   with open_run(config, workdir, "import") as run:
     model, tokenizer = build_policy.find_model(config), build_policy.read_tokenizer(config)
+    adapter = build_policy.find_adapter(config, model.spec)
     spec = build_policy.with_real_vocab(model.spec, tokenizer)
-    origin = build_policy.origin_of_model(model)
+    spec = dataclasses.replace(spec, lora=adapter.lora if adapter else None)
+    origin = build_policy.origin_of_model(model, adapter)
     run.begin(tokenizer=tokenizer.pieces(), origin=origin["digests"])
     if run.finished:
       return run.summary
-    folder = run.workdir / build_policy.MODEL_FOLDER
-    folder.mkdir(exist_ok=True)
-    safetensors_files.check_regular(model.folder / _GENERATION)
-    for name in ("config.json", _GENERATION, hf_weights.INDEX, *model.files):
-      if (model.folder / name).is_file():
-        disk.copy(model.folder / name, folder / name)
-    copied = hf_weights.open_model(folder, spec.family)
-    if safetensors_files.digest_of_tensors(copied.tensors) != origin["digests"]["weights"]:
-      raise StorageError(f"{folder}: is not what {model.folder} held at first; import it again")
-    safetensors_files.check_finite(copied.tensors.values())
+    _copy_model(model, run.workdir / build_policy.MODEL_FOLDER, origin["digests"])
+    if adapter is not None:
+      _copy_adapter(adapter, run.workdir / build_policy.ADAPTER_FOLDER, model.spec, origin["digests"])
     build_policy.copy_tokenizer(
       config, run.workdir / build_policy.TOKENIZER_FILE, run.workdir / build_policy.TOKENIZER_FOLDER
     )
@@ -83,66 +84,164 @@ def import_model(config: ConfigDict, workdir: str | Path) -> dict:
     return run.finish(steps=0, parameters=weight_table.count_weights(spec), origin=origin)
 
 
+def _copy_model(model: hf_weights.Model, folder: Path, digests: Mapping[str, str]) -> None:
+  """Copies the files of a Hugging Face model into a folder, and checks that all weights in them are finite.
+
+  digests: of the model (`build_policy.origin_of_model`). Raises InputError for a value that is not finite, and
+  StorageError where the copy has another digest.
+  """
+  folder.mkdir(exist_ok=True)
+  safetensors_files.check_regular(model.folder / _GENERATION)
+  for name in ("config.json", _GENERATION, hf_weights.INDEX, *model.files):
+    if (model.folder / name).is_file():
+      disk.copy(model.folder / name, folder / name)
+  copied = hf_weights.open_model(folder, model.spec.family)
+  _check_copy(copied.tensors, model.folder, folder, digests["weights"])
+
+
+def _copy_adapter(adapter: peft_files.Adapter, folder: Path, spec: Spec, digests: Mapping[str, str]) -> None:
+  """Copies the files of a PEFT directory into a folder, as `_copy_model` does. spec: of the base."""
+  folder.mkdir(exist_ok=True)
+  for name in (peft_files.ADAPTER_CONFIG, peft_files.ADAPTER_WEIGHTS):
+    disk.copy(adapter.folder / name, folder / name)
+  copied = peft_files.open_adapter(folder, spec)
+  _check_copy(copied.tensors, adapter.folder, folder, digests["adapter"])
+
+
+def _check_copy(tensors: Mapping[str, safetensors_files.Tensor], source: epath.Path, folder: Path, digest: str) -> None:
+  """Raises StorageError where copied tensors have another digest, and InputError where one is not finite."""
+  if safetensors_files.digest_of_tensors(tensors) != digest:
+    raise StorageError(f"{folder}: is not what {source} held at first; import it again")
+  safetensors_files.check_finite(tensors.values())
+
+
 def export(config: ConfigDict, workdir: str | Path) -> dict:
   """Writes a policy as a Hugging Face directory, WORKDIR/model, and reads it again to check it.
 
   The policy is that of `config.init`, or of `config.model.path`. The directory holds safetensors files of at most
-  export.shard_gib with the weights in export.dtype ("float32" or "bfloat16"), config.json,
-  generation_config.json and the tokenizer.
+  export.shard_gib with the weights in export.dtype ("float32" or "bfloat16"), config.json, generation_config.json and
+  the tokenizer. Adapters of the policy are merged into its weights, and also written as they are as a PEFT directory,
+  WORKDIR/adapter, in float32; export.lora leaves out one of the two directories.
 
   Returns the summary. On random tokens, the log-probability, entropy and self-certainty of each token are compared:
   `reread` is the largest difference, in nats, between the directory read again and the policy's weights rounded to
   export.dtype, and is near 0; `difference` is that between the directory and the policy as trained, and so holds what
-  rounding costs. `moved_in_training` is the share of the weights that training moved, `kept_of_training` the share of
-  these that still differ after rounding, `trained_since` the place of the weights that training began with; all three
-  are None for float32, and where that is unknown. Also `steps` (0) and `origin` of the weights. A finished run returns
-  its summary. On several hosts all processes must call it together. Raises InputError where neither key is set, and
-  StorageError where `reread` is above 1e-4.
+  rounding costs; `adapter_reread` is that between the policy as trained and its base with the adapters read again, and
+  is near 0. `moved_in_training` is the share of the weights that training moved, `kept_of_training` the share of these
+  that still differ after rounding, `trained_since` the place of the weights that training began with; all three are
+  None for float32, and where that is unknown. Figures of a directory that is not written are None. Also `steps` (0) and
+  `origin` of the weights. A finished run returns its summary. On several hosts all processes must call it together.
+  Raises InputError where none of the keys is set, or the policy lacks adapters that export.lora asks for,
+  and StorageError where `reread` or `adapter_reread` is above 1e-4.
   """
-  if not (config.init or config.model.path):
+  if not (config.init or config.model.path or config.model.adapter):
     raise InputError("config.init is empty; name the run directory to export")
-  settings = config.export
   with open_run(config, workdir, "export") as run:
     policy = build_policy.load_policy(config)
     spec = dataclasses.replace(policy.spec, dtype="float32")
+    if spec.lora is None and config.export.lora == "adapter":
+      raise InputError("config.export.lora = 'adapter': the policy has no adapters; take merged")
     tokenizer, mesh, origin = policy.tokenizer, policy.mesh, policy.origin
-    ids = _special_ids(tokenizer)
-    hf_config = hf_weights.config_of(spec, settings.dtype, ids)
+    hf_config = hf_weights.config_of(spec, config.export.dtype, _special_ids(tokenizer))
     run.begin(tokenizer=tokenizer.pieces(), origin=origin.get("digests"))
     if run.finished:
       return run.summary
-    folder = run.workdir / build_policy.MODEL_FOLDER
-    folder.mkdir(exist_ok=True)
-    scores_as_trained = _probe(policy.params, spec, mesh)
-    scores_rounded = _probe(policy.params, spec, mesh, settings.dtype)
-    hf_weights.save(folder, policy.params, spec, settings.dtype, int(settings.shard_gib * 2**30))
-    movement = movement_in_training(policy, settings.dtype)
-    policy = None  # frees the policy's weights on the devices before the copy is loaded
-    build_policy.copy_tokenizer(config, folder / build_policy.TOKENIZER_FILE, folder)
-    if isinstance(tokenizer, SentencePiece):
-      logbook.write_json(folder / "tokenizer_config.json", _BUILT_IN)
-    logbook.write_json(folder / "config.json", hf_config)
-    _write_generation_config(folder / _GENERATION, ids, tokenizer.pad_id)
-    scores_of_copy = _probe(hf_weights.load(hf_weights.open_model(folder, spec.family), spec, mesh), spec, mesh)
-    difference = float(np.abs(scores_of_copy - scores_as_trained).max())
-    reread = float(np.abs(scores_of_copy - scores_rounded).max())
-    if not reread <= _TOLERANCE:  # nor where it is nan
-      raise StorageError(
-        f"{folder}: read again, its log-probabilities differ by {reread:.2g} from what was written, over {_TOLERANCE}; "
-        "don't use it, and export to another disk"
-      )
-    logbook.write_json(run.workdir / build_policy.POLICY_FILE, dataclasses.asdict(spec))
-    print(
-      f"Hugging Face directory: {folder} (read again: within {reread:.2g} nats of what was written; largest difference "
-      f"from the policy as trained {difference:.2g} nats)"
+    scores = _probe(policy.params, spec, mesh)
+    adapter_reread = None
+    if spec.lora is not None and config.export.lora != "merged":
+      adapter_reread = _export_adapter(policy, scores, run.workdir / build_policy.ADAPTER_FOLDER)
+    reread = difference = None
+    movement = TrainingMovement()
+    if spec.lora is None or config.export.lora != "adapter":
+      if spec.lora is not None:
+        policy = policy._replace(params=merge_adapters(policy.params, spec), spec=dataclasses.replace(spec, lora=None))
+      folder = run.workdir / build_policy.MODEL_FOLDER
+      scores_rounded = _probe(policy.params, policy.spec, mesh, config.export.dtype)
+      _write_model(config, policy, folder, hf_config)
+      movement = movement_in_training(policy, config.export.dtype)
+      spec = dataclasses.replace(spec, lora=None)
+      policy = None  # frees the policy's weights on the devices before the copy is loaded
+      copy = hf_weights.load(hf_weights.open_model(folder, spec.family), spec, mesh)
+      scores_of_copy = _probe(copy, spec, mesh)
+      difference = float(np.abs(scores_of_copy - scores).max())
+      reread = _check_reread(folder, scores_of_copy, scores_rounded)
+      logbook.write_json(run.workdir / build_policy.POLICY_FILE, dataclasses.asdict(spec))
+      _print_model(folder, reread, difference, movement, config.export.dtype)
+    figures = {"difference": difference, "reread": reread, "adapter_reread": adapter_reread}
+    return run.finish(steps=0, **figures, **movement._asdict(), origin=origin)
+
+
+def _write_model(config: ConfigDict, policy: build_policy.Policy, folder: Path, hf_config: Mapping) -> None:
+  """Writes a Hugging Face directory: weights, config.json (`hf_config`), generation_config.json and the tokenizer."""
+  settings, tokenizer = config.export, policy.tokenizer
+  folder.mkdir(exist_ok=True)
+  hf_weights.save(folder, policy.params, policy.spec, settings.dtype, int(settings.shard_gib * 2**30))
+  build_policy.copy_tokenizer(config, folder / build_policy.TOKENIZER_FILE, folder)
+  if isinstance(tokenizer, SentencePiece):
+    logbook.write_json(folder / "tokenizer_config.json", _BUILT_IN)
+  logbook.write_json(folder / "config.json", hf_config)
+  _write_generation_config(folder / _GENERATION, _special_ids(tokenizer), tokenizer.pad_id)
+
+
+def _check_reread(folder: Path, scores_of_copy: np.ndarray, scores: np.ndarray) -> float:
+  """Returns the largest difference, in nats, between what `_probe` says of a copy and of what was written.
+
+  folder: of the copy. Raises StorageError where the difference is above 1e-4.
+  """
+  reread = float(np.abs(scores_of_copy - scores).max())
+  if not reread <= _TOLERANCE:  # nor where it is nan
+    raise StorageError(
+      f"{folder}: read again, its log-probabilities differ by {reread:.2g} from what was written, over {_TOLERANCE}; "
+      "don't use it, and export to another disk"
     )
-    if movement.kept_of_training is not None:
-      cure = "" if movement.kept_of_training == 1 else "; to keep all of it take config.export.dtype=float32"
-      print(
-        f"Training moved {movement.moved_in_training:.2%} of the weights since {movement.trained_since}; "
-        f"{movement.kept_of_training:.2%} of these still differ after rounding to {settings.dtype}{cure}"
-      )
-    return run.finish(steps=0, difference=difference, reread=reread, **movement._asdict(), origin=origin)
+  return reread
+
+
+def _print_model(folder: Path, reread: float, difference: float, movement: TrainingMovement, dtype: str) -> None:
+  """Prints what the export of a Hugging Face directory was found to be."""
+  print(
+    f"Hugging Face directory: {folder} (read again: within {reread:.2g} nats of what was written; largest difference "
+    f"from the policy as trained {difference:.2g} nats)"
+  )
+  if movement.kept_of_training is not None:
+    cure = "" if movement.kept_of_training == 1 else "; to keep all of it take config.export.dtype=float32"
+    print(
+      f"Training moved {movement.moved_in_training:.2%} of the weights since {movement.trained_since}; "
+      f"{movement.kept_of_training:.2%} of these still differ after rounding to {dtype}{cure}"
+    )
+
+
+def _export_adapter(policy: build_policy.Policy, scores: np.ndarray, folder: Path) -> float:
+  """Writes a policy's adapters as a PEFT directory, reads them again and compares them by `_probe`.
+
+  scores: what `_probe` says of the policy. Returns the largest difference in nats. Raises StorageError where it is
+  above 1e-4.
+  """
+  folder.mkdir(exist_ok=True)
+  spec = dataclasses.replace(policy.spec, dtype="float32")
+  base, revision = _base_of_adapters(policy.origin)
+  peft_files.save(folder, policy.params, spec, base, revision)
+  adapters = peft_files.load(peft_files.open_adapter(folder, spec), spec, policy.mesh)
+  reread = _check_reread(folder, _probe({**policy.params, **adapters}, spec, policy.mesh), scores)
+  name = f"its base is {base}"
+  if not base:
+    name = "its base is no Hugging Face directory: export what the training of the adapters began with"
+    if place := policy.origin.get("start", {}).get("run"):
+      name += f", {place}"
+  print(f"PEFT directory: {folder} (read again: within {reread:.2g} nats of what was written; {name})")
+  return reread
+
+
+def _base_of_adapters(origin: Mapping) -> tuple[str, str]:
+  """Returns (path or hub name, revision on the hub) of the Hugging Face directory that adapters belong to, or ("", "").
+
+  origin: of the policy with the adapters (`Policy.origin`). They belong to none where they were trained on the weights
+  of a run, or on adapters that were merged first.
+  """
+  base = origin if "model" in origin else origin.get("start", {})
+  if "model" not in base or (base is not origin and "adapter" in base):
+    return "", ""
+  return hub.name_of_folder(base["model"])
 
 
 def _special_ids(tokenizer: Tokenizer) -> dict:
@@ -227,5 +326,5 @@ def _probe(params: Mapping[str, jax.Array], spec: Spec, mesh: jax.sharding.Mesh,
 @functools.partial(jax.jit, static_argnames=("spec", "dtype"))
 def _rounded_score(params, tokens_BT, positions_BT, segments_BT, spec: Spec, dtype: str):
   """Scores tokens with weights rounded to `dtype`."""
-  rounded = {name: jax.lax.reduce_precision(weights, *_BITS[dtype]) for name, weights in params.items()}
+  rounded = {name: jax.lax.reduce_precision(w.astype(jnp.float32), *_BITS[dtype]) for name, w in params.items()}
   return score(rounded, tokens_BT, positions_BT, segments_BT, spec)

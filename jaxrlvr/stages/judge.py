@@ -83,6 +83,7 @@ def local_model(config: ConfigDict, group: ConfigDict) -> judges.LocalModel:
   changes = {
     "init": group.model,
     "model.path": "",
+    "model.adapter": "",
     "tokenizer": "",
     "rl.prompt_tokens": group.prompt_tokens,
     "rl.response_tokens": group.tokens,

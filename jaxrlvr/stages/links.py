@@ -130,7 +130,7 @@ def _changes(entry: Mapping, workdir: Path) -> dict[str, object]:
   """Returns {key: value} in which the link's config differs from the chain's; places become paths below `workdir`."""
   changes = dict(entry.get("set", {}))
   if entry.get("init"):
-    changes |= {"init": str(workdir / entry["init"]), "model.path": ""}
+    changes |= {"init": str(workdir / entry["init"]), "model.path": "", "model.adapter": ""}
   if entry.get("tokenizer"):
     changes["tokenizer"] = str(workdir / entry["tokenizer"])
   for key, place in entry.get("files", {}).items():

@@ -10,6 +10,7 @@ import pytest
 from safetensors import numpy as safetensors
 
 from helpers.hf_directories import SPECS, TINY, tensors_of, write_weights
+from helpers.peft_directories import PREFIX, random_adapter, size_of, write_adapter
 from helpers.policies import logits_of
 from jaxrlvr.base.errors import InputError
 from jaxrlvr.device import sharding
@@ -18,54 +19,9 @@ from jaxrlvr.model.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from jaxrlvr.model.spec import Lora
 from jaxrlvr.training.optimizer import adamw
 
-PREFIX = "base_model.model."
 LAYER = "model.layers.{}."
 Q, K, V = (LAYER + f"self_attn.{name}_proj" for name in "qkv")
 DOWN = LAYER + "mlp.down_proj"
-CONFIG = {  # as peft writes it, with keys of its newest version
-  "peft_type": "LORA",
-  "task_type": "CAUSAL_LM",
-  "base_model_name_or_path": "ORG/NAME",
-  "revision": None,
-  "r": 2,
-  "lora_alpha": 6,
-  "target_modules": ["down_proj", "q_proj"],
-  "lora_dropout": 0.05,
-  "bias": "none",
-  "loftq_config": {},
-  "megatron_core": "megatron.core",
-  "qalora_group_size": 16,
-  "peft_version": "0.21.2",
-  "use_dora": False,
-  "unknown_switch": None,
-}
-
-
-def size_of(module):
-  """Returns (inputs, outputs) of a module of TINY, from the tensor of its weight in files."""
-  outputs, inputs = tensors_of(TINY)[module + ".weight"].shape
-  return inputs, outputs
-
-
-def random_adapter(modules, rank=2, dtype=np.float32):
-  """Returns tensors of adapters by their names in files; modules: names, with {} for both layers, or (name, rank)."""
-  rng, tensors = np.random.default_rng(0), {}
-  for entry in modules:
-    name, own_rank = entry if isinstance(entry, tuple) else (entry, rank)
-    for layer in (0, 1) if "{}" in name else (-1,):
-      module = name.format(layer)
-      inputs, outputs = size_of(module)
-      tensors[f"{PREFIX}{module}.lora_A.weight"] = rng.standard_normal((own_rank, inputs)).astype(dtype)
-      tensors[f"{PREFIX}{module}.lora_B.weight"] = rng.standard_normal((outputs, own_rank)).astype(dtype)
-  return tensors
-
-
-def write_adapter(folder, tensors, **config):
-  folder.mkdir(exist_ok=True, parents=True)
-  safetensors.save_file(tensors, folder / ADAPTER_WEIGHTS)
-  content = {key: value for key, value in (CONFIG | config).items() if value != "absent"}
-  (folder / ADAPTER_CONFIG).write_text(json.dumps(content))
-  return folder
 
 
 def load(folder, **sizes):

@@ -1,0 +1,190 @@
+"""LoRA adapters of PEFT directories through the stages: import, what they are added to, export; refusals."""
+
+import dataclasses
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+from safetensors import numpy as safetensors
+
+from helpers.command_line import run
+from helpers.hf_directories import PADDED, SPECS, USER, write_model
+from helpers.peft_directories import random_adapter, write_adapter
+from helpers.policies import logits_of
+from jaxrlvr.base import logbook
+from jaxrlvr.config import files as configs
+from jaxrlvr.data import hub
+from jaxrlvr.model import peft_files
+from jaxrlvr.model.lora import merge_adapters
+from jaxrlvr.model.spec import Lora
+from jaxrlvr.stages import build_policy, hf_models
+
+BASE = dataclasses.replace(SPECS["llama"], vocab=PADDED, width=16, head_dim=4)  # as `write_model` writes it
+Q, UP = "model.layers.{}.self_attn.q_proj", "model.layers.{}.mlp.up_proj"
+LORA = Lora(rank=3, alpha=6.0, targets=("q", "up"))
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+  """Returns (Hugging Face directory, PEFT directory of adapters for it, which names it as its base)."""
+  folder = tmp_path_factory.mktemp("adapters")
+  base = write_model(folder / "base")
+  tensors = {name: w * 0.3 for name, w in random_adapter([Q, UP], rank=3, spec=BASE).items()}
+  names = dict(target_modules=["q_proj", "up_proj"], base_model_name_or_path=str(base))
+  return base, write_adapter(folder / "adapter", tensors, r=3, **names)
+
+
+@pytest.fixture(scope="module")
+def imported(sources, tmp_path_factory):
+  """Returns the run directory that the stage import made of both."""
+  workdir = tmp_path_factory.mktemp("imported") / "run"
+  assert run("import", "--config=base", f"--workdir={workdir}", f"--config.model.adapter={sources[1]}") == 0
+  return workdir
+
+
+def load(**changes):
+  return build_policy.load_policy(configs.load("smoke", {key.replace("__", "."): str(v) for key, v in changes.items()}))
+
+
+def test_adapters_are_added_to_the_base_that_they_name_or_that_is_named(sources, imported):
+  base, adapter = sources
+  policy, plain = load(model__adapter=adapter), load(model__path=base)
+  assert policy.spec == dataclasses.replace(plain.spec, lora=LORA)
+  assert policy.tokenizer.render(USER) == plain.tokenizer.render(USER)
+  assert set(policy.origin["digests"]) == {"weights", "config", "adapter", "adapter_config", "tokenizer"}
+  by_both, by_run = load(model__path=base, model__adapter=adapter), load(init=imported)
+  for other in (by_both, by_run):
+    assert other.spec == policy.spec and other.origin["digests"] == policy.origin["digests"]
+    for name, weight in policy.params.items():
+      np.testing.assert_array_equal(weight, other.params[name])
+  assert by_run.origin["adapter"] == str(imported / "adapter")
+  tokens = np.arange(20).reshape(1, 20)
+  merged = logits_of(merge_adapters(policy.params, policy.spec), tokens, plain.spec)
+  np.testing.assert_allclose(logits_of(policy.params, tokens, policy.spec), merged, atol=1e-4)
+  assert np.abs(merged - logits_of(plain.params, tokens, plain.spec)).max() > 0.01
+
+
+def test_the_adapters_of_a_start_are_merged(sources):
+  policy = load(model__adapter=sources[1])
+  expected = merge_adapters(policy.params, policy.spec)
+  place, start = build_policy.load_starting_weights(policy._replace(origin={"start": policy.origin}))
+  assert place == str(sources[0]) and start.keys() == expected.keys()
+  for name, weight in expected.items():
+    np.testing.assert_array_equal(weight, start[name])
+
+
+def export(workdir, *options):
+  code = run("export", "--config=smoke", f"--workdir={workdir}", *options)
+  return code, logbook.read_json(workdir / "summary.json")
+
+
+def test_adapters_are_exported_merged_and_as_they_are(sources, imported, tmp_path, capsys):
+  base, adapter = sources
+  code, summary = export(
+    tmp_path / "out", f"--config.init={imported}", "--config.mesh.fsdp=2", "--config.mesh.tensor=2"
+  )
+  assert code == 0 and max(summary["reread"], summary["adapter_reread"], summary["difference"]) < 1e-4
+  assert f"PEFT directory: {tmp_path}/out/adapter (read again: within" in capsys.readouterr().out
+  policy = load(init=imported)
+  written = safetensors.load_file(tmp_path / "out" / "adapter" / peft_files.ADAPTER_WEIGHTS)
+  for name, tensor in safetensors.load_file(adapter / peft_files.ADAPTER_WEIGHTS).items():
+    np.testing.assert_array_equal(written[name], tensor, err_msg=name)
+  assert peft_files.base_of(tmp_path / "out" / "adapter") == str(imported / "model")
+  merged = merge_adapters(policy.params, policy.spec)
+  for start in (load(init=tmp_path / "out"), load(model__path=tmp_path / "out" / "model")):
+    assert start.spec.lora is None and start.params.keys() == merged.keys()
+    for name, weight in merged.items():
+      np.testing.assert_allclose(start.params[name], weight, atol=1e-6, err_msg=name)
+
+
+def test_export_writes_what_is_asked_for(sources, tmp_path):
+  start = f"--config.model.adapter={sources[1]}"
+  code, summary = export(tmp_path / "a", start, "--config.export.lora=adapter")
+  assert code == 0 and summary["adapter_reread"] < 1e-4 and summary["reread"] is summary["difference"] is None
+  assert (tmp_path / "a" / "adapter").is_dir() and not (tmp_path / "a" / "model").exists()
+  assert not (tmp_path / "a" / "policy.json").exists()
+  code, summary = export(tmp_path / "m", start, "--config.export.lora=merged", "--config.export.dtype=bfloat16")
+  assert code == 0 and summary["adapter_reread"] is None and summary["reread"] < 1e-4 < summary["difference"]
+  assert not (tmp_path / "m" / "adapter").exists()
+
+
+def test_export_of_a_policy_without_adapters_writes_none(sources, tmp_path, capsys):
+  code, summary = export(tmp_path / "plain", f"--config.model.path={sources[0]}")
+  assert code == 0 and summary["adapter_reread"] is None and not (tmp_path / "plain" / "adapter").exists()
+  assert export(tmp_path / "w", f"--config.model.path={sources[0]}", "--config.export.lora=adapter")[0] == 2
+  assert "config.export.lora = 'adapter': the policy has no adapters; take merged" in capsys.readouterr().err
+
+
+def test_adapters_that_differ_when_read_again_are_not_finished(sources, tmp_path, capsys, monkeypatch):
+  plain = peft_files.save
+
+  def scrambled(folder, params, *rest):
+    plain(folder, params | {"q_lora_b": params["q_lora_b"] * 1.5}, *rest)
+
+  monkeypatch.setattr(peft_files, "save", scrambled)
+  assert export(tmp_path / "o", f"--config.model.adapter={sources[1]}")[0] == 4
+  assert f"{tmp_path}/o/adapter: read again, its log-probabilities differ by" in capsys.readouterr().err
+
+
+def test_the_base_that_an_exported_adapter_names():
+  model, snapshot = {"model": "/m"}, "/c/models--ORG--A-b.1/snapshots/0a1b"
+  assert hf_models._base_of_adapters(model | {"adapter": "/a"}) == ("/m", "")
+  assert hf_models._base_of_adapters({"run": "/r", "start": {"model": snapshot}}) == ("ORG/A-b.1", "0a1b")
+  for start in (model | {"adapter": "/a"}, {"run": "/s", "start": model}, {"seed": 0}):
+    assert hf_models._base_of_adapters({"run": "/r", "start": start}) == ("", "")
+  assert hub.name_of_folder("gs://b/model") == ("gs://b/model", "")
+
+
+def edit(**config):
+  def change(base, adapter):
+    file = adapter / peft_files.ADAPTER_CONFIG
+    file.write_text(json.dumps(json.loads(file.read_text()) | config))
+
+  return change
+
+
+BAD = {
+  "dora": (
+    edit(use_dora=True),
+    {},
+    "config.model.adapter: .*adapter_config.json: use_dora = True is not computed here",
+  ),
+  "no base": (
+    edit(base_model_name_or_path=None),
+    {},
+    "config.model.adapter: .*names no base .*name it as config.model.pa",
+  ),
+  "base is gone": (edit(base_model_name_or_path="/gone"), {}, "config.model.adapter: /gone/config.json: can't be read"),
+  "model": (
+    lambda base, adapter: None,
+    {"model.adapter": "{base}"},
+    "base/adapter_config.json: can't be read .*name a PEFT",
+  ),
+  "swapped": (
+    lambda base, adapter: None,
+    {"model.path": "{adapter}", "model.adapter": ""},
+    "adapter: is a PEFT directory; na",
+  ),
+  "run": (
+    lambda base, adapter: (adapter / "policy.json").touch(),
+    {},
+    "is a run directory, and a PEFT directory is wanted",
+  ),
+  "both": (lambda base, adapter: None, {"init": "x"}, "config.init and config.model.adapter are both set"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_import_refuses(sources, tmp_path, capsys, case):
+  change, more, words = BAD[case]
+  base, adapter = (shutil.copytree(source, tmp_path / source.name) for source in sources)
+  edit(base_model_name_or_path=str(base))(base, adapter)
+  change(base, adapter)
+  options = {"model.adapter": str(adapter)} | {key: v.format(base=base, adapter=adapter) for key, v in more.items()}
+  argv = [f"--config.{key}={value}" for key, value in options.items()]
+  assert run("import", "--config=base", f"--workdir={tmp_path / 'run'}", *argv) == 2
+  stderr = capsys.readouterr().err
+  assert re.search(words, stderr) and stderr.count("\n") == 1, stderr
+  assert not (tmp_path / "run" / "policy.json").is_file()
