@@ -16,7 +16,7 @@ from helpers.policies import logits_of
 from jaxrlvr.base import logbook
 from jaxrlvr.config import files as configs
 from jaxrlvr.data import hub
-from jaxrlvr.model import peft_files
+from jaxrlvr.model import hf_weights, peft_files
 from jaxrlvr.model.lora import merge_adapters
 from jaxrlvr.model.spec import Lora
 from jaxrlvr.stages import build_policy, hf_models
@@ -188,3 +188,45 @@ def test_import_refuses(sources, tmp_path, capsys, case):
   stderr = capsys.readouterr().err
   assert re.search(words, stderr) and stderr.count("\n") == 1, stderr
   assert not (tmp_path / "run" / "policy.json").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_merged_export_is_what_merge_and_unload_makes(sources, tmp_path):
+  """With rslora, and ranks and alphas of some modules; what is written as an adapter gives peft the same logits."""
+  torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+  peft = pytest.importorskip("peft")
+  torch.manual_seed(0)
+
+  def base():
+    return transformers.AutoModelForCausalLM.from_pretrained(sources[0], dtype=torch.float32)
+
+  config = peft.LoraConfig(
+    r=3,
+    lora_alpha=5,
+    target_modules="all-linear",
+    use_rslora=True,
+    rank_pattern={"up_proj": 4, r"layers\.1\.self_attn\.q_proj": 1},
+    alpha_pattern={"down_proj": 2},
+    task_type="CAUSAL_LM",
+  )
+  theirs = peft.get_peft_model(base(), config)
+  with torch.no_grad():
+    for name, weight in theirs.named_parameters():
+      if "lora_B" in name:
+        weight.normal_(0, 0.1)
+  theirs.save_pretrained(tmp_path / "adapter")
+  out = tmp_path / "out"
+  assert export(out, f"--config.model.adapter={tmp_path / 'adapter'}")[0] == 0
+  tokens = torch.arange(40).reshape(2, 20)
+  with torch.no_grad():
+    expected = theirs.eval()(tokens).logits.numpy()
+    again = peft.PeftModel.from_pretrained(base(), out / "adapter").eval()(tokens).logits.numpy()
+    plain = base().eval()(tokens).logits.numpy()
+  np.testing.assert_allclose(again, expected, atol=1e-4)
+  assert np.abs(expected - plain).max() > 0.01
+  merged = theirs.merge_and_unload().state_dict()
+  ours = hf_weights.open_model(out / "model").tensors
+  assert len(ours) == len(merged)
+  for name, tensor in ours.items():
+    np.testing.assert_allclose(tensor.read(0, tensor.shape[0]), merged[name].numpy(), atol=1e-6, err_msg=name)
