@@ -168,8 +168,8 @@ def open_adapter(folder: str | os.PathLike, spec: Spec) -> Adapter:
     a = _take(tensors, folder, f"{module.name}.lora_A.weight", (rank, module.inputs))
     b = _take(tensors, folder, f"{module.name}.lora_B.weight", (module.outputs, rank))
     modules.append(AdaptedModule(module, rank, alpha, a, b))
-  for tensor in tensors.values():
-    raise _superfluous(tensor, spec)
+  if tensors:
+    raise _superfluous(min(tensors.values()), spec)
   return Adapter(folder, _lora(modules), tuple(modules))
 
 

@@ -36,6 +36,7 @@ def test_a_tilde_is_read_in_every_key_that_names_a_place(tmp_path, monkeypatch, 
   for stage, key, value, message in (
     ("evaluate", "tokenizer", "~/x", f"{x}: no such tokenizer"),
     ("import", "model.path", "~/x", f"{x}/config.json: can't be read"),
+    ("import", "model.adapter", "~/x", f"{x}/adapter_config.json: can't be read"),
     ("prepare", "problems.source", "~/x", f"config.problems: {x}: "),
     ("judge", "judge.run", "~/x", f"{x}: holds no run"),
     ("report", "report.runs", "~/x", f"{x}: holds no run"),
