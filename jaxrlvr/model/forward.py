@@ -40,8 +40,7 @@ def causal(segments_BT: jax.Array, spec: Spec, layout: RowLayout) -> Attend:
   attend_rows = attention.ATTENTION[spec.attention]
 
   def attend(q_BHTh, k_BKTh, v_BKTh, entry, window=0):
-    assert not window
-    return layout.attend(attend_rows, q_BHTh, k_BKTh, v_BKTh, segments_BT), None
+    return layout.attend(attend_rows, q_BHTh, k_BKTh, v_BKTh, segments_BT, window), None
 
   return attend
 

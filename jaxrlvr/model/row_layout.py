@@ -20,10 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrlvr.base.errors import InputError
-from jaxrlvr.model.attention import WHOLE_TEXTS, computed_pairs
+from jaxrlvr.model.attention import WHOLE_TEXTS, computed_pairs, limits
 
-# (q_BHTh, k_BKSh, v_BKSh, segments_BT, before_BP) -> out_BHTh: a function of `attention.ATTENTION`
-AttendRows = Callable[[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
+# (q_BHTh, k_BKSh, v_BKSh, segments_BT, before_BP, *, window=0) -> out_BHTh: a function of `attention.ATTENTION`
+AttendRows = Callable[..., jax.Array]
 
 
 class Placed(NamedTuple):
@@ -76,13 +76,20 @@ class RowLayout(Protocol):
     """
 
   def attend(
-    self, attend_rows: AttendRows, q_BHTh: jax.Array, k_BKTh: jax.Array, v_BKTh: jax.Array, segments_BT: jax.Array
+    self,
+    attend_rows: AttendRows,
+    q_BHTh: jax.Array,
+    k_BKTh: jax.Array,
+    v_BKTh: jax.Array,
+    segments_BT: jax.Array,
+    window: int = 0,
   ) -> jax.Array:
     """Returns attention out_BHTh of each token to its prompt and to its response up to itself.
 
     attend_rows: the function of `attention.ATTENTION` to compute it with. q_BHTh, k_BKTh, v_BKTh: queries, keys and
-    values of whole rows; T must be `slots`. segments_BT: `Placed.segments_RS` of these rows. Padding gets finite
-    numbers without meaning.
+    values of whole rows; T must be `slots`. segments_BT: `Placed.segments_RS` of these rows. window: static; a token
+    sees only so many tokens of its prompt and response, itself the last; 0: all. Padding gets finite numbers without
+    meaning.
     """
 
   def previous_hidden(self, hidden_BTD: jax.Array, segments_BT: jax.Array, start: int) -> jax.Array:
@@ -92,8 +99,11 @@ class RowLayout(Protocol):
     it is the state of the prompt's last token. segments_BT: `Placed.segments_RS` of these rows.
     """
 
-  def attention_pairs(self, attention: str) -> AttentionPairs:
-    """Returns the pairs, computed and needed, of a row without padding; `attention` is a name in `ATTENTION`."""
+  def attention_pairs(self, attention: str, window: int = 0) -> AttentionPairs:
+    """Returns the pairs, computed and needed, of a row without padding.
+
+    attention: a name in `ATTENTION`. window: of the tokens, as in `attend`.
+    """
 
 
 @dataclass(frozen=True)
@@ -133,22 +143,33 @@ class Separate:
     return batch.deal(parts)
 
   def attend(
-    self, attend_rows: AttendRows, q_BHTh: jax.Array, k_BKTh: jax.Array, v_BKTh: jax.Array, segments_BT: jax.Array
+    self,
+    attend_rows: AttendRows,
+    q_BHTh: jax.Array,
+    k_BKTh: jax.Array,
+    v_BKTh: jax.Array,
+    segments_BT: jax.Array,
+    window: int = 0,
   ) -> jax.Array:
     """Returns causal attention out_BHTh inside each segment, computed with attend_rows, a function of `ATTENTION`.
 
     segments_BT: 1 + number of the response whose text is in the slot; 0: padding, where the output means nothing.
+    window: static; a token sees only so many tokens of its text, itself the last; 0: all.
     """
     nothing_before = segments_BT[:, :0]
-    return attend_rows(q_BHTh, k_BKTh, v_BKTh, segments_BT, nothing_before)
+    return attend_rows(q_BHTh, k_BKTh, v_BKTh, segments_BT, nothing_before, window=window)
 
   def previous_hidden(self, hidden_BTD: jax.Array, segments_BT: jax.Array, start: int) -> jax.Array:
     """Returns the hidden states [B, T-start, D] of slots start-1 .. T-2, each of which predicts the next slot."""
     return hidden_BTD[:, start - 1 : -1]
 
-  def attention_pairs(self, attention: str) -> AttentionPairs:
-    """Returns the pairs, computed and needed, of one text that fills the row; `attention` is a name in `ATTENTION`."""
-    return AttentionPairs(computed_pairs(attention, self.slots), _triangle(self.slots))
+  def attention_pairs(self, attention: str, window: int = 0) -> AttentionPairs:
+    """Returns the pairs, computed and needed, of one text that fills the row.
+
+    attention: a name in `ATTENTION`. window: of the tokens, as in `attend`.
+    """
+    computed = computed_pairs(attention, self.slots, window=window)
+    return AttentionPairs(computed, _pairs_in_window(self.slots, window))
 
 
 @dataclass(frozen=True)
@@ -214,23 +235,31 @@ class SharedPrompt:
     return batch.deal(parts)
 
   def attend(
-    self, attend_rows: AttendRows, q_BHTh: jax.Array, k_BKTh: jax.Array, v_BKTh: jax.Array, segments_BT: jax.Array
+    self,
+    attend_rows: AttendRows,
+    q_BHTh: jax.Array,
+    k_BKTh: jax.Array,
+    v_BKTh: jax.Array,
+    segments_BT: jax.Array,
+    window: int = 0,
   ) -> jax.Array:
     """Returns attention out_BHTh of each token to its prompt and to its response up to itself.
 
     Computes the prompt's attention to itself, then the attention of the pieces, as rows of their own, to the prompt
     before them and to themselves. attend_rows: a function of `ATTENTION` to do both with. segments_BT: 1 + number of
-    the response whose text is in the slot; 0: padding, where the output means nothing.
+    the response whose text is in the slot; 0: padding, where the output means nothing. window: static; a token sees
+    only so many tokens of its prompt and response, itself the last; 0: all.
     """
     before_BP = segments_BT[:, : self.prompt_slots]
     q_BHPh, k_BKPh, v_BKPh = (x[:, :, : self.prompt_slots] for x in (q_BHTh, k_BKTh, v_BKTh))
-    prompt_out_BHPh = attend_rows(q_BHPh, k_BKPh, v_BKPh, before_BP, before_BP[:, :0])
+    prompt_out_BHPh = attend_rows(q_BHPh, k_BKPh, v_BKPh, before_BP, before_BP[:, :0], window=window)
     piece_out = attend_rows(
       self._pieces(q_BHTh),
       self._behind_prompt(k_BKTh),
       self._behind_prompt(v_BKTh),
       segments_BT[:, self.prompt_slots :].reshape(-1, self.piece_slots),
       jnp.repeat(before_BP, self.pieces, 0),
+      window=window,
     )  # [B * pieces, H, piece_slots, h]
     piece_out = piece_out.reshape(-1, self.pieces, *piece_out.shape[1:]).swapaxes(1, 2)
     piece_out = piece_out.reshape(*prompt_out_BHPh.shape[:2], -1, prompt_out_BHPh.shape[3])
@@ -260,13 +289,17 @@ class SharedPrompt:
     end_of_prompt_B1D = hidden_BTD[:, self.prompt_slots - 1, None]
     return jnp.where(begins_response_BT[..., None], end_of_prompt_B1D, hidden_BTD[:, start - 1 : -1])
 
-  def attention_pairs(self, attention: str) -> AttentionPairs:
-    """Returns the pairs, computed and needed, of a row without padding; `attention` is a name in `ATTENTION`."""
+  def attention_pairs(self, attention: str, window: int = 0) -> AttentionPairs:
+    """Returns the pairs, computed and needed, of a row without padding.
+
+    attention: a name in `ATTENTION`. window: of the tokens, as in `attend`.
+    """
     prompt, pieces, piece = self.prompt_slots, self.pieces, self.piece_slots
-    computed = computed_pairs(attention, prompt)
-    computed += pieces * computed_pairs(attention, piece, before=prompt)
-    needed = _triangle(prompt) + pieces * (piece * prompt + _triangle(piece))
-    return AttentionPairs(computed, needed)
+    computed = computed_pairs(attention, prompt, window=window)
+    computed += pieces * computed_pairs(attention, piece, before=prompt, window=window)
+    of_prompt = _pairs_in_window(prompt, window)
+    of_piece = _pairs_in_window(prompt + piece, window) - of_prompt  # as of a text that goes on from the prompt
+    return AttentionPairs(computed, of_prompt + pieces * of_piece)
 
 
 # Where the number of pieces is left open, SharedPrompt must save slots even if a response has on average only this
@@ -324,9 +357,10 @@ def choose(
   return SharedPrompt(prompt_slots, saving[-1], response_tokens)
 
 
-def _triangle(slots: int) -> float:
-  """Returns the number of pairs of a query and a key at or before it, among `slots` slots."""
-  return slots * (slots + 1) / 2
+def _pairs_in_window(slots: int, window: int) -> float:
+  """Returns the pairs of a query and a key at most window - 1 slots before it (window 0: any), among `slots` slots."""
+  reach = window if limits(window, slots) else slots
+  return reach * (reach + 1) / 2 + (slots - reach) * reach
 
 
 class _Fit(NamedTuple):

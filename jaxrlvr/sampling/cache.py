@@ -15,7 +15,7 @@ from flax import struct
 
 from jaxrlvr.device import sharding
 from jaxrlvr.model import forward as fwd
-from jaxrlvr.model.attention import NEGATIVE
+from jaxrlvr.model.attention import NEGATIVE, limits
 from jaxrlvr.model.int8 import Int8, quantise
 from jaxrlvr.model.row_layout import Separate
 from jaxrlvr.model.spec import Spec
@@ -91,34 +91,64 @@ def decode_attend(prompt: PromptCache, full_blocks: tuple[CacheBlock, ...], slot
   being filled, to the slots up to `slot`, where its own key and value are written first.
 
   `slot`: int32 scalar, index in the open block. `full_blocks`: the blocks before the open one, oldest first.
-  The function takes q [R,H,1,h], k and v [R,K,1,h], and as the layer's cache (number of the layer, Slots of the open
-  block in this layer). It returns (the attention's output [R,H,1,h], the same pair with the new token in it).
+  The function takes q [R,H,1,h], k and v [R,K,1,h], as the layer's cache (number of the layer, Slots of the open block
+  in this layer), and the layer's window, static: tokens that the new one sees, itself the last; 0: all. It returns
+  (the attention's output [R,H,1,h], the same pair with the new token in it).
   """
 
   def attend(q_RHth, k_RKth, v_RKth, cache, window=0):
-    assert not window
     layer, open_slots = cache
     open_slots = jax.tree.map(functools.partial(_write, slot=slot), open_slots, _slots(k_RKth, v_RKth, s))
     q_RKgh = q_RHth.reshape(len(q_RHth), k_RKth.shape[1], -1, q_RHth.shape[-1])
-    response = [*(block[layer] for block in full_blocks), open_slots]
-    out_RKgh = _attend_to_parts(q_RKgh, prompt.layers[layer], prompt.mask_PS, response, slot)
+    prompt_part = _Part(prompt.layers[layer], prompt.mask_PS)
+    response = [_Part(block[layer]) for block in full_blocks]
+    response.append(_Part(open_slots, last=slot))
+    prompt_slots, slots_before = prompt.mask_PS.shape[1], len(full_blocks) * s.block_slots
+    if limits(window, prompt_slots + slots_before + s.block_slots):
+      # A prompt ends at its last slot, so that the response goes on from it slot by slot.
+      prompt_part = prompt_part._replace(first=prompt_slots + slots_before + slot - window + 1)
+      response = _blocks_in_window(response, slot, s.block_slots, window)
+    out_RKgh = _attend_to_parts(q_RKgh, prompt_part, response)
     return out_RKgh.reshape(q_RHth.shape), (layer, open_slots)
 
   return attend
 
 
-def _attend_to_parts(q_RKgh, prompt: Slots, mask_PS, response: list[Slots], last_slot) -> jax.Array:
-  """Returns attention [R,K,g,h] to the prompt and to all parts of the response; of the last part, up to `last_slot`.
+class _Part(NamedTuple):
+  """A part of what a new token attends to: the prompt, or a block of the response."""
+
+  slots: Slots
+  mask_PS: jax.Array | None = None  # bool, of the prompt; False: padding
+  first: jax.Array | None = None  # int32 scalar: the first slot that it sees; None: that of the part
+  last: jax.Array | None = None  # int32 scalar: the last slot that it sees; None: that of the part
+
+
+def _blocks_in_window(response: list[_Part], slot, block_slots: int, window: int) -> list[_Part]:
+  """Returns the blocks of the response with what lies before the window hidden.
+
+  slot: index of the new token in the open block, the last. A block is left out where it lies before the window
+  wherever in the open block the new token stands, and unchanged where it lies in the window wherever that stands.
+  """
+  seen = []
+  for number, part in enumerate(response):
+    slots_before = (len(response) - 1 - number) * block_slots  # from the block's first slot to that of the open block
+    if slots_before - (block_slots - 1) >= window:
+      continue
+    if limits(window, slots_before + block_slots):
+      part = part._replace(first=slots_before + slot - window + 1)
+    seen.append(part)
+  return seen
+
+
+def _attend_to_parts(q_RKgh, prompt: _Part, response: list[_Part]) -> jax.Array:
+  """Returns attention [R,K,g,h] to the prompt and to all parts of the response.
 
   The softmax is taken over all parts together: each part's scores are exponentiated relative to the largest score of
   all, and the sums are added at the end, so that scores of different parts are never copied beside each other.
   """
-  rows, problems, dtype = len(q_RKgh), len(mask_PS), q_RKgh.dtype
-  scores = [_scores(q_RKgh, part) for part in response]
-  block_slots = scores[-1].shape[-1]
-  scores[-1] = jnp.where(jnp.arange(block_slots) <= last_slot, scores[-1], NEGATIVE)
-  prompt_scores = _scores(_to_problems(q_RKgh, problems), prompt)
-  prompt_scores = jnp.where(mask_PS[:, None, None], prompt_scores, NEGATIVE)
+  rows, problems, dtype = len(q_RKgh), len(prompt.mask_PS), q_RKgh.dtype
+  scores = [_masked_scores(q_RKgh, part) for part in response]
+  prompt_scores = _masked_scores(_to_problems(q_RKgh, problems), prompt)
   maxima = [_to_rows(jnp.max(prompt_scores, -1, keepdims=True), rows)]
   maxima += [jnp.max(part_scores, -1, keepdims=True) for part_scores in scores]
   largest = functools.reduce(jnp.maximum, maxima)
@@ -126,9 +156,21 @@ def _attend_to_parts(q_RKgh, prompt: Slots, mask_PS, response: list[Slots], last
   weights = [jnp.exp(part_scores - largest) for part_scores in scores]
   total = _to_rows(jnp.sum(prompt_weight, -1, keepdims=True), rows)
   total = total + sum(jnp.sum(weight, -1, keepdims=True) for weight in weights)
-  mixed = _to_rows(_mixed(prompt_weight, prompt, dtype), rows)
-  mixed = mixed + sum(_mixed(weight, part, dtype) for weight, part in zip(weights, response, strict=True))
+  mixed = _to_rows(_mixed(prompt_weight, prompt.slots, dtype), rows)
+  mixed = mixed + sum(_mixed(weight, part.slots, dtype) for weight, part in zip(weights, response, strict=True))
   return (mixed / total).astype(dtype)
+
+
+def _masked_scores(q_NKqh, part: _Part) -> jax.Array:
+  """Returns float32 scores [N,K,q,S] of the queries, NEGATIVE in slots that they don't see."""
+  scores = _scores(q_NKqh, part.slots)
+  if part.mask_PS is not None:
+    scores = jnp.where(part.mask_PS[:, None, None], scores, NEGATIVE)
+  if part.last is not None:
+    scores = jnp.where(jnp.arange(scores.shape[-1]) <= part.last, scores, NEGATIVE)
+  if part.first is not None:
+    scores = jnp.where(jnp.arange(scores.shape[-1]) >= part.first, scores, NEGATIVE)
+  return scores
 
 
 def _slots(k_NKSh, v_NKSh, s: Sampling) -> Slots:
