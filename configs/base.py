@@ -306,6 +306,20 @@ c.model.remat = Key(
   may_change=True,
 )
 
+c.lora = Group()  # low-rank adapters, which pretrain, cpt, sft and rl train in the place of all weights
+c.lora.rank = Key(0, at_least(0), "rank of the adapters that are trained (LoRA); 0: none, all weights are trained")
+c.lora.alpha = Key(32.0, POSITIVE, "what the adapters add to a weight is multiplied by alpha / rank")
+c.lora.targets = Key(
+  ("q", "k", "v", "o", "gate", "up", "down"),
+  each(rule("a name", is_filled_text)),
+  "weights that get adapters, of those that each layer multiplies with: q, k, v, o (attention), gate, up, down (MLP)",
+)
+c.lora.base_dtype = Key(
+  "bfloat16",
+  DTYPE,
+  "dtype in which the frozen weights are kept, in 2 or 4 bytes each; bfloat16 rounds weights that have more digits",
+)
+
 c.mesh = Group()  # number of devices along each axis; one axis may be -1, which takes all devices that are left
 c.mesh.data = Key(
   1, MESH, "number of copies of the weights, among which rows are split; -1: all devices that are left", may_change=True

@@ -83,6 +83,9 @@ PEERS_NAMES: Mapping[str, Sequence[str]] = {
   # model and devices
   "model.path": ("model_name_or_path", "actor_rollout_ref.model.path", "model_id", "model_name"),
   "tokenizer": ("processing_class", "tokenizer_path", "data.tokenizer"),
+  "lora.rank": ("use_peft", "lora_r", "peft_config.r", "lora_rank", "lora_config.rank", "peft_config", "lora_config"),
+  "lora.alpha": ("lora_alpha", "lora_config.alpha"),
+  "lora.targets": ("lora_target_modules", "target_modules", "lora_config.module_path"),
   "model.think": ("chat_template_kwargs", "apply_chat_template_kwargs"),
   "model.dtype": ("bf16", "fsdp_config.dtype"),
   "model.attention": ("attn_implementation", "use_flash_attention"),
@@ -176,15 +179,19 @@ ABSENT: Mapping[str, Sequence[str]] = {
     "overlong_buffer_cfg",
   ),
   "there is no reward model; rl.reward names what is paid": ("reward_model", "reward_manager"),
-  "all weights are trained: there are no adapters": (
-    "use_peft",
-    "peft_config",
-    "lora_r",
-    "lora_alpha",
-    "lora_rank",
-    "lora_target_modules",
-    "target_modules",
-    "lora_config",
+  "adapters have no dropout, as the sampler and the loss must compute the same policy": ("lora_dropout",),
+  "adapters are those of LoRA, of linear maps of the layers alone": (
+    "lora_modules_to_save",
+    "lora_target_parameters",
+    "lora_task_type",
+    "use_dora",
+    "use_rslora",
+    "exclude_modules",
+  ),
+  "frozen weights are kept in lora.base_dtype, bfloat16 or float32: there is no quantised training": (
+    "load_in_4bit",
+    "load_in_8bit",
+    "weight_qtype",
   ),
   "a response has one turn, without tools": (
     "tools",

@@ -47,7 +47,7 @@ _USAGE = """usage   jaxrlvr {stage} --workdir=DIR [--config=FILE[:ARG]] [--confi
 """
 _ALL = ("seed", "resume", "hosts.")
 _POLICY = ("init", "tokenizer", "model.", "mesh.", "compile_cache")
-_TRAINING = (*_ALL, *_POLICY, "checkpoint.", "stop_after_bad_updates", "tensorboard")
+_TRAINING = (*_ALL, *_POLICY, "lora.", "checkpoint.", "stop_after_bad_updates", "tensorboard")
 _SAMPLING = (
   "rl.prompt_tokens",
   "rl.response_tokens",

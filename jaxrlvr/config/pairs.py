@@ -8,6 +8,7 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from jaxrlvr.base.errors import InputError
+from jaxrlvr.config import values
 from jaxrlvr.config.rules import declared
 from jaxrlvr.data import eval_sets, own_sets, problems
 from jaxrlvr.rewards import expression
@@ -39,6 +40,11 @@ def _named_sets(c: ConfigDict) -> tuple[str, ...]:
   return eval_sets.set_names(c.heldout.sets, c.heldout.domain)
 
 
+def _is_changed(c: ConfigDict, key: str) -> bool:
+  """Returns whether a key, as "lora.alpha", has another value than its default."""
+  return values.get(c, key) != declared()[key].default
+
+
 _IMPOSSIBLE: tuple[_Impossible, ...] = (
   _Impossible(
     ("init", "model.path"),
@@ -54,6 +60,17 @@ _IMPOSSIBLE: tuple[_Impossible, ...] = (
     ("model.heads", "model.kv_heads"),
     lambda c: c.model.heads % c.model.kv_heads != 0,
     "config.model.heads must be a multiple of config.model.kv_heads",
+  ),
+  _Impossible(
+    ("lora.rank", "lora.alpha", "lora.targets", "lora.base_dtype"),
+    lambda c: not c.lora.rank and any(_is_changed(c, f"lora.{name}") for name in ("alpha", "targets", "base_dtype")),
+    "config.lora.alpha, .targets or .base_dtype is set, but config.lora.rank = 0 trains all weights; set a rank (16, "
+    "say), or clear them",
+  ),
+  _Impossible(
+    ("lora.targets",),
+    lambda c: len(set(c.lora.targets)) < len(c.lora.targets),
+    "config.lora.targets = {c.lora.targets} names a weight twice; name it once",
   ),
   _Impossible(
     ("text.filler", "text.facts"),

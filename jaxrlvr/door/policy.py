@@ -60,7 +60,7 @@ class Policy:
     self._config, self._policy = config, policy
 
   def __repr__(self) -> str:
-    weights = sum(array.size for array in self._policy.params.values())
+    weights = sum(array.size for array in self._policy.weights().values())
     return f"Policy of {weights / 1e6:.2f} million weights"
 
   def generate(
@@ -154,7 +154,7 @@ class Policy:
       start_B[row], end_B[row] = len(context), len(context) + len(target)
       tokens_BT[row, : end_B[row]] = [*context, *target]
     on_devices = multihost.put((tokens_BT, start_B, end_B), sharding.named_sharding(policy.mesh, "batch"))
-    logp_BT = multihost.fetch(_token_logp(policy.params, *on_devices, policy.spec))
+    logp_BT = multihost.fetch(_token_logp(policy.weights(), *on_devices, policy.spec))
     scores = []
     for row, (_, target) in enumerate(parts):
       logp_T = logp_BT[row, start_B[row] - 1 : end_B[row] - 1]

@@ -217,8 +217,8 @@ def config_of(spec: Spec, dtype: str, ids: Mapping) -> dict:
   return {family.keys.get(key, key): value for key, value in content.items()}
 
 
-def load(model: Model, spec: Spec, mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
-  """Returns the weights by their names in `leaves`, as float32 arrays with the shardings of `model.spec.shardings`.
+def load(model: Model, spec: Spec, mesh: jax.sharding.Mesh, dtype: str = "float32") -> dict[str, jax.Array]:
+  """Returns the weights by their names in `leaves`, in `dtype`, with the shardings of `weight_table.shardings`.
 
   spec: model.spec, or one that differs from it only in fields that change no weight's shape, such as dtype or remat.
   All processes must call it together: each reads only the rows that its own devices hold, tensor by tensor, so that a
@@ -227,7 +227,7 @@ def load(model: Model, spec: Spec, mesh: jax.sharding.Mesh) -> dict[str, jax.Arr
   shardings = weight_table.shardings(spec, mesh)
   stacks = {name: leaf for name, leaf in leaves(spec).items() if leaf.layered}
   params = jax.jit(
-    lambda: {name: jnp.zeros(leaf.shape) for name, leaf in stacks.items()},
+    lambda: {name: jnp.zeros(leaf.shape, dtype) for name, leaf in stacks.items()},
     out_shardings={name: shardings[name] for name in stacks},
   )()
   for named_tensor in named_tensors(spec):
@@ -238,7 +238,7 @@ def load(model: Model, spec: Spec, mesh: jax.sharding.Mesh) -> dict[str, jax.Arr
       if part.leaf.layered:
         params[name], is_finite = _fill(params[name], one_layer, named_tensor.layer)
       else:
-        params[name], is_finite = _widen(one_layer)
+        params[name], is_finite = _cast(one_layer, dtype)
       # Waits for all devices: a slow one would keep its pieces of several tensors alive.
       jax.block_until_ready(params[name])
       if not multihost.fetch(is_finite):
@@ -276,10 +276,10 @@ def _fill(stack: jax.Array, one_layer: jax.Array, layer: int) -> tuple[jax.Array
   return filled, jnp.isfinite(one_layer).all()
 
 
-@jax.jit
-def _widen(weight: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Returns the weight in float32, and whether it is finite."""
-  return weight.astype(jnp.float32), jnp.isfinite(weight).all()
+@functools.partial(jax.jit, static_argnames="dtype")
+def _cast(weight: jax.Array, dtype: str) -> tuple[jax.Array, jax.Array]:
+  """Returns the weight in `dtype`, and whether it is finite."""
+  return weight.astype(dtype), jnp.isfinite(weight).all()
 
 
 def save(

@@ -31,6 +31,11 @@ def trained_shardings(spec: Spec, mesh: jax.sharding.Mesh) -> dict[str, jax.shar
   return sharding_of
 
 
+def count_adapters(spec: Spec) -> int:
+  """Returns how many numbers the adapters of `spec.lora` have in all; 0 without it."""
+  return sum(math.prod(leaf.shape) for leaf in adapter_leaves(spec).values())
+
+
 def check_rank(spec: Spec) -> None:
   """Raises InputError where the rank of `spec.lora` is above the inputs or the outputs of one of its targets.
 

@@ -7,10 +7,9 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,18 +19,19 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from jaxrlvr.base import disk, logbook, named, object_store
+from jaxrlvr.base import disk, logbook, object_store
 from jaxrlvr.base.errors import InputError, StorageError
 from jaxrlvr.base.types import Problem
 from jaxrlvr.config.files import search_beside
 from jaxrlvr.data import hub, overlap
-from jaxrlvr.device import checkpoint, keys, multihost, sharding
-from jaxrlvr.model import forward, hf_weights, peft_files, rope_config, safetensors_files, weight_table
+from jaxrlvr.device import keys, multihost, sharding
+from jaxrlvr.model import forward, hf_weights, lora, peft_files, weight_table
 from jaxrlvr.model.attention import platform_of, resolve
-from jaxrlvr.model.lora import merge_adapters
 from jaxrlvr.model.rope import Llama3
 from jaxrlvr.model.spec import Lora, Spec
-from jaxrlvr.stages import memory
+from jaxrlvr.sampling.weights import FrozenWeights
+from jaxrlvr.stages import memory, origins
+from jaxrlvr.stages.origins import POLICY_FILE
 from jaxrlvr.stages.run_directory import set_compile_cache
 from jaxrlvr.text import hf_tokenizer
 from jaxrlvr.text.tokenizer import SentencePiece, Tokenizer
@@ -42,7 +42,6 @@ _LOG = logging.getLogger(__name__)
 # Names in a run directory.
 TOKENIZER_FILE = "tokenizer.model"  # a SentencePiece model
 TOKENIZER_FOLDER = "tokenizer"  # the files of a tokenizer of another kind
-POLICY_FILE = "policy.json"  # the shape of the policy
 MODEL_FOLDER = "model"  # a Hugging Face model
 ADAPTER_FOLDER = "adapter"  # a PEFT directory
 _FRESH_FAMILY = "llama"  # of fresh weights where config.model.family is empty
@@ -55,18 +54,21 @@ _THINKING_SWITCH = {"template": None, "on": True, "off": False}
 class Policy(NamedTuple):
   """A policy: its shape, tokenizer and weights, and the devices that they are laid out on.
 
-  `origin` tells where the weights come from. Its keys are, for a run: run (its directory), step, digests, and start,
-  the origin of the weights that the run's training began with; for a Hugging Face model: those of `origin_of_model`;
-  for fresh weights: seed. `digests` maps a name, such as that of an array, to a SHA-256 digest. With a tokenizer of the
-  `tokenizers` library it also has "tokenizer".
+  With LoRA (`spec.lora`) `params` holds the adapters alone, and `frozen` the weights that they are added to; otherwise
+  `params` holds all weights and `frozen` none.
   """
 
   spec: Spec
   tokenizer: Tokenizer
-  params: dict  # float32 arrays by name, sharded over `mesh`
+  params: dict  # the weights that training changes: float32 arrays by name, sharded over `mesh`
   mesh: jax.sharding.Mesh  # of training and scoring
   sample_mesh: jax.sharding.Mesh  # of sampling, over the same devices
-  origin: dict
+  origin: dict  # where the weights come from (`stages.origins`)
+  frozen: FrozenWeights  # the others, sharded over `mesh` too
+
+  def weights(self, params: Mapping[str, jax.Array] | None = None) -> dict[str, jax.Array]:
+    """Returns all weights by name, as scoring takes them: the frozen ones, and `params` (None: the policy's own)."""
+    return {**self.frozen.weights, **(self.params if params is None else params)}
 
 
 def _check_devices() -> None:
@@ -262,7 +264,7 @@ def find_adapter(config: ConfigDict, spec: Spec) -> peft_files.Adapter | None:
     if config.model.adapter:
       return peft_files.open_adapter(_adapter_folder(config), spec)
     # The stage `export` writes such a folder too, beside a model that holds the adapters already.
-    if config.init and copied.is_dir() and read_recorded_spec(run / POLICY_FILE).lora is not None:
+    if config.init and copied.is_dir() and origins.read_recorded_spec(run / POLICY_FILE).lora is not None:
       return peft_files.open_adapter(copied, spec)
   except InputError as error:
     raise InputError(f"config.{'model.adapter' if config.model.adapter else 'init'}: {error}") from error
@@ -352,14 +354,18 @@ def with_real_vocab(spec: Spec, tokenizer: Tokenizer) -> Spec:
   return dataclasses.replace(spec, real_vocab=tokenizer.vocab_size)
 
 
-def load_policy(config: ConfigDict, text_tokens: int = 0) -> Policy:
+def load_policy(config: ConfigDict, text_tokens: int = 0, *, to_train: bool = False) -> Policy:
   """Builds the policy of a config: reads the tokenizer, makes the meshes, and lays the weights out on the devices.
 
   The weights are those of config.model.path if it is set, else those of the last checkpoint of the finished run
-  config.init, else fresh ones, drawn by config.seed. Also sets the folder of compiled programs (config.compile_cache),
-  which holds for the process. On several hosts all processes must call it together. text_tokens: as in
-  `with_compute_settings`. Raises InputError where a directory holds no policy, the run is not finished or the mesh does
-  not fit, and StorageError where checkpoints are damaged.
+  config.init, else fresh ones, drawn by config.seed. Adapters, of config.model.adapter or of a run with LoRA, stay
+  beside their base. text_tokens: as in `with_compute_settings`. to_train: whether the policy is to be trained, as
+  config.lora says: adapters are then merged into their base, and the policy gets fresh ones, or none.
+
+  Also sets the folder of compiled programs (config.compile_cache), which holds for the process. On several hosts all
+  processes must call it together. Raises InputError where a directory holds no policy, the run is not finished, the
+  mesh does not fit, a base is gone or config.lora does not suit the policy, and StorageError where checkpoints are
+  damaged.
   """
   init = object_store.path(config.init) if config.init else None
   if init is not None:
@@ -372,26 +378,124 @@ def load_policy(config: ConfigDict, text_tokens: int = 0) -> Policy:
   if model is not None:
     spec = dataclasses.replace(model.spec, lora=adapter.lora if adapter else None)
   elif init is not None:
-    spec = read_recorded_spec(init / POLICY_FILE)
+    spec = origins.read_recorded_spec(init / POLICY_FILE)
   else:
     spec = fresh_spec(config, config.model.vocab or tokenizer.vocab_size)
   device = mesh.local_devices[0]
   spec = with_real_vocab(with_compute_settings(spec, config, platform_of(device), text_tokens), tokenizer)
-  shardings = weight_table.shardings(spec, mesh)
+  trained_spec = with_lora(spec, config) if to_train else spec
+  weight_table.shardings(spec, mesh)  # raises InputError where the mesh does not fit
   device_bytes = (device.memory_stats() or {}).get("bytes_limit")
   sample_mesh = configured_sampling_mesh(config, spec, mesh, device_bytes)
-  fresh_params = jax.jit(lambda: weight_table.init(spec, keys.at(config.seed, "init")), out_shardings=shardings)
   if model is not None:
-    params, origin = hf_weights.load(model, spec, mesh), origin_of_model(model, adapter)
-    if adapter is not None:
-      params |= peft_files.load(adapter, spec, mesh)
+    weights = _load_model(model, adapter, spec, trained_spec, mesh)
   elif init is not None:
-    params, origin = _load_params(init, jax.eval_shape(fresh_params), shardings)
+    weights = _read_init(init, spec, mesh)
   else:
-    params, origin = fresh_params(), {"seed": config.seed}
+    weights = _fresh_weights(config, trained_spec, mesh)
+  origin = weights.origin
   if isinstance(tokenizer, hf_tokenizer.HuggingFace):  # its template and end tokens are not among its pieces
     origin["digests"] = {**origin.get("digests", {}), "tokenizer": tokenizer.digest}
-  return Policy(spec, tokenizer, params, mesh, sample_mesh, origin)
+  if to_train:
+    params, frozen = _start_of_training(config, weights, trained_spec, mesh)
+  else:
+    params, frozen = (weights.adapters, weights.base) if weights.adapters else (weights.base, {})
+  return Policy(trained_spec, tokenizer, params, mesh, sample_mesh, origin, FrozenWeights(frozen))
+
+
+def _load_model(
+  model: hf_weights.Model, adapter: peft_files.Adapter | None, spec: Spec, trained_spec: Spec, mesh: jax.sharding.Mesh
+) -> origins.StoredWeights:
+  """Loads the weights of a Hugging Face model, and its adapters.
+
+  Without adapters of their own, frozen weights (`trained_spec.lora`) are loaded in their dtype, so that there is no
+  wider copy; a warning says where that rounds them.
+  """
+  origin = origins.origin_of_model(model, adapter)
+  if adapter is not None:
+    return origins.StoredWeights(spec, hf_weights.load(model, spec, mesh), peft_files.load(adapter, spec, mesh), origin)
+  dtype = trained_spec.lora.base_dtype if trained_spec.lora else "float32"
+  in_files = {tensor.dtype for tensor in model.tensors.values()}
+  if dtype != "float32" and in_files != {jnp.dtype(dtype)}:
+    _warn_of_rounding(dtype)
+  return origins.StoredWeights(spec, hf_weights.load(model, spec, mesh, dtype), {}, origin)
+
+
+def _read_init(init: Path, spec: Spec, mesh: jax.sharding.Mesh) -> origins.StoredWeights:
+  """Reads the weights of the run config.init. Raises InputError, which begins with the key, where that can't be."""
+  try:
+    return origins.read_run(init, spec, mesh)
+  except InputError as error:
+    raise InputError(f"config.init = {error}") from error
+
+
+def _fresh_weights(config: ConfigDict, spec: Spec, mesh: jax.sharding.Mesh) -> origins.StoredWeights:
+  """Draws fresh weights by config.seed. Raises InputError where they are to be the base of adapters."""
+  if spec.lora is not None:
+    raise InputError(
+      "config.lora.rank is set, but config.init and config.model.path are empty: fresh weights would learn nothing, as "
+      "they are frozen; name a policy to start from, or take config.lora.rank=0"
+    )
+  draw = jax.jit(
+    lambda: weight_table.init(spec, keys.at(config.seed, "init")), out_shardings=weight_table.shardings(spec, mesh)
+  )
+  return origins.StoredWeights(spec, draw(), {}, {"seed": config.seed})
+
+
+def with_lora(spec: Spec, config: ConfigDict) -> Spec:
+  """Returns a copy of the spec with the adapters that config.lora asks for; without adapters where its rank is 0.
+
+  Raises InputError where the policy lacks a target, or one is smaller than the rank.
+  """
+  c = config.lora
+  if not c.rank:
+    return dataclasses.replace(spec, lora=None)
+  try:
+    spec = dataclasses.replace(spec, lora=Lora(c.rank, c.alpha, tuple(c.targets), c.base_dtype))
+    weight_table.adapter_leaves(spec)
+    lora.check_rank(spec)
+  except InputError as error:
+    raise InputError(f"config.lora: {error}") from error
+  return spec
+
+
+def _start_of_training(
+  config: ConfigDict, weights: origins.StoredWeights, spec: Spec, mesh: jax.sharding.Mesh
+) -> tuple[dict, dict]:
+  """Returns (weights to train, frozen weights), each by name.
+
+  weights: those to start from, which are used up. spec: with the adapters of the run that is about to begin. Warns
+  where frozen weights lose digits.
+  """
+  if spec.lora is None:
+    return (origins.merged(weights, "float32").params if weights.adapters else weights.base), {}
+  dtype = spec.lora.base_dtype
+  base = origins.merged(weights, dtype)
+  if base.rounding:
+    _warn_of_rounding(dtype, base.change, base.rounding)
+  draw = jax.jit(
+    lambda: lora.init_adapters(spec, keys.at(config.seed, "lora")), out_shardings=lora.trained_shardings(spec, mesh)
+  )
+  return draw(), base.params
+
+
+def _warn_of_rounding(dtype: str, change: float = 0.0, rounding: float = 0.0) -> None:
+  """Warns that the weights to start from are rounded to `dtype`.
+
+  change: of the adapters that are merged into them, as `origins.Merged` has it; 0: none are. rounding: that of
+  rounding.
+  """
+  cure = "take config.lora.base_dtype=float32 to keep all digits"
+  if not change:
+    _LOG.warning("the weights to start from are rounded to %s (config.lora.base_dtype); %s", dtype, cure)
+    return
+  _LOG.warning(
+    "adapters of the policy to start from are merged into its weights, which are then rounded to %s "
+    "(config.lora.base_dtype): rounding changes these by %.0f%% of what the adapters had (root mean square); %s",
+    dtype,
+    100 * rounding / change,
+    cure,
+  )
 
 
 def _check_is_run(name: str, init: Path) -> None:
@@ -427,27 +531,6 @@ def with_compute_settings(spec: Spec, config: ConfigDict, platform: str, text_to
     attention=resolve(m.attention, platform, m.dtype),
     rope_scaling=scaling,
   )
-
-
-def origin_of_model(model: hf_weights.Model, adapter: peft_files.Adapter | None = None) -> dict:
-  """Returns where the weights of a Hugging Face model come from, and its adapters, as `Policy.origin` holds it.
-
-  Keys: model (its folder, as text), family (only if that is a user's own: its name), adapter (only with adapters: the
-  folder, as text) and digests, which has the SHA-256 digests weights and config, and with adapters also adapter and
-  adapter_config.
-  """
-  digests = {
-    "weights": safetensors_files.digest_of_tensors(model.tensors),
-    "config": logbook.digest((model.folder / "config.json").read_text()),
-  }
-  origin: dict = {"model": str(model.folder), "digests": digests}
-  if named.is_name(model.spec.family):
-    origin["family"] = model.spec.family
-  if adapter is not None:
-    origin["adapter"] = str(adapter.folder)
-    digests["adapter"] = safetensors_files.digest_of_tensors(adapter.tensors)
-    digests["adapter_config"] = logbook.digest((adapter.folder / peft_files.ADAPTER_CONFIG).read_text())
-  return origin
 
 
 def write_policy_files(config: ConfigDict, policy: Policy, workdir: Path, training: Sequence[Problem] = ()) -> None:
@@ -497,130 +580,52 @@ def copy_tokenizer(config: ConfigDict, file: Path, folder: Path) -> None:
       disk.copy(source / name, folder / name)
 
 
-def read_recorded_spec(path: Path) -> Spec:
-  """Returns the spec that a file policy.json holds. path: of the file.
-
-  Raises InputError where it holds no spec of this version, and OSError where there is no such file.
-  """
-  try:
-    fields = json.loads(path.read_text())
-    fields["rope_scaling"] = fields["rope_scaling"] and rope_config.from_record(fields["rope_scaling"])
-    for name in ("sliding", "no_rope"):
-      fields[name] = tuple(fields[name])
-    if fields["lora"]:
-      fields["lora"] = Lora(**fields["lora"] | {"targets": tuple(fields["lora"]["targets"])})
-    spec = Spec(**fields)
-  except (ValueError, KeyError, TypeError, ArithmeticError, RecursionError) as error:
-    raise InputError(
-      f"{path}: is no policy of this version ({type(error).__name__}: {error}); take another run"
-    ) from error
-  if named.is_name(spec.family):
-    search_beside(path.parent / "config.json")
-  return spec
-
-
-def _load_params(run: Path, shapes: dict, shardings: dict) -> tuple[dict, dict]:
-  """Returns (weights of a finished run's last checkpoint, their `Policy.origin`).
-
-  shapes, shardings: of each weight by its name. Raises InputError where the run has no checkpoint of its last step.
-  """
-  abstract = {}
-  for name, leaf in shapes.items():
-    abstract[name] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=shardings[name])
-  store = checkpoint.Checkpoints(run, read_only=True)
-  restored = store.restore(abstract, None)
-  store.close()
-  if restored is None:
-    raise InputError(f"config.init = {str(run)!r}: has no checkpoint; let that run finish first")
-  params, _, meta = restored
-  last_step = logbook.read_json(run / "summary.json").get("steps")
-  if meta["step"] != last_step:
-    raise InputError(
-      f"config.init = {str(run)!r}: its last whole checkpoint is of step {meta['step']}, and "
-      + ("the run is not finished" if last_step is None else f"it ended at step {last_step}")
-      + "; finish it by the command that made it, with --resume=check"
-    )
-  origin_of_training = meta.get("origin", {})
-  return params, {
-    "run": str(run),
-    "step": last_step,
-    "digests": _digests_of_params(meta),
-    "start": origin_of_training,
-  }
-
-
 def load_starting_weights(policy: Policy) -> tuple[str, dict] | None:
   """Loads the weights that the training of the policy's run began with, to compare the policy with them.
 
   Returns (the directory that they are from, the weights by name), float32 and sharded as the policy's. The origin of
-  each run names the one before it (`Policy.origin`, key start). Where that is gone, has changed since or takes more
-  memory than is free, a warning says so and the one before it is tried. Returns None where none can be loaded, as for
-  training from fresh weights. On several hosts all processes must call it together.
+  each run names the one before it (key start). Where that is gone, has changed since or takes more memory than is free,
+  a warning says so and the one before it is tried. Of a policy with adapters they are its frozen weights, in their own
+  dtype. Returns None where none can be loaded, as for training from fresh weights. On several hosts all processes must
+  call it together.
   """
   start = policy.origin.get("start", {})
+  if policy.frozen.weights:  # of a run, or of a PEFT directory, whose origin has no start
+    base = start or policy.origin
+    return base.get("run") or base["model"], policy.frozen.weights
   while "run" in start or "model" in start:
+    place = start.get("run") or start["model"]
     try:
-      return start.get("run") or start["model"], _load_origin(start, policy)
+      _check_room(place, policy)
+      return place, origins.read_origin(start, policy.spec, policy.mesh, "float32")
     except (InputError, StorageError) as error:
       _LOG.warning("weights that training began with can't be compared: %s", error)
     start = start.get("start", {})
   return None
 
 
-def _load_origin(origin: dict, policy: Policy) -> dict:
-  """Loads the weights of an origin, sharded as the policy's; the adapters of a Hugging Face model are merged into it.
-
-  Raises InputError where they are gone, have changed, or take too much memory.
-  """
-  place = origin.get("run") or origin["model"]
+def _check_room(place: str, policy: Policy) -> None:
+  """Raises InputError where the weights of a place take more memory than is free."""
   needed = _PARAM_BYTES * weight_table.count_weights(policy.spec)
   free = memory.free_bytes(policy.mesh)
   if free is not None and needed > free:
     raise InputError(f"{place}: takes {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; take more memory")
-  recorded = {name: digest for name, digest in origin["digests"].items() if name != "tokenizer"}
-  if "model" in origin:
-    model, adapter = hf_weights.open_model(place, origin.get("family", "")), None
-    if "adapter" in origin:
-      adapter = peft_files.open_adapter(origin["adapter"], model.spec)
-    _check_unchanged(place, origin_of_model(model, adapter)["digests"], recorded)
-    params = hf_weights.load(model, policy.spec, policy.mesh)
-    if adapter is None:
-      return params
-    params |= peft_files.load(adapter, policy.spec, policy.mesh)
-    return merge_adapters(params, dataclasses.replace(policy.spec, lora=adapter.lora))
-  shapes = {}
-  for name, leaf in weight_table.leaves(policy.spec).items():
-    shapes[name] = jax.ShapeDtypeStruct(leaf.shape, jnp.float32)
-  run = object_store.path(place)
-  if not (run / POLICY_FILE).is_file():
-    raise InputError(f"{place}: is gone; put it back")
-  params, origin_now = _load_params(run, shapes, weight_table.shardings(policy.spec, policy.mesh))
-  _check_unchanged(place, origin_now["digests"], recorded)
-  return params
-
-
-def _check_unchanged(place: str, digests: dict[str, str], recorded: dict[str, str]) -> None:
-  """Raises InputError where the digests of a place's weights are not the recorded ones."""
-  if digests != recorded:
-    raise InputError(f"{place}: has changed since; put back what it was")
-
-
-def _digests_of_params(meta: dict) -> dict[str, str]:
-  """Returns the digests of the weights, by the array's name, from the meta record of a checkpoint."""
-  return {name: digest for name, digest in meta["digests"].items() if name.startswith("['params']")}
 
 
 def reference_weights(policy: Policy) -> dict:
-  """Returns the weights of a reference model: a copy of the policy's, by name, in the compute dtype.
+  """Returns the weights of a reference model, by name, which stay as they are when training changes the policy.
 
-  They are sharded as the policy's, and stay as they are when training changes or donates the policy's own arrays.
+  They are the frozen weights of a policy with adapters; else a copy of all weights in the compute dtype, which are
+  sharded as the policy's.
   """
+  if policy.frozen.weights:
+    return policy.frozen.weights
   copy = jax.jit(lambda p: jax.tree.map(jnp.copy, forward.cast(p, policy.spec)))
   return copy(policy.params)
 
 
 def fresh_state(policy: Policy, optimizer: optax.GradientTransformation) -> TrainState:
-  """Returns the training state before the first update: the policy's weights, moments of 0 and counts of 0.
+  """Returns the training state before the first update: the weights that are trained, moments of 0 and counts of 0.
 
   optimizer: as `make_optimizer` returned it. The policy's arrays are donated: `policy.params` must not be used
   afterwards.
@@ -637,7 +642,7 @@ def state_shapes(policy: Policy, optimizer: optax.GradientTransformation) -> tup
   are sharded like their weights, counts are replicated.
   """
   replicated: Any = sharding.named_sharding(policy.mesh)
-  of_params: Any = weight_table.shardings(policy.spec, policy.mesh)
+  of_params: Any = lora.trained_shardings(policy.spec, policy.mesh)
   shapes = jax.eval_shape(lambda params: init_state(params, optimizer), policy.params)
   with jax.transfer_guard("allow"):  # optax builds small placeholders
     of_optimizer = optax.tree.map_params(

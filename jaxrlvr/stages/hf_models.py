@@ -25,7 +25,7 @@ from jaxrlvr.model import hf_weights, peft_files, safetensors_files, weight_tabl
 from jaxrlvr.model.lora import merge_adapters
 from jaxrlvr.model.score import score
 from jaxrlvr.model.spec import Spec
-from jaxrlvr.stages import build_policy
+from jaxrlvr.stages import build_policy, origins
 from jaxrlvr.stages.run_directory import open_run
 from jaxrlvr.text.tokenizer import SentencePiece, Tokenizer
 
@@ -58,7 +58,7 @@ def import_model(config: ConfigDict, workdir: str | Path) -> dict:
   whatever their dtype, to WORKDIR/model, the tokenizer beside it, and the adapters of config.model.adapter to
   WORKDIR/adapter; policy.json, which is written last, makes the run directory a policy. Checks every tensor for its
   name, shape and finite values. Returns the summary: `parameters` (number of weights, without those of adapters),
-  `steps` (0) and `origin` (`build_policy.origin_of_model`). A finished run returns its summary. On several hosts all
+  `steps` (0) and `origin` (`origins.origin_of_model`). A finished run returns its summary. On several hosts all
   processes must call it together. Raises InputError for a model or adapters that can't be used, and StorageError where
   what was copied is not what was read at first.
   """
@@ -69,7 +69,7 @@ def import_model(config: ConfigDict, workdir: str | Path) -> dict:
     adapter = build_policy.find_adapter(config, model.spec)
     spec = build_policy.with_real_vocab(model.spec, tokenizer)
     spec = dataclasses.replace(spec, lora=adapter.lora if adapter else None)
-    origin = build_policy.origin_of_model(model, adapter)
+    origin = origins.origin_of_model(model, adapter)
     run.begin(tokenizer=tokenizer.pieces(), origin=origin["digests"])
     if run.finished:
       return run.summary
@@ -87,7 +87,7 @@ def import_model(config: ConfigDict, workdir: str | Path) -> dict:
 def _copy_model(model: hf_weights.Model, folder: Path, digests: Mapping[str, str]) -> None:
   """Copies the files of a Hugging Face model into a folder, and checks that all weights in them are finite.
 
-  digests: of the model (`build_policy.origin_of_model`). Raises InputError for a value that is not finite, and
+  digests: of the model (`origins.origin_of_model`). Raises InputError for a value that is not finite, and
   StorageError where the copy has another digest.
   """
   folder.mkdir(exist_ok=True)
@@ -146,21 +146,20 @@ def export(config: ConfigDict, workdir: str | Path) -> dict:
     run.begin(tokenizer=tokenizer.pieces(), origin=origin.get("digests"))
     if run.finished:
       return run.summary
-    scores = _probe(policy.params, spec, mesh)
+    scores = _probe(policy.weights(), spec, mesh)
     adapter_reread = None
     if spec.lora is not None and config.export.lora != "merged":
       adapter_reread = _export_adapter(policy, scores, run.workdir / build_policy.ADAPTER_FOLDER)
     reread = difference = None
     movement = TrainingMovement()
     if spec.lora is None or config.export.lora != "adapter":
-      if spec.lora is not None:
-        policy = policy._replace(params=merge_adapters(policy.params, spec), spec=dataclasses.replace(spec, lora=None))
-      folder = run.workdir / build_policy.MODEL_FOLDER
-      scores_rounded = _probe(policy.params, policy.spec, mesh, config.export.dtype)
-      _write_model(config, policy, folder, hf_config)
-      movement = movement_in_training(policy, config.export.dtype)
+      params = merge_adapters(policy.weights(), spec) if spec.lora is not None else policy.params
       spec = dataclasses.replace(spec, lora=None)
-      policy = None  # frees the policy's weights on the devices before the copy is loaded
+      folder = run.workdir / build_policy.MODEL_FOLDER
+      scores_rounded = _probe(params, spec, mesh, config.export.dtype)
+      _write_model(config, params, spec, tokenizer, folder, hf_config)
+      movement = movement_in_training(policy, params, config.export.dtype)
+      policy = params = None  # frees the policy's weights on the devices before the copy is loaded
       copy = hf_weights.load(hf_weights.open_model(folder, spec.family), spec, mesh)
       scores_of_copy = _probe(copy, spec, mesh)
       difference = float(np.abs(scores_of_copy - scores).max())
@@ -171,11 +170,18 @@ def export(config: ConfigDict, workdir: str | Path) -> dict:
     return run.finish(steps=0, **figures, **movement._asdict(), origin=origin)
 
 
-def _write_model(config: ConfigDict, policy: build_policy.Policy, folder: Path, hf_config: Mapping) -> None:
+def _write_model(
+  config: ConfigDict,
+  params: Mapping[str, jax.Array],
+  spec: Spec,
+  tokenizer: Tokenizer,
+  folder: Path,
+  hf_config: Mapping,
+) -> None:
   """Writes a Hugging Face directory: weights, config.json (`hf_config`), generation_config.json and the tokenizer."""
-  settings, tokenizer = config.export, policy.tokenizer
+  settings = config.export
   folder.mkdir(exist_ok=True)
-  hf_weights.save(folder, policy.params, policy.spec, settings.dtype, int(settings.shard_gib * 2**30))
+  hf_weights.save(folder, params, spec, settings.dtype, int(settings.shard_gib * 2**30))
   build_policy.copy_tokenizer(config, folder / build_policy.TOKENIZER_FILE, folder)
   if isinstance(tokenizer, SentencePiece):
     logbook.write_json(folder / "tokenizer_config.json", _BUILT_IN)
@@ -220,9 +226,9 @@ def _export_adapter(policy: build_policy.Policy, scores: np.ndarray, folder: Pat
   folder.mkdir(exist_ok=True)
   spec = dataclasses.replace(policy.spec, dtype="float32")
   base, revision = _base_of_adapters(policy.origin)
-  peft_files.save(folder, policy.params, spec, base, revision)
+  peft_files.save(folder, policy.weights(), spec, base, revision)
   adapters = peft_files.load(peft_files.open_adapter(folder, spec), spec, policy.mesh)
-  reread = _check_reread(folder, _probe({**policy.params, **adapters}, spec, policy.mesh), scores)
+  reread = _check_reread(folder, _probe(policy.weights(adapters), spec, policy.mesh), scores)
   name = f"its base is {base}"
   if not base:
     name = "its base is no Hugging Face directory: export what the training of the adapters began with"
@@ -271,12 +277,12 @@ class TrainingMovement(NamedTuple):
   trained_since: str | None = None  # run directory or model directory of the weights that training began with
 
 
-def movement_in_training(policy: build_policy.Policy, dtype: str) -> TrainingMovement:
-  """Compares the policy with the weights that its training began with, before and after rounding to `dtype`.
+def movement_in_training(policy: build_policy.Policy, params: Mapping[str, jax.Array], dtype: str) -> TrainingMovement:
+  """Compares a policy with the weights that its training began with, before and after rounding to `dtype`.
 
-  dtype: "float32" or "bfloat16". All fields are None if it is float32, which rounds nothing, if no weight differs, or
-  if the earlier weights are unknown or gone, of which a warning tells. On several hosts all processes must call it
-  together.
+  params: all weights of the policy by name, with its adapters merged in. dtype: "float32" or "bfloat16". All fields are
+  None if it is float32, which rounds nothing, if no weight differs, or if the earlier weights are unknown or gone, of
+  which a warning tells. On several hosts all processes must call it together.
   """
   if dtype == "float32":
     return TrainingMovement()
@@ -285,7 +291,7 @@ def movement_in_training(policy: build_policy.Policy, dtype: str) -> TrainingMov
     return TrainingMovement()
   place, start_params = start
   moved = kept = 0
-  for name, weights in policy.params.items():
+  for name, weights in params.items():
     differing, still_differing = multihost.fetch(_differing(weights, start_params[name], dtype))
     moved += int(differing.sum(dtype=np.int64))
     kept += int(still_differing.sum(dtype=np.int64))

@@ -22,7 +22,7 @@ from jaxrlvr.data.columns import counts_in_words
 from jaxrlvr.data.problems import shuffled_index
 from jaxrlvr.device import multihost, sharding
 from jaxrlvr.grading.service import Job, Service
-from jaxrlvr.model import weight_table
+from jaxrlvr.model import lora, weight_table
 from jaxrlvr.stages import build_policy
 from jaxrlvr.stages.rollout import grade_in_parts, verifier_service
 from jaxrlvr.stages.run_directory import Run, open_run
@@ -204,7 +204,8 @@ def train(stage: str, config: ConfigDict, workdir: str | Path) -> dict:
   learning_rate, skipped_updates and tokens (number trained on). A run that was stopped goes on from its last
   checkpoint; a finished one returns its summary.
 
-  Returns the summary: `steps`, `parameters` (number of weights), `texts` (only if they come from files: the
+  Returns the summary: `steps`, `parameters` (number of weights), `trained_parameters` (number of
+  those that are trained; only with LoRA), `texts` (only if they come from files: the
   `file_figures` of `texts`, and `skipped`, the number of rows without text), and `documents` (their number, only if
   sft.epochs says how long the run is). On several hosts all processes must call it together. Raises InputError for text
   that can't be read, TrainingStopped where too many updates in a row are not finite, and Interrupted after a signal,
@@ -217,7 +218,7 @@ def train(stage: str, config: ConfigDict, workdir: str | Path) -> dict:
 def _train(stage: str, config: ConfigDict, run: Run) -> dict:
   """Does the work of `train` in an open run directory, and returns the summary."""
   settings = config[stage]
-  policy = build_policy.load_policy(config, settings.row_tokens)
+  policy = build_policy.load_policy(config, settings.row_tokens, to_train=True)
   sharding.check_divisible(policy.mesh, f"config.{stage}.rows", (settings.rows // settings.microbatches,), ("batch",))
   loss_fn = objective.language_modelling(policy.spec)
   documents = texts(config, stage, policy.tokenizer)
@@ -244,14 +245,23 @@ def _train(stage: str, config: ConfigDict, run: Run) -> dict:
       shardings = (sharding.named_sharding(policy.mesh, "batch"), sharding.named_sharding(policy.mesh))
       batch, rate = multihost.put((_batch(packed), rates[step - 1]), shardings)
       state, metrics = update(
-        state, batch, rate, loss_fn=loss_fn, optimizer=optimizer, microbatches=settings.microbatches
+        state,
+        batch,
+        rate,
+        frozen=policy.frozen.weights,
+        loss_fn=loss_fn,
+        optimizer=optimizer,
+        microbatches=settings.microbatches,
       )
       figures = run.log(step, values_of(metrics) | {"tokens": packed.target_BT.sum()})
       progress(step, {"loss": figures["loss"]} if figures else None)
       if run.due(step, steps):
         run.save(step, state, cursor=cursor, origin=policy.origin)
         run.raise_if_asked_after_save()
-    return run.finish(steps=steps, parameters=weight_table.count_weights(policy.spec), **_figures_of_texts(documents))
+    figures = {"parameters": weight_table.count_weights(policy.spec)} | _figures_of_texts(documents)
+    if policy.spec.lora is not None:
+      figures["trained_parameters"] = lora.count_adapters(policy.spec)
+    return run.finish(steps=steps, **figures)
 
 
 def _figures_of_texts(documents: Texts) -> dict[str, object]:

@@ -56,7 +56,7 @@ class Learner(NamedTuple):
   def _score(self, params: Mapping[str, jax.Array], batch: objective.RolloutBatch, live: jax.Array) -> jax.Array:
     """Returns the log-probability [rows, slots] of each response token of a batch, at the sampling temperature.
 
-    It is in nats, and 0 at prompts and padding. params: the weights to score by. batch, live: of an `UpdateBatch`.
+    It is in nats, and 0 at prompts and padding. params: all weights to score by. batch, live: of an `UpdateBatch`.
     """
     return objective.logp(params, batch, live, **self.score_arguments())
 
@@ -123,10 +123,10 @@ class Learner(NamedTuple):
     gets log-probabilities by the old policy, unless there is one update a step (the update then computes them), and by
     the reference model, if there is one. The device may still be computing them.
 
-    params: weights of the policy, which is the old policy of all updates of the step. ref_params: weights of the
-    reference model; None: there is none. prompts, drawn: the step's prompts and all responses, of which the first
-    rl.group_size to each prompt are trained on. kept_PG: bool; if rl.pack is set, only these responses get a place in a
-    row; None: all.
+    params: the trained weights of the policy, which is the old policy of all updates of the step. ref_params: all
+    weights of the reference model; None: there is none. prompts, drawn: the step's prompts and all responses, of which
+    the first rl.group_size to each prompt are trained on. kept_PG: bool; if rl.pack is set, only these responses get a
+    place in a row; None: all.
     """
     s, mesh = self.settings, self.policy.mesh
     placements = self._place(prompts, drawn, kept_PG)
@@ -149,7 +149,7 @@ class Learner(NamedTuple):
       )
       old_logp_RS = ref_logp_RS = None
       if self.updates_per_step > 1:
-        old_logp_RS = self._score(params, batch, live)
+        old_logp_RS = self._score(self.policy.weights(params), batch, live)
       if ref_params is not None:
         ref_logp_RS = self._score(ref_params, batch, live)
       batches.append(UpdateBatch(batch.replace(old_logp_RS=old_logp_RS, ref_logp_RS=ref_logp_RS), live))
@@ -190,6 +190,7 @@ class Learner(NamedTuple):
         batch,
         rate,
         update_batch.live,
+        self.policy.frozen.weights,
         loss_fn=self.loss_fn,
         optimizer=self.optimizer,
         microbatches=self.settings.microbatches,

@@ -27,7 +27,8 @@ from jaxrlvr.sampling import cache as sampler_cache
 from jaxrlvr.sampling import decode as sampler
 from jaxrlvr.sampling import weights as sampling_weights
 from jaxrlvr.sampling.types import Batch, Sampling
-from jaxrlvr.stages import build_policy, rollout
+from jaxrlvr.sampling.weights import FrozenWeights
+from jaxrlvr.stages import build_policy, origins, rollout
 from jaxrlvr.stages.learner import Learner, check_sizes, make_learner
 from jaxrlvr.stages.run_directory import set_compile_cache
 from jaxrlvr.training import objective
@@ -132,17 +133,17 @@ def abstract_policy(config: ConfigDict, where: tpu.Slice, devices: Sequence[jax.
   if model is not None:
     spec = model.spec
   elif recorded.is_file():
-    spec = build_policy.read_recorded_spec(recorded)
+    spec = origins.read_recorded_spec(recorded)
   else:
     spec = build_policy.fresh_spec(config, config.model.vocab)
   set_compile_cache(config.compile_cache)  # before the first program
   mesh = build_policy.configured_mesh(config, devices)
   text_tokens = 0 if config.plan.stage == "rl" else config[config.plan.stage].row_tokens
-  spec = build_policy.with_compute_settings(spec, config, "tpu", text_tokens)
+  spec = dataclasses.replace(build_policy.with_compute_settings(spec, config, "tpu", text_tokens), lora=None)
   shapes = jax.eval_shape(lambda: weight_table.init(spec, keys.at(0, "init")))
   params = _abstract(shapes, weight_table.shardings(spec, mesh))
   sample_mesh = build_policy.configured_sampling_mesh(config, spec, mesh, int(where.chip.hbm))
-  return build_policy.Policy(spec, None, params, mesh, sample_mesh, {})
+  return build_policy.Policy(spec, None, params, mesh, sample_mesh, {}, FrozenWeights({}))
 
 
 class StagePrograms(NamedTuple):

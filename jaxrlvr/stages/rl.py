@@ -326,7 +326,7 @@ def open_trainer(config: ConfigDict, workdir: str | Path) -> Iterator[Trainer]:
   Raises InputError for a config that does not fit its data, devices or run directory.
   """
   with open_run(config, workdir, "rl") as run, Busy() as busy:
-    policy = build_policy.load_policy(config)
+    policy = build_policy.load_policy(config, to_train=True)
     check_sizes(config, policy)
     sampler = _make_sampler(config, policy, busy)
     with rollout.verifier_service(config) as service:

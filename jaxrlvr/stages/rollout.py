@@ -110,18 +110,22 @@ class Sampler:
     everywhere = sharding.named_sharding(policy.sample_mesh)
     self._stops = multihost.put(_stop_automaton(config.rl.stop_strings, policy.tokenizer), everywhere)
     self._lay_out = lay_out_weights(policy.spec, policy.sample_mesh, self.sampling.int8)
+    self._lay_out_trained = self._lay_out
+    if policy.spec.lora is not None:
+      self._lay_out_trained = lay_out_weights(policy.spec, policy.sample_mesh, adapters=True)
     self._join = jax.jit(
       lambda parts: jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *parts),
       out_shardings=sharding.named_sharding(policy.mesh, "batch"),
     )
 
   def weights(self, params: Mapping[str, jax.Array]) -> Mapping[str, Any]:
-    """Returns a copy of the policy's parameters as `draw` and `sweep` take them.
+    """Returns a copy of the policy's weights as `draw` and `sweep` take them, with these trained ones.
 
-    It lies on the mesh of sampling, in the compute dtype, or in 8 bits where the settings say so. Call it again when
-    the parameters have changed.
+    It lies on the mesh of sampling, in the compute dtype, or in 8 bits where the settings say so; adapters are never in
+    8 bits. Call it again when the trained weights have changed. Frozen weights are copied at the first call alone.
     """
-    return self._lay_out(params)
+    frozen = self._policy.frozen.laid_out(self._lay_out)
+    return {**frozen, **self._lay_out_trained(params)}
 
   def prompts(self, problems: Sequence[Problem], loaded: PromptedProblems, occurrence_P: np.ndarray) -> Prompts:
     """Returns the batch of these problems' prompts, in their order, padded on the left to config.rl.prompt_tokens.

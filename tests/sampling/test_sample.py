@@ -11,15 +11,16 @@ import pytest
 from helpers.policies import read_checkpoint
 from helpers.rollouts import EOS, NO_STOPS, prompts, row_keys
 from jaxrlvr.device import keys, sharding
-from jaxrlvr.model.int8 import dequantise
+from jaxrlvr.model.int8 import Int8, dequantise
 from jaxrlvr.model.score import score
-from jaxrlvr.model.weight_table import leaves
+from jaxrlvr.model.spec import Lora
+from jaxrlvr.model.weight_table import adapter_leaves, leaves
 from jaxrlvr.sampling import Sampling, sample, threads
 from jaxrlvr.sampling import decode as decoding
 from jaxrlvr.sampling.decode import DecodeLoop, decode_loop
 from jaxrlvr.sampling.drawing import draw
 from jaxrlvr.sampling.types import STOP_EOS, STOP_LENGTH, STOP_STRING
-from jaxrlvr.sampling.weights import lay_out_weights
+from jaxrlvr.sampling.weights import FrozenWeights, lay_out_weights
 from jaxrlvr.text.stop_strings import automaton
 
 PLAIN_STOPS = automaton((), [b"x"] * 24)  # of the plain policy
@@ -72,6 +73,28 @@ def test_sampler_equals_scorer(rich_spec, rich_params):
   assert len(set(np.asarray(r.length_B).tolist())) > 3
   check_against_scorer(rich_params, rich_spec, tokens, lengths, r, s)
   assert np.all(np.asarray(r.tokens_BT)[np.arange(12) >= np.asarray(r.length_B)[:, None]] == 5)  # pad may equal eos
+
+
+def test_adapters_are_sampled_as_they_are_scored(rich_spec, rich_params):
+  """The base is laid out once and adapters beside it; in 8 bits only the base is rounded."""
+  spec = dataclasses.replace(rich_spec, lora=Lora(3, 6.0, ("q", "v", "o", "gate", "down")))
+  adapters = {}
+  for name, leaf in adapter_leaves(spec).items():
+    adapters[name] = 0.3 * jax.random.normal(keys.at(1, name), leaf.shape)
+  frozen = FrozenWeights(rich_params)
+  laid_out = frozen.laid_out(lay_out_weights(spec))
+  assert frozen.laid_out(lay_out_weights(spec)) is laid_out
+  weights = {**laid_out, **lay_out_weights(spec)(adapters)}
+  tokens, lengths = prompts([3, 6, 1, 5])
+  s = Sampling(group=4, max_tokens=12, eos_ids=EOS, pad_id=5, temperature=0.7, shrink=0)
+  r = sample(weights, tokens, lengths, row_keys([1, 2, 3, 4], 4), NO_STOPS, spec, s)
+  check_against_scorer(rich_params | adapters, spec, tokens, lengths, r, s)
+  base = sample(laid_out, tokens, lengths, row_keys([1, 2, 3, 4], 4), NO_STOPS, spec, s)
+  assert not np.array_equal(base.tokens_BT, r.tokens_BT)
+  in_8_bits = frozen.laid_out(lay_out_weights(spec, None, ("weights",)))
+  assert isinstance(in_8_bits["q"][0], Int8) and in_8_bits.keys() == rich_params.keys()
+  rounded = lay_out_weights(spec, None, ("weights",))(adapters)
+  np.testing.assert_array_equal(rounded["q_lora_a"][1], adapters["q_lora_a"][1])
 
 
 def test_a_sample_depends_on_its_address_only(spec, params):

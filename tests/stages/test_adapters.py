@@ -57,19 +57,19 @@ def test_adapters_are_added_to_the_base_that_they_name_or_that_is_named(sources,
   by_both, by_run = load(model__path=base, model__adapter=adapter), load(init=imported)
   for other in (by_both, by_run):
     assert other.spec == policy.spec and other.origin["digests"] == policy.origin["digests"]
-    for name, weight in policy.params.items():
-      np.testing.assert_array_equal(weight, other.params[name])
+    for name, weight in policy.weights().items():
+      np.testing.assert_array_equal(weight, other.weights()[name])
   assert by_run.origin["adapter"] == str(imported / "adapter")
   tokens = np.arange(20).reshape(1, 20)
-  merged = logits_of(merge_adapters(policy.params, policy.spec), tokens, plain.spec)
-  np.testing.assert_allclose(logits_of(policy.params, tokens, policy.spec), merged, atol=1e-4)
+  merged = logits_of(merge_adapters(policy.weights(), policy.spec), tokens, plain.spec)
+  np.testing.assert_allclose(logits_of(policy.weights(), tokens, policy.spec), merged, atol=1e-4)
   assert np.abs(merged - logits_of(plain.params, tokens, plain.spec)).max() > 0.01
 
 
 def test_the_adapters_of_a_start_are_merged(sources):
-  policy = load(model__adapter=sources[1])
-  expected = merge_adapters(policy.params, policy.spec)
-  place, start = build_policy.load_starting_weights(policy._replace(origin={"start": policy.origin}))
+  policy, plain = load(model__adapter=sources[1]), load(model__path=sources[0])
+  expected = merge_adapters(policy.weights(), policy.spec)
+  place, start = build_policy.load_starting_weights(plain._replace(origin={"start": policy.origin}))
   assert place == str(sources[0]) and start.keys() == expected.keys()
   for name, weight in expected.items():
     np.testing.assert_array_equal(weight, start[name])
@@ -92,7 +92,7 @@ def test_adapters_are_exported_merged_and_as_they_are(sources, imported, tmp_pat
   for name, tensor in safetensors.load_file(adapter / peft_files.ADAPTER_WEIGHTS).items():
     np.testing.assert_array_equal(written[name], tensor, err_msg=name)
   assert peft_files.base_of(tmp_path / "out" / "adapter") == str(imported / "model")
-  merged = merge_adapters(policy.params, policy.spec)
+  merged = merge_adapters(policy.weights(), policy.spec)
   for start in (load(init=tmp_path / "out"), load(model__path=tmp_path / "out" / "model")):
     assert start.spec.lora is None and start.params.keys() == merged.keys()
     for name, weight in merged.items():

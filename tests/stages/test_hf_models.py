@@ -40,7 +40,7 @@ from jaxrlvr.model import hf_weights
 from jaxrlvr.model.score import score
 from jaxrlvr.model.spec import Spec
 from jaxrlvr.model.weight_table import count_weights
-from jaxrlvr.stages import build_policy, hf_models
+from jaxrlvr.stages import build_policy, hf_models, origins
 from jaxrlvr.stages.links import read_links
 from jaxrlvr.stages.run_directory import read_config
 from jaxrlvr.text.hf_tokenizer import HuggingFace
@@ -169,9 +169,9 @@ def test_records_of_a_run_that_cannot_be_read_are_refused(tmp_path):
     with pytest.raises(
       InputError, match=rf"policy.json: is no policy of this version .*{name} = .*: wanted a positive"
     ):
-      build_policy.read_recorded_spec(tmp_path / "policy.json")
+      origins.read_recorded_spec(tmp_path / "policy.json")
   for name, read in (
-    ("policy.json", lambda f: build_policy.read_recorded_spec(f / "policy.json")),
+    ("policy.json", lambda f: origins.read_recorded_spec(f / "policy.json")),
     ("config.json", read_config),
   ):
     (tmp_path / name).write_text("[" * 100_000)
@@ -286,7 +286,7 @@ def test_what_training_began_with_is_the_last_that_is_there_unchanged(imported, 
     assert place == str(imported[1] / "model") and all(np.array_equal(params[name], before[name]) for name in before)
     assert warning in caplog.text
   assert start({"seed": 0}) is None and start({**model, "digests": {}}) is None
-  assert hf_models.movement_in_training(policy, "float32").kept_of_training is None
+  assert hf_models.movement_in_training(policy, policy.params, "float32").kept_of_training is None
 
 
 def test_export_that_differs_is_not_finished(imported, tmp_path, capsys, monkeypatch):
