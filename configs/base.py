@@ -240,7 +240,10 @@ c.tensorboard = Key(False, SWITCH, "also write TensorBoard events (needs the ext
 # think, stop_tokens, dtype, unroll, vocab_chunk, attention and remat from here.
 c.model = Group()
 c.model.path = Key(
-  "", PLACE, "Hugging Face directory of a Llama, Qwen2 or Qwen3, or ORG/NAME[@REVISION] of the hub", may_change=True
+  "",
+  PLACE,
+  "Hugging Face directory of a model of one of the families (docs/models.md), or ORG/NAME[@REVISION] of the hub",
+  may_change=True,
 )
 c.model.adapter = Key(
   "",
@@ -252,8 +255,9 @@ c.model.adapter = Key(
 c.model.family = Key(
   "",
   one_of_table("jaxrlvr.model.families:FAMILIES", also=("",), named_by="jaxrlvr.model.families:own_family"),
-  "family of fresh weights: llama | qwen2 | qwen3, or, as path.py:NAME or package.module:NAME, a family of your own "
-  "that a Hugging Face directory may be of too (docs/extending.md); empty: llama, or what config.json states",
+  "family of fresh weights: llama | ministral | ministral3 | mistral | phi3 | qwen2 | qwen3 | smollm3, or, as "
+  "path.py:NAME or package.module:NAME, a family of your own that a Hugging Face directory may be of too "
+  "(docs/extending.md); empty: llama, or what config.json states",
 )
 c.model.think = Key(
   "template",

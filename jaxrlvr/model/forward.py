@@ -93,7 +93,7 @@ def forward(
   x_BTD = family.embed(x_BTD, spec)
   if rope is None:
     rope = rope_tables(positions_BT.shape[1], spec)
-  angles = Angles(*(table[:, positions_BT][:, :, None] for table in rope))  # [kinds,B,1,T,h/2]
+  angles = jax.tree.map(lambda table: table[:, positions_BT][:, :, None], rope)  # [kinds,B,1,T,h/2]
   if isinstance(cache, tuple):
     x_BTD, new_cache = _unrolled_layers(x_BTD, layer_weights, angles, attend, cache, spec)
   else:
@@ -109,7 +109,7 @@ def _layer(x_BTD, w, inputs: LayerInputs, spec: Spec):
 
 def _angles_of(angles: Angles, kind: jax.Array | int) -> Angles:
   """Returns the angles [B,1,T,h/2] of layers of one kind."""
-  return Angles(angles.cos[kind], angles.sin[kind])
+  return jax.tree.map(lambda table: table[kind], angles)
 
 
 def _unrolled_layers(x_BTD, layer_weights, angles, attend: Attend, cache: tuple, spec: Spec):

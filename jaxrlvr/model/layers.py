@@ -27,10 +27,14 @@ Adjust = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 
 
 class Angles(NamedTuple):
-  """Cosine and sine of the rotary angles, float32 [..., d/2] where d numbers of a head rotate."""
+  """What queries and keys get from their positions: the rotary angles, and a factor of queries in some families.
 
-  cos: jax.Array
-  sin: jax.Array
+  All arrays are float32. d numbers of a head rotate.
+  """
+
+  cos: jax.Array  # [..., d/2]
+  sin: jax.Array  # [..., d/2]
+  query_scale: jax.Array | None = None  # [..., 1], what queries are multiplied by; None: nothing
 
 
 class LayerInputs(NamedTuple):
@@ -58,17 +62,28 @@ def rope_tables(positions: int, spec: Spec) -> Angles:
   the angle 0 everywhere.
   """
   tables = [_rope_table(positions, spec, kind.rotary) for kind in spec.layer_kinds]
-  return Angles(*(jnp.stack(arrays) for arrays in zip(*tables, strict=True)))
+  return jax.tree.map(lambda *arrays: jnp.stack(arrays), *tables)
 
 
 def _rope_table(positions: int, spec: Spec, rotary: str) -> Angles:
   """Returns the angles [positions, d/2] of layers of one kind; rotary: as in `LayerKind`."""
+  scale = query_scale(positions, spec.query_scaling_beta, spec.original_positions) if spec.query_scaling_beta else None
   if rotary == "none":
     zeros_Mh = jnp.zeros((positions, spec.rotated // 2), jnp.float32)
-    return Angles(jnp.cos(zeros_Mh), zeros_Mh)
+    return Angles(jnp.cos(zeros_Mh), zeros_Mh, scale)
   if rotary == "local":
-    return Angles(*cos_and_sin(positions, spec.local_rope_theta, spec.rotated))
-  return Angles(*cos_and_sin(positions, spec.rope_theta, spec.rotated, spec.rope_scaling, spec.max_positions))
+    return Angles(*cos_and_sin(positions, spec.local_rope_theta, spec.rotated), scale)
+  return Angles(*cos_and_sin(positions, spec.rope_theta, spec.rotated, spec.rope_scaling, spec.max_positions), scale)
+
+
+def query_scale(positions: int, beta: float, original_positions: int) -> jax.Array:
+  """Returns what queries at positions 0 .. positions - 1 are multiplied by, float32 [positions, 1].
+
+  It is 1 + beta * ln(1 + floor(position / original_positions)), which sharpens attention in texts that are longer than
+  those of pre-training (Llama 4's temperature tuning, which Ministral 3 has).
+  """
+  position_M1 = jnp.arange(positions, dtype=jnp.float32)[:, None]
+  return 1 + beta * jnp.log1p(jnp.floor(position_M1 / original_positions))
 
 
 def _rotate(x_BHTh: jax.Array, angles: Angles) -> jax.Array:
@@ -76,7 +91,7 @@ def _rotate(x_BHTh: jax.Array, angles: Angles) -> jax.Array:
 
   The first d numbers of a head rotate. Numbers i and i + d/2 form a pair, as in Hugging Face's weights.
   """
-  cos, sin = angles
+  cos, sin = angles.cos, angles.sin
   pairs, head_dim = cos.shape[-1], x_BHTh.shape[-1]
   cuts = [pairs] if 2 * pairs == head_dim else [pairs, 2 * pairs]
   low, high, *unrotated = jnp.split(x_BHTh.astype(jnp.float32), cuts, -1)
@@ -184,6 +199,8 @@ def attention(
   k = sharding.constrain(k, "batch", "kv_heads", None, None)
   v = sharding.constrain(v, "batch", "kv_heads", None, None)
   q, k = _rotate(q, inputs.angles), _rotate(k, inputs.angles)
+  if inputs.angles.query_scale is not None:
+    q = q * inputs.angles.query_scale.astype(q.dtype)
   out_BHTh, entry = inputs.attend(q, k, v, inputs.entry)
   (out_nD,) = project(out_BHTh.swapaxes(1, 2).reshape(rows * time, -1), w, ("o",), spec)
   return out_nD.reshape(y_BTD.shape), entry

@@ -72,6 +72,7 @@ class Spec:
   rope_theta: float = 10_000.0
   rope_scaling: RopeScaling | None = None
   partial_rotary_factor: float = 1.0  # share of a head that rotates: its first numbers, `rotated` of them
+  query_scaling_beta: float = 0.0  # beta of `layers.query_scale`, which lets queries grow with their position; 0: none
   norm_eps: float = 1e-6
   family: str = "llama"  # what a layer computes: a name in `families.FAMILIES`, or of a user's own family
   window: int = 0  # tokens that a query of a sliding layer sees, itself included; 0: all
@@ -95,6 +96,9 @@ class Spec:
       value = getattr(self, name)
       if not isinstance(value, int | float) or not 0 < value < math.inf:
         raise InputError(f"{name} = {value!r}: wanted a positive number")
+    beta = self.query_scaling_beta
+    if not isinstance(beta, int | float) or not 0 <= beta < math.inf:
+      raise InputError(f"query_scaling_beta = {beta!r}: wanted a number from 0")
     for name in ("sliding", "no_rope"):
       by_layer = getattr(self, name)
       if by_layer and len(by_layer) != self.layers:
@@ -108,6 +112,8 @@ class Spec:
         f"partial_rotary_factor = {self.partial_rotary_factor!r}: rotates {self.rotated} of head_dim = {self.head_dim} "
         "numbers; wanted a share from 0 to 1 that gives a positive even number"
       )
+    if beta and not self.original_positions:
+      raise InputError(f"query_scaling_beta = {beta!r}: wanted 0, as no rotary scaling states the original length")
     if self.rope_scaling is not None:
       self.rope_scaling.check(self.rope_theta, self.rotated, self.max_positions)
     if not 0 <= self.real_vocab <= self.vocab:
@@ -124,6 +130,11 @@ class Spec:
   def rotated(self) -> int:
     """How many numbers of a head RoPE rotates, the first ones: head_dim * partial_rotary_factor, rounded down."""
     return int(self.head_dim * self.partial_rotary_factor)
+
+  @property
+  def original_positions(self) -> int:
+    """Tokens of the longest text before rotary frequencies were scaled; 0 where no scaling states it."""
+    return getattr(self.rope_scaling, "original_max_position", 0)
 
   def _kind(self, layer: int) -> LayerKind:
     """Returns the kind of a layer, by its number from 0."""

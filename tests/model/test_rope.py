@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -69,7 +70,7 @@ def test_scalings_equal_golden_numbers(case):
   scaling = read(rope_parameters).for_texts_of(tokens)
   scaled = dataclasses.replace(SPEC, rope_scaling=scaling)
   np.testing.assert_allclose(scaling.frequencies(100.0, 8, 64), frequencies, rtol=1e-5)
-  cos, sin = (table[0] for table in layers.rope_tables(3, scaled))
+  cos, sin, _ = jax.tree.map(lambda table: table[0], layers.rope_tables(3, scaled))
   angles = np.outer(np.arange(3), frequencies)
   np.testing.assert_allclose(cos, np.cos(angles) * amplitude, atol=1e-5)
   np.testing.assert_allclose(sin, np.sin(angles) * amplitude, atol=1e-5)
@@ -157,7 +158,7 @@ def test_only_a_share_of_a_head_rotates():
   partial = dataclasses.replace(SPEC, partial_rotary_factor=0.75)
   whole = dataclasses.replace(SPEC, head_dim=6)
   angles, angles_of_six = (
-    layers.Angles(*(table[:, None] for table in layers.rope_tables(3, s))) for s in (partial, whole)
+    jax.tree.map(lambda table: table[:, None], layers.rope_tables(3, s)) for s in (partial, whole)
   )
   turned = layers._rotate(x, angles)
   np.testing.assert_array_equal(turned[..., 6:], x[..., 6:])
@@ -186,9 +187,9 @@ def test_tables_equal_transformers(case, tokens):
     config = transformers.LlamaConfig(**shape, head_dim=8, rope_scaling=dict(rope_parameters))
     cos, sin = LlamaRotaryEmbedding(config)(hidden, positions)
   scaling = read(rope_parameters).for_texts_of(tokens)
-  table = [x[0] for x in layers.rope_tables(tokens, dataclasses.replace(SPEC, rope_scaling=scaling))]
-  np.testing.assert_allclose(table[0], cos[0, :, :4], atol=2e-5)
-  np.testing.assert_allclose(table[1], sin[0, :, :4], atol=2e-5)
+  tables = layers.rope_tables(tokens, dataclasses.replace(SPEC, rope_scaling=scaling))
+  np.testing.assert_allclose(tables.cos[0], cos[0, :, :4], atol=2e-5)
+  np.testing.assert_allclose(tables.sin[0], sin[0, :, :4], atol=2e-5)
 
 
 @pytest.mark.slow
@@ -204,5 +205,6 @@ def test_a_rotated_share_equals_transformers():
   cos, sin = modeling_phi3.Phi3RotaryEmbedding(config)(torch.zeros(1, 3, 16), torch.arange(3)[None])
   theirs, _ = modeling_phi3.apply_rotary_pos_emb(torch.asarray(x), torch.asarray(x), cos, sin)
   partial = dataclasses.replace(SPEC, partial_rotary_factor=0.75)
-  ours = layers._rotate(jnp.asarray(x), layers.Angles(*(table[:, None] for table in layers.rope_tables(3, partial))))
+  angles = jax.tree.map(lambda table: table[:, None], layers.rope_tables(3, partial))
+  ours = layers._rotate(jnp.asarray(x), angles)
   np.testing.assert_allclose(ours, theirs, atol=1e-6)

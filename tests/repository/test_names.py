@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[2] / "jaxrlvr"
 # the module's name: `hf_weights.load`.
 SHARED_VERBS = {
   "block": "computes one layer of a family of models",
+  "config_keys": "of a family's config.json, from a `Spec`",
   "fields": "of `Spec`, from the config.json of a family",
   "grade": "a verifier: says whether an answer is right",
   "load": "returns what a place holds, checked: a config, problems, weights",

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 from jaxrlvr.base import named
 from jaxrlvr.base.errors import InputError
-from jaxrlvr.model.families import llama, qwen2, qwen3
+from jaxrlvr.model.families import llama, ministral3, mistral, phi3, qwen2, qwen3, smollm3
 from jaxrlvr.model.families.family import Family
 from jaxrlvr.model.spec import Spec
 
 # By `model_type` of config.json.
-FAMILIES = {family.model_type: family for family in (llama.LLAMA, qwen2.QWEN2, qwen3.QWEN3)}
+FAMILIES = {
+  family.model_type: family
+  for family in (
+    llama.LLAMA,
+    mistral.MISTRAL,
+    mistral.MINISTRAL,
+    ministral3.MINISTRAL3,
+    phi3.PHI3,
+    qwen2.QWEN2,
+    qwen3.QWEN3,
+    smollm3.SMOLLM3,
+  )
+}
 
 
 def family_of(name: str) -> Family:

@@ -91,13 +91,26 @@ class ConfigFile:
       f"{self._file}: {key} = {json.dumps(value)} is not computed here, wanted {accepted}; take another model"
     )
 
-  def size(self, key: str, default: int | None = None) -> int:
-    """Returns a positive int. default: where the key is absent, which may be 0; None: the key must be there."""
+  def size(self, key: str, default: int | None = None, null: int | None = None) -> int:
+    """Returns a positive int.
+
+    default: where the key is absent, which may be 0; None: the key must be there. null: where the file states null;
+    None: the same as where it is absent.
+    """
     value = self._take(key, None)
+    if self.is_null(key) and null is not None:
+      return null
     if value is None and default is not None:
       return default
     if type(value) is not int or value < 1:
       raise self._wrong(key, value, "a positive int")
+    return value
+
+  def count(self, key: str, default: int) -> int:
+    """Returns an int from 0; the default where the key is absent."""
+    value = self._take(key, default)
+    if type(value) is not int or value < 0:
+      raise self._wrong(key, value, "an int from 0")
     return value
 
   def number(self, key: str, default: float) -> float:
@@ -140,13 +153,32 @@ class ConfigFile:
         raise self.not_computed(key, entry, " or ".join(map(str, names)))
     return value
 
-  def rope(self, default_theta: float, kind: str = FULL_ATTENTION) -> Rope:
-    """Returns the rotary parameters of layers of a kind, FULL_ATTENTION or SLIDING_ATTENTION.
+  def window(self, default: int = 0) -> int:
+    """Returns sliding_window: `default` where it is absent, and 0, which stands for none, where it is null."""
+    return self.size("sliding_window", default, null=0)
 
-    They are read from rope_theta, partial_rotary_factor, rope_scaling (or else rope_parameters), which may have a table
-    for each kind. Those of sliding layers are read from such a table alone.
+  def windows(self, window: int, sliding: Sequence[bool]) -> dict[str, Any]:
+    """Returns the fields `window` and `sliding` of `Spec`; {} where no layer has a window.
+
+    window: tokens that a query of a sliding layer sees; 0: no layer may slide. Which layers slide is read from
+    layer_types. sliding: whether each layer does where that is absent.
     """
-    parameters = {}
+    kinds = self.by_layer("layer_types", len(sliding), (FULL_ATTENTION, SLIDING_ATTENTION))
+    if kinds is not None:
+      sliding = [kind == SLIDING_ATTENTION for kind in kinds]
+    if not any(sliding):
+      return {}
+    if not window:
+      raise self.not_computed("layer_types", SLIDING_ATTENTION, f"{FULL_ATTENTION}, as the file has no window")
+    return {"window": window, "sliding": tuple(sliding)}
+
+  def rope_parameters(self, kind: str = FULL_ATTENTION) -> dict[str, Any]:
+    """Returns the parameters in rope_scaling (or else rope_parameters) of layers of a kind; {} where there are none.
+
+    kind: FULL_ATTENTION or SLIDING_ATTENTION. There may be a table for each kind. Those of sliding layers are read from
+    such a table alone.
+    """
+    parameters: dict[str, Any] = {}
     for key in _ROPE_KEYS:
       table = self._take(key, {})
       if not isinstance(table, dict):
@@ -158,6 +190,16 @@ class ConfigFile:
       elif kind == SLIDING_ATTENTION:
         table = {}
       parameters |= table
+    return parameters
+
+  def rope(self, default_theta: float, kind: str = FULL_ATTENTION, parameters: Mapping[str, Any] | None = None) -> Rope:
+    """Returns the rotary parameters of layers of a kind, FULL_ATTENTION or SLIDING_ATTENTION.
+
+    They are read from `parameters`, and rope_theta and partial_rotary_factor also from the file. default_theta: where
+    neither has it. parameters: as `rope_parameters` returns them, which does it where they are None.
+    """
+    if parameters is None:
+      parameters = self.rope_parameters(kind)
     theta = self._take("rope_theta", default_theta) if kind == FULL_ATTENTION else default_theta
     theta = self._number("rope_theta", parameters.get("rope_theta") or theta)
     share = self._take("partial_rotary_factor", 1.0) if kind == FULL_ATTENTION else 1.0
@@ -190,17 +232,22 @@ def decoder_fields(
   rope_theta: float = 10_000.0,
   norm_eps: float = 1e-6,
   tied: bool = False,
-  head_dim: int | None = None,
+  kv_heads: int = 0,
+  head_dim: int = 0,
   partial_rotary: bool = False,
+  rope: Rope | None = None,
 ) -> dict[str, Any]:
   """Takes the keys that all decoders have, and returns them as fields of `Spec` by name.
 
   These are sizes, norm_eps, tied, rope_theta, rope_scaling and partial_rotary_factor. rope_theta, norm_eps, tied,
-  head_dim: defaults of the family; head_dim None: hidden_size / num_attention_heads. partial_rotary: whether a model of
-  the family may rotate a share of each head.
+  kv_heads, head_dim: where the file states none. kv_heads 0 stands for as many as heads, head_dim 0 for hidden_size /
+  heads, and so does null in the file. partial_rotary: whether a model of the family may rotate a share of each head.
+  rope: its rotary parameters; None: as `ConfigFile.rope` reads them.
   """
   width, heads = config.size("hidden_size"), config.size("num_attention_heads")
-  rope = config.rope(rope_theta)
+  plain_head_dim = max(width // heads, 1)
+  if rope is None:
+    rope = config.rope(rope_theta)
   if rope.share != 1 and not partial_rotary:
     raise config.not_computed("partial_rotary_factor", rope.share, "1.0")
   return {
@@ -208,8 +255,8 @@ def decoder_fields(
     "width": width,
     "layers": config.size("num_hidden_layers"),
     "heads": heads,
-    "kv_heads": config.size("num_key_value_heads", heads),
-    "head_dim": config.size("head_dim", head_dim or max(width // heads, 1)),
+    "kv_heads": config.size("num_key_value_heads", kv_heads or heads, null=heads),
+    "head_dim": config.size("head_dim", head_dim or plain_head_dim, null=plain_head_dim),
     "mlp": config.size("intermediate_size"),
     "max_positions": config.size("max_position_embeddings", 0),
     "rope_theta": rope.theta,
@@ -236,3 +283,10 @@ def decoder_keys(spec: Spec) -> dict[str, Any]:
     "rms_norm_eps": spec.norm_eps,
     "tie_word_embeddings": spec.tied,
   }
+
+
+def window_keys(spec: Spec) -> dict[str, Any]:
+  """Returns the keys sliding_window, null where no layer has a window, and layer_types."""
+  sliding = spec.sliding or (False,) * spec.layers
+  kinds = [SLIDING_ATTENTION if slides else FULL_ATTENTION for slides in sliding]
+  return {"sliding_window": spec.window or None, "layer_types": kinds}

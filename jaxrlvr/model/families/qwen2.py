@@ -6,28 +6,39 @@ import dataclasses
 from typing import Any
 
 from jaxrlvr.model.families import llama
-from jaxrlvr.model.families.config_file import FULL_ATTENTION, ConfigFile, decoder_fields
+from jaxrlvr.model.families.config_file import ConfigFile, decoder_fields, window_keys
 from jaxrlvr.model.spec import Leaf, Spec
+
+# Where config.json does not state num_key_value_heads, sliding_window and max_window_layers.
+KV_HEADS, _WINDOW, _FIRST_SLIDING = 32, 4096, 28
 
 
 def fields(config: ConfigFile) -> dict[str, Any]:
-  """Takes the keys of a Qwen2's config.json and returns fields of `Spec`.
-
-  Released models state a window that use_sliding_window switches off; one that is on is refused.
-  """
+  """Takes the keys of a Qwen2's config.json and returns fields of `Spec`."""
   config.only("hidden_act", "silu")
   config.only("use_mrope", False)
-  spec_fields = decoder_fields(config)
-  no_window(config, spec_fields["layers"])
-  return spec_fields
+  spec_fields = decoder_fields(config, kv_heads=KV_HEADS)
+  return spec_fields | window_fields(config, spec_fields["layers"])
 
 
-def no_window(config: ConfigFile, layers: int) -> None:
-  """Takes the keys of sliding windows. Raises InputError where a layer has one."""
-  config.only("use_sliding_window", False)
-  config.by_layer("layer_types", layers, (FULL_ATTENTION,))
-  config.size("sliding_window", 0)
-  config.ignore("max_window_layers")
+def window_fields(config: ConfigFile, layers: int) -> dict[str, Any]:
+  """Takes the keys of sliding windows and returns fields of `Spec`; {} where no layer has a window.
+
+  Released models state a window that use_sliding_window switches off. Where layer_types is absent, the layers from
+  number max_window_layers on have it.
+  """
+  window, first = config.window(_WINDOW), config.count("max_window_layers", _FIRST_SLIDING)
+  if not config.flag("use_sliding_window", False):
+    window = 0
+  return config.windows(window, [window > 0 and layer >= first for layer in range(layers)])
+
+
+def config_keys(spec: Spec) -> dict[str, Any]:
+  """Returns the keys of a Qwen2's config.json; those of windows only where a layer has one."""
+  keys = llama.config_keys(spec)
+  if not spec.window:
+    return keys
+  return keys | window_keys(spec) | {"use_sliding_window": True, "max_window_layers": spec.sliding.index(True)}
 
 
 def weights(spec: Spec) -> dict[str, Leaf]:
@@ -41,5 +52,10 @@ def weights(spec: Spec) -> dict[str, Leaf]:
 
 
 QWEN2 = dataclasses.replace(
-  llama.LLAMA, model_type="qwen2", architecture="Qwen2ForCausalLM", fields=fields, weights=weights
+  llama.LLAMA,
+  model_type="qwen2",
+  architecture="Qwen2ForCausalLM",
+  fields=fields,
+  config_keys=config_keys,
+  weights=weights,
 )

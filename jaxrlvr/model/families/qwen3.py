@@ -21,9 +21,8 @@ def fields(config: ConfigFile) -> dict[str, Any]:
   """Takes the keys of a Qwen3's config.json and returns fields of `Spec`."""
   config.only("hidden_act", "silu")
   config.only("attention_bias", False)
-  spec_fields = decoder_fields(config, head_dim=_HEAD_DIM)
-  qwen2.no_window(config, spec_fields["layers"])
-  return spec_fields
+  spec_fields = decoder_fields(config, kv_heads=qwen2.KV_HEADS, head_dim=_HEAD_DIM)
+  return spec_fields | qwen2.window_fields(config, spec_fields["layers"])
 
 
 def weights(spec: Spec) -> dict[str, Leaf]:
@@ -55,5 +54,5 @@ def block(x_BTD: jax.Array, w: Mapping[str, jax.Array], inputs: LayerInputs, spe
 
 
 QWEN3 = dataclasses.replace(
-  llama.LLAMA, model_type="qwen3", architecture="Qwen3ForCausalLM", fields=fields, weights=weights, block=block
+  qwen2.QWEN2, model_type="qwen3", architecture="Qwen3ForCausalLM", fields=fields, weights=weights, block=block
 )
