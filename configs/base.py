@@ -25,6 +25,7 @@ from jaxrlvr.config.rules import (
   at_least,
   defaults,
   each,
+  is_date_or_empty,
   is_filled_text,
   is_share,
   is_text,
@@ -237,7 +238,7 @@ c.compile_cache = Key(
 c.tensorboard = Key(False, SWITCH, "also write TensorBoard events (needs the extra `tensorboard`)", may_change=True)
 
 # Shape of fresh weights, and how to compute. Weights of `init` or `model.path` have a shape of their own, and take only
-# think, stop_tokens, dtype, unroll, vocab_chunk, attention and remat from here.
+# think, date, stop_tokens, dtype, unroll, vocab_chunk, attention and remat from here.
 c.model = Group()
 c.model.path = Key(
   "",
@@ -263,6 +264,12 @@ c.model.think = Key(
   "template",
   one_of("template", "on", "off"),
   "value of enable_thinking that the chat template gets: on | off | template (none, so that its own default holds)",
+)
+c.model.date = Key(
+  "",
+  rule("a date as YYYY-MM-DD, or nothing", is_date_or_empty),
+  "day that a chat template states where it asks for today's (SmolLM3, Mistral Small), so that prompts don't depend on "
+  "the clock; empty: such templates are refused, and Llama's state a date of their own",
 )
 c.model.stop_tokens = Key(
   (),

@@ -8,6 +8,7 @@ A rule that needs a table of another room imports it when a value is checked, so
 
 from __future__ import annotations
 
+import datetime
 import functools
 import importlib
 import importlib.util
@@ -219,6 +220,16 @@ def is_text(value: object) -> bool:
 def is_filled_text(value: object) -> bool:
   """Returns whether a value of any type is a string that is not empty. For entries of tuples."""
   return isinstance(value, str) and value != ""
+
+
+def is_date_or_empty(value: str) -> bool:
+  """Returns whether a string is empty or a date as YYYY-MM-DD."""
+  if value == "":
+    return True
+  try:
+    return datetime.date.fromisoformat(value).isoformat() == value
+  except ValueError:
+    return False
 
 
 def tasks_in(source: str) -> list[str]:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -310,20 +311,24 @@ def _find_tokenizer(config: ConfigDict) -> Path:
 def read_tokenizer(config: ConfigDict) -> Tokenizer:
   """Reads and returns the tokenizer that config.tokenizer names, else config.init, else config.model.path.
 
-  config.model.think and config.model.stop_tokens become part of it. Warns where the chat template ends a turn with a
-  token that ends no response. Raises InputError where the tokenizer can't be read, its template has no switch for
-  config.model.think, or config.model.stop_tokens is set and the tokenizer can have no further end tokens.
+  config.model.think, config.model.date and config.model.stop_tokens become part of it. Warns where the chat template
+  ends a turn with a token that ends no response. Raises InputError where the tokenizer can't be read, its template has
+  no switch for config.model.think or states no date, or config.model.stop_tokens is set and the tokenizer can have no
+  further end tokens.
   """
   path, think = _find_tokenizer(config), _THINKING_SWITCH[config.model.think]
+  date = datetime.date.fromisoformat(config.model.date) if config.model.date else None
   try:
     if path.is_dir():
-      tokenizer = hf_tokenizer.HuggingFace(path, think, config.model.stop_tokens)
+      tokenizer = hf_tokenizer.HuggingFace(path, think, config.model.stop_tokens, date)
     else:
       tokenizer = SentencePiece(path)
   except InputError as error:
     raise InputError(f"config.tokenizer: {error}") from error
   if config.model.stop_tokens and isinstance(tokenizer, SentencePiece):
     raise InputError("config.model.stop_tokens is set, but the built-in tokenizer has one end token; set it to ()")
+  if config.model.date and isinstance(tokenizer, SentencePiece):
+    raise InputError("config.model.date is set, but the built-in chat layout states no date; leave it empty")
   if isinstance(tokenizer, hf_tokenizer.HuggingFace) and tokenizer.missing_stop_token:
     _LOG.warning(
       "%s: the chat template ends an assistant's turn with %s, which ends no response here: the policy would write "

@@ -258,15 +258,24 @@ def _special_ids(tokenizer: Tokenizer) -> dict:
 
 
 def _write_generation_config(file: Path, ids: Mapping, pad_id: int | None) -> None:
-  """Sets the special tokens in generation_config.json, which keeps its other entries.
+  """Adds to generation_config.json the special tokens that it lacks; what it holds stays, such as the temperature.
 
-  The padding token is in no config.json, as transformers would then no longer train its embedding.
+  ids: `_special_ids`. The padding token is in no config.json, as transformers would then no longer train its embedding.
   """
   entries = json.loads(file.read_text()) if file.is_file() else {}
-  for name, token_id in {**ids, "pad_token_id": pad_id}.items():
-    if token_id is not None:
+  for name, token_id in (("bos_token_id", ids["bos_token_id"]), ("pad_token_id", pad_id)):
+    if entries.get(name) is None and token_id is not None:
       entries[name] = token_id
+  if _as_set(entries.get("eos_token_id")) != _as_set(ids["eos_token_id"]):
+    entries["eos_token_id"] = ids["eos_token_id"]
   logbook.write_json(file, entries)
+
+
+def _as_set(token_ids: int | list[int] | None) -> set[int]:
+  """Returns the ids that an entry of a Hugging Face file names: none, one or several."""
+  if token_ids is None:
+    return set()
+  return set(token_ids) if isinstance(token_ids, list) else {token_ids}
 
 
 class TrainingMovement(NamedTuple):

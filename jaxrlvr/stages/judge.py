@@ -100,6 +100,8 @@ def local_model(config: ConfigDict, group: ConfigDict) -> judges.LocalModel:
     "dtype": config.model.dtype,
     "think": config.model.think,
   }
+  if config.model.date:
+    identity["date"] = config.model.date
   return judges.LocalModel(completions, json.dumps(identity, sort_keys=True), completions.counts)
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import tokenizers
@@ -43,22 +44,31 @@ class HuggingFace:
   Implements `text.tokenizer.Tokenizer`. It differs from transformers' apply_chat_template in one point: the text of a
   message never becomes a control token. If a message has the name of one, such as `<|im_end|>`, the name is cut into
   ordinary tokens. The thinking tags are ordinary text too, whatever the directory says of them.
-  Templates can't call `strftime_now`, because a prompt must not depend on the day; Llama's templates then use a fixed
-  date. Without a template, a prompt is the start token, if there is one, and the text of each message followed by a
-  blank line.
+  Templates that call `strftime_now` get the day `date`, because a prompt must not depend on the clock; without one the
+  function is undefined, and Llama's templates then use a date of their own. Without a template, a prompt is the start
+  token, if there is one, and the text of each message followed by a blank line.
 
-  vocab_size: one more than the largest id. bos_id: the start token; None if the directory names none. eos_ids: all ids
-  that end a response. pad_id: the padding token, or the first of `eos_ids` if the directory names none.
+  vocab_size: one more than the largest id, but no more than the rows that config.json gives the model if only control
+  tokens lie beyond these. bos_id: the start token; None if the directory names none. eos_ids: all ids that end a
+  response, first the one that the template writes behind an assistant's turn, if the directory names it. pad_id: the
+  padding token, or the first of `eos_ids` if the directory names none.
   """
 
-  def __init__(self, folder: str | Path, think: bool | None = None, stop_tokens: Sequence[str] = ()):
+  def __init__(
+    self,
+    folder: str | Path,
+    think: bool | None = None,
+    stop_tokens: Sequence[str] = (),
+    date: datetime.date | None = None,
+  ):
     """Reads the directory `folder`, which must hold a tokenizer.json; the other files of FILES are optional.
 
     think: the value of `enable_thinking` for the template where a call gives none; None passes no value. stop_tokens:
-    texts of tokens that end a response, in addition to those that the directory names. Raises InputError for a file
-    that can't be read, files that contradict each other, and a directory that names no token that ends a response.
+    texts of tokens that end a response, in addition to those that the directory names. date: the day that the template
+    states; None: it has none. Raises InputError for a file that can't be read, files that contradict each other, a
+    directory that names no token that ends a response, and a date for a template that asks for none.
     """
-    self._folder, self._think = Path(folder), think
+    self._folder, self._think, self._date = Path(folder), think, date
     for file in (self._folder / name for name in FILES):
       if file.exists() and not file.is_file():
         raise InputError(f"{file}: is no regular file (a pipe, a device or a folder); take the model's own file")
@@ -66,15 +76,17 @@ class HuggingFace:
     config = self._json("tokenizer_config.json")
     self._add_tokens(config.get("added_tokens_decoder") or {})
     self._control = self._control_tokens()
-    spelled = "|".join(re.escape(text) for text in self._control.values() if len(text) > 1)
-    self._spelled = re.compile(f"(?=(?:{spelled}))(.)", re.S) if spelled else None
-    self.vocab_size = max(self._model.get_vocab(with_added_tokens=True).values()) + 1
+    self._spelled = _first_characters(text for text in self._control.values() if len(text) > 1)
+    self._newline = self._newline_before_prefix()
+    self.vocab_size = self._count_tokens()
     self._names = self._special_names(config)
     special = {name: self._id(text) for name, text in self._names.items()}
     self.bos_id = special.get("bos")
+    self._template = self._compile(config)
+    if date is not None and not (self._template and "strftime_now" in self._template.reads):
+      raise InputError(f"{self._folder}: has no chat template that calls strftime_now; leave config.model.date empty")
     self.eos_ids = self._stop_ids(special.get("eos"), stop_tokens)
     self.pad_id = special.get("pad", self.eos_ids[0])
-    self._template = self._compile(config)
 
   def _load_model(self) -> tokenizers.Tokenizer:
     """Returns the tokenizer of tokenizer.json, without its truncation and padding."""
@@ -93,8 +105,29 @@ class HuggingFace:
     special = {number: token.content for number, token in added.items() if token.special}
     return {number: text for number, text in special.items() if text not in (THINK, THINK_END)}
 
+  def _count_tokens(self) -> int:
+    """Returns one more than the largest id, or the rows of config.json if only control tokens lie beyond them."""
+    size = max(self._model.get_vocab(with_added_tokens=True).values()) + 1
+    config = self._json("config.json")
+    rows = (config.get("text_config") or config).get("vocab_size")
+    if type(rows) is not int or not 0 < rows < size:
+      return size
+    beyond_rows = [number for number in range(rows, size) if self._model.id_to_token(number) is not None]
+    return rows if self._control.keys() >= set(beyond_rows) else size
+
+  def _newline_before_prefix(self) -> list[int]:
+    """Returns the ids of a line break if the tokenizer puts a ▁ in front of each text; [] for other tokenizers."""
+    newline, letter, both = (self._model.encode(text, add_special_tokens=False).ids for text in ("\n", "x", "\nx"))
+    return newline if both != newline + letter else []
+
   def _special_names(self, config: Mapping) -> dict[str, str]:
-    """Returns the texts of the tokens that tokenizer_config.json names bos, eos, pad and unk, by these names."""
+    """Returns the texts of the tokens that the directory names bos, eos, pad and unk, by these names.
+
+    special_tokens_map.json counts only beside a tokenizer_config.json without added_tokens_decoder, but counts more
+    there, as in transformers.
+    """
+    if "added_tokens_decoder" not in config:
+      config = {**config, **self._json("special_tokens_map.json")}
     names = {}
     for name in ("bos", "eos", "pad", "unk"):
       text = self._text(config, f"{name}_token")
@@ -103,7 +136,11 @@ class HuggingFace:
     return names
 
   def _stop_ids(self, eos_id: int | None, stop_tokens: Sequence[str]) -> tuple[int, ...]:
-    """Returns all ids that end a response, each once: of tokenizer_config.json, the other files, and `stop_tokens`."""
+    """Returns all ids that end a response, each once: those that the directory names, then those of `stop_tokens`.
+
+    The id that the template writes behind an assistant's turn comes first, if the directory names it. Gemma and Phi,
+    for example, name another end token in tokenizer_config.json.
+    """
     stops = [] if eos_id is None else [eos_id]
     for name in ("generation_config.json", "config.json"):
       listed = self._json(name).get("eos_token_id")
@@ -111,6 +148,9 @@ class HuggingFace:
         stops += listed
       elif listed is not None:
         stops.append(listed)
+    turn_end = self._turn_end()
+    if turn_end in stops:
+      stops.insert(0, turn_end)
     stops += [self._stop_id(text) for text in stop_tokens]
     valid = all(type(number) is int and 0 <= number < self.vocab_size for number in stops)
     if not stops or not valid:
@@ -154,14 +194,11 @@ class HuggingFace:
       raise InputError(
         f"{self._folder / TOKENIZER}: is of a kind whose tokens have no bytes; wanted byte-level or ▁ BPE"
       )
-    added = self._model.get_added_tokens_decoder()
     pieces = []
     for number in range(self.vocab_size):
       text = self._model.id_to_token(number)
       if text is None or number in self._control:
         pieces.append(b"")
-      elif number in added:
-        pieces.append(added[number].content.encode())
       elif alphabet is not None:
         pieces.append(_byte_level_piece(text, alphabet))
       else:
@@ -173,8 +210,8 @@ class HuggingFace:
 
     Without messages, returns the start token alone, or [] if there is no such token. messages: the turns, each with the
     keys role and content, without the answer. think: switches thinking on or off in templates that have such a switch;
-    None takes the value that the tokenizer was created with. Raises InputError if the template refuses the messages, or
-    has no switch for `think`.
+    None takes the value that the tokenizer was created with. Raises InputError if the template refuses the messages,
+    has no switch for `think`, or writes a token for which the model has no row.
     """
     start = [] if self.bos_id is None else [self.bos_id]
     if not messages:
@@ -182,6 +219,11 @@ class HuggingFace:
       return start
     cut = [{**message, "content": self._cut(message["content"])} for message in messages]
     ids = self._ids(self._prompt(cut, think))
+    if max(ids, default=0) >= self.vocab_size:
+      text = self._model.id_to_token(max(ids))
+      raise InputError(
+        f"{self._folder}: its chat template writes {text!r}, beyond the {self.vocab_size} rows of the model"
+      )
     if self._template is None:
       return [*start, *ids]
     return ids
@@ -259,21 +301,26 @@ class HuggingFace:
     Such a token ends turns in the model's training data, but no response here: the policy would write on behind it.
     Returns "" if the token is in `eos_ids`, if the template writes none, or if it refuses such a conversation.
     """
+    number = self._turn_end()
+    return "" if number is None or number in self.eos_ids else self._control[number]
+
+  def _turn_end(self) -> int | None:
+    """Returns the id of the control token that the template writes behind an assistant's turn.
+
+    Returns None if it writes none there, if it refuses such a conversation, and without a template.
+    """
     if self._template is None:
-      return ""
+      return None
     turns = ({"role": "user", "content": "?"}, {"role": "assistant", "content": f"!{_END}"})
     try:
       text = self._template.render(turns, begin_answer=False)
     except InputError:
-      return ""
+      return None
     if _END not in text:
-      return ""
+      return None
     behind_turn = text.rpartition(_END)[2].lstrip()
     candidates = [(number, token) for number, token in self._control.items() if behind_turn.startswith(token)]
-    if not candidates:
-      return ""
-    number, token = max(candidates, key=lambda candidate: len(candidate[1]))
-    return "" if number in self.eos_ids else token
+    return max(candidates, key=lambda candidate: len(candidate[1]), default=(None, ""))[0]
 
   def _stop_id(self, text: str) -> int:
     """Returns the id of a token of model.stop_tokens. Raises InputError for an unknown one."""
@@ -283,18 +330,18 @@ class HuggingFace:
     return number
 
   def _add_tokens(self, listed: Mapping) -> None:
-    """Adds the tokens that only tokenizer_config.json lists, as transformers does.
+    """Adds the tokens that only tokenizer_config.json lists, and gives the others its flags, as transformers does.
 
     `listed`: its added_tokens_decoder. Raises InputError if it can't be read, or an id in it is not the token's.
     """
     file = self._folder / "tokenizer_config.json"
     try:
       entries = sorted((int(number), dict(entry)) for number, entry in listed.items())
-      known = {token.content for token in self._model.get_added_tokens_decoder().values()}
+      known = {token.content: repr(token) for token in self._model.get_added_tokens_decoder().values()}
+      tokens = [_added_token(entry) for _, entry in entries]
+      self._model.add_tokens([token for token in tokens if known.get(token.content) != repr(token)])
       for number, entry in entries:
         content = entry["content"]
-        if content not in known:
-          self._model.add_tokens([_added_token(entry)])
         actual = self._model.token_to_id(content)
         if actual != number:
           raise InputError(
@@ -310,7 +357,7 @@ class HuggingFace:
     """Returns the object in a JSON file of the directory; {} if the file is absent. Raises InputError."""
     file = self._folder / name
     try:
-      content = json.loads(file.read_text()) if file.is_file() else {}
+      content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
       if not isinstance(content, dict):
         raise ValueError(f"a {type(content).__name__}, wanted an object")
       return content
@@ -332,10 +379,14 @@ class HuggingFace:
     return text
 
   def _id(self, text: str) -> int:
-    """Returns the id of a token that tokenizer_config.json names. Raises InputError for an unknown one."""
+    """Returns the id of a token that tokenizer_config.json names. Raises InputError for one without id, or row."""
     number = self._model.token_to_id(text)
     if number is None:
       raise InputError(f"{self._folder}: tokenizer_config.json names {text!r}, which {TOKENIZER} does not know")
+    if number >= self.vocab_size:
+      raise InputError(
+        f"{self._folder}: tokenizer_config.json names {text!r}, beyond the {self.vocab_size} rows of the model"
+      )
     return number
 
   def _cut(self, text: str) -> str:
@@ -343,13 +394,21 @@ class HuggingFace:
     text = text.replace(_BREAK, "")
     if self._spelled is None:
       return text
-    return self._spelled.sub(rf"\1{_BREAK}", text)
+    return self._spelled.sub(rf"\g<0>{_BREAK}", text)
 
   def _ids(self, text: str) -> list[int]:
-    """Returns the ids of a text whose parts between _BREAKs are encoded one by one."""
-    ids = []
-    for part in text.split(_BREAK):
-      ids += self._model.encode(part, add_special_tokens=False).ids
+    """Returns the ids of a text whose parts between _BREAKs are encoded one by one.
+
+    A tokenizer that puts a ▁ in front of each text gets later parts behind a line break, whose ids are taken off again.
+    """
+    first, *others = text.split(_BREAK)
+    ids = self._model.encode(first, add_special_tokens=False).ids
+    newline = self._newline
+    for part in others:
+      part_ids = self._model.encode("\n" + part if newline else part, add_special_tokens=False).ids
+      if part_ids[: len(newline)] != newline:  # the line break is one token with what follows
+        part_ids = newline + self._model.encode(part, add_special_tokens=False).ids
+      ids += part_ids[len(newline) :]
     return ids
 
   def _compile(self, config: Mapping) -> Template | None:
@@ -367,14 +426,14 @@ class HuggingFace:
     if source is None:
       return None
     try:
-      return Template(source, {f"{name}_token": text for name, text in self._names.items()})
+      return Template(source, {f"{name}_token": text for name, text in self._names.items()}, self._date)
     except InputError as error:
       raise InputError(f"{file}: {error}") from error
 
   def _template_source(self, config: Mapping) -> str | None:
     """Returns the text of the chat template; of several in a list, the one named default. None if there is none."""
     file = self._folder / "chat_template.jinja"
-    source = file.read_text() if file.is_file() else config.get("chat_template")
+    source = file.read_text(encoding="utf-8") if file.is_file() else config.get("chat_template")
     if isinstance(source, list):
       by_name = {entry["name"]: entry["template"] for entry in source}
       if "default" not in by_name:
@@ -383,6 +442,18 @@ class HuggingFace:
     if source is not None and not isinstance(source, str):
       raise TypeError(f"a {type(source).__name__}, wanted a text")
     return source
+
+
+def _first_characters(names: Iterable[str]) -> re.Pattern | None:
+  """Returns the pattern of the first character of each place where a text spells one of the names; None without names.
+
+  Names are grouped by this character, because a pattern of one alternative a name is slow: Mistral has a thousand.
+  """
+  endings: dict[str, list[str]] = {}
+  for name in names:
+    endings.setdefault(name[0], []).append(re.escape(name[1:]))
+  places = [f"{re.escape(first)}(?={'|'.join(group)})" for first, group in endings.items()]
+  return re.compile("|".join(places)) if places else None
 
 
 def _added_token(entry: Mapping) -> tokenizers.AddedToken:
@@ -395,14 +466,10 @@ def _added_token(entry: Mapping) -> tokenizers.AddedToken:
 
 
 def _byte_level_piece(text: str, alphabet: Mapping[str, int]) -> bytes:
-  """Returns the bytes of a token of a byte-level vocabulary."""
-  piece = bytearray()
-  for character in text:
-    if character in alphabet:
-      piece.append(alphabet[character])
-    else:
-      piece += character.encode()
-  return bytes(piece)
+  """Returns the bytes of a token of a byte-level vocabulary; those of a token with other characters are its own."""
+  if all(character in alphabet for character in text):
+    return bytes(alphabet[character] for character in text)
+  return text.encode()
 
 
 def _metaspace_piece(text: str) -> bytes:

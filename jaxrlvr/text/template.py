@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import functools
 import json
 import subprocess
 import sys
@@ -10,11 +12,13 @@ from collections.abc import Mapping, Sequence
 import jinja2
 import jinja2.ext
 import jinja2.meta
+import jinja2.nodes
 import jinja2.sandbox
 
 from jaxrlvr.base.errors import InputError
 
 _MAX_RENDERED_CHARACTERS = 1 << 24  # limit on a rendered prompt, and on the result of one operation of a template
+_MAX_DATE_FORM = 100  # characters of a form of strftime, which writes up to 256 for each of them
 _MAX_EXPONENT = 64  # of a power that a template computes
 _RENDERING_SECONDS = 2  # CPU time that the trial rendering may take
 _RENDERING_WALL_SECONDS = 40  # time that its process may take, with its start, on a busy machine
@@ -27,7 +31,7 @@ _CONVERSATIONS = (  # for the trial
 
 
 class Template:
-  """A chat template, `Template(source, values)`, in the Jinja environment that transformers uses, but without a clock.
+  """A chat template, `Template(source, values, date)`, in the Jinja environment of transformers, but without a clock.
 
   A new template is first rendered in a process of its own. If that takes over 2 seconds of CPU time or over 1 GiB of
   memory, the template is refused, so that none can hang the run or fill its memory. Later renderings run in this
@@ -36,14 +40,19 @@ class Template:
   Attribute `reads`: a frozenset of the names of all variables that the template reads.
   """
 
-  def __init__(self, source: str, values: Mapping[str, str]):
-    """Reads a template. source: its text. values: variables besides the messages, by name, such as bos_token.
+  def __init__(self, source: str, values: Mapping[str, str], date: datetime.date | None = None):
+    """Reads a template.
+
+    source: its text. values: variables besides the messages, by name, such as bos_token. date: the day that the
+    function strftime_now writes, at midnight; None: the template has no such function.
 
     Raises InputError for a template that can't be used; the message doesn't name the file, which the caller must add.
     Raises RuntimeError if the process of the first rendering fails by itself.
     """
-    self._values = dict(values)
-    _try_rendering(source, self._values)  # before parsing, which already evaluates constant expressions
+    self._values: dict[str, object] = dict(values)
+    _try_rendering(source, values, date)  # before parsing, which already evaluates constant expressions
+    if date is not None:
+      self._values["strftime_now"] = functools.partial(_formatted_date, date)
     environment = _environment()
     try:
       self.reads = frozenset(jinja2.meta.find_undeclared_variables(environment.parse(source)))
@@ -64,7 +73,11 @@ class Template:
     variables = self._values | variables
     try:
       for part in self._template.generate(
-        messages=messages, tools=None, documents=None, add_generation_prompt=begin_answer, **variables
+        messages=[dict(message) for message in messages],
+        tools=None,
+        documents=None,
+        add_generation_prompt=begin_answer,
+        **variables,
       ):
         parts.append(part)
         characters += len(part)
@@ -73,8 +86,8 @@ class Template:
     except Exception as error:  # a template may raise whatever Python raises
       roles = [message.get("role") for message in messages]
       cure = ""
-      if "strftime_now" in str(error):
-        cure = "; a prompt must not depend on the day: use strftime_now only where it `is defined`"
+      if "strftime_now" in str(error) and "strftime_now" not in self._values:
+        cure = "; a prompt must not depend on the clock: name the day that it states in config.model.date"
       raise InputError(f"its chat template refuses messages of roles {roles}: {_reason(error)}{cure}") from error
     return "".join(parts)
 
@@ -100,13 +113,16 @@ class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
 
 
 class _Generation(jinja2.ext.Extension):
-  """Renders the content of `{% generation %}` blocks and ignores the tags, which mark the assistant's part."""
+  """Renders the content of `{% generation %}` blocks, whose tags mark the assistant's part.
+
+  Variables that are set within such a block end with it, as in transformers.
+  """
 
   tags = {"generation"}
 
   def parse(self, parser):
     next(parser.stream)
-    return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+    return jinja2.nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True))
 
 
 def _environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
@@ -125,6 +141,13 @@ def _environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
   return environment
 
 
+def _formatted_date(date: datetime.date, form: str) -> str:
+  """Returns a day in a form of strftime. Raises ValueError for a form over _MAX_DATE_FORM."""
+  if len(form) > _MAX_DATE_FORM:
+    raise ValueError(f"strftime_now of a form of {len(form)} characters")
+  return datetime.datetime.combine(date, datetime.time()).strftime(form)
+
+
 def _reason(error: Exception) -> str:
   return f"{str(error) or type(error).__name__}"[:200]
 
@@ -132,13 +155,14 @@ def _reason(error: Exception) -> str:
 _tried_templates: set[tuple] = set()  # templates and values whose trial has succeeded in this process
 
 
-def _try_rendering(source: str, values: Mapping[str, str]) -> None:
+def _try_rendering(source: str, values: Mapping[str, str], date: datetime.date | None) -> None:
   """Renders a conversation in a process with limits, once for each template and its values.
 
   Raises InputError if the template fails, does not end, or uses too much memory. Raises RuntimeError if the process
   itself fails.
   """
-  key = (source, *sorted(values.items()))
+  day = "" if date is None else date.isoformat()
+  key = (source, day, *sorted(values.items()))
   if key in _tried_templates:
     return
   command = [sys.executable, "-c", "from jaxrlvr.text import template; template._run_trial()"]
@@ -147,7 +171,7 @@ def _try_rendering(source: str, values: Mapping[str, str]) -> None:
   try:
     trial = subprocess.run(
       command,
-      input=json.dumps([source, values]).encode(),
+      input=json.dumps([source, values, day]).encode(),
       capture_output=True,
       timeout=_RENDERING_WALL_SECONDS,
       check=False,
@@ -171,14 +195,16 @@ def _run_trial() -> None:
   """
   import resource
 
-  source, values = json.load(sys.stdin)
+  source, values, day = json.load(sys.stdin)
+  date = datetime.date.fromisoformat(day) if day else None
   resource.setrlimit(resource.RLIMIT_CPU, (_RENDERING_SECONDS, _RENDERING_SECONDS))
   resource.setrlimit(resource.RLIMIT_AS, (_RENDERING_MEMORY, _RENDERING_MEMORY))
-  _tried_templates.add((source, *sorted(values.items())))  # this process is the trial: Template must not start another
+  # This process is the trial: Template must not start another.
+  _tried_templates.add((source, day, *sorted(values.items())))
   reasons = []
   for messages in _CONVERSATIONS:
     try:
-      Template(source, values).render(messages)
+      Template(source, values, date).render(messages)
       return
     except InputError as error:
       reasons.append(str(error))

@@ -143,6 +143,7 @@ BAD = {
   "pipe": (pipe, {}, "generation_config.json: is no regular file"),
   "both": (lambda f: None, {"init": "x"}, "config.init and config.model.path are both set"),
   "think": (lambda f: None, {"model.think": "yes"}, "wanted one of template, on, off"),
+  "date": (lambda f: None, {"model.date": "3 February 2025"}, "wanted a date as YYYY-MM-DD, or nothing"),
   "dtype": (lambda f: None, {"model.dtype": "float16"}, "wanted one of float32, bfloat16"),
 }
 
@@ -229,8 +230,25 @@ def test_export_is_read_back_and_serves_as_init(imported, tmp_path, capsys):
   policy = build_policy.load_policy(configs.load("smoke", {"init": str(out)}))
   assert policy.tokenizer.render(USER) == HuggingFace(imported[0]).render(USER)
   assert policy.tokenizer.eos_ids == HuggingFace(imported[0]).eos_ids
-  assert json.loads((out / "model" / "generation_config.json").read_text())["temperature"] == 0.6
+  source = json.loads((imported[0] / "generation_config.json").read_text())
+  tokens = {"bos_token_id": policy.tokenizer.bos_id, "pad_token_id": policy.tokenizer.pad_id}
+  ends = {"eos_token_id": list(policy.tokenizer.eos_ids)}  # of which config.json names one
+  assert json.loads((out / "model" / "generation_config.json").read_text()) == source | tokens | ends
   assert "pad_token_id" not in json.loads((out / "model" / "config.json").read_text())
+
+
+@pytest.mark.parametrize("listed", [[7, 5], [5], 5, None])
+def test_what_a_generation_config_holds_is_exported(tmp_path, listed):
+  file = tmp_path / "generation_config.json"
+  sampling = {"temperature": 0.7, "top_p": 0.8, "top_k": 20, "repetition_penalty": 1.05, "do_sample": True}
+  entries = sampling | {"bos_token_id": 1, "pad_token_id": 2, "eos_token_id": listed}
+  file.write_text(json.dumps(entries))
+  hf_models._write_generation_config(file, {"bos_token_id": None, "eos_token_id": [5, 7]}, pad_id=5)
+  ends = listed if listed == [7, 5] else [5, 7]
+  assert json.loads(file.read_text()) == entries | {"eos_token_id": ends}
+  file.write_text("{}")
+  hf_models._write_generation_config(file, {"bos_token_id": None, "eos_token_id": 5}, pad_id=6)
+  assert json.loads(file.read_text()) == {"eos_token_id": 5, "pad_token_id": 6}
 
 
 @pytest.fixture(scope="module")
@@ -509,6 +527,16 @@ def test_a_turns_end_that_ends_no_response_is_told_with_the_cure(tmp_path, caplo
   caplog.clear()
   build_policy.read_tokenizer(configs.load("smoke", {"tokenizer": str(tmp_path), "model.stop_tokens": "<|im_start|>"}))
   assert caplog.text == ""
+
+
+def test_the_day_that_a_template_states_is_named_in_the_config(tmp_path, tokenizer):
+  write_tokenizer(tmp_path, "llama3")
+  dated = build_policy.read_tokenizer(configs.load("smoke", {"tokenizer": str(tmp_path), "model.date": "2025-02-03"}))
+  assert "Today Date: 03 Feb 2025<" in dated.prompt_text(USER)
+  built_in = tmp_path / "tokenizer.model"
+  built_in.write_bytes(tokenizer._model.serialized_model_proto())
+  with pytest.raises(InputError, match="config.model.date is set, but the built-in chat layout states no date"):
+    build_policy.read_tokenizer(configs.load("smoke", {"tokenizer": str(built_in), "model.date": "2025-02-03"}))
 
 
 def test_init_and_model_path_name_each_other(tmp_path):

@@ -186,7 +186,7 @@ REFUSED = {
   "role": (dict(), "refuses messages of roles .'tool'.: role tool"),
   "clock": (
     dict(chat_template="{{ strftime_now('%d') }}"),
-    "'strftime_now' is undefined; .* only where it `is defined`",
+    "'strftime_now' is undefined; .* the day that it states in config.model.date",
   ),
   "escape": (dict(chat_template="{{ ''.__class__.__mro__ }}"), "unsafe"),
 }
