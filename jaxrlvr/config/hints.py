@@ -83,6 +83,7 @@ PEERS_NAMES: Mapping[str, Sequence[str]] = {
   # model and devices
   "model.path": ("model_name_or_path", "actor_rollout_ref.model.path", "model_id", "model_name"),
   "tokenizer": ("processing_class", "tokenizer_path", "data.tokenizer"),
+  "model.adapter": ("lora_adapter_path",),
   "lora.rank": ("use_peft", "lora_r", "peft_config.r", "lora_rank", "lora_config.rank", "peft_config", "lora_config"),
   "lora.alpha": ("lora_alpha", "lora_config.alpha"),
   "lora.targets": ("lora_target_modules", "target_modules", "lora_config.module_path"),

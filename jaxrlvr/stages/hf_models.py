@@ -17,7 +17,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from jaxrlvr.base import disk, logbook
+from jaxrlvr.base import disk, logbook, object_store
 from jaxrlvr.base.errors import InputError, StorageError
 from jaxrlvr.data import hub
 from jaxrlvr.device import multihost, sharding
@@ -230,6 +230,8 @@ def _export_adapter(policy: build_policy.Policy, scores: np.ndarray, folder: Pat
   adapters = peft_files.load(peft_files.open_adapter(folder, spec), spec, policy.mesh)
   reread = _check_reread(folder, _probe(policy.weights(adapters), spec, policy.mesh), scores)
   name = f"its base is {base}"
+  if spec.lora is not None and spec.lora.base_dtype == "bfloat16":
+    name += ", in bfloat16"
   if not base:
     name = "its base is no Hugging Face directory: export what the training of the adapters began with"
     if place := policy.origin.get("start", {}).get("run"):
@@ -242,12 +244,16 @@ def _base_of_adapters(origin: Mapping) -> tuple[str, str]:
   """Returns (path or hub name, revision on the hub) of the Hugging Face directory that adapters belong to, or ("", "").
 
   origin: of the policy with the adapters (`Policy.origin`). They belong to none where they were trained on the weights
-  of a run, or on adapters that were merged first.
+  of a run, or on adapters that were merged first. A base that has moved together with the run is named where it is.
   """
-  base = origin if "model" in origin else origin.get("start", {})
-  if "model" not in base or (base is not origin and "adapter" in base):
-    return "", ""
-  return hub.name_of_folder(base["model"])
+  if "model" in origin:
+    return hub.name_of_folder(origin["model"])
+  start = origin.get("start", {})
+  if "model" in start and "adapter" not in start:
+    for folder in origins.places(start["model"], near=object_store.path(origin["run"])):
+      if (folder / "config.json").is_file():
+        return hub.name_of_folder(str(folder))
+  return "", ""
 
 
 def _special_ids(tokenizer: Tokenizer) -> dict:

@@ -2,8 +2,9 @@
 
 An origin is a dict that runs record with their checkpoints. Its keys are, for a run: run (its directory), step,
 digests, and start, the origin of the weights that the run's training began with; for a Hugging Face model: model (its
-folder), family (only if that is a user's own: its name) and digests; for fresh weights: seed. `digests` maps a name,
-such as that of an array, to a digest. With a tokenizer of the `tokenizers` library it also has "tokenizer".
+folder), family (only if that is a user's own: its name), adapter (only with adapters: their folder) and digests; for
+fresh weights: seed. `digests` maps a name, such as that of an array, to a digest. With a tokenizer of the `tokenizers`
+library it also has "tokenizer".
 """
 
 from __future__ import annotations
@@ -181,7 +182,7 @@ def read_origin(
   place = origin.get("run") or origin["model"]
   read, file = (_read_merged_run, POLICY_FILE) if "run" in origin else (_read_model, "config.json")
   problem: InputError | StorageError = InputError(f"{place}: is gone; put it back")
-  for folder in _places(place, near):
+  for folder in places(place, near):
     if not (folder / file).is_file():
       continue
     try:
@@ -191,7 +192,7 @@ def read_origin(
   raise problem
 
 
-def _places(place: str, near: Path | epath.Path | None) -> Iterator[Path | epath.Path]:
+def places(place: str, near: Path | epath.Path | None) -> Iterator[Path | epath.Path]:
   """Yields where a folder that was at `place` may be: there, and below the folders above the run `near`."""
   there = object_store.path(place)
   yield there
@@ -214,13 +215,23 @@ def _read_model(folder, origin: Mapping, recorded: Mapping, spec: Spec, mesh: ja
   """
   model, adapter = hf_weights.open_model(folder, origin.get("family", "")), None
   if "adapter" in origin:
-    adapter = peft_files.open_adapter(origin["adapter"], model.spec)
+    adapter = peft_files.open_adapter(_moved_adapter(origin, folder), model.spec)
   _check_unchanged(folder, origin_of_model(model, adapter)["digests"], recorded)
   if adapter is None:
     return hf_weights.load(model, spec, mesh, dtype)
   spec = dataclasses.replace(spec, lora=adapter.lora)
   base, adapters = hf_weights.load(model, spec, mesh), peft_files.load(adapter, spec, mesh)
   return merged(StoredWeights(spec, base, adapters, {}), dtype).params
+
+
+def _moved_adapter(origin: Mapping, folder: Path | epath.Path) -> Path | epath.Path:
+  """Returns the folder of an origin's adapter, whose model is in `folder` now.
+
+  It is where it was, or else beside the model, as in a run directory that the stage `import` wrote and that has moved.
+  """
+  there = object_store.path(origin["adapter"])
+  beside = folder.parent / there.name
+  return beside if beside.is_dir() and not there.is_dir() else there
 
 
 def _check_unchanged(place: object, digests: Mapping[str, str], recorded: Mapping[str, str]) -> None:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from safetensors import numpy as safetensors
 
-from helpers.command_line import run
+import jaxrlvr as jr
+from helpers.command_line import run, run_smoke
 from helpers.hf_directories import PADDED, SPECS, USER, write_model
 from helpers.peft_directories import random_adapter, write_adapter
 from helpers.policies import logits_of
@@ -19,7 +20,7 @@ from jaxrlvr.data import hub
 from jaxrlvr.model import hf_weights, peft_files
 from jaxrlvr.model.lora import merge_adapters
 from jaxrlvr.model.spec import Lora
-from jaxrlvr.stages import build_policy, hf_models
+from jaxrlvr.stages import build_policy, hf_models, origins
 
 BASE = dataclasses.replace(SPECS["llama"], vocab=PADDED, width=16, head_dim=4)  # as `write_model` writes it
 Q, UP = "model.layers.{}.self_attn.q_proj", "model.layers.{}.mlp.up_proj"
@@ -75,6 +76,16 @@ def test_the_adapters_of_a_start_are_merged(sources):
     np.testing.assert_array_equal(weight, start[name])
 
 
+def test_an_imported_start_is_found_where_it_moved_to(imported, tmp_path):
+  policy = load(init=imported)
+  recorded = {key: value for key, value in policy.origin["digests"].items() if key != "tokenizer"}
+  origin = {"model": "/gone/runs/run/model", "adapter": "/gone/runs/run/adapter", "digests": recorded}
+  shutil.copytree(imported, tmp_path / "runs" / "run")
+  weights = origins.read_origin(origin, policy.spec, policy.mesh, "float32", near=tmp_path / "runs" / "sft")
+  for name, weight in merge_adapters(policy.weights(), policy.spec).items():
+    np.testing.assert_array_equal(weight, weights[name])
+
+
 def export(workdir, *options):
   code = run("export", "--config=smoke", f"--workdir={workdir}", *options)
   return code, logbook.read_json(workdir / "summary.json")
@@ -97,6 +108,47 @@ def test_adapters_are_exported_merged_and_as_they_are(sources, imported, tmp_pat
     assert start.spec.lora is None and start.params.keys() == merged.keys()
     for name, weight in merged.items():
       np.testing.assert_allclose(start.params[name], weight, atol=1e-6, err_msg=name)
+
+
+def test_training_begins_with_the_adapters_merged(sources):
+  """All weights, or fresh adapters beside the merged base; the adapters that came in are not trained further."""
+  policy = load(model__adapter=sources[1])
+  merged = merge_adapters(policy.weights(), policy.spec)
+  for settings, part in (({}, "params"), ({"lora.rank": "2", "lora.base_dtype": "float32"}, "frozen")):
+    config = configs.load("smoke", {"model.adapter": str(sources[1]), **settings})
+    start = build_policy.load_policy(config, to_train=True)
+    weights = start.params if part == "params" else start.frozen.weights
+    assert weights.keys() == merged.keys()
+    for name, weight in merged.items():
+      np.testing.assert_array_equal(weights[name], weight, err_msg=name)
+
+
+@pytest.mark.slow
+def test_a_policy_with_adapters_samples_what_it_scores(sources):
+  policy = jr.load_policy(sources[1])
+  [[sample]] = policy.generate(["5*7=?"], max_tokens=6)
+  [score] = policy.score([("5*7=?", sample)])
+  np.testing.assert_allclose(score.token_logp, sample.token_logp, atol=1e-4)
+  [of_base] = jr.load_policy(sources[0]).score([("5*7=?", sample)])
+  assert np.abs(np.subtract(of_base.token_logp, score.token_logp)).max() > 0.01
+
+
+@pytest.mark.slow
+def test_a_run_with_lora_is_exported_for_the_base_that_it_began_with(sources, tmp_path, capsys):
+  """Its frozen weights were rounded to bfloat16, so that the adapter's base is to be loaded like that."""
+  options = {"model__path": sources[0], "lora__rank": 2, "sft__optim__lr": 0.01, "sft__steps": 2}
+  assert run_smoke("sft", tmp_path / "sft", **options) == 0
+  code, summary = export(tmp_path / "out", f"--config.init={tmp_path / 'sft'}", "--config.export.dtype=bfloat16")
+  assert code == 0 and max(summary["reread"], summary["adapter_reread"]) < 1e-4 < summary["difference"]
+  assert 0 < summary["kept_of_training"] < 1 and summary["trained_since"] == str(sources[0])
+  assert f"its base is {sources[0]}, in bfloat16)" in capsys.readouterr().out
+  assert peft_files.base_of(tmp_path / "out" / "adapter") == str(sources[0])
+  policy, again = load(init=tmp_path / "sft"), load(model__adapter=tmp_path / "out" / "adapter")
+  assert again.spec == dataclasses.replace(
+    policy.spec, lora=dataclasses.replace(policy.spec.lora, base_dtype="float32")
+  )
+  for name, weight in policy.params.items():
+    np.testing.assert_array_equal(again.params[name], weight, err_msg=name)
 
 
 def test_export_writes_what_is_asked_for(sources, tmp_path):
@@ -128,12 +180,21 @@ def test_adapters_that_differ_when_read_again_are_not_finished(sources, tmp_path
   assert f"{tmp_path}/o/adapter: read again, its log-probabilities differ by" in capsys.readouterr().err
 
 
-def test_the_base_that_an_exported_adapter_names():
-  model, snapshot = {"model": "/m"}, "/c/models--ORG--A-b.1/snapshots/0a1b"
-  assert hf_models._base_of_adapters(model | {"adapter": "/a"}) == ("/m", "")
-  assert hf_models._base_of_adapters({"run": "/r", "start": {"model": snapshot}}) == ("ORG/A-b.1", "0a1b")
-  for start in (model | {"adapter": "/a"}, {"run": "/s", "start": model}, {"seed": 0}):
-    assert hf_models._base_of_adapters({"run": "/r", "start": start}) == ("", "")
+def test_the_base_that_an_exported_adapter_names(tmp_path):
+  snapshot = tmp_path / "models--ORG--A-b.1" / "snapshots" / "0a1b"
+  for folder in (snapshot, tmp_path / "runs" / "m" / "model"):
+    folder.mkdir(parents=True)
+    (folder / "config.json").touch()
+
+  def base_of_run(start):
+    return hf_models._base_of_adapters({"run": str(tmp_path / "runs" / "sft"), "start": start})
+
+  model = {"model": str(tmp_path / "runs" / "m" / "model")}
+  assert hf_models._base_of_adapters(model | {"adapter": "/a"}) == base_of_run(model) == (model["model"], "")
+  assert base_of_run({"model": str(snapshot)}) == ("ORG/A-b.1", "0a1b")
+  assert base_of_run({"model": "/gone/m/model"}) == (model["model"], "")  # moved together with the run
+  for start in (model | {"adapter": "/a"}, {"run": "/s", "start": model}, {"seed": 0}, {"model": "/gone"}):
+    assert base_of_run(start) == ("", "")
   assert hub.name_of_folder("gs://b/model") == ("gs://b/model", "")
 
 

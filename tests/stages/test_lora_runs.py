@@ -116,6 +116,19 @@ def test_evaluating_a_run_gives_the_responses_of_its_own_evaluation(chain, tmp_p
   np.testing.assert_allclose(score.token_logp, sample.token_logp, atol=1e-4)
 
 
+def test_a_run_is_exported_merged_and_as_adapters_of_its_start(chain, tmp_path, capsys):
+  assert run_smoke("export", tmp_path / "rl", init=chain / "rl") == 0
+  assert f"training of the adapters began with, {chain}/sft" in capsys.readouterr().out
+  summary = json.loads((tmp_path / "rl" / "summary.json").read_text())
+  assert max(summary["reread"], summary["adapter_reread"], summary["difference"]) < 1e-4
+  assert run_smoke("export", tmp_path / "sft", init=chain / "sft", export__lora="merged") == 0
+  policy, merged = load(init=chain / "rl"), load(init=tmp_path / "rl")
+  same(merged.params, lora.merge_adapters(policy.weights(), policy.spec))
+  again = load(model__path=tmp_path / "sft" / "model", model__adapter=tmp_path / "rl" / "adapter")
+  same(again.params, policy.params)
+  same({name: w.astype("bfloat16") for name, w in again.frozen.weights.items()}, policy.frozen.weights)
+
+
 def test_a_longer_run_equals_an_unbroken_one_bit_for_bit(chain, tmp_path):
   shutil.copytree(chain / "rl", tmp_path / "longer")
   for name in ("longer", "whole"):
