@@ -14,7 +14,7 @@ from jaxrlvr.model import attention, families
 from jaxrlvr.model.int8 import dequantise
 from jaxrlvr.model.layers import PRODUCT, Angles, AttendInLayer, LayerInputs, rope_tables
 from jaxrlvr.model.row_layout import RowLayout
-from jaxrlvr.model.spec import LayerKind, Spec
+from jaxrlvr.model.spec import Spec
 from jaxrlvr.model.weight_table import adapter_leaves, leaves
 
 # Computes a layer's attention: (q_BHTh, k_BKTh, v_BKTh, the layer's entry of the cache, window=the layer's window) ->
@@ -127,16 +127,18 @@ def _unrolled_layers(x_BTD, layer_weights, angles, attend: Attend, cache: tuple,
 def _scanned_layers(x_BTD, layer_weights, angles, attend: Attend, spec: Spec):
   """Runs all layers as one scan, without a cache; returns hidden states [B,T,D].
 
-  Where layers are of several kinds, the scan carries the index of each layer's kind.
+  Where layers are of several kinds, the scan carries the index of each layer's kind. A window over all T slots of a
+  row counts as none.
   """
-  kinds = spec.layer_kinds
+  kinds, time = spec.layer_kinds, x_BTD.shape[1]
+  window_of_kind = [kind.window if attention.limits(kind.window, time) else 0 for kind in kinds]
 
   def body(x_BTD, layer):
     w, kind = layer
     if kind is None:
-      kind, attend_here = 0, functools.partial(attend, window=kinds[0].window)
+      kind, attend_here = 0, functools.partial(attend, window=window_of_kind[0])
     else:
-      attend_here = _switched(attend, kind, kinds)
+      attend_here = _switched(attend, kind, window_of_kind)
     x_BTD, _ = _layer(x_BTD, w, LayerInputs(_angles_of(angles, kind), attend_here, None), spec)
     return x_BTD, None
 
@@ -147,13 +149,13 @@ def _scanned_layers(x_BTD, layer_weights, angles, attend: Attend, spec: Spec):
   return x_BTD
 
 
-def _switched(attend: Attend, kind: jax.Array, kinds: Sequence[LayerKind]) -> AttendInLayer:
-  """Returns attention with the window of a layer whose kind, an index in `kinds`, is known on the device alone."""
-  windows = sorted({one.window for one in kinds})
+def _switched(attend: Attend, kind: jax.Array, window_of_kind: Sequence[int]) -> AttendInLayer:
+  """Returns attention with the window of a layer whose kind, an index in these, is known on the device alone."""
+  windows = sorted(set(window_of_kind))
   if len(windows) == 1:
     return functools.partial(attend, window=windows[0])
   branches = [functools.partial(attend, window=window) for window in windows]
-  branch_of_kind = jnp.array([windows.index(one.window) for one in kinds], jnp.int32)
+  branch_of_kind = jnp.array([windows.index(window) for window in window_of_kind], jnp.int32)
 
   def attend_here(q_BHTh, k_BKTh, v_BKTh, entry):
     return jax.lax.switch(branch_of_kind[kind], branches, q_BHTh, k_BKTh, v_BKTh, entry)

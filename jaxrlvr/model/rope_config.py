@@ -12,37 +12,26 @@ from jaxrlvr.base.errors import InputError
 from jaxrlvr.model.rope import SCALINGS, LongRope, RopeScaling
 
 _ORIGINAL = "original_max_position_embeddings"  # in config.json; `original_max_position` of a scaling
-_NAMES = {"su": "longrope"}  # what early Phi-3 files call a scaling
 _ALWAYS = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}  # keys that may stand beside a scaling's own
 _OF_STAGES = ("kind", "length")  # fields of scalings that no config.json states
 # Fields of scalings that must be stated; others have defaults.
 _REQUIRED = ("factor", "low_freq_factor", "high_freq_factor", "short_factor", "long_factor")
-KEYS_BESIDE = (_ORIGINAL,)  # keys of a config.json, outside of the parameters, that `read` takes from it
+KEYS_BESIDE = (_ORIGINAL, "max_position_embeddings")  # of a config.json, outside of the parameters, that `read` takes
 _OLD_NAME = ("linear", "dynamic", "longrope")  # written under the key `type`, which every version reads for these
-
-
-def parameters(config: Mapping) -> Mapping:
-  """Returns the rotary parameters of a config.json, {} without any.
-
-  They are `rope_scaling`, of transformers 4, or else `rope_parameters`, of transformers 5. In models whose layers
-  rotate in several ways they may have a mapping for each type of layer.
-  """
-  return config.get("rope_scaling") or config.get("rope_parameters") or {}
 
 
 def read(rope: Mapping, config: Mapping) -> RopeScaling | None:
   """Returns the scaling that rotary parameters state, None for none.
 
-  rope: the parameters, as `parameters` returns them, or those of one type of layer. config: the whole config.json,
-  whose `original_max_position_embeddings` goes before that of the parameters, and whose `max_position_embeddings`
-  stands for both where they are absent. rope_theta and partial_rotary_factor are not read.
+  rope: the parameters of layers of one kind. config: the values of KEYS_BESIDE, of which
+  `original_max_position_embeddings` goes before that of the parameters, and `max_position_embeddings` stands for both
+  where they are absent. rope_theta and partial_rotary_factor are not read.
   Raises InputError, which names no file, for an unknown scaling or parameter, and for a value of a wrong type.
   """
-  rope_type = rope.get("rope_type", rope.get("type", "default"))
-  kind = _NAMES.get(rope_type, rope_type)
+  kind = rope.get("rope_type", rope.get("type", "default"))
   if kind != "default" and kind not in SCALINGS:
     accepted = ", ".join(("default", *SCALINGS))
-    raise _not_computed("rope_type", rope_type, f"one of {accepted}")
+    raise _not_computed("rope_type", kind, f"one of {accepted}")
   fields = _fields(kind)
   if unknown := rope.keys() - _ALWAYS - fields.keys():
     raise _not_computed(f"rope parameter {min(unknown)}", rope[min(unknown)], "none of this name")
@@ -74,7 +63,7 @@ def _implied(kind: str, rope: Mapping, config: Mapping) -> dict:
   if _ORIGINAL in _fields(kind):
     implied[_ORIGINAL] = original
   if kind == "yarn" and rope.get("factor") is None and original:
-    implied["factor"] = config.get("max_position_embeddings", 0) / original
+    implied["factor"] = (config.get("max_position_embeddings") or 0) / original
   if kind == "longrope" and rope.get("factor") is None:
     implied["factor"] = 0.0
   return implied

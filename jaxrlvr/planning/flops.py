@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import functools
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
-from jaxrlvr.model.row_layout import RowLayout
+from jaxrlvr.model.row_layout import AttentionPairs, RowLayout
 from jaxrlvr.model.spec import Spec
 from jaxrlvr.model.weight_table import count_weights
 
@@ -69,6 +70,19 @@ def _attention_flops_per_pair(spec: Spec) -> int:
   return 4 * spec.heads * spec.head_dim
 
 
+def _mean_over_layers(spec: Spec, of_window: Callable[[int], float]) -> float:
+  """Returns the mean over the layers of a figure that depends on a layer's window (0: none)."""
+  return sum(of_window(spec.layer_kinds[kind].window) for kind in spec.kind_of_layer) / spec.layers
+
+
+def _attention_pairs(spec: Spec, layout: RowLayout) -> AttentionPairs:
+  """Returns the pairs of a query and a key of a layer, as the mean over the layers, for one head of one row."""
+  return AttentionPairs(
+    computed=_mean_over_layers(spec, lambda window: layout.attention_pairs(spec.attention, window).computed),
+    needed=_mean_over_layers(spec, lambda window: layout.attention_pairs(spec.attention, window).needed),
+  )
+
+
 def forward_cost(spec: Spec, rows: int, layout: RowLayout, scored: int, shards: Shards) -> Cost:
   """Returns the cost, on one chip, of a forward pass of the policy.
 
@@ -77,7 +91,7 @@ def forward_cost(spec: Spec, rows: int, layout: RowLayout, scored: int, shards: 
   cuts the work.
   """
   slots = layout.slots
-  pairs = layout.attention_pairs(spec.attention)
+  pairs = _attention_pairs(spec, layout)
   per_pair = _attention_flops_per_pair(spec) * rows
   projections = 2 * rows * slots * _layer_weights(spec)
   head = 2 * spec.width * spec.vocab * rows * scored
@@ -116,7 +130,7 @@ def update_cost(
 def _recomputed_flops(spec: Spec, rows: int, layout: RowLayout, shards: Shards) -> float:
   """Returns the FLOPs, on one chip, that the backward pass of all layers spends on computing values again."""
   chips = shards.batch * shards.tensor
-  pairs = rows * layout.attention_pairs(spec.attention).computed
+  pairs = rows * _attention_pairs(spec, layout).computed
   attention = spec.layers * _attention_flops_per_pair(spec) * pairs / chips
   # Of a layer computed again the MLP's last product is left out: no gradient needs its result.
   last_product = spec.layers * 2 * rows * layout.slots * spec.width * spec.mlp / chips
@@ -183,11 +197,12 @@ def level_steps(rows: int, max_tokens: int, mean_tokens: float, shrink: int) -> 
   return levels
 
 
-def read_slots(begin: float, steps: float, block_slots: int) -> float:
+def read_slots(begin: float, steps: float, block_slots: int, window: int = 0) -> float:
   """Returns how many cache slots of its own response a row reads in a decode step, as the mean over some steps.
 
-  The steps are number begin up to begin + steps. Step t reads all blocks of `block_slots` slots up to that of slot t.
-  Without any step the result is one block.
+  The steps are number begin up to begin + steps. Step t reads all blocks of `block_slots` slots up to that of slot t,
+  without those that lie before the window (0: none) of all slots of its block. Without any step the result is one
+  block.
   """
   if not steps:
     return block_slots
@@ -197,7 +212,8 @@ def read_slots(begin: float, steps: float, block_slots: int) -> float:
   while block * block_slots < end:
     block_end = (block + 1) * block_slots
     steps_in_block = min(end, block_end) - max(begin, block * block_slots)
-    total += block_end * steps_in_block
+    blocks_before = min(block, (window + block_slots - 2) // block_slots) if window else block
+    total += (blocks_before + 1) * block_slots * steps_in_block
     block += 1
   return total / steps
 
@@ -228,7 +244,7 @@ def decode_cost(
   total = Cost(0, 0, 0)
   begin = 0.0
   for level, (live, steps) in enumerate(levels):
-    own_slots = read_slots(begin, steps, block_slots)
+    own_slots = _mean_over_layers(spec, functools.partial(read_slots, begin, steps, block_slots))
     attention_flops = spec.layers * _attention_flops_per_pair(spec) / shards.tensor * (prompt_slots + own_slots)
     prompts = live / group if level == 0 else live
     cache_bytes = slot_bytes * (prompts * prompt_slots + live * own_slots)

@@ -11,6 +11,8 @@ import pytest
 from jaxrlvr.base.errors import InputError
 from jaxrlvr.config import files as configs
 from jaxrlvr.model import layers, rope, rope_config
+from jaxrlvr.model.families import config_file
+from jaxrlvr.model.families.config_file import ConfigFile
 from jaxrlvr.model.spec import Spec
 from jaxrlvr.stages import build_policy
 
@@ -43,7 +45,7 @@ GOLDEN = {
     1.064822,
   ),
   "longrope, short": (
-    dict(type="su", original_max_position_embeddings=16, **LISTS),
+    dict(type="longrope", original_max_position_embeddings=16, **LISTS),
     16,
     [1.0, 0.28748, 0.0833333, 0.0243252],
     1.224745,
@@ -60,8 +62,7 @@ FILE = dict(max_position_embeddings=64, rope_theta=100.0)  # of config.json
 
 def read(old_style, **config):
   """Returns the scaling of a config.json whose `rope_scaling` is old_style."""
-  config = {**FILE, "rope_scaling": old_style, **config}
-  return rope_config.read(rope_config.parameters(config), config)
+  return ConfigFile("config.json", {**FILE, "rope_scaling": old_style, **config}).rope(10_000.0).scaling
 
 
 @pytest.mark.parametrize("case", GOLDEN)
@@ -79,8 +80,8 @@ def test_scalings_equal_golden_numbers(case):
 @pytest.mark.parametrize("case", GOLDEN)
 def test_what_is_written_is_read_again(case):
   scaling = read(GOLDEN[case][0])
-  config = json.loads(json.dumps({**FILE, **rope_config.as_config(scaling)}))
-  assert rope_config.read(rope_config.parameters(config), config) == scaling
+  config = json.loads(json.dumps(rope_config.as_config(scaling)))
+  assert read(**{"old_style": None} | config) == scaling
   recorded = json.loads(json.dumps(dataclasses.asdict(scaling)))
   assert rope_config.from_record(recorded) == scaling
 
@@ -100,6 +101,19 @@ def test_what_other_keys_of_a_config_state():
   assert read(None) is None and read({"rope_type": "default", "rope_theta": 5.0, "type": "default"}) is None
   phi3 = rope_config.as_config(read(dict(type="longrope", original_max_position_embeddings=16, **LISTS)))
   assert phi3 == {"original_max_position_embeddings": 16, "rope_scaling": {"type": "longrope", **LISTS}}
+
+
+def test_layers_of_each_kind_have_parameters_of_their_own():
+  nested = {
+    "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 5.0},
+  }
+  full, sliding = config_file.FULL_ATTENTION, config_file.SLIDING_ATTENTION
+  for key in ("rope_scaling", "rope_parameters"):
+    config = ConfigFile("config.json", {key: nested})
+    assert config.rope(100.0, full) == (1e6, rope.Linear(8.0), 1.0) and config.rope(100.0, sliding) == (5.0, None, 1.0)
+  flat = ConfigFile("config.json", {"rope_scaling": nested["full_attention"]})
+  assert flat.rope(100.0, full) == (1e6, rope.Linear(8.0), 1.0) and flat.rope(100.0, sliding) == (100.0, None, 1.0)
 
 
 REFUSED = {

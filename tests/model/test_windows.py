@@ -1,5 +1,6 @@
 """Sliding windows: every attention function, layout and decode step sees the same keys, and nothing beyond them."""
 
+import dataclasses
 import functools
 
 import jax
@@ -9,6 +10,7 @@ import pytest
 
 from jaxrlvr.model import attention
 from jaxrlvr.model.row_layout import Separate, SharedPrompt
+from jaxrlvr.model.score import score
 from jaxrlvr.sampling import Sampling
 from jaxrlvr.sampling import cache as caches
 
@@ -199,6 +201,53 @@ def test_packed_rows_and_shared_prompts_have_the_window_of_separate_rows(window)
     other_outputs, other_gradient = by_text(layout, pack, window)
     np.testing.assert_allclose(other_outputs, outputs, atol=1e-5)
     np.testing.assert_allclose(other_gradient, gradient, atol=1e-5)
+
+
+def scored_by_text(layout, pack, spec, params):
+  """Returns (log-probability of each response token, gradients of their weighted sum) on the rows of a layout."""
+  rows = placed(layout, pack)
+  text, position = rows.segments_RS - 1, rows.positions_RS
+  problem = np.maximum(text, 0) // 3
+  in_prompt = position < PROMPT_LENGTHS[problem]
+  index = np.where(in_prompt, 60 + problem * 9, np.maximum(text, 0) * 9) + position
+  tokens = jnp.asarray(index * 7 % spec.known_vocab)
+  is_response = ((text >= 0) & ~in_prompt)[:, 1:]
+
+  def total(params):
+    logp = score(params, tokens, jnp.asarray(position), jnp.asarray(rows.segments_RS), spec, layout=layout).logp_BT
+    return jnp.sum(jnp.where(is_response, jnp.sin(index[:, 1:]) * logp, 0.0)), logp
+
+  gradient, logp = jax.jit(jax.grad(total, has_aux=True))(params)
+  logp_of_token = np.zeros(80)
+  logp_of_token[index[:, 1:][is_response]] = logp[is_response]
+  return logp_of_token, gradient
+
+
+def test_shared_prompts_train_a_policy_with_windows_as_separate_rows_do(spec, params):
+  """One of the two layers has the window, and a rotary base of its own."""
+  windowed = dataclasses.replace(spec, window=3, sliding=(True, False), local_rope_theta=50.0)
+  logp, gradient = scored_by_text(Separate(9), False, windowed, params)
+  shared_logp, shared_gradient = scored_by_text(SharedPrompt(4, 2, 6), True, windowed, params)
+  np.testing.assert_allclose(shared_logp, logp, atol=1e-5)
+  jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), shared_gradient, gradient)
+  plain_logp, _ = scored_by_text(Separate(9), False, dataclasses.replace(windowed, window=0), params)
+  assert np.abs(plain_logp - logp).max() > 1e-3
+
+
+def test_layers_whose_window_reaches_over_the_row_take_no_branch(spec, params):
+  rows = jnp.ones((1, 8), jnp.int32)
+
+  def program(**changes):
+    changed = dataclasses.replace(spec, **changes)
+    return jax.jit(lambda params: score(params, rows, rows, rows, changed)).lower(params).as_text()
+
+  def branches(text):
+    return text.count("stablehlo.case")
+
+  plain = program()
+  assert program(window=8, sliding=(True, True)) == plain
+  assert branches(program(window=8, sliding=(True, False))) == branches(plain)
+  assert branches(program(window=7, sliding=(True, False))) > branches(plain)
 
 
 @pytest.mark.parametrize("window", [1, 2, 4, 6, 11])

@@ -85,6 +85,24 @@ def test_blocks_of_the_cache_are_read_from_where_they_begin():
   assert flops.read_slots(0, 4, 5) == 5
 
 
+@pytest.mark.parametrize("window", [1, 2, 3, 4, 5, 9])
+def test_blocks_before_the_window_are_not_read(window):
+  for blocks in (1, 2, 4):
+    read = sampler_cache._blocks_in_window([sampler_cache._Part(None)] * blocks, 0, 3, window)
+    assert flops.read_slots(3 * (blocks - 1), 3, 3, window) == 3 * len(read)
+
+
+def test_layers_with_a_window_need_less(spec):
+  """The reference computes the pairs all the same; the kernel leaves them out."""
+  windowed = dataclasses.replace(spec, window=600, sliding=(True, False))
+  layout = Separate(4096)
+  whole, less = (flops.forward_cost(s, 1, layout, 0, ONE) for s in (spec, windowed))
+  pairs = layout.attention_pairs("reference").needed - layout.attention_pairs("reference", 600).needed
+  assert less.flops == whole.flops and whole.model_flops - less.model_flops == 4 * spec.heads * spec.head_dim * pairs
+  on_tpu = [flops.forward_cost(dataclasses.replace(s, attention="splash"), 1, layout, 0, ONE) for s in (spec, windowed)]
+  assert on_tpu[1].flops < on_tpu[0].flops
+
+
 def test_levels_of_the_batch_have_the_mean_length():
   levels = flops.level_steps(1024, 1001, 250, 9)
   assert [rows for rows, _ in levels] == [1024 // 2**n for n in range(10)]

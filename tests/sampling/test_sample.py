@@ -97,6 +97,16 @@ def test_adapters_are_sampled_as_they_are_scored(rich_spec, rich_params):
   np.testing.assert_array_equal(rounded["q_lora_a"][1], adapters["q_lora_a"][1])
 
 
+def test_sampler_equals_scorer_with_sliding_windows(rich_spec, rich_params):
+  """Responses of up to 9 tokens in 3 blocks outgrow the window; one layer of two has it, and rotates otherwise."""
+  windowed = dataclasses.replace(rich_spec, window=4, sliding=(True, False), local_rope_theta=50.0)
+  tokens, lengths = prompts([3, 6, 1, 5])
+  s = Sampling(group=4, max_tokens=9, eos_ids=EOS, shrink=0, blocks=3)
+  r = sample(rich_params, tokens, lengths, row_keys([1, 2, 3, 4], 4), NO_STOPS, windowed, s)
+  assert np.max(r.length_B) == 9
+  check_against_scorer(rich_params, windowed, tokens, lengths, r, s)
+
+
 def test_a_sample_depends_on_its_address_only(spec, params):
   """Other problems, their order, batch size, group size, padding width and shrinking change no sample."""
   tokens, lengths = prompts([3, 6, 2, 4], high=20)

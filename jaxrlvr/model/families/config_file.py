@@ -178,19 +178,8 @@ class ConfigFile:
     kind: FULL_ATTENTION or SLIDING_ATTENTION. There may be a table for each kind. Those of sliding layers are read from
     such a table alone.
     """
-    parameters: dict[str, Any] = {}
-    for key in _ROPE_KEYS:
-      table = self._take(key, {})
-      if not isinstance(table, dict):
-        raise self._wrong(key, table, "an object")
-      if FULL_ATTENTION in table or SLIDING_ATTENTION in table:
-        if unknown := sorted(set(table) - {FULL_ATTENTION, SLIDING_ATTENTION}):
-          raise self.not_computed(f"{key}.{unknown[0]}", table[unknown[0]], f"{FULL_ATTENTION} or {SLIDING_ATTENTION}")
-        table = table.get(kind) or {}
-      elif kind == SLIDING_ATTENTION:
-        table = {}
-      parameters |= table
-    return parameters
+    tables = [self._rope_table(key, kind) for key in _ROPE_KEYS]
+    return dict(next(filter(None, tables), {}))  # the first that is not empty, as transformers does
 
   def rope(self, default_theta: float, kind: str = FULL_ATTENTION, parameters: Mapping[str, Any] | None = None) -> Rope:
     """Returns the rotary parameters of layers of a kind, FULL_ATTENTION or SLIDING_ATTENTION.
@@ -204,13 +193,24 @@ class ConfigFile:
     theta = self._number("rope_theta", parameters.get("rope_theta") or theta)
     share = self._take("partial_rotary_factor", 1.0) if kind == FULL_ATTENTION else 1.0
     share = self._number("partial_rotary_factor", parameters.get("partial_rotary_factor") or share)
-    for key in rope_config.KEYS_BESIDE:
-      self.ignore(key)  # read here, as the content of the file is passed on
+    beside = {key: self._take(key, None) for key in rope_config.KEYS_BESIDE}
     try:
-      scaling = rope_config.read(parameters, self._content)
+      scaling = rope_config.read(parameters, beside)
     except InputError as error:
       raise InputError(f"{self._file}: {error}") from None
     return Rope(theta, scaling, share)
+
+  def _rope_table(self, key: str, kind: str) -> dict[str, Any]:
+    """Returns the rotary parameters of layers of a kind that a key states; {} where it states none."""
+    table = self._take(key, {})
+    if not isinstance(table, dict):
+      raise self._wrong(key, table, "an object")
+    kinds = {FULL_ATTENTION, SLIDING_ATTENTION}
+    if not kinds & set(table):
+      return table if kind == FULL_ATTENTION else {}
+    if unknown := sorted(set(table) - kinds):
+      raise self.not_computed(f"{key}.{unknown[0]}", table[unknown[0]], f"{FULL_ATTENTION} or {SLIDING_ATTENTION}")
+    return table.get(kind) or {}
 
   def finish(self) -> None:
     """Raises InputError for a key that nobody has taken and that may change the computation."""
