@@ -303,7 +303,8 @@ def _find_tokenizer(config: ConfigDict) -> Path:
       return Path(object_store.local(str(folder / TOKENIZER_FILE)))
   if path.is_dir() and config.init != name:
     raise InputError(
-      f"config.tokenizer: {path}: holds neither {hf_tokenizer.TOKENIZER} nor {TOKENIZER_FILE}; name a folder that does"
+      f"config.tokenizer: {path}: holds neither {hf_tokenizer.TOKENIZER} nor {TOKENIZER_FILE}; name a folder that does "
+      "(docs/models.md tells how transformers makes one of tekken.json)"
     )
   return path / TOKENIZER_FILE if path.is_dir() else Path(object_store.local(str(path)))
 

@@ -104,7 +104,10 @@ class SentencePiece:
     unknown = self._model.unk_id()
     for symbol in (THINK, THINK_END, *_ROLES.values()):
       if self._model.piece_to_id(symbol) == unknown:
-        raise InputError(f"{path}: has no piece {symbol!r}; train it with `jaxrlvr tokenizer`, which adds it")
+        raise InputError(
+          f"{path}: has no piece {symbol!r}; train it with `jaxrlvr tokenizer`, which adds it, or put the model's own "
+          "tokenizer.json beside it"
+        )
     if min(self.pad_id, self.bos_id, *self.eos_ids) < 0:
       raise InputError(f"{path}: pad, bos or eos id is switched off; train it with all three")
 

@@ -4,7 +4,9 @@ Vocabularies are trained here, and templates are of our own making; only the con
 """
 
 import functools
+import importlib.util
 import json
+from pathlib import Path
 from typing import NamedTuple
 
 import tokenizers
@@ -317,3 +319,12 @@ def write_family(folder, name):
   (folder / "generation_config.json").write_text(json.dumps(generation))
   (folder / "config.json").write_text(json.dumps(family.model))
   return model
+
+
+def comparison():
+  """Returns launch/compare_tokenizers.py as a module."""
+  file = Path(__file__).parents[2] / "launch" / "compare_tokenizers.py"
+  spec = importlib.util.spec_from_file_location("compare_tokenizers", file)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module

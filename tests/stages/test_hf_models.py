@@ -18,6 +18,7 @@ import pytest
 from ml_collections import ConfigDict
 from safetensors import numpy as safetensors
 
+from helpers import family_models, family_tokenizers
 from helpers.command_line import run
 from helpers.hf_directories import (
   ENDLESS,
@@ -498,6 +499,35 @@ def test_grpo_from_an_imported_model_and_out_again(tmp_path, family, style):
   np.testing.assert_allclose(their_logits(out / "model", [ids]), want, atol=1e-4)
   loaded = transformers.AutoModelForCausalLM.from_pretrained(out / "model")
   assert set(loaded.generation_config.eos_token_id) == set(policy.tokenizer.eos_ids)
+
+
+# Families of family_tokenizers, and the names of a model of each in family_models.
+FAMILIES_WITH_MODELS = {
+  "qwen3": "qwen3-window",
+  "smollm3": "smollm3",
+  "ministral": "ministral3",
+  "phi3": "phi3",
+  "mistral": "mistral",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", FAMILIES_WITH_MODELS)
+def test_a_familys_tokenizer_goes_in_and_out(tmp_path, name):
+  transformers = pytest.importorskip("transformers")
+  source, imported, out = tmp_path / "hf", tmp_path / "run", tmp_path / "out"
+  model = family_tokenizers.write_family(source, name)
+  eos = model.token_to_id(family_tokenizers.FAMILIES[name].config["eos_token"])
+  family_models.write(source, FAMILIES_WITH_MODELS[name], vocab_size=512, eos_token_id=eos)
+  date = ["--config.model.date=2025-02-03"] if name == "smollm3" else []
+  assert run("import", "--config=base", f"--workdir={imported}", f"--config.model.path={source}", *date) == 0
+  assert run("export", "--config=smoke", f"--workdir={out}", f"--config.init={imported}", *date) == 0
+  assert family_tokenizers.comparison().differences(out / "model") == []
+  before, after = (transformers.GenerationConfig.from_pretrained(folder) for folder in (source, out / "model"))
+  for key, value in before.to_dict().items():
+    if value is not None and key != "transformers_version":
+      assert after.to_dict()[key] == value, key
 
 
 @pytest.mark.slow

@@ -1,15 +1,13 @@
 """Tokenizers that are built as the families' are: text, prompts, bytes of tokens, stop tokens, dates, rows."""
 
 import datetime
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 import tokenizers
 from tokenizers import AddedToken
 
-from helpers.family_tokenizers import FAMILIES, write_family
+from helpers.family_tokenizers import FAMILIES, comparison, write_family
 from jaxrlvr.base.errors import InputError
 from jaxrlvr.text.hf_tokenizer import HuggingFace
 from jaxrlvr.text.template import Template
@@ -258,12 +256,3 @@ def test_the_comparison_tells_what_differs(tmp_path, capsys):
   edit(tmp_path / "tokenizer_config.json", tokenizer_class="Qwen2Tokenizer")
   assert comparison().main([str(tmp_path)]) == 1
   assert "ids of '0 12 123 1234" in capsys.readouterr().out
-
-
-def comparison():
-  """Returns launch/compare_tokenizers.py as a module."""
-  file = Path(__file__).parents[2] / "launch" / "compare_tokenizers.py"
-  spec = importlib.util.spec_from_file_location("compare_tokenizers", file)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
