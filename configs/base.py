@@ -256,9 +256,9 @@ c.model.adapter = Key(
 c.model.family = Key(
   "",
   one_of_table("jaxrlvr.model.families:FAMILIES", also=("",), named_by="jaxrlvr.model.families:own_family"),
-  "family of fresh weights: llama | ministral | ministral3 | mistral | phi3 | qwen2 | qwen3 | smollm3, or, as "
-  "path.py:NAME or package.module:NAME, a family of your own that a Hugging Face directory may be of too "
-  "(docs/extending.md); empty: llama, or what config.json states",
+  "family of fresh weights: gemma3_text | llama | ministral | ministral3 | mistral | olmo2 | olmo3 | phi3 | qwen2 | "
+  "qwen3 | smollm3, or, as path.py:NAME or package.module:NAME, a family of your own that a Hugging Face directory may "
+  "be of too (docs/extending.md); empty: llama, or what config.json states",
 )
 c.model.think = Key(
   "template",

@@ -9,6 +9,7 @@ from jaxrlvr.config import base, words
 LLAMA = dict(vocab=128256, rope_theta=500_000.0, norm_eps=1e-5, head_dim=128)
 QWEN2 = dict(vocab=151936, rope_theta=1e6, norm_eps=1e-6, head_dim=128, family="qwen2")
 QWEN3 = dict(vocab=151936, rope_theta=1e6, norm_eps=1e-6, head_dim=128, family="qwen3")
+OLMO2 = dict(vocab=100352, rope_theta=500_000.0, norm_eps=1e-6, head_dim=128, family="olmo2", tied=False)
 
 
 def size(family, width, layers, heads, kv_heads, mlp, **exceptions):
@@ -29,6 +30,10 @@ SHAPES = {
   "qwen3-1.7b": size(QWEN3, 2048, 28, 16, 8, 6144),
   "qwen3-4b": size(QWEN3, 2560, 36, 32, 8, 9728),
   "qwen3-8b": size(QWEN3, 4096, 36, 32, 8, 12288, tied=False),
+  "olmo2-1b": size(OLMO2, 2048, 16, 16, 16, 8192),
+  "olmo2-7b": size(OLMO2, 4096, 32, 32, 32, 11008),
+  "olmo2-13b": size(OLMO2, 5120, 40, 40, 40, 13824),
+  "olmo2-32b": size(OLMO2, 5120, 64, 40, 8, 27648),
 }
 SUFFIXES = ("", "-instruct", "-thinking", "-nonthinking")
 

@@ -185,9 +185,8 @@ def _family_of(file: epath.Path, model_type: object, family_name: str) -> str:
   accepted = f"one of {', '.join(families.FAMILIES)}, or a family of your own (config.model.family)"
   if family_name:
     accepted = f"{families.family_of(family_name).model_type!r} of config.model.family = {family_name}"
-  raise InputError(
-    f"{file}: model_type = {json.dumps(model_type)} is not computed here, wanted {accepted}; take another model"
-  )
+  cure = families.CURES.get(str(model_type), "take another model")
+  raise InputError(f"{file}: model_type = {json.dumps(model_type)} is not computed here, wanted {accepted}; {cure}")
 
 
 @contextlib.contextmanager

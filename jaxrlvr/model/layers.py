@@ -50,9 +50,18 @@ def rms_norm(x: jax.Array, scale: jax.Array, eps: float, axes: tuple[int, ...] =
 
   The mean is taken in float32. scale: an array that broadcasts against x.
   """
+  return _normed(x, eps, axes).astype(x.dtype) * scale.astype(x.dtype)
+
+
+def wide_rms_norm(x: jax.Array, scale: jax.Array, eps: float, axes: tuple[int, ...] = (-1,)) -> jax.Array:
+  """Returns what `rms_norm` does, but multiplies with the scale in float32 too, and rounds to x's dtype at the end."""
+  return (_normed(x, eps, axes) * scale.astype(jnp.float32)).astype(x.dtype)
+
+
+def _normed(x, eps, axes):
+  """Returns x / sqrt(mean(x^2) + eps), with the mean over `axes`, in float32."""
   wide = x.astype(jnp.float32)
-  wide = wide * jax.lax.rsqrt(jnp.mean(wide**2, axes, keepdims=True) + eps)
-  return wide.astype(x.dtype) * scale.astype(x.dtype)
+  return wide * jax.lax.rsqrt(jnp.mean(wide**2, axes, keepdims=True) + eps)
 
 
 def rope_tables(positions: int, spec: Spec) -> Angles:

@@ -96,16 +96,26 @@ def as_config(scaling: RopeScaling | None) -> dict[str, Any]:
   """
   if scaling is None:
     return {"rope_scaling": None}
-  content: dict[str, Any] = {"type" if scaling.kind in _OLD_NAME else "rope_type": scaling.kind}
-  for key, field in _fields(scaling.kind).items():
-    value = getattr(scaling, field.name)
-    if field.name in (*_REQUIRED, "original_max_position") or value != field.default:
-      content[key] = list(value) if isinstance(value, tuple) else value
+  content = as_table(scaling)
+  if scaling.kind in _OLD_NAME:
+    content = {"type": content.pop("rope_type"), **content}
   if not isinstance(scaling, LongRope):
     return {"rope_scaling": content}
   if not scaling.factor:
     del content["factor"]
   return {_ORIGINAL: content.pop(_ORIGINAL), "rope_scaling": content}
+
+
+def as_table(scaling: RopeScaling | None) -> dict[str, Any]:
+  """Returns the parameters of a scaling as one table, with `rope_type`; that of no scaling is "default"."""
+  if scaling is None:
+    return {"rope_type": "default"}
+  content: dict[str, Any] = {"rope_type": scaling.kind}
+  for key, field in _fields(scaling.kind).items():
+    value = getattr(scaling, field.name)
+    if field.name in (*_REQUIRED, "original_max_position") or value != field.default:
+      content[key] = list(value) if isinstance(value, tuple) else value
+  return content
 
 
 def from_record(fields: Mapping) -> RopeScaling:

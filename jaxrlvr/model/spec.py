@@ -78,6 +78,7 @@ class Spec:
   window: int = 0  # tokens that a query of a sliding layer sees, itself included; 0: all
   sliding: tuple[bool, ...] = ()  # which layers have the window; (): none
   local_rope_theta: float = 0.0  # rotary base of sliding layers, whose frequencies are not scaled; 0: as other layers
+  query_pre_attn_scalar: int = 0  # products of q and k are divided by its square root; 0: by that of head_dim
   no_rope: tuple[bool, ...] = ()  # which layers do not rotate q and k; (): all rotate
   tied: bool = True  # the head is the embedding table
   lora: Lora | None = None  # adapters that the policy may have; None: none
@@ -99,6 +100,8 @@ class Spec:
     beta = self.query_scaling_beta
     if not isinstance(beta, int | float) or not 0 <= beta < math.inf:
       raise InputError(f"query_scaling_beta = {beta!r}: wanted a number from 0")
+    if type(self.query_pre_attn_scalar) is not int or self.query_pre_attn_scalar < 0:
+      raise InputError(f"query_pre_attn_scalar = {self.query_pre_attn_scalar!r}: wanted a positive int, or 0")
     for name in ("sliding", "no_rope"):
       by_layer = getattr(self, name)
       if by_layer and len(by_layer) != self.layers:

@@ -10,9 +10,9 @@ import dataclasses
 import datetime
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +40,7 @@ from jaxrlvr.training import optimizer as optim
 from jaxrlvr.training.update import TrainState, init_state
 
 _LOG = logging.getLogger(__name__)
+Opened = TypeVar("Opened")
 # Names in a run directory.
 TOKENIZER_FILE = "tokenizer.model"  # a SentencePiece model
 TOKENIZER_FOLDER = "tokenizer"  # the files of a tokenizer of another kind
@@ -204,6 +205,19 @@ def find_model(config: ConfigDict) -> hf_weights.Model | None:
   stage `import` wrote that. Raises InputError where config.model.path is a run directory or a PEFT directory, or the
   model can't be used.
   """
+  return _open_model(config, hf_weights.open_model)
+
+
+def find_shape(config: ConfigDict) -> Spec | None:
+  """Returns the shape of the model that `find_model` opens, of whose directory config.json alone must be there."""
+  return _open_model(config, lambda folder, family: hf_weights.read_spec(object_store.path(folder), family))
+
+
+def _open_model(config: ConfigDict, open_folder: Callable[[str | Path, str], Opened]) -> Opened | None:
+  """Returns what `open_folder` returns for the directory of `find_model` and the name of a user's own family.
+
+  Returns None, and raises InputError, where `find_model` does.
+  """
   run, path = object_store.path(config.init), model_path(config)
   if not path and not (config.init and (run / MODEL_FOLDER).is_dir()):
     return None
@@ -214,7 +228,7 @@ def find_model(config: ConfigDict) -> hf_weights.Model | None:
     files = object_store.path(folder)
     if (files / peft_files.ADAPTER_CONFIG).is_file() and not (files / "config.json").is_file():
       raise InputError(f"{path}: is a PEFT directory; name it as config.model.adapter (and --config.model.path=)")
-    return hf_weights.open_model(folder, config.model.family or ("" if path else _family_of_run(run)))
+    return open_folder(folder, config.model.family or ("" if path else _family_of_run(run)))
   except InputError as error:
     key = "init" if not path else "model.path" if config.model.path else "model.adapter"
     raise InputError(f"config.{key}: {error}") from error

@@ -124,17 +124,15 @@ def abstract_policy(config: ConfigDict, where: tpu.Slice, devices: Sequence[jax.
   shape of config.init or config.model.path, else that of config.model; its tokenizer is None. Raises InputError where
   nothing says how large its vocabulary is (config.model.vocab = 0), and where the mesh does not suit the devices.
   """
-  model, recorded = build_policy.find_model(config), object_store.path(config.init) / build_policy.POLICY_FILE
-  if model is None and not recorded.is_file() and not config.model.vocab:
+  spec, recorded = build_policy.find_shape(config), object_store.path(config.init) / build_policy.POLICY_FILE
+  if spec is None and not recorded.is_file() and not config.model.vocab:
     raise InputError(
       f"config.model.vocab = 0, and neither config.init = {config.init!r} nor config.model.path holds a model; name "
       "one that does, or set config.model.vocab to plan for the shape of config.model"
     )
-  if model is not None:
-    spec = model.spec
-  elif recorded.is_file():
+  if spec is None and recorded.is_file():
     spec = origins.read_recorded_spec(recorded)
-  else:
+  elif spec is None:
     spec = build_policy.fresh_spec(config, config.model.vocab)
   set_compile_cache(config.compile_cache)  # before the first program
   mesh = build_policy.configured_mesh(config, devices)

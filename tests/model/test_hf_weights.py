@@ -144,7 +144,7 @@ CONFIGS = {
   "act": (dict(hidden_act="gelu"), 'hidden_act = "gelu".*wanted "silu"'),
   "unknown": (dict(attn_output_gate=True), "attn_output_gate = true is not known here, and may change"),
   "quantized": (dict(quantization_config={"bits": 4}), "quantization_config"),
-  "another": (dict(model_type="mixtral"), 'model_type = "mixtral" is not computed here, wanted one of llama, .*qwen3'),
+  "another": (dict(model_type="mixtral"), 'model_type = "mixtral" is not computed here, wanted one of gemma3.*qwen3'),
   "moe": (dict(model_type="qwen3_moe"), "qwen3_moe"),
   "class": (dict(architectures=["LlamaForSequenceClassification"]), "LlamaForSequenceClassification"),
   "type": (dict(hidden_size="64"), 'hidden_size = "64", wanted a positive int'),

@@ -16,6 +16,8 @@ from jax.sharding import PartitionSpec as P
 
 from jaxrlvr.base.errors import InputError
 from jaxrlvr.config import files as configs
+from jaxrlvr.model import hf_weights
+from jaxrlvr.model.spec import Spec
 from jaxrlvr.planning import collectives, flops, tpu
 from jaxrlvr.stages import STAGES, plan_programs
 from jaxrlvr.stages.learner import check_sizes
@@ -261,6 +263,15 @@ def test_a_policy_of_unknown_vocabulary_is_refused():
     plan_programs.abstract_policy(configs.load("demo"), tpu.find_slice("v5e-8"), jax.devices())
 
 
+def test_a_model_is_planned_from_its_config_alone(tmp_path):
+  spec = Spec(64, 16, 4, 4, 2, 6, 24, family="gemma3_text", window=5, sliding=(True, True, False, True), tied=True)
+  (tmp_path / "config.json").write_text(json.dumps(hf_weights.config_of(spec, "bfloat16", {})))
+  config = configs.load("demo", {"model.path": str(tmp_path), "mesh.tensor": "2"})
+  policy = plan_programs.abstract_policy(config, tpu.find_slice("v5e-8"), jax.devices())
+  assert (policy.spec.window, policy.spec.sliding) == (5, spec.sliding) and policy.spec.family == spec.family
+  assert policy.params["attn_out_norm"].shape == (4, 16)
+
+
 PUBLISHED = {
   "llama3.2-1b": 1.236,
   "llama3.2-3b-instruct": 3.213,
@@ -272,6 +283,10 @@ PUBLISHED = {
   "qwen3-1.7b": 1.721,
   "qwen3-4b": 4.022,
   "qwen3-8b": 8.191,
+  "olmo2-1b": 1.485,
+  "olmo2-7b": 7.299,
+  "olmo2-13b": 13.716,
+  "olmo2-32b-instruct": 32.234,
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jaxrlvr.base import named
 from jaxrlvr.base.errors import InputError
-from jaxrlvr.model.families import llama, ministral3, mistral, phi3, qwen2, qwen3, smollm3
+from jaxrlvr.model.families import gemma3, llama, ministral3, mistral, olmo2, olmo3, phi3, qwen2, qwen3, smollm3
 from jaxrlvr.model.families.family import Family
 from jaxrlvr.model.spec import Spec
 
@@ -12,16 +12,22 @@ from jaxrlvr.model.spec import Spec
 FAMILIES = {
   family.model_type: family
   for family in (
+    gemma3.GEMMA3_TEXT,
     llama.LLAMA,
     mistral.MISTRAL,
     mistral.MINISTRAL,
     ministral3.MINISTRAL3,
+    olmo2.OLMO2,
+    olmo3.OLMO3,
     phi3.PHI3,
     qwen2.QWEN2,
     qwen3.QWEN3,
     smollm3.SMOLLM3,
   )
 }
+
+# What to do about a `model_type` that is not among them, where the answer is not to take another model.
+CURES = {"gemma3": "it is the model of text and images; docs/models.md says how to save its text model"}
 
 
 def family_of(name: str) -> Family:

@@ -212,6 +212,29 @@ class ConfigFile:
       raise self.not_computed(f"{key}.{unknown[0]}", table[unknown[0]], f"{FULL_ATTENTION} or {SLIDING_ATTENTION}")
     return table.get(kind) or {}
 
+  def ropes_by_kind(self, theta: float, local_theta: float) -> tuple[Rope, Rope]:
+    """Returns the rotary parameters of full layers and of sliding ones, in a family whose kinds have their own.
+
+    Those of full layers are rope_scaling and rope_theta, or a table in rope_parameters, and those of sliding layers are
+    in such a table alone. theta, local_theta: where the file states none. Raises InputError where versions of
+    transformers would differ.
+    """
+    scaling, parameters = (self._content.get(key, {}) for key in _ROPE_KEYS)
+    full = self._rope_table("rope_parameters", FULL_ATTENTION) | self._rope_table("rope_scaling", FULL_ATTENTION)
+    local = self._rope_table("rope_parameters", SLIDING_ATTENTION)
+    kinds = {FULL_ATTENTION, SLIDING_ATTENTION}
+    if kinds & set(scaling):
+      raise self.not_computed("rope_scaling", scaling, "parameters of full layers, and tables in rope_parameters")
+    if scaling.get("type", "default") != "default" and "rope_type" not in scaling:
+      raise self.not_computed("rope_scaling", scaling, f'"rope_type": "{scaling["type"]}" in it')
+    if parameters and not kinds & set(parameters):
+      raise self.not_computed("rope_parameters", parameters, f"a table for {' and for '.join(sorted(kinds))}")
+    return self.rope(theta, parameters=full), self.rope(local_theta, SLIDING_ATTENTION, local)
+
+  def states_theta_of(self, kind: str) -> bool:
+    """Returns whether rope_parameters have a table for layers of a kind that states rope_theta."""
+    return self._rope_table("rope_parameters", kind).get("rope_theta") is not None
+
   def finish(self) -> None:
     """Raises InputError for a key that nobody has taken and that may change the computation."""
     for key, accepted in _ONLY.items():
@@ -290,3 +313,20 @@ def window_keys(spec: Spec) -> dict[str, Any]:
   sliding = spec.sliding or (False,) * spec.layers
   kinds = [SLIDING_ATTENTION if slides else FULL_ATTENTION for slides in sliding]
   return {"sliding_window": spec.window or None, "layer_types": kinds}
+
+
+def local_window_fields(config: ConfigFile, layers: int, rope: Rope, *, window: int, full_every: int) -> dict[str, Any]:
+  """Takes the keys of windows of a family whose sliding layers have rotary parameters of their own, `rope`.
+
+  Returns the fields window, sliding and local_rope_theta of `Spec`; {} where no layer slides. window, full_every: where
+  the file states none; each full_every-th layer is full.
+  """
+  if rope.scaling is not None or rope.share != 1:
+    raise config.not_computed("rope_parameters.sliding_attention", str(rope), "rope_theta alone")
+  windows = config.windows(config.window(window), [(layer + 1) % full_every > 0 for layer in range(layers)])
+  return windows and windows | {"local_rope_theta": rope.theta}
+
+
+def rope_of_full_layers(spec: Spec) -> dict[str, Any]:
+  """Returns rope_scaling as a family writes it whose sliding layers have rotary parameters of their own."""
+  return {"rope_scaling": rope_config.as_table(spec.rope_scaling) if spec.rope_scaling else None}
