@@ -201,9 +201,9 @@ def _readable(file: epath.Path) -> Iterator[None]:
 def config_of(spec: Spec, dtype: str, ids: Mapping) -> dict:
   """Returns the content of a policy's config.json, in the style that every version of transformers reads.
 
-  Its keys are architectures, model_type, those of the policy's family (`Family.config_keys`), torch_dtype, and the keys
-  of `ids`. dtype: dtype of the weight files, such as "bfloat16". ids: ids of special tokens by key, such as
-  {"eos_token_id": 2}.
+  Its keys are architectures, model_type, those of the policy's family (`Family.config_keys`), torch_dtype, pad_token_id
+  (None), and the keys of `ids`. dtype: dtype of the weight files, such as "bfloat16". ids: ids of special tokens by
+  key, such as {"eos_token_id": 2}.
   """
   family = families.family_of(spec.family)
   content = {
@@ -211,6 +211,7 @@ def config_of(spec: Spec, dtype: str, ids: Mapping) -> dict:
     "model_type": family.model_type,
     **family.config_keys(spec),
     "torch_dtype": dtype,
+    "pad_token_id": None,  # or transformers would take the default of the family, which may be beyond the vocabulary
     **ids,
   }
   return {family.keys.get(key, key): value for key, value in content.items()}
