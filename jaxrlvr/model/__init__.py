@@ -1,1 +1,1 @@
-"""The policy: its spec, the one table of its weights, the one forward pass, scoring, and Hugging Face files."""
+"""The policy: its spec, families of models, the one forward pass, adapters, scoring, Hugging Face and PEFT files."""
