@@ -242,23 +242,24 @@ def differences(folder: Path) -> list[str]:
     ours = HuggingFace(folder, date=DATE)
   except InputError:  # its template states no date
     ours = HuggingFace(folder)
-  found = [*compare_text(ours, theirs), *compare_tokens(ours, theirs, folder), *compare_control_tokens(ours)]
+  lines = [*compare_text(ours, theirs), *compare_tokens(ours, theirs, folder), *compare_control_tokens(ours)]
   if theirs.chat_template is not None:
-    found += [*compare_prompts(ours, theirs), *compare_training(ours, theirs)]
-  return found
+    lines += [*compare_prompts(ours, theirs), *compare_training(ours, theirs)]
+  return lines
 
 
 def main(folders: Sequence[str]) -> int:
   """Compares each directory. Returns 1 if anything differs, else 0."""
   logging.disable(logging.WARNING)
-  worst = 0
+  exit_code = 0
   for folder in folders:
-    found = differences(Path(folder))
-    for line in found[:20]:
+    lines = differences(Path(folder))
+    for line in lines[:20]:
       print(f"  {line[:500]}")
-    print(f"{folder}: {len(found)} differences")
-    worst = max(worst, bool(found))
-  return worst
+    print(f"{folder}: {len(lines)} differences")
+    if lines:
+      exit_code = 1
+  return exit_code
 
 
 if __name__ == "__main__":

@@ -501,13 +501,17 @@ def test_grpo_from_an_imported_model_and_out_again(tmp_path, family, style):
   assert set(loaded.generation_config.eos_token_id) == set(policy.tokenizer.eos_ids)
 
 
-# Families of family_tokenizers, and the names of a model of each in family_models.
+# Families of family_tokenizers; of each the name of a model in family_models, and changes of its config.json.
+ABSENT = family_models.ABSENT
 FAMILIES_WITH_MODELS = {
-  "qwen3": "qwen3-window",
-  "smollm3": "smollm3",
-  "ministral": "ministral3",
-  "phi3": "phi3",
-  "mistral": "mistral",
+  "olmo2": ("mistral", dict(model_type="olmo2", head_dim=ABSENT, sliding_window=ABSENT)),
+  "olmo3": ("mistral", dict(model_type="olmo3", head_dim=ABSENT, rope_parameters=ABSENT)),
+  "gemma3": ("mistral", dict(model_type="gemma3_text", rope_parameters=ABSENT)),
+  "qwen3": ("qwen3-window", {}),
+  "smollm3": ("smollm3", {}),
+  "ministral": ("ministral3", {}),
+  "phi3": ("phi3", {}),
+  "mistral": ("mistral", {}),
 }
 
 
@@ -519,7 +523,8 @@ def test_a_familys_tokenizer_goes_in_and_out(tmp_path, name):
   source, imported, out = tmp_path / "hf", tmp_path / "run", tmp_path / "out"
   model = family_tokenizers.write_family(source, name)
   eos = model.token_to_id(family_tokenizers.FAMILIES[name].config["eos_token"])
-  family_models.write(source, FAMILIES_WITH_MODELS[name], vocab_size=512, eos_token_id=eos)
+  model_name, changes = FAMILIES_WITH_MODELS[name]
+  family_models.write(source, model_name, vocab_size=512, eos_token_id=eos, **changes)
   date = ["--config.model.date=2025-02-03"] if name == "smollm3" else []
   assert run("import", "--config=base", f"--workdir={imported}", f"--config.model.path={source}", *date) == 0
   assert run("export", "--config=smoke", f"--workdir={out}", f"--config.init={imported}", *date) == 0
