@@ -33,8 +33,22 @@ def _plain(theta):
   return dict(rope_type="default", rope_theta=theta)
 
 
+def _by_kind(full, local_theta):
+  return dict(full_attention=full, sliding_attention=_plain(local_theta))
+
+
 # config.json by name. Windows are shorter than the texts, and layers differ where a family's may.
 MODELS = {
+  "gemma3": dict(
+    model_type="gemma3_text",
+    num_hidden_layers=3,
+    num_key_value_heads=1,
+    head_dim=6,
+    query_pre_attn_scalar=4,
+    sliding_window=4,
+    layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+    rope_parameters=_by_kind(dict(rope_type="linear", rope_theta=1000.0, factor=2.0), 100.0),
+  ),
   "mistral": dict(
     model_type="mistral",
     num_hidden_layers=2,
@@ -65,6 +79,21 @@ MODELS = {
       mscale_all_dim=0.5,
       llama_4_scaling_beta=0.3,
     ),
+  ),
+  "olmo2": dict(
+    model_type="olmo2",
+    num_hidden_layers=2,
+    rope_parameters=_plain(1000.0),
+  ),
+  "olmo3": dict(
+    model_type="olmo3",
+    num_hidden_layers=4,
+    sliding_window=5,
+    layer_types=["full_attention", "sliding_attention", "sliding_attention", "full_attention"],
+    rope_parameters=_by_kind(
+      dict(rope_type="yarn", rope_theta=1000.0, factor=4.0, original_max_position_embeddings=4), 500.0
+    ),
+    tie_word_embeddings=True,
   ),
   "phi3": dict(
     model_type="phi3",

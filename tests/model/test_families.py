@@ -17,7 +17,7 @@ from helpers.rollouts import NO_STOPS, row_keys
 from jaxrlvr.base.errors import InputError
 from jaxrlvr.device import sharding
 from jaxrlvr.model import hf_weights, weight_table
-from jaxrlvr.model.rope import LongRope, Yarn
+from jaxrlvr.model.rope import Linear, LongRope, Yarn
 from jaxrlvr.sampling import Sampling, sample
 
 MESH = dict(data=2, fsdp=2, tensor=2)
@@ -89,6 +89,13 @@ LISTS = dict(short_factor=SHORT, long_factor=LONG)
 YARN = dict(
   rope_type="yarn", rope_theta=1e6, factor=16.0, original_max_position_embeddings=16, llama_4_scaling_beta=0.1
 )
+FOURFOLD = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=16)
+
+
+def by_kind(full, local):
+  return {"full_attention": {"rope_type": "default"} | full, "sliding_attention": {"rope_type": "default"} | local}
+
+
 # What a config.json says beside that of a model: (name of the model, changes, fields of Spec).
 READ = {
   "window absent": ("mistral", dict(sliding_window=ABSENT), dict(window=4096, sliding=(True, True))),
@@ -119,6 +126,91 @@ READ = {
     ),
   ),
   "ministral3 window": ("ministral3", dict(sliding_window=6, head_dim=None), dict(window=6, head_dim=4)),
+  "olmo2": (
+    "olmo2",
+    dict(rope_parameters=ABSENT, num_key_value_heads=ABSENT),
+    dict(rope_theta=1e4, kv_heads=4, norm_eps=1e-5, tied=False),
+  ),
+  "olmo2 of transformers 4": (
+    "olmo2",
+    dict(rope_parameters=ABSENT, rope_theta=5e5, rope_scaling=None, rms_norm_eps=1e-6),
+    dict(rope_theta=5e5, rope_scaling=None, norm_eps=1e-6),
+  ),
+  "olmo3": (
+    "olmo3",
+    dict(rope_parameters=ABSENT, layer_types=ABSENT, sliding_window=ABSENT),
+    dict(rope_theta=5e5, local_rope_theta=5e5, window=4096, sliding=(True, True, True, False), norm_eps=1e-5),
+  ),
+  "olmo3 of transformers 4": (
+    "olmo3",
+    dict(rope_parameters=ABSENT, rope_theta=500_000, rope_scaling=FOURFOLD),
+    dict(rope_theta=5e5, local_rope_theta=5e5, rope_scaling=Yarn(4.0, 16)),
+  ),
+  "olmo3 of transformers 5": (
+    "olmo3",
+    dict(rope_parameters=by_kind(FOURFOLD | {"rope_theta": 1e6}, {"rope_theta": 1e5})),
+    dict(rope_theta=1e6, local_rope_theta=1e5, rope_scaling=Yarn(4.0, 16)),
+  ),
+  "olmo3 of both": (
+    "olmo3",
+    dict(rope_scaling=FOURFOLD, rope_parameters=by_kind({"rope_theta": 1e6}, {"rope_theta": 1e5})),
+    dict(rope_theta=1e6, local_rope_theta=1e5, rope_scaling=Yarn(4.0, 16)),
+  ),
+  "olmo3 full": (
+    "olmo3",
+    dict(layer_types=["full_attention"] * 4, sliding_window=None, rope_parameters=ABSENT, rope_theta=1e4),
+    dict(rope_theta=1e4, local_rope_theta=0.0, window=0, sliding=()),
+  ),
+  "gemma3": (
+    "gemma3",
+    dict(
+      num_hidden_layers=7,
+      num_attention_heads=8,
+      **dict.fromkeys(("rope_parameters", "layer_types", "sliding_window", "head_dim", "num_key_value_heads"), ABSENT),
+      query_pre_attn_scalar=ABSENT,
+    ),
+    dict(
+      rope_theta=1e6,
+      local_rope_theta=1e4,
+      window=4096,
+      sliding=(True, True, True, True, True, False, True),
+      head_dim=256,
+      kv_heads=4,
+      query_pre_attn_scalar=256,
+      norm_eps=1e-6,
+      tied=True,
+    ),
+  ),
+  "gemma3 of transformers 4": (
+    "gemma3",
+    dict(
+      rope_parameters=ABSENT,
+      rope_theta=5e5,
+      rope_local_base_freq=2e4,
+      rope_scaling={"rope_type": "linear", "factor": 8.0},
+      layer_types=ABSENT,
+      sliding_window_pattern=2,
+      attn_logit_softcapping=None,
+      final_logit_softcapping=None,
+      hidden_activation="gelu_pytorch_tanh",
+    ),
+    dict(rope_theta=5e5, local_rope_theta=2e4, rope_scaling=Linear(8.0), window=4, sliding=(True, False, True)),
+  ),
+  "gemma3 of transformers 5": (
+    "gemma3",
+    dict(
+      rope_parameters=by_kind({"rope_type": "linear", "factor": 8.0}, {"rope_theta": 3e3}),
+      _sliding_window_pattern=6,
+      use_bidirectional_attention=False,
+      tie_word_embeddings=False,
+    ),
+    dict(rope_theta=1e6, local_rope_theta=3e3, rope_scaling=Linear(8.0), tied=False),
+  ),
+  "gemma3 full": (
+    "gemma3",
+    dict(layer_types=["full_attention"] * 3, sliding_window=None),
+    dict(window=0, sliding=(), local_rope_theta=0.0, rope_theta=1000.0),
+  ),
   "phi3": ("phi3", dict(sliding_window=ABSENT, rms_norm_eps=ABSENT), dict(window=0, norm_eps=1e-5, tied=False)),
   "su": (
     "phi3",
@@ -199,6 +291,16 @@ def test_what_a_config_says_is_read_and_written(case, tmp_path):
   assert hf_weights.read_spec(epath.Path(tmp_path)) == spec
 
 
+@pytest.mark.parametrize("name", ["olmo3", "gemma3"])
+def test_rotary_parameters_of_full_layers_are_written_for_every_version(name, tmp_path):
+  """Version 4 of transformers reads them outside of rope_parameters, and 5 reads no "type" where kinds differ."""
+  spec = read_spec(tmp_path, name)
+  content = hf_weights.config_of(spec, "float32", {})
+  assert (content["rope_theta"], content["rope_scaling"]["rope_type"]) == (1000.0, spec.rope_scaling.kind)
+  local = content.get("rope_local_base_freq") or content["rope_parameters"]["sliding_attention"]["rope_theta"]
+  assert local == spec.local_rope_theta
+
+
 REFUSED = {
   "mixed": ("mistral", dict(layer_types=["sliding_attention", "full_attention"]), 'layer_types = "full_attention" is'),
   "no window": ("ministral", dict(sliding_window=None), 'layer_types = "sliding_attention" is not .* no window'),
@@ -217,6 +319,46 @@ REFUSED = {
     "ministral3",
     dict(rope_parameters=dict(rope_type="default", llama_4_scaling_beta=0.1)),
     "query_scaling_beta = 0.1: wanted 0, as no rotary scaling states the original length",
+  ),
+  "olmo2 activation": ("olmo2", dict(hidden_act="gelu"), 'hidden_act = "gelu"'),
+  "olmo2 windows": ("olmo2", dict(sliding_window=4), "sliding_window = 4 is not known here"),
+  "olmo3 bias": ("olmo3", dict(attention_bias=True), "attention_bias = true"),
+  "olmo3 base that versions read differently": (
+    "olmo3",
+    dict(rope_parameters=ABSENT, rope_theta=1e4),
+    "rope_theta = 10000.0 is not computed here, wanted 500000.0, or rope_parameters with a table",
+  ),
+  "olmo3 one table": (
+    "olmo3",
+    dict(rope_parameters={"rope_theta": 5e5}),
+    "rope_parameters = .*wanted a table for full_",
+  ),
+  "olmo3 scaled windows": (
+    "olmo3",
+    dict(rope_parameters=by_kind({}, {"rope_type": "linear", "factor": 2.0})),
+    "rope_parameters.sliding_attention = .*wanted rope_theta alone",
+  ),
+  "olmo3 chunked": ("olmo3", dict(layer_types=["chunked_attention"] * 4), 'layer_types = "chunked_attention"'),
+  "gemma3 tables": ("gemma3", dict(rope_scaling=by_kind({}, {})), "rope_scaling = .* parameters of full layers"),
+  "gemma3 type": (
+    "gemma3",
+    dict(rope_scaling={"type": "linear", "factor": 2.0}),
+    '.* wanted "rope_type": "linear" in it',
+  ),
+  "gemma3 no window": ("gemma3", dict(sliding_window=None), 'layer_types = "sliding_attention" is not .* no window'),
+  "gemma3 scores": ("gemma3", dict(attn_logit_softcapping=50.0), "attn_logit_softcapping = 50.0 is not computed here"),
+  "gemma3 logits": (
+    "gemma3",
+    dict(final_logit_softcapping=30.0),
+    "final_logit_softcapping = 30.0 is not computed here",
+  ),
+  "gemma3 both ways": ("gemma3", dict(use_bidirectional_attention=True), "use_bidirectional_attention = true"),
+  "gemma3 activation": ("gemma3", dict(hidden_activation="gelu"), 'hidden_activation = "gelu"'),
+  "gemma3 scalar": ("gemma3", dict(query_pre_attn_scalar=4.5), "query_pre_attn_scalar = 4.5, wanted a positive int"),
+  "gemma3 with images": (
+    "gemma3",
+    dict(model_type="gemma3"),
+    'model_type = "gemma3" is not computed here.*docs/models.md says how to save its text model',
   ),
   "linear": ("phi3", dict(rope_scaling=dict(type="linear", factor=2.0)), 'rope_type = "linear" is not .*"longrope"'),
   "lists": (
