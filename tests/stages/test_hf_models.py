@@ -396,7 +396,36 @@ def their_logits(folder, tokens):
 
 
 YARN = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 16, "rope_theta": 5e5}
+BY_KIND = {
+  "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4},
+  "sliding_attention": {"rope_type": "default", "rope_theta": 3e3},
+}
 FAMILIES = {
+  "gemma3": ("Gemma3", dict(head_dim=16, num_key_value_heads=1, sliding_window=7, sliding_window_pattern=2)),
+  "gemma3-untied": (
+    "Gemma3",
+    dict(
+      head_dim=12,
+      query_pre_attn_scalar=37,
+      tie_word_embeddings=False,
+      rope_parameters=BY_KIND,
+      layer_types=["sliding_attention", "full_attention", "full_attention"],
+      sliding_window=9,
+    ),
+  ),
+  "olmo2": ("Olmo2", dict(num_key_value_heads=4)),
+  "olmo2-tied": ("Olmo2", dict(tie_word_embeddings=True, head_dim=12, rope_parameters=YARN)),
+  "olmo3": ("Olmo3", dict(num_hidden_layers=5, sliding_window=7, rope_scaling=YARN)),
+  "olmo3-tied": (
+    "Olmo3",
+    dict(
+      num_key_value_heads=1,
+      tie_word_embeddings=True,
+      rope_parameters=BY_KIND,
+      layer_types=["full_attention", "sliding_attention", "full_attention"],
+      sliding_window=5,
+    ),
+  ),
   "llama": ("Llama", dict(tie_word_embeddings=False, head_dim=8, rope_theta=5e5)),
   "llama-tied": ("Llama", dict(tie_word_embeddings=True)),
   "qwen2": ("Qwen2", dict(tie_word_embeddings=False)),
@@ -434,7 +463,8 @@ def test_logits_equal_transformers_both_ways(tmp_path, family, size):
   if family == "llama":
     shape["rope_parameters"] = SCALED
   torch.manual_seed(0)
-  theirs = getattr(transformers, f"{name}ForCausalLM")(getattr(transformers, f"{name}Config")(**shape | options))
+  of_model = getattr(transformers, f"{name}ForCausalLM")
+  theirs = of_model(of_model.config_class(**shape | options))
   with torch.no_grad():
     for key, value in theirs.named_parameters():  # norms and biases are ones and zeros at first
       value.add_(torch.randn_like(value) * 0.1 if "norm" in key or "bias" in key else 0)
