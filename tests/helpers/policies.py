@@ -28,3 +28,10 @@ def read_checkpoint(folder):
   model = hf_weights.open_model(folder)
   spec = dataclasses.replace(model.spec, vocab_chunk=30)
   return spec, hf_weights.load(model, spec, sharding.make_mesh(devices=jax.devices()[:1]))
+
+
+def for_texts_of(spec, tokens):
+  """Returns the spec with which texts of up to so many tokens are rotated, as `build_policy` does for a stage."""
+  if spec.rope_scaling is None:
+    return spec
+  return dataclasses.replace(spec, rope_scaling=spec.rope_scaling.for_texts_of(tokens))

@@ -1,6 +1,5 @@
 """Families of models: logits as transformers computes them, files out and in, and what config.json may say."""
 
-import dataclasses
 import json
 
 import jax
@@ -12,7 +11,7 @@ from safetensors import numpy as safetensors
 
 from helpers import family_models
 from helpers.family_models import ABSENT, MODELS, TOKENS, golden_logits
-from helpers.policies import logits_of
+from helpers.policies import for_texts_of, logits_of
 from helpers.rollouts import NO_STOPS, row_keys
 from jaxrlvr.base.errors import InputError
 from jaxrlvr.device import sharding
@@ -33,9 +32,7 @@ def read_spec(folder, name, **changes):
 def load(folder, mesh):
   """Returns (spec, weights) of a folder, for texts of TOKENS tokens."""
   model = hf_weights.open_model(folder)
-  spec, scaling = model.spec, model.spec.rope_scaling
-  if scaling is not None:
-    spec = dataclasses.replace(spec, rope_scaling=scaling.for_texts_of(TOKENS))
+  spec = for_texts_of(model.spec, TOKENS)
   return spec, hf_weights.load(model, spec, mesh)
 
 

@@ -46,7 +46,8 @@ def config_keys(spec: Spec) -> dict[str, Any]:
   keys = mistral.config_keys(spec)
   theta, scaling = keys.pop("rope_theta"), keys.pop("rope_scaling")
   parameters = {_ORIGINAL: keys["max_position_embeddings"], "rope_type": "default", **(scaling or {})}
-  return keys | {"rope_parameters": parameters | {"rope_theta": theta, _BETA: spec.query_scaling_beta}}
+  parameters |= {"rope_theta": theta, _BETA: spec.query_scaling_beta}
+  return keys | {"rope_parameters": parameters}
 
 
 MINISTRAL3 = dataclasses.replace(

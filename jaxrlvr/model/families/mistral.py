@@ -56,8 +56,8 @@ def ministral_fields(config: ConfigFile) -> dict[str, Any]:
 
 
 def ministral_config_keys(spec: Spec) -> dict[str, Any]:
-  """Returns the keys of a Ministral's config.json."""
-  return llama.config_keys(spec) | window_keys(spec)
+  """Returns the keys of a Ministral's config.json, with a window even if no layer has one: transformers needs it."""
+  return llama.config_keys(spec) | window_keys(spec) | {"sliding_window": spec.window or _WINDOW}
 
 
 MISTRAL = dataclasses.replace(
