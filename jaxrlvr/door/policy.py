@@ -78,7 +78,8 @@ class Policy:
 
     The same arguments give the same responses. temperature: 0 always takes the likeliest token. top_k, top_p: sample
     among so many tokens, or so much probability; 0 and 1.0: among all. max_tokens: of a response; None: the
-    `rl.response_tokens` of the run. Raises InputError for a number out of its range and a prompt that is no text.
+    `rl.response_tokens` of the run. Raises InputError for a number out of its range, a prompt that is no text, and
+    texts that need other rotary angles than those that the policy was loaded for.
     """
     if isinstance(prompts, str):
       raise InputError(f"prompts = {prompts[:80]!r}: is one text; write [prompt]")
@@ -87,6 +88,7 @@ class Policy:
     loaded = self._prompted(prompts)
     longest = max(map(len, loaded.ids.values()))
     config = values.changed(self._config, {"rl.prompt_tokens": _rounded(longest, _PROMPT_SLOTS), "seed": seed})
+    self._check_length(longest + (config.rl.response_tokens if max_tokens is None else max_tokens))
     settings: dict[str, Any] = dict(group=samples, temperature=temperature, top_k=top_k, top_p=top_p)
     if max_tokens is not None:
       settings["max_tokens"] = max_tokens
@@ -117,16 +119,28 @@ class Policy:
 
     A text is scored as pre-training reads it: behind the start token if the tokenizer has one, else from its second
     token on. A pair (prompt, response) is scored as a turn of the chat: the response's tokens, given the prompt. A
-    response as text ends with the end token; a `Sample` is scored by its very tokens, which gives its `logp`.
+    response as text ends with the end token; a `Sample` is scored by its very tokens, which gives its `logp`. Raises
+    InputError for a text that needs other rotary angles than those that the policy was loaded for.
     """
     if isinstance(texts, str):
       raise InputError(f"texts = {texts[:80]!r}: is one text; write [text]")
     parts = [self._context_and_target(text) for text in texts]
+    self._check_length(max((len(context) + len(target) for context, target in parts), default=0))
     scores: list[Score] = []
     with jax.set_mesh(self._policy.mesh), jax.transfer_guard("disallow"):
       for first in range(0, len(parts), _ROWS):
         scores += self._score(parts[first : first + _ROWS])
     return scores
+
+  def _check_length(self, tokens: int) -> None:
+    """Raises InputError where a rotary scaling has other angles for texts so long (`RopeScaling.is_exceeded`)."""
+    spec = self._policy.spec
+    if spec.rope_scaling is not None and spec.rope_scaling.is_exceeded(tokens, spec.max_positions):
+      raise InputError(
+        f"a text of up to {tokens} tokens: the rotary scaling {spec.rope_scaling.kind!r} depends on the longest text, "
+        "which was taken to have config.rl.prompt_tokens + config.rl.response_tokens; load the policy with a config "
+        "in which they are larger"
+      )
 
   def _context_and_target(self, text: str | tuple[Prompt, str | Sample]) -> tuple[list[int], list[int]]:
     """Returns (tokens that are given, tokens to score)."""

@@ -43,6 +43,10 @@ class RopeScaling:
     """Returns the scaling that is computed where the longest text has this many tokens: itself for most scalings."""
     return self
 
+  def is_exceeded(self, tokens: int, max_positions: int) -> bool:
+    """Returns whether a text of so many tokens needs other angles than the texts that the scaling is computed for."""
+    return False
+
   def check(self, theta: float, rotated: int, max_positions: int) -> None:
     """Raises InputError, naming the field, where the scaling can't be computed with these arguments of `frequencies`.
 
@@ -118,6 +122,10 @@ class Dynamic(RopeScaling):
   def for_texts_of(self, tokens: int) -> RopeScaling:
     """Returns a copy whose `length` is this number of tokens."""
     return dataclasses.replace(self, length=tokens)
+
+  def is_exceeded(self, tokens: int, max_positions: int) -> bool:
+    """Returns whether a text of so many tokens is longer than both `length` and max_positions."""
+    return tokens > max(self.length, max_positions)
 
   def check(self, theta: float, rotated: int, max_positions: int) -> None:
     """Raises InputError also where max_positions is unknown, or only one pair is rotated."""
@@ -216,6 +224,10 @@ class LongRope(RopeScaling):
   def for_texts_of(self, tokens: int) -> RopeScaling:
     """Returns a copy whose `length` is this number of tokens."""
     return dataclasses.replace(self, length=tokens)
+
+  def is_exceeded(self, tokens: int, max_positions: int) -> bool:
+    """Returns whether a text of so many tokens needs long_factor, while short_factor is taken."""
+    return tokens > self.original_max_position >= self.length
 
   def check(self, theta: float, rotated: int, max_positions: int) -> None:
     """Raises InputError also for lists without a number above 0 for each pair, and where nothing states the factor."""

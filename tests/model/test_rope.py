@@ -167,6 +167,24 @@ def test_a_stage_rotates_all_texts_as_its_longest():
   assert plain.rope_scaling is None
 
 
+def test_a_text_that_needs_other_angles_is_noticed():
+  dynamic, long = rope.Dynamic(2.0), rope.LongRope((1.0,) * 4, (2.0,) * 4, original_max_position=16)
+  for scaling, length, tokens, expected in (
+    (dynamic, 100, 100, False),
+    (dynamic, 100, 101, True),
+    (dynamic, 10, 64, False),
+    (dynamic, 10, 65, True),
+    (long, 16, 16, False),
+    (long, 16, 17, True),
+    (long, 17, 1000, False),
+    (rope.Linear(2.0), 0, 1000, False),
+  ):
+    computed_for = scaling.for_texts_of(length)
+    assert computed_for.is_exceeded(tokens, 64) == expected
+    before, after = (s.frequencies(100.0, 8, 64) for s in (computed_for, scaling.for_texts_of(tokens)))
+    assert np.array_equal(before, after) == (not expected)
+
+
 def test_only_a_share_of_a_head_rotates():
   x = jnp.sin(jnp.arange(48.0)).reshape(1, 2, 3, 8)
   partial = dataclasses.replace(SPEC, partial_rotary_factor=0.75)

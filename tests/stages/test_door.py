@@ -302,6 +302,23 @@ def test_a_model_of_hugging_faces_form_generates_and_scores(tmp_path):
     jr.load_policy(tmp_path / "no-such-place")
 
 
+def test_texts_that_need_other_angles_are_refused_with_the_cure(tmp_path):
+  """The model has 64 positions, and the default config allows texts of 48 + 56 tokens."""
+  folder = write_model(tmp_path / "model")
+  content = json.loads((folder / "config.json").read_text())
+  (folder / "config.json").write_text(json.dumps(content | {"rope_scaling": {"type": "dynamic", "factor": 2.0}}))
+  policy = jr.load_policy(folder)
+  long = "2 + 2 " * 100
+  for read in (
+    lambda: policy.generate([long]),
+    lambda: policy.score([long]),
+    lambda: policy.generate(["2"], max_tokens=104),
+  ):
+    with pytest.raises(jr.InputError, match="scaling 'dynamic' depends on the longest text.* load the policy with a"):
+      read()
+  assert policy.score(["2 + 2 = 4"])
+
+
 def test_a_diagnosis_and_a_plan_are_runs_with_a_page(init, tmp_path):
   run = jr.diagnose(quick(init, diagnose__problems=4, diagnose__samples=4), tmp_path / "diagnosis")
   assert run.report() == run.workdir / "diagnosis.md" and run.metrics[0]["usable"] == run.summary["figures"]["usable"]
