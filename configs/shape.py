@@ -9,6 +9,8 @@ from jaxrlvr.config import base, words
 LLAMA = dict(vocab=128256, rope_theta=500_000.0, norm_eps=1e-5, head_dim=128)
 QWEN2 = dict(vocab=151936, rope_theta=1e6, norm_eps=1e-6, head_dim=128, family="qwen2")
 QWEN3 = dict(vocab=151936, rope_theta=1e6, norm_eps=1e-6, head_dim=128, family="qwen3")
+MISTRAL = dict(vocab=131072, norm_eps=1e-5, head_dim=128, family="mistral", tied=False)
+PHI4 = dict(vocab=100352, rope_theta=250_000.0, norm_eps=1e-5, head_dim=128, family="phi3", tied=False)
 OLMO2 = dict(vocab=100352, rope_theta=500_000.0, norm_eps=1e-6, head_dim=128, family="olmo2", tied=False)
 
 
@@ -30,6 +32,10 @@ SHAPES = {
   "qwen3-1.7b": size(QWEN3, 2048, 28, 16, 8, 6144),
   "qwen3-4b": size(QWEN3, 2560, 36, 32, 8, 9728),
   "qwen3-8b": size(QWEN3, 4096, 36, 32, 8, 12288, tied=False),
+  "mistral-7b-v0.3": size(MISTRAL, 4096, 32, 32, 8, 14336, vocab=32768, rope_theta=1e6),
+  "mistral-nemo-12b": size(MISTRAL, 5120, 40, 32, 8, 14336, rope_theta=1e6),
+  "mistral-small-24b": size(MISTRAL, 5120, 40, 32, 8, 32768, rope_theta=1e8),
+  "phi4-14b": size(PHI4, 5120, 40, 40, 10, 17920),
   "olmo2-1b": size(OLMO2, 2048, 16, 16, 16, 8192),
   "olmo2-7b": size(OLMO2, 4096, 32, 32, 32, 11008),
   "olmo2-13b": size(OLMO2, 5120, 40, 40, 40, 13824),
