@@ -6,6 +6,7 @@ import dataclasses
 import math
 import os
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -24,6 +25,7 @@ from jaxrlvr.model.weight_table import adapter_leaves
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."  # of every tensor's name
 _ALL_LINEAR = "all-linear"  # value of target_modules: every linear map but the head
+_MOST_RANK = 2**31 - 1  # that is looked for among the tensors
 _MERGE = "merge the adapter into its base (peft: merge_and_unload) and take the merged model as config.model.path"
 # Keys of adapter_config.json that are read here.
 _READ = (
@@ -200,10 +202,11 @@ def _check_config(file: epath.Path, config: Mapping) -> None:
 
 def _targeted(file: epath.Path, config: Mapping, spec: Spec) -> list[Module]:
   """Returns the modules that an adapter_config.json says are adapted. Raises InputError for none, and for others."""
-  targets, excluded = config.get("target_modules"), config.get("exclude_modules")
-  for key, patterns in (("target_modules", targets), ("exclude_modules", excluded)):
+  targets = config.get("target_modules")
+  for key in ("target_modules", "exclude_modules", "layers_pattern"):
+    patterns = config.get(key)
     is_list = isinstance(patterns, list) and all(isinstance(pattern, str) for pattern in patterns)
-    is_absent = patterns is None and key == "exclude_modules"
+    is_absent = patterns is None and key != "target_modules"
     if not (is_list or isinstance(patterns, str) or is_absent):
       raise InputError(f"{file}: {key} = {patterns!r}, wanted a list of names or a regular expression; correct it")
   modules = modules_of(spec)
@@ -256,7 +259,7 @@ def _matches(file: epath.Path, pattern: str, name: str) -> bool:
   """Returns whether a regular expression matches a module's whole name. Raises InputError where it is none."""
   try:
     return re.fullmatch(pattern, name) is not None
-  except re.error as error:
+  except (re.error, OverflowError) as error:
     raise InputError(f"{file}: {pattern!r} is no regular expression ({error}); correct it") from error
 
 
@@ -268,9 +271,9 @@ def _rank_and_alpha(file: epath.Path, config: Mapping, name: str) -> tuple[int, 
   """
   rank = _of_module(file, config, "rank_pattern", "r", 8, name)
   alpha = _of_module(file, config, "alpha_pattern", "lora_alpha", 8, name)
-  if type(rank) is not int or rank < 1:
+  if type(rank) is not int or not 1 <= rank <= _MOST_RANK:
     raise InputError(f"{file}: the rank of {name} is {rank!r}, wanted a positive int; correct r or rank_pattern")
-  if type(alpha) not in (int, float) or not 0 < alpha < math.inf:
+  if type(alpha) not in (int, float) or not 0 < alpha <= sys.float_info.max:
     raise InputError(f"{file}: the alpha of {name} is {alpha!r}, wanted a positive number; correct it")
   if config.get("use_rslora") not in (None, False, True):
     raise InputError(f"{file}: use_rslora = {config['use_rslora']!r}, wanted true or false; correct it")

@@ -17,6 +17,7 @@ _OF_STAGES = ("kind", "length")  # fields of scalings that no config.json states
 # Fields of scalings that must be stated; others have defaults.
 _REQUIRED = ("factor", "low_freq_factor", "high_freq_factor", "short_factor", "long_factor")
 KEYS_BESIDE = (_ORIGINAL, "max_position_embeddings")  # of a config.json, outside of the parameters, that `read` takes
+_NO_POSITION = 2**31  # the first number that int32 does not hold
 _OLD_NAME = ("linear", "dynamic", "longrope")  # written under the key `type`, which every version reads for these
 
 
@@ -76,9 +77,10 @@ def _value(key: str, stated: Any, default: Any) -> Any:
       raise InputError(f"{key} = {json.dumps(stated)}, wanted a list of numbers; take the model's own file")
     return tuple(_value(key, divisor, 1.0) for divisor in stated)
   value = float(stated) if isinstance(default, float) and type(stated) is int else stated
-  is_number = type(value) in (int, float)
-  if type(value) is not type(default) or is_number and not 0 <= value < math.inf:
-    accepted = "true or false" if isinstance(default, bool) else f"a positive {type(default).__name__}"
+  is_number, limit = type(value) in (int, float), math.inf if isinstance(default, float) else _NO_POSITION
+  if type(value) is not type(default) or is_number and not 0 <= value < limit:
+    names = {bool: "true or false", int: f"a positive int below {_NO_POSITION}", float: "a positive float"}
+    accepted = names[type(default)]
     raise InputError(f"{key} = {json.dumps(stated)}, wanted {accepted}; take the model's own file")
   return value
 

@@ -110,10 +110,12 @@ class Spec:
       raise InputError(f"heads = {self.heads} is not a multiple of kv_heads = {self.kv_heads}; change one of them")
     if self.head_dim % 2:
       raise InputError(f"head_dim = {self.head_dim} is odd; RoPE rotates pairs, so take an even one")
-    if not 0 < self.partial_rotary_factor <= 1 or self.rotated % 2 or not self.rotated:
+    if not 0 < self.partial_rotary_factor <= 1:
+      raise InputError(f"partial_rotary_factor = {self.partial_rotary_factor!r}: wanted a share above 0 and up to 1")
+    if self.rotated % 2 or not self.rotated:
       raise InputError(
         f"partial_rotary_factor = {self.partial_rotary_factor!r}: rotates {self.rotated} of head_dim = {self.head_dim} "
-        "numbers; wanted a share from 0 to 1 that gives a positive even number"
+        "numbers; wanted a share that gives a positive even number"
       )
     if beta and not self.original_positions:
       raise InputError(f"query_scaling_beta = {beta!r}: wanted 0, as no rotary scaling states the original length")

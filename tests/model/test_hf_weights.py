@@ -157,7 +157,13 @@ CONFIGS = {
   "model list": (dict(model_type=["llama"]), 'model_type = ."llama". is not computed here'),
   "beyond floats": (dict(rope_theta=10**400), "config.json: holds a value of a wrong type"),
   "huge": (dict(hidden_size=10**9), r"has shape \[24, 8\], wanted \[24, 1000000000\]"),
-  "endless": (dict(num_hidden_layers=10**9), r"has no tensor model.layers.2.*num_hidden_layers = 1000000000"),
+  "long": (dict(num_hidden_layers=10**4), r"has no tensor model.layers.2.*num_hidden_layers = 10000\)"),
+  "endless": (dict(num_hidden_layers=10**9), "num_hidden_layers = 1000000000, wanted a positive int up to 10000"),
+  "endless windows": (
+    dict(model_type="qwen2", architectures=None, num_hidden_layers=10**9),
+    "num_hidden_layers = 1000000000, wanted a positive int up to 10000",
+  ),
+  "beyond int32": (dict(head_dim=10**400), "head_dim = 10+, wanted a positive int up to 2147483647"),
   "heads": (dict(num_key_value_heads=3), "config.json: heads = 4 is not a multiple of kv_heads = 3"),
 }
 

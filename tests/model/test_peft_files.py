@@ -265,6 +265,13 @@ BAD_CONFIGS = {
     "has model.layers.0.input_layernorm, whose adapters are not computed here",
   ),
   "rslora": (dict(use_rslora="no"), "use_rslora = 'no', wanted true or false"),
+  "endless rank": (dict(r=10**400, use_rslora=True), "the rank of .* is 10+, wanted a positive int"),
+  "endless alpha": (dict(lora_alpha=10**400), "the alpha of .* is 10+, wanted a positive number"),
+  "layers": (
+    dict(layers_to_transform=[0], layers_pattern=5),
+    "layers_pattern = 5, wanted a list of names or a regular",
+  ),
+  "repetition": (dict(target_modules="q{99999999999}"), r"'q\{9+\}' is no regular expression \(the repetition"),
   "expression": (dict(target_modules="*q_proj"), r"'\*q_proj' is no regular expression \(nothing to repeat"),
 }
 

@@ -127,6 +127,10 @@ REFUSED = {
   "absent": (dict(rope_type="linear"), "factor = null, wanted a positive float"),
   "text": (dict(rope_type="linear", factor="2"), 'factor = "2", wanted a positive float'),
   "bool": (dict(rope_type="yarn", factor=2.0, truncate=1), "truncate = 1, wanted true or false"),
+  "length": (
+    dict(rope_type="yarn", factor=2.0, original_max_position_embeddings=10**400),
+    "original_max_position_embeddings = 10+, wanted a positive int below 2147483648",
+  ),
   "list": (dict(rope_type="longrope", short_factor=1.0, long_factor=LONG), "short_factor = 1.0, wanted a list"),
 }
 IMPOSSIBLE = {
@@ -138,6 +142,7 @@ IMPOSSIBLE = {
   "betas": (rope.Yarn(2.0, beta_fast=0.5), {}, "yarn: beta_fast = 0.5: must be at least beta_slow = 1.0"),
   "pairs": (rope.LongRope((1.0,), (1.0,)), {}, "longrope: short_factor has 1 numbers: wanted 4"),
   "ratio": (rope.LongRope((1.0,) * 4, (1.0,) * 4), dict(max_positions=0), "longrope: factor = 0 stands for"),
+  "huge share": (None, dict(partial_rotary_factor=1e308), "partial_rotary_factor = 1e.308: wanted a share above 0 and"),
   "share": (None, dict(partial_rotary_factor=0.4), "partial_rotary_factor = 0.4: rotates 3 of head_dim = 8"),
 }
 

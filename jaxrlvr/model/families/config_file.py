@@ -45,6 +45,8 @@ FULL_ATTENTION, SLIDING_ATTENTION = (
   "sliding_attention",
 )  # kinds of layers in `layer_types` and in rope_parameters
 _UNKNOWN_POSITIONS = 2048  # max_position_embeddings in an exported config.json where the policy states none
+# Largest sizes that are taken. Other ones would fill the memory before a tensor that is missing could tell of them.
+_MOST, _MOST_LAYERS = 2**31 - 1, 10_000
 
 
 class Rope(NamedTuple):
@@ -91,8 +93,8 @@ class ConfigFile:
       f"{self._file}: {key} = {json.dumps(value)} is not computed here, wanted {accepted}; take another model"
     )
 
-  def size(self, key: str, default: int | None = None, null: int | None = None) -> int:
-    """Returns a positive int.
+  def size(self, key: str, default: int | None = None, null: int | None = None, most: int = _MOST) -> int:
+    """Returns a positive int, at most `most`.
 
     default: where the key is absent, which may be 0; None: the key must be there. null: where the file states null;
     None: the same as where it is absent.
@@ -102,8 +104,8 @@ class ConfigFile:
       return null
     if value is None and default is not None:
       return default
-    if type(value) is not int or value < 1:
-      raise self._wrong(key, value, "a positive int")
+    if type(value) is not int or not 1 <= value <= most:
+      raise self._wrong(key, value, f"a positive int up to {most}")
     return value
 
   def count(self, key: str, default: int) -> int:
@@ -276,7 +278,7 @@ def decoder_fields(
   return {
     "vocab": config.size("vocab_size"),
     "width": width,
-    "layers": config.size("num_hidden_layers"),
+    "layers": config.size("num_hidden_layers", most=_MOST_LAYERS),
     "heads": heads,
     "kv_heads": config.size("num_key_value_heads", kv_heads or heads, null=heads),
     "head_dim": config.size("head_dim", head_dim or plain_head_dim, null=plain_head_dim),
