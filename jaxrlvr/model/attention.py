@@ -260,6 +260,8 @@ ATTENTION: dict[str, Callable] = {
   "cudnn": functools.partial(_library, implementation="cudnn"),
   "splash": splash,
 }
+STORED_SCORES = ("reference", "xla")  # names of functions that store all scores for the backward pass
+_WITHOUT_SCORES = ("splash", "cudnn")  # names of kernels that never write scores to memory
 WHOLE_TEXTS = ("splash",)  # names in ATTENTION of functions that can't attend to slots before the row
 
 
@@ -277,6 +279,16 @@ def computed_pairs(name: str, time: int, before: int = 0, window: int = 0) -> fl
   if limits(window, time):
     reach = min(time, block + math.ceil((window - 1) / block) * block)
   return reach * (time - (reach - block) / 2)  # without a window half of the square, and of the blocks on the diagonal
+
+
+def scores_at_once(name: str, rows: int, scores_of_row: int) -> int:
+  """Returns how many scores of a query and a key the attention function of this name has in memory at once.
+
+  rows: rows that a device computes. scores_of_row: those of all heads on the device. "splash" and "cudnn" have none.
+  """
+  if name in _WITHOUT_SCORES:
+    return 0
+  return scores_of_row * (_rows_at_once(rows, scores_of_row) if name == "mapped" else rows)
 
 
 # What "auto" stands for, by platform and dtype of activations; "reference" for all other pairs.

@@ -41,6 +41,13 @@ class AttentionPairs(NamedTuple):
   needed: float  # pairs where the query may attend to the key
 
 
+class AttendedRows(NamedTuple):
+  """The rows of the largest call of an attention function."""
+
+  rows: int
+  pairs: int  # pairs of a query and a key in each row, masked ones included
+
+
 class RowLayout(Protocol):
   """What every layout does: `Separate` and `SharedPrompt` have these methods."""
 
@@ -104,6 +111,9 @@ class RowLayout(Protocol):
 
     attention: a name in `ATTENTION`. window: of the tokens, as in `attend`.
     """
+
+  def attended_rows(self, rows: int) -> AttendedRows:
+    """Returns the rows that an attention function is called with, for so many rows of the layout."""
 
 
 @dataclass(frozen=True)
@@ -170,6 +180,10 @@ class Separate:
     """
     computed = computed_pairs(attention, self.slots, window=window)
     return AttentionPairs(computed, _pairs_in_window(self.slots, window))
+
+  def attended_rows(self, rows: int) -> AttendedRows:
+    """Returns the rows that an attention function is called with: the rows themselves."""
+    return AttendedRows(rows, self.slots**2)
 
 
 @dataclass(frozen=True)
@@ -300,6 +314,12 @@ class SharedPrompt:
     of_prompt = _pairs_in_window(prompt, window)
     of_piece = _pairs_in_window(prompt + piece, window) - of_prompt  # as of a text that goes on from the prompt
     return AttentionPairs(computed, of_prompt + pieces * of_piece)
+
+  def attended_rows(self, rows: int) -> AttendedRows:
+    """Returns the rows of the larger of two calls: all pieces behind their prompts, or the prompts."""
+    pieces = AttendedRows(rows * self.pieces, self.piece_slots * (self.prompt_slots + self.piece_slots))
+    prompts = AttendedRows(rows, self.prompt_slots**2)
+    return max(pieces, prompts, key=lambda call: call.rows * call.pairs)
 
 
 # Where the number of pieces is left open, SharedPrompt must save slots even if a response has on average only this

@@ -29,16 +29,36 @@ class Scores:
   certainty_BT: jax.Array  # KL(U || p) >= 0, U uniform over the known vocabulary: the paper's self-certainty
 
 
-def _vocab_pieces(vocab: int, chunk: int) -> int:
-  """Returns into how many pieces of at most `chunk` columns to cut `vocab` columns.
+class _Cut(NamedTuple):
+  """How each device's columns of the head are cut."""
 
-  The fewest that divide the columns evenly, of up to twice as many as are needed; else the fewest, the last padded.
+  pieces: int
+  columns: int  # of a piece, with padding
+
+
+def _cut(vocab: int, chunk: int, shards: int) -> _Cut:
+  """Returns how to cut `vocab` columns, split into `shards` shards, into pieces of at most `chunk` on all shards.
+
+  The fewest pieces that divide a shard evenly, of up to twice as many as are needed; else the fewest, the last padded.
   """
-  fewest = -(-vocab // min(chunk, vocab))
-  for pieces in range(fewest, 2 * fewest + 1):
-    if vocab % pieces == 0:
-      return pieces
-  return fewest
+  columns = vocab // shards
+  fewest = -(-columns // min(max(chunk // shards, 1), columns))
+  evenly = (pieces for pieces in range(fewest, 2 * fewest + 1) if columns % pieces == 0)
+  pieces = next(evenly, fewest)
+  return _Cut(pieces, -(-vocab // (shards * pieces)))
+
+
+def piece_columns(vocab: int, chunk: int, shards: int) -> int:
+  """Returns how many columns of the head a device computes logits of at once.
+
+  vocab: columns of the whole head, which is split into `shards` shards. chunk: columns on all shards together, at most.
+  """
+  return _cut(vocab, chunk, shards).columns
+
+
+def piece_tokens(tokens: int) -> int:
+  """Returns how many of a device's tokens it computes logits of at once. tokens: those of a microbatch."""
+  return -(-tokens // _token_pieces(tokens))
 
 
 def _chunks(head_VD: jax.Array, chunk: int) -> tuple[jax.Array, jax.Array]:
@@ -48,8 +68,7 @@ def _chunks(head_VD: jax.Array, chunk: int) -> tuple[jax.Array, jax.Array]:
   """
   vocab, width = head_VD.shape
   shards = sharding.shards_here("vocab")
-  pieces = _vocab_pieces(vocab // shards, max(chunk // shards, 1))
-  size = -(-vocab // (shards * pieces))
+  pieces, size = _cut(vocab, chunk, shards)
 
   def cut(x, fill):
     padding = [(0, shards * pieces * size - vocab)] + [(0, 0)] * (x.ndim - 1)
