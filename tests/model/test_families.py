@@ -1,5 +1,6 @@
 """Families of models: logits as transformers computes them, files out and in, and what config.json may say."""
 
+import dataclasses
 import json
 
 import jax
@@ -289,13 +290,24 @@ def test_what_a_config_says_is_read_and_written(case, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["olmo3", "gemma3"])
-def test_rotary_parameters_of_full_layers_are_written_for_every_version(name, tmp_path):
-  """Version 4 of transformers reads them outside of rope_parameters, and 5 reads no "type" where kinds differ."""
-  spec = read_spec(tmp_path, name)
+def test_configs_of_two_kinds_of_layers_suit_every_version(name, tmp_path):
+  """Transformers 4 reads rotary parameters outside of rope_parameters; 5 reads no "type" there, and wants a window."""
+  full = dict(rope_type="linear", factor=2.0, rope_theta=1000.0)
+  spec = read_spec(tmp_path, name, rope_parameters=by_kind(full, {"rope_theta": 10.0}))
   content = hf_weights.config_of(spec, "float32", {})
-  assert (content["rope_theta"], content["rope_scaling"]["rope_type"]) == (1000.0, spec.rope_scaling.kind)
+  assert (content["rope_theta"], content["rope_scaling"]) == (1000.0, {"rope_type": "linear", "factor": 2.0})
   local = content.get("rope_local_base_freq") or content["rope_parameters"]["sliding_attention"]["rope_theta"]
-  assert local == spec.local_rope_theta
+  assert local == spec.local_rope_theta == 10.0
+  content = hf_weights.config_of(dataclasses.replace(spec, window=0, sliding=()), "float32", {})
+  assert content["sliding_window"] == 4096 and set(content["layer_types"]) == {"full_attention"}
+
+
+def test_fresh_norms_change_nothing(tmp_path):
+  """A fresh norm multiplies with 1, which Gemma stores as 0."""
+  for name in MODELS:
+    spec = read_spec(tmp_path / name, name)
+    norms = {leaf.constant for leaf in weight_table.leaves(spec).values() if "norm" in leaf.hf_name}
+    assert norms == ({0.0} if name == "gemma3" else {1.0}), name
 
 
 REFUSED = {

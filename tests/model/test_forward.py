@@ -200,6 +200,7 @@ def test_impossible_shapes_are_named():
     (dict(kv_heads=3), "kv_heads"),
     (dict(head_dim=3), "head_dim"),
     (dict(real_vocab=9), "real_vocab"),
+    (dict(query_pre_attn_scalar=-1), "query_pre_attn_scalar = -1: wanted a positive int, or 0"),
   ):
     with pytest.raises(ValueError, match=word):
       Spec(**good | change)
