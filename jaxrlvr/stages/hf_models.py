@@ -229,15 +229,23 @@ def _export_adapter(policy: build_policy.Policy, scores: np.ndarray, folder: Pat
   peft_files.save(folder, policy.weights(), spec, base, revision)
   adapters = peft_files.load(peft_files.open_adapter(folder, spec), spec, policy.mesh)
   reread = _check_reread(folder, _probe(policy.weights(adapters), spec, policy.mesh), scores)
-  name = f"its base is {base}"
-  if spec.lora is not None and spec.lora.base_dtype == "bfloat16":
-    name += ", in bfloat16"
-  if not base:
-    name = "its base is no Hugging Face directory: export what the training of the adapters began with"
-    if place := policy.origin.get("start", {}).get("run"):
-      name += f", {place}"
+  name = _base_in_words(policy.origin, base, spec)
   print(f"PEFT directory: {folder} (read again: within {reread:.2g} nats of what was written; {name})")
   return reread
+
+
+def _base_in_words(origin: Mapping, base: str, spec: Spec) -> str:
+  """Returns what to say of the base that a policy's adapters belong to.
+
+  origin: of the policy. base: the base's name by `_base_of_adapters`. spec: of the policy, with `lora`.
+  """
+  if base:
+    dtype = ", in bfloat16" if spec.lora is not None and spec.lora.base_dtype == "bfloat16" else ""
+    return f"its base is {base}{dtype}"
+  start = origin.get("start", {})
+  place = f"{start['model']} with {start['adapter']}" if "adapter" in start else start.get("run", "")
+  words = "its base is no Hugging Face directory: export what the training of the adapters began with"
+  return f"{words}, {place}" if place else words
 
 
 def _base_of_adapters(origin: Mapping) -> tuple[str, str]:

@@ -11,7 +11,7 @@ from safetensors import numpy as safetensors
 
 import jaxrlvr as jr
 from helpers.command_line import run, run_smoke
-from helpers.hf_directories import PADDED, SPECS, USER, write_model
+from helpers.hf_directories import PADDED, SPECS, TINY, USER, write_model
 from helpers.peft_directories import random_adapter, write_adapter
 from helpers.policies import logits_of
 from jaxrlvr.base import logbook
@@ -195,6 +195,9 @@ def test_the_base_that_an_exported_adapter_names(tmp_path):
   assert base_of_run({"model": "/gone/m/model"}) == (model["model"], "")  # moved together with the run
   for start in (model | {"adapter": "/a"}, {"run": "/s", "start": model}, {"seed": 0}, {"model": "/gone"}):
     assert base_of_run(start) == ("", "")
+  words = "its base is no Hugging Face directory: export what the training of the adapters began with"
+  for start, place in ((model | {"adapter": "/a"}, f", {model['model']} with /a"), ({"run": "/s"}, ", /s"), ({}, "")):
+    assert hf_models._base_in_words({"start": start}, "", TINY) == words + place
   assert hub.name_of_folder("gs://b/model") == ("gs://b/model", "")
 
 
