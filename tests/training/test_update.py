@@ -23,7 +23,7 @@ REWARD = np.array([[1, 0, 0, 1], [0, 0, 0, 0], [0, 1, 1, 1], [1, 0, 1, 0]], np.f
 def drawn(rich_spec, rich_params):
   """(prompts, their lengths, rollout of four responses to each)."""
   tokens, lengths = prompts([3, 6, 1, 5])
-  return tokens, lengths, sample(rich_params, tokens, lengths, row_keys([1, 2, 3, 4], 4), NO_STOPS, rich_spec, S)
+  return tokens, lengths, sample(rich_params, tokens, lengths, row_keys([5, 6, 7, 8], 4), NO_STOPS, rich_spec, S)
 
 
 SCORED = np.arange(16).reshape(4, 4) != 12
