@@ -23,7 +23,7 @@ from jaxrlvr.model.spec import Leaf, Spec
 _FLOAT32_BYTES = 4
 _BATCH_BYTES = 8 * 4  # of a token of a batch: its id, position, segment, weight, advantage and three log-probabilities
 _ROLLOUT_BYTES = 5 * 4  # of a token of a response: its id and four figures (log-probabilities, entropy, certainty)
-# Shares that compilers keep in memory, fitted to `memory_analysis` of compiled updates (tests/planning/test_memory.py).
+# Shares that compilers keep in memory, fitted to `memory_analysis` of updates (tests/planning/test_estimates.py).
 _RECOMPUTED = 0.5  # of what a layer computes again: the other half is fused into what reads it
 _SAVED = 2  # copies of the training state that a checkpoint takes on the host: the arrays, and as they are written
 _DRAWN = 4  # copies of the logits that tokens are drawn from
