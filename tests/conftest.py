@@ -54,7 +54,20 @@ def pytest_configure(config):
 
 
 # The longest modules, so that workers end together.
-FIRST = ("stages", "grid", "weak", "multihost", "resume", "report", "exit", "sample", "update", "math", "sharding")
+FIRST = (
+  "stages",
+  "grid",
+  "weak",
+  "multihost",
+  "lora_runs",
+  "resume",
+  "report",
+  "exit",
+  "sample",
+  "update",
+  "math",
+  "sharding",
+)
 
 
 def pytest_collection_modifyitems(items):
