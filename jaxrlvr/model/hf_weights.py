@@ -19,14 +19,13 @@ from etils import epath
 from jaxrlvr.base import disk
 from jaxrlvr.base.errors import InputError
 from jaxrlvr.device import multihost, sharding
-from jaxrlvr.model import families, safetensors_files, weight_table
+from jaxrlvr.model import families, multimodal, safetensors_files, weight_table
 from jaxrlvr.model.families.config_file import ConfigFile
 from jaxrlvr.model.safetensors_files import Tensor, read_json_object
 from jaxrlvr.model.spec import Leaf, Spec
 from jaxrlvr.model.weight_table import leaves
 
-INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
-
+INDEX, SINGLE, CONFIG = "model.safetensors.index.json", "model.safetensors", "config.json"
 
 _PLACE = "a Hugging Face model directory"  # where the JSON files are that are read here
 
@@ -105,7 +104,8 @@ def named_tensors(spec: Spec) -> Iterator[NamedTensor]:
 def open_model(folder: str | os.PathLike, family_name: str = "") -> Model:
   """Opens a Hugging Face directory: checks config.json, and the headers of its safetensors files against `leaves`.
 
-  family_name: names a user's own family that the model may be of, beside FAMILIES; "": there is none.
+  family_name: names a user's own family that the model may be of, beside FAMILIES; "": there is none. Of a model of
+  text and images the text model alone is taken.
   folder: local or on an object store. The files are those that model.safetensors.index.json names, or
   model.safetensors alone. No weights are read, unless a tied model's files hold a head: it must equal the embedding
   table. Raises InputError, naming file and tensor or key, where a file or tensor is missing or superfluous, truncated,
@@ -114,9 +114,12 @@ def open_model(folder: str | os.PathLike, family_name: str = "") -> Model:
   folder = epath.Path(folder)
   for name in (INDEX, SINGLE):
     safetensors_files.check_regular(folder / name)
-  spec = read_spec(folder, family_name)
+  content = _read_config(folder)
+  spec = _spec_of(folder / CONFIG, content, family_name)
   tensors = _tensors(folder)
   files = tuple(sorted({tensor.file.name for tensor in tensors.values()}))
+  if multimodal.is_wrapper(content):
+    tensors = multimodal.text_tensors(tensors)
   table, head = leaves(spec)["embed"].hf_name, leaves(dataclasses.replace(spec, tied=False))["head"].hf_name
   if spec.tied and head in tensors and table in tensors:
     _same(tensors[table], tensors.pop(head))
@@ -153,13 +156,23 @@ def _check_tensor(folder: epath.Path, wanted: NamedTensor, spec: Spec, tensors: 
 def read_spec(folder: epath.Path, family_name: str = "") -> Spec:
   """Returns the policy's shape that a folder's config.json (of transformers 4 or 5) states.
 
-  family_name: as in `open_model`. Raises InputError for a file that can't be read, for a model that is not computed
-  here, and for a key that is not known here.
+  family_name: as in `open_model`. Of a model of text and images it is the shape of the text model, and a warning says
+  so. Raises InputError for a file that can't be read, for a model that is not computed here, and for a key that is not
+  known here.
   """
-  file = folder / "config.json"
-  content = read_json_object(file, _PLACE)
-  model_type = content.get("model_type")
-  name = _family_of(file, model_type, family_name)
+  return _spec_of(folder / CONFIG, _read_config(folder), family_name)
+
+
+def _read_config(folder: epath.Path) -> dict:
+  """Returns the content of a folder's config.json. Raises InputError where it can't be read."""
+  return read_json_object(folder / CONFIG, _PLACE)
+
+
+def _spec_of(file: epath.Path, content: dict, family_name: str) -> Spec:
+  """Returns what `read_spec` does, from the content of the file."""
+  if multimodal.is_wrapper(content):
+    content = multimodal.text_config(file, content)
+  name = _family_of(file, content.get("model_type"), family_name)
   family = families.family_of(name)
   with _readable(file):
     config = ConfigFile(file, content, family.keys)
@@ -185,8 +198,9 @@ def _family_of(file: epath.Path, model_type: object, family_name: str) -> str:
   accepted = f"one of {', '.join(families.FAMILIES)}, or a family of your own (config.model.family)"
   if family_name:
     accepted = f"{families.family_of(family_name).model_type!r} of config.model.family = {family_name}"
-  cure = families.CURES.get(str(model_type), "take another model")
-  raise InputError(f"{file}: model_type = {json.dumps(model_type)} is not computed here, wanted {accepted}; {cure}")
+  raise InputError(
+    f"{file}: model_type = {json.dumps(model_type)} is not computed here, wanted {accepted}; take another model"
+  )
 
 
 @contextlib.contextmanager

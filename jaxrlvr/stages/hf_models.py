@@ -21,7 +21,7 @@ from jaxrlvr.base import disk, logbook, object_store
 from jaxrlvr.base.errors import InputError, StorageError
 from jaxrlvr.data import hub
 from jaxrlvr.device import multihost, sharding
-from jaxrlvr.model import hf_weights, peft_files, safetensors_files, weight_table
+from jaxrlvr.model import hf_weights, multimodal, peft_files, safetensors_files, weight_table
 from jaxrlvr.model.lora import merge_adapters
 from jaxrlvr.model.score import score
 from jaxrlvr.model.spec import Spec
@@ -92,7 +92,7 @@ def _copy_model(model: hf_weights.Model, folder: Path, digests: Mapping[str, str
   """
   folder.mkdir(exist_ok=True)
   safetensors_files.check_regular(model.folder / _GENERATION)
-  for name in ("config.json", _GENERATION, hf_weights.INDEX, *model.files):
+  for name in (hf_weights.CONFIG, _GENERATION, hf_weights.INDEX, *model.files):
     if (model.folder / name).is_file():
       disk.copy(model.folder / name, folder / name)
   copied = hf_weights.open_model(folder, model.spec.family)
@@ -185,7 +185,7 @@ def _write_model(
   build_policy.copy_tokenizer(config, folder / build_policy.TOKENIZER_FILE, folder)
   if isinstance(tokenizer, SentencePiece):
     logbook.write_json(folder / "tokenizer_config.json", _BUILT_IN)
-  logbook.write_json(folder / "config.json", hf_config)
+  logbook.write_json(folder / hf_weights.CONFIG, hf_config)
   _write_generation_config(folder / _GENERATION, _special_ids(tokenizer), tokenizer.pad_id)
 
 
@@ -243,8 +243,10 @@ def _base_in_words(origin: Mapping, base: str, spec: Spec) -> str:
     dtype = ", in bfloat16" if spec.lora is not None and spec.lora.base_dtype == "bfloat16" else ""
     return f"its base is {base}{dtype}"
   start = origin.get("start", {})
-  place = f"{start['model']} with {start['adapter']}" if "adapter" in start else start.get("run", "")
-  words = "its base is no Hugging Face directory: export what the training of the adapters began with"
+  place = (
+    f"{start['model']} with {start['adapter']}" if "adapter" in start else start.get("run", start.get("model", ""))
+  )
+  words = "its base has no Hugging Face directory of its own: export what the training of the adapters began with"
   return f"{words}, {place}" if place else words
 
 
@@ -252,16 +254,24 @@ def _base_of_adapters(origin: Mapping) -> tuple[str, str]:
   """Returns (path or hub name, revision on the hub) of the Hugging Face directory that adapters belong to, or ("", "").
 
   origin: of the policy with the adapters (`Policy.origin`). They belong to none where they were trained on the weights
-  of a run, or on adapters that were merged first. A base that has moved together with the run is named where it is.
+  of a run, on adapters that were merged first, or on the text model of a model of text and images. A base that has
+  moved together with the run is named where it is.
   """
   if "model" in origin:
-    return hub.name_of_folder(origin["model"])
+    return _name_of_base(object_store.path(origin["model"]))
   start = origin.get("start", {})
   if "model" in start and "adapter" not in start:
     for folder in origins.places(start["model"], near=object_store.path(origin["run"])):
-      if (folder / "config.json").is_file():
-        return hub.name_of_folder(str(folder))
+      if (folder / hf_weights.CONFIG).is_file():
+        return _name_of_base(folder)
   return "", ""
+
+
+def _name_of_base(folder: Path | epath.Path) -> tuple[str, str]:
+  """Returns `hub.name_of_folder`; ("", "") for a model of text and images, whose text model the adapters are of."""
+  if multimodal.is_wrapper(safetensors_files.read_json_object(folder / hf_weights.CONFIG, "a Hugging Face directory")):
+    return "", ""
+  return hub.name_of_folder(str(folder))
 
 
 def _special_ids(tokenizer: Tokenizer) -> dict:

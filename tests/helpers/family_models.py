@@ -16,7 +16,7 @@ from jaxrlvr.model import hf_weights
 VOCAB, TOKENS = 24, 14
 GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "family_logits.json"
 ABSENT = object()  # in the place of a value in config.json: the key is left out
-_SIZES = dict(
+SIZES = dict(
   vocab_size=VOCAB,
   hidden_size=16,
   intermediate_size=24,
@@ -174,5 +174,5 @@ def write(folder, name, **changes):
 def write_config(folder, name, **changes):
   """Writes the config.json of one of MODELS; a change to ABSENT takes a key out."""
   folder.mkdir(exist_ok=True, parents=True)
-  content = _SIZES | MODELS[name] | changes
+  content = SIZES | MODELS[name] | changes
   (folder / "config.json").write_text(json.dumps({k: v for k, v in content.items() if v is not ABSENT}))

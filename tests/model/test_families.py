@@ -258,7 +258,7 @@ READ = {
   "qwen2 null": ("qwen2-window", dict(sliding_window=None), dict(window=0, sliding=())),
   "qwen2 kv heads": (
     "qwen2-window",
-    dict(num_key_value_heads=ABSENT, num_attention_heads=32, head_dim=2),
+    dict(num_key_value_heads=ABSENT, num_attention_heads=64, head_dim=2),
     dict(kv_heads=32),
   ),
   "qwen2 types": (
@@ -271,6 +271,7 @@ READ = {
     dict(no_rope_layer_interval=ABSENT, layer_types=ABSENT, tie_word_embeddings=ABSENT, rope_parameters=ABSENT),
     dict(no_rope=(False, False, False, True), window=4, sliding=(False, False, False, True), tied=True, rope_theta=2e6),
   ),
+  "smollm3 off": ("smollm3", dict(use_sliding_window=False, layer_types=ABSENT), dict(window=0, sliding=())),
   "smollm3 list": (
     "smollm3",
     dict(no_rope_layers=[0, 1, 1, 0], layer_types=ABSENT, sliding_window=ABSENT, num_key_value_heads=ABSENT),
@@ -364,11 +365,6 @@ REFUSED = {
   "gemma3 both ways": ("gemma3", dict(use_bidirectional_attention=True), "use_bidirectional_attention = true"),
   "gemma3 activation": ("gemma3", dict(hidden_activation="gelu"), 'hidden_activation = "gelu"'),
   "gemma3 scalar": ("gemma3", dict(query_pre_attn_scalar=4.5), "query_pre_attn_scalar = 4.5, wanted a positive int"),
-  "gemma3 with images": (
-    "gemma3",
-    dict(model_type="gemma3"),
-    'model_type = "gemma3" is not computed here.*docs/models.md says how to save its text model',
-  ),
   "linear": ("phi3", dict(rope_scaling=dict(type="linear", factor=2.0)), 'rope_type = "linear" is not .*"longrope"'),
   "lists": (
     "phi3",

@@ -184,7 +184,7 @@ def test_the_base_that_an_exported_adapter_names(tmp_path):
   snapshot = tmp_path / "models--ORG--A-b.1" / "snapshots" / "0a1b"
   for folder in (snapshot, tmp_path / "runs" / "m" / "model"):
     folder.mkdir(parents=True)
-    (folder / "config.json").touch()
+    (folder / "config.json").write_text("{}")
 
   def base_of_run(start):
     return hf_models._base_of_adapters({"run": str(tmp_path / "runs" / "sft"), "start": start})
@@ -195,8 +195,13 @@ def test_the_base_that_an_exported_adapter_names(tmp_path):
   assert base_of_run({"model": "/gone/m/model"}) == (model["model"], "")  # moved together with the run
   for start in (model | {"adapter": "/a"}, {"run": "/s", "start": model}, {"seed": 0}, {"model": "/gone"}):
     assert base_of_run(start) == ("", "")
-  words = "its base is no Hugging Face directory: export what the training of the adapters began with"
-  for start, place in ((model | {"adapter": "/a"}, f", {model['model']} with /a"), ({"run": "/s"}, ", /s"), ({}, "")):
+  words = "its base has no Hugging Face directory of its own: export what the training of the adapters began with"
+  for start, place in (
+    (model | {"adapter": "/a"}, f", {model['model']} with /a"),
+    ({"run": "/s"}, ", /s"),
+    (model, f", {model['model']}"),
+    ({}, ""),
+  ):
     assert hf_models._base_in_words({"start": start}, "", TINY) == words + place
   assert hub.name_of_folder("gs://b/model") == ("gs://b/model", "")
 

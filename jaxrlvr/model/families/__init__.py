@@ -26,9 +26,6 @@ FAMILIES = {
   )
 }
 
-# What to do about a `model_type` that is not among them, where the answer is not to take another model.
-CURES = {"gemma3": "it is the model of text and images; docs/models.md says how to save its text model"}
-
 
 def family_of(name: str) -> Family:
   """Returns the family of this name: a name in FAMILIES, or a user's own object by name (`base.named`).

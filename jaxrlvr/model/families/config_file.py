@@ -257,6 +257,8 @@ def decoder_fields(
   rope_theta: float = 10_000.0,
   norm_eps: float = 1e-6,
   tied: bool = False,
+  vocab: int | None = None,
+  heads: int | None = None,
   kv_heads: int = 0,
   head_dim: int = 0,
   partial_rotary: bool = False,
@@ -265,18 +267,19 @@ def decoder_fields(
   """Takes the keys that all decoders have, and returns them as fields of `Spec` by name.
 
   These are sizes, norm_eps, tied, rope_theta, rope_scaling and partial_rotary_factor. rope_theta, norm_eps, tied,
-  kv_heads, head_dim: where the file states none. kv_heads 0 stands for as many as heads, head_dim 0 for hidden_size /
-  heads, and so does null in the file. partial_rotary: whether a model of the family may rotate a share of each head.
-  rope: its rotary parameters; None: as `ConfigFile.rope` reads them.
+  vocab, heads, kv_heads, head_dim: where the file states none. vocab, heads None: the file must state them. kv_heads 0
+  stands for as many as heads, head_dim 0 for hidden_size / heads, and so does null in the file. partial_rotary: whether
+  a model of the family may rotate a share of each head. rope: its rotary parameters; None: as `ConfigFile.rope` reads
+  them.
   """
-  width, heads = config.size("hidden_size"), config.size("num_attention_heads")
+  width, heads = config.size("hidden_size"), config.size("num_attention_heads", heads)
   plain_head_dim = max(width // heads, 1)
   if rope is None:
     rope = config.rope(rope_theta)
   if rope.share != 1 and not partial_rotary:
     raise config.not_computed("partial_rotary_factor", rope.share, "1.0")
   return {
-    "vocab": config.size("vocab_size"),
+    "vocab": config.size("vocab_size", vocab),
     "width": width,
     "layers": config.size("num_hidden_layers", most=_MOST_LAYERS),
     "heads": heads,

@@ -25,7 +25,7 @@ from jaxrlvr.model.spec import Leaf, Spec
 
 # Where config.json states none.
 _ROPE_THETA, _LOCAL_ROPE_THETA = 1_000_000.0, 10_000.0
-_KV_HEADS, _HEAD_DIM, _QUERY_PRE_ATTN_SCALAR = 4, 256, 256
+_VOCAB, _HEADS, _KV_HEADS, _HEAD_DIM, _QUERY_PRE_ATTN_SCALAR = 262208, 8, 4, 256, 256
 _WINDOW, _FULL_EVERY = 4096, 6
 _ACTIVATION = "gelu_pytorch_tanh"
 
@@ -39,7 +39,9 @@ def fields(config: ConfigFile) -> dict[str, Any]:
   config.only("use_bidirectional_attention", False)
   config.ignore("_sliding_window_pattern")  # transformers writes it and never reads it
   full, local = config.ropes_by_kind(_ROPE_THETA, config.number("rope_local_base_freq", _LOCAL_ROPE_THETA))
-  spec_fields = decoder_fields(config, rope=full, tied=True, kv_heads=_KV_HEADS, head_dim=_HEAD_DIM)
+  spec_fields = decoder_fields(
+    config, vocab=_VOCAB, heads=_HEADS, kv_heads=_KV_HEADS, head_dim=_HEAD_DIM, rope=full, tied=True
+  )
   full_every = config.size("sliding_window_pattern", _FULL_EVERY)
   windows = local_window_fields(config, spec_fields["layers"], local, window=_WINDOW, full_every=full_every)
   scalar = config.size("query_pre_attn_scalar", _QUERY_PRE_ATTN_SCALAR)
