@@ -231,6 +231,14 @@ def config_of(spec: Spec, dtype: str, ids: Mapping) -> dict:
   return {family.keys.get(key, key): value for key, value in content.items()}
 
 
+def check_writable(spec: Spec) -> None:
+  """Raises InputError where a policy of this shape could be written, but its config.json would not be read again."""
+  family = families.family_of(spec.family)
+  config = ConfigFile("its config.json", config_of(spec, "float32", {}), family.keys)
+  family.fields(config)
+  config.finish()
+
+
 def load(model: Model, spec: Spec, mesh: jax.sharding.Mesh, dtype: str = "float32") -> dict[str, jax.Array]:
   """Returns the weights by their names in `leaves`, in `dtype`, with the shardings of `weight_table.shardings`.
 

@@ -179,10 +179,11 @@ def _choose_sampling_mesh(spec: Spec, mesh: jax.sharding.Mesh, device_bytes: int
 def fresh_spec(config: ConfigDict, vocab: int) -> Spec:
   """Returns the shape of fresh weights: config.model's sizes, with `vocab` rows in the embedding table.
 
-  Raises InputError for sizes that are impossible together. How to compute is not set (`with_compute_settings`).
+  Raises InputError for sizes that are impossible together, and where the family's config.json has no room for them, so
+  that they could not be exported. How to compute is not set (`with_compute_settings`).
   """
   m = config.model
-  return Spec(
+  spec = Spec(
     vocab=vocab,
     width=m.width,
     layers=m.layers,
@@ -196,6 +197,11 @@ def fresh_spec(config: ConfigDict, vocab: int) -> Spec:
     family=m.family or _FRESH_FAMILY,
     tied=m.tied,
   )
+  try:
+    hf_weights.check_writable(spec)
+  except InputError as error:
+    raise InputError(f"config.model: fresh weights of family {spec.family} could not be exported: {error}") from error
+  return spec
 
 
 def find_model(config: ConfigDict) -> hf_weights.Model | None:

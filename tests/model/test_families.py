@@ -15,10 +15,12 @@ from helpers.family_models import ABSENT, MODELS, TOKENS, golden_logits
 from helpers.policies import for_texts_of, logits_of
 from helpers.rollouts import NO_STOPS, row_keys
 from jaxrlvr.base.errors import InputError
+from jaxrlvr.config import files as configs
 from jaxrlvr.device import sharding
-from jaxrlvr.model import hf_weights, weight_table
+from jaxrlvr.model import families, hf_weights, weight_table
 from jaxrlvr.model.rope import Linear, LongRope, Yarn
 from jaxrlvr.sampling import Sampling, sample
+from jaxrlvr.stages import build_policy
 
 MESH = dict(data=2, fsdp=2, tensor=2)
 PROMPT = 6  # tokens of a text that are the prompt of the sampler
@@ -392,3 +394,15 @@ def test_what_is_not_computed_is_refused_by_name(case, tmp_path):
   name, changes, words = REFUSED[case]
   with pytest.raises(InputError, match=f"config.json: {words}"):
     read_spec(tmp_path, name, **changes)
+
+
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_fresh_weights_can_be_exported_or_are_refused(family):
+  """Phi-3's config.json has no room for Llama 3's rotary scaling; every other family's has."""
+  plain, scaled = (configs.load("smoke", {"model.family": family, "model.rope_scaling": s}) for s in ("0", "8"))
+  assert build_policy.fresh_spec(plain, 64).family == family
+  if family != "phi3":
+    assert build_policy.fresh_spec(scaled, 64).rope_scaling is not None
+    return
+  with pytest.raises(InputError, match='family phi3 could not be exported: .*"llama3" is not computed'):
+    build_policy.fresh_spec(scaled, 64)
