@@ -180,7 +180,7 @@ STAGE_PAGES: dict[str, Page] = {
   ),
   "plan": Page(
     "compile a stage (config.plan.stage) for a TPU slice on a CPU: memory, limits, hours (launch/plan.sh)",
-    "the shape of config.init or config.model; no weights",
+    "the shape of config.init, of config.model.path (its config.json is enough) or of config.model; no weights",
     f"plan.md, plan.json, {_OWN}",
     "--config=section3_rl:llama3.2-3b-instruct,v5e-8 --workdir=runs/plan",
     (*_ALL, *_POLICY, "plan.", "rl.", "evaluate.", "pretrain.", "cpt.", "sft."),

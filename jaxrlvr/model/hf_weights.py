@@ -157,7 +157,7 @@ def read_spec(folder: epath.Path, family_name: str = "") -> Spec:
   """Returns the policy's shape that a folder's config.json (of transformers 4 or 5) states.
 
   family_name: as in `open_model`. Of a model of text and images it is the shape of the text model, and a warning says
-  so. Raises InputError for a file that can't be read, for a model that is not computed here, and for a key that is not
+  so. Raises InputError for a file that can't be read, for a model that is not computed here, and for keys that are not
   known here.
   """
   return _spec_of(folder / CONFIG, _read_config(folder), family_name)

@@ -517,7 +517,7 @@ def _warn_of_rounding(dtype: str, change: float = 0.0, rounding: float = 0.0) ->
     return
   _LOG.warning(
     "adapters of the policy to start from are merged into its weights, which are then rounded to %s "
-    "(config.lora.base_dtype): rounding changes these by %.0f%% of what the adapters had (root mean square); %s",
+    "(config.lora.base_dtype): rounding changes them by %.2g%% as much as the adapters did (root mean square); %s",
     dtype,
     100 * rounding / change,
     cure,

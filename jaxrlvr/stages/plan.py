@@ -35,8 +35,10 @@ class _Try(NamedTuple):
 
   key: str  # a config key; below the group of the stage if it begins with a dot
   helps: tuple[str, ...]  # programs that take less memory with it: "lay out", "prefill", "decode", "score", "update"
-  eases: str  # what it lowers: "temporaries", or "arguments" with whatever lies in memory beside them
-  # Takes the present value and how many times too large the temporaries are (inf: there is no room for any); returns
+  # What it lowers: "temporaries"; "rows", whatever the program holds but its weights, so the KV cache too; or
+  # "arguments" with whatever lies in memory beside them.
+  eases: str
+  # Takes the present value and how many times too large that is which it lowers (inf: there is no room for it); returns
   # the values to try, the best first, or [].
   next: Callable[[Any, float], list]
 
@@ -76,7 +78,7 @@ _ALL = (*_SAMPLING, "score", "update")
 # The settings to try, in the order of the speed that they cost.
 _TRIES = (
   _Try(".microbatches", ("score", "update"), "temporaries", _more),
-  _Try(".sample_parts", ("prefill", "decode"), "temporaries", _more),
+  _Try(".sample_parts", ("prefill", "decode"), "rows", _more),
   _Try("model.remat", ("update",), "temporaries", _more_remat),
   _Try("model.vocab_chunk", ("score", "update"), "temporaries", _half_vocab_chunk),
   _Try("mesh.fsdp", _ALL, "arguments", _all_devices),
@@ -111,21 +113,36 @@ def search(config: ConfigDict, stage: str, capacity: float, measure: Measure) ->
     if not too_large:
       break
     name = too_large[0]
-    program = programs[name]
-    room_for_temporaries = capacity - program.arguments - program.beside - program.output
-    candidates = untried[name]
-    if room_for_temporaries <= 0:
-      candidates = [entry for entry in candidates if entry.eases != "temporaries"]
+    eased = {entry: _eased(entry.eases, name, programs, capacity) for entry in untried[name]}
+    candidates = [entry for entry in untried[name] if eased[entry].room > 0 or entry.eases == "arguments"]
     if not candidates:
       break
-    excess = program.temporaries / room_for_temporaries if room_for_temporaries > 0 else math.inf
-    improved = _improve(config, candidates[0], name, excess, programs, measure)
+    entry = candidates[0]
+    excess = eased[entry].bytes / eased[entry].room if eased[entry].room > 0 else math.inf
+    improved = _improve(config, entry, name, excess, programs, measure)
     if improved is None:
-      untried[name].remove(candidates[0])
+      untried[name].remove(entry)
     else:
       config, programs = improved.config, improved.programs
       changes |= improved.changes
   return Fitted(config, programs, changes)
+
+
+class _Eased(NamedTuple):
+  """What a setting lowers of a program's memory. Bytes of a chip."""
+
+  bytes: float  # that it takes; inf: unknown
+  room: float  # that whatever else lies in memory leaves for it; below 0 where that alone is too large
+
+
+def _eased(eases: str, name: str, programs: Mapping[str, Measured], capacity: float) -> _Eased:
+  """Returns what a setting lowers of the program `name`. eases: as in `_Try`, "arguments" as "temporaries"."""
+  program = programs[name]
+  if eases == "rows":
+    weights = programs["lay out"].output
+    rows = program.arguments + program.temporaries + program.output - weights
+    return _Eased(rows, capacity - program.beside - weights)
+  return _Eased(program.temporaries, capacity - program.arguments - program.beside - program.output)
 
 
 def _tries_of_programs(config: ConfigDict, stage: str, programs: Collection[str]) -> dict[str, list[_Try]]:

@@ -436,7 +436,7 @@ def _with_short_prompts(
     raise InputError(
       f"{place}: {len(too_long)} of {len(problems)} prompts are longer than config.rl.prompt_tokens = "
       f"{limit}; the longest, problem {longest.id}, has {tokens} tokens: "
-      f"config.rl.prompt_tokens={tokens} fits all; raise it, or take config.{key}.too_long=drop"
+      f"config.rl.prompt_tokens={tokens} fits all of {place}; raise it, or take config.{key}.too_long=drop"
     )
   if len(too_long) == len(problems):
     raise InputError(

@@ -333,7 +333,7 @@ REFUSED = {
     "query_scaling_beta = 0.1: wanted 0, as no rotary scaling states the original length",
   ),
   "olmo2 activation": ("olmo2", dict(hidden_act="gelu"), 'hidden_act = "gelu"'),
-  "olmo2 windows": ("olmo2", dict(sliding_window=4), "sliding_window = 4 is not known here"),
+  "olmo2 windows": ("olmo2", dict(sliding_window=4), "sliding_window = 4: not known here"),
   "olmo3 bias": ("olmo3", dict(attention_bias=True), "attention_bias = true"),
   "olmo3 base that versions read differently": (
     "olmo3",

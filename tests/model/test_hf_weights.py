@@ -142,7 +142,7 @@ CONFIGS = {
   "bias": (dict(attention_bias=True), "attention_bias = true is not computed here, wanted false"),
   "mlp bias": (dict(mlp_bias=True), "mlp_bias = true"),
   "act": (dict(hidden_act="gelu"), 'hidden_act = "gelu".*wanted "silu"'),
-  "unknown": (dict(attn_output_gate=True), "attn_output_gate = true is not known here, and may change"),
+  "unknown": (dict(gate=True, sinks=2), "gate = true, sinks = 2: not known here, and may change.*config.model.family"),
   "quantized": (dict(quantization_config={"bits": 4}), "quantization_config"),
   "another": (dict(model_type="mixtral"), 'model_type = "mixtral" is not computed here, wanted one of gemma3.*qwen3'),
   "moe": (dict(model_type="qwen3_moe"), "qwen3_moe"),

@@ -144,8 +144,8 @@ def test_what_only_tpu_programs_hold():
   }
 
 
-def measured(arguments=1.0, temporaries=1.0, refused="", beside=0.0):
-  return Measured(arguments, temporaries, 0.0, beside, 0.0, refused, {})
+def measured(arguments=1.0, temporaries=1.0, refused="", beside=0.0, output=0.0):
+  return Measured(arguments, temporaries, output, beside, 0.0, refused, {})
 
 
 def searched(capacity, sizes, **settings):
@@ -178,6 +178,26 @@ def test_no_microbatch_is_tried_where_arguments_alone_are_too_large():
   assert changes == {"rl.optim.moment": "bfloat16"} and len(log) == 2
 
 
+def test_sampling_is_parted_where_the_cache_among_the_arguments_is_too_large():
+  """Weights of 3 leave room for 6 of the rows' 44: that takes eight parts, not all that the problems allow."""
+  sizes = {
+    "lay out": lambda c: measured(2, 1, output=3),
+    "decode": lambda c: measured(3 + 40 / c.rl.sample_parts, 4 / c.rl.sample_parts, beside=1),
+  }
+  _, programs, changes, log = searched(10, sizes)
+  assert changes == {"rl.sample_parts": 8} and programs["decode"].total == 9.5
+  assert log == ["all", ["decode", "prefill"]]
+
+
+def test_sampling_is_not_parted_where_weights_alone_are_too_large():
+  sizes = {
+    "lay out": lambda c: measured(0.5, 0, output=9),
+    "decode": lambda c: measured(9 + 40 / c.rl.sample_parts, beside=1),
+  }
+  _, _, changes, _ = searched(10, sizes)
+  assert changes == {}
+
+
 def test_a_smaller_step_where_the_jump_is_impossible_then_the_next_setting():
   """256 rows allow at most 256 microbatches; as that is still too large, it changes remat next."""
   need = {"none": 4, "dots": 2, "full": 1}
@@ -187,7 +207,9 @@ def test_a_smaller_step_where_the_jump_is_impossible_then_the_next_setting():
 
 
 def test_a_try_that_does_not_help_is_not_kept_and_hopeless_ends():
-  _, programs, changes, _ = searched(10, {"decode": lambda c: measured(4, 100)})
+  _, programs, changes, _ = searched(
+    10, {"lay out": lambda c: measured(output=4), "decode": lambda c: measured(4, 100)}
+  )
   assert changes == {} and programs["decode"].total == 104
   plan = {"fits": False, "changes": changes, "programs": {"decode": {"total": 104.0}}}
   slice_ = tpu.find_slice("v5e-8")

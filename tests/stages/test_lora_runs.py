@@ -100,7 +100,7 @@ def test_fresh_adapters_follow_the_seed_and_not_the_mesh(chain, caplog):
   assert state.params["q_lora_b"].sharding.shard_shape((2, 2, 4, 4)) == (2, 2, 2, 4)
   assert build_policy.reference_weights(one) is one.frozen.weights
   load(to_train=True, init=chain / "sft", **LORA)
-  assert "rounding changes these by" in caplog.text and "% of what the adapters had" in caplog.text
+  assert "rounding changes them by" in caplog.text and "% as much as the adapters did" in caplog.text
 
 
 def test_rl_moves_from_its_reference_and_samples_what_it_scores(chain):

@@ -238,16 +238,18 @@ class ConfigFile:
     return self._rope_table("rope_parameters", kind).get("rope_theta") is not None
 
   def finish(self) -> None:
-    """Raises InputError for a key that nobody has taken and that may change the computation."""
+    """Raises InputError for the keys that nobody has taken and that may change the computation."""
     for key, accepted in _ONLY.items():
       self.only(key, *accepted)
     for key in sorted(set(self._name_in_file) - self._taken):
       raise InputError(f"{self._file}: the family's keys has {key!r}, which its reader does not take; leave it out")
     names = {self._name_in_file.get(key, key) for key in self._taken}
-    for key in sorted(set(self._content) - names - _WITHOUT_EFFECT):
+    unknown = sorted(set(self._content) - names - _WITHOUT_EFFECT)
+    if unknown:
+      listed = ", ".join(f"{key} = {json.dumps(self._content[key])[:100]}" for key in unknown)
       raise InputError(
-        f"{self._file}: {key} = {json.dumps(self._content[key])[:100]} is not known here, and may change what is "
-        "computed; take another model, or take the key out of a copy of the file if it changes nothing"
+        f"{self._file}: {listed}: not known here, and may change what is computed; take out of a copy of the file what "
+        "changes nothing, or write a family of your own that computes it (config.model.family, docs/extending.md)"
       )
 
 
