@@ -72,7 +72,7 @@ REFUSED = {
     dict(quantization_config={"quant_method": "fp8"}),
     'quantization_config = {"quant_method": "fp8"} is not',
   ),
-  "unknown": (dict(audio_config={"a": 1}), 'audio_config = {"a": 1} is not known here'),
+  "unknown": (dict(audio_config={"a": 1}), 'audio_config = {"a": 1}: not known here'),
   "class": (dict(architectures=["Mistral3Model"]), 'architectures = ."Mistral3Model". is not computed here'),
   "no text": (dict(text_config=None), "text_config = null, wanted an object"),
   "text of another family": (dict(text_config={"model_type": "mixtral"}), 'model_type = "mixtral" is not computed'),
