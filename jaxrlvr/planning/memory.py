@@ -106,9 +106,8 @@ def held_of_run(
   """
   trained = numbers_on_device(lora.trained_leaves(spec), mesh)
   frozen = moments = of_reference = 0.0
-  if spec.lora is not None:  # a policy that is only sampled has a float32 base
-    dtype = spec.lora.base_dtype if moment else "float32"
-    frozen = numbers_on_device(weight_table.leaves(spec), mesh) * _bytes_of(dtype)
+  if spec.lora is not None:
+    frozen = numbers_on_device(weight_table.leaves(spec), mesh) * _bytes_of(spec.lora.base_dtype)
   if moment:
     moments = trained * (_bytes_of(moment) + _FLOAT32_BYTES)
   if reference and spec.lora is None:

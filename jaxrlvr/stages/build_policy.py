@@ -380,18 +380,31 @@ def with_real_vocab(spec: Spec, tokenizer: Tokenizer) -> Spec:
   return dataclasses.replace(spec, real_vocab=tokenizer.vocab_size)
 
 
+class Start(NamedTuple):
+  """A policy before its weights are loaded."""
+
+  policy: Policy  # with shapes in the place of `params`; `frozen` is empty
+  # Loads the weights; returns the policy with them, and fills `frozen`, which both share. On several hosts all
+  # processes must call it together.
+  load: Callable[[], Policy]
+
+
 def load_policy(config: ConfigDict, text_tokens: int = 0, *, to_train: bool = False) -> Policy:
-  """Builds the policy of a config: reads the tokenizer, makes the meshes, and lays the weights out on the devices.
+  """Builds the policy of a config: `open_policy`, and its weights on the devices. Raises what that and `load` do."""
+  return open_policy(config, text_tokens, to_train=to_train).load()
 
-  The weights are those of config.model.path if it is set, else those of the last checkpoint of the finished run
-  config.init, else fresh ones, drawn by config.seed. Adapters, of config.model.adapter or of a run with LoRA, stay
-  beside their base. text_tokens: as in `with_compute_settings`. to_train: whether the policy is to be trained, as
-  config.lora says: adapters are then merged into their base, and the policy gets fresh ones, or none.
 
-  Also sets the folder of compiled programs (config.compile_cache), which holds for the process. On several hosts all
-  processes must call it together. Raises InputError where a directory holds no policy, the run is not finished, the
-  mesh does not fit, a base is gone or config.lora does not suit the policy, and StorageError where checkpoints are
-  damaged.
+def open_policy(config: ConfigDict, text_tokens: int = 0, *, to_train: bool = False) -> Start:
+  """Builds the policy of a config but for its weights: reads the tokenizer and its shape, and makes the meshes.
+
+  The weights that `Start.load` lays out are those of config.model.path if it is set, else those of the last checkpoint
+  of the finished run config.init, else fresh ones, drawn by config.seed. Adapters, of config.model.adapter or of a run
+  with LoRA, stay beside their base. text_tokens: as in `with_compute_settings`. to_train: whether the policy is to be
+  trained, as config.lora says: adapters are then merged into their base, and the policy gets fresh ones, or none.
+
+  Also sets the folder of compiled programs (config.compile_cache), which holds for the process. Raises InputError where
+  a directory holds no policy, the mesh does not fit or config.lora does not suit the policy. `load` raises InputError
+  where the run is not finished or a base is gone, and StorageError where checkpoints are damaged.
   """
   init = object_store.path(config.init) if config.init else None
   if init is not None:
@@ -413,20 +426,34 @@ def load_policy(config: ConfigDict, text_tokens: int = 0, *, to_train: bool = Fa
   weight_table.shardings(spec, mesh)  # raises InputError where the mesh does not fit
   device_bytes = (device.memory_stats() or {}).get("bytes_limit")
   sample_mesh = configured_sampling_mesh(config, spec, mesh, device_bytes)
-  if model is not None:
-    weights = _load_model(model, adapter, spec, trained_spec, mesh)
-  elif init is not None:
-    weights = _read_init(init, spec, mesh)
-  else:
-    weights = _fresh_weights(config, trained_spec, mesh)
-  origin = weights.origin
-  if isinstance(tokenizer, hf_tokenizer.HuggingFace):  # its template and end tokens are not among its pieces
-    origin["digests"] = {**origin.get("digests", {}), "tokenizer": tokenizer.digest}
-  if to_train:
-    params, frozen = _start_of_training(config, weights, trained_spec, mesh)
-  else:
-    params, frozen = (weights.adapters, weights.base) if weights.adapters else (weights.base, {})
-  return Policy(trained_spec, tokenizer, params, mesh, sample_mesh, origin, FrozenWeights(frozen))
+  policy = Policy(trained_spec, tokenizer, trained_shapes(trained_spec, mesh), mesh, sample_mesh, {}, FrozenWeights({}))
+
+  def load() -> Policy:
+    if model is not None:
+      weights = _load_model(model, adapter, spec, trained_spec, mesh)
+    elif init is not None:
+      weights = _read_init(init, spec, mesh)
+    else:
+      weights = _fresh_weights(config, trained_spec, mesh)
+    origin = weights.origin
+    if isinstance(tokenizer, hf_tokenizer.HuggingFace):  # its template and end tokens are not among its pieces
+      origin["digests"] = {**origin.get("digests", {}), "tokenizer": tokenizer.digest}
+    if to_train:
+      params, policy.frozen.weights = _start_of_training(config, weights, trained_spec, mesh)
+    else:
+      params, policy.frozen.weights = (weights.adapters, weights.base) if weights.adapters else (weights.base, {})
+    return policy._replace(params=params, origin=origin)
+
+  return Start(policy, load)
+
+
+def trained_shapes(spec: Spec, mesh: jax.sharding.Mesh) -> dict[str, Any]:
+  """Returns the shape of each weight that is trained, float32 and sharded over the mesh, by name."""
+  shapes = {}
+  for name, place in lora.trained_shardings(spec, mesh).items():
+    shape = lora.trained_leaves(spec)[name].shape
+    shapes[name] = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=place)
+  return shapes
 
 
 def _load_model(

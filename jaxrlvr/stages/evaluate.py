@@ -21,12 +21,18 @@ from jaxrlvr.data import eval_sets, overlap, own_sets
 from jaxrlvr.data import problems as problem_lists
 from jaxrlvr.grading.service import Service
 from jaxrlvr.grading.vote import Grade, elect
+from jaxrlvr.planning import memory
+from jaxrlvr.planning.memory import Memory, SamplingWork
 from jaxrlvr.rewards import verifiable
+from jaxrlvr.sampling.types import Sampling
 from jaxrlvr.stages import build_policy, rollout
+from jaxrlvr.stages.memory import check_fits
 from jaxrlvr.stages.run_directory import Run, open_run
 from jaxrlvr.tasks.arithmetic import problems as arithmetic
 
 _LOG = logging.getLogger(__name__)
+# What makes the batches of an evaluation smaller, in words.
+SAMPLING_KEYS = "config.rl.response_tokens, config.evaluate.problems_per_batch or config.evaluate.samples"
 _OF_GENERATED = {"verifier": "auto", "columns": ()}  # of generated sets, whatever heldout.source has
 
 
@@ -48,8 +54,8 @@ class Evaluator:
 
     service: grades answers. training: the problems that the policy is about to be trained on; (): none, and the overlap
     is that with the problems that the policy was trained on before. On several hosts all processes must make it
-    together. Raises InputError for sets that can't be read, overlap with these though config.heldout.overlap is
-    "error", or take more memory than is free.
+    together. Raises InputError for sets that can't be read, or overlap with these though config.heldout.overlap is
+    "error".
     """
     self._config, self._policy, self._service = config, policy, service
     trained = build_policy.digests_of_training_prompts(config, training)
@@ -67,9 +73,20 @@ class Evaluator:
     sizes = [len(loaded.problems) for loaded in self._sets.values()]
     self._batch_size = self._sampler.batch_size(settings.problems_per_batch, max(sizes))  # one shape for all sets
     self.batches = sum(-(-size // self._batch_size) for size in sizes)
-    cure = "config.rl.response_tokens, config.evaluate.problems_per_batch or config.evaluate.samples"
-    self._sampler.check_memory("an evaluation", self._batch_size, cure)
     self.means: dict[str, float] = {}
+
+  @property
+  def sampling(self) -> tuple[Sampling, SamplingWork]:
+    """Property: the settings of sampling, and what sampling a batch takes of a device's memory."""
+    return self._sampler.sampling, self._sampler.work(self._batch_size)
+
+  def memory(self) -> Memory:
+    """Returns what an evaluation alone takes of a device's memory, with the policy's weights."""
+    spec, (settings, work) = self._policy.spec, self.sampling
+    laid_out = 0.0
+    if spec.lora is not None:
+      laid_out = memory.frozen_for_sampling(spec, self._policy.sample_mesh, settings.int8)
+    return Memory(memory.held_of_run(spec, self._policy.mesh, laid_out=laid_out), None, work)
 
   def __call__(
     self, params, run: Run, step: int, progress=lambda figures=None: None, saved: bool = False
@@ -354,15 +371,19 @@ def evaluate(config: ConfigDict, workdir: str | Path) -> dict:
   that can't be read.
   """
   with open_run(config, workdir, "evaluate") as run:
-    policy = build_policy.load_policy(config)
-    with rollout.verifier_service(config) as service, jax.set_mesh(policy.mesh), jax.transfer_guard("disallow"):
-      evaluator = Evaluator(config, policy, service)
-      run.begin(heldout=evaluator.problems, tokenizer=policy.tokenizer.pieces(), origin=policy.origin.get("digests"))
-      if run.finished:
-        return run.summary
-      rollout.write_prompt(run.workdir, policy, evaluator.problems[0])
-      progress = run.progress(evaluator.batches)
-      batch_numbers = iter(range(1, evaluator.batches + 1))
-      metrics = evaluator(policy.params, run, 0, lambda: progress(next(batch_numbers)))
+    start = build_policy.open_policy(config)
+    with rollout.verifier_service(config) as service:
+      with jax.set_mesh(start.policy.mesh), jax.transfer_guard("disallow"):
+        evaluator = Evaluator(config, start.policy, service)
+      check_fits(evaluator.memory(), start.policy.mesh, run, SAMPLING_KEYS)
+      policy = start.load()
+      with jax.set_mesh(policy.mesh), jax.transfer_guard("disallow"):
+        run.begin(heldout=evaluator.problems, tokenizer=policy.tokenizer.pieces(), origin=policy.origin.get("digests"))
+        if run.finished:
+          return run.summary
+        rollout.write_prompt(run.workdir, policy, evaluator.problems[0])
+        progress = run.progress(evaluator.batches)
+        batch_numbers = iter(range(1, evaluator.batches + 1))
+        metrics = evaluator(policy.params, run, 0, lambda: progress(next(batch_numbers)))
     print(_write_table(metrics, run), end="")
     return run.finish(steps=0, dropped=evaluator.dropped, **evaluator.overlaps(), **metrics)

@@ -23,7 +23,11 @@ from jaxrlvr.data.problems import shuffled_index
 from jaxrlvr.device import multihost, sharding
 from jaxrlvr.grading.service import Job, Service
 from jaxrlvr.model import lora, weight_table
+from jaxrlvr.model.row_layout import Separate
+from jaxrlvr.planning import memory
+from jaxrlvr.planning.memory import Memory
 from jaxrlvr.stages import build_policy
+from jaxrlvr.stages.memory import check_fits
 from jaxrlvr.stages.rollout import grade_in_parts, verifier_service
 from jaxrlvr.stages.run_directory import Run, open_run
 from jaxrlvr.tasks import own
@@ -218,8 +222,11 @@ def train(stage: str, config: ConfigDict, workdir: str | Path) -> dict:
 def _train(stage: str, config: ConfigDict, run: Run) -> dict:
   """Does the work of `train` in an open run directory, and returns the summary."""
   settings = config[stage]
-  policy = build_policy.load_policy(config, settings.row_tokens, to_train=True)
-  sharding.check_divisible(policy.mesh, f"config.{stage}.rows", (settings.rows // settings.microbatches,), ("batch",))
+  opened = build_policy.open_policy(config, settings.row_tokens, to_train=True)
+  mesh = opened.policy.mesh
+  sharding.check_divisible(mesh, f"config.{stage}.rows", (settings.rows // settings.microbatches,), ("batch",))
+  check_fits(memory_of_training(settings, opened.policy), mesh, run)
+  policy = opened.load()
   loss_fn = objective.language_modelling(policy.spec)
   documents = texts(config, stage, policy.tokenizer)
   steps, end = settings.steps, None  # end: number of documents to read, None: as many as `steps` take
@@ -262,6 +269,18 @@ def _train(stage: str, config: ConfigDict, run: Run) -> dict:
     if policy.spec.lora is not None:
       figures["trained_parameters"] = lora.count_adapters(policy.spec)
     return run.finish(steps=steps, **figures)
+
+
+def memory_of_training(settings: ConfigDict, policy: build_policy.Policy) -> Memory:
+  """Returns what a run of pretrain, cpt or sft takes of a device's memory, by part.
+
+  settings: those of the stage, such as config.sft. policy: its weights are not read.
+  """
+  moment, layout = settings.optim.moment, Separate(settings.row_tokens)
+  update_work = memory.work_of_update(
+    policy.spec, policy.mesh, layout, rows=settings.rows, microbatches=settings.microbatches, moment=moment
+  )
+  return Memory(memory.held_of_run(policy.spec, policy.mesh, moment), update_work)
 
 
 def _figures_of_texts(documents: Texts) -> dict[str, object]:

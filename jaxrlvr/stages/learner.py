@@ -12,8 +12,10 @@ from ml_collections import ConfigDict
 
 from jaxrlvr.device import multihost, sharding
 from jaxrlvr.model import row_layout
+from jaxrlvr.planning import memory
+from jaxrlvr.planning.memory import Memory, SamplingWork
 from jaxrlvr.rewards.types import Graded
-from jaxrlvr.sampling.types import STOP_LENGTH
+from jaxrlvr.sampling.types import STOP_LENGTH, Sampling
 from jaxrlvr.stages import build_policy, rollout
 from jaxrlvr.training import objective, terms
 from jaxrlvr.training.metrics import values_of
@@ -108,6 +110,28 @@ class Learner(NamedTuple):
     s = self.settings
     responses = s.problems_per_step * s.group_size // self.updates_per_step
     return self.layout.rows(responses), self.layout.slots
+
+  def memory(self, samplings: Sequence[tuple[Sampling, SamplingWork]]) -> Memory:
+    """Returns what a run of RL takes of a device's memory, by part.
+
+    samplings: the settings of each kind of sampling in the run, for training and for evaluation, and what a batch of it
+    takes. The one that takes most counts; those of training come first.
+    """
+    s, policy = self.settings, self.policy
+    rows, _ = self.batch_shape()
+    update = memory.work_of_update(
+      policy.spec, policy.mesh, self.layout, rows=rows, microbatches=s.microbatches, moment=s.optim.moment
+    )
+    laid_out = 0.0
+    if policy.spec.lora is not None:
+      laid_out = max(memory.frozen_for_sampling(policy.spec, policy.sample_mesh, one.int8) for one, _ in samplings)
+    works = [work for _, work in samplings]
+    responses = works[0].rollout  # which the updates read
+    return Memory(
+      memory.held_of_run(policy.spec, policy.mesh, s.optim.moment, self.needs_reference, laid_out),
+      update._replace(batch=self.updates_per_step * update.batch + responses),
+      max(works, key=sum),
+    )
 
   def make_batches(
     self,

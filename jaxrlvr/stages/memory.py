@@ -1,48 +1,48 @@
-"""Checks, before anything is allocated, whether sampling fits the memory that is free."""
+"""Tells, before anything is allocated, what a run takes of the devices' memory, and refuses what can't fit."""
 
 from __future__ import annotations
 
 import logging
+import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
-import numpy as np
 
 from jaxrlvr.base.errors import InputError
-from jaxrlvr.model.spec import Spec
-from jaxrlvr.sampling.types import Sampling
+from jaxrlvr.device import cpu_malloc, multihost
+from jaxrlvr.planning.memory import Memory
+from jaxrlvr.stages.run_directory import Run
 
 _LOG = logging.getLogger(__name__)
-_ROLLOUT_BYTES = 5 * 4  # of a token of a response: its id and four figures (log-probabilities, entropy, certainty)
-_LOGIT_BYTES = 4  # float32
 _GB = 1e9
+_MB = 1e6
 _CGROUP = Path("/sys/fs/cgroup")
-
-
-class SamplingBytes(NamedTuple):
-  """Bytes that sampling a batch takes on all devices together, beside the weights, which are in memory already."""
-
-  start: int  # with the first block of the responses' KV cache
-  most: int  # with all of its blocks: every response grows to the limit of tokens
-
-
-def sampling_bytes(spec: Spec, sampling: Sampling, problems: int, prompt_tokens: int) -> SamplingBytes:
-  """Returns the bytes that sampling a batch takes: the KV cache, the tokens with their figures, the logits of a step.
-
-  problems: number of prompts in the batch. prompt_tokens: tokens of each prompt, with padding. The KV cache of
-  responses grows by blocks of `Sampling.block_slots` tokens.
-  """
-  value_bytes = 1 if "cache" in sampling.int8 else np.dtype(spec.dtype).itemsize
-  token_bytes = 2 * spec.layers * spec.kv_heads * spec.head_dim * value_bytes  # a key and a value
-  rows = problems * sampling.group
-  prompt_cache = problems * prompt_tokens * token_bytes
-  rollout = rows * sampling.max_tokens * _ROLLOUT_BYTES
-  logits = rows * spec.vocab * _LOGIT_BYTES
-  block = rows * sampling.block_slots * token_bytes
-  blocks = -(-sampling.max_tokens // sampling.block_slots)
-  without_blocks = prompt_cache + rollout + logits
-  return SamplingBytes(start=without_blocks + block, most=without_blocks + blocks * block)
+_ALWAYS = "always"
+# What the parts of `planning.memory.Memory` are called, in the order in which they are told.
+_HELD = {
+  "trained": "weights",
+  "frozen": "frozen weights",
+  "moments": "optimizer",
+  "reference": "reference model",
+  "laid_out": "frozen weights for sampling",
+  "saved": "saving a checkpoint",
+}
+_UPDATE = {
+  "gradients": "gradients",
+  "copies": "weights in the compute dtype",
+  "activations": "activations of a microbatch",
+  "logits": "logits of a piece",
+  "step": "the optimizer's step",
+  "batch": "tokens",
+}
+_SAMPLING = {
+  "weights": "weights for sampling",
+  "prompts": "prompts",
+  "cache": "first block of the KV cache",
+  "cache_growth": "its other blocks",
+  "logits": "logits of a step",
+  "rollout": "responses with their figures",
+}
 
 
 def free_bytes(mesh: jax.sharding.Mesh) -> int | None:
@@ -82,38 +82,91 @@ def _free_of_host() -> int | None:
   return min(limits, default=None)
 
 
-def check_fits(
-  sampling: Sampling,
-  problems: int,
-  prompt_tokens: int,
-  *,
-  spec: Spec,
-  mesh: jax.sharding.Mesh,
-  activity: str,
-  keys_to_lower: str,
-) -> None:
-  """Compares what sampling a batch takes with the free memory, and raises InputError where it does not fit.
+def rows_of_parts(estimate: Memory) -> list[tuple[str, str, float]]:
+  """Returns a row (when, part, bytes on a device) for each part that takes memory, as tables and messages tell them.
 
-  On accelerators the start must fit; a batch that runs out of memory only if responses grow long gives a warning. On
-  CPU the most must fit, since the system kills a process that takes too much without a message. Does nothing where the
-  free memory is unknown.
-
-  sampling, problems, prompt_tokens, spec: as in `sampling_bytes`. mesh: of sampling; each process compares its share
-  with its own devices. activity: subject of the message, as "an evaluation". keys_to_lower: the config keys that make a
-  batch smaller, which end the message.
+  when: "always", "an update", or "sampling", beside which lies what is there always.
   """
+  groups = ((_ALWAYS, _HELD, estimate.held), ("an update", _UPDATE, estimate.update))
+  rows = []
+  for when, names, parts in (*groups, ("sampling", _SAMPLING, estimate.sampling)):
+    for field, name in names.items():
+      size = getattr(parts, field) if parts is not None else 0
+      if size:
+        rows.append((when, name, size))
+  return rows
+
+
+def in_words(estimate: Memory, devices: int, free: int | None) -> str:
+  """Returns an estimate as one line, "weights 2.1 GB, optimizer 4.2; an update: gradients 2.1, ...; at most 9.4 GB".
+
+  Sizes are those of all `devices` of a process together, all in GB or all in MB; parts that would be 0.0 are left out.
+  free: bytes that are free on these devices, which end the line; None: unknown.
+  """
+  most = devices * estimate.most
+  unit, name = (_GB, "GB") if most >= _GB else (_MB, "MB")
+  phrases: dict[str, list[str]] = {}
+  for when, part, size in rows_of_parts(estimate):
+    number = f"{devices * size / unit:.1f}"
+    if number != "0.0":
+      phrases.setdefault(when, []).append(f"{part} {number}")
+  texts = [f"{when}: {', '.join(parts)}" for when, parts in phrases.items()]
+  text = "; ".join([*texts, f"at most {most / unit:.1f} {name}"]).removeprefix(f"{_ALWAYS}: ")
+  return text if free is None else f"{text} of {free / _GB:.1f} GB that are free"
+
+
+def check_fits(estimate: Memory, mesh: jax.sharding.Mesh, run: Run, sampling_keys: str = "") -> None:
+  """Prints what a run takes, on stderr, and raises InputError where it can't fit. Call it before weights are loaded.
+
+  On accelerators the run must fit while responses are short; one that runs out of memory only if responses grow long
+  gives a warning. On a CPU all must fit, since the system kills a process that takes too much without a message; where
+  it fits closely, memory that is freed goes back to the system. Where the free memory is unknown nothing is compared,
+  and nothing is done for a finished run.
+
+  estimate: bytes on one device. mesh: whose devices, as far as they are this process's, must have room. run: the open
+  run directory. sampling_keys: the keys that make sampling smaller, in words; "": nothing is sampled.
+  """
+  if run.finished:
+    return
+  devices = len(mesh.local_devices)
   free = free_bytes(mesh)
+  words = in_words(estimate, devices, free)
+  if not multihost.process_index():
+    print(f"{run.home.name:<18} memory: {words}", file=sys.stderr)
   if free is None:
     return
-  share_of_process = len(mesh.local_devices) / mesh.size
-  total = sampling_bytes(spec, sampling, problems, prompt_tokens)
-  start, most = share_of_process * total.start, share_of_process * total.most
-  message = (
-    f"{activity} takes up to {most / _GB:.1f} GB: {problems} problems x {sampling.group} responses of up to "
-    f"{sampling.max_tokens} tokens (config.rl.response_tokens), cache and figures; {free / _GB:.1f} GB are free"
-  )
-  must_fit = most if mesh.local_devices[0].platform == "cpu" else start
-  if must_fit > free:
-    raise InputError(f"{message}; lower {keys_to_lower}")
+  most, least = devices * estimate.most, devices * estimate.least
+  on_cpu = mesh.devices.flat[0].platform == "cpu"
+  needed = most if on_cpu else least
+  cure = _cure(estimate, free / devices, run.stage, sampling_keys)
+  if needed > free:
+    raise InputError(
+      f"the stage {run.stage} takes about {needed / _GB:.1f} GB, {free / _GB:.1f} GB are free ({words}); {cure}"
+    )
   if most > free:
-    _LOG.warning("%s; it ends here if most responses grow that long; lower %s", message, keys_to_lower)
+    _LOG.warning(
+      "the run ends here if most responses grow long: it then takes %.1f GB (%s); %s", most / _GB, words, cure
+    )
+  temporaries = devices * sum(estimate.update or estimate.sampling or ())
+  if on_cpu and most + temporaries > free:
+    cpu_malloc.return_freed_memory()
+
+
+def _cure(estimate: Memory, free: float, stage: str, sampling_keys: str) -> str:
+  """Returns in words which keys to change, by what does not fit into `free` bytes of a device."""
+  held = sum(estimate.held)
+  cures = []
+  if held > free and estimate.update is None:
+    cures.append("take more devices (config.mesh.fsdp=-1) or a smaller model")
+  elif held > free:
+    adapters = "lower config.lora.rank" if estimate.held.frozen else "train adapters alone (config.lora.rank=16)"
+    cures.append(f"{adapters}, take config.{stage}.optim.moment=bfloat16, or more devices (config.mesh.fsdp=-1)")
+  if held + sum(estimate.update or ()) > free:
+    tokens = "response_tokens" if stage == "rl" else "row_tokens"
+    cures.append(
+      f"for updates raise config.{stage}.microbatches, take config.model.remat=full, or lower config.{stage}.{tokens} "
+      "or config.model.vocab_chunk"
+    )
+  if estimate.sampling and held + sum(estimate.sampling) > free:
+    cures.append(f"for sampling lower {sampling_keys}")
+  return "; ".join(cures)

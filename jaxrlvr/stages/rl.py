@@ -19,9 +19,10 @@ from jaxrlvr.device import multihost
 from jaxrlvr.device.idle import Busy
 from jaxrlvr.grading.service import Service
 from jaxrlvr.rewards import expression, functions, verifiable
-from jaxrlvr.stages import build_policy, outcome, rollout
+from jaxrlvr.stages import build_policy, evaluate, outcome, rollout
 from jaxrlvr.stages.evaluate import Evaluator
 from jaxrlvr.stages.learner import UpdateBatch, check_sizes, make_learner
+from jaxrlvr.stages.memory import check_fits
 from jaxrlvr.stages.run_directory import Run, open_run
 from jaxrlvr.stages.step_grades import (
   StepGrades,
@@ -34,6 +35,12 @@ from jaxrlvr.stages.step_grades import (
 from jaxrlvr.stages.unpaid import Unpaid
 from jaxrlvr.stages.watch import Watch
 from jaxrlvr.training import objective
+
+# What makes the batches that are sampled for training smaller, in words.
+_SAMPLING_KEYS = (
+  "config.rl.response_tokens, config.rl.problems_per_step or config.rl.group_size (or .votes), or raise "
+  "config.rl.sample_parts"
+)
 
 
 class Sampled(NamedTuple):
@@ -64,9 +71,9 @@ class Trainer:
   ):
     """Reads the problems and the held-out sets.
 
-    run: the open run directory. sampler: samples responses of `policy`. service: grades answers. busy: records when the
-    devices are at work. Raises InputError where problems can't be read, are held out though they must not be, or take
-    more memory than is free.
+    run: the open run directory. policy: without weights, which `load` adds. sampler: samples its responses. service:
+    grades answers. busy: records when the devices are at work. Raises InputError where problems can't be read, or are
+    held out though they must not be.
     """
     self._config, self._settings = config, config.rl
     self._run, self._policy, self._sampler, self._service, self._busy = run, policy, sampler, service, busy
@@ -80,6 +87,16 @@ class Trainer:
     self._calls = functions.Calls(config.rl.completions, _first_with_jax_of_its_own)
     for name, shape in expression.own_shapes(self._terms).items():
       functions.check_columns(name, shape, problems)
+
+  def load(self, load_weights: Callable[[], build_policy.Policy]) -> None:
+    """Loads the policy's weights by `load_weights`. Raises InputError where the run takes more memory than is free."""
+    samplings = [(self._sampler.sampling, self._sampler.work(self._settings.problems_per_step))]
+    samplings.append(self._evaluator.sampling)
+    estimate = self._learner.memory(samplings)
+    is_evaluation = estimate.sampling is not samplings[0][1]
+    sampling_keys = evaluate.SAMPLING_KEYS if is_evaluation else _SAMPLING_KEYS
+    check_fits(estimate, self._policy.mesh, self._run, sampling_keys)
+    self._policy = load_weights()
 
   @property
   def config(self) -> ConfigDict:
@@ -326,12 +343,15 @@ def open_trainer(config: ConfigDict, workdir: str | Path) -> Iterator[Trainer]:
   Raises InputError for a config that does not fit its data, devices or run directory.
   """
   with open_run(config, workdir, "rl") as run, Busy() as busy:
-    policy = build_policy.load_policy(config, to_train=True)
+    start = build_policy.open_policy(config, to_train=True)
+    policy, s = start.policy, config.rl
     check_sizes(config, policy)
-    sampler = _make_sampler(config, policy, busy)
+    sampler = rollout.Sampler(config, policy, "rl", s.sample_parts, busy, int8=s.sample_int8)
     with rollout.verifier_service(config) as service:
       with jax.set_mesh(policy.mesh), jax.transfer_guard("disallow"):
         trainer = Trainer(config, run, policy, sampler, service, busy)
+      trainer.load(start.load)
+      with jax.set_mesh(policy.mesh), jax.transfer_guard("disallow"):
         trainer.begin()
         if not trainer.finished:
           trainer.restore()
@@ -363,18 +383,6 @@ def rl(config: ConfigDict, workdir: str | Path) -> dict:
         grades = trainer.grade(sampled)
         trainer.update(sampled, grades)
       return trainer.finish()
-
-
-def _make_sampler(config: ConfigDict, policy: build_policy.Policy, busy: Busy) -> rollout.Sampler:
-  """Returns the sampler of a step's responses. Raises InputError where they take more memory than is free."""
-  s = config.rl
-  sampler = rollout.Sampler(config, policy, "rl", s.sample_parts, busy, int8=s.sample_int8)
-  keys_to_lower = (
-    "config.rl.response_tokens, config.rl.problems_per_step or config.rl.group_size (or .votes), or raise "
-    "config.rl.sample_parts"
-  )
-  sampler.check_memory("sampling a step", s.problems_per_step // s.sample_parts, keys_to_lower)
-  return sampler
 
 
 def _final_metrics(workdir: Path) -> dict:

@@ -24,11 +24,12 @@ from jaxrlvr.data.columns import as_setting
 from jaxrlvr.device import keys, masked, multihost, sharding
 from jaxrlvr.device.idle import Busy
 from jaxrlvr.grading.service import Service
+from jaxrlvr.planning import memory
+from jaxrlvr.planning.memory import SamplingWork
 from jaxrlvr.rewards.types import Answers, Graded
 from jaxrlvr.sampling import sample
 from jaxrlvr.sampling.types import STOP_EOS, STOP_NAMES, Rollout, Sampling
 from jaxrlvr.sampling.weights import lay_out_weights
-from jaxrlvr.stages import memory
 from jaxrlvr.stages.build_policy import Policy
 from jaxrlvr.tasks.arithmetic.faithfulness import Faithfulness
 from jaxrlvr.tasks.table import VERIFIERS, is_verifier, verifier_of
@@ -149,22 +150,9 @@ class Sampler:
       opening_P=[loaded.openings[problem.id] for problem in problems],
     )
 
-  def check_memory(self, activity: str, problems: int, keys_to_lower: str) -> None:
-    """Raises InputError where a batch of this many problems takes more memory than is free.
-
-    On accelerators a batch that fits only while responses are short gives a warning instead. activity: subject of the
-    message, as "an evaluation". keys_to_lower: the config keys that make a batch smaller, which end the message.
-    """
-    policy = self._policy
-    memory.check_fits(
-      self.sampling,
-      problems,
-      self._width,
-      spec=policy.spec,
-      mesh=policy.sample_mesh,
-      activity=activity,
-      keys_to_lower=keys_to_lower,
-    )
+  def work(self, problems: int) -> SamplingWork:
+    """Returns what sampling a batch of this many problems takes of a device's memory."""
+    return work_of_sampler(self._policy, self.sampling, problems, self._width, self._parts)
 
   def batch_size(self, problems_per_batch: int, largest_set: int) -> int:
     """Returns the number of problems to sample in a batch: a multiple of the shards into which the mesh splits it.
@@ -236,6 +224,27 @@ class Sampler:
         keys_B = keys.of_samples(address, hash_P, sample_PG)
         rollouts.append(sample(weights, tokens_PS, length_P, keys_B, self._stops, policy.spec, self.sampling))
     return self._join(rollouts)
+
+
+def work_of_sampler(
+  policy: Policy, sampling: Sampling, problems: int, prompt_tokens: int, parts: int = 1
+) -> SamplingWork:
+  """Returns what a `Sampler` takes of a device's memory to sample a batch.
+
+  policy: its weights are not read. problems: prompts in the batch, each padded to `prompt_tokens`. parts: number of
+  equal parts that are sampled one after another, of which only one is computed at a time.
+  """
+  work = memory.work_of_sampling(
+    policy.spec,
+    policy.sample_mesh,
+    problems=-(-problems // parts),
+    prompt_tokens=prompt_tokens,
+    group=sampling.group,
+    max_tokens=sampling.max_tokens,
+    block_slots=sampling.block_slots,
+    int8=sampling.int8,
+  )
+  return work._replace(rollout=parts * work.rollout)
 
 
 @functools.lru_cache(2)  # each sampler of a stage needs the same automaton

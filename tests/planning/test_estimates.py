@@ -40,7 +40,7 @@ def test_what_a_run_holds(spec, low_rank, mesh):
   assert memory.held_of_run(half, mesh, "float32", reference=True).reference == 2 * WEIGHTS
   low = memory.held_of_run(low_rank, mesh, "float32", reference=True, laid_out=7)
   assert low == (4 * ADAPTERS, 2 * WEIGHTS, 8 * ADAPTERS, 0, 7, 2 * 12 * ADAPTERS)
-  assert memory.held_of_run(low_rank, mesh) == (4 * ADAPTERS, 4 * WEIGHTS, 0, 0, 0, 0)
+  assert memory.held_of_run(low_rank, mesh) == (4 * ADAPTERS, 2 * WEIGHTS, 0, 0, 0, 0)
   assert memory.held_of_run(spec, mesh) == (4 * WEIGHTS, 0, 0, 0, 0, 0)
 
 

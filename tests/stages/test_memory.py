@@ -1,8 +1,9 @@
 """What the user learns before a run begins: memory, microbatches, the longest prompt, the amount of text."""
 
-import dataclasses
-import logging
+from pathlib import Path
+from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 import tokenizers
@@ -13,46 +14,102 @@ from jaxrlvr.base.errors import InputError
 from jaxrlvr.config import files as configs
 from jaxrlvr.device import sharding
 from jaxrlvr.judging import judges, rubric
-from jaxrlvr.sampling.types import Sampling
-from jaxrlvr.stages import memory
+from jaxrlvr.planning.memory import Held, Memory, SamplingWork, UpdateWork
+from jaxrlvr.stages import build_policy, language_modelling, memory
 from jaxrlvr.stages.rollout import transcript
 from jaxrlvr.tasks.arithmetic import problems as arithmetic
 from jaxrlvr.text.hf_tokenizer import HuggingFace
 
-S = Sampling(group=4, max_tokens=256, eos_ids=(1,))
+HELD = Held(trained=4e9, frozen=0, moments=8e9, reference=2e9, laid_out=0, saved=0)
+UPDATE = UpdateWork(gradients=4e9, copies=0, activations=3.25e9, logits=0, step=0, batch=1e6)
+SAMPLING = SamplingWork(weights=2e9, prompts=0, cache=1e9, cache_growth=9e9, logits=0, rollout=0)
 
 
-def test_what_sampling_takes_is_counted(spec):
-  """A response token takes 16 keys and values in each of 2 layers, in float32, and five figures; prompts add to it."""
-  slot = 2 * 2 * 2 * 4 * 4
-  fixed = 3 * 8 * slot + 12 * (256 * 20 + 4 * 24)
-  assert memory.sampling_bytes(spec, S, problems=3, prompt_tokens=8) == (
-    fixed + 12 * 64 * slot,
-    fixed + 12 * 256 * slot,
+def opened(finished=False):
+  """Returns what the check reads of an open run."""
+  return SimpleNamespace(home=Path("runs/mine"), stage="rl", finished=finished)
+
+
+def test_an_estimate_in_words():
+  """Parts stand in the order in which they are taken; sizes are of all devices; a part of 0.0 is left out."""
+  assert memory.in_words(Memory(HELD, UPDATE, SAMPLING), 2, int(70e9)) == (
+    "weights 8.0, optimizer 16.0, reference model 4.0; an update: gradients 8.0, activations of a microbatch 6.5; "
+    "sampling: weights for sampling 4.0, first block of the KV cache 2.0, its other blocks 18.0; at most 52.0 GB of "
+    "70.0 GB that are free"
   )
-  half = dataclasses.replace(spec, dtype="bfloat16")
-  assert memory.sampling_bytes(half, S, 3, 8).most - fixed == 12 * 256 * slot // 2 - 3 * 8 * slot // 2
+  small = Memory(Held(4e6, 0, 0, 0, 0, 0), UPDATE._replace(gradients=0, activations=0))
+  assert memory.in_words(small, 1, None) == "weights 4.0; an update: tokens 1.0; at most 5.0 MB"
 
 
-def test_more_than_is_free_is_refused_with_the_numbers(spec, caplog):
-  mesh = sharding.make_mesh(data=1, fsdp=8, tensor=1)
-  free = memory.free_bytes(mesh)
-  assert 1 << 28 < free < 1 << 44
-  words = dict(activity="sampling", keys_to_lower="a key")
-  memory.check_fits(S, 3, 8, spec=spec, mesh=mesh, **words)
-  assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
-  long = dataclasses.replace(S, max_tokens=10**9)
-  with pytest.raises(
-    InputError, match=r"sampling takes up to [\d.]+ GB: 3 problems x 4 responses.*GB are free; lower a"
-  ):
-    memory.check_fits(long, 3, 8, spec=spec, mesh=mesh, **words)
+@pytest.mark.parametrize(
+  ("free", "cures"),
+  [
+    (10e9, ("config.lora.rank=16", "config.rl.microbatches", "for sampling lower a key")),
+    (20e9, ("for updates raise config.rl.microbatches", "for sampling lower a key")),
+    (25e9, ("for sampling lower a key",)),
+  ],
+)
+def test_more_than_is_free_is_refused_with_parts_and_keys(monkeypatch, capsys, free, cures):
+  mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
+  estimate = Memory(HELD, UPDATE, SAMPLING)
+  monkeypatch.setattr(memory, "free_bytes", lambda mesh: int(free))
+  message = rf"rl takes about 26.0 GB, {free / 1e9:.1f} GB are free \(weights 4.0, optimizer 8.0"
+  with pytest.raises(InputError, match=message) as error:
+    memory.check_fits(estimate, mesh, opened(), "a key")
+  assert all(cure in str(error.value) for cure in cures)
+  assert ("microbatches" in str(error.value)) == (free < 21e9) and ("lora" in str(error.value)) == (free < 14e9)
+  assert capsys.readouterr().err.startswith("mine               memory: weights 4.0")
+  memory.check_fits(estimate, mesh, opened(finished=True), "a key")
+  monkeypatch.setattr(memory, "free_bytes", lambda mesh: None)
+  memory.check_fits(estimate, mesh, opened(), "a key")
 
 
-def test_a_million_tokens_are_refused_before_anything_is_allocated(tmp_path, init, capsys):
-  assert run_smoke("rl", tmp_path / "rl", init=init, **QUICK | dict(rl__response_tokens=100_000_000)) == 2
+def test_on_an_accelerator_only_the_first_block_must_fit(monkeypatch, caplog):
+  device = SimpleNamespace(platform="tpu", memory_stats=lambda: {"bytes_limit": 30 * 10**9, "bytes_in_use": 5 * 10**9})
+  mesh = SimpleNamespace(local_devices=[device], devices=np.array([device]))
+  memory.check_fits(Memory(HELD, UPDATE, SAMPLING), mesh, opened(), "a key")
+  assert "grow long: it then takes 26.0 GB" in caplog.text
+  with pytest.raises(InputError, match="takes about 27.0 GB, 25.0 GB are free"):
+    memory.check_fits(Memory(HELD, UPDATE, SAMPLING._replace(cache=11e9)), mesh, opened(), "a key")
+
+
+@pytest.mark.parametrize(("free", "returned"), [(22e9, [1]), (29e9, [])])
+def test_a_cpu_gives_freed_memory_back_where_it_is_scarce(monkeypatch, free, returned):
+  """An update's temporaries might lie in memory twice, once as pieces that no program can use."""
+  mesh, calls = sharding.make_mesh(1, 1, 1, jax.devices()[:1]), []
+  monkeypatch.setattr(memory, "free_bytes", lambda mesh: int(free))
+  monkeypatch.setattr(memory.cpu_malloc, "return_freed_memory", lambda: calls.append(1))
+  memory.check_fits(Memory(HELD, UPDATE), mesh, opened())
+  assert calls == returned
+
+
+def test_the_free_memory_of_a_host_is_known():
+  assert 1 << 28 < memory.free_bytes(sharding.make_mesh(data=1, fsdp=8, tensor=1)) < 1 << 44
+
+
+def test_a_run_tells_its_estimate_and_is_refused_before_weights_are_loaded(tmp_path, init, capsys, monkeypatch):
+  """Nothing is left of the run directory; the line has what the estimator says of the opened policy."""
+  changes = {"init": str(init), "sft.row_tokens": "100000000"}
+  config = configs.load("smoke", changes)
+  policy = build_policy.open_policy(config, 10**8, to_train=True).policy
+  line = memory.in_words(language_modelling.memory_of_training(config.sft, policy), policy.mesh.size, None)
+  monkeypatch.setattr(build_policy, "_read_init", None)
+  assert run_smoke("sft", tmp_path / "sft", init=init, sft__row_tokens=10**8) == 2
   stderr = capsys.readouterr().err
-  assert "up to 100000000 tokens (config.rl.response_tokens)" in stderr and "config.rl.sample_parts" in stderr
-  assert not (tmp_path / "rl" / "manifest.json").exists()
+  assert f"sft                memory: {line} of " in stderr and "activations of a microbatch" in line
+  assert "config.sft.microbatches" in stderr and "config.sft.row_tokens" in stderr
+  assert not (tmp_path / "sft").exists()
+
+
+@pytest.mark.parametrize("stage", ["rl", "evaluate"])
+def test_a_million_tokens_are_refused_before_anything_is_allocated(tmp_path, init, capsys, monkeypatch, stage):
+  monkeypatch.setattr(build_policy, "_read_init", None)
+  changes = QUICK | dict(rl__response_tokens=100_000_000)
+  assert run_smoke(stage, tmp_path / stage, init=init, **changes) == 2
+  stderr = capsys.readouterr().err
+  assert f"the stage {stage} takes about" in stderr and "its other blocks" in stderr
+  assert "config.rl.response_tokens" in stderr and ("config.rl.microbatches" in stderr) == (stage == "rl")
+  assert not (tmp_path / stage).exists()
 
 
 @pytest.mark.parametrize(
