@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
+from jaxrlvr.model.lora import count_adapters
 from jaxrlvr.model.row_layout import AttentionPairs, RowLayout
 from jaxrlvr.model.spec import Spec
 from jaxrlvr.model.weight_table import count_weights
@@ -84,7 +85,7 @@ def _attention_pairs(spec: Spec, layout: RowLayout) -> AttentionPairs:
 
 
 def forward_cost(spec: Spec, rows: int, layout: RowLayout, scored: int, shards: Shards) -> Cost:
-  """Returns the cost, on one chip, of a forward pass of the policy.
+  """Returns the cost, on one chip, of a forward pass of the policy, with its adapters if `spec.lora` has some.
 
   rows: rows of the batch, on all chips together. layout: says how many slots a row has and which of them attend to
   which. scored: slots of a row at which the output head computes logits; 0: the pass has no head. shards: how the mesh
@@ -93,7 +94,7 @@ def forward_cost(spec: Spec, rows: int, layout: RowLayout, scored: int, shards: 
   slots = layout.slots
   pairs = _attention_pairs(spec, layout)
   per_pair = _attention_flops_per_pair(spec) * rows
-  projections = 2 * rows * slots * _layer_weights(spec)
+  projections = 2 * rows * slots * (_layer_weights(spec) + count_adapters(spec) / spec.layers)
   head = 2 * spec.width * spec.vocab * rows * scored
   flops = spec.layers * (projections + per_pair * pairs.computed) + head
   model_flops = spec.layers * (projections + per_pair * pairs.needed) + head
@@ -101,7 +102,7 @@ def forward_cost(spec: Spec, rows: int, layout: RowLayout, scored: int, shards: 
   token_bytes = _activation_bytes(spec, pairs.computed / slots, shards.tensor)
   layer_bytes = spec.layers * rows_here * slots * token_bytes
   logit_bytes = _WRITE_AND_READ * _FLOAT32_BYTES * rows_here * scored * spec.vocab / shards.tensor
-  weight_bytes = _compute_bytes(spec) * count_weights(spec) / shards.tensor
+  weight_bytes = _compute_bytes(spec) * (count_weights(spec) + count_adapters(spec)) / shards.tensor
   chips = shards.batch * shards.tensor
   return Cost(flops / chips, model_flops / chips, layer_bytes + logit_bytes + weight_bytes)
 
@@ -114,15 +115,20 @@ def update_cost(
   rows: rows of the whole batch, on all chips together. layout: says how many slots a row has and which of them attend
   to which. scored: slots of a row that the loss looks at. microbatches: how many the batch is cut into. moment_bytes:
   bytes of a number of AdamW's first moment, 4 or 2; the second is float32. shards: how the mesh cuts the work.
-  What the backward pass computes again follows from spec.remat and spec.attention.
+  What the backward pass computes again follows from spec.remat and spec.attention. With `spec.lora` no gradient of a
+  frozen weight is computed.
   """
   chips = shards.batch * shards.tensor
   layers = forward_cost(spec, rows, layout, 0, shards)  # a forward pass without the head
   head = 2 * spec.width * spec.vocab * rows * scored / chips
+  frozen = 0.0  # gradients of frozen weights, which are left out
+  if spec.lora is not None:
+    frozen = 2 * rows * layout.slots * spec.layers * _layer_weights(spec) / chips + head
   flops = 3 * layers.flops  # forward, gradients of inputs and of weights
   flops += _recomputed_flops(spec, rows, layout, shards)
   flops += 4 * head  # the scorer computes the logits again in the backward pass
-  model_flops = 3 * (layers.model_flops + head)
+  flops -= frozen
+  model_flops = 3 * (layers.model_flops + head) - frozen
   moved = _update_bytes(spec, rows, layers.bytes, scored, microbatches, moment_bytes, shards)
   return Cost(flops, model_flops, moved)
 
@@ -133,7 +139,10 @@ def _recomputed_flops(spec: Spec, rows: int, layout: RowLayout, shards: Shards) 
   pairs = rows * _attention_pairs(spec, layout).computed
   attention = spec.layers * _attention_flops_per_pair(spec) * pairs / chips
   # Of a layer computed again the MLP's last product is left out: no gradient needs its result.
-  last_product = spec.layers * 2 * rows * layout.slots * spec.width * spec.mlp / chips
+  last_inputs = spec.mlp
+  if spec.lora is not None and "down" in spec.lora.targets:
+    last_inputs += spec.lora.rank  # and that of its second adapter
+  last_product = spec.layers * 2 * rows * layout.slots * spec.width * last_inputs / chips
   recomputed = {
     "none": 0,
     "dots": attention,
@@ -151,17 +160,18 @@ def _update_bytes(
   passes = 3  # over activations: forward, and twice in the backward pass
   if spec.remat == "full":
     passes += 1  # the layers again
-  weights = count_weights(spec)
-  gathered = _compute_bytes(spec) * weights / shards.tensor  # weights in the compute dtype
+  adapters = count_adapters(spec)
+  trained = count_weights(spec) if spec.lora is None else adapters
+  gathered = _compute_bytes(spec) * (count_weights(spec) + adapters) / shards.tensor  # in the compute dtype
   logit_passes = 4 * _WRITE_AND_READ * _FLOAT32_BYTES  # logits, logits again, and their gradient for two products
   logit_bytes = logit_passes * rows / shards.batch * scored * spec.vocab / shards.tensor
   activation_bytes = (forward_bytes - gathered) * passes + logit_bytes
-  # Master weights and both moments are read and written, the gradient is read.
+  # Trained weights and both moments are read and written, the gradient is read.
   state = 2 * (_FLOAT32_BYTES + moment_bytes + _FLOAT32_BYTES) + _FLOAT32_BYTES
-  state_bytes = weights / shards.weights * state
+  state_bytes = trained / shards.weights * state
   gradient_bytes = 0
   if microbatches > 1:  # the sum of gradients is read and written for each microbatch
-    gradient_bytes = _WRITE_AND_READ * _FLOAT32_BYTES * weights / shards.weights * microbatches
+    gradient_bytes = _WRITE_AND_READ * _FLOAT32_BYTES * trained / shards.weights * microbatches
   return activation_bytes + gathered * (passes - 1) * microbatches + gradient_bytes + state_bytes
 
 
@@ -238,9 +248,11 @@ def decode_cost(
     head_bytes = spec.head_dim + _FLOAT32_BYTES  # 8 bits a number, and a float32 scale
   kv_heads = max(spec.kv_heads, shards.tensor) / shards.tensor
   slot_bytes = 2 * spec.layers * kv_heads * head_bytes  # K and V of all layers
-  product_flops = 2 * (spec.layers * _layer_weights(spec) + spec.vocab * spec.width) / shards.tensor
+  products = spec.layers * _layer_weights(spec) + count_adapters(spec) + spec.vocab * spec.width
+  product_flops = 2 * products / shards.tensor
   number_bytes = 1 if "weights" in int8 else _compute_bytes(spec)
   weight_bytes = number_bytes * count_weights(spec) / shards.tensor
+  weight_bytes += _compute_bytes(spec) * count_adapters(spec) / shards.tensor
   total = Cost(0, 0, 0)
   begin = 0.0
   for level, (live, steps) in enumerate(levels):

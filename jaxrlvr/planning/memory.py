@@ -150,10 +150,14 @@ def _is_cpu(mesh: jax.sharding.Mesh) -> bool:
 
 def _everything(spec: Spec, share: _Share) -> float:
   """Returns the bytes that a layer stores of a token with remat "none", but for scores of attention."""
-  norms = (4 * _FLOAT32_BYTES + 4 * share.number) * spec.width  # inputs of two norms in float32, and their results
+  table = weight_table.leaves(spec)
+  norms = sum(leaf.layered and leaf.layer_shape == (spec.width,) for leaf in table.values())  # of hidden states
+  of_norm = 2 * _FLOAT32_BYTES + 2 * share.number  # a number before and after, and both in float32
   attention = share.number * (3 * share.queries + 2 * share.keys) + _FLOAT32_BYTES * share.heads
+  if "q_norm" in table:
+    attention += of_norm * (share.queries + share.keys)
   mlp = 6 * share.number * share.mlp  # gate, up, and what becomes of them
-  return norms + attention + mlp
+  return norms * of_norm * spec.width + attention + mlp
 
 
 def _stored(spec: Spec, share: _Share) -> float:
@@ -227,10 +231,10 @@ def work_of_update(
   """
   share = _share(spec, mesh, math.ceil(rows / microbatches))
   trained = numbers_on_device(lora.trained_leaves(spec), mesh)
-  gradients = trained * _FLOAT32_BYTES
-  step = gradients
+  gradients = trained * share.number  # of one microbatch, which become float32 as they are read
+  step = trained * _FLOAT32_BYTES
   if microbatches > 1:
-    gradients += trained * share.number
+    gradients += trained * _FLOAT32_BYTES
   copies = _copies(spec, mesh)
   activations = _activations(spec, share, layout)
   logits = _logits(spec, share, layout, mesh.shape["tensor"])

@@ -19,7 +19,9 @@ from jaxrlvr.config import values
 from jaxrlvr.config.files import derive
 from jaxrlvr.model import weight_table
 from jaxrlvr.planning import tpu
+from jaxrlvr.planning.memory import Memory
 from jaxrlvr.stages import plan_programs
+from jaxrlvr.stages.memory import rows_of_parts
 from jaxrlvr.stages.plan_programs import Measured, Program
 
 # Compiles programs of a config's stage and returns what all of them take, by name. Takes the config, the names of the
@@ -298,7 +300,8 @@ def plan(config: ConfigDict, workdir: str | Path) -> dict:
   capacity (HBM bytes of a chip); parameters (number of weights); attention (the kernel); mesh and sample_mesh ({axis:
   size}); changes ({config key: value} that were made so that it fits); efficiency; mean_tokens (assumed, of a
   response); step_seconds, hours and chip_hours (estimated); steps (0, as hours and chip_hours then, where sft.epochs
-  says how long the run is); programs ({name: row of `rows_of_programs`}); fits (whether it fits with the changes).
+  says how long the run is); programs ({name: row of `rows_of_programs`}); memory (estimated bytes of a chip by part, as
+  of `memory_by_part`); fits (whether it fits with the changes).
 
   Raises InputError before it compiles for an unknown slice, a config that can't be planned, a workdir on an object
   store, and where libtpu is not installed. Raises InputError after both files are written where the run does not fit as
@@ -350,12 +353,29 @@ def _compile(
       gib = measured.total / tpu.GIB
       print(f"{program.name}: {gib:.2f} GiB a chip, compiled in {measured.seconds:.0f} s", flush=True)
 
-  _, programs = plan_programs.programs_of_stage(config, where, devices)
+  programs = plan_programs.programs_of_stage(config, where, devices).programs
   sampling = [program for program in programs if program.name in _SAMPLING]  # in turn: decode needs prefill's results
   others = [program for program in programs if program.name not in _SAMPLING]
   with concurrent.futures.ThreadPoolExecutor(2) as pool:
     list(pool.map(compile_in_turn, (sampling, others)))
   return {program.name: compiled[program.name] for program in programs}
+
+
+def memory_by_part(estimate: Memory) -> dict[str, dict[str, float]]:
+  """Returns the bytes of each part of an estimate, {when: {part: bytes}}, as `memory.rows_of_parts` names them, and
+  the most bytes at one time, under "together"."""
+  parts: dict[str, dict[str, float]] = {}
+  for when, part, size in rows_of_parts(estimate):
+    parts.setdefault(when, {})[part] = size
+  return parts | {"together": {"at most": estimate.most}}
+
+
+def table_of_memory(parts: Mapping[str, Mapping[str, float]]) -> str:
+  """Returns what `memory_by_part` returned as a Markdown table without a line end, in GiB."""
+  rows = []
+  for when, sizes in parts.items():
+    rows += [[when, part, f"{size / tpu.GIB:.2f}"] for part, size in sizes.items()]
+  return logbook.markdown(("when", "what takes memory", "GiB"), rows).rstrip("\n")
 
 
 def _content(config: ConfigDict, fitted: Fitted, where: tpu.Slice, devices: Sequence[jax.Device]) -> dict:
@@ -365,7 +385,7 @@ def _content(config: ConfigDict, fitted: Fitted, where: tpu.Slice, devices: Sequ
   `hours` and `chip_hours` of the run (0 where config.sft.epochs says how long it is), and whether it `fits`.
   """
   stage = config.plan.stage
-  policy, programs = plan_programs.programs_of_stage(fitted.config, where, devices)
+  policy, programs, estimate = plan_programs.programs_of_stage(fitted.config, where, devices)
   rows = rows_of_programs(programs, fitted.programs, where.chip, config.plan.efficiency)
   step_seconds = sum(row["times"] * row["estimated_seconds"] for row in rows.values())
   steps = config[stage].steps
@@ -387,6 +407,7 @@ def _content(config: ConfigDict, fitted: Fitted, where: tpu.Slice, devices: Sequ
     "hours": hours,
     "chip_hours": hours * where.chips,
     "programs": rows,
+    "memory": memory_by_part(estimate),
     "fits": all(_fits(row, where.chip.hbm) for row in rows.values()),
   }
 
@@ -437,6 +458,10 @@ unless config.evaluate.problems_per_batch is at most {max(sampled // config.eval
 Memory (GiB a chip) is what libtpu's compiler allots; *beside* is what the run holds in memory meanwhile. FLOPs and
 bytes moved to and from HBM are counted from shapes, bytes sent are those of the compiled collectives (nan: they can't
 be read, and the network is left out); all of one chip.
+
+Where it goes, estimated from shapes; beside what is there always lies either an update or sampling:
+
+{table_of_memory(content["memory"])}
 
 **Estimates, nothing here was run:** a step {content["step_seconds"]:.4g} s, {run}.
 Assumed: {length}programs reach {content["efficiency"]:.0%} (plan.efficiency) of what

@@ -19,16 +19,17 @@ from ml_collections import ConfigDict
 
 from jaxrlvr.base import object_store
 from jaxrlvr.base.errors import InputError
-from jaxrlvr.device import keys, sharding
+from jaxrlvr.device import sharding
 from jaxrlvr.model import weight_table
 from jaxrlvr.model.row_layout import RowLayout, Separate
 from jaxrlvr.planning import collectives, flops, tpu
+from jaxrlvr.planning.memory import Memory
 from jaxrlvr.sampling import cache as sampler_cache
 from jaxrlvr.sampling import decode as sampler
 from jaxrlvr.sampling import weights as sampling_weights
 from jaxrlvr.sampling.types import Batch, Sampling
 from jaxrlvr.sampling.weights import FrozenWeights
-from jaxrlvr.stages import build_policy, origins, rollout
+from jaxrlvr.stages import build_policy, language_modelling, origins, rollout
 from jaxrlvr.stages.learner import Learner, check_sizes, make_learner
 from jaxrlvr.stages.run_directory import set_compile_cache
 from jaxrlvr.training import objective
@@ -137,11 +138,15 @@ def abstract_policy(config: ConfigDict, where: tpu.Slice, devices: Sequence[jax.
   set_compile_cache(config.compile_cache)  # before the first program
   mesh = build_policy.configured_mesh(config, devices)
   text_tokens = 0 if config.plan.stage == "rl" else config[config.plan.stage].row_tokens
-  spec = dataclasses.replace(build_policy.with_compute_settings(spec, config, "tpu", text_tokens), lora=None)
-  shapes = jax.eval_shape(lambda: weight_table.init(spec, keys.at(0, "init")))
-  params = _abstract(shapes, weight_table.shardings(spec, mesh))
+  spec = build_policy.with_lora(build_policy.with_compute_settings(spec, config, "tpu", text_tokens), config)
   sample_mesh = build_policy.configured_sampling_mesh(config, spec, mesh, int(where.chip.hbm))
-  return build_policy.Policy(spec, None, params, mesh, sample_mesh, {}, FrozenWeights({}))
+  frozen: dict[str, Any] = {}
+  if spec.lora is not None:
+    places = weight_table.shardings(spec, mesh)
+    for name, leaf in weight_table.leaves(spec).items():
+      frozen[name] = jax.ShapeDtypeStruct(leaf.shape, spec.lora.base_dtype, sharding=places[name])
+  params = build_policy.trained_shapes(spec, mesh)
+  return build_policy.Policy(spec, None, params, mesh, sample_mesh, {}, FrozenWeights(frozen))
 
 
 class StagePrograms(NamedTuple):
@@ -149,6 +154,7 @@ class StagePrograms(NamedTuple):
 
   policy: build_policy.Policy  # with shapes in the place of weights, as `abstract_policy` returns it
   programs: list[Program]  # in the order in which a step calls them
+  memory: Memory  # estimate of what the run takes of a chip's memory, by part
 
 
 def programs_of_stage(config: ConfigDict, where: tpu.Slice, devices: Sequence[jax.Device]) -> StagePrograms:
@@ -158,10 +164,11 @@ def programs_of_stage(config: ConfigDict, where: tpu.Slice, devices: Sequence[ja
   "score" (only with a reference model or several updates a step) and "update". where, devices: as for
   `abstract_policy`. Raises InputError as that does, and where the mesh can't split the rows or batches.
   """
-  policy = abstract_policy(config, where, devices)
-  if config.plan.stage == "rl":
-    return StagePrograms(policy, _rl_programs(config, policy))
-  return StagePrograms(policy, _language_programs(config, policy))
+  policy, stage = abstract_policy(config, where, devices), config.plan.stage
+  if stage == "rl":
+    return _rl_programs(config, policy)
+  estimate = language_modelling.memory_of_training(config[stage], policy)
+  return StagePrograms(policy, _language_programs(config, policy), estimate)
 
 
 def _language_programs(config: ConfigDict, policy: build_policy.Policy) -> list[Program]:
@@ -201,19 +208,19 @@ def _update(
   trips = trips or settings.microbatches
   slots = layout.slots
   rows = jax.tree.leaves(batch)[0].shape[0] // settings.microbatches * trips
-  state = _abstract(*build_policy.state_shapes(policy, optimizer))
+  state, frozen = _abstract(*build_policy.state_shapes(policy, optimizer)), policy.frozen.weights
   rate = _replicated(policy.mesh, (), jnp.float32)
   moment_bytes = jnp.dtype(settings.optim.moment).itemsize
 
   def lower(_):
     return update.lower(
-      state, batch, rate, live, loss_fn=loss_fn, optimizer=optimizer, microbatches=settings.microbatches
+      state, batch, rate, live, frozen, loss_fn=loss_fn, optimizer=optimizer, microbatches=settings.microbatches
     )
 
   return Program(
     name="update",
     times=times,
-    arguments=_bytes((state, batch)),
+    arguments=_bytes((state, batch, frozen)),
     beside=beside,
     lower=_in(policy.mesh, lower),
     cost=flops.update_cost(policy.spec, rows, layout, slots - 1, trips, moment_bytes, _shards(policy.mesh)),
@@ -222,19 +229,18 @@ def _update(
   )
 
 
-def _rl_programs(config: ConfigDict, policy: build_policy.Policy) -> list[Program]:
+def _rl_programs(config: ConfigDict, policy: build_policy.Policy) -> StagePrograms:
   """Returns the programs of a step of RL: sampling, scoring by the reference model and the old policy, updates.
 
-  They are named "lay out", "prefill", "decode", "score" (only with a reference model or several updates a step) and
-  "update". policy: with shapes in the place of weights, as `abstract_policy` returns it. Raises InputError where the
+  policy: with shapes in the place of weights, as `abstract_policy` returns it. Raises InputError where the
   mesh can't split their batches.
   """
   settings, mesh = config.rl, policy.mesh
   check_sizes(config, policy)
   learner, _ = make_learner(config, policy)
   state_bytes = _bytes(_abstract(*build_policy.state_shapes(policy, learner.optimizer)))
-  reference = {}
-  if learner.needs_reference:
+  reference = {}  # with LoRA the frozen weights are the reference model
+  if learner.needs_reference and policy.spec.lora is None:
     for name, leaf in policy.params.items():
       reference[name] = jax.ShapeDtypeStruct(leaf.shape, policy.spec.dtype, sharding=leaf.sharding)
   batch = _batch(config, policy, learner)
@@ -244,16 +250,22 @@ def _rl_programs(config: ConfigDict, policy: build_policy.Policy) -> list[Progra
   if settings.pack:
     filled = layout.filled_slots(settings.prompt_tokens, config.plan.mean_tokens or settings.response_tokens)
     trips = math.ceil(settings.microbatches * filled / layout.slots)
-  resident = state_bytes + _bytes(reference)
-  programs = _sampling(config, policy, resident)
+  sampled = _sampled(config, policy)
+  laid_out = sampled.frozen_bytes
+  resident = state_bytes + _bytes((reference, policy.frozen.weights)) + laid_out
+  programs = _sampling(config, policy, sampled, resident)
   programs.append(_score(policy, learner, batch, reference, live, trips, resident))
-  beside = _bytes(reference) + (learner.updates_per_step - 1) * _bytes(batch)
+  beside = _bytes(reference) + laid_out + (learner.updates_per_step - 1) * _bytes(batch)
   programs.append(
     _update(
       policy, settings, layout, batch, learner.loss_fn, learner.optimizer, learner.updates_per_step, beside, live, trips
     )
   )
-  return [program for program in programs if program.times]
+  work = rollout.work_of_sampler(
+    policy, sampled.sampling, settings.problems_per_step, settings.prompt_tokens, settings.sample_parts
+  )
+  estimate = learner.memory([(sampled.sampling, work)])
+  return StagePrograms(policy, [program for program in programs if program.times], estimate)
 
 
 def _score(
@@ -261,13 +273,18 @@ def _score(
 ) -> Program:
   """Returns the program that scores the batch of an update by the reference model or the old policy.
 
-  reference: shapes of the reference model's weights; {}: there is none. live, trips: as in `_update`. resident: bytes
-  of a chip that the training state and the reference model take.
+  reference: shapes of the copy of the weights that is the reference model; {}: there is none. live, trips: as in
+  `_update`. resident: bytes of a chip that the run holds.
   """
   settings, mesh = learner.settings, policy.mesh
   slots = learner.layout.slots
   rows = batch.tokens_RS.shape[0] // settings.microbatches * trips
-  params = reference or policy.params
+  spec = policy.spec
+  if learner.needs_reference:
+    params = reference or policy.frozen.weights
+    spec = dataclasses.replace(spec, lora=None)  # of which the work is counted
+  else:
+    params = policy.weights()
   unscored = dataclasses.replace(batch, ref_logp_RS=None, old_logp_RS=None)
   models = int(learner.needs_reference) + int(learner.updates_per_step > 1)
   return Program(
@@ -276,16 +293,40 @@ def _score(
     arguments=_bytes((unscored, params)),
     beside=resident - _bytes(params),
     lower=_in(mesh, lambda _: objective.logp.lower(params, unscored, live, **learner.score_arguments())),
-    cost=flops.forward_cost(policy.spec, rows, learner.layout, slots - 1, _shards(mesh)),
+    cost=flops.forward_cost(spec, rows, learner.layout, slots - 1, _shards(mesh)),
     tokens=rows * slots,
     trips=trips,
   )
 
 
+class _Sampled(NamedTuple):
+  """The weights of sampling, as shapes, and how a step makes them."""
+
+  sampling: Sampling
+  weights: dict  # as sampling lays them out
+  frozen_bytes: float  # of a chip that those take which are laid out once a run
+  lay_out: jax.stages.Wrapped  # lays out the weights that training changes
+
+
+def _sampled(config: ConfigDict, policy: build_policy.Policy) -> _Sampled:
+  """Returns the weights that `rollout.Sampler` reads, with shapes in the place of arrays."""
+  spec, mesh = policy.spec, policy.sample_mesh
+  tokenizer: Any = SimpleNamespace(eos_ids=(0,), pad_id=0)  # the programs are the same whatever these ids are
+  sampling = rollout.sampling_settings(config, tokenizer, int8=config.rl.sample_int8)
+  lay_out = sampling_weights.lay_out_weights(spec, mesh, sampling.int8)
+  places = sampling_weights.weight_shardings(spec, mesh, sampling.int8)
+  if spec.lora is None:
+    return _Sampled(sampling, _abstract(jax.eval_shape(lay_out, policy.params), places), 0, lay_out)
+  frozen = _abstract(jax.eval_shape(lay_out, policy.frozen.weights), places)
+  lay_out = sampling_weights.lay_out_weights(spec, mesh, adapters=True)
+  places = sampling_weights.weight_shardings(spec, mesh, adapters=True)
+  adapters = _abstract(jax.eval_shape(lay_out, policy.params), places)
+  return _Sampled(sampling, {**frozen, **adapters}, _bytes(frozen), lay_out)
+
+
 class _SamplerShapes(NamedTuple):
   """Shapes of what the programs of sampling take, for one part of a step's problems."""
 
-  weights: dict  # as sampling lays them out
   batch: Batch
   stops: jax.ShapeDtypeStruct  # automaton of the stop strings
   step: jax.ShapeDtypeStruct  # number of tokens decoded so far
@@ -293,12 +334,10 @@ class _SamplerShapes(NamedTuple):
   block: Any  # a block of the KV cache of responses
 
 
-def _sampler_shapes(config: ConfigDict, policy: build_policy.Policy, sampling: Sampling, lay_out) -> _SamplerShapes:
-  """Returns the shapes of sampling's arguments. lay_out: the function that lays out weights."""
-  settings, spec, mesh = config.rl, policy.spec, policy.sample_mesh
+def _sampler_shapes(config: ConfigDict, policy: build_policy.Policy, sampled: _Sampled) -> _SamplerShapes:
+  """Returns the shapes of sampling's arguments beside the weights."""
+  settings, spec, mesh, sampling = config.rl, policy.spec, policy.sample_mesh, sampled.sampling
   problems = settings.problems_per_step // settings.sample_parts
-  shardings = sampling_weights.weight_shardings(spec, mesh, sampling.int8)
-  weights = _abstract(jax.eval_shape(lay_out, policy.params), shardings)
   tokens: Any = jax.ShapeDtypeStruct((problems, settings.prompt_tokens), jnp.int32)
   lengths: Any = jax.ShapeDtypeStruct((problems,), jnp.int32)
   row_keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), problems * sampling.group))
@@ -307,23 +346,20 @@ def _sampler_shapes(config: ConfigDict, policy: build_policy.Policy, sampling: S
   stops = _replicated(mesh, (states, spec.vocab), jnp.int32)
   prefill = functools.partial(sampler.prefill, spec=spec, s=sampling, shards=sharding.shard_count(mesh, "batch"))
   with jax.set_mesh(mesh):
-    begun = jax.eval_shape(prefill, weights, batch, stops)
+    begun = jax.eval_shape(prefill, sampled.weights, batch, stops)
     empty_block = functools.partial(sampler_cache.empty_block, rows=len(batch.keys_B), slots=sampling.block_slots)
     block = jax.eval_shape(empty_block, begun[0])
   block = _sharded_alike(sharding.named_sharding(mesh, "batch", "kv_heads", None, None), block)
-  return _SamplerShapes(weights, batch, stops, _replicated(mesh, (), jnp.int32), begun, block)
+  return _SamplerShapes(batch, stops, _replicated(mesh, (), jnp.int32), begun, block)
 
 
-def _sampling(config: ConfigDict, policy: build_policy.Policy, resident: float) -> list[Program]:
+def _sampling(config: ConfigDict, policy: build_policy.Policy, sampled: _Sampled, resident: float) -> list[Program]:
   """Returns the programs of `rollout.Sampler`: laying out weights, prefill, and decoding with all of the KV cache.
 
-  resident: bytes of a chip that the training state and the reference model take.
+  resident: bytes of a chip that the run holds.
   """
-  settings, spec, mesh = config.rl, policy.spec, policy.sample_mesh
-  tokenizer: Any = SimpleNamespace(eos_ids=(0,), pad_id=0)  # the programs are the same whatever these ids are
-  sampling = rollout.sampling_settings(config, tokenizer, int8=settings.sample_int8)
-  lay_out = sampling_weights.lay_out_weights(spec, mesh, sampling.int8)
-  shapes = _sampler_shapes(config, policy, sampling, lay_out)
+  settings, spec, mesh, sampling = config.rl, policy.spec, policy.sample_mesh, sampled.sampling
+  shapes = _sampler_shapes(config, policy, sampled)
   problems = settings.problems_per_step // settings.sample_parts
   params_bytes = _bytes(policy.params)
   lay_out_program = Program(
@@ -331,29 +367,30 @@ def _sampling(config: ConfigDict, policy: build_policy.Policy, resident: float) 
     times=1,
     arguments=params_bytes,
     beside=resident - params_bytes,
-    lower=_in(mesh, lambda _: lay_out.lower(policy.params)),
-    cost=flops.Cost(0, 0, params_bytes + _bytes(shapes.weights)),
+    lower=_in(mesh, lambda _: sampled.lay_out.lower(policy.params)),
+    cost=flops.Cost(0, 0, params_bytes + _bytes(sampled.weights) - sampled.frozen_bytes),
     tokens=0,
   )
-  arguments = (shapes.weights, shapes.batch, shapes.stops)
+  arguments = (sampled.weights, shapes.batch, shapes.stops)
+  beside = resident - sampled.frozen_bytes
   shards = sharding.shard_count(mesh, "batch")
   prefill_program = Program(
     name="prefill",
     times=settings.sample_parts,
     arguments=_bytes(arguments),
-    beside=resident,
+    beside=beside,
     lower=_in(mesh, lambda _: sampler.prefill.lower(*arguments, spec=spec, s=sampling, shards=shards)),
     cost=flops.forward_cost(spec, problems, Separate(settings.prompt_tokens), 1, _shards(mesh)),
     tokens=problems * settings.prompt_tokens,
   )
-  return [lay_out_program, prefill_program, _decode(config, policy, sampling, shapes, resident)]
+  return [lay_out_program, prefill_program, _decode(config, policy, sampled, shapes, beside)]
 
 
 def _decode(
-  config: ConfigDict, policy: build_policy.Policy, sampling: Sampling, shapes: _SamplerShapes, resident: float
+  config: ConfigDict, policy: build_policy.Policy, sampled: _Sampled, shapes: _SamplerShapes, beside: float
 ) -> Program:
   """Returns the program that decodes a part's responses with all of the KV cache, and so takes the most memory."""
-  settings, spec, mesh = config.rl, policy.spec, policy.sample_mesh
+  settings, spec, mesh, sampling = config.rl, policy.spec, policy.sample_mesh, sampled.sampling
   shards = sharding.shard_count(mesh, "batch")
   rows = settings.problems_per_step // settings.sample_parts * sampling.group
   mean_tokens = config.plan.mean_tokens or settings.response_tokens
@@ -372,7 +409,7 @@ def _decode(
     prompt, state = _abstract(shapes.begun, shardings)
     until_live = largest // 2 if len(levels) > 1 else 0
     return sampler.decode.lower(
-      shapes.weights,
+      sampled.weights,
       prompt,
       full_blocks,
       shapes.block,
@@ -385,12 +422,12 @@ def _decode(
       until_live=until_live,
     )
 
-  arguments = (shapes.weights, shapes.stops, shapes.step, full_blocks, shapes.block, _rows(mesh, shapes.begun))
+  arguments = (sampled.weights, shapes.stops, shapes.step, full_blocks, shapes.block, _rows(mesh, shapes.begun))
   return Program(
     name="decode",
     times=settings.sample_parts,
     arguments=_bytes(arguments),
-    beside=resident,
+    beside=beside,
     lower=_in(mesh, lower),
     cost=flops.decode_cost(
       spec, sampling.group, settings.prompt_tokens, sampling.block_slots, levels, _shards(mesh), sampling.int8

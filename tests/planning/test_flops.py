@@ -6,10 +6,12 @@ import math
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.interpreters import partial_eval
 
-from jaxrlvr.model import weight_table
+from jaxrlvr.model import lora, weight_table
 from jaxrlvr.model.row_layout import Separate, SharedPrompt
 from jaxrlvr.model.score import score
+from jaxrlvr.model.spec import Lora
 from jaxrlvr.planning import flops
 from jaxrlvr.sampling import cache as sampler_cache
 from jaxrlvr.sampling import decode as sampler
@@ -62,6 +64,26 @@ def test_an_update(spec, params, remat):
   counted = flops.update_cost(spec, 3, Separate(10), 9, 1, 4, ONE)
   assert counted.flops == multiplied(jaxpr)
   assert counted.model_flops < counted.flops
+
+
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+def test_an_update_of_adapters(spec, params, remat):
+  """No gradient of a frozen weight is counted. The traced program has that of the head, which XLA takes out."""
+  adapters = Lora(2, 4.0, ("q", "k", "o", "up", "down"))
+  spec = dataclasses.replace(spec, remat=remat, lora=adapters)
+  trained = jax.eval_shape(lambda: lora.init_adapters(spec, jax.random.key(0)))
+
+  def loss(adapters, frozen, batch):
+    return objective.language_modelling(spec)({**frozen, **adapters}, batch)[0]
+
+  jaxpr = jax.make_jaxpr(jax.grad(loss))(trained, params, text(spec, 3, 10)).jaxpr
+  used, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+  gradient_of_head = 2 * spec.width * spec.vocab * 3 * 9
+  counted = flops.update_cost(spec, 3, Separate(10), 9, 1, 4, ONE)
+  assert counted.flops == multiplied(used) - gradient_of_head
+  full = flops.update_cost(dataclasses.replace(spec, lora=None), 3, Separate(10), 9, 1, 4, ONE)
+  assert 0.6 < counted.model_flops / full.model_flops < 0.9
+  assert counted.bytes < full.bytes
 
 
 def test_decoding(rich_spec, rich_params):

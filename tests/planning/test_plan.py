@@ -16,12 +16,19 @@ from jax.sharding import PartitionSpec as P
 
 from jaxrlvr.base.errors import InputError
 from jaxrlvr.config import files as configs
-from jaxrlvr.model import hf_weights
+from jaxrlvr.model import hf_weights, lora, weight_table
 from jaxrlvr.model.spec import Spec
 from jaxrlvr.planning import collectives, flops, tpu
 from jaxrlvr.stages import STAGES, plan_programs
 from jaxrlvr.stages.learner import check_sizes
-from jaxrlvr.stages.plan import rows_of_programs, search, table_of_programs, whether_it_fits
+from jaxrlvr.stages.plan import (
+  memory_by_part,
+  rows_of_programs,
+  search,
+  table_of_memory,
+  table_of_programs,
+  whether_it_fits,
+)
 from jaxrlvr.stages.plan_programs import Measured, Program, compile_program
 
 ROOT = Path(__file__).parents[2]
@@ -257,7 +264,7 @@ def test_programs_of_a_step_without_a_tpu():
   """On fake devices, arguments have the bytes that shapes say, and decode takes what prefill returns."""
   changes = {"rl.shrink": 0, "model.attention": "reference", "model.vocab": 64, "mesh.fsdp": -1, "model.layers": 1}
   config = configs.derive(configs.load("smoke"), changes | {"rl.sample_parts": 1, "rl.microbatches": 2})
-  policy, listed = plan_programs.programs_of_stage(config, tpu.find_slice("v5e-8"), jax.devices())
+  policy, listed, _ = plan_programs.programs_of_stage(config, tpu.find_slice("v5e-8"), jax.devices())
   assert [(p.name, p.times) for p in listed] == [(n, 1) for n in ("lay out", "prefill", "decode", "score", "update")]
   rows = 8 * config.rl.group_size
   assert listed[-1].tokens == rows * (config.rl.prompt_tokens + config.rl.response_tokens)
@@ -283,6 +290,36 @@ def test_presets_are_cut_evenly(name):
 def test_a_policy_of_unknown_vocabulary_is_refused():
   with pytest.raises(InputError, match=r"set config\.model\.vocab to plan"):
     plan_programs.abstract_policy(configs.load("demo"), tpu.find_slice("v5e-8"), jax.devices())
+
+
+def test_adapters_take_less_by_what_is_counted(tmp_path):
+  """With LoRA moments, gradients and checkpoints are of adapters alone, and there is no copy as reference model."""
+  sizes = {"model.vocab": 64, "model.layers": 1, "model.attention": "reference", "mesh.fsdp": 1, "rl.shrink": 0}
+  sizes |= {"rl.sample_parts": 1, "rl.microbatches": 2}
+  one = tpu.find_slice("v5e-1"), jax.devices()[:1]
+  configured = configs.derive(configs.load("smoke"), sizes)
+  full = plan_programs.programs_of_stage(configured, *one)
+  low = plan_programs.programs_of_stage(
+    configs.derive(configured, {"lora.rank": 2, "lora.base_dtype": "bfloat16"}), *one
+  )
+  weights, adapters = weight_table.count_weights(full.policy.spec), lora.count_adapters(low.policy.spec)
+  assert full.memory.held == (4 * weights, 0, 8 * weights, 4 * weights, 0, 24 * weights)  # float32 is computed here
+  assert low.memory.held == (4 * adapters, 2 * weights, 8 * adapters, 0, 4 * weights, 24 * adapters)
+  assert full.memory.update.gradients - low.memory.update.gradients == 8 * (weights - adapters)
+  assert low.memory.sampling.weights == 4 * adapters
+  by_name = [{program.name: program for program in plan.programs} for plan in (full, low)]
+  less = by_name[0]["update"].arguments - by_name[1]["update"].arguments
+  assert less == 12 * (weights - adapters) - 2 * weights
+  assert [programs["update"].beside for programs in by_name] == [4 * weights, 4 * weights]  # reference; laid out
+  assert by_name[1]["score"].cost.flops == by_name[0]["score"].cost.flops  # the base is the reference model
+  assert by_name[1]["update"].cost.flops < by_name[0]["update"].cost.flops
+  measured_programs = {}
+  for name, program in by_name[1].items():
+    measured_programs[name] = compiled = compile_program(program, measured_programs, 1)
+    assert not compiled.refused and compiled.arguments <= program.arguments + 8, name  # and two numbers
+  words = table_of_memory(memory_by_part(low.memory))
+  assert "| always | frozen weights | 0.00 |" in words and "reference model" not in words
+  assert words.endswith(f"| together | at most | {low.memory.most / 2**30:.2f} |")
 
 
 def test_a_model_is_planned_from_its_config_alone(tmp_path):

@@ -73,9 +73,9 @@ def test_on_an_accelerator_only_the_first_block_must_fit(monkeypatch, caplog):
     memory.check_fits(Memory(HELD, UPDATE, SAMPLING._replace(cache=11e9)), mesh, opened(), "a key")
 
 
-@pytest.mark.parametrize(("free", "returned"), [(22e9, [1]), (29e9, [])])
+@pytest.mark.parametrize(("free", "returned"), [(35e9, [1]), (36e9, [])])
 def test_a_cpu_gives_freed_memory_back_where_it_is_scarce(monkeypatch, free, returned):
-  """An update's temporaries might lie in memory twice, once as pieces that no program can use."""
+  """An update's temporaries, 7.25 GB here, may lie in memory three times, twice as pieces that no program can use."""
   mesh, calls = sharding.make_mesh(1, 1, 1, jax.devices()[:1]), []
   monkeypatch.setattr(memory, "free_bytes", lambda mesh: int(free))
   monkeypatch.setattr(memory.cpu_malloc, "return_freed_memory", lambda: calls.append(1))
