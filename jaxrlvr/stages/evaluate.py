@@ -32,7 +32,7 @@ from jaxrlvr.tasks.arithmetic import problems as arithmetic
 
 _LOG = logging.getLogger(__name__)
 # What makes the batches of an evaluation smaller, in words.
-SAMPLING_KEYS = "config.rl.response_tokens, config.evaluate.problems_per_batch or config.evaluate.samples"
+EVALUATION_KEYS = "config.rl.response_tokens, config.evaluate.problems_per_batch or config.evaluate.samples"
 _OF_GENERATED = {"verifier": "auto", "columns": ()}  # of generated sets, whatever heldout.source has
 
 
@@ -375,7 +375,7 @@ def evaluate(config: ConfigDict, workdir: str | Path) -> dict:
     with rollout.verifier_service(config) as service:
       with jax.set_mesh(start.policy.mesh), jax.transfer_guard("disallow"):
         evaluator = Evaluator(config, start.policy, service)
-      check_fits(evaluator.memory(), start.policy.mesh, run, SAMPLING_KEYS)
+      check_fits(evaluator.memory(), start.policy.mesh, run, EVALUATION_KEYS)
       policy = start.load()
       with jax.set_mesh(policy.mesh), jax.transfer_guard("disallow"):
         run.begin(heldout=evaluator.problems, tokenizer=policy.tokenizer.pieces(), origin=policy.origin.get("digests"))

@@ -19,8 +19,8 @@ from jaxrlvr.device import multihost
 from jaxrlvr.device.idle import Busy
 from jaxrlvr.grading.service import Service
 from jaxrlvr.rewards import expression, functions, verifiable
-from jaxrlvr.stages import build_policy, evaluate, outcome, rollout
-from jaxrlvr.stages.evaluate import Evaluator
+from jaxrlvr.stages import build_policy, outcome, rollout
+from jaxrlvr.stages.evaluate import EVALUATION_KEYS, Evaluator
 from jaxrlvr.stages.learner import UpdateBatch, check_sizes, make_learner
 from jaxrlvr.stages.memory import check_fits
 from jaxrlvr.stages.run_directory import Run, open_run
@@ -94,7 +94,7 @@ class Trainer:
     samplings.append(self._evaluator.sampling)
     estimate = self._learner.memory(samplings)
     is_evaluation = estimate.sampling is not samplings[0][1]
-    sampling_keys = evaluate.SAMPLING_KEYS if is_evaluation else _SAMPLING_KEYS
+    sampling_keys = EVALUATION_KEYS if is_evaluation else _SAMPLING_KEYS
     check_fits(estimate, self._policy.mesh, self._run, sampling_keys)
     self._policy = load_weights()
 

@@ -101,6 +101,12 @@ def test_a_run_tells_its_estimate_and_is_refused_before_weights_are_loaded(tmp_p
   assert not (tmp_path / "sft").exists()
 
 
+def test_an_evaluation_that_needs_more_than_a_step_names_its_own_keys(tmp_path, init, capsys):
+  changes = QUICK | dict(evaluate__samples=100_000_000, evaluate__pass_k="(1,)")
+  assert run_smoke("rl", tmp_path / "rl", init=init, **changes) == 2
+  assert "config.evaluate.problems_per_batch or config.evaluate.samples" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("stage", ["rl", "evaluate"])
 def test_a_million_tokens_are_refused_before_anything_is_allocated(tmp_path, init, capsys, monkeypatch, stage):
   monkeypatch.setattr(build_policy, "_read_init", None)
